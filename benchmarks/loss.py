@@ -96,9 +96,9 @@ def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespa
 def memory(device: str) -> int:
     """Bytes of the machine or the card."""
     if device == "cpu":
-        from flip.config.host import host
+        from flip.config.host import this_host
 
-        return host().memory
+        return this_host().memory
     import torch
 
     return torch.cuda.get_device_properties(0).total_memory

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.lib import results
 from benchmarks.lib.results import rounded
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.config.merge import dump, merge
 from flip.costs import parameters, training_flops
 from flip.runs.rundir import RunDir, write_json
@@ -128,12 +128,12 @@ def _run(
             {"name": "imagenet", "manifest": "/i", "classes": "/c"},
         ]},
     })])  # fmt: skip
-    total, cost = spans(config)[-1].end, training_flops(config.model, "0.5")["total"]
+    total, cost = stage_spans(config)[-1].end, training_flops(config.model, "0.5")["total"]
     speed = 8 * 0.4 * 989e12 / cost
     run.path.mkdir()
     run.config.write_text(dump(config), encoding="utf-8")
     write_json(run.identity, {"hash": run.name, "schema": 1, "code": "", "config": {}})
-    n = run.begin_attempt({"host": "n", "resumes_from": 0})
+    n = run.start_attempt({"host": "n", "resumes_from": 0})
     begin = time.time() - 1e6
     steps = np.arange(10, lines * 10 + 1, 10)
     losses = 8 * np.exp(-5 * steps / steps[-1]) + 1 + random.normal(0, 0.05, lines)
@@ -153,7 +153,7 @@ def _run(
     end = {"attempt": n, "action": "done", "cause": "complete", "reason": "", "code": 0, "commits": total}
     write_json(run.attempt(n) / "end.json", end | {"time": begin + total / speed})
     write_json(run.result, {
-        "run": run.name, "stage": "pretrain", "samples": total, "steps": spans(config)[-1].steps, "world": 8,
+        "run": run.name, "stage": "pretrain", "samples": total, "steps": stage_spans(config)[-1].steps, "world": 8,
         "seconds": total / speed, "samples_per_second": speed, "parameters": parameters(config.model),
         "flops": cost * total, "evaluations": scores, "attempts": 1,
     })  # fmt: skip

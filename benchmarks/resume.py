@@ -119,11 +119,12 @@ def ours(work: Work, share: float, rounds: int) -> dict[str, Any]:
 def _first(work: Work, start: int) -> tuple[float, float, float]:
     """Seconds to load the manifest, seconds from then to the first batch, and bytes that had come by then."""
     from flip.data.loader import Loader
+    from flip.data.worker import WorkerConfig
 
     begin = time.perf_counter()
     data = dataclasses.replace(pipelines.data_of(work), lanes=WORLD * EACH)
     image = schema.ImageTower(size=SIZE, patch=PATCH)
-    loader = Loader(data, AUGMENT, image, schema.TextTower(), work.seed, rank=WORLD // 2, world_size=WORLD)
+    loader = Loader(WorkerConfig(data, AUGMENT, image, schema.TextTower(), work.seed), WORLD // 2, WORLD)
     loaded = time.perf_counter()
     with closing(loader.batches(start, WORLD * EACH * COUNT, "0.5")) as batches:
         next(batches)

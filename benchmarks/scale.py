@@ -21,7 +21,7 @@ from benchmarks.lib import burst, controller, fleet, interruptions, page_numbers
 from benchmarks.lib.burst import Burst
 from benchmarks.lib.interruptions import Life
 from benchmarks.prefetch import Case, Fleet
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.config.schema import Config
 from flip.data.order import SampleOrder
 from flip.data.prefetch import LOOKAHEAD_SECONDS
@@ -68,7 +68,7 @@ def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]
     table = synthetic.table(shards, seed, mean=data.samples / synthetic.SHARDS)
     small, steps = (64, 200) if quick else (1, 600)
     lanes, count = data.lanes // small, config.stages[0].batch // data.lanes
-    ranks = Fleet(world(config) // small, steps, count)
+    ranks = Fleet(world_size(config) // small, steps, count)
     stream = SampleOrder(seed, table.samples, table.chunk, data.block, lanes)
     needs = prefetch.plan(stream, table, ranks)
     found = {}

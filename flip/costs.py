@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flip.config.derived import kept, positions, shares, world
+from flip.config.derived import dataset_lanes, kept_patches, kept_tokens, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 
 LOSS_TILE = 1024
@@ -38,7 +38,7 @@ def forward_flops(model: Model, mask: str, positions: float | None = None) -> di
     ``positions``: mean number of computed caption positions, if text masking or masked padding leaves fewer than all.
     """
     image, text = model.image, model.text
-    visible = kept(image, mask)
+    visible = kept_patches(image, mask)
     counts = {
         "image": 2 * visible * 3 * image.patch**2 * image.width + _forward(image, visible + 1),
         "text": _forward(text, text.length if positions is None else positions),
@@ -100,7 +100,7 @@ def device_memory(
     Interpreter, libraries, and (on CUDA) context and kernels are not included.
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
-    visible, micro = kept(model.image, mask), -(-local // compute.accumulate)
+    visible, micro = kept_patches(model.image, mask), -(-local // compute.accumulate)
     size, captions = _value_bytes(compute), left or model.text.length
     always = {
         "weights": 4 * count["total"] // shard,
@@ -157,7 +157,7 @@ def activations(
 
     ``captions``: positions of a caption; 0: all.
     """
-    image, visible, size = model.image, kept(model.image, mask), _value_bytes(compute)
+    image, visible, size = model.image, kept_patches(model.image, mask), _value_bytes(compute)
     pixels = visible * 3 * image.patch**2  # normalised, for the gradient of the embedding
     text = _saved(model.text, captions or model.text.length, compute, ranks, cls_only=True)
     return {
@@ -184,9 +184,13 @@ def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, ranks: 
 
 def loader_memory(config: Config, stage: Stage) -> int:
     """Peak bytes of one rank's loader on the host: two blocks of every lane, prepared batches, and those in hand."""
-    ranks, data, image = world(config), config.data, config.model.image
-    raw = sum(len(one.lanes) * data.block * one.chunk * one.sample_bytes for one in shares(data)) / ranks
-    row = kept(image, stage.mask) * (3 * image.patch**2 + 2) + 6 * positions(config.model.text, stage.text_mask) + 16
+    ranks, data, image = world_size(config), config.data, config.model.image
+    raw = sum(len(one.lanes) * data.block * one.chunk * one.sample_bytes for one in dataset_lanes(data)) / ranks
+    row = (
+        kept_patches(image, stage.mask) * (3 * image.patch**2 + 2)
+        + 6 * kept_tokens(config.model.text, stage.text_mask)
+        + 16
+    )
     batches = (SLOTS if data.workers else 0) + IN_HAND
     return int(2 * raw + batches * stage.batch // ranks * row)
 
@@ -197,12 +201,12 @@ def checkpoint_memory(config: Config) -> int:
     A foreground save from host memory needs no copy. From a GPU, DCP copies all tensors before it writes a file.
     """
     copies = 2 if config.checkpoint.background == "yes" or config.compute.device == "cuda" else 1
-    return copies * STATE_BYTES * parameters(config.model)["total"] // world(config)
+    return copies * STATE_BYTES * parameters(config.model)["total"] // world_size(config)
 
 
 def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     """``device_memory`` of a stage of a resolved configuration."""
-    ranks, left = world(config), positions(config.model.text, stage.text_mask)
+    ranks, left = world_size(config), kept_tokens(config.model.text, stage.text_mask)
     return device_memory(config.model, config.compute, stage.batch // ranks, stage.mask, ranks, left)
 
 

@@ -1,4 +1,4 @@
-"""python jobs/cancel.py SWEEP | SWEEP/RUN | SWEEP/PATTERN ...: let runs save, end, and stay ended."""
+"""python jobs/cancel.py SWEEP | SWEEP/RUN | SWEEP/PATTERN ...: save and stop runs; they do not start again."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
-  python jobs/cancel.py 'scale/*-s1' '!scale/large*'       patterns; those after a ! are left alone
+  python jobs/cancel.py 'scale/*-s1' '!scale/large*'       patterns; ! excludes runs
   python jobs/cancel.py quickstart --yes --why "wrong learning rate"
-On Slurm a second cancel ends what is still saving.
-A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --retry` goes on from the newest.
+On Slurm a second cancel kills jobs that are still saving.
+A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --retry` resumes from the newest.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description="Let runs save, end, and stay ended.", epilog=EXAMPLES)
+    parser = Parser(description="Save and stop runs. They do not start again by themselves.", epilog=EXAMPLES)
     parser.add_argument(
-        "what", nargs="+", help="a sweep, sweep/run, a folder, or a pattern; with a ! before it: not those"
+        "target", nargs="+", help="a sweep, SWEEP/RUN, a folder, or a pattern; with a leading ! it excludes runs"
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--why", default="", help="a reason, kept with the run")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    parser.add_argument("--why", default="", help="a reason, recorded in the run directory")
     add_root_option(parser)
     parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
     args = parser.parse_args(arguments)
@@ -41,15 +41,15 @@ def cancel(args: argparse.Namespace) -> int:
     from jobs.common.text import plain
     from jobs.runs import clusters, select
 
-    runs = select.select_many(args.what, roots(args.root))
-    known = clusters.states(runs)
+    runs = select.select_many(args.target, roots(args.root))
+    states = clusters.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
-    chosen = [run for run in runs if known[run.path].state in open_states]
+    chosen = [run for run in runs if states[run.path].state in open_states]
     if chosen and not args.yes:
         asked = ", ".join(plain(run.name) for run in chosen)
         if not sys.stdin.isatty():
             raise ConfigError(
-                "cancelling asks first, and there is nobody to ask", remedy=f"To cancel {asked} add --yes."
+                "confirmation needed, but stdin is not a terminal", remedy=f"To cancel {asked} add --yes."
             )
         try:
             answer = input(f"Cancel {asked}? [y/N] ")
@@ -59,8 +59,8 @@ def cancel(args: argparse.Namespace) -> int:
             return 0
     clusters.request_cancel(chosen, args.why)
     names = [run.name for run in chosen]
-    said = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
-    print(json.dumps(names) if args.json else said)
+    message = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
+    print(json.dumps(names) if args.json else message)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""python jobs/debug.py --sweep FILE --run NAME: one run, here and now, in a scratch copy, under a debugger."""
+"""python jobs/debug.py --sweep FILE --run NAME: train a run in this process, in a scratch copy, under a debugger."""
 
 from __future__ import annotations
 
@@ -25,32 +25,34 @@ EXAMPLES = """examples:
   python jobs/debug.py --sweep quickstart --run mask50
   python jobs/debug.py --sweep quickstart --run mask50 stages.pretrain.batch=32 compute.device=cpu
   salloc -N 2 --ntasks-per-node 8 --gpus-per-node 8 python jobs/debug.py --sweep my.yaml --run large --out /shared/tmp
-One rank, in this process, without loader processes: pdb stops where an error is, and at breakpoint(). Within an
-allocation of Slurm's with more than one task the ranks are its tasks, started by srun; their logs are shown at the end.
-Where the run exists, its newest commit is copied and gone on from; the run itself is not touched.
+There is one rank, in this process, without loader processes; pdb starts at an error and at breakpoint(). In a Slurm
+allocation of several tasks, srun starts one rank per task, and their logs are shown at the end. If the run exists, the
+scratch copy resumes from its newest commit; the run itself is not changed.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    made = Parser(
-        description="Try one run of a sweep here and now, in a scratch copy of its directory.", epilog=EXAMPLES
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        description="Train a run of a sweep in this process, in a scratch copy of its directory.", epilog=EXAMPLES
     )
-    made.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
-    made.add_argument("--run", required=True, metavar="NAME")
-    made.add_argument("--fresh", action="store_true", help="from the beginning, even where the run has a commit")
-    made.add_argument("--out", metavar="DIR", help="where the copy is made; default: a temporary folder, which stays")
-    made.add_argument("--no-pdb", action="store_true", help="show the traceback, start no debugger")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings on top of the sweep's")
-    return made
+    parser.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
+    parser.add_argument("--run", required=True, metavar="NAME")
+    parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a commit")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the copy; default: a temporary folder, which is not deleted"
+    )
+    parser.add_argument("--no-pdb", action="store_true", help="show the traceback, do not start a debugger")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that override those of the sweep")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     return run_command(lambda: debug(args, allocation(os.environ)))
 
 
 def allocation(environ: Mapping[str, str]) -> list[int]:
-    """Tasks on each node of the allocation of Slurm's that this process is in: ``2(x3),1`` is [2, 2, 2, 1]."""
+    """Tasks per node of the current Slurm allocation: ``2(x3),1`` is [2, 2, 2, 1]; empty outside of Slurm."""
     if "SLURM_JOB_ID" not in environ:
         return []
     parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_TASKS_PER_NODE", ""))
@@ -58,7 +60,7 @@ def allocation(environ: Mapping[str, str]) -> list[int]:
 
 
 def debug(args: argparse.Namespace, tasks: list[int]) -> int:
-    """The exit code of the ranks."""
+    """Train in this process or in the allocation; returns the exit code of the ranks."""
     from flip.runs.errors import ConfigError
 
     allocated = sum(tasks) > 1
@@ -66,22 +68,24 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
         remedy = "Ask for it with --ntasks-per-node."
         raise ConfigError("the nodes of the allocation have different numbers of tasks", value=tasks, remedy=remedy)
     nodes, processes = (len(tasks), tasks[0]) if allocated else (1, 1)
-    mild = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
-    mild += [] if allocated else ["resources.gpus=0"]
+    defaults = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
+    defaults += [] if allocated else ["resources.gpus=0"]
     fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
-    wanted, real = resolve(args, not allocated, mild, fixed)
-    run = scratch(wanted, real, args)
+    resolved, real = resolve(args, not allocated, defaults, fixed)
+    run = scratch(resolved, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
-    n = run.begin_attempt({"host": os.uname().nodename, "first_commit": False})
+    n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
     return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
 
 
-def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list[str]) -> tuple[ResolvedRun, RunDir]:
-    """The run as a submission would have it, and where the real one is or would be; settings below and above those
-    that were typed."""
+def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list[str]) -> tuple[ResolvedRun, RunDir]:
+    """The resolved run, and its real directory, which may not exist.
+
+    ``below`` and ``above``: settings with lower and higher priority than those of the command line.
+    """
     from dataclasses import replace
 
-    from flip.config.merge import read
+    from flip.config.merge import read_config
     from flip.runs.rundir import RunDir
     from jobs.common.cluster_profile import load_profile
     from jobs.submission.submission import Submission, SubmitOptions
@@ -90,17 +94,19 @@ def resolve(args: argparse.Namespace, alone: bool, below: list[str], above: list
         overrides = [*below, *args.overrides, *above, *more]
         return Submission(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True))
 
-    made = submission()
-    real = RunDir(made.folder / made.sweep.runs[0].name)
-    if real.config.exists() and not read(real.config).data.sets:  # a commit's S is one of its lanes
-        made = submission(f"data.lanes={read(real.config).data.lanes}")
-    here = load_profile("local")  # of the sweep's own cluster only the folder of its runs is of interest
-    made.profile = replace(here, kind=here.kind if alone else "slurm", runs_root=made.profile.runs_root)
-    return made.resolve_runs()[0], real
+    planned = submission()
+    real = RunDir(planned.folder / planned.sweep.runs[0].name)
+    if (
+        real.config.exists() and not read_config(real.config).data.sets
+    ):  # a commit can only be resumed with its own lanes
+        planned = submission(f"data.lanes={read_config(real.config).data.lanes}")
+    profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
+    planned.profile = replace(profile, kind=profile.kind if local else "slurm", runs_root=planned.profile.runs_root)
+    return planned.resolve_runs()[0], real
 
 
-def scratch(wanted: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
-    """A run directory with this configuration and, where the real one has it, the newest commit."""
+def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
+    """Create a run directory with this configuration and a copy of the newest commit of ``real``, if it has one."""
     import shutil
 
     from flip.checkpoint.remote import at_hand
@@ -108,33 +114,32 @@ def scratch(wanted: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunD
     from flip.runs import commit
     from flip.runs.rundir import RunDir, write_json, write_text
 
-    folder = Path(tempfile.mkdtemp(prefix=f"flip-{wanted.name}-", dir=args.out)) / real.sweep
-    run = RunDir(folder / wanted.name)
+    folder = Path(tempfile.mkdtemp(prefix=f"flip-{resolved.name}-", dir=args.out)) / real.sweep
+    run = RunDir(folder / resolved.name)
     run.path.mkdir(parents=True)
-    wanted.config.checkpoint.url = ""  # what lies there belongs to the real run
-    write_text(run.config, dump(wanted.config))
-    write_json(run.identity, dict(wanted.identity))
-    done = [] if args.fresh else commit.commits(real)
-    if done:
-        copy = run.checkpoints / done[-1].stage / done[-1].path.name
-        with at_hand(done[-1]) as here:
+    resolved.config.checkpoint.url = ""  # the URL belongs to the real run
+    write_text(run.config, dump(resolved.config))
+    write_json(run.identity, dict(resolved.identity))
+    commits = [] if args.fresh else commit.commits(real)
+    if commits:
+        copy = run.checkpoints / commits[-1].stage / commits[-1].path.name
+        with at_hand(commits[-1]) as here:
             shutil.copytree(here, copy)
-        write_json(copy / commit.MARK, {key: value for key, value in done[-1].record.items() if key != "url"})
+        write_json(copy / commit.COMMIT_FILE, {key: value for key, value in commits[-1].record.items() if key != "url"})
     return run
 
 
 def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
-    """This process is the only rank."""
+    """Train with this process as the only rank."""
     import pdb
     import traceback
 
     from jobs.runtime import worker
 
-    ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
-    os.environ.update(ours)
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
     try:
         worker.in_process(run, n)
-    except Exception as error:  # whatever it is, it is what one looks for here
+    except Exception as error:  # any error is shown to the user
         traceback.print_exc()
         if not no_pdb and sys.stdin.isatty():
             pdb.post_mortem(error.__traceback__)
@@ -143,23 +148,16 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
 
 
 def in_allocation(run: RunDir, n: int) -> int:
-    """The ranks are the tasks of the allocation in which this process runs, all of them."""
-    from jobs.common.paths import REPOSITORY
+    """Train with one rank per task of the current Slurm allocation."""
+    from jobs.common.paths import COMMANDS, REPOSITORY
     from jobs.common.text import plain
     from jobs.reporting.run_details import last_lines
 
-    code = REPOSITORY
     run.open_logs(n)
-    ours = {"FLIP_RUN": run.path, "FLIP_ATTEMPT": n, "FLIP_SNAPSHOT": code, "PYTHONPATH": code, "PYTHONUNBUFFERED": 1}
-    words = [
-        "srun",
-        "--kill-on-bad-exit=1",
-        "--export=ALL",
-        sys.executable,
-        str(code / "jobs" / "host" / "rank_entry.py"),
-        "jobs.worker",
-    ]
-    done = subprocess.run(words, env={**os.environ, **{key: str(value) for key, value in ours.items()}}, check=False)
+    code, entry = str(REPOSITORY), str(COMMANDS / "host" / "rank_entry.py")
+    variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": code, "PYTHONPATH": code}
+    words = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
+    done = subprocess.run(words, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
     for path in sorted((run.logs / str(n)).iterdir()):
         print(f"--- {path}", *map(plain, last_lines(path, 20)), sep="\n")
     return done.returncode
@@ -168,4 +166,4 @@ def in_allocation(run: RunDir, n: int) -> int:
 if __name__ == "__main__":
     from jobs.runtime.worker import exit_process
 
-    exit_process(quietly(main))  # threads of torch that still run would let the interpreter's end abort
+    exit_process(quietly(main))  # threads of torch may abort a normal exit of the interpreter

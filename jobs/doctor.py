@@ -1,4 +1,4 @@
-"""python jobs/doctor.py: read the Slurm site, say which promises hold there, and write a profile for it."""
+"""python jobs/doctor.py: check which guarantees hold on a Slurm cluster, and write a profile for it."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ if TYPE_CHECKING:
     from jobs.slurm.site_checks import CheckResult
 
 EXAMPLES = """examples:
-  python jobs/doctor.py                                     the site's default partition
+  python jobs/doctor.py                                     the default partition of the site
   python jobs/doctor.py --partition gpu --account vision --write mine
-  python jobs/doctor.py --cluster mine                      does the profile still fit the site?
+  python jobs/doctor.py --cluster mine                      check a profile against the site
   python jobs/doctor.py --json
-Nothing is submitted: sbatch is asked with --test-only. Exit code 78 if a check fails, else 0.
+Nothing is submitted: sbatch runs with --test-only. Exit code: 0, or 78 if a check fails.
 """
-UNLIMITED = 24.0
-"""Hours of an attempt where the site sets no limit."""
+DEFAULT_HOURS = 24.0
+"""Hours of an attempt if the site has no time limit."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
-        description="Read the Slurm site that answers here: which promises hold on it, and a profile for it.",
+        description="Check which guarantees hold on this Slurm cluster, and write a profile for it.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("--partition", help="default: the profile's, else the site's default one")
-    parser.add_argument("--account", help="for sites that bill")
-    parser.add_argument("--qos", help="quality of service, where jobs name one")
-    parser.add_argument("--cluster", metavar="NAME", help="judge this profile in place of one that fits the site")
+    parser.add_argument("--partition", help="default: that of the profile, else the default of the site")
+    parser.add_argument("--account", help="account, if the site requires one")
+    parser.add_argument("--qos", help="quality of service, if jobs name one")
+    parser.add_argument("--cluster", metavar="NAME", help="check this profile instead of one drafted from the site")
     parser.add_argument(
-        "--write", metavar="NAME", help="write the profile: sweeps/clusters/NAME.yaml, or a path that ends in .yaml"
+        "--write",
+        metavar="NAME",
+        help="write the profile to sweeps/clusters/NAME.yaml, or to a path that ends in .yaml",
     )
-    parser.add_argument("--force", action="store_true", help="replace the file that is there")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     args = parser.parse_args(arguments)
     return run_command(lambda: examine(args))
 
@@ -59,24 +61,24 @@ def examine(args: argparse.Namespace) -> int:
     base = given(args)
     site = reading.read(base)
     profile = base if args.cluster else draft(base, site)
-    errors = {**site.errors, "sbatch --test-only": reading.rejection(profile)}
-    found = check_site(replace(site, errors=errors), profile)
+    site = replace(site, errors={**site.errors, "sbatch --test-only": reading.rejection(profile)})
+    results = check_site(site, profile)
     if target:
         write(target, text(draft(base, site), site))
     cluster = site.config.get("ClusterName", "")
     if args.json:
-        rows = [finding._asdict() for finding in found]
+        rows = [result._asdict() for result in results]
         report = {"cluster": cluster, "partition": site.partition["PartitionName"], "promises": rows}
         print(json.dumps({**report, "written": str(target) if target else None}, indent=1))
     else:
-        print(render(found, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
+        print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
         if target:
             print(f"\nwritten: {target}")
-    return CONFIG if any(finding.verdict == FAIL for finding in found) else COMPLETE
+    return CONFIG if any(result.verdict == FAIL for result in results) else COMPLETE
 
 
 def given(args: argparse.Namespace) -> ClusterProfile:
-    """The named profile, or an empty one, with what the command line says."""
+    """The named profile or an empty one, with the options of the command line."""
     from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import ClusterProfile, load_profile
 
@@ -88,18 +90,18 @@ def given(args: argparse.Namespace) -> ClusterProfile:
 
 
 def place(name: str, force: bool) -> Path:
-    """Where the profile goes. ConfigError where there is one."""
+    """Path of the new profile. Raises ConfigError if it exists."""
     from flip.runs.errors import ConfigError
     from jobs.common.paths import PROFILES
 
     target = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if target.exists() and not force:
-        raise ConfigError("there is such a profile", "--write", str(target), "Take another name, or add --force.")
+        raise ConfigError("profile already exists", "--write", str(target), "Choose another name, or add --force.")
     return target
 
 
 def write(target: Path, content: str) -> None:
-    """The file, whole. It is read back: what is written must load."""
+    """Write the profile and load it again as a check."""
     from flip.runs.rundir import write_text
     from jobs.common.cluster_profile import load_profile
     from jobs.common.filesystem import unwritable
@@ -112,13 +114,13 @@ def write(target: Path, content: str) -> None:
 
 
 def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
-    """The profile with what was read of the site."""
+    """The profile, completed with values from the site."""
     from jobs.host.slurm_cli import parse_int
     from jobs.slurm.site import Node
 
     node = site.common_node or Node(0, 0, 0, "")
     most = parse_int(site.config.get("MaxArraySize", ""))
-    hours = max(0.01, int(site.max_seconds / 36) / 100) if site.max_seconds else UNLIMITED
+    hours = max(0.01, int(site.max_seconds / 36) / 100) if site.max_seconds else DEFAULT_HOURS
     options = dict(profile.options)
     if node.gpus and "cons_tres" not in site.config.get("SelectType", "cons_tres"):
         options.setdefault("gres", f"gpu:{node.gpus}")
@@ -140,7 +142,7 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
 
 
 def text(profile: ClusterProfile, site: Site) -> str:
-    """YAML of a drafted profile; each line says where it is from. What the profile says beside that is kept."""
+    """YAML of a drafted profile, with the source of each value; other fields of the profile are copied."""
     import yaml
 
     from jobs.common.cluster_profile import ClusterProfile
@@ -154,39 +156,40 @@ def text(profile: ClusterProfile, site: Site) -> str:
         ("account", profile.account, ""),
         ("qos", profile.qos, ""),
         ("runs_root", profile.runs_root, ""),
-        ("gpus_per_node", profile.gpus_per_node, f"sinfo; {count} of {sum(site.nodes.values())} usable nodes are such"),
+        ("gpus_per_node", profile.gpus_per_node, f"sinfo; {count} of {sum(site.nodes.values())} usable nodes"),
         ("gpu", profile.gpu, "sinfo (gres); shown in plans"),
         ("cpus_per_node", profile.cpus_per_node, "sinfo"),
         ("memory_gb", int(profile.memory_gb), "sinfo"),
         ("hours", int(profile.hours) if profile.hours % 1 == 0 else profile.hours, limits),
         ("signal_seconds", profile.signal_seconds, "chosen: 120, or a quarter of the hours"),
-        ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, less one"),
+        ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, minus 1"),
         ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
     ]
-    usual = asdict(ClusterProfile())
-    kept = {key: value for key, value in asdict(profile).items() if value != usual[key]}
+    defaults, written = asdict(ClusterProfile()), {"name", *(key for key, _, _ in lines)}
     lines += [
-        (key, value, "as it was") for key, value in kept.items() if key not in ("name", *(row[0] for row in lines))
+        (key, value, "unchanged")
+        for key, value in asdict(profile).items()
+        if value != defaults[key] and key not in written
     ]
-    done = [f"# The Slurm cluster {site.config.get('ClusterName', '')} as `python jobs/doctor.py` read it."]
-    done.append("# Every field: docs/cluster.md and jobs/common/cluster_profile.py.")
+    rows = [f"# Slurm cluster {site.config.get('ClusterName', '')}, as read by `python jobs/doctor.py`."]
+    rows.append("# All fields: docs/cluster.md and jobs/common/cluster_profile.py.")
     for key, value, source in lines:
         if value not in ("", {}, []):
             row = f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}"
-            done.append(f"{row:24}  # {source}" if source else row)
+            rows.append(f"{row:24}  # {source}" if source else row)
     if profile.gpus_per_node and not profile.tflops:
-        done.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
-    return "\n".join([*done, ""])
+        rows.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
+    return "\n".join([*rows, ""])
 
 
-def render(found: Sequence[CheckResult], title: str) -> str:
-    """A line per promise; what follows from one that does not hold stands below it."""
-    wide, verdict = (max(len(finding[i]) for finding in found) for i in (0, 1))
+def render(results: Sequence[CheckResult], title: str) -> str:
+    """A line per guarantee, followed by the consequence if it does not hold."""
+    wide, verdict = (max(len(result[i]) for result in results) for i in (0, 1))
     lines = [title]
-    for finding in found:
-        lines.append(f"  {finding.promise:{wide}}  {finding.verdict:{verdict}}  {finding.read}")
-        if finding.then:
-            lines.append(f"  {'':{wide}}  {'':{verdict}}  -> {finding.then}")
+    for result in results:
+        lines.append(f"  {result.promise:{wide}}  {result.verdict:{verdict}}  {result.read}")
+        if result.then:
+            lines.append(f"  {'':{wide}}  {'':{verdict}}  -> {result.then}")
     return "\n".join(lines)
 
 

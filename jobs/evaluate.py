@@ -1,4 +1,4 @@
-"""python jobs/evaluate.py RUN | --model open_clip:FOLDER: score committed checkpoints, here or on a cluster."""
+"""python jobs/evaluate.py RUN | --model open_clip:FOLDER: score committed checkpoints, locally or on a cluster."""
 
 from __future__ import annotations
 
@@ -16,62 +16,75 @@ EXAMPLES = """examples:
   python jobs/evaluate.py x/y --sets imagenet1k flickr30k --data /data/eval --cluster our --gpus 4
   python jobs/evaluate.py x/y --sets probe:imagenet1k=/data/wds_imagenet1k --commit all
   python jobs/evaluate.py x/y --sets imagenet1k --mask 0.5 --ensemble   masked inference, and complementary masks
-  python jobs/evaluate.py --model open_clip:/models/vit-b-16 --sets imagenet1k   stands in the tables of sweep `others`
-  python jobs/evaluate.py --list                                    the names, what is here, where to get the rest
+  python jobs/evaluate.py --model open_clip:/models/vit-b-16 --sets imagenet1k   reported in the sweep `others`
+  python jobs/evaluate.py --list                                    data sets, and where to get them
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    made = Parser(
-        description="Score committed checkpoints on data sets, all ranks together, every image once.", epilog=EXAMPLES
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        description="Score committed checkpoints on data sets. The ranks share the images.", epilog=EXAMPLES
     )
-    made.add_argument("run", nargs="?", help="sweep/run, or the folder of a run")
-    made.add_argument("--model", metavar="open_clip:FOLDER", help="somebody else's model in the place of a run")
-    made.add_argument(
+    parser.add_argument("run", nargs="?", help="sweep/run, or the folder of a run")
+    parser.add_argument("--model", metavar="open_clip:FOLDER", help="a foreign model in place of a run")
+    parser.add_argument(
         "--save-as", "--into", metavar="SWEEP/NAME", dest="into",
         help="run that gets the results of a --model; default: others/ and the folder's name",
     )  # fmt: skip
-    made.add_argument("--commit", default="newest", help="newest (default), all, S, or STAGE/S-n")
-    made.add_argument(
+    parser.add_argument("--commit", default="newest", help="newest (default), all, S, or STAGE/S-n")
+    parser.add_argument(
         "--url", default="", metavar="ADDRESS",
-        help="read checkpoint files below this address even if another user's record leads there",
+        help="read checkpoint files below this address, even if it comes from a record of another user",
     )  # fmt: skip
-    made.add_argument(
+    parser.add_argument(
         "--sets", nargs="+", default=[], metavar="SET",
-        help="NAME or NAME=PATH, before it zeroshot:, retrieval: or probe: where another task is meant; default: the"
-        " run's own sets",
+        help="NAME or NAME=PATH, with the prefix zeroshot:, retrieval: or probe: for another task than the default;"
+        " default: the run's own sets",
     )  # fmt: skip
-    made.add_argument("--data", default="", metavar="ROOT", help="where data sets lie; default: FLIP_DATA, else ./data")
-    made.add_argument("--classes", default="", metavar="FILE", help="names and templates (JSON) of zero-shot sets")
-    made.add_argument("--templates", choices=["7", "80"], default="", help="of ImageNet, by open_clip's package")
-    made.add_argument("--mask", nargs="+", default=[], metavar="RATIO", help="score masked images as well")
-    made.add_argument("--ensemble", action="store_true", help="and the average over masks that show every patch")
-    made.add_argument(
+    parser.add_argument(
+        "--data", default="", metavar="ROOT", help="folder of data sets; default: FLIP_DATA, else ./data"
+    )
+    parser.add_argument(
+        "--classes", default="", metavar="FILE", help="JSON file with class names and templates of zero-shot sets"
+    )
+    parser.add_argument(
+        "--templates",
+        choices=["7", "80"],
+        default="",
+        help="number of prompt templates for ImageNet, from the open_clip package",
+    )
+    parser.add_argument("--mask", nargs="+", default=[], metavar="RATIO", help="also score masked images")
+    parser.add_argument(
+        "--ensemble", action="store_true", help="also average over complementary masks that show every patch"
+    )
+    parser.add_argument(
         "--probe-c", "--cost", type=float, default=0.0, dest="cost",
         help="C of linear probes, as in scikit-learn; default: chosen on part of the training set",
     )  # fmt: skip
-    made.add_argument("--batch", type=int, default=256, help="images encoded at a time (default 256)")
-    made.add_argument(
-        "--precision", choices=["fp32", "bf16"], default="fp32", help="of the arithmetic; default: fp32, as exported"
+    parser.add_argument("--batch", type=int, default=256, help="images per encoder batch (default 256)")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the encoders (default fp32)"
     )
-    made.add_argument("--no-cache", action="store_true", help="keep no features in FLIP_CACHE/features")
-    made.add_argument("--cluster", default="local", metavar="NAME", help="profile in sweeps/clusters (default local)")
-    made.add_argument("--nodes", type=int, default=1)
-    made.add_argument("--processes", type=int, default=0, help="ranks of a node; default: its GPUs, else 1")
-    made.add_argument("--gpus", type=int, default=-1, help="of a node; default: as the profile has them")
-    made.add_argument("--hours", type=float, default=4.0, help="wall limit of the job (default 4)")
-    made.add_argument("--root", help="where run directories live; default: the profile's, FLIP_RUNS, else ./runs")
-    made.add_argument("--detach", action="store_true", help="do not wait for the results")
-    made.add_argument("--list", action="store_true", help="data sets by name: here or not, and where to get them")
-    made.add_argument("--json", action="store_true", help="the results as one JSON list on standard output")
-    return made
+    parser.add_argument("--no-cache", action="store_true", help="do not store features in FLIP_CACHE/features")
+    parser.add_argument("--cluster", default="local", metavar="NAME", help="profile in sweeps/clusters (default local)")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=0, help="ranks per node; default: its GPUs, else 1")
+    parser.add_argument("--gpus", type=int, default=-1, help="GPUs per node; default: those of the profile")
+    parser.add_argument("--hours", type=float, default=4.0, help="wall time limit of the job in hours (default 4)")
+    parser.add_argument("--root", help="folder of run directories; default: the profile's, FLIP_RUNS, else ./runs")
+    parser.add_argument("--detach", action="store_true", help="do not wait for the results")
+    parser.add_argument(
+        "--list", action="store_true", help="list data sets: whether they are present, and where to get them"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as a JSON list")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = parser()
-    args = made.parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     if not args.list and bool(args.run) == bool(args.model):
-        made.error("name a run, or --model, or --list")
+        parser.error("give a run, --model or --list")
     return run_command(lambda: evaluate(args))
 
 

@@ -1,4 +1,4 @@
-"""python jobs/explain.py SWEEP/RUN: what a run is, why it stands where it does, what it went through, what is next."""
+"""python jobs/explain.py SWEEP/RUN: configuration, state and its cause, attempts and next step of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if not __package__:  # run as a script: jobs/ must not be on the path, where ten
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.text import count, duration, percent, plain, table
 
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
@@ -21,10 +22,13 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description="Everything about one run, on one page.", epilog=EXAMPLES)
-    parser.add_argument("run", help="sweep/run, or a run's folder")
+    parser = Parser(
+        description="Explain one run on one page: configuration, state and its cause, attempts, next step.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("run", help="SWEEP/RUN, or the folder of a run")
     add_root_option(parser)
-    parser.add_argument("--json", action="store_true", help="the same as one JSON mapping")
+    parser.add_argument("--json", action="store_true", help="print a JSON mapping")
     args = parser.parse_args(arguments)
     return run_command(lambda: explain(args))
 
@@ -43,20 +47,18 @@ def explain(args: argparse.Namespace) -> int:
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """The facts as text; whatever came from files is made harmless for a terminal."""
-    from jobs.common.text import plain
-
+    """The details as text; control characters from files are escaped."""
     about, code, next_ = facts["about"], facts["code"], facts["next"]
     differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
     stages = "; ".join(
-        f"{s['name']}: {_count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
+        f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
     )
     heads = [
         ("run", f"{facts['sweep']}/{facts['run']}, in {facts['folder']}"),
-        ("what", f"{about['size'] or '?'}, {_count(about['samples'])} samples ({stages or 'no stages could be read'})"),
+        ("what", f"{about['size'] or '?'}, {count(about['samples'])} samples ({stages or 'no stages could be read'})"),
         *_origin(about["init"]),
         ("differs", f"{differs} (from the other runs of its sweep)"),
-        ("code", f"{code['digest'] or 'not known'}, {code['folder']}" + ("" if code["present"] else " (not there)")),
+        ("code", f"{code['digest'] or 'unknown'}, {code['folder']}" + ("" if code["present"] else " (absent)")),
         ("state", _state(facts["state"])),
         *_decision(facts["evidence"]),
         ("next", _coming(next_)),
@@ -65,7 +67,7 @@ def page(facts: Mapping[str, Any]) -> str:
     heads += [("speed", facts["verdict"])] if facts["verdict"] else []
     heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")] if (files := facts["anomalies"]) else []
     lines = [f"{name:<10}{plain(text)}" for name, text in heads]
-    lines += ["", "attempts", _history(facts["attempts"])] if facts["attempts"] else ["", "no attempt has begun"]
+    lines += ["", "attempts", _history(facts["attempts"])] if facts["attempts"] else ["", "no attempt has started"]
     lines += ["", "incidents", _counts(facts["incidents"])] if facts["incidents"] else []
     return "\n".join([*lines, "", *_spent(facts["goodput"])])
 
@@ -76,18 +78,10 @@ def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if init["export"]:
         return [("begins", f"with the weights of the export {init['export']}")]
     how = "extends it" if init["extend"] else "its weights alone"
-    return [("begins", f"with S = {_count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
-
-
-def _count(number: float | None) -> str:
-    from jobs.common.text import count
-
-    return count(number)
+    return [("begins", f"with S = {count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
 
 
 def _state(row: Mapping[str, Any]) -> str:
-    from jobs.common.text import count, duration
-
     parts = [row["state"] + (f": {row['reason']}" if row.get("reason") else "")]
     if row.get("samples") is not None and row.get("total"):
         parts.append(f"S = {count(row['samples'])} of {count(row['total'])}")
@@ -101,10 +95,9 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
     decided = f"{evidence['action']}, because of {why}" if evidence["action"] else f"nothing yet; {why}"
-    told = f"attempt {evidence['attempt']}: {decided}"
     code, state = evidence["code"], evidence["state"]
-    seen = f"exit code {'not seen' if code is None else code}, job state {state or 'not known'}"
-    lines = [("decided", told), ("evidence", seen)]
+    seen = f"exit code {'not seen' if code is None else code}, job state {state or 'unknown'}"
+    lines = [("decided", f"attempt {evidence['attempt']}: {decided}"), ("evidence", seen)]
     if evidence["lines"]:
         lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]
     return lines
@@ -126,17 +119,15 @@ def _clock(moment: float | None) -> str | None:
 
 
 def _history(attempts: list[dict[str, Any]]) -> str:
-    from jobs.common.text import count, duration, table
-
     rows = [
         {
             "n": str(a["attempt"]),
-            "began": _clock(a["time"]),
-            "where": a["where"],
+            "started": _clock(a["time"]),
+            "nodes": a["where"],
             "took": duration(a["seconds"]),
             "S from": count(a["from"]),
             "to": count(a["to"]),
-            "why it ended": a["cause"] and ": ".join(filter(None, [a["cause"], a["reason"]])),
+            "cause of end": a["cause"] and ": ".join(filter(None, [a["cause"], a["reason"]])),
             "decided": a["action"] and a["action"] + (f" after {a['delay']:g} s" if a["delay"] else ""),
         }
         for a in attempts
@@ -145,28 +136,23 @@ def _history(attempts: list[dict[str, Any]]) -> str:
 
 
 def _counts(incidents: list[dict[str, Any]]) -> str:
-    from jobs.common.text import table
-
     rows = [
         {
-            "cause": one["cause"],
-            "in all": str(one["total"]),
-            "without a new commit": str(one["without_commit"]),
-            "stops at": "never by number" if one["limit"] is None else str(one["limit"]),
+            "cause": incident["cause"],
+            "in all": str(incident["total"]),
+            "without a new commit": str(incident["without_commit"]),
+            "stops at": "no limit" if incident["limit"] is None else str(incident["limit"]),
         }
-        for one in incidents
+        for incident in incidents
     ]
     return table(rows, indent="  ")
 
 
 def _spent(spent: Mapping[str, Any]) -> list[str]:
-    from jobs.common.text import duration, percent
-
     if not spent["total"]:
-        return ["time      not known"]
-    shares = {"not known" if part == "unknown" else part: share for part, share in spent["share"].items()}
-    parts = ", ".join(f"{part} {percent(share)} %" for part, share in shares.items() if share)
-    waited = "not known" if spent["waiting_hours"] is None else duration(3600 * spent["waiting_hours"])
+        return ["time      unknown"]
+    parts = ", ".join(f"{part} {percent(share)} %" for part, share in spent["share"].items() if share)
+    waited = "unknown" if spent["waiting_hours"] is None else duration(3600 * spent["waiting_hours"])
     lines = [f"time      {spent['total']:,.3g} {spent['unit']}: {parts}; waited for a start: {waited}"]
     return lines + ([f"try       {spent['advice']}"] if spent["advice"] else [])
 

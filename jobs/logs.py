@@ -1,4 +1,4 @@
-"""python jobs/logs.py SWEEP/RUN: what an attempt's ranks printed."""
+"""python jobs/logs.py SWEEP/RUN: output of the ranks of an attempt."""
 
 from __future__ import annotations
 
@@ -23,23 +23,21 @@ EXAMPLES = """examples:
   python jobs/logs.py quickstart/mask50              standard output of the newest attempt
   python jobs/logs.py quickstart/mask50 --err -f     follow its standard error, through requeues, until the run is over
   python jobs/logs.py quickstart/mask50 --attempt 1 --node 0
-Control characters are shown as escapes. `--json` names the files, which hold them.
+Control characters are escaped. `--json` prints the paths of the files, which contain the original bytes.
 """
 POLL = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description="Show what an attempt's ranks printed.", epilog=EXAMPLES)
-    parser.add_argument("run", help="sweep/run, or a run's folder")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until the run is over")
+    parser = Parser(description="Show the output of the ranks of an attempt.", epilog=EXAMPLES)
+    parser.add_argument("run", help="SWEEP/RUN, or the folder of a run")
+    parser.add_argument("-f", "--follow", action="store_true", help="print new output until the run has ended")
     parser.add_argument("--attempt", type=int, help="default: the newest")
     parser.add_argument(
-        "--node", type=int, metavar="I", help="of node I alone (0, 1, ...); default: all, and the job's"
+        "--node", type=int, metavar="I", help="only node I (0, 1, ...); default: all nodes and the batch script"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="the paths of the logs as a JSON list, in place of their text"
-    )
-    parser.add_argument("--err", action="store_true", help="standard error in place of standard output")
+    parser.add_argument("--json", action="store_true", help="print the paths of the logs as a JSON list")
+    parser.add_argument("--err", action="store_true", help="show standard error instead of standard output")
     add_root_option(parser)
     args = parser.parse_args(arguments)
     if args.json and args.follow:
@@ -69,7 +67,8 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) -> list[Path]:
-    """The logs of an attempt (None: the newest), the batch job's first, then one per node; of ``node`` its own."""
+    """Paths of the logs of an attempt (None: the newest): the batch job, then each node; with ``node`` only that
+    node."""
     folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
     kind = "err" if err else "out"
     if node is not None:
@@ -78,9 +77,9 @@ def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) 
 
 
 def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | None = None) -> None:
-    """Print the logs; with ``on`` go on until the attempt, or where none is named the run, is over.
+    """Print the logs; with ``on`` until the attempt has ended, or if ``attempt`` is None the run.
 
-    Whatever could control a terminal is escaped; ``--json`` names the files, which hold the bytes as they were written.
+    Control characters are escaped.
     """
     import codecs
     import time
@@ -106,19 +105,19 @@ def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | No
             sys.stdout.flush()
         if over:
             if not on and not any(read.values()):
-                _say_empty(attempt or run.newest_attempt(), err)
+                _report_empty(attempt or run.newest_attempt(), err)
             return
         time.sleep(POLL)
 
 
-def _blocks(path: Path, begin: int) -> Iterator[bytes]:
-    """The bytes of a log from ``begin`` on. Raises PermissionDenied, StorageError, or DataError if it is no file."""
+def _blocks(path: Path, start: int) -> Iterator[bytes]:
+    """The bytes of a log from ``start`` on. Raises PermissionDenied, StorageError, or DataError if it is no file."""
     from flip.runs.errors import DataError, PermissionDenied, StorageError
     from flip.runs.ownership import open_regular
 
     try:
         with open_regular(path) as file:
-            file.seek(begin)
+            file.seek(start)
             while block := file.read(1 << 20):
                 yield block
     except PermissionError as error:
@@ -129,7 +128,7 @@ def _blocks(path: Path, begin: int) -> Iterator[bytes]:
         raise DataError("is not a regular file", str(path)) from error
 
 
-def _say_empty(attempt: int, err: bool) -> None:
+def _report_empty(attempt: int, err: bool) -> None:
     kind, hint = ("error", "without --err: output") if err else ("output", "--err shows errors")
     print(f"standard {kind} of attempt {attempt} is empty; {hint}, status.py progress", file=sys.stderr)
 

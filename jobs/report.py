@@ -1,4 +1,5 @@
-"""python jobs/report.py [SWEEP | DIR]: results as table, page, Markdown, CSV, JSON, figures; also if unfinished."""
+"""python jobs/report.py [SWEEP | DIR]: results as table, page, Markdown, CSV, JSON and figures, also of running
+sweeps."""
 
 from __future__ import annotations
 
@@ -29,16 +30,16 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description="Results of runs.", epilog=EXAMPLES)
-    parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
+    parser = Parser(description="Show results of runs and write a report.", epilog=EXAMPLES)
+    parser.add_argument("target", nargs="?", help="a sweep, SWEEP/RUN or a folder; default: all")
     add_root_option(parser)
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
-    parser.add_argument("--json", action="store_true", help="one JSON list, a mapping per run, on standard output")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with a mapping per run")
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
-    parser.add_argument("--table", metavar="T", default="", help="of the paper (1a ... 8): its rows beside the results")
-    parser.add_argument("--folder", metavar="DIR", help="all of it: page, Markdown, CSV, figures; made where it is not")
-    where = "default: report.html in the runs' folder, or in the cache if that belongs to another user"
-    parser.add_argument("--out", metavar="FILE", help=f"the HTML page; {where}")
+    parser.add_argument("--table", metavar="T", default="", help="a table of the paper (1a ... 8) to compare with")
+    parser.add_argument("--folder", metavar="DIR", help="write page, Markdown, CSV and figures; the folder is created")
+    default = "report.html in the folder of the runs, or in the cache if that belongs to another user"
+    parser.add_argument("--out", metavar="FILE", help=f"the HTML page; default: {default}")
     args = parser.parse_args(arguments)
     _check_options(parser, args)
     return run_command(lambda: report(args))
@@ -72,7 +73,7 @@ def report(args: argparse.Namespace) -> int:
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
     places = roots(args.root)
-    found = outcomes(select.select(args.what, places))
+    found = outcomes(select.select(args.target, places))
     if args.json:
         print(json.dumps(rows(found), indent=1))
     if args.csv:
@@ -87,7 +88,7 @@ def report(args: argparse.Namespace) -> int:
     print(text(found, args.table))
     page = render(title(found), blocks)
     if args.folder:
-        _everything(Path(args.folder).expanduser(), page, found, blocks)
+        _write_folder(Path(args.folder).expanduser(), page, found, blocks)
     folders = {outcome.run.path.parent for outcome in found}
     target = args.out or _own_folder(folders.pop() if len(folders) == 1 else places[0]) / "report.html"
     _save(str(target), page)
@@ -96,10 +97,9 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _own_folder(folder: Path) -> Path:
-    """The folder, or if it belongs to another user, one for it in a private folder of the cache, which is created.
+    """The folder, or if it belongs to another user, a folder in the private cache, which is created.
 
-    Reading never writes into the folders of others: they may have prepared links there. Raises PermissionDenied or
-    StorageError.
+    Another user may have prepared links in their folder. Raises PermissionDenied or StorageError.
     """
     from flip.config.resolve import cache_root
     from flip.runs.ownership import is_mine, private_folder
@@ -116,8 +116,8 @@ def _own_folder(folder: Path) -> Path:
     return own
 
 
-def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Sequence[Block]) -> None:
-    """report.html, report.md, results.csv and figures/ in the folder."""
+def _write_folder(folder: Path, page: str, found: Sequence[Outcome], blocks: Sequence[Block]) -> None:
+    """Write report.html, report.md, results.csv and figures/ into the folder."""
     from jobs.common.filesystem import unwritable
     from jobs.reporting.figures import save
     from jobs.reporting.markdown import markdown
@@ -133,16 +133,16 @@ def _everything(folder: Path, page: str, found: Sequence[Outcome], blocks: Seque
 
 
 def _check_folder(target: str | None) -> None:
-    """ConfigError where the folder of a file that was asked for is not there: before anything is printed."""
+    """Raise ConfigError if the folder of an output file does not exist, before anything is printed."""
     from flip.runs.errors import ConfigError
 
     path = Path(target or "-").expanduser().absolute()
     if target not in (None, "-") and not path.parent.is_dir():
-        raise ConfigError("its folder does not exist", str(path), remedy=f"Make the folder: mkdir -p {path.parent}")
+        raise ConfigError("its folder does not exist", str(path), remedy=f"Create it: mkdir -p {path.parent}")
 
 
 def _save(target: str, content: str) -> None:
-    """To standard output (-), or whole to a file. Raises PermissionDenied or StorageError."""
+    """Write to standard output (-) or atomically to a file. Raises PermissionDenied or StorageError."""
     from flip.runs.rundir import write_text
     from jobs.common.filesystem import unwritable
     from jobs.common.text import plain_lines

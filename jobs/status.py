@@ -1,4 +1,4 @@
-"""python jobs/status.py [SWEEP | SWEEP/RUN | DIR]: where every run stands, from the run directories and the cluster."""
+"""python jobs/status.py [SWEEP | SWEEP/RUN | DIR]: state of runs, from the run directories and the cluster."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
   python jobs/status.py quickstart           one sweep
   python jobs/status.py quickstart/mask50    one run
-  python jobs/status.py quickstart --watch   redrawn until all runs have ended; Ctrl-C leaves them going
-  python jobs/status.py --goodput            what the time of the runs went to
+  python jobs/status.py quickstart --watch   redrawn until all runs have ended; Ctrl-C does not stop them
+  python jobs/status.py --goodput            how the runs spent their time
   python jobs/status.py --root /data/runs --json
 exit code: 0, or 69 if the state of every run is unknown (Slurm does not answer, or files cannot be read); with --watch
 that of the worst run
@@ -25,16 +25,20 @@ that of the worst run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description="Where every run stands.", epilog=EXAMPLES)
-    parser.add_argument("what", nargs="?", help="a sweep, sweep/run or a folder; default: all")
+    parser = Parser(description="Show state and progress of runs.", epilog=EXAMPLES)
+    parser.add_argument("target", nargs="?", help="a sweep, SWEEP/RUN or a folder; default: all")
     add_root_option(parser)
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--watch", action="store_true", help="go on until all have ended; the exit code says how")
-    kind.add_argument("--goodput", action="store_true", help="useful, repeated and lost time, and what would help")
-    parser.add_argument("--json", action="store_true", help="one JSON list on standard output")
+    kind.add_argument(
+        "--watch", action="store_true", help="redraw until all runs have ended; the exit code is that of the worst run"
+    )
+    kind.add_argument(
+        "--goodput", action="store_true", help="show useful, repeated and lost time, and the setting to change"
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
     args = parser.parse_args(arguments)
     if args.watch and args.json:
-        parser.error("--watch is for people: ask for --json as often as you like")
+        parser.error("--watch cannot be combined with --json")
     return run_command(lambda: status(args))
 
 
@@ -44,7 +48,7 @@ def status(args: argparse.Namespace) -> int:
     from jobs.reporting.status import render, table, watch
     from jobs.runs import select
 
-    runs = select.select(args.what, roots(args.root))
+    runs = select.select(args.target, roots(args.root))
     if args.watch:
         return watch([run.path for run in runs], sys.stdout, again=again())
     if args.goodput:

@@ -1,4 +1,4 @@
-"""python jobs/tensorboard.py [SWEEP ...]: TensorBoard over runs, each by its own name."""
+"""python jobs/tensorboard.py [SWEEP ...]: TensorBoard over runs, each under its own name."""
 
 from __future__ import annotations
 
@@ -15,37 +15,35 @@ from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
-    from jobs.runs.select import Roots
 
 EXAMPLES = """examples:
   python jobs/tensorboard.py quickstart                  then open the address that it prints
   python jobs/tensorboard.py masking 'batch/mask50-*'    runs of two sweeps
-  python jobs/tensorboard.py quickstart -- --port 7007 --bind_all    what stands after -- is TensorBoard's own
+  python jobs/tensorboard.py quickstart -- --port 7007 --bind_all    options after -- go to TensorBoard
 
 On a cluster: ssh -L 6006:localhost:6006 LOGIN_NODE, and open http://localhost:6006 here.
 """
-AGAIN = 10.0
-"""Seconds after which runs that have begun since are added."""
+RESCAN_SECONDS = 10.0
+"""How often new runs are added."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
-        description="TensorBoard over runs, each by its own name; runs that begin later are added.", epilog=EXAMPLES
+        description="Start TensorBoard over runs, each under its own name. Runs that start later are added.",
+        epilog=EXAMPLES,
     )
-    parser.add_argument("what", nargs="*", help="sweeps, sweep/run, patterns as of cancel, or folders; default: all")
+    parser.add_argument("target", nargs="*", help="sweeps, SWEEP/RUN, patterns as for cancel, or folders; default: all")
     add_root_option(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
-    from jobs.common.cluster_profile import roots
-
-    return run_command(lambda: serve(args.what, roots(args.root), own))
+    return run_command(lambda: serve(args.target, args.root, own))
 
 
-def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
-    """Until it ends, or Ctrl-C or SIGTERM ends it: its exit code. Raises ConfigError where no run is meant.
+def serve(targets: Sequence[str], root: str | None, own: Sequence[str]) -> int:
+    """Run TensorBoard until it ends, or Ctrl-C or SIGTERM ends it; returns its exit code. Raises ConfigError.
 
-    TensorBoard calls a run by the folder of its events: a folder of links to them is all that it is shown.
+    TensorBoard names a run after the folder of its events, so it gets a temporary folder of links.
     """
     import signal
     import subprocess
@@ -54,45 +52,44 @@ def serve(what: Sequence[str], root: Roots, own: Sequence[str]) -> int:
     from flip.runs.errors import ConfigError
 
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
-        add(_runs(what, root), Path(folder))
+        add(_runs(targets, root), Path(folder))
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder]
-        child = subprocess.Popen([*command, "--window_title", " ".join(what) or "FLIP", *own])
+        child = subprocess.Popen([*command, "--window_title", " ".join(targets) or "FLIP", *own])
         signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
         try:
             while True:
                 try:
-                    return child.wait(AGAIN)
+                    return child.wait(RESCAN_SECONDS)
                 except subprocess.TimeoutExpired:
-                    with contextlib.suppress(ConfigError):  # what was meant went to the trash meanwhile
-                        add(_runs(what, root), Path(folder))
-        except KeyboardInterrupt:  # the terminal's signal went to both
+                    with contextlib.suppress(ConfigError):  # the runs may be in the trash by now
+                        add(_runs(targets, root), Path(folder))
+        except KeyboardInterrupt:  # the terminal sends the signal to both processes
             return 0
         finally:
             child.terminate()
             child.wait()
 
 
-def _runs(what: Sequence[str], root: Roots) -> list[RunDir]:
+def _runs(targets: Sequence[str], root: str | None) -> list[RunDir]:
+    from jobs.common.cluster_profile import roots
     from jobs.runs import select
 
-    return select.select_many(what, root) if what else select.select(None, root)
+    return select.select_many(targets, roots(root)) if targets else select.select(None, roots(root))
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
-    """Link the events of runs that have begun into the folder, once each: the names that are new.
-
-    A run is called by its name, and where several sweeps are shown, SWEEP/RUN.
-    """
+    """Link the events of runs into the folder, once each; returns the new names: RUN, or SWEEP/RUN of several
+    sweeps."""
     several = len({run.path.parent for run in runs}) > 1
-    made = []
+    added = []
     for run in runs:
         name = f"{run.sweep}/{run.name}" if several else run.name
         link = folder / name
         if run.tensorboard.is_dir() and not link.is_symlink():
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(run.tensorboard, target_is_directory=True)
-            made.append(name)
-    return made
+            added.append(name)
+    return added
 
 
 if __name__ == "__main__":

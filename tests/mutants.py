@@ -1,8 +1,8 @@
-"""python tests/mutants.py [FILE ...]: how many small mistakes in a file its tests would see (docs/contracts.md, Tests).
+"""python tests/mutants.py [FILE ...]: mutation tests, the share of small mistakes in a file that its tests notice.
 
-Each mutant is the file with one change: an operator, a comparison or a constant is another, a condition is turned
-round, a statement is missing, two arguments are swapped. It is tested in a copy of the tree; one that the tests pass
-has survived and is printed. The exit code is 1 where fewer than nine in ten are killed. Not part of make test.
+A mutant is the file with one change: another operator, comparison or constant, a negated condition, a missing
+statement, two swapped arguments. It is tested in a copy of the tree; a mutant with which the tests pass has survived
+and is printed. The exit code is 1 if fewer than nine in ten are killed. Not part of make test.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TESTS = {
     "flip/runs/commit.py": ["tests/flip/runs/test_commit.py", "tests/parsers/test_records.py"],
     "jobs/host/restart_policy.py": ["tests/jobs/host/test_restart_policy.py", "-k", "not python"],
 }
-#: Seconds that the tests get at first, and how many times as long as that took afterwards: some mutants never end.
+#: Timeout of the first run in seconds, and of later runs in multiples of its duration: some mutants never end.
 DEADLINE, TIMES = 300.0, 5.0
 
 OTHER = {
@@ -40,12 +40,12 @@ OTHER = {
 
 
 def changes(node):
-    """What a node may become instead, as (what changed, node)."""
+    """Yield the mutations of a node as (kind, new node)."""
     if isinstance(node, ast.Compare | ast.BinOp | ast.BoolOp):
         ops = node.ops if isinstance(node, ast.Compare) else [node.op]
         text = isinstance(node, ast.BinOp) and isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
         for i, op in enumerate(ops):
-            if type(op) in OTHER and not text:  # % of a text only words a message
+            if type(op) in OTHER and not text:  # % of a text only formats a message
                 other = copy.deepcopy(node)
                 if isinstance(node, ast.Compare):
                     other.ops[i] = OTHER[type(op)]()
@@ -57,7 +57,7 @@ def changes(node):
             yield "constant", ast.Constant(not node.value)
         elif isinstance(node.value, int | float):
             yield "constant", ast.Constant(node.value + 1)
-        elif isinstance(node.value, str) and node.value.isidentifier():  # a key or a word that somebody compares
+        elif isinstance(node.value, str) and node.value.isidentifier():  # a key, or a word that is compared
             yield "constant", ast.Constant(node.value + "x")
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
         yield "operator", node.operand
@@ -80,7 +80,8 @@ def changes(node):
 
 
 def places(node):
-    """(owner, field, index or None, part) of what may change: no annotation, doc string, ``__repr__``, ``if False``."""
+    """Yield (owner, field, index or None, node) of all nodes except annotations, docstrings, ``__repr__``, ``if
+    False``."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
@@ -98,7 +99,7 @@ def places(node):
 
 
 def mutants(source):
-    """(line, kind, before, after, text of the whole file) of every mutant, in the order of the file."""
+    """Yield (line, kind, before, after, text of the file) of every mutant, in the order of the file."""
     tree = ast.parse(source)
     for owner, field, i, one in list(places(tree)):
         for kind, other in changes(one):
@@ -120,7 +121,7 @@ def _short(node):
 
 
 def survives(copied, tests, deadline=DEADLINE):
-    """Whether the tests pass in the copy of the tree, in a fork of this process: the slow imports are behind it."""
+    """Whether the tests pass in the copy of the tree, in a fork of this process, which has done the slow imports."""
     pid = os.fork()
     if not pid:
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -141,13 +142,13 @@ def survives(copied, tests, deadline=DEADLINE):
 
 
 def judge(name, copied, most, seed):
-    """Test the mutants of a file, ``most`` of them at most, and print those that survive. (killed, tested)."""
+    """Test at most ``most`` mutants of a file and print those that survive; returns (killed, tested)."""
     source = (ROOT / name).read_text(encoding="utf-8")
     found = list(mutants(source))
     chosen = sorted(random.Random(seed).sample(range(len(found)), min(most, len(found))))
     begin = time.monotonic()
     if not survives(copied, TESTS[name]):
-        raise SystemExit(f"{name}: its tests do not pass as it is")
+        raise SystemExit(f"{name}: its tests fail without a mutation")
     deadline = 5.0 + TIMES * (time.monotonic() - begin)
     killed = 0
     for number in chosen:
@@ -158,15 +159,15 @@ def judge(name, copied, most, seed):
         else:
             killed += 1
     (copied / name).write_text(source, encoding="utf-8")
-    print(f"{name}: {killed} of {len(chosen)} mutants killed, of {len(found)} that there are", flush=True)
+    print(f"{name}: {killed} of {len(chosen)} mutants killed, of {len(found)} in total", flush=True)
     return killed, len(chosen)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(TESTS)}; default: all")
-    parser.add_argument("--most", type=int, default=10_000, help="mutants of a file that are tested; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="which, where not all are")
+    parser.add_argument("files", nargs="*", metavar="FILE", help=f"files to mutate: {', '.join(TESTS)} (default: all)")
+    parser.add_argument("--most", type=int, default=10_000, help="maximum number of mutants per file (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice if not all are tested")
     args = parser.parse_args()
     sys.dont_write_bytecode = True  # two mutants may be written within a second
     unknown = [name for name in args.files if name not in TESTS]

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from jobs.common.cluster_profile import load_profile
@@ -49,7 +49,7 @@ def hurt(arena):
     arena.submit()
     arena.wait_attempt(7)
     arena.wait_step(39)
-    border = spans(arena.config)[0].end
+    border = stage_spans(arena.config)[0].end
     arena.wait(lambda: commit.commits(arena.run)[-1].samples == border, "the commit at the border")
     arena.kill()
     arena.wait_attempt(8)
@@ -185,7 +185,7 @@ def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
 
 def check_story(arena, damaged):
     """Every attempt went on from the newest good commit; no fault cost more than its price."""
-    steps = sum(span.steps for span in spans(arena.config))
+    steps = sum(span.steps for span in stage_spans(arena.config))
     trained = arena.witnessed()
     assert arena.run.newest_attempt() >= 10
     done = 0

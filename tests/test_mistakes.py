@@ -95,7 +95,7 @@ COMMANDS = [
     ("jobs/status", ["--root", "/nowhere"], 78, ["/nowhere", "Nothing was submitted there", "FLIP_RUNS=FOLDER"]),
     ("jobs/logs", ["emoji"], 78, ["several runs", "Name one: emoji/mask50, emoji/mask75"]),
     ("jobs/logs", ["emoji/mask50", "--attempt", 3], 78, ["no logs of that attempt", "3", "Attempts begun: none"]),
-    ("jobs/cancel", ["emoji"], 78, ["nobody to ask", "mask50, mask75", "--yes"]),
+    ("jobs/cancel", ["emoji"], 78, ["not a terminal", "mask50, mask75", "--yes"]),
     ("jobs/report", ["emoji", "--csv", "/nowhere/x.csv"], 78, ["/nowhere/x.csv", "mkdir -p /nowhere"]),
     ("jobs/explain", ["emojis/mask50"], 78, ["no such sweep or run", "'emojis/mask50'", "There are: emoji"]),
     ("jobs/tensorboard", ["emojis"], 78, ["no such sweep or run", "'emojis'", "There are: emoji"]),

@@ -55,7 +55,7 @@ def test_the_scrubber_leaves_no_secret_and_the_rest(text, tmp_path):
     assert "hush" not in shown and shown.startswith("no answer from ") and shown.endswith(" (refused)")
     assert "hush" not in StorageError(text, text, text, text).paragraph()
     run = RunDir(tmp_path / "run")
-    run.write_cause(run.begin_attempt({}), 0, "crash", 70, f"RuntimeError: {text}")
+    run.write_cause(run.start_attempt({}), 0, "crash", 70, f"RuntimeError: {text}")
     assert "hush" not in (run.attempt(1) / "cause.0.json").read_text()
     with pytest.raises(ConfigError):
         merge([("x.yaml", {"checkpoint.url": text.split(" ")[0]})])

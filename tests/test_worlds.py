@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from flip.config.derived import spans, world
+from flip.config.derived import stage_spans, world_size
 from flip.runs import commit
 from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_hashes
@@ -59,7 +59,7 @@ def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     for size, step in ((4, 8), (2, 16), (4, None)):
         arena.config.resources.processes = arena.world = size
         arena.save_config()
-        assert world(arena.config) == size
+        assert world_size(arena.config) == size
         arena.submit()
         if step is not None:
             arena.wait_step(step)
@@ -70,7 +70,7 @@ def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     assert worlds[-1] == 4 and arena.run.newest_attempt() >= 3
     check_ids(arena)
     ours, theirs = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
-    assert len(ours) == sum(span.steps for span in spans(arena.config))
+    assert len(ours) == sum(span.steps for span in stage_spans(arena.config))
     assert ours == pytest.approx(theirs, rel=1e-5) and ours != theirs
 
 
@@ -102,7 +102,7 @@ def check_ids(arena):
         for samples, ids in rows.items():
             assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
             seen.add(samples)
-    assert seen == set(range(0, spans(arena.config)[-1].end, BATCH))
+    assert seen == set(range(0, stage_spans(arena.config)[-1].end, BATCH))
 
 
 def witness(arena, n):

@@ -2,7 +2,7 @@
 
 import torch
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.runs.rundir import read_json
 from tests.harness.common import metric_lines
 from tests.harness.training_run import BATCH, INTERVAL
@@ -16,7 +16,7 @@ def check_equal(calm, storm, scores=6):
         assert arena.leftovers() == ([], [])
     samples, ours = storm.weights()
     expected_samples, theirs = calm.weights()
-    assert samples == expected_samples == spans(calm.config)[-1].end
+    assert samples == expected_samples == stage_spans(calm.config)[-1].end
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     told = [
@@ -50,7 +50,7 @@ def check_data(arena, hashes):
             assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
             assert pictures == [hashes[i] for i in ids]
             seen.add(samples)
-    assert seen == set(range(0, spans(arena.config)[-1].end, BATCH))
+    assert seen == set(range(0, stage_spans(arena.config)[-1].end, BATCH))
 
 
 def ends(arena, upto):
@@ -75,6 +75,6 @@ def check_attempts(arena):
             bound = 0 if before["code"] == 75 else price(arena) * BATCH
             assert done - begun <= bound, (n, done, begun, arena.story())
         done = max(trained[n]) + BATCH
-    steps = sum(span.steps for span in spans(arena.config))
+    steps = sum(span.steps for span in stage_spans(arena.config))
     assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * price(arena)
     assert ends(arena, arena.run.newest_attempt())[-1]["action"] == "done"

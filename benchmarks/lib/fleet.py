@@ -17,9 +17,9 @@ from benchmarks.lib.interruptions import Life
 from benchmarks.lib.results import rounded
 from flip import costs
 from flip.checkpoint.manager import MIN_SECONDS
-from flip.config.derived import buffer_bytes, world
+from flip.config.derived import buffer_bytes, world_size
 from flip.config.host import Host
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Config, Stage
 from flip.config.validate import validate
 from flip.costs import parameters
@@ -55,7 +55,7 @@ def planned() -> tuple[Config, ClusterProfile]:
     profile = load_profile("h100")
     (run,) = sweep_file.load(SWEEP, SETTINGS, only="joint").runs
     node = Host(profile.cpus_per_node, int(1e9 * profile.memory_gb), bf16=True, cuda=True)
-    config = resolve(run.config, node, facts(run.config))
+    config = resolve(run.config, node, dataset_facts(run.config))
     validate(config)
     return config, profile
 
@@ -122,7 +122,7 @@ def storage(config: Config, run: dict[str, Any], speeds: dict[str, float]) -> di
 
 def host(config: Config) -> dict[str, Any]:
     """Lanes, and what a node's memory holds."""
-    data, ranks = config.data, world(config)
+    data, ranks = config.data, world_size(config)
     stream = SampleOrder(config.seed, data.samples, data.chunk, data.block, data.lanes)
     loader = max(costs.loader_memory(config, stage) for stage in config.stages)
     usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MAX_LOOKAHEAD / 2) / 1.5
@@ -159,7 +159,7 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
 
 def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
     """Its size, and how long a rank copies and writes its part."""
-    ranks = world(config)
+    ranks = world_size(config)
     rank = costs.STATE_BYTES * parameters(config.model)["total"] // ranks
     return {
         "gigabytes": rank * ranks / 1e9,
@@ -175,7 +175,7 @@ def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
 
 def cases(config: Config) -> dict[str, Life]:
     """Name -> a kind of life: how often it is interrupted, what a save costs."""
-    gpus = world(config)
+    gpus = world_size(config)
     failing = LLAMA["days"] * 86_400 * LLAMA["gpus"] / LLAMA["interruptions"] / gpus
     between = {"2_h": 7200.0, "8_h": 28_800.0, "24_h": 86_400.0, "failures": failing}
     return {

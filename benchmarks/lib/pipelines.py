@@ -63,9 +63,12 @@ class Work:
 def ours(work: Work, mask: str) -> Iterator[int]:
     """flip.data.loader over s3://: full shuffle of blocks, CRC32, visible patches as uint8."""
     from flip.data.loader import Loader
+    from flip.data.worker import WorkerConfig
 
     data = dataclasses.replace(data_of(work), timeout=600.0, hedge=0.0)  # between two turns no answer is late
-    loader = Loader(data, AUGMENT, schema.ImageTower(size=SIZE, patch=PATCH), schema.TextTower(), work.seed)
+    loader = Loader(
+        WorkerConfig(data, AUGMENT, schema.ImageTower(size=SIZE, patch=PATCH), schema.TextTower(), work.seed)
+    )
     with closing(loader.batches(0, work.batch, mask)) as batches:
         for batch in batches:
             yield len(batch.ids)

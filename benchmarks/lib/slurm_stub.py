@@ -136,7 +136,7 @@ def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
             if n > 1:
                 end = {"attempt": n - 1, "action": "requeue", "cause": "stopped", "reason": "preempted", "delay": 0.0}
                 write_json(run.attempt(n - 1) / "end.json", end | {"committed": True})
-            run.begin_attempt({"resumes_from": 0})
+            run.start_attempt({"resumes_from": 0})
         live = {"attempt": n, "samples": 5, "total": 10, "step": 5, "steps": 10, "loss": 2.0, "stage": "pretrain"}
         write_json(run.status, live | {"samples_per_second": 9.0, "eta_seconds": 9, "phase": "training", "time": 0.0})
         rows.append(f"many.0f|{i}|57_{i}|RUNNING|n1|None|N/A\n")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flip.config import schema
-from flip.config.derived import kept, patches
+from flip.config.derived import kept_patches, patches
 from flip.config.schema import MODEL_PRESETS
 
 OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
@@ -69,7 +69,7 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
     optimizer = optim.build(pair.named_parameters(), config.optim)
 
     def at(mask: str) -> Callable[[], None]:
-        inputs = _inputs(torch, config, case.batch, kept(image, mask), chosen)
+        inputs = _inputs(torch, config, case.batch, kept_patches(image, mask), chosen)
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flip.config import merge as configuration
 from flip.config.schema import Config
-from flip.runs.commit import Commit, check
+from flip.runs.commit import Commit, validate_record
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import read_json
 
@@ -38,7 +38,7 @@ def mark(folder: Path) -> Commit:
         if record["form"] != FORM:
             remedy = f"This version reads form {FORM}; use the version of the toolkit that wrote it."
             raise ConfigError("form: not a version that can be read here", folder / MARK, record["form"], remedy)
-        check(record)
+        validate_record(record)
         return Commit(folder, record)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / MARK) from error
@@ -62,6 +62,6 @@ def digest(found: Commit) -> str:
 
 def config(folder: Path) -> Config:
     """The run's configuration as the export keeps it, with the folder's own tokenizer; no torch, no weights."""
-    found = configuration.read(folder / CONFIG)
+    found = configuration.read_config(folder / CONFIG)
     found.data.tokenizer = str(folder / TOKENIZER)
     return found

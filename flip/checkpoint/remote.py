@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flip.data.storage.base import RequestError, is_remote
+from flip.data.storage.base import RequestError
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
 from flip.data.storage.s3 import S3Storage
@@ -35,7 +35,9 @@ class Remote:
     def __init__(self, url: str, patience: RetryPolicy) -> None:
         self.url, self._patience, self._granted = url.rstrip("/"), patience, False
         self._outages = OutageDetector()
-        self._storage: S3Storage | FsspecStorage = S3Storage(patience.timeout) if is_remote(url) else FsspecStorage()
+        self._storage: S3Storage | FsspecStorage = (
+            S3Storage(patience.timeout) if url.startswith("s3://") else FsspecStorage()
+        )
 
     def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
         """Write a file and return what tells it: bytes, and the ETag where the storage has such a thing."""
@@ -48,7 +50,7 @@ class Remote:
         found = self._present(name)
         told = (found.size, found.etag) if expected.get("etag") else (found.size, "")
         if told != (expected["bytes"], expected.get("etag", "")):
-            raise commit.Damaged(f"{self.url}/{name} is another object than was committed: {told}")
+            raise commit.CorruptCheckpoint(f"{self.url}/{name} is another object than was committed: {told}")
 
     def verify(self, files: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> None:
         """Read files and compare size, ETag and SHA-256; keep nothing of them, or copy them into a ``folder``.
@@ -68,7 +70,7 @@ class Remote:
         """Delete whatever is there, commit.json first."""
         pages = self._storage.list(self.url + "/", lambda request: self._persist(self.url, request, WRITING))
         keys = [key for key, _ in pages]
-        for key in sorted(keys, key=lambda key: not key.endswith("/" + commit.MARK)):
+        for key in sorted(keys, key=lambda key: not key.endswith("/" + commit.COMMIT_FILE)):
             self._persist(key, lambda key=key: self._storage.delete(key), WRITING)  # type: ignore[misc]
 
     def _present(self, name: str) -> Any:
@@ -79,7 +81,7 @@ class Remote:
                 return self._storage.stat(key)
             except RequestError as fault:
                 if fault.kind == "missing":
-                    raise commit.Damaged(f"{key} is missing") from fault
+                    raise commit.CorruptCheckpoint(f"{key} is missing") from fault
                 raise
 
         return self._persist(key, there, READING)
@@ -96,7 +98,9 @@ class Remote:
             if digest.hexdigest() == expected["sha256"]:
                 return
             self._storage.reconnect()
-        raise commit.Damaged(f"{self.url}/{name} does not have the checksum that was committed, fetched twice")
+        raise commit.CorruptCheckpoint(
+            f"{self.url}/{name} does not have the checksum that was committed, fetched twice"
+        )
 
     def _pieces(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> Iterator[bytes]:
         key = f"{self.url}/{name}"
@@ -107,7 +111,7 @@ class Remote:
                 READING,
             )
             if got.etag and got.etag != expected.get("etag", got.etag):
-                raise commit.Damaged(f"{key} is another object than was committed: {got.etag}")
+                raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {got.etag}")
             yield got.data
 
     def _persist(self, key: str, request: Callable[[], _T], words: ErrorWording) -> _T:
@@ -162,7 +166,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 
     Addresses below ``url``, which the user of this process has named, are accepted.
     """
-    address, record = source.record["url"], source.path / commit.MARK
+    address, record = source.record["url"], source.path / commit.COMMIT_FILE
     reason = ownership.untrusted(record)
     below = url and f"{address}/".startswith(f"{_address(url)}/") and ".." not in address.split("/")
     if reason and not below:

@@ -47,7 +47,7 @@ class CheckpointRestorer:
         """
 
         def scan() -> tuple[list[str], bool]:
-            return [str(found.path) for found in reversed(commit.commits(self._run))], commit.traces(self._run)
+            return [str(found.path) for found in reversed(commit.commits(self._run))], commit.ever_committed(self._run)
 
         paths, traces = run_on_first(scan, self.world.storage)
         for path in map(Path, paths):
@@ -55,12 +55,12 @@ class CheckpointRestorer:
             failure = run_on_all(lambda path=path: self._verify(path), self.world.storage)  # type: ignore[misc]
             if failure is None:
                 self.parent = name
-                return commit.read(path)
+                return commit.read_commit(path)
             if failure.cause != DAMAGED:
                 raise failure.error_class(failure.text)
             log.warning("checkpoint %s is damaged (%s); taking the one before", name, failure.text)
-            if self.world.first and self._run.holds(self._attempt):
-                commit.set_aside(path)
+            if self.world.first and self._run.is_current_attempt(self._attempt):
+                commit.mark_corrupt(path)
         if traces:
             remedy = "Restore one from a copy, or move the folder `checkpoints` away to start again from zero."
             raise DataError("all checkpoints are damaged", self._run.checkpoints, remedy=remedy)
@@ -84,7 +84,7 @@ class CheckpointRestorer:
             kind = DataError if failure.cause == DAMAGED else failure.error_class
             remedy = "It was deleted since, or is damaged: name another one."
             raise kind(f"this checkpoint cannot be read: {failure.text}", path, remedy=remedy)
-        return commit.read(path)
+        return commit.read_commit(path)
 
     def load(self, source: commit.Commit, state: dict[str, torch.Tensor]) -> None:
         """Fill the tensors of ``state`` in place from a commit that ``newest``, ``open`` or ``open_other`` returned.
@@ -107,7 +107,7 @@ class CheckpointRestorer:
 
     def _verify(self, path: Path) -> None:
         """Verify this rank's share of the files of a commit."""
-        found, rank, size = commit.read(path), self.world.rank, self.world.size
+        found, rank, size = commit.read_commit(path), self.world.rank, self.world.size
         if "url" not in found.record:
             commit.verify(found, part=rank, parts=size)
             return

@@ -26,7 +26,7 @@ from torch import Tensor
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import AT_ONCE, Remote
 from flip.distributed.parallel import copies, copy_number, local, local_offsets
-from flip.runs.commit import Damaged
+from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import DataError
 
 HEADER_BYTES = 1 << 18
@@ -109,7 +109,7 @@ class CheckpointFiles:
         with open(self.folder / name, "rb") as file:
             file.seek(start)
             if file.readinto(data) != len(data):
-                raise Damaged(f"{self.folder / name} ends before byte {stop}")
+                raise CorruptCheckpoint(f"{self.folder / name} ends before byte {stop}")
         return data
 
 
@@ -155,13 +155,13 @@ def _read_header(files: CheckpointFiles, name: str) -> tuple[int, dict[str, Any]
     data = files.read(name, 0, HEADER_BYTES)
     size = 8 + int.from_bytes(data[:8], "little")
     if size > HEADER_LIMIT:
-        raise Damaged(f"{name} states a header of {size:,} bytes, at most {HEADER_LIMIT:,} are read")
+        raise CorruptCheckpoint(f"{name} states a header of {size:,} bytes, at most {HEADER_LIMIT:,} are read")
     if size > len(data):
         data += files.read(name, len(data), size)
     try:
         return size, dict(json.loads(data[8:size]))
     except (ValueError, TypeError) as error:
-        raise Damaged(f"{name} has no header of safetensors: {error}") from error
+        raise CorruptCheckpoint(f"{name} has no header of safetensors: {error}") from error
 
 
 class Region(NamedTuple):

@@ -162,11 +162,11 @@ class Checkpointer:
                 facts = record | {"world": size, "saving": time.perf_counter() - begin}
                 if remote is not None:
                     facts["url"] = remote.url
-                    remote.put(commit.MARK, marked(facts | {"files": files}))
+                    remote.put(commit.COMMIT_FILE, marked(facts | {"files": files}))
                 commit.commit(path, facts, files)
 
         def read_back() -> None:
-            verify(commit.read(path), self._patience, part=rank, parts=size)
+            verify(commit.read_commit(path), self._patience, part=rank, parts=size)
 
         failure = run_on_all(prepare, group) or run_on_all(write, group)
         if failure is None:
@@ -189,17 +189,17 @@ class Checkpointer:
 
     def _retain(self, named: list[Path]) -> None:
         try:
-            commit.retain(self._run, self._attempt, self._keep, named, self._delete)
+            commit.apply_retention(self._run, self._attempt, self._keep, named, self._delete)
         except (OSError, FlipError) as error:  # too many commits do no harm, and the next save tries again
             log.warning("an old checkpoint could not be deleted: %s", error)
 
     def _delete(self, path: Path) -> None:
         """Delete a commit or what is left of one, its mark in the run directory first."""
         try:
-            url = commit.read(path).record.get("url", "")
-        except commit.Damaged:  # or never committed
+            url = commit.read_commit(path).record.get("url", "")
+        except commit.CorruptCheckpoint:  # or never committed
             url = ""
-        commit.withdraw(path)
+        commit.uncommit(path)
         if url or self._url:
             patience = replace(self._patience, deadline=min(self._patience.deadline, DELETE_DEADLINE_SECONDS))
             Remote(url or self._url_of(path), patience).remove()
@@ -207,7 +207,7 @@ class Checkpointer:
 
     def _check_saveable(self, state: dict[str, torch.Tensor], samples: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""
-        problem = "superseded" if self._world.first and not self._run.holds(self._attempt) else ""
+        problem = "superseded" if self._world.first and not self._run.is_current_attempt(self._attempt) else ""
         for name, tensor in state.items():
             if name.startswith("model.") and not bool(local(tensor).isfinite().all()):
                 problem = problem or f"{name.removeprefix('model.')} is not finite"

@@ -22,7 +22,7 @@ MAX_LABEL_FIELDS = 3
 
 
 @dataclass(frozen=True)
-class Span:
+class StageSpan:
     """One stage on the axis of samples seen: from S = ``start`` to S = ``end`` in ``steps`` steps."""
 
     stage: Stage
@@ -31,18 +31,18 @@ class Span:
     steps: int
 
 
-def spans(config: Config) -> list[Span]:
+def stage_spans(config: Config) -> list[StageSpan]:
     """The stages in order. steps = ceil(samples / batch), end = start + steps * batch: a last step is never cut."""
-    result: list[Span] = []
+    result: list[StageSpan] = []
     start = 0
     for stage in config.stages:
         steps = -(-stage.samples // stage.batch)
-        result.append(Span(stage, start, start + steps * stage.batch, steps))
+        result.append(StageSpan(stage, start, start + steps * stage.batch, steps))
         start = result[-1].end
     return result
 
 
-def world(config: Config) -> int:
+def world_size(config: Config) -> int:
     """W, the number of ranks."""
     return config.resources.nodes * config.resources.processes
 
@@ -52,17 +52,17 @@ def patches(image: ImageTower) -> int:
     return (image.size // image.patch) ** 2
 
 
-def kept(image: ImageTower, mask: str) -> int:
+def kept_patches(image: ImageTower, mask: str) -> int:
     """K = floor(P * (1 - mask)), in exact arithmetic."""
     return int(patches(image) * (1 - Fraction(mask)))
 
 
-def positions(text: TextTower, mask: str) -> int:
+def kept_tokens(text: TextTower, mask: str) -> int:
     """Positions of a caption that a text mask leaves, likewise."""
     return int(text.length * (1 - Fraction(mask)))
 
 
-class Share(NamedTuple):
+class DatasetLanes(NamedTuple):
     """One data set of a resolved configuration."""
 
     name: str
@@ -77,21 +77,21 @@ class Share(NamedTuple):
     """Of the L lanes of the run, those that take their samples from this set: neighbouring ones."""
 
 
-def shares(data: Data) -> list[Share]:
+def dataset_lanes(data: Data) -> list[DatasetLanes]:
     """The data sets in order; if ``data.sets`` is empty, the one that ``data`` itself names."""
     if not data.sets:
-        return [Share("", data.manifest, data.samples, data.chunk, data.sample_bytes, range(data.lanes))]
-    result, first = list[Share](), 0
+        return [DatasetLanes("", data.manifest, data.samples, data.chunk, data.sample_bytes, range(data.lanes))]
+    result, first = list[DatasetLanes](), 0
     for dataset in data.sets:
         lanes = range(first, first + dataset.lanes)
         result.append(
-            Share(dataset.name, dataset.manifest, dataset.samples, dataset.chunk, dataset.sample_bytes, lanes)
+            DatasetLanes(dataset.name, dataset.manifest, dataset.samples, dataset.chunk, dataset.sample_bytes, lanes)
         )
         first = lanes.stop
     return result
 
 
-def split(lanes: int, weights: Sequence[float]) -> list[int]:
+def allocate_lanes(lanes: int, weights: Sequence[float]) -> list[int]:
     """How many of ``lanes`` each set gets: in proportion to the weights, the largest remainders rounded up."""
     exact = [lanes * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]
@@ -101,7 +101,7 @@ def split(lanes: int, weights: Sequence[float]) -> list[int]:
     return counts
 
 
-def miss(lanes: Sequence[int], weights: Sequence[float]) -> float:
+def weight_error(lanes: Sequence[int], weights: Sequence[float]) -> float:
     """The largest relative difference between a set's share of the lanes and its share of the weights."""
     parts = zip(lanes, weights, strict=True)
     return max(abs(count / sum(lanes) / (weight / sum(weights)) - 1) for count, weight in parts)

@@ -22,7 +22,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def host() -> Host:
+def this_host() -> Host:
     """This machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     flags = next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith("flags")), "").split()

@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flip.config.derived import world
-from flip.config.resolve import locate, manifest_record
+from flip.config.derived import world_size
+from flip.config.resolve import manifest_record, resolve_path
 from flip.config.schema import SCHEMA, Config
 from flip.runs.errors import PermissionDenied
 
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
 
 
-class Change(NamedTuple):
+class ConfigChange(NamedTuple):
     """One key on which two identities differ; None: the key is absent on that side."""
 
     key: str
@@ -30,12 +30,12 @@ class Change(NamedTuple):
     now: Any
 
     @property
-    def of_data(self) -> bool:
+    def is_other_data(self) -> bool:
         """Whether it says that a data set is another one, read in the same way."""
         return bool(_DATA.fullmatch(self.key))
 
     @property
-    def of_absence(self) -> bool:
+    def is_missing_content(self) -> bool:
         """Whether it only says that what was read then is not there now."""
         return _is_content(self.was) and isinstance(self.now, str) and not _is_content(self.now)
 
@@ -56,7 +56,7 @@ def _manifest(path: str) -> str:
 def file_digest(path: str) -> str:
     """The checksum of a file's content, or its path while it is not there."""
     try:
-        return f"sha256:{hashlib.sha256(Path(locate(path)).read_bytes()).hexdigest()}" if path else path
+        return f"sha256:{hashlib.sha256(Path(resolve_path(path)).read_bytes()).hexdigest()}" if path else path
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return path
     except PermissionError as error:
@@ -91,7 +91,7 @@ def _canonical(config: Config) -> dict[str, Any]:
     sets.sort(key=lambda dataset: dataset["name"])
     if not config.init.run and not config.init.export:
         del values["init"]
-    values["world"] = world(config)
+    values["world"] = world_size(config)
     return values
 
 
@@ -125,14 +125,16 @@ def flatten(value: Any, key: str = "") -> dict[str, Any]:
     return found
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
     """Where two configurations as plain data differ, by key."""
     was, now = flatten(before), flatten(after)
-    changes = [Change(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    changes = [
+        ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
+    ]
     for key in ("stages", "data.sets"):  # flattened, they are known by name and have no order
         names, renamed = _names(before, key), _names(after, key)
         if names != renamed and sorted(names) == sorted(renamed):
-            changes.append(Change(key, names, renamed))
+            changes.append(ConfigChange(key, names, renamed))
     return changes
 
 
@@ -143,6 +145,6 @@ def _names(config: Mapping[str, Any], key: str) -> list[str]:
     return [member["name"] for member in owner]
 
 
-def explain(stored: Mapping[str, Any], config: Config) -> list[Change]:
+def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
     """Where a stored identity.json and a resolved configuration differ, by key; empty: they are the same run."""
     return compare(stored["config"], _canonical(config))

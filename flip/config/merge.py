@@ -20,11 +20,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flip.config.schema import MODEL_PRESETS, SCHEMA, Config, Stage
-from flip.config.yaml_io import Place, Table, dump_yaml, parse_yaml, read_yaml
+from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
-
-__all__ = ["Table", "assignment", "dump", "get", "merge", "parse_yaml", "read", "read_yaml", "to_dict"]
-
 
 _ELSEWHERE = "Configurations stand in files that many read: leave it to the environment or to ~/.aws and the like."
 
@@ -44,7 +41,7 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from _paths(member, f"{prefix}{name}." + ("NAME." if typing.get_args(hint) else ""))
 
 
-def _unknown(kind: type, name: str, place: Place) -> ConfigError:
+def _unknown(kind: type, name: str, place: SourceLocation) -> ConfigError:
     here = place.key.rpartition(".")[0]
     near = [f"{here}.{n}" if here else n for n in difflib.get_close_matches(name, fields_of(kind))]
     last = name.rpartition(".")[2]
@@ -64,7 +61,7 @@ def _number(value: Any) -> Decimal | None:
     return number if number.is_finite() and abs(number.adjusted()) < 308 else None
 
 
-def _scalar(kind: type, value: Any, place: Place) -> Any:
+def _scalar(kind: type, value: Any, place: SourceLocation) -> Any:
     number = _number(value)
     if isinstance(value, str) and ("${" in value or value == "???"):  # both mean something to OmegaConf
         raise place.error("interpolation is off", value, "Write the value itself.")
@@ -82,7 +79,7 @@ def _scalar(kind: type, value: Any, place: Place) -> Any:
     raise place.error(f"needs {needed}", "nothing" if value is None else value)
 
 
-def _decimal(text: str, place: Place) -> str:
+def _decimal(text: str, place: SourceLocation) -> str:
     """The one form of a decimal number: 0.50, 5e-1 and .5 are all 0.5."""
     number = _number(text)
     if number is None:
@@ -90,7 +87,9 @@ def _decimal(text: str, place: Place) -> str:
     return format(number.normalize(), "f") if number else "0"
 
 
-def _members(kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: Place) -> list[dict[str, Any]]:
+def _members(
+    kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: SourceLocation
+) -> list[dict[str, Any]]:
     """Change members of a list of named things: by name or position; a new name goes to the end; null removes one."""
     new = [dict(member) for member in old]
     for name, change in value.items():
@@ -124,7 +123,7 @@ def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def _fit(kind: Any, value: Any, old: Any, place: Place) -> Any:
+def _fit(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
     """``value`` as plain data of the schema's type ``kind``; ``old`` is what the layers below say."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
@@ -149,15 +148,15 @@ def _fit(kind: Any, value: Any, old: Any, place: Place) -> Any:
     return _scalar(kind, value, place)
 
 
-def _put(table: Table, path: Sequence[str], value: Any, place: Place) -> None:
+def _put(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocation) -> None:
     """Set ``table[a][b][c] = value``; what is there already is an error."""
     head, *rest = path
     if "" in path:
         raise place.error("an empty part in a dotted key")
     table.lines.setdefault(head, place.line)
     if rest or isinstance(value, Mapping):
-        child = table.setdefault(head, Table())
-        if not isinstance(child, Table):
+        child = table.setdefault(head, LocatedDict())
+        if not isinstance(child, LocatedDict):
             raise place.error("is set twice, in two ways")
         items = [(".".join(rest), value)] if rest else list(value.items())
         for key, item in items:
@@ -169,31 +168,31 @@ def _put(table: Table, path: Sequence[str], value: Any, place: Place) -> None:
         table[head] = value
 
 
-def nest(table: Mapping[str, Any], where: str) -> Table:
+def expand_dotted_keys(table: Mapping[str, Any], where: str) -> LocatedDict:
     """The same settings without dotted keys. Raises ConfigError where one key is set in two ways."""
-    nested = Table()
+    nested = LocatedDict()
     for key, value in table.items():
         line = getattr(table, "lines", {}).get(key, 0)
-        _put(nested, key.split("."), value, Place(where, key, line))
+        _put(nested, key.split("."), value, SourceLocation(where, key, line))
     return nested
 
 
-def assignment(text: str) -> tuple[str, Table]:
+def assignment(text: str) -> tuple[str, LocatedDict]:
     """``a.b=1`` as a layer (where, mapping); the value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError("an override is written KEY=VALUE", "command line", text, "Example: model.size=L/16")
     where = f"command line, {key.strip()}"
-    return "command line", Table({key.strip(): parse_yaml(value, where)})
+    return "command line", LocatedDict({key.strip(): parse_yaml(value, where)})
 
 
-def _preset(layers: Sequence[tuple[str, Table]]) -> dict[str, Any]:
+def _preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
     """The model fields of the size that the topmost layer names."""
-    size, place = Config().model.size, Place("defaults", "model.size")
+    size, place = Config().model.size, SourceLocation("defaults", "model.size")
     for where, layer in layers:
         model = layer.get("model")
         if isinstance(model, Mapping) and isinstance(model.get("size"), str):
-            size, place = model["size"], Place(where, "model.size", getattr(model, "lines", {}).get("size", 0))
+            size, place = model["size"], SourceLocation(where, "model.size", getattr(model, "lines", {}).get("size", 0))
     if size not in MODEL_PRESETS:
         raise place.error("unknown model size", size, f"Sizes: {', '.join(MODEL_PRESETS)}.")
     return MODEL_PRESETS[size]
@@ -221,15 +220,15 @@ def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str
     ``evaluate.sets`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
     Raises ConfigError for unknown keys, wrong types and interpolation. What must agree is ``validate``'s matter.
     """
-    nested = [(where, nest(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
+    nested = [(where, expand_dotted_keys(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
     named: dict[str, Any] = {"model": _preset(nested)}
     for where, layer in nested:
-        named = _overlay(named, _fit(Config, layer, named, Place(where)))
+        named = _overlay(named, _fit(Config, layer, named, SourceLocation(where)))
     kinds = fields_of(Config)
     return Config(**{name: _made(kinds[name], values) for name, values in named.items()})
 
 
-def get(config: Any, key: str) -> Any:
+def lookup(config: Any, key: str) -> Any:
     """The value at a dotted key, members of named lists by name or position; None where there is none."""
     for part in key.split("."):
         if isinstance(config, list):
@@ -251,7 +250,7 @@ def dump(config: Config) -> str:
     return dump_yaml(to_dict(config))
 
 
-def read(path: str | os.PathLike[str]) -> Config:
+def read_config(path: str | os.PathLike[str]) -> Config:
     """A run's config.yaml. Raises ConfigError where it is none, or another version of the schema wrote it."""
     table = read_yaml(path)
     found = table.get("schema", "nothing")

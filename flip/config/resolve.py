@@ -14,22 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import WEIGHT_TOLERANCE, buffer_bytes, miss, split, world
+from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, weight_error, world_size
 from flip.config.host import Host
 from flip.config.schema import Config, Data, DataSet
-from flip.config.validate import check_ranges
+from flip.config.validate import check_fields
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 MAX_LANES = 4096
 MAX_CHUNK, MIN_CHUNKS = 256, 4096
-OF_MACHINE = (("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"))
+MACHINE_DEPENDENT = (("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"))
 """Fields of the identity whose ``auto`` follows the machine, and not the rest of the configuration alone."""
 DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
 """The manifests that tools/demo_data.py makes."""
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DatasetFacts:
     """What planning needs to know of a data set. ``nominal``: as the configuration claims, there is no manifest yet."""
 
     samples: int
@@ -48,7 +48,7 @@ def cache_root() -> Path:
         raise ConfigError("the home folder of this user is not known", remedy=remedy) from error
 
 
-def locate(path: str) -> str:
+def resolve_path(path: str) -> str:
     """An absolute path: ``cache:NAME`` lies in the cache, other relative paths in the working directory. URLs stay.
 
     Raises ConfigError for what can be no path.
@@ -67,7 +67,7 @@ def locate(path: str) -> str:
 
 def manifest_record(folder: str) -> dict[str, Any] | None:
     """manifest.json of a manifest's folder, None where there is none. Raises DataError, PermissionDenied."""
-    path = Path(locate(folder)) / "manifest.json"
+    path = Path(resolve_path(folder)) / "manifest.json"
     remedy = "Build it again: python tools/shards.py index"
     if not folder or "://" in folder:
         return None
@@ -92,7 +92,7 @@ def default_chunk(samples: int) -> int:
     return chunk
 
 
-def facts(config: Config, nominal: bool = True) -> list[DataFacts]:
+def dataset_facts(config: Config, nominal: bool = True) -> list[DatasetFacts]:
     """What the manifests say of the training data, set by set, or what the configuration claims where there is none.
 
     ``nominal``: whether a claim will do. Raises ConfigError where no data set is named, DataError where a manifest is
@@ -107,14 +107,14 @@ def facts(config: Config, nominal: bool = True) -> list[DataFacts]:
     return [_facts(one, f"data.sets.{one.name}", nominal) for one in data.sets]
 
 
-def _facts(data: Data | DataSet, key: str, nominal: bool) -> DataFacts:
+def _facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
     record = manifest_record(data.manifest)
     if record is not None:
         mean = float(record["mean_bytes"])
-        return DataFacts(int(record["samples"]), int(record["chunk"]), mean, str(record["digest"]), False)
+        return DatasetFacts(int(record["samples"]), int(record["chunk"]), mean, str(record["digest"]), False)
     if data.samples and nominal:
         chunk = data.chunk or default_chunk(data.samples)
-        return DataFacts(data.samples, chunk, float(data.sample_bytes), "", True)
+        return DatasetFacts(data.samples, chunk, float(data.sample_bytes), "", True)
     if not data.manifest:
         remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is named", remedy=remedy)
@@ -126,23 +126,23 @@ def _facts(data: Data | DataSet, key: str, nominal: bool) -> DataFacts:
         remedy += f" head or docs/reproduce.md says it. {plan}"
     else:
         remedy = f"Index the shards first: python tools/shards.py index. {plan}"
-    raise DataError("there is no manifest here", locate(data.manifest), remedy=remedy)
+    raise DataError("there is no manifest here", resolve_path(data.manifest), remedy=remedy)
 
 
-def default_lanes(config: Config, data: Sequence[DataFacts], buffer: int) -> int:
+def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> int:
     """L: the largest number <= 4096 that divides every B, is a multiple of W, and fits the data and the buffer.
 
     Of several data sets each must get its lanes. Where nothing fits it is W, and ``validate`` says what to change.
     """
-    ranks, common = world(config), math.gcd(*(stage.batch for stage in config.stages))
+    ranks, common = world_size(config), math.gcd(*(stage.batch for stage in config.stages))
     block, weights = config.data.block, [one.weight for one in config.data.sets] or [1.0]
     for lanes in range(min(MAX_LANES, common) // ranks * ranks, 0, -ranks):
         if common % lanes:
             continue
-        parts = list(zip(split(lanes, weights), data, strict=True))
+        parts = list(zip(allocate_lanes(lanes, weights), data, strict=True))
         room = all(0 < 2 * held * block <= one.samples // one.chunk for held, one in parts)
         bytes = sum(buffer_bytes(held, block, one.chunk, one.mean_bytes) for held, one in parts)
-        if room and bytes <= buffer and miss([held for held, _ in parts], weights) <= WEIGHT_TOLERANCE:
+        if room and bytes <= buffer and weight_error([held for held, _ in parts], weights) <= WEIGHT_TOLERANCE:
             return lanes
     return ranks
 
@@ -171,33 +171,33 @@ def _compute(config: Config, on: Host) -> None:
     if compute.deterministic == "auto":
         compute.deterministic = "no" if cuda else "yes"
     if data.workers < 0:
-        data.workers = min(8 if cuda else 1, max(1, data.lanes // world(config)))
+        data.workers = min(8 if cuda else 1, max(1, data.lanes // world_size(config)))
     if compute.threads == 0:
         # On GPUs little is left to the CPU, and the number must not follow the login node that resolves it.
         cores = resources.cpus or on.cores // max(1, resources.processes)
         compute.threads = 4 if cuda else max(1, cores - data.workers)
 
 
-def adopt(config: Config, stored: Config) -> Config:
+def inherit_machine_fields(config: Config, stored: Config) -> Config:
     """A copy in which those of OF_MACHINE that were left ``auto`` (or 0) are as in ``stored``, a resolved one."""
     config = copy.deepcopy(config)
-    for section, name in OF_MACHINE:
+    for section, name in MACHINE_DEPENDENT:
         owner = getattr(config, section)
         if getattr(owner, name) in ("auto", 0):
             setattr(owner, name, getattr(getattr(stored, section), name))
     return config
 
 
-def resolve(config: Config, on: Host, data: Sequence[DataFacts]) -> Config:
+def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
     """A copy without ``auto``: paths, compute, R, L, workers, threads. N and the mean bytes are those of ``data``.
 
     ``on`` describes a node that ranks run on, ``data`` the data sets. Raises ConfigError for a value out of its range,
     and where ``data.chunk`` is not the manifest's.
     """
-    check_ranges(config)
+    check_fields(config)
     config = copy.deepcopy(config)
     for owner, name in _paths(config):
-        setattr(owner, name, locate(getattr(owner, name)))
+        setattr(owner, name, resolve_path(getattr(owner, name)))
     ours = config.data
     members: Sequence[Data | DataSet] = ours.sets or [ours]
     for one, found in zip(members, data, strict=True):
@@ -223,5 +223,5 @@ def _mix(data: Data) -> None:
         return
     data.samples = sum(one.samples for one in data.sets)
     if not any(one.lanes for one in data.sets):
-        for one, lanes in zip(data.sets, split(data.lanes, [one.weight for one in data.sets]), strict=True):
+        for one, lanes in zip(data.sets, allocate_lanes(data.lanes, [one.weight for one in data.sets]), strict=True):
             one.lanes = lanes

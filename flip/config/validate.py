@@ -14,15 +14,15 @@ from typing import Any
 
 from flip.config.derived import (
     WEIGHT_TOLERANCE,
-    Share,
+    DatasetLanes,
     buffer_bytes,
-    kept,
-    miss,
+    dataset_lanes,
+    kept_patches,
+    kept_tokens,
     patches,
-    positions,
-    shares,
-    spans,
-    world,
+    stage_spans,
+    weight_error,
+    world_size,
 )
 from flip.config.schema import Config, Data, Stage
 from flip.runs.errors import ConfigError
@@ -78,7 +78,7 @@ def _suggestion(config: Config, key: str) -> str:
     return f"Did you mean stages.{near[0]}? A name that is not there makes a new stage." if near else ""
 
 
-def check_ranges(config: Config) -> None:
+def check_fields(config: Config) -> None:
     """Raise ConfigError for the first field that is invalid whatever the other fields are. ``auto`` is allowed."""
     for key, rules, value in _values(config):
         choices = rules.get("choices")
@@ -155,12 +155,12 @@ def _stages(config: Config) -> None:
     if not config.stages:
         raise ConfigError("stages: there is none", remedy="Give at least one with samples and batch.")
     _unique("stages", (stage.name for stage in config.stages))
-    ranks = world(config)
+    ranks = world_size(config)
     for stage in config.stages:
         key = f"stages.{stage.name}"
         image, text = config.model.image, config.model.text
-        _mask(f"{key}.mask", stage.mask, partial(kept, image), f"{patches(image)} patches")
-        _mask(f"{key}.text_mask", stage.text_mask, partial(positions, text), f"{text.length} positions")
+        _mask(f"{key}.mask", stage.mask, partial(kept_patches, image), f"{patches(image)} patches")
+        _mask(f"{key}.text_mask", stage.text_mask, partial(kept_tokens, text), f"{text.length} positions")
         if stage.batch % ranks:
             unit = config.data.lanes if config.data.lanes % ranks == 0 else ranks  # else the next check refuses it
             remedy = f"Set it to {_near(stage.batch, unit)}, or change resources.nodes or resources.processes."
@@ -177,7 +177,7 @@ def _stages(config: Config) -> None:
 
 
 def _order(config: Config) -> None:
-    data, ranks = config.data, world(config)
+    data, ranks = config.data, world_size(config)
     for key in ("lanes", "samples", "buffer"):
         if getattr(data, key) < 1:
             raise ConfigError(f"data.{key}: is not resolved", value=getattr(data, key))
@@ -191,7 +191,7 @@ def _order(config: Config) -> None:
     if data.lanes % ranks:
         remedy = f"Set it to {_near(data.lanes, ranks)}, or a world size out of {_divisors(data.lanes)}."
         raise ConfigError(f"data.lanes: {data.lanes} lanes do not divide by {ranks} ranks", remedy=remedy)
-    for share in shares(data):
+    for share in dataset_lanes(data):
         _room(config, share)
     if data.workers > data.lanes // ranks:
         remedy = f"Set it to at most {data.lanes // ranks}: a lane has one worker."
@@ -199,7 +199,7 @@ def _order(config: Config) -> None:
         raise ConfigError(what, value=data.workers, remedy=remedy)
 
 
-def _room(config: Config, share: Share) -> None:
+def _room(config: Config, share: DatasetLanes) -> None:
     """Two blocks of every lane fit into a pass."""
     data, lanes = config.data, len(share.lanes)
     key = f"data.sets.{share.name}." if share.name else "data."
@@ -226,7 +226,7 @@ def _sets(config: Config) -> None:
     if min(held) < 1 or sum(held) != data.lanes:
         what = f"data.sets: they hold {' + '.join(map(str, held))} lanes, the run has {data.lanes}"
         raise ConfigError(what, remedy="Leave lanes out of data.sets; where a set got none, raise its weight or L.")
-    if miss(held, weights) > WEIGHT_TOLERANCE:
+    if weight_error(held, weights) > WEIGHT_TOLERANCE:
         shown = ", ".join(f"{one.name} {one.lanes / data.lanes:.4g}" for one in data.sets)
         what = f"data.sets: {data.lanes} lanes give shares of {shown}, more than {WEIGHT_TOLERANCE:.0%} off the weights"
         remedy = "Set the weights to lanes, as 3 and 5 of 8, or take more lanes (they divide every batch)."
@@ -245,9 +245,9 @@ def _init(config: Config) -> None:
         return
     if not init.run:
         raise ConfigError("init.extend: there is no init.run", remedy="Name the run that it extends.")
-    span = next((span for span in spans(config) if init.samples < span.end), None)
+    span = next((span for span in stage_spans(config) if init.samples < span.end), None)
     if span is None:
-        raise ConfigError(f"{key} is not before the end of the run", value=spans(config)[-1].end)
+        raise ConfigError(f"{key} is not before the end of the run", value=stage_spans(config)[-1].end)
     if (init.samples - span.start) % span.stage.batch or init.samples % config.data.lanes:
         what = f"{key} is no step of stage {span.stage.name}, which begins at S = {span.start}"
         remedy = "Let stages, batches and data.lanes be those of the other run as far as it came."
@@ -258,7 +258,7 @@ def _init(config: Config) -> None:
 
 
 def _compute(config: Config) -> None:
-    compute, resources, ranks = config.compute, config.resources, world(config)
+    compute, resources, ranks = config.compute, config.resources, world_size(config)
     if ranks % compute.replicate:
         remedy = f"Set it to one out of {_divisors(ranks)}; resources.nodes makes each copy that of one node."
         what = f"compute.replicate: {compute.replicate} copies of the weights do not divide {ranks} ranks"
@@ -276,7 +276,7 @@ def _compute(config: Config) -> None:
 
 
 def _buffer(data: Data) -> int:
-    return sum(buffer_bytes(len(one.lanes), data.block, one.chunk, one.sample_bytes) for one in shares(data))
+    return sum(buffer_bytes(len(one.lanes), data.block, one.chunk, one.sample_bytes) for one in dataset_lanes(data))
 
 
 def _notes(config: Config) -> list[str]:
@@ -286,7 +286,7 @@ def _notes(config: Config) -> list[str]:
         notes.append(
             f"the shuffle buffer holds {held / 1e9:.1f} GB, data.buffer is {data.buffer / 1e9:.1f} GB: take fewer lanes"
         )
-    for span in spans(config):
+    for span in stage_spans(config):
         extra = span.end - span.start - span.stage.samples
         if extra:
             notes.append(f"stage {span.stage.name} takes {extra} samples more, to the end of its last batch")
@@ -316,7 +316,7 @@ def warnings(config: Config) -> list[str]:
 
 def validate(config: Config) -> list[str]:
     """Notes on a resolved configuration that can run; ConfigError with values and remedy for one that cannot."""
-    check_ranges(config)
+    check_fields(config)
     _towers(config)
     _stages(config)
     _sets(config)
@@ -344,7 +344,7 @@ def plan_numbers(config: Config) -> dict[str, Any]:
     positions (of a caption, that a text mask leaves), steps, start, end, passes, warmup,
     lr (peak, base_lr * batch / 256).
     """
-    data, ranks = config.data, world(config)
+    data, ranks = config.data, world_size(config)
     held = _buffer(data)
     stages = [
         {
@@ -354,8 +354,8 @@ def plan_numbers(config: Config) -> dict[str, Any]:
             "local_batch": span.stage.batch // ranks,
             "mask": span.stage.mask,
             "patches": patches(config.model.image),
-            "kept": kept(config.model.image, span.stage.mask),
-            "positions": positions(config.model.text, span.stage.text_mask),
+            "kept": kept_patches(config.model.image, span.stage.mask),
+            "positions": kept_tokens(config.model.text, span.stage.text_mask),
             "steps": span.steps,
             "start": span.start,
             "end": span.end,
@@ -363,9 +363,9 @@ def plan_numbers(config: Config) -> dict[str, Any]:
             "warmup": span.stage.warmup,
             "lr": span.stage.base_lr * span.stage.batch / 256,
         }
-        for span in spans(config)
+        for span in stage_spans(config)
     ]
-    end = spans(config)[-1].end
+    end = stage_spans(config)[-1].end
     return {
         "world": ranks,
         "worlds": _divisors(data.lanes),
@@ -385,7 +385,7 @@ def plan_numbers(config: Config) -> dict[str, Any]:
                     "lanes": len(one.lanes),
                     "passes": end * len(one.lanes) / data.lanes / one.samples,
                 }
-                for one in shares(data)
+                for one in dataset_lanes(data)
             ],
         },
         "stages": stages,

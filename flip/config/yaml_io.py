@@ -19,9 +19,9 @@ from flip.runs.errors import ConfigError, PermissionDenied
 _LoaderBase: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DumperBase: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-MOST = 100_000
+MAX_VALUES = 100_000
 """Values of a file."""
-LIMIT = 1 << 20
+MAX_BYTES = 1 << 20
 """Bytes of a file."""
 _SCALARS = (
     ("merge", r"<<", "<"),
@@ -32,7 +32,7 @@ _SCALARS = (
 )
 
 
-class Table(dict[str, Any]):
+class LocatedDict(dict[str, Any]):
     """A mapping that remembers the line (1-based) of each of its keys, where it came from a file."""
 
     def __init__(self, values: Mapping[str, Any] | None = None, lines: Mapping[str, int] | None = None) -> None:
@@ -41,15 +41,15 @@ class Table(dict[str, Any]):
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a value stands: the layer's name, the dotted key, the line of it (0: unknown)."""
 
     where: str
     key: str = ""
     line: int = 0
 
-    def child(self, name: str | int, line: int = 0) -> Place:
-        return Place(self.where, f"{self.key}.{name}" if self.key else str(name), line or self.line)
+    def child(self, name: str | int, line: int = 0) -> SourceLocation:
+        return SourceLocation(self.where, f"{self.key}.{name}" if self.key else str(name), line or self.line)
 
     def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
         place = f"{self.where}:{self.line}" if self.line else self.where
@@ -75,7 +75,7 @@ for _name, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), _firsts)
 
 
-def _mapping(loader: Any, node: yaml.MappingNode) -> Table:
+def _mapping(loader: Any, node: yaml.MappingNode) -> LocatedDict:
     seen: dict[str, int] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -85,7 +85,7 @@ def _mapping(loader: Any, node: yaml.MappingNode) -> Table:
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         seen[key.value] = key.start_mark.line + 1
     loader.flatten_mapping(node)
-    table = Table()
+    table = LocatedDict()
     for key, value in node.value:
         table[key.value] = loader.construct_object(value, deep=True)
         table.lines[key.value] = key.start_mark.line + 1
@@ -111,11 +111,11 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """Values below a node, those behind an alias each time that it stands there: a page of aliases can mean more of
     them than memory holds, or itself."""
     if id(node) not in known:
-        known[id(node)] = MOST + 1  # until it is counted: what holds itself has no end
+        known[id(node)] = MAX_VALUES + 1  # until it is counted: what holds itself has no end
         below = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(one, known) for one in below)
-    if known[id(node)] > MOST:
-        problem = f"its aliases stand for more than {MOST:,} values"
+    if known[id(node)] > MAX_VALUES:
+        problem = f"its aliases stand for more than {MAX_VALUES:,} values"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     return known[id(node)]
 
@@ -145,13 +145,13 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def _bytes(path: str | os.PathLike[str]) -> bytes:
     with open(path, "rb") as file:
-        data = file.read(LIMIT + 1)
-    if len(data) > LIMIT:
-        raise ConfigError(f"more than {LIMIT:,} bytes, too large for a configuration", str(path))
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"more than {MAX_BYTES:,} bytes, too large for a configuration", str(path))
     return data
 
 
-def read_yaml(path: str | os.PathLike[str]) -> Table:
+def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
     """The mapping that a YAML file holds; an empty file is an empty mapping.
 
     Raises ConfigError where the file is missing, not UTF-8, not YAML or not a mapping; PermissionDenied where it may
@@ -176,8 +176,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Table:
         raise ConfigError(f"cannot be read: {error.strerror}", where) from error
     value = parse_yaml(text, where)
     if value is None:
-        return Table()
-    if not isinstance(value, Table):
+        return LocatedDict()
+    if not isinstance(value, LocatedDict):
         remedy = "Write `key: value` lines."
         raise ConfigError(f"a mapping is needed at the top, not a {type(value).__name__}", where, remedy=remedy)
     return value

@@ -1,4 +1,4 @@
-"""The training view of a picture: crop, flip, affine map and colour, drawn by the counter hash.
+"""The training view of an image: random crop, flip, affine map and colour.
 
 Crop, flip, affine map and resize are one resampling; brightness, contrast, saturation and grey are one 3 x 4 matrix.
 """
@@ -17,12 +17,12 @@ from flip.data import masking
 from flip.data.decode import Pixels
 
 TRIES = 10
-"""Boxes tried before the central crop."""
+"""Random boxes tried before the central crop."""
 
 _WHITE = (255, 255, 255)
 _LUMA = (0.299, 0.587, 0.114)
 _GREY = 127.5
-"""Contrast turns about mid-grey, a constant, so that colour stays one matrix."""
+"""Contrast is relative to mid-grey, a constant, so that colour stays one matrix."""
 
 
 class Draws(NamedTuple):
@@ -34,30 +34,29 @@ class Draws(NamedTuple):
     """Rotation, shift right, shift down, zoom, brightness, contrast, saturation, grey."""
 
     @classmethod
-    def of(cls, seed: int, visits: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
-        v, i = visits[:, None], ids[:, None]
+    def of(cls, seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
         return cls(
-            masking.draw(seed, v, i, masking.CROP, np.arange(4 * TRIES)),
-            masking.draw(seed, visits, ids, masking.FLIP, 0),
-            masking.draw(seed, v, i, masking.AUGMENT, np.arange(8)),
+            masking.draw(seed, epochs[:, None], ids[:, None], masking.CROP, np.arange(4 * TRIES)),
+            masking.draw(seed, epochs, ids, masking.FLIP, 0),
+            masking.draw(seed, epochs[:, None], ids[:, None], masking.AUGMENT, np.arange(8)),
         )
 
 
 def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: int, resize: str = "pillow") -> Pixels:
-    """The (size, size, 3) training view by row ``row`` of the draws.
+    """The (size, size, 3) training view for row ``row`` of the draws.
 
-    ``resize``: "pillow" or "torchvision", both bicubic with antialiasing, for views without an affine map; with one,
-    Pillow's bicubic transform after a reduction by whole factors.
+    ``resize``: "pillow" or "torchvision", both bicubic with antialiasing. A view with an affine map uses Pillow's
+    bicubic transform after a reduction by an integer factor.
     """
     height, width = image.shape[:2]
     box = crop_box(width, height, augment, draws.crop[row])
     mirrored = bool(draws.flip[row] < augment.flip)
     picture: Image.Image | Pixels
     if augment.rotate or augment.translate or augment.zoom:
-        picture = _transform(image, box, size, mirrored, augment, draws.augment[row])
+        picture = _transform(image, affine(box, size, mirrored, augment, draws.augment[row]), size)
     else:
         left, top, right, bottom = box
-        cut = image[top:bottom, left:right].copy()  # first: kernels must not see what lies outside
+        cut = image[top:bottom, left:right].copy()  # before the resize, whose kernel must not see pixels outside
         picture = (_resize_torchvision if resize == "torchvision" else _resize_pillow)(cut, size, mirrored)
     matrix = colour_matrix(augment, draws.augment[row])
     if matrix is not None:
@@ -66,13 +65,13 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
 
 
 def crop_box(width: int, height: int, augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom): the first of ten boxes of random area and log-uniform aspect that fits the picture.
+    """(left, top, right, bottom) of the first box, of ``TRIES`` with random area and log-uniform aspect, that fits.
 
-    Else the largest central box whose aspect lies in the range. Draws: (4 * TRIES,).
+    If none fits, the largest central box with an aspect in the range. Draws: (4 * TRIES,).
     """
     low, high = augment.crop_aspect
-    for one in draws.reshape(TRIES, 4):  # the first one fits as a rule
-        area, aspect, column, row = one.tolist()
+    for values in draws.reshape(TRIES, 4):  # not all at once: usually the first box fits
+        area, aspect, column, row = values.tolist()
         target = width * height * (augment.crop_area[0] + area * (augment.crop_area[1] - augment.crop_area[0]))
         ratio = low * (high / low) ** aspect
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
@@ -87,16 +86,16 @@ def crop_box(width: int, height: int, augment: schema.Augment, draws: NDArray[np
 def affine(
     box: tuple[int, int, int, int], size: int, mirrored: bool, augment: schema.Augment, draws: NDArray[np.float64]
 ) -> tuple[float, float, float, float, float, float]:
-    """Coefficients (a, b, c, d, e, f) that take a point (x, y) of the view to the picture: (ax+by+c, dx+ey+f).
+    """Coefficients (a, b, c, d, e, f) that map a point (x, y) of the view to the image: (ax+by+c, dx+ey+f).
 
-    In the view's unit square about its centre: mirror, turn, zoom, shift; then onto the crop box.
+    In the view's unit square about its centre: mirror, rotate, zoom, shift; then onto the crop box.
     """
     angle = math.radians((2 * draws[0] - 1) * augment.rotate)
     right, down = (2 * draws[1] - 1) * augment.translate, (2 * draws[2] - 1) * augment.translate
     scale = (1 + augment.zoom) ** (1 - 2 * draws[3]) / size
     width, height = box[2] - box[0], box[3] - box[1]
-    cos, sin, way = math.cos(angle) * scale, math.sin(angle) * scale, -1 if mirrored else 1
-    a, b, d, e = way * cos * width, sin * width, -way * sin * height, cos * height
+    cos, sin, sign = math.cos(angle) * scale, math.sin(angle) * scale, -1 if mirrored else 1
+    a, b, d, e = sign * cos * width, sin * width, -sign * sin * height, cos * height
     half = size / 2
     c = (box[0] + box[2]) / 2 + right * width - half * (a + b)
     f = (box[1] + box[3]) / 2 + down * height - half * (d + e)
@@ -104,7 +103,7 @@ def affine(
 
 
 def colour_matrix(augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[float, ...] | None:
-    """Twelve numbers, row by row, of the map RGB -> RGB, or None where colour is off."""
+    """Twelve numbers, row by row, of the map RGB -> RGB; None if colour augmentation is off."""
     limits = augment.brightness, augment.contrast, augment.saturation
     if not any(limits) and not augment.grey:
         return None
@@ -123,23 +122,15 @@ def colour_matrix(augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[
     )  # fmt: skip
 
 
-def _transform(
-    image: Pixels,
-    box: tuple[int, int, int, int],
-    size: int,
-    mirrored: bool,
-    augment: schema.Augment,
-    draws: NDArray[np.float64],
-) -> Image.Image:
-    a, b, c, d, e, f = affine(box, size, mirrored, augment, draws)
+def _transform(image: Pixels, coefficients: tuple[float, ...], size: int) -> Image.Image:
+    a, b, _, d, e, _ = coefficients
     picture = Image.fromarray(image)
-    # The transform samples points: what it would skip is averaged first.
+    # The transform samples points; average first the pixels that it would skip.
     factor = max(1, int(min(math.hypot(a, d), math.hypot(b, e))))
     if factor > 1:
-        picture = picture.reduce(factor)
-        a, b, c, d, e, f = (value / factor for value in (a, b, c, d, e, f))
+        picture, coefficients = picture.reduce(factor), tuple(value / factor for value in coefficients)
     return picture.transform(
-        (size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC, fillcolor=_WHITE
+        (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=_WHITE
     )
 
 
@@ -149,11 +140,11 @@ def _resize_pillow(image: Pixels, size: int, mirrored: bool) -> Image.Image:
 
 
 def _resize_torchvision(image: Pixels, size: int, mirrored: bool) -> Pixels:
-    """What torchvision's ``resize`` does, without its way there: that takes as long as a fifth of the resizing."""
+    """The same as torchvision's ``resize``, without its overhead of a fifth of the time."""
     import torch
     from torch.nn.functional import interpolate
 
-    # A view, channels last: the kernel's own order. Numpy turns it in half the time.
+    # Channels last, the kernel's own order, as a view; NumPy transposes back in half of torch's time.
     pixels = torch.from_numpy(image.reshape(1, *image.shape).transpose(0, 3, 1, 2))
     if image.shape[:2] != (size, size):
         pixels = interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)

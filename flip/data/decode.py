@@ -30,23 +30,23 @@ Pixels = NDArray[np.uint8]
 """(height, width, 3), RGB."""
 
 LIMIT = 1 << 26
-"""Most pixels that an image may have; read from its header before anything is decompressed."""
+"""Maximum number of pixels of an image, checked by its header before anything is decompressed."""
 
 STRIP = 1 << 20
-"""Pixels that are converted to RGB at once, so that a conversion needs no second copy of a large picture. A decoder
-needs at most 8 bytes per pixel (a picture of ``LIMIT`` pixels: 0.5 GiB), of WebP 17 (1.1 GiB)."""
+"""Pixels converted to RGB at once, so that conversion needs no second copy of a large image. A decoder needs at most 8
+bytes per pixel (for ``LIMIT`` pixels 0.5 GiB), for WebP 17 (1.1 GiB)."""
 
 TEXT_LIMIT = 4 << 20
-"""Bytes of a member with captions: of a text the first ones are read, a larger JSON member is refused."""
+"""Bytes of a member with captions: a longer text is cut, a larger JSON member is refused."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
-# What Pillow's decoders let out on damaged files.
+# Errors of Pillow's decoders on damaged files.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
 
 
 class DecodeError(Exception):
-    """These bytes are no picture that we can read, with the reason."""
+    """A sample, or one of its members, cannot be decoded."""
 
 
 class Header(NamedTuple):
@@ -59,72 +59,20 @@ class Header(NamedTuple):
 
 
 def decode(data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten") -> Pixels:
-    """RGB pixels of an image file.
+    """RGB pixels of an image file; of an animation its first image. EXIF orientation is ignored. Raises DecodeError.
 
-    ``decoder``: "pillow", or "simplejpeg" for sound JPEG files (CMYK, damaged ones and other formats go to Pillow).
-    Both refuse the same files. EXIF's orientation is not followed; of an animation it is the first picture.
-    ``conversion``: as ``to_rgb`` takes it. Raises DecodeError.
+    ``decoder``: "pillow", or "simplejpeg" for intact JPEG files; CMYK, damaged files and other formats are decoded by
+    Pillow, so that both refuse the same files. ``conversion``: as for ``to_rgb``.
     """
     if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
-        return _decode_jpeg(data, conversion)
-    return _decode_pillow(data, conversion)
+        import simplejpeg
 
-
-def open_image(data: bytes | memoryview) -> Image.Image:
-    """The decoded image in its own mode (RGB, RGBA, L, I;16, P, ...). Raises DecodeError."""
-    with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _limit_image(image)
-        image.load()
-        return image
-
-
-def header(data: bytes | memoryview) -> Header:
-    """What an image file says of itself, nothing unpacked. Raises DecodeError."""
-    with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return Header(image.format or "", *image.size, image.mode)
-
-
-def patches(
-    image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None, out: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
-    """Patches of a square image, (P, p*p*3) by row, column, channel inside a patch, or those of ``keep`` alone.
-
-    ``out``: where to write them, the elements of a patch without a gap.
-    """
-    kind, places = _rows(image.shape[0] // patch, patch)
-    places = places if keep is None else places.take(keep, axis=0)
-    if out is None:
-        out = np.empty((len(places), kind.itemsize * patch), np.uint8)
-    # "clip", as numpy would look at each place first and copy twice; none lies outside.
-    np.ascontiguousarray(image).reshape(-1).view(kind).take(places, out=out.view(kind), mode="clip")
-    return out
-
-
-@cache
-def _rows(side: int, patch: int) -> tuple[np.dtype[np.void], NDArray[np.intp]]:
-    """A row of a patch as one element, so that it is moved as it is and not byte by byte; and where in an image of
-    ``side`` x ``side`` patches those of each patch lie, (P, p).
-    """
-    first = np.arange(side * side, dtype=np.intp)[:, None]
-    return np.dtype(f"V{3 * patch}"), first // side * side * patch + first % side + side * np.arange(patch)
-
-
-def _decode_jpeg(data: bytes | memoryview, conversion: str) -> Pixels:
-    """By simplejpeg; what it refuses, or reads only with a warning, is Pillow's to judge: one verdict for both."""
-    import simplejpeg
-
-    try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        _limit(width, height)
-        if space not in ("CMYK", "YCCK"):
-            return simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:
-        pass
-    return _decode_pillow(data, conversion)
-
-
-def _decode_pillow(data: bytes | memoryview, conversion: str) -> Pixels:
-    with _judged(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with contextlib.suppress(ValueError):  # refused, or read with a warning: Pillow decides
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+            if space not in ("CMYK", "YCCK"):
+                _limit(width, height)
+                return simplejpeg.decode_jpeg(data, "RGB")
+    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _limit_image(image)
         if image.width * image.height <= STRIP:
             return np.asarray(_to_rgb(image, conversion))
@@ -134,8 +82,45 @@ def _decode_pillow(data: bytes | memoryview, conversion: str) -> Pixels:
         return pixels
 
 
+def open_image(data: bytes | memoryview) -> Image.Image:
+    """The decoded image in its own mode (RGB, RGBA, L, I;16, P, ...). Raises DecodeError."""
+    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _limit_image(image)
+        image.load()
+        return image
+
+
+def header(data: bytes | memoryview) -> Header:
+    """Format, size and mode from the header of an image file. Raises DecodeError."""
+    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return Header(image.format or "", *image.size, image.mode)
+
+
+def patches(
+    image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Patches of a square image, (P, p*p*3) by row, column, channel inside a patch, or those of ``keep``, in
+    ``out``."""
+    dtype, rows = _patch_rows(image.shape[0] // patch, patch)
+    rows = rows if keep is None else rows.take(keep, axis=0)
+    if out is None:
+        out = np.empty((len(rows), dtype.itemsize * patch), np.uint8)
+    # "clip" avoids NumPy's check of each index and a second copy; all are in range.
+    np.ascontiguousarray(image).reshape(-1).view(dtype).take(rows, out=out.view(dtype), mode="clip")
+    return out
+
+
+@cache
+def _patch_rows(side: int, patch: int) -> tuple[np.dtype[np.void], NDArray[np.intp]]:
+    """A dtype for one row of a patch, copied at once rather than by bytes, and the indices (P, p) of each patch's rows
+    in an image of ``side`` x ``side`` patches.
+    """
+    first = np.arange(side * side, dtype=np.intp)[:, None]
+    return np.dtype(f"V{3 * patch}"), first // side * side * patch + first % side + side * np.arange(patch)
+
+
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The first row of each strip of about ``STRIP`` pixels, and the strip."""
+    """(first row, strip) of strips of about ``STRIP`` pixels."""
     image.load()
     height = max(1, STRIP // image.width)
     for top in range(0, image.height, height):
@@ -143,11 +128,11 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 @contextmanager
-def _judged(data: bytes | memoryview) -> Iterator[None]:
-    """What Pillow raises inside is DecodeError."""
+def _as_decode_error(data: bytes | memoryview) -> Iterator[None]:
+    """Turns Pillow's errors into DecodeError."""
     try:
         yield
-    except UnidentifiedImageError as error:  # its own words hold an address in memory: reasons must be the same again
+    except UnidentifiedImageError as error:  # its message has a memory address; reasons must be reproducible
         raise DecodeError(_unidentified(bytes(data[:256]))) from error
     except Image.DecompressionBombError as error:
         raise DecodeError(f"too many pixels, at most {LIMIT} are read") from error
@@ -166,15 +151,15 @@ def _unidentified(head: bytes) -> str:
 def to_rgb(image: Image.Image, conversion: str = "flatten") -> Image.Image:
     """``image`` in RGB (``data.to_rgb``).
 
-    ``flatten``: transparency is laid on white, 16-bit grey is scaled to 8 bits. ``convert``: Pillow's
-    ``convert("RGB")``: the alpha channel is dropped, 16-bit values above 255 become 255.
+    ``flatten`` composites transparency on white and scales 16-bit grey to 8 bits. ``convert`` is Pillow's
+    ``convert("RGB")``: drops the alpha channel, clips 16-bit values at 255.
     """
     if image.width * image.height <= STRIP or (image.mode == "RGB" and "transparency" not in image.info):
         return _to_rgb(image, conversion)
-    whole = Image.new("RGB", image.size)
+    converted = Image.new("RGB", image.size)
     for top, strip in _strips(image):
-        whole.paste(_to_rgb(strip, conversion), (0, top))
-    return whole
+        converted.paste(_to_rgb(strip, conversion), (0, top))
+    return converted
 
 
 def _to_rgb(image: Image.Image, conversion: str) -> Image.Image:
@@ -183,13 +168,13 @@ def _to_rgb(image: Image.Image, conversion: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip instead of scaling
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow clips instead of scaling
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
-        ground = Image.new("RGB", image.size, _WHITE)
-        ground.paste(image, mask=image.getchannel("A"))
-        return ground
+        background = Image.new("RGB", image.size, _WHITE)
+        background.paste(image, mask=image.getchannel("A"))
+        return background
     return image.convert("RGB")
 
 
@@ -211,7 +196,7 @@ def image_of(sample: Sample, decoder: str, conversion: str = "flatten") -> Pixel
 
 
 def encoded_image(sample: Sample) -> memoryview:
-    """A sample's image member as it is stored. Raises DecodeError if there is none."""
+    """The encoded image of a sample. Raises DecodeError if it has none."""
     for extension in tar.EXTENSIONS:
         if extension in sample:
             return sample[extension]
@@ -222,29 +207,28 @@ def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
     """The captions of a sample, in the order of ``members`` (``data.captions``).
 
     ``txt``: each line of that member is a caption. ``json:FIELD``: a string, or a list of strings, at the top level of
-    that JSON member. Members and fields that a sample lacks are skipped; without any text there is one empty caption.
-    Raises DecodeError where none of them is there, or a JSON member cannot be used.
+    that JSON member. Missing members and fields are skipped; if all texts are empty, there is one empty caption.
+    Raises DecodeError if none of them exists, or a JSON member cannot be used.
     """
-    found = [texts for name in members if (texts := _texts(sample, name)) is not None]
-    if not found:
+    captions = [texts for name in members if (texts := _texts(sample, name)) is not None]
+    if not captions:
         raise DecodeError(f"no caption {list(members)} among its members {sorted(sample)}")
-    return [text for texts in found for text in texts if text] or [""]
+    return [text for texts in captions for text in texts if text] or [""]
 
 
 def json_fields(sample: Sample) -> list[str]:
-    """The fields of JSON members that could be captions, as ``data.captions`` names them; likely names first."""
-    found = list[str]()
+    """The fields of JSON members with text, as ``data.captions`` names them; likely captions first."""
+    names = list[str]()
     for member in filter(_is_json, sample):
         with contextlib.suppress(DecodeError):
-            found += [f"{member}:{field}" for field, value in _parsed(sample, member).items() if _strings(value)]
-    return sorted(found, key=lambda name: not any(word in name.lower() for word in ("caption", "text")))
+            names += [f"{member}:{field}" for field, value in _parse(sample, member).items() if _is_text(value)]
+    return sorted(names, key=lambda name: not any(word in name.lower() for word in ("caption", "text")))
 
 
 def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = ()) -> None:
-    """ConfigError where one of ``members`` is a JSON member without a field: its source text is not a caption.
+    """Raise ConfigError if one of ``members`` is a JSON member without a field.
 
-    ``key``: the option or field that names them. ``fields``: those that the data have (``json_fields``), for the
-    remedy; they are read only then.
+    ``key``: the option that names them. ``fields``: fields of the data (``json_fields``) for the remedy, read lazily.
     """
     for name in members:
         member, _, field = name.partition(":")
@@ -256,19 +240,19 @@ def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = 
 
 
 def _texts(sample: Sample, name: str) -> list[str] | None:
-    """The texts that one entry of ``data.captions`` names; None where the sample has no such member or field."""
+    """The texts of one entry of ``data.captions``; None if the sample has no such member or field."""
     member, _, field = name.partition(":")
     if not (field and _is_json(member)):
-        # Lines end with a line feed alone: ``str.splitlines`` would also cut at U+2028 and others.
+        # Only line feeds end lines: ``str.splitlines`` would also split at U+2028 and others.
         if name not in sample:
             return None
         lines = bytes(sample[name][:TEXT_LIMIT]).decode("utf-8", "replace").split("\n")
         return [line.strip() for line in lines]
-    value = _parsed(sample, member).get(field) if member in sample else None
+    value = _parse(sample, member).get(field) if member in sample else None
     if value is None:
         return None
     texts = [value] if isinstance(value, str) else value
-    if not _strings(texts):
+    if not _is_text(texts):
         raise DecodeError(f"{field!r} in its {member} is neither text nor a list of texts")
     return [" ".join(text.split()) for text in texts]
 
@@ -277,23 +261,23 @@ def _is_json(member: str) -> bool:
     return member.rpartition(".")[2] == "json"
 
 
-def _strings(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
-def _parsed(sample: Sample, member: str) -> dict[str, Any]:
-    """The top level of a JSON member, empty where it is not an object. Raises DecodeError."""
+def _parse(sample: Sample, member: str) -> dict[str, Any]:
+    """The top level of a JSON member; empty if it is not an object. Raises DecodeError."""
     if len(sample[member]) > TEXT_LIMIT:
         raise DecodeError(f"its {member} has {len(sample[member]):,} bytes, at most {TEXT_LIMIT:,} are read")
     try:
-        found = json.loads(bytes(sample[member]).decode("utf-8", "replace"))
+        content = json.loads(bytes(sample[member]).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"its {member} is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def label_of(sample: Sample, member: str = "cls") -> int:
-    """The number of a sample's class. Raises DecodeError."""
+    """The class label of a sample. Raises DecodeError."""
     try:
         label = int(bytes(sample[member]))
         if 0 <= label < 1 << 31:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from flip.concurrency import prepare_forkserver
-from flip.config import schema
-from flip.config.derived import kept, positions, shares
+from flip.config.derived import dataset_lanes, kept_patches, kept_tokens
 from flip.costs import SLOTS
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
@@ -57,19 +56,8 @@ class Loader:
     memory, so that copies to a GPU are asynchronous.
     """
 
-    def __init__(
-        self,
-        data: schema.Data,
-        augment: schema.Augment,
-        image: schema.ImageTower,
-        text: schema.TextTower,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        witness: bool = False,
-        pinned: bool = False,
-    ) -> None:
-        self.config = WorkerConfig(data, augment, image, text, seed, witness)
+    def __init__(self, config: WorkerConfig, rank: int = 0, world_size: int = 1, pinned: bool = False) -> None:
+        data, self.config = config.data, config
         self.sources = load_sources(data)
         self._check(world_size)
         self.samples: int = sum(source.manifest.samples for source in self.sources)
@@ -95,17 +83,19 @@ class Loader:
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
-        masks = MaskSpec(kept(config.image, mask), positions(config.text, text_mask), text_masking == "prioritised")
+        masks = MaskSpec(
+            kept_patches(config.image, mask), kept_tokens(config.text, text_mask), text_masking == "prioritised"
+        )
         self._counted, self._producer = self.counters(), None
         if self.lanes.start == 0:  # one line for all ranks
             self._log_memory(batch, masks)
+        producer: WorkerPool | BatchProducer
         if config.data.workers:
-            pool = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
-            self._producer = pool
+            producer = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
         else:
             producer = BatchProducer(config, self.sources, self.lanes, start, batch, masks, self.outages.add)
-            self._producer = producer
-        return self._iterate(self._producer, len(self.lanes) * (batch // lanes), masks)
+        self._producer = producer
+        return self._iterate(producer, len(self.lanes) * (batch // lanes), masks)
 
     def counters(self) -> IOStats:
         """I/O counts of this rank over all ``batches`` so far; cap and held are the current ones."""
@@ -164,7 +154,7 @@ class Loader:
 
     def _check(self, world_size: int) -> None:
         data = self.config.data
-        for share, source in zip(shares(data), self.sources, strict=True):
+        for share, source in zip(dataset_lanes(data), self.sources, strict=True):
             manifest = source.manifest
             if share.chunk != manifest.chunk:
                 raise ConfigError(

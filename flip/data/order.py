@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.config.derived import shares
+from flip.config.derived import dataset_lanes
 from flip.config.schema import Data
 from flip.data.manifest.manifest import Manifest
 from flip.rng import key
@@ -182,7 +182,7 @@ def load_sources(data: Data, lanes: range | None = None, check: bool = True) -> 
     """The data sets of a resolved configuration, or only those with some of ``lanes``. Raises as ``Manifest.load``."""
     return [
         DatasetSource(number, Manifest.load(share.manifest, check), share.lanes)
-        for number, share in enumerate(shares(data))
+        for number, share in enumerate(dataset_lanes(data))
         if lanes is None or range(max(lanes[0], share.lanes[0]), min(lanes[-1], share.lanes[-1]) + 1)
     ]
 

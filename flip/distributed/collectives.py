@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from flip.runs import errors
-from flip.runs.commit import Damaged
+from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import FlipError
 
 _T = TypeVar("_T")
@@ -51,7 +51,7 @@ class RankFailure(NamedTuple):
             return cls(error.cause, str(error).rstrip("."))
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return cls("storage", f"no space left on the device ({error.filename or 'checkpoint folder'})")
-        return cls(DAMAGED if isinstance(error, Damaged) else "storage", str(error))
+        return cls(DAMAGED if isinstance(error, CorruptCheckpoint) else "storage", str(error))
 
 
 def broadcast_json(value: Any, group: Any) -> Any:
@@ -112,7 +112,7 @@ def run_on_all(function: Callable[[], object], group: Any) -> RankFailure | None
     failure = None
     try:
         function()
-    except (OSError, FlipError, Damaged) as error:
+    except (OSError, FlipError, CorruptCheckpoint) as error:
         failure = RankFailure.of(error)
     return next((RankFailure(*value) for value in all_gather_json(failure, group) if value is not None), None)
 

@@ -107,7 +107,7 @@ class RunWatcher:
 
     def _poll(self) -> None:
         try:
-            if not self._run.holds(self._attempt):
+            if not self._run.is_current_attempt(self._attempt):
                 self._flag.set("superseded by a newer attempt")
             elif self._run.cancel.exists():
                 self._flag.set(CANCELLED)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from flip.config import schema
-from flip.config.derived import kept, patches
+from flip.config.derived import kept_patches, patches
 from flip.data import decode, masking
 from flip.data.decode import Pixels, to_rgb
 from flip.data.view import EvaluationView
@@ -64,7 +64,7 @@ class PairEncoder:
         precision: str = "fp32", view: EvaluationView | None = None,
     ) -> None:  # fmt: skip
         self.pair, self.tokenizer, self.tower, self.device, self.autocast = pair, tokenizer, tower, device, autocast
-        self.patches, self.kept, self.ensemble = patches(tower), kept(tower, mask), ensemble
+        self.patches, self.kept, self.ensemble = patches(tower), kept_patches(tower, mask), ensemble
         if self.kept < 1:
             raise ConfigError("such a mask leaves no patch", "mask", mask, "Mask less.")
         self.width, self.precision = pair.image.projection.out_features, precision

@@ -33,7 +33,7 @@ from flip.models import clip
 from flip.runs import commit
 from flip.runs.commit import Commit
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.records import LATER
+from flip.runs.records import LATER_SCORE
 from flip.runs.rundir import RunDir, create_json, read_record
 from flip.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], No
 
     Raises EvaluationStopped or FlipError.
     """
-    config, task = merge.read(job.config), Task.read(job)
+    config, task = merge.read_config(job.config), Task.read(job)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     try:
@@ -84,7 +84,7 @@ class Evaluation:
             sets.append(ResolvedDataset.from_dict(resolved))
         results = []
         for source in self._sources():
-            about = source if isinstance(source, dict) else commit.brief(source)
+            about = source if isinstance(source, dict) else commit.summary(source)
             encoders = self._encoders(source)
             for dataset in sets:
                 for (mask, ensemble), encoder in encoders.items():
@@ -100,7 +100,7 @@ class Evaluation:
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:
             return dataclasses.asdict(datasets.resolve_dataset(request, self.task.data, self.patience))
-        sets = merge.read(self.subject.config).evaluate.sets
+        sets = merge.read_config(self.subject.config).evaluate.sets
         item = next(item for item in sets if item.name == request.name)
         return dataclasses.asdict(ResolvedDataset.from_config(item))
 
@@ -128,15 +128,15 @@ class Evaluation:
         while commits := commit.commits(self.subject):
             newest = commits[-1]
             commit.pin(self.subject, self.job, newest.stage, newest.samples)
-            if (newest.path / commit.MARK).exists():
+            if (newest.path / commit.COMMIT_FILE).exists():
                 return [f"{newest.stage}/{newest.path.name}"]
         remedy = "Let it train to its first."
         raise ConfigError("this run has no checkpoint yet", self.subject.checkpoints, remedy=remedy)
 
     def _commit(self, name: str) -> Commit:
         try:
-            return commit.read(self.subject.checkpoints / name)
-        except commit.Damaged as error:
+            return commit.read_commit(self.subject.checkpoints / name)
+        except commit.CorruptCheckpoint as error:
             remedy = "It was deleted since, or is damaged: name another one with --commit."
             raise DataError(f"this checkpoint cannot be read: {error}", name, remedy=remedy) from error
 
@@ -149,7 +149,7 @@ class Evaluation:
             if masked:
                 raise ConfigError("only runs of this toolkit are evaluated with a mask", "--mask", masked[0])
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
-        config = merge.read(self.subject.config)
+        config = merge.read_config(self.subject.config)
         with torch.device("meta"):
             pair = clip.build(config.model, config.augment, compute.attention)
         parallel.place(pair, self.world, compute)
@@ -180,7 +180,7 @@ class Evaluation:
                 result["note"] = "; ".join(notes)
             if self.world.first:
                 write_result(self.subject, result, about, self.job.name)
-                self.job.note_progress(self.attempt)
+                self.job.record_progress(self.attempt)
                 self._log(dataset, result)
         return [{**result, "commit": about, "stage": about["stage"], "samples": about["samples"]} for result in results]
 
@@ -196,7 +196,7 @@ class Evaluation:
     def _done(self, dataset: ResolvedDataset, about: dict[str, Any]) -> list[dict[str, Any]]:
         """The results of an earlier attempt of this job, if they are complete."""
         folder = self.subject.eval / f"{about['stage']}-{about['samples']}"
-        records = [read_record(path, LATER) or {} for path in sorted(folder.glob("*.json"))]
+        records = [read_record(path, LATER_SCORE) or {} for path in sorted(folder.glob("*.json"))]
         own = [self.job.name, dataset.name, dataset.task]
         done = [record for record in records if [record.get(key) for key in ("job", "set", "task")] == own]
         return done if len(done) == len(COLUMNS[dataset.task]) else []

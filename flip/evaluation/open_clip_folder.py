@@ -14,7 +14,7 @@ from flip.checkpoint import export_record
 from flip.config import identity
 from flip.config.schema import SCHEMA
 from flip.config.yaml_io import dump_yaml, read_yaml
-from flip.runs.commit import Commit, Damaged, sha256
+from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.ownership import read_regular
@@ -76,12 +76,12 @@ def verify(folder: str) -> None:
     editable = {name: values for name, values in files.items() if name in EDITABLE}
     try:
         verify_files(Commit(mark.path, {**mark.record, "files": {n: files[n] for n in files if n not in editable}}))
-    except Damaged as error:
+    except CorruptCheckpoint as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     try:
         verify_files(Commit(mark.path, {**mark.record, "files": editable}))
-    except Damaged as error:
+    except CorruptCheckpoint as error:
         log.warning("%s: edited since the export, or damaged: %s", folder, error)
 
 

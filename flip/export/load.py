@@ -107,12 +107,12 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     if not where.config.is_file():
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
-    config, found = configuration.read(where.config), chosen(where, at)
+    config, found = configuration.read_config(where.config), chosen(where, at)
     pair = clip.build(config.model, config.augment, "sdpa")
     try:
         with at_hand(found, url=url) as folder:
             read_tensors(CheckpointFiles(folder, found.record["files"]), model_state(pair))
-    except commit.Damaged as error:
+    except commit.CorruptCheckpoint as error:
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(found.path), remedy=remedy) from error
     return Loaded(pair, config, found, device)
@@ -127,7 +127,7 @@ def _exported(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     source = export_record.mark(folder)
     try:
         commit.verify(source)
-    except commit.Damaged as error:
+    except commit.CorruptCheckpoint as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     found = export_record.config(folder)

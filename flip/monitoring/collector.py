@@ -17,7 +17,7 @@ from torch import nn
 
 from flip import costs
 from flip.checkpoint.manager import CheckpointManager
-from flip.config.derived import Span
+from flip.config.derived import StageSpan
 from flip.config.schema import Config
 from flip.data.loader import Loader
 from flip.distributed import parallel
@@ -202,7 +202,7 @@ class MetricsCollector:
         self.window.add_paused("evaluation", time.perf_counter() - start_time)
 
     def collect(
-        self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norms: Any, text_tokens: float
+        self, span: StageSpan, optimizer: Any, loss: Any, accuracy: Any, norms: Any, text_tokens: float
     ) -> dict[str, Any]:
         """The metric line of the steps since the last one. Collective; waits for the device.
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.runs.ownership import open_regular
-from flip.runs.rundir import RunDir, matching, newest_first, number
+from flip.runs.rundir import RunDir, newest_first, parse_int, sorted_glob
 
 Column = NDArray[np.float64]
 Columns = Mapping[str, Column]
@@ -92,7 +92,7 @@ def read_metrics(run: RunDir) -> Metrics:
 
 def _numbered(run: RunDir) -> dict[int, Path]:
     """Attempt -> its file."""
-    numbers = {number(path.stem): path for path in matching(run.metrics, "*.jsonl")}
+    numbers = {parse_int(path.stem): path for path in sorted_glob(run.metrics, "*.jsonl")}
     return {n: path for n, path in numbers.items() if n is not None}
 
 

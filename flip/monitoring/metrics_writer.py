@@ -111,7 +111,7 @@ class MetricsWriter:
 
     def start(self, samples: int, step: int, config: Config) -> None:
         """Training starts at S = ``samples``, after ``step`` steps. Later points of older attempts leave the curves."""
-        self._run.note_ready(self._attempt, samples)
+        self._run.record_ready(self._attempt, samples)
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
@@ -165,7 +165,7 @@ class MetricsWriter:
         with self._lock:  # threads that read from storage report its outages
             self._status.update(fields)
             now = time.monotonic()
-            if now - self._written < every or not self._run.holds(self._attempt):
+            if now - self._written < every or not self._run.is_current_attempt(self._attempt):
                 return
             self._written = now
             write_json(self._run.status, self._status | {"time": time.time()})

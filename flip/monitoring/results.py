@@ -23,7 +23,7 @@ from flip.monitoring.metrics_reader import Metrics
 from flip.runs import records
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import read_regular
-from flip.runs.rundir import RunDir, matching, read_record
+from flip.runs.rundir import RunDir, read_record, sorted_glob
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class Outcome:
         """The records below eval/, by path, and a sentence for each damaged one."""
         files, scores = RunFileReader(), {}
         for pattern, read in (("*.json", _read_point), ("*-*/*.json", _read_score)):
-            for path in matching(self.run.eval, pattern):
+            for path in sorted_glob(self.run.eval, pattern):
                 if (record := files.read(path, read)) is not None:
                     scores[path] = record
         return scores, files.damaged
@@ -212,7 +212,7 @@ def _read_point(path: Path) -> dict[str, Any]:
 
 def _read_score(path: Path) -> dict[str, Any]:
     """One score of an evaluation job."""
-    return read_record(path, records.LATER) or {}
+    return read_record(path, records.LATER_SCORE) or {}
 
 
 def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:

@@ -13,12 +13,12 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set,
 from flip.runs.errors import FlipError
 from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
-from flip.runs.rundir import RunDir, number, read_record, sync_folder, write_json
+from flip.runs.rundir import RunDir, parse_int, read_record, sync_folder, write_json
 
-MARK = "commit.json"
+COMMIT_FILE = "commit.json"
 
 
-class Damaged(Exception):
+class CorruptCheckpoint(Exception):
     """A committed checkpoint whose files are not what its commit.json says."""
 
 
@@ -62,7 +62,7 @@ def commit(path: Path, record: Dict[str, Any], known: Optional[Dict[str, Any]] =
     sha256 as its writer knows them; such a file is not read here, and may lie elsewhere (``url`` of the record).
     """
     files = dict(known or {})
-    for file in sorted(p for p in path.iterdir() if p.is_file() and p.name != MARK):
+    for file in sorted(p for p in path.iterdir() if p.is_file() and p.name != COMMIT_FILE):
         handle = os.open(str(file), os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -73,23 +73,23 @@ def commit(path: Path, record: Dict[str, Any], known: Optional[Dict[str, Any]] =
     for above in (path, path.parent, path.parent.parent):  # the folders' own entries are new as well
         sync_folder(above)
     record = dict(record, files=files)
-    write_json(path / MARK, record)
+    write_json(path / COMMIT_FILE, record)
     return Commit(path, record)
 
 
-def read(path: Path) -> Commit:
+def read_commit(path: Path) -> Commit:
     """The checkpoint in a folder. Raises Damaged where there is none, or none that can be understood."""
     try:
-        record = read_record(path / MARK)
+        record = read_record(path / COMMIT_FILE)
         if record is None:
-            raise Damaged("%s has no %s" % (path, MARK))
-        check(record)
+            raise CorruptCheckpoint("%s has no %s" % (path, COMMIT_FILE))
+        validate_record(record)
         return Commit(path, record)
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged("%s: %s" % (path / MARK, error))
+        raise CorruptCheckpoint("%s: %s" % (path / COMMIT_FILE, error))
 
 
-def check(record: Any) -> None:
+def validate_record(record: Any) -> None:
     """Raise ValueError, KeyError or TypeError unless this can be a commit's record.
 
     Files lie in its folder: where a record names others, a copy of a checkpoint would write there.
@@ -116,10 +116,10 @@ def commits(run: RunDir, folders: str = "*") -> List[Commit]:
     ``folders``: a pattern of ``<S>-<n>``; commit.json of others is not read.
     """
     found = []
-    for mark in run.checkpoints.glob("*/%s/%s" % (folders, MARK)):
+    for mark in run.checkpoints.glob("*/%s/%s" % (folders, COMMIT_FILE)):
         try:
-            found.append(read(mark.parent))
-        except Damaged:  # to be deleted by retain as anything uncommitted is
+            found.append(read_commit(mark.parent))
+        except CorruptCheckpoint:  # to be deleted by retain as anything uncommitted is
             continue
     return sorted(found, key=lambda c: c.order)
 
@@ -134,41 +134,41 @@ def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = F
         try:
             size = file.stat().st_size
         except FileNotFoundError:
-            raise Damaged("%s is missing" % file)
+            raise CorruptCheckpoint("%s is missing" % file)
         if size != expected["bytes"]:
-            raise Damaged("%s has %d bytes, committed were %d" % (file, size, expected["bytes"]))
+            raise CorruptCheckpoint("%s has %d bytes, committed were %d" % (file, size, expected["bytes"]))
         if sha256(file, uncached) != expected["sha256"]:
-            raise Damaged("%s does not have the checksum that was committed" % file)
+            raise CorruptCheckpoint("%s does not have the checksum that was committed" % file)
 
 
-def set_aside(path: Path) -> None:
+def mark_corrupt(path: Path) -> None:
     """Take the mark from a damaged checkpoint: it is none any more, its files stay until retain clears them away."""
-    os.replace(str(path / MARK), str(path / "damaged.json"))
+    os.replace(str(path / COMMIT_FILE), str(path / "damaged.json"))
     sync_folder(path)
 
 
-def withdraw(path: Path) -> None:
+def uncommit(path: Path) -> None:
     """Delete the mark alone: what is left is to be deleted by ``remove``."""
-    if (path / MARK).exists():
-        (path / MARK).unlink()
+    if (path / COMMIT_FILE).exists():
+        (path / COMMIT_FILE).unlink()
         sync_folder(path)
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint or what is left of one: commit.json first, so that it never exists in part."""
-    withdraw(path)
+    uncommit(path)
     if path.is_dir():
         for file in list(path.iterdir()):
             file.unlink()
         path.rmdir()
 
 
-def traces(run: RunDir) -> bool:
+def ever_committed(run: RunDir) -> bool:
     """Whether there was ever a commit here, good or damaged: such a run never begins again from zero by itself."""
-    return any(any(run.checkpoints.glob("*/*/" + name)) for name in (MARK, "damaged.json"))
+    return any(any(run.checkpoints.glob("*/*/" + name)) for name in (COMMIT_FILE, "damaged.json"))
 
 
-def retain(
+def apply_retention(
     run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], None] = remove
 ) -> List[Path]:
     """Delete what is not needed and return it: all but the newest ``keep``, the last of every stage, the ``named``,
@@ -177,7 +177,7 @@ def retain(
     ``delete``: deletes one, mark first. Does nothing unless ``attempt`` holds the run. Uncommitted folders of this and
     older attempts go as well. Raises OSError or what ``delete`` does, when all else is deleted.
     """
-    if not run.holds(attempt):
+    if not run.is_current_attempt(attempt):
         return []
     present = commits(run)
     kept = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
@@ -186,7 +186,7 @@ def retain(
     gone = []
     failed: Optional[Exception] = None
     for path in sorted(run.checkpoints.glob("*/*-*")):
-        n = number(path.name.rpartition("-")[2])
+        n = parse_int(path.name.rpartition("-")[2])
         if path in kept or not path.is_dir() or n is None or n > attempt:
             continue
         try:
@@ -199,20 +199,20 @@ def retain(
     return gone
 
 
-def brief(checkpoint: Commit) -> Dict[str, Any]:
+def summary(checkpoint: Commit) -> Dict[str, Any]:
     """What a result says of the checkpoint that it is of. ``digest``: of commit.json, which lists every file's."""
     return {
         "path": "%s/%s" % (checkpoint.path.parent.name, checkpoint.path.name),
         "stage": checkpoint.stage,
         "samples": checkpoint.samples,
-        "digest": sha256(checkpoint.path / MARK),
+        "digest": sha256(checkpoint.path / COMMIT_FILE),
     }
 
 
-def at(run: RunDir, samples: int) -> Optional[Dict[str, Any]]:
+def summary_at(run: RunDir, samples: int) -> Optional[Dict[str, Any]]:
     """``brief`` of the newest checkpoint at S = ``samples``, None where there is none."""
     found = [c for c in commits(run, "%d-*" % samples) if c.samples == samples]
-    return brief(found[-1]) if found else None
+    return summary(found[-1]) if found else None
 
 
 def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
@@ -237,7 +237,7 @@ def pinned(run: RunDir) -> Set[Tuple[str, int]]:
     return {(record["stage"], record["samples"]) for _, record in _pins(run) if not _over(record)}
 
 
-def holders(run: RunDir) -> Set[Path]:
+def pin_holders(run: RunDir) -> Set[Path]:
     """The run directories for which a commit of this run is kept. Raises as ``pinned`` does."""
     return {RunDir(record["by"]).path for _, record in _pins(run) if os.path.isdir(record["by"]) and not _over(record)}
 

@@ -20,7 +20,7 @@ DEEPEST = 64
 DIGITS = 40
 
 
-class Kind:
+class FieldType:
     """A type with limits. ``words`` completes "is not ...". ``required``: a record without the field is damaged."""
 
     def __init__(
@@ -32,8 +32,8 @@ class Kind:
     ) -> None:
         self.words, self.fits, self.convert, self.required = words, fits, convert, required
 
-    def needed(self) -> "Kind":
-        return Kind(self.words, self.fits, self.convert, required=True)
+    def needed(self) -> "FieldType":
+        return FieldType(self.words, self.fits, self.convert, required=True)
 
 
 def _is_number(value: Any) -> bool:
@@ -52,106 +52,110 @@ def printable(text: Any) -> Any:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-NUMBER = Kind("a number of sane size", _is_number)
-WHOLE = Kind("a whole number of sane size, 0 or more", lambda v: type(v) is int and 0 <= v <= LARGEST)
-CODE = Kind("an exit code", lambda v: type(v) is int and abs(v) < 1 << 31)
-TIME = Kind("a time in seconds", lambda v: type(v) in (int, float) and 0 <= v < 1e11)  # a date that calendars have
-FLAG = Kind("true or false", lambda v: type(v) is bool)
+NUMBER = FieldType("a number of sane size", _is_number)
+COUNT = FieldType("a whole number of sane size, 0 or more", lambda v: type(v) is int and 0 <= v <= LARGEST)
+CODE = FieldType("an exit code", lambda v: type(v) is int and abs(v) < 1 << 31)
+TIME = FieldType("a time in seconds", lambda v: type(v) in (int, float) and 0 <= v < 1e11)  # a date that calendars have
+FLAG = FieldType("true or false", lambda v: type(v) is bool)
 #: What people read.
-TEXT = Kind("text", lambda v: isinstance(v, str), printable)
+TEXT = FieldType("text", lambda v: isinstance(v, str), printable)
 #: What programs use: environment, words of commands, addresses, hashes. Kept to the byte.
-EXACT = Kind("text", lambda v: isinstance(v, str))
-NAME = Kind("a name", _is_name, printable)
-PATH = Kind("a path", lambda v: isinstance(v, str) and len(v) < 4096 and "\0" not in v)
+EXACT = FieldType("text", lambda v: isinstance(v, str))
+NAME = FieldType("a name", _is_name, printable)
+PATH = FieldType("a path", lambda v: isinstance(v, str) and len(v) < 4096 and "\0" not in v)
 #: It becomes part of a pattern of paths.
-RUN = Kind("SWEEP/RUN", lambda v: isinstance(v, str) and bool(re.match(r"(\w[\w.-]{0,200}/\w[\w.-]{0,200})?\Z", v)))
-TABLE = Kind("a mapping", lambda v: isinstance(v, dict))
-PID = Kind("the id of a process", lambda v: type(v) is int and 0 < v < 1 << 31)
-PAIR = Kind("two numbers", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)))
+RUN = FieldType(
+    "SWEEP/RUN", lambda v: isinstance(v, str) and bool(re.match(r"(\w[\w.-]{0,200}/\w[\w.-]{0,200})?\Z", v))
+)
+MAPPING = FieldType("a mapping", lambda v: isinstance(v, dict))
+PID = FieldType("the id of a process", lambda v: type(v) is int and 0 < v < 1 << 31)
+PAIR = FieldType("two numbers", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)))
 #: Of a snapshot; whatever else stands there names none.
-DIGEST = Kind("a digest", lambda v: True, lambda v: v if isinstance(v, str) and len(v) <= 64 else "")
+DIGEST = FieldType("a digest", lambda v: True, lambda v: v if isinstance(v, str) and len(v) <= 64 else "")
 #: Of settings: seeds have 64 bits, "as many as there are" is -1, and YAML may take a text for a number.
-INTEGER = Kind("a whole number", lambda v: type(v) is int and abs(v) < 1 << 64)
-SETTING = Kind("text or a number", lambda v: isinstance(v, (str, bool)) or _is_number(v) or INTEGER.fits(v), printable)
-LIST = Kind("a list", lambda v: isinstance(v, list))
-ANY_SETTING = Kind("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
+INTEGER = FieldType("a whole number", lambda v: type(v) is int and abs(v) < 1 << 64)
+SETTING = FieldType(
+    "text or a number", lambda v: isinstance(v, (str, bool)) or _is_number(v) or INTEGER.fits(v), printable
+)
+LIST = FieldType("a list", lambda v: isinstance(v, list))
+ANY_SETTING = FieldType("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
 #: Slurm's environment has it as text.
-DIGITS_OR_WHOLE = Kind(
-    WHOLE.words, lambda v: WHOLE.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
+DIGITS_OR_WHOLE = FieldType(
+    COUNT.words, lambda v: COUNT.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
 )
 
 #: One result of an evaluation.
 SCORE: Dict[str, Any] = {
-    "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": WHOLE, "images": WHOLE,
+    "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": COUNT, "images": COUNT,
     "interval": PAIR, "chance": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT, "stage": TEXT,
-    "samples": WHOLE, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME,
+    "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME,
 }  # fmt: skip
 #: eval/<stage>-<S>/<name>.json, which an evaluation job writes.
-LATER = dict(SCORE, stage=TEXT.needed(), samples=WHOLE.needed())
+LATER_SCORE = dict(SCORE, stage=TEXT.needed(), samples=COUNT.needed())
 #: eval/<stage>-<S>.json.
-POINT: Dict[str, Any] = {"stage": TEXT, "samples": WHOLE.needed(), "seconds": NUMBER, "evaluations": [SCORE]}
+POINT: Dict[str, Any] = {"stage": TEXT, "samples": COUNT.needed(), "seconds": NUMBER, "evaluations": [SCORE]}
 #: pins/<id>.json.
-PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": WHOLE.needed(), "time": TIME}
+PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": COUNT.needed(), "time": TIME}
 #: A line of metrics/<n>.jsonl.
-LINE = {"step": WHOLE, "samples": WHOLE, "stage": TEXT, "loss": NUMBER, "time": TIME, "verdict": TEXT}
+LINE = {"step": COUNT, "samples": COUNT, "stage": TEXT, "loss": NUMBER, "time": TIME, "verdict": TEXT}
 #: A row of the paper in sweep.json; its other fields are scores by the name of their evaluation set.
 PUBLISHED: Dict[str, Any] = {
-    "row": TEXT, "title": TEXT, "run": RUN, "not_yet": TEXT, "within": NUMBER, "needs": TABLE, "near": {"*": NUMBER},
-    "images": {"*": WHOLE}, "*": NUMBER,
+    "row": TEXT, "title": TEXT, "run": RUN, "not_yet": TEXT, "within": NUMBER, "needs": MAPPING, "near": {"*": NUMBER},
+    "images": {"*": COUNT}, "*": NUMBER,
 }  # fmt: skip
 
 #: Until which S a run had other data, in identity.json.
-EARLIER = {"samples": WHOLE.needed(), "hash": EXACT, "changes": [{"key": TEXT.needed()}]}
+EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TEXT.needed()}]}
 
 #: Name of a file -> its fields. Of a list the declaration of its members, ``*`` that of all fields without their own.
 FIELDS: Dict[str, Any] = {
-    "identity.json": {"hash": EXACT, "schema": WHOLE, "code": DIGEST, "config": TABLE, "before": [EARLIER]},
+    "identity.json": {"hash": EXACT, "schema": COUNT, "code": DIGEST, "config": MAPPING, "before": [EARLIER_DATA]},
     "status.json": {
-        "attempt": WHOLE, "samples": WHOLE, "total": WHOLE, "step": WHOLE, "steps": WHOLE, "loss": NUMBER,
+        "attempt": COUNT, "samples": COUNT, "total": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER,
         "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT, "storage": TEXT,
         "verdict": TEXT, "reason": TEXT, "time": TIME,
     },
     "result.json": {
-        "stage": TEXT, "samples": WHOLE, "steps": WHOLE, "seconds": NUMBER, "samples_per_second": NUMBER,
-        "world": WHOLE, "parameters": {"*": NUMBER}, "flops": NUMBER, "evaluations": [SCORE], "time": TIME,
+        "stage": TEXT, "samples": COUNT, "steps": COUNT, "seconds": NUMBER, "samples_per_second": NUMBER,
+        "world": COUNT, "parameters": {"*": NUMBER}, "flops": NUMBER, "evaluations": [SCORE], "time": TIME,
     },
     "cancel.json": {"who": TEXT, "why": TEXT, "reason": TEXT, "time": TIME},
     "job.json": {
-        "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": WHOLE,
-        "order": WHOLE, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH, "world": WHOLE,
-        "shape": TABLE, "env": {"*": EXACT}, "canary": {"steps": WHOLE, "releases": [NAME]}, "waits_for": NAME,
-        "notify": [EXACT], "signal_seconds": NUMBER, "command": [EXACT], "after": WHOLE, "time": TIME,
+        "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": COUNT,
+        "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH, "world": COUNT,
+        "shape": MAPPING, "env": {"*": EXACT}, "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME,
+        "notify": [EXACT], "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
     },
     "start.json": {
-        "attempt": WHOLE, "host": TEXT, "nodes": TEXT, "job": TEXT, "world": DIGITS_OR_WHOLE, "resumes_from": WHOLE,
-        "first_commit": FLAG, "after": WHOLE, "samples": WHOLE, "time": TIME,
+        "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "world": DIGITS_OR_WHOLE, "resumes_from": COUNT,
+        "first_commit": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
     },
-    "ready.json": {"samples": WHOLE, "time": TIME},
-    "wall.json": {"limit": WHOLE},
+    "ready.json": {"samples": COUNT, "time": TIME},
+    "wall.json": {"limit": COUNT},
     "end.json": {
-        "attempt": WHOLE, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],
-        "code": CODE, "state": TEXT, "commits": WHOLE, "committed": FLAG, "time": TIME,
+        "attempt": COUNT, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],
+        "code": CODE, "state": TEXT, "commits": COUNT, "committed": FLAG, "time": TIME,
     },
     "cause.json": {
         "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,
     },
-    "pids.json": [{"rank": WHOLE, "pid": PID.needed(), "start": TEXT.needed()}],
-    "commit.json": {"stage": TEXT, "samples": WHOLE, "attempt": WHOLE, "saving": NUMBER, "url": EXACT, "files": TABLE},
-    "url.json": {"url": EXACT.needed()},
+    "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
+    "commit.json": {"stage": TEXT, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files":
+    MAPPING}, "url.json": {"url": EXACT.needed()},
     "sweep.json": {
         "name": TEXT, "title": TEXT, "notes": TEXT, "runs": [NAME], "paper": {"*": PUBLISHED}, "rows": [PUBLISHED],
     },
-    "settings.json": {"parallel": WHOLE, "peer_grace": NUMBER, "stop_grace": NUMBER},
+    "settings.json": {"parallel": COUNT, "peer_grace": NUMBER, "stop_grace": NUMBER},
 }  # fmt: skip
 
 
 def checked(value: Any, kind: Any, where: str = "") -> Any:
     """``value`` with the declared types: a new value without fields that are null, with long texts cut.
 
-    ``kind``: a Kind; a mapping of fields; or a list with one member, the declaration of all members. Raises ValueError
+    ``kind``: a FieldType; a mapping of fields; or a list with one member, the type of all members. Raises ValueError
     with the place in the record, what is wanted there, and what was found.
     """
-    if isinstance(kind, Kind):
+    if isinstance(kind, FieldType):
         if not kind.fits(value):
             raise ValueError("`%s` is not %s (found: %s)" % (where, kind.words, _short(value)))
         return kind.convert(value) if kind.convert else value
@@ -169,7 +173,7 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
         elif item is not None:
             made[printable(name)] = checked(item, declared, "%s.%s" % (where, name) if where else name)
     for name, declared in kind.items():
-        if isinstance(declared, Kind) and declared.required and name not in made:
+        if isinstance(declared, FieldType) and declared.required and name not in made:
             raise ValueError("lacks `%s`" % (where + "." + name if where else name))
     return made
 

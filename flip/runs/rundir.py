@@ -135,7 +135,7 @@ def newest_first(path: Path) -> Iterator[Dict[str, Any]]:
             continue
 
 
-def matching(folder: Path, pattern: str) -> List[Path]:
+def sorted_glob(folder: Path, pattern: str) -> List[Path]:
     """Paths below a folder by a pattern, in order; none where it is not there, or not ours to look into."""
     try:
         return sorted(folder.glob(pattern))
@@ -143,7 +143,7 @@ def matching(folder: Path, pattern: str) -> List[Path]:
         return []
 
 
-def number(name: str) -> Optional[int]:
+def parse_int(name: str) -> Optional[int]:
     """The number that a file's name is, None where it is none: other digits than 0 .. 9 are digits to int() and not."""
     return int(name) if re.match(r"[0-9]+\Z", name) else None
 
@@ -197,13 +197,13 @@ class RunDir:
             names = os.listdir(str(self.attempts))
         except FileNotFoundError:
             return []
-        return sorted(n for n in map(number, names) if n is not None)
+        return sorted(n for n in map(parse_int, names) if n is not None)
 
     def newest_attempt(self) -> int:
         """The highest n, 0 where no attempt has begun."""
         return (self.attempt_numbers() or [0])[-1]
 
-    def begin_attempt(self, start: Dict[str, Any]) -> int:
+    def start_attempt(self, start: Dict[str, Any]) -> int:
         """Win the next n by exclusive mkdir, write its start.json (facts about host, job, world) and return n."""
         self.attempts.mkdir(parents=True, exist_ok=True)
         n = self.newest_attempt() + 1
@@ -236,7 +236,7 @@ class RunDir:
     def attempt(self, n: int) -> Path:
         return self.attempts / str(n)
 
-    def holds(self, n: int) -> bool:
+    def is_current_attempt(self, n: int) -> bool:
         """Whether attempt n is still the newest: only then may it delete, or write files whose names lack n."""
         return self.newest_attempt() == n
 
@@ -251,29 +251,29 @@ class RunDir:
         os.replace(str(link), str(self.logs / "latest"))
         return folder
 
-    def note_ready(self, n: int, samples: int) -> None:
+    def record_ready(self, n: int, samples: int) -> None:
         """Leave when attempt n was ready to train, and from which S: until then it started and restored."""
         create_json(self.attempt(n) / "ready.json", {"samples": samples, "time": time.time()})
 
-    def note_told(self, n: int, signal: str) -> None:
+    def record_stop_signal(self, n: int, signal: str) -> None:
         """Leave that attempt n was told to stop: it may be killed before it can leave a cause."""
         create_json(self.attempt(n) / "told.json", {"signal": signal, "time": time.time()})
 
-    def was_told(self, n: int) -> bool:
+    def was_signalled(self, n: int) -> bool:
         return (self.attempt(n) / "told.json").exists()
 
-    def note_limit(self, n: int) -> None:
+    def record_time_limit(self, n: int) -> None:
         """Leave that attempt n outlived its wall limit: what ends it then leaves no time to say so."""
         create_json(self.attempt(n) / "limit.json", {"time": time.time()})
 
-    def met_limit(self, n: int) -> bool:
+    def hit_time_limit(self, n: int) -> bool:
         return (self.attempt(n) / "limit.json").exists()
 
-    def note_progress(self, n: int) -> None:
+    def record_progress(self, n: int) -> None:
         """Leave that attempt n kept something that the next one need not do again, where that is no commit."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
-    def got_on(self, n: int) -> bool:
+    def made_progress(self, n: int) -> bool:
         return (self.attempt(n) / "progress.json").exists()
 
     def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
@@ -285,7 +285,7 @@ class RunDir:
         """The causes that the processes of attempt n left, by rank."""
         found = []
         for path in self.attempt(n).glob("cause.*.json"):
-            rank = number(path.name[len("cause.") : -len(".json")])
+            rank = parse_int(path.name[len("cause.") : -len(".json")])
             if rank is not None:
                 found.append(self._cause(path, rank))
         return sorted(found, key=lambda record: record["rank"])

@@ -21,12 +21,13 @@ from flip import costs
 from flip.checkpoint import saver
 from flip.checkpoint.manager import CheckpointManager
 from flip.config import derived, merge
-from flip.config.derived import Span, spans
+from flip.config.derived import StageSpan, stage_spans
 from flip.config.schema import Config, EvaluationSet
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
+from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup, run_on_first
 from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, CoordinatedStop, RunWatcher, StopFlag, Watchdog
@@ -56,7 +57,7 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
     Raises Stopped when a stop was agreed, FlipError for what can be named. Where nothing moves any more, ``hung`` is
     called with what is known of it, and the process ends.
     """
-    config = merge.read(run.config)
+    config = merge.read_config(run.config)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
@@ -85,7 +86,7 @@ class Trainer:
     ) -> None:
         self.run, self.attempt, self.flag, self.config, self.world = run, attempt, flag, config, world
         self.watchdog = watchdog
-        self.spans = spans(config)
+        self.spans = stage_spans(config)
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
         self.coordinated_stop = CoordinatedStop(world.control, world.size)
@@ -98,10 +99,9 @@ class Trainer:
         if world.first:
             self.monitor = MetricsWriter(run, attempt, self.total, self.steps, told.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
-        self.loader = Loader(
-            config.data, config.augment, config.model.image, config.model.text, config.seed,
-            rank=world.rank, world_size=world.size, witness=witness, pinned=world.device.type == "cuda",
-        )  # fmt: skip
+        model = config.model
+        batches = WorkerConfig(config.data, config.augment, model.image, model.text, config.seed, witness)
+        self.loader = Loader(batches, world.rank, world.size, pinned=world.device.type == "cuda")
         self.loader.outages.show = lambda text: self.monitor.status(storage=text)
         self.witness = SampleLog(run, attempt, world.rank) if witness else None
 
@@ -128,7 +128,7 @@ class Trainer:
         self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.monitor.start(self.samples, self.step, self.config)
 
-    def save(self, span: Span, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
         """Commit the present position unless it is committed or about to be."""
         if not self.checkpoints.is_unsaved(self.samples):
             return
@@ -157,7 +157,7 @@ class Trainer:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def run_stage(self, span: Span) -> None:
+    def run_stage(self, span: StageSpan) -> None:
         """Steps of one stage from the present position to its end, with a commit at the end."""
         optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
         source = self.checkpoints.resumed_from
@@ -206,7 +206,7 @@ class Trainer:
         finally:
             self.loader.close()
 
-    def train_step(self, span: Span, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
+    def train_step(self, span: StageSpan, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
         compute = self.config.compute
         inputs = batch.patches, batch.keep, batch.tokens, *([] if batch.places is None else [batch.places])
@@ -234,13 +234,13 @@ class Trainer:
     def told(self) -> str:
         return self.flag.reason or "another rank was told to stop"
 
-    def crossed(self, interval: int, span: Span) -> bool:
+    def crossed(self, interval: int, span: StageSpan) -> bool:
         """Whether the step just done passed a multiple of ``interval`` samples; 0: never."""
         return bool(interval) and self.samples // interval > (self.samples - span.stage.batch) // interval
 
     # -- what it tells -----------------------------------------------------------------------------------------------
 
-    def report(self, span: Span, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> None:
+    def report(self, span: StageSpan, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> None:
         """One metric line, for which the device is waited for. ``positions``: of a caption of the newest batch."""
         self.guard.flush()
         position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
@@ -259,13 +259,13 @@ class Trainer:
 
     # -- evaluation and the end --------------------------------------------------------------------------------------
 
-    def validate(self, span: Span) -> None:
+    def validate(self, span: StageSpan) -> None:
         """Score the committed position on the validation sets, unless an attempt before has done it."""
         scores = self.run.eval / f"{span.stage.name}-{self.samples}.json"
         if not run_on_first(scores.exists, self.world.control):
             self.evaluate(span, "validation")
 
-    def evaluate(self, span: Span, role: str) -> list[dict[str, Any]]:
+    def evaluate(self, span: StageSpan, role: str) -> list[dict[str, Any]]:
         """Score the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard.
 
         Scores are of the fp32 weights in fp32 arithmetic, whatever the precision of training: as exported.
@@ -283,7 +283,7 @@ class Trainer:
         self.monitor.status(phase="training")
         return results
 
-    def score(self, span: Span, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
+    def score(self, span: StageSpan, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
         """Results of the present weights on these sets, in fp32. Raises Stopped if a stop is agreed between two."""
         encoder, data = self.encoder(), self.config.data
         patience = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
@@ -305,11 +305,11 @@ class Trainer:
                 self.say("%s", format_result(result))
         return results
 
-    def record_scores(self, span: Span, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def record_scores(self, span: StageSpan, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write the scores of a committed position, with its commit. Only rank 0 reads the commit and writes."""
         if not self.world.first:
             return results
-        record = commit.at(self.run, self.samples)
+        record = commit.summary_at(self.run, self.samples)
         results = [result | {"commit": record} for result in results]
         self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
         return results
@@ -331,13 +331,13 @@ class Trainer:
         evaluations = self.evaluate(self.spans[-1], "")
         self.checkpoints.wait()
         replaced = self.tally.total_replaced()
-        if not self.world.first or not self.run.holds(self.attempt):
+        if not self.world.first or not self.run.is_current_attempt(self.attempt):
             return
         last = commit.commits(self.run)[-1]
         cost = sum(
             (span.end - span.start) * costs.training_flops(self.config.model, span.stage.mask, positions)["total"]
             for span in self.spans
-            for positions in [derived.positions(self.config.model.text, span.stage.text_mask)]
+            for positions in [derived.kept_tokens(self.config.model.text, span.stage.text_mask)]
         )
         create_json(self.run.result, {
             "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from flip.checkpoint import export_record
 from flip.config import merge
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.config.identity import file_digest, flatten
-from flip.config.merge import get
+from flip.config.merge import lookup
 from flip.config.schema import Config, Init
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
@@ -56,17 +56,19 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     ``extend`` the patch may not, because moments are kept. ``where``: the name of the source in errors.
     """
     for key in (*_EQUAL, *_CONVERTED * extend):
-        if get(config, key) != get(source, key):
+        if lookup(config, key) != lookup(source, key):
             free = "image size, pool and texts" if extend else "image size, patch, pool, objective and texts"
-            remedy = f"Use {get(source, key)!r}, the value of the source. These may differ: {free}."
-            raise ConfigError(f"cannot start from {where}", key, get(config, key), remedy)
+            remedy = f"Use {lookup(source, key)!r}, the value of the source. These may differ: {free}."
+            raise ConfigError(f"cannot start from {where}", key, lookup(config, key), remedy)
     keys = (*_CONVERTED, *_WARNED)
-    return {key: [get(source, key), get(config, key)] for key in keys if get(config, key) != get(source, key)}
+    return {
+        key: [lookup(source, key), lookup(config, key)] for key in keys if lookup(config, key) != lookup(source, key)
+    }
 
 
 def weights_identical(config: Config, source: Config) -> bool:
     """Whether all weights can be used without conversion."""
-    return all(get(config, key) == get(source, key) for key in _CONVERTED)
+    return all(lookup(config, key) == lookup(source, key) for key in _CONVERTED)
 
 
 def digest(source: commit.Commit) -> str:
@@ -86,7 +88,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         return _resolve_export(config, folders)
     run = _find_run(init.run, folders)
     try:
-        source = merge.read(run.config)
+        source = merge.read_config(run.config)
         stage, samples = _stage_and_samples(init, source)
     except (OSError, ValueError) as error:
         raise ConfigError("init.run: its config.yaml cannot be read", str(run.path), str(error)) from error
@@ -119,7 +121,7 @@ def _find_run(name: str, folders: Sequence[Path]) -> RunDir:
 
 def _stage_and_samples(init: Init, source: Config) -> tuple[str, int]:
     """(stage, S); without samples the end of the stage, without a stage the end of the run."""
-    ends = {span.stage.name: span.end for span in spans(source)}
+    ends = {span.stage.name: span.end for span in stage_spans(source)}
     if init.stage and init.stage not in ends:
         raise ConfigError("init.stage: the run has no such stage", init.run, init.stage, f"Stages: {', '.join(ends)}.")
     stage = init.stage or ("" if init.samples else list(ends)[-1])
@@ -144,9 +146,9 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
 def stored_init(init: Init, run: RunDir) -> Init | None:
     """The resolved ``init`` of a run that was submitted with ``init`` and has commits, so needs no source; else
     None."""
-    if not (run.config.is_file() and (commit.traces(run) or run.result.exists())):
+    if not (run.config.is_file() and (commit.ever_committed(run) or run.result.exists())):
         return None
-    stored = merge.read(run.config).init
+    stored = merge.read_config(run.config).init
     for old, new in ((stored.run, init.run), (stored.export, init.export)):
         name = Path(new).parts
         if bool(old) != bool(new) or Path(old).parts[len(Path(old).parts) - len(name) :] != name:
@@ -205,7 +207,7 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
         source = restorer.open_other(lambda: open_commit(init), init.run)
         if init.extend:
             return source
-        if weights_identical(config, merge.read(RunDir(init.run).config)):
+        if weights_identical(config, merge.read_config(RunDir(init.run).config)):
             restorer.load(source, model_state(model))
             return None
         path, at = Path(init.run), f"{source.stage}/{source.path.name}"

@@ -60,7 +60,7 @@ def _nearest(typed: str, known: Iterable[str]) -> list[str]:
 def add_root_option(parser: argparse.ArgumentParser) -> None:
     """Add --root, whose value ``jobs.common.cluster_profile.roots`` takes."""
     parser.add_argument(
-        "--root", help="where run directories live; default: FLIP_RUNS, else ./runs, then the runs_root of each profile"
+        "--root", help="folder of run directories; default: FLIP_RUNS, else ./runs, then the runs_root of each profile"
     )
 
 

@@ -112,7 +112,7 @@ class ClusterProfile:
 
 def load_profile(name: str) -> ClusterProfile:
     """The profile called ``name`` in sweeps/clusters, or in the YAML file at that path. Mistakes raise ConfigError."""
-    from flip.config.merge import read_yaml  # brings OmegaConf, which the commands that read no profile do not pay for
+    from flip.config.yaml_io import read_yaml
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
     if not path.exists():

@@ -34,7 +34,7 @@ def start_attempt(run: RunDir, facts: Dict[str, Any]) -> int:
         "first_commit": cut_off or bool(unended(run)),
         "after": submitted_after(run),
     }
-    return run.begin_attempt(dict(start, **facts))
+    return run.start_attempt(dict(start, **facts))
 
 
 def end_attempt(
@@ -60,7 +60,7 @@ def end_attempt(
     following = read_record(run.attempt(n + 1) / "start.json") or {}  # if this end is written late
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
-    committed = committed or run.got_on(n)
+    committed = committed or run.made_progress(n)
     first = start["after"] if "after" in start else submitted_after(run)
     trap = [{"cause": "storage", "by": "the exit trap", "reason": disk_full}] if disk_full else []
     decision = decide(
@@ -72,7 +72,7 @@ def end_attempt(
         complete=run.result.exists(),
         cancelled=run.cancel.exists(),
         committed=committed,
-        stop_requested=run.was_told(n),
+        stop_requested=run.was_signalled(n),
         late=late,
         unstarted=unstarted,
     )
@@ -120,11 +120,11 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
             break
         if n == unwritten:
             end_attempt(run, n, STORAGE, None)
-        elif run.met_limit(n):
+        elif run.hit_time_limit(n):
             limit = wall_limit.recorded_limit(run, n)
             end_attempt(run, n, None, "TIMEOUT", late=wall_limit.no_progress(run, limit) if limit else False)
         else:  # one that was asked to stop was killed while it saved
-            end_attempt(run, n, None, STOP_REQUESTED if run.was_told(n) else UNKNOWN)
+            end_attempt(run, n, None, STOP_REQUESTED if run.was_signalled(n) else UNKNOWN)
 
 
 def ends(run: RunDir) -> Iterator[Dict[str, Any]]:

@@ -337,7 +337,7 @@ def watch(path: str, n: Optional[int], sleep: Optional[Callable[[float], None]] 
         return retry_on_oserror(lambda error: on_shell_gone(run, attempt), attempt)
     if state == "TIMEOUT":
         try:
-            run.note_limit(attempt)
+            run.record_time_limit(attempt)
         except OSError as error:
             log(error)
     if state:
@@ -360,7 +360,7 @@ def on_shell_gone(run: RunDir, n: int) -> int:
         return 0
     log("%s: the batch shell was killed (%s)" % (run.path, state))
     if state == "TIMEOUT":
-        run.note_limit(n)
+        run.record_time_limit(n)
     restart(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
     return 0
 

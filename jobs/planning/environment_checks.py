@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePath
 
-from flip.config.derived import shares
+from flip.config.derived import dataset_lanes
 from flip.config.resolve import cache_root
 from flip.config.schema import Config
 from flip.data.manifest.manifest import MARK, Manifest
@@ -56,7 +56,7 @@ def check_container(
 
 def paths_read(config: Config) -> Iterator[tuple[str, str]]:
     """(key, path) of the files that ranks read, and the folders of shards whose manifest is on this machine."""
-    for share in shares(config.data):
+    for share in dataset_lanes(config.data):
         yield from _set(f"data.sets.{share.name}.manifest" if share.name else "data.manifest", share.manifest)
     yield "data.tokenizer", config.data.tokenizer
     for item in config.evaluate.sets:
@@ -157,7 +157,7 @@ def client_variables(schemes: list[str], environ: Mapping[str, str]) -> list[str
 def required_places(config: Config) -> list[str]:
     """The manifests that a run reads, and the URL of its checkpoints."""
     sets = (folder for item in config.evaluate.sets for folder in (item.manifest, item.train))
-    return [*(share.manifest for share in shares(config.data)), *sets, config.checkpoint.url]
+    return [*(share.manifest for share in dataset_lanes(config.data)), *sets, config.checkpoint.url]
 
 
 def _addresses(places: Iterable[str]) -> Iterator[str]:

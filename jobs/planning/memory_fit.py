@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flip import costs
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.runs.errors import ConfigError
@@ -104,7 +104,7 @@ def _recompute(config: Config) -> Iterator[tuple[str, Config]]:
 
 
 def _accumulate(config: Config) -> Iterator[tuple[str, Config]]:
-    ranks = world(config)
+    ranks = world_size(config)
     batches = [stage.batch // ranks for stage in config.stages]
     for micro in range(config.compute.accumulate + 1, min(batches) + 1):
         if all(batch % micro == 0 for batch in batches):
@@ -121,7 +121,7 @@ def _more_nodes(config: Config) -> Iterator[tuple[str, Config]]:
     factor = 2
     while factor <= MAX_NODE_FACTOR:
         words, other = _changed(config, "resources.nodes", config.resources.nodes * factor)
-        ranks = world(other)
+        ranks = world_size(other)
         even = all(stage.batch % ranks == 0 for stage in other.stages) and other.data.lanes % ranks == 0
         if even and all(stage.batch // ranks % other.compute.accumulate == 0 for stage in other.stages):
             yield words, other
@@ -131,7 +131,7 @@ def _more_nodes(config: Config) -> Iterator[tuple[str, Config]]:
 def _smaller_batch(config: Config) -> Iterator[tuple[str, Config]]:
     """Half the batch of every stage with the largest batch, and half again."""
     other = copy.deepcopy(config)
-    unit = max(config.data.lanes, world(config) * config.compute.accumulate)
+    unit = max(config.data.lanes, world_size(config) * config.compute.accumulate)
     while True:
         top = max(stage.batch for stage in other.stages)
         if top % 2 or (top // 2) % unit:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.host import Host
-from flip.config.identity import Change, digest, explain, identity
-from flip.config.merge import read
-from flip.config.resolve import DataFacts, adopt, resolve
+from flip.config.identity import ConfigChange, diff_identity, digest, identity
+from flip.config.merge import read_config
+from flip.config.resolve import DatasetFacts, inherit_machine_fields, resolve
 from flip.config.schema import Config
 from flip.monitoring.results import read_run
 from flip.runs import commit
@@ -41,12 +41,12 @@ class ResolvedRun:
     identity: Mapping[str, Any]
     estimate: Estimate
     differs: Mapping[str, Any] = field(default_factory=dict)
-    against_base: Sequence[Change] = ()
+    against_base: Sequence[ConfigChange] = ()
     given: frozenset[str] = frozenset()  # keys that the sweep sets
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     cluster: str = ""  # name of the profile of the cluster that it starts on
-    kept: Sequence[Change] = ()  # what the sweep file asks for in vain: ``config`` is that of the directory
+    kept: Sequence[ConfigChange] = ()  # what the sweep file asks for in vain: ``config`` is that of the directory
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Action:
     starts: bool = False
     moves: bool = False
     existing: str = ""
-    changes: Sequence[Change] = ()
+    changes: Sequence[ConfigChange] = ()
     fork: str = ""
     adopts: bool = False
 
@@ -150,7 +150,7 @@ class Plan:
         for name in [*self.pruned, *moved]:
             run = RunDir(self.folder / name)
             try:
-                holders = {holder for holder in commit.holders(run) if not _is_over(holder)}
+                holders = {holder for holder in commit.pin_holders(run) if not _is_over(holder)}
             except OSError as error:
                 what, remedy = (
                     f"who needs its commits cannot be read: {error}",
@@ -175,7 +175,7 @@ def forks(name: str, existing: Collection[str], others: Collection[str]) -> list
     return [fork for number in sorted(numbers, key=int) if (fork := f"{name}-v{number}") not in others]
 
 
-def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: Sequence[Path]) -> Config:
+def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths: Sequence[Path]) -> Config:
     """``config``, resolved so that an existing run at one of ``paths`` stays the same run if possible.
 
     That is so if only machine-dependent values differ (cores and memory of the submitting machine would otherwise make
@@ -187,7 +187,7 @@ def resolve_stable(config: Config, on: Host, data: Sequence[DataFacts], paths: S
             stored = read_record(run.identity)
             if not isinstance(stored, dict):
                 continue
-            kept = resolve(adopt(config, read(run.config)), on, data)
+            kept = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
         except (FlipError, OSError, ValueError):  # a damaged run is reported by the plan
             continue
         if identity(kept, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, kept)):
@@ -281,17 +281,17 @@ def _changed(
     return Action(wanted, "changed", reason, starts, starts, existing.state, changes)
 
 
-def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[Change]:
+def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
     """The keys in which a stored identity differs; empty if it cannot be read."""
-    return explain(stored, config) if stored and isinstance(stored.get("config"), dict) else []
+    return diff_identity(stored, config) if stored and isinstance(stored.get("config"), dict) else []
 
 
-def _of_data(changes: Sequence[Change]) -> bool:
+def _of_data(changes: Sequence[ConfigChange]) -> bool:
     """Whether there are changes, and all are about the data."""
-    return bool(changes) and all(change.of_data for change in changes)
+    return bool(changes) and all(change.is_other_data for change in changes)
 
 
-def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[Change], str]:
+def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[ConfigChange], str]:
     """(changes of a stored identity, the same in words)."""
     changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
@@ -302,7 +302,7 @@ def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[l
     return changes, "; ".join(words)
 
 
-def _list(changes: Sequence[Change], given: Collection[str], most: int = 5) -> str:
+def _list(changes: Sequence[ConfigChange], given: Collection[str], most: int = 5) -> str:
     """Changes in words; a changed key that the sweep file does not set has a new default."""
     words = [
         f"{change}"

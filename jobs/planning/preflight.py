@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from flip import costs
 from flip.checkpoint.remote import Remote
-from flip.config.derived import Share, shares, spans
+from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host
-from flip.config.resolve import DataFacts
+from flip.config.resolve import DatasetFacts
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader, Sample
@@ -59,7 +59,7 @@ class Check:
 
 
 def check(
-    config: Config, data: Sequence[DataFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
+    config: Config, data: Sequence[DatasetFacts], profile: ClusterProfile, on: Host, folder: Path, dry: bool = False
 ) -> list[Check]:
     """All checks of a resolved run that will be stored below ``folder``. The first that fails raises its FlipError.
 
@@ -70,7 +70,7 @@ def check(
     places, plan = environment_checks.required_places(config), dry and nominal
     return [
         *(Check(*row) for row in environment_checks.check_variables(places, profile, plan=plan)),
-        *(_data_set(config, share, facts) for share, facts in zip(shares(config.data), data, strict=True)),
+        *(_data_set(config, share, facts) for share, facts in zip(dataset_lanes(config.data), data, strict=True)),
         _tokenizer(config, nominal),
         *_evaluations(config, nominal),
         *(Check(*row) for row in environment_checks.check_container(config, profile, folder, plan=plan)),
@@ -81,19 +81,21 @@ def check(
     ]
 
 
-def refuse_whole_json_captions(config: Config, data: Sequence[DataFacts]) -> None:
+def refuse_whole_json_captions(config: Config, data: Sequence[DatasetFacts]) -> None:
     """ConfigError if a new run would train on the source text of JSON members. Old runs did, and may continue."""
-    folders = [share.manifest for share, facts in zip(shares(config.data), data, strict=True) if not facts.nominal]
+    folders = [
+        share.manifest for share, facts in zip(dataset_lanes(config.data), data, strict=True) if not facts.nominal
+    ]
     refuse_whole_json(config.data.captions, "data.captions", (name for folder in folders for name in _fields(folder)))
 
 
-def refuse_blank_blocks(config: Config, data: Sequence[DataFacts], run: RunDir | None) -> None:
+def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDir | None) -> None:
     """DataError if the run would reach a block of which the manifest excludes every sample: training stops there.
 
     ``run``: resumes at its newest commit; None: starts at S = 0.
     """
-    end = spans(config)[-1].end
-    for number, (share, facts) in enumerate(zip(shares(config.data), data, strict=True)):
+    end = stage_spans(config)[-1].end
+    for number, (share, facts) in enumerate(zip(dataset_lanes(config.data), data, strict=True)):
         if facts.nominal or (blank := _blank(config, number, share, 0, end)) is None:
             continue
         done = commits(run) if run else []
@@ -106,7 +108,7 @@ def refuse_blank_blocks(config: Config, data: Sequence[DataFacts], run: RunDir |
         raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
 
 
-def _blank(config: Config, number: int, share: Share, start: int, end: int) -> tuple[int, int] | None:
+def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: int) -> tuple[int, int] | None:
     """(lane of the run, S) of the start of the first block without a usable sample; None if there is none."""
     chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
     source = order.SampleOrder.of_set(
@@ -141,7 +143,7 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
         raise
 
 
-def _data_set(config: Config, share: Share, facts: DataFacts) -> Check:
+def _data_set(config: Config, share: DatasetLanes, facts: DatasetFacts) -> Check:
     name = f"data set {share.name}".rstrip()
     if facts.nominal:
         return Check(name, f"the {count(facts.samples)} samples are nominal: there is no manifest yet", True)

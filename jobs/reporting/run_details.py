@@ -12,7 +12,7 @@ from typing import Any
 from flip.config.derived import model_label
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run
-from flip.runs.rundir import RunDir, matching, number
+from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.job import JobState, read_lenient, record_of
 from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from jobs.reporting import goodput
@@ -59,8 +59,8 @@ def explain(run: RunDir) -> dict[str, Any]:
 def _anomalies(run: RunDir) -> list[str]:
     """Of every step that was written down, the file of its first rank."""
     found: dict[tuple[int, int], str] = {}
-    for path in matching(run.anomalies, "*-*.json"):
-        n, _, step = map(number, path.name.split(".")[0].partition("-"))
+    for path in sorted_glob(run.anomalies, "*-*.json"):
+        n, _, step = map(parse_int, path.name.split(".")[0].partition("-"))
         if n is not None and step is not None:
             found.setdefault((step, n), f"{path.parent.name}/{path.name}")
     return [found[at] for at in sorted(found)]

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from flip import costs as arithmetic
-from flip.config.derived import positions
+from flip.config.derived import kept_tokens
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import precision
 from flip.monitoring.results import Outcome
@@ -122,7 +122,7 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
         total, left = 0.0, float(at)
         for stage in stages:
             mine = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
-            seen = positions(model.text, str(stage.get("text_mask", "0")))
+            seen = kept_tokens(model.text, str(stage.get("text_mask", "0")))
             total += mine * arithmetic.training_flops(model, str(stage["mask"]), seen)["total"]
             left -= mine
         return total

@@ -80,7 +80,7 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
 def _record_stop(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
     """Called inside a signal handler: must not raise into the interrupted code."""
     with contextlib.suppress(OSError):
-        run.note_told(attempt, flag.signal)
+        run.record_stop_signal(attempt, flag.signal)
 
 
 def record_hang(run: RunDir, attempt: int, what: str) -> None:
@@ -161,12 +161,12 @@ def _check_identity(run: RunDir) -> None:
     Raises DataError if one differs, StorageError if one is missing: a node may lack the file system.
     """
     from flip.config import merge
-    from flip.config.identity import explain, identity
+    from flip.config.identity import diff_identity, identity
 
-    stored, config = load_record(run.identity), merge.read(run.config)
+    stored, config = load_record(run.identity), merge.read_config(run.config)
     if stored and identity(config, "")["hash"] != stored.get("hash"):
-        changes = explain(stored, config)
-        if absent := [change for change in changes if change.of_absence]:
+        changes = diff_identity(stored, config)
+        if absent := [change for change in changes if change.is_missing_content]:
             missing = "; ".join(f"{change.key}: {change.now}" for change in absent)
             remedy = "It existed when the run was submitted: mount it on this node, or restore it."
             raise StorageError(f"data of the run are missing: {missing}", host(), remedy=remedy)

@@ -146,7 +146,7 @@ def _active_state(run: RunDir, row: QueueRow, n: int, started: bool) -> JobState
     started = started and not (run.attempt(n) / "end.json").exists()
     if run.cancel.exists():
         return JobState("running", n, f"{attempts.cancel_reason(run)}: it saves and stops")
-    if row.state == "COMPLETING" or (started and run.was_told(n)):
+    if row.state == "COMPLETING" or (started and run.was_signalled(n)):
         return JobState("running", n, "stop requested" if started else "ending")
     if row.state == "RUNNING":
         return JobState(
@@ -160,5 +160,5 @@ def _queued_state(run: RunDir, row: QueueRow, n: int, reason: str, started: bool
     if "held" in row.reason.lower():
         why += f" (release it with `scontrol release {row.id}`)"
     if started and not reason and not (run.attempt(n) / "end.json").exists():
-        reason = LIMIT_REASON if run.met_limit(n) else "ended unseen: preempted, or its node failed"
+        reason = LIMIT_REASON if run.hit_time_limit(n) else "ended unseen: preempted, or its node failed"
     return JobState("waiting" if started else "queued", n, "; ".join(filter(None, [reason, why])), row.start)

@@ -22,7 +22,7 @@ from typing import Any
 from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
 from flip.config.host import Host
-from flip.config.resolve import DataFacts, cache_root, resolve
+from flip.config.resolve import DatasetFacts, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
@@ -112,7 +112,7 @@ class EvaluationRequest:
     def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:
             raise ConfigError("a model has no data sets of its own", "--sets", remedy="Name some: see --list.")
-        names = [item.name for item in merge.read(subject.config).evaluate.sets]
+        names = [item.name for item in merge.read_config(subject.config).evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
         return [DatasetRequest(name, path=CONFIGURED) for name in names]
@@ -186,7 +186,7 @@ class EvaluationRequest:
 
     def _config(self, subject: RunDir, task: Task) -> Config:
         """The configuration of the run, adapted to the evaluation."""
-        config = Config() if task.model else merge.read(subject.config)
+        config = Config() if task.model else merge.read_config(subject.config)
         args, profile, node = self.args, self.profile, submission.node(self.profile)
         gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
         asked = config.resources
@@ -234,7 +234,7 @@ class EvaluationRequest:
         """Keep a commit for the job. ConfigError if the run, which may be training, has deleted it meanwhile."""
         stage, _, place = name.partition("/")
         commit.pin(subject, job, stage, int(place.partition("-")[0]))
-        if not (subject.checkpoints / name / commit.MARK).exists():
+        if not (subject.checkpoints / name / commit.COMMIT_FILE).exists():
             raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 
     def _wait(self, job: RunDir) -> int:
@@ -262,7 +262,7 @@ def _resolved(config: Config, node: Host) -> Config:
     """Resolve ``auto`` values of a job that trains nothing, without reading data sets."""
     config.stages = [Stage(samples=1, batch=config.resources.nodes * config.resources.processes)]
     config.data.lanes = config.data.samples = config.data.chunk = 1
-    return resolve(config, node, [DataFacts(1, 1, 1.0, "", True)])
+    return resolve(config, node, [DatasetFacts(1, 1, 1.0, "", True)])
 
 
 def _integer(number: int | None) -> str:

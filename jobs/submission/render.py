@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.derived import model_label
-from flip.config.identity import Change, flatten
+from flip.config.identity import ConfigChange, flatten
 from flip.config.merge import to_dict
 from flip.config.schema import MODEL_PRESETS
 from jobs.common.cli import command, shorter
@@ -168,7 +168,7 @@ def _data(data: dict[str, Any]) -> list[str]:
     return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
 
 
-def _differences(wanted: ResolvedRun) -> list[Change]:
+def _differences(wanted: ResolvedRun) -> list[ConfigChange]:
     """The differences from the base, without those that follow from a different model.size."""
     changes = list(wanted.against_base)
     filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")

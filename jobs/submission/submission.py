@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flip.config.host import Host, host
-from flip.config.identity import Change, explain, flatten, identity
-from flip.config.merge import read, to_dict
-from flip.config.resolve import DataFacts, facts
+from flip.config.host import Host, this_host
+from flip.config.identity import ConfigChange, diff_identity, flatten, identity
+from flip.config.merge import read_config, to_dict
+from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
@@ -144,7 +144,7 @@ class Submission:
             dry = self.options.dry_run
             if run.config.init.run or run.config.init.export:
                 run.config.init = self._resolve_init(run)
-            data = facts(run.config, nominal=dry)  # nominal data are for plans only
+            data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
             config, kept = self._resolve_stable(run, data, on)
             notes = validate(config)
@@ -199,7 +199,9 @@ class Submission:
                 raise
             return known
 
-    def _resolve_stable(self, run: Run, data: Sequence[DataFacts], on: Host) -> tuple[Config, Sequence[Change]]:
+    def _resolve_stable(
+        self, run: Run, data: Sequence[DatasetFacts], on: Host
+    ) -> tuple[Config, Sequence[ConfigChange]]:
         """The resolved configuration, and the changes in the sweep file that ``--changed keep`` ignores."""
         path, present = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
         forks = planning.forks(run.name, present, self.sweep.names)
@@ -211,7 +213,7 @@ class Submission:
             known = [read_record(place / "identity.json") or {} for place in places]
             if identity(config, "")["hash"] in [stored.get("hash") for stored in known]:
                 return config, ()
-            return read(path / "config.yaml"), explain(known[0], config)
+            return read_config(path / "config.yaml"), diff_identity(known[0], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
 
@@ -345,7 +347,7 @@ def sweep_file(typed: str) -> Path:
 
 def node(profile: ClusterProfile) -> Host:
     """The share of a node that one run gets: from the profile, or this machine."""
-    here = host()
+    here = this_host()
     if profile.kind == "local":
         cores = min(profile.cpus_per_node or here.cores, here.cores)
         memory = int(profile.memory_gb * 1e9) or here.memory

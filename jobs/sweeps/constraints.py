@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from flip.config.schema import Config
-from flip.config.yaml_io import Place, parse_yaml
+from flip.config.yaml_io import SourceLocation, parse_yaml
 
 _WORD = r"""[^\s<>=!\[\]"']++"""
 _COMPARISON = re.compile(
@@ -49,7 +49,7 @@ class Condition:
     """One line: any of its comparisons holds."""
 
     text: str
-    place: Place
+    place: SourceLocation
     any: tuple[_Comparison, ...]
 
     def check(self, known: Collection[str]) -> None:
@@ -99,7 +99,7 @@ def _same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and left == right
 
 
-def parse(lines: Any, place: Place) -> tuple[Condition, ...]:
+def parse(lines: Any, place: SourceLocation) -> tuple[Condition, ...]:
     """The conditions of a ``where``: a line or a list of lines."""
     texts = lines if isinstance(lines, list) else [lines]
     if not texts:
@@ -112,7 +112,7 @@ def parse(lines: Any, place: Place) -> tuple[Condition, ...]:
     return tuple(Condition(text, place, tuple(_comparisons(text, place))) for text in texts)
 
 
-def _comparisons(text: str, place: Place) -> Iterator[_Comparison]:
+def _comparisons(text: str, place: SourceLocation) -> Iterator[_Comparison]:
     """The comparisons of a line. ConfigError for anything else."""
     at, joint = 0, "or"
     while joint:
@@ -129,7 +129,7 @@ def _comparisons(text: str, place: Place) -> Iterator[_Comparison]:
         at = match.end()
 
 
-def _comparison(key: str, op: str, token: str, text: str, place: Place) -> _Comparison:
+def _comparison(key: str, op: str, token: str, text: str, place: SourceLocation) -> _Comparison:
     if op not in ("==", "!=", "in", "not in", *_ORDER):
         raise place.error(f"{op} does not compare", text, f"==, !=, <, <=, >, >=, in and not in do. {_FORM}")
     in_list = op in ("in", "not in")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flip.config.schema import Config
-from flip.config.yaml_io import Place, Table
+from flip.config.yaml_io import LocatedDict, SourceLocation
 from jobs.sweeps.constraints import Condition, parse
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -47,7 +47,7 @@ class Point:
         return Point(name, self.layers + other.layers, self.where + other.where)
 
 
-def points(entry: Table, place: Place) -> list[Point]:
+def points(entry: LocatedDict, place: SourceLocation) -> list[Point]:
     """The points of an entry, at least one. Raises ConfigError for what cannot be meant."""
     fields = {key: value for key, value in entry.items() if key not in KEYS}
     for key in fields:
@@ -55,10 +55,10 @@ def points(entry: Table, place: Place) -> list[Point]:
         near = difflib.get_close_matches(key, KEYS)
         if near and key not in Config.__dataclass_fields__:
             raise place.child(key, entry.lines.get(key, 0)).error("unknown key", remedy=f"Did you mean {near[0]}?")
-    below = entry.get("set", Table())
-    if not isinstance(below, Table):
+    below = entry.get("set", LocatedDict())
+    if not isinstance(below, LocatedDict):
         raise place.child("set", entry.lines.get("set", 0)).error("needs a mapping of fields", below)
-    layers = tuple((place.where, layer) for layer in (below, Table(fields, entry.lines)) if layer)
+    layers = tuple((place.where, layer) for layer in (below, LocatedDict(fields, entry.lines)) if layer)
     here = place.child("where", entry.lines.get("where", 0))
     parts = [[Point("", layers, parse(entry["where"], here) if "where" in entry else ())]]
     parts += [
@@ -67,7 +67,7 @@ def points(entry: Table, place: Place) -> list[Point]:
     return product(parts, place)
 
 
-def product(parts: Sequence[Sequence[Point]], place: Place) -> list[Point]:
+def product(parts: Sequence[Sequence[Point]], place: SourceLocation) -> list[Point]:
     """Every combination, the last part moving fastest."""
     total = math.prod(map(len, parts))
     if total > MOST:
@@ -76,7 +76,7 @@ def product(parts: Sequence[Sequence[Point]], place: Place) -> list[Point]:
     return distinct(found, place)
 
 
-def distinct(found: list[Point], place: Place, remedy: str = "") -> list[Point]:
+def distinct(found: list[Point], place: SourceLocation, remedy: str = "") -> list[Point]:
     seen: set[str] = set()
     for point in found:
         if point.name in seen:
@@ -86,34 +86,34 @@ def distinct(found: list[Point], place: Place, remedy: str = "") -> list[Point]:
     return found
 
 
-def check_name(name: Any, what: str, place: Place) -> str:
+def check_name(name: Any, what: str, place: SourceLocation) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise place.error(f"not a name for a {what}", name, NAME_RULE)
     return name
 
 
-def _runs(value: Any, place: Place) -> list[Point]:
+def _runs(value: Any, place: SourceLocation) -> list[Point]:
     table = _table(value, place)
     found: list[Point] = []
     for name, entry in table.items():
         here = place.child(name, table.lines.get(name, 0))
         check_name(name, "run", here)
-        if not isinstance(entry, (Table, type(None))):
+        if not isinstance(entry, (LocatedDict, type(None))):
             raise here.error("needs a mapping of fields", entry)
-        found += [Point(name) + point for point in points(entry or Table(), here)]
+        found += [Point(name) + point for point in points(entry or LocatedDict(), here)]
     return distinct(found, place)
 
 
-def _list(value: Any, place: Place) -> list[Point]:
+def _list(value: Any, place: SourceLocation) -> list[Point]:
     if not isinstance(value, list) or not value:
         raise place.error("needs a list of entries" if value else "is empty: it makes no run", value)
     found: list[Point] = []
     for i, entry in enumerate(value):
-        if not isinstance(entry, Table):
+        if not isinstance(entry, LocatedDict):
             raise place.child(i).error("needs a mapping: a name and what it sets", entry)
         here = place.child(i, min(entry.lines.values(), default=0))
         head = Point(check_name(entry["name"], "run", here)) if "name" in entry else Point()
-        rest = Table({key: item for key, item in entry.items() if key != "name"}, entry.lines)
+        rest = LocatedDict({key: item for key, item in entry.items() if key != "name"}, entry.lines)
         members = [head + point for point in points(rest, here)]
         if any(not point.name for point in members):
             raise here.error("has no name", remedy="Give it one: {name: ..., set: ...}")
@@ -121,11 +121,11 @@ def _list(value: Any, place: Place) -> list[Point]:
     return distinct(found, place)
 
 
-def _grid(value: Any, place: Place) -> list[Point]:
+def _grid(value: Any, place: SourceLocation) -> list[Point]:
     return product([distinct(axis, here) for here, axis in _axes(value, place)], place)
 
 
-def _zip(value: Any, place: Place) -> list[Point]:
+def _zip(value: Any, place: SourceLocation) -> list[Point]:
     """The first axis names the points, so that a point more leaves the names of the others alone."""
     axes = _axes(value, place)
     lengths = {len(axis) for _, axis in axes}
@@ -137,14 +137,14 @@ def _zip(value: Any, place: Place) -> list[Point]:
     return distinct(found, place, "The first axis of a zip names its points: put one first whose values all differ.")
 
 
-def _axes(value: Any, place: Place) -> list[tuple[Place, list[Point]]]:
+def _axes(value: Any, place: SourceLocation) -> list[tuple[SourceLocation, list[Point]]]:
     table = _table(value, place)
     places = [place.child(key, table.lines.get(key, 0)) for key in table]
     return [(here, _axis(key, table[key], here)) for key, here in zip(table, places, strict=True)]
 
 
-def _axis(key: str, values: Any, place: Place) -> list[Point]:
-    if isinstance(values, Table):
+def _axis(key: str, values: Any, place: SourceLocation) -> list[Point]:
+    if isinstance(values, LocatedDict):
         if not values.keys() & _AXES.keys() or values.keys() - KEYS:
             raise place.error("needs a list of values, or what makes points", dict(values), f"{', '.join(_AXES)} do.")
         return points(values, place)
@@ -153,12 +153,12 @@ def _axis(key: str, values: Any, place: Place) -> list[Point]:
     return [_value(key, value, len(values) > 1, place) for value in values]
 
 
-def _no_label(key: str, place: Place) -> None:
+def _no_label(key: str, place: SourceLocation) -> None:
     if key in ("recipe", "schema"):
         raise place.error("a label, no setting of a run", remedy="Name recipes at the top of the sweep.")
 
 
-def _value(key: str, value: Any, named: bool, place: Place) -> Point:
+def _value(key: str, value: Any, named: bool, place: SourceLocation) -> Point:
     _no_label(key, place)
     if any(isinstance(item, Mapping) for item in (value if isinstance(value, list) else [value])):
         remedy = f"Give it one: {{{key}: {{list: [{{name: ..., set: ...}}, ...]}}}}."
@@ -166,16 +166,21 @@ def _value(key: str, value: Any, named: bool, place: Place) -> Point:
     name = slug(key, value)
     if not name:
         raise place.error("makes no name", value, "Name it under runs or list.")
-    return Point(name if named else "", ((place.where, Table({key: value}, {key: place.line})),))
+    return Point(name if named else "", ((place.where, LocatedDict({key: value}, {key: place.line})),))
 
 
-def _table(value: Any, place: Place) -> Table:
-    if not isinstance(value, Table) or not value:
+def _table(value: Any, place: SourceLocation) -> LocatedDict:
+    if not isinstance(value, LocatedDict) or not value:
         raise place.error("needs a mapping" if value else "is empty: an empty sweep makes no run", value)
     return value
 
 
-_AXES: dict[str, Callable[[Any, Place], list[Point]]] = {"runs": _runs, "list": _list, "zip": _zip, "grid": _grid}
+_AXES: dict[str, Callable[[Any, SourceLocation], list[Point]]] = {
+    "runs": _runs,
+    "list": _list,
+    "zip": _zip,
+    "grid": _grid,
+}
 KEYS = ("set", "where", *_AXES)
 """What an entry may have beside fields."""
 

@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flip.config.identity import Change, compare, flatten
-from flip.config.merge import assignment, get, merge, nest, to_dict
+from flip.config.identity import ConfigChange, compare, flatten
+from flip.config.merge import assignment, expand_dotted_keys, lookup, merge, to_dict
 from flip.config.schema import MODEL_PRESETS, Config
-from flip.config.yaml_io import Place, Table, read_yaml
+from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.cli import suggestion
 from jobs.common.paths import SWEEPS
@@ -62,7 +62,7 @@ class Run:
     """Its name without the seed."""
     differs: dict[str, Any] = field(default_factory=dict)
     """The settings that vary in the sweep."""
-    against_base: list[Change] = field(default_factory=list)
+    against_base: list[ConfigChange] = field(default_factory=list)
     """Where it differs from recipe and ``set`` alone."""
     given: frozenset[str] = frozenset()
     """Keys that the sweep, its recipe or the command line set; the others have their defaults."""
@@ -88,13 +88,13 @@ class _File:
     """A sweep file with the lines of its keys."""
 
     path: Path
-    table: Table
+    table: LocatedDict
 
     def error(self, key: str, what: str, value: Any = None, remedy: str = "") -> ConfigError:
         """An error at a dotted key: the line is that of the deepest part which the file has."""
         line, here = 0, self.table
         for part in key.split("."):
-            if not isinstance(here, Table) or part not in here:
+            if not isinstance(here, LocatedDict) or part not in here:
                 break
             line, here = here.lines.get(part, line), here[part]
         place = f"{self.path}:{line}" if line else str(self.path)
@@ -132,7 +132,7 @@ def _recipes(file: _File) -> list[Layer]:
     return [*layers, (str(file.path), {"recipe": "+".join(names)})] if names else []
 
 
-def _recipe(file: _File, name: Any) -> tuple[Table, Path]:
+def _recipe(file: _File, name: Any) -> tuple[LocatedDict, Path]:
     folders = (file.path.parent / "recipes", SWEEPS / "recipes")
     for path in (folder / f"{name}.yaml" for folder in folders):
         if path.exists():
@@ -143,20 +143,20 @@ def _recipe(file: _File, name: Any) -> tuple[Table, Path]:
 
 def _arms(file: _File) -> list[Point]:
     """The runs without their seeds."""
-    varied = Table({key: value for key, value in file.table.items() if key in expansion.KEYS and key != "set"})
+    varied = LocatedDict({key: value for key, value in file.table.items() if key in expansion.KEYS and key != "set"})
     varied.lines = file.table.lines
-    return expansion.points(varied, Place(str(file.path)))
+    return expansion.points(varied, SourceLocation(str(file.path)))
 
 
 def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
     """At least one point; without seeds it says nothing."""
-    place = Place(str(file.path), "seeds", file.table.lines.get("seeds", 0))
+    place = SourceLocation(str(file.path), "seeds", file.table.lines.get("seeds", 0))
     chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
     repeated = next((seed for i, seed in enumerate(chosen) if seed in chosen[:i]), None)
     if repeated is not None:
         what, remedy = "a seed is repeated", "Give each seed once."
         raise ConfigError(what, "--seeds", repeated, remedy) if seeds else place.error(what, repeated, remedy)
-    layers = [(place.where, Table({"seed": seed}, {"seed": place.line})) for seed in chosen]
+    layers = [(place.where, LocatedDict({"seed": seed}, {"seed": place.line})) for seed in chosen]
     # The default seed adds nothing to a name: seeds that are asked for later stand beside the runs that are there.
     tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
     found = [Point(tail, (layer,)) for tail, layer in zip(tails, layers, strict=True)]
@@ -186,7 +186,7 @@ def _varying(key: str, configs: Sequence[Config]) -> str:
     """The key itself, or the part of it down to the named member that some of the runs lack (stages.unmasked)."""
     parts = key.split(".")
     for n in range(1, len(parts)):
-        if any(get(config, ".".join(parts[:n])) is None for config in configs):
+        if any(lookup(config, ".".join(parts[:n])) is None for config in configs):
             return ".".join(parts[:n])
     return key
 
@@ -196,10 +196,12 @@ def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> lis
 
     A member that some runs lack, say a stage, is True or False.
     """
-    named = (key for layers in own for where, layer in layers for key in flatten(nest(layer, where)) if key)
+    named = (
+        key for layers in own for where, layer in layers for key in flatten(expand_dotted_keys(layer, where)) if key
+    )
     rows: list[dict[str, Any]] = [{} for _ in configs]
     for key in dict.fromkeys(_varying(key, configs) for key in named):
-        values = [get(config, key) for config in configs]
+        values = [lookup(config, key) for config in configs]
         if any(is_dataclass(value) for value in values):
             values = [value is not None for value in values]
         if any(value != values[0] for value in values):
@@ -210,8 +212,8 @@ def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> lis
 
 def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
     """Every run: its arm once per seed. ``overrides`` change what runs do, not which there are."""
-    below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", Table()))]
-    arms, tails, top = _arms(file), _seeds(file, seeds), Place(str(file.path))
+    below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", LocatedDict()))]
+    arms, tails, top = _arms(file), _seeds(file, seeds), SourceLocation(str(file.path))
     if not any(point.layers or point.name for point in (*arms, *tails)):
         raise top.error("an empty sweep: it makes no run", remedy="Name runs under runs, or give a grid.")
     arms = [arm if arm.name else replace(arm, name=file.path.stem.lower()) for arm in arms]
@@ -240,7 +242,7 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
 
 def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
     """The keys that are set by name; with ``model.size`` all that a size fills in."""
-    named = [nest(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
+    named = [expand_dotted_keys(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
     keys = {key for layer in named for key in flatten(layer)}
     if "model.size" in keys:
         keys |= flatten(MODEL_PRESETS[Config().model.size], "model").keys()

@@ -111,13 +111,13 @@ class Trainer:
 
     def _commit(self, samples, at):
         """As flip.checkpoint.saver does. Raises OSError."""
-        if samples <= self.saved or not self.run.holds(self.n):
+        if samples <= self.saved or not self.run.is_current_attempt(self.n):
             return
         path = commit.folder(self.run, "pretrain", samples, self.n)
         path.mkdir(parents=True)
         (path / "model").write_text(str(samples))
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
-        commit.retain(self.run, self.n, 2, [path])
+        commit.apply_retention(self.run, self.n, 2, [path])
         self.saved = samples
         self.world.commits.setdefault((self.run.name, self.n), []).append((at, samples))
 
@@ -138,7 +138,7 @@ class Trainer:
         with self.world.storage(self.life):
             try:
                 self._commit(self.like.total, self.clock.now)
-                if self.run.holds(self.n):
+                if self.run.is_current_attempt(self.n):
                     create_json(self.run.result, {"run": self.run.name, "attempt": self.n})
             except OSError as error:
                 self.life.happened("storage")
@@ -159,7 +159,7 @@ class Trainer:
         self._catch_up_quietly()
         self.told = name or "cancel.json"
         with self.world.storage(self.life), contextlib.suppress(OSError):
-            self.run.note_told(self.n, f"SIG{name}")
+            self.run.record_stop_signal(self.n, f"SIG{name}")
         self.clock.cancel(self._timer)
         self._timer = self.clock.at(self.like.step, self._save)
 
@@ -183,7 +183,7 @@ class Trainer:
             return
         try:
             with self.world.storage(self.life):
-                superseded, cancelled = not self.run.holds(self.n), self.run.cancel.exists()
+                superseded, cancelled = not self.run.is_current_attempt(self.n), self.run.cancel.exists()
         except OSError:
             self.clock.at(self.like.step, self.look)
             return

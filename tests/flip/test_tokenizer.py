@@ -83,14 +83,14 @@ def test_words_that_are_known_change_nothing(path, texts):
     tokenizer = Tokenizer(path, 1000, prepend_cls=False)
     for _ in range(2):
         for text, row in zip(texts, tokenizer(texts), strict=True):
-            ids = tokenizer._inner.encode(clean(text), add_special_tokens=False).ids
+            ids = tokenizer._tokenizer.encode(clean(text), add_special_tokens=False).ids
             assert row[: len(ids)].tolist() == ids and not row[len(ids) :].any()
 
 
 def test_known_words_are_bounded(path, monkeypatch):
-    monkeypatch.setattr("flip.tokenizer.KNOWN", 3)
+    monkeypatch.setattr("flip.tokenizer.MAX_CACHED_WORDS", 3)
     tokenizer, text = Tokenizer(path, 32, prepend_cls=False), "the cats & the dogs [all of them]"
-    assert (tokenizer([text, text]) == Tokenizer(path, 32, False)([text, text])).all() and len(tokenizer._known) <= 3
+    assert (tokenizer([text, text]) == Tokenizer(path, 32, False)([text, text])).all() and len(tokenizer._word_ids) <= 3
 
 
 def test_special_tokens_in_a_caption_are_letters(path):

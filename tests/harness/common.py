@@ -17,7 +17,7 @@ def wait_until(condition, what, seconds=120.0, pause=0.05, story=None):
     of ``story()``."""
     limit = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < limit, f"waited in vain for {what}\n{story() if story else ''}"
+        assert time.monotonic() < limit, f"timeout while waiting for {what}\n{story() if story else ''}"
         time.sleep(pause)
     return result
 

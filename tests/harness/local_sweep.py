@@ -1,4 +1,4 @@
-"""A sweep folder whose runs are done by the fake worker, under the real supervisor."""
+"""A sweep folder whose runs are executed by the fake worker, under the real supervisor."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.harness.common import ROOT, make_run, wait_until
 
 
 class LocalSweep:
-    """Runs of one sweep, and what a test wants to do to them."""
+    """Runs of one sweep, with the actions of a test."""
 
     def __init__(self, folder: Path) -> None:
         self.sweep = folder / "runs" / "sweep"
@@ -46,7 +46,7 @@ class LocalSweep:
         self.until(lambda: self.state(run) in states)
 
     def until_moving(self, run: RunDir, n: int, step: int = 1) -> None:
-        """Until attempt n has done some steps."""
+        """Wait until attempt n has made some steps."""
         self.until(lambda: run.newest_attempt() == n and (read_json(run.status) or {}).get("attempt") == n)
         self.until(lambda: (read_json(run.status) or {})["step"] >= step)
 

@@ -1,4 +1,4 @@
-"""The scenarios of tests/slurm, word for word, played on the Slurm that does not exist."""
+"""Plays the scenarios of tests/slurm unchanged on the simulated Slurm (tests/fakeslurm)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLL = 0.05
 
 
 class SimulatedScene(SlurmScene):
-    """A scene whose Slurm is not there. What it looks at, and what it writes down, is ``SlurmScene``'s."""
+    """A scene on the simulated Slurm, with the observations and records of ``SlurmScene``."""
 
     def __init__(self, clock, controller, commands, folder, name):
         here = SimpleNamespace(call=commands.call, lose=controller.lose, bring_back=controller.bring_back)
@@ -38,7 +38,7 @@ class SimulatedScene(SlurmScene):
     def until(self, condition, what):
         limit = self.clock.now + self.patience
         while not condition():
-            assert self.clock.now < limit, f"{self.name}: waited in vain for {what}\n{self.story()}"
+            assert self.clock.now < limit, f"{self.name}: timeout while waiting for {what}\n{self.story()}"
             self.clock.run(self.clock.now + POLL)
             attempts = [run.newest_attempt() for run in self.runs]
             for job in self._jobs():
@@ -63,7 +63,7 @@ class SimulatedScene(SlurmScene):
         for call in self.commands.noted:
             place = call["by"]
             ours = place and place.by == by and place.life.path == run.path and place.life.attempt == n
-            if ours and call["words"][0] != "sbatch":  # which no shim notes
+            if ours and call["words"][0] != "sbatch":  # not recorded by a shim
                 read = {}
                 if call["words"][1:3] == ["show", "job"]:
                     fields = fields_of(call["out"])
@@ -77,7 +77,7 @@ class SimulatedScene(SlurmScene):
 
 @contextlib.contextmanager
 def staged(name, folder, storage=None, **settings):
-    """A scene on a site with these settings. ``storage``: as ``host.Life`` has it."""
+    """A scene on a site with these settings. ``storage``: see ``host.Life``."""
     clock = Clock()
 
     def life(*given):
@@ -90,7 +90,7 @@ def staged(name, folder, storage=None, **settings):
 
 
 def play(name, folder):
-    """The record of a scenario as ``recording.perform`` makes it of a real Slurm."""
+    """The record of a scenario, as ``recording.perform`` writes it for a real Slurm."""
     scenario, options = SCENARIOS[name], SCENARIOS[name].options
     settings = {"kill_wait": options["kill_wait"], "user_signal": options["user_signal"], "mode": scenario.mode}
     settings |= {"grace": scenario.grace, "node_timeout": options.get("node_timeout", 10)}

@@ -1,7 +1,6 @@
-"""What is seen of runs on a real Slurm: states, signals, what the exit trap asked, what it was told, what it decided.
+"""Observes runs on a real Slurm: states, signals, and the calls, answers and decisions of the exit trap.
 
-What the trap and the watcher call is seen by a ``scontrol`` and a ``squeue`` that stand first on PATH, which jobs are
-given.
+Calls of the trap and the watcher are recorded by a ``scontrol`` and a ``squeue`` that come first on the PATH of jobs.
 """
 
 import contextlib
@@ -28,7 +27,7 @@ CALLS = ("scontrol", "squeue")
 SHOW_JOB = ["show", "job"]
 READ = ("JobState", "Reason", "Restarts", "RunTime", "TimeLimit", "EndTime", "PreemptTime")
 SETTLED = 2.0
-"""Seconds for which a job must stay at its end: one that Slurm starts once more is PENDING by then."""
+"""Seconds for which a final state must last: a requeued job is PENDING by then."""
 
 
 def profile(**fields):
@@ -38,7 +37,7 @@ def profile(**fields):
 
 
 SHIM = """#!{python} -SE
-# Notes what the exit trap or the watcher calls, and what squeue --json says at that moment.
+# Records calls of the exit trap and the watcher, and the output of squeue --json at that moment.
 import json, os, subprocess, sys
 name, words = {name!r}, sys.argv[1:]
 run, attempt = os.environ.get("FLIP_RUN"), os.environ.get("FLIP_ATTEMPT")
@@ -69,7 +68,7 @@ sys.exit(done.returncode)
 
 
 def install(folder):
-    """Write the shims; the folder that must stand first on PATH. The real ones are looked up on the PATH of now."""
+    """Write the shims, and return the folder that must come first on PATH. The current PATH finds the real commands."""
     real = {name: shutil.which(name) for name in CALLS}
     folder.mkdir(parents=True)
     for name in CALLS:
@@ -79,7 +78,7 @@ def install(folder):
 
 
 class SlurmScene:
-    """One submission to the Slurm ``here``, whose SLURM_CONF and shims stand in this process's environment."""
+    """One submission to the Slurm ``here``, whose SLURM_CONF and shims are in this process's environment."""
 
     def __init__(self, here, squeue, folder, name):
         self.here, self.squeue, self.folder, self.name = here, squeue, folder / name, name
@@ -87,10 +86,10 @@ class SlurmScene:
         self.patience = 120.0
         self._over = threading.Event()
 
-    # -- what is done ------------------------------------------------------------------------------------------------
+    # -- actions ----------------------------------------------------------------------------------------------------
 
     def submit(self, *plays, hours=0.5, cpus=1, gpus=0, **fields):
-        """One run per play, all in one array; they are watched from now on."""
+        """Submit one run per play, all in one array, and watch them."""
         for index, play in enumerate(plays):
             run = make_run(self.folder / f"run{index}", "", play)
             (run.path / "calls").mkdir()
@@ -102,32 +101,32 @@ class SlurmScene:
         self.watch()
 
     def ready(self, n=1):
-        """Until all ranks of attempt n listen."""
+        """Wait until all ranks of attempt n have installed their signal handlers."""
         self.until(lambda: all(len(self.signals(run, n)) == 2 for run in self.runs), f"the ranks of attempt {n}")
 
     def preempt(self, index=0, seconds=3):
-        """A job of higher priority takes the nodes of a run."""
+        """Submit a job of higher priority to the nodes of a run."""
         return self.here.preempt(nodes=2, seconds=seconds, nodelist=",".join(self.nodes(index)))
 
     def kill(self, rank, index=0):
-        """SIGKILL to a rank, as the kernel does when memory runs out."""
+        """Send SIGKILL to a rank, as the kernel does when memory runs out."""
         os.kill(self.facts(rank, index=index)["pid"], signal.SIGKILL)
 
     def kill_shell(self):
-        """SIGKILL to the batch shell alone."""
+        """Send SIGKILL to the batch shell only."""
         job = fields_of(self.call("scontrol", "show", "job", self.id()))["JobId"]
         (pid,) = pids(f"/job{int(job):05d}/slurm_script")
         os.kill(pid, signal.SIGKILL)
 
     def cancel(self):
-        """As ``jobs/cancel.py`` does."""
-        create_json(self.runs[0].cancel, {"who": "tester", "why": "as told", "time": time.time()})
+        """Cancel the runs as ``jobs/cancel.py`` does."""
+        create_json(self.runs[0].cancel, {"who": "tester", "why": "test", "time": time.time()})
         self.cluster.cancel(self.runs)
 
     def call(self, *words):
         return self.here.call(*words)
 
-    # -- what is seen ------------------------------------------------------------------------------------------------
+    # -- observations ------------------------------------------------------------------------------------------------
 
     def id(self, index=0):
         return self.rows[index]["id"]
@@ -151,7 +150,7 @@ class SlurmScene:
         wait_until(condition, f"{what} ({self.name})", self.patience, 0.05, self.story)
 
     def over(self):
-        """Until every job has ended and stays so."""
+        """Wait until every job is in its final state."""
         self.until(lambda: len(self.rows) == len(self.runs) and all(map(self._settled, self.rows.values())), "the end")
         self.unwatch()
 
@@ -180,7 +179,7 @@ class SlurmScene:
 
     def _note(self, index, id_, state, attempts):
         if attempts[index] != self.runs[index].newest_attempt():
-            return  # it belongs to the one or the other
+            return  # it may belong to either attempt
         number = int(id_.partition("_")[0])
         if number < self.rows.get(index, {}).get("number", 0):
             return  # this job has a successor
@@ -189,7 +188,7 @@ class SlurmScene:
         if (attempts[index], state) not in self.seen[index][-1:]:
             self.seen[index].append((attempts[index], state))
 
-    # -- what is recorded --------------------------------------------------------------------------------------------
+    # -- record ------------------------------------------------------------------------------------------------------
 
     def record(self, index=0):
         run = self.runs[index]
@@ -219,13 +218,13 @@ class SlurmScene:
             "read": next((call["read"] for call in calls if "read" in call), None),
             "words": end.get("state"),
             "decision": {key: end.get(key) for key in ("action", "cause", "reason", "delay")} if end else None,
-            "calls": [_told(call) for call in calls],
-            "watcher": [_told(call) for call in self._calls(run, n, "watcher") if call["words"][1:3] != SHOW_JOB],
+            "calls": [_answer(call) for call in calls],
+            "watcher": [_answer(call) for call in self._calls(run, n, "watcher") if call["words"][1:3] != SHOW_JOB],
         }
 
     @staticmethod
     def _calls(run, n, by):
-        """Rows {words, code, said}, and ``read`` where the job was asked for; no code where the caller was killed."""
+        """Rows {words, code, said}, and ``read`` if the job was queried; without a code if the caller was killed."""
         path, found = run.path / "calls" / f"{n}.{by}.jsonl", []
         for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
             if "words" in line:
@@ -247,7 +246,7 @@ class SlurmScene:
         return "\n".join(parts)
 
     def close(self):
-        """Nothing of the scene stays in the queue."""
+        """Cancel all jobs in the queue."""
         self._over.set()
         for id_ in self.here.call("squeue", "-h", "-o", "%A").split():
             with contextlib.suppress(Exception):
@@ -255,7 +254,7 @@ class SlurmScene:
 
 
 def pids(text):
-    """Pids of the processes whose first two words contain this."""
+    """Pids of processes whose first two words contain ``text``."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -265,12 +264,12 @@ def pids(text):
 
 
 def masked(words):
-    """Words of a command without the numbers and names of jobs."""
+    """A command line with job numbers and names masked."""
     words = [re.sub(r"^--name=.*", "--name=NAME", word) for word in words]
     return [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in words]
 
 
-def _told(call):
+def _answer(call):
     return {key: call[key] for key in ("words", "code", "said")}
 
 
@@ -283,7 +282,7 @@ def fields_of(text):
 
 @contextlib.contextmanager
 def slurm(folder, **options):
-    """A Slurm for scenes: (here, the real squeue). The environment of this process is made fit for it and put back."""
+    """A Slurm for scenes: (here, the real squeue). Sets the environment of this process for it, and restores it."""
     from tools.sandbox.cluster import SandboxCluster
 
     squeue, before = shutil.which("squeue"), dict(os.environ)

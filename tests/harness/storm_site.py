@@ -1,6 +1,6 @@
-"""Where a storm takes place: a Slurm, an S3 server and a proxy before it for each run, data, a working tree, the sweep.
+"""The environment of a storm: a Slurm, an S3 server with a proxy for each run, data, a working tree and the sweep.
 
-Everything is below one folder. The storm is a process of its own: its environment is the one that submits.
+Everything is below one folder. The storm runs in its own process, whose environment is used for submissions.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ from tools.sandbox import daemons, processes
 from tools.sandbox.cluster import SandboxCluster
 
 PACE = 0.06
-"""Seconds between two reads of the data, four to a step: a fault that aims at a step shall find it there."""
+"""Seconds between two reads of the data, four per step: slow enough to inject a fault at a given step."""
 NODES = 6
 SILENT = 20
-"""Seconds after which a node is down. On an overloaded machine 10 were too few: Slurm took living nodes for lost."""
+"""Seconds after which a silent node is down. With 10 on an overloaded machine, Slurm marked live nodes as down."""
 EDITED = (
     "flip/training/trainer.py",
     "flip/training/grad_cache.py",
@@ -52,7 +52,7 @@ class StormSite:
             settings=["SlurmctldTimeout=30"],
         )  # fmt: skip
         self.lines, self.hands = {}, threading.RLock()
-        """Run -> its way to storage; who has ``hands`` may count on Slurm to answer."""
+        """Run -> its proxy; the lock ``hands`` guarantees that no other fault stops Slurm meanwhile."""
         self.failed, self._again, self._begin = False, [], time.monotonic()
 
     def say(self, text):
@@ -62,10 +62,10 @@ class StormSite:
     def seconds(self):
         return time.monotonic() - self._begin
 
-    # -- up and down -------------------------------------------------------------------------------------------------
+    # -- start and stop ----------------------------------------------------------------------------------------------
 
     def start(self):
-        """Everything, until the sweep is submitted."""
+        """Start all servers, write all files and submit the sweep."""
         (self.folder / "tmp").mkdir()
         data = make_dataset(self.folder / "data", samples=200, shards=3, chunk=4, classes=8)
         make_tokenizer(data / "tokenizer.json")
@@ -73,7 +73,7 @@ class StormSite:
         self.server.start()
         upload(self.server, data)
         for name in client_variables(["s3"], os.environ):
-            del os.environ[name]  # this machine's, as its certificates: submit would ask for them to be passed on
+            del os.environ[name]  # of this machine: submit would require the profile to forward them
         settings = environment(self.server.address)
         os.environ.update(settings | {"FLIP_WITNESS": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder / "tmp")})
         keys = [f"s3://{BUCKET}/set/{path.name}" for path in sorted(data.glob("*.tar"))]
@@ -127,7 +127,7 @@ class StormSite:
     @staticmethod
     def _placed(layout):
         url = f"s3://{BUCKET}/checkpoints" if layout.bucket else ""
-        hang = 0.4 if layout.world > 1 else 10.0  # the one that is frozen may not mind
+        hang = 0.4 if layout.world > 1 else 10.0  # a stopped single rank must not hit its own watchdog
         return {
             "checkpoint": {"url": url, "background": "yes" if layout.background else "no"},
             "monitor": {"hang_minutes": hang},
@@ -135,7 +135,7 @@ class StormSite:
         }
 
     def _sweep(self, manifest, placed):
-        """JSON, which is YAML."""
+        """The sweep file as a JSON value, which is valid YAML."""
         data, scored = self.folder / "data", self.folder / "scored"
         words = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
         common = {
@@ -166,7 +166,7 @@ class StormSite:
             runs[name] = {"seed": seed, "stages": stages, **placed(layout)}
         return {"title": "A storm", "set": common, "runs": runs}
 
-    # -- people ------------------------------------------------------------------------------------------------------
+    # -- users -------------------------------------------------------------------------------------------------------
 
     def _command(self, tree, sweep, cluster, runs):
         line = [sys.executable, tree / "jobs" / "submit.py", "--sweep", self.folder / sweep]
@@ -179,17 +179,17 @@ class StormSite:
 
     def _submit(self, *words):
         process = self._command(*words)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
 
     def submit_again(self):
         self._again.append(self._command(self.tree, "storm.yaml", "here.yaml", self.runs))
 
     def submissions(self):
-        """(commands that were typed once more, what those said that failed, all submissions that Slurm has got)"""
-        said = [(process, process.communicate(timeout=120)[0]) for process in self._again]
-        failed = [text for process, text in said if process.returncode]
-        return len(said), failed, len(list((self.runs / "storm" / ".slurm").iterdir()))
+        """(number of repeated commands, output of those that failed, number of submissions to Slurm)"""
+        outputs = [(process, process.communicate(timeout=120)[0]) for process in self._again]
+        failed = [text for process, text in outputs if process.returncode]
+        return len(outputs), failed, len(list((self.runs / "storm" / ".slurm").iterdir()))
 
     def edit_tree(self):
         for name in EDITED:
@@ -197,19 +197,19 @@ class StormSite:
             if "edited" not in (text := file.read_text()):
                 file.write_text(text + "\nraise RuntimeError('the working tree was edited')\n")
 
-    # -- the machine room --------------------------------------------------------------------------------------------
+    # -- nodes and daemons ------------------------------------------------------------------------------------------
 
     def _controller(self):
         return [p for p in processes.running().values() if p.pid == daemons.pids(self.here.site)["slurmctld"]]
 
     def stop_controller(self, number):
-        there = self._controller()
-        processes.kill(there, number)
-        assert processes.wait(there, 20), "slurmctld does not end"
+        controller = self._controller()
+        processes.kill(controller, number)
+        assert processes.wait(controller, 20), "slurmctld does not end"
 
     def start_controller(self):
-        for left in [p for there in processes.daemons(self.here.folder).values() for p in there]:
-            if left.name == "slurmscriptd":  # of one that was killed
+        for left in [p for group in processes.daemons(self.here.folder).values() for p in group]:
+            if left.name == "slurmscriptd":  # left by a killed slurmctld
                 processes.end([left], 5)
         daemon = daemons.slurmctld(self.here.site)
         daemons.start(self.here.site, daemon, lambda: "UP" in self._ping())
@@ -217,20 +217,20 @@ class StormSite:
     def _ping(self):
         try:
             return self.here.call("scontrol", "ping", timeout=5)
-        except Exception:  # it is on its way
+        except Exception:  # not ready yet
             return ""
 
     def cut_off(self, node, pid):
-        """As if the network of a node were gone: Slurm's daemons there end, and with them the batch script, which could
-        tell nobody. The rank ``pid`` lives on with its workers; returned are their pids."""
+        """Simulate a node that loses its network: kill its Slurm daemons and the batch script, but not the rank ``pid``
+        and its workers. Returns the pids of these."""
         site = self.here.site
-        there = processes.daemons(site.folder).get(site.spool(node), [])
-        steps = [p for p in there if p.name == "slurmstepd"]
+        running = processes.daemons(site.folder).get(site.spool(node), [])
+        steps = [p for p in running if p.name == "slurmstepd"]
         tasks = processes.tasks(steps, [(f"SLURM_CONF={site.conf}", f"SLURMD_NODENAME={node}")])
         family = {pid}
         while more := {p.pid for p in tasks if p.parent in family} - family:
             family |= more
-        gone = [p for p in there if p.name == "slurmd"] + steps + [p for p in tasks if p.pid not in family]
-        processes.kill(gone)
-        assert processes.wait(gone, 10)  # a rank that is stopped while its parent goes gets SIGHUP from the kernel
+        victims = [p for p in running if p.name == "slurmd"] + steps + [p for p in tasks if p.pid not in family]
+        processes.kill(victims)
+        assert processes.wait(victims, 10)  # a stopped rank would get SIGHUP from the kernel when its parent ends
         return family

@@ -1,4 +1,4 @@
-"""One run under real faults: the real supervisor, real ranks, real signals; and what can be read back afterwards."""
+"""One run under faults with the real supervisor, ranks and signals, and the records to check afterwards."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from flip.checkpoint.remote import at_hand
 from flip.config import merge
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.data.order import SampleOrder
 from flip.runs import commit
 from flip.runs.rundir import read_json
@@ -56,11 +56,11 @@ def configuration(data, world, samples=(44, 16), precision="fp32"):
 
 
 class TrainingRun:
-    """A run directory, and hands to start, hurt and watch it."""
+    """A run directory, with methods to start, damage and watch the run."""
 
     def __init__(self, folder, name, config, pause=0.05):
         self.run = make_run(folder / "sweep" / name, merge.dump(config))
-        self.config, self.world = config, world(config)
+        self.config, self.world = config, world_size(config)
         self.trap = folder / f"{name}.trap"
         self.env = {
             "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
@@ -69,7 +69,7 @@ class TrainingRun:
         self.cluster = self.open()
         self.faults = 0
 
-    # -- hands -------------------------------------------------------------------------------------------------------
+    # -- actions -----------------------------------------------------------------------------------------------------
 
     def open(self):
         return LocalBackend(load_profile("local"))
@@ -95,7 +95,7 @@ class TrainingRun:
             if condition():
                 return True
             failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
-            assert not failed or condition(), f"waited in vain for {what}\n{self.story()}"
+            assert not failed or condition(), f"timeout while waiting for {what}\n{self.story()}"
             return False
 
         wait_until(met, what, seconds, 0.01, self.story)
@@ -104,7 +104,7 @@ class TrainingRun:
         return [self.run.attempt(n) / "end.json" for n in self.run.attempt_numbers()]
 
     def wait_step(self, step, attempt=None):
-        """Until the newest attempt (or this one) has logged a step of this number or a later one."""
+        """Wait until the newest attempt (or this one) has logged this step or a later one."""
 
         def there():
             n = attempt or self.run.newest_attempt()
@@ -147,7 +147,7 @@ class TrainingRun:
         self.faults += 1
         return newest
 
-    # -- what is read back -------------------------------------------------------------------------------------------
+    # -- records ----------------------------------------------------------------------------------------------------
 
     def lines(self, n):
         """Complete metric lines of attempt n."""
@@ -191,7 +191,7 @@ class TrainingRun:
         return [line for line in running.splitlines() if str(self.run.path) in line], files
 
     def story(self):
-        """What happened, for a failed test's reader."""
+        """Logs and records for the message of a failed test."""
         parts = [str(read_json(self.run.attempt(n) / "end.json")) for n in self.run.attempt_numbers()]
         parts += [str(self.run.causes(n)) for n in self.run.attempt_numbers()]
         logs = sorted(self.run.logs.glob("*/node0.err"))
@@ -201,7 +201,7 @@ class TrainingRun:
 
 
 def decoded_hashes(data):
-    """Sample id -> first 8 bytes of the sha256 of its decoded pixels, by tarfile and Pillow alone."""
+    """Sample id -> first 8 bytes of the sha256 of its decoded pixels, read with only tarfile and Pillow."""
     found = []
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:

@@ -3,10 +3,16 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from jobs.submission import submission
+from jobs.submission.snapshot import Snapshot
+from jobs.submit import main as submit_main
+from tests.harness.command_line import SubmitCommandLine
 from tests.harness.local_sweep import LocalSweep
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -63,3 +69,39 @@ def commands(tmp_path, monkeypatch):
 
     put.calls = lambda: calls.read_text().splitlines() if calls.exists() else []
     return put
+
+
+@pytest.fixture
+def desk(tmp_path, data):
+    return SubmitCommandLine(tmp_path, data)
+
+
+class Typed:
+    """The command in this process, on a cluster that does nothing: (exit code, standard output, standard error)."""
+
+    def __init__(self, desk, capsys, monkeypatch):
+        self.desk, self.capsys, self.started = desk, capsys, []
+        monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
+        monkeypatch.setattr(submission, "MultiBackend", lambda _: self)
+        monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
+
+    def submit(self, jobs):
+        self.started = [job.run.name for job in jobs]
+
+    def __call__(self, *words, sweep=None):
+        self.started = []
+        self.desk.sweep.write_text(sweep or self.desk.text)
+        code = submit_main(["--sweep", str(self.desk.sweep), *words])
+        return (code, *self.capsys.readouterr())
+
+    def there(self):
+        return sorted(path.parent.name for path in (self.desk.runs / "demo").glob("[!.]*/config.yaml"))
+
+    def trashed(self):
+        return sorted(path.name for path in (self.desk.runs / ".trash").glob("*/demo/*"))
+
+
+@pytest.fixture
+def typed(desk, capsys, monkeypatch):
+    return Typed(desk, capsys, monkeypatch)

@@ -5,11 +5,11 @@ import json
 import math
 import random
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.costs import parameters
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -32,7 +32,7 @@ def sweep(root, name, plays=None, seeds=None, lines=200, more=()):
     folder.mkdir(parents=True)
     write_json(folder / "sweep.json", {**about, "paper": loaded.paper, "rows": loaded.rows})
     for run in loaded.runs:
-        config = resolve(run.config, NODE, facts(run.config))
+        config = resolve(run.config, NODE, dataset_facts(run.config))
         share, state = (plays or {}).get(run.name, (1.0, "complete"))
         Play(RunDir(folder / run.name), config, loaded.paper.get(run.arm), lines).act(share, state)
     return folder
@@ -42,7 +42,7 @@ class Play:
     def __init__(self, run, config, row, lines):
         self.run, self.config, self.row, self.lines = run, config, row, lines
         self.chance = random.Random(f"{run.name} {config.seed}")
-        self.total = spans(config)[-1].end
+        self.total = stage_spans(config)[-1].end
         self.cost = estimate(config, ClusterProfile()).cost.flops
         gpus = config.resources.nodes * config.resources.gpus
         self.seconds = self.cost / (gpus * 0.4 * 989e12 if gpus else 2.2e11)
@@ -65,12 +65,12 @@ class Play:
 
     def attempt(self, first, last, state, final):
         samples = int(first * self.total)
-        n = self.run.begin_attempt({"host": "n1", "resumes_from": samples, "world": 1})
+        n = self.run.start_attempt({"host": "n1", "resumes_from": samples, "world": 1})
         at, end = BEGIN + (first + 0.03 * n) * self.seconds * 1.05, int(last * self.total)
         write_json(self.run.attempt(n) / "start.json", {"attempt": n, "resumes_from": samples, "time": at})
         write_json(self.run.attempt(n) / "ready.json", {"samples": samples, "time": at + 60})
         self.run.metrics.mkdir(exist_ok=True)
-        speed, batch, stages = self.total / self.seconds, self.config.stages[0].batch, spans(self.config)
+        speed, batch, stages = self.total / self.seconds, self.config.stages[0].batch, stage_spans(self.config)
         with open(self.run.metrics / f"{n}.jsonl", "w", encoding="utf-8") as file:
             for i in range(int(first * self.lines), int(last * self.lines)):
                 s = (i + 1) * self.total / self.lines
@@ -122,7 +122,7 @@ class Play:
     def result(self, attempts):
         write_json(self.run.result, {
             "run": self.run.name, "stage": self.config.stages[-1].name, "samples": self.total,
-            "steps": spans(self.config)[-1].steps, "seconds": self.seconds,
+            "steps": stage_spans(self.config)[-1].steps, "seconds": self.seconds,
             "samples_per_second": self.total / self.seconds, "world": 1, "parameters": parameters(self.config.model),
             "flops": self.cost, "evaluations": self.scores(1.0, ("validation", "test")), "attempts": attempts,
         })  # fmt: skip

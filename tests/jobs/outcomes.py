@@ -3,7 +3,7 @@
 import json
 import math
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.config.identity import identity
 from flip.config.merge import dump, merge
 from flip.runs.rundir import RunDir, write_json
@@ -39,13 +39,13 @@ def wanted(name="a", **fields):
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):
     """A run directory below ``folder``; ``steps`` logged ones, ``end`` the end.json of its only attempt."""
     run, made = RunDir(folder / name), config(mask, seed)
-    total = spans(made)[-1].steps
+    total = stage_spans(made)[-1].steps
     steps = total if steps is None else steps
     run.path.mkdir(parents=True)
     run.config.write_text(dump(made), encoding="utf-8")
     write_json(run.identity, {"hash": "x", "schema": 1, "code": "c0de", "config": {}})
     if steps:
-        run.begin_attempt({"host": "here", "resumes_from": 0})
+        run.start_attempt({"host": "here", "resumes_from": 0})
         run.metrics.mkdir()
         lines = [_line(step, speed) for step in range(10, steps + 1, 10)]
         (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -36,7 +36,7 @@ def root(tmp_path):
     live = {"stage": "pretrain", "samples": 51200, "total": 102400, "step": 400, "loss": 2.5, "attempt": 1}
     write_json(tmp_path / "one" / "b" / "status.json", live)
     run = RunDir(tmp_path / "one" / "b")
-    run.begin_attempt({})
+    run.start_attempt({})
     (run.logs / "1").mkdir(parents=True)
     (run.logs / "1" / "node0.err").write_text("a warning\n")
     return tmp_path
@@ -254,7 +254,8 @@ def test_the_end_of_input_cancels_nothing(root, monkeypatch):
 @pytest.mark.parametrize(
     "command, allowed",
     [
-        *((name, ("jobs", "jobs.common", "jobs.common.cli")) for name in ("status", "logs", "cancel", "explain")),
+        *((name, ("jobs", "jobs.common", "jobs.common.cli")) for name in ("status", "logs", "cancel")),
+        ("explain", ("jobs", "jobs.common", "jobs.common.cli", "jobs.common.text")),
         ("host/batch_hooks", ("flip", "flip.runs", "jobs", "jobs.host")),
     ],
 )

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 import flip
 from flip.checkpoint.remote import at_hand
-from flip.config.merge import read
+from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from flip.training.warm_start import resample_patch_embed
@@ -91,7 +91,7 @@ def test_a_branch_begins_with_the_weights_of_another_run(desk):
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
     assert [one.samples for one in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
     assert list(desk.run("base").pins.iterdir()) and not commit.pinned(desk.run("base")), "the branch is complete"
-    assert read(desk.run("branch").config).init.run == str(desk.run("base").path)
+    assert read_config(desk.run("branch").config).init.run == str(desk.run("base").path)
     assert "nothing to start" in desk.type("submit", runs=runs), "it is the same run"
 
 

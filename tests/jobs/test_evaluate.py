@@ -129,7 +129,7 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
     assert points[32] == ["own"] and "own" in points[64]
     assert list(run.pins.iterdir()) and not commit.pinned(run), "for as long as it was not complete"
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
-    assert RunDir(newest).got_on(1), "each score is a step forward, as a commit is"
+    assert RunDir(newest).made_progress(1), "each score is a step forward, as a commit is"
 
 
 @pytest.mark.timeout(600)
@@ -232,15 +232,15 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
-    config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
-    n = run.begin_attempt({})
+    config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
+    n = run.start_attempt({})
     for samples in (8, 16, 24, 32):
         committed(run, config, samples, n)
     commit.pin(run, job, "pretrain", 8)
-    commit.retain(run, n, 1)
+    commit.apply_retention(run, n, 1)
     assert [one.samples for one in commit.commits(run)] == [8, 32]
     create_json(job.result, {})
-    commit.retain(run, n, 1)
+    commit.apply_retention(run, n, 1)
     assert [one.samples for one in commit.commits(run)] == [32]
 
 
@@ -249,21 +249,21 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
-    config = merge.read(place / "runs" / "sweep" / "run" / "config.yaml")
-    n, pin = run.begin_attempt({}), commit.pin
+    config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
+    n, pin = run.start_attempt({}), commit.pin
     committed(run, config, 8, n)
 
     def trains(*given):
         if not run.pins.exists():
             committed(run, config, 16, n)
-            commit.retain(run, n, 1)
+            commit.apply_retention(run, n, 1)
         pin(*given)
         committed(run, config, commit.commits(run)[-1].samples + 8, n)
-        commit.retain(run, n, 1)
+        commit.apply_retention(run, n, 1)
 
     monkeypatch.setattr(commit, "pin", trains)
     (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
-    assert commit.read(run.checkpoints / name).samples == 24
+    assert commit.read_commit(run.checkpoints / name).samples == 24
     assert [one.samples for one in commit.commits(run)] == [24, 32]
 
 
@@ -273,14 +273,14 @@ def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, 
     gone = commit.commits(run)[0].path
 
     def late(*given):
-        (gone / commit.MARK).rename(gone / "kept")
+        (gone / commit.COMMIT_FILE).rename(gone / "kept")
         pin(*given)
 
     monkeypatch.setattr(commit, "pin", late)
     try:
         assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
     finally:
-        (gone / "kept").rename(gone / commit.MARK)
+        (gone / "kept").rename(gone / commit.COMMIT_FILE)
     told = capsys.readouterr().err
     assert "has been deleted meanwhile" in told and "Traceback" not in told
     assert sorted((place / "runs").rglob("job.json")) == before
@@ -323,8 +323,8 @@ def test_an_address_in_another_users_record_is_followed_only_below_the_given_one
     there.mkdir()
     for file in last.path.glob("*.safetensors"):
         shutil.move(file, there)
-    write_json(last.path / commit.MARK, {**last.record, "url": f"file://{there}"})
-    (last.path / commit.MARK).chmod(0o666)
+    write_json(last.path / commit.COMMIT_FILE, {**last.record, "url": f"file://{there}"})
+    (last.path / commit.COMMIT_FILE).chmod(0o666)
     assert evaluate.main([str(run.path), "--root", str(tmp_path)]) == 77
     assert "evaluate.py --url ADDRESS" in capsys.readouterr().err
     assert not (run.path.parent / ".evaluate").exists()

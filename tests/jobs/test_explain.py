@@ -134,7 +134,7 @@ def test_damaged_files_are_said_and_nothing_is_thrown(place, commands):
     assert "status.json: not JSON" in explain.page(run_details.explain(run))
     run.identity.write_text("{")
     (run.path / "job.json").write_text("{")
-    assert "not known" in explain.page(run_details.explain(run))
+    assert "unknown" in explain.page(run_details.explain(run))
 
 
 def test_hostile_names_and_texts_reach_no_terminal(place, commands, capsys):
@@ -178,7 +178,7 @@ def test_a_broken_result_is_no_complete_run(place, commands, kind):
     assert found["state"]["state"] == {"local": "failed", "slurm": "unknown"}[kind]
     assert [one["attempt"] for one in found["attempts"]] == [1]
     shown = explain.page(found)
-    assert "Delete it and submit again" in shown and "no attempt has begun" not in shown
+    assert "Delete it and submit again" in shown and "no attempt has started" not in shown
     (row,) = table([run])
     (outcome,) = results.outcomes([run])
     assert outcome.state == row["state"] == found["state"]["state"]

@@ -201,7 +201,7 @@ def test_page_of_a_hostile_run(tmp_path):
 def test_core_hours_are_no_gpu_hours(tmp_path):
     for name, gpus in (("cpu", 0), ("gpu", 2)):
         run = make(tmp_path / "s", name, mask="0.5" if gpus else "0.75")
-        config = merge.read(run.config)
+        config = merge.read_config(run.config)
         config.resources.gpus = gpus
         run.config.write_text(merge.dump(config), encoding="utf-8")
     found = results.outcomes(find_runs(tmp_path))

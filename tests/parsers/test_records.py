@@ -30,7 +30,7 @@ CAUSE = {"cause": "data", "code": 65, "rank": 0, "reason": "no", "time": 1.0}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("records") / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     run.metrics.mkdir()
     return run
 
@@ -42,8 +42,8 @@ def mark(run):
         folder = commit.folder(run, "pretrain", samples, 1)
         folder.mkdir(parents=True)
         (folder / "a.safetensors").write_bytes(b"abc")
-        write_json(folder / commit.MARK, dict(COMMIT, samples=samples))
-    return commit.folder(run, "pretrain", 64, 1) / commit.MARK
+        write_json(folder / commit.COMMIT_FILE, dict(COMMIT, samples=samples))
+    return commit.folder(run, "pretrain", 64, 1) / commit.COMMIT_FILE
 
 
 @given(texts(COMMIT))
@@ -53,11 +53,11 @@ def mark(run):
 def test_any_commit(run, mark, text):
     mark.write_bytes(text)
     try:
-        found = commit.read(mark.parent)
+        found = commit.read_commit(mark.parent)
         assert all((found.path / name).resolve().parent == found.path for name in found.record["files"])
         commit.verify(found)
-        commit.brief(found)
-    except commit.Damaged:
+        commit.summary(found)
+    except commit.CorruptCheckpoint:
         pass
     assert 32 in [one.samples for one in commit.commits(run)]
 
@@ -69,7 +69,7 @@ def test_a_pin_is_understood_or_nothing_goes(run, mark, text):
     run.pins.mkdir(exist_ok=True)
     (run.pins / "one.json").write_bytes(text)
     with contextlib.suppress(OSError):
-        assert commit.retain(run, 1, keep=9) == []
+        assert commit.apply_retention(run, 1, keep=9) == []
     assert len(commit.commits(run)) == 2
 
 
@@ -101,7 +101,7 @@ def test_metric_lines_come_back(run, losses):
 @pytest.mark.parametrize("name", ["²", "x", "1.tmp.7"])
 def test_what_is_no_number_is_no_attempt(tmp_path, name):
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     (run.attempts / name).mkdir()
     run.metrics.mkdir()
     (run.metrics / f"{name}.jsonl").write_text("{}\n")

@@ -63,7 +63,7 @@ def answers(monkeypatch):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = RunDir(tmp_path_factory.mktemp("slurm") / "s" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     write_json(run.path / "job.json", {"kind": "slurm", "name": "s.1f", "index": 1, "after": 0, "site": "here"})
     return run
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flip.config.merge import dump, merge, read
+from flip.config.merge import dump, merge, read_config
 from flip.config.yaml_io import dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
@@ -127,10 +127,10 @@ def test_what_is_written_comes_back(value):
 
 @given(text_of({"schema": 1, "model": {"size": "B/16"}, "stages": [{"name": "a", "mask": 0.5}], "seed": 3}))
 def test_any_configuration(tmp_path, text):
-    found = understood(tmp_path / "config.yaml", text, read)
+    found = understood(tmp_path / "config.yaml", text, read_config)
     if found is not None:
         (tmp_path / "again.yaml").write_text(dump(found), encoding="utf-8")
-        assert read(tmp_path / "again.yaml") == found
+        assert read_config(tmp_path / "again.yaml") == found
 
 
 @given(

@@ -47,7 +47,7 @@ def world():
 @pytest.fixture
 def run(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     return run
 
 
@@ -64,10 +64,11 @@ def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
         saver.save(expected, "pretrain", samples)
     saver.wait()
     (made,) = commit.commits(run)
-    assert made.samples == 32 and os.listdir(made.path) == [commit.MARK]
+    assert made.samples == 32 and os.listdir(made.path) == [commit.COMMIT_FILE]
     there = dict(s3.S3Storage().list(f"{URL}/sweep/"))
-    assert {Path(key).name for key in there} == {*made.record["files"], commit.MARK} and len(there) == 2
-    assert (made.path / commit.MARK).read_bytes() == s3.S3Storage().get(f"{made.record['url']}/commit.json", 0, there[
+    assert {Path(key).name for key in there} == {*made.record["files"], commit.COMMIT_FILE} and len(there) == 2
+    assert (made.path / commit.COMMIT_FILE).read_bytes() == s3.S3Storage().get(f"{made.record['url']}/commit.json", 0,
+    there[
         f"{made.record['url']}/commit.json"].size).result().data  # fmt: skip
     found = state_of(*trained(steps=0))
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # no copy on the node
@@ -84,11 +85,11 @@ def test_large_files_go_in_parts(server, monkeypatch, tmp_path):
     facts = there.put("large", data)
     assert facts["bytes"] == len(data) and facts["etag"].endswith("-3")
     facts["sha256"] = "0" * 64
-    with pytest.raises(commit.Damaged, match="checksum"):
+    with pytest.raises(commit.CorruptCheckpoint, match="checksum"):
         there.verify({"large": facts}, tmp_path)
     assert (tmp_path / "large").read_bytes() == data
     there.remove()
-    with pytest.raises(commit.Damaged, match="missing"):
+    with pytest.raises(commit.CorruptCheckpoint, match="missing"):
         there.check("large", facts)
 
 
@@ -263,7 +264,7 @@ def test_a_byte_that_the_network_spoils_costs_no_checkpoint(server, proxied, tmp
     there.verify(files, tmp_path)
     assert (tmp_path / "one").read_bytes() == data and proxy.counts["flip"] == 1
     proxy.plan(["flip"], 1)
-    with pytest.raises(commit.Damaged, match="fetched twice"):
+    with pytest.raises(commit.CorruptCheckpoint, match="fetched twice"):
         there.verify(files, tmp_path)
     there.remove()
 

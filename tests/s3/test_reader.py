@@ -191,7 +191,7 @@ def test_rot_at_rest(server, prefix, proxied, remote):
         byte = file.read(1)[0]
         file.seek(start + 600)
         file.write(bytes([byte ^ 16]))
-    with pytest.raises(DataError, match=r"chunk 7 .*samples 14 to 15.*except .* --ids 14-15"):
+    with pytest.raises(DataError, match=r"chunk 7 .*samples 14 to 15.*exclude .* --ids 14-15"):
         reader.read_chunk(made, 7)
     assert reader.counters.retries["checksum"] == 1
 

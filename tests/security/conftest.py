@@ -9,7 +9,7 @@ from tests.synthetic import make_dataset, make_tokenizer
 
 @pytest.fixture(scope="session")
 def mounts():
-    """What opens the interpreter and the checkout to other users, found out once."""
+    """Script that opens the interpreter and the checkout to other users, computed once."""
     harness.require()
     return harness.mount_script()
 

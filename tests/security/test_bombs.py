@@ -1,4 +1,4 @@
-"""Small files that stand for gigabytes. Each is read by a process with limited memory, and ends with an error of ours.
+"""Small files that expand to gigabytes. A process with limited memory reads each, and must end with a FlipError.
 
 A child process imports what it needs, limits its address space (RLIMIT_AS) to what it has by then and an allowance, and
 reads. A MemoryError, or any other exception than a FlipError, fails the test.
@@ -77,7 +77,7 @@ def hole(path, size, *parts):
 
 
 def footer_of(chunks):
-    """A footer of three bytes for each of so many column chunks, as objects several hundred times as large."""
+    """A footer with three bytes per column chunk, which become objects several hundred times as large."""
 
     def varint(number):
         return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
@@ -157,7 +157,7 @@ def test_tables_of_filters(tables):
 
 
 def refused(found, sentences, folder, suffix):
-    """Assert that each bomb ended with exit code 65 and an error that names the file and holds its sentence."""
+    """Assert that each bomb ended with exit code 65 and an error that names the file and contains its sentence."""
     for name, sentence in sentences.items():
         code, text = found[name]
         assert code == 65 and text.startswith(f"{folder}/{name}{suffix}: ") and sentence in text, (name, code, text)
@@ -205,7 +205,7 @@ def test_sparse_shards(tmp_path):
 
 
 def zeros(size):
-    """What zlib makes of so many zeros, without compressing them all: a block that ends with a full flush repeats."""
+    """The zlib stream of so many zeros, without compressing them all: a block that ends with a full flush repeats."""
     pack = zlib.compressobj(9)
     first, block = (pack.compress(bytes(MB)) + pack.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     rest = pack.compress(bytes(size % MB)) + pack.flush()
@@ -233,7 +233,7 @@ def tiff_with_tile(side):
 
 
 def test_pictures(tmp_path):
-    """A picture of as many pixels as are allowed takes 8 bytes for each; what is larger is refused by its header."""
+    """A picture with the maximum number of pixels takes 8 bytes for each; larger ones are refused by their header."""
     text = b"a\0\0" + zlib.compress(bytes(MB - 1))
     webp = b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0\x2f" + struct.pack("<I", 16382 | 16382 << 14) + bytes(9)
     gif = b"GIF89a" + struct.pack("<HHBBB", 50000, 50000, 0, 0, 0)
@@ -339,7 +339,7 @@ def test_files_with_holes(tmp_path):
     (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")
     cases = {path.name: path for path in tmp_path.iterdir()}
     found = read(READERS, "opened(values)", cases)
-    told = f"{size:,}"
+    shown = f"{size:,}"
     sentences = {
         "yaml": (78, "more than 1,048,576 bytes, too large for a configuration"),
         "tokenizer": (78, f"{size} bytes, more than the limit of"),
@@ -347,9 +347,9 @@ def test_files_with_holes(tmp_path):
         "folder": (78, f"{size} bytes, more than the limit of"),
         "listing": (65, f"{size} bytes, more than the limit of"),
         "made": (65, f"{size} bytes, more than the limit of"),
-        "picture": (65, f"an image file of {told} bytes, at most"),
-        "keys": (65, f"a file of {told} bytes, at most"),
-        "facts": (65, f"a file of {told} bytes, at most"),
+        "picture": (65, f"an image file of {shown} bytes, at most"),
+        "keys": (65, f"a file of {shown} bytes, at most"),
+        "facts": (65, f"a file of {shown} bytes, at most"),
         "weights": (65, f"the weights state a header of {size - 8:,} bytes, at most"),
         "open_clip": (65, f"the weights state a header of {size - 8:,} bytes, at most"),
         "chunk": (65, f"the shard ends at byte {MB}, needed were {size}"),

@@ -21,7 +21,7 @@ RECORDS = (
 
 @pytest.fixture
 def sweep(tmp_path):
-    """One sound run, and one for every record that is a FIFO nobody writes to."""
+    """One sound run, and one run per record that is a FIFO without a writer."""
     make(tmp_path / "demo", "sound", "0.5")
     for record in RECORDS:
         run = make(tmp_path / "demo", record.replace("/", "-"), "0.5")
@@ -72,13 +72,13 @@ WRONG = {
     "attempts/1/pids.json": ("7", "[7]", '[{"pid": "x"}]', '[{"pid": 1, "start": 7}]'),
     "eval/pretrain-8.json": ('{"stage": {}, "samples": 8, "evaluations": [7]}', '{"samples": 8, "evaluations": 7}'),
 }  # fmt: skip
-"""Record -> values that its readers did not expect. The general ones are added."""
+"""Record -> values that its readers do not expect, in addition to the general ones."""
 GENERAL = ("null", "[]", "7", '"text"', "{", "{}")
 
 
 @pytest.mark.long
 def test_values_of_wrong_types_end_no_command(tmp_path, capsys):
-    """Each alone in a sweep."""
+    """One sweep per run."""
     cases = [(record, value) for record, values in WRONG.items() for value in (*values, *GENERAL)]
     for number, (record, value) in enumerate(cases):
         complete = record in ("result.json", "eval/pretrain-8.json")

@@ -1,4 +1,4 @@
-"""What another user prepares never runs as me, never overwrites my files, and stops none of my commands.
+"""Files of another user are never executed by me, never overwrite my files, and stop none of my commands.
 
 Mallory prepares files; alice runs the real command. Both have user ids of their own (``tests.security.users``). Every
 test runs with fs.protected_symlinks 0 and 1: the code must not depend on the kernel's protection.
@@ -21,11 +21,11 @@ from tests.security.users import ROOT, TEAM, tree
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
 PIDS = 1000
-"""For how many of the next process numbers mallory prepares links."""
+"""Number of future process ids for which mallory prepares links."""
 
 
 def prepare_links(folder: Path, name: str, target: Path) -> None:
-    """Links to alice's file at the name itself and at every temporary name that is made of the process number."""
+    """Links to alice's file at the name itself and at every temporary name that contains a process id."""
     newest = int(Path("/proc/loadavg").read_text().split()[-1])
     for suffix in ["", *(f".tmp.{pid}" for pid in range(newest, newest + PIDS))]:
         (folder / f"{name}{suffix}").symlink_to(target)
@@ -77,7 +77,7 @@ def test_report_writes_nothing_into_the_sweep_of_another_user(users, hers, preci
 
 
 def test_report_into_a_prepared_folder_overwrites_nothing(users, hers, precious):
-    """``--folder`` names a place to which mallory writes, too."""
+    """``--folder`` names a folder to which mallory can write, too."""
     done = users.alice.python("jobs/report.py", hers.path.parent, "--folder", "made")
     names = [path.relative_to(users.alice.home / "made") for path in (users.alice.home / "made").rglob("*.*")]
     assert done.returncode == 0 and any(name.suffix == ".png" for name in names), done.stderr
@@ -121,7 +121,7 @@ def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users,
         (code / "sitecustomize.py").write_text(SITECUSTOMIZE)
     done = desk.submit(users.alice, root)
     assert done.returncode == 77 and f"it belongs to uid {users.mallory.uid}" in done.stderr, done.stderr
-    os.chown(root / "demo", users.alice.uid, users.alice.uid)  # she made it, open to all, and has closed it since
+    os.chown(root / "demo", users.alice.uid, users.alice.uid)  # created by her, open to all and closed later
     (root / "demo").chmod(0o755)
     done = desk.submit(users.alice, root)
     assert done.returncode == 77 and str(root / "demo" / ".code") in done.stderr, done.stderr
@@ -270,7 +270,7 @@ def test_cancel_ends_no_process_that_a_record_of_another_user_names(users, hers)
 
 
 def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users, hers):
-    """Slurm's commands are stand-ins that note how they were called."""
+    """Slurm's commands are stand-ins that record their calls."""
     commands, calls = users.folder / "bin", users.folder / "calls"
     commands.mkdir()
     calls.touch()
@@ -305,7 +305,7 @@ for tempfile.tempdir in sys.argv[2:]:
 
 
 def test_prepared_folders_for_temporary_files_are_not_used(users, precious):
-    """Of the name that a worker uses: a link to a folder of alice's, and a folder to which all may write."""
+    """Under the name that a worker uses: a link to a folder of alice, and a folder to which all may write."""
     with users.alice.acts():
         record = precious.parent / "keep" / "flip.json"
         record.parent.mkdir()

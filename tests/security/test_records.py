@@ -84,7 +84,7 @@ RECORDS = {
     "eval/pretrain-3200/imagenet.json": SCORE,
     "../sweep.json": ABOUT,
 }  # fmt: skip
-"""Of the run that is damaged, beside those that ``make`` writes."""
+"""Records of the damaged run, in addition to those that ``make`` writes."""
 
 #: Stops of a run: what is there of it.
 SCENES = ("failed", "running", "complete", "slurm")
@@ -127,7 +127,7 @@ def asked():
 
 @contextlib.contextmanager
 def replaced(path, content):
-    """The file holds ``content`` for as long as this lasts."""
+    """Replace the file by ``content`` within the context."""
     before = path.read_bytes() if path.exists() else None
     path.write_bytes(content)
     try:
@@ -137,14 +137,14 @@ def replaced(path, content):
 
 
 def printed(text):
-    """What ``report --csv -`` and ``--markdown -`` print."""
+    """Output of ``report --csv -`` and ``--markdown -``."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         report._save("-", text)
     return out.getvalue()
 
 
 def read_by_commands(run, asked):
-    """What status, watch, report, explain, logs, a plan and ``flip.read_runs`` do with all runs of the folder."""
+    """Run status, watch, report, explain, logs, a plan and ``flip.read_runs`` on all runs of the folder."""
     folder = run.path.parent
     both = [run, RunDir(folder / "sound")]
     rows = run_status.table(both)
@@ -163,8 +163,8 @@ def read_by_commands(run, asked):
     shown += [run_outcomes.text(outcomes), json.dumps(table)]
     assert [row["validation.validation.top1"] for row in table if row["run"] == "sound"] == [0.2]
     assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
-    told = run_details.explain(run)
-    shown += [explain.page(told), json.dumps(told)]
+    facts = run_details.explain(run)
+    shown += [explain.page(facts), json.dumps(facts)]
     resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(both)
     found = plan.scan_runs(folder, ["victim", "sound"])
     decided = plan.plan(asked, found, folder, retry=True)
@@ -185,12 +185,12 @@ def read_by_commands(run, asked):
 
 
 def read_by_hosts(run):
-    """What the supervisor, the exit trap and the trainer read: these hand on OSError and ValueError."""
+    """Readers of the supervisor, the exit trap and the trainer, which pass on OSError and ValueError."""
     calls = (
         lambda: attempts.last_end(run), lambda: attempts.current_end(run), lambda: attempts.submitted_after(run),
         lambda: attempts.earlier_ends(run, 0, 9),
         lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
-        commit.pinned(run), lambda: commit.holders(run), lambda: wall_limit.measured(run), lambda:
+        commit.pinned(run), lambda: commit.pin_holders(run), lambda: wall_limit.measured(run), lambda:
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
         lambda: manager.uptime_and_interruptions(run, 9), lambda: metrics_reader.newest(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),

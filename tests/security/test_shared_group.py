@@ -1,4 +1,4 @@
-"""Ordinary use of one runs root by the members of a group, with real user ids: nothing of it is refused.
+"""Ordinary use of one runs root by members of a group, with real user ids: nothing is refused.
 
 Alice and Bob share a group. The runs root belongs to it and has the
 setgid bit, as administrators set up project folders.
@@ -51,7 +51,7 @@ def test_a_colleague_reads_my_runs_and_writes_nothing_there(users, root, umask):
 
 
 def test_two_members_submit_sweeps_in_one_runs_root(users, desk, root):
-    """Each starts, continues and moves to the trash what is their own; the sweep of the other is refused."""
+    """Each member starts, continues and deletes own runs; the sweep of another member is refused."""
     text = desk.sweep.read_text()
     for user, name, umask in ((users.alice, "alices", 0o022), (users.bob, "bobs", 0o002)):
         options = {"groups": [TEAM], "umask": umask}

@@ -30,7 +30,7 @@ PROBE = "import flip.runs.ownership, jobs.runs.select, omegaconf, numpy"
 
 
 def require() -> None:
-    """Skip the calling test where this process cannot start others as other users; fail if FLIP_REQUIRE_SLURM=1."""
+    """Skip the calling test if this process cannot start processes of other users; fail if FLIP_REQUIRE_SLURM=1."""
     if os.geteuid() != 0:
         lacking("only root can start processes of other users")
     missing = [name for name in ("setpriv", "unshare", "mount") if shutil.which(name) is None]
@@ -54,7 +54,7 @@ class User:
         os.chown(self.home, uid, uid)
 
     def run(self, *words, umask=0o022, groups=(), cwd=None, timeout=60.0, **environment) -> subprocess.CompletedProcess:
-        """Run a command as this user with a small environment of its own, and return its end with both outputs."""
+        """Run a command as this user with a small environment of its own, and return its exit code and outputs."""
         basic = {"PATH": os.defpath, "HOME": str(self.home), "TMPDIR": str(self.folder / "tmp"), "OMP_NUM_THREADS": "1"}
         extra = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
         command = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.gid), *extra, "--no-new-privs", "--"]
@@ -102,7 +102,7 @@ class Users:
         self.alice, self.bob, self.mallory = (User(uid, folder, mounts) for uid in (ALICE, BOB, MALLORY))
 
     def end_processes(self) -> None:
-        """Kill what the users have started and left. It is known by its user id and by this folder in its HOME."""
+        """Kill remaining processes of the users, found by their user id and by this folder in their HOME."""
         mark = f"HOME={self.folder}/".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
@@ -112,7 +112,7 @@ class Users:
 
 @contextlib.contextmanager
 def users(mounts: str) -> Iterator[Users]:
-    """Users with a new folder, which is deleted in the end. ``mounts``: see ``mount_script``."""
+    """Users with a new folder, which is deleted at the end. ``mounts``: see ``mount_script``."""
     folder = Path(tempfile.mkdtemp(prefix="flip-users-", dir=open_place()))
     folder.chmod(0o755)
     made = Users(folder, mounts)

@@ -69,7 +69,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
             if name not in STOP:
                 continue
             if rank == 0:
-                run.note_told(attempt, f"SIG{name}")
+                run.record_stop_signal(attempt, f"SIG{name}")
             if not told and name not in play.get("ignore", []):
                 told, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
     if not told and rank == 0:

@@ -1,4 +1,4 @@
-"""A storm over a sweep of real runs on a real Slurm and a real S3 server: `make storm SEED=3 FAULTS=12 OUT=page.md`."""
+"""Fault injection for a sweep on a real Slurm and a real S3 server: `make storm SEED=3 FAULTS=12 OUT=page.md`."""
 
 import argparse
 import random
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Storm:
-    """What proofs and page look at."""
+    """The runs of a storm; proofs and the page read it."""
 
     def __init__(self, scene, seed, count):
         from tests.storm.run import StormRun
@@ -28,7 +28,7 @@ class Storm:
         return Calm(self.scene.calm, run.run.name)
 
     def rage(self):
-        """Every run bears its strikes; returns when all are complete, or one has shown that it never will be."""
+        """Inject all faults; returns when all runs are complete, or one has failed."""
         threads = [threading.Thread(target=self._bear, args=[run]) for run in self.runs]
         watchers = [threading.Thread(target=run.watch, daemon=True) for run in self.runs]
         for thread in watchers + threads:
@@ -51,7 +51,7 @@ class Storm:
             run.quiet.set()
 
     def settle(self, seconds=120):
-        """Until Slurm has nothing of it any more, and the undisturbed runs are complete."""
+        """Wait until the queue is empty and the undisturbed runs are complete."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit and not self.scene.failed:
             calm = all(self.calm(run).run.result.exists() for run in self.runs)
@@ -60,14 +60,14 @@ class Storm:
             time.sleep(0.5)
 
     def prove(self):
-        """(text, whether it holds, what was found) of every proof."""
+        """(property, whether it holds, evidence) of every proof."""
         from tests.storm.proofs import PROOFS
 
         found = []
         for proof in PROOFS:
             try:
                 found.append((proof.__doc__, True, proof(self)))
-            except Exception as error:  # one that cannot be shown does not hold
+            except Exception as error:  # a proof that fails with any error does not hold
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 found.append((proof.__doc__, False, f"{where.line}\n{type(error).__name__}: {error}"[:4000]))
             text = " ".join(str(proof.__doc__).split())
@@ -78,9 +78,9 @@ class Storm:
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock, printed")
-    parser.add_argument("--faults", type=int, default=12, help="how many (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="file for the page of results (default: it is printed)")
-    parser.add_argument("--folder", type=Path, help="a new folder for all of it (default: a temporary one)")
+    parser.add_argument("--faults", type=int, default=12, help="number of faults (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write the result page to this file")
+    parser.add_argument("--folder", type=Path, help="new folder for all files (default: a temporary one)")
     args = parser.parse_args(arguments)
     if args.faults < 1:
         parser.error("--faults: at least 1")
@@ -92,7 +92,7 @@ def main(arguments=None):
     except FlipError as error:
         print(error, file=sys.stderr)
         return error.code
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything that was started is stopped
     return storm(args)
 
 
@@ -117,12 +117,12 @@ def storm(args):
         if held:
             shutil.rmtree(folder)
         else:
-            print(f"all of it is kept in {folder}")
+            print(f"all files are kept in {folder}")
     return 0 if held else 1
 
 
 def report(storm, out):
-    """Prove, write the page; whether all holds."""
+    """Check all properties and write the page; returns whether all hold."""
     from tests.storm.page import page
 
     proved = storm.prove()

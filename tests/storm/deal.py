@@ -1,4 +1,4 @@
-"""Who is hit by what, and at which step: a pure function of the seed and the number of faults."""
+"""Which fault hits which run at which step: a pure function of the seed and the number of faults."""
 
 import random
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from tests.storm.faults import COMMON, EVERY
 
 FIRST, GAP, TAIL = 2, 12, 10
-"""Steps: before the first strike at the earliest, per strike of a run, and after the last."""
+"""Minimum step of the first fault, steps per fault of a run, and steps after the last."""
 MASKED = 0.7
 """Share of a run's steps in its masked stage."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What tells the runs of the storm's sweep apart."""
+    """Properties in which the runs of the storm's sweep differ."""
 
     nodes: int
     processes: int
@@ -33,12 +33,12 @@ RUNS = {
     "pair-disk": Layout(1, 2, bucket=False, background=True),
     "pair-bucket": Layout(2, 1, bucket=True, background=True),
 }
-"""Those of two ranks are sharded (FSDP)."""
+"""Runs with two ranks are sharded (FSDP)."""
 
 
 @dataclass(frozen=True)
 class Strike:
-    """One fault: when the newest attempt of ``run`` has logged ``step``."""
+    """One fault, injected when the newest attempt of ``run`` has logged ``step``."""
 
     kind: str
     run: str
@@ -56,8 +56,9 @@ class Deal:
 
 
 def deal(seed, count):
-    """``count`` strikes of as many kinds as there are: the usual ones first, then rounds of all, each kind once a
-    round; long ones are shared out so that no run has much more to bear than the others."""
+    """Draw ``count`` faults: first the common kinds, then rounds of all kinds, each kind once per round.
+
+    Long faults are distributed so that all runs have a similar load."""
     rng = random.Random(seed)
     kinds = rng.sample(COMMON, min(count, len(COMMON)))
     while len(kinds) < count:

@@ -1,7 +1,7 @@
-"""What a cluster, its storage and its people do to runs, each by its name. A new one is a few lines.
+"""Faults of a cluster, its storage and its users. A new one is a few lines.
 
-A fault returns what it did, in words. It is done when the run is bound for its next attempt, or, of those that end
-none, when it is over.
+A fault is a function of the run that returns a description of what it did. It returns when the attempt that it ends has
+ended, or, if it ends none, when it is over.
 """
 
 import os
@@ -15,22 +15,22 @@ from typing import Any
 from jobs.host import slurm_cli
 
 GRACE = 20
-"""Seconds: more than a step, a save and the way out of two ranks on two busy cores."""
+"""Seconds: more than two ranks on two busy cores need for a step, a save and their exit."""
 DEADLINE = 15.0
-"""``data.deadline`` of the runs: an outage that is longer ends an attempt."""
+"""``data.deadline`` of the runs: a longer outage ends the attempt."""
 EVERY, COMMON = {}, []
-"""All kinds by name; those that every storm has first."""
+"""All kinds by name; those that every storm injects first."""
 
 
 @dataclass(frozen=True)
 class Kind:
     act: Any
     seconds: float
-    """About what it costs its run."""
+    """Approximate cost for the run."""
     fits: Any
-    """Layout -> whether that run can be hit by it."""
+    """Layout -> whether the fault can be injected into that run."""
     damages: bool = False
-    """Whether the newest commit is lost by it."""
+    """Whether it destroys the newest commit."""
 
     @property
     def name(self):
@@ -69,12 +69,12 @@ def preempted_in_grace(run):
 
 @kind(18)
 def preempted_without_grace(run):
-    """The signals come together, and KillWait is all there is."""
+    """The signals arrive together; only KillWait remains for the save."""
     return _preempt(run, 0)
 
 
 def _preempt(run, grace):
-    with run.scene.hands:  # the grace is the partition's
+    with run.scene.hands:  # the grace period belongs to the partition
         run.here.set_grace(grace)
         run.here.preempt(seconds=3, nodelist=run.job().nodes)
         run.wait_end()
@@ -91,8 +91,8 @@ def warned(run):
 
 @kind(50, fits=alone)
 def time_limit(run):
-    """Its limit is lowered, so that the warning comes next. Slurm looks at limits every half minute; the rank is frozen
-    until then, as a machine can be, or it would be done before."""
+    """Lower the time limit so that the warning comes next. Slurm checks limits every half minute; the rank is stopped
+    until then, or it would finish before."""
     (row,) = run.ranks()
     job = run.job()
     ran = slurm_cli.parse_duration(re.search(r"RunTime=(\S+)", run.slurm("scontrol", "show", "job", job.id))[1])
@@ -104,19 +104,19 @@ def time_limit(run):
         os.kill(row["pid"], signal.SIGCONT)
     run.wait_end()
     run.slurm("scontrol", "update", f"JobId={job.id}", f"TimeLimit={round(60 * run.profile.hours)}")
-    return "the wall limit, with its warning before"
+    return "the wall limit, after its warning signal"
 
 
 @kind(25)
 def controller_restarted(run):
-    """slurmctld goes in good order or by SIGKILL; a rank dies while it is away, and the exit trap waits for it."""
+    """slurmctld ends by SIGTERM or SIGKILL; a rank dies meanwhile, and the exit trap waits for slurmctld."""
     number = run.rng.choice((signal.SIGTERM, signal.SIGKILL))
     with run.scene.hands:
         run.scene.stop_controller(number)
-        told = _kill(run)
+        killed = _kill(run)
         time.sleep(run.rng.choice((3, 6)))
         run.scene.start_controller()
-    return f"slurmctld ended by {number.name} and started again; meanwhile {told}"
+    return f"slurmctld ended by {number.name} and started again; meanwhile {killed}"
 
 
 @kind(35)
@@ -127,7 +127,7 @@ def node_lost(run):
     run.wait_attempt(run.attempt + 1)
     with run.scene.hands:
         run.here.bring_back(row["node"])
-    return f"the node of rank {row['rank']} goes, and comes back when the run is elsewhere"
+    return f"the node of rank {row['rank']} fails, and returns when the run is on another node"
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def _kill(run):
 
 @kind(45, fits=together)
 def rank_hung(run):
-    """Its peer waits, and is the one whose watchdog notices."""
+    """The watchdog of the waiting peer notices it."""
     row = run.rng.choice(run.ranks())
     os.kill(row["pid"], signal.SIGSTOP)
     run.wait_end()
@@ -155,7 +155,8 @@ def rank_hung(run):
 
 @kind(45, fits=alone)
 def straggler(run):
-    """The node is cut off from Slurm, which starts the run elsewhere; the old rank is slow, and goes on after that."""
+    """The node loses contact with Slurm, which starts the run elsewhere; the old rank is stopped and continues
+    later."""
     (row,) = run.ranks()
     old = run.attempt
     with run.scene.hands:
@@ -166,49 +167,49 @@ def straggler(run):
     if late:
         run.wait_steps_of(old + 1, 2)
     os.kill(row["pid"], signal.SIGCONT)
-    run.wait(lambda: not any(run.alive(pid) for pid in family), "the straggler's end by itself")
+    run.wait(lambda: not any(run.alive(pid) for pid in family), "the straggler's exit")
     with run.scene.hands:
         run.here.bring_back(row["node"])
-    return f"attempt {old} is cut off and goes on when attempt {old + 1} {'trains' if late else 'has begun'}"
+    return f"attempt {old} is cut off, and continues when attempt {old + 1} {'trains' if late else 'has started'}"
 
 
-# -- files and people ----------------------------------------------------------------------------------------------
+# -- files and users -----------------------------------------------------------------------------------------------
 
 
 @kind(50, fits=on_disk)
 def disk_full(run):
-    """No file of these processes may grow beyond half a checkpoint's shard: the next commit fails, twice."""
+    """Limit the files of these processes to half a checkpoint shard: the next commit fails, twice."""
     run.wait(lambda: run.commits(), "a commit")
     limit = min(facts["bytes"] for facts in run.commits()[-1].record["files"].values()) // 2
     for row in run.ranks():
         resource.prlimit(row["pid"], resource.RLIMIT_FSIZE, (limit, limit))
     run.wait_end()
-    return f"no file may have more than {limit:,} bytes"
+    return f"files are limited to {limit:,} bytes"
 
 
 @kind(20, damages=True)
 def checkpoint_damaged(run):
-    """A byte of the newest commit is another one when the next attempt looks for it."""
+    """Change a byte of the newest commit before the next attempt reads it."""
     run.wait(lambda: len(run.commits()) > 1, "two commits")
-    told = _kill(run)
+    killed = _kill(run)
     run.wait_end()
     newest = run.commits()[-1]
     run.damage(newest)
-    return f"{told}, then a flipped byte in {newest.path.parent.name}/{newest.path.name}"
+    return f"{killed}, then a flipped byte in {newest.path.parent.name}/{newest.path.name}"
 
 
 @kind(4)
 def submitted_twice(run):
-    """Whatever the run does meanwhile; what came of it is looked at in the end."""
+    """Submit again, whatever the state of the run; a proof checks the result at the end."""
     run.scene.submit_again()
-    return "the same submit command once more"
+    return "the same submit command again"
 
 
 @kind(16)
 def tree_edited(run):
-    """Trainer, worker and trap of the working tree raise from now on; then the run has to start again."""
+    """Break trainer, worker and trap in the working tree, then make the run start again."""
     run.scene.edit_tree()
-    return f"a `raise` in every program of the working tree, then {_kill(run)}"
+    return f"`raise` in every program of the working tree, then {_kill(run)}"
 
 
 # -- storage -------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def tree_edited(run):
 
 @kind(60)
 def storage_away(run):
-    """Until the attempt has ended of it."""
+    """No connection until the attempt has ended."""
     run.line.away = True
     run.wait_end()
     run.line.away = False
@@ -225,7 +226,7 @@ def storage_away(run):
 
 @kind(12, common=False)
 def storage_restarts(run):
-    """The server of all runs is killed, and back before anybody's patience ends."""
+    """Kill the server of all runs, and start it before any retry deadline."""
     before = run.line.counts["away"]
     with run.scene.hands:
         run.scene.server.kill()
@@ -236,7 +237,7 @@ def storage_restarts(run):
 
 @kind(8)
 def storage_throttles(run):
-    """Every answer for a while, to reads and to writes."""
+    """Answer all reads and writes with errors for a while."""
     return run.disturb(("slowdown", "throttle", "server", "expired"), 1, 24, writes=True)
 
 

@@ -1,4 +1,4 @@
-"""The page of results of a storm, in Markdown."""
+"""Writes the result page of a storm, in Markdown."""
 
 import os
 import platform
@@ -13,11 +13,11 @@ PACKAGES = ("torch", "numpy", "s3fs", "nanio")
 
 
 def page(storm, proved):
-    """``proved``: (text, whether it holds, what was found or what is wrong) of every proof."""
+    """``proved``: (property, whether it holds, evidence or error) of every proof."""
     scene, held = storm.scene, all(ok for _, ok, _ in proved)
     strikes = sorted((done for run in storm.runs for done in run.done), key=lambda done: done.seconds)
     lines = [
-        f"# A storm: seed {storm.seed}, {len(strikes)} faults of {len({d.strike.kind for d in strikes})} kinds",
+        f"# Fault injection: seed {storm.seed}, {len(strikes)} faults of {len({d.strike.kind for d in strikes})} kinds",
         "",
         f"{'All properties hold.' if held else 'NOT all properties hold.'} `make storm SEED={storm.seed}"
         f" FAULTS={storm.count}`, {scene.seconds:.0f} s.",
@@ -27,18 +27,18 @@ def page(storm, proved):
         f"- Slurm: {len(scene.here.site.names)} nodes, preemption sends {scene.preemption}; shards on an S3 server "
         "(nanio) behind a proxy per run; commits every 5 steps.",
         "",
-        "| run | ranks | checkpoints | saves | steps | attempts | strikes |",
+        "| run | ranks | checkpoints | saves | steps | attempts | faults |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in storm.runs:
         resources, section = run.config.resources, run.config.checkpoint
         ranks = f"{resources.nodes} x {resources.processes}" + (", FSDP" if run.world > 1 else "")
-        saves = "in the background" if section.background == "yes" else "at once"
+        saves = "in the background" if section.background == "yes" else "blocking"
         where = "S3" if section.url else "disk"
         row = (run.run.name, ranks, where, saves, sum(storm.scene.dealt.steps[run.run.name]))
         lines.append(_row(*row, run.run.newest_attempt(), len(run.done)))
     proved = [(" ".join(text.split()), ok, found) for text, ok, found in proved]
-    lines += ["", "## What must hold", "", "| property | holds | found |", "|---|---|---|"]
+    lines += ["", "## Properties", "", "| property | holds | evidence |", "|---|---|---|"]
     lines += [
         _row(text, "yes" if ok else "**no**", found.splitlines()[0] if found else "") for text, ok, found in proved
     ]
@@ -52,17 +52,21 @@ def page(storm, proved):
         key = names[id(done)].run.name, done.attempt
         loss = None if done.strike.kind in LIVELY else lost.get(key)
         owned |= {key} if loss else set()
-        ended = f"; attempt {done.attempt} ended of `{loss.cause}`" if loss else ""
+        ended = f"; attempt {done.attempt} ended with cause `{loss.cause}`" if loss else ""
         again = f"{done.trained:.0f} s" if done.trained is not None else "never"
         lines.append(
             _row(f"{done.seconds:.0f} s", key[0], done.step, done.strike.kind.replace("_", " "), f"{done.what}{ended}",
                  loss.steps if loss else 0, again)
         )  # fmt: skip
     others = [(name, loss) for (name, _), loss in lost.items() if (name, loss.attempt) not in owned]
-    lines += ["", "`steps lost`: of the attempt that was hit. `trained again`: from the strike to the next logged step "
-              "of the next attempt, or of the same where it lived on.", ""]  # fmt: skip
+    lines += [
+        "",
+        "`steps lost`: steps of the interrupted attempt that the next one repeats. `trained again`: time from the "
+        "fault to the next logged step, of the next attempt or of the same one if it survived.",
+        "",
+    ]
     if others:
-        lines += ["Ends that no fault of their run's own explains:", ""]
+        lines += ["Attempts that ended without a fault of their own run:", ""]
         lines += [f"- {name}, attempt {loss.attempt}: `{loss.cause}`, {loss.steps} steps lost" for name, loss in others]
         lines.append("")
     wrong = [f"## No: {text}\n\n```\n{found}\n```\n" for text, ok, found in proved if not ok]

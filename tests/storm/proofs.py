@@ -1,9 +1,10 @@
-"""What must hold after a storm. Each proof is a function of the storm; it returns what it found, or raises."""
+"""Properties that must hold after a storm. Each proof is a function of the storm: it returns its evidence, or
+raises."""
 
 import subprocess
 from dataclasses import dataclass
 
-from flip.config.derived import spans
+from flip.config.derived import stage_spans
 from flip.data.storage import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json
@@ -18,7 +19,7 @@ PROOFS = []
 
 @dataclass(frozen=True)
 class Loss:
-    """What the end of an attempt cost: steps that the next one did again."""
+    """Steps of an ended attempt that the next one repeated."""
 
     attempt: int
     cause: str
@@ -34,7 +35,7 @@ def proof(check):
 
 @proof
 def every_fault_struck(storm):
-    """every fault struck, and its run trained again by itself"""
+    """every fault was injected, and its run resumed without help"""
     missing = [f"{run.run.name}: {run.trouble}" for run in storm.runs if run.trouble]
     assert not missing, "\n".join(missing)
     return f"{sum(len(run.done) for run in storm.runs)} faults"
@@ -42,7 +43,7 @@ def every_fault_struck(storm):
 
 @proof
 def complete(storm):
-    """every run is complete, without a hand: nothing was submitted again, and nobody was asked"""
+    """every run is complete without intervention: nothing was submitted again"""
     typed, failed, submissions = storm.scene.submissions()
     assert not failed, "\n".join(failed)
     for run in storm.runs:
@@ -50,27 +51,27 @@ def complete(storm):
         last = read_json(run.run.attempt(run.run.newest_attempt()) / "end.json")
         assert last["action"] == "done", run.story()
     assert submissions == storm.submissions, f"Slurm got {submissions} submissions"
-    return f"{len(storm.runs)} runs; {typed} more submit commands started nothing"
+    return f"{len(storm.runs)} runs; {typed} repeated submit commands started nothing"
 
 
 @proof
 def the_same_bits(storm):
-    """final weights and moments, every loss and score: bit for bit those of an undisturbed run"""
+    """final weights and moments, every loss and every score are bit-identical to those of an undisturbed run"""
     for run in storm.runs:
         check_equal(storm.calm(run), run, scores=_scores(run))
     return "all tensors of the last commits"
 
 
 def _scores(run):
-    """Validations on the way, one at the border and one in the end, and the test."""
-    every, ends = run.config.evaluate.every, [span.end for span in spans(run.config)]
+    """Number of validations during training and at the end of each stage, plus the test."""
+    every, ends = run.config.evaluate.every, [span.end for span in stage_spans(run.config)]
     positions = {s for s in range(BATCH, ends[-1] + 1, BATCH) if s // every > (s - BATCH) // every} | set(ends)
     return len(positions) + 1
 
 
 @proof
 def the_ordered_ids(storm):
-    """each global batch held exactly the ordered ids, and the pictures of those ids, in every attempt"""
+    """each global batch of every attempt has exactly the ids of the sample order, and the images of these ids"""
     hashes = decoded_hashes(storm.scene.folder / "data")
     for run in storm.runs:
         check_data(run, hashes)
@@ -79,25 +80,25 @@ def the_ordered_ids(storm):
 
 @proof
 def each_step_once(storm):
-    """the history that readers see has each step once"""
+    """the metric history has each step once"""
     for run in storm.runs:
         steps = [line["step"] for line in metric_lines(run.run)]
-        assert steps == list(range(1, sum(span.steps for span in spans(run.config)) + 1)), run.run.name
-    return f"{sum(span.steps for run in storm.runs for span in spans(run.config))} steps"
+        assert steps == list(range(1, sum(span.steps for span in stage_spans(run.config)) + 1)), run.run.name
+    return f"{sum(span.steps for run in storm.runs for span in stage_spans(run.config))} steps"
 
 
 @proof
 def steps_lost(storm):
-    """steps done again: none after a clean stop, else at most an interval between commits, one more for a save that was
-    under way in the background, one more for a damaged commit"""
+    """repeated steps: none after a clean stop, else at most one save interval, plus one if a save was running in the
+    background, plus one for a damaged commit"""
     found = [(run, loss) for run in storm.runs for loss in losses(run)]
     beyond = [f"{run.run.name}: {loss}" for run, loss in found if loss.steps > loss.bound]
     assert not beyond, "\n".join(beyond)
-    return f"{sum(loss.steps for _, loss in found)} steps after {len(found)} ends, at most {INTERVAL} an interval"
+    return f"{sum(loss.steps for _, loss in found)} steps after {len(found)} ends, at most {INTERVAL} per interval"
 
 
 def losses(run):
-    """Of every attempt that did not end the run. Each attempt goes on from the newest good commit."""
+    """The losses of all attempts but the last. Each attempt resumes from the newest valid commit."""
     trained, done, found = run.witnessed(), 0, []
     numbers = run.run.attempt_numbers()
     for n, after in zip(numbers, numbers[1:], strict=False):
@@ -105,13 +106,13 @@ def losses(run):
         ready = read_json(run.run.attempt(after) / "ready.json")
         end = read_json(run.run.attempt(n) / "end.json")
         if ready is None or end is None:
-            continue  # it never came to train
+            continue  # it did not train
         found.append(Loss(n, end["cause"], end["action"], (done - ready["samples"]) // BATCH, _bound(run, n, end)))
     return found
 
 
 def _bound(run, n, end):
-    """Steps. With a save in the background the newest may be on its way: then the one before counts."""
+    """Maximum number of lost steps. A background save may be incomplete; then the commit before it counts."""
     if end["code"] == 75:
         return 0
     damaged = any(EVERY[done.strike.kind].damages for done in run.done if done.attempt == n)
@@ -120,7 +121,7 @@ def _bound(run, n, end):
 
 @proof
 def no_twins(storm):
-    """no two attempts of a run trained together: an old one took one step at most when the next one was ready"""
+    """no two attempts of a run trained at the same time: an old one took at most one step after the next was ready"""
     for run in storm.runs:
         for n in run.run.attempt_numbers()[1:]:
             ready = read_json(run.run.attempt(n) / "ready.json")
@@ -130,19 +131,19 @@ def no_twins(storm):
 
 
 @proof
-def the_status_told(storm):
-    """`status` told each run as running and waiting in the order of its attempts, and complete in the end"""
+def the_status(storm):
+    """`status` showed each run as running or waiting in the order of its attempts, and finally as complete"""
     for run in storm.runs:
-        told = [state for state in run.seen if state != ("queued", 0)]
-        assert told[-1] == ("complete", run.run.newest_attempt()), told
-        assert {state for state, _ in told[:-1]} <= {"running", "waiting"}, told
-        assert [n for _, n in told] == sorted(n for _, n in told), told
+        shown = [state for state in run.seen if state != ("queued", 0)]
+        assert shown[-1] == ("complete", run.run.newest_attempt()), shown
+        assert {state for state, _ in shown[:-1]} <= {"running", "waiting"}, shown
+        assert [n for _, n in shown] == sorted(n for _, n in shown), shown
     return f"{sum(len(run.seen) for run in storm.runs)} changes"
 
 
 @proof
 def nothing_left(storm):
-    """nothing is left: no job, no process, no temporary file, no object that no commit names, no secret in a file"""
+    """nothing is left: no job, process or temporary file, no object without a commit, no secret in a file"""
     queued = storm.scene.here.call("squeue", "-h", "-o", "%i %T %j").strip()
     assert not queued, queued
     done = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True)
@@ -158,9 +159,9 @@ def nothing_left(storm):
         for run in storm.runs
         for found in commit.commits(run.run)
         if "url" in found.record
-        for name in (*found.record["files"], commit.MARK)
+        for name in (*found.record["files"], commit.COMMIT_FILE)
     }
-    assert objects == named, f"too many {objects - named}, too few {named - objects}"
+    assert objects == named, f"without a commit: {objects - named}, missing: {named - objects}"
     for path in storm.scene.runs.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    return f"{len(objects)} objects, all named"
+    return f"{len(objects)} objects, all with a commit"

@@ -1,4 +1,4 @@
-"""One run of the storm's sweep: what faults ask of it and do to it, and what became of each."""
+"""One run of the storm's sweep: what faults need to know about it and do to it, and a record of each fault."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flip.config import merge
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json
@@ -18,36 +18,36 @@ from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
 
 LOOK, LONG = 0.1, 240
-"""Seconds between two looks at a run, and for which anything is waited for."""
+"""Seconds between two checks of a run, and maximum time to wait for anything."""
 
 
 class GivenUp(Exception):
-    """The storm is over before its time."""
+    """Another run has failed, so the storm ends early."""
 
 
 @dataclass
 class Done:
-    """A strike as it happened."""
+    """A fault as it happened."""
 
     strike: object
     seconds: float
-    """Since the storm began."""
+    """Since the start of the storm."""
     step: int
     attempt: int
     what: str = ""
     trained: float | None = None
-    """Seconds until the run trained again, or went on training."""
+    """Seconds until the next logged step of the run."""
     trouble: str = ""
     began: float = field(default_factory=time.monotonic)
 
 
 class Calm(TrainingRun):
-    """The same run left alone, on this machine without Slurm, its data in files."""
+    """The same run undisturbed, on this machine without Slurm, with its data in files."""
 
     def __init__(self, runs, name):
         self.run = RunDir(runs / "storm" / name)
-        self.config = merge.read(self.run.config)
-        self.world = world(self.config)
+        self.config = merge.read_config(self.run.config)
+        self.world = world_size(self.config)
 
 
 class StormRun(Calm):
@@ -59,14 +59,14 @@ class StormRun(Calm):
         self.line = scene.lines[name]
         self.cluster = SlurmBackend(self.profile)
         self.done, self.seen = [], []
-        """Strikes; (state, attempt) as ``status`` told them, one after the other, without repetitions."""
+        """Faults; (state, attempt) as ``status`` showed them, in order, without repetitions."""
         self.quiet = threading.Event()
         self.trouble, self.attempt = "", 0
 
     # -- the storm ---------------------------------------------------------------------------------------------------
 
     def bear(self, strikes):
-        """All strikes in their order, each at its step; then the end of the run."""
+        """Inject all faults in order, each at its step, then wait for the end of the run."""
         for strike in strikes:
             self._strike(strike)
         self.wait_over(LONG)
@@ -86,7 +86,7 @@ class StormRun(Calm):
         self.scene.say(f"{lasted}, attempt {self.run.newest_attempt()}")
 
     def trained_since(self, done):
-        """Whether it has logged a step since: of a later attempt where that one has ended or its end is certain."""
+        """Whether it has logged a step since: of a later attempt if the fault ends the attempt."""
         if self.over():
             return True
         n = self.run.newest_attempt()
@@ -95,7 +95,7 @@ class StormRun(Calm):
         return n > done.attempt and bool(self.lines(n))
 
     def watch(self):
-        """From now on ``status`` is asked all the time."""
+        """Record the state of the run from ``status`` until the storm is over."""
         quiet = False
         while not quiet:
             quiet = self.quiet.wait(0.5)
@@ -111,14 +111,14 @@ class StormRun(Calm):
             if self.scene.failed:
                 raise GivenUp("another run had failed")
             if time.monotonic() > end:
-                assert not strict, f"waited in vain for {what}\n{self.story()}"
+                assert not strict, f"timeout while waiting for {what}\n{self.story()}"
                 return
             failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
-            assert not failed, f"stopped while {what} was waited for\n{self.story()}"
+            assert not failed, f"the run stopped while waiting for {what}\n{self.story()}"
             time.sleep(LOOK)
 
     def wait_end(self):
-        """Until the attempt that was hit has ended."""
+        """Wait until the attempt with the fault has ended."""
         self.wait(self.ended, f"the end of attempt {self.attempt}")
 
     def ended(self):
@@ -130,17 +130,18 @@ class StormRun(Calm):
     def over(self):
         return self.run.result.exists()
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------------
 
     def commits(self):
         return commit.commits(self.run)
 
     def last_step(self):
-        """Of all that were logged."""
+        """The last logged step of all attempts."""
         return max((line["step"] for n in self.run.attempt_numbers() for line in self.lines(n)), default=0)
 
     def ranks(self):
-        """Rows {rank, pid, node} of the living processes of this run's newest attempt, from /proc; all are awaited."""
+        """Rows {rank, pid, node} of the living processes of this run's newest attempt, from /proc; waits until all
+        exist."""
         self.wait(lambda: len(self._ranks()) == self.world, "all ranks")
         return self._ranks()
 
@@ -165,7 +166,7 @@ class StormRun(Calm):
 
     @staticmethod
     def pending(pid, number):
-        """Whether a signal waits for a process, or for one of its threads."""
+        """Whether a signal is pending for a process or one of its threads."""
         try:
             rows = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         except OSError:
@@ -173,7 +174,7 @@ class StormRun(Calm):
         return any(int(rows[key], 16) >> (number - 1) & 1 for key in ("SigPnd", "ShdPnd"))
 
     def job(self):
-        """The run's row in squeue, None where it is not listed."""
+        """The run's row in squeue, None if it is not listed."""
         record = read_json(self.run.path / "job.json")
         with self.scene.hands:
             return slurm_cli.queue([record["name"]]).get((record["name"], record["index"]))
@@ -191,20 +192,20 @@ class StormRun(Calm):
         with self.scene.hands:
             return self.here.call(*words)
 
-    # -- hands -------------------------------------------------------------------------------------------------------
+    # -- actions -----------------------------------------------------------------------------------------------------
 
     def disturb(self, faults, share, limit, **more):
-        """So many faults of the storage; over when they are done, or the run is."""
+        """Inject ``limit`` storage faults; returns when all have happened or the run is over."""
         self.line.plan(faults, share, seed=self.rng.randrange(1 << 30), limit=limit, **more)
         self.wait(
             lambda: sum(self.line.counts[name] for name in faults) >= limit or self.over(), f"{limit} of {faults}"
         )
-        told = ", ".join(f"{self.line.counts[name]} {name}" for name in faults)
+        met = ", ".join(f"{self.line.counts[name]} {name}" for name in faults)
         self.line.plan((), 0)
-        return f"requests met {told}"
+        return f"requests met {met}"
 
     def damage(self, newest):
-        """Flip one byte in the middle of the largest file of a commit, wherever it lies."""
+        """Flip one byte in the middle of the largest file of a commit, on disk or on the S3 server."""
         files = newest.record["files"]
         name = max(files, key=lambda name: files[name]["bytes"])
         folder = newest.path
@@ -217,4 +218,4 @@ class StormRun(Calm):
 
 LIVELY = ("submitted_twice", "storage_restarts", "storage_throttles", "storage_flips", "storage_breaks_off",
           "storage_stalls")  # fmt: skip
-"""Kinds that end no attempt of themselves."""
+"""Kinds that do not end the attempt."""

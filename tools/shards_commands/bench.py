@@ -73,7 +73,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         valid = False
     if not valid:
         raise ConfigError("a mask is a share of the patches, at least 0 and below 1", "mask", mask)
-    kept_patches = derived.kept(spec.image, mask)
+    kept_patches = derived.kept_patches(spec.image, mask)
     if kept_patches < 1:
         raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
     if manifest.samples < manifest.chunk:

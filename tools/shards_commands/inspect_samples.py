@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.config import merge, schema
-from flip.config.derived import Span, shares, spans
+from flip.config.derived import StageSpan, dataset_lanes, stage_spans
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of, next_decodable
@@ -136,7 +136,7 @@ def batch(
     that the manifests exclude are replaced. Raises DataError, StorageError, or ConfigError if a manifest does not match
     the configuration.
     """
-    for share, source in zip(shares(config.data), sources, strict=True):
+    for share, source in zip(dataset_lanes(config.data), sources, strict=True):
         actual, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
         if actual != planned:
             what = "the run was planned for N = {}, R = {}, but this manifest has N = {}, R = {}".format(
@@ -241,8 +241,8 @@ def _step(options: argparse.Namespace) -> CommandResult:
     run = RunDir(options.run) if Path(options.run).is_dir() else select.select_one(options.run, roots())
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
-    config = merge.read(run.config)
-    span, step, start = _place(spans(config), options.step, options.samples)
+    config = merge.read_config(run.config)
+    span, step, start = _place(stage_spans(config), options.step, options.samples)
     sets, size = load_sources(config.data), span.stage.batch
     _same_data(run, sets, start)
     taken = list[Taken]()
@@ -270,7 +270,7 @@ def _row(item: Taken) -> str:
     return f"{place}{instead}" + (f"  {plain(item.caption)}" if item.caption is not None else "")
 
 
-def _place(all_spans: list[Span], step: int | None, samples: int | None) -> tuple[Span, int, int]:
+def _place(all_spans: list[StageSpan], step: int | None, samples: int | None) -> tuple[StageSpan, int, int]:
     """The stage of a step, its number, and S before it. ``samples``: S after the step, or any S that the step
     passes."""
     before = 0

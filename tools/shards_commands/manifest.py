@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from flip.config.derived import buffer_bytes
-from flip.config.host import cores, host
-from flip.config.resolve import DataFacts, default_lanes
+from flip.config.host import cores, this_host
+from flip.config.resolve import DatasetFacts, default_lanes
 from flip.config.schema import Config, Stage
 from flip.data.manifest.build import merge, scan_shards
 from flip.data.manifest.filters import Filters
@@ -27,9 +27,9 @@ def info(options: argparse.Namespace) -> CommandResult:
     if options.batch < 1:
         raise ConfigError("must be at least 1", "--batch", options.batch)
     manifest = Manifest.load(options.manifest)
-    counts, here = manifest.shards[:, 0], host()
+    counts, here = manifest.shards[:, 0], this_host()
     config = Config(stages=[Stage(batch=options.batch)])
-    known = DataFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, manifest.digest, nominal=False)
+    known = DatasetFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, manifest.digest, nominal=False)
     lanes, block = default_lanes(config, [known], here.memory // 4), config.data.block
     report = facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},

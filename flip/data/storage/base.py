@@ -1,6 +1,6 @@
-"""What lies behind a reader: one small protocol, and local files behind it. Object storage is in ``s3.py``.
+"""The interface of a storage, its errors, and local files.
 
-A back-end tries once and says what happened; whether to try again is decided in ``retry.py``, for all of them alike.
+A storage tries each request once and raises ``RequestError``; ``retry.py`` decides about retries for all of them.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ from flip.runs.errors import DataError, PermissionDenied
 _T = TypeVar("_T")
 
 RequestRunner = Callable[[Callable[[], Any]], Any]
-"""Makes one request of several, by itself or again and again."""
+"""Makes one of several requests; it may repeat it."""
 
 
 def run_once(request: Callable[[], Any]) -> Any:
-    """Make it, once."""
     return request()
 
 
 class RangeResponse(NamedTuple):
-    """Bytes, and the ETag of the object that they are of, from one and the same reply; ``""``: there is none."""
+    """Bytes and the object's ETag from the same response; ``""`` if there is none."""
 
     data: bytes
     etag: str
 
 
 class ObjectStat(NamedTuple):
-    """Two that are equal are of one and the same object or, but for sleight of hand, file."""
+    """Properties of an object or file; equal ones mean the same content."""
 
     size: int
     etag: str
     """Of an object."""
     changed: int = 0
-    """Of a file: when, ns."""
+    """Of a file: time of its last change in ns."""
 
 
 class RequestError(Exception):
-    """An attempt that failed: its class (a key of ``retry.TABLE``) and what to tell.
+    """A failed attempt. ``kind``: a key of ``retry.ACTION_BY_KIND``.
 
-    ``data``: the bytes that had come, in order, before it broke off; ``etag``: of the object that they are of.
+    ``data``: the bytes received before the failure, in order; ``etag``: of their object.
     """
 
     def __init__(self, kind: str, text: str, data: bytes = b"", etag: str = "") -> None:
@@ -53,34 +52,32 @@ class RequestError(Exception):
 
 
 class Storage(Protocol):
-    """Raises Fault for what may pass, FlipError for what cannot."""
+    """Raises RequestError if a request failed, FlipError if no retry can help."""
 
     def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
-        """Bytes [start, stop), stop > start: all of them, or Fault. One request; cancelled, it is given up."""
+        """All bytes of [start, stop), stop > start, in one request, which can be cancelled."""
 
     def stat(self, key: str) -> ObjectStat:
-        """One request."""
+        """Size and ETag, in one request."""
 
     def parts(self, key: str, stat: ObjectStat) -> list[int]:
-        """Sizes of the parts that an object was uploaded in; none where that is not told. A request per part."""
+        """Sizes of the parts of an object's upload, in a request per part; empty if unknown."""
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
-        """Keys that begin with ``prefix`` and what ``stat`` would tell, in no given order. ``each`` makes the request
-        for a page, and may make it again.
-        """
+        """Keys with this prefix and their ``stat``, in any order. ``each`` makes the request of a page."""
 
     def reconnect(self) -> None:
-        """Start over with fresh connections and credentials."""
+        """Use new connections and credentials from now on."""
 
 
 def completed_future(function: Callable[..., _T], *arguments: object) -> Future[_T]:
-    """What a call gives or raises, as a request that has its answer."""
-    answer: Future[_T] = Future()
+    """Call a function and return its result or error as a future."""
+    future: Future[_T] = Future()
     try:
-        answer.set_result(function(*arguments))
-    except BaseException as error:  # whatever it is, it belongs to whoever asks for the answer
-        answer.set_exception(error)
-    return answer
+        future.set_result(function(*arguments))
+    except BaseException as error:  # any error belongs to the caller of result()
+        future.set_exception(error)
+    return future
 
 
 def is_remote(key: str) -> bool:
@@ -97,9 +94,9 @@ class LocalStorage:
         try:
             handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _refusal(error, key) from None
+            raise _open_error(error, key) from None
         try:
-            if (size := os.fstat(handle).st_size) < stop:  # before memory is taken for what a manifest states
+            if (size := os.fstat(handle).st_size) < stop:  # before memory is allocated for what a manifest states
                 raise ends_early(key, size, stop)
             pieces, at = [], start
             while at < stop:
@@ -116,10 +113,10 @@ class LocalStorage:
 
     def stat(self, key: str) -> ObjectStat:
         try:
-            found = os.stat(key)
+            stat = os.stat(key)
         except OSError as error:
-            raise _refusal(error, key) from None
-        return ObjectStat(found.st_size, "", found.st_mtime_ns)
+            raise _open_error(error, key) from None
+        return ObjectStat(stat.st_size, "", stat.st_mtime_ns)
 
     def parts(self, key: str, stat: ObjectStat) -> list[int]:
         return []
@@ -131,7 +128,7 @@ class LocalStorage:
         pass
 
 
-def _refusal(error: OSError, key: str) -> Exception:
+def _open_error(error: OSError, key: str) -> Exception:
     if isinstance(error, FileNotFoundError):
         return DataError("the shard is missing", key, remedy="Restore it, or index the others again.")
     if isinstance(error, PermissionError):
@@ -140,8 +137,5 @@ def _refusal(error: OSError, key: str) -> Exception:
 
 
 def ends_early(key: str, size: int, stop: int) -> DataError:
-    return DataError(
-        f"the shard ends at byte {size}, needed were {stop}",
-        key,
-        remedy="It is not the file that was indexed: restore it, or index the shards again.",
-    )
+    remedy = "It is not the file that was indexed: restore it, or index the shards again."
+    return DataError(f"the shard ends at byte {size}, needed were {stop}", key, remedy=remedy)

@@ -1,4 +1,4 @@
-"""Storage that fsspec has a protocol for, other than S3: ``gs://``, ``abfs://``, ``file://``, ... One try per call."""
+"""Storage over fsspec, for all protocols except S3: ``gs://``, ``abfs://``, ``file://``, ... One attempt per call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flip.runs.errors import ConfigError
 
 
 class FsspecStorage:
-    """Keys are URLs. Credentials come from where the protocol's own package looks for them."""
+    """Keys are URLs. The package of a protocol finds the credentials."""
 
     def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
         return completed_future(self._get, key, start, stop)
@@ -26,13 +26,15 @@ class FsspecStorage:
         return ObjectStat(int(self._call(key, lambda files, path: files.info(path)["size"])), "")
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
-        """``prefix`` is a folder here. Keys begin with it as it is written: a file system's own paths lack parts of a
-        URL that choose the store, as the account in ``abfs://container@account/path``.
+        """Keys below the folder ``prefix``.
+
+        They start with ``prefix`` as given: the paths of a file system lack parts of a URL that choose the store, such
+        as the account in ``abfs://container@account/path``.
         """
 
         def find(files: Any, path: str) -> dict[str, int]:
             found = files.find(path, detail=True) if files.exists(path) else {}
-            return {name[len(path.rstrip("/")) :]: int(facts["size"]) for name, facts in found.items()}
+            return {name[len(path.rstrip("/")) :]: int(info["size"]) for name, info in found.items()}
 
         below = each(lambda: self._call(prefix, find))
         yield from ((prefix.rstrip("/") + name, ObjectStat(size, "")) for name, size in below.items())
@@ -56,7 +58,7 @@ class FsspecStorage:
 
         try:
             files, path = fsspec.core.url_to_fs(key)
-        except (ImportError, ValueError) as error:  # fsspec's words for a protocol that it has not
+        except (ImportError, ValueError) as error:  # an unknown protocol
             raise ConfigError(f"no storage has such an address: {error}", key) from error
         try:
             files.invalidate_cache()
@@ -67,5 +69,5 @@ class FsspecStorage:
             raise RequestError("denied", str(error)) from error
         except OSError as error:
             raise RequestError("io", str(error)) from error
-        except Exception as error:  # each protocol's package has errors of its own, of no class that they share
+        except Exception as error:  # the packages of protocols raise unrelated classes of their own
             raise RequestError("connection", f"{type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
-"""Ranges over obstore (``data.client: obstore``): less work for the processor per byte than s3fs, one package more.
+"""Ranges over obstore (``data.client: obstore``), which needs less CPU time per byte than s3fs.
 
-Sizes and listings stay with s3fs, and so do address and credentials: both clients see the same bucket. obstore hangs
-after a fork, in the child too; loader processes come from the fork server, which has read nothing.
+Sizes, listings, address and credentials come from s3fs, so that both clients use the same bucket. obstore hangs after a
+fork, also in the child; loader processes come from the fork server, which has read nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from flip.data.storage.s3 import SLOWEST, S3Storage, classify_obstore_error, spl
 from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
-_ASKED_AGAIN = timedelta(minutes=6)
-"""Credentials are asked for again a minute after they were: obstore does so five minutes before they expire."""
+_CREDENTIALS_LIFETIME = timedelta(minutes=6)
+"""obstore requests new credentials five minutes before they expire: after one minute here."""
 
 
 class ObstoreStorage(S3Storage):
-    """As ``S3``."""
+    """``S3Storage`` whose ranges are read by obstore."""
 
     def __init__(self, timeout: float = 15.0) -> None:
         super().__init__(timeout)
@@ -33,7 +33,7 @@ class ObstoreStorage(S3Storage):
 
     async def _get(self, client: Any, key: str, start: int, stop: int) -> RangeResponse:
         bucket, path = split(key)
-        obstore = _package()
+        obstore = _import_obstore()
         store = self._stores.get(bucket)
         if store is None:
             store = self._stores[bucket] = await self._store(client, bucket)
@@ -48,16 +48,16 @@ class ObstoreStorage(S3Storage):
                     pieces.append(memoryview(piece))
         except TimeoutError as error:
             raise RequestError("stall", str(error), b"".join(pieces), etag) from error
-        except (obstore.exceptions.BaseError, OSError) as error:  # a FileNotFoundError is one of its own
-            fault = classify_obstore_error(error)
-            raise RequestError(fault.kind, str(fault), b"".join(pieces), etag) from error
+        except (obstore.exceptions.BaseError, OSError) as error:  # its own error for a missing key is an OSError
+            failed = classify_obstore_error(error)
+            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag) from error
         data = b"".join(pieces)
         if len(data) != stop - start:
             raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
         return RangeResponse(data, etag)
 
     async def _store(self, client: Any, bucket: str) -> Any:
-        """A store where ``client`` leads, with its credentials, asked for once so that their lack shows here."""
+        """A store with the address and credentials of ``client``. Raises NoCredentialsError if there are none."""
         from obstore.store import S3Store
 
         files, wait = self._client(), f"{self.timeout:g}s"
@@ -66,15 +66,15 @@ class ObstoreStorage(S3Storage):
         async def credentials() -> dict[str, Any]:
             from botocore.exceptions import NoCredentialsError
 
-            found = await files.session.get_credentials()
-            if found is None:
+            provided = await files.session.get_credentials()
+            if provided is None:
                 raise NoCredentialsError
-            frozen = await found.get_frozen_credentials()
+            frozen = await provided.get_frozen_credentials()
             return {
                 "access_key_id": frozen.access_key,
                 "secret_access_key": frozen.secret_key,
                 "token": frozen.token,
-                "expires_at": datetime.now(UTC) + _ASKED_AGAIN,
+                "expires_at": datetime.now(UTC) + _CREDENTIALS_LIFETIME,
             }
 
         if not files.anon:
@@ -92,11 +92,10 @@ class ObstoreStorage(S3Storage):
         )  # fmt: skip
 
 
-def _package() -> Any:
+def _import_obstore() -> Any:
     try:
         import obstore
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "obstore is not installed", "data.client", "obstore", "Install it: pip install obstore"
-        ) from error
+        remedy = "Install it: pip install obstore"
+        raise ConfigError("obstore is not installed", "data.client", "obstore", remedy) from error
     return obstore

@@ -24,7 +24,7 @@ log = logging.getLogger("flip.data")
 
 
 class ErrorWording(NamedTuple):
-    """How errors speak of what was tried."""
+    """Words for the operation and its object in error messages."""
 
     doing: str = "reading"
     verb: str = "read"
@@ -34,55 +34,53 @@ class ErrorWording(NamedTuple):
 
 class RetryAction(enum.Enum):
     AGAIN = "wait, then try again"
-    SLOWER = "the same, and with fewer requests at once"
-    RECONNECT = "the same, over fresh connections with fresh credentials"
-    DENIED = "anew if access was has_ever_succeeded before, else once more at most"
+    SLOWER = "the same, with fewer concurrent requests"
+    RECONNECT = "the same, with new connections and new credentials"
+    DENIED = "reconnect if a request has succeeded before, else try once more"
     LIMITED = "the same a few times, then give up"
-    NEVER = "it cannot pass"
+    NEVER = "permanent: raise an error"
 
 
 ACTION_BY_KIND = {
     "slowdown": RetryAction.SLOWER,  # 503, 429, SlowDown
-    "server": RetryAction.AGAIN,  # 500, 502, 504, an answer that cannot be read
-    "connection": RetryAction.AGAIN,  # refused, reset, broken off
-    "stall": RetryAction.AGAIN,  # nothing came for too long
-    "short": RetryAction.AGAIN,  # other bytes than asked for, though announced as complete
-    "checksum": RetryAction.RECONNECT,  # the reader's CRC32
+    "server": RetryAction.AGAIN,  # 500, 502, 504, an unreadable response
+    "connection": RetryAction.AGAIN,  # refused, reset, closed early
+    "stall": RetryAction.AGAIN,  # no data for too long
+    "short": RetryAction.AGAIN,  # a complete response with other bytes than requested
+    "checksum": RetryAction.RECONNECT,  # wrong CRC32 of a chunk
     "expired": RetryAction.RECONNECT,  # credentials
     "denied": RetryAction.DENIED,  # 401, 403, no credentials
-    "refused": RetryAction.LIMITED,  # other 4xx: some servers' answer to a range beyond the end, or to a wrong region
+    "refused": RetryAction.LIMITED,  # other 4xx: some servers' response to a range beyond the end or a wrong region
     "missing": RetryAction.NEVER,  # 404
-    "changed": RetryAction.NEVER,  # another ETag, or shorter than what was read before
-    "io": RetryAction.AGAIN,  # a local file system's errors
+    "changed": RetryAction.NEVER,  # another ETag, or shorter than before
+    "io": RetryAction.AGAIN,  # errors of a local file system
 }
-"""Class of fault -> what to do."""
+"""Kind of a ``RequestError`` -> action."""
 
-
-_FEW = 4
+_MAX_LIMITED = 4
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to bear with storage, and how hard to press it."""
+    """Deadlines, pauses and limits of requests."""
 
     deadline: float = 600.0
-    """Seconds of outage that a read rides out."""
+    """Seconds of outage after which a read fails."""
     timeout: float = 15.0
     """Seconds without a byte after which a request has failed."""
     first: float = 0.1
-    """Upper bound of the first pause, seconds; doubles from failure to failure."""
+    """Upper bound of the first pause in seconds; doubled after each failure."""
     longest: float = 30.0
     """Upper bound of every pause."""
     hedge: float = 0.0
-    """Seconds without an answer after which a range is asked for a second time (``flip.data.storage.retry``); 0:
-    never."""
+    """Seconds without a response after which a second request is sent (``HedgePolicy``); 0: never."""
     requests: int = 16
-    """Requests under way at once at most, per reader."""
+    """Most concurrent requests per client."""
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Time and chance, so that tests need wait for neither."""
+    """Time and randomness, replaceable in tests."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -91,8 +89,10 @@ class Clock:
 
 @dataclass
 class RetryState:
-    """The attempts of one read. ``has_ever_succeeded``: asks whether storage ever let this process read; ``outages``:
-    is told of each failure."""
+    """The attempts of one operation.
+
+    ``has_ever_succeeded``: whether storage has served this process before; ``outages``: notified of each failure.
+    """
 
     retry_policy: RetryPolicy
     has_ever_succeeded: Callable[[], bool]
@@ -101,69 +101,67 @@ class RetryState:
     outages: OutageDetector | None = None
 
     def __post_init__(self) -> None:
-        self._begin, self._wait = self.clock.now(), self.retry_policy.first
-        self._denied = self._refused = 0
+        self._start, self._wait = self.clock.now(), self.retry_policy.first
+        self._denied = self._limited = 0
 
-    def failed(self, key: str, fault: RequestError) -> RetryAction:
-        """Sleep until the next attempt is due; returns what it needs. Raises FlipError where there is to be none."""
-        do = ACTION_BY_KIND[fault.kind]
-        if do is RetryAction.NEVER:
-            raise _never(key, fault, self.words) from fault
+    def failed(self, key: str, error: RequestError) -> RetryAction:
+        """Sleep until the next attempt is due and return its action. Raises FlipError if no attempt is left."""
+        action = ACTION_BY_KIND[error.kind]
+        if action is RetryAction.NEVER:
+            raise _permanent(key, error, self.words) from error
         if self.outages:
-            self.outages.failed(self._begin, fault)
-        denied = do is RetryAction.DENIED and not self.has_ever_succeeded()
-        if do is RetryAction.DENIED:
+            self.outages.failed(self._start, error)
+        denied = action is RetryAction.DENIED and not self.has_ever_succeeded()
+        if action is RetryAction.DENIED:
             self._denied += 1
             if self._denied > 1 and denied:
-                raise _denied(key, fault, self.words) from fault
-            do = RetryAction.RECONNECT
-        if do is RetryAction.LIMITED:
-            self._refused += 1
-            if self._refused == _FEW:
-                raise (_never if self.has_ever_succeeded() else _denied)(key, fault, self.words) from fault
+                raise _denied(key, error, self.words) from error
+            action = RetryAction.RECONNECT
+        if action is RetryAction.LIMITED:
+            self._limited += 1
+            if self._limited == _MAX_LIMITED:
+                raise (_permanent if self.has_ever_succeeded() else _denied)(key, error, self.words) from error
         pause = self.clock.uniform(0, self._wait)
-        if self.clock.now() + pause > self._begin + self.retry_policy.deadline:
-            if denied:  # waiting was no remedy, nor would it be later
-                raise _denied(key, fault, self.words) from fault
-            what = f"{self.words.doing} failed for {self.retry_policy.deadline:g} s, at last with: {fault}"
-            raise StorageError(what, key, remedy="The run may be started again later.") from fault
+        if self.clock.now() + pause > self._start + self.retry_policy.deadline:
+            if denied:  # waiting did not help
+                raise _denied(key, error, self.words) from error
+            what = f"{self.words.doing} failed for {self.retry_policy.deadline:g} s, at last with: {error}"
+            raise StorageError(what, key, remedy="The run may be started again later.") from error
         (self.outages or self.clock).sleep(pause)
         self._wait = min(2 * self._wait, self.retry_policy.longest)
-        return do
+        return action
 
 
-def _never(key: str, fault: RequestError, words: ErrorWording) -> FlipError:
-    if fault.kind == "missing":
-        return DataError(f"{words.thing} is missing ({fault})", key, remedy=words.remedy)
+def _permanent(key: str, error: RequestError, words: ErrorWording) -> FlipError:
+    if error.kind == "missing":
+        return DataError(f"{words.thing} is missing ({error})", key, remedy=words.remedy)
     if words.doing != "reading":
-        return DataError(f"{words.doing} {words.thing} was refused: {fault}", key, remedy=words.remedy)
-    return DataError(
-        f"the shard is not the one that was indexed: {fault}", key, remedy="Restore it, or index the shards again."
-    )
+        return DataError(f"{words.doing} {words.thing} was refused: {error}", key, remedy=words.remedy)
+    what = f"the shard is not the one that was indexed: {error}"
+    return DataError(what, key, remedy="Restore it, or index the shards again.")
 
 
-def _denied(key: str, fault: RequestError, words: ErrorWording) -> FlipError:
-    return PermissionDenied(
-        f"the storage does not let us {words.verb}: {fault}",
-        key,
-        remedy="Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws), AWS_ENDPOINT_URL, and the bucket's "
-        "policy. Storage answers the same for a key that is missing where listing is not allowed.",
+def _denied(key: str, error: RequestError, words: ErrorWording) -> FlipError:
+    remedy = (
+        "Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws), AWS_ENDPOINT_URL, and the bucket's policy. "
+        "Storage answers the same for a missing key if listing is not allowed."
     )
+    return PermissionDenied(f"the storage does not let us {words.verb}: {error}", key, remedy=remedy)
 
 
 class ConcurrencyLimiter:
-    """Lets ``cap`` requests through at once: halved when storage asks for less, one more per window of successes.
+    """Limits concurrent requests to ``cap``: halved when storage asks for less, plus one per window of successes.
 
-    The answers to requests that had left before the last halving say nothing about the new cap, and do not halve it.
+    Responses to requests that were sent before the last halving do not halve the cap again.
     """
 
     def __init__(self, most: int) -> None:
         self.cap, self._most = most, most
-        self._busy = self._good = self._halvings = 0
+        self._busy = self._successes = self._halvings = 0
         self._changed = threading.Condition()
 
     def enter(self) -> int:
-        """Wait for leave to send a request; returns the ticket to leave with."""
+        """Wait until a request may be sent; returns a ticket for ``leave``."""
         with self._changed:
             while self._busy >= self.cap:
                 self._changed.wait()
@@ -171,7 +169,7 @@ class ConcurrencyLimiter:
             return self._halvings
 
     def spare(self) -> int | None:
-        """The ticket of one more request, at once; None while storage has asked for less, or where all are out."""
+        """A ticket for an extra request, without waiting; None if no slot is free or the cap is reduced."""
         with self._changed:
             if self.cap < self._most or self._busy >= self.cap:
                 return None
@@ -179,63 +177,67 @@ class ConcurrencyLimiter:
             return self._halvings
 
     def leave(self, ticket: int, kind: str | None = "") -> None:
-        """``kind``: the class of the fault, ``""`` after a success, None of a request that was given up."""
+        """End a request. ``kind``: of its error, ``""`` after a success, None if it was cancelled."""
         with self._changed:
             self._busy -= 1
             if kind and ACTION_BY_KIND[kind] is RetryAction.SLOWER:
-                self._good = 0
+                self._successes = 0
                 if ticket == self._halvings:
                     self.cap, self._halvings = max(1, self.cap // 2), self._halvings + 1
             elif kind == "" and self.cap < self._most:
-                self._good += 1
-                if self._good >= self.cap:
-                    self.cap, self._good = self.cap + 1, 0
+                self._successes += 1
+                if self._successes >= self.cap:
+                    self.cap, self._successes = self.cap + 1, 0
             self._changed.notify_all()
 
 
 SHARE = 0.05
-"""Second requests at most, as a share of all requests; the first one is free."""
+"""Largest share of second requests among all requests; the first second request is free."""
 LONG = 5
-"""Times the usual delay: what the first requests of all are waited for, as the client is still being made; and what any
-late request is waited for once more before it gets a second one that the share does not allow.
-"""
+"""Factor of the usual delay, for the first requests of a process, while the client is created, and before a late
+request gets a second one beyond ``SHARE``."""
 _RECENT = 200
-"""Answers that are looked at."""
+"""Durations that the delay is computed from."""
 
 _T = TypeVar("_T")
 
 
 class HedgePolicy:
-    """``after``: seconds without an answer before which no request is late; 0: none ever is. Threads may share one."""
+    """Decides when a request is late, so that a second one is sent and the first good response counts.
+
+    One slow connection or server no longer delays a read, and ``SHARE`` bounds the extra load if all are slow.
+    ``after``: seconds before which no request is late; 0: no request is ever late. Threads may share an instance.
+    """
 
     def __init__(self, after: float) -> None:
         self._after, self._lock = after, threading.Lock()
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
     def record(self, seconds: float) -> None:
-        """An answer came so long after its first request."""
+        """Record the time from a first request to its response."""
         with self._lock:
             self._recent.append(seconds)
 
     @property
     def delay(self) -> float:
-        """Seconds after which a request is late: ``after``, and no less than all but ``SHARE`` of the last ones took.
+        """Seconds after which a request is late: ``after``, or the quantile 1 - ``SHARE`` of recent durations if
+        larger.
 
-        They are of about one size: a chunk's.
+        Recent requests are about equal in size: one chunk.
         """
         with self._lock:
             recent = sorted(self._recent)
         return max(self._after, recent[int((1 - SHARE) * len(recent))]) if recent else self._after
 
     def is_late(self, answer: Future[_T], long: bool = False) -> bool:
-        """Wait for an answer for as long as it may take (``long``: ``LONG`` times as long); whether it is late."""
+        """Wait for a response for the usual delay, or ``LONG`` times as long; returns whether it is late."""
         if not self._after or answer.done():
             return False
         return not wait([answer], self.delay * (LONG if long else 1)).done
 
 
 def first_good(answers: Sequence[Future[_T]]) -> Future[_T]:
-    """Wait for the first that ends without an error; the first one where none does."""
+    """Wait for the first future that ends without an error; returns the first one if all fail."""
     pending = set(answers)
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -246,19 +248,20 @@ def first_good(answers: Sequence[Future[_T]]) -> Future[_T]:
 
 
 AFTER = 10.0
-"""Seconds without a successful request after which an outage is reported, and between two later reports of it."""
+"""Seconds without a successful request before an outage is reported, and between reports."""
 
 
 class Outage(NamedTuple):
-    """No request has succeeded for ``seconds``, though ``retries`` were made; ``over``: until now."""
+    """An outage: no request has succeeded for ``seconds`` in spite of ``retries``."""
 
     since: float
     """Unix time."""
     seconds: float
     retries: int
     fault: str
-    """The last one."""
+    """The last error."""
     over: bool = False
+    """Whether a request has succeeded since."""
 
     def __str__(self) -> str:
         if self.over:
@@ -268,37 +271,37 @@ class Outage(NamedTuple):
 
 
 class OutageDetector:
-    """Notices that no request of this process succeeds. Threads may share one.
+    """Detects that no request of this process succeeds. Threads may share an instance.
 
-    ``report`` is called after ``AFTER`` seconds, again while it lasts, and once when it is over; by default that is a
-    warning in the log when it begins and one when it ends.
+    ``report`` is called after ``AFTER`` seconds, again while the outage lasts, and once when it is over. The default
+    logs a warning when an outage is noticed and one when it is over.
     """
 
     def __init__(self, report: Callable[[Outage], None] | None = None, clock: Clock | None = None) -> None:
         self._report, self._clock = report or OutageBoard().add, clock or Clock()
         self._lock = threading.Lock()
-        self._answered = self._clock.now()
+        self._last_success = self._clock.now()
         self._since = self._reported = 0.0
-        self._retries, self._fault = 0, ""
+        self._retries, self._error = 0, ""
 
     def succeeded(self) -> None:
-        """A request did."""
+        """Record a successful request."""
         with self._lock:
-            self._answered = self._clock.now()
+            self._last_success = self._clock.now()
             over = self._outage(over=True) if self._reported else None
             self._retries, self._reported = 0, 0.0
         if over:
             self._report(over)
 
-    def failed(self, begin: float, fault: RequestError) -> None:
-        """A request did that was first made at ``begin``, by the clock."""
+    def failed(self, start: float, error: RequestError) -> None:
+        """Record a failed request whose first attempt started at ``start`` (by the clock)."""
         with self._lock:
             if not self._retries:
-                self._since = max(self._answered, begin)
-            self._retries, self._fault = self._retries + 1, str(fault)
+                self._since = max(self._last_success, start)
+            self._retries, self._error = self._retries + 1, str(error)
 
     def sleep(self, seconds: float) -> None:
-        """The pause after a failure; a report that is due in the middle of it is not late."""
+        """Sleep before a retry, and report in time what becomes due meanwhile."""
         with self._lock:
             due = max(0.0, (self._reported or self._since) + AFTER - self._clock.now())
         if due < seconds:
@@ -313,18 +316,18 @@ class OutageDetector:
             now = self._clock.now()
             if not self._retries or now < (self._reported or self._since) + AFTER:
                 return
-            self._reported, found = now, self._outage()
-        self._report(found)
+            self._reported, outage = now, self._outage()
+        self._report(outage)
 
     def _outage(self, over: bool = False) -> Outage:
         seconds = self._clock.now() - self._since
-        return Outage(time.time() - seconds, seconds, self._retries, self._fault, over)
+        return Outage(time.time() - seconds, seconds, self._retries, self._error, over)
 
 
 class OutageBoard:
-    """The outages that several processes report, as one: of all of them a warning when it begins and when it ends.
+    """Combines the outages of several processes into one, with one warning at its start and one at its end.
 
-    ``show`` is called with its text at each report, and with None when it is over.
+    ``show`` is called with the text at each report, and with None when the outage is over.
     """
 
     def __init__(self) -> None:
@@ -333,7 +336,7 @@ class OutageBoard:
         self._open: dict[int, Outage] = {}
 
     def add(self, outage: Outage, process: int = 0) -> None:
-        """What a process reports."""
+        """Add the report of a process."""
         with self._lock:
             first = not self._open
             if outage.over:
@@ -341,14 +344,14 @@ class OutageBoard:
             else:
                 self._open[process] = outage
             if self._open:
-                least = min(self._open.values())
-                outage = least._replace(retries=sum(one.retries for one in self._open.values()), fault=outage.fault)
+                oldest = min(self._open.values())
+                outage = oldest._replace(retries=sum(each.retries for each in self._open.values()), fault=outage.fault)
             if first or outage.over:
                 log.warning("%s", outage)
             self.show(None if outage.over else str(outage))
 
     def clear(self) -> None:
-        """The processes are gone."""
+        """Forget all reports: the processes have ended."""
         with self._lock:
             if self._open:
                 self._open.clear()

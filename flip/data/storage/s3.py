@@ -1,8 +1,8 @@
-"""Object storage behind a reader, over s3fs: one signed request per call, told as it went.
+"""Object storage over s3fs: one signed request per call, with errors classified for ``retry.py``.
 
-Address and credentials come from where botocore looks for them (AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...,
-~/.aws, the machine's role) and from fsspec's own settings (FSSPEC_S3_ANON=true for public buckets); expired ones are
-refreshed there. Retries of s3fs and botocore are off: ours know the deadline, the shard and its checksum.
+Address and credentials come from the usual places of botocore (AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...,
+~/.aws, the machine's role) and from fsspec's settings (FSSPEC_S3_ANON=true for public buckets); botocore refreshes
+expired credentials. Retries of s3fs and botocore are off: only ours know the deadline, the shard and its checksum.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache
+from itertools import chain
 from typing import Any
 
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, ends_early, run_once
+from flip.data.storage.checksums import etag_of_parts
 from flip.runs.errors import ConfigError, scrub
 
 _PIECE = 1 << 20
 SLOWEST = 1 << 16
-"""Bytes per second below which a body that trickles counts as stalled."""
+"""Bytes per second; a slower body counts as stalled."""
 PART, PARTS_AT_ONCE = 1 << 26, 4
-"""Bytes of a part of an upload; S3 takes 10,000 of them."""
+"""Bytes of a part of an upload; S3 allows 10,000 parts."""
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class S3Storage:
-    """Keys are ``s3://bucket/path``. The client is made at the first call, in the process that makes the call."""
+    """Keys are ``s3://bucket/path``. The client is created at the first call, in the calling process."""
 
     def __init__(self, timeout: float = 15.0) -> None:
         self.timeout = timeout
@@ -43,22 +45,19 @@ class S3Storage:
         return self._send(key, lambda client: self._get(client, key, start, stop))
 
     def stat(self, key: str) -> ObjectStat:
-        bucket, path = split(key)
-        reply = self._run(key, lambda client: client.head_object(Bucket=bucket, Key=path))
+        reply = self._call(key, "head_object")
         return ObjectStat(reply["ContentLength"], _etag(reply))
 
     def parts(self, key: str, stat: ObjectStat) -> list[int]:
-        bucket, path = split(key)
         sizes = list[int]()
         while True:
-            place = {"Bucket": bucket, "Key": path, "PartNumber": len(sizes) + 1}
             try:
-                reply = self._run(key, lambda client, at=place: client.head_object(**at))  # type: ignore[misc]
-            except RequestError as fault:
-                if fault.kind != "refused":
+                reply = self._call(key, "head_object", PartNumber=len(sizes) + 1)
+            except RequestError as error:
+                if error.kind != "refused":
                     raise
                 return []
-            if "PartsCount" not in reply:  # the server passes over the number
+            if "PartsCount" not in reply:  # the server ignores PartNumber
                 return []
             sizes.append(reply["ContentLength"])
             if len(sizes) >= reply["PartsCount"]:
@@ -66,26 +65,27 @@ class S3Storage:
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         bucket, path = split(prefix)
-        page: dict[str, Any] = {}
-        while not page or page.get("NextContinuationToken"):
-            ask = partial(_page, bucket=bucket, prefix=path, before=page)
-            page = each(lambda: self._run(prefix, ask))  # noqa: B023
+        options, more = {"Bucket": bucket, "Prefix": path}, True
+        while more:
+            page = each(lambda: self._send(prefix, lambda client: client.list_objects_v2(**options)).result())
             for entry in page.get("Contents", ()):
                 yield f"s3://{bucket}/{entry['Key']}", ObjectStat(entry["Size"], _etag(entry))
+            more = bool(page.get("NextContinuationToken"))
+            options["ContinuationToken"] = page.get("NextContinuationToken", "")
 
     def put(self, key: str, data: bytes | memoryview, each: RequestRunner = run_once) -> str:
-        """Make an object of these bytes and return its ETag. More than ``PART`` go in parts; none is seen before all.
+        """Create an object and return its ETag. More than ``PART`` bytes are uploaded in parts.
 
-        ``each`` makes every single request, and may make it again.
+        The object appears when all bytes are stored. ``each`` makes every single request and may repeat it.
         """
         view = memoryview(data).cast("B")
         if len(view) <= PART:
-            return _etag(each(lambda: self._body(key, "put_object", view)))
-        upload = each(lambda: self._named(key, "create_multipart_upload"))["UploadId"]
+            return _etag(each(lambda: self._call_with_body(key, "put_object", view)))
+        upload = each(lambda: self._call(key, "create_multipart_upload"))["UploadId"]
 
         def part(number: int) -> dict[str, Any]:
             piece = view[(number - 1) * PART : number * PART]
-            reply = each(lambda: self._body(key, "upload_part", piece, UploadId=upload, PartNumber=number))
+            reply = each(lambda: self._call_with_body(key, "upload_part", piece, UploadId=upload, PartNumber=number))
             return {"ETag": reply["ETag"], "PartNumber": number}
 
         try:
@@ -93,62 +93,66 @@ class S3Storage:
                 parts = list(pool.map(part, range(1, -(-len(view) // PART) + 1)))
             return self._complete(key, upload, parts, len(view), each)
         except BaseException:
-            with contextlib.suppress(RequestError):  # what is left of it cannot be seen, but is paid for
-                self._named(key, "abort_multipart_upload", UploadId=upload)
+            with contextlib.suppress(RequestError):  # unfinished uploads are invisible, but cost money
+                self._call(key, "abort_multipart_upload", UploadId=upload)
             raise
 
     def _complete(self, key: str, upload: str, parts: Sequence[dict[str, Any]], size: int, each: RequestRunner) -> str:
-        """Put the parts together, once: after a reply that was lost, an upload that is gone may be an object that is
-        there. Returns its ETag.
+        """Complete an upload and return the object's ETag.
+
+        If the reply to the first request was lost, the second one fails although the object exists; it is then
+        compared.
         """
-        asked = 0
+        requests = 0
 
         def complete() -> str:
-            nonlocal asked
-            asked += 1
+            nonlocal requests
+            requests += 1
             try:
-                whole = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-                return _etag(self._named(key, "complete_multipart_upload", **whole))
-            except RequestError as fault:
-                if fault.kind != "missing" or asked == 1:
+                upload_parts = {"Parts": parts}
+                return _etag(
+                    self._call(key, "complete_multipart_upload", UploadId=upload, MultipartUpload=upload_parts)
+                )
+            except RequestError as error:
+                if error.kind != "missing" or requests == 1:
                     raise
-                found = self.stat(key)
-                if found.size != size or found.etag != _etag_of(parts):
+                stat = self.stat(key)
+                if stat.size != size or stat.etag != etag_of_parts([bytes.fromhex(_etag(part)) for part in parts]):
                     raise
-                return found.etag
+                return stat.etag
 
         return each(complete)  # type: ignore[no-any-return]
 
     def delete(self, key: str) -> None:
-        """One request; an object that is not there is no fault."""
+        """Delete an object in one request; it may be missing."""
         try:
-            self._named(key, "delete_object")
-        except RequestError as fault:
-            if fault.kind != "missing":
+            self._call(key, "delete_object")
+        except RequestError as error:
+            if error.kind != "missing":
                 raise
 
     def reconnect(self) -> None:
         with self._lock:
             self._files = None
 
-    def _named(self, key: str, method: str, **more: Any) -> Any:
+    def _call(self, key: str, method: str, **more: Any) -> Any:
+        """The reply to one request for an object. Raises RequestError, ConfigError."""
         bucket, path = split(key)
-        return self._run(key, lambda client: getattr(client, method)(Bucket=bucket, Key=path, **more))
+        return self._send(key, lambda client: getattr(client, method)(Bucket=bucket, Key=path, **more)).result()
 
-    def _body(self, key: str, method: str, view: memoryview, **more: Any) -> Any:
-        """Send bytes with their MD5: what the server took is what was sent, or it refuses."""
+    def _call_with_body(self, key: str, method: str, view: memoryview, **more: Any) -> Any:
+        """Send bytes with their MD5, which the server compares with what it received."""
         (bucket, path), body = split(key), bytes(view)
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
         async def send(client: Any) -> Any:
             async with asyncio.timeout(self.timeout + len(body) / SLOWEST):
-                send = getattr(client, method)
-                return await send(Bucket=bucket, Key=path, Body=body, ContentMD5=digest, **more)
+                return await getattr(client, method)(Bucket=bucket, Key=path, Body=body, ContentMD5=digest, **more)
 
-        return self._run(key, send)
+        return self._send(key, send).result()
 
     async def _get(self, client: Any, key: str, start: int, stop: int) -> RangeResponse:
-        """Body and ETag are of one reply: two requests could see two objects."""
+        """Body and ETag come from the same reply: two requests could see two objects."""
         bucket, path = split(key)
         reply = await client.get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
         etag, body = _etag(reply), reply["Body"]
@@ -158,9 +162,9 @@ class S3Storage:
             async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
                 while piece := await body.read(_PIECE):
                     pieces.append(piece)
-        except transient_errors() as error:  # what came until here need not be asked for again
-            fault = classify_error(error)
-            raise RequestError(fault.kind, str(fault), b"".join(pieces), etag) from error
+        except transient_errors() as error:  # the pieces need not be requested again
+            failed = classify_error(error)
+            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag) from error
         finally:
             body.close()
         data = b"".join(pieces)
@@ -168,17 +172,13 @@ class S3Storage:
             raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")
         return RangeResponse(data, etag)
 
-    def _run(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Send one request, wait for its answer. Raises Fault, ConfigError."""
-        return self._send(key, request).result()
-
     def _send(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Future[Any]:
-        """Send one request from fsspec's loop: its answer, Fault, or ConfigError."""
+        """Send one request from fsspec's loop; the future has its reply, RequestError or ConfigError."""
         files = self._client()
 
         async def once() -> Any:
             try:
-                # The client itself, not ``call_s3``: that one repeats, and its errors have lost their status.
+                # The client itself, not ``call_s3``, which retries and loses the status of errors.
                 await files.set_session()
                 return await request(await files.get_s3(split(key)[0]))
             except transient_errors() as error:
@@ -186,9 +186,7 @@ class S3Storage:
             except RuntimeError as error:
                 if "still expired" not in str(error):
                     raise
-                raise RequestError(
-                    "expired", str(error)
-                ) from error  # botocore's: those that the provider handed out just now
+                raise RequestError("expired", str(error)) from error  # raised by botocore for new credentials
             except permanent_errors() as error:
                 remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
                 raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
@@ -196,7 +194,7 @@ class S3Storage:
         return asyncio.run_coroutine_threadsafe(once(), files.loop)
 
     def _client(self) -> Any:
-        """s3fs, made here and now unless this process has it: after a fork it would hang or fail."""
+        """The s3fs file system of this process; after a fork, the parent's would hang or fail."""
         with self._lock:
             if self._files is None or self._owner != os.getpid():
                 import s3fs
@@ -225,28 +223,18 @@ def _etag(reply: dict[str, Any]) -> str:
     return reply.get("ETag", "").strip('"')
 
 
-def _etag_of(parts: Sequence[dict[str, Any]]) -> str:
-    """Of an object that was put together of parts: the MD5 of their MD5s, as all S3 servers have it."""
-    sums = b"".join(bytes.fromhex(_etag(part)) for part in parts)
-    return f"{hashlib.md5(sums, usedforsecurity=False).hexdigest()}-{len(parts)}"
-
-
-async def _page(client: Any, bucket: str, prefix: str, before: dict[str, Any]) -> Any:
-    token = before.get("NextContinuationToken")
-    more = {"ContinuationToken": token} if token else {}
-    return await client.list_objects_v2(Bucket=bucket, Prefix=prefix, **more)
-
-
 def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
-    """Whether the reply's head promises what was asked for. Raises DataError where the object ends before."""
-    length = reply.get("ContentLength", 0)  # none is told of a body in chunks
-    found = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
-    first, last, size = map(int, found.groups()) if found else (-1, -1, stop)
+    """Check the headers of a range response. Raises DataError if the object ends before the range."""
+    length = reply.get("ContentLength", 0)  # chunked bodies have none
+    match = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
+    first, last, size = map(int, match.groups()) if match else (-1, -1, stop)
     if size < stop:
         raise ends_early(key, size, stop)
     if (first, last) != (start, stop - 1) or length > stop - start:
         raise RequestError("short", f"bytes {first}-{last} came for {start}-{stop - 1}")
 
+
+# -- errors; texts name codes and addresses, no secrets ----------------------------------------------------------------
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _SLOW = {
@@ -257,20 +245,34 @@ _SERVER = {"InternalError", "RequestTimeout"}
 _STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 
 
-def transient_errors() -> tuple[type[BaseException], ...]:
-    """What ``classify_error`` knows: trouble of network, server or credentials."""
+@cache
+def _errors_by_kind() -> dict[str, tuple[type[BaseException], ...]]:
+    """Kind of error -> exceptions that mean it; the first match counts. Imported late: local files need none of
+    these."""
     import aiohttp
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
-    return (
-        boto.ClientError, boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, ResponseParserError,
-        *_no_credentials(), *_stale_credentials(), aiohttp.ClientError, OSError,
-    )  # fmt: skip
+    stale = boto.CredentialRetrievalError, boto.MetadataRetrievalError, boto.TokenRetrievalError, boto.SSOError
+    connection = boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError, OSError
+    return {
+        "denied": (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError),
+        "expired": stale,
+        "stall": (boto.ReadTimeoutError, boto.ConnectTimeoutError, TimeoutError),
+        "server": (ResponseParserError,),
+        "connection": connection,
+    }
+
+
+def transient_errors() -> tuple[type[BaseException], ...]:
+    """Errors of network, server or credentials, known to ``classify_error``."""
+    from botocore.exceptions import ClientError
+
+    return ClientError, *chain(*_errors_by_kind().values())
 
 
 def permanent_errors() -> tuple[type[BaseException], ...]:
-    """Mistakes in an address, a name or a configuration file."""
+    """Errors in an address, a name or a configuration file."""
     from botocore import exceptions as boto
 
     return (
@@ -280,24 +282,18 @@ def permanent_errors() -> tuple[type[BaseException], ...]:
 
 
 def classify_error(error: BaseException) -> RequestError:
-    """The class of one of ``transient_errors``."""
-    from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
-    from botocore.parsers import ResponseParserError
+    """The RequestError of one of ``transient_errors``."""
+    from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):
-        return _answer(error)
-    text = scrub(str(error)) or type(error).__name__
-    if isinstance(error, _no_credentials()):
-        return RequestError("denied", text)
-    if isinstance(error, _stale_credentials()):
-        return RequestError("expired", text)
-    if isinstance(error, ReadTimeoutError | ConnectTimeoutError | TimeoutError):
-        return RequestError("stall", text)
-    return RequestError("server" if isinstance(error, ResponseParserError) else "connection", text)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _by_code(status, error.response.get("Error", {}).get("Code", ""))
+    kind = next(kind for kind, classes in _errors_by_kind().items() if isinstance(error, classes))
+    return RequestError(kind, scrub(str(error)) or type(error).__name__)
 
 
 def classify_obstore_error(error: BaseException) -> RequestError:
-    """The class of an error of obstore, by its text: it tells no more."""
+    """The RequestError of an error of obstore, which has nothing but a text."""
     text = scrub(str(error).split("\n\nDebug source", 1)[0])
     status, code = _STATUS.search(text), _CODE.search(text)
     if status:
@@ -305,14 +301,8 @@ def classify_obstore_error(error: BaseException) -> RequestError:
     return RequestError("stall" if "kind: Timeout" in str(error) else "connection", text)
 
 
-def _answer(error: object) -> RequestError:
-    reply = getattr(error, "response", {})
-    status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _by_code(status, reply.get("Error", {}).get("Code", ""))
-
-
 def _by_code(status: int, code: str) -> RequestError:
-    """An answer that is an error, by its code, else by its status: HEAD and proxies send no code."""
+    """The RequestError of an error response, by its code or else its status: HEAD and proxies send no code."""
     text = f"{status} {code}" if code != str(status) else code
     if code in _EXPIRED:
         return RequestError("expired", text)
@@ -325,15 +315,3 @@ def _by_code(status: int, code: str) -> RequestError:
     if status in (412, 416):
         return RequestError("changed", text)
     return RequestError("denied" if status in (401, 403) else "refused", text)
-
-
-def _no_credentials() -> tuple[type[BaseException], ...]:
-    from botocore import exceptions as boto
-
-    return boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError
-
-
-def _stale_credentials() -> tuple[type[BaseException], ...]:
-    from botocore import exceptions as boto
-
-    return boto.CredentialRetrievalError, boto.MetadataRetrievalError, boto.TokenRetrievalError, boto.SSOError

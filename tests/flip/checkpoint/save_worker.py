@@ -123,7 +123,7 @@ def life(run, n, doom, url):
 
 def round_of(run, size, victim, left, url):
     """Whether the victim died. All others go with it."""
-    n, port, children = run.begin_attempt({}), str(free_port()), []
+    n, port, children = run.start_attempt({}), str(free_port()), []
     for r in range(size):
         os.environ.update(RANK=str(r), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         child = os.fork()
@@ -173,7 +173,7 @@ def main(run, size, url):
     assert len(kept) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [kept[0].path]
     if url:
         there = {key for key, _ in s3.S3Storage().list(base(run, url["url"]))}
-        assert there == {f"{kept[0].record['url']}/{name}" for name in (*kept[0].record["files"], commit.MARK)}
+        assert there == {f"{kept[0].record['url']}/{name}" for name in (*kept[0].record["files"], commit.COMMIT_FILE)}
     return killed
 
 

@@ -25,7 +25,7 @@ def world():
 def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path, world, monkeypatch, here, there):
     """The other rank's file says something else, or is not there yet: a save is collective."""
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({"first_commit": here})
+    run.start_attempt({"first_commit": here})
     saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
     saving.restore(nn.Identity(), lambda: None)
     assert saving.save_after_first_step == here
@@ -42,7 +42,7 @@ def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, 
         "flip.checkpoint.manager.uptime_and_interruptions", lambda run, attempt: (read.append(attempt), (0.0, 0))[1]
     )
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     CheckpointManager(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     assert read == []
     assert not CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print)).is_due() and read == [1]
@@ -51,7 +51,7 @@ def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, 
 def attempts(run, *lives):
     """(seconds trained or None where it never could, exit code) of attempts before."""
     for lived, code in lives:
-        n = run.begin_attempt({})
+        n = run.start_attempt({})
         write_json(run.attempt(n) / "end.json", {"code": code})
         if lived is None:
             continue
@@ -64,7 +64,7 @@ def attempts(run, *lives):
 def test_what_was_observed(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, None), (None, 70), (50.0, 75), (30.0, 70))
-    n = run.begin_attempt({})
+    n = run.start_attempt({})
     assert manager.uptime_and_interruptions(run, n) == (180.0, 2), (
         "a clean stop loses nothing, and who never trained had nothing"
     )
@@ -82,7 +82,7 @@ def test_more_interruptions_make_it_shorter(tmp_path):
     calm, stormy = RunDir(tmp_path / "sweep" / "calm"), RunDir(tmp_path / "sweep" / "stormy")
     attempts(calm, (3600.0, 70))
     attempts(stormy, *[(600.0, None)] * 100)
-    found = [SaveInterval(0, run, run.begin_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
+    found = [SaveInterval(0, run, run.start_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
     expected = [math.sqrt(20 * (86_400 + lived) / (1 + cut)) for lived, cut in ((3600, 1), (60_000, 100))]
     assert found == pytest.approx(expected, rel=1e-3) and found[1] < found[0]
     assert SaveInterval(0, calm, 2).seconds(0, 0, 0) == manager.FIRST
@@ -97,7 +97,7 @@ def test_a_damaged_metric_line_costs_only_itself(tmp_path, line):
     whole = json.dumps({"step": 1, "time": 1030.0})
     (run.metrics / "1.jsonl").write_text(f"{whole}\n{line}\n")
     (run.metrics / "2.jsonl").write_text(f"{line}\n")
-    assert manager.uptime_and_interruptions(run, run.begin_attempt({})) == (30.0, 2)
+    assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (30.0, 2)
 
 
 @pytest.mark.parametrize("text", ["\0\0", "[]", "{}", '{"time": null}'])
@@ -106,6 +106,6 @@ def test_a_damaged_record_of_an_attempt_is_skipped(tmp_path, text):
     attempts(run, (100.0, 75), (50.0, 75))
     (run.attempt(1) / "ready.json").write_text(text)
     (run.attempt(2) / "end.json").write_text(text)
-    assert manager.uptime_and_interruptions(run, run.begin_attempt({})) == (50.0, 1), (
+    assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (50.0, 1), (
         "an unreadable end counts as an interruption"
     )

@@ -30,7 +30,7 @@ def world():
 def saved(tmp_path, world, monkeypatch):
     """A run with one commit at a URL, its checkpointer, what was saved, and the ranges that are read from now on."""
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     saver = checkpoint.Checkpointer(
         run, 1, world, 1, url=f"file://{tmp_path}/there", patience=RetryPolicy(deadline=1.0)
     )
@@ -85,7 +85,7 @@ def test_another_object_is_found_by_its_etag(saved, monkeypatch):
     ((name, facts),) = made.record["files"].items()
     files = {name: facts | {"etag": "other"}}
     monkeypatch.setattr(FsspecStorage, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
-    with pytest.raises(commit.Damaged, match="another object than was committed: E"):
+    with pytest.raises(commit.CorruptCheckpoint, match="another object than was committed: E"):
         CheckpointFiles(made.path, files, Remote(made.record["url"], RetryPolicy(deadline=1.0))).read(name, 0, 1)
 
 
@@ -94,7 +94,7 @@ def test_a_header_that_states_gigabytes_is_not_read(tmp_path):
     with open(tmp_path / "a.safetensors", "wb") as file:
         file.write((size - 8).to_bytes(8, "little"))
         file.truncate(size)  # a hole
-    with pytest.raises(commit.Damaged, match=f"states a header of {size:,} bytes, at most"):
+    with pytest.raises(commit.CorruptCheckpoint, match=f"states a header of {size:,} bytes, at most"):
         read_headers(CheckpointFiles(tmp_path, {"a.safetensors": {"bytes": size}}))
 
 
@@ -102,7 +102,7 @@ def test_an_address_in_another_users_record_is_followed_only_below_a_named_place
     """What evaluation jobs, and runs that begin from another one, read."""
     run, saver, expected, ranges = saved
     (made,) = commit.commits(run)
-    (made.path / commit.MARK).chmod(0o666)
+    (made.path / commit.COMMIT_FILE).chmod(0o666)
     del ranges[:]
     for url in ("", "s3://there", f"file://{tmp_path}/ther"):
         other = CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), url)

@@ -27,7 +27,7 @@ def world():
 @pytest.fixture
 def run(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     return run
 
 
@@ -136,7 +136,7 @@ def test_weights_that_are_not_finite_are_never_committed(run, world):
 
 
 def test_a_straggler_commits_nothing(run, world):
-    run.begin_attempt({})
+    run.start_attempt({})
     with pytest.raises(Superseded):
         checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     assert not run.checkpoints.exists()
@@ -150,7 +150,7 @@ def test_a_damaged_newest_is_set_aside_and_all_damaged_is_an_end(run, world):
     next(new.path.glob("*.safetensors")).write_bytes(b"rot")
     assert saver.restorer.newest().path == old.path
     assert [c.path for c in commit.commits(run)] == [old.path]
-    (old.path / commit.MARK).write_text("{")
+    (old.path / commit.COMMIT_FILE).write_text("{")
     for _ in range(2):  # and a second try does not begin from zero either
         with pytest.raises(DataError, match="all checkpoints are damaged"):
             saver.restorer.newest()
@@ -163,7 +163,7 @@ def test_clean_up_that_fails_costs_no_commit(run, world, monkeypatch):
     def broken(*_args, **_named):
         raise OSError("the file is busy")
 
-    monkeypatch.setattr(commit, "retain", broken)
+    monkeypatch.setattr(commit, "apply_retention", broken)
     saver.save(state_of(*trained()), "pretrain", 32)
     assert [c.samples for c in commit.commits(run)] == [16, 32]
 

@@ -4,9 +4,9 @@ import shutil
 import pytest
 
 from flip.config.host import Host
-from flip.config.identity import explain, flatten, identity
+from flip.config.identity import diff_identity, flatten, identity
 from flip.config.merge import merge
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Optim
 
 GOLDEN = "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7"
@@ -33,7 +33,7 @@ def run(folder, *overrides, cores=2):
         "compute.threads": 1,
     }
     config = merge([("test", settings)], overrides)
-    return resolve(config, Host(cores=cores, memory=10**10), facts(config))
+    return resolve(config, Host(cores=cores, memory=10**10), dataset_facts(config))
 
 
 def test_the_hash_is_pinned(data):
@@ -48,7 +48,7 @@ def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_pa
     others += ["checkpoint.minutes=1", "monitor.log_every=1", "resources.hours=1"]
     after = run(tmp_path / "moved", *others, "evaluate.every=500", "recipe=mine", "resources.cpus=4", cores=64)
     assert identity(after, "other code")["hash"] == before["hash"]
-    assert explain(before, after) == []
+    assert diff_identity(before, after) == []
     assert str(tmp_path) not in json.dumps(before["config"])
 
 
@@ -85,7 +85,7 @@ def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypa
 def test_what_matters_to_science_changes_it_and_is_named(data, override, key):
     before, config = identity(run(data), "code"), run(data, override)
     assert identity(config, "code")["hash"] != before["hash"]
-    changes = explain(json.loads(json.dumps(before)), config)
+    changes = diff_identity(json.loads(json.dumps(before)), config)
     assert [change.key for change in changes] == [key]
     assert "->" in str(changes[0])
 
@@ -93,11 +93,13 @@ def test_what_matters_to_science_changes_it_and_is_named(data, override, key):
 def test_other_data_are_another_run(data):
     before = identity(run(data), "code")
     (data / "tokenizer.json").write_text("{ }")
-    assert [change.key for change in explain(before, run(data))] == ["data.tokenizer"]
+    assert [change.key for change in diff_identity(before, run(data))] == ["data.tokenizer"]
 
 
 def test_an_added_stage_is_named_by_its_fields(data):
-    changes = explain(identity(run(data), "code"), run(data, "stages.unmasked.samples=10", "stages.unmasked.batch=128"))
+    changes = diff_identity(
+        identity(run(data), "code"), run(data, "stages.unmasked.samples=10", "stages.unmasked.batch=128")
+    )
     assert {change.key for change in changes} == {
         f"stages.unmasked.{field}" for field in ("name", "samples", "batch", "mask", "base_lr", "warmup")
     }
@@ -120,7 +122,7 @@ def test_the_order_of_stages_matters_and_that_of_evaluation_sets_does_not(data):
     assert [s.name for s in config.evaluate.sets] == ["x", "y"], "the configuration itself keeps its order"
     changed = ordered("ba", "xy")
     assert identity(changed, "")["hash"] != before["hash"]
-    assert [tuple(change) for change in explain(before, changed)] == [("stages", ["a", "b"], ["b", "a"])]
+    assert [tuple(change) for change in diff_identity(before, changed)] == [("stages", ["a", "b"], ["b", "a"])]
 
 
 def test_flatten_keeps_plain_lists_and_empty_ones():

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from flip.config.merge import Table, dump, get, merge, read, read_yaml
+from flip.config.merge import dump, lookup, merge, read_config
 from flip.config.schema import MODEL_PRESETS, Config
+from flip.config.yaml_io import LocatedDict, read_yaml
 from flip.runs.errors import ConfigError, PermissionDenied
 
 BASE = ("base.yaml", {"stages": [{"name": "pretrain", "samples": 1000, "batch": 10, "mask": 0.5}]})
@@ -68,7 +69,7 @@ def test_members_of_named_lists_change_by_name_or_position():
         ("pretrain", 7, 10, "0.75"),
         ("unmasked", 50, 5, "0.5"),
     ]
-    assert get(config, "evaluate.sets.t.manifest") == "x" and get(config, "stages.none.mask") is None
+    assert lookup(config, "evaluate.sets.t.manifest") == "x" and lookup(config, "stages.none.mask") is None
     assert [s.name for s in merge([BASE, ("more", more)], ["stages.pretrain="]).stages] == ["unmasked"]
     assert [s.name for s in merge([BASE], ["stages=[{name: b}]"]).stages] == ["b"]
 
@@ -168,7 +169,7 @@ def test_keys_are_text_and_scalars_those_of_yaml_1_2(tmp_path):
     path.write_text("0.5: yes\non: 010\nx: 1:30\ny: 1e3\nz:\n<<: {w: 1}\n")
     table = read_yaml(path)
     assert table == {"0.5": "yes", "on": "010", "x": "1:30", "y": 1000.0, "z": None, "w": 1}
-    assert isinstance(table, Table) and table.lines["x"] == 3
+    assert isinstance(table, LocatedDict) and table.lines["x"] == 3
 
 
 def test_what_is_dumped_is_read_back(tmp_path):
@@ -177,10 +178,10 @@ def test_what_is_dumped_is_read_back(tmp_path):
     )
     path = tmp_path / "config.yaml"
     path.write_text(dump(config), encoding="utf-8")
-    assert read(path) == config
-    assert dump(read(path)) == dump(config)
+    assert read_config(path) == config
+    assert dump(read_config(path)) == dump(config)
     path.write_text(dump(config).replace("schema: 1", "schema: 99"))
-    assert "99" in mistake(read, path) and str(path) in mistake(read, path)
+    assert "99" in mistake(read_config, path) and str(path) in mistake(read_config, path)
 
 
 def test_the_import_brings_no_torch():

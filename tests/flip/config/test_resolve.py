@@ -5,9 +5,9 @@ import os
 import pytest
 
 from flip.config.derived import buffer_bytes
-from flip.config.host import Host, host, memory_limits
+from flip.config.host import Host, memory_limits, this_host
 from flip.config.merge import merge
-from flip.config.resolve import DataFacts, default_chunk, default_lanes, facts, locate, resolve
+from flip.config.resolve import DatasetFacts, dataset_facts, default_chunk, default_lanes, resolve, resolve_path
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 LAPTOP = Host(cores=2, memory=16 * 10**9)
@@ -20,7 +20,7 @@ def config(settings=None, *overrides):
 
 def resolved(on=LAPTOP, *overrides):
     made = config(None, *overrides)
-    return resolve(made, on, facts(made))
+    return resolve(made, on, dataset_facts(made))
 
 
 def write_manifest(folder, **facts):
@@ -33,12 +33,12 @@ def write_manifest(folder, **facts):
 def test_nothing_automatic_is_left_and_the_given_stays():
     made = config(None, "data.workers=0", "compute.precision=bf16")
     before = dataclasses.replace(made)
-    done = resolve(made, LAPTOP, facts(made))
+    done = resolve(made, LAPTOP, dataset_facts(made))
     assert made == before
     assert "auto" not in str(dataclasses.asdict(done))
     assert (done.compute.device, done.compute.precision, done.compute.attention) == ("cpu", "bf16", "explicit")
     assert (done.data.workers, done.compute.threads, done.compute.deterministic) == (0, 2, "yes")
-    assert resolve(done, Host(cores=64, memory=10**12, bf16=True, cuda=True), facts(done)) == done
+    assert resolve(done, Host(cores=64, memory=10**12, bf16=True, cuda=True), dataset_facts(done)) == done
 
 
 def test_a_gpu_run_does_not_follow_the_machine_that_submits():
@@ -61,7 +61,7 @@ def test_lanes_are_the_largest_number_that_fits():
     def lanes(samples, chunk, batches, world=1, block=4, mean=1000.0, buffer=10**15):
         stages = [{"name": f"s{i}", "samples": 1, "batch": b} for i, b in enumerate(batches)]
         made = config({"stages": stages, "data.block": block, "resources.processes": world})
-        return default_lanes(made, [DataFacts(samples, chunk, mean, "", True)], buffer)
+        return default_lanes(made, [DatasetFacts(samples, chunk, mean, "", True)], buffer)
 
     assert lanes(400_000_000, 256, [65536]) == 4096
     assert lanes(400_000_000, 256, [65536, 3 * 1024]) == 1024
@@ -83,13 +83,13 @@ def test_the_chunk_of_nominal_data(samples, chunk):
 def test_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    assert locate("cache:emoji/train") == str(tmp_path / "cache/emoji/train")
-    assert locate("here/x") == str(tmp_path / "here/x")
-    assert (locate(""), locate("s3://bucket/x")) == ("", "s3://bucket/x")
+    assert resolve_path("cache:emoji/train") == str(tmp_path / "cache/emoji/train")
+    assert resolve_path("here/x") == str(tmp_path / "here/x")
+    assert (resolve_path(""), resolve_path("s3://bucket/x")) == ("", "s3://bucket/x")
     monkeypatch.delenv("FLIP_CACHE")
-    assert locate("cache:x") == os.path.expanduser("~/.cache/flip/x")
+    assert resolve_path("cache:x") == os.path.expanduser("~/.cache/flip/x")
     done = resolved(LAPTOP, "data.tokenizer=cache:t.json", "evaluate.sets.t.classes=c.json")
-    assert done.data.tokenizer == locate("cache:t.json")
+    assert done.data.tokenizer == resolve_path("cache:t.json")
     assert done.evaluate.sets[0].classes == str(tmp_path / "c.json")
 
 
@@ -97,8 +97,8 @@ def test_facts_come_from_the_manifest(tmp_path):
     made = config(
         {"data.manifest": write_manifest(tmp_path), "data.samples": 7, "stages": [{"samples": 1, "batch": 128}]}
     )
-    found = facts(made)
-    assert found == [DataFacts(5513, 1, 3000.4, "abc", False)]
+    found = dataset_facts(made)
+    assert found == [DatasetFacts(5513, 1, 3000.4, "abc", False)]
     data = resolve(made, LAPTOP, found).data
     assert (data.samples, data.sample_bytes, data.chunk, data.lanes) == (5513, 3000, 1, 128)
     assert data.buffer == LAPTOP.memory // 4
@@ -109,15 +109,15 @@ def test_facts_come_from_the_manifest(tmp_path):
 
 def test_no_manifest(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.manifest"):
-        facts(config({}))
+        dataset_facts(config({}))
     missing = str(tmp_path / "none")
     with pytest.raises(DataError, match=r"none: .*tools/shards\.py index") as caught:
-        facts(config({"data.manifest": missing}))
+        dataset_facts(config({"data.manifest": missing}))
     assert caught.value.code == 65
     claimed = config({"data.manifest": missing, "data.samples": 10**6})
-    assert [one.nominal for one in facts(claimed)] == [True]
+    assert [one.nominal for one in dataset_facts(claimed)] == [True]
     with pytest.raises(DataError, match="--dry-run"):
-        facts(claimed, nominal=False)
+        dataset_facts(claimed, nominal=False)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_no_manifest(tmp_path):
 def test_what_makes_a_manifest_that_is_not_in_the_cache(manifest, made_by, tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        facts(config({"data.manifest": manifest}))
+        dataset_facts(config({"data.manifest": manifest}))
     said = caught.value.remedy
     assert made_by in said and ("demo_data" in said) == ("demo_data" in made_by)
     assert ("docs/reproduce.md" in said) == ("index" in made_by)
@@ -146,7 +146,7 @@ def test_a_damaged_or_forbidden_manifest(tmp_path):
     for text in ("{", "[]", '{"samples": 3}'):
         path.write_text(text)
         with pytest.raises(DataError, match="damaged"):
-            facts(made)
+            dataset_facts(made)
     write_manifest(tmp_path / "m")
     path.chmod(0)
     tmp_path.chmod(0o755)
@@ -155,7 +155,7 @@ def test_a_damaged_or_forbidden_manifest(tmp_path):
         if was == 0:
             os.seteuid(65534)
         with pytest.raises(PermissionDenied, match="manifest.json"):
-            facts(made)
+            dataset_facts(made)
     finally:
         os.seteuid(was)
 
@@ -166,7 +166,7 @@ def test_a_value_out_of_range_is_found_before_any_arithmetic():
 
 
 def test_this_machine():
-    here = host()
+    here = this_host()
     assert here.cores >= 1 and here.memory > 10**8
 
 
@@ -209,8 +209,8 @@ def test_the_memory_of_a_job_is_that_of_the_least_cgroup_above(own, limits, leas
 
 
 def test_this_machine_within_a_limit(monkeypatch):
-    whole = host().memory
+    whole = this_host().memory
     monkeypatch.setattr("flip.config.host.memory_limits", lambda: [2**20, NONE])
-    assert host().memory == 2**20 < whole
+    assert this_host().memory == 2**20 < whole
     monkeypatch.setattr("flip.config.host.memory_limits", lambda: [NONE])
-    assert host().memory >= whole
+    assert this_host().memory >= whole

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flip.config.derived import miss, shares, split
+from flip.config.derived import allocate_lanes, dataset_lanes, weight_error
 from flip.config.host import Host
-from flip.config.identity import explain, identity
+from flip.config.identity import diff_identity, identity
 from flip.config.merge import merge
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import plan_numbers, validate
 from flip.runs.errors import ConfigError
 
@@ -20,15 +20,15 @@ HOST = Host(cores=2, memory=10**10)
 
 @given(st.integers(1, 4096), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
 def test_lanes_follow_the_weights(lanes, weights):
-    found = split(lanes, weights)
+    found = allocate_lanes(lanes, weights)
     assert sum(found) == lanes
     wishes = [lanes * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
     assert all(abs(held - wish) < 1 + 1e-6 for held, wish in zip(found, wishes, strict=True))
 
 
 def test_the_miss():
-    assert split(8, [3, 1]) == [6, 2] and miss([6, 2], [3, 1]) == 0
-    assert split(10, [1, 1, 1]) == [4, 3, 3] and miss([4, 3, 3], [1, 1, 1]) == pytest.approx(0.2)
+    assert allocate_lanes(8, [3, 1]) == [6, 2] and weight_error([6, 2], [3, 1]) == 0
+    assert allocate_lanes(10, [1, 1, 1]) == [4, 3, 3] and weight_error([4, 3, 3], [1, 1, 1]) == pytest.approx(0.2)
 
 
 def manifest(folder, samples, chunk=1, mean=1000.0):
@@ -53,16 +53,16 @@ def settings(tmp_path):
 
 def run(settings, *overrides):
     config = merge([("test", settings)], overrides)
-    return resolve(config, HOST, facts(config))
+    return resolve(config, HOST, dataset_facts(config))
 
 
 def test_resolved(settings):
     done = run(settings)
     assert done.data.lanes == 96 and done.data.samples == 25_000 and done.data.chunk == 0
     assert [(one.lanes, one.samples, one.chunk) for one in done.data.sets] == [(72, 20_000, 4), (24, 5_000, 1)]
-    assert [one.lanes for one in shares(done.data)] == [range(72), range(72, 96)]
+    assert [one.lanes for one in dataset_lanes(done.data)] == [range(72), range(72, 96)]
     validate(done)
-    assert resolve(done, HOST, facts(done)) == done
+    assert resolve(done, HOST, dataset_facts(done)) == done
     sets = plan_numbers(done)["data"]["sets"]
     assert [(one["name"], one["lanes"], one["passes"]) for one in sets] == [
         ("big", 72, pytest.approx(100_032 * 0.75 / 20_000)),
@@ -102,8 +102,8 @@ def test_identity(settings, tmp_path):
     (tmp_path / "big").rename(tmp_path / "moved")
     settings["data.sets"][0]["manifest"] = str(tmp_path / "moved")
     same = run(settings, "data.sets.big.weight=6", "data.sets.small.weight=2")
-    assert explain(before, same) == [] and identity(same, "")["hash"] == before["hash"]
+    assert diff_identity(before, same) == [] and identity(same, "")["hash"] == before["hash"]
     other = run(settings, "data.sets.big.weight=2")
-    assert {change.key for change in explain(before, other)} == {"data.sets.big.lanes", "data.sets.small.lanes"}
+    assert {change.key for change in diff_identity(before, other)} == {"data.sets.big.lanes", "data.sets.small.lanes"}
     settings["data.sets"].reverse()
-    assert "data.sets" in {change.key for change in explain(before, run(settings))}
+    assert "data.sets" in {change.key for change in diff_identity(before, run(settings))}

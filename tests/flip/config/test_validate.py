@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from flip.config.derived import kept, spans
+from flip.config.derived import kept_patches, stage_spans
 from flip.config.host import Host
 from flip.config.merge import merge
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import plan_numbers, validate, warnings
 from flip.runs.errors import ConfigError
 
@@ -22,7 +22,7 @@ BASE = {
 def run(*overrides, **resolved):
     """A resolved configuration; ``resolved`` are fields of data that are set after that."""
     config = merge([("test", BASE)], overrides)
-    config = resolve(config, Host(cores=2, memory=10**10), facts(config))
+    config = resolve(config, Host(cores=2, memory=10**10), dataset_facts(config))
     for name, value in resolved.items():
         setattr(config.data, name, value)
     return config
@@ -134,14 +134,14 @@ def test_more_ranks_than_tiny_data_allows():
 
 
 def test_s_runs_on_over_stages_and_no_batch_is_cut():
-    first, second = spans(run())
+    first, second = stage_spans(run())
     assert (first.start, first.end, first.steps) == (0, 1024, 8)
     assert (second.start, second.end, second.steps) == (1024, 1664, 10)
 
 
 def test_patches_are_kept_in_exact_arithmetic():
     image = run("model.image.size=80").model.image
-    assert [kept(image, mask) for mask in ("0", "0.5", "0.9", "0.7", "0.29")] == [100, 50, 10, 30, 71]
+    assert [kept_patches(image, mask) for mask in ("0", "0.5", "0.9", "0.7", "0.29")] == [100, 50, 10, 30, 71]
 
 
 def test_the_numbers_of_a_plan():

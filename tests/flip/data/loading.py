@@ -2,6 +2,7 @@
 
 from flip.config import schema
 from flip.data.loader import Loader
+from flip.data.worker import WorkerConfig
 
 SAMPLES, CHUNK, BLOCK, LANES, BATCH = 203, 2, 3, 12, 48
 
@@ -15,4 +16,4 @@ def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, pin
         manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
     )
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    return Loader(data, augment, image, text, seed=11, rank=rank, world_size=world, witness=True, pinned=pinned)
+    return Loader(WorkerConfig(data, augment, image, text, 11, witness=True), rank, world, pinned)

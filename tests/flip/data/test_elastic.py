@@ -10,6 +10,7 @@ import torch
 
 from flip.config import schema
 from flip.data.loader import Loader
+from flip.data.worker import WorkerConfig
 from tests.flip.data.loading import PLAIN
 from tests.synthetic import make_dataset
 
@@ -37,7 +38,7 @@ def batches(data, layout, steps):
     data.workers, parts = workers, []
     for rank in range(world):
         image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-        loader = Loader(data, PLAIN, image, text, 11, rank, world, witness=True)
+        loader = Loader(WorkerConfig(data, PLAIN, image, text, 11, witness=True), rank, world)
         source = loader.batches(steps.start * BATCH, BATCH, "0.5")
         parts.append([next(source) for _ in steps])
         source.close()

@@ -9,6 +9,7 @@ from flip.data import masking
 from flip.data.loader import Loader
 from flip.data.manifest.build import index
 from flip.data.order import IDS, DatasetSource, SampleOrder, datasets_digest, load_sources
+from flip.data.worker import WorkerConfig
 from flip.rng import key
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def mixed(original, other, lanes=(8, 4), **fields):
 def take(data, start, count, workers=0):
     data.workers = workers
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    batches = Loader(data, PLAIN, image, text, seed=11).batches(start, BATCH, "0.5")
+    batches = Loader(WorkerConfig(data, PLAIN, image, text, 11)).batches(start, BATCH, "0.5")
     try:
         return [next(batches) for _ in range(count)]
     finally:

@@ -167,7 +167,7 @@ def launch(world, cases, folder=None, work=trained):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     if folder:
-        RunDir(folder).begin_attempt({})
+        RunDir(folder).start_attempt({})
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     given = world, port, cases, folder, results, work

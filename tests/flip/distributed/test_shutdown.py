@@ -78,7 +78,7 @@ def test_the_end_of_the_supervisor_is_a_stop():
 def watched(tmp_path):
     run, flag, is_set = RunDir(tmp_path / "sweep" / "run"), StopFlag(), threading.Event()
     flag.on_set(is_set.set)
-    watcher = RunWatcher(run, run.begin_attempt({}), flag, seconds=0.01)
+    watcher = RunWatcher(run, run.start_attempt({}), flag, seconds=0.01)
     return run, flag, is_set, watcher
 
 
@@ -98,7 +98,7 @@ def test_a_cancel_or_a_newer_attempt_is_seen_later(tmp_path, what):
     if what == "cancelled":
         run.cancel.touch()
     else:
-        run.begin_attempt({})
+        run.start_attempt({})
     assert is_set.wait(60) and flag.reason == what
 
 

@@ -53,7 +53,7 @@ def score(pair, config, world=None):
 
 def rank_main(rank, port, path, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    run, config = RunDir(path), configuration.read(RunDir(path).config)
+    run, config = RunDir(path), configuration.read_config(RunDir(path).config)
     world = parallel.start(config.compute)
     pair = parallel.place(built(config), world, config.compute)
     results.put((rank, score(pair, config, world)))
@@ -75,7 +75,7 @@ def run(tmp_path_factory):
         f"data.tokenizer={root}/tokenizer.json", "compute.threads=1", "compute.device=cpu", "compute.precision=fp32",
     ]  # fmt: skip
     write_text(run.config, configuration.dump(configuration.merge([], settings)))
-    run.begin_attempt({})
+    run.start_attempt({})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -93,7 +93,7 @@ def run(tmp_path_factory):
 
 def test_two_ranks_score_what_one_scores(run):
     directory, found = run
-    config = configuration.read(directory.config)
+    config = configuration.read_config(directory.config)
     one = score(built(config), config)
     assert one["n"] == 45
     for result in (one, found[0], found[1]):

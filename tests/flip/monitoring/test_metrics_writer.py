@@ -31,7 +31,7 @@ def record(step, loss):
 
 
 def attempt(run, begin, steps, loss):
-    n = run.begin_attempt({})
+    n = run.start_attempt({})
     writer = metrics_writer.MetricsWriter(run, n, total=80, steps=10, seconds=0.0)
     writer.start(begin, begin // 8, CONFIG)
     for step in steps:

@@ -20,7 +20,7 @@ from flip.runs.rundir import RunDir, read_json
 @pytest.fixture
 def run(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     return run
 
 
@@ -58,20 +58,20 @@ def test_damage_is_found_by_the_reader_of_that_part(run, damage):
         file.write_bytes(file.read_bytes()[:-1])
     else:
         file.unlink()
-    with pytest.raises(commit.Damaged, match="shard-2"):
+    with pytest.raises(commit.CorruptCheckpoint, match="shard-2"):
         commit.verify(checkpoint)
     commit.verify(checkpoint, part=0, parts=2)
-    with pytest.raises(commit.Damaged):
+    with pytest.raises(commit.CorruptCheckpoint):
         commit.verify(checkpoint, part=1, parts=2)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', "{}", "\x00"])
 def test_a_damaged_mark_is_no_commit(run, text):
     path = write(run, "pretrain", 8)
-    (path / commit.MARK).write_text(text)
+    (path / commit.COMMIT_FILE).write_text(text)
     assert commit.commits(run) == []
-    with pytest.raises(commit.Damaged):
-        commit.read(path)
+    with pytest.raises(commit.CorruptCheckpoint):
+        commit.read_commit(path)
 
 
 def test_retention_keeps_the_newest_the_last_of_a_stage_and_the_named(run):
@@ -80,7 +80,7 @@ def test_retention_keeps_the_newest_the_last_of_a_stage_and_the_named(run):
     for samples in (32, 40, 48, 56):
         write(run, "unmasked", samples)
     unfinished = write(run, "unmasked", 64, mark=False)
-    gone = commit.retain(run, 1, keep=2, named=[commit.folder(run, "pretrain", 8, 1)])
+    gone = commit.apply_retention(run, 1, keep=2, named=[commit.folder(run, "pretrain", 8, 1)])
     assert [c.samples for c in commit.commits(run)] == [8, 24, 48, 56]
     assert unfinished in gone and not unfinished.exists()
 
@@ -89,10 +89,10 @@ def test_only_the_newest_attempt_deletes_and_never_a_newer_ones_files(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
     theirs = write(run, "pretrain", 32, attempt=3, mark=False)
-    assert commit.retain(run, 1, keep=1) and theirs.exists()
-    run.begin_attempt({})
+    assert commit.apply_retention(run, 1, keep=1) and theirs.exists()
+    run.start_attempt({})
     write(run, "pretrain", 40)
-    assert commit.retain(run, 1, keep=1) == []
+    assert commit.apply_retention(run, 1, keep=1) == []
 
 
 def test_removal_takes_the_mark_first(run, monkeypatch):
@@ -106,14 +106,14 @@ def test_removal_takes_the_mark_first(run, monkeypatch):
 def test_a_damaged_one_set_aside_no_longer_counts(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
-    commit.set_aside(commit.folder(run, "pretrain", 24, 1))
-    commit.retain(run, 1, keep=2)
+    commit.mark_corrupt(commit.folder(run, "pretrain", 24, 1))
+    commit.apply_retention(run, 1, keep=2)
     assert [c.samples for c in commit.commits(run)] == [8, 16]
 
 
 def test_the_record_lists_every_file(run):
     path = write(run, "pretrain", 2)
-    files = json.loads((path / commit.MARK).read_text())["files"]
+    files = json.loads((path / commit.COMMIT_FILE).read_text())["files"]
     assert {name: entry["bytes"] for name, entry in files.items()} == {
         "shard-1.safetensors": 6,
         "shard-2.safetensors": 6,
@@ -128,7 +128,7 @@ def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
         synced.append((os.readlink(f"/proc/self/fd/{handle}"), mark.exists()))
         fsync(handle)
 
-    mark = commit.folder(run, "pretrain", 8, 1) / commit.MARK
+    mark = commit.folder(run, "pretrain", 8, 1) / commit.COMMIT_FILE
     monkeypatch.setattr("os.fsync", noted)
     handles = os.listdir("/proc/self/fd")
     path = write(run, "pretrain", 8)
@@ -138,13 +138,13 @@ def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
     assert before >= {str(path), str(path.parent), str(run.checkpoints)}
     assert (str(path), True) in synced, "the mark's own entry"
     synced.clear()
-    commit.set_aside(path)
+    commit.mark_corrupt(path)
     assert [name for name, _ in synced] == [str(path)]
     mark.write_text("{}")
     synced.clear()
-    commit.withdraw(path)
+    commit.uncommit(path)
     assert [name for name, _ in synced] == [str(path)] and not mark.exists()
-    commit.withdraw(path)
+    commit.uncommit(path)
 
 
 def test_files_that_are_known_are_not_read_and_may_lie_elsewhere(run):
@@ -154,9 +154,9 @@ def test_files_that_are_known_are_not_read_and_may_lie_elsewhere(run):
     made = commit.commit(path, record, known)
     assert made.record["files"]["shard-1.safetensors"] == known["shard-1.safetensors"]
     assert sorted(made.record["files"]) == ["far", "shard-1.safetensors", "shard-2.safetensors"]
-    assert "files" not in record and len(known) == 2 and commit.read(path).record == made.record
+    assert "files" not in record and len(known) == 2 and commit.read_commit(path).record == made.record
     again = commit.commit(path, record)
-    assert commit.MARK not in again.record["files"]
+    assert commit.COMMIT_FILE not in again.record["files"]
 
 
 @pytest.mark.parametrize(
@@ -171,35 +171,35 @@ def test_files_that_are_known_are_not_read_and_may_lie_elsewhere(run):
 )  # fmt: skip
 def test_a_record_of_another_shape_is_no_commit(run, change):
     path = write(run, "pretrain", 8)
-    good = json.loads((path / commit.MARK).read_text())
+    good = json.loads((path / commit.COMMIT_FILE).read_text())
     for name in change.get("files", {}):
         change["files"][name] = change["files"][name] or {"bytes": 1, "sha256": ""}
-    (path / commit.MARK).write_text(json.dumps({**good, **change}))
-    with pytest.raises(commit.Damaged, match=re.escape(str(path / commit.MARK))):
-        commit.read(path)
-    (path / commit.MARK).write_text(json.dumps({**good, "samples": 0, "attempt": 0, "url": "s3://b"}))
-    assert commit.read(path).order == (0, 0)
-    (path / commit.MARK).unlink()
-    with pytest.raises(commit.Damaged, match="has no commit.json"):
-        commit.read(path)
+    (path / commit.COMMIT_FILE).write_text(json.dumps({**good, **change}))
+    with pytest.raises(commit.CorruptCheckpoint, match=re.escape(str(path / commit.COMMIT_FILE))):
+        commit.read_commit(path)
+    (path / commit.COMMIT_FILE).write_text(json.dumps({**good, "samples": 0, "attempt": 0, "url": "s3://b"}))
+    assert commit.read_commit(path).order == (0, 0)
+    (path / commit.COMMIT_FILE).unlink()
+    with pytest.raises(commit.CorruptCheckpoint, match="has no commit.json"):
+        commit.read_commit(path)
 
 
 def test_what_a_result_says_of_its_checkpoint(run):
     write(run, "pretrain", 8)
     write(run, "pretrain", 8, attempt=2)
     path = write(run, "pretrain", 16)
-    digest = hashlib.sha256((path / commit.MARK).read_bytes()).hexdigest()
+    digest = hashlib.sha256((path / commit.COMMIT_FILE).read_bytes()).hexdigest()
     expected = {"path": "pretrain/16-1", "stage": "pretrain", "samples": 16, "digest": digest}
-    assert commit.brief(commit.commits(run)[-1]) == commit.at(run, 16) == expected
-    assert commit.at(run, 8)["path"] == "pretrain/8-2" and commit.at(run, 9) is None
+    assert commit.summary(commit.commits(run)[-1]) == commit.summary_at(run, 16) == expected
+    assert commit.summary_at(run, 8)["path"] == "pretrain/8-2" and commit.summary_at(run, 9) is None
 
 
 def test_the_commit_of_a_position_is_found_without_reading_the_others(run, monkeypatch):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
-    read, names = commit.read, []
-    monkeypatch.setattr(commit, "read", lambda path: (names.append(path.name), read(path))[1])
-    assert commit.at(run, 16)["path"] == "pretrain/16-1" and names == ["16-1"]
+    read, names = commit.read_commit, []
+    monkeypatch.setattr(commit, "read_commit", lambda path: (names.append(path.name), read(path))[1])
+    assert commit.summary_at(run, 16)["path"] == "pretrain/16-1" and names == ["16-1"]
 
 
 def resident(path):
@@ -244,7 +244,7 @@ def test_what_was_just_written_is_read_back_from_the_storage(run, monkeypatch):
             self.file.close()
 
     monkeypatch.setattr(commit, "open", Watched, raising=False)
-    (checkpoint,) = [commit.Commit(path, read_json(path / commit.MARK))]
+    (checkpoint,) = [commit.Commit(path, read_json(path / commit.COMMIT_FILE))]
     remote.verify(checkpoint, RetryPolicy())
     assert len(shares) == 2 and max(shares) < 0.5, "the pages were dropped before they were read"
 
@@ -260,13 +260,13 @@ def _drops(folder):
 
 def test_traces_of_commits_good_or_damaged(run):
     write(run, "pretrain", 8, mark=False)
-    assert not commit.traces(run)
+    assert not commit.ever_committed(run)
     path = write(run, "pretrain", 16)
-    assert commit.traces(run)
-    commit.set_aside(path)
-    assert commit.traces(run) and commit.commits(run) == []
+    assert commit.ever_committed(run)
+    commit.mark_corrupt(path)
+    assert commit.ever_committed(run) and commit.commits(run) == []
     commit.remove(path)
-    assert not commit.traces(run) and not path.exists()
+    assert not commit.ever_committed(run) and not path.exists()
 
 
 def test_what_is_no_checkpoint_of_ours_is_left_alone(run):
@@ -276,7 +276,7 @@ def test_what_is_no_checkpoint_of_ours_is_left_alone(run):
     newer = write(run, "pretrain", 4, attempt=2, mark=False)
     older = write(run, "pretrain", 4, attempt=0, mark=False)
     own = write(run, "pretrain", 2, attempt=1, mark=False)
-    assert commit.retain(run, 1, keep=1) == sorted([own, older])
+    assert commit.apply_retention(run, 1, keep=1) == sorted([own, older])
     assert (path.parent / "notes-1").exists() and (path.parent / "copy-of").exists() and newer.exists()
 
 
@@ -292,7 +292,7 @@ def test_readers_share_the_files(run):
     (path / "shard-1.safetensors").write_bytes(b"")
     commit.verify(checkpoint, part=1, parts=2)
     for part, parts in ((0, 2), (0, 1)):
-        with pytest.raises(commit.Damaged, match="shard-1.safetensors has 0 bytes, committed were 24"):
+        with pytest.raises(commit.CorruptCheckpoint, match="shard-1.safetensors has 0 bytes, committed were 24"):
             commit.verify(checkpoint, part, parts)
 
 
@@ -301,7 +301,7 @@ def test_the_mark_is_the_first_file_to_go(run, monkeypatch):
     monkeypatch.setattr(Path, "unlink", lambda self, *more: (gone.append(self.name), unlink(self, *more)))
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(map(self.joinpath, os.listdir(self)), reverse=True)))
     commit.remove(path)
-    assert gone[0] == commit.MARK and len(gone) == 3
+    assert gone[0] == commit.COMMIT_FILE and len(gone) == 3
 
 
 def test_what_is_pinned_stays(run):
@@ -310,7 +310,7 @@ def test_what_is_pinned_stays(run):
     other = RunDir(run.path.parent / "other")
     other.path.mkdir()
     pin(run, other, "pretrain", 8)
-    assert commit.retain(run, 1, keep=1) == [commit.folder(run, "pretrain", 16, 1)]
+    assert commit.apply_retention(run, 1, keep=1) == [commit.folder(run, "pretrain", 16, 1)]
 
 
 def test_one_that_cannot_be_deleted_keeps_no_other(run):
@@ -319,6 +319,6 @@ def test_one_that_cannot_be_deleted_keeps_no_other(run):
     foreign = commit.folder(run, "pretrain", 16, 1) / ".ipynb_checkpoints"
     foreign.mkdir()
     with pytest.raises(OSError):
-        commit.retain(run, 1, keep=1)
+        commit.apply_retention(run, 1, keep=1)
     assert [c.samples for c in commit.commits(run)] == [32] and foreign.exists()
     assert not commit.folder(run, "pretrain", 8, 1).exists() and not commit.folder(run, "pretrain", 24, 1).exists()

@@ -15,7 +15,7 @@ def run(tmp_path):
 
 
 def _win(path, out):
-    out.put(rundir.RunDir(path).begin_attempt({"host": "here"}))
+    out.put(rundir.RunDir(path).start_attempt({"host": "here"}))
 
 
 def test_each_attempt_number_is_won_once(run):
@@ -28,7 +28,7 @@ def test_each_attempt_number_is_won_once(run):
     for racer in racers:
         racer.join()
     assert won == [1, 2, 3, 4] and run.newest_attempt() == 4
-    assert run.holds(4) and not run.holds(3)
+    assert run.is_current_attempt(4) and not run.is_current_attempt(3)
     assert json.loads((run.attempt(2) / "start.json").read_text())["attempt"] == 2
 
 
@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_text_and_no_temporary(tmp_path):
 
 
 def test_the_first_cause_of_a_rank_stays(run):
-    n = run.begin_attempt({})
+    n = run.start_attempt({})
     assert run.write_cause(n, 1, "data", 65, "shard 3 is damaged")
     assert not run.write_cause(n, 1, "crash", 70, "later")
     run.write_cause(n, 0, "peer_lost", 70, "gone")
@@ -58,12 +58,12 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_a_new_attempt_clears_what_killed_writers_left(run):
-    n = run.begin_attempt({})
+    n = run.start_attempt({})
     left = [run.path / "status.json.tmp.123", run.attempt(n) / "cause.0.json.new.7"]
     for path in left:
         path.write_text("{")
     rundir.write_json(run.status, {"step": 1})
-    run.begin_attempt({})
+    run.start_attempt({})
     assert not any(path.exists() for path in left) and rundir.read_json(run.status) == {"step": 1}
 
 
@@ -71,7 +71,7 @@ def test_a_new_attempt_does_not_take_away_what_a_cancel_is_writing(run, monkeypa
     link = os.link
 
     def begins(*paths):
-        run.begin_attempt({})
+        run.start_attempt({})
         link(*paths)
 
     run.path.mkdir(parents=True)

@@ -46,7 +46,7 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
     world = parallel.World(0, 1, torch.device(device), None, None)
     with pytest.raises(Asked) as error:
         Trainer(
-            run, run.begin_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda what: None)
+            run, run.start_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda what: None)
         )
     assert error.value.args == (device == "cuda",)
 
@@ -64,7 +64,9 @@ def test_a_step_asks_nothing_of_the_run_directory():
 
 def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypatch):
     looked = []
-    monkeypatch.setattr("flip.runs.commit.at", lambda run, samples: looked.append(samples) or {"samples": samples})
+    monkeypatch.setattr(
+        "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
+    )
     trainer = Trainer.__new__(Trainer)
     trainer.run, trainer.samples, trainer.seconds = RunDir(tmp_path), 8, 1.0
     trainer.monitor = SimpleNamespace(evaluation=lambda *_: None)
@@ -97,7 +99,7 @@ def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, ph
     run.config.write_text(dump(config))
     try:
         with pytest.raises(type(error)) if error is not None else contextlib.nullcontext():
-            train(run, run.begin_attempt({}), StopFlag(), lambda what: None)
+            train(run, run.start_attempt({}), StopFlag(), lambda what: None)
     finally:
         parallel.stop()
     status = read_json(run.status)
@@ -120,7 +122,7 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
     run.config.write_text(dump(config))
     try:
         with caplog.at_level(logging.INFO, logger="flip"):
-            train(run, run.begin_attempt({}), StopFlag(), lambda what: None)
+            train(run, run.start_attempt({}), StopFlag(), lambda what: None)
     finally:
         parallel.stop()
     found = {one["name"]: one for one in read_json(run.result)["evaluations"]}

@@ -36,7 +36,7 @@ def source(tmp_path):
     run = RunDir(tmp_path / "runs" / "base" / "a")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config()))
-    run.begin_attempt({})
+    run.start_attempt({})
     for samples in (1280, 6400, 12_800):
         save(run, samples)
     return run
@@ -213,18 +213,18 @@ def test_a_pinned_commit_is_never_deleted(source, tmp_path):
     warm_start.pin(made.init, by)
     save(source, 19_200)
     save(source, 20_000)
-    commit.retain(source, 1, keep=1)
+    commit.apply_retention(source, 1, keep=1)
     assert [one.samples for one in commit.commits(source)] == [1280, 20_000]
     assert warm_start.open_commit(made.init).samples == 1280
     (pin,) = source.pins.iterdir()
     pin.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
-        commit.retain(source, 1, keep=1)
+        commit.apply_retention(source, 1, keep=1)
     assert len(commit.commits(source)) == 2, "where a pin cannot be read nothing goes"
     pin.unlink()
     warm_start.pin(made.init, by)
     write_json(by.result, {})
-    commit.retain(source, 1, keep=1)
+    commit.apply_retention(source, 1, keep=1)
     assert [one.samples for one in commit.commits(source)] == [20_000], "who needed it is complete"
 
 
@@ -233,9 +233,9 @@ def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
     for by in (gone, there):
         by.path.mkdir()
         warm_start.pin(made.init, by)
-    assert commit.holders(source) == {gone.path, there.path}
+    assert commit.pin_holders(source) == {gone.path, there.path}
     gone.path.rmdir()
-    assert commit.holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
+    assert commit.pin_holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
     assert commit.pinned(source) == {("pretrain", 1280)}
     warm_start.pin(made.init, there)
     assert len(list(source.pins.iterdir())) == 1

@@ -55,7 +55,7 @@ def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
     """Rank 0 was told to stop; then its node was cut off, from its peer and from the scheduler."""
     run = make(tmp_path)
     n = attempts.start_attempt(run, {})
-    run.note_told(n, "SIGTERM")
+    run.record_stop_signal(n, "SIGTERM")
     run.write_cause(n, 0, "peer_lost", CAUSES["peer_lost"], "Connection closed by peer")
     assert attempts.end_attempt(run, n, 70, None).cause == "stopped"
 
@@ -107,7 +107,7 @@ def test_a_score_that_is_kept_is_progress(tmp_path):
     run = make(tmp_path)
     for _ in range(5):
         n = attempts.start_attempt(run, {})
-        run.note_progress(n)
+        run.record_progress(n)
         assert attempts.end_attempt(run, n, 75, "RUNNING", late=True).cause == "stopped"
     causes = [attempts.end_attempt(run, attempts.start_attempt(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
     assert [(one.cause, one.action) for one in causes] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]

@@ -17,7 +17,7 @@ def sweep(tmp_path):
     def failed(name, *nodes, cause="crash", ago=60.0, ended=True):
         run = RunDir(tmp_path / "sweep" / name)
         run.path.mkdir(parents=True, exist_ok=True)
-        n = run.begin_attempt({"resumes_from": 0, "after": 0})
+        n = run.start_attempt({"resumes_from": 0, "after": 0})
         for rank, node in enumerate(nodes):
             run.write_cause(n, rank, cause, CAUSES[cause], "it broke", host=node)
         if ended:

@@ -57,7 +57,7 @@ def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
     before = job(tmp_path, "z")
     record = {"shape": vars(JobResources()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
     write_json(before.run.path / "job.json", record)
-    before.run.begin_attempt({})
+    before.run.start_attempt({})
     log(before.run, 1, 1, 20, last)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
     assert bool(apply.assign_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
@@ -69,7 +69,7 @@ def test_steps_count_since_the_submission_and_over_attempts(tmp_path):
     run = job(tmp_path, "a").run
     write_json(run.path / "job.json", {"after": 1})
     for n, steps in ((1, (1, 100)), (2, (10, 30)), (3, (31, 59))):
-        run.begin_attempt({})
+        run.start_attempt({})
         log(run, n, *steps)
     assert not canary.passed(run, 50)
     log(run, 3, 60)
@@ -166,7 +166,7 @@ def test_the_others_are_queued_before_it_and_held(submitted, tmp_path):
 
 def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
     a, b, _ = submitted.runs
-    a.begin_attempt({})
+    a.start_attempt({})
     looks = []
 
     def sleep(seconds):

@@ -36,7 +36,7 @@ def start():
 @pytest.fixture
 def run(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     return run
 
 
@@ -63,7 +63,7 @@ def watcher(start, commands, run, attempt):
 def test_the_next_start_ends_watchers_of_earlier_attempts_of_its_run(start, commands, run, tmp_path):
     commands("scontrol", RUNNING)
     other = RunDir(tmp_path / "sweep" / "other")
-    other.begin_attempt({})
+    other.start_attempt({})
     old, new, theirs = (watcher(start, commands, *of) for of in ((run, 1), (run, 2), (other, 1)))
     command = [sys.executable, ROOT / "jobs" / "host" / "batch_hooks.py", "begin", run.path]
     begun = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **JOB, "SLURM_JOB_ID": "90"})

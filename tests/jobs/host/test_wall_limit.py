@@ -15,7 +15,7 @@ def run(tmp_path):
 
 
 def attempt(run, ready=None, ended=None, code=75):
-    n = run.begin_attempt({})
+    n = run.start_attempt({})
     write_json(run.attempt(n) / "start.json", {"time": 1000.0})
     if ready is not None:
         write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + ready})

@@ -34,7 +34,7 @@ def log(run):
 def begin(field, run):
     """The first attempt of a run, looked after by nobody but the test."""
     world = field.worlds[run.name]
-    n = run.begin_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
+    n = run.start_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
     job = {"python": sys.executable, "module": "fake_worker", "snapshot": str(field.snapshot), "env": {}}
     return rank_processes.start(run, n, {**job, "world": world}, grace=0.5)
 

@@ -57,7 +57,7 @@ def no_interface(monkeypatch):
 
 
 def begin(run):
-    n = run.begin_attempt({"host": socket.gethostname(), "world": 2})
+    n = run.start_attempt({"host": socket.gethostname(), "world": 2})
     job = {"python": sys.executable, "module": "tests.jobs.meeting", "snapshot": str(ROOT), "env": {}, "world": 2}
     return rank_processes.start(run, n, job, grace=0.5)
 
@@ -90,7 +90,7 @@ def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(
 
 def test_ranks_of_a_slurm_job_of_one_node_listen_on_loopback_alone(run):
     """They share no private folder (each may be in a container), so that the store is a port."""
-    run.begin_attempt({})
+    run.start_attempt({})
     run.open_logs(1)
     task = {
         "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "elsewhere.invalid",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flip.config.host import Host
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.data.manifest.build import index
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
@@ -42,7 +42,7 @@ def there(tmp_path, monkeypatch):
 def config(there, *overrides):
     (there / "demo.yaml").write_text(SWEEP.format(there=there))
     asked = load(there / "demo.yaml", list(overrides)).runs[0].config
-    return resolve(asked, Host(cores=4, memory=10**10), facts(asked))
+    return resolve(asked, Host(cores=4, memory=10**10), dataset_facts(asked))
 
 
 def check(there, *seen, runtime="pyxis", plan=False, overrides=(), **fields):

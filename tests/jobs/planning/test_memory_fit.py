@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flip.config.host import Host
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
 from flip.costs import ACCELERATORS, find_accelerator
 from flip.runs.errors import ConfigError
@@ -26,7 +26,7 @@ def no_data(monkeypatch):
 def planned(*overrides, run="baseline", on=NODE):
     runs = load(SWEEP, ["data.decoder=pillow", "data.resize=pillow", *overrides]).runs
     (found,) = [one.config for one in runs if one.name == run]
-    config = resolve(found, on, facts(found))
+    config = resolve(found, on, dataset_facts(found))
     validate(config)
     return config
 

@@ -12,8 +12,8 @@ import pytest
 
 from flip.config.host import Host
 from flip.config.identity import identity
-from flip.config.merge import dump, read
-from flip.config.resolve import facts, resolve
+from flip.config.merge import dump, read_config
+from flip.config.resolve import dataset_facts, resolve
 from flip.runs import commit
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -155,7 +155,7 @@ def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path)
     with pytest.raises(ConfigError, match="needed by .*evaluate/c-1"):
         both.refuse_pinned()
     score.config.write_text(dump(config()))
-    score.attempt(score.begin_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
+    score.attempt(score.start_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
     both.refuse_pinned()
     next(base.pins.iterdir()).write_text("{")
     with pytest.raises(ConfigError, match="not JSON.*Delete that file"):
@@ -213,7 +213,7 @@ def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
     runs = [job.run for job in folders.apply(plan, snapshot, cluster, {"name": "demo"})]
     assert [run.name for run in runs] == ["a", "b"] and [job.snapshot for job in cluster.jobs] == [snapshot.path] * 2
-    assert read(runs[1].config) == config("0")
+    assert read_config(runs[1].config) == config("0")
     stored = read_json(runs[0].identity)
     assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
     assert "omegaconf" in stored["environment"]["packages"]
@@ -243,7 +243,7 @@ def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
     (folder / "a" / "treasure").write_text("weights")
     seen = planning.scan_runs(folder, ["a"])
     folders.apply(planning.plan([wanted(mask="0.75")], seen, folder, changed="restart"), snapshot, cluster, {})
-    assert read(folder / "a" / "config.yaml").stages[0].mask == "0.75"
+    assert read_config(folder / "a" / "config.yaml").stages[0].mask == "0.75"
     (kept,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
     assert kept.read_text() == "weights"
 
@@ -280,7 +280,7 @@ def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
     seen = planning.scan_runs(folder, ["a"])
     folders.apply(planning.plan([want], seen, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
-    assert stored["hash"] == want.identity["hash"] != old and read(folder / "a" / "config.yaml") == want.config
+    assert stored["hash"] == want.identity["hash"] != old and read_config(folder / "a" / "config.yaml") == want.config
     (before,) = stored["before"]
     assert (before["samples"], before["hash"]) == (96, old)
     assert [change["key"] for change in before["changes"]] == ["data.manifest"]
@@ -340,7 +340,7 @@ def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, sna
     class Looks(Fake):
         def submit(self, jobs):
             (job,) = jobs
-            stored = read(job.run.config)
+            stored = read_config(job.run.config)
             assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3), "before the cluster gets it"
 
     assert folders.apply(planning.plan([want], seen, folder), snapshot, Looks(), {})
@@ -351,7 +351,7 @@ def test_another_machine_makes_no_other_run(tmp_path, snapshot):
     asked.data.lanes, asked.data.buffer, asked.compute.threads = 0, 0, 0
     asked.compute.precision = asked.compute.attention = "auto"
     big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
-    data = facts(asked)
+    data = dataset_facts(asked)
     first = planning.resolve_stable(asked, big, data, [folder / "a"])
     want = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})

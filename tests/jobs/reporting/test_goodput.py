@@ -179,7 +179,7 @@ def test_gpus_are_the_unit_where_there_are_some():
 def test_table_and_account_count_the_same_hours(tmp_path, resources):
     """Reserved cores count, not only those that threads and loader processes would fill."""
     run = make(tmp_path / "s", "a")
-    made = merge.read(run.config)
+    made = merge.read_config(run.config)
     for key, value in resources.items():
         setattr(made.resources, key, value)
     run.config.write_text(merge.dump(made), encoding="utf-8")

@@ -66,7 +66,7 @@ def run_with(folder, name, flops, edit=None, top1=0.2, **fields):
     """A complete run that cost ``flops``; ``edit`` changes its configuration."""
     run = make(folder, name, top1=top1, **fields)
     if edit is not None:
-        config = merge.read(run.config)
+        config = merge.read_config(run.config)
         edit(config)
         run.config.write_text(merge.dump(config), encoding="utf-8")
     write_json(run.result, {**read_json(run.result), "flops": flops})

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def run(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     return run
 
 
@@ -69,7 +69,7 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
     shutil.rmtree(tmp_path / "kept")
     make_dataset(data, samples=40, shards=1, chunk=1, seed=5)
     make_tokenizer(data / "tokenizer.json")
-    done = work(run, FLIP_ATTEMPT=str(run.begin_attempt({})))
+    done = work(run, FLIP_ATTEMPT=str(run.start_attempt({})))
     (cause,) = run.causes(2)
     assert done.returncode == DATA and cause["cause"] == "data" and "data.manifest" in cause["reason"]
 
@@ -84,7 +84,7 @@ def test_a_signal_that_came_before_anybody_listened_is_told_as_well(run):
 
     run.config.write_text("schema: 99\n")
     assert work(run, hurt).returncode == CONFIG
-    assert run.was_told(1) and run.causes(1)[0]["signal"] == "SIGTERM"
+    assert run.was_signalled(1) and run.causes(1)[0]["signal"] == "SIGTERM"
 
 
 FAILS = """
@@ -120,5 +120,5 @@ def test_errors_are_classed(run, error, cause):
     def fail(*_):
         raise error
 
-    got, reason, trace = worker._judged(fail, run, 1, shutdown.StopFlag())
+    got, reason, trace = worker._run_work(fail, run, 1, shutdown.StopFlag())
     assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace

@@ -63,8 +63,8 @@ def test_queued_running_and_between_attempts(sweep):
     assert told(run) == ("running", 0, "starting")
     n = attempts.start_attempt(run, {})
     assert told(run) == ("running", 1, "")
-    run.note_told(n, "SIGUSR2")
-    assert told(run) == ("running", 1, "stop requested")
+    run.record_stop_signal(n, "SIGUSR2")
+    assert told(run) == ("running", 1, "told to stop")
     waiting = sweep("c", ("PENDING", "BeginTime"))
     ended(waiting)
     assert told(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
@@ -104,7 +104,7 @@ def test_ends(sweep):
     write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
     assert told(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
     late = sweep("l", ("PENDING", "BeginTime"))
-    late.note_limit(attempts.start_attempt(late, {}))
+    late.record_time_limit(attempts.start_attempt(late, {}))
     assert told(late)[2].startswith("its wall limit came before it had saved; in Slurm")
     gone = sweep("e")
     ended(gone)
@@ -280,7 +280,7 @@ def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands)
     )
     n = attempts.start_attempt(running, {})
     commands("scancel", "")
-    running.note_told(n, "SIGUSR2")  # by a preemption in grace: it saves, and must be let
+    running.record_stop_signal(n, "SIGUSR2")  # by a preemption in grace: it saves, and must be let
     clusters.cancel([running, pending, over, ending])
     assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
     clusters.cancel([running], [running.path])

@@ -250,7 +250,7 @@ def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
     elif what == "replaced":
         write_json(stage.run.path / "job.json", {"token": "99bb99bb", "after": 0})
     else:
-        n = stage.run.begin_attempt({})
+        n = stage.run.start_attempt({})
         stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
     before = stage.run.newest_attempt()
     bash = stage.start()
@@ -369,7 +369,7 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     bash.wait(60)
     calls = [call for call in stage.commands.calls() if call.startswith("scontrol")]
     assert [call.split()[1] for call in calls] == ["show", "requeue"], "it asks no more before it is killed"
-    assert stage.run.met_limit(1) and stage.end() is None
+    assert stage.run.hit_time_limit(1) and stage.end() is None
     attempts.end_abandoned(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
 
@@ -393,7 +393,7 @@ def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(s
     while "scontrol requeue 57_1" not in stage.commands.calls():
         time.sleep(0.01)
         assert time.monotonic() < limit
-    assert stage.run.met_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
+    assert stage.run.hit_time_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
     attempts.end_abandoned(stage.run)
@@ -448,7 +448,7 @@ def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
 )
 def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatch, state, what, requeued):
     stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
-    n = stage.run.begin_attempt({})
+    n = stage.run.start_attempt({})
     if what == "stop":
         stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
         attempts.end_attempt(stage.run, n, 78, "RUNNING")
@@ -457,7 +457,7 @@ def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatc
     monkeypatch.setenv("SLURM_JOB_ID", "58")
     assert batch_hooks.on_shell_gone(stage.run, n) == 0
     assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
-    assert stage.run.met_limit(n) == ("TimeLimit" in state)
+    assert stage.run.hit_time_limit(n) == ("TimeLimit" in state)
 
 
 def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
@@ -476,7 +476,7 @@ def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
     assert stage.end() is None, "the trap has not got that far"
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
-    assert stage.run.met_limit(1)
+    assert stage.run.hit_time_limit(1)
 
 
 @pytest.mark.parametrize("what", ["begin", "end"])
@@ -484,7 +484,7 @@ def test_a_full_disk_that_holds_the_logs_too_does_not_end_the_job(stage, what):
     """What is said of it cannot be written either."""
     file = stage.run.path / "job.json"
     command = [sys.executable, "-c", FULL, str(stage.run.path), what, *(["--attempt", "1"] if what == "end" else [])]
-    stage.run.begin_attempt({})
+    stage.run.start_attempt({})
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=full, env={**os.environ, "SLURM_JOB_ID": "58"}, timeout=60)
     assert done.returncode == 69 and "scontrol requeue 58" in stage.commands.calls(), file
@@ -505,7 +505,7 @@ sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
     """The ranks could not write their causes either; their exit codes say crash."""
     run = RunDir(small_disk / "sweep" / "run")
-    run.begin_attempt({})
+    run.start_attempt({})
     filler = small_disk / "filler"
     with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:

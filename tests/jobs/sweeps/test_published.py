@@ -8,7 +8,7 @@ import pytest
 from flip.config.host import Host
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
-from flip.config.resolve import facts, resolve
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import read_run
@@ -65,7 +65,7 @@ def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
 def test_a_sweep_is_what_its_rows_of_the_paper_need(name):
     sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart" else [])
     for run in sweep.runs:
-        config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, facts(run.config))
+        config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, dataset_facts(run.config))
         validate(config)
         if run.name in sweep.paper:
             row = published(sweep.paper[run.name])

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flip.config.derived import world
+from flip.config.derived import world_size
 from flip.config.host import Host
-from flip.config.identity import Change, identity
-from flip.config.resolve import facts, resolve
+from flip.config.identity import ConfigChange, identity
+from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
-from flip.config.yaml_io import Place, dump_yaml
+from flip.config.yaml_io import SourceLocation, dump_yaml
 from flip.runs.errors import ConfigError
 from jobs.common.paths import SWEEPS
 from jobs.sweeps.constraints import parse
@@ -60,9 +60,9 @@ def test_the_papers_sweeps_expand_and_validate(name, runs):
     loaded = load(SWEEPS / f"{name}.yaml")
     assert (loaded.name, loaded.cluster, set(loaded.paper)) == (name, "h100", set(runs))
     for run in loaded.runs:
-        config = resolve(run.config, H100_NODE, facts(run.config))
+        config = resolve(run.config, H100_NODE, dataset_facts(run.config))
         assert not [note for note in validate(config) if "buffer" in note or "accuracy" in note]
-        assert (world(config), config.model.size, config.stages[0].samples) == runs[run.name]
+        assert (world_size(config), config.model.size, config.stages[0].samples) == runs[run.name]
         assert [(s.name, s.batch, s.mask) for s in config.stages] == [
             ("pretrain", 65536, "0.5"),
             ("unmasked", 65536, "0"),
@@ -76,7 +76,7 @@ def test_the_quickstart_and_the_portable_recipe():
     loaded = load(SWEEPS / "quickstart.yaml", ["data.samples=5507"])
     assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
     for run in loaded.runs:
-        config = resolve(run.config, Host(cores=2, memory=8 * 10**9), facts(run.config))
+        config = resolve(run.config, Host(cores=2, memory=8 * 10**9), dataset_facts(run.config))
         validate(config)
         assert config.recipe == "portable" and config.model.image.pool == "patches" and config.model.text.prepend_cls
         assert not config.optim.decay_logit_scale and config.data.lanes == 128
@@ -145,7 +145,7 @@ def test_names_and_identities_of_the_shipped_sweeps_stay(name, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # of data that are not there, the path stands in the identity
     here = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # whatever is installed or fetched
     runs = load(SWEEPS / f"{name}.yaml", here).runs
-    resolved = {run.name: resolve(run.config, H100_NODE, facts(run.config)) for run in runs}
+    resolved = {run.name: resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
     assert {name: identity(config, "")["hash"][:16] for name, config in resolved.items()} == PINNED[name]
 
 
@@ -198,7 +198,7 @@ def test_axes_nest_and_names_follow_the_way(sweep):
     last = loaded.runs[-1].config
     assert (last.model.size, last.resources.nodes, last.data.manifest) == ("L/16", 2, "/b")
     assert [(stage.name, stage.mask) for stage in last.stages] == [("pretrain", "0.75"), ("unmasked", "0")]
-    assert loaded.runs[0].against_base == [Change("data.manifest", "", "/a")]
+    assert loaded.runs[0].against_base == [ConfigChange("data.manifest", "", "/a")]
     assert [change.key for change in loaded.runs[5].against_base if not change.key.startswith("model.")] == [
         "data.manifest", "resources.nodes", "stages.pretrain.mask",
     ]  # fmt: skip
@@ -380,7 +380,7 @@ def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_
     path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")
     try:
         loaded = load(path)
-        configs = [resolve(run.config, H100_NODE, facts(run.config)) for run in loaded.runs]
+        configs = [resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in loaded.runs]
         for config in configs:
             validate(config)
     except ConfigError as error:
@@ -396,7 +396,7 @@ def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_
 @given(text=st.text("abc.seed01 =!<>\"'[],()${}&*#:\\n", max_size=30))
 def test_a_where_is_understood_or_refused(text):
     try:
-        assert all(condition.any for condition in parse(text, Place("trial.yaml", "where", 3)))
+        assert all(condition.any for condition in parse(text, SourceLocation("trial.yaml", "where", 3)))
     except ConfigError as error:
         assert "trial.yaml" in error.paragraph()
 

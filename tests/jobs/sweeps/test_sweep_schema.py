@@ -76,12 +76,12 @@ BROKEN = [
 
 @pytest.mark.parametrize("values", BROKEN)
 def test_refused_by_both(validators, values, tmp_path):
-    from flip.config.validate import check_ranges
+    from flip.config.validate import check_fields
 
     (tmp_path / "some.yaml").write_text(values)
     with pytest.raises(ConfigError):
         for run in sweep_file.load(tmp_path / "some.yaml").runs:
-            check_ranges(run.config)
+            check_fields(run.config)
     with pytest.raises(jsonschema.ValidationError):
         validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
 

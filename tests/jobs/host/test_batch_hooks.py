@@ -17,7 +17,7 @@ def run(tmp_path, monkeypatch):
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     write_json(run.path / "job.json", {"token": "t", "after": 0})
-    run.begin_attempt({"resumes_from": 0, "after": 0})
+    run.start_attempt({"resumes_from": 0, "after": 0})
     for name, value in {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: None)

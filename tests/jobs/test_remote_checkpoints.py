@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.config.merge import read
+from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
 from tests.harness.command_line import JobsCommandLine
@@ -44,11 +44,11 @@ def test_the_run_directory_has_the_marks_alone(away):
     made = commit.commits(run)
     assert [one.samples for one in made] == [16, 32, 48]
     for one in made:
-        assert [path.name for path in one.path.iterdir()] == [commit.MARK]
+        assert [path.name for path in one.path.iterdir()] == [commit.COMMIT_FILE]
         there = Path(one.record["url"].removeprefix("file://"))
         assert there.is_relative_to(away.bucket)
-        assert {path.name for path in there.iterdir()} == {*one.record["files"], commit.MARK}
-        assert (there / commit.MARK).read_bytes() == (one.path / commit.MARK).read_bytes()
+        assert {path.name for path in there.iterdir()} == {*one.record["files"], commit.COMMIT_FILE}
+        assert (there / commit.COMMIT_FILE).read_bytes() == (one.path / commit.COMMIT_FILE).read_bytes()
     assert [one["name"] for one in read_json(run.result)["evaluations"]] == ["own"]
 
 
@@ -82,9 +82,9 @@ def test_a_try_leaves_what_lies_there_alone(away):
     assert away.files() == before
     copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
     assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
-    assert read(copy.config).checkpoint.url == ""
+    assert read_config(copy.config).checkpoint.url == ""
     for one in commit.commits(copy):  # the one that was copied, and the one that it made
-        assert "url" not in one.record and {path.name for path in one.path.iterdir()} > {commit.MARK}
+        assert "url" not in one.record and {path.name for path in one.path.iterdir()} > {commit.COMMIT_FILE}
 
 
 def test_an_evaluation_reads_it_there(away):
@@ -96,4 +96,4 @@ def test_an_evaluation_reads_it_there(away):
     words = ["--commit", "48", "--no-cache", "--json"]
     (found,) = json.loads(away.call("evaluate", "demo/base", *words))
     assert (found["samples"], found["predictions"]) == (48, told["predictions"])
-    assert found["commit"] == commit.brief(commit.commits(run)[-1])
+    assert found["commit"] == commit.summary(commit.commits(run)[-1])

@@ -7,7 +7,7 @@ import pytest
 
 from flip.config.host import Host
 from flip.config.merge import merge
-from flip.config.resolve import DataFacts
+from flip.config.resolve import DatasetFacts
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import environment_checks, preflight
@@ -50,7 +50,7 @@ def test_what_jobs_do_not_get_is_named_before_the_bucket_is_read(there, monkeypa
         monkeypatch.setenv(name, "hush")
     made = config(there, data="away")
     with pytest.raises(ConfigError) as caught:
-        preflight.check(made, [DataFacts(16, 8, 1.0, "", False)], profile(), Host(4, 10**10), there / "runs", False)
+        preflight.check(made, [DatasetFacts(16, 8, 1.0, "", False)], profile(), Host(4, 10**10), there / "runs", False)
     assert caught.value.value == "AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, FSSPEC_S3_ANON, https_proxy, no_proxy"
     assert "profile mine" in str(caught.value) and "hush" not in str(caught.value)
     error = refused(made, env=["TOKEN", "AWS_ENDPOINT_URL", "no_proxy"], setup=["export https_proxy=http://there:3128"])

@@ -1,0 +1,257 @@
+"""Preflight checks of a submission: data, containers, disk space, packages, wall limits and checkpoint storage."""
+
+import errno
+import json
+import os
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import webdataset
+
+from flip.config import schema
+from flip.config.resolve import DatasetFacts
+from flip.config.schema import Config
+from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest, write
+from flip.data.order import SampleOrder
+from flip.runs import commit
+from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
+from flip.runs.rundir import RunDir, write_json
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.planning import preflight
+from jobs.slurm import site
+from jobs.submission import submission
+from jobs.submission.snapshot import Snapshot
+from jobs.submit import main as submit_main
+from tests.synthetic import encode, make_dataset, picture
+from tools.shards import main as shards_main
+
+
+@pytest.fixture(scope="module")
+def with_json(tmp_path_factory, data):
+    """Samples of jpg + json alone, as some data sets come: the captions stand in a field of the json."""
+    folder = tmp_path_factory.mktemp("json")
+    with webdataset.TarWriter(str(folder / "0.tar"), mtime=0) as writer:
+        for i in range(128):
+            facts = {"url": "http://here", "caption": [f"a picture {i}", "one more"], "width": 16}
+            writer.write({"__key__": f"{i:04d}", "jpg": encode(picture(i, 16), "jpg"), "json": facts})
+    index([str(folder / "0.tar")], folder)
+    return folder
+
+
+def submitted(desk, folder, monkeypatch, capsys, *words):
+    """In this process: (exit code, both outputs)."""
+    monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
+    data = [f"data.manifest={folder}", "evaluate.sets=[]"]
+    code = submit_main(["--sweep", str(desk.sweep), "--yes", *data, *words])
+    shown = capsys.readouterr()
+    return code, shown.out + shown.err
+
+
+def test_a_whole_json_member_is_refused_and_its_fields_are_named(desk, with_json, monkeypatch, capsys):
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
+    assert code == 78 and "data.captions" in said and "as json:caption." in said and "json:url" in said, said
+    nowhere = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
+    assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *nowhere)[1]
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # txt
+    assert code == 65 and "JSON fields with text: json:caption, json:url" in said, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
+    assert code == 0, said
+
+
+def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, monkeypatch, capsys):
+    """As it was begun by a version that took it: the same sweep again changes nothing, another run is refused."""
+    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
+    with monkeypatch.context() as before:
+        before.setattr(preflight, "refuse_whole_json_captions", lambda *_: None)
+        code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0 and "changed" not in said, said
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
+    assert code == 78 and "run whole" in said, said
+
+
+def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(desk, data, monkeypatch, capsys):
+    """The order is known: the run would stop there with 65, and stop there again each time that it is started."""
+    manifest = Manifest.load(data)
+    order, config = SampleOrder(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
+    bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
+    assert manifest.chunk == 1 and len(bad) == 1
+    less = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "--dry-run")
+    assert code == 65 and "lane 1 from S = 32 are excluded" in said, said
+    assert f"tools/shards.py drop {less.folder} --out NEW_FOLDER" in said
+    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run")
+    assert code == 0, said
+    assert shards_main(["drop", str(less.folder), "--out", str(desk.folder / "good")]) == 0
+    capsys.readouterr()
+    code, said = submitted(desk, desk.folder / "good", monkeypatch, capsys, *config, "--dry-run")
+    assert code == 0 and "127 samples" in said, said
+
+
+def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
+    manifest = Manifest.load(data)
+    bad = SampleOrder(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
+    less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    values = {"manifest": str(less.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
+    config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])
+    facts = [DatasetFacts(128, 1, 1.0, "", False)]
+    run = RunDir(tmp_path / "runs" / "sweep" / "run")
+    for samples, refused in ((16, True), (48, False)):
+        place = commit.folder(run, "only", samples, 1)
+        place.mkdir(parents=True)
+        commit.commit(place, {"stage": "only", "samples": samples, "attempt": 1})
+        with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
+            preflight.refuse_blank_blocks(config, facts, run)
+
+
+def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):
+    profile, sees = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
+    profile.write_text("kind: slurm\ncontainer: /images/x.sqsh\ncpus_per_node: 8\nmemory_gb: 64\n")
+    words = ("--cluster", str(profile), "--dry-run")
+    desk.refuses(78, f"Add to its container_mounts, at the same path: {data}", *words)
+    nominal = desk.submit(*words, "data.manifest=/not/here", "data.samples=1e5")
+    assert nominal.returncode == 0 and "at the same path: /not/here" in nominal.stdout, nominal.stderr
+    profile.write_text(profile.read_text() + sees + "\n")
+    done = desk.submit(*words)
+    assert done.returncode == 0 and "sees all that is read" in done.stdout, done.stderr
+
+
+def test_the_first_sample_of_an_evaluation_set_is_looked_at(desk, data, tmp_path):
+    plain = make_dataset(tmp_path / "plain", samples=8, shards=1)
+    desk.refuses(65, "no label 'cls'", f"evaluate.sets.small.manifest={plain}")
+    with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
+        writer.write({"__key__": "0", "png": encode(picture(0)), "cls": 4})
+    index([str(tmp_path / "0.tar")], tmp_path / "labelled")
+    desk.refuses(65, "the label has no class name", f"evaluate.sets.small.manifest={tmp_path}/labelled")
+
+
+def test_what_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    config = Config()
+    config.data.decoder = "simplejpeg"
+    with pytest.raises(ConfigError, match="data.decoder: is not installed"):
+        preflight._libraries(config, ClusterProfile(name="local"))
+
+
+@pytest.mark.parametrize(
+    "hours, start, words",
+    [(24, 0, ""), (0.05, 0, "3 min, but"), (0.05, 60, "a start takes 60 s"), (0.1, 300, "a start takes 5 min")],
+)
+def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words):
+    config, run = Config(), RunDir(tmp_path / "run")
+    config.resources.hours = hours
+    if start:
+        n = run.start_attempt({})
+        write_json(run.attempt(n) / "start.json", {"time": 1000.0})
+        write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + start})
+    found = preflight.wall_limit(config, ClusterProfile(kind="slurm", signal_seconds=120 if start else 180), run)
+    assert bool(found) == bool(words) and all(words in check.detail and "warning" in check.detail for check in found)
+    assert preflight.wall_limit(config, ClusterProfile(kind="local", signal_seconds=600), run) == []
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("name, kind", [("link", "hard"), ("symlink", "symbolic")])
+def test_a_place_without_links_is_found_out_before_a_run_ends_there(tmp_path, monkeypatch, name, kind, number):
+    """gcsfuse, vfat: no end of an attempt could be recorded."""
+    monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
+    with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
+        preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
+    assert site.write_problem(tmp_path / "runs") == f"{tmp_path}: this file system has no {kind} links"
+    monkeypatch.setattr(os, name, Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StorageError, match="No space left"):
+        preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
+    monkeypatch.undo()
+    assert not preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).skipped
+    assert not list(tmp_path.iterdir()), "nothing is left"
+
+
+def test_damaged_shards_are_seen_before_anything_starts(desk, tmp_path):
+    broken = make_dataset(tmp_path / "broken", samples=64, shards=2)
+    shard = broken / "00001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    desk.refuses(65, "bytes, indexed were", f"data.manifest={broken}")
+    shard.unlink()
+    desk.refuses(65, "the shard is missing", f"data.manifest={broken}")
+
+
+def test_free_space_is_that_of_all_runs_that_start(desk, typed, monkeypatch):
+    """100 bytes a run, 150 are free."""
+    monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
+    for words in ([], ["--dry-run"]):
+        code, _, err = typed(*words)
+        assert code == 69 and "checkpoints of 2 runs" in err and not typed.started and not desk.runs.exists(), err
+    assert typed("--only", "half")[0] == 0 and typed.started == ["half"]
+    assert typed()[0] == 69 and not typed.started
+    checkpoint = desk.runs / "demo" / "half" / "checkpoints" / "pretrain" / "16-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_bytes(bytes(75))
+    assert typed()[0] == 0 and typed.started == ["half", "whole"], "what a run holds is not needed again"
+
+
+def test_checks_name_the_runs_that_they_are_about(desk, typed):
+    text = desk.text.replace("mask: 0.5", "mask: 0.5, compute.threads: 2")
+    checks = json.loads(typed("--dry-run", "--json", sweep=text)[1])["checks"]
+    about = {check["name"]: check["runs"] for check in checks}
+    assert about["tokenizer"] == [] and sorted(c["runs"] for c in checks if c["name"] == "cores") == [
+        ["half"],
+        ["whole"],
+    ]
+    out = typed("--dry-run", sweep=text)[1]
+    assert "  cores (half): 2 threads" in out and "  cores (whole): 1 threads" in out and "  tokenizer: " in out
+
+
+@pytest.mark.parametrize("cores, skipped, words", [("", True, "gives no cpus_per_node"), (96, False, "on 96 cores")])
+def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_path, cores, skipped, words):
+    line = f"cpus_per_node: {cores}\n" if cores else ""
+    (tmp_path / "far.yaml").write_text(f"kind: slurm\nmemory_gb: 64\n{line}")
+    plan = json.loads(typed("--dry-run", "--json", "--cluster", str(tmp_path / "far.yaml"))[1])
+    (check,) = [check for check in plan["checks"] if check["name"] == "cores"]
+    assert check["skipped"] == skipped and words in check["detail"]
+
+
+def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
+    much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
+    for words in ([], ["--dry-run"]):
+        code, _, err = typed("--only", "half", *much, *words)
+        assert code == 69 and "are free, up to 1" in err and "FLIP_RUNS=" in err
+    code, out, err = typed("--dry-run", "--only", "half", *much, "data.manifest=/nowhere", "data.samples=1000000")
+    assert code == 0 and ": only " in out.split("not checked here")[1], err
+    assert not desk.runs.exists()
+
+
+def test_the_place_is_written_and_left_as_it_was(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    assert "can be written" in preflight.probe_url(str(tmp_path / "checkpoints"))
+    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FlipError):
+        preflight.probe_url(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
+
+
+def test_the_time_that_a_save_takes(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    assert preflight.describe_save_time(run, 90) == ""
+    for samples, took in ((8, 30.0), (16, 50.0)):
+        path = commit.folder(run, "pretrain", samples, 1)
+        path.mkdir(parents=True)
+        commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": took})
+    assert preflight.describe_save_time(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
+    assert "raise signal_seconds" in preflight.describe_save_time(run, 90)
+
+
+def test_two_slow_steps_are_counted_in(tmp_path):
+    run = RunDir(tmp_path / "sweep" / "run")
+    path = commit.folder(run, "pretrain", 8, 1)
+    path.mkdir(parents=True)
+    record = {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": 50.0, "step": 4, "seconds": 100.0}
+    commit.commit(path, record)
+    assert preflight.describe_save_time(run, 150).startswith("50.0 s at most until now, a step 25.0 s, the warning")
+    assert "raise" not in preflight.describe_save_time(
+        run, 150
+    ) and "raise signal_seconds" in preflight.describe_save_time(run, 149)

@@ -1,0 +1,121 @@
+"""Carrying out a plan: pruning, restarting and forking runs, and errors of the folder of runs."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+from flip.config.merge import read_config
+from flip.runs.rundir import create_json, read_json, write_json
+from jobs.submission import apply as folders
+
+
+def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
+    more = desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n"
+    assert typed(sweep=more)[0] == 0 and typed.started == ["half", "whole", "other", "last"]
+    code, out, _ = typed()
+    assert code == 0 and "left alone: last (stopped), other (stopped); --prune moves them to the trash" in out
+    code, out, err = typed("--prune")
+    assert code == 78 and "moves 2 runs to the trash: last, other" in err and "--yes" in err and not typed.started
+    shown = json.loads(typed("--prune", "--dry-run", "--json")[1])
+    assert [(row["name"], row["prunes"]) for row in shown["dropped"]] == [("last", True), ("other", True)]
+    assert "moves 2 runs to the trash" in shown["question"] and len(typed.there()) == 4
+    one = desk.text[: desk.text.index("  whole")]
+    code, _, err = typed("--prune", "--yes", sweep=one)
+    assert code == 78 and "3 of 4 runs" in err and len(typed.there()) == 4
+    code, out, _ = typed("--prune", "--yes")
+    assert code == 0 and out.count("moved to the trash: ") == 2
+    assert typed.there() == ["half", "whole"] and typed.trashed() == ["last", "other"]
+    assert typed("--prune-most", "--yes", sweep=desk.text.replace("half", "mid"))[0] == 0
+    assert typed.there() == ["mid", "whole"] and typed.started == ["mid", "whole"]
+
+
+def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypatch):
+    typed(sweep=desk.text + "  other: {seed: 1}\n")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    asked = Mock(return_value="n")
+    monkeypatch.setattr("builtins.input", asked)
+    code, _, err = typed("--prune")
+    assert code == 78 and "nothing was done" in err and len(typed.there()) == 3 and not typed.started
+    assert asked.call_args.args == ("This moves 1 run to the trash: other. Go on? [y/N] ",)
+    asked.return_value = "y"
+    assert typed("--prune")[0] == 0 and typed.trashed() == ["other"]
+
+
+def test_a_restart_asks_and_says_how_to_bring_the_old_run_back(desk, typed):
+    typed()
+    write_json(desk.runs / "demo" / "half" / "result.json", {"run": "half"})
+    words = ["--changed", "restart"]
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    code, _, err = typed(*words, sweep=changed)
+    question = "This moves 1 run to the trash and starts it from zero: half (complete)."
+    assert code == 78 and question in err and not typed.trashed() and not typed.started
+    assert json.loads(typed(*words, "--dry-run", "--json", sweep=changed)[1])["question"] == question
+    code, out, err = typed(*words, "--yes", sweep=changed)
+    assert code == 0 and typed.trashed() == ["half"], err
+    (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: half")]
+    subprocess.run(line.partition("restore it with: ")[2], shell=True, check=True)
+    assert (desk.runs / "demo" / "half-old" / "result.json").exists() and (desk.runs / "demo" / "half").exists()
+
+
+def test_pruning_respects_only_and_says_how_to_bring_runs_back(desk, typed):
+    typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n")
+    assert "no longer in the sweep" not in typed("--only", "half")[1]
+    assert typed("--only", "half", "--prune", "--yes")[0] == 0 and not typed.trashed()
+    code, out, _ = typed("--only", "oth*", "--prune", "--yes")
+    assert code == 0 and typed.trashed() == ["other"] and typed.there() == ["half", "last", "whole"]
+    assert not typed.started
+    (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: other")]
+    subprocess.run(line.partition("restore it with: ")[2], shell=True, check=True)
+    assert typed.there() == ["half", "last", "other", "whole"]
+    code, _, err = typed("--only", "nothing", "--prune")
+    assert code == 78 and "no run of the sweep matches" in err
+
+
+def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
+    typed()
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25")
+    code, out, err = typed(sweep=changed)
+    assert code == 78 and "stages.pretrain.mask: '0.5' -> '0.25')" in err and "--changed keep" in err
+    code, out, _ = typed("--changed", "keep", sweep=changed)
+    assert code == 0 and "kept as it is (stages.pretrain.mask: '0.5' -> '0.25')" in out
+    assert read_config(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.5" and "half" in typed.started
+    code, out, _ = typed("--changed", "fork", sweep=changed + "paper: {half: {small: 50.0}}\n")
+    assert code == 0 and "half-v2" in typed.started and typed.there() == ["half", "half-v2", "whole"]
+    assert read_config(desk.runs / "demo" / "half-v2" / "config.yaml").stages[0].mask == "0.25"
+    about = read_json(desk.runs / "demo" / "sweep.json")
+    assert about["runs"] == ["half", "half-v2", "whole"] and about["paper"]["half-v2"] == {"small": 50.0}
+    assert typed(sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"], "from now on it lives there"
+    assert typed("--changed", "keep", sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"]
+    assert typed("--prune", sweep=changed)[0] == 0 and not typed.trashed(), "a fork is no dropped run"
+    (desk.runs / "demo" / "whole" / "identity.json").write_text('{"hash": "x"}')
+    code, _, err = typed("--changed", "keep", sweep=changed)
+    assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
+    again = changed.replace("0.25", "0.75")
+    assert typed("--changed", "restart", "--yes", sweep=again)[0] == 0
+    assert (
+        typed.trashed() == ["half", "whole"]
+        and read_config(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
+    )
+
+
+def test_two_submits_at_once(desk):
+    with folders.lock(desk.runs / "demo"):
+        done = desk.submit()
+    assert done.returncode == 78 and "another submit is at work" in done.stderr
+
+
+def test_a_file_in_the_way_of_the_runs(desk):
+    desk.runs.write_text("")
+    done = desk.submit()
+    assert done.returncode == 78 and "a file is where a folder must be" in done.stderr
+
+
+def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
+    def cancelled(jobs):
+        create_json(jobs[0].run.cancel, {"who": "ann"})
+
+    monkeypatch.setattr(typed, "submit", cancelled)
+    code, out, _ = typed()
+    assert code == 0 and "cancelled meanwhile, so not started: half\n" in out
