@@ -1,4 +1,4 @@
-"""What a run will cost, by arithmetic: FLOPs, GPU-hours at an assumed utilisation, money."""
+"""The computed cost of a run: FLOPs, GPU-hours at an assumed utilisation, money."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jobs.common.cluster_profile import ClusterProfile
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums that add up over stages and runs. ``gpu_hours`` is 0 for a run without GPUs, None if the profile does not
-    give the peak of its GPU. ``price`` is None without a price per GPU-hour."""
+    """Totals, which add up over stages and runs. ``gpu_hours``: 0 without GPUs, None if their peak is unknown.
+    ``price``: None without a price per GPU-hour."""
 
     samples: int
     steps: int
@@ -26,10 +26,8 @@ class Cost:
 
 @dataclass(frozen=True)
 class Device:
-    """One rank in one stage: bytes at the peak of a step (``flip.costs.device_memory``), and seconds of a step.
-
-    The seconds are those of arithmetic at the assumed utilisation, None where the profile cannot tell.
-    """
+    """One rank in one stage: bytes at the peak of a step (``flip.costs.stage_memory``), and computed seconds of a step
+    at the assumed utilisation (None if unknown)."""
 
     memory: dict[str, int]
     step_seconds: float | None
@@ -37,7 +35,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage FLOPs, GPU-hours and its device."""
+    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage its cost and its device."""
 
     parameters: dict[str, int]
     numbers: dict[str, Any]
@@ -54,9 +52,9 @@ class Estimate:
 def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     """The cost of a resolved, valid configuration on a cluster.
 
-    GPU-hours = samples * training FLOPs per pair / (peak * utilisation), training being 3 times the forward pass
-    (the assumption of all our plans), and 4 times where micro-batches or recomputed blocks do it once more. Samples are
-    those really drawn: whole batches. The FLOPs of the plan are those of the model, without what is done again.
+    GPU-hours = samples * training FLOPs per pair / (peak * utilisation). Training costs 3 forward passes, or 4 if
+    micro-batches or recomputed blocks repeat one; the FLOPs of the plan are without repetition. Samples are whole
+    batches.
     """
     numbers = plan_numbers(config)
     stages, devices = [], []
@@ -72,7 +70,7 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
 
 
 def forward_passes(compute: Compute) -> int:
-    """Forward passes that a step costs: 3 (the backward one counts two), and each that is done again."""
+    """Forward passes per step: 3, because the backward pass counts as two, plus repeated ones."""
     return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
 
 
@@ -85,7 +83,7 @@ def _cost(samples: int, steps: int, work: float, again: float, profile: ClusterP
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """The sum. GPU-hours are None if those of any part are; the price is that of the parts that use GPUs."""
+    """The sum. GPU-hours are None if any part has None; the price is that of the parts with GPUs."""
     costs = list(costs)
 
     def add(values: list[float | None]) -> float | None:
@@ -101,10 +99,10 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def assumption(profile: ClusterProfile) -> str:
-    """The words that go with every number of GPU-hours."""
+    """The assumption behind GPU-hours, in words."""
     if not profile.tflops:
         return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"
     return (
         f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.tflops:g} TFLOP/s"
-        f" ({profile.gpu or 'a card'}; the assumption of all our plans)"
+        f" ({profile.gpu or 'a GPU'}; the assumption of all our plans)"
     )

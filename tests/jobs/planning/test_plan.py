@@ -255,7 +255,7 @@ def test_other_data_take_an_explicit_word(state, starts):
     want = wanted(data="other")
     seen = {"a": found(state)}
     plan = planning.plan([want], seen, Path("runs"))
-    with pytest.raises(ConfigError, match=r"data.manifest: .*or data \(it goes on with the new data\)"):
+    with pytest.raises(ConfigError, match=r"data.manifest: .*or data \(it continues with the new data\)"):
         plan.refuse_changed()
     (action,) = planning.plan([want], seen, "runs", changed="data").actions
     assert (action.starts, action.adopts, action.moves) == (starts, starts, False)
