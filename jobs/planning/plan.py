@@ -45,8 +45,8 @@ class ResolvedRun:
     given: frozenset[str] = frozenset()  # keys that the sweep sets
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    cluster: str = ""  # name of the profile of the cluster that it starts on
-    kept: Sequence[ConfigChange] = ()  # what the sweep file asks for in vain: ``config`` is that of the directory
+    cluster: str = ""  # name of the profile of its cluster
+    ignored_changes: Sequence[ConfigChange] = ()  # by ``--changed keep``
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,11 @@ def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths
             stored = read_record(run.identity)
             if not isinstance(stored, dict):
                 continue
-            kept = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
+            stable = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
         except (FlipError, OSError, ValueError):  # a damaged run is reported by the plan
             continue
-        if identity(kept, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, kept)):
-            return kept
+        if identity(stable, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, stable)):
+            return stable
     return fresh
 
 
@@ -256,8 +256,8 @@ def _action(
             return _changed(wanted, existing, forked, names, changed)
         existing = all_existing[fork]
     starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
-    kept = f"kept as it is ({_list(wanted.kept, wanted.given)})" if wanted.kept else ""
-    return Action(wanted, existing.state, "; ".join(filter(None, [existing.detail, kept])), starts, fork=fork)
+    unchanged = f"kept as it is ({_list(wanted.ignored_changes, wanted.given)})" if wanted.ignored_changes else ""
+    return Action(wanted, existing.state, "; ".join(filter(None, [existing.detail, unchanged])), starts, fork=fork)
 
 
 def _changed(

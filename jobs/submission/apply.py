@@ -168,7 +168,7 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
         write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
     uncancels = action.name in plan.cancelled and not action.moves
     command = [*typed, "--only", action.wanted.name] if typed else []
-    command += ["--changed", "keep"] if typed and action.wanted.kept else []
+    command += ["--changed", "keep"] if typed and action.wanted.ignored_changes else []
     resources, cluster = resources_of(action.wanted.config), action.wanted.cluster
     return Job(run, code, resources, cluster=cluster, uncancels=uncancels, command=command, hooks=snapshot.path)
 

@@ -159,13 +159,13 @@ def _run(action: Action) -> list[str]:
 
 def _data(data: dict[str, Any]) -> list[str]:
     sets, blocks = data["sets"], f"blocks of {data['block']}"
-    rows = [
-        f"{count(one['samples'])} samples, {one['passes']:.3g} passes;"
-        f" {one['lanes']} lanes, chunks of {one['chunk']}, {blocks}"
-        + (f"; {one['name']}, {one['lanes'] / data['lanes']:.3%} of every batch" if one["name"] else "")
-        for one in sets
+    lines = [
+        f"{count(row['samples'])} samples, {row['passes']:.3g} passes;"
+        f" {row['lanes']} lanes, chunks of {row['chunk']}, {blocks}"
+        + (f"; {row['name']}, {row['lanes'] / data['lanes']:.3%} of every batch" if row["name"] else "")
+        for row in sets
     ]
-    return [f"  {'data' if i == 0 else '':<13}{row}" for i, row in enumerate(rows)]
+    return [f"  {'data' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)]
 
 
 def _differences(wanted: ResolvedRun) -> list[ConfigChange]:

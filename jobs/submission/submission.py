@@ -146,9 +146,9 @@ class Submission:
                 run.config.init = self._resolve_init(run)
             data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
-            config, kept = self._resolve_stable(run, data, on)
+            config, ignored = self._resolve_stable(run, data, on)
             notes = validate(config)
-            self.nominal = self.nominal or any(one.nominal for one in data)
+            self.nominal = self.nominal or any(facts.nominal for facts in data)
             try:
                 preflight.refuse_whole_json_captions(config, data)
             except ConfigError:
@@ -174,7 +174,7 @@ class Submission:
             notes=notes,
             warnings=warnings(config),
             cluster=profile.name,
-            kept=kept,
+            ignored_changes=ignored,
         )
 
     def _add_checks(self, checks: Sequence[preflight.Check], *names: str) -> None:
@@ -262,7 +262,7 @@ class Submission:
         """The question to confirm before anything starts; empty if there is none."""
         asked = []
         if plan.pruned:
-            active = [name for name, found in plan.pruned.items() if found.active]
+            active = [name for name, existing in plan.pruned.items() if existing.active]
             stopped = f" ({', '.join(active)}: cancelled first)" if active else ""
             asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
         moved = [f"{action.name} ({action.existing})" for action in plan.starting if action.moves]
@@ -293,7 +293,7 @@ class Submission:
 
     def _commit(self, plan: Plan) -> None:
         if plan.pruned:
-            active = ", ".join(name for name, found in plan.pruned.items() if found.active)
+            active = ", ".join(name for name, existing in plan.pruned.items() if existing.active)
             self._print(f"cancelled; waiting until they have saved: {active}" if active else "")
             left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
             self._print(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
