@@ -100,14 +100,14 @@ class EvaluationRequest:
         if len({(request.name, request.task) for request in requests}) < len(requests):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
         if args.batch < 1 or args.cost < 0:
-            raise ConfigError(
-                "must be above 0", "--batch" if args.batch < 1 else "--probe-c", min(args.batch, args.cost)
-            )
+            option, value = ("--batch", args.batch) if args.batch < 1 else ("--probe-c", args.cost)
+            raise ConfigError("must be above 0", option, value)
+        cache = "" if args.no_cache else str(cache_root() / "features")
+        rows = tuple(dataclasses.asdict(request) for request in requests)
+        commits, views = self._commits(subject), self._views()
         return Task(
-            str(subject.path), self._model(), self._commits(subject), tuple(dataclasses.asdict(request) for request in
-            requests), self.data, self._views(), args.batch, args.cost, "" if args.no_cache else str(cache_root() /
-            "features"), args.url,
-        )  # fmt: skip
+            str(subject.path), self._model(), commits, rows, self.data, views, args.batch, args.cost, cache, args.url
+        )
 
     def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:
