@@ -52,7 +52,7 @@ class Clock:
             self.now = max(self.now, until)
 
     def sleep(self, seconds):
-        """As time.sleep, for a process; nobody else may wait."""
+        """As time.sleep, for a process; nothing else may wait."""
         assert self.current is not None, "only processes wait"
         self.current.wait(seconds)
 
@@ -60,7 +60,7 @@ class Clock:
 class Process:
     """``do()`` with an environment, standard output and standard error of its own; then ``over(code, output)``.
 
-    An exception that nobody catches is code 1, as in a real one. ``skin``: a context in which each stretch between two
+    An uncaught exception is code 1, as in a real one. ``skin``: a context in which each stretch between two
     waits runs, such as a file system that is away.
     """
 

@@ -1,7 +1,7 @@
 """The controller of a Slurm that does not exist: jobs, nodes, what becomes of them, and when.
 
 What it does is what tests/slurm/scenarios.json has seen of Slurm 24.11. A job has whole nodes. What lives on nodes is
-told by ``host.Life``; the words in which all this is told to clients are those of ``commands``.
+reported by ``host.Life``; the texts that clients get are those of ``commands``.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Controller:
         job.life.end()
 
     def _over(self, job):
-        """The end of a job of somebody else's."""
+        """The end of another user's job."""
         job.state, job.end = "COMPLETED", self.clock.now
         self._gone(job)
 
@@ -294,7 +294,7 @@ class Controller:
         self._silent(node)
 
     def cut_off(self, name):
-        """A node that nobody hears any more; what runs on it runs on."""
+        """A node that is cut off; its processes continue."""
         self.nodes[name].reachable = False
         self._silent(self.nodes[name])
 

@@ -78,7 +78,7 @@ class Life:
         self.restarts, self.path = job.restarts, job.script.run(job.index)
         self.attempt, self.body, self._processes, self._over = None, None, [], False
         self.events = []
-        """(time, what) that happened to it, as nobody but the world knows."""
+        """(time, what) that happened to it, known only to the simulation."""
         self.born, self.began, self.ended = self.clock.now, None, float("inf")
         """When its attempt began, and when the last of its ranks ended."""
         self.through = float("inf")

@@ -61,7 +61,7 @@ class Scripted:
 class Rank:
     def __init__(self, step, rank, node):
         self.step, self.rank, self.node, self.clock = step, rank, node, step.clock
-        self.code, self.told, self.log, self._held = None, "", None, []
+        self.code, self.stop_signal, self.log, self._held = None, "", None, []
         self.event = self.clock.at(LISTENS, self._listen)
 
     def _listen(self):
@@ -92,16 +92,16 @@ class Rank:
             return
         if self.rank == 0:
             self.step.run.record_stop_signal(self.step.n, f"SIG{name}")
-        if not self.told and name not in self.step.play.get("ignore", []):
-            self.told = f"SIG{name}"
+        if not self.stop_signal and name not in self.step.play.get("ignore", []):
+            self.stop_signal = f"SIG{name}"
             self.clock.cancel(self.event)
             self.event = self.clock.at(self.step.play.get("save", 0.0), self._finish)
 
     def _finish(self):
         run, n = self.step.run, self.step.n
-        if not self.told and self.rank == 0:
+        if not self.stop_signal and self.rank == 0:
             write_json(run.result, {"run": run.name, "attempt": n})
-        self.end(leave(run, n, self.rank, self.told))
+        self.end(leave(run, n, self.rank, self.stop_signal))
 
     def end(self, code):
         self.code = code

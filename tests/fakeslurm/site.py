@@ -50,7 +50,7 @@ class Job:
     nodes_wanted: int
     limit: float
     script: object = None
-    """What runs; see ``host.Script``. None: a job of somebody else's, of higher priority, that sleeps."""
+    """What runs; see ``host.Script``. None: a job of another user, of higher priority, that sleeps."""
     seconds: float = 0.0
     nodelist: tuple = ()
     array: int = 0

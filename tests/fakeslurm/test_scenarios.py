@@ -16,8 +16,8 @@ def looks(record):
     """What the exit traps saw of the job: the fields that they read; of the time of a preemption that there is one."""
     found = []
     for read in (attempt["read"] or {} for attempt in record["attempts"]):
-        told = {key: read.get(key) for key in ("JobState", "Reason", "Restarts", "TimeLimit", "SLURM_RESTART_COUNT")}
-        found.append(told | {"preempted": "-" in (read.get("PreemptTime") or "")})
+        fields = {key: read.get(key) for key in ("JobState", "Reason", "Restarts", "TimeLimit", "SLURM_RESTART_COUNT")}
+        found.append(fields | {"preempted": "-" in (read.get("PreemptTime") or "")})
     return found
 
 

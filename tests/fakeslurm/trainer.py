@@ -1,7 +1,7 @@
 """A model of the worker: all ranks of an attempt as one, which trains at a speed, commits at intervals, and ends.
 
 It writes what the worker writes, by the functions of ``flip.runs.rundir`` and ``flip.runs.commit``. The commits that
-lie between two looks of somebody are one: only the newest is written, when somebody looks.
+lie between two reads are one: only the newest is written, at the next read.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Trainer:
         self.world, self.life, self.run, self.n, self.clock, self._over = world, life, run, n, life.clock, over
         self.like = world.likes[run.name]
         self.living, self.lost = {node.name for node in life.nodes}, set()
-        self.listening, self.over, self.held, self.told = False, False, "", ""
+        self.listening, self.over, self.held, self.stop_signal = False, False, "", ""
         self._timer = self.clock.at(self.like.startup * world.rng.uniform(0.5, 2.0), self._listen)
         world.bodies.setdefault(run.name, []).append(self)
 
@@ -154,10 +154,10 @@ class Trainer:
                 self.held = self.held or name
 
     def _hear(self, name):
-        if self.told:
+        if self.stop_signal:
             return
         self._catch_up_quietly()
-        self.told = name or "cancel.json"
+        self.stop_signal = name or "cancel.json"
         with self.world.storage(self.life), contextlib.suppress(OSError):
             self.run.record_stop_signal(self.n, f"SIG{name}")
         self.clock.cancel(self._timer)
@@ -175,11 +175,11 @@ class Trainer:
                 self.life.happened("storage")
                 self._leave("storage", str(error))
                 return
-        self._leave("stopped", f"signal SIG{self.told}", signal=f"SIG{self.told}")  # of no interest where it is none
+        self._leave("stopped", f"signal SIG{self.stop_signal}", signal=f"SIG{self.stop_signal}")
 
     def look(self):
         """What rank 0 looks at in every step: whether it is the newest attempt still, and whether it is cancelled."""
-        if self.over or not self.listening or self.told:
+        if self.over or not self.listening or self.stop_signal:
             return
         try:
             with self.world.storage(self.life):
@@ -195,14 +195,14 @@ class Trainer:
     def storage_changed(self):
         """Files fail from now on: the next step sees it where they are away, the next commit where they are full."""
         kind = self.world.storage_kind
-        if self.over or not self.listening or not kind or self.told:
+        if self.over or not self.listening or not kind or self.stop_signal:
             return
         passed = self.clock.now - self.begin
         wait = self.like.step if kind == "away" else self.like.interval - passed % self.like.interval
         self.clock.at(wait, self._fail)
 
     def _fail(self):
-        if self.world.storage_kind and not self.over and not self.told:
+        if self.world.storage_kind and not self.over and not self.stop_signal:
             self.life.happened("storage")
             self._leave("storage", f"the file system is {self.world.storage_kind}")
 

@@ -24,7 +24,7 @@ LIMITS = Limits()
 TOGETHER = 300.0
 """Seconds: more than a straggler's step, its save, and a look that has to be repeated."""
 EXCUSED = 4 * DAY
-"""After something that only a person can mend, people look in within it."""
+"""After something that only a person can fix, people look in within it."""
 
 
 class Attempt:
@@ -55,7 +55,7 @@ def violations(world, states):
     """Sentences, one per promise that was not kept. ``states``: where each run stands at the end."""
     found = []
     for name, ones in attempts(world).items():
-        assert [one.n for one in ones] == list(range(1, len(ones) + 1)), f"{name}: an attempt of nobody's"
+        assert [one.n for one in ones] == list(range(1, len(ones) + 1)), f"{name}: an unknown attempt"
         for check in (_ended, _put_down_rightly, _limits, _writers):
             found += [f"{name}: {text}" for text in check(world, name, states[name], ones)]
     return found + [f"{name}: {text}" for name, text in _left_to_people(world)]
@@ -140,7 +140,7 @@ def _left_to_people(world):
 
     Or where its canary stopped for good.
     Or where preemption cancels, and killed the batch script before its exit trap was through; or the wall limit came
-    to a node that was away, which Slurm had not yet noticed: known, and not mended, as nothing of ours runs then.
+    to a node that was away, which Slurm had not yet noticed: known, and not fixed, as nothing of ours runs then.
     """
     taken, lives = set(), {name: [] for name in world.likes}
     for life in world.lives:

@@ -52,7 +52,7 @@ class Weather:
     """Somebody requeues a job by hand."""
     cancelled: float = 10.0
     bad_call: float = 0.02
-    """Share of commands that Slurm does not answer, refuses, or answers to nobody."""
+    """Share of commands that Slurm does not answer, refuses, or whose answer is lost."""
     fates: dict = field(default_factory=lambda: {
         "crash": 25.0, "oom": 40.0, "hang": 60.0, "data": 300.0, "diverged": 300.0, "config": 300.0,
         "permission": 300.0,
@@ -186,7 +186,7 @@ class World:
         self.away = self.rng.choice(["silent", "refused", "empty"])
         seconds = self.rng.choice([5 * MINUTE, 40 * MINUTE, 3 * HOUR, 16 * HOUR]) * self.rng.uniform(0.5, 1.2)
         ending = any(job.state == "TIMEOUT" and job.completing for job in self.controller.jobs.values())
-        if seconds > OUTAGE_SECONDS or ending:  # between TERM and KILL there is nobody whom a watcher could ask
+        if seconds > OUTAGE_SECONDS or ending:  # between TERM and KILL a watcher cannot ask Slurm
             self.excuses.append(self.clock.now + seconds)
         self.clock.at(seconds if self.away != "empty" else 60.0, setattr, self, "away", "")
 
@@ -249,7 +249,7 @@ class World:
         Process(self.clock, carefully, {"PATH": "/bin"}, over, lambda: self.storage(None))
 
     def _blind(self):
-        """A look that saw nothing: what a person was to mend until now waits for the next one."""
+        """A look that saw nothing: what a person was to fix until now waits for the next one."""
         if any(begin <= self.clock.now <= begin + EXCUSED for begin in self.excuses):
             self.excuses.append(self.clock.now)
 

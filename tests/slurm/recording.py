@@ -73,7 +73,7 @@ def essence(record, torn=False):
     return found | ({"sibling": essence(record["sibling"])} if "sibling" in record else {})
 
 
-def record(names, folder, told=print):
+def record(names, folder, log=print):
     """(release of Slurm, name -> record); one Slurm per group of equal options."""
     found, groups, version = {}, [], ""
     for name in names:
@@ -86,7 +86,7 @@ def record(names, folder, told=print):
             for name in (name for name in names if SCENARIOS[name].options == options):
                 begin = time.monotonic()
                 found[name] = perform(name, here, squeue, place)
-                told(f"{name}: {time.monotonic() - begin:.1f} s, {found[name]['end']['state']}")
+                log(f"{name}: {time.monotonic() - begin:.1f} s, {found[name]['end']['state']}")
     return version, {name: found[name] for name in names}
 
 

@@ -314,7 +314,7 @@ def cancelled(scene):
     scene.cancel()
 
 
-@scenario("scontrol requeue by somebody else")
+@scenario("scontrol requeue by another user")
 def requeued(scene):
     scene.submit(AGAIN)
     scene.ready()

@@ -1,4 +1,4 @@
-"""A worker that trains nothing: it notes every signal it gets, and leaves as it is told to.
+"""A worker that trains nothing: it notes every signal it gets, and leaves as requested.
 
 What it does stands in RUN_DIR/play.json: ``steps`` of 0.05 s until it is complete; ``save``, seconds between the
 signal to stop and the end; ``ignore``, names of signals that it notes but does not obey; ``exit``, a code with which it
@@ -20,7 +20,7 @@ from flip.runs.rundir import RunDir, write_json
 STEP = 0.05
 NOTED = ("TERM", "USR2", "CONT", "USR1", "HUP", "INT")
 STOP = ("TERM", "USR2", "USR1")
-"""What ``flip.distributed.shutdown`` takes as told to stop."""
+"""What ``flip.distributed.shutdown`` takes as a request to stop."""
 
 
 class Signals:
@@ -62,7 +62,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
         host = os.environ["SLURMD_NODENAME"]
         run.write_cause(attempt, rank, "crash", CAUSES["crash"], play["crash"], host=host)
         return CAUSES["crash"]
-    told = ""
+    stop_signal = ""
     end = time.monotonic() + play["steps"] * STEP
     while time.monotonic() < end:
         for name in signals.wait(end):
@@ -70,18 +70,18 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
                 continue
             if rank == 0:
                 run.record_stop_signal(attempt, f"SIG{name}")
-            if not told and name not in play.get("ignore", []):
-                told, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
-    if not told and rank == 0:
+            if not stop_signal and name not in play.get("ignore", []):
+                stop_signal, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
+    if not stop_signal and rank == 0:
         write_json(run.result, {"run": run.name, "attempt": attempt})
-    return leave(run, attempt, rank, told)
+    return leave(run, attempt, rank, stop_signal)
 
 
-def leave(run: RunDir, attempt: int, rank: int, told: str) -> int:
+def leave(run: RunDir, attempt: int, rank: int, stop_signal: str) -> int:
     """Leave the cause as ``jobs.runtime.worker`` does; its code."""
-    cause, reason = ("stopped", f"signal {told}") if told else ("complete", "")
+    cause, reason = ("stopped", f"signal {stop_signal}") if stop_signal else ("complete", "")
     host = os.environ.get("SLURMD_NODENAME", "")
-    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace="", signal=told, host=host)
+    run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace="", signal=stop_signal, host=host)
     return CAUSES[cause]
 
 

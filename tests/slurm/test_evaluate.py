@@ -23,15 +23,15 @@ def test_as_a_job(start_slurm, tmp_path, monkeypatch, capsys):
     cluster = ["--cluster", str(here.profile), "--root", str(place / "runs"), "--processes", "2", "--hours", "0.2"]
     assert evaluate.main([*words, *cluster, "--gpus", "0", "--detach"]) == 0
     (job,) = (RunDir(path.parent) for path in (place / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
-    deadline, told = time.monotonic() + 400, False
+    deadline, signalled = time.monotonic() + 400, False
     while not job.result.exists() and time.monotonic() < deadline:
-        if not told and (job.attempt(1) / "start.json").exists():
+        if not signalled and (job.attempt(1) / "start.json").exists():
             record = json.loads((job.path / "job.json").read_text())
             rows = slurm_cli.queue([record["name"]])
             slurm_cli.call("scontrol", "requeue", rows[record["name"], record["index"]].id)
-            told = True
+            signalled = True
         time.sleep(0.5)
-    assert told and job.newest_attempt() > 1
+    assert signalled and job.newest_attempt() > 1
     found = json.loads(job.result.read_text())["evaluations"]
     assert evaluate.main([*words, "--processes", "2"]) == 0
     here_alone = json.loads(capsys.readouterr().out)

@@ -52,10 +52,10 @@ def sweep(start_slurm, tmp_path):
     (tmp_path / "python").write_text(LACKS.format(python=sys.executable))
     (tmp_path / "python").chmod(0o755)
     write_json(tmp_path / "runs" / "demo" / "sweep.json", {"runs": list(PLAYS)})
-    told = {"notify": [sys.executable, "-c", NOTES, str(heard)]}
+    options = {"notify": [sys.executable, "-c", NOTES, str(heard)]}
     third = {"name": "third", "python": str(tmp_path / "python"), "host_python": sys.executable, "peer_seconds": 5}
-    others = profile(name="second", partition="high", **told), profile(**third, **told)
-    MultiBackend([profile(name="first", **told), *others]).submit(jobs)
+    others = profile(name="second", partition="high", **options), profile(**third, **options)
+    MultiBackend([profile(name="first", **options), *others]).submit(jobs)
     return here, {job.run.name: job.run for job in jobs}, heard
 
 
@@ -112,7 +112,7 @@ def test_verbs(sweep, tmp_path):
     assert state("stays").state == "running" and follower.poll() is None
     said("cancel", "demo/stays", "--yes")
     assert "==> logs/1/job.out <==" in follower.communicate(timeout=60)[0] and follower.returncode == 0
-    # who wants to know is told: of the run that stopped for good, and once of the end of all
+    # events: one for the run that stopped for good, and one for the end of all
     wait_until(lambda: state("away").state == "complete", "the run that waited")
     wait_until(lambda: heard.exists() and "sweep_ended" in heard.read_text(), "the end of the sweep")
     events = [json.loads(line) for line in heard.read_text().splitlines()]

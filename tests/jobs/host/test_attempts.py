@@ -52,7 +52,7 @@ def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
 
 
 def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
-    """Rank 0 was told to stop; then its node was cut off, from its peer and from the scheduler."""
+    """Rank 0 was asked to stop; then its node was cut off, from its peer and from the scheduler."""
     run = make(tmp_path)
     n = attempts.start_attempt(run, {})
     run.record_stop_signal(n, "SIGTERM")
@@ -82,7 +82,7 @@ def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
 def test_an_end_that_is_written_late_has_no_part_in_later_commits(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
-    assert attempts.start_attempt(run, {}) == 2, "nobody said how attempt 1 ended"
+    assert attempts.start_attempt(run, {}) == 2, "the end of attempt 1 is unknown"
     assert read_json(run.attempt(2) / "start.json")["first_commit"], "it may have been cut off"
     save(run, 100, 2)
     attempts.end_abandoned(run, unwritten=1, before=2)

@@ -1,4 +1,4 @@
-"""How an attempt ended is asked until somebody says so: no end is put down to what it was not."""
+"""The end of an attempt is queried until Slurm answers; its cause is never guessed."""
 
 import pytest
 

@@ -34,7 +34,7 @@ def job(tmp_path, name, shape=ONE, code="code", **fields):
     return Job(run, tmp_path / code, shape, **fields)
 
 
-def told(run):
+def state_of(run):
     state = clusters.states([run])[run.path]
     return state.state, state.detail
 
@@ -161,7 +161,7 @@ def test_the_others_are_queued_before_it_and_held(submitted, tmp_path):
     record, waiting = (read_json(run.path / "job.json") for run in (a, b))
     assert record["canary"] == {"steps": 50, "releases": [waiting["name"]]} and waiting["waits_for"] == "a"
     assert waiting["time"] < record["time"]
-    assert told(b) == told(c) == ("queued", "waits for its canary a")
+    assert state_of(b) == state_of(c) == ("queued", "waits for its canary a")
 
 
 def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
@@ -178,7 +178,7 @@ def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
     assert len(looks) == 2 and asked(submitted, "scontrol release") == ["scontrol release 52"]
     assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(others="PENDING|JobHeldAdmin")
-    assert told(b)[0] == "queued" and "scontrol release 52_0" in told(b)[1], "it is another hold"
+    assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "it is another hold"
 
 
 def test_not_to_be_seen_is_not_let_go(submitted):
@@ -204,7 +204,7 @@ def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, m
         slurm_cli.UNKNOWN_JOB_SECONDS <= slept[-1] < 3 * slurm_cli.UNKNOWN_JOB_SECONDS
         and len(asked(submitted, "squeue")) > 1
     )
-    assert told(b) == ("stopped", "its canary a is complete: submit again")
+    assert state_of(b) == ("stopped", "its canary a is complete: submit again")
 
 
 def test_a_wrong_answer_of_the_queue_is_asked_again(submitted, slept, tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(sub
     attempts.end_attempt(a, n, 78, "RUNNING")
     submitted.queue(first="FAILED|NonZeroExitCode", others=row)
     expected = "its canary a is failed (rank 0: a key is unknown): submit again"
-    assert told(b) == told(c) == ("stopped", expected) and told(a)[0] == "failed"
+    assert state_of(b) == state_of(c) == ("stopped", expected) and state_of(a)[0] == "failed"
     found = clusters.states([c, b, a])
     assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
     jobs = [Job(run, Path("/code")) for run in (b, c)]
@@ -277,15 +277,15 @@ def test_a_canary_that_was_submitted_again_lets_only_its_own_go(submitted):
     a, b, _ = submitted.runs
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
     submitted.queue()
-    assert told(b) == ("stopped", "its canary a is running (starting): submit again")
+    assert state_of(b) == ("stopped", "its canary a is running (starting): submit again")
 
 
 def test_by_hand_they_start_without_it(submitted):
     _, b, _ = submitted.runs
     submitted.queue(others="PENDING|Priority")
-    assert told(b) == ("queued", "in Slurm: Priority")
+    assert state_of(b) == ("queued", "in Slurm: Priority")
     submitted.queue(others="RUNNING|None")
-    assert told(b) == ("running", "starting")
+    assert state_of(b) == ("running", "starting")
 
 
 def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):

@@ -1,4 +1,4 @@
-"""Who wants to be told is told, once, and nothing depends on it."""
+"""Notifications are sent once, and nothing depends on them."""
 
 import json
 import sys
@@ -45,9 +45,9 @@ def stops(run, cause="data", code=65):
 
 def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
     assert stops(sweep.a) == 0
-    (told,) = sweep.heard()
-    assert abs(told.pop("time") - time.time()) < 60
-    assert told == {
+    (event,) = sweep.heard()
+    assert abs(event.pop("time") - time.time()) < 60
+    assert event == {
         "event": "run_stopped", "sweep": "demo", "run": "a", "folder": str(sweep.a.path), "attempt": 1,
         "cause": "data", "reason": "rank 0: why data",
     }  # fmt: skip
@@ -118,6 +118,6 @@ def test_the_supervisor_tells_too(field, tmp_path):
     write_json(field.sweep / "sweep.json", {"runs": ["a", "b"]})
     field.submit(bad, good)
     field.until(lambda: not field.left())
-    told = [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
-    assert sorted(event["event"] for event in told) == ["run_stopped", "sweep_ended"]
-    assert next(event for event in told if event["event"] == "sweep_ended")["failed"] == ["a"]
+    events = [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
+    assert sorted(event["event"] for event in events) == ["run_stopped", "sweep_ended"]
+    assert next(event for event in events if event["event"] == "sweep_ended")["failed"] == ["a"]

@@ -92,11 +92,11 @@ def test_temporary_folders_of_killed_ranks_are_deleted_by_the_next_attempt(run, 
     for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
         named = {"FLIP_RUN": str(path), "FLIP_ATTEMPT": str(n), "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-c", program], env={**os.environ, **named}, cwd=ROOT)
-    (tmp_path / "pymp-nobody").mkdir()
+    (tmp_path / "pymp-unowned").mkdir()
     assert len(list(tmp_path.glob("pymp-*"))) == 4
     worker.clear_temporaries(run, 2)
     left = sorted((owner["run"], owner["attempt"]) for owner in map(read_json, tmp_path.glob("pymp-*/flip.json")))
-    assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (tmp_path / "pymp-nobody").exists()
+    assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (tmp_path / "pymp-unowned").exists()
 
 
 def test_a_damaged_record_of_a_temporary_folder_is_left_alone(run, tmp_path, monkeypatch):

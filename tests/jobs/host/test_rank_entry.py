@@ -55,10 +55,10 @@ def test_first_and_last_host(nodes, first, last):
 
 
 def test_where_no_name_service_knows_the_first_node_its_address_is_taken(monkeypatch):
-    def nobody(*_):
+    def unknown_host(*_):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(rank_entry.socket, "getaddrinfo", nobody)
+    monkeypatch.setattr(rank_entry.socket, "getaddrinfo", unknown_host)
     assert rank_entry.environment({**TASK, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"})["MASTER_ADDR"] == "10.0.0.7"
     assert rank_entry.environment(TASK)["MASTER_ADDR"] == "n03"
 
@@ -208,13 +208,13 @@ def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path, name):
 def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
     run = tmp_path / "run"
     (run / "logs" / "2").mkdir(parents=True)
-    (tmp_path / "told.py").write_text(
+    (tmp_path / "resources_of.py").write_text(
         "import json, resource\n"
         "print(json.dumps([resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU)]))\n"
     )
     environment = {**os.environ, **TASK, "FLIP_RUN": str(run), "FLIP_SNAPSHOT": str(tmp_path)}
     entry = ROOT / "jobs" / "host" / "rank_entry.py"
-    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {entry} told"
+    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {entry} resources_of"
     subprocess.run(["bash", "-c", shell], env=environment, check=True)
     files, seconds = json.loads((run / "logs" / "2" / "node1.out").read_text())
     assert files == [resource.getrlimit(resource.RLIMIT_NOFILE)[1]] * 2 and seconds == [7200, 7200]

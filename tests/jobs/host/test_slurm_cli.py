@@ -18,9 +18,9 @@ USUAL = {"state": "RUNNING", "restarts": 0, "ran": "00:10:00", "limit": "1-00:00
 @pytest.fixture
 def naps(monkeypatch):
     """Seconds that the scheduler's callers would have slept, waits for a command's end left out."""
-    told = []
-    monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: told.append(seconds) if seconds >= 1 else None)
-    return told
+    naps = []
+    monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: naps.append(seconds) if seconds >= 1 else None)
+    return naps
 
 
 def show(**fields):
@@ -41,7 +41,7 @@ def show(**fields):
         ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:02"}, "CANCELLED"),  # in the grace
         ({"state": "COMPLETING", "preempted": "Unknown"}, "CANCELLED"),
         ({"state": "NODE_FAIL"}, "NODE_FAIL"),
-        ({"state": "COMPLETING", "reason": "NodeDown"}, "NODE_FAIL"),  # Requeue=0: nobody cancelled it
+        ({"state": "COMPLETING", "reason": "NodeDown"}, "NODE_FAIL"),  # Requeue=0: it was not cancelled
         ({"state": "COMPLETING", "reason": "NodeDown", "ran": "1-00:00:28"}, "NODE_FAIL"),
         ({"state": "COMPLETING", "reason": "RaisedSignal:9(Killed)"}, "FAILED"),
         ({"state": "COMPLETING", "reason": "DeadLine"}, "DEADLINE"),

@@ -42,7 +42,7 @@ def test_nothing_is_known_of_a_new_run(run):
 def test_a_start_that_came_to_an_end_before_its_first_step_took_at_least_that(run):
     attempt(run, ended=40)
     attempt(run, ended=30)
-    attempt(run, ended=4000, code=None)  # nobody saw it end: when is not known
+    attempt(run, ended=4000, code=None)  # its end was not observed: the time is unknown
     assert wall_limit.startup_seconds(run) == 40
     attempt(run, ready=50, ended=60)
     attempt(run)

@@ -32,7 +32,7 @@ def log(run):
 
 
 def begin(field, run):
-    """The first attempt of a run, looked after by nobody but the test."""
+    """The first attempt of a run, managed by the test alone."""
     world = field.worlds[run.name]
     n = run.start_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
     job = {"python": sys.executable, "module": "fake_worker", "snapshot": str(field.snapshot), "env": {}}

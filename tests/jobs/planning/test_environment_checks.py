@@ -46,8 +46,8 @@ def config(there, *overrides):
 
 
 def check(there, *seen, runtime="pyxis", plan=False, overrides=(), **fields):
-    told = {"kind": "slurm", "container": "x.sqsh", "container_mounts": list(seen), **fields}
-    profile = ClusterProfile(name="mine", container_runtime=runtime, **told)
+    keywords = {"kind": "slurm", "container": "x.sqsh", "container_mounts": list(seen), **fields}
+    profile = ClusterProfile(name="mine", container_runtime=runtime, **keywords)
     return environment_checks.check_container(config(there, *overrides), profile, there / "runs/demo", plan)
 
 

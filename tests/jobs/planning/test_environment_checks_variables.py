@@ -55,8 +55,8 @@ def test_what_jobs_do_not_get_is_named_before_the_bucket_is_read(there, monkeypa
     assert "profile mine" in str(caught.value) and "hush" not in str(caught.value)
     error = refused(made, env=["TOKEN", "AWS_ENDPOINT_URL", "no_proxy"], setup=["export https_proxy=http://there:3128"])
     assert error.code == 78 and error.value == "AWS_ACCESS_KEY_ID, FSSPEC_S3_ANON"
-    told = re.search(r"env: \[(.*?)\]", error.remedy)[1].split(", ")
-    ((name, said, skipped),) = check(made, profile(env=[*told, "https_proxy"]))
+    names = re.search(r"env: \[(.*?)\]", error.remedy)[1].split(", ")
+    ((name, said, skipped),) = check(made, profile(env=[*names, "https_proxy"]))
     assert name == "environment" and "are forwarded to jobs: AWS_ACCESS_KEY_ID, " in said and not skipped
     ((name, said, skipped),) = check(made, profile(), plan=True)
     assert name == "environment" and "AWS_ENDPOINT_URL" in said and skipped

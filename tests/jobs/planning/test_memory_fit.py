@@ -134,8 +134,8 @@ def test_the_table_says_where_it_is_from():
 
 
 def test_a_profile_needs_to_name_its_card_alone():
-    known, told = ClusterProfile(gpu="a100"), ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
-    assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (told.tflops, told.gpu_bytes) == (300, 80e9)
+    known, explicit = ClusterProfile(gpu="a100"), ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
+    assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (explicit.tflops, explicit.gpu_bytes) == (300, 80e9)
     assert (ClusterProfile().tflops, ClusterProfile().gpu_bytes) == (0, 0)
 
 

@@ -369,10 +369,10 @@ def test_another_machine_makes_no_other_run(tmp_path, snapshot):
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
-    told = "demo: this file system has no locks .*-o flock, or choose another runs root with FLIP_RUNS"
-    with pytest.raises(ConfigError, match=told), folders.lock(tmp_path / "demo"):
+    pattern = "demo: this file system has no locks .*-o flock, or choose another runs root with FLIP_RUNS"
+    with pytest.raises(ConfigError, match=pattern), folders.lock(tmp_path / "demo"):
         pass
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=pattern):
         supervisor.take_lock(tmp_path / "demo")
     assert not supervisor.is_served(tmp_path / "demo")
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, "Input/output error")))

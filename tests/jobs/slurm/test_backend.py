@@ -52,28 +52,28 @@ def ended(run, cause="stopped", code=75, state="RUNNING", **more):
     attempts.end_attempt(run, n, code, state)
 
 
-def told(run):
+def state_of(run):
     state = clusters.states([run])[run.path]
     return state.state, state.attempt, state.detail
 
 
 def test_queued_running_and_between_attempts(sweep):
-    assert told(sweep("a", ("PENDING", "Priority"))) == ("queued", 0, "in Slurm: Priority")
+    assert state_of(sweep("a", ("PENDING", "Priority"))) == ("queued", 0, "in Slurm: Priority")
     run = sweep("b", ("RUNNING", "None"))
-    assert told(run) == ("running", 0, "starting")
+    assert state_of(run) == ("running", 0, "starting")
     n = attempts.start_attempt(run, {})
-    assert told(run) == ("running", 1, "")
+    assert state_of(run) == ("running", 1, "")
     run.record_stop_signal(n, "SIGUSR2")
-    assert told(run) == ("running", 1, "told to stop")
+    assert state_of(run) == ("running", 1, "stop requested")
     waiting = sweep("c", ("PENDING", "BeginTime"))
     ended(waiting)
-    assert told(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
+    assert state_of(waiting) == ("waiting", 1, "rank 0: why stopped; in Slurm: BeginTime")
     unseen = sweep("d", ("PENDING", "BeginTime"))
     attempts.start_attempt(unseen, {})
-    assert told(unseen) == ("waiting", 1, "ended unseen: preempted, or its node failed; in Slurm: BeginTime")
+    assert state_of(unseen) == ("waiting", 1, "ended unseen: preempted, or its node failed; in Slurm: BeginTime")
     held = sweep("e", ("PENDING", "job requeued in held state"))
-    assert "scontrol release 57_4" in told(held)[2]
-    assert told(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
+    assert "scontrol release 57_4" in state_of(held)[2]
+    assert state_of(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
 
 
 def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
@@ -82,37 +82,45 @@ def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
     write_json(run.attempt(n) / "start.json", {"time": 1000.0})
     write_json(run.attempt(n) / "ready.json", {"time": 1070.0})
     wall_limit.record_limit(run, n, 60)
-    assert told(run) == ("running", 1, "no attempt can make progress within the wall limit of 60 s: a start takes 70 s")
+    assert state_of(run) == (
+        "running",
+        1,
+        "no attempt can make progress within the wall limit of 60 s: a start takes 70 s",
+    )
 
 
 def test_a_restart_of_a_submission_is_not_an_old_attempt(sweep):
     run = sweep("a", ("PENDING", "Priority"), after=1)
     ended(run)
-    assert told(run) == ("queued", 1, "in Slurm: Priority")
+    assert state_of(run) == ("queued", 1, "in Slurm: Priority")
 
 
 def test_ends(sweep):
     failed = sweep("a")
     ended(failed, "config", 78)
-    assert told(failed) == ("failed", 1, "rank 0: why config")
+    assert state_of(failed) == ("failed", 1, "rank 0: why config")
     complete = sweep("b", ("PENDING", "BeginTime"))  # which Slurm is about to start once more
     write_json(complete.result, {})
-    assert told(complete) == ("complete", 0, "")
+    assert state_of(complete) == ("complete", 0, "")
     by_hand = sweep("c", ("CANCELLED", "None"))
-    assert told(by_hand) == ("cancelled", 0, "cancelled in Slurm")
+    assert state_of(by_hand) == ("cancelled", 0, "cancelled in Slurm")
     ours = sweep("d", ("RUNNING", "None"))
     write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
-    assert told(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
+    assert state_of(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
     late = sweep("l", ("PENDING", "BeginTime"))
     late.record_time_limit(attempts.start_attempt(late, {}))
-    assert told(late)[2].startswith("its wall limit came before it had saved; in Slurm")
+    assert state_of(late)[2].startswith("its wall limit came before it had saved; in Slurm")
     gone = sweep("e")
     ended(gone)
-    assert told(gone) == ("stopped", 1, "rank 0: why stopped; its job is not in Slurm's queue any more: submit again")
+    assert state_of(gone) == (
+        "stopped",
+        1,
+        "rank 0: why stopped; its job is not in Slurm's queue any more: submit again",
+    )
     record = read_json(gone.path / "job.json")
     write_json(gone.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
-    assert told(gone)[2].endswith(": submit again: python jobs/submit.py --sweep x"), "the one command to type"
-    assert told(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
+    assert state_of(gone)[2].endswith(": submit again: python jobs/submit.py --sweep x"), "the one command to type"
+    assert state_of(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
 
 
 @pytest.mark.parametrize("requeue", [0, 1])
@@ -147,7 +155,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
         with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
             backend.SlurmBackend(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
         assert "partition, account, qos or options of the profile" in str(caught.value)
-        assert told(run) == ("stopped", 0, "Slurm did not confirm that it accepted its job: submit again")
+        assert state_of(run) == ("stopped", 0, "Slurm did not confirm that it accepted its job: submit again")
 
 
 def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
@@ -165,7 +173,7 @@ def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep,
 
 
 def test_another_clusters_runs_are_unknown_here(sweep):
-    state = told(sweep("a", site="near"))
+    state = state_of(sweep("a", site="near"))
     assert state == ("unknown", 0, "it was submitted to the Slurm cluster near; this is far")
 
 
@@ -330,7 +338,7 @@ def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep,
         clusters.cancel([far, first, second])
     assert commands.calls()[-1] == "scancel --signal=USR2 57_2"
     write_json(far.cancel, {"who": "ann"})
-    assert told(far)[0] == "unknown", "nobody has told it"
+    assert state_of(far)[0] == "unknown", "it cannot know"
 
 
 def test_a_cancel_that_slurm_does_not_take_is_an_error(sweep, commands):

@@ -163,7 +163,7 @@ DISABLED = """case $1 in
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_code_of_another_user_is_not_executed(stage, tmp_path, monkeypatch):
-    """As after somebody who may write to the runs root has put another folder in its place."""
+    """As if a user who may write to the runs root had replaced the folder."""
     code = tmp_path / "code"
     for name in ("flip", "jobs"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -351,9 +351,9 @@ def test_starts_that_come_to_nothing_are_counted_in_a_row_and_apart_from_preempt
     shutil.rmtree(stage.folder)
     stage.commands("scontrol", f"[ $1 = show ] && printf 'JobId=58\\n   Comment=away:{starts}:{before}:12 \\n'; exit 0")
     assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="200").wait(60) == 1
-    told = [call for call in stage.commands.calls() if "show" not in call]
-    assert told[:1] == ([f"scontrol update JobId=57_1 Comment=away:{again}:200:12"] if again else [])
-    assert len(told) == (3 if again else 0), "not for ever"
+    changes = [call for call in stage.commands.calls() if "show" not in call]
+    assert changes[:1] == ([f"scontrol update JobId=57_1 Comment=away:{again}:200:12"] if again else [])
+    assert len(changes) == (3 if again else 0), "not for ever"
 
 
 def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tmp_path):
