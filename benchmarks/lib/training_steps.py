@@ -44,7 +44,7 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
     return tokens
 
 
-def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
+def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """Steps of one model at each mask of the case, as flip.training.trainer does them on one process."""
     from flip.config.host import Host
     from flip.config.resolve import _compute
