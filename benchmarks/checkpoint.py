@@ -137,7 +137,7 @@ def _rank(work: dict[str, Any]) -> int:
             times[way]["written"].append(time.perf_counter() - start_time)
             times[way]["slowed"].append(statistics.median(products) / usual)
     times["bytes"] = sum(parallel.local(tensor).nbytes for tensor in state.values()) * world.size
-    if world.first:
+    if world.is_rank0:
         print(json.dumps(times), flush=True)
     parallel.stop()
     return 0
@@ -170,11 +170,11 @@ def _torch(work: dict[str, Any], world: Any) -> Callable[[Any], Callable[[], Non
         nonlocal count
         count += 1
         path = Path(work["folder"]) / f"torch{count}"
-        answer: Any = dcp.async_save(state, checkpoint_id=str(path), process_group=world.storage)
+        answer: Any = dcp.async_save(state, checkpoint_id=str(path), process_group=world.checkpoint_group)
 
         def settle() -> None:
             answer.result()
-            if world.first:
+            if world.is_rank0:
                 shutil.rmtree(path)
 
         return settle

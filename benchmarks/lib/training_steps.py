@@ -65,7 +65,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
     towers.init_weights(pair, chosen.seed)
     here = parallel.World(0, 1, device, None, None)
     config.compute.compile = "yes" if chosen.compile else "no"
-    parallel.place(pair, here, config.compute)
+    parallel.apply_parallelism(pair, here, config.compute)
     optimizer = optim.build(pair.named_parameters(), config.optim)
 
     def at(mask: str) -> Callable[[], None]:
@@ -73,7 +73,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)
-            grad_cache.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+            grad_cache.grad_cache_backward(pair, inputs, 1, device, parallel.autocast(config.compute, here))
             optimizer.step()
 
         return run

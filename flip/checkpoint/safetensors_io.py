@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import AT_ONCE, Remote
-from flip.distributed.parallel import copies, copy_number, local, local_offsets
+from flip.distributed.parallel import local, local_offsets, replica_of
 from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import DataError
 
@@ -62,9 +62,10 @@ def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     for name, tensor in state.items():
         writes = rank == 0
         if hasattr(tensor, "placements"):
-            copy = min(range(copies(tensor)), key=written.__getitem__)
-            written[copy] += tensor.numel()
-            writes = copy == copy_number(tensor)
+            replica, count = replica_of(tensor)
+            writer = min(range(count), key=written.__getitem__)
+            written[writer] += tensor.numel()
+            writes = replica == writer
         if writes:
             own[name] = tensor
     return own
