@@ -102,7 +102,8 @@ class CheckpointFiles:
         self.names = sorted(name for name in files if name.endswith(".safetensors"))
 
     def read(self, name: str, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop) of a file, or up to its end. Raises OSError, Damaged, or what ``Remote.read`` does."""
+        """Bytes [start, stop) of a file, or up to its end. Raises OSError, CorruptCheckpoint, or what ``Remote.read``
+        does."""
         stop = min(stop, self._files[name]["bytes"])
         if self._remote is not None:
             return self._remote.read(name, self._files[name], start, stop)
@@ -137,7 +138,7 @@ class CheckpointIndex(NamedTuple):
 def read_headers(files: CheckpointFiles) -> dict[str, Any]:
     """The headers of all files as a JSON value: ``files``, and ``tensors``: name -> [dtype, rows of the index].
 
-    Raises Damaged.
+    Raises CorruptCheckpoint.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         headers = list(pool.map(partial(_read_header, files), files.names))
@@ -152,7 +153,7 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
 
 
 def _read_header(files: CheckpointFiles, name: str) -> tuple[int, dict[str, Any]]:
-    """(position of the tensors' bytes, the header) of a safetensors file. Raises Damaged."""
+    """(position of the tensors' bytes, the header) of a safetensors file. Raises CorruptCheckpoint."""
     data = files.read(name, 0, HEADER_BYTES)
     size = 8 + int.from_bytes(data[:8], "little")
     if size > HEADER_LIMIT:
