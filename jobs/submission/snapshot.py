@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder
-from flip.runs.rundir import sync_folder
+from flip.runs.rundir import fsync_path
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 FOLDERS = ("flip", "jobs", "tools", "sweeps")
@@ -90,7 +90,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         _write(contents, temporary)
         _make_caches(contents, temporary)
         os.rename(temporary, target)
-        sync_folder(into)
+        fsync_path(into)
     except OSError as error:
         _discard(temporary)
         if not target.exists():  # else another submit was first, with the same bytes
@@ -216,7 +216,7 @@ def _mend(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
             closed_folder(file.parent)
             _file(temporary, data, executable)
             os.replace(temporary, file)
-            sync_folder(file.parent)
+            fsync_path(file.parent)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
