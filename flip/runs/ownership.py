@@ -119,9 +119,13 @@ def create_beside(path: PathLike, mode: int = 0o644) -> Any:
     An existing file or link is never opened. ``mode`` is reduced by the umask; by default only the user may write.
     """
     path = Path(path)
-    temporary = path.with_name("%s.tmp.%s" % (path.name, secrets.token_hex(8)))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return temporary, os.open(str(temporary), flags, mode)
+    while True:
+        temporary = path.with_name("%s.tmp.%s" % (path.name, secrets.token_hex(8)))
+        try:
+            return temporary, os.open(str(temporary), flags, mode)
+        except FileExistsError:
+            continue
 
 
 def closed_folder(path: PathLike) -> Path:
