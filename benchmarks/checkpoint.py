@@ -69,12 +69,12 @@ def _cases(size: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
                     text=True,
                 )
             )
-        told = [rank.communicate()[0] for rank in ranks]
+        outputs = [rank.communicate()[0] for rank in ranks]
     finally:
         shutil.rmtree(folder)
     if any(rank.returncode for rank in ranks):
         raise RuntimeError("a rank failed; its words are above")
-    times = json.loads(told[0].strip().splitlines()[-1])
+    times = json.loads(outputs[0].strip().splitlines()[-1])
     rows = []
     for way in WAYS:
         stall, written, slowed = (statistics.median(times[way][key]) for key in ("stall", "written", "slowed"))
@@ -90,9 +90,9 @@ def _cases(size: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
 def _port() -> int:
     import socket
 
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _rank(work: dict[str, Any]) -> int:
@@ -117,9 +117,9 @@ def _rank(work: dict[str, Any]) -> int:
     left = torch.ones(256, 256)
 
     def product() -> float:
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         left @ left @ left
-        return time.perf_counter() - begin
+        return time.perf_counter() - start_time
 
     ways = {BLOCKING: _ours(work, world, False), BACKGROUND: _ours(work, world, True), TORCH: _torch(work, world)}
     times: dict[str, Any] = {way: {"stall": [], "written": [], "slowed": []} for way in WAYS}
@@ -129,15 +129,15 @@ def _rank(work: dict[str, Any]) -> int:
     for number in range(work["rounds"]):
         for way in WAYS[number % 3 :] + WAYS[: number % 3]:
             distributed.barrier()
-            begin = time.perf_counter()
+            start_time = time.perf_counter()
             settle = ways[way](state)
-            times[way]["stall"].append(time.perf_counter() - begin)
-            beside = [product() for _ in range(200)] if way != BLOCKING else [usual]
+            times[way]["stall"].append(time.perf_counter() - start_time)
+            products = [product() for _ in range(200)] if way != BLOCKING else [usual]
             settle()
-            times[way]["written"].append(time.perf_counter() - begin)
-            times[way]["slowed"].append(statistics.median(beside) / usual)
+            times[way]["written"].append(time.perf_counter() - start_time)
+            times[way]["slowed"].append(statistics.median(products) / usual)
     times["bytes"] = sum(parallel.local(tensor).nbytes for tensor in state.values()) * world.size
-    if world.first:
+    if world.is_rank0:
         print(json.dumps(times), flush=True)
     parallel.stop()
     return 0
@@ -170,11 +170,11 @@ def _torch(work: dict[str, Any], world: Any) -> Callable[[Any], Callable[[], Non
         nonlocal count
         count += 1
         path = Path(work["folder"]) / f"torch{count}"
-        answer: Any = dcp.async_save(state, checkpoint_id=str(path), process_group=world.storage)
+        answer: Any = dcp.async_save(state, checkpoint_id=str(path), process_group=world.checkpoint_group)
 
         def settle() -> None:
             answer.result()
-            if world.first:
+            if world.is_rank0:
                 shutil.rmtree(path)
 
         return settle

@@ -81,25 +81,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 def compare(task: Task, rounds: int) -> dict[str, Any]:
     """Both forms at one task: milliseconds, samples per second, memory, and how far their numbers are apart."""
-    found: dict[str, list[Scored]] = {OURS: [], PEER: []}
+    scores: dict[str, list[Scored]] = {OURS: [], PEER: []}
     with ExitStack() as stack:
         context = get_context("spawn")
-        pools = {form: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for form in found}
+        pools = {form: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for form in scores}
         for _ in range(rounds):
             for form, pool in pools.items():
-                found[form].append(pool.submit(scored, form, task).result())
-    ours, theirs = (found[form][0].shares for form in (OURS, PEER))
-    times = {form: [one.seconds for one in each] for form, each in found.items()}
+                scores[form].append(pool.submit(scored, form, task).result())
+    own_shares, peer_shares = (scores[form][0].shares for form in (OURS, PEER))
+    times = {form: [outcome.seconds for outcome in each] for form, each in scores.items()}
     rows = []
-    for form, each in found.items():
+    for form, each in scores.items():
         seconds = statistics.median(times[form])
         row = {"form": form, "milliseconds": rounded(1000 * seconds), "samples_per_s": rounded(task.images / seconds)}
         row |= {"extra_MB": round(each[0].extra / 1e6)}  # later rounds find the process at its peak
         rows.append(row | results.ratio(times[PEER], times[form], "times_as_fast"))
     return {
         "images": task.images, "classes" if task.name == "zero-shot" else "captions": task.second,
-        "forms": rows, "shares": ours,
-        "farthest": max(abs(ours[name] - theirs[name]) for name in ours | theirs),
+        "forms": rows, "shares": own_shares,
+        "farthest": max(abs(own_shares[name] - peer_shares[name]) for name in own_shares | peer_shares),
     }  # fmt: skip
 
 
@@ -107,9 +107,9 @@ def scored(form: str, task: Task) -> Scored:
     """The task once, in this process."""
     score = _ready(form, task)
     before = _peak()
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     shares = score()
-    return Scored(time.perf_counter() - begin, _peak() - before, shares)
+    return Scored(time.perf_counter() - start_time, _peak() - before, shares)
 
 
 @cache
@@ -118,40 +118,40 @@ def _ready(form: str, task: Task) -> Callable[[], dict[str, float]]:
     import torch
 
     torch.set_num_threads(task.threads)
-    made = {"zero-shot": zero_shot, "retrieval": retrieval}[task.name](task)
+    functions = {"zero-shot": zero_shot, "retrieval": retrieval}[task.name](task)
     small = Task(task.name, 40, 200 if task.name == "retrieval" else 20, task.seed, task.threads)
     {"zero-shot": zero_shot, "retrieval": retrieval}[task.name](small)[form]()
-    return made[form]
+    return functions[form]
 
 
 def zero_shot(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     import torch
-    from clip_benchmark.metrics import zeroshot_classification as theirs
+    from clip_benchmark.metrics import zeroshot_classification as peer_module
 
     from flip.evaluation.zero_shot import classify
 
-    # NumPy 2.4 does not take an array of one element for a number any more, which theirs relies on
-    theirs.float = lambda array: array.item()
+    # NumPy 2.4 does not take an array of one element for a number any more, which the peer relies on
+    peer_module.float = lambda array: array.item()
     generator = torch.Generator().manual_seed(task.seed)
     classes = torch.nn.functional.normalize(torch.randn(task.second, WIDTH, generator=generator), dim=1)
     labels = torch.randint(task.second, (task.images,), generator=generator)
     features = _near(classes[labels], NEAR, generator)
 
-    def ours() -> dict[str, float]:
-        found = classify(features, labels, classes, "drawn")
-        return {name: found[name] for name in ("top1", "top5")}
+    def own() -> dict[str, float]:
+        scores = classify(features, labels, classes, "drawn")
+        return {name: scores[name] for name in ("top1", "top5")}
 
     def peer() -> dict[str, float]:
         batches = list(zip(features.split(BATCH), labels.split(BATCH), strict=True))
-        logits, target = theirs.run_classification(_Table(features), classes.T, batches, "cpu", amp=False)
-        return dict(zip(("top1", "top5"), theirs.accuracy(logits, target, topk=(1, 5)), strict=True))
+        logits, target = peer_module.run_classification(_Table(features), classes.T, batches, "cpu", amp=False)
+        return dict(zip(("top1", "top5"), peer_module.accuracy(logits, target, topk=(1, 5)), strict=True))
 
-    return {OURS: ours, PEER: peer}
+    return {OURS: own, PEER: peer}
 
 
 def retrieval(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     import torch
-    from clip_benchmark.metrics import zeroshot_retrieval as theirs
+    from clip_benchmark.metrics import zeroshot_retrieval as peer_module
 
     from flip.evaluation.retrieval import retrieve
 
@@ -161,16 +161,18 @@ def retrieval(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     captions = _near(images[owners], CAPTION_NEAR, generator)
     order = torch.arange(len(captions)).reshape(task.images, CAPTIONS)
 
-    def ours() -> dict[str, float]:
-        found = retrieve(images, captions, owners, "drawn")
-        return {f"{side} @{k}": found[side][f"top{k}"] for side in ("text", "image") for k in AMONG}
+    def own() -> dict[str, float]:
+        scores = retrieve(images, captions, owners, "drawn")
+        return {f"{side} @{k}": scores[side][f"top{k}"] for side in ("text", "image") for k in AMONG}
 
     def peer() -> dict[str, float]:
         batches = [(images[rows], order[rows].tolist()) for rows in torch.arange(task.images).split(BATCH)]
-        found = theirs.evaluate(_Table(captions), batches, torch.tensor, "cpu", amp=False, recall_k_list=list(AMONG))
-        return {f"{side} @{k}": found[f"{side}_retrieval_recall@{k}"] for side in ("text", "image") for k in AMONG}
+        scores = peer_module.evaluate(
+            _Table(captions), batches, torch.tensor, "cpu", amp=False, recall_k_list=list(AMONG)
+        )
+        return {f"{side} @{k}": scores[f"{side}_retrieval_recall@{k}"] for side in ("text", "image") for k in AMONG}
 
-    return {OURS: ours, PEER: peer}
+    return {OURS: own, PEER: peer}
 
 
 class _Table:

@@ -35,8 +35,8 @@ DENSE_MATRICES = 6
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--local", type=int, nargs="+", default=[4096, 8192], help="b (default: %(default)s)")
-    whole = [8192, 16_384, 65_536]
-    parser.add_argument("--batch", type=int, nargs="+", default=whole, help="B (default: %(default)s)")
+    batches = [8192, 16_384, 65_536]
+    parser.add_argument("--batch", type=int, nargs="+", default=batches, help="B (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
     results.options(parser, "loss")
@@ -118,11 +118,11 @@ def _case(name: str, tile: int, b: int, batch: int, device: str, seed: int) -> t
     step = {"whole": _whole, "open_clip": _open_clip}.get(name, _tiles)
     step(torch, *(x[:64].detach().requires_grad_() if x.dim() else x for x in leaves), tile or 1)  # what starts once
     before = _peak(torch, device, reset=True)
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     step(torch, *leaves, tile)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin, _peak(torch, device) - before
+    return time.perf_counter() - start_time, _peak(torch, device) - before
 
 
 def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
@@ -140,8 +140,8 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     cross_entropy = torch.nn.functional.cross_entropy
     plain = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
     tiled, _ = contrastive_loss(image, text, scale, tile=tile)
-    ours, theirs = ([value.detach(), *torch.autograd.grad(value, leaves)] for value in (tiled, plain))
-    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    tiled_grads, reference = ([value.detach(), *torch.autograd.grad(value, leaves)] for value in (tiled, plain))
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(tiled_grads, reference, strict=True))
 
 
 def _peak(torch: Any, device: str, reset: bool = False) -> int:

@@ -109,13 +109,13 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
         pixels = torch.randint(0, 256, (b, count, 3 * of.image.patch**2), dtype=torch.uint8, generator=generator)
         keep = torch.rand(b, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values.to(torch.int16)
         tokens = torch.randint(0, of.text.vocabulary, (b, of.text.length), dtype=torch.int32, generator=generator)
-        grad_cache.gradients(pair, (pixels, keep, tokens), 1, world.device, parallel.autocast(compute, world))
+        grad_cache.grad_cache_backward(pair, (pixels, keep, tokens), 1, world.device, parallel.autocast(compute, world))
         optimizer.step()
 
     def built(of: Model) -> Any:
         with torch.device("meta"):
             pair = towers.build(of, Augment(), compute.attention, compute.recompute)
-        parallel.place(pair, world, compute)
+        parallel.apply_parallelism(pair, world, compute)
         towers.init_weights(pair, seed)
         pair.optimizer = optim.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
         return pair

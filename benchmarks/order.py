@@ -51,9 +51,9 @@ def measure(shards: int, peer: int, repeats: int, seed: int) -> dict[str, Any]:
     facts = results.machine()
     with tempfile.TemporaryDirectory(prefix="flip-order-") as folder:
         table = synthetic.table(shards, seed)
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         manifest.write(Path(folder) / "m", table, synthetic.checksums(table, seed))
-        written = time.perf_counter() - begin
+        written = time.perf_counter() - start_time
         sizes = {path.name: path.stat().st_size for path in sorted((Path(folder) / "m").iterdir())}
         loads = [load(f"{folder}/m", check, repeats) for check in (False, True)]
         loaded = Manifest.load(f"{folder}/m", check=False)
@@ -93,9 +93,9 @@ def load(folder: str, check: bool, repeats: int) -> dict[str, Any]:
 
 
 def _load(folder: str, check: bool) -> tuple[float, dict[str, int]]:
-    before, begin = _resident(), time.perf_counter()
+    before, start_time = _resident(), time.perf_counter()
     loaded = Manifest.load(folder, check)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start_time
     now = _resident()
     assert loaded.samples
     return seconds, {f"{name}_bytes": now[name] - before[name] for name in before}
@@ -123,14 +123,14 @@ def first(order: SampleOrder, batch: int, share: float, world: int, repeats: int
 def after(order: SampleOrder, batch: int, world: int, repeats: int) -> dict[str, Any]:
     """Microseconds per sample of one rank over whole blocks: the order alone, and with its masks."""
     lanes, count = range(order.lanes // world), batch // order.lanes
-    kept, steps = round(PATCHES * (1 - float(MASK))), order.block_samples // count
+    count_visible, steps = round(PATCHES * (1 - float(MASK))), order.block_samples // count
 
     def run(masks: bool) -> None:
         fresh = SampleOrder(order.seed, order.samples, order.chunk, order.block, order.lanes)
         for step in range(steps):
-            ids, visits = fresh.positions(lanes, step * count, count)
+            ids, epochs = fresh.positions(lanes, step * count, count)
             if masks:
-                masking.visible_patches(order.seed, visits.ravel(), ids.ravel(), PATCHES, kept)
+                masking.visible_patches(order.seed, epochs.ravel(), ids.ravel(), PATCHES, count_visible)
 
     samples = steps * count * len(lanes)
     alone = median(lambda: run(False), repeats)
@@ -146,18 +146,18 @@ def reads(loaded: Manifest, seed: int, repeats: int) -> int:
     return round(len(chosen) / median(lambda: [loaded.chunk_reads(j) for j in chosen], repeats))
 
 
-def permutation(ids: int, ours: SampleOrder, seed: int) -> dict[str, Any]:
+def permutation(ids: int, order_of_samples: SampleOrder, seed: int) -> dict[str, Any]:
     """NumPy's permutation of all ids, the plain way to shuffle a pass. What is not measured says so in its name."""
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     shuffled = np.random.default_rng(seed).permutation(ids)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start_time
     return {
         "ids": ids,
         "seconds": rounded(seconds),
         "bytes": shuffled.nbytes,
-        "extrapolated_to_N_seconds": rounded(seconds * ours.samples / ids),
-        "computed_for_N_bytes": shuffled.itemsize * ours.samples,
-        "ours_held_bytes_by_W": {str(world): synthetic.held_bytes(ours, world) for world in WORLDS},
+        "extrapolated_to_N_seconds": rounded(seconds * order_of_samples.samples / ids),
+        "computed_for_N_bytes": shuffled.itemsize * order_of_samples.samples,
+        "ours_held_bytes_by_W": {str(world): synthetic.held_bytes(order_of_samples, world) for world in WORLDS},
     }
 
 

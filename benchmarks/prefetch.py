@@ -125,18 +125,18 @@ def main(arguments: list[str] | None = None) -> int:
 def cases(steps: list[float], most: int) -> list[Case]:
     """The loader's rule first, then what it is without one of its parts. ``most``: lanes of a rank."""
     many = min(8, most)
-    found = []
+    selected = []
     for step in steps:
         for latency in ("constant", "drawn", "slow", "tail"):
-            found.append(Case(step, many, "waiting", latency, "spread", LOOKAHEAD_SECONDS, HEDGE))
+            selected.append(Case(step, many, "waiting", latency, "spread", LOOKAHEAD_SECONDS, HEDGE))
         for latency in ("slow", "tail"):
-            found += [
+            selected += [
                 Case(step, many, "waiting", latency, "spread", lead) for lead in (0.0, 2.0, 5.0, LOOKAHEAD_SECONDS)
             ]
-            found += [Case(step, many, "waiting", latency, "spread", lead, HEDGE) for lead in (0.0, 2.0)]
+            selected += [Case(step, many, "waiting", latency, "spread", lead, HEDGE) for lead in (0.0, 2.0)]
         for workers, how in ((1, "blocking"), (many, "blocking"), (many, "waiting")):
-            found += [Case(step, workers, how, latency) for latency in ("constant", "drawn", "slow")]
-    return found
+            selected += [Case(step, workers, how, latency) for latency in ("constant", "drawn", "slow")]
+    return selected
 
 
 def plan(order: SampleOrder, table: ChunkTable, fleet: Fleet, group: int = 64) -> Needs:
@@ -170,9 +170,9 @@ def begins(order: SampleOrder, fleet: Fleet, needs: Needs, case: Case) -> Ints:
     return np.maximum(0, position) // fleet.count
 
 
-def _moments(whole: int, span: int, at: float) -> list[int]:
+def _moments(all_samples: int, span: int, at: float) -> list[int]:
     """Position in the present block at which the rule wants chunk 0, 1, ... of the next one."""
-    return [bisect_left(range(whole), i + 1, key=lambda n: chunks_due(n, span, Q, at)) for i in range(Q)]
+    return [bisect_left(range(all_samples), i + 1, key=lambda n: chunks_due(n, span, Q, at)) for i in range(Q)]
 
 
 def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats, int]:
@@ -182,7 +182,7 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
     """
     rng = np.random.default_rng(seed)
 
-    def one() -> Floats:
+    def draw_seconds() -> Floats:
         drawn = fleet.median * np.exp(fleet.sigma * rng.standard_normal(len(needs.lane)))
         chance, length = rng.random(len(drawn)), rng.random(len(drawn))
         if case.latency == "constant":
@@ -193,7 +193,7 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
 
     total, more = np.zeros(len(needs.lane)), 0
     for number in (1, 2):
-        seconds, again = one(), one()
+        seconds, again = draw_seconds(), draw_seconds()
         delay = max(case.hedge, float(np.quantile(seconds, 1 - SHARE)))
         late = (seconds > delay) & (case.hedge > 0)
         seconds = np.where(late, np.minimum(seconds, delay + again), seconds)
@@ -310,9 +310,9 @@ def _before(worker: Ints, seconds: Floats) -> Floats:
     order = np.argsort(worker, kind="stable")
     total = np.cumsum(seconds[order]) - seconds[order]
     first = np.searchsorted(worker[order], worker[order])
-    found = np.empty(len(worker))
-    found[order] = total - total[first] if len(total) else total
-    return found
+    sums = np.empty(len(worker))
+    sums[order] = total - total[first] if len(total) else total
+    return sums
 
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ def measure(runs: int, lines: int, repeats: int, seed: int) -> dict[str, Any]:
         for _ in range(repeats):
             for name, words in commands.items():
                 ended[name].append(once(words))
-        rows = {name: told(each) for name, each in ended.items()}
+        rows = {name: report_row(each) for name, each in ended.items()}
         rows["report"] |= {"page_bytes": (folder / "report.html").stat().st_size}
-        times = {name: [one.seconds for one in each] for name, each in ended.items()}
+        times = {name: [outcome.seconds for outcome in each] for name, each in ended.items()}
         return {
             "benchmark": "report",
             "machine": facts,
@@ -85,20 +85,20 @@ class Ended(NamedTuple):
 
 
 def once(command: list[str]) -> Ended:
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start_time
     process.returncode = status
     if status:
         raise SystemExit(f"{command[1]} ended with {status}")
     return Ended(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
-def told(ended: list[Ended]) -> dict[str, Any]:
-    cpu = float(np.median([one.cpu for one in ended]))
-    times = results.spread([one.seconds for one in ended], "seconds")
-    return times | {"cpu_seconds": rounded(cpu), "peak_bytes": max(one.peak for one in ended)}
+def report_row(ended: list[Ended]) -> dict[str, Any]:
+    cpu = float(np.median([outcome.cpu for outcome in ended]))
+    times = results.spread([outcome.seconds for outcome in ended], "seconds")
+    return times | {"cpu_seconds": rounded(cpu), "peak_bytes": max(outcome.peak for outcome in ended)}
 
 
 def write(folder: Path, runs: int, lines: int, seed: int) -> int:
@@ -134,13 +134,13 @@ def _run(
     run.config.write_text(dump(config), encoding="utf-8")
     write_json(run.identity, {"hash": run.name, "schema": 1, "code": "", "config": {}})
     n = run.start_attempt({"host": "n", "resumes_from": 0})
-    begin = time.time() - 1e6
+    start_time = time.time() - 1e6
     steps = np.arange(10, lines * 10 + 1, 10)
     losses = 8 * np.exp(-5 * steps / steps[-1]) + 1 + random.normal(0, 0.05, lines)
     run.metrics.mkdir()
     with open(run.metrics / f"{n}.jsonl", "w", encoding="utf-8") as file:
         for step, loss in zip(steps.tolist(), losses.tolist(), strict=True):
-            file.write(_line(step, step * batch, loss, speed, begin))
+            file.write(_line(step, step * batch, loss, speed, start_time))
     error = 0.9 * (cost * total / 1e18) ** -0.08 + random.normal(0, 0.002)
     interval = [0.996 - error, 1.004 - error]
     common = {"top1": 1 - error, "n": 50_000, "chance": 0.001, "interval": interval}
@@ -151,7 +151,7 @@ def _run(
         part = [{**scores[0], "top1": scores[0]["top1"] * i / 10, "interval": None}]
         write_json(run.eval / f"pretrain-{record['samples']}.json", record | {"evaluations": part})
     end = {"attempt": n, "action": "done", "cause": "complete", "reason": "", "code": 0, "commits": total}
-    write_json(run.attempt(n) / "end.json", end | {"time": begin + total / speed})
+    write_json(run.attempt(n) / "end.json", end | {"time": start_time + total / speed})
     write_json(run.result, {
         "run": run.name, "stage": "pretrain", "samples": total, "steps": stage_spans(config)[-1].steps, "world": 8,
         "seconds": total / speed, "samples_per_second": speed, "parameters": parameters(config.model),
@@ -160,14 +160,14 @@ def _run(
     return (run.metrics / f"{n}.jsonl").stat().st_size
 
 
-def _line(step: int, samples: int, loss: float, speed: float, begin: float) -> str:
+def _line(step: int, samples: int, loss: float, speed: float, start_time: float) -> str:
     """As flip.training.trainer writes it."""
     seconds = samples / speed
     return json.dumps({
         "step": step, "samples": samples, "stage": "pretrain", "attempt": 1, "loss": loss, "accuracy": 1 / (1 + loss),
         "lr": 0.001024 / (1 + step), "logit_scale": 14.285714149475098, "grad_norm": 0.7351902723312378,
         "samples_per_second": speed, "data_wait": 0.012345678901234567, "mfu": 0.4, "replaced": 0, "seconds": seconds,
-        "time": begin + seconds, "storage": {"requests": 120.0, "bytes": 123456789.0, "retries": 0.0, "held": 1e9},
+        "time": start_time + seconds, "storage": {"requests": 120.0, "bytes": 123456789.0, "retries": 0.0, "held": 1e9},
         "saves": step // 1000, "saving": 0.01 * step,
     }) + "\n"  # fmt: skip
 

@@ -66,13 +66,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     facts = results.machine()
     with (
         tempfile.TemporaryDirectory(prefix="flip-resume-") as name,
-        s3_datasets.serving(chosen.server, Path(name)) as there,
+        s3_datasets.serving(chosen.server, Path(name)) as s3_address,
     ):
         folder = Path(name)
-        one = s3_datasets.prepare(
-            photo_shards.KINDS[0], chosen.samples, chosen.chunk, EACH * COUNT, there, folder, chosen.seed
+        small = s3_datasets.prepare(
+            photo_shards.KINDS[0], chosen.samples, chosen.chunk, EACH * COUNT, s3_address, folder, chosen.seed
         )
-        work = repeat(one, chosen.shards, folder / "all")
+        work = repeat(small, chosen.shards, folder / "all")
         return {
             "benchmark": "resume",
             "machine": facts,
@@ -81,15 +81,15 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
                 "shards": chosen.shards, "N": work.samples, "R": work.chunk, "Q": BLOCK, "L": WORLD * EACH, "W": WORLD,
                 "B": WORLD * EACH * COUNT, "b": EACH * COUNT, "server": chosen.server,
             },
-            "ours": [ours(work, share, chosen.rounds) for share in SHARES],
-            "webdataset": skipping(one, work.samples, chosen.rounds),
-            "mosaicml_streaming": mosaicml(one, chosen.peer, folder),
+            "ours": [flip_resume(work, share, chosen.rounds) for share in SHARES],
+            "webdataset": skipping(small, work.samples, chosen.rounds),
+            "mosaicml_streaming": mosaicml(small, chosen.peer, folder),
         }  # fmt: skip
 
 
-def repeat(one: Work, shards: int, folder: Path) -> Work:
+def repeat(small: Work, shards: int, folder: Path) -> Work:
     """The data set whose shards are those of ``one`` over and over."""
-    table = Manifest.load(one.manifest)
+    table = Manifest.load(small.manifest)
     assert not table.tail, "chunks must begin anew with every repetition"
     times = shards // len(table.keys)
     many = ChunkTable(
@@ -97,21 +97,21 @@ def repeat(one: Work, shards: int, folder: Path) -> Work:
         list(table.etags) * times,
     )  # fmt: skip
     manifest.write(folder, many, np.tile(table.checksums, times))
-    return dataclasses.replace(one, manifest=str(folder), samples=many.samples)
+    return dataclasses.replace(small, manifest=str(folder), samples=many.samples)
 
 
-def ours(work: Work, share: float, rounds: int) -> dict[str, Any]:
+def flip_resume(work: Work, share: float, rounds: int) -> dict[str, Any]:
     """Medians over fresh processes."""
     step = WORLD * EACH * COUNT
     start = int(share * work.samples) // step * step
-    found = []
+    measured = []
     for _ in range(rounds):
         with s3_datasets.alone() as process:
-            found.append(process.submit(_first, work, start).result())
-    load, first, size = (statistics.median(column) for column in zip(*found, strict=True))
+            measured.append(process.submit(_first, work, start).result())
+    load, first, size = (statistics.median(column) for column in zip(*measured, strict=True))
     return {
         "passes": share, "S": start, "load_seconds": rounded(load), "first_batch_seconds": rounded(first),
-        "least": rounded(min(row[1] for row in found)), "most": rounded(max(row[1] for row in found)),
+        "least": rounded(min(row[1] for row in measured)), "most": rounded(max(row[1] for row in measured)),
         "megabytes_read": rounded(size / 1e6),
     }  # fmt: skip
 
@@ -121,58 +121,62 @@ def _first(work: Work, start: int) -> tuple[float, float, float]:
     from flip.data.loader import Loader
     from flip.data.worker import WorkerConfig
 
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     data = dataclasses.replace(pipelines.data_of(work), lanes=WORLD * EACH)
     image = schema.ImageTower(size=SIZE, patch=PATCH)
     loader = Loader(WorkerConfig(data, AUGMENT, image, schema.TextTower(), work.seed), WORLD // 2, WORLD)
     loaded = time.perf_counter()
     with closing(loader.batches(start, WORLD * EACH * COUNT, "0.5")) as batches:
         next(batches)
-        return loaded - begin, time.perf_counter() - loaded, loader.counters().bytes
+        return loaded - start_time, time.perf_counter() - loaded, loader.counters().bytes
 
 
-def skipping(one: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
+def skipping(small: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
     """webdataset: its rate of reading alone, and the seconds until S that follow from it."""
     with s3_datasets.alone() as process:
-        rate = statistics.median(process.submit(_read, one).result() for _ in range(rounds))
+        rate = statistics.median(process.submit(_read, small).result() for _ in range(rounds))
     return [
         {"passes": share, "reads_samples_per_s": rounded(rate), "computed_seconds": rounded(share * samples / rate)}
         for share in SHARES
     ]  # fmt: skip
 
 
-def _read(one: Work) -> float:
-    begin = time.perf_counter()
-    seen = sum(1 for _ in pipelines.samples_of_webdataset(one, whole=False))
-    return seen / (time.perf_counter() - begin)
+def _read(small: Work) -> float:
+    start_time = time.perf_counter()
+    seen = sum(1 for _ in pipelines.samples_of_webdataset(small, whole=False))
+    return seen / (time.perf_counter() - start_time)
 
 
-def mosaicml(one: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
+def mosaicml(small: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
     """Its seconds from the state to the first sample, in a fresh process and an empty cache each."""
     if not find_spec("streaming"):
         return [{"passes": share, "note": "not installed"} for share in SHARES]
     index = json.loads((folder / f"{photo_shards.KINDS[0].side}-mds" / "index.json").read_text())
-    times = max(1, samples // one.samples)
+    times = max(1, samples // small.samples)
     index["shards"] = list(itertools.islice(itertools.cycle(index["shards"]), times * len(index["shards"])))
-    remote = one.mds.removeprefix("s3://")
-    files(one.address).pipe_file(f"{remote}/index.json", json.dumps(index).encode())
+    remote = small.mds.removeprefix("s3://")
+    files(small.address).pipe_file(f"{remote}/index.json", json.dumps(index).encode())
     rows = []
     for share in SHARES:
         with s3_datasets.alone() as process:
-            seconds = process.submit(_resumed, one, int(share * times * one.samples), str(folder / "cache")).result()
-        rows.append({"passes": share, "N": times * one.samples, "first_sample_seconds": rounded(seconds)})
+            seconds = process.submit(
+                _resumed, small, int(share * times * small.samples), str(folder / "cache")
+            ).result()
+        rows.append({"passes": share, "N": times * small.samples, "first_sample_seconds": rounded(seconds)})
     return rows
 
 
-def _resumed(one: Work, seen: int, cache: str) -> float:
+def _resumed(small: Work, seen: int, cache: str) -> float:
     from streaming import StreamingDataset
 
-    begin = time.perf_counter()
-    data = StreamingDataset(remote=one.mds, local=cache, shuffle=True, shuffle_seed=one.seed, batch_size=one.batch)
-    state = {"epoch": 0, "sample_in_epoch": seen, "num_canonical_nodes": 1, "shuffle_seed": one.seed}
+    start_time = time.perf_counter()
+    data = StreamingDataset(
+        remote=small.mds, local=cache, shuffle=True, shuffle_seed=small.seed, batch_size=small.batch
+    )
+    state = {"epoch": 0, "sample_in_epoch": seen, "num_canonical_nodes": 1, "shuffle_seed": small.seed}
     data.load_state_dict(state | {"initial_physical_nodes": 1})
     next(iter(data))
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start_time
     shutil.rmtree(cache, ignore_errors=True)
     return seconds
 

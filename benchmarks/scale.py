@@ -49,16 +49,16 @@ def measure(seed: int, quick: bool = False) -> dict[str, Any]:
     facts = results.machine()
     config, profile = fleet.planned()
     speeds = fleet.measured()
-    found = fleet.arithmetic(config, profile, speeds) | {"measured": speeds}
-    every = found["run"]["step_s"]
-    found["reads"] = reads(config, every, seed, quick)
-    found["burst"] = bursts(config, seed, quick)
-    found["simulated"] = {
+    figures = fleet.arithmetic(config, profile, speeds) | {"measured": speeds}
+    every = figures["run"]["step_s"]
+    figures["reads"] = reads(config, every, seed, quick)
+    figures["burst"] = bursts(config, seed, quick)
+    figures["simulated"] = {
         name: lives(life, seed + number, 2_000 if quick else 300_000)
         for number, (name, life) in enumerate(fleet.cases(config).items())
     }
-    found["slurm"] = slurm(seed, 3 if quick else RUNS)
-    return {"benchmark": "scale", "machine": facts} | fleet.shorter(found)
+    figures["slurm"] = slurm(seed, 3 if quick else RUNS)
+    return {"benchmark": "scale", "machine": facts} | fleet.shorter(figures)
 
 
 def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]:
@@ -71,36 +71,36 @@ def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]
     ranks = Fleet(world_size(config) // small, steps, count)
     stream = SampleOrder(seed, table.samples, table.chunk, data.block, lanes)
     needs = prefetch.plan(stream, table, ranks)
-    found = {}
+    figures = {}
     for latency in ("constant", "slow", "tail"):
         case = Case(step, data.workers, "waiting", latency, "spread", LOOKAHEAD_SECONDS, data.hedge)
         row = prefetch.simulate(case, stream, ranks, needs, seed)
-        found[latency] = {
+        figures[latency] = {
             key: row[key]
             for key in ("per_s_mean", "per_s_max", "per_100ms_max", "stalled_share", "longest_stall_s", "flight_max_gb")
         }
-    return found
+    return figures
 
 
 def bursts(config: Config, seed: int, quick: bool) -> dict[str, Any]:
     """The first blocks of all lanes, of one partitioned prefix, of two, and without a limit."""
     data = config.data
     readers = data.lanes // 64 if quick else data.lanes
-    found = {}
+    figures = {}
     for name, prefixes in {"one_prefix": 1, "two_prefixes": 2, "no_limit": 1_000_000}.items():
         limit = prefixes * fleet.GETS / (64 if quick else 1)
         case = Burst(readers, data.block, limit, data.chunk * data.sample_bytes / 1e6, fleet.PACE)
-        found[name] = burst.simulate(case, seed)
-    return found
+        figures[name] = burst.simulate(case, seed)
+    return figures
 
 
 def lives(life: Life, seed: int, events: int) -> dict[str, float]:
     """Goodput in per cent by events: our interval as it is when all is known, and as a run learns it."""
-    ours = interruptions.known(life)
-    count = max(100, int(min(20_000, events * ours / life.between)))
-    share, error = interruptions.simulate(life, lambda history: ours, count, seed)
+    interval = interruptions.known(life)
+    count = max(100, int(min(20_000, events * interval / life.between)))
+    share, error = interruptions.simulate(life, lambda history: interval, count, seed)
     learnt, _ = interruptions.simulate(life, interruptions.learning(life), count, seed)
-    formula = interruptions.goodput(life, ours)
+    formula = interruptions.goodput(life, interval)
     return {
         "interruptions": count,
         "formula": 100 * formula,

@@ -94,32 +94,39 @@ def main(arguments: list[str] | None = None) -> int:
 def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one mask ratio: milliseconds of a step, pairs per second and peak memory, and both to the peer's."""
     names = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
-    found = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in names], chosen)
-    peer = dict(zip(names, found, strict=True)).get(PEER)
+    measured = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in names], chosen)
+    peer = dict(zip(names, measured, strict=True)).get(PEER)
     rows = []
-    for form, one in zip(names, found, strict=True):
-        row = {"mask": mask, "form": form, "milliseconds": rounded(1000 * one.median)}
-        row |= {"pairs_per_second": rounded(chosen.batch / one.median), "peak_MB": round(one.peak / 1e6)}
+    for form, form_steps in zip(names, measured, strict=True):
+        row = {"mask": mask, "form": form, "milliseconds": rounded(1000 * form_steps.median)}
+        row |= {"pairs_per_second": rounded(chosen.batch / form_steps.median), "peak_MB": round(form_steps.peak / 1e6)}
         row |= {"speed_to_open_clip": "", "least": "", "most": "", "memory_to_open_clip": ""}
         if peer and form != PEER:
-            row |= results.ratio(peer.times, one.times, "speed_to_open_clip")
-            row |= {"memory_to_open_clip": rounded(one.peak / peer.peak)}
-        rows.append(row | {"profile": one.profile})
+            row |= results.ratio(peer.times, form_steps.times, "speed_to_open_clip")
+            row |= {"memory_to_open_clip": rounded(form_steps.peak / peer.peak)}
+        rows.append(row | {"profile": form_steps.profile})
     return rows
 
 
 def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
     batch = chosen.large_batch or max(1, chosen.batch // 2)
-    found = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
+    measured = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
     work = [costs.training_flops(training_steps.model(chosen.large), mask)["total"] for mask in chosen.masks]
     rows = []
-    for mask, one, count in zip(chosen.masks, found, work, strict=True):
-        row = {"b": batch, "mask": mask, "milliseconds": rounded(1000 * one.median), "peak_MB": round(one.peak / 1e6)}
-        row |= {"GFLOPS": rounded(count * batch / one.median / 1e9)}
-        row |= results.ratio(one.times, found[0].times, "time_ratio") | {"FLOPs_ratio": rounded(count / work[0])}
+    for mask, form_steps, count in zip(chosen.masks, measured, work, strict=True):
+        row = {
+            "b": batch,
+            "mask": mask,
+            "milliseconds": rounded(1000 * form_steps.median),
+            "peak_MB": round(form_steps.peak / 1e6),
+        }
+        row |= {"GFLOPS": rounded(count * batch / form_steps.median / 1e9)}
+        row |= results.ratio(form_steps.times, measured[0].times, "time_ratio") | {
+            "FLOPs_ratio": rounded(count / work[0])
+        }
         row["time_to_FLOPs"] = rounded(row["time_ratio"] / row["FLOPs_ratio"])
-        rows.append(row | {"profile": one.profile})
+        rows.append(row | {"profile": form_steps.profile})
     return rows
 
 
@@ -129,23 +136,23 @@ def _in_turn(cases: list[Case], chosen: argparse.Namespace) -> list[Steps]:
     pipes, processes = [], []
     try:
         for case in cases:
-            ours, theirs = context.Pipe()
-            processes.append(context.Process(target=_work, args=(theirs, case, chosen), daemon=True))
+            parent_pipe, child_pipe = context.Pipe()
+            processes.append(context.Process(target=_work, args=(child_pipe, case, chosen), daemon=True))
             processes[-1].start()
-            theirs.close()
-            pipes.append(ours)
-            ours.recv()  # built and warm, one after the other
+            child_pipe.close()
+            pipes.append(parent_pipe)
+            parent_pipe.recv()  # built and warm, one after the other
         turns = [(pipe, i) for case, pipe in zip(cases, pipes, strict=True) for i in range(len(case.masks))]
         seconds: list[list[float]] = [[] for _ in turns]
         for _ in range(chosen.repeats):
             for (pipe, i), times in zip(turns, seconds, strict=True):
                 pipe.send(i)
                 times.append(pipe.recv())
-        found = []
+        measured = []
         for pipe in pipes:
             pipe.send(None)
-            found += pipe.recv()
-        return [Steps(times, *rest) for times, rest in zip(seconds, found, strict=True)]
+            measured += pipe.recv()
+        return [Steps(times, *rest) for times, rest in zip(seconds, measured, strict=True)]
     except (EOFError, BrokenPipeError, ConnectionResetError) as e:
         for process in processes:
             process.join(1)  # one that died has its exit code then; the others wait for orders that do not come
@@ -165,14 +172,14 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(chosen.seed)
     cuda = chosen.device == "cuda"
-    steps = (training_steps.peer if case.form == PEER else training_steps.ours)(torch, case, chosen)
+    steps = (training_steps.peer if case.form == PEER else training_steps.flip_steps)(torch, case, chosen)
 
     def timed(i: int) -> float:
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         steps[i]()
         if cuda:
             torch.cuda.synchronize()
-        return time.perf_counter() - begin
+        return time.perf_counter() - start_time
 
     peaks = {}
     for i in sorted(range(len(steps)), key=lambda i: -float(case.masks[i])):  # from the smallest, as peaks only rise
@@ -192,17 +199,17 @@ def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, fl
         timed()
     field = "self_device_time_total" if cuda else "self_cpu_time_total"
     spent = {row.key: getattr(row, field) for row in profile.key_averages()}
-    whole = sum(spent.values()) or 1.0
+    total = sum(spent.values()) or 1.0
     first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]
-    shares = {name.removeprefix("aten::"): rounded(spent[name] / whole) for name in first}
+    shares = {name.removeprefix("aten::"): rounded(spent[name] / total) for name in first}
     return shares | {REST: rounded(max(0.0, 1 - sum(shares.values())))}
 
 
 def _peak() -> int:
     """Most bytes that this process's memory was; ru_maxrss would count the parent's at its start."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+    match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return 1024 * int(match[1])
 
 
 if __name__ == "__main__":

@@ -93,31 +93,31 @@ def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) 
     """All pipelines over one set."""
     for name, process in processes.items():
         process.submit(warm, name, work).result()
-    found = [interleaved.passes(processes, partial(begin, work), work.samples) for _ in range(rounds)]
-    passes = {name: [one[name] for one in found] for name in processes}
+    all_rounds = [interleaved.passes(processes, partial(open_batches, work), work.samples) for _ in range(rounds)]
+    passes = {name: [passes_of[name] for passes_of in all_rounds] for name in processes}
     stages = processes[OURS].submit(sample_costs.measure, work).result()
-    whole, alone = statistics.median(one.cpu for one in passes[OURS]), sum(row["us"] for row in stages)
-    rest = [{"stage": "all else", "us": rounded(whole - alone)}, {"stage": "whole", "us": rounded(whole)}]
+    total, alone = statistics.median(entry.cpu for entry in passes[OURS]), sum(row["us"] for row in stages)
+    rest = [{"stage": "all else", "us": rounded(total - alone)}, {"stage": "whole", "us": rounded(total)}]
     return {"pipelines": [row(name, passes) for name in PIPELINES], "costs": stages + rest}
 
 
-def begin(work: Work, name: str) -> Iterator[int]:
+def open_batches(work: Work, name: str) -> Iterator[int]:
     return PIPELINES[name](work)
 
 
 def warm(name: str, work: Work) -> None:
     """What is only slow the first time: imports, connections."""
-    with closing(begin(work, name)) as batches:  # type: ignore[type-var]
+    with closing(open_batches(work, name)) as batches:  # type: ignore[type-var]
         next(batches)
         next(batches)
 
 
 def row(name: str, passes: dict[str, list[Pass]]) -> dict[str, Any]:
     """Medians of a pipeline, and how many times as fast ours was in the same round: median, least and most."""
-    found = {"pipeline": name, "samples_per_s": None, "cpu_us": None, "ours_is": None, "least": None, "most": None}
+    cells = {"pipeline": name, "samples_per_s": None, "cpu_us": None, "ours_is": None, "least": None, "most": None}
     if name not in passes:
-        return found | {"goal": GOALS.get(name), "note": "not installed"}
-    ratios = [ours.rate / theirs.rate for ours, theirs in zip(passes[OURS], passes[name], strict=True)]
+        return cells | {"goal": GOALS.get(name), "note": "not installed"}
+    ratios = [own.rate / peer.rate for own, peer in zip(passes[OURS], passes[name], strict=True)]
     return {
         "pipeline": name,
         "samples_per_s": rounded(statistics.median(each.rate for each in passes[name])),

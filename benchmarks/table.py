@@ -56,19 +56,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="a folder of other results: print their table, write nothing")
     chosen = parser.parse_args(arguments)
-    found = read(chosen.results or RESULTS)
+    results_by_name = read(chosen.results or RESULTS)
     if chosen.results:
-        print(page(found), end="")
+        print(page(results_by_name), end="")
         return 0
-    quick = [name for name, one in found.items() if one.get("quick")]
+    quick = [name for name, entry in results_by_name.items() if entry.get("quick")]
     if quick:
         print(
             f"{', '.join(quick)}: made with --quick, whose figures mean nothing; nothing was written", file=sys.stderr
         )
         return 1
-    write_text(PAGE, page(found))
+    write_text(PAGE, page(results_by_name))
     for path in quoting():
-        write_text(path, filled(path.read_text(encoding="utf-8"), found, path))
+        write_text(path, filled(path.read_text(encoding="utf-8"), results_by_name, path))
     return 0
 
 
@@ -81,9 +81,11 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def rows(found: Mapping[str, Any]) -> dict[str, list[Row]]:
+def rows(results_by_name: Mapping[str, Any]) -> dict[str, list[Row]]:
     """Of every benchmark, also of those that were not measured."""
-    return {name: of(found[name]) if name in found else [missing(name)] for name, of in ROWS.items()}
+    return {
+        name: of(results_by_name[name]) if name in results_by_name else [missing(name)] for name, of in ROWS.items()
+    }
 
 
 def missing(name: str) -> Row:
@@ -96,30 +98,32 @@ def missing(name: str) -> Row:
     return Row(f"all of benchmarks/{name}.py", NOT_MEASURED, f"`make bench ONLY={name}`")
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(results_by_name: Mapping[str, Any]) -> str:
     """RESULTS.md, whole."""
     cells = []
-    for name, some in rows(found).items():
+    for name, some in rows(results_by_name).items():
         for row in some:
             reached = {True: "yes", False: "**no**", None: NOT_MEASURED if row.goal else ""}[row.reached]
             figure = row.figure if row.ratio is not None else ""
-            cells.append([name.split("_")[0], row.what, row.ours, row.peer, figure, row.goal, reached])
-    parts = [HEAD, table(COLUMNS, cells), "## Where the time goes\n", *profiles(found), "## Measured on\n"]
-    return "\n".join([*parts, table(("results", "on", "versions", "took", "cores that others used"), machines(found))])
+            cells.append([name.split("_")[0], row.what, row.own, row.peer, figure, row.goal, reached])
+    parts = [HEAD, table(COLUMNS, cells), "## Where the time goes\n", *profiles(results_by_name), "## Measured on\n"]
+    return "\n".join(
+        [*parts, table(("results", "on", "versions", "took", "cores that others used"), machines(results_by_name))]
+    )
 
 
-def machines(found: Mapping[str, Any]) -> list[list[str]]:
+def machines(results_by_name: Mapping[str, Any]) -> list[list[str]]:
     """What each was measured on."""
     cells = []
-    for name, one in found.items():
-        facts = dict(one["machine"]) | one.get("versions", {})
+    for name, entry in results_by_name.items():
+        facts = dict(entry["machine"]) | entry.get("versions", {})
         on = f"{facts.pop('card', '')} {facts.pop('processor')}, {facts.pop('cores')} cores".strip()
         facts.pop("load_before")
-        took = one.get("took")
+        took = entry.get("took")
         spent = [f"{number(took['seconds'])} s", f"{took['cores_of_others']:.2f}"] if took else ["", "not noted"]
         cells.append([f"{name}.json", on, ", ".join(f"{key} {value}" for key, value in facts.items()), *spent])
-    whole = sum(one["took"]["seconds"] for one in found.values() if "took" in one)
-    return [*cells, ["all that noted it", "", "", f"{whole / 60:.0f} minutes", ""]] if whole else cells
+    total = sum(entry["took"]["seconds"] for entry in results_by_name.values() if "took" in entry)
+    return [*cells, ["all that noted it", "", "", f"{total / 60:.0f} minutes", ""]] if total else cells
 
 
 def table(head: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
@@ -134,19 +138,19 @@ def quoting() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def filled(text: str, found: Mapping[str, Any], path: Path) -> str:
+def filled(text: str, results_by_name: Mapping[str, Any], path: Path) -> str:
     """The text with every quoted figure as it is in the table. Raises SystemExit where there is no such row."""
-    known = {(name, row.what): row.figure for name, some in rows(found).items() for row in some}
+    known = {(name, row.what): row.figure for name, some in rows(results_by_name).items() for row in some}
 
     def figure(match: re.Match[str]) -> str:
-        begin, name, what, _, end = match.groups()
-        if name in ROWS and name not in found:
-            return f"{begin}{NOT_MEASURED}{end}"
+        opening, name, what, _, end = match.groups()
+        if name in ROWS and name not in results_by_name:
+            return f"{opening}{NOT_MEASURED}{end}"
         if (name, what) not in known:
             raise SystemExit(
                 f"{path}: no row of the table is {name}: {what}. Rows: python benchmarks/table.py --results"
             )
-        return f"{begin}{known[name, what]}{end}"
+        return f"{opening}{known[name, what]}{end}"
 
     return QUOTED.sub(figure, text)
 

@@ -32,10 +32,12 @@ def arm() -> None:
         time.sleep(pause)
         return step(self, *rest)
 
-    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), trainer.grad_cache.gradients
+    hurt, gradients = os.environ.get("KILL_GRADIENT", ""), trainer.grad_cache.grad_cache_backward
 
     def hurt_step(self, *rest):
-        trainer.grad_cache.gradients = hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
+        trainer.grad_cache.grad_cache_backward = (
+            hurt_gradients if hurt == f"{self.world.rank}:{self.step + 1}" else gradients
+        )
         return slow_step(self, *rest)
 
     def hurt_gradients(pair, *rest):

@@ -70,7 +70,7 @@ class _Reader:
         """Requests that are to be sent again, while the gate is shut."""
         self.attempts: dict[int, RetryState] = {}
 
-    def next(self, begin: Callable[[], RetryState]) -> int | None:
+    def next(self, new_state: Callable[[], RetryState]) -> int | None:
         """The request that may be sent now."""
         if self.busy >= self.gate.cap:
             return None
@@ -80,7 +80,7 @@ class _Reader:
             return None
         self.asking += 1
         request = self.waiting.popleft()
-        self.attempts[request] = begin()
+        self.attempts[request] = new_state()
         return request
 
 
@@ -109,7 +109,7 @@ class _Fleet:
             self._happened(self._readers[r], r, request, ticket, what)
             self._send(self._readers[r], r)
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """How it went."""
         requests = self._case.readers * self._case.each
         return {
@@ -155,4 +155,4 @@ def simulate(case: Burst, seed: int) -> dict[str, Any]:
     """How it goes: seconds until all have been answered, requests that were refused, the longest pause."""
     fleet = _Fleet(case, seed)
     fleet.run()
-    return fleet.told()
+    return fleet.summary()

@@ -69,19 +69,19 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
             run.path.mkdir(parents=True)
             run.config.write_text("schema: 1\n", encoding="utf-8")
             jobs.append(Job(run, ROOT, JobResources(1, 8, 8, 12, 24.0)))
-        found = {
+        commands = {
             "submit": calls.during(
                 lambda: SlurmBackend(ClusterProfile(name="bench", kind="slurm", python=sys.executable)).submit(jobs)
             )
         }
-        found["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)
+        commands["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)
         site.environment |= {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "0"}
         run, script = jobs[0].run, ROOT / "jobs" / "host" / "batch_hooks.py"
-        found["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
+        commands["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
         run.attempt(1).mkdir(exist_ok=True, parents=True)
         write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "told to stop"})
-        found["end"] = calls.during(lambda: site.command(script, "end", run.path, "--code", 75))
-        return found
+        commands["end"] = calls.during(lambda: site.command(script, "end", run.path, "--code", 75))
+        return commands
     finally:
         os.environ["PATH"] = path
 

@@ -63,7 +63,7 @@ def planned() -> tuple[Config, ClusterProfile]:
 def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]) -> dict[str, Any]:
     """All of it. ``speeds``: those of ``measured``."""
     run = the_run(config, profile)
-    found = {
+    figures = {
         "run": run,
         "storage": storage(config, run, speeds),
         "host": host(config),
@@ -71,7 +71,7 @@ def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]
         "checkpoint": checkpoint(config, speeds),
         "goodput": {name: goodput(life) for name, life in cases(config).items()},
     }
-    return shorter(found)
+    return shorter(figures)
 
 
 def the_run(config: Config, profile: ClusterProfile) -> dict[str, Any]:
@@ -144,8 +144,8 @@ def host(config: Config) -> dict[str, Any]:
 def device(config: Config, stage: Stage) -> dict[str, float]:
     """Gigabytes of a rank's card: the parts, and what it were without ``compute.recompute``."""
     parts = costs.stage_memory(config, stage)
-    kept = copy.deepcopy(config)
-    kept.compute.recompute = "no"
+    saving_nothing = copy.deepcopy(config)
+    saving_nothing.compute.recompute = "no"
     activations = sum(parts.get(part, 0) for part in ("image_activations", "text_activations", "temporary"))
     state = parts["weights"] + parts["moments"] + parts.get("gradients", 0) + parts.get("gathered", 0)
     return {
@@ -153,7 +153,7 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
         "state_gb": state / 1e9,
         "activations_gb": activations / 1e9,
         "loss_gb": parts.get("loss", 0) / 1e9,
-        "all_kept_gb": costs.stage_memory(kept, stage)["total"] / 1e9,
+        "all_kept_gb": costs.stage_memory(saving_nothing, stage)["total"] / 1e9,
     }
 
 
@@ -187,11 +187,11 @@ def cases(config: Config) -> dict[str, Life]:
 
 def goodput(life: Life) -> dict[str, float]:
     """In per cent: with our interval, with fixed ones, at best; and what no interval can help."""
-    ours, best = interruptions.known(life), interruptions.optimum(life)
+    interval, best = interruptions.known(life), interruptions.optimum(life)
     return {
         "between_h": life.between / 3600,
-        "ours_s": ours,
-        "ours": 100 * interruptions.goodput(life, ours),
+        "ours_s": interval,
+        "ours": 100 * interruptions.goodput(life, interval),
         "best_s": best,
         "best": 100 * interruptions.goodput(life, best),
         **{name: 100 * interruptions.goodput(life, every) for name, every in FIXED.items()},

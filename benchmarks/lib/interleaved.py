@@ -41,7 +41,7 @@ class _Turn(NamedTuple):
 
 
 def passes(
-    processes: Mapping[str, ProcessPoolExecutor], begin: Callable[[str], Iterator[int]], samples: int
+    processes: Mapping[str, ProcessPoolExecutor], open_batches: Callable[[str], Iterator[int]], samples: int
 ) -> dict[str, Pass]:
     """A pass of each over so many samples. ``begin``: a name's batches, made in its process; it can be pickled.
 
@@ -51,7 +51,7 @@ def passes(
     ends: dict[str, Future[list[_Turn]]] = {}
     try:
         for name, process in processes.items():
-            ends[name] = process.submit(_work, begin, name, samples)
+            ends[name] = process.submit(_work, open_batches, name, samples)
             _turn(ids[name], ends[name])
         while going := [name for name, end in ends.items() if not end.done()]:
             for name in going:
@@ -82,11 +82,11 @@ def _turn(process: int, end: Future[list[_Turn]]) -> None:
     end.result()
 
 
-def _work(begin: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
+def _work(open_batches: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
     """Its turns; between two of them this process stands still, until it is told to go on, or to end (SIGTERM)."""
     turns = list[_Turn]()
     signal.signal(signal.SIGTERM, _end)
-    with contextlib.closing(begin(name)) as batches:  # type: ignore[type-var]
+    with contextlib.closing(open_batches(name)) as batches:  # type: ignore[type-var]
         while True:
             cpu, since = _cpu(), time.perf_counter()
             count = next(batches, 0)

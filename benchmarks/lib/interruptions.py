@@ -65,8 +65,8 @@ def optimum(life: Life) -> float:
     """The t of most goodput, by golden section around Young's."""
     low, high, ratio = young(life) / 20, young(life) * 20, (math.sqrt(5) - 1) / 2
     while high - low > 1e-6 * high:
-        one, two = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (one, high) if goodput(life, one) < goodput(life, two) else (low, two)
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (left, high) if goodput(life, left) < goodput(life, right) else (low, right)
     return (low + high) / 2
 
 

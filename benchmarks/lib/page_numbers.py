@@ -14,7 +14,7 @@ _ROW = re.compile(r"\| `([\w.]+)` \|")
 _INLINE = re.compile(r"[-\d.,]*\d \(`(\w+\.[\w.]+)`\)")
 
 
-def fill(text: str, found: dict[str, Any]) -> str:
+def fill(text: str, numbers: dict[str, Any]) -> str:
     """The page with the values of ``found``. KeyError for a key that is not there."""
     lines, header = [], list[str]()
     for line in text.split("\n"):
@@ -24,7 +24,7 @@ def fill(text: str, found: dict[str, Any]) -> str:
             header = _cells(line)
         row = _ROW.match(line)
         lines.append(
-            _row(line, header, _look(found, row[1])) if row else _INLINE.sub(lambda m: _inline(m, found), line)
+            _row(line, header, _look(numbers, row[1])) if row else _INLINE.sub(lambda m: _inline(m, numbers), line)
         )
     return "\n".join(lines)
 
@@ -36,8 +36,8 @@ def shown(value: float | str) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"
 
 
-def _look(found: dict[str, Any], key: str) -> Any:
-    value: Any = found
+def _look(numbers: dict[str, Any], key: str) -> Any:
+    value: Any = numbers
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             raise KeyError(key)
@@ -56,8 +56,8 @@ def _row(line: str, header: list[str], value: Any) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _inline(match: re.Match[str], found: dict[str, Any]) -> str:
-    return f"{shown(_look(found, match[1]))} (`{match[1]}`)"
+def _inline(match: re.Match[str], numbers: dict[str, Any]) -> str:
+    return f"{shown(_look(numbers, match[1]))} (`{match[1]}`)"
 
 
 def _cells(line: str) -> list[str]:

@@ -40,12 +40,12 @@ KINDS = Kind("256 px", 256, True, 1.75), Kind("384 px", 384, False, 1.5)
 
 def picture(rng: np.random.Generator, width: int, height: int, grain: float) -> NDArray[np.uint8]:
     """(height, width, 3)."""
-    whole = np.full((height, width, 3), 128, dtype=np.float32)
+    noise = np.full((height, width, 3), 128, dtype=np.float32)
     for cells, strength in ((3, 60), (9, 30), (27, 15), (81, 8)):
         light, colour = rng.normal(128, strength, (cells, cells, 1)), rng.normal(0, strength / 4, (cells, cells, 3))
         coarse = (light + colour).clip(0, 255).astype(np.uint8)
-        whole += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32) - 128
-    image = Image.fromarray(whole.clip(0, 255).astype(np.uint8))
+        noise += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32) - 128
+    image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(6):
         left, top, right, bottom = (rng.uniform(0, 1, 4) * [width, height, width, height] / [1, 1, 2, 2]).tolist()
@@ -69,14 +69,14 @@ def caption(rng: np.random.Generator) -> str:
 
 def samples(kind: Kind, count: int, seed: int) -> list[tuple[bytes, str]]:
     """JPEG bytes and caption of each."""
-    found = []
+    entries = []
     for i in range(count):
         rng = np.random.default_rng([seed, kind.side, i])
         width, height = kind.side, kind.side
         if not kind.square:
             width, height = (kind.side * 4 // 3, kind.side) if rng.random() < 0.5 else (kind.side, kind.side * 4 // 3)
-        found.append((jpeg(picture(rng, width, height, kind.grain)), caption(rng)))
-    return found
+        entries.append((jpeg(picture(rng, width, height, kind.grain)), caption(rng)))
+    return entries
 
 
 def write(pairs: list[tuple[bytes, str]], folder: Path, shards: int) -> list[Path]:

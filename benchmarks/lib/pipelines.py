@@ -60,7 +60,7 @@ class Work:
     seed: int
 
 
-def ours(work: Work, mask: str) -> Iterator[int]:
+def flip_loader(work: Work, mask: str) -> Iterator[int]:
     """flip.data.loader over s3://: full shuffle of blocks, CRC32, visible patches as uint8."""
     from flip.data.loader import Loader
     from flip.data.worker import WorkerConfig
@@ -107,9 +107,9 @@ def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int
     views = [memoryview(Path(path).read_bytes()) for path in work.local]
     places = [(view, *sample.members["jpg"]) for view in views for sample in tar.samples(view)]
     ids, patches = np.arange(len(places)), (SIZE // PATCH) ** 2
-    visits = np.zeros_like(ids)
-    keep = masking.visible_patches(work.seed, visits, ids, patches, patches // 2)
-    return [bytes(view[at : at + size]) for view, at, size in places], augmenting.Draws.of(work.seed, visits, ids), keep
+    epochs = np.zeros_like(ids)
+    keep = masking.visible_patches(work.seed, epochs, ids, patches, patches // 2)
+    return [bytes(view[at : at + size]) for view, at, size in places], augmenting.Draws.of(work.seed, epochs, ids), keep
 
 
 def open_clip(work: Work) -> Iterator[int]:
@@ -118,11 +118,11 @@ def open_clip(work: Work) -> Iterator[int]:
     Its users write ``pipe:aws s3 cp``, which takes seconds of computing per shard: much for shards as small as these.
     """
     from open_clip import get_tokenizer, image_transform
-    from open_clip_train import data as theirs
+    from open_clip_train import data as open_clip_data
     from webdataset.tariterators import tar_file_expander
 
     # webdataset marks the end of a shard since 0.2.87, which theirs takes for a file.
-    theirs.tar_file_expander = partial(tar_file_expander, eof_value=None)
+    open_clip_data.tar_file_expander = partial(tar_file_expander, eof_value=None)
     sign = f"--aws-sigv4 aws:amz:us-east-1:s3 --user {work.key}:{work.secret}"
     names = ",".join(work.shards)
     args = argparse.Namespace(
@@ -133,7 +133,7 @@ def open_clip(work: Work) -> Iterator[int]:
     augment = {"scale": tuple(AUGMENT.crop_area)}
     preprocess = image_transform(SIZE, is_train=True, aug_cfg=augment)
     tokenizer = get_tokenizer("ViT-B-16", context_length=LENGTH)
-    data = theirs.get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
+    data = open_clip_data.get_wds_dataset(args, preprocess, is_train=True, tokenizer=tokenizer)
     for images, tokens in data.dataloader:
         assert len(images) == len(tokens)
         yield len(images)
@@ -200,8 +200,8 @@ def mosaicml(work: Work) -> Iterator[int]:
 
 
 PIPELINES: dict[str, Callable[[Work], Iterator[int]]] = {
-    "ours, mask 0.5": lambda work: ours(work, "0.5"),
-    "ours, mask 0": lambda work: ours(work, "0"),
+    "ours, mask 0.5": lambda work: flip_loader(work, "0.5"),
+    "ours, mask 0": lambda work: flip_loader(work, "0"),
     "bare decode + crop": bare,
     "bare decode + torchvision's crop": bare_torchvision,
     "open_clip": open_clip,

@@ -11,44 +11,44 @@ REST = "all else"
 """What a profile does not name."""
 
 
-def profiles(found: Mapping[str, Any]) -> Iterator[str]:
+def profiles(results: Mapping[str, Any]) -> Iterator[str]:
     """Parts of the page, in Markdown."""
-    if "stream" in found:
-        yield from _stream(found["stream"])
+    if "stream" in results:
+        yield from _stream(results["stream"])
     for name in ("step", "step_gpu"):
-        if name in found:
-            yield from _step(found[name], name)
-    if "report" in found and "cpu_seconds" in found["report"]["report"]:
-        one = found["report"]["report"]
-        yield f"report: {number(one['cpu_seconds'])} s of computing in {number(one['seconds'])} s.\n"
+        if name in results:
+            yield from _step(results[name], name)
+    if "report" in results and "cpu_seconds" in results["report"]["report"]:
+        entry = results["report"]["report"]
+        yield f"report: {number(entry['cpu_seconds'])} s of computing in {number(entry['seconds'])} s.\n"
 
 
-def _stream(found: Mapping[str, Any]) -> Iterator[str]:
+def _stream(results: Mapping[str, Any]) -> Iterator[str]:
     """Stages of ours, and what the bare decoding beside it takes."""
-    sets = found["sets"]
+    sets = results["sets"]
     yield "stream, ours: microseconds of computing of a sample, each stage alone in warm caches.\n"
     stages = [row["stage"] for row in next(iter(sets.values()))["costs"]]
     lines = [["stage", *sets], ["---"] * (1 + len(sets))]
-    costs = {kind: {row["stage"]: row["us"] for row in one["costs"]} for kind, one in sets.items()}
+    costs = {kind: {row["stage"]: row["us"] for row in entry["costs"]} for kind, entry in sets.items()}
     lines += [[stage, *(number(costs[kind][stage]) for kind in sets)] for stage in stages]
     for name in [row["pipeline"] for row in next(iter(sets.values()))["pipelines"]][1:]:
-        whole = {kind: {row["pipeline"]: row["cpu_us"] for row in one["pipelines"]} for kind, one in sets.items()}
-        if all(isinstance(each[name], float) for each in whole.values()):
-            lines.append([f"beside it, the whole of: {name}", *(number(whole[kind][name]) for kind in sets)])
+        totals = {kind: {row["pipeline"]: row["cpu_us"] for row in entry["pipelines"]} for kind, entry in sets.items()}
+        if all(isinstance(each[name], float) for each in totals.values()):
+            lines.append([f"beside it, the whole of: {name}", *(number(totals[kind][name]) for kind in sets)])
     yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _step(found: Mapping[str, Any], name: str) -> Iterator[str]:
+def _step(results: Mapping[str, Any], name: str) -> Iterator[str]:
     """Operations of ours and of the peer."""
-    rows = [(f"{found['size']}, mask {row['mask']}, {row['form']}", row) for row in found["beside_the_peer"]]
-    rows += [(f"{found['masked']['size']}, mask {row['mask']}, ours", row) for row in found["masked"]["cases"]]
-    told = [(what, row) for what, row in rows if row.get("profile")]
-    if not told:
+    rows = [(f"{results['size']}, mask {row['mask']}, {row['form']}", row) for row in results["beside_the_peer"]]
+    rows += [(f"{results['masked']['size']}, mask {row['mask']}, ours", row) for row in results["masked"]["cases"]]
+    profiled = [(what, row) for what, row in rows if row.get("profile")]
+    if not profiled:
         return
     yield f"{name}: share of a step that torch's operations take by themselves, the longest ones.\n"
     lines = [["step", "ms", "operations"], ["---"] * 3]
-    for what, row in told:
-        ordered = sorted(row["profile"].items(), key=lambda one: (one[0] == REST, -one[1]))
+    for what, row in profiled:
+        ordered = sorted(row["profile"].items(), key=lambda entry: (entry[0] == REST, -entry[1]))
         shares = ", ".join(f"{op.split(': ')[-1]} {100 * share:.0f} %" for op, share in ordered)
         lines.append([what, number(row["milliseconds"]), shares])
     yield "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -29,9 +29,9 @@ def median(run: Callable[[], Any], repeats: int) -> float:
 
 def seconds(run: Callable[[], Any]) -> float:
     """Of one call."""
-    begin = time.perf_counter()
+    start_time = time.perf_counter()
     run()
-    return time.perf_counter() - begin
+    return time.perf_counter() - start_time
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -70,13 +70,13 @@ def machine() -> dict[str, Any]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Package -> its version here, ABSENT where it is not installed."""
-    found = {}
+    result = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = ABSENT
-    return found
+            result[name] = ABSENT
+    return result
 
 
 def options(parser: argparse.ArgumentParser, name: str) -> None:
@@ -115,9 +115,9 @@ def _used() -> tuple[float, float]:
     return busy, own
 
 
-def _took(begin: float, before: tuple[float, float]) -> dict[str, float]:
+def _took(start_time: float, before: tuple[float, float]) -> dict[str, float]:
     """Seconds, and how many cores others used meanwhile: many more than a tenth, and the machine was not quiet."""
-    took, (busy, own) = time.perf_counter() - begin, _used()
+    took, (busy, own) = time.perf_counter() - start_time, _used()
     others = (busy - before[0] - (own - before[1])) / took
     return {"seconds": rounded(took), "cores_of_others": rounded(max(0.0, others))}
 

@@ -72,14 +72,14 @@ def _settle(core: int) -> None:
 def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:
     """Make a set, upload it, and index what is there."""
     pairs = photo_shards.samples(kind, samples, seed)
-    name, there = f"{kind.side}", files(address)
+    name, remote_files = f"{kind.side}", files(address)
     local = photo_shards.write(pairs, folder / name, SHARDS)
     shards = tuple(f"{name}/{path.name}" for path in local)
     for path, key in zip(local, shards, strict=True):
-        there.pipe_file(f"{BUCKET}/{key}", path.read_bytes())
+        remote_files.pipe_file(f"{BUCKET}/{key}", path.read_bytes())
     manifest = index([f"s3://{BUCKET}/{key}" for key in shards], folder / f"{name}-manifest", chunk)
     train((text for _, text in pairs), 30_522, folder / f"{name}.json")
-    mds = _mds(pairs, folder / f"{name}-mds", there, f"{BUCKET}/{name}-mds")
+    mds = _mds(pairs, folder / f"{name}-mds", remote_files, f"{BUCKET}/{name}-mds")
     return Work(
         address=address, key=KEY, secret=SECRET, bucket=BUCKET, shards=shards, local=tuple(map(str, local)), mds=mds,
         manifest=str(manifest.folder), chunk=chunk, tokenizer=str(folder / f"{name}.json"), samples=samples,
@@ -87,7 +87,7 @@ def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, fold
     )  # fmt: skip
 
 
-def _mds(pairs: list[tuple[bytes, str]], folder: Path, there: Any, remote: str) -> str:
+def _mds(pairs: list[tuple[bytes, str]], folder: Path, remote_files: Any, remote: str) -> str:
     """The same samples in mosaicml-streaming's format; nothing where it is not installed."""
     try:
         from streaming import MDSWriter
@@ -97,5 +97,5 @@ def _mds(pairs: list[tuple[bytes, str]], folder: Path, there: Any, remote: str) 
         for image, text in pairs:
             writer.write({"jpg": image, "txt": text})
     for path in sorted(folder.iterdir()):
-        there.pipe_file(f"{remote}/{path.name}", path.read_bytes())
+        remote_files.pipe_file(f"{remote}/{path.name}", path.read_bytes())
     return f"s3://{remote}"

@@ -38,8 +38,8 @@ def measure(work: Work) -> list[dict[str, Any]]:
     images = [image_of(sample, "simplejpeg") for sample in samples]
     captions = [captions_of(sample, ["txt"])[0] for sample in samples]
     batches = [slice(start, start + work.batch) for start in range(0, len(samples), work.batch)]
-    ids, visits = np.arange(len(samples)), np.zeros(len(samples), dtype=np.int64)
-    draws, keep = _drawn(work, visits, ids)
+    ids, epochs = np.arange(len(samples)), np.zeros(len(samples), dtype=np.int64)
+    draws, keep = _drawn(work, epochs, ids)
     views = [augmenting.view(image, SIZE, AUGMENT, draws, row, "torchvision") for row, image in enumerate(images)]
     rows = range(len(samples))
     stages: dict[str, Callable[[], Iterable[Any]]] = {
@@ -47,7 +47,7 @@ def measure(work: Work) -> list[dict[str, Any]]:
         "CRC32": lambda: map(crc32, pieces),
         "tar headers": lambda: map(_walked, pieces),
         "order": lambda: _ordered(work, len(batches)),
-        "draws and masks": lambda: (_drawn(work, visits[batch], ids[batch]) for batch in batches),
+        "draws and masks": lambda: (_drawn(work, epochs[batch], ids[batch]) for batch in batches),
         "decode": lambda: (image_of(sample, "simplejpeg") for sample in samples),
         "crop and resize": lambda: (
             augmenting.view(images[row], SIZE, AUGMENT, draws, row, "torchvision") for row in rows
@@ -62,9 +62,9 @@ def measure(work: Work) -> list[dict[str, Any]]:
 def _cpu(stage: Callable[[], Iterable[Any]]) -> float:
     times = []
     for _ in range(REPEATS):
-        begin = time.process_time()
+        start_time = time.process_time()
         deque(stage(), maxlen=0)
-        times.append(time.process_time() - begin)
+        times.append(time.process_time() - start_time)
     return statistics.median(times)
 
 
@@ -72,10 +72,10 @@ def _walked(piece: memoryview) -> list[dict[str, memoryview]]:
     return [{name: piece[at : at + size] for name, (at, size) in s.members.items()} for s in tar.samples(piece)]
 
 
-def _drawn(work: Work, visits: Any, ids: Any) -> tuple[augmenting.Draws, Any]:
+def _drawn(work: Work, epochs: Any, ids: Any) -> tuple[augmenting.Draws, Any]:
     patches = (SIZE // PATCH) ** 2
-    keep = masking.visible_patches(work.seed, visits, ids, patches, patches // 2)
-    return augmenting.Draws.of(work.seed, visits, ids), keep
+    keep = masking.visible_patches(work.seed, epochs, ids, patches, patches // 2)
+    return augmenting.Draws.of(work.seed, epochs, ids), keep
 
 
 def _ordered(work: Work, batches: int) -> Iterator[Any]:

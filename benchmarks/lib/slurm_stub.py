@@ -39,9 +39,9 @@ main()
 
 def judged(limit: str, run: Callable[[], Any], repeats: int) -> dict[str, Any]:
     """Seconds of a call, median, least and most, beside what it may take."""
-    found = results.spread([results.seconds(run) for _ in range(repeats)], "seconds")
+    result = results.spread([results.seconds(run) for _ in range(repeats)], "seconds")
     reach = LIMITS[limit]
-    return found | {"limit": reach, "verdict": "ok" if found["seconds"] < reach else "missed"}
+    return result | {"limit": reach, "verdict": "ok" if result["seconds"] < reach else "missed"}
 
 
 class Site:
@@ -91,9 +91,9 @@ class Site:
         base = (ROOT / "sweeps" / "data_scaling.yaml").read_text(encoding="utf-8").split("\nruns:")[0]
         sweep.write_text(f"{base}\ngrid:\n  optim.weight_decay: [{grid}]\n", encoding="utf-8")
         text = self.command(ROOT / "jobs" / "submit.py", "--sweep", sweep, "--cluster", "h100", "--dry-run", "--json")
-        found = len(json.loads(text)["runs"])
-        if found != runs:
-            raise SystemExit(f"{found} runs were planned in place of {runs}")
+        count = len(json.loads(text)["runs"])
+        if count != runs:
+            raise SystemExit(f"{count} runs were planned in place of {runs}")
 
     def submit(self, runs: int) -> None:
         """Run directories of two shapes, handed to the Slurm cluster."""
@@ -144,7 +144,7 @@ def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
     before = site.called("squeue")
     words = (ROOT / "jobs" / "status.py", "many", "--json")
     judgement = judged("status", lambda: site.command(*words), repeats)
-    found = {row["state"] for row in json.loads(site.command(*words))}
-    if found != {"running"}:
-        raise SystemExit(f"the runs are taken as {found}")
+    states = {row["state"] for row in json.loads(site.command(*words))}
+    if states != {"running"}:
+        raise SystemExit(f"the runs are taken as {states}")
     return judgement | {"squeue_calls": (site.called("squeue") - before) // (repeats + 1)}

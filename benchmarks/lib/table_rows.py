@@ -19,7 +19,7 @@ class Row:
     """``ratio``: of ours to the peer's, as they stand there; ``spread``: its least and most over rounds."""
 
     what: str
-    ours: str
+    own: str
     peer: str = ""
     ratio: float | None = None
     spread: tuple[float, float] | None = None
@@ -31,7 +31,7 @@ class Row:
     def figure(self) -> str:
         """What it comes to: the ratio, or what ours took."""
         if self.ratio is None:
-            return self.ours
+            return self.own
         return number(self.ratio) + (f" ({number(self.spread[0])} to {number(self.spread[1])})" if self.spread else "")
 
 
@@ -40,10 +40,10 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def spread(found: Mapping[str, Any], scale: float = 1.0) -> tuple[float, float] | None:
+def spread(result: Mapping[str, Any], scale: float = 1.0) -> tuple[float, float] | None:
     """Least and most of what a script wrote, None where it did not."""
-    if isinstance(found.get("least"), float | int):
-        return found["least"] * scale, found["most"] * scale
+    if isinstance(result.get("least"), float | int):
+        return result["least"] * scale, result["most"] * scale
     return None
 
 
@@ -52,11 +52,11 @@ def goal(value: float, sign: str, limit: float, unit: str = "") -> dict[str, Any
     return {"goal": f"{sign} {limit:g}{unit}", "reached": bool(SIGNS[sign](value, limit))}
 
 
-def limited(what: str, found: Mapping[str, Any], peer: str = "") -> Row:
+def limited(what: str, result: Mapping[str, Any], peer: str = "") -> Row:
     """Seconds beside their own ``limit``."""
-    least, most = spread(found) or (found["seconds"], found["seconds"])
-    ours = f"{number(found['seconds'])} s ({number(least)} to {number(most)})"
-    return Row(what, ours, peer, **goal(found["seconds"], "<", found["limit"], " s"))
+    least, most = spread(result) or (result["seconds"], result["seconds"])
+    own = f"{number(result['seconds'])} s ({number(least)} to {number(most)})"
+    return Row(what, own, peer, **goal(result["seconds"], "<", result["limit"], " s"))
 
 
 Found = Mapping[str, Any]
@@ -66,16 +66,16 @@ PEAK = 989e12
 EXACT = 1e-12
 
 
-def step(found: Found) -> list[Row]:
+def step(result: Found) -> list[Row]:
     """Beside open_clip, and masked beside unmasked."""
-    rows, gpu = [], found["device"] == "cuda"
-    cases = {(row["mask"], row["form"]): row for row in found["beside_the_peer"]}
+    rows, gpu = [], result["device"] == "cuda"
+    cases = {(row["mask"], row["form"]): row for row in result["beside_the_peer"]}
     for (mask, form), row in cases.items():
         peer = cases.get((mask, "open_clip"))
         if form == "open_clip" or peer is None:
             continue
         speed, least = row["speed_to_open_clip"], 1.5 if gpu else 1.35 if "padding" in form else 1.2
-        name = f"{found['size']}, b = {found['b']}, mask {mask}" + form.removeprefix("ours") + " on a GPU" * gpu
+        name = f"{result['size']}, b = {result['b']}, mask {mask}" + form.removeprefix("ours") + " on a GPU" * gpu
         rows.append(Row(
             f"step of {name}, pairs/s",
             number(row["pairs_per_second"]), f"open_clip {number(peer['pairs_per_second'])}",
@@ -86,195 +86,201 @@ def step(found: Found) -> list[Row]:
             f"step of {name}, memory", f"{number(row['peak_MB'])} MB", f"open_clip {number(peer['peak_MB'])} MB",
             size, **({} if mask == "0" else goal(size, "<", 1.0)),
         ))  # fmt: skip
-    return rows + [_masked(row, found["masked"]["size"], gpu) for row in found["masked"]["cases"] if row["mask"] != "0"]
+    return rows + [
+        _masked(row, result["masked"]["size"], gpu) for row in result["masked"]["cases"] if row["mask"] != "0"
+    ]
 
 
 def _masked(row: Found, size: str, gpu: bool) -> Row:
     """Time against the unmasked step's, over the ratio of FLOPs."""
     what = f"step of {size}, b = {row['b']}, mask {row['mask']}, to the unmasked one" + " on a GPU" * gpu
     ratio, work = row["time_to_FLOPs"], row["FLOPs_ratio"]
-    ours, own = f"{number(row['time_ratio'])} of the time", f"{number(work)} of the FLOPs"
-    return Row(what, ours, own, ratio, spread(row, 1 / work), **goal(ratio, "<=", 1.1))
+    times, flops = f"{number(row['time_ratio'])} of the time", f"{number(work)} of the FLOPs"
+    return Row(what, times, flops, ratio, spread(row, 1 / work), **goal(ratio, "<=", 1.1))
 
 
-def step_gpu_h14(found: Found) -> list[Row]:
+def step_gpu_h14(result: Found) -> list[Row]:
     """Share of a card's peak."""
-    row = next(row for row in found["masked"]["cases"] if row["mask"] == "0.5")
+    row = next(row for row in result["masked"]["cases"] if row["mask"] == "0.5")
     share = row["GFLOPS"] * 1e9 / PEAK
-    what = f"step of {found['masked']['size']}, b = {row['b']}, mask 0.5 on a GPU: model FLOPs of the card's peak"
+    what = f"step of {result['masked']['size']}, b = {row['b']}, mask 0.5 on a GPU: model FLOPs of the card's peak"
     return [Row(what, f"{number(row['GFLOPS'])} GFLOP/s", f"{PEAK / 1e9:,.0f}", share, **goal(share, ">=", 0.5))]
 
 
-def loss(found: Found) -> list[Row]:
+def loss(result: Found) -> list[Row]:
     """Tiles beside whole logits, beside open_clip's where b = B, beside arithmetic, and how exact they are."""
-    cases = {(row["b"], row["B"], row["form"]): row for row in found["cases"]}
+    cases = {(row["b"], row["B"], row["form"]): row for row in result["cases"]}
     tile = next(form for form in ("tiles of 1024", "tiles of 256") if any(key[2] == form for key in cases))
     rows = []
     for (b, batch, form), row in cases.items():
-        ours = cases.get((b, batch, tile))
-        if form.startswith("tiles") or ours is None or not isinstance(row["milliseconds"], float):
+        flip_row = cases.get((b, batch, tile))
+        if form.startswith("tiles") or flip_row is None or not isinstance(row["milliseconds"], float):
             continue
         name, peer = f"loss in {tile}, b = {b:,}, B = {batch:,}", form.replace("whole", "whole logits")
         rows.append(Row(
-            f"{name}, time", f"{number(ours['milliseconds'])} ms", f"{peer} {number(row['milliseconds'])} ms",
-            ours["milliseconds"] / row["milliseconds"], spread(ours) if form == "whole" else None,
+            f"{name}, time", f"{number(flip_row['milliseconds'])} ms", f"{peer} {number(row['milliseconds'])} ms",
+            flip_row["milliseconds"] / row["milliseconds"], spread(flip_row) if form == "whole" else None,
         ))  # fmt: skip
-        size = ours["extra_MB"] / max(1, row["extra_MB"])
-        rows.append(Row(f"{name}, memory", f"{ours['extra_MB']:,} MB", f"{peer} {row['extra_MB']:,} MB", size))
-    last = [row for row in found["cases"] if row["form"] == tile][-1]
+        size = flip_row["extra_MB"] / max(1, row["extra_MB"])
+        rows.append(Row(f"{name}, memory", f"{flip_row['extra_MB']:,} MB", f"{peer} {row['extra_MB']:,} MB", size))
+    last = [row for row in result["cases"] if row["form"] == tile][-1]
     ratio = last["extra_MB"] / last["predicted_MB"]
     rows.append(Row(
         f"loss in {tile}, b = {last['b']:,}, B = {last['B']:,}, memory to that of b * tile and the features",
         f"{last['extra_MB']:,} MB", f"{last['predicted_MB']:,} MB by arithmetic", ratio, **goal(ratio, "<=", 1.1),
     ))  # fmt: skip
-    far = found["farthest_from_float64"]
+    far = result["farthest_from_float64"]
     what = "loss in tiles, float64: farthest from the plain formula, gradients too"
     return [*rows, Row(what, number(far), **goal(far, "<=", EXACT))]
 
 
-def stream(found: Found) -> list[Row]:
+def stream(result: Found) -> list[Row]:
     """Beside each pipeline."""
     rows = []
-    for kind, one in found["sets"].items():
-        ours, *others = one["pipelines"]
+    for kind, entry in result["sets"].items():
+        flip_row, *others = entry["pipelines"]
         for row in others:
             own = row["pipeline"].startswith("ours")
             what = f"S3 to batch on one core, {kind}, {'' if own else 'beside '}{row['pipeline']}, samples/s"
             if row["samples_per_s"] is None:
-                rows.append(Row(what, number(ours["samples_per_s"]), row["note"]))
+                rows.append(Row(what, number(flip_row["samples_per_s"]), row["note"]))
                 continue
             asked = goal(row["ours_is"], ">=", row["goal"]) if row["goal"] else {}
-            speeds = number(ours["samples_per_s"]), number(row["samples_per_s"])
+            speeds = number(flip_row["samples_per_s"]), number(row["samples_per_s"])
             rows.append(Row(what, *speeds, row["ours_is"], spread(row), **asked))
     return rows
 
 
-def resume(found: Found) -> list[Row]:
+def resume(result: Found) -> list[Row]:
     """Whether it depends on S, and what others take."""
-    ours = [row["first_batch_seconds"] for row in found["ours"]]
-    where = [f"{100 * row['passes']:g}" for row in found["ours"]]
-    ratio = max(ours) / min(ours)
+    seconds = [row["first_batch_seconds"] for row in result["ours"]]
+    where = [f"{100 * row['passes']:g}" for row in result["ours"]]
+    ratio = max(seconds) / min(seconds)
     rows = [Row(
         f"first batch after a resume at {', '.join(where)} % of a pass: slowest to quickest",
-        f"{number(max(ours))} s", f"{number(min(ours))} s", ratio, **goal(ratio, "<=", 1.25),
+        f"{number(max(seconds))} s", f"{number(min(seconds))} s", ratio, **goal(ratio, "<=", 1.25),
     )]  # fmt: skip
-    theirs = found["webdataset"][-1]["computed_seconds"]
-    what, last = f"first batch after a resume at {where[-1]} % of {found['data']['N']:.3g} samples", ours[-1]
+    peer_seconds = result["webdataset"][-1]["computed_seconds"]
+    what, last = f"first batch after a resume at {where[-1]} % of {result['data']['N']:.3g} samples", seconds[-1]
     rows.append(Row(
-        f"{what}, beside webdataset reading up to there", f"{number(last)} s", f"{number(theirs)} s (computed)",
-        last / theirs,
+        f"{what}, beside webdataset reading up to there", f"{number(last)} s", f"{number(peer_seconds)} s (computed)",
+        last / peer_seconds,
     ))  # fmt: skip
-    peer_row = found["mosaicml_streaming"][-1]
+    peer_row = result["mosaicml_streaming"][-1]
     if "first_sample_seconds" in peer_row:
-        theirs = peer_row["first_sample_seconds"]
+        peer_seconds = peer_row["first_sample_seconds"]
         peer = f"mosaicml-streaming of {peer_row['N']:.3g} samples"
-        rows.append(Row(f"{what}, beside {peer}", f"{number(last)} s", f"{number(theirs)} s", last / theirs))
-    return rows
-
-
-def checkpoint(found: Found) -> list[Row]:
-    """How long the loop stands still."""
-    rows, cases = [], {(row["ranks"], row["way"]): row for row in found["cases"]}
-    for ranks in sorted({ranks for ranks, _ in cases}):
-        ours, torchs = cases[ranks, "background"], cases[ranks, "torch async_save"]
-        what, seconds = (
-            f"save of {ours['megabytes']} MB, ranks: {ranks}; the loop stalls",
-            f"{number(ours['stall_s'])} s",
-        )
-        share, waited = ours["share_of_blocking"], f"{number(cases[ranks, 'blocking']['stall_s'])} s"
         rows.append(
-            Row(f"{what}, beside a save waited for", seconds, waited, share, spread(ours), **goal(share, "<", 0.1))
+            Row(f"{what}, beside {peer}", f"{number(last)} s", f"{number(peer_seconds)} s", last / peer_seconds)
         )
-        beside = ours.get("stall_to_torch") or {"ratio": ours["stall_s"] / torchs["stall_s"]}
-        peer = f"{number(torchs['stall_s'])} s"
-        rows.append(Row(f"{what}, beside torch's async_save", seconds, peer, beside["ratio"], spread(beside)))
     return rows
 
 
-def memory(found: Found) -> list[Row]:
+def checkpoint(result: Found) -> list[Row]:
+    """How long the loop stands still."""
+    rows, cases = [], {(row["ranks"], row["way"]): row for row in result["cases"]}
+    for ranks in sorted({ranks for ranks, _ in cases}):
+        flip_row, torchs = cases[ranks, "background"], cases[ranks, "torch async_save"]
+        what, seconds = (
+            f"save of {flip_row['megabytes']} MB, ranks: {ranks}; the loop stalls",
+            f"{number(flip_row['stall_s'])} s",
+        )
+        share, waited = flip_row["share_of_blocking"], f"{number(cases[ranks, 'blocking']['stall_s'])} s"
+        rows.append(
+            Row(f"{what}, beside a save waited for", seconds, waited, share, spread(flip_row), **goal(share, "<", 0.1))
+        )
+        to_peer = flip_row.get("stall_to_torch") or {"ratio": flip_row["stall_s"] / torchs["stall_s"]}
+        peer = f"{number(torchs['stall_s'])} s"
+        rows.append(Row(f"{what}, beside torch's async_save", seconds, peer, to_peer["ratio"], spread(to_peer)))
+    return rows
+
+
+def memory(result: Found) -> list[Row]:
     """Measured to foretold."""
-    cases = found["cases"]
+    cases = result["cases"]
     ratios = [row["measured_to_predicted"] for row in cases]
     worst = max(cases, key=lambda row: row["measured_to_predicted"])
-    where = f"{found['size']} on a {'GPU' if found['device'] == 'cuda' else 'CPU'}"
+    where = f"{result['size']} on a {'GPU' if result['device'] == 'cuda' else 'CPU'}"
     what = f"memory of a step of {where}, {len(cases)} cases: the most above what is foretold"
     at = f"b = {worst['b']}, mask {worst['mask']}"
     sizes = f"{worst['measured_MB']:,} MB, {at}", f"{worst['predicted_MB']:,} MB foretold"
     return [Row(what, *sizes, max(ratios), (min(ratios), max(ratios)), **goal(max(ratios), "<=", 1.1))]
 
 
-def launcher(found: Found) -> list[Row]:
+def launcher(result: Found) -> list[Row]:
     """Limits of commands; submitting beside submitit and Hydra."""
-    slowest = max(found["help"], key=lambda row: row["seconds"])
-    ours, *others = found["submit"]["ways"]
-    runs, shapes = found["submit"]["runs"], found["submit"]["shapes"]
-    squeue, sbatch = found["status"]["squeue_calls"], ours["sbatch_calls"]
+    slowest = max(result["help"], key=lambda row: row["seconds"])
+    flip_row, *others = result["submit"]["ways"]
+    runs, shapes = result["submit"]["runs"], result["submit"]["shapes"]
+    squeue, sbatch = result["status"]["squeue_calls"], flip_row["sbatch_calls"]
     rows = [
-        limited(f"plan of {found['plan']['runs']} runs", found["plan"]),
-        limited(f"status of {found['status']['runs']} runs", found["status"]),
+        limited(f"plan of {result['plan']['runs']} runs", result["plan"]),
+        limited(f"status of {result['status']['runs']} runs", result["status"]),
         Row("status: calls of squeue", str(squeue), **goal(squeue, "=", 1)),
-        limited(f"--help, the slowest of {len(found['help'])} ({slowest['command']})", slowest),
+        limited(f"--help, the slowest of {len(result['help'])} ({slowest['command']})", slowest),
     ]
     for row in others:
-        times = f"{number(ours['seconds'])} s", f"{number(row['seconds'])} s"
+        times = f"{number(flip_row['seconds'])} s", f"{number(row['seconds'])} s"
         rows.append(Row(f"submitting {runs} runs, beside {row['way']}", *times, row["ours_to_it"], spread(row)))
     calls = "; ".join(f"{row['way']} {row['sbatch_calls']}" for row in others)
     what = f"submitting {runs} runs of {shapes} shapes: calls of sbatch"
     return [*rows, Row(what, str(sbatch), calls, **goal(sbatch, "=", shapes))]
 
 
-def order(found: Found) -> list[Row]:
+def order(result: Found) -> list[Row]:
     """The place in the stream, and the cost of order and mask."""
-    first = [row for row in found["first_batch"] if row["passes"] == 0.5][-1]
-    peer, after, samples = found["peer"], found["afterwards"][-1], f"{found['data']['N']:.3g} samples"
-    seconds, theirs = first["milliseconds"] / 1000, peer["extrapolated_to_N_seconds"]
-    permuted = f"NumPy's permutation {number(theirs)} s (from {peer['ids']:,} ids)"
+    first = [row for row in result["first_batch"] if row["passes"] == 0.5][-1]
+    peer, after, samples = result["peer"], result["afterwards"][-1], f"{result['data']['N']:.3g} samples"
+    seconds, peer_value = first["milliseconds"] / 1000, peer["extrapolated_to_N_seconds"]
+    permuted = f"NumPy's permutation {number(peer_value)} s (from {peer['ids']:,} ids)"
     what = f"ids of a batch in the middle of a pass of {samples}, W = {first['W']}"
     cost = after["with_mask_us"]
     return [
-        Row(what, f"{seconds:.2g} s", permuted, seconds / theirs, spread(first, 0.001 / theirs)),
+        Row(what, f"{seconds:.2g} s", permuted, seconds / peer_value, spread(first, 0.001 / peer_value)),
         Row(f"order and mask, W = {after['W']}, of a sample", f"{number(cost)} us", **goal(cost, "<=", 4, " us")),
     ]
 
 
-def prefetch(found: Found) -> list[Row]:
+def prefetch(result: Found) -> list[Row]:
     """The loader's rule beside waiting for each read, by simulation."""
     rows = []
-    for first in (case for case in found["cases"] if case["hedge"] and case["lead"]):
-        same = [case for case in found["cases"] if (case["step"], case["latency"]) == (first["step"], first["latency"])]
+    for first in (case for case in result["cases"] if case["hedge"] and case["lead"]):
+        same = [
+            case for case in result["cases"] if (case["step"], case["latency"]) == (first["step"], first["latency"])
+        ]
         if first is not same[0] or first["latency"] == "constant":
             continue
         blocking = [case["stalled_share"] for case in same if case["reads"] == "blocking"]
         peer = f"each read waited for: {100 * blocking[-1]:.3g} %" if blocking else ""
-        case = f"{found['fleet']['ranks']} ranks, steps of {first['step']} s, latency {first['latency']}"
+        case = f"{result['fleet']['ranks']} ranks, steps of {first['step']} s, latency {first['latency']}"
         rows.append(Row(f"simulated, {case}: stalled", f"{100 * first['stalled_share']:.3g} %", peer))
     return rows
 
 
-def evaluation(found: Found) -> list[Row]:
+def evaluation(result: Found) -> list[Row]:
     """Speed, memory and equality."""
     rows = []
-    for name, task in found["tasks"].items():
-        ours, theirs = task["forms"]
+    for name, task in result["tasks"].items():
+        flip_row, peer_value = task["forms"]
         counts = ", ".join(f"{task[key]:,} {key}" for key in ("images", "classes", "captions") if key in task)
         what, far = f"{name} of {counts}", task["farthest"]
-        speeds = number(ours["samples_per_s"]), f"clip_benchmark {number(theirs['samples_per_s'])}"
-        rows.append(Row(f"{what}, images/s", *speeds, ours["times_as_fast"], spread(ours)))
-        sizes = f"{ours['extra_MB']:,} MB", f"clip_benchmark {theirs['extra_MB']:,} MB"
-        rows.append(Row(f"{what}, memory", *sizes, ours["extra_MB"] / max(1, theirs["extra_MB"])))
+        speeds = number(flip_row["samples_per_s"]), f"clip_benchmark {number(peer_value['samples_per_s'])}"
+        rows.append(Row(f"{what}, images/s", *speeds, flip_row["times_as_fast"], spread(flip_row)))
+        sizes = f"{flip_row['extra_MB']:,} MB", f"clip_benchmark {peer_value['extra_MB']:,} MB"
+        rows.append(Row(f"{what}, memory", *sizes, flip_row["extra_MB"] / max(1, peer_value["extra_MB"])))
         same = f"{what}: farthest of {len(task['shares'])} scores from clip_benchmark's"
         rows.append(Row(same, number(far), **goal(far, "<=", 1e-6)))
     return rows
 
 
-def report(found: Found) -> list[Row]:
+def report(result: Found) -> list[Row]:
     """Seconds and memory."""
-    data, ours, plain = found["data"], found["report"], found["plain_json"]
-    what, size = f"report of {data['runs']} runs of {data['lines_per_run']:,} lines", ours["peak_bytes"] / 1e6
+    data, flip_row, plain = result["data"], result["report"], result["plain_json"]
+    what, size = f"report of {data['runs']} runs of {data['lines_per_run']:,} lines", flip_row["peak_bytes"] / 1e6
     reading = f"json alone, reading them: {number(plain['seconds'])} s"
     peak = f"json alone {number(plain['peak_bytes'] / 1e6)} MB"
     return [
-        limited(what, ours | {"limit": 10}, reading),
+        limited(what, flip_row | {"limit": 10}, reading),
         Row(f"{what}, memory", f"{number(size)} MB", peak, **goal(size, "<", 500, " MB")),
     ]
 

@@ -44,7 +44,7 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
     return tokens
 
 
-def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
+def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """Steps of one model at each mask of the case, as flip.training.trainer does them on one process."""
     from flip.config.host import Host
     from flip.config.resolve import _compute
@@ -65,7 +65,7 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
     towers.init_weights(pair, chosen.seed)
     here = parallel.World(0, 1, device, None, None)
     config.compute.compile = "yes" if chosen.compile else "no"
-    parallel.place(pair, here, config.compute)
+    parallel.apply_parallelism(pair, here, config.compute)
     optimizer = optim.build(pair.named_parameters(), config.optim)
 
     def at(mask: str) -> Callable[[], None]:
@@ -73,7 +73,7 @@ def ours(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
 
         def run() -> None:
             optimizer.zero_grad(set_to_none=True)
-            grad_cache.gradients(pair, inputs, 1, device, parallel.autocast(config.compute, here))
+            grad_cache.grad_cache_backward(pair, inputs, 1, device, parallel.autocast(config.compute, here))
             optimizer.step()
 
         return run

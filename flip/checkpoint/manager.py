@@ -49,7 +49,7 @@ class CheckpointManager:
             run, attempt, world, section.keep, section.background == "yes", section.url, patience
         )
         self._interval: SaveInterval | None = None
-        if world.first and not section.samples:  # rank 0's clock decides for all
+        if world.is_rank0 and not section.samples:  # rank 0's clock decides for all
             self._interval = SaveInterval(section.minutes, run, attempt)
         self._last_time, self._last_samples = time.monotonic(), 0
         self.resumed_from: Commit | None = None
@@ -66,7 +66,7 @@ class CheckpointManager:
         """
         # Rank 0 reads for all: on a shared file system another rank may not see the file yet and would decide
         # otherwise.
-        record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control)
+        record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control_group)
         self.save_after_first_step = bool(record)
         restorer = self.checkpointer.restorer
         self.resumed_from = restorer.newest() or warm_start()

@@ -46,7 +46,7 @@ class Remote:
         return {"bytes": memoryview(data).nbytes} | ({"etag": etag} if etag else {})
 
     def check(self, name: str, expected: Mapping[str, Any]) -> None:
-        """Raise Damaged unless size and ETag are those that it was written with: its bytes are not read."""
+        """Raise CorruptCheckpoint unless size and ETag are those that it was written with: its bytes are not read."""
         found = self._present(name)
         told = (found.size, found.etag) if expected.get("etag") else (found.size, "")
         if told != (expected["bytes"], expected.get("etag", "")):
@@ -55,14 +55,14 @@ class Remote:
     def verify(self, files: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> None:
         """Read files and compare size, ETag and SHA-256; keep nothing of them, or copy them into a ``folder``.
 
-        Raises Damaged where one is not what was committed.
+        Raises CorruptCheckpoint where one is not what was committed.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(lambda name: self._verify(name, files[name], folder and folder / name), files))
 
     def read(self, name: str, expected: Mapping[str, Any], start: int, stop: int) -> bytearray:
         """Bytes [start, stop) of a file. They have no checksum of their own: size and ETag tell that it is the object
-        that was committed, where the storage has ETags. Raises Damaged where it is another one.
+        that was committed, where the storage has ETags. Raises CorruptCheckpoint where it is another one.
         """
         return bytearray().join(self._pieces(name, expected, start, stop))
 
@@ -182,7 +182,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 def at_hand(source: commit.Commit, patience: RetryPolicy | None = None, url: str = "") -> Iterator[Path]:
     """The folder where a commit's files lie verified on this machine: its own, or a copy for as long as it is needed.
 
-    ``url``: addresses below it are read even if another user wrote the commit's record. Raises Damaged,
+    ``url``: addresses below it are read even if another user wrote the commit's record. Raises CorruptCheckpoint,
     PermissionDenied for another address in such a record, and what ``Remote`` raises.
     """
     if "url" not in source.record:

@@ -49,17 +49,17 @@ class CheckpointRestorer:
         def scan() -> tuple[list[str], bool]:
             return [str(found.path) for found in reversed(commit.commits(self._run))], commit.ever_committed(self._run)
 
-        paths, traces = run_on_first(scan, self.world.storage)
+        paths, traces = run_on_first(scan, self.world.checkpoint_group)
         for path in map(Path, paths):
             name = f"{path.parent.name}/{path.name}"
-            failure = run_on_all(lambda path=path: self._verify(path), self.world.storage)  # type: ignore[misc]
+            failure = run_on_all(lambda path=path: self._verify(path), self.world.checkpoint_group)  # type: ignore[misc]
             if failure is None:
                 self.parent = name
                 return commit.read_commit(path)
             if failure.cause != DAMAGED:
                 raise failure.error_class(failure.text)
             log.warning("checkpoint %s is damaged (%s); taking the one before", name, failure.text)
-            if self.world.first and self._run.is_current_attempt(self._attempt):
+            if self.world.is_rank0 and self._run.is_current_attempt(self._attempt):
                 commit.mark_corrupt(path)
         if traces:
             remedy = "Restore one from a copy, or move the folder `checkpoints` away to start again from zero."
@@ -71,7 +71,7 @@ class CheckpointRestorer:
 
         Raises DataError if a rank does not find it.
         """
-        failure = run_on_all(find, self.world.storage)
+        failure = run_on_all(find, self.world.checkpoint_group)
         if failure is not None:
             raise DataError(f"the run cannot start: {failure.text}", run)
         self.parent = str(find().path)
@@ -79,7 +79,7 @@ class CheckpointRestorer:
 
     def open(self, path: Path) -> commit.Commit:
         """The commit in a folder, verified, for ``load``. Raises DataError if it is damaged."""
-        failure = run_on_all(lambda: self._verify(path), self.world.storage)
+        failure = run_on_all(lambda: self._verify(path), self.world.checkpoint_group)
         if failure is not None:
             kind = DataError if failure.cause == DAMAGED else failure.error_class
             remedy = "It was deleted since, or is damaged: name another one."
@@ -96,8 +96,8 @@ class CheckpointRestorer:
         files = CheckpointFiles(source.path, record["files"], remote)
         if self._index is None or self._index[0] != source.path:
             headers: dict[str, Any] = {}
-            self._read(lambda: headers.update(read_headers(files)) if self.world.first else None, source.path)
-            self._index = source.path, CheckpointIndex.of(broadcast_json(headers, self.world.storage))
+            self._read(lambda: headers.update(read_headers(files)) if self.world.is_rank0 else None, source.path)
+            self._index = source.path, CheckpointIndex.of(broadcast_json(headers, self.world.checkpoint_group))
         index = self._index[1]
         self._read(lambda: read_tensors(files, state, index), source.path)
 
@@ -117,6 +117,6 @@ class CheckpointRestorer:
 
     def _read(self, function: Callable[[], object], path: Path) -> None:
         """Call ``function`` on all ranks; a failure of one is raised on all."""
-        failure = run_on_all(function, self.world.storage)
+        failure = run_on_all(function, self.world.checkpoint_group)
         if failure is not None:
             raise failure.error_class(f"this checkpoint cannot be read: {failure.text}", path)

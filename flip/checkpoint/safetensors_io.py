@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import AT_ONCE, Remote
-from flip.distributed.parallel import copies, copy_number, local, local_offsets
+from flip.distributed.parallel import local, local_offsets, replica_of
 from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import DataError
 
@@ -62,9 +62,10 @@ def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     for name, tensor in state.items():
         writes = rank == 0
         if hasattr(tensor, "placements"):
-            copy = min(range(copies(tensor)), key=written.__getitem__)
-            written[copy] += tensor.numel()
-            writes = copy == copy_number(tensor)
+            replica, count = replica_of(tensor)
+            writer = min(range(count), key=written.__getitem__)
+            written[writer] += tensor.numel()
+            writes = replica == writer
         if writes:
             own[name] = tensor
     return own
@@ -101,7 +102,8 @@ class CheckpointFiles:
         self.names = sorted(name for name in files if name.endswith(".safetensors"))
 
     def read(self, name: str, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop) of a file, or up to its end. Raises OSError, Damaged, or what ``Remote.read`` does."""
+        """Bytes [start, stop) of a file, or up to its end. Raises OSError, CorruptCheckpoint, or what ``Remote.read``
+        does."""
         stop = min(stop, self._files[name]["bytes"])
         if self._remote is not None:
             return self._remote.read(name, self._files[name], start, stop)
@@ -136,7 +138,7 @@ class CheckpointIndex(NamedTuple):
 def read_headers(files: CheckpointFiles) -> dict[str, Any]:
     """The headers of all files as a JSON value: ``files``, and ``tensors``: name -> [dtype, rows of the index].
 
-    Raises Damaged.
+    Raises CorruptCheckpoint.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         headers = list(pool.map(partial(_read_header, files), files.names))
@@ -151,7 +153,7 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
 
 
 def _read_header(files: CheckpointFiles, name: str) -> tuple[int, dict[str, Any]]:
-    """(position of the tensors' bytes, the header) of a safetensors file. Raises Damaged."""
+    """(position of the tensors' bytes, the header) of a safetensors file. Raises CorruptCheckpoint."""
     data = files.read(name, 0, HEADER_BYTES)
     size = 8 + int.from_bytes(data[:8], "little")
     if size > HEADER_LIMIT:

@@ -64,7 +64,7 @@ class Checkpointer:
 
     Args:
         background: a save returns as soon as the state is copied to host memory; a thread, which alone uses the group
-            ``world.storage`` then, writes and commits it.
+            ``world.checkpoint_group`` then, writes and commits it.
         url: where the files lie instead of the run directory, which has each commit.json all the same.
         patience: how long a request to storage at ``url`` is repeated.
     """
@@ -130,13 +130,13 @@ class Checkpointer:
         record = dict(record, stage=stage, samples=samples, attempt=self._attempt, parent=self.restorer.parent)
         failure = self._save_once(path, state, record, begin)
         if failure is not None and failure.is_transient and not self._url:  # at a URL each request was repeated
-            if self._world.first:
+            if self._world.is_rank0:
                 log.warning("the checkpoint could not be written, once more: %s", failure.text)
             failure = self._save_once(path, state, record, begin)
         if failure is not None:
             raise self._to_error(failure, path, state)
         self.restorer.parent, self.last_save_seconds = f"{stage}/{path.name}", time.perf_counter() - begin
-        if self._world.first:
+        if self._world.is_rank0:
             log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.last_save_seconds)
             self._retain([path])
 
@@ -146,11 +146,11 @@ class Checkpointer:
         """Write and commit. A failure of one rank is that of all, and frees what was written."""
         remote: Remote | None = None
         files: dict[str, dict[str, Any]] = {}
-        rank, size, group = self._world.rank, self._world.size, self._world.storage
+        rank, size, group = self._world.rank, self._world.size, self._world.checkpoint_group
 
         def prepare() -> None:
             nonlocal remote
-            if self._world.first:
+            if self._world.is_rank0:
                 path.mkdir(parents=True, exist_ok=True)  # overwrites what an earlier try could not free
             remote = Remote(self._url_of(path), self._patience) if self._url else None
 
@@ -158,7 +158,7 @@ class Checkpointer:
             files.update(write_shard(path, state, rank, remote))
 
         def mark() -> None:
-            if self._world.first:
+            if self._world.is_rank0:
                 facts = record | {"world": size, "saving": time.perf_counter() - begin}
                 if remote is not None:
                     facts["url"] = remote.url
@@ -173,7 +173,7 @@ class Checkpointer:
             for part in all_gather_json(files, group):
                 files.update(part)
             failure = run_on_all(mark, group) or run_on_all(read_back, group)  # before older commits are deleted
-        if failure is not None and self._world.first:
+        if failure is not None and self._world.is_rank0:
             try:
                 # a newer attempt may have taken a straggler's folder away before the last of its files had come
                 if path.is_dir() or remote is not None:
@@ -207,11 +207,11 @@ class Checkpointer:
 
     def _check_saveable(self, state: dict[str, torch.Tensor], samples: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""
-        problem = "superseded" if self._world.first and not self._run.is_current_attempt(self._attempt) else ""
+        problem = "superseded" if self._world.is_rank0 and not self._run.is_current_attempt(self._attempt) else ""
         for name, tensor in state.items():
             if name.startswith("model.") and not bool(local(tensor).isfinite().all()):
                 problem = problem or f"{name.removeprefix('model.')} is not finite"
-        problems = [text for text in all_gather_json(problem, self._world.storage) if text]
+        problems = [text for text in all_gather_json(problem, self._world.checkpoint_group) if text]
         if "superseded" in problems:
             raise Superseded("a newer attempt holds the run", self._run.path)
         if problems:
@@ -222,7 +222,7 @@ class Checkpointer:
         """The error for a save that failed, with sizes if more space may help. Collective."""
         what, remedy = f"the checkpoint could not be written: {failure.text}", ""
         if failure.is_transient:
-            needed = sum(all_gather_json(sum(local(t).nbytes for t in state.values()), self._world.storage))
+            needed = sum(all_gather_json(sum(local(t).nbytes for t in state.values()), self._world.checkpoint_group))
             what += f"; it takes {needed:,} bytes"
             if not self._url:
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,15 +49,6 @@ class DecodeError(Exception):
     """A sample, or one of its members, cannot be decoded."""
 
 
-class Header(NamedTuple):
-    """``mode`` as Pillow names it: RGB, L, CMYK, P, I;16, ..."""
-
-    format: str
-    width: int
-    height: int
-    mode: str
-
-
 def decode(data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten") -> Pixels:
     """RGB pixels of an image file; of an animation its first image. EXIF orientation is ignored. Raises DecodeError.
 
@@ -90,10 +81,10 @@ def open_image(data: bytes | memoryview) -> Image.Image:
         return image
 
 
-def header(data: bytes | memoryview) -> Header:
-    """Format, size and mode from the header of an image file. Raises DecodeError."""
+def header(data: bytes | memoryview) -> dict[str, Any]:
+    """Format, width, height and Pillow's mode, from the header of an image file. Raises DecodeError."""
     with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        return Header(image.format or "", *image.size, image.mode)
+        return {"format": image.format or "", "width": image.width, "height": image.height, "mode": image.mode}
 
 
 def patches(

@@ -107,7 +107,7 @@ def run_on_first(function: Callable[[], _T], group: Any) -> _T:
 def run_on_all(function: Callable[[], object], group: Any) -> RankFailure | None:
     """Call ``function`` on all ranks. Returns the failure of the lowest rank that failed, on all ranks. Collective.
 
-    OSError, FlipError and Damaged are failures; any other exception is raised on its rank alone.
+    OSError, FlipError and CorruptCheckpoint are failures; any other exception is raised on its rank alone.
     """
     failure = None
     try:

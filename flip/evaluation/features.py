@@ -25,7 +25,7 @@ from flip.data.chunk_reader import Sample
 from flip.distributed.collectives import RankGroup
 from flip.evaluation.encoders import GREY, Encoder
 from flip.evaluation.images import Images, PreparedImage, prefetch
-from flip.runs.rundir import sync_folder
+from flip.runs.rundir import fsync_path
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class FeatureCache:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync_folder(self.folder)
+            fsync_path(self.folder)
         except (SafetensorError, OSError) as error:
             temporary.unlink(missing_ok=True)
             log.warning("features are not cached: %s: %s", path, error)

@@ -54,7 +54,7 @@ def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], No
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     try:
         results = Evaluation(job, attempt, task, config, world, watchdog, flag).run()
-        if world.first:
+        if world.is_rank0:
             create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
     finally:
         watchdog.close()
@@ -71,7 +71,7 @@ class Evaluation:
         self.watchdog, self.flag = watchdog, flag
         self.subject = RunDir(task.subject)
         # rank 0 may index shards or fit a probe meanwhile, so this is the group with the longest timeout
-        self.ranks = RankGroup(world.rank, world.size, world.storage)
+        self.ranks = RankGroup(world.rank, world.size, world.checkpoint_group)
         self.patience = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.autocast = parallel.autocast(config.compute, world)
 
@@ -152,11 +152,11 @@ class Evaluation:
         config = merge.read_config(self.subject.config)
         with torch.device("meta"):
             pair = clip.build(config.model, config.augment, compute.attention)
-        parallel.place(pair, self.world, compute)
+        parallel.apply_parallelism(pair, self.world, compute)
         checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), saver.model_state(pair))
         checkpoints.close()
-        parallel.check(pair)
+        parallel.check_initialised(pair)
         pair.eval()
         tokenizer, eval_view = Tokenizer.of(config.data.tokenizer, config.model.text), EvaluationView.of(config)
         make = partial(PairEncoder, pair, tokenizer, config.model.image, device, self.autocast)
@@ -173,12 +173,12 @@ class Evaluation:
             self.world.device, self.task.cost,
         )  # fmt: skip
         results = evaluator.score(LoadedDataset.open(dataset, self.patience))
-        if self.task.model and self.world.first:
+        if self.task.model and self.world.is_rank0:
             open_clip_folder.register(self.subject, self.task.model.partition(":")[2])
         for result in results:
             if notes := [note for note in (dataset.note, result.get("note")) if note]:
                 result["note"] = "; ".join(notes)
-            if self.world.first:
+            if self.world.is_rank0:
                 write_result(self.subject, result, about, self.job.name)
                 self.job.record_progress(self.attempt)
                 self._log(dataset, result)

@@ -24,7 +24,7 @@ from flip.monitoring.results import read_run
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.records import POINT
-from flip.runs.rundir import RunDir, load_record, sync_folder, write_json, write_text
+from flip.runs.rundir import RunDir, fsync_path, load_record, write_json, write_text
 
 VARIANTS = ("native", "extra-block", "timm-tower")
 """How open_clip holds the image encoder: as its own ViT; as that with one computed block more; as timm's."""
@@ -72,7 +72,7 @@ def export(loaded: Loaded, out: str | os.PathLike[str], variant: str = "", repla
             shutil.rmtree(aside)
         else:
             os.replace(temporary, place)
-        sync_folder(place.parent)
+        fsync_path(place.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return record
@@ -231,7 +231,7 @@ def _seal(folder: Path) -> dict[str, dict[str, Any]]:
     """Sync every file and folder; their sizes and checksums by name."""
     files = {}
     for path in sorted(folder.rglob("*")):
-        sync_folder(path)  # a file's content as well
+        fsync_path(path)  # a file's content as well
         if path.is_file():
             files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     return files

@@ -152,14 +152,14 @@ class RankCounters:
     def total_replaced(self) -> int:
         """Replaced samples of all ranks and attempts. Collective."""
         count = torch.tensor([self.replaced])
-        torch.distributed.all_reduce(count, group=self._world.control)
+        torch.distributed.all_reduce(count, group=self._world.control_group)
         return int(self._record["replaced"]) + int(count)
 
     def total_storage(self) -> dict[str, float]:
         """Storage counters of all ranks in this attempt. Collective."""
         counts = self._loader.counters().flat()
         sums = torch.tensor(list(counts.values()), dtype=torch.float64)
-        torch.distributed.all_reduce(sums, group=self._world.control)
+        torch.distributed.all_reduce(sums, group=self._world.control_group)
         return dict(zip(counts, sums.tolist(), strict=True))
 
     def peak_memory(self) -> int:
@@ -178,7 +178,7 @@ class MetricsCollector:
         self._counters, self._checkpoints = counters, checkpoints
         monitor = config.monitor
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
-        steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.first else (0, 0.0)
+        steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.is_rank0 else (0, 0.0)
         self.profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
         self._bottleneck = BottleneckDetector(config.data.workers)
         # Objects that exist now live to the end. The collector would traverse them again and again, at a different step
@@ -215,7 +215,7 @@ class MetricsCollector:
         flops, unmasked_flops = (costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0"))
         shares = window.shares(self.profiler.communication)
         verdict, changed = self._bottleneck.update(shares)
-        if changed and self._world.first:
+        if changed and self._world.is_rank0:
             log.info("%s", verdict)
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
@@ -234,11 +234,11 @@ class MetricsCollector:
     def _logit_bias(self) -> dict[str, float | None]:
         """SigLIP's bias of the logits, if any. Collective if it is sharded."""
         bias: Any = self._pair.logit_bias
-        return {} if bias is None else {"logit_bias": _finite(float(parallel.whole(bias.detach())))}
+        return {} if bias is None else {"logit_bias": _finite(float(parallel.full_tensor(bias.detach())))}
 
     def _logit_scale(self) -> float:
         """The factor of the logits: the parameter's exponential, clamped. Collective if it is sharded."""
-        raw = parallel.whole(self._pair.logit_scale.detach())  # type: ignore[operator, union-attr, arg-type]
+        raw = parallel.full_tensor(self._pair.logit_scale.detach())  # type: ignore[operator, union-attr, arg-type]
         return float(raw.exp().clamp(1.0, self._config.model.max_logit_scale))
 
 

@@ -1,7 +1,7 @@
 """The exit codes of a run, and the errors that carry them (docs/contracts.md; values from sysexits where one fits).
 
-Standard library, Python >= 3.6: the exit trap on the host reads this file with whatever Python is there.
-The code of a process is only a hint; the cause it leaves in ``attempts/<n>/cause.<rank>.json`` is the fact.
+Standard library, Python >= 3.6: the exit handler on the host uses it. The code of a process is only a hint; the cause
+in ``attempts/<n>/cause.<rank>.json`` is authoritative.
 """
 
 import logging
@@ -18,38 +18,25 @@ DIVERGED = 76
 PERMISSION = 77
 CONFIG = 78
 
-#: cause -> exit code. ``peer_lost`` is the echo of somebody else's end, never a root cause by itself.
+#: cause -> exit code, root causes before their echoes: the first cause present in an attempt is the cause of its end.
+#: ``peer_lost`` is the echo of another process's end, never a root cause by itself.
 CAUSES = {
-    "complete": COMPLETE,
-    "data": DATA,
-    "storage": STORAGE,
-    "crash": CRASH,
-    "peer_lost": CRASH,
-    "hang": HANG,
-    "stopped": STOPPED,
-    "diverged": DIVERGED,
-    "permission": PERMISSION,
     "config": CONFIG,
+    "permission": PERMISSION,
+    "data": DATA,
+    "diverged": DIVERGED,
+    "storage": STORAGE,
+    "hang": HANG,
+    "crash": CRASH,
+    "complete": COMPLETE,
+    "stopped": STOPPED,
+    "peer_lost": CRASH,
 }
+PRECEDENCE = tuple(CAUSES)
 
-#: Root causes before their echoes: the first class present in an attempt is the cause of its end.
-PRECEDENCE = (
-    "config",
-    "permission",
-    "data",
-    "diverged",
-    "storage",
-    "hang",
-    "crash",
-    "complete",
-    "stopped",
-    "peer_lost",
-)
-
-
-#: Name and password in an address, whose password may hold an @.
+#: User name and password in an address; the password may contain an @.
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")
-#: Parameters of an address that are credentials, as those of signed URLs.
+#: Parameters of an address that are credentials, for example of signed URLs.
 PARAMETERS = re.compile(
     r"(?<=[?&])((?:x-(?:amz|goog)-)?(?:sig|signature|credential|security-token|token|access_token|secret|password|api_?key))"
     r"=[^&\s'\"]+",
@@ -58,7 +45,7 @@ PARAMETERS = re.compile(
 
 
 def scrub(text: str) -> str:
-    """The text without names, passwords and credentials in its addresses."""
+    """Remove user names, passwords and credentials from the addresses in a text."""
     return PARAMETERS.sub(r"\1=...", USERINFO.sub("...@", text))
 
 
@@ -69,18 +56,18 @@ class ScrubbedFormatter(logging.Formatter):
         return scrub(super().format(record))
 
 
-def start_logging(stream: Any, words: str = "") -> None:
-    """Log from level INFO on to ``stream``, each line with the time, ``words`` and the level."""
+def start_logging(stream: Any, prefix: str = "") -> None:
+    """Log from level INFO to ``stream``, each line with the time, ``prefix`` and the level."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(ScrubbedFormatter("%(asctime)s " + words + "%(levelname)s %(message)s"))
+    handler.setFormatter(ScrubbedFormatter("%(asctime)s " + prefix + "%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 class FlipError(Exception):
-    """A mistake or a misfortune that we can name. Shown to users as one paragraph, never as a traceback.
+    """An expected failure, shown to the user as one message without a traceback.
 
-    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``. Names and passwords in
-    addresses are not shown.
+    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``. Credentials in addresses
+    are removed.
     """
 
     cause = "crash"
@@ -98,9 +85,8 @@ class FlipError(Exception):
         if self.value is not None:
             text += " (found: %r)" % (self.value,)
         text = text.rstrip(".") + "."
-        text = text + " " + self.remedy if self.remedy else text
-        text = scrub(text)
-        # a key or a path may hold anything; a line break or an escape sequence of a terminal shows as what it is
+        text = scrub(text + " " + self.remedy if self.remedy else text)
+        # a key or a path may contain anything: show line breaks and escape sequences of a terminal as text
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -125,12 +111,12 @@ class Diverged(FlipError):
 
 
 class Superseded(FlipError):
-    """A newer attempt holds the run: this one leaves and writes nothing more."""
+    """A newer attempt owns the run: this one exits and writes nothing more."""
 
     cause = "stopped"
 
 
 class PeerLost(FlipError):
-    """Another rank ended; ours cannot go on. An echo, by class never a root cause."""
+    """Another rank ended, so this one cannot continue. An echo, never a root cause."""
 
     cause = "peer_lost"

@@ -8,7 +8,7 @@ import errno
 import grp
 import os
 import pwd
-import random
+import secrets
 import stat
 from pathlib import Path
 from typing import Any, Union
@@ -113,22 +113,19 @@ def read_regular(path: PathLike, limit: int = RECORD_LIMIT) -> bytes:
 
 
 def create_beside(path: PathLike, mode: int = 0o644) -> Any:
-    """Create a new file with a random name beside ``path`` and return (its path, its descriptor open for writing).
+    """Create a new file in the folder of ``path``, under a name that cannot be guessed, and return (its path, its
+    descriptor open for writing).
 
     An existing file or link is never opened. ``mode`` is reduced by the umask; by default only the user may write.
     """
     path = Path(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        temporary = path.with_name("%s.tmp.%016x" % (path.name, _random.getrandbits(64)))
+        temporary = path.with_name("%s.tmp.%s" % (path.name, secrets.token_hex(8)))
         try:
             return temporary, os.open(str(temporary), flags, mode)
         except FileExistsError:
             continue
-
-
-#: Names from the system's entropy: another user cannot guess them.
-_random = random.SystemRandom()
 
 
 def closed_folder(path: PathLike) -> Path:
@@ -146,7 +143,7 @@ def closed_folder(path: PathLike) -> Path:
 def private_folder(path: PathLike) -> Path:
     """Create a folder with mode 0700, or check that the existing one belongs to the user and is closed to others.
 
-    Its parents are created too. Raises PermissionError if somebody else prepared it.
+    Its parents are created too. Raises PermissionError if another user prepared it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The run directory (docs/contracts.md, Run directory): names of its files, and the only ways to write them.
 
-Standard library, Python >= 3.6: trainer, launcher and the exit trap on the host share it. Clocks of different hosts are
-never compared: order comes from the attempt's number n, which is won by an exclusive mkdir.
+Standard library, Python >= 3.6: trainer, launcher and the exit handler on the host share it. Clocks of different hosts
+are never compared: order comes from the attempt's number n, which is assigned by an exclusive mkdir.
 """
 
 import json
@@ -12,34 +12,35 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 from flip.runs import records
-from flip.runs.errors import DataError, scrub
+from flip.runs.errors import CRASH, DataError, scrub
 from flip.runs.ownership import PathLike, create_beside, open_regular, read_regular
 
-#: Bytes that no line of metrics reaches.
+#: Upper bound of the bytes of a line of metrics.
 LINE_LIMIT = 1 << 16
 
-#: Name of the record in a rank's temporary folder: {run, attempt}, its owner.
+#: Record in a rank's temporary folder that names its owner: {run, attempt}.
 OWNER = "flip.json"
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write a file atomically: readers see the old text or the new, never a part. A link at ``path`` is replaced."""
+    """Write a file atomically: readers see the old or the new text, never a part of it. A link at ``path`` is
+    replaced."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: PathLike, data: bytes) -> None:
-    """As ``write_text``."""
+    """Like write_text, for bytes."""
     temporary = write_new(path, data)
     try:
         os.replace(str(temporary), str(path))
     except OSError:
         temporary.unlink()
         raise
-    sync_folder(Path(path).parent)
+    fsync_path(Path(path).parent)
 
 
 def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
-    """Write and sync a new file with a random name beside ``path`` and return its path."""
+    """Write and sync a new file with a random name in the folder of ``path``, and return its path."""
     temporary, handle = create_beside(path, mode)
     try:
         with open(handle, "wb") as file:
@@ -69,7 +70,7 @@ def create_json(path: PathLike, value: Any) -> bool:
         return False
     finally:
         temporary.unlink()
-    sync_folder(Path(path).parent)
+    fsync_path(Path(path).parent)
     return True
 
 
@@ -95,8 +96,8 @@ def _parsed(path: PathLike) -> Any:
 def read_record(path: PathLike, fields: Any = None) -> Optional[Any]:
     """Return a record with values of the types in ``flip.runs.records``, or None if the file does not exist.
 
-    ``fields``: its declaration; by default the one for the file's name, or any mapping. Raises ValueError with the path
-    and the field as ``records.checked`` does, and as ``read_json``.
+    ``fields``: its declaration; by default that of the file's name, or any mapping. Raises ValueError with the path and
+    the field, as ``records.checked`` and ``read_json`` do.
     """
     try:
         value = _parsed(path)
@@ -110,7 +111,7 @@ def read_record(path: PathLike, fields: Any = None) -> Optional[Any]:
 
 
 def load_record(path: PathLike, fields: Any = None) -> Any:
-    """Like read_record, for what cannot go on without it: {} if the file does not exist, DataError if it is damaged."""
+    """Like read_record, but returns {} if the file does not exist and raises DataError if it is damaged."""
     try:
         return read_record(path, fields) or {}
     except ValueError as error:
@@ -118,9 +119,9 @@ def load_record(path: PathLike, fields: Any = None) -> Any:
 
 
 def newest_first(path: Path) -> Iterator[Dict[str, Any]]:
-    """Yield the last lines of a file of metrics (64 KiB of it), the newest first; damaged lines are left out.
+    """Yield the last lines of a file of metrics (64 KiB of it), newest first, without damaged lines.
 
-    A file that does not exist or cannot be read has none.
+    Yields nothing if the file does not exist or cannot be read.
     """
     try:
         with open_regular(path) as file:
@@ -136,7 +137,7 @@ def newest_first(path: Path) -> Iterator[Dict[str, Any]]:
 
 
 def sorted_glob(folder: Path, pattern: str) -> List[Path]:
-    """Paths below a folder by a pattern, in order; none where it is not there, or not ours to look into."""
+    """Sorted paths below a folder that match a pattern; none if it does not exist or may not be read."""
     try:
         return sorted(folder.glob(pattern))
     except PermissionError:
@@ -144,12 +145,12 @@ def sorted_glob(folder: Path, pattern: str) -> List[Path]:
 
 
 def parse_int(name: str) -> Optional[int]:
-    """The number that a file's name is, None where it is none: other digits than 0 .. 9 are digits to int() and not."""
+    """The number that a file's name spells with the digits 0 to 9 (int() accepts others), or None."""
     return int(name) if re.match(r"[0-9]+\Z", name) else None
 
 
-def sync_folder(path: PathLike) -> None:
-    """Make renames inside a folder durable."""
+def fsync_path(path: PathLike) -> None:
+    """Make the content of a file, or renames inside a folder, durable."""
     handle = os.open(str(path), os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -158,7 +159,7 @@ def sync_folder(path: PathLike) -> None:
 
 
 class RunDir:
-    """RUNS_ROOT/<sweep>/<run>/ by its parts. Making one touches nothing on disk."""
+    """The paths of RUNS_ROOT/<sweep>/<run>/. Creating the object touches nothing on disk."""
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path).absolute()
@@ -192,7 +193,7 @@ class RunDir:
     # -- attempts: n is the fencing token ---------------------------------------------------------------------------
 
     def attempt_numbers(self) -> List[int]:
-        """Numbers of all attempts begun, ascending."""
+        """Numbers of all started attempts, ascending."""
         try:
             names = os.listdir(str(self.attempts))
         except FileNotFoundError:
@@ -200,11 +201,11 @@ class RunDir:
         return sorted(n for n in map(parse_int, names) if n is not None)
 
     def newest_attempt(self) -> int:
-        """The highest n, 0 where no attempt has begun."""
+        """The highest n, or 0 if no attempt has started."""
         return (self.attempt_numbers() or [0])[-1]
 
     def start_attempt(self, start: Dict[str, Any]) -> int:
-        """Win the next n by exclusive mkdir, write its start.json (facts about host, job, world) and return n."""
+        """Reserve the next n by an exclusive mkdir, write its start.json (host, job, world size) and return n."""
         self.attempts.mkdir(parents=True, exist_ok=True)
         n = self.newest_attempt() + 1
         while True:
@@ -213,35 +214,35 @@ class RunDir:
                 break
             except FileExistsError:
                 n += 1
-        sync_folder(self.attempts)
+        fsync_path(self.attempts)
         self._clear_temporaries()
         write_json(self.attempt(n) / "start.json", dict(start, attempt=n, time=time.time()))
         return n
 
     def _clear_temporaries(self) -> None:
-        """Delete what a killed writer left. A straggler that is writing this very moment fails, and only it does.
+        """Delete temporary files of killed writers. A write in progress of an older attempt fails, nothing else does.
 
-        Of attempts the newest are looked at: each start has done it for those before.
+        Only the newest attempts are searched: each start has cleared the earlier ones.
         """
         newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
         for folder in [self.path, self.eval, self.anomalies] + newest:
             for name in os.listdir(str(folder)) if folder.is_dir() else []:
-                # but those of an attempt that begins now, and of a command that cancels the run this very moment
+                # except those of an attempt that starts now and of a command that cancels the run now
                 if (".tmp." in name or ".new." in name) and not name.startswith(("start.", "cancel.")):
                     try:
                         (folder / name).unlink()
-                    except FileNotFoundError:  # its writer lives and has renamed it
+                    except FileNotFoundError:  # its writer is alive and has renamed it
                         continue
 
     def attempt(self, n: int) -> Path:
         return self.attempts / str(n)
 
     def is_current_attempt(self, n: int) -> bool:
-        """Whether attempt n is still the newest: only then may it delete, or write files whose names lack n."""
+        """Whether attempt n is the newest: only then may it delete, or write files without n in their names."""
         return self.newest_attempt() == n
 
     def open_logs(self, n: int) -> Path:
-        """Make logs/<n>/ and let ``logs/latest`` point to it."""
+        """Create logs/<n>/ and point ``logs/latest`` to it."""
         folder = self.logs / str(n)
         folder.mkdir(parents=True, exist_ok=True)
         link = self.logs / "latest.new"
@@ -252,50 +253,46 @@ class RunDir:
         return folder
 
     def record_ready(self, n: int, samples: int) -> None:
-        """Leave when attempt n was ready to train, and from which S: until then it started and restored."""
+        """Record that attempt n has started up and restored, and trains from S = ``samples``."""
         create_json(self.attempt(n) / "ready.json", {"samples": samples, "time": time.time()})
 
     def record_stop_signal(self, n: int, signal: str) -> None:
-        """Leave that attempt n was told to stop: it may be killed before it can leave a cause."""
+        """Record that attempt n received a stop signal: it may be killed before it can record a cause."""
         create_json(self.attempt(n) / "told.json", {"signal": signal, "time": time.time()})
 
     def was_signalled(self, n: int) -> bool:
         return (self.attempt(n) / "told.json").exists()
 
     def record_time_limit(self, n: int) -> None:
-        """Leave that attempt n outlived its wall limit: what ends it then leaves no time to say so."""
+        """Record that attempt n exceeded its wall limit: it may be killed before it can record a cause."""
         create_json(self.attempt(n) / "limit.json", {"time": time.time()})
 
     def hit_time_limit(self, n: int) -> bool:
         return (self.attempt(n) / "limit.json").exists()
 
     def record_progress(self, n: int) -> None:
-        """Leave that attempt n kept something that the next one need not do again, where that is no commit."""
+        """Record that attempt n made progress other than a commit that the next attempt need not repeat."""
         create_json(self.attempt(n) / "progress.json", {"time": time.time()})
 
     def made_progress(self, n: int) -> bool:
         return (self.attempt(n) / "progress.json").exists()
 
     def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
-        """Leave why this process ends; a rank's first cause stays. Shape: {cause, code, reason, rank, ...facts}."""
+        """Record why this process ends, unless its rank has a cause already: {cause, code, reason, rank, ...facts}."""
         record = dict(facts, cause=cause, code=code, reason=scrub(reason), rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 
     def causes(self, n: int) -> List[Dict[str, Any]]:
-        """The causes that the processes of attempt n left, by rank."""
-        found = []
+        """The recorded causes of the processes of attempt n, by rank; an unreadable one counts as a crash."""
+        causes = []
         for path in self.attempt(n).glob("cause.*.json"):
             rank = parse_int(path.name[len("cause.") : -len(".json")])
-            if rank is not None:
-                found.append(self._cause(path, rank))
-        return sorted(found, key=lambda record: record["rank"])
-
-    @staticmethod
-    def _cause(path: Path, rank: int) -> Dict[str, Any]:
-        try:
-            record = read_record(path)
-            if record is not None:
-                return dict(record, rank=rank)
-        except ValueError:  # cut off by a crash of its host, which is an end as bad as a crash
-            pass
-        return {"rank": rank, "cause": "crash", "code": 70, "reason": "%s cannot be read" % path.name}
+            if rank is None:
+                continue
+            try:
+                record = read_record(path)
+            except ValueError:  # cut off by a crash of its host
+                record = None
+            crash = {"cause": "crash", "code": CRASH, "reason": "%s cannot be read" % path.name}
+            causes.append(dict(record or crash, rank=rank))
+        return sorted(causes, key=lambda record: record["rank"])

@@ -1,9 +1,9 @@
-"""The gradient of one global batch: at once, or in micro-batches that give the same gradient.
+"""The gradient of one global batch, in one pass or in micro-batches that give the same gradient.
 
-A contrastive loss of micro-batches is another loss: each pair would see fewer others. So the features of all of them
-are computed first, without a graph; the loss over the whole global batch gives the gradient of every feature; then each
-micro-batch is encoded again and that gradient fed into it (Gao et al. 2021, "Scaling deep contrastive learning batch
-size"). With masks it is exact too, as ``keep`` travels with the batch. It costs a forward pass more.
+The contrastive loss of a micro-batch is another loss, since each pair sees fewer negatives. Therefore the features of
+all micro-batches are computed first, without a graph. The loss over the global batch gives the gradient of each
+feature; then each micro-batch is encoded again and receives its gradients (Gao et al. 2021, "Scaling deep contrastive
+learning batch size"). The masks travel with the batch, so this is exact. It costs one more forward pass.
 """
 
 from __future__ import annotations
@@ -18,56 +18,61 @@ from torch.distributed.fsdp import FSDPModule
 from flip.models.loss import contrastive_loss
 
 Inputs = tuple[Tensor, ...]
-"""patches (b, K, p*p*3), keep (b, K), tokens (b, T), of shortened captions places (b, T); on the host or the device."""
+"""patches (b, K, p*p*3), keep_indices (b, K), tokens (b, T), for shortened captions also position_ids (b, T); on the
+host or the device."""
 
 
-def gradients(
-    pair: nn.Module, inputs: Inputs, micro: int, device: torch.device, autocast: AbstractContextManager[Any]
+def grad_cache_backward(
+    model: nn.Module,
+    inputs: Inputs,
+    num_micro_batches: int,
+    device: torch.device,
+    autocast: AbstractContextManager[Any],
 ) -> tuple[Tensor, Tensor]:
-    """Leave the loss's gradient in the parameters' ``grad``, which must be None; returns loss and accuracy.
+    """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy.
 
-    ``micro``: micro-batches, which divides b; both results are () and those of the global batch, without a graph.
-    Collective where there are several ranks. ``autocast`` is entered around every pass.
+    ``num_micro_batches`` divides b. Both results are (), of the global batch, without a graph. ``autocast`` is entered
+    around every pass. Collective.
     """
-    parts = [tuple(part) for part in zip(*(field.chunk(micro) for field in inputs), strict=True)]
-    if micro == 1:
-        loss, accuracy = contrastive_loss(*_encode(pair, parts[0], device, autocast))
+    batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
+    if num_micro_batches == 1:
+        loss, accuracy = contrastive_loss(*_encode(model, batches[0], device, autocast))
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
-        images, texts, *shared = zip(*(_encode(pair, part, device, autocast) for part in parts), strict=True)
-    leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in shared)]
+        images, texts, *scalars = zip(*(_encode(model, batch, device, autocast) for batch in batches), strict=True)
+    leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
     for leaf in leaves:
         leaf.requires_grad_()
     loss, accuracy = contrastive_loss(*leaves)
-    of_image, of_text, *of_shared = torch.autograd.grad(loss, leaves)
-    wanted = zip(of_image.chunk(micro), of_text.chunk(micro), strict=True)
-    for number, (part, of_features) in enumerate(zip(parts, wanted, strict=True)):
-        _last(pair, number == micro - 1)
-        # The gradient of scale and bias is that of the whole loss: it is fed in once.
-        once = [of if number == 0 else torch.zeros_like(of) for of in of_shared]
-        torch.autograd.backward(_encode(pair, part, device, autocast), [*of_features, *once])
+    grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
+    grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
+    for number, (batch, grad_features) in enumerate(zip(batches, grads, strict=True)):
+        _set_last_micro_batch(model, number == num_micro_batches - 1)
+        # The gradients of scale and bias are those of the loss of all micro-batches: they are added once.
+        once = [grad if number == 0 else torch.zeros_like(grad) for grad in grad_scalars]
+        torch.autograd.backward(_encode(model, batch, device, autocast), [*grad_features, *once])
     return loss.detach(), accuracy
 
 
-def positions(pair: nn.Module, tokens: Tensor) -> float:
-    """Positions of a caption that the text tower computes, the mean of a batch (b, T)."""
-    rows = pair.text.token_indices(tokens)  # type: ignore[operator, union-attr]
-    return tokens.shape[1] if rows is None else len(rows) / len(tokens)
+def mean_text_tokens(model: nn.Module, tokens: Tensor) -> float:
+    """Tokens per caption that the text tower computes, the mean over a batch (b, T)."""
+    indices = model.text.token_indices(tokens)  # type: ignore[operator, union-attr]
+    return tokens.shape[1] if indices is None else len(indices) / len(tokens)
 
 
-def _encode(pair: nn.Module, part: Any, device: torch.device, autocast: AbstractContextManager[Any]) -> list[Tensor]:
-    rows = pair.text.token_indices(part[2])  # type: ignore[operator, union-attr]
-    if rows is not None and device.type == "cuda":
-        rows = rows.pin_memory()  # as the batch is: the host would wait for a copy from other memory
-    fields = [field.to(device, non_blocking=True) for field in part]
+def _encode(model: nn.Module, batch: Any, device: torch.device, autocast: AbstractContextManager[Any]) -> list[Tensor]:
+    indices = model.text.token_indices(batch[2])  # type: ignore[operator, union-attr]
+    if indices is not None and device.type == "cuda":
+        indices = indices.pin_memory()  # like the batch: the host would wait for a copy from pageable memory
+    fields = [field.to(device, non_blocking=True) for field in batch]
     with autocast:
-        return list(pair(*fields, token_indices=None if rows is None else rows.to(device, non_blocking=True)))
+        return list(model(*fields, token_indices=None if indices is None else indices.to(device, non_blocking=True)))
 
 
-def _last(pair: nn.Module, last: bool) -> None:
-    """Ranks add up their gradients once, after the last micro-batch."""
-    if isinstance(pair, FSDPModule):
-        pair.set_requires_gradient_sync(last)
-        pair.set_is_last_backward(last)
-        pair.set_reshard_after_backward(last)
+def _set_last_micro_batch(model: nn.Module, last: bool) -> None:
+    """Ranks sum their gradients once, after the last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_is_last_backward(last)
+        model.set_reshard_after_backward(last)

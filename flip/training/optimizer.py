@@ -1,4 +1,4 @@
-"""AdamW with the recipe's two parameter groups, and the learning rate as a function of samples."""
+"""AdamW with two parameter groups, the learning rate as a function of samples, and norms of gradients and weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from flip.config import schema
-from flip.distributed.parallel import copies, local, whole
+from flip.distributed.parallel import full_tensor, local, replica_of
 
 
-def decays(name: str, decay_logit_scale: bool) -> bool:
-    """Whether weight decay applies: all but biases (logit_bias is one), gains of LayerNorm, positions."""
+def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
+    """All parameters except biases (logit_bias is one), gains of LayerNorm, and positions."""
     if name == "logit_scale":
         return decay_logit_scale
     owner, _, leaf = name.rpartition(".")
@@ -21,33 +21,26 @@ def decays(name: str, decay_logit_scale: bool) -> bool:
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.AdamW:
-    """AdamW over all parameters that train, decayed ones in the first group. Decay is decoupled, times the rate.
+    """AdamW over all trainable parameters, those with weight decay in the first group. Decay is multiplied by the rate.
 
-    The rate is set before each step by ``set_learning_rate``. One fused kernel updates all parameters of a group, whole
-    or sharded (DTensor), on CPUs and CUDA.
+    ``set_learning_rate`` sets the rate before each step. One fused kernel updates a group, also of DTensors.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups[decays(name, optim.decay_logit_scale)].append(parameter)
+            groups[uses_weight_decay(name, optim.decay_logit_scale)].append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": optim.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=0.0,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        fused=fused,
-    )
+    decayed = {"params": groups[True], "weight_decay": optim.weight_decay}
+    others = {"params": groups[False], "weight_decay": 0.0}
+    betas = (optim.beta1, optim.beta2)
+    return torch.optim.AdamW([decayed, others], lr=0.0, betas=betas, eps=optim.eps, fused=fused)
 
 
 def learning_rate(stage: schema.Stage, seen: int) -> float:
-    """The rate of the step that begins after ``seen`` samples of this stage.
+    """The rate of the step that starts after ``seen`` samples of this stage.
 
     Linear from 0 over ``warmup`` samples to base_lr * batch / 256, then a cosine to 0 at the stage's end. The curve is
-    read in the middle of the step: read at its beginning the first step would have a rate of 0, at its end the last.
+    evaluated in the middle of the step, so that neither the first nor the last step has a rate of 0.
     """
     peak = stage.base_lr * stage.batch / 256
     middle = seen + stage.batch / 2
@@ -59,17 +52,17 @@ def learning_rate(stage: schema.Stage, seen: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, stage: schema.Stage, seen: int) -> float:
-    """Give all groups the rate of the coming step, and return it."""
+    """Set the rate of the next step in all groups and return it."""
     rate = learning_rate(stage, seen)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
 
 
-def gradient_norm(pair: nn.Module) -> Tensor:
+def gradient_norm(model: nn.Module) -> Tensor:
     """The 2-norm () of all gradients, the same on all ranks; not finite if a gradient is not. Collective if sharded."""
-    gradients = [parameter.grad for parameter in pair.parameters() if parameter.grad is not None]
-    return whole(torch.nn.utils.get_total_norm(gradients))
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return full_tensor(torch.nn.utils.get_total_norm(gradients))
 
 
 @torch.no_grad()
@@ -93,9 +86,9 @@ def weight_norms(optimizer: torch.optim.AdamW, world_size: int) -> tuple[Tensor,
             if decay:
                 change += decay * (after + change) / (1 - decay)
             # fp64, so that diverging weights show as large numbers, not as an overflow
-            held = copies(parameter) ** -0.5
-            weights.append(held * torch.linalg.vector_norm(after, dtype=torch.float64))
-            changes.append(held * torch.linalg.vector_norm(change, dtype=torch.float64))
+            scale = replica_of(parameter)[1] ** -0.5  # each replica counts
+            weights.append(scale * torch.linalg.vector_norm(after, dtype=torch.float64))
+            changes.append(scale * torch.linalg.vector_norm(change, dtype=torch.float64))
     squares = torch.stack([torch.stack(weights), torch.stack(changes)]).square().sum(dim=1)
     if world_size > 1:
         distributed.all_reduce(squares)

@@ -1,7 +1,7 @@
-"""The training loop of one run, readable from top to bottom: restore, stages of steps, evaluate, result.
+"""The training loop of one run: restore, stages of steps, evaluations, result.
 
-The whole position is one integer, S, the samples seen, counted after the optimiser step. Everything else follows from
-the configuration: the stage, the step's number, the batch, the learning rate.
+The position is one integer, S, the samples seen, counted after the optimiser step. Stage, batch and learning rate
+follow from it and the configuration.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ log = logging.getLogger(__name__)
 
 
 class TrainingStopped(Exception):
-    """All ranks agreed to stop, and what was to be saved is saved."""
+    """All ranks agreed to stop, and the position is saved."""
 
 
-def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]) -> None:
+def train(run: RunDir, attempt: int, flag: StopFlag, on_hang: Callable[[str], None]) -> None:
     """Train the run from its newest commit to its end and write result.json.
 
-    Raises Stopped when a stop was agreed, FlipError for what can be named. Where nothing moves any more, ``hung`` is
-    called with what is known of it, and the process ends.
+    If no progress is made within ``monitor.hang_minutes``, ``on_hang(message)`` is called and the process exits with
+    code 71. Raises TrainingStopped after all ranks have agreed to stop, FlipError for expected failures.
     """
     config = merge.read_config(run.config)
-    watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
+    watchdog = Watchdog(60 * config.monitor.hang_minutes, on_hang)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
     phase, reason = "complete", ""
@@ -72,32 +72,32 @@ def train(run: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]
 
 
 def ending(error: BaseException) -> tuple[str, str]:
-    """(phase, reason) that status.json shows of an attempt that ``error`` ended; its cause file has the cause."""
+    """(phase, reason) for the status.json of an attempt that ``error`` ended."""
     if isinstance(error, TrainingStopped):
         return "cancelled" if str(error) == CANCELLED else "interrupted", str(error)
     return "failed", str(error) if isinstance(error, FlipError) else f"{type(error).__name__}: {error}"
 
 
 class Trainer:
-    """One attempt's model, position and instruments."""
+    """One rank's training in one attempt."""
 
     def __init__(
         self, run: RunDir, attempt: int, flag: StopFlag, config: Config, world: parallel.World, watchdog: Watchdog
     ) -> None:
-        self.run, self.attempt, self.flag, self.config, self.world = run, attempt, flag, config, world
-        self.watchdog = watchdog
+        self.run, self.attempt, self.flag, self.watchdog = run, attempt, flag, watchdog
+        self.config, self.world = config, world
         self.spans = stage_spans(config)
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
-        self.coordinated_stop = CoordinatedStop(world.control, world.size)
-        self.watcher = RunWatcher(run, attempt, flag) if world.first else None
+        self.coordinated_stop = CoordinatedStop(world.control_group, world.size)
+        self.watcher = RunWatcher(run, attempt, flag) if world.is_rank0 else None
         self.checkpoints = CheckpointManager(run, attempt, world, config, watchdog)
-        told = config.monitor
-        self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, told.spike, told.spike_window)
+        section = config.monitor
+        self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, section.spike, section.spike_window)
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: MetricsWriter = NullMetricsWriter()
-        if world.first:
-            self.monitor = MetricsWriter(run, attempt, self.total, self.steps, told.status_seconds)
+        if world.is_rank0:
+            self.monitor = MetricsWriter(run, attempt, self.total, self.steps, section.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
         model = config.model
         batches = WorkerConfig(config.data, config.augment, model.image, model.text, config.seed, witness)
@@ -108,41 +108,46 @@ class Trainer:
     # -- position ----------------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Build the model with its first weights, then go on from the newest commit where there is one."""
+        """Build the model and resume from the newest commit, or initialise the weights."""
         if self.watcher is not None:
             self.watcher.start()
         compute = self.config.compute
         with torch.device("meta"):
-            self.pair = clip.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
-        parallel.place(self.pair, self.world, compute)
-        clip.init_weights(self.pair, self.config.seed)
-        parallel.check(self.pair)
-        start = partial(warm_start.apply, self.pair, self.config, self.checkpoints.checkpointer.restorer, self.watchdog)
-        source = self.checkpoints.restore(self.pair, start)
+            self.model = clip.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
+        parallel.apply_parallelism(self.model, self.world, compute)
+        clip.init_weights(self.model, self.config.seed)
+        parallel.check_initialised(self.model)
+        start = partial(
+            warm_start.apply, self.model, self.config, self.checkpoints.checkpointer.restorer, self.watchdog
+        )
+        source = self.checkpoints.restore(self.model, start)
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
-        self.tally = RankCounters(self.world, self.loader, source)
+        self.counters = RankCounters(self.world, self.loader, source)
         self.instruments = MetricsCollector(
-            self.run, self.attempt, self.config, self.world, self.pair, self.tally, self.checkpoints
+            self.run, self.attempt, self.config, self.world, self.model, self.counters, self.checkpoints
         )
-        self.say("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
+        self.log_rank0("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.monitor.start(self.samples, self.step, self.config)
 
     def save(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
-        """Commit the present position unless it is committed or about to be."""
+        """Start a save of the present position, unless it is saved or being saved."""
         if not self.checkpoints.is_unsaved(self.samples):
             return
         self.guard.flush()
         self.watchdog.heartbeat(f"committing S = {self.samples}", times=LONG_OPERATION_FACTOR)
-        state = saver.model_state(self.pair) | saver.optimizer_state(self.pair, optimizer)
+        state = saver.model_state(self.model) | saver.optimizer_state(self.model, optimizer)
         self.checkpoints.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
-            replaced=self.tally.total_replaced(), peak_memory=self.tally.peak_memory(),
+            replaced=self.counters.total_replaced(), peak_memory=self.counters.peak_memory(),
         )  # fmt: skip
 
     def run_stages(self) -> None:
-        """Restore, train what is left, evaluate, write the result. Raises Stopped when the last save has settled."""
+        """Restore, train the remaining stages, evaluate and write the result.
+
+        Raises TrainingStopped after the last save is committed.
+        """
         try:
             self.restore()
             for span in self.spans:
@@ -158,44 +163,45 @@ class Trainer:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run_stage(self, span: StageSpan) -> None:
-        """Steps of one stage from the present position to its end, with a commit at the end."""
-        optimizer = optim.build(self.pair.named_parameters(), self.config.optim)
+        """Train one stage from the present position to its end, and save."""
+        optimizer = optim.build(self.model.named_parameters(), self.config.optim)
         source = self.checkpoints.resumed_from
         if source is not None and span.start < self.samples and source.stage == span.stage.name:
-            self.checkpoints.checkpointer.restorer.load(source, saver.optimizer_state(self.pair, optimizer))
-        if span.start < self.samples and self.crossed(self.config.evaluate.every, span):
-            self.validate(span)  # a kill between a commit and its score
+            self.checkpoints.checkpointer.restorer.load(source, saver.optimizer_state(self.model, optimizer))
+        if span.start < self.samples and self.passed_multiple(self.config.evaluate.every, span):
+            self.validate(span)  # the process was killed between a commit and its score
         stage = span.stage
         batches = self.loader.batches(self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking)
         self.instruments.reset()
         try:
             while self.samples < span.end:
                 self.watchdog.heartbeat(f"a step from S = {self.samples}")
-                stop, save = self.coordinated_stop.poll(*self.wishes())
+                stop, save = self.coordinated_stop.poll(*self.poll_requests())
                 if stop or save:
                     self.coordinated_stop.flush()
                     self.save(span, optimizer)
                 if stop:
-                    raise TrainingStopped(self.told())
-                begin = time.perf_counter()
+                    raise TrainingStopped(self.stop_reason())
+                start_time = time.perf_counter()
                 batch = next(batches)
-                waited = time.perf_counter() - begin
-                with self.instruments.profiler.step(self.step + 1, self.samples, span.stage.batch):
+                waited = time.perf_counter() - start_time
+                with self.instruments.profiler.step(self.step + 1, self.samples, stage.batch):
                     loss, accuracy, norm = self.train_step(span, optimizer, batch)
-                self.instruments.window.add(span.stage.batch, waited, time.perf_counter() - begin)
-                self.samples, self.step = self.samples + span.stage.batch, self.step + 1
-                self.seconds += time.perf_counter() - begin
-                self.tally.replaced += batch.replaced
+                self.instruments.window.add(stage.batch, waited, time.perf_counter() - start_time)
+                self.samples, self.step = self.samples + stage.batch, self.step + 1
+                self.seconds += time.perf_counter() - start_time
+                self.counters.replaced += batch.replaced
                 if self.witness is not None:
-                    self.witness.log(self.samples - span.stage.batch, batch)
+                    self.witness.log(self.samples - stage.batch, batch)
                 if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
-                    self.report(span, optimizer, loss, accuracy, norm, grad_cache.positions(self.pair, batch.tokens))
-                scored = self.crossed(self.config.evaluate.every, span) and self.samples < span.end
-                if (
-                    self.checkpoints.save_after_first_step
-                    or scored
-                    or self.crossed(self.config.checkpoint.samples, span)
-                ):
+                    self.report(
+                        span, optimizer, loss, accuracy, norm, grad_cache.mean_text_tokens(self.model, batch.tokens)
+                    )
+                scored = self.passed_multiple(self.config.evaluate.every, span) and self.samples < span.end
+                due = self.checkpoints.save_after_first_step or self.passed_multiple(
+                    self.config.checkpoint.samples, span
+                )
+                if scored or due:
                     self.coordinated_stop.flush()
                     self.save(span, optimizer)
                 if scored:
@@ -207,41 +213,40 @@ class Trainer:
             self.loader.close()
 
     def train_step(self, span: StageSpan, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
-        """One optimiser step over the local batch (b, K, p*p*3); loss and accuracy are those of the global batch."""
+        """One optimiser step on the local batch (b, K, p*p*3). Returns loss, accuracy (global batch), gradient norm."""
         compute = self.config.compute
         inputs = batch.patches, batch.keep, batch.tokens, *([] if batch.places is None else [batch.places])
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
-        loss, accuracy = grad_cache.gradients(self.pair, inputs, compute.accumulate, self.world.device, autocast)
-        norm = optim.gradient_norm(self.pair)
-        after = self.samples + span.stage.batch
-        self.guard.check_step(
-            optimizer, anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids), loss, norm
+        loss, accuracy = grad_cache.grad_cache_backward(
+            self.model, inputs, compute.accumulate, self.world.device, autocast
         )
+        norm = optim.gradient_norm(self.model)
+        after = self.samples + span.stage.batch
+        step = anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids)
+        self.guard.check_step(optimizer, step, loss, norm)
         if self.config.optim.clip:
-            torch.nn.utils.clip_grads_with_norm_(self.pair.parameters(), self.config.optim.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.optim.clip, norm)
         optimizer.step()
         return loss, accuracy, norm
 
-    def wishes(self) -> tuple[bool, bool]:
-        """What this rank wants at this step: (stop, save). The interval in minutes is kept by rank 0's clock alone.
+    def poll_requests(self) -> tuple[bool, bool]:
+        """(stop, save) as this rank requests them for this step.
 
-        A save that failed in the background is a stop, so that all ranks raise it at the same step.
+        A failed save in the background is a request to stop, so that all ranks raise its error at the same step.
         """
         return bool(self.flag) or self.checkpoints.checkpointer.failed, self.checkpoints.is_due()
 
-    def told(self) -> str:
-        return self.flag.reason or "another rank was told to stop"
+    def stop_reason(self) -> str:
+        return self.flag.reason or "another rank requested the stop"
 
-    def crossed(self, interval: int, span: StageSpan) -> bool:
-        """Whether the step just done passed a multiple of ``interval`` samples; 0: never."""
+    def passed_multiple(self, interval: int, span: StageSpan) -> bool:
+        """Whether the last step passed a multiple of ``interval`` samples; 0: never."""
         return bool(interval) and self.samples // interval > (self.samples - span.stage.batch) // interval
 
-    # -- what it tells -----------------------------------------------------------------------------------------------
-
     def report(self, span: StageSpan, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> None:
-        """One metric line, for which the device is waited for. ``positions``: of a caption of the newest batch."""
+        """Write a metric line; waits for the device. ``positions``: tokens per caption of the last batch."""
         self.guard.flush()
         position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
         norms = norm, *optim.weight_norms(optimizer, self.world.size)
@@ -249,27 +254,26 @@ class Trainer:
         record["seconds"] = self.seconds
         self.instruments.reset()
         self.monitor.step(record)
-        told = record["loss"], record["samples_per_second"]
-        self.say("step %d of %d, loss %.3f, %.0f samples/s", self.step, self.steps, *told)
+        values = self.step, self.steps, record["loss"], record["samples_per_second"]
+        self.log_rank0("step %d of %d, loss %.3f, %.0f samples/s", *values)
 
-    def say(self, text: str, *values: Any) -> None:
-        """A line in the log, of the first rank."""
-        if self.world.first:
+    def log_rank0(self, text: str, *values: Any) -> None:
+        if self.world.is_rank0:
             log.info(text, *values)
 
     # -- evaluation and the end --------------------------------------------------------------------------------------
 
     def validate(self, span: StageSpan) -> None:
-        """Score the committed position on the validation sets, unless an attempt before has done it."""
+        """Evaluate the saved position on the validation sets, unless an earlier attempt has done so."""
         scores = self.run.eval / f"{span.stage.name}-{self.samples}.json"
-        if not run_on_first(scores.exists, self.world.control):
+        if not run_on_first(scores.exists, self.world.control_group):
             self.evaluate(span, "validation")
 
     def evaluate(self, span: StageSpan, role: str) -> list[dict[str, Any]]:
-        """Score the sets of this role (``""``: all), all ranks together; kept in eval/ and TensorBoard.
+        """Evaluate on the sets with this role (``""``: all); write the results to eval/ and TensorBoard. Collective.
 
-        Scores are of the fp32 weights in fp32 arithmetic, whatever the precision of training: as exported.
-        The position must be committed: a stop that is agreed between two sets leaves at once.
+        The fp32 weights are scored in fp32, as exported, whatever the precision of training. The position must be
+        saved or being saved, because a stop between two sets does not save.
         """
         items = [item for item in self.config.evaluate.sets if not role or item.role == role]
         if not items:
@@ -277,21 +281,22 @@ class Trainer:
         self.monitor.status(phase="evaluating")
         results = self.score(span, items)
         if self.world.size > 1:
-            gc.collect()  # modules of an fp32 copy refer to each other: without it the copy's memory stays taken
-        self.checkpoints.wait()  # a score of weights that nobody has any more would be kept
+            gc.collect()  # frees the fp32 copy, whose modules refer to each other
+        self.checkpoints.wait()  # otherwise the results might belong to weights that are lost
         results = self.record_scores(span, results)
         self.monitor.status(phase="training")
         return results
 
     def score(self, span: StageSpan, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
-        """Results of the present weights on these sets, in fp32. Raises Stopped if a stop is agreed between two."""
+        """Results of the present weights on these sets. Raises TrainingStopped if ranks agree on it between two
+        sets."""
         encoder, data = self.encoder(), self.config.data
         patience = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
-        ranks = RankGroup(self.world.rank, self.world.size, self.world.control)
+        ranks = RankGroup(self.world.rank, self.world.size, self.world.control_group)
         results = []
         for item in items:
             if self.coordinated_stop.poll_blocking(bool(self.flag)):
-                raise TrainingStopped(self.told())
+                raise TrainingStopped(self.stop_reason())
             self.watchdog.heartbeat(f"evaluating {item.name}")
             evaluator = Evaluator(
                 encoder, self.config.evaluate.batch, ranks, partial(self.watchdog.heartbeat, f"evaluating {item.name}"),
@@ -302,12 +307,12 @@ class Trainer:
             parallel.reshard(encoder.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})
-                self.say("%s", format_result(result))
+                self.log_rank0("%s", format_result(result))
         return results
 
     def record_scores(self, span: StageSpan, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Write the scores of a committed position, with its commit. Only rank 0 reads the commit and writes."""
-        if not self.world.first:
+        """Write the results with the commit of their position. Only rank 0 reads the commit and writes."""
+        if not self.world.is_rank0:
             return results
         record = commit.summary_at(self.run, self.samples)
         results = [result | {"commit": record} for result in results]
@@ -315,23 +320,23 @@ class Trainer:
         return results
 
     def encoder(self) -> PairEncoder:
-        """The present weights, computing in fp32."""
+        """The present weights as an encoder that computes in fp32."""
         config = self.config
 
         def build() -> clip.CLIPModel:
             with torch.device("meta"):
                 return clip.build(config.model, config.augment, config.compute.attention)
 
-        pair = parallel.in_fp32(self.pair, build, self.world, config.compute)
+        model = parallel.in_fp32(self.model, build, self.world, config.compute)
         view = EvaluationView.of(config)
-        return PairEncoder(pair, self.tokenizer, config.model.image, self.world.device, view=view)
+        return PairEncoder(model, self.tokenizer, config.model.image, self.world.device, view=view)
 
     def finish(self) -> None:
-        """Everything is trained: score all sets once, write result.json, which makes the run complete."""
+        """Evaluate on all sets and write result.json, which completes the run."""
         evaluations = self.evaluate(self.spans[-1], "")
         self.checkpoints.wait()
-        replaced = self.tally.total_replaced()
-        if not self.world.first or not self.run.is_current_attempt(self.attempt):
+        replaced = self.counters.total_replaced()
+        if not self.world.is_rank0 or not self.run.is_current_attempt(self.attempt):
             return
         last = commit.commits(self.run)[-1]
         cost = sum(
@@ -345,7 +350,7 @@ class Trainer:
             "parameters": costs.parameters(self.config.model), "flops": cost, "evaluations": evaluations,
             "commit": {"path": str(last.path.relative_to(self.run.path)), "samples": last.samples},
             "attempts": self.attempt, "replaced": replaced, "manifest": self.loader.digest,
-            "peak_memory": self.tally.peak_memory(), "time": time.time(),
+            "peak_memory": self.counters.peak_memory(), "time": time.time(),
         })  # fmt: skip
 
     def close(self, phase: str, reason: str) -> None:
@@ -353,5 +358,5 @@ class Trainer:
         if self.watcher is not None:
             self.watcher.close()
         self.loader.close()
-        with contextlib.suppress(OSError):  # the end's own cause must not be lost for a status line
+        with contextlib.suppress(OSError):  # must not hide the error that ended the attempt
             self.monitor.close(phase, reason)

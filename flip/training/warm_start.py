@@ -216,7 +216,7 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
     watchdog.heartbeat(f"starting from {path}", times=LONG_OPERATION_FACTOR)
     differs = load_converted(model, config, path, at)
     restorer.parent = f"{path}/checkpoints/{at}" if at else str(path)
-    if restorer.world.first:
+    if restorer.world.is_rank0:
         text = "; ".join(f"{key}: {old} in the source, {new} here" for key, (old, new) in differs.items())
         log.info("starts with the weights of %s; %s", path, text or "it is the same model")
     return None

@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is written as: texts, tables and figures, in order."""
+"""Blocks of a report, independent of its format: texts, tables and figures."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one kind, at least one. Cells are text."""
+    """Rows with the same keys, at least one. Cells are text."""
 
     rows: Sequence[Mapping[str, Any]]
     trouble: Sequence[bool] = ()
-    """Rows that need a look."""
+    """Rows to highlight."""
     long: Sequence[str] = ()
-    """Columns of sentences."""
+    """Columns with sentences."""
     text: Sequence[str] = ()
-    """Columns of short texts, set to the left."""
+    """Columns with short texts, aligned to the left."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Figure:
     """Charts side by side that share a legend."""
 
     name: str
-    """Of its files: letters, digits, dashes."""
+    """Stem of its files: letters, digits, dashes."""
     plots: Sequence[Plot]
     caption: str = ""
     names: Sequence[tuple[str, int | None]] = field(default_factory=list)

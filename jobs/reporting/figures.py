@@ -1,4 +1,4 @@
-"""The figures of a report: accuracy against cost, scaling curves, training curves; and their files, SVG and PNG."""
+"""Figures of a report (accuracy against cost, scaling curves, training curves) and their SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from jobs.reporting.scaling_laws import Curve
 from jobs.reporting.seed_groups import SeedGroup
 
 MANY, BEST = 12, 7
-"""More arms than MANY cannot be told apart: the BEST keep their looks, the others are grey."""
+"""Of more than MANY groups only the BEST get styles of their own; the others are grey."""
 
 Styles = Sequence[int | None]
 
 
 def focus(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[int | None]:
-    """The look of every arm: its number, or None for grey."""
+    """Style of every group: a number, or None for grey."""
     if len(grouped) <= MANY:
         return list(range(len(grouped)))
     roles = seed_groups.sets(outcomes)
@@ -38,7 +38,7 @@ def focus(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[int
 
 
 def legend_of(grouped: Sequence[SeedGroup], styles: Styles) -> list[tuple[str, int | None]]:
-    """Names and looks, the grey ones as one."""
+    """(name, style) of the groups, with one entry for all grey ones."""
     seen = [(arm.name, style) for arm, style in zip(grouped, styles, strict=True) if style is not None]
     seen.sort(key=lambda item: item[1] or 0)
     grey = sum(style is None for style in styles)
@@ -49,7 +49,7 @@ def legend_of(grouped: Sequence[SeedGroup], styles: Styles) -> list[tuple[str, i
 
 
 def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: Styles) -> list[Block]:
-    """A figure of three charts per set: of tests the final scores, of validation sets their course."""
+    """A figure of three charts per set: final scores, and for validation sets also the course of training."""
     names = legend_of(grouped, styles)
     blocks: list[Block] = []
     for name, role in seed_groups.sets(outcomes).items():
@@ -67,14 +67,14 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
             plots.append(Plot(unit, f"{name}, top-1, %", series, level=level))
         if all(plot.empty for plot in plots):
             continue
-        said = f"{name}: markers are final scores with 95 % intervals"
-        said += ", lines the course of training." if role == "validation" else "; it is scored once, at the end."
-        blocks.append(Figure(f"accuracy-{name}", plots, said, names))
+        caption = f"{name}: markers are final scores with 95 % intervals"
+        caption += ", lines the course of training." if role == "validation" else "; it is scored once, at the end."
+        blocks.append(Figure(f"accuracy-{name}", plots, caption, names))
     return [heading("Accuracy against cost"), *blocks] if blocks else []
 
 
 Cost = Callable[[Outcome, float | None, float | None], float | None]
-"""(run, S, training seconds until then) -> what that cost."""
+"""(run, samples seen, training seconds) -> cost."""
 
 
 def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
@@ -90,7 +90,7 @@ def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
 
 
 def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
-    """A line per run: what it scored on the set, and when."""
+    """A line per run: scores on the set over cost."""
     lines = []
     for outcome in arm.outcomes:
         line = [
@@ -104,7 +104,7 @@ def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
 
 
 def _marks(arm: SeedGroup, name: str, cost: Cost) -> list[Mark]:
-    """The final scores on the set."""
+    """Final scores on the set."""
     marks = []
     for outcome in arm.outcomes:
         x = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
@@ -122,32 +122,32 @@ def _mark(x: float, item: dict[str, Any], arm: str) -> Mark:
 
 
 def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
-    """The error of complete runs along every axis that has at least two places, with its power laws."""
+    """Error of complete runs along every axis with at least two values, with power laws."""
     tests = [name for name, role in seed_groups.sets(outcomes).items() if role == "test"]
     blocks: list[Block] = []
     for test in tests:
-        found = scaling_laws.curves(outcomes, test)
+        curves = scaling_laws.curves(outcomes, test)
         plots, rows, names = [], [], []
-        for axis in dict.fromkeys(curve.axis for curve in found):
-            mine = [curve for curve in found if curve.axis == axis]
-            looks = [i if len(mine) <= MANY else None for i in range(len(mine))]
-            plots.append(Plot(axis, f"{test}, error, %", [_law(c, i) for c, i in zip(mine, looks, strict=True)],
-                              zero=False, log_x=True, log_y=True))  # fmt: skip
-            few = len(mine) <= MANY
-            names += [(f"{axis}: {curve.name}", look) for curve, look in zip(mine, looks, strict=True)] if few else []
-            names += [] if few else [(f"{axis}: {len(mine)} curves", None)]
-            rows += [_exponent(test, curve) for curve in mine if curve.law]
+        for axis in dict.fromkeys(curve.axis for curve in curves):
+            along = [curve for curve in curves if curve.axis == axis]
+            many = len(along) > MANY
+            series = [_law(curve, None if many else i) for i, curve in enumerate(along)]
+            plots.append(Plot(axis, f"{test}, error, %", series, zero=False, log_x=True, log_y=True))
+            names += [(f"{axis}: {len(along)} curves", None)] if many else [
+                (f"{axis}: {curve.name}", i) for i, curve in enumerate(along)
+            ]  # fmt: skip
+            rows += [_exponent(test, curve) for curve in along if curve.law]
         if plots:
-            said = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
-            said += " logarithmic. Dashed, with a band of 95 %: fitted power laws." if rows else " logarithmic."
-            blocks.append(Figure(f"scaling-{test}", plots, said, names))
+            caption = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
+            caption += " logarithmic. Dashed, with a band of 95 %: fitted power laws." if rows else " logarithmic."
+            blocks.append(Figure(f"scaling-{test}", plots, caption, names))
         blocks += [Table(rows, text=["along", "of"])] if rows else []
     if not blocks:
         return []
     if any(isinstance(block, Table) for block in blocks):
         blocks.append(Text(
-            "error = a * x^-b by least squares in the logarithms; intervals: runs drawn again with replacement, 2000"
-            f" times, seed 0. A law needs {scaling_laws.ENOUGH} runs at three places, and says nothing beyond them.",
+            "error = a * x^-b by least squares in the logarithms; intervals: bootstrap over runs, 2000"
+            f" times, seed 0. A law needs {scaling_laws.MIN_RUNS} runs at three values of x; do not extrapolate.",
             tone="quiet",
         ))  # fmt: skip
     return [heading("Scaling curves"), *blocks]
@@ -196,7 +196,7 @@ def loss(grouped: Sequence[SeedGroup], names: Sequence[tuple[str, int | None]], 
             lines = [line for outcome in arm.outcomes if (line := _line(outcome, field, most))]
             series.append(Series(arm.name, lines, (), style))
         plots.append(Plot("samples seen", label, series, zero=field != "loss"))
-    caption = "Means of neighbouring steps. Both depend on the batch and the mask: compare arms by their tests."
+    caption = "Means of neighbouring steps. Both depend on the batch and the mask: compare groups by their tests."
     return [heading("Training curves"), Figure("training", plots, caption, names)]
 
 
@@ -211,7 +211,7 @@ def _line(outcome: Outcome, field: str, most: int) -> list[Point]:
 
 
 def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
-    """Every chart as NAME.svg and NAME.png below ``folder``, which is made. Raises OSError."""
+    """Write every chart as NAME.svg and NAME.png below ``folder``, which is created. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for block in blocks:
@@ -223,7 +223,7 @@ def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
 
 
 def files(block: Block) -> list[tuple[str, Plot]]:
-    """(name of its files, chart) of every chart of a figure."""
+    """(stem of its files, chart) of every chart of a figure; other blocks have none."""
     if not isinstance(block, Figure):
         return []
     return [(f"{_plain(block.name)}-{i}", plot) for i, plot in enumerate(block.plots, 1)]

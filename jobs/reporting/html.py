@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no script, nothing fetched, fit for a phone, for paper, for any eye."""
+"""A report as one self-contained HTML page without scripts or requests; readable on phones and on paper."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from flip.monitoring.results import Outcome
 from jobs.reporting import charts
 from jobs.reporting.document import Block, Figure, Table, Text
-from jobs.reporting.report import findings, title
 
 INTERVAL = re.compile(r"(\([\d.]+-[\d.]+\))")
 STYLE = """
@@ -52,13 +50,8 @@ figure { margin: .8rem 0; }
 """
 
 
-def page(outcomes: Sequence[Outcome], now: float | None = None) -> str:
-    """HTML of the outcomes; every text in it that came from a file is escaped."""
-    return render(title(outcomes), findings(outcomes, now))
-
-
 def render(name: str, blocks: Sequence[Block]) -> str:
-    """The page of the blocks."""
+    """The page of the blocks; every text is escaped."""
     head = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -88,7 +81,7 @@ def _table(block: Table) -> str:
         marked = ' class="trouble"' if i < len(block.trouble) and block.trouble[i] else ""
         columns = "".join(f"<td{kinds.get(head, '')}>{_cell(str(row[head]))}</td>" for head in heads)
         lines.append(f"<tr{marked}>{columns}</tr>")
-    # a region that scrolls can be reached by keyboard
+    # tabindex: a region that scrolls is reachable by keyboard
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="table"><table>\n'
         + "\n".join(lines)
@@ -97,7 +90,7 @@ def _table(block: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """What is short stays on one line, also on paper, where the others may wrap; of longer ones the interval does."""
+    """Keep short cells, and intervals in longer ones, on one line, also in print."""
     if len(text) <= 12:
         return f'<span class="nb">{escape(text)}</span>' if " " in text or "-" in text[1:] else escape(text)
     return INTERVAL.sub(r'<span class="nb">\1</span>', escape(text))

@@ -1,4 +1,4 @@
-"""A report as Markdown: for a repository, a chat, an issue. Its figures are files (jobs/reporting/figures.py)."""
+"""A report as Markdown. Its figures are files (jobs/reporting/figures.py)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jobs.reporting.figures import files
 
 
 def markdown(blocks: Sequence[Block], figures: str = "") -> str:
-    """The text; ``figures``: the folder, as a reader of the text finds it, that holds them. Without, they are named."""
+    """The report; ``figures``: path of the folder of figures, relative to the file; empty: figures are only named."""
     return "\n\n".join(_block(block, figures) for block in blocks) + "\n"
 
 
 def plain(text: str) -> str:
-    """Text that means itself: neither markup nor HTML, on one line."""
+    """Text on one line, with Markdown and HTML escaped."""
     return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", escape(visible(" ".join(text.split())), quote=False))
 
 
@@ -47,5 +47,5 @@ def _table(block: Table) -> str:
 def _figure(block: Figure, figures: str) -> str:
     names = ", ".join(plain(name) for name, _ in block.names)
     images = [f"![{plain(plot.y)} against {plain(plot.x)}]({figures}/{name}.svg)" for name, plot in files(block)]
-    told = f"{plain(block.caption)} Shown: {names}." if names else plain(block.caption)
-    return "\n".join([*(images if figures else []), *([""] if figures else []), told])
+    caption = f"{plain(block.caption)} Shown: {names}." if names else plain(block.caption)
+    return "\n".join([*(images if figures else []), *([""] if figures else []), caption])

@@ -1,4 +1,4 @@
-"""The outcomes of runs, and the short forms of a report: rows for JSON and CSV, and the text for a terminal.
+"""Outcomes of runs, and short forms of a report: rows for JSON and CSV, and text for a terminal.
 
 The blocks of the page and of the Markdown report come from ``jobs.reporting.report``.
 """
@@ -23,40 +23,40 @@ from jobs.runs.clusters import states
 
 
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
-    """What the runs came to, in the sweep's order; their states are the cluster's, which knows what still lives."""
-    # Path.exists raises where it may not look
+    """Outcomes of the runs in the order of their sweep, with states from their cluster."""
+    # os.path.exists: Path.exists raises PermissionError
     found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
     for run in runs:
         outcome = read_run(run.path)
         state = known.get(run.path)
-        damaged = outcome.state == "unknown"  # no complete run without its settings and result
+        damaged = outcome.state == "unknown"  # a run without readable settings and result is not complete
         if state is not None and not (damaged and state.state == "complete"):
             outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
         found.append(outcome)
-    with ThreadPoolExecutor(2) as pool:  # metric lines are read outside of the interpreter's lock
+    with ThreadPoolExecutor(2) as pool:  # reading metric lines releases the GIL
         list(pool.map(lambda outcome: outcome.metrics, found))
     return by_sweep_order(found)
 
 
 def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """One flat mapping per run, as ``flip.monitoring.results.read_runs`` makes them, all with the same keys.
+    """One flat mapping per run (``flip.monitoring.results.row``), all with the same keys.
 
-    Of a run with published numbers also ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and ``.comparable``:
-    yes, or why not.
+    A run with published numbers also has ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and
+    ``.comparable``: yes, or why not.
     """
-    made = [row(outcome, differing(found)) for outcome in found]
-    beside = {
+    table_rows = [row(outcome, differing(found)) for outcome in found]
+    published_of = {
         id(outcome): arm.published for arm in seed_groups.group(found) for outcome in arm.outcomes if arm.published
     }
-    for outcome, each in zip(found, made, strict=True):
-        if (published := beside.get(id(outcome))) is None:
+    for outcome, each in zip(found, table_rows, strict=True):
+        if (published := published_of.get(id(outcome))) is None:
             continue
         each["paper.row"] = published.row
         for name, number in published.top1.items():
             why = "; ".join(paper_comparison.obstacles(published, [outcome], name))
             each |= {f"paper.{name}.top1": number / 100, f"paper.{name}.comparable": why or "yes"}
-    keys = dict.fromkeys(key for each in made for key in each)
-    return [{key: each.get(key) for key in keys} for each in made]
+    keys = dict.fromkeys(key for each in table_rows for key in each)
+    return [{key: each.get(key) for key in keys} for each in table_rows]
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
@@ -68,12 +68,12 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula, behind an apostrophe."""
+    """The value; text that a spreadsheet would take for a formula gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def text(found: Sequence[Outcome], table_: str = "") -> str:
-    """The table of arms, the paper's numbers beside them, what that cannot say, and why runs are not complete."""
+    """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
     grouped = seed_groups.group(found)
     lines = [table(result_cells(grouped, found))]
     if any(arm.complete for arm in grouped):

@@ -1,4 +1,4 @@
-"""Our results against the paper's, row by row: the gap, what it means, and why a row cannot be compared yet."""
+"""Compares results with those of the paper, row by row: the gap, a verdict, and what prevents a comparison."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from jobs.reporting.seed_groups import SeedGroup
 from jobs.sweeps.published import Published, published, rows
 
 SHOWN = 3
-"""Reasons that a table spells out; the others are counted."""
+"""Reasons that a table lists; further ones are counted."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the paper beside ours. ``ours``, ``low``, ``high``: per cent; None where there is none."""
+    """A published number and the result. ``result``, ``low``, ``high``: per cent, None if absent."""
 
     row: Published
     set: str
     run: str
     paper: float
-    ours: float | None
+    result: float | None
     low: float | None
     high: float | None
     obstacles: list[str]
 
     @property
     def gap(self) -> float | None:
-        return None if self.ours is None else self.ours - self.paper
+        return None if self.result is None else self.result - self.paper
 
     @property
     def verdict(self) -> str:
-        """What the gap means, in words."""
+        """The gap in words."""
         if self.obstacles or self.gap is None:
             return "not comparable yet" if self.gap is None else "not comparable"
         if self.row.within is None:
@@ -49,21 +49,21 @@ class Line:
 
 
 def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str = "") -> list[Line]:
-    """A line for every published number of an arm, and of the rows of the sweep's table that other sweeps have.
+    """A line for every published number of a group, and of the other rows of the sweep's table.
 
-    ``table``: the rows of that one in their place. Raises ConfigError where there is no such table.
+    ``table``: use the rows of this table instead. Raises ConfigError if it does not exist.
     """
     entries = list(rows(table).values()) if table else seed_groups.about(outcomes).get("rows", [])
     order = {entry.get("row", ""): i for i, entry in enumerate(entries)}
-    mine = {arm.published.row: arm for arm in grouped if arm.published}
-    found = []
-    for name, arm in mine.items():
+    reproduced = {arm.published.row: arm for arm in grouped if arm.published}
+    lines = []
+    for name, arm in reproduced.items():
         if arm.published and (not table or name in order):
-            found += _lines(arm.published, arm.name, arm)
+            lines += _lines(arm.published, arm.name, arm)
     for row in map(published, entries):
-        if row.row not in mine:
-            found += _lines(row, row.run, _elsewhere(row, outcomes[0].run.path.parent.parent))
-    return sorted(found, key=lambda line: order.get(line.row.row, len(order)))
+        if row.row not in reproduced:
+            lines += _lines(row, row.run, _group_of_other_sweep(row, outcomes[0].run.path.parent.parent))
+    return sorted(lines, key=lambda line: order.get(line.row.row, len(order)))
 
 
 def _lines(row: Published, name: str, arm: SeedGroup | None) -> list[Line]:
@@ -76,8 +76,8 @@ def _lines(row: Published, name: str, arm: SeedGroup | None) -> list[Line]:
     return lines
 
 
-def _elsewhere(row: Published, root: Path) -> SeedGroup | None:
-    """The arm of another sweep that has the row: its run, and those of more seeds."""
+def _group_of_other_sweep(row: Published, root: Path) -> SeedGroup | None:
+    """The group of another sweep that reproduces the row: its run, and further seeds."""
     if not row.run:
         return None
     sweep, _, name = row.run.partition("/")
@@ -88,34 +88,33 @@ def _elsewhere(row: Published, root: Path) -> SeedGroup | None:
 
 def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
     """The rows of the table, as text."""
-    made = []
+    table = []
     for line in lines:
         interval = "" if line.low is None else f" ({line.low:.1f}-{line.high:.1f})"
         more = len(line.obstacles) - SHOWN
         why = "; ".join(line.obstacles[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-        made.append(
+        table.append(
             {
                 "row of the paper": line.row.row or "-",
                 "run": line.run or "-",
                 "test": line.set,
                 "paper": f"{line.paper:.1f}",
-                "ours": "-" if line.ours is None else f"{line.ours:.1f}{interval}",
+                "ours": "-" if line.result is None else f"{line.result:.1f}{interval}",
                 "gap": "-" if line.gap is None else f"{line.gap:+.1f}",
                 "verdict": line.verdict,
                 "why": why,
             }
         )
-    return made
+    return table
 
 
 def obstacles(row: Published, outcomes: Sequence[Outcome], test: str) -> list[str]:
-    """Why the runs' number on a test set does not mean what the row's means; empty: they are comparable."""
+    """Reasons why the runs are not comparable with the row on a test set; empty: they are."""
     if row.not_yet:
         return [row.not_yet]
     if not outcomes:
         return ["no run yet"]
-    found = dict.fromkeys(reason for outcome in outcomes for reason in _obstacles(row, outcome, test))
-    return list(found)
+    return list(dict.fromkeys(reason for outcome in outcomes for reason in _obstacles(row, outcome, test)))
 
 
 def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
@@ -134,13 +133,13 @@ def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
 
 
 def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Each key whose value in the flat ``settings`` is not what the row needs, in words."""
+    """A sentence for each key whose value in the flat ``settings`` differs from what the row needs."""
     size = row.needs.get("model.size")
     filled = (
         flatten(MODEL_PRESETS[size], "model") if size in MODEL_PRESETS and settings.get("model.size") != size else {}
     )
     for key, wanted in row.needs.items():
-        if key in filled:  # the other size says it
+        if key in filled:  # the difference in size is reported
             continue
         if wanted is None:
             if any(other == key or other.startswith(f"{key}.") for other in settings):

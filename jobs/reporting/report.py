@@ -1,4 +1,4 @@
-"""What a report says, as blocks (jobs/reporting/document.py): of finished, half-finished and failed sweeps alike."""
+"""The content of a report as blocks (jobs/reporting/document.py), for finished, running and failed sweeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.reporting.figures import accuracy, focus, legend_of, loss, scaling_fig
 from jobs.reporting.seed_groups import SeedGroup
 
 ROWS_PER_RUN = 6
-"""Kinds of ends that a report shows of one run; jobs/explain.py shows all attempts."""
+"""Most rows of attempts per run; jobs/explain.py shows all attempts."""
 
 ACCURACY = (
     "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
@@ -27,7 +27,7 @@ ACCURACY = (
 
 
 def findings(outcomes: Sequence[Outcome], now: float | None = None, table: str = "") -> list[Block]:
-    """The report, from the top. ``now``: the time that it is of, seconds. ``table``: of the paper, to stand beside."""
+    """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with."""
     about, grouped = seed_groups.about(outcomes), seed_groups.group(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1), Text(_states(outcomes, now), tone="quiet")]
@@ -55,7 +55,7 @@ def _folders(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
-    """How many runs stand where, and when that was."""
+    """Number of runs per state, and the time."""
     states = Counter(outcome.state for outcome in outcomes)
     done = states.pop("complete", 0)
     parts = [f"{done} of {len(outcomes)} runs complete", *(f"{n} {state}" for state, n in states.items())]
@@ -64,23 +64,24 @@ def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
 
 
 def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
-    """What stopped for good, and what to do about it."""
+    """Runs that stopped for good, and what to do about them; damaged files."""
     stopped = [outcome for outcome in outcomes if outcome.state in ("failed", "unknown", "stopped")]
     damaged = [Text(words, tone="trouble") for words in damage(outcomes)]
     if not stopped:
         return [*damaged]
     first = stopped[0]
-    lines = [f"{o.run.name} is {o.state}: {o.reason or 'no reason was left'}" for o in stopped[:ROWS_PER_RUN]]
+    lines = [f"{o.run.name} is {o.state}: {o.reason or 'reason unknown'}" for o in stopped[:ROWS_PER_RUN]]
     lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
     named = shlex.quote(f"{first.run.sweep}/{first.run.name}")
-    how = f"Why: python jobs/explain.py {named}. Failed runs start again by submit --retry."
+    how = f"Why: python jobs/explain.py {named}. Restart failed runs with submit --retry."
     return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
 
 
 def damage(outcomes: Sequence[Outcome]) -> list[str]:
-    """A sentence for each damaged file of the runs that no run's reason names."""
-    found = [(one, words) for one in outcomes for words in one.damage if words not in one.reason]
-    return [f"A file of {one.run.name} is damaged: {words}" for one, words in found]
+    """A sentence for each damaged file that the reason of its run does not name."""
+    return [
+        f"A file of {o.run.name} is damaged: {words}" for o in outcomes for words in o.damage if words not in o.reason
+    ]
 
 
 def _note(grouped: Sequence[SeedGroup]) -> str:
@@ -100,7 +101,7 @@ def result_cells(grouped: Sequence[SeedGroup], found: Sequence[Outcome]) -> list
     """The rows of the results table, as text."""
     unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(found)
     unfinished = any(outcome.state != "complete" for outcome in found)
-    made = []
+    rows = []
     for arm in grouped:
         row = {"run": arm.name, "state": arm.state}
         if unfinished:
@@ -120,13 +121,13 @@ def result_cells(grouped: Sequence[SeedGroup], found: Sequence[Outcome]) -> list
         row |= {
             "samples/s": "-" if speed is None else f"{speed:,.0f}",
             "training": duration(spent),
-            unit: "-" if work is None else f"{work:,.3g}" if work < 1000 else f"{work:,.0f}",
+            unit: "-" if work is None else goodput.hours_text(work),
             "FLOPs": "-" if (flops := arm.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
             "samples": count(arm.progress("samples")),
             "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),
         }
-        made.append(row)
-    return made
+        rows.append(row)
+    return rows
 
 
 def _paper(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str) -> list[Block]:
@@ -136,44 +137,45 @@ def _paper(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str
     rows = paper_comparison.cells(lines)
     if all(row["why"] == "" for row in rows):
         rows = [{key: value for key, value in row.items() if key != "why"} for row in rows]
-    beside = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
+    comparison = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
     agree = sum(line.verdict.startswith("agrees") for line in lines)
     comparable = sum(not line.obstacles for line in lines)
     words = (
-        f"Of {len(lines)} published numbers {comparable} can be compared, {agree} of these agree. The gap is ours less"
-        " the paper's, in points. A row is comparable where data, recipe and test are what the paper's number is of."
+        f"Of {len(lines)} published numbers {comparable} can be compared, {agree} of these agree. The gap is the result"
+        " minus the published number, in points. A row is comparable if data, recipe and test are those of the paper."
     )
-    return [heading("Against the paper"), beside, Text(words, tone="quiet")]
+    return [heading("Comparison with the paper"), comparison, Text(words, tone="quiet")]
 
 
-# -- facts -------------------------------------------------------------------------------------------------------------
+# -- time and settings
+# -------------------------------------------------------------------------------------------------------------
 
 
 def _time(outcomes: Sequence[Outcome]) -> list[Block]:
-    """What the runs' time went to, and how often and why they began again."""
-    begun = [outcome for outcome in outcomes if outcome.attempts]
-    accounts = goodput.with_sums(begun)
+    """How the runs spent their time, and how often and why they restarted."""
+    started = [outcome for outcome in outcomes if outcome.attempts]
+    accounts = goodput.with_sums(started)
     if not accounts:
         return []
     rows = []
     for i, (account, row) in enumerate(zip(accounts, goodput.cells(accounts), strict=True)):
-        members = [o for o in begun if account.name == f"all of {o.run.sweep}"] if account.runs > 1 else [begun[i]]
+        members = [o for o in started if account.name == f"all of {o.run.sweep}"] if account.runs > 1 else [started[i]]
         causes = Counter(attempt.end.get("cause", "complete") for o in members for attempt in o.attempts)
-        told = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
+        incidents = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
         parts = {key.removesuffix(" %"): value for key, value in row.items()}
         restarts = sum(len(outcome.attempts) - 1 for outcome in members)
-        rows.append({**parts, "restarts": str(restarts), "incidents": told})
+        rows.append({**parts, "restarts": str(restarts), "incidents": incidents})
     notes = [Text(words, tone="note") for words in goodput.advice(accounts)[:ROWS_PER_RUN]]
-    said = (
-        "Spent is what the run occupied; the columns after it are shares of that, in per cent. Useful: steps whose"
-        " result stands; repeated: steps done again after an interruption; lost: work of which nothing was kept."
-        " Waited: for a start, by the clock. Restarts are attempts after the first; incidents, why attempts ended."
+    explanation = (
+        "Spent: what the run occupied; the following columns are shares of it, in per cent. Useful: steps whose result"
+        " stands. Repeated: steps done again after an interruption. Lost: work that was not saved. Waited: for a start,"
+        " wall clock. Restarts: attempts after the first. Incidents: why attempts ended."
     )
-    return [heading("What the time went to"), Table(rows, text=["incidents"]), Text(said, tone="quiet"), *notes]
+    return [heading("How the time was spent"), Table(rows, text=["incidents"]), Text(explanation, tone="quiet"), *notes]
 
 
 def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
-    """The value of every setting in which any two runs differ, of each run, those of an arm together."""
+    """Every setting in which any two runs differ, by seed group."""
     keys = differing(outcomes)
     if not keys:
         return []
@@ -183,8 +185,8 @@ def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
         if "seed" in settings:
             settings["seed"] = ", ".join(str(outcome.settings["seed"]) for outcome in arm.outcomes)
         rows.append({"run": arm.name, "settings": _grouped(settings)})
-    said = "Every setting in which any two runs differ. One that is missing is a part that the run does not have."
-    return [heading("What differs between the runs"), Table(rows, long=["settings"]), Text(said, tone="quiet")]
+    note = "Every setting in which any two runs differ. A missing one belongs to a section that the run does not have."
+    return [heading("Differences between the runs"), Table(rows, long=["settings"]), Text(note, tone="quiet")]
 
 
 def _grouped(settings: Mapping[str, Any]) -> str:
@@ -197,7 +199,7 @@ def _grouped(settings: Mapping[str, Any]) -> str:
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
-    """Why attempts ended, those alike in a row together, of runs that needed several or are not complete."""
+    """Why attempts ended, for runs with several attempts or not complete; equal ones in a row are merged."""
     rows = []
     for outcome in outcomes:
         if not outcome.attempts or (outcome.state == "complete" and len(outcome.attempts) == 1):
@@ -218,7 +220,7 @@ def _ends(outcome: Outcome) -> list[dict[str, str]]:
             {
                 "run": outcome.run.name,
                 "attempt": str(attempt.number),
-                "began at sample": count(attempt.start.get("resumes_from")),
+                "started at sample": count(attempt.start.get("resumes_from")),
                 "ended": end.get("cause") or running,
                 "then": end.get("action", "-"),
                 "reason": end.get("reason") or (outcome.reason if not end else ""),

@@ -1,4 +1,4 @@
-"""All that is known of one run, for ``jobs/explain.py``: from its files and one look at its cluster."""
+"""Details of one run for ``jobs/explain.py``, from its files and its cluster."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from jobs.runs.clusters import states
 
 STAGE = ("samples", "batch", "mask")
 LINES = 5
-"""Of the log of the root cause."""
-WIDEST = 1000
-"""Characters of such a line that are shown."""
+"""Lines shown of the log of the root cause."""
+MAX_LINE = 1000
+"""Characters shown of a line."""
 TAIL = 1 << 16
-"""Bytes of a log that are looked at."""
+"""Bytes read from the end of a log."""
 
 
 def explain(run: RunDir) -> dict[str, Any]:
-    """All that the page shows: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput,
-    verdict (of its newest metric line), anomalies (files, in the order of their steps), damaged (a sentence per file).
+    """Everything that the page shows.
 
-    From the run's files and one look at its cluster, which on Slurm is one call of squeue.
+    Keys: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput, verdict (of the newest
+    metric line), anomalies (files, in the order of their steps), damaged (a sentence per file). Slurm is asked once.
     """
     state, outcome = states([run])[run.path], read_run(run.path)
     now = time.time()
@@ -57,18 +57,17 @@ def explain(run: RunDir) -> dict[str, Any]:
 
 
 def _anomalies(run: RunDir) -> list[str]:
-    """Of every step that was written down, the file of its first rank."""
-    found: dict[tuple[int, int], str] = {}
+    """The file of the first rank, for every recorded step."""
+    files: dict[tuple[int, int], str] = {}
     for path in sorted_glob(run.anomalies, "*-*.json"):
         n, _, step = map(parse_int, path.name.split(".")[0].partition("-"))
         if n is not None and step is not None:
-            found.setdefault((step, n), f"{path.parent.name}/{path.name}")
-    return [found[at] for at in sorted(found)]
+            files.setdefault((step, n), f"{path.parent.name}/{path.name}")
+    return [files[key] for key in sorted(files)]
 
 
 def _about(outcome: Outcome) -> dict[str, Any]:
-    """Size, samples, stages, and the settings in which the run differs from the others of its sweep."""
-
+    """Size, samples, stages, and the settings in which the run differs from others of its sweep."""
     settings = outcome.settings
     stages: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
@@ -96,10 +95,7 @@ def _code(run: RunDir) -> dict[str, Any]:
 
 
 def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
-    """The end of a newest attempt that has ended without a record, from what its ranks left; empty if there is none.
-
-    That happens if its supervisor or batch script was killed: nothing was decided then.
-    """
+    """The end of a newest attempt without end.json (its batch script was killed), from the files of its ranks."""
     attempt = outcome.attempts[-1] if outcome.attempts else None
     if attempt is None or attempt.end or state.state in ("running", "unknown"):
         return {}
@@ -108,7 +104,7 @@ def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
 
 
 def _evidence(outcome: Outcome, state: JobState) -> dict[str, Any] | None:
-    """What the newest end was decided from, or of one that was not recorded what is known; None if none has ended."""
+    """The basis of the newest decision, or what the ranks recorded; None if no attempt has ended."""
     unrecorded = _unrecorded(outcome, state)
     attempt = next((a for a in reversed(outcome.attempts) if a.end or unrecorded), None)
     if attempt is None:
@@ -117,23 +113,23 @@ def _evidence(outcome: Outcome, state: JobState) -> dict[str, Any] | None:
     rank = next((c["rank"] for c in attempt.causes if c["cause"] == end.get("cause")), 0)
     log = _log(outcome.run, attempt.number, rank // int(outcome.settings.get("resources.processes") or 1))
     keys = ("action", "cause", "reason", "code", "state")
-    found = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
-    return {**found, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}
+    details = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
+    return {**details, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}
 
 
 def _log(run: RunDir, n: int, node: int) -> Path | None:
-    """The file that tells most of how attempt n ended on a node: its errors, the job's, what was printed."""
+    """The log with the best evidence of how attempt n ended on a node; None if all are empty."""
     folder = run.logs / str(n)
     names = (f"node{node}.err", "job.err", f"node{node}.out", "job.out")
     return next((folder / n for n in names if (folder / n).is_file() and (folder / n).stat().st_size), None)
 
 
 def last_lines(path: Path, count: int = LINES) -> list[str]:
-    """The last lines that say something."""
+    """The last lines that are not blank."""
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         text = file.read().decode("utf-8", "replace")
-    return [line.rstrip()[:WIDEST] for line in text.splitlines() if line.strip()][-count:]
+    return [line.rstrip()[:MAX_LINE] for line in text.splitlines() if line.strip()][-count:]
 
 
 def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
@@ -156,21 +152,21 @@ def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
 
 
 def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[str, Any]:
-    """What happens by itself and when, or the command that a person types."""
+    """What happens next and when, and the command to type, if any."""
     end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
     until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
     sweep = run.path.parent.parent if resubmit.is_evaluation(run) else run.path.parent
-    said: dict[str, tuple[str, str | None]] = {
+    steps: dict[str, tuple[str, str | None]] = {
         "complete": ("nothing: it has finished", f"python jobs/report.py {shlex.quote(sweep.name)}"),
-        "running": ("it goes on by itself", None),
-        "queued": ("it starts by itself when there is room", None),
-        "waiting": ("it starts again by itself", None),
-        "failed": ("nothing by itself: mend the cause", None),
-        "cancelled": ("nothing by itself", None),
-        "stopped": ("nothing by itself: nobody looks after it", None),
-        "unknown": ("not known: ask again when its cluster answers", None),
+        "running": ("it continues", None),
+        "queued": ("it starts when resources are free", None),
+        "waiting": ("it restarts automatically", None),
+        "failed": ("nothing automatically: fix the cause", None),
+        "cancelled": ("nothing automatically", None),
+        "stopped": ("nothing automatically: no process supervises it", None),
+        "unknown": ("unknown: ask again when its cluster answers", None),
     }
-    words, command = said[state.state]
+    words, command = steps[state.state]
     if state.state in ("failed", "cancelled", "stopped"):
         more, command = resubmit.command(run, retry=state.state != "stopped")
         words += f"; {more}"
@@ -184,19 +180,19 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
 
 
 def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
-    """Ends by their cause: in all, since the newest commit or submission, and how many of these stop the run."""
+    """Ends by cause: total, since the newest commit or submission, and the limit that stops the run."""
     after = record_of(outcome.run).get("after", 0)
     ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
     since: list[Mapping[str, Any]] = []
     for end in ends:
         if end.get("attempt", 0) > after:
             since = [] if end.get("committed") else [*since, end]
-    limits, found = Limits(), []
+    limits, incidents = Limits(), []
     for cause in dict.fromkeys(end.get("cause", "?") for end in ends):
         alike = FAILURES if cause in FAILURES else (cause,)
         limit = (dict.fromkeys(FAILURES, limits.failures) | dict.fromkeys(FINAL, 1)).get(cause)
         limit = getattr(limits, OWN_LIMITS[cause]) if cause in OWN_LIMITS else limit
         counted = sum(end.get("cause") in alike for end in since)
         total = sum(end.get("cause") == cause for end in ends)
-        found.append({"cause": cause, "total": total, "without_commit": counted, "limit": limit})
-    return found
+        incidents.append({"cause": cause, "total": total, "without_commit": counted, "limit": limit})
+    return incidents

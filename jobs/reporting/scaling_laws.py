@@ -1,7 +1,7 @@
-"""Scaling curves: runs that differ along one axis alone, and power laws of their error, with bootstrap intervals.
+"""Scaling curves: runs that differ along one axis, and power laws of their error with bootstrap intervals.
 
-A law is error = a * x^-b, fitted by least squares in the logarithms of both. Its interval is that of the runs at hand:
-they are drawn again with replacement (seed 0, 2000 times) and fitted again; the middle 95 % are reported.
+A law is error = a * x^-b, fitted by least squares in the logarithms. Its 95 % interval is a bootstrap over the runs
+(2000 draws, seed 0).
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from flip.monitoring.results import Outcome
 from jobs.common.text import count
 
 DRAWS = 2000
-ENOUGH = 4
-"""Runs that a law is fitted to, at least, of at least three values of x."""
+MIN_RUNS = 4
+"""Fewest runs of a law, with at least three values of x."""
 
 IGNORED = re.compile(
     r"seed|model\.size|schema|(resources|monitor|checkpoint|evaluate)\..*|compute\.(accumulate|recompute|threads)"
     r"|data\.(lanes|buffer|chunk|block|workers|sample_bytes|client|cache.*|deadline|timeout|hedge)|stages\..*\.warmup"
 )
-"""Settings that follow from others, or move nothing that is compared here."""
+"""Settings that follow from others, or do not affect what is compared here."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One way to scale: its name, the settings that move along it, and a run's place on it."""
+    """One way to scale: its name, the settings that change along it, and the position of a run."""
 
     name: str
-    moves: re.Pattern[str]
-    place: Callable[[Outcome], float | None]
+    settings: re.Pattern[str]
+    position: Callable[[Outcome], float | None]
 
 
 def _stage(key: str) -> Callable[[Outcome], float | None]:
-    """A setting of the first stage."""
+    """Position by a setting of the first stage."""
 
-    def place(outcome: Outcome) -> float | None:
-        found = [v for k, v in outcome.settings.items() if k.startswith("stages.") and k.endswith(f".{key}")]
-        return float(found[0]) if found else None
+    def position(outcome: Outcome) -> float | None:
+        values = [v for k, v in outcome.settings.items() if k.startswith("stages.") and k.endswith(f".{key}")]
+        return float(values[0]) if values else None
 
-    return place
+    return position
 
 
 _SIZE = r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))"
-"""Settings that a larger model may differ in. What else the model's section holds is a method, not a size."""
+"""Settings by which sizes of a model differ. The other settings of the section are methods."""
 _LENGTH = r"stages\..*\.samples"
 _DATA = r"data\.(manifest|samples|sets\..*)"
 
@@ -75,7 +75,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """error = scale * x^-exponent. ``low``, ``high``: 95 % of the exponents of the draws."""
+    """error = scale * x^-exponent. ``low``, ``high``: 95 % interval of the exponent."""
 
     scale: float
     exponent: float
@@ -96,7 +96,7 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class Curve:
-    """Runs of one design along one axis. ``name``: the settings by which it differs from the axis' other curves."""
+    """Runs of one design along one axis. ``name``: settings by which it differs from other curves of the axis."""
 
     axis: str
     name: str
@@ -105,13 +105,13 @@ class Curve:
 
 
 def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> PowerLaw | None:
-    """The law of the points; None where they are too few, or an error is 0. ``xs`` are above 0."""
-    if len(xs) < ENOUGH or len(set(xs)) < 3 or min(errors) <= 0:
+    """The law of the points; None if they are too few, or if an error is 0. ``xs`` are above 0."""
+    if len(xs) < MIN_RUNS or len(set(xs)) < 3 or min(errors) <= 0:
         return None
     x, y = np.log(np.asarray(xs, float)), np.log(np.asarray(errors, float))
     chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
     fits = _least_squares(x[chosen], y[chosen])
-    fits = fits[np.isfinite(fits).all(axis=1)]  # a draw of one x alone has no slope
+    fits = fits[np.isfinite(fits).all(axis=1)]  # a draw with a single x has no slope
     ((intercept, slope),) = _least_squares(x[None], y[None])
     low, high = np.quantile(-fits[:, 1], (0.025, 0.975))
     drawn = np.stack([fits[:, 0], -fits[:, 1]], axis=1)
@@ -119,7 +119,7 @@ def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: 
 
 
 def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of points (n, k) -> (n, 2): intercept and slope, NaN where all x are one."""
+    """Rows of points (n, k) -> (n, 2): intercept and slope, NaN if all x are equal."""
     dx, dy = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
     spread = (dx * dx).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -128,19 +128,19 @@ def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np
 
 
 def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
-    """Curves of complete runs scored on ``test``: along every axis, each group of runs of one design.
+    """Curves of complete runs scored on ``test``: along every axis, one per design.
 
-    A curve has at least two places on its axis, over FLOPs three: two costs may belong to anything.
+    A curve has at least two positions, over FLOPs three: any two runs differ in cost.
     """
     scored = [(outcome, item) for outcome in outcomes for item in outcome.evaluations if item["name"] == test]
     found = []
     for axis in AXES:
         placed = [
-            (float(x), outcome, item) for outcome, item in scored if (x := axis.place(outcome)) is not None and x > 0
+            (float(x), outcome, item) for outcome, item in scored if (x := axis.position(outcome)) is not None and x > 0
         ]
         groups = [
             part
-            for group in _grouped(placed, lambda key, axis=axis: not axis.moves.fullmatch(key))  # type: ignore[misc]
+            for group in _grouped(placed, lambda key, axis=axis: not axis.settings.fullmatch(key))  # type: ignore[misc]
             for part in _grouped(group, _ambiguous(group).__contains__)
         ]
         least = 3 if axis is AXES[0] else 2
@@ -158,16 +158,16 @@ Placed = tuple[float, Outcome, Mapping[str, Any]]
 
 
 def _grouped(placed: Sequence[Placed], fixed: Callable[[str], bool]) -> list[list[Placed]]:
-    """Runs that agree in every setting for which ``fixed`` holds and that is not ignored."""
+    """Groups of runs with equal settings among those that are ``fixed`` and not ignored."""
     groups: dict[str, list[Placed]] = {}
-    for one in placed:
-        settings = sorted((k, v) for k, v in one[1].settings.items() if fixed(k) and not IGNORED.fullmatch(k))
-        groups.setdefault(repr(settings), []).append(one)
+    for item in placed:
+        settings = sorted((k, v) for k, v in item[1].settings.items() if fixed(k) and not IGNORED.fullmatch(k))
+        groups.setdefault(repr(settings), []).append(item)
     return list(groups.values())
 
 
 def _ambiguous(group: Sequence[Placed]) -> set[str]:
-    """Settings in which runs at the same place of an axis differ: along that axis they must be fixed as well."""
+    """Settings in which runs at the same position differ: they must be fixed along that axis, too."""
     places: dict[float, list[Mapping[str, Any]]] = {}
     for x, outcome, _ in group:
         places.setdefault(x, []).append(outcome.settings)
@@ -182,7 +182,7 @@ def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
 
 
 def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys by which the tables differ; of what a named size or a data set brings along, its name or N alone."""
+    """Keys by which the tables differ; a named size or a data set counts as one key."""
     keys = dict.fromkeys(key for table in tables for key in table if not IGNORED.fullmatch(key))
     varied = [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
     shapes = {repr([table.get(key) for key in varied if key.startswith("model.")]) for table in tables}
@@ -198,7 +198,7 @@ def _name(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 
 def _short(key: str) -> str:
-    """What a dotted key is called in a legend."""
+    """Name of a dotted key in a legend."""
     called = {"model.size": "", "data.samples": "data", "data.manifest": "data"}
     if key.startswith("stages."):
         return "seen" if key.endswith(".samples") else key.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, taken together: the rows of a results table."""
+"""Groups runs that differ only in their seed: the rows of a results table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from flip import costs as arithmetic
+from flip import costs
 from flip.config.derived import kept_tokens
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import precision
@@ -20,7 +20,7 @@ from jobs.sweeps.published import Published, published
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy, 0..1. ``low`` and ``high``: of one run its 95 % interval, of several the extremes."""
+    """An accuracy, 0..1. ``low``, ``high``: 95 % interval of one run, or the extremes of several."""
 
     mean: float
     low: float
@@ -31,12 +31,12 @@ class Score:
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """One row: a design, by one run or by several seeds."""
+    """Runs of one design: a single run, or several seeds."""
 
     name: str
     outcomes: Sequence[Outcome]
     published: Published | None = None
-    """The row of the paper that it stands for."""
+    """The row of the paper that it reproduces."""
 
     @property
     def complete(self) -> list[Outcome]:
@@ -44,7 +44,7 @@ class SeedGroup:
 
     @property
     def state(self) -> str:
-        """The state that all share, or how many have come to which."""
+        """The common state, or the number of runs per state."""
         states = [outcome.state for outcome in self.outcomes]
         kinds = list(dict.fromkeys(states))
         return kinds[0] if len(kinds) == 1 else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
@@ -57,7 +57,7 @@ class SeedGroup:
         return " > ".join(map(str, masks)) or "-"
 
     def score(self, name: str) -> Score | None:
-        """Final top-1 on an evaluation set; None where no run has one."""
+        """Final top-1 on an evaluation set; None if no run has it."""
         found = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
         if not found:
             return None
@@ -70,11 +70,11 @@ class SeedGroup:
 
     @property
     def precision(self) -> str:
-        """Of its final scores; several if its runs were scored in several."""
+        """Precision of its final scores; several if the runs differ."""
         return ", ".join(dict.fromkeys(precision(item) for outcome in self.outcomes for item in outcome.evaluations))
 
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
-        """Mean over the complete runs, as of accuracy, or where none is over all; of those that have the value."""
+        """Mean over the complete runs (over all if none is complete) that have the value."""
         values = [found for outcome in self.complete or self.outcomes if (found := value(outcome)) is not None]
         return fmean(values) if values else None
 
@@ -123,7 +123,7 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
         for stage in stages:
             mine = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
             seen = kept_tokens(model.text, str(stage.get("text_mask", "0")))
-            total += mine * arithmetic.training_flops(model, str(stage["mask"]), seen)["total"]
+            total += mine * costs.training_flops(model, str(stage["mask"]), seen)["total"]
             left -= mine
         return total
     except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read

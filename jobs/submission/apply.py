@@ -23,7 +23,7 @@ from flip.config.merge import dump
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder, is_mine
-from flip.runs.rundir import RunDir, read_record, sync_folder, write_json, write_text
+from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
 from jobs.common.job import Backend, Job
@@ -90,7 +90,7 @@ def apply(
             if action.moves:
                 on_trash(target, move_to_trash(target))
             os.rename(temporaries.pop(action.name), target)
-        sync_folder(plan.folder)
+        fsync_path(plan.folder)
         for action in started:
             if action not in fresh:  # machine-dependent settings may be new
                 if action.adopts:

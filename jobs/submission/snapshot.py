@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder
-from flip.runs.rundir import sync_folder
+from flip.runs.rundir import fsync_path
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
@@ -74,7 +74,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
             _write(temporary / name, data, executable)
         _make_caches(contents, temporary)
         os.rename(temporary, target)
-        sync_folder(into)
+        fsync_path(into)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not target.exists():  # else another submit was first, with the same bytes
@@ -192,7 +192,7 @@ def _repair(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
             closed_folder(file.parent)
             _write(temporary, data, executable)
             os.replace(temporary, file)
-            sync_folder(file.parent)
+            fsync_path(file.parent)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -34,7 +34,7 @@ def report(name, *arguments, cwd):
     assert set(written["machine"]) >= {"processor", "cores", "load_before", "python", "numpy"}
     assert written["took"]["seconds"] > 0 <= written["took"]["cores_of_others"]
     made = table_rows.ROWS[name](written)
-    assert all(row.what and row.ours for row in made) and len({row.what for row in made}) == len(made)
+    assert all(row.what and row.own for row in made) and len({row.what for row in made}) == len(made)
     assert f"| {name}.json |" in table.page({name: written})
     return written
 

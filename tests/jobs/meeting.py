@@ -16,7 +16,7 @@ from flip.runs.rundir import write_json
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     world = parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
-    distributed.all_reduce(torch.ones(1), group=world.control)
+    distributed.all_reduce(torch.ones(1), group=world.control_group)
     chosen = os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]
     write_json(folder / f"met.{world.rank}", {"pid": os.getpid(), "interfaces": chosen})
     while not (folder / "leave").exists():

@@ -24,9 +24,9 @@ from jobs.reporting import seed_groups
 from jobs.reporting.charts import Mark, Plot, Series, look, png, svg, thin, tick
 from jobs.reporting.document import Table, Text
 from jobs.reporting.figures import focus, legend_of
-from jobs.reporting.html import page
+from jobs.reporting.html import render
 from jobs.reporting.markdown import markdown
-from jobs.reporting.report import result_cells
+from jobs.reporting.report import findings, result_cells, title
 from tests.jobs import gallery
 from tests.jobs.outcomes import make
 
@@ -53,6 +53,10 @@ def command(*words, root):
     return subprocess.run(
         [sys.executable, ROOT / "jobs" / "report.py", *words], capture_output=True, text=True, env=environment, cwd=root
     )
+
+
+def page(found):
+    return render(title(found), findings(found))
 
 
 def outcomes(folder):

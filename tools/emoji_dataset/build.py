@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flip.runs.rundir import read_json, sync_folder, write_json, write_text
+from flip.runs.rundir import fsync_path, read_json, write_json, write_text
 from jobs.common.filesystem import unwritable
 from tools.emoji_dataset import download, split
 from tools.emoji_dataset.split import Emoji
@@ -82,12 +82,12 @@ def _build(cache: Path) -> dict[str, Any]:
     _write_tokenizer(part, emojis)
     _write_licences(part, store)
     write_json(part / "done.json", facts)
-    sync_folder(part)
+    fsync_path(part)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.rename(final, old)
     os.rename(part, final)
-    sync_folder(cache)
+    fsync_path(cache)
     shutil.rmtree(old, ignore_errors=True)
     return facts
 

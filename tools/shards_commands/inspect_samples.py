@@ -87,7 +87,7 @@ def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str
 
 def _picture(data: bytes) -> dict[str, Any]:
     try:
-        picture: dict[str, Any] = decode.header(data)._asdict()
+        picture: dict[str, Any] = decode.header(data)
     except DecodeError as error:
         return {"undecodable": str(error)}
     try:

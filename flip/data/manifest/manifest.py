@@ -38,7 +38,7 @@ from flip import __version__
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
-from flip.runs.rundir import sync_folder, write_new
+from flip.runs.rundir import fsync_path, write_new
 
 PIECE = 1 << 24
 """Bytes whose bits are counted at once."""
@@ -400,7 +400,7 @@ def _create(path: Path, content: bytes) -> bool:
         os.replace(private, path)  # such file systems have nothing exclusive
     finally:
         private.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_path(path.parent)
     return True
 
 

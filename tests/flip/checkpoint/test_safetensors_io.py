@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.distributed import checkpoint as dcp
 
 from flip.checkpoint.safetensors_io import CheckpointFiles, own_part, read_tensors, save_tensors, write_shard
-from flip.distributed.parallel import copies, copy_number
+from flip.distributed.parallel import replica_of
 from flip.evaluation.features import FeatureCache
 from flip.runs.errors import DataError
 
@@ -56,8 +56,7 @@ def test_each_part_is_written_by_one_copy_and_what_is_whole_by_rank_0():
 
 @pytest.mark.parametrize(("rank", "number"), [(0, 0), (2, 0), (3, 1), (5, 1)])
 def test_ranks_of_a_copy(rank, number):
-    assert (copies(sharded(rank, 1)), copy_number(sharded(rank, 1))) == (2, number)
-    assert copies(torch.zeros(2)) == 1
+    assert replica_of(sharded(rank, 1)) == (number, 2) and replica_of(torch.zeros(2)) == (0, 1)
 
 
 def shard(full, offsets, part):

@@ -43,16 +43,16 @@ def built(how, world, meta=True):
         pair = clip.build(sized("tiny"), schema.Augment(), how.attention, how.recompute)
     if not meta:
         return pair
-    parallel.place(pair, world, how)
+    parallel.apply_parallelism(pair, world, how)
     clip.init_weights(pair, SEED)
-    parallel.check(pair)
+    parallel.check_initialised(pair)
     return pair
 
 
 def trained(how, world, folder=None):
     """First weights and tables, gradients of the first global batch, losses and weights of some steps."""
     pair = built(how, world)
-    found = {f"first.{name}": parallel.whole(p).detach().clone() for name, p in pair.named_parameters()}
+    found = {f"first.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     found |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
     found["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
     # A key's bias has no gradient but rounding, which a small eps would blow up into a full step.
@@ -64,9 +64,11 @@ def trained(how, world, folder=None):
         patches, keep, tokens = inputs(B)
         fields = (visible(patches, keep), keep, tokens.roll(t, dims=1))
         mine = tuple(field[world.rank * share : (world.rank + 1) * share] for field in fields)
-        loss, _ = grad_cache.gradients(pair, mine, how.accumulate, world.device, parallel.autocast(how, world))
+        loss, _ = grad_cache.grad_cache_backward(
+            pair, mine, how.accumulate, world.device, parallel.autocast(how, world)
+        )
         if t == 0:
-            found |= {f"gradient.{name}": parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
+            found |= {f"gradient.{name}": parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
         norm = optim.gradient_norm(pair)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -76,7 +78,7 @@ def trained(how, world, folder=None):
     with torch.no_grad(), parallel.autocast(how, world):  # an entry point of its own
         found["encoded"] = pair.encode_image(inputs(B)[0])
     parallel.reshard(pair)
-    found |= {f"weight.{name}": parallel.whole(p).detach().clone() for name, p in pair.named_parameters()}
+    found |= {f"weight.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     if folder:
         saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
         saver.save(checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer), "pretrain", STEPS * B)
@@ -90,7 +92,7 @@ def bytes_of(parameter):
 
 def held(how, world, folder=None):
     """Bytes that FSDP has beside this rank's shards: between micro-batches, and the most at any end of a block."""
-    pair, seen, last = built(how, world), {"between": [], "within": []}, grad_cache._last
+    pair, seen, last = built(how, world), {"between": [], "within": []}, grad_cache._set_last_micro_batch
     units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
     parameters = [one for unit in units if unit for one in unit.fsdp_params]
 
@@ -103,10 +105,12 @@ def held(how, world, folder=None):
 
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.register_full_backward_hook(lambda *_: note("within"))
-    grad_cache._last = lambda *given: (note("between"), last(*given))
+    grad_cache._set_last_micro_batch = lambda *given: (note("between"), last(*given))
     patches, keep, tokens = inputs(B // world.size)
-    grad_cache.gradients(pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext())
-    grad_cache._last = last
+    grad_cache.grad_cache_backward(
+        pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext()
+    )
+    grad_cache._set_last_micro_batch = last
     return {kind: torch.tensor(max(those, key=sum)) for kind, those in seen.items()}
 
 
@@ -128,7 +132,7 @@ def restored(how, world, folder):
     whole = all(torch.equal(parallel.local(state[name]), tensor) for name, tensor in expected.items())
     seen = torch.tensor([len(opened), whole])
     distributed.barrier()
-    if world.first:
+    if world.is_rank0:
         for file in newest.path.glob("*.safetensors"):
             file.write_bytes(b"rot")
     distributed.barrier()
@@ -310,7 +314,7 @@ def test_every_shape_is_compiled():
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
         pair = clip.build(sized("tiny"), schema.Augment(), "explicit")
-    parallel.place(pair, world, compute(compile="yes"))
+    parallel.apply_parallelism(pair, world, compute(compile="yes"))
     clip.init_weights(pair, SEED)
     block, width = pair.image.blocks[0], pair.image.blocks[0].norm1.weight.shape[0]
     with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
@@ -345,19 +349,19 @@ def test_what_nobody_gives_a_value_is_found():
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
         pair = clip.build(sized("tiny"), schema.Augment(), "sdpa")
-    parallel.place(pair, world, compute())
-    with pytest.raises(RuntimeError, match="was never given a value"):
-        parallel.check(pair)
+    parallel.apply_parallelism(pair, world, compute())
+    with pytest.raises(RuntimeError, match="was never initialised"):
+        parallel.check_initialised(pair)
     clip.init_weights(pair, SEED)
-    parallel.check(pair)
+    parallel.check_initialised(pair)
     with torch.device("meta"):
         pair.image.register_buffer("forgotten", torch.zeros(3))
     with pytest.raises(RuntimeError, match="image.forgotten"):
-        parallel.check(pair)
+        parallel.check_initialised(pair)
     del pair.image.forgotten
     pair.text.extra = nn.Parameter(torch.tensor([1.0, torch.nan]))
     with pytest.raises(RuntimeError, match="text.extra"):
-        parallel.check(pair)
+        parallel.check_initialised(pair)
 
 
 @pytest.mark.parametrize("prepared", [False, True])

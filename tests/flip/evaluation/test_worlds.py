@@ -36,10 +36,10 @@ def rank_main(rank, world, port, folder, results):
     precision = "bf16" if world == 2 else "fp32"
     compute = schema.Compute(device="cpu", precision=precision, attention="sdpa", threads=1)
     here = parallel.start(compute)
-    trained = parallel.place(built(), here, compute)
+    trained = parallel.apply_parallelism(built(), here, compute)
     pair = parallel.in_fp32(trained, empty, here, compute)
     assert (pair is trained) == (precision == "fp32")
-    ranks = RankGroup(here.rank, here.size, here.control)
+    ranks = RankGroup(here.rank, here.size, here.control_group)
     found = []
     data, classes = str(folder), str(folder / "classes.json")
     sets = [

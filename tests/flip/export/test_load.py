@@ -46,7 +46,7 @@ def built(config):
 def score(pair, config, world=None):
     item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
     encoder = PairEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
-    ranks = RankGroup(world.rank, world.size, world.control) if world else RankGroup()
+    ranks = RankGroup(world.rank, world.size, world.control_group) if world else RankGroup()
     (found,) = Evaluator(encoder, 4, ranks).score(LoadedDataset.from_config(item))
     return found
 
@@ -55,7 +55,7 @@ def rank_main(rank, port, path, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     run, config = RunDir(path), configuration.read_config(RunDir(path).config)
     world = parallel.start(config.compute)
-    pair = parallel.place(built(config), world, config.compute)
+    pair = parallel.apply_parallelism(built(config), world, config.compute)
     results.put((rank, score(pair, config, world)))
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     saver.save(checkpoint.model_state(pair), "pretrain", 64, step=1)

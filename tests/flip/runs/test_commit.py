@@ -292,7 +292,7 @@ def test_readers_share_the_files(run):
     (path / "shard-1.safetensors").write_bytes(b"")
     commit.verify(checkpoint, part=1, parts=2)
     for part, parts in ((0, 2), (0, 1)):
-        with pytest.raises(commit.CorruptCheckpoint, match="shard-1.safetensors has 0 bytes, committed were 24"):
+        with pytest.raises(commit.CorruptCheckpoint, match="shard-1.safetensors has 0 bytes, but 24 were committed"):
             commit.verify(checkpoint, part, parts)
 
 

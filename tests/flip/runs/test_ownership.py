@@ -75,7 +75,7 @@ def test_prepared_links_are_not_written_through(tmp_path, monkeypatch):
     (tmp_path / f"status.json.new.{os.getpid()}").symlink_to(victim)
     (tmp_path / f"status.json.tmp.{7:016x}").symlink_to(victim)
     draws = iter([7, 8, 7, 9])
-    monkeypatch.setattr(ownership._random, "getrandbits", lambda bits: next(draws))
+    monkeypatch.setattr(ownership.secrets, "token_hex", lambda size: f"{next(draws):016x}")
     rundir.write_json(tmp_path / "status.json", {"a": 1})
     assert not rundir.create_json(tmp_path / "status.json", {"a": 2})
     assert victim.read_text() == "mine" and rundir.read_json(tmp_path / "status.json") == {"a": 1}

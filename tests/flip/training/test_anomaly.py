@@ -35,7 +35,9 @@ class Training:
 
     def go(self, hurt=lambda pair, loss: loss, name="pretrain"):
         self.optimizer.zero_grad(set_to_none=True)
-        loss, _ = grad_cache.gradients(self.pair, self.fields, 1, torch.device("cpu"), contextlib.nullcontext())
+        loss, _ = grad_cache.grad_cache_backward(
+            self.pair, self.fields, 1, torch.device("cpu"), contextlib.nullcontext()
+        )
         loss = hurt(self.pair, loss)
         self.steps += 1
         if self.guarded:
@@ -111,7 +113,7 @@ def rank_main(rank, world, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     here = parallel.start(compute)
-    pair, share = parallel.place(tiny(), here, compute), len(batch()[0]) // world
+    pair, share = parallel.apply_parallelism(tiny(), here, compute), len(batch()[0]) // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     training, report = Training(folder, pair, rank, fields), {}
     training.go()

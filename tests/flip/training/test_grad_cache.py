@@ -29,8 +29,8 @@ def batch():
 
 
 def found(pair, fields, micro):
-    loss, accuracy = grad_cache.gradients(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
-    whole = {name: parallel.whole(p.grad).clone() for name, p in pair.named_parameters()}
+    loss, accuracy = grad_cache.grad_cache_backward(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
+    whole = {name: parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
     pair.zero_grad(set_to_none=True)
     return {"loss": loss, "accuracy": accuracy} | whole
 
@@ -82,7 +82,7 @@ def rank_main(rank, world, port, kind, micro, results):
     pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.activation_checkpointing = "block" if micro > 1 else "no"
-    parallel.place(pair, here, compute)
+    parallel.apply_parallelism(pair, here, compute)
     share = B // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     twice = [found(pair, fields, micro) for _ in range(2)]  # the second one after the first has left its state

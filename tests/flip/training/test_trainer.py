@@ -57,9 +57,9 @@ def test_a_step_asks_nothing_of_the_run_directory():
     trainer.world, trainer.flag = parallel.World(0, 1, torch.device("cpu"), None, None), StopFlag()
     trainer.checkpoints = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), is_due=lambda: False)
     trainer.run = None
-    assert trainer.wishes() == (False, False)
+    assert trainer.poll_requests() == (False, False)
     trainer.flag.set("cancelled")
-    assert trainer.wishes() == (True, False)
+    assert trainer.poll_requests() == (True, False)
 
 
 def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypatch):

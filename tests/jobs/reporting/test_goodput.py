@@ -11,7 +11,8 @@ from flip.config.merge import dump
 from flip.monitoring.results import read_run
 from flip.runs.rundir import write_json
 from jobs.reporting import goodput, seed_groups
-from jobs.reporting.html import page
+from jobs.reporting.html import render
+from jobs.reporting.report import findings
 from tests.jobs.outcomes import config, make
 
 HOUR = 3600.0
@@ -166,8 +167,8 @@ def test_a_sweep_is_the_sum_and_the_page_shows_it(tmp_path):
     assert both.advice.startswith("b: data.workers=")
     shares = goodput.as_dict([one, two, both])[2]["share"]
     assert sum(shares.values()) == pytest.approx(1)
-    html = page(outcomes)
-    assert "What the time went to" in html and "all of s" in html and "b: data.workers=" in html
+    html = render("s", findings(outcomes))
+    assert "How the time was spent" in html and "all of s" in html and "b: data.workers=" in html
 
 
 def test_gpus_are_the_unit_where_there_are_some():

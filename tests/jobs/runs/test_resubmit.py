@@ -71,7 +71,7 @@ def test_what_is_suggested_starts_the_run_and_nothing_else(desk, monkeypatch):
     run = RunDir(desk.folder / "runs" / "other" / "half-s1")
     assert read_json(run.path / "job.json")["cluster"] == "here"
     what, typed = coming(run)
-    assert what == "nothing by itself: nobody looks after it; to go on from its newest commit"
+    assert what == "nothing automatically: no process supervises it; to go on from its newest commit"
     monkeypatch.chdir(desk.folder / "away")
     program, script, *words = shlex.split(typed)
     assert (program, script) == ("python", "jobs/submit.py") and desk(*words) == ["half-s1"]
@@ -123,7 +123,8 @@ def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_pat
 def test_an_evaluation_is_ordered_anew_and_reported_with_its_sweep(tmp_path):
     run = old(tmp_path / "demo", "a-1126-0000", ".evaluate")
     assert coming(run) == (
-        "nothing by itself: nobody looks after it; order it anew: jobs/evaluate.py takes up none that is there", None,
+        "nothing automatically: no process supervises it; order it anew: jobs/evaluate.py takes up none that is there",
+        None,
     )  # fmt: skip
     write_json(run.result, {"run": run.name})
     assert coming(run)[1] == "python jobs/report.py demo"
