@@ -23,7 +23,7 @@ from flip.config.merge import dump
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder, is_mine
-from flip.runs.rundir import RunDir, read_record, write_json, write_text
+from flip.runs.rundir import RunDir, fsync_path, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
 from jobs.common.job import Backend, Job
