@@ -1,9 +1,9 @@
 """The local backend: runs as processes of this machine.
 
-- ``backend.py``: ``LocalBackend`` implements ``jobs.common.job.Backend``: it writes each run's job.json and sees to it
-  that the sweep has a supervisor.
-- ``supervisor.py``: ``Supervisor``, one detached process per sweep folder: it starts runs in their order, restarts them
-  by the same policy as on Slurm, and ends if nothing is left to do.
+- ``backend.py``: ``LocalBackend`` implements ``jobs.common.job.Backend``: it writes each run's job.json and
+  starts a supervisor.
+- ``supervisor.py``: ``Supervisor``, one detached process per sweep folder: it starts and restarts runs by the same
+  policy as on Slurm, and ends if nothing is left to do.
 - ``rank_processes.py``: ``LocalAttempt``, the ranks of one attempt, with the lifeline pipe that ends them if their
   supervisor dies; ``AdoptedRank``, a rank of an earlier supervisor; processes by pid and start time.
 

@@ -1,11 +1,11 @@
-"""What runs inside a rank: how does an attempt of this rank end, and with which cause and exit code?
+"""What does a rank of a job execute, and with which cause and exit code does it end?
 
 - ``worker.py``: ``main`` prepares the process (signals, logs, checks of snapshot and identity), then trains, or runs
-  ``evaluate``; whatever happens, it writes the rank's cause and returns the exit code. ``in_process`` trains in the
+  ``evaluate``; in any case it writes the rank's cause and returns the exit code. ``in_process`` trains in the
   calling process, for ``jobs/debug.py``.
 
 ``jobs/worker.py`` and ``jobs/evaluator.py`` start it as ``python -m jobs.worker RUN_DIR``.
 
 The only package of ``jobs`` that imports ``flip.training.trainer``, and so torch; it does so inside functions, after
-signals are caught. May import ``jobs.host``.
+signal handlers are installed. May import ``jobs.host``.
 """

@@ -1,11 +1,12 @@
 """The Slurm backend: runs as array jobs that are requeued.
 
 - ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch through submitit, cancel, requeue.
-- ``batch_script.py``: the text of the batch script, and the environment that jobs get.
+- ``batch_script.py``: the text of the batch script, and the environment of jobs. ``batch_functions.sh`` and
+  ``srun_functions.sh`` hold its fixed functions.
 - ``job_states.py``: states of runs, from their files and one call of squeue.
-- ``site.py``: what this Slurm is: partitions, limits, nodes; ``ready`` refuses a profile that cannot work here.
-- ``site_checks.py``: ``CheckResult`` per promise of the launcher: kept here, kept in part, or not, and why.
+- ``site.py``: partitions, limits and nodes of this Slurm; ``check_ready`` refuses a profile that cannot work.
+- ``site_checks.py``: one ``CheckResult`` per guarantee of the launcher: ok, degraded, fails or unknown.
 
-Knows nothing but files and Slurm: any number of processes may use it at once. All commands of Slurm are called in
+Stateless: any number of processes may use it at once. All commands of Slurm are called in
 ``jobs.host.slurm_cli``. May import ``jobs.common`` and ``jobs.host``.
 """
