@@ -123,7 +123,8 @@ def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_pat
 def test_an_evaluation_is_ordered_anew_and_reported_with_its_sweep(tmp_path):
     run = old(tmp_path / "demo", "a-1126-0000", ".evaluate")
     assert coming(run) == (
-        "nothing automatically: no process supervises it; order it anew: jobs/evaluate.py takes up none that is there", None,
+        "nothing automatically: no process supervises it; order it anew: jobs/evaluate.py takes up none that is there",
+        None,
     )  # fmt: skip
     write_json(run.result, {"run": run.name})
     assert coming(run)[1] == "python jobs/report.py demo"
