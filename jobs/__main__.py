@@ -51,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name in ("-h", "--help"):
             print(usage, end="")
             return 0
-        print(f"{usage}\nunknown command: {name}" if name else usage, file=sys.stderr)
+        if name:
+            from jobs.common.cli import suggestion
+
+            known = [command for commands in COMMANDS.values() for command in commands]
+            usage = f"{usage}\nunknown command: {name}. {suggestion(name, known)}"
+        print(usage.rstrip(), file=sys.stderr)
         return 2
     script = ROOT / folder / f"{name}.py"
     if not script.exists():

@@ -35,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(kind: str, write: bool) -> int:
     from flip.runs.rundir import write_text
     from jobs.common.paths import SWEEPS
-    from jobs.sweeps import sweep_schema
+    from jobs.sweeps.sweep_schema import SCHEMAS
 
     if not write:
-        print(text(getattr(sweep_schema, kind)()), end="")
+        print(text(SCHEMAS[kind]()), end="")
         return 0
     folder = SWEEPS / "schemas"
     folder.mkdir(exist_ok=True)
     for name in KINDS:
-        write_text(folder / f"{name}.json", text(getattr(sweep_schema, name)()))
+        write_text(folder / f"{name}.json", text(SCHEMAS[name]()))
         print(folder / f"{name}.json")
     return 0
 

@@ -13,9 +13,9 @@ from flip.runs.commit import Commit, validate_record
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import read_json
 
-MARK = "export.json"
+EXPORT_FILE = "export.json"
 """What the folder is: form, variant, run, stage, samples, attempt, ..., and ``files`` with sizes and checksums."""
-FORM = 1
+FORMAT_VERSION = 1
 CONFIG = "flip_config.yaml"
 OPEN_CLIP = "open_clip_model.safetensors"
 TIMM = "timm/model.safetensors"
@@ -25,23 +25,23 @@ HEADER_LIMIT = 16 << 20
 
 
 def is_export(folder: Path) -> bool:
-    return (folder / MARK).is_file()
+    return (folder / EXPORT_FILE).is_file()
 
 
-def mark(folder: Path) -> Commit:
+def read_export(folder: Path) -> Commit:
     """export.json as a commit of that folder, whose files are yet to be verified.
 
     Raises DataError where it cannot be understood, ConfigError where a later version of the toolkit wrote it.
     """
     try:
-        record: Any = read_json(folder / MARK)
-        if record["form"] != FORM:
-            remedy = f"This version reads form {FORM}; use the version of the toolkit that wrote it."
-            raise ConfigError("form: not a version that can be read here", folder / MARK, record["form"], remedy)
+        record: Any = read_json(folder / EXPORT_FILE)
+        if record["form"] != FORMAT_VERSION:
+            remedy = f"This version reads form {FORMAT_VERSION}; use the version of the toolkit that wrote it."
+            raise ConfigError("form: not a version that can be read here", folder / EXPORT_FILE, record["form"], remedy)
         validate_record(record)
         return Commit(folder, record)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / MARK) from error
+        raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / EXPORT_FILE) from error
 
 
 def check_header(path: Path) -> None:

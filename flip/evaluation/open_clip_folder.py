@@ -71,7 +71,7 @@ def verify(folder: str) -> None:
     """
     if not export_record.is_export(Path(folder)):
         return
-    mark = export_record.mark(Path(folder))
+    mark = export_record.read_export(Path(folder))
     files = mark.record["files"]
     editable = {name: values for name, values in files.items() if name in EDITABLE}
     try:

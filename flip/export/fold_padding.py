@@ -1,13 +1,14 @@
-"""A text tower that sees no padding as one that attends to all positions, for libraries without a padding mask.
+"""Converts a text tower that ignores padding to one that attends to all positions, for libraries without such a mask.
 
-It is wider by one channel per head and computes the same numbers (docs/recipe.md, Text without padding). The first new
-channel of the residual stream marks padding: the embedding of [PAD] (id 0) is large there, all others are zero, and no
-block writes to it. Each head gets one dimension more, in which every query is a constant and the key of padding is
-strongly negative: its weight in the softmax is zero, to the last bit. Two things would feel the new channels, and are
-told beforehand: LayerNorm, whose mean becomes zero as all that is written to the stream is centred (it subtracts the
-mean anyway), and whose deviation is smaller by a known factor; and the scale of attention, 1 / sqrt(head's dimensions).
+The result has one channel more per head and computes the same numbers (docs/recipe.md, Text without padding). The first
+new channel of the residual stream marks padding: it is large in the embedding of [PAD] (id 0), zero in all others, and
+no block writes to it. Each head gets one dimension more, in which every query is constant and the key of padding is
+strongly negative, so that the softmax weight of padding is exactly zero.
 
-Position 0 must never be padding: [CLS] stands there (``model.text.prepend_cls``), else empty captions differ.
+The new channels affect two operations. LayerNorm: everything written to the stream is centred, so that the mean is zero
+(it is subtracted anyway), and the deviation shrinks by a known factor. The scale of attention: 1 / sqrt(head size).
+
+Position 0 must never be padding; it is [CLS] (``model.text.prepend_cls``), or empty captions would differ.
 Letters: D width, H heads, d = D / H, D' = D + H.
 """
 
@@ -21,44 +22,82 @@ from torch import Tensor
 
 from flip.config.schema import TextTower
 
-State = Mapping[str, Tensor]
-_MARK = 4096.0
-"""Of padding in the stream: drowns what else is there, and is a number in float16 too."""
-_PUSH = 16.0
-"""Of queries, and of keys per unit of the normalised mark: logits of padding lie hundreds below all others."""
+StateDict = Mapping[str, Tensor]
+_PAD_MARKER = 4096.0
+"""The marker in the stream: larger than any other value, and finite in float16."""
+_PAD_LOGIT = 16.0
+"""Value of queries, and of keys per unit of the normalised marker: logits of padding are hundreds below all others."""
+_KINDS = (
+    "text.tokens.weight", "text.positions", "text.projection.weight", ".attn.qkv.weight", ".attn.qkv.bias",
+    ".attn.proj.weight", ".attn.proj.bias", ".mlp.fc1.weight", ".mlp.fc1.bias", ".mlp.fc2.weight", ".mlp.fc2.bias",
+    ".norm.weight", ".norm1.weight", ".norm2.weight", ".norm.bias", ".norm1.bias", ".norm2.bias",
+)  # fmt: skip
+"""Ends of the names of parameters below ``text.``."""
 
 
-def attending(state: State, tower: TextTower) -> tuple[dict[str, Tensor], TextTower, float]:
-    """The parameters of the text encoder (names below ``text.``) -> those of the wider tower, that tower, and the
-    factor by which its LayerNorms need a smaller eps.
+def fold_padding_mask(state: StateDict, tower: TextTower) -> tuple[dict[str, Tensor], TextTower, float]:
+    """The parameters of the wider tower, that tower, and the factor by which its LayerNorms need a smaller eps.
 
-    Other parameters are passed on. fp64 inside; the result has the dtype of the state.
+    Parameters whose names do not start with ``text.`` are passed on. Computes in fp64; keeps the dtypes of ``state``.
     """
     wide = tower.width + tower.heads
-    found = _each(state, lambda kind, value: _WIDER[kind](value, tower, wide))
-    return found, dataclasses.replace(tower, width=wide, padding="attend"), tower.width / wide
+    return _convert(state, tower, _widen), dataclasses.replace(tower, width=wide, padding="attend"), tower.width / wide
 
 
-def without(state: State, tower: TextTower) -> dict[str, Tensor]:
-    """What ``attending`` made of ``tower`` back in the tower's own shapes: the same model, its stream now centred."""
-    return _each(state, lambda kind, value: _narrower(kind, value, tower))
+def unfold_padding_mask(state: StateDict, tower: TextTower) -> dict[str, Tensor]:
+    """The inverse of ``fold_padding_mask`` for ``tower``: the same model, but its stream is centred."""
+    return _convert(state, tower, _narrow)
 
 
-def _each(state: State, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-    found = dict(state)
+def _convert(
+    state: StateDict, tower: TextTower, change: Callable[[str, Tensor, TextTower], Tensor]
+) -> dict[str, Tensor]:
+    converted = dict(state)
     for name, value in state.items():
         if name.startswith("text."):
-            (kind,) = (end for end in _WIDER if name.endswith(end))
-            found[name] = change(kind, value.double()).to(value.dtype).contiguous()
-    return found
+            (kind,) = (kind for kind in _KINDS if name.endswith(kind))
+            converted[name] = change(kind, value.double(), tower).to(value.dtype).contiguous()
+    return converted
 
 
-def _narrower(kind: str, value: Tensor, tower: TextTower) -> Tensor:
+def _widen(kind: str, value: Tensor, tower: TextTower) -> Tensor:
+    width, heads, d = tower.width, tower.heads, tower.width // tower.heads
+    wide, matrix = width + heads, value.ndim == 2
+    if kind == "text.tokens.weight":
+        result = _pad(_centred(value, 1), len(value), wide)
+        result[0, width] = _PAD_MARKER
+        return result
+    if kind == "text.positions":
+        return _pad(_centred(value, 1), len(value), wide)
+    if kind == "text.projection.weight":
+        return _pad(value, len(value), wide)
+    if kind.startswith(".attn.qkv."):  # (3 D, D) or (3 D,), by q, k, v, then head, then dimension
+        result = _pad(value.view(3, heads, d, *value.shape[1:]), 3, heads, d + 1, *([wide] if matrix else []))
+        result[0] *= ((d + 1) / d) ** 0.5
+        if matrix:
+            result[1, :, d, width] = -_PAD_LOGIT
+        else:
+            result[0, :, d] = _PAD_LOGIT
+        return result.flatten(0, 2)
+    if kind == ".attn.proj.weight":  # (D, D), from heads and their dimensions to the stream
+        return _pad(_centred(value, 0).view(-1, heads, d), wide, heads, d + 1).flatten(1)
+    if kind in (".attn.proj.bias", ".mlp.fc2.weight", ".mlp.fc2.bias"):  # added to the stream
+        return _pad(_centred(value, 0), wide, *([4 * wide] if matrix else []))
+    if kind.startswith(".mlp.fc1."):
+        return _pad(value, 4 * wide, *([wide] if matrix else []))
+    if kind.endswith(".bias"):  # of a norm
+        return _pad(value, wide)
+    result = _pad(value * (width / wide) ** 0.5, wide)
+    result[width] = 1.0
+    return result
+
+
+def _narrow(kind: str, value: Tensor, tower: TextTower) -> Tensor:
     width, heads, d = tower.width, tower.heads, tower.width // tower.heads
     if kind.startswith(".attn.qkv."):
-        whole = value.unflatten(0, (3, heads, d + 1))[:, :, :d]
-        whole = torch.cat([whole[:1] * (d / (d + 1)) ** 0.5, whole[1:]]).flatten(0, 2)
-        return whole if value.ndim == 1 else whole[:, :width]
+        result = value.unflatten(0, (3, heads, d + 1))[:, :, :d]
+        result = torch.cat([result[:1] * (d / (d + 1)) ** 0.5, result[1:]]).flatten(0, 2)
+        return result if value.ndim == 1 else result[:, :width]
     if kind == ".attn.proj.weight":
         return value[:width].unflatten(1, (heads, d + 1))[:, :, :d].flatten(1)
     if kind.startswith(".norm") and kind.endswith(".weight"):
@@ -71,87 +110,11 @@ def _narrower(kind: str, value: Tensor, tower: TextTower) -> Tensor:
 
 
 def _pad(value: Tensor, *shape: int) -> Tensor:
-    """Zeros of a shape with ``value`` in their first corner."""
-    whole = value.new_zeros(shape)
-    whole[tuple(slice(n) for n in value.shape)] = value
-    return whole
+    """Zeros of this shape with ``value`` in the first corner."""
+    result = value.new_zeros(shape)
+    result[tuple(slice(n) for n in value.shape)] = value
+    return result
 
 
 def _centred(value: Tensor, dim: int) -> Tensor:
     return value - value.mean(dim=dim, keepdim=True)
-
-
-def _tokens(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    whole = _pad(_centred(value, 1), len(value), wide)
-    whole[0, tower.width] = _MARK
-    return whole
-
-
-def _positions(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    return _pad(_centred(value, 1), len(value), wide)
-
-
-def _gain(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    whole = _pad(value * (tower.width / wide) ** 0.5, wide)
-    whole[tower.width] = 1.0
-    return whole
-
-
-def _vector(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    return _pad(value, wide)
-
-
-def _qkv(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    """(3 D, D) or (3 D,), by q, k, v, then head, then dimension."""
-    heads, d = tower.heads, tower.width // tower.heads
-    whole = value.new_zeros(3, heads, d + 1, *([wide] if value.ndim == 2 else []))
-    inner = value.view(3, heads, d, *value.shape[1:])
-    whole[(slice(None), slice(None), slice(d), *(slice(n) for n in value.shape[1:]))] = inner
-    whole[0] *= ((d + 1) / d) ** 0.5
-    if value.ndim == 1:
-        whole[0, :, d] = _PUSH
-    else:
-        whole[1, :, d, tower.width] = -_PUSH
-    return whole.flatten(0, 2)
-
-
-def _out(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    """(D, D): from heads and their dimensions to the stream."""
-    heads, d = tower.heads, tower.width // tower.heads
-    whole = value.new_zeros(wide, heads, d + 1)
-    whole[: tower.width, :, :d] = _centred(value, 0).view(-1, heads, d)
-    return whole.flatten(1)
-
-
-def _written(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    """A bias, or a matrix from the hidden layer, of what is added to the stream."""
-    return _pad(_centred(value, 0), wide, *([4 * wide] if value.ndim == 2 else []))
-
-
-def _hidden(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    return _pad(value, 4 * wide, *([wide] if value.ndim == 2 else []))
-
-
-def _projection(value: Tensor, tower: TextTower, wide: int) -> Tensor:
-    return _pad(value, len(value), wide)
-
-
-_WIDER: dict[str, Callable[[Tensor, TextTower, int], Tensor]] = {
-    "text.tokens.weight": _tokens,
-    "text.positions": _positions,
-    "text.projection.weight": _projection,
-    ".attn.qkv.weight": _qkv,
-    ".attn.qkv.bias": _qkv,
-    ".attn.proj.weight": _out,
-    ".attn.proj.bias": _written,
-    ".mlp.fc1.weight": _hidden,
-    ".mlp.fc1.bias": _hidden,
-    ".mlp.fc2.weight": _written,
-    ".mlp.fc2.bias": _written,
-    ".norm.weight": _gain,
-    ".norm1.weight": _gain,
-    ".norm2.weight": _gain,
-    ".norm.bias": _vector,
-    ".norm1.bias": _vector,
-    ".norm2.bias": _vector,
-}

@@ -1,4 +1,4 @@
-"""A trained model, ready for use: ``flip.load(run)``, or an exported one: ``flip.load(folder)``."""
+"""Loads a trained model from a run or an export: ``flip.load(path)``."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ from flip.runs.rundir import RunDir
 from flip.tokenizer import Tokenizer
 
 
-class Loaded:
-    """The pair of a run's commit on one device, in fp32, with the run's own tokenizer and view of an image."""
+class TrainedModel:
+    """The model of a run's commit on one device, in fp32, with the run's tokenizer and image view."""
 
     def __init__(self, pair: clip.CLIPModel, config: Config, source: commit.Commit, device: str) -> None:
         self.pair, self.config, self.source, self.device = pair.to(device).eval(), config, source, device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.preprocess = Preprocess(EvaluationView.of(config))
-        """The transform of one picture to what ``encode_image`` takes, for a ``torch.utils.data.DataLoader``."""
+        """The transform of a picture to input of ``encode_image``, for a ``torch.utils.data.DataLoader``."""
 
     @torch.no_grad()
     def encode_image(self, images: Picture | Iterable[Picture], batch: int = 64) -> Tensor:
         """Features (n, E), fp32 on the CPU, of norm 1; one picture gives one row, (1, E).
 
         Args:
-            images: one or many of what ``flip.export.preprocess.Picture`` lists (path, PIL image, array, tensor), or an
-            array
-                (n, height, width, 3) or a tensor (n, 3, height, width) of them.
-            batch: pictures that are encoded at a time.
+            images: one or many pictures (``flip.export.preprocess.Picture``: path, PIL image, array or tensor), or an
+                array (n, height, width, 3) or tensor (n, 3, height, width) of them.
+            batch: pictures encoded at a time.
 
         Raises:
             DataError: a picture cannot be read or has another form.
@@ -75,10 +74,10 @@ class Loaded:
     def classify(
         self, images: Picture | Iterable[Picture], labels: str | Iterable[str], templates: str | Iterable[str] = "{}"
     ) -> Tensor:
-        """Probabilities (n, number of labels): softmax of the scaled cosines, at the temperature of training.
+        """Probabilities (n, number of labels): softmax of the cosines, scaled as in training.
 
-        ``images`` as in ``encode_image``. ``templates``: prompts with {} in the place of the label; a label's
-        embedding is the mean over them. Raises DataError, ConfigError.
+        ``images`` as in ``encode_image``. ``templates``: prompts with {} for the label; the embedding of a label is
+        their mean. Raises DataError, ConfigError.
         """
         labels, templates = as_texts(labels), as_texts(templates)
         prompts.check_prompts(prompts.Prompts(labels, templates), "labels")
@@ -90,75 +89,80 @@ class Loaded:
         return (scale * self.encode_image(images) @ classes.T).softmax(dim=-1)
 
 
-def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url: str = "") -> Loaded:
-    """A commit of a run directory (its weights alone), or an exported folder, verified before it is read.
+def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url: str = "") -> TrainedModel:
+    """Load a commit of a run directory, or an exported folder; files are verified first.
 
-    ``at``: the commit, as ``pretrain/64`` (stage and samples seen; with ``-n`` behind, that of attempt n); empty: the
-    newest. ``url``: the address below which checkpoints of another user's run may be read (``checkpoint.url``). Raises
-    ConfigError if there is no run, no such commit or device, DataError if the commit is damaged, PermissionDenied if
-    another user's record leads to an address that is not below ``url``.
+    Args:
+        at: the commit, STAGE/SAMPLES (``pretrain/64``) or STAGE/SAMPLES-ATTEMPT; empty: the newest.
+        url: URL below which checkpoints of another user's run may be read (``checkpoint.url``).
+
+    Raises:
+        ConfigError: there is no such run, commit or device.
+        DataError: the files are damaged.
+        PermissionDenied: another user's record names a URL that is not below ``url``.
     """
-    where = RunDir(source)
-    exists(device)
-    if export_record.is_export(where.path):
+    run = RunDir(source)
+    check_device(device)
+    if export_record.is_export(run.path):
         if at:
-            raise ConfigError("an export holds one commit, none can be chosen", str(where.path), at)
-        return Loaded(*_exported(where.path), device)
-    if not where.config.is_file():
+            raise ConfigError("an export holds one commit, none can be chosen", str(run.path), at)
+        return TrainedModel(*_load_export(run.path), device)
+    if not run.config.is_file():
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
-        raise ConfigError("no run here: config.yaml is missing", str(where.path), remedy=remedy)
-    config, found = configuration.read_config(where.config), chosen(where, at)
+        raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy=remedy)
+    config, selected = configuration.read_config(run.config), select_commit(run, at)
     pair = clip.build(config.model, config.augment, "sdpa")
     try:
-        with at_hand(found, url=url) as folder:
-            read_tensors(CheckpointFiles(folder, found.record["files"]), model_state(pair))
+        with at_hand(selected, url=url) as folder:
+            read_tensors(CheckpointFiles(folder, selected.record["files"]), model_state(pair))
     except commit.CorruptCheckpoint as error:
         remedy = "Move that folder away to use the commit before it."
-        raise DataError(f"the checkpoint is damaged: {error}", str(found.path), remedy=remedy) from error
-    return Loaded(pair, config, found, device)
+        raise DataError(f"the checkpoint is damaged: {error}", str(selected.path), remedy=remedy) from error
+    return TrainedModel(pair, config, selected, device)
 
 
-def _exported(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
-    """The model of an exported folder, verified before it is read. Raises DataError, ConfigError.
+def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
+    """The model of a verified export. Raises DataError, ConfigError.
 
-    It is the one that was written, bit for bit, but for the logit scale, which is clamped there. A text encoder that
-    sees no padding is the same function, if not the same bits (``flip.export.fold_padding``).
+    Weights have the bits of the exported model, except for the logit scale, which is clamped, and for a text encoder
+    without padding, which is the same function with other bits (``flip.export.fold_padding``).
     """
-    source = export_record.mark(folder)
+    source = export_record.read_export(folder)
     try:
         commit.verify(source)
     except commit.CorruptCheckpoint as error:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
-    found = export_record.config(folder)
-    pair = clip.build(found.model, found.augment, "sdpa")
+    config = export_record.config(folder)
+    pair = clip.build(config.model, config.augment, "sdpa")
     for name in (export_record.OPEN_CLIP, export_record.TIMM):
         export_record.check_header(folder / name)
     tensors, tower = load_file(folder / export_record.OPEN_CLIP), load_file(folder / export_record.TIMM)
     state = weights.from_timm(tower) | weights.text_from_open_clip(tensors)
-    state |= weights.projection_from_open_clip(tensors, found.model.image.layers, found.model.embed)
-    if found.model.text.padding == "mask":
-        state = fold_padding.without(state, found.model.text)
+    state |= weights.projection_from_open_clip(tensors, config.model.image.layers, config.model.embed)
+    if config.model.text.padding == "mask":
+        state = fold_padding.unfold_padding_mask(state, config.model.text)
     pair.load_state_dict(state)
-    return pair, found, source
+    return pair, config, source
 
 
-def exists(device: str) -> None:
-    """Raises ConfigError where this machine has no such device."""
-    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if str(device) not in ("cpu", *cards, *(["cuda"] if cards else [])):
-        remedy = f"There are: {', '.join(['cpu', *cards])}."
+def check_device(device: str) -> None:
+    """Raises ConfigError if this machine has no such device."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if str(device) not in ("cpu", *gpus, *(["cuda"] if gpus else [])):
+        remedy = f"There are: {', '.join(['cpu', *gpus])}."
         raise ConfigError("this machine has no such device", "device", device, remedy)
 
 
-def chosen(run: RunDir, at: str = "") -> commit.Commit:
-    """The commit of a run that ``at`` means (as in ``load``). Raises ConfigError that names those there are."""
-    found = commit.commits(run)
-    if not found:
+def select_commit(run: RunDir, at: str = "") -> commit.Commit:
+    """The commit ``at`` of a run (as in ``load``). Raises ConfigError, which lists the commits, if it does not
+    exist."""
+    commits = commit.commits(run)
+    if not commits:
         raise ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy="Let it train to its first.")
-    names = [f"{one.stage}/{one.samples}" for one in found]
-    meant = [one for one, name in zip(found, names, strict=True) if at in ("", name, f"{name}-{one.attempt}")]
-    if not meant:
+    names = [f"{saved.stage}/{saved.samples}" for saved in commits]
+    matches = [saved for saved, name in zip(commits, names, strict=True) if at in ("", name, f"{name}-{saved.attempt}")]
+    if not matches:
         remedy = f"There are: {', '.join(dict.fromkeys(names))}."
         raise ConfigError("this run has no such checkpoint", str(run.checkpoints), at, remedy)
-    return meant[-1]
+    return matches[-1]

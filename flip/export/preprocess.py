@@ -1,4 +1,4 @@
-"""Turns the pictures and texts that users pass to a trained model into its inputs."""
+"""Converts pictures and texts of users to inputs of a trained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flip.runs.ownership import read_regular
 
 Picture = Image.Image | str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """The path of an image file, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8
-or of floats in [0, 1]. Any height and width will do: the view is a square."""
+or of floats in [0, 1], of any height and width."""
 
 _ACCEPTED = (
     "Give a path, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width) of uint8"
@@ -31,15 +31,15 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The transform of one picture to the uint8 tensor (3, size, size) that ``encode_image`` takes, alone or stacked.
+    """Transforms a picture to a uint8 tensor (3, size, size), which ``encode_image`` accepts alone or stacked.
 
-    Can be pickled, so that the worker processes of a ``torch.utils.data.DataLoader`` can use it.
+    Can be pickled for the worker processes of a ``torch.utils.data.DataLoader``.
     """
 
     view: EvaluationView
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Raises DataError if ``picture`` cannot be read or is of another form than ``Picture``."""
+        """Raises DataError if ``picture`` cannot be read or is no ``Picture``."""
         return torch.from_numpy(np.ascontiguousarray(self.pixels(picture).transpose(2, 0, 1)))
 
     def pixels(self, picture: Picture) -> Pixels:
@@ -48,7 +48,7 @@ class Preprocess:
 
 
 def as_pictures(images: Picture | Iterable[Picture]) -> list[Picture]:
-    """One or many pictures as a list; an array (n, height, width, 3) or a tensor (n, 3, height, width) holds n."""
+    """One or many pictures as a list; an array (n, height, width, 3) or tensor (n, 3, height, width) is n pictures."""
     many = not isinstance(images, (str, bytes, os.PathLike, Image.Image)) and isinstance(images, Iterable)
     if isinstance(images, (np.ndarray, Tensor)):
         many = images.ndim == 4
@@ -57,11 +57,11 @@ def as_pictures(images: Picture | Iterable[Picture]) -> list[Picture]:
 
 def as_texts(given: str | Iterable[str]) -> list[str]:
     """One or many texts as a list. Raises DataError if one is no ``str``."""
-    found: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
-    for text in found:
+    texts: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
+    for text in texts:
         if not isinstance(text, str):
             raise DataError("is no text", value=type(text).__name__, remedy="Give a str or a list of them.")
-    return found
+    return texts
 
 
 def _decoded(picture: Picture) -> Image.Image | Pixels:

@@ -1,7 +1,7 @@
-"""The weights of a pair under other libraries' names: open_clip's and timm's, and back (docs/export.md).
+"""Converts weights between this toolkit, open_clip and timm (docs/export.md).
 
-``State`` is ours: a parameter's name in ``flip.models.clip.CLIPModel`` -> fp32 tensor. Letters: D a tower's width, E
-the shared embedding, P patches, p a patch's side. The blocks are the same everywhere; what differs is named below.
+``StateDict`` has the parameter names of ``flip.models.clip`` and fp32 tensors. Letters: D a tower's width, E the shared
+embedding, P patches, p the side of a patch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
-#: Parts of a block: ours (timm's) -> open_clip's. Both fuse q, k and v in this order.
 _BLOCK = {
     "norm1.": "ln_1.",
     "attn.qkv.": "attn.in_proj_",
@@ -22,14 +21,22 @@ _BLOCK = {
     "mlp.fc1.": "mlp.c_fc.",
     "mlp.fc2.": "mlp.c_proj.",
 }
+"""Parts of a block here and in timm -> in open_clip. All fuse q, k and v in this order."""
+_TEXT = {
+    "text.tokens.weight": "token_embedding.weight",
+    "text.positions": "positional_embedding",
+    "text.norm.weight": "ln_final.weight",
+    "text.norm.bias": "ln_final.bias",
+}
+"""Parameters of the text encoder outside blocks -> in open_clip."""
 _SCALE = 2.0**24
-"""A power of two, so that the projection is exact under it; large, so that what it is added to drowns (``extra``)."""
+"""A power of two, so that the scaled projection is exact; large compared with the values that it is added to."""
 
 
-def to_timm(state: State, positions: Tensor) -> dict[str, Tensor]:
-    """The image encoder without its projection as timm's VisionTransformer (``no_embed_class``).
+def to_timm(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
+    """The image encoder without projection as timm's VisionTransformer (``no_embed_class``).
 
-    ``positions`` (P, D): the fixed table, which timm holds as a parameter.
+    ``positions`` (P, D): the fixed table, a parameter in timm.
     """
     tower = {
         "patch_embed.proj.weight": as_convolution(state["image.patch.weight"]),
@@ -37,13 +44,12 @@ def to_timm(state: State, positions: Tensor) -> dict[str, Tensor]:
         "cls_token": state["image.class_token"][None, None],
         "pos_embed": positions[None],
     }
-    return tower | {
-        name: state[f"image.{name}"] for name in _below("image.", state) if name.startswith(("blocks.", "norm."))
-    }
+    image = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
+    return tower | {name: value for name, value in image.items() if name.startswith(("blocks.", "norm."))}
 
 
-def from_timm(tower: State) -> dict[str, Tensor]:
-    """The image encoder without its projection, as ``to_timm`` gave it."""
+def from_timm(tower: StateDict) -> dict[str, Tensor]:
+    """The inverse of ``to_timm``."""
     state = {
         "image.patch.weight": as_matrix(tower["patch_embed.proj.weight"]),
         "image.patch.bias": tower["patch_embed.proj.bias"],
@@ -52,50 +58,36 @@ def from_timm(tower: State) -> dict[str, Tensor]:
     return state | {f"image.{name}": tower[name] for name in tower if name.startswith(("blocks.", "norm."))}
 
 
-def text_to_open_clip(state: State, max_logit_scale: float) -> dict[str, Tensor]:
-    """The text encoder, and the logarithm of the logits' scale as our forward pass clamps it: open_clip never does.
+def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Tensor]:
+    """The text encoder, the logarithm of the logit scale, clamped as in our forward pass, and the logit bias if any.
 
-    Where there is a bias of the logits, that as well. open_clip has no mask of padding: ``flip.export.fold_padding``
-    comes first.
+    open_clip has no padding mask: apply ``flip.export.fold_padding`` first.
     """
-    text = {
-        "token_embedding.weight": state["text.tokens.weight"],
-        "positional_embedding": state["text.positions"],
-        "ln_final.weight": state["text.norm.weight"],
-        "ln_final.bias": state["text.norm.bias"],
-        "text_projection": state["text.projection.weight"].T,
-        "logit_scale": state["logit_scale"].reshape(()).clamp(0.0, max_logit_scale),
-    }
+    text = {theirs: state[name] for name, theirs in _TEXT.items()}
+    text["text_projection"] = state["text.projection.weight"].T
+    text["logit_scale"] = state["logit_scale"].reshape(()).clamp(0.0, max_logit_scale)
     if "logit_bias" in state:
         text["logit_bias"] = state["logit_bias"].reshape(())
     return text | _blocks_to_open_clip("text.", "", state)
 
 
-def text_from_open_clip(tensors: State) -> dict[str, Tensor]:
-    """The text encoder, ``logit_scale`` and ``logit_bias``, as ``text_to_open_clip`` gave them."""
-    state = {
-        "text.tokens.weight": tensors["token_embedding.weight"],
-        "text.positions": tensors["positional_embedding"],
-        "text.norm.weight": tensors["ln_final.weight"],
-        "text.norm.bias": tensors["ln_final.bias"],
-        "text.projection.weight": tensors["text_projection"].T,
-        "logit_scale": tensors["logit_scale"].reshape(1),
-    }
-    if "logit_bias" in tensors:
-        state["logit_bias"] = tensors["logit_bias"].reshape(1)
+def text_from_open_clip(tensors: StateDict) -> dict[str, Tensor]:
+    """The inverse of ``text_to_open_clip``."""
+    state = {name: tensors[theirs] for name, theirs in _TEXT.items()}
+    state["text.projection.weight"] = tensors["text_projection"].T
+    state |= {name: tensors[name].reshape(1) for name in ("logit_scale", "logit_bias") if name in tensors}
     stem = "transformer.resblocks."
     for name in (name for name in tensors if name.startswith(stem)):
         number, _, part = name.removeprefix(stem).partition(".")
-        ours, theirs = next(pair for pair in _BLOCK.items() if part.startswith(pair[1]))
-        state[f"text.blocks.{number}.{ours}{part.removeprefix(theirs)}"] = tensors[name]
+        prefix, theirs = next(pair for pair in _BLOCK.items() if part.startswith(pair[1]))
+        state[f"text.blocks.{number}.{prefix}{part.removeprefix(theirs)}"] = tensors[name]
     return state
 
 
-def image_to_native(state: State, positions: Tensor) -> dict[str, Tensor]:
+def image_to_native(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     """The image encoder as open_clip's own ViT, pooled over patches.
 
-    Its patch convolution has no bias: ours is added to the table of positions, which is the same sum. The class token's
-    row of the table stays zero.
+    Its patch convolution has no bias, so the bias is added to the positions. The position of the class token is zero.
     """
     table = torch.cat([torch.zeros_like(positions[:1]), positions + state["image.patch.bias"]])
     visual = {
@@ -109,13 +101,14 @@ def image_to_native(state: State, positions: Tensor) -> dict[str, Tensor]:
     return visual | _blocks_to_open_clip("image.", "visual.", state)
 
 
-def image_to_extra(state: State, positions: Tensor, layers: int) -> dict[str, Tensor]:
-    """The image encoder as open_clip's own ViT with one block more and pooled at the class token, E < D.
+def image_to_extra_block(state: StateDict, positions: Tensor, layers: int) -> dict[str, Tensor]:
+    """The image encoder as open_clip's own ViT with one more block, pooled at the class token; needs E < D.
 
-    The block computes what open_clip has no key for, the mean over class token and patches of the normalised output,
-    projected: attention with zero queries is uniform, its values are the normalised tokens, its output matrix is
-    ``_SCALE`` times our projection. The class token's old value (of order 1) drowns in that. One channel more holds the
-    negative sum, so that the last LayerNorm finds a mean of zero and only rescales, which L2 normalisation undoes.
+    The block computes what open_clip cannot: the mean over class token and patches of the normalised output, projected.
+    Its attention has zero queries, hence uniform weights; values are the normalised tokens; the output matrix is our
+    projection times ``_SCALE``, which makes the old value of the class token (of order 1) negligible. One more channel
+    has the negative sum, so that the last LayerNorm finds a mean of zero and only rescales, which L2 normalisation
+    cancels.
     """
     projection = state["image.projection.weight"]
     embed, width = projection.shape
@@ -139,14 +132,14 @@ def image_to_extra(state: State, positions: Tensor, layers: int) -> dict[str, Te
     return image_to_native(state, positions) | {stem + name: value for name, value in block.items()} | last
 
 
-def image_to_timm_tower(state: State, positions: Tensor) -> dict[str, Tensor]:
-    """The image encoder as open_clip holds one of timm's, with a linear projection."""
+def image_to_timm_tower(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
+    """The image encoder as a timm model in open_clip, with a linear projection."""
     tower = {f"visual.trunk.{name}": value for name, value in to_timm(state, positions).items()}
     return tower | {"visual.head.proj.weight": state["image.projection.weight"]}
 
 
-def projection_from_open_clip(tensors: State, layers: int, embed: int) -> dict[str, Tensor]:
-    """Our image projection (E, D) out of any of the three forms. ``layers``: our image encoder's."""
+def projection_from_open_clip(tensors: StateDict, layers: int, embed: int) -> dict[str, Tensor]:
+    """The image projection (E, D) of an export of any variant. ``layers``: of our image encoder."""
     extra = f"visual.transformer.resblocks.{layers}.attn.out_proj.weight"
     if "visual.head.proj.weight" in tensors:
         projection = tensors["visual.head.proj.weight"]
@@ -168,15 +161,10 @@ def as_matrix(convolution: Tensor) -> Tensor:
     return convolution.permute(0, 2, 3, 1).flatten(1)
 
 
-def _below(prefix: str, state: State) -> list[str]:
-    return [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-
-
-def _blocks_to_open_clip(ours: str, theirs: str, state: State) -> dict[str, Tensor]:
-    blocks = {}
-    for name in _below(f"{ours}blocks.", state):
-        number, _, part = name.partition(".")
+def _blocks_to_open_clip(tower: str, prefix: str, state: StateDict) -> dict[str, Tensor]:
+    blocks, stem = {}, f"{tower}blocks."
+    for name in (name for name in state if name.startswith(stem)):
+        number, _, part = name.removeprefix(stem).partition(".")
         old, new = next(pair for pair in _BLOCK.items() if part.startswith(pair[0]))
-        path = f"{theirs}transformer.resblocks.{number}.{new}{part.removeprefix(old)}"
-        blocks[path] = state[f"{ours}blocks.{name}"]
+        blocks[f"{prefix}transformer.resblocks.{number}.{new}{part.removeprefix(old)}"] = state[name]
     return blocks

@@ -18,7 +18,7 @@ Column = NDArray[np.float64]
 Columns = Mapping[str, Column]
 
 FIELDS = (
-    "step", "samples", "seconds", "time", "samples_per_second", "loss", "accuracy", "data_wait", "saves", "saving",
+    "step", "samples", "seconds", "time", "samples_per_second", "loss", "accuracy", "data_wait", "saving",
     "cpu_seconds",
 )  # fmt: skip
 """Fields that are read; NaN if a line lacks one."""

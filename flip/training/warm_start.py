@@ -137,7 +137,7 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
         remedy = "Give the folder that tools/export.py wrote; it contains export.json."
         raise ConfigError("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
     check_compatible(config, export_record.config(folder), str(folder))
-    key = export_record.digest(export_record.mark(folder))
+    key = export_record.digest(export_record.read_export(folder))
     if init.commit not in ("", key):
         raise ConfigError("init.commit: this export has another digest", str(folder), key)
     return replace(init, export=str(folder), commit=key)
@@ -184,7 +184,7 @@ def open_commit(init: Init) -> commit.Commit:
 def open_export(init: Init) -> Path:
     """The folder of the export that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     folder = Path(init.export)
-    if not export_record.is_export(folder) or export_record.digest(export_record.mark(folder)) != init.commit:
+    if not export_record.is_export(folder) or export_record.digest(export_record.read_export(folder)) != init.commit:
         raise DataError("the export that init names no longer exists", str(folder), init.commit, _RESTORE)
     return folder
 

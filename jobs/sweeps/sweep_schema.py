@@ -73,3 +73,6 @@ def _keywords() -> Node:
         "zip": {"allOf": [axes], "description": "Fields and their values, varied in step."},
         "grid": {"allOf": [axes], "description": "Fields and their values, in every combination."},
     }
+
+
+SCHEMAS = {"sweep": sweep, "recipe": recipe, "profile": profile}

@@ -38,4 +38,4 @@ def test_a_command_gets_its_arguments_and_returns_its_code(name):
 
 def test_unknown_command(capsys):
     assert main(["statsu"]) == 2
-    assert "unknown command: statsu" in capsys.readouterr().err
+    assert "unknown command: statsu. Did you mean status?" in capsys.readouterr().err

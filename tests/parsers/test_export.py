@@ -17,8 +17,8 @@ FILES = {"a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae22
 @example(DEEP)
 @example(json.dumps({"form": 1, "files": {"../escaped": FILES["a.safetensors"]}, "stage": "a"}).encode())
 def test_any_mark_of_an_export(tmp_path, text):
-    (tmp_path / export_record.MARK).write_bytes(text)
+    (tmp_path / export_record.EXPORT_FILE).write_bytes(text)
     with suppress(DataError, ConfigError, commit.CorruptCheckpoint):
-        found = export_record.mark(tmp_path)
+        found = export_record.read_export(tmp_path)
         assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in found.record["files"])
         commit.verify(found)

@@ -12,6 +12,8 @@ ALLOWED = {
     ("flip/__init__.py", "importlib.import_module"): "modules are named in the file itself",
     ("tools/shards.py", "importlib.import_module"): "modules are named in the file itself",
     ("flip/data/loader.py", "getattr(torch, np.dtype(kind).name)"): "a dtype of the loader's own table of arrays",
+    ("jobs/__main__.py", "runpy"): "scripts of this repository, named in the file itself",
+    ("jobs/__main__.py", "runpy.run_path"): "scripts of this repository, named in the file itself",
     ("jobs/host/batch_hooks.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
 }
 

@@ -21,8 +21,8 @@ from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.zero_shot import class_embeddings
-from flip.export import exporter
-from flip.export.load import Loaded
+from flip.export import exporter, format
+from flip.export.load import TrainedModel
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def randomised(config, seed=1):
 def loaded_of(config, folder, seed=1):
     record = {"stage": "pretrain", "samples": 640, "attempt": 2, "manifest": "d1ge57"}
     path = Path(folder) / "sweep" / "run" / "checkpoints" / "pretrain" / "640-2"
-    return Loaded(randomised(config, seed), config, commit.Commit(path, record), "cpu")
+    return TrainedModel(randomised(config, seed), config, commit.Commit(path, record), "cpu")
 
 
 class Given:
@@ -231,7 +231,7 @@ def test_without_a_first_token_padding_cannot_be_left_out(tokenizer, tmp_path):
 def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path):
     config = configured("portable", tokenizer, "H/14")
     vision, text = (
-        exporter.open_clip_config(config.model, config.augment, "native", tmp_path)["model_cfg"][key]
+        format.open_clip_config(config.model, config.augment, "native", tmp_path)["model_cfg"][key]
         for key in ("vision_cfg", "text_cfg")
     )
     both = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
@@ -240,7 +240,7 @@ def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path
         text.items()
         >= ({"no_causal_mask": True, "pool_type": "first", "heads": 16, "hf_tokenizer_name": "local"} | both).items()
     )
-    extra = exporter.open_clip_config(config.model, config.augment, "extra-block", tmp_path)["model_cfg"]["vision_cfg"]
+    extra = format.open_clip_config(config.model, config.augment, "extra-block", tmp_path)["model_cfg"]["vision_cfg"]
     assert (extra["pool_type"], extra["layers"]) == ("tok", 33)
 
 
@@ -351,7 +351,7 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
     before = (out / "export.json").read_bytes()
     capsys.readouterr()
     for words, code, message in (
-        (["--out", str(out)], 78, "there is an export already. Replace it (--replace)"),
+        (["--out", str(out)], 78, "an export exists already. Replace it (--replace)"),
         (["--out", str(mine), "--replace"], 78, "is no export"),
         (["--out", str(mine / "thesis.txt" / "x")], 78, "a file is where a folder must be"),
         (["--commit", "pretrain/65"], 78, "There are: pretrain/64, unmasked/96."),
@@ -360,7 +360,7 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
         assert command.main([str(run.path), *words]) == code
         told = capsys.readouterr().err
         assert message in told and told.count("\n") == 1
-    monkeypatch.setattr(exporter.card, "text", lambda *_: 1 / 0)  # in the midst of it
+    monkeypatch.setattr(exporter, "model_card", lambda *_: 1 / 0)  # in the midst of it
     with pytest.raises(ZeroDivisionError):
         exporter.export(flip.load(run.path), out, replace=True)
     monkeypatch.undo()
@@ -389,10 +389,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
 def test_a_variant_that_cannot_hold_the_model_is_refused():
     config = configured("paper", "none.json", "emoji")
     with pytest.raises(ConfigError, match="Use the variant timm-tower"):
-        exporter.variant_of(config.model)
-    assert exporter.variant_of(config.model, "timm-tower") == "timm-tower"
+        exporter.choose_variant(config.model)
+    assert exporter.choose_variant(config.model, "timm-tower") == "timm-tower"
     with pytest.raises(ConfigError, match="Use extra-block, timm-tower"):
-        exporter.variant_of(config.model, "native")
+        exporter.choose_variant(config.model, "native")
 
 
 def test_a_damaged_export_is_refused(run, tmp_path):

@@ -10,9 +10,9 @@ from tests.flip.models.test_clip import captions, sized, tiny
 
 
 def wider(pair, monkeypatch):
-    """The pair with its text tower as ``padding.attending`` makes it."""
+    """The pair with its text tower as ``fold_padding_mask`` makes it."""
     config = sized("tiny", padding="mask")
-    state, config.text, shrink = fold_padding.attending(pair.state_dict(), config.text)
+    state, config.text, shrink = fold_padding.fold_padding_mask(pair.state_dict(), config.text)
     eps = transformer.EPS * shrink
     for module in (transformer, clip):
         monkeypatch.setattr(module, "EPS", eps)
@@ -42,8 +42,8 @@ def test_the_wider_tower_gives_the_same_numbers(noise, monkeypatch):
 def test_it_comes_back_as_the_same_model():
     pair, again, tokens = tiny(padding="mask"), tiny(padding="mask"), captions()
     text = sized("tiny", padding="mask").text
-    state, _, _ = fold_padding.attending(pair.state_dict(), text)
-    back = fold_padding.without(state, text)
+    state, _, _ = fold_padding.fold_padding_mask(pair.state_dict(), text)
+    back = fold_padding.unfold_padding_mask(state, text)
     again.load_state_dict(back)
     assert torch.allclose(again.encode_text(tokens), pair.encode_text(tokens), atol=3e-6)
     assert not torch.equal(back["text.tokens.weight"], pair.text.tokens.weight)

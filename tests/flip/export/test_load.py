@@ -25,7 +25,7 @@ from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.evaluation.encoders import PairEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
-from flip.export.load import Loaded
+from flip.export.load import TrainedModel
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
@@ -272,7 +272,7 @@ def test_importing_the_package_is_cheap():
 
 def test_the_package_names_what_it_offers():
     assert {"__version__", "load", "read_runs"} <= set(dir(flip)) and re.fullmatch(r"\d+\.\d+\.\d+", flip.__version__)
-    assert typing.get_type_hints(flip.load)["return"] is Loaded
+    assert typing.get_type_hints(flip.load)["return"] is TrainedModel
     tree = ast.parse(Path(flip.__file__).read_text())
     declared = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
     assert set(flip.__all__) - {"__version__"} <= set(declared), "type checkers and editors complete these names"

@@ -115,8 +115,8 @@ def export(tmp_path):
 def seal(folder):
     paths = {name: folder / name for name in (export_record.OPEN_CLIP, export_record.TIMM)}
     files = {name: {"bytes": path.stat().st_size, "sha256": commit.sha256(path)} for name, path in paths.items()}
-    record = {"form": export_record.FORM, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
-    write_json(folder / export_record.MARK, record)
+    record = {"form": export_record.FORMAT_VERSION, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
+    write_json(folder / export_record.EXPORT_FILE, record)
 
 
 def test_an_export_is_known_by_its_weights(export, tmp_path):

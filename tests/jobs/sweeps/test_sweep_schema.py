@@ -10,7 +10,8 @@ from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import load_profile
 from jobs.common.paths import SWEEPS
 from jobs.schema import KINDS, text
-from jobs.sweeps import sweep_file, sweep_schema
+from jobs.sweeps import sweep_file
+from jobs.sweeps.sweep_schema import SCHEMAS
 
 FOLDERS = {"sweep": SWEEPS, "recipe": SWEEPS / "recipes", "profile": SWEEPS / "clusters"}
 FILES = [
@@ -23,7 +24,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def validators():
-    schemas = {kind: json.loads(text(getattr(sweep_schema, kind)())) for kind in KINDS}
+    schemas = {kind: json.loads(text(SCHEMAS[kind]())) for kind in KINDS}
     for schema in schemas.values():
         jsonschema.Draft7Validator.check_schema(schema)
     return {kind: jsonschema.Draft7Validator(schema) for kind, schema in schemas.items()}
@@ -40,7 +41,7 @@ def test_every_shipped_file_is_accepted_and_names_its_schema(validators, kind, p
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_written_schemas_are_those_of_the_code(kind):
     written = (SWEEPS / "schemas" / f"{kind}.json").read_text(encoding="utf-8")
-    assert written == text(getattr(sweep_schema, kind)()), "run `python jobs/schema.py --write`"
+    assert written == text(SCHEMAS[kind]()), "run `python jobs/schema.py --write`"
 
 
 @pytest.mark.parametrize("values", [

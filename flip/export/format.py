@@ -1,0 +1,151 @@
+"""The text files of an exported folder: its model card and the configurations that open_clip, timm and transformers
+read.
+
+A configuration names every key whose default would be another model (docs/export.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flip.config.schema import Augment, Config, Model
+from flip.evaluation.task import precision
+from flip.models.clip import EPS
+
+_VARIANT_NOTES = {
+    "native": "`native`: open_clip's own image encoder holds these weights as they are.",
+    "extra-block": """\
+`extra-block`: open_clip's own image encoder with one computed block more than was trained, because open_clip has no
+key for a mean over class token and patches. Normalised features and logits are those of the trained model. **Not for
+fine-tuning in open_clip, and not in float16** (its numbers overflow; bfloat16 is fine). The norm of features that are
+not normalised means nothing. For fine-tuning take `timm/`.""",
+    "timm-tower": """\
+`timm-tower`: open_clip builds the image encoder by timm from `timm/`, which open_clip_config.json names by its
+**absolute path** (`vision_cfg.timm_model_name`): where the folder moves, edit it.""",
+}
+
+
+def model_card(record: dict[str, Any], config: Config) -> str:
+    """README.md. ``record``: export.json without its files."""
+    model, augment = config.model, config.augment
+    special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
+    padding = "attended to"
+    if model.text.padding == "mask":
+        padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
+    bias = " `logit_bias` is SigLIP's." if model.objective == "siglip" else ""
+    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    return template.format(
+        run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),
+        variant=_VARIANT_NOTES[record["variant"]], scores="".join(_scores(record["evaluations"])),
+        width=model.image.width, size=model.image.size, mean=augment.mean, std=augment.std, length=model.text.length,
+        special=special, differences="".join(f"- {sentence}\n" for sentence in differences(config)), padding=padding,
+        bias=bias,
+    )  # fmt: skip
+
+
+def differences(config: Config) -> list[str]:
+    """Sentences on inputs for which predictions of open_clip and of the toolkit differ (docs/export.md)."""
+    sentences = {
+        "Pictures that are not square: predictions differ in part, because open_clip resizes and then crops, and this"
+        " model is evaluated in the other order (evaluate.preprocess: crop_resize).":
+        config.evaluate.preprocess == "crop_resize",
+        "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel and"
+        " clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).":
+        config.data.to_rgb == "flatten",
+        "Texts with broken encodings or curly quotes: tokens differ, because open_clip repairs them and this model's"
+        " training did not (model.text.repair: false).":
+        not config.model.text.repair,
+    }  # fmt: skip
+    return [sentence for sentence, applies in sentences.items() if applies]
+
+
+def _facts(record: dict[str, Any], model: Model) -> Iterator[str]:
+    image, words = model.image, model.text
+    rows = {
+        "run": record["run"],
+        "commit": f"`{record['stage']}/{record['samples']}-{record['attempt']}`",
+        "data set": f"`{record['manifest']}`" if record.get("manifest") else None,
+        "identity of the run": f"`{record['identity']}`" if record["identity"] else None,
+        "code": f"`{record['code']}`" if record["code"] else None,
+        "image encoder": f"{image.layers} x {image.width}, {image.heads} heads, patch {image.patch} at {image.size} px",
+        "text encoder": f"{words.layers} x {words.width}, {words.heads} heads, {words.vocabulary} token ids",
+        "embedding": model.embed,
+    }
+    yield from (f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
+
+
+def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
+    scored = [score for score in evaluations if "top1" in score]
+    if scored:
+        yield "\n## Accuracy, by the toolkit\n\n| data set | task | role | n | top-1 or R@1 | computed in |\n"
+        yield "|---|---|---|---|---|---|\n"
+    for score in scored:
+        task = score.get("task", "zeroshot")  # exports of older versions lack it
+        row = score["name"], task, score["role"], f"{score['n']:,}", f"{score['top1']:.2%}", precision(score)
+        yield f"| {' | '.join(row)} |\n"
+    if any(precision(score) != "fp32" for score in scored):
+        yield (
+            "\nA score that was not computed in fp32 is not exactly that of these weights in float32: some answers"
+            " differ.\n`python jobs/evaluate.py` on the run's commit computes it in fp32; export again afterwards.\n"
+        )
+
+
+def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, text_eps: float = EPS) -> dict[str, Any]:
+    """open_clip_config.json. ``text_eps``: of the text encoder's norms, if ``fold_padding`` has widened it."""
+    both = {"norm_kwargs": {"eps": EPS}, "act_kwargs": {"approximate": "tanh"}}
+    bias = {"init_logit_bias": model.logit_bias} if model.objective == "siglip" else {}
+    image, text = model.image, model.text
+    extra = variant == "extra-block"
+    vision: dict[str, Any] = {
+        "image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers + extra,
+        "head_width": image.width // image.heads, "no_ln_pre": True, "pool_type": "tok" if extra else "avg",
+        "pos_embed_type": "sin_cos_2d", **both,
+    }  # fmt: skip
+    if variant == "timm-tower":
+        vision = {"image_size": image.size, "timm_model_name": f"local-dir:{timm}", "timm_pool": "avg"}
+        vision["timm_proj"] = "linear"
+    return {
+        "model_cfg": {
+            "embed_dim": model.embed, **bias,
+            "vision_cfg": vision,
+            "text_cfg": {
+                "context_length": text.length, "vocab_size": text.vocabulary, "hf_tokenizer_name": "local",
+                "width": text.width, "heads": text.heads, "layers": text.layers, "no_causal_mask": True,
+                "pool_type": "first", **both, "norm_kwargs": {"eps": text_eps},
+            },
+        },
+        "preprocess_cfg": {
+            "size": image.size, "mean": augment.mean, "std": augment.std, "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }  # fmt: skip
+
+
+def timm_config(model: Model, augment: Augment) -> dict[str, Any]:
+    """timm/config.json. All sizes are in ``model_args``; the name of the architecture only selects the class."""
+    image = model.image
+    return {
+        "architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": image.width, "global_pool": "avg",
+        "model_args": {
+            "img_size": image.size, "patch_size": image.patch, "embed_dim": image.width, "depth": image.layers,
+            "num_heads": image.heads, "no_embed_class": True, "global_pool": "avg", "fc_norm": False,
+            "pool_include_prefix": image.pool == "all", "act_layer": "gelu_tanh",
+        },
+        "pretrained_cfg": {
+            "input_size": [3, image.size, image.size], "fixed_input_size": True, "interpolation": "bicubic",
+            "crop_pct": 1.0, "crop_mode": "center", "mean": augment.mean, "std": augment.std, "num_classes": 0,
+            "first_conv": "patch_embed.proj", "classifier": "head",
+        },
+    }  # fmt: skip
+
+
+def tokenizer_config(model: Model) -> dict[str, Any]:
+    """tokenizer_config.json for transformers, whose BERT classes would add [CLS] and [SEP] by themselves."""
+    first = {"cls_token": "[CLS]"} if model.text.prepend_cls else {}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.text.length, "pad_token": "[PAD]",
+        "unk_token": "[UNK]", **first, "padding_side": "right", "truncation_side": "right",
+        "clean_up_tokenization_spaces": False, "split_special_tokens": True,
+    }  # fmt: skip
