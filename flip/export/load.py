@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flip.checkpoint import export_record
-from flip.checkpoint.remote import at_hand
+from flip.checkpoint.remote import local_copy
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors
 from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
@@ -113,7 +113,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     config, selected = configuration.read_config(run.config), select_commit(run, at)
     pair = clip.build(config.model, config.augment, "sdpa")
     try:
-        with at_hand(selected, url=url) as folder:
+        with local_copy(selected, url=url) as folder:
             read_tensors(CheckpointFiles(folder, selected.record["files"]), model_state(pair))
     except commit.CorruptCheckpoint as error:
         remedy = "Move that folder away to use the commit before it."
