@@ -1,9 +1,9 @@
-"""How long a save holds up training: written in the background, or waited for; and torch's own asynchronous save.
+"""How long a save blocks training: in the background, in the foreground, and by torch's own asynchronous save.
 
-Ranks on this machine hold a model's weights and both moments, sharded; each of them multiplies matrices meanwhile, as a
-stand-in for steps. In every round each way saves once, in an order that turns. Told are medians over rounds: ``stall``,
-seconds for which the call keeps the loop; ``written``, seconds until the checkpoint is committed; ``slowed``, the time
-of a product while it is written, that of one otherwise being 1.
+Ranks on this machine hold a model's weights and both moments, sharded, and multiply matrices in place of training
+steps. In every round each way saves once, in rotating order. Reported are medians over rounds: ``stall``, seconds for
+which the call blocks the loop; ``written``, seconds until the checkpoint is committed; ``slowed``, the time of a matrix
+product during the save relative to one without.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _ours(work: dict[str, Any], world: Any, background: bool) -> Callable[[Any],
 
 
 def _torch(work: dict[str, Any], world: Any) -> Callable[[Any], Callable[[], None]]:
-    """As its documentation has it: a thread, and its own stager. Writes ``.distcp``, without checksums."""
+    """As in its documentation: a thread and its own stager. Writes ``.distcp``, without checksums."""
     from torch.distributed import checkpoint as dcp
 
     count = 0

@@ -1,8 +1,8 @@
-"""Scores of an evaluation beside CLIP_benchmark's own functions, on the same features: the same numbers, and how fast.
+"""Scores of an evaluation compared with CLIP_benchmark's functions on the same features: equality and speed.
 
 Zero-shot classification as on ImageNet (50,000 images, 1000 classes), retrieval as on COCO (5,000 images with five
-captions each). Features are drawn: each near to its class, or to its image, and normalised; encoding them costs both
-the same and is left out. Each form has a process of its own, so that its peak of memory is its own; all score in turn.
+captions each). Features are random: each near to its class or image, and normalised; encoding, which costs both the
+same, is left out. Each form runs in its own process, so that peaks of memory are separate; all score in turn.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from benchmarks.lib.results import rounded
 
 OURS, PEER = "ours", "clip_benchmark"
 WIDTH, CAPTIONS, BATCH = 512, 5, 256
-"""E; captions of an image; images of a batch of theirs."""
+"""E; captions per image; images per batch of the peer."""
 NEAR, CAPTION_NEAR = 0.25, 0.22
-"""Noise of a feature in each dimension, beside length 1 of what it is near to: some are taken for another then."""
+"""Noise per dimension of a feature, relative to length 1: some features are nearest to a wrong class."""
 AMONG = 1, 5, 10
 
 
@@ -48,9 +48,9 @@ class Task(NamedTuple):
 class Scored(NamedTuple):
     seconds: float
     extra: int
-    """Bytes at the peak beside the features."""
+    """Peak bytes, without the features."""
     shares: dict[str, float]
-    """What was scored -> how much of it was right, 0 to 1."""
+    """Metric -> value, 0 to 1."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(task: Task, rounds: int) -> dict[str, Any]:
-    """Both forms at one task: milliseconds, samples per second, memory, and how far their numbers are apart."""
+    """Both forms at one task: milliseconds, samples per second, memory, and the difference of their results."""
     scores: dict[str, list[Scored]] = {OURS: [], PEER: []}
     with ExitStack() as stack:
         context = get_context("spawn")
@@ -114,7 +114,7 @@ def scored(form: str, task: Task) -> Scored:
 
 @cache
 def _ready(form: str, task: Task) -> Callable[[], dict[str, float]]:
-    """What scores; features are drawn and libraries loaded by then."""
+    """The function to measure; features and libraries are loaded before."""
     import torch
 
     torch.set_num_threads(task.threads)
@@ -176,7 +176,7 @@ def retrieval(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
 
 
 class _Table:
-    """What clip_benchmark calls a model: an image is its features, a text is the number of its features."""
+    """A model for clip_benchmark: an image is its features, a text is the index of its features."""
 
     def __init__(self, texts: Any) -> None:
         self.texts = texts

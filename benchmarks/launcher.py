@@ -1,8 +1,8 @@
-"""The launcher: planning and submitting 50 runs, `status` of 200, every `--help`, beside submitit and Hydra.
+"""The launcher: planning and submitting 50 runs, `status` of 200, every `--help`; compared with submitit and Hydra.
 
-Slurm's commands are stand-ins in a temporary folder that answer at once, so that the time is the launchers' own. Peers:
-a loop of `submitit.submit`, and a Hydra multirun by its submitit launcher, which would wait for its jobs' results (here
-it is told that they have come). Limits are judged in what is printed (ok, missed).
+Slurm's commands are stubs in a temporary folder that answer at once, so that only the launchers' time is measured.
+Peers: a loop of `submitit.submit`, and a Hydra multirun by its submitit launcher, whose wait for job results is patched
+out. The output says whether limits are met (ok, missed).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.lib.slurm_stub import SHAPES, Site, judged, status
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMMANDS = ("supervisor", "worker", "evaluator", "rank")
-"""Files that can be run, but that nobody types."""
+"""Executable files that are not user commands."""
 OURS, LOOP, HYDRA_RUN = "ours", "a loop of submitit.submit", "a Hydra multirun"
 PEERS = ("submitit", "hydra-core", "hydra-submitit-launcher")
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(runs: int, many: int, repeats: int) -> dict[str, Any]:
-    """All figures. ``runs`` are planned and submitted, ``many`` are looked at."""
+    """All figures. ``runs`` are planned and submitted; the status of ``many`` is shown."""
     facts = results.machine()
     with tempfile.TemporaryDirectory(prefix="flip-launcher-") as name:
         site, versions = Site(Path(name)), results.versions(PEERS)
@@ -56,7 +56,7 @@ def measure(runs: int, many: int, repeats: int) -> dict[str, Any]:
 
 
 def submit(site: Site, runs: int, rounds: int, hydra: bool) -> dict[str, Any]:
-    """Seconds until all runs are with Slurm, ours and the peers' in turn, and how often each called sbatch."""
+    """Seconds until all runs are submitted, ours and the peers' in turn, and calls of sbatch."""
     ways: dict[str, Callable[[], Any]] = {OURS: lambda: site.submit(runs), LOOP: lambda: site.submitit(runs)}
     if hydra:
         ways[HYDRA_RUN] = lambda: site.hydra(runs)
@@ -75,7 +75,7 @@ def submit(site: Site, runs: int, rounds: int, hydra: bool) -> dict[str, Any]:
 
 
 def help_(site: Site, repeats: int) -> list[dict[str, Any]]:
-    """A row per command that a person types."""
+    """A row per user command."""
     files = [path for room in ("jobs", "tools") for path in sorted((ROOT / room).glob("*.py"))]
     typed = [path for path in files if "__main__" in path.read_text(encoding="utf-8") and path.stem not in NO_COMMANDS]
     return [

@@ -1,7 +1,7 @@
-"""The contrastive loss in tiles beside the same with whole logits, and beside open_clip's where that is installed.
+"""The tiled contrastive loss compared with full logits, and with open_clip's loss if it is installed.
 
-One rank's work at local batch b and global batch B, forward and backward, features of all ranks at hand: its b rows of
-the logits, fp32. Each case runs in a process of its own, so that its peak of memory is its own.
+The work of one rank at local batch b and global batch B, forward and backward, with the features of all ranks given:
+its b rows of the logits, fp32. Each case runs in its own process, so that peaks of memory are separate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ WIDTH = 512
 """E of B/16."""
 TILES = 256, LOSS_TILE, 4096
 DENSE_MATRICES = 6
-"""Matrices b x B of the whole form at its peak, two of logits and what their softmax and gradients take; measured."""
+"""Matrices b x B at the peak of the loss with full logits (measured): two of logits, and their softmax and
+gradients."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +59,7 @@ def device(name: str) -> dict[str, str]:
 
 
 def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """All forms at one size: milliseconds, their ratio to the whole form's, and memory beside the features."""
+    """All forms at one size: milliseconds, their ratio to full logits, and memory without the features."""
     forms = {"whole": 0} | {f"tiles of {tile}": tile for tile in TILES if tile < batch}
     if b == batch and importlib.util.find_spec("open_clip"):
         forms["open_clip"] = 0
@@ -79,7 +80,7 @@ def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespace) -> Any:
-    """Seconds of each form in each round, in turn, and the MB that it took. Each has a process of its own."""
+    """Seconds of each form in each round, in turn, and its MB. Each has its own process."""
     times: dict[str, list[float]] = {name: [] for name in forms}
     extra: dict[str, int] = {}
     with ExitStack() as stack:
@@ -94,7 +95,7 @@ def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespa
 
 
 def memory(device: str) -> int:
-    """Bytes of the machine or the card."""
+    """Memory of the machine or the GPU."""
     if device == "cpu":
         from flip.config.host import this_host
 
@@ -105,7 +106,7 @@ def memory(device: str) -> int:
 
 
 def _case(name: str, tile: int, b: int, batch: int, device: str, seed: int) -> tuple[float, int]:
-    """Seconds of one pass forward and backward, and bytes at its peak beside its features."""
+    """Seconds of one forward and backward pass, and its peak bytes without the features."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -126,7 +127,7 @@ def _case(name: str, tile: int, b: int, batch: int, device: str, seed: int) -> t
 
 
 def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
-    """How far the loss in tiles and its gradients are from the plain formula, both in float64, relative to its size."""
+    """Largest relative error of the tiled loss and its gradients against the plain formula, in float64."""
     import torch
 
     from flip.models.loss import contrastive_loss
@@ -145,7 +146,7 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
 
 
 def _peak(torch: Any, device: str, reset: bool = False) -> int:
-    """Most bytes so far; with ``reset`` those of now, from which the peak is counted."""
+    """Peak bytes so far; ``reset`` starts a new peak from the current bytes."""
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
@@ -161,7 +162,7 @@ def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: in
 
 
 def _whole(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:
-    """Both matrices of logits at once, as trainers with a local loss hold them."""
+    """Both full matrices of logits, as in trainers with a local loss."""
     own = torch.arange(len(image), device=image.device)
     to_text, to_image = scale * image @ texts.T, scale * texts[: len(image)] @ images.T
     loss = (torch.nn.functional.cross_entropy(to_text, own) + torch.nn.functional.cross_entropy(to_image, own)) / 2

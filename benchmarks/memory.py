@@ -1,8 +1,8 @@
-"""The memory of a training step as ``flip.costs`` foretells it, beside what the step really takes.
+"""Memory of a training step: predicted by ``flip.costs``, and measured.
 
-One step of one process: B/16 at three batches and three mask ratios, after a small step that makes the optimiser's
-state. On a CPU the measure is the peak of a process of its own above what it had when its libraries were loaded, on
-CUDA the peak of what the allocator gave out.
+One step of one process: B/16 at three batches and three mask ratios, after a small step that creates the optimiser's
+state. On a CPU the measured value is the peak of a separate process above its memory after imports, on CUDA the peak of
+the allocator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from flip.config.derived import kept_patches
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, Optim, TextTower
 
 LARGER = 256, 512, 1024
-"""b on a card."""
+"""b on a GPU."""
 OUT = "benchmarks/results/memory_gpu.json"
 COMMAND = f"python benchmarks/memory.py --device cuda --batch {' '.join(map(str, LARGER))} --out {OUT}"
 
@@ -67,7 +67,7 @@ def attention(device: str, precision: str) -> str:
 def cases(
     chosen: argparse.Namespace, device: str, batches: Sequence[int], recompute: str, measure: bool = True
 ) -> list[dict[str, Any]]:
-    """A row for each batch and mask ratio. Without ``measure``, what is foretold alone."""
+    """A row for each batch and mask ratio. Without ``measure``, only the prediction."""
     sized = MODEL_PRESETS[chosen.size]
     towers = {"image": ImageTower(**sized["image"]), "text": TextTower(**sized["text"])}
     model = Model(size=chosen.size, embed=sized["embed"], **towers)
@@ -91,7 +91,7 @@ def cases(
 
 
 def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
-    """Bytes at the peak of a step above those at rest, in this process."""
+    """Peak bytes of a step above those at rest, in this process."""
     import torch
 
     from flip.distributed import parallel
@@ -114,7 +114,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
 
     def built(of: Model) -> Any:
         with torch.device("meta"):
-            pair = towers.build(of, Augment(), compute.attention, compute.recompute)
+            pair = towers.CLIPModel(of, Augment(), compute.attention, compute.recompute)
         parallel.apply_parallelism(pair, world, compute)
         towers.init_weights(pair, seed)
         pair.optimizer = optim.build(pair.named_parameters(), Optim())  # type: ignore[assignment]
@@ -131,7 +131,7 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
 
 
 def _peak(torch: Any, device: str, reset: bool = False) -> int:
-    """Most bytes so far; with ``reset`` those of now, from which the peak is counted."""
+    """Peak bytes so far; ``reset`` starts a new peak from the current bytes."""
     if device == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()

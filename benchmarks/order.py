@@ -1,7 +1,7 @@
-"""Finding the first batch at full size: the manifest's load and the order of samples, beside a full permutation.
+"""Time to the first batch at full size: loading the manifest and the order of samples; compared with a permutation.
 
-A manifest as that of LAION-2B (230,000 shards, 1.92e9 samples, R = 256; tables only) is written into a temporary
-folder in our own format, loaded in fresh processes, and asked for batches at several places of the stream.
+A manifest of the size of LAION-2B (230,000 shards, 1.92e9 samples, R = 256; tables only) is written to a temporary
+folder and loaded in new processes; batches are computed at several positions of the stream.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure(shards: int, peer: int, repeats: int, seed: int) -> dict[str, Any]:
 
 
 def fit(chunks: int) -> tuple[int, int]:
-    """L and B: 4096 and 32,768, less where the data are too few for them (2 L Q <= C)."""
+    """L and B: 4096 and 32,768, less if there are too few data for them (2 L Q <= C)."""
     lanes = LANES
     while lanes > WORLDS[-1] and 2 * lanes * BLOCK > chunks:
         lanes //= 2
@@ -81,7 +81,7 @@ def fit(chunks: int) -> tuple[int, int]:
 
 
 def load(folder: str, check: bool, repeats: int) -> dict[str, Any]:
-    """Seconds and memory of Manifest.load, each time in a process of its own; the files are in the page cache."""
+    """Seconds and memory of Manifest.load, each time in a new process; the files are in the page cache."""
     times, grown = [], []
     for _ in range(repeats):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -109,7 +109,7 @@ def _resident() -> dict[str, int]:
 
 
 def first(order: SampleOrder, batch: int, share: float, world: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds until ids and visits of rank 0's part of the global batch at S = share * N are known."""
+    """Milliseconds until ids and epochs of rank 0's part of the global batch at S = share * N are known."""
     start = int(share * order.samples) // batch * batch
 
     def run() -> None:
@@ -121,7 +121,7 @@ def first(order: SampleOrder, batch: int, share: float, world: int, repeats: int
 
 
 def after(order: SampleOrder, batch: int, world: int, repeats: int) -> dict[str, Any]:
-    """Microseconds per sample of one rank over whole blocks: the order alone, and with its masks."""
+    """Microseconds per sample of one rank over full blocks: the order alone, and with its masks."""
     lanes, count = range(order.lanes // world), batch // order.lanes
     count_visible, steps = round(PATCHES * (1 - float(MASK))), order.block_samples // count
 
@@ -141,13 +141,13 @@ def after(order: SampleOrder, batch: int, world: int, repeats: int) -> dict[str,
 
 
 def reads(loaded: Manifest, seed: int, repeats: int) -> int:
-    """Chunks per second, in random order, of which the reads are found."""
+    """Chunks per second, in random order, whose reads are looked up."""
     chosen = np.random.default_rng(seed).integers(0, loaded.chunks - 1, 10_000).tolist()
     return round(len(chosen) / median(lambda: [loaded.chunk_reads(j) for j in chosen], repeats))
 
 
 def permutation(ids: int, order_of_samples: SampleOrder, seed: int) -> dict[str, Any]:
-    """NumPy's permutation of all ids, the plain way to shuffle a pass. What is not measured says so in its name."""
+    """NumPy's permutation of all ids, the plain way to shuffle an epoch. Names of extrapolated values say so."""
     start_time = time.perf_counter()
     shuffled = np.random.default_rng(seed).permutation(ids)
     seconds = time.perf_counter() - start_time

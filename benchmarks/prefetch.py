@@ -1,21 +1,21 @@
-"""Does prefetching keep 512 ranks fed? A simulation of the requests to storage, with the real order and the real rule.
+"""Does prefetching keep 512 ranks busy? Simulates requests to storage with the real order and prefetch rule.
 
-Which chunk each lane reads, and when it needs it, is asked of flip.data.order; when it is read, of flip.data.prefetch.
-Simulated are clocks alone: steps of a fixed length in lock-step, workers that decode and are up to SLOTS parts ahead,
-and requests that take a while.
+flip.data.order decides which chunk each lane reads and when it needs it, flip.data.prefetch when it is requested. Only
+clocks are simulated: steps of a fixed length in lock-step, workers that decode up to SLOTS batches ahead, and requests
+with a latency.
 
-    blocking   a worker waits for each read, a what-if
-    waiting    reads go on in the background, a worker waits for what it needs and is not there: as the loader does
-    phase      own: of a lane among its worker's, a what-if; spread: of a lane among all L, as the loader does
-    latency    constant; drawn: log-normal; slow: drawn, and one in a thousand of ten seconds; tail: drawn, and one in a
-               hundred of two to ten seconds
-    lead       seconds before a block by which all of it is asked for; the loader has
-               LOOKAHEAD_SECONDS, and MAX_LOOKAHEAD of a block at most
-    hedge      a second request after so many seconds without an answer (data.hedge), and no earlier than SHARE of all
-               answers take, the first answer counts; 0: none, a what-if. Its budget is never used up here: see hedged
+    blocking   a worker waits for each read (hypothetical)
+    waiting    reads run in the background, a worker waits only for missing chunks (the loader)
+    phase      own: of a lane among its worker's lanes (hypothetical); spread: among all L lanes (the loader)
+    latency    constant; drawn: log-normal; slow: drawn, and ten seconds for one in a thousand; tail: drawn, and two to
+               ten seconds for one in a hundred
+    lead       seconds before a block by which all of it is requested; in the loader LOOKAHEAD_SECONDS, at most
+               MAX_LOOKAHEAD of a block
+    hedge      a second request after so many seconds without a response (data.hedge), not before the SHARE quantile of
+               latency; the first response counts; 0: none (hypothetical). Its budget is never exhausted here
 
-Latency does not grow with load here: where many requests come at once, real stalls are longer. Waiting and storage are
-counted from the second block on; the first block is loaded when it is needed (first_batch_s).
+Latency does not grow with load here; real stalls are longer if many requests coincide. Waiting and storage are counted
+from the second block on; the first block is loaded when it is needed (first_batch_s).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What all cases share. ``decode``: a worker's seconds per sample; the rest describes latencies in seconds."""
+    """Parameters of all cases. ``decode``: a worker's seconds per sample; the rest describes latencies in seconds."""
 
     ranks: int
     steps: int
@@ -79,15 +79,15 @@ class Fleet:
 
 
 class Needs(NamedTuple):
-    """One entry per chunk that a lane's block needs, ``number`` being i as the rule counts chunks."""
+    """One entry per chunk of a lane's block; ``number`` is the index i of the rule."""
 
     lane: Ints
     block: Ints
     number: Ints
     position: Ints
-    """Of the lane, at which its first sample is read."""
+    """Position in the lane of its first sample."""
     requests: Ints
-    """Two where the chunk crosses the border of a shard."""
+    """Reads: two if the chunk crosses the end of a shard."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cases(steps: list[float], most: int) -> list[Case]:
-    """The loader's rule first, then what it is without one of its parts. ``most``: lanes of a rank."""
+    """The loader's rule first, then variants without one of its parts. ``most``: lanes of a rank."""
     many = min(8, most)
     selected = []
     for step in steps:
@@ -140,7 +140,7 @@ def cases(steps: list[float], most: int) -> list[Case]:
 
 
 def plan(order: SampleOrder, table: ChunkTable, fleet: Fleet, group: int = 64) -> Needs:
-    """All chunks that all lanes need, and those of the block after the last step."""
+    """All chunks of all lanes, with the block after the last step."""
     blocks = int(fleet.steps * fleet.count) // order.block_samples + 2
     shard = np.searchsorted(table.first, np.arange(table.chunks) * order.chunk, side="right")
     last = np.minimum(np.arange(1, table.chunks + 1) * order.chunk, order.samples) - 1
@@ -158,7 +158,7 @@ def plan(order: SampleOrder, table: ChunkTable, fleet: Fleet, group: int = 64) -
 
 
 def begins(order: SampleOrder, fleet: Fleet, needs: Needs, case: Case) -> Ints:
-    """Per chunk, the part (step) in which its loading begins, by the real rule."""
+    """Per chunk, the step in which it is requested, by the real rule."""
     share = order.lanes // fleet.ranks // case.workers
     own = [(lane % share + 1) / share for lane in range(order.lanes)]
     phases = own if case.phase == "own" else [phase(lane) for lane in range(order.lanes)]
@@ -171,14 +171,14 @@ def begins(order: SampleOrder, fleet: Fleet, needs: Needs, case: Case) -> Ints:
 
 
 def _moments(all_samples: int, span: int, at: float) -> list[int]:
-    """Position in the present block at which the rule wants chunk 0, 1, ... of the next one."""
+    """Positions in the current block at which chunks 0, 1, ... of the next one are due."""
     return [bisect_left(range(all_samples), i + 1, key=lambda n: chunks_due(n, span, Q, at)) for i in range(Q)]
 
 
 def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats, int]:
-    """Seconds per chunk and how many requests hedging adds; two requests are made one after the other.
+    """Seconds per chunk, and the number of hedged requests; a chunk's two reads run one after the other.
 
-    Draws depend on nothing but the seed, so that all cases meet the same.
+    Draws depend only on the seed, so that all cases have the same latencies.
     """
     rng = np.random.default_rng(seed)
 
@@ -204,7 +204,7 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
 
 
 def simulate(case: Case, order: SampleOrder, fleet: Fleet, needs: Needs, seed: int) -> dict[str, Any]:
-    """One case: what the trainer waited, and what storage saw."""
+    """One case: waiting of the trainer, and load of storage."""
     share = order.lanes // fleet.ranks // case.workers
     worker, begin = needs.lane // share, begins(order, fleet, needs, case)
     seconds, hedged = latencies(fleet, case, needs, seed)
@@ -229,7 +229,7 @@ def simulate(case: Case, order: SampleOrder, fleet: Fleet, needs: Needs, seed: i
 
 
 class _Clock:
-    """When each worker begins and ends each part, and when each step starts; all ranks start it together."""
+    """When each worker starts and ends each batch, and when each step starts; all ranks start it together."""
 
     def __init__(self, case: Case, fleet: Fleet, work: float) -> None:
         self.case, self.fleet, self.work = case, fleet, work
@@ -239,13 +239,14 @@ class _Clock:
         self._done = np.zeros(fleet.ranks * case.workers)
 
     def begin(self, step: int) -> Floats:
-        """A worker begins a part when the one before is done and the trainer has taken the one SLOTS before."""
+        """A worker starts a batch when the previous one is done and the trainer has taken the one SLOTS before."""
         if step < SLOTS:
             return self._done
         return np.maximum(self._done, np.repeat(self.taken[step - SLOTS], self.case.workers))
 
     def done(self, step: int, when: Floats) -> None:
-        """Workers' parts are done: a rank takes its own when all are, the step starts when all ranks have theirs."""
+        """Workers are done: a rank takes its batch when all of its workers are, the step starts when all ranks have
+        one."""
         self._done = when
         self.ready[step] = when.reshape(self.fleet.ranks, -1).max(axis=1)
         free = self.start[step - 1] + self.case.step if step else 0.0
@@ -276,7 +277,7 @@ def _storage(
     hedged: int,
     settled: int,
 ) -> dict[str, Any]:
-    """Requests per second and bytes in flight, from the end of the first block to the last step's start."""
+    """Requests per second and bytes in flight, from the end of the first block to the start of the last step."""
     low, high = clock.start[settled], clock.start[-1]
     times, takes, weights = asked[inside], seconds[inside], needs.requests[inside]
     spans = max(1, int(high - low))
@@ -299,14 +300,14 @@ def _storage(
 
 
 def _grouped(part: Ints, steps: int) -> list[Ints]:
-    """For each step, which entries belong to it."""
+    """For each step, the indices of its entries."""
     order = np.argsort(part, kind="stable")
     borders = np.searchsorted(part[order], np.arange(steps + 1))
     return [order[low:high] for low, high in zip(borders[:-1], borders[1:], strict=True)]
 
 
 def _before(worker: Ints, seconds: Floats) -> Floats:
-    """What those entries of the same worker that come before took in all."""
+    """The sum over earlier entries of the same worker."""
     order = np.argsort(worker, kind="stable")
     total = np.cumsum(seconds[order]) - seconds[order]
     first = np.searchsorted(worker[order], worker[order])

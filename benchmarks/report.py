@@ -1,8 +1,7 @@
-"""A report of many long runs, in a process of its own: seconds and memory; beside it, reading the same lines by json.
+"""A report of many long runs: seconds and memory of a new process; compared with parsing the same lines as JSON.
 
-Run directories are written into a temporary folder: a grid of model, data and batch with seeds, each with its metric
-lines as the trainer writes them, evaluations and a result. Their numbers are drawn. Every process is started cold; the
-files are in the page cache.
+Run directories are written to a temporary folder: a grid of model, data and batch with seeds, each with metric lines,
+evaluations and a result as the trainer writes them. Their numbers are random. Files are in the page cache.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def measure(runs: int, lines: int, repeats: int, seed: int) -> dict[str, Any]:
 
 
 class Ended(NamedTuple):
-    """A process that has: seconds by the clock and of computing, bytes at its peak."""
+    """A finished process: wall-clock and CPU seconds, peak bytes."""
 
     seconds: float
     cpu: float
@@ -102,7 +101,7 @@ def report_row(ended: list[Ended]) -> dict[str, Any]:
 
 
 def write(folder: Path, runs: int, lines: int, seed: int) -> int:
-    """The run directories; bytes of their metric lines."""
+    """The run directories, and the bytes of their metric lines."""
     folder.mkdir(parents=True)
     random, total = np.random.default_rng(seed), 0
     names = []
@@ -161,7 +160,7 @@ def _run(
 
 
 def _line(step: int, samples: int, loss: float, speed: float, start_time: float) -> str:
-    """As flip.training.trainer writes it."""
+    """A metric line as flip.training.trainer writes it."""
     seconds = samples / speed
     return json.dumps({
         "step": step, "samples": samples, "stage": "pretrain", "attempt": 1, "loss": loss, "accuracy": 1 / (1 + loss),

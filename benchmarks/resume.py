@@ -1,12 +1,12 @@
-"""Time to the first batch when training resumes: early, in the middle and late in a pass, from object storage.
+"""Time to the first batch when training resumes from object storage: early, in the middle and late in an epoch.
 
-The manifest lists one small data set in an S3 server again and again, until there are as many shards as LAION-2B has;
-so each batch is really read, decoded and tokenised, and the order is that of the whole. One rank of W = 512 starts on
-one core in a process of its own, at S = 1, 50 and 99 % of a pass.
+The manifest repeats one small data set of an S3 server until it has as many shards as LAION-2B: batches are really
+read, decoded and tokenised, and the order is that of the large set. One rank of W = 512 starts on one core in a new
+process, at S = 1, 50 and 99 % of an epoch.
 
-Beside it: webdataset, which has no resume, so that a pass is read again up to S (measured: samples per second that it
-reads on this core without decoding; the seconds are computed from that); mosaicml-streaming, which resumes exactly, on
-an index of fewer samples, as it lays out all samples of a pass before the first: its time grows with them.
+Peers: webdataset cannot resume, so that an epoch is read again up to S (measured: samples per second that it reads on
+this core without decoding; the seconds are computed). mosaicml-streaming resumes exactly; its index has fewer samples,
+as it lays out all samples of an epoch first and its time grows with them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The whole report."""
+    """The report."""
     facts = results.machine()
     with (
         tempfile.TemporaryDirectory(prefix="flip-resume-") as name,
@@ -88,7 +88,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def repeat(small: Work, shards: int, folder: Path) -> Work:
-    """The data set whose shards are those of ``one`` over and over."""
+    """A data set that repeats the shards of ``small``."""
     table = Manifest.load(small.manifest)
     assert not table.tail, "chunks must begin anew with every repetition"
     times = shards // len(table.keys)
@@ -101,7 +101,7 @@ def repeat(small: Work, shards: int, folder: Path) -> Work:
 
 
 def flip_resume(work: Work, share: float, rounds: int) -> dict[str, Any]:
-    """Medians over fresh processes."""
+    """Medians over new processes."""
     step = WORLD * EACH * COUNT
     start = int(share * work.samples) // step * step
     measured = []
@@ -117,7 +117,7 @@ def flip_resume(work: Work, share: float, rounds: int) -> dict[str, Any]:
 
 
 def _first(work: Work, start: int) -> tuple[float, float, float]:
-    """Seconds to load the manifest, seconds from then to the first batch, and bytes that had come by then."""
+    """Seconds to load the manifest, further seconds to the first batch, and bytes read by then."""
     from flip.data.loader import Loader
     from flip.data.worker import WorkerConfig
 
@@ -132,7 +132,7 @@ def _first(work: Work, start: int) -> tuple[float, float, float]:
 
 
 def skipping(small: Work, samples: int, rounds: int) -> list[dict[str, Any]]:
-    """webdataset: its rate of reading alone, and the seconds until S that follow from it."""
+    """webdataset: its rate of reading, and the computed seconds until S."""
     with s3_datasets.alone() as process:
         rate = statistics.median(process.submit(_read, small).result() for _ in range(rounds))
     return [
@@ -148,7 +148,7 @@ def _read(small: Work) -> float:
 
 
 def mosaicml(small: Work, samples: int, folder: Path) -> list[dict[str, Any]]:
-    """Its seconds from the state to the first sample, in a fresh process and an empty cache each."""
+    """mosaicml-streaming: seconds from its state to the first sample, each in a new process with an empty cache."""
     if not find_spec("streaming"):
         return [{"passes": share, "note": "not installed"} for share in SHARES]
     index = json.loads((folder / f"{photo_shards.KINDS[0].side}-mds" / "index.json").read_text())

@@ -1,7 +1,7 @@
-"""The paper's largest run on 512 GPUs: arithmetic of its storage, memory and checkpoints, and simulations of the rest.
+"""The paper's largest run on 512 GPUs: arithmetic of storage, memory and checkpoints; simulations of the rest.
 
-Nothing is trained and no storage is asked. Events are drawn from the seed, the order and the rules are the real ones,
-calls of Slurm's commands are counted at stand-ins. docs/scale.md says what each figure is made of.
+Nothing is trained or read. Events are drawn from the seed, the order and the rules are the real ones, calls of Slurm's
+commands are counted at stubs. docs/scale.md explains each figure.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure(seed: int, quick: bool = False) -> dict[str, Any]:
 
 
 def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]:
-    """Requests as the loaders of all ranks send them, by the real order: ``benchmarks/prefetch.py`` at this size."""
+    """Requests of the loaders of all ranks, by the real order: ``benchmarks/prefetch.py`` at this size."""
     data = config.data
     shards = 3000 if quick else synthetic.SHARDS
     table = synthetic.table(shards, seed, mean=data.samples / synthetic.SHARDS)
@@ -83,7 +83,7 @@ def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]
 
 
 def bursts(config: Config, seed: int, quick: bool) -> dict[str, Any]:
-    """The first blocks of all lanes, of one partitioned prefix, of two, and without a limit."""
+    """The first blocks of all lanes, from one partitioned prefix, from two, and without a limit."""
     data = config.data
     readers = data.lanes // 64 if quick else data.lanes
     figures = {}
@@ -95,7 +95,7 @@ def bursts(config: Config, seed: int, quick: bool) -> dict[str, Any]:
 
 
 def lives(life: Life, seed: int, events: int) -> dict[str, float]:
-    """Goodput in per cent by events: our interval as it is when all is known, and as a run learns it."""
+    """Goodput in per cent by events: our interval with known costs, and as a run learns them."""
     interval = interruptions.known(life)
     count = max(100, int(min(20_000, events * interval / life.between)))
     share, error = interruptions.simulate(life, lambda history: interval, count, seed)
@@ -112,7 +112,7 @@ def lives(life: Life, seed: int, events: int) -> dict[str, float]:
 
 
 def slurm(seed: int, runs: int) -> dict[str, Any]:
-    """Calls as they were counted, and what limits make of them."""
+    """Counted calls, and the effect of limits on them."""
     with tempfile.TemporaryDirectory(prefix="flip-scale-") as folder:
         calls = controller.counted(Path(folder), runs)
     ends = sum(calls["end"].values())

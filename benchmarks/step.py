@@ -1,11 +1,10 @@
-"""A training step of ours beside one of open_clip with patch dropout, and masked steps beside unmasked ones.
+"""A training step compared with open_clip with patch dropout, and masked steps compared with unmasked ones.
 
-The same model in both (open_clip's towers in the form that our exports have), the same batch, precision and threads;
-forward, backward and optimiser on a batch that is in memory as either's loader delivers it: uint8 patches here, float
-images there. open_clip's loop is that of its trainer: its CLIP and ClipLoss, torch's AdamW as it asks for it, autocast.
-Each form of a step has a process of its own, so that its peak of memory is its own, interpreter and libraries included;
-all do a step in turn, so that what else the machine does meets all alike. The large model is there once for all its
-masks: three of L/16 with optimiser states, 21 GB, are more than many a machine has.
+Both use the same model (open_clip's towers as in our exports), batch, precision and threads: forward, backward and
+optimiser on a batch in memory as each loader delivers it (uint8 patches, or float images). open_clip's loop is that of
+its trainer: its CLIP and ClipLoss, torch's AdamW with its arguments, autocast. Each form runs in its own process, so
+that peaks of memory are separate (interpreter and libraries included); all take steps in turn, so that other load
+affects all alike. One copy of the large model serves all masks: three of L/16 with optimiser states would need 21 GB.
 
 Examples:
   python benchmarks/step.py --out benchmarks/results/step.json
@@ -37,14 +36,14 @@ from flip import costs
 from flip.config.schema import MODEL_PRESETS
 
 WARM = {"cpu": 2, "cuda": 4}
-"""Steps before the first that counts: optimiser states, caches, compilation."""
+"""Warm-up steps: optimiser states, caches, compilation."""
 LONGEST = 8
 """Operations that a profile names."""
 GPU = "not measured; python benchmarks/step.py --device cuda --batch 1024 --compile"
 
 
 class Steps(NamedTuple):
-    """Of one mask ratio: seconds of each step, bytes at the peak, share of a step that each operation takes."""
+    """Of one mask ratio: seconds of each step, peak bytes, share of each operation in a step."""
 
     times: list[float]
     peak: int
@@ -92,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """All forms at one mask ratio: milliseconds of a step, pairs per second and peak memory, and both to the peer's."""
+    """All forms at one mask ratio: milliseconds of a step, pairs per second, peak memory, and ratios to the peer."""
     names = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
     measured = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in names], chosen)
     peer = dict(zip(names, measured, strict=True)).get(PEER)
@@ -109,7 +108,7 @@ def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """Our steps at all mask ratios, in turn: to the one with the smallest mask, beside what FLOPs foretell."""
+    """Our steps at all mask ratios, in turn, relative to the smallest mask, with the ratio of FLOPs."""
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     measured = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
     work = [costs.training_flops(training_steps.model(chosen.large), mask)["total"] for mask in chosen.masks]
@@ -131,7 +130,7 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _in_turn(cases: list[Case], chosen: argparse.Namespace) -> list[Steps]:
-    """The steps of each case at each of its masks, in that order; every case has a process, all step in turn."""
+    """The steps of each case at each of its masks, in that order; each case has a process, all step in turn."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
@@ -193,7 +192,7 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
 
 
 def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, float]:
-    """Share of one more step that each of torch's operations takes by itself: the longest ones, and all others."""
+    """Share of each of torch's operations in one more step: the longest ones, and all others."""
     kind = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
         timed()
@@ -206,7 +205,7 @@ def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, fl
 
 
 def _peak() -> int:
-    """Most bytes that this process's memory was; ru_maxrss would count the parent's at its start."""
+    """Peak bytes of this process; ru_maxrss would include the parent's at the start."""
     match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert match
     return 1024 * int(match[1])

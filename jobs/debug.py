@@ -109,7 +109,7 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     """Create a run directory with this configuration and a copy of the newest commit of ``real``, if it has one."""
     import shutil
 
-    from flip.checkpoint.remote import at_hand
+    from flip.checkpoint.remote import local_copy
     from flip.config.merge import dump
     from flip.runs import commit
     from flip.runs.rundir import RunDir, write_json, write_text
@@ -123,7 +123,7 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     commits = [] if args.fresh else commit.commits(real)
     if commits:
         copy = run.checkpoints / commits[-1].stage / commits[-1].path.name
-        with at_hand(commits[-1]) as here:
+        with local_copy(commits[-1]) as here:
             shutil.copytree(here, copy)
         write_json(copy / commit.COMMIT_FILE, {key: value for key, value in commits[-1].record.items() if key != "url"})
     return run

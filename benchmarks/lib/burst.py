@@ -1,9 +1,8 @@
-"""A fleet that starts asks for all its first blocks at once, of storage that answers so many requests a second: events.
+"""Simulates the start of a fleet, which requests all first blocks at once from storage with a limit on requests.
 
-Readers are many; each has threads that ask, the real gate (``flip.data.storage.retry.ConcurrencyLimiter``) and, per
-request, the real pauses (``RetryState``), with a clock that jumps. Storage answers ``limit`` requests in any second of
-its own, and refuses the others with 503 at once. An answer takes a drawn latency, and its bytes at the pace of one
-connection.
+Each reader has threads, the real concurrency limit (``flip.data.storage.retry.ConcurrencyLimiter``) and, per request,
+the real pauses (``RetryState``), on a simulated clock. Storage answers ``limit`` requests per second and refuses the
+others with 503 at once. A response takes a random latency, and its bytes the rate of one connection.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ from flip.runs.errors import StorageError
 class Burst:
     readers: int
     each: int
-    """Requests of a reader."""
+    """Requests per reader."""
     limit: float
-    """Requests a second that are answered."""
+    """Requests answered per second."""
     megabytes: float
-    """Of an answer."""
+    """Bytes of a response."""
     pace: float = 85.0
-    """MB/s of a connection."""
+    """MB/s per connection."""
     median: float = 0.2
     sigma: float = 0.5
-    """Of an answer's first byte: log-normal, seconds."""
+    """Seconds to the first byte of a response: log-normal."""
     refusal: float = 0.02
     """Seconds until a 503."""
 
 
 class _Storage:
-    """Answers ``limit`` requests in any second of the clock."""
+    """Answers ``limit`` requests per second of the clock."""
 
     def __init__(self, case: Burst, rng: np.random.Generator) -> None:
         self._case, self._rng, self.refused = case, rng, 0
         self._second, self._given = 0, 0
 
     def answer(self, now: float) -> tuple[float, str]:
-        """Seconds until its answer to a request of this moment, and the fault that it is, "" where it is none."""
+        """Seconds until the response to a request sent now, and its error ("" if none)."""
         if int(now) > self._second:
             self._second, self._given = int(now), 0
         self._given += 1
@@ -60,18 +59,18 @@ class _Storage:
 
 
 class _Reader:
-    """One worker's: what it still has to ask, and how far it may go."""
+    """A worker: its remaining requests and its concurrency limit."""
 
     def __init__(self, requests: int, patience: RetryPolicy) -> None:
         self.gate, self.waiting = ConcurrencyLimiter(patience.requests), deque(range(requests))
         self.asking, self.busy = 0, 0
-        """Threads that are at a request, be it asleep after a refusal; requests that storage has."""
+        """Threads busy with a request, pauses after a refusal included; requests at storage."""
         self.woken = deque[int]()
-        """Requests that are to be sent again, while the gate is shut."""
+        """Requests to retry once the limiter admits them."""
         self.attempts: dict[int, RetryState] = {}
 
     def next(self, new_state: Callable[[], RetryState]) -> int | None:
-        """The request that may be sent now."""
+        """The next request that may be sent now."""
         if self.busy >= self.gate.cap:
             return None
         if self.woken:
@@ -85,7 +84,7 @@ class _Reader:
 
 
 class _Fleet:
-    """Readers and storage on one clock. An event: (when, its number, reader, request, the gate's ticket, what)."""
+    """Readers and storage on one clock. An event: (time, number, reader, request, ticket of the limiter, kind)."""
 
     def __init__(self, case: Burst, seed: int) -> None:
         self._case, self._rng, self._patience = case, np.random.default_rng(seed), RetryPolicy()
@@ -101,7 +100,7 @@ class _Fleet:
         )
 
     def run(self) -> None:
-        """Until nothing is left to happen."""
+        """Process events until none is left."""
         for r in self._rng.permutation(self._case.readers).tolist():
             self._later(float(self._rng.uniform(0, 1)), r, 0, None, "begin")  # ranks are not ready in one instant
         while self._events:
@@ -110,7 +109,7 @@ class _Fleet:
             self._send(self._readers[r], r)
 
     def summary(self) -> dict[str, Any]:
-        """How it went."""
+        """The outcome."""
         requests = self._case.readers * self._case.each
         return {
             "requests": requests,
@@ -143,7 +142,7 @@ class _Fleet:
             reader.asking, self._answered_at = reader.asking - 1, self._now
 
     def _send(self, reader: _Reader, r: int) -> None:
-        """Whatever a reader may send now."""
+        """Send all requests that a reader may send now."""
         while (request := reader.next(lambda: RetryState(self._patience, lambda: True, self._clock))) is not None:
             reader.busy += 1
             ticket = reader.gate.enter()
@@ -152,7 +151,7 @@ class _Fleet:
 
 
 def simulate(case: Burst, seed: int) -> dict[str, Any]:
-    """How it goes: seconds until all have been answered, requests that were refused, the longest pause."""
+    """Seconds until all requests are answered, refused requests, the longest pause."""
     fleet = _Fleet(case, seed)
     fleet.run()
     return fleet.summary()

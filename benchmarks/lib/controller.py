@@ -1,8 +1,8 @@
-"""What Slurm's controller is asked by a sweep, counted at our own commands; and what its limit on requests makes of it.
+"""Requests of a sweep to Slurm's controller, counted at our own commands, and the effect of its limit on requests.
 
-Commands of Slurm are stand-ins that note every call (``slurm_stub.Site``); each is one request to the
-controller, or a few. The limit is Slurm's own (slurm.conf, ``rl_enable``, off by default): a bucket of tokens per user,
-filled at a steady rate; who finds it empty is told to sleep for a second, and asks again.
+Slurm's commands are stubs that record every call (``slurm_stub.Site``); each is one or a few requests to the
+controller. The limit is Slurm's own (slurm.conf, ``rl_enable``, off by default): a token bucket per user, filled at a
+steady rate; a client that gets no token sleeps for a second and retries.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_ARRAY, MAX_JOBS = 1001, 10_000
 BUCKET, REFILL = 30, 2.0
 """Defaults of rl_bucket_size, and of rl_refill_rate per rl_refill_period of a second (slurm.conf)."""
 KILL_WAIT = 30
-"""Default of KillWait (slurm.conf), seconds: what a job's exit trap gets that is preempted without grace."""
+"""Default of KillWait (slurm.conf), seconds: time for the exit trap of a job that is preempted without grace."""
 
 PREEMPTED = """
 case "$*" in
@@ -41,7 +41,7 @@ esac
 
 @dataclass
 class Calls:
-    """Counts calls of Slurm's commands while something is done."""
+    """Counts calls of Slurm's commands during an action."""
 
     site: Site
 
@@ -55,7 +55,7 @@ class Calls:
 
 
 def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
-    """Calls by what is done: a sweep of ``runs`` runs of one shape is submitted and looked at; one of its jobs begins,
+    """Calls by action: submit a sweep of ``runs`` runs with the same resources, show its status; one of its jobs starts
     and ends preempted."""
     path = os.environ["PATH"]
     try:
@@ -91,9 +91,9 @@ def _one(calls: dict[str, int], times: int) -> dict[str, int]:
 
 
 def storm(jobs: int, calls: int, seed: int, bucket: int = BUCKET, refill: float = REFILL) -> dict[str, Any]:
-    """All jobs end at once, each with so many calls one after the other, under the limit: second by second.
+    """All jobs end at once, each with so many sequential calls, under the limit: second by second.
 
-    A command that has waited for DEADLINE is taken as unanswered, and asked again.
+    A command that has waited for DEADLINE is taken as unanswered, and repeated.
     """
     rng, left, since = np.random.default_rng(seed), np.full(jobs, calls), np.zeros(jobs)
     tokens, second, unanswered, requests, soon = float(bucket), 0, 0, 0, 0

@@ -36,17 +36,17 @@ from jobs.sweeps import sweep_file
 SWEEP = SWEEPS / "joint_scaling.yaml"
 SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
 GETS, PUTS = 5500, 3500
-"""Requests a second that S3 gives at least for each prefix it has partitioned (docs/scale.md, source 1)."""
+"""Requests per second that S3 guarantees for each partitioned prefix (docs/scale.md, source 1)."""
 USD_PER_GET = 0.0004 / 1000
 """S3's list price (docs/laion.md, source 10)."""
 PACE = 85.0
-"""MB/s of one connection to S3: its guide counts on 85 to 90 (source 2)."""
+"""MB/s of one connection to S3: 85 to 90 in its guide (source 2)."""
 LLAMA = {"interruptions": 419, "days": 54, "gpus": 16_384}
-"""Unexpected ones of the pre-training of Llama 3 405B (source 3)."""
+"""Unexpected interruptions of the pre-training of Llama 3 405B (source 3)."""
 START, WRITTEN = 300.0, 10.0
-"""Assumed: seconds from the begin of an attempt to its first step, and from a save's stall to its commit."""
+"""Assumed: seconds from the start of an attempt to its first step, and from a save's stall to its commit."""
 COSTS = {"background": 1.0, "blocking": 10.0}
-"""Assumed: seconds for which steps wait for a save."""
+"""Assumed: seconds for which a save blocks steps."""
 FIXED = {"1_min": 60.0, "5_min": 300.0, "15_min": 900.0, "60_min": 3600.0}
 
 
@@ -61,7 +61,7 @@ def planned() -> tuple[Config, ClusterProfile]:
 
 
 def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]) -> dict[str, Any]:
-    """All of it. ``speeds``: those of ``measured``."""
+    """All figures. ``speeds``: those of ``measured``."""
     run = the_run(config, profile)
     figures = {
         "run": run,
@@ -93,11 +93,11 @@ def the_run(config: Config, profile: ClusterProfile) -> dict[str, Any]:
 
 
 def storage(config: Config, run: dict[str, Any], speeds: dict[str, float]) -> dict[str, Any]:
-    """What training asks of a bucket, on average."""
+    """Average load of training on a bucket."""
     data = config.data
 
     def gets(chunk: int) -> float:
-        """A chunk is one read, and one more where a shard ends in it (with R = 1 none does)."""
+        """A chunk is one read, and one more if a shard ends in it (never with R = 1)."""
         return run["samples_per_s"] * (1 / chunk + (run["shards"] / data.samples if chunk > 1 else 0))
 
     bytes_per_s = run["samples_per_s"] * data.sample_bytes
@@ -121,7 +121,7 @@ def storage(config: Config, run: dict[str, Any], speeds: dict[str, float]) -> di
 
 
 def host(config: Config) -> dict[str, Any]:
-    """Lanes, and what a node's memory holds."""
+    """Lanes, and memory of a node."""
     data, ranks = config.data, world_size(config)
     stream = SampleOrder(config.seed, data.samples, data.chunk, data.block, data.lanes)
     loader = max(costs.loader_memory(config, stage) for stage in config.stages)
@@ -142,7 +142,7 @@ def host(config: Config) -> dict[str, Any]:
 
 
 def device(config: Config, stage: Stage) -> dict[str, float]:
-    """Gigabytes of a rank's card: the parts, and what it were without ``compute.recompute``."""
+    """Gigabytes of a rank's GPU: the parts, and the total without ``compute.recompute``."""
     parts = costs.stage_memory(config, stage)
     saving_nothing = copy.deepcopy(config)
     saving_nothing.compute.recompute = "no"
@@ -158,7 +158,7 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
 
 
 def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
-    """Its size, and how long a rank copies and writes its part."""
+    """Size of a checkpoint, and how long a rank copies and writes its part."""
     ranks = world_size(config)
     rank = costs.STATE_BYTES * parameters(config.model)["total"] // ranks
     return {
@@ -174,7 +174,7 @@ def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
 
 
 def cases(config: Config) -> dict[str, Life]:
-    """Name -> a kind of life: how often it is interrupted, what a save costs."""
+    """Name -> scenario: how often a run is interrupted, what a save costs."""
     gpus = world_size(config)
     failing = LLAMA["days"] * 86_400 * LLAMA["gpus"] / LLAMA["interruptions"] / gpus
     between = {"2_h": 7200.0, "8_h": 28_800.0, "24_h": 86_400.0, "failures": failing}
@@ -186,7 +186,8 @@ def cases(config: Config) -> dict[str, Life]:
 
 
 def goodput(life: Life) -> dict[str, float]:
-    """In per cent: with our interval, with fixed ones, at best; and what no interval can help."""
+    """Goodput in per cent: with our interval, with fixed ones, at best; and losses that do not depend on the
+    interval."""
     interval, best = interruptions.known(life), interruptions.optimum(life)
     return {
         "between_h": life.between / 3600,
@@ -200,8 +201,8 @@ def goodput(life: Life) -> dict[str, float]:
 
 
 def measured() -> dict[str, float]:
-    """What other benchmarks found on their machine: samples that a core decodes and crops, MB that a rank copies and
-    writes in a second (two ranks on two cores)."""
+    """Results of other benchmarks: samples that a core decodes and crops, MB that a rank copies and writes per second
+    (two ranks on two cores)."""
 
     def read(name: str) -> Any:
         return json.loads((Path(__file__).parents[1] / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -216,7 +217,7 @@ def measured() -> dict[str, float]:
 
 
 def shorter(value: Any) -> Any:
-    """Every number in it with four significant digits."""
+    """The same with all numbers rounded to four significant digits."""
     if isinstance(value, dict):
         return {name: shorter(inner) for name, inner in value.items()}
     return rounded(value) if isinstance(value, float) else value

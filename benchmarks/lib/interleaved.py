@@ -1,7 +1,7 @@
-"""Passes of several pipelines in turns, a batch each, on one core; who does not work is stopped, threads and all.
+"""Runs passes of several pipelines in turns, a batch each, on one core; the others are stopped with their threads.
 
-The pace of a machine that others share changes from second to second. Passes one after the other see different
-machines; turns of a second or so see the same one, and the ratio of two pipelines' times over a pass is steady.
+The speed of a shared machine changes from second to second. Passes one after the other see different speeds; turns of
+about a second see the same one, so that the ratio of two pipelines' times is stable.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import NamedTuple
 import psutil
 
 BEFORE = 2
-"""Turns before the clock starts: clients are made and buffers full by then."""
+"""Turns before the clock starts, to create clients and fill buffers."""
 GRACE = 10.0
-"""Seconds for a pipeline to close its batches when the others will not go on."""
+"""Seconds for a pipeline to close its batches after another one failed."""
 _LOOK = 0.002
-"""Seconds between two looks whether a turn has ended."""
+"""Seconds between polls for the end of a turn."""
 
 
 class Pass(NamedTuple):
     """One pass of one pipeline."""
 
     rate: float
-    """Samples per second of its own turns."""
+    """Samples per second, in its own turns."""
     cpu: float
-    """Microseconds of computing of a sample, child processes included."""
+    """CPU microseconds per sample, child processes included."""
 
 
 class _Turn(NamedTuple):
@@ -43,9 +43,9 @@ class _Turn(NamedTuple):
 def passes(
     processes: Mapping[str, ProcessPoolExecutor], open_batches: Callable[[str], Iterator[int]], samples: int
 ) -> dict[str, Pass]:
-    """A pass of each over so many samples. ``begin``: a name's batches, made in its process; it can be pickled.
+    """A pass of each over so many samples. ``open_batches``: picklable; returns the batches of a name, in its process.
 
-    Where one fails, the others close their batches. Those that do not, within ``GRACE``, are killed.
+    If one fails, the others close their batches. Those that do not within ``GRACE`` are killed.
     """
     ids = {name: process.submit(os.getpid).result() for name, process in processes.items()}
     ends: dict[str, Future[list[_Turn]]] = {}
@@ -73,7 +73,7 @@ def _tell(processes: Iterable[int], number: int) -> None:
 
 
 def _turn(process: int, end: Future[list[_Turn]]) -> None:
-    """Wait until it has stopped itself, or come to the end. Raises what ended it early, such as BrokenProcessPool."""
+    """Wait until a pipeline has stopped itself or ended. Raises its error, such as BrokenProcessPool."""
     with contextlib.suppress(psutil.NoSuchProcess):
         while not end.done():
             if psutil.Process(process).status() == psutil.STATUS_STOPPED:
@@ -83,7 +83,7 @@ def _turn(process: int, end: Future[list[_Turn]]) -> None:
 
 
 def _work(open_batches: Callable[[str], Iterator[int]], name: str, samples: int) -> list[_Turn]:
-    """Its turns; between two of them this process stands still, until it is told to go on, or to end (SIGTERM)."""
+    """The turns of a pipeline; between turns this process is stopped until SIGCONT, or SIGTERM to end."""
     turns = list[_Turn]()
     signal.signal(signal.SIGTERM, _end)
     with contextlib.closing(open_batches(name)) as batches:  # type: ignore[type-var]
@@ -101,7 +101,7 @@ def _end(*_: object) -> None:
 
 
 def _cpu() -> float:
-    """Seconds of computing of this process, its threads and the children that it has waited for."""
+    """CPU seconds of this process, its threads and finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(times.ru_utime + times.ru_stime for times in used)
 

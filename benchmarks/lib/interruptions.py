@@ -1,14 +1,14 @@
-"""Goodput of a run that is interrupted: the share of its time that becomes steps which stand; by formula and by events.
+"""Goodput of an interrupted run, by formula and by simulation: the share of its time spent in steps that are not lost.
 
-Interruptions come at random, on average m seconds apart, and save nothing first. An attempt starts for R seconds, then
-trains; every t seconds it saves, which holds up steps for c seconds, and w seconds later the commit stands. An
-interruption takes it back to the newest commit. With exponential times between interruptions commit n of an attempt
-stands if it lasts longer than R + w + n (t + c), so that
+Interruptions are random, on average m seconds apart, without a save before. An attempt starts up for R seconds, then
+trains; every t seconds it saves, which blocks steps for c seconds, and w seconds later the checkpoint is committed.
+After an interruption the newest commit is resumed. With exponential times between interruptions, commit n of an attempt
+exists if the attempt lasts longer than R + w + n (t + c), so that
 
     goodput = t / m * exp(-(R + w) / m) / (exp((t + c) / m) - 1)
 
-which with w = 0 is the complete model of Daly (2006, Future Generation Computer Systems 22) turned over.
-Its first order, m large: 1 - c / t - t / (2 m) - (R + w) / m; least lost at t = sqrt(2 c m), Young (1974).
+which with w = 0 is the inverse of the complete model of Daly (2006, Future Generation Computer Systems 22). Its first
+order for large m: 1 - c / t - t / (2 m) - (R + w) / m; the optimum is t = sqrt(2 c m), Young (1974).
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Rule = Callable[["History"], float]
 
 @dataclass(frozen=True)
 class Life:
-    """What runs are like, in seconds."""
+    """Parameters of a run, in seconds."""
 
     between: float
-    """m, on average between two interruptions."""
+    """m, mean time between interruptions."""
     start: float
-    """R, from the begin of an attempt to its first step."""
+    """R, from the start of an attempt to its first step."""
     cost: float
-    """c, for which steps wait for a save."""
+    """c, for which a save blocks steps."""
     written: float
-    """w, until its commit stands."""
+    """w, until its commit."""
 
 
 @dataclass
 class History:
-    """What a run knows of itself when it asks when to save next (``flip.checkpoint.manager.SaveInterval``)."""
+    """The state from which a run computes its save interval (``flip.checkpoint.manager.SaveInterval``)."""
 
     trained: float = 0.0
     """Seconds since their first steps of all attempts, this one included."""
     cut: int = 0
     """Attempts that lost steps."""
     saves: int = 0
-    """Of this attempt."""
+    """Seconds of this attempt."""
 
 
 def goodput(life: Life, every: float) -> float:
@@ -62,7 +62,7 @@ def young(life: Life) -> float:
 
 
 def optimum(life: Life) -> float:
-    """The t of most goodput, by golden section around Young's."""
+    """The t with the best goodput, by golden-section search around Young's."""
     low, high, ratio = young(life) / 20, young(life) * 20, (math.sqrt(5) - 1) / 2
     while high - low > 1e-6 * high:
         left, right = high - ratio * (high - low), low + ratio * (high - low)
@@ -71,13 +71,12 @@ def optimum(life: Life) -> float:
 
 
 def known(life: Life) -> float:
-    """The interval of ``checkpoint.minutes: 0`` when costs and interruptions are known: bounds and all."""
+    """The interval of ``checkpoint.minutes: 0`` for known costs and interruptions, with its bounds."""
     return young_daly_interval(life.cost, life.between, life.cost + life.written)
 
 
 def learning(life: Life) -> Rule:
-    """The same from what a run has seen so far, as ``flip.checkpoint.manager.SaveInterval`` does; it begins with a
-    day."""
+    """The same from the history of a run, as ``flip.checkpoint.manager.SaveInterval``; it starts with a day."""
 
     def every(history: History) -> float:
         if not history.saves:

@@ -1,4 +1,4 @@
-"""Numbers on a page of docs/ that are those of a file of results: each is named where it stands, and so kept true.
+"""Updates the numbers of a page in docs/ from a file of results; the page names the key of each number.
 
 | `storage.gets_per_s` | 1,470 | what it is |       a row whose first cell is a key: the second is its value
 | | `events` | `error` |                            a header with names: rows below have a cell for each of them
@@ -15,7 +15,7 @@ _INLINE = re.compile(r"[-\d.,]*\d \(`(\w+\.[\w.]+)`\)")
 
 
 def fill(text: str, numbers: dict[str, Any]) -> str:
-    """The page with the values of ``found``. KeyError for a key that is not there."""
+    """The page with the values of ``numbers``. Raises KeyError for an unknown key."""
     lines, header = [], list[str]()
     for line in text.split("\n"):
         if not line.startswith("|"):
@@ -30,7 +30,7 @@ def fill(text: str, numbers: dict[str, Any]) -> str:
 
 
 def shown(value: float | str) -> str:
-    """As pages write it: with commas, and no more digits than the file has."""
+    """A number as pages write it: with commas, and no more digits than the file has."""
     if isinstance(value, str):
         return value
     return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"

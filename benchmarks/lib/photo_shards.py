@@ -1,7 +1,7 @@
-"""Shards of pictures that cost what photographs cost: to decode, to resize, to read, to tokenise.
+"""Shards of synthetic images with the cost of photographs: to read, decode, resize and tokenise.
 
-A picture is noise of all scales, as photographs have it (large ones strong, small ones weak), with shapes that have
-edges; the grain of the finest scale sets how many bytes a JPEG of quality 95 takes. Captions are as long as LAION's.
+An image is noise of all scales with the spectrum of photographs, and shapes with edges; the grain of the finest scale
+sets the bytes of a JPEG of quality 95. Captions are as long as LAION's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORDS = _TEXT.split()
 
 
 class Kind(NamedTuple):
-    """``side``: of the square, or the short side of pictures in 4 : 3 either way; ``grain``: of the finest noise."""
+    """``side``: of a square, or the short side of 4:3 images; ``grain``: amplitude of the finest noise."""
 
     name: str
     side: int
@@ -68,7 +68,7 @@ def caption(rng: np.random.Generator) -> str:
 
 
 def samples(kind: Kind, count: int, seed: int) -> list[tuple[bytes, str]]:
-    """JPEG bytes and caption of each."""
+    """JPEG bytes and caption of each sample."""
     entries = []
     for i in range(count):
         rng = np.random.default_rng([seed, kind.side, i])
@@ -80,7 +80,7 @@ def samples(kind: Kind, count: int, seed: int) -> list[tuple[bytes, str]]:
 
 
 def write(pairs: list[tuple[bytes, str]], folder: Path, shards: int) -> list[Path]:
-    """The samples as shards of members jpg, json, txt, by webdataset's writer, as img2dataset uses it."""
+    """The samples as shards with members jpg, json, txt, written by webdataset as in img2dataset."""
     folder.mkdir(parents=True)
     paths = [folder / f"{shard:05d}.tar" for shard in range(shards)]
     for shard, path in enumerate(paths):

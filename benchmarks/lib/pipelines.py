@@ -1,8 +1,8 @@
-"""Pipelines that one core works off: ours, those of others, and the bare decoding that no pipeline can do without.
+"""Data pipelines on one core: ours, those of peers, and decoding alone as a lower bound.
 
-Each is a generator over batches, of which it yields the number of samples, and runs in one process without loader
-processes, so that all of its work is on the core that is measured. Crops of area 0.5 to 1, sides in 3:4 to 4:3, to 224
-pixels, a flip, tokens of the caption: the same for all. A peer that is not installed raises ModuleNotFoundError.
+Each is a generator that yields the number of samples of each batch, in one process without loader processes, so that
+all of its work is on the measured core. All crop 0.5 to 1 of the area, sides in 3:4 to 4:3, to 224 pixels, flip, and
+tokenise the caption. A peer that is not installed raises ModuleNotFoundError.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ BLOCK, LANES, SHUFFLE = 4, 1, 1000
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do: one pass over these data, in batches."""
+    """The work: one pass over these data, in batches."""
 
     address: str
-    """Of the S3 server; the client's environment has it too, with the credentials."""
+    """Address of the S3 server, also in the environment with the credentials."""
     key: str
     secret: str
     bucket: str
     shards: tuple[str, ...]
     """Names of objects."""
     mds: str
-    """Where the same samples lie in mosaicml-streaming's format."""
+    """The same samples in mosaicml-streaming's format."""
     manifest: str
     chunk: int
     tokenizer: str
     local: tuple[str, ...]
-    """The shards as files, for the bare decoding."""
+    """The shards as files, for decoding alone."""
     samples: int
     batch: int
     seed: int
@@ -82,7 +82,8 @@ def data_of(work: Work) -> schema.Data:
 
 
 def bare(work: Work) -> Iterator[int]:
-    """JPEGs in memory, decoded by simplejpeg, cropped, resized and cut into visible patches as ours; no captions."""
+    """JPEGs in memory, decoded by simplejpeg, then cropped, resized and cut into visible patches as ours; no
+    captions."""
     images, draws, keep = _prepared(work)
     for start in range(0, len(images), work.batch):
         rows = range(start, min(start + work.batch, len(images)))
@@ -103,7 +104,7 @@ def bare_torchvision(work: Work) -> Iterator[int]:
 
 @cache
 def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int16]]:
-    """Made before the clock runs: JPEGs, and what is drawn for them."""
+    """Prepared before the clock starts: JPEGs and their random draws."""
     views = [memoryview(Path(path).read_bytes()) for path in work.local]
     places = [(view, *sample.members["jpg"]) for view in views for sample in tar.samples(view)]
     ids, patches = np.arange(len(places)), (SIZE // PATCH) ** 2
@@ -115,13 +116,13 @@ def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int
 def open_clip(work: Work) -> Iterator[int]:
     """open_clip_train's own training pipeline: Pillow, float32, its tokenizer; shards through pipe:curl, signed.
 
-    Its users write ``pipe:aws s3 cp``, which takes seconds of computing per shard: much for shards as small as these.
+    Users of it write ``pipe:aws s3 cp``, which takes CPU seconds per shard: too much for shards as small as these.
     """
     from open_clip import get_tokenizer, image_transform
     from open_clip_train import data as open_clip_data
     from webdataset.tariterators import tar_file_expander
 
-    # webdataset marks the end of a shard since 0.2.87, which theirs takes for a file.
+    # webdataset marks the end of a shard since 0.2.87, which open_clip takes for a file.
     open_clip_data.tar_file_expander = partial(tar_file_expander, eof_value=None)
     sign = f"--aws-sigv4 aws:amz:us-east-1:s3 --user {work.key}:{work.secret}"
     names = ",".join(work.shards)
@@ -140,17 +141,17 @@ def open_clip(work: Work) -> Iterator[int]:
 
 
 def webdataset_open(work: Work) -> Iterator[int]:
-    """webdataset over files that s3fs opens; our decoder and tokenizer, and our crop, which is quicker than theirs."""
+    """webdataset over files opened by s3fs; our decoder and tokenizer, and our crop, which is faster."""
     yield from map(_Finish(work), _batched(samples_of_webdataset(work, whole=False), work.batch))
 
 
 def webdataset_whole(work: Work) -> Iterator[int]:
-    """webdataset over objects that s3fs fetches whole; our decoder and tokenizer, and our crop."""
+    """webdataset over objects fetched at once by s3fs; our decoder, tokenizer and crop."""
     yield from map(_Finish(work), _batched(samples_of_webdataset(work, whole=True), work.batch))
 
 
 def webdataset_torchvision(work: Work) -> Iterator[int]:
-    """As ``webdataset_whole``, but cropped by torchvision's public transform, as its users do it; our decoder."""
+    """As ``webdataset_whole``, but cropped by torchvision's public transform, as usual; our decoder."""
     crop, tokenizer = _torchvisions_crop(work.seed), Tokenizer(work.tokenizer, LENGTH, True)
     for samples in _batched(samples_of_webdataset(work, whole=True), work.batch):
         images = crop(decode.decode(sample["jpg"], "simplejpeg") for sample in samples)
@@ -159,7 +160,7 @@ def webdataset_torchvision(work: Work) -> Iterator[int]:
 
 
 def _torchvisions_crop(seed: int) -> Callable[[Iterable[NDArray[np.uint8]]], torch.Tensor]:
-    """Pictures -> a batch of views (b, 3, SIZE, SIZE), uint8."""
+    """Images -> a batch of views (b, 3, SIZE, SIZE), uint8."""
     import torch
     from torchvision.transforms import v2
 
@@ -172,7 +173,7 @@ def _torchvisions_crop(seed: int) -> Callable[[Iterable[NDArray[np.uint8]]], tor
 
 
 def samples_of_webdataset(work: Work, whole: bool) -> Iterable[dict[str, Any]]:
-    """What its users have: dictionaries of bytes, shuffled, one pass."""
+    """webdataset as users have it: dictionaries of bytes, shuffled, one pass."""
     import s3fs
     import webdataset
 
@@ -213,7 +214,7 @@ PIPELINES: dict[str, Callable[[Work], Iterator[int]]] = {
 
 
 class _Finish:
-    """What is left to do for the peers that only read: as ours, but drawn by their order and with all pixels kept."""
+    """The remaining work for peers that only read: as ours, but in their order and with all pixels."""
 
     def __init__(self, work: Work) -> None:
         self._seed, self._seen, self._tokenizer = work.seed, 0, Tokenizer(work.tokenizer, LENGTH, True)

@@ -1,4 +1,4 @@
-"""Where the time goes, of benchmarks whose scripts tell it."""
+"""Section "Where the time goes" of RESULTS.md, from benchmarks with profiles."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from benchmarks.lib.table_rows import number
 
 REST = "all else"
-"""What a profile does not name."""
+"""All operations that a profile does not name."""
 
 
 def profiles(results: Mapping[str, Any]) -> Iterator[str]:
-    """Parts of the page, in Markdown."""
+    """Paragraphs of the page, in Markdown."""
     if "stream" in results:
         yield from _stream(results["stream"])
     for name in ("step", "step_gpu"):
@@ -24,7 +24,7 @@ def profiles(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stream(results: Mapping[str, Any]) -> Iterator[str]:
-    """Stages of ours, and what the bare decoding beside it takes."""
+    """Stages of our pipeline, and the time of decoding alone."""
     sets = results["sets"]
     yield "stream, ours: microseconds of computing of a sample, each stage alone in warm caches.\n"
     stages = [row["stage"] for row in next(iter(sets.values()))["costs"]]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: timing, the machine's facts, and a file of results."""
+"""Shared by all benchmarks: timing, facts of the machine, and files of results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round: one after the other, so that what else the machine does meets all alike."""
+    """Seconds of each call in each round, one after the other, so that other load affects all alike."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -44,7 +44,7 @@ def in_turn(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, lis
 
 
 def spread(values: Sequence[float], name: str = "median") -> dict[str, float]:
-    """The median by its name, least and most."""
+    """The median (named ``name``), least and most."""
     return {name: rounded(statistics.median(values)), "least": rounded(min(values)), "most": rounded(max(values))}
 
 
@@ -54,7 +54,7 @@ def ratio(over: Sequence[float], under: Sequence[float], name: str = "ratio") ->
 
 
 def machine() -> dict[str, Any]:
-    """What numbers depend on, and no name of a host."""
+    """Facts of the machine that numbers depend on, without its host name."""
     text = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").exists() else ""
     model = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -69,7 +69,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Package -> its version here, ABSENT where it is not installed."""
+    """Package -> installed version, or ABSENT."""
     result = {}
     for name in packages:
         try:
@@ -91,7 +91,7 @@ def options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
-    """Print the report with what it took, and write it where ``--out`` says."""
+    """Print the report with its cost, and write it to ``--out``."""
     report = report | {"took": _took(*chosen.began), "quick": chosen.quick}
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
 
 
 def _used() -> tuple[float, float]:
-    """Core seconds used so far by the whole machine, and by this process and all below it, ended ones with them."""
+    """CPU seconds used so far by the machine, and by this process with its children."""
     times = os.times()
     busy, own = 0.0, sum(times[:4])
     if Path("/proc/stat").exists():
@@ -116,7 +116,7 @@ def _used() -> tuple[float, float]:
 
 
 def _took(start_time: float, before: tuple[float, float]) -> dict[str, float]:
-    """Seconds, and how many cores others used meanwhile: many more than a tenth, and the machine was not quiet."""
+    """Seconds, and the cores that other processes used meanwhile; the machine was not idle if much above a tenth."""
     took, (busy, own) = time.perf_counter() - start_time, _used()
     others = (busy - before[0] - (own - before[1])) / took
     return {"seconds": rounded(took), "cores_of_others": rounded(max(0.0, others))}

@@ -1,4 +1,4 @@
-"""Data sets of pictures behind an S3 server that runs on other cores than what is measured."""
+"""Image data sets behind an S3 server that runs on other cores than the measured code."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHARDS = 4
 
 
 def cores() -> tuple[int, set[int]]:
-    """The core that is measured, and those of the server: the others, or the same where there is one only."""
+    """The measured core, and those of the server: the others, or the same if there is only one."""
     first, *others = sorted(os.sched_getaffinity(0))
     return first, set(others) or {first}
 
 
 @contextmanager
 def serving(name: str, folder: Path) -> Iterator[str]:
-    """The address of an empty server; s3:// leads there, in processes to come as well."""
+    """Address of an empty server; s3:// URLs use it, also in later processes."""
     server, before = SERVERS[name](folder / name), os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores()[1])  # the server inherits it
     try:
@@ -49,7 +49,7 @@ def serving(name: str, folder: Path) -> Iterator[str]:
 
 
 def alone() -> ProcessPoolExecutor:
-    """A process of its own on the measured core, with one thread for torch: more would wait for each other there."""
+    """A process on the measured core, with one torch thread: more would wait for each other."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "benchmarks.lib.pipelines"])  # imported once for all
     return ProcessPoolExecutor(1, context, _settle, (cores()[0],))
@@ -70,7 +70,7 @@ def _settle(core: int) -> None:
 
 
 def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:
-    """Make a set, upload it, and index what is there."""
+    """Create a data set, upload it, and index it."""
     pairs = photo_shards.samples(kind, samples, seed)
     name, remote_files = f"{kind.side}", files(address)
     local = photo_shards.write(pairs, folder / name, SHARDS)
@@ -88,7 +88,7 @@ def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, fold
 
 
 def _mds(pairs: list[tuple[bytes, str]], folder: Path, remote_files: Any, remote: str) -> str:
-    """The same samples in mosaicml-streaming's format; nothing where it is not installed."""
+    """The same samples in mosaicml-streaming's format; nothing if it is not installed."""
     try:
         from streaming import MDSWriter
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Where our microseconds go: each stage of a sample's way alone, over the same data, on the same core."""
+"""Cost of each stage of our pipeline alone, on the same data and core."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from flip.data.storage.checksums import crc32
 from flip.tokenizer import Tokenizer
 
 HELD = 512
-"""Samples that the stages work on, over and over."""
+"""Samples that the stages process repeatedly."""
 REPEATS = 5
 
 
 def measure(work: Work) -> list[dict[str, Any]]:
-    """Microseconds of computing of a sample, stage by stage; medians over REPEATS. What a stage makes is let go of."""
+    """CPU microseconds per sample and stage; medians over REPEATS. Results are discarded."""
     manifest, reader, tokenizer = Manifest.load(work.manifest), ChunkReader(), Tokenizer(work.tokenizer, LENGTH, True)
     reads = [
         read[:3] for j in range(min(manifest.chunks, max(1, HELD // work.chunk))) for read in manifest.chunk_reads(j)

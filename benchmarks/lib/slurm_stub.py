@@ -1,4 +1,4 @@
-"""Slurm commands that answer at once, and the launcher's commands and its peers' timed against them."""
+"""Slurm commands that answer at once, and timings of the launcher and its peers against them."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ main()
 
 
 def judged(limit: str, run: Callable[[], Any], repeats: int) -> dict[str, Any]:
-    """Seconds of a call, median, least and most, beside what it may take."""
+    """Seconds of a call, median, least and most, and its limit."""
     result = results.spread([results.seconds(run) for _ in range(repeats)], "seconds")
     reach = LIMITS[limit]
     return result | {"limit": reach, "verdict": "ok" if result["seconds"] < reach else "missed"}
 
 
 class Site:
-    """A temporary folder with Slurm's commands, which note every call and answer at once."""
+    """A temporary folder with Slurm's commands, which record every call and answer at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.calls, self.rows = folder, folder / "calls", folder / "rows"
@@ -66,7 +66,7 @@ class Site:
         self.environment = {**os.environ, "FLIP_RUNS": str(folder / "runs")}
 
     def fresh(self) -> Path:
-        """A folder of its own for each repetition."""
+        """A new folder for each repetition."""
         self.number += 1
         made = self.folder / f"s{self.number}"
         made.mkdir()
@@ -85,7 +85,7 @@ class Site:
     # -- ours ----------------------------------------------------------------------------------------------------------
 
     def plan(self, runs: int) -> None:
-        """The dry run of a sweep as a person types it: resolved, validated, costed; its data are nominal."""
+        """The dry run of a sweep: resolved, validated, costed; its data are nominal."""
         sweep = self.folder / "bench.yaml"
         grid = ", ".join(f"{(i + 1) / 100:g}" for i in range(runs))
         base = (ROOT / "sweeps" / "data_scaling.yaml").read_text(encoding="utf-8").split("\nruns:")[0]
@@ -96,7 +96,7 @@ class Site:
             raise SystemExit(f"{count} runs were planned in place of {runs}")
 
     def submit(self, runs: int) -> None:
-        """Run directories of two shapes, handed to the Slurm cluster."""
+        """Run directories with two kinds of resources, submitted to the Slurm stub."""
         folder = self.fresh() / "bench"
         jobs = []
         for i in range(runs):
@@ -108,7 +108,7 @@ class Site:
     # -- peers ---------------------------------------------------------------------------------------------------------
 
     def submitit(self, runs: int) -> None:
-        """One job after the other, as its documentation begins."""
+        """One job after the other, as in the first example of its documentation."""
         import submitit
 
         executor = submitit.SlurmExecutor(self.fresh())
@@ -116,7 +116,7 @@ class Site:
             executor.submit(time.sleep, i)
 
     def hydra(self, runs: int) -> None:
-        """A multirun over a range, as its launcher's documentation has it; interpreter and imports included."""
+        """A multirun over a range, as in the documentation of its launcher; interpreter and imports included."""
         script, folder = self.folder / "app.py", self.fresh()
         script.write_text(HYDRA, encoding="utf-8")
         axis = f"+run=range(0,{runs})"

@@ -1,4 +1,4 @@
-"""A data set of LAION-2B's size as tables alone: no shard exists, every number that the tables hold is consistent."""
+"""The tables of a data set of LAION-2B's size: consistent numbers, but no shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flip.data.manifest.manifest import BLOCK, ChunkTable
 from flip.data.order import SampleOrder
 
 SHARDS, MEAN, SIGMA, CHUNK = 230_000, 8_333, 534, 256
-"""As a download of LAION-2B leaves it: 10,000 links per shard, five in six of them alive."""
+"""Samples per shard of a download of LAION-2B: 10,000 links, five in six of them alive."""
 SAMPLE_BLOCKS = 94
 """Blocks of 512 bytes of a sample inside its shard: 48 kB, headers included."""
 
@@ -31,12 +31,12 @@ def table(shards: int = SHARDS, seed: int = 0, mean: float = MEAN) -> ChunkTable
 
 
 def checksums(of: ChunkTable, seed: int = 0) -> NDArray[np.uint32]:
-    """Any numbers: nothing is read."""
+    """Arbitrary values: nothing is read."""
     return np.random.default_rng(seed).integers(0, 2**32, of.chunks, dtype=np.uint32)
 
 
 def held_bytes(order: SampleOrder, world: int) -> int:
-    """Bytes that the order holds for a rank in the middle of a stream: ids and visits of the blocks it keeps."""
+    """Bytes that the order holds for a rank in the middle of a stream: ids and epochs of cached blocks."""
     count = order.block_samples // 2 + 1
     for step in range(4):
         order.positions(range(order.lanes // world), step * count, count)

@@ -1,6 +1,6 @@
-"""What of each benchmark's results stands in the table, beside which peer, and what is to be reached.
+"""Rows of RESULTS.md: which results of each benchmark, against which peer, with which goal.
 
-A function per benchmark takes what its script wrote. Ratios are those of ours to the peer's in the same round.
+A function per benchmark takes the results of its script. Ratios are ours to the peer's in the same round.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class Row:
-    """``ratio``: of ours to the peer's, as they stand there; ``spread``: its least and most over rounds."""
+    """``ratio``: ours to the peer's; ``spread``: its least and most over rounds."""
 
     what: str
     own: str
@@ -25,11 +25,11 @@ class Row:
     spread: tuple[float, float] | None = None
     goal: str = ""
     reached: bool | None = None
-    """None where nothing is asked, or nothing was measured."""
+    """None if there is no goal, or nothing was measured."""
 
     @property
     def figure(self) -> str:
-        """What it comes to: the ratio, or what ours took."""
+        """The quoted figure: the ratio, or our value."""
         if self.ratio is None:
             return self.own
         return number(self.ratio) + (f" ({number(self.spread[0])} to {number(self.spread[1])})" if self.spread else "")
@@ -41,33 +41,33 @@ def number(value: float) -> str:
 
 
 def spread(result: Mapping[str, Any], scale: float = 1.0) -> tuple[float, float] | None:
-    """Least and most of what a script wrote, None where it did not."""
+    """Least and most in a result; None if it has none."""
     if isinstance(result.get("least"), float | int):
         return result["least"] * scale, result["most"] * scale
     return None
 
 
 def goal(value: float, sign: str, limit: float, unit: str = "") -> dict[str, Any]:
-    """The two fields of a row that is to reach something."""
+    """The fields of a row with a goal."""
     return {"goal": f"{sign} {limit:g}{unit}", "reached": bool(SIGNS[sign](value, limit))}
 
 
 def limited(what: str, result: Mapping[str, Any], peer: str = "") -> Row:
-    """Seconds beside their own ``limit``."""
+    """Seconds with their ``limit``."""
     least, most = spread(result) or (result["seconds"], result["seconds"])
     own = f"{number(result['seconds'])} s ({number(least)} to {number(most)})"
     return Row(what, own, peer, **goal(result["seconds"], "<", result["limit"], " s"))
 
 
 Found = Mapping[str, Any]
-"""What a script wrote."""
+"""Results of a script."""
 PEAK = 989e12
-"""FLOP/s of an H100 in bf16, by its maker."""
+"""FLOP/s of an H100 in bf16, from its data sheet."""
 EXACT = 1e-12
 
 
 def step(result: Found) -> list[Row]:
-    """Beside open_clip, and masked beside unmasked."""
+    """Against open_clip, and masked against unmasked."""
     rows, gpu = [], result["device"] == "cuda"
     cases = {(row["mask"], row["form"]): row for row in result["beside_the_peer"]}
     for (mask, form), row in cases.items():
@@ -92,7 +92,7 @@ def step(result: Found) -> list[Row]:
 
 
 def _masked(row: Found, size: str, gpu: bool) -> Row:
-    """Time against the unmasked step's, over the ratio of FLOPs."""
+    """Time relative to the unmasked step, over the ratio of FLOPs."""
     what = f"step of {size}, b = {row['b']}, mask {row['mask']}, to the unmasked one" + " on a GPU" * gpu
     ratio, work = row["time_to_FLOPs"], row["FLOPs_ratio"]
     times, flops = f"{number(row['time_ratio'])} of the time", f"{number(work)} of the FLOPs"
@@ -100,7 +100,7 @@ def _masked(row: Found, size: str, gpu: bool) -> Row:
 
 
 def step_gpu_h14(result: Found) -> list[Row]:
-    """Share of a card's peak."""
+    """Share of a GPU's peak."""
     row = next(row for row in result["masked"]["cases"] if row["mask"] == "0.5")
     share = row["GFLOPS"] * 1e9 / PEAK
     what = f"step of {result['masked']['size']}, b = {row['b']}, mask 0.5 on a GPU: model FLOPs of the card's peak"
@@ -108,7 +108,7 @@ def step_gpu_h14(result: Found) -> list[Row]:
 
 
 def loss(result: Found) -> list[Row]:
-    """Tiles beside whole logits, beside open_clip's where b = B, beside arithmetic, and how exact they are."""
+    """Tiles against full logits, open_clip (if b = B) and arithmetic, and their exactness."""
     cases = {(row["b"], row["B"], row["form"]): row for row in result["cases"]}
     tile = next(form for form in ("tiles of 1024", "tiles of 256") if any(key[2] == form for key in cases))
     rows = []
@@ -135,7 +135,7 @@ def loss(result: Found) -> list[Row]:
 
 
 def stream(result: Found) -> list[Row]:
-    """Beside each pipeline."""
+    """Against each pipeline."""
     rows = []
     for kind, entry in result["sets"].items():
         flip_row, *others = entry["pipelines"]
@@ -152,7 +152,7 @@ def stream(result: Found) -> list[Row]:
 
 
 def resume(result: Found) -> list[Row]:
-    """Whether it depends on S, and what others take."""
+    """Dependence on S, and the time of peers."""
     seconds = [row["first_batch_seconds"] for row in result["ours"]]
     where = [f"{100 * row['passes']:g}" for row in result["ours"]]
     ratio = max(seconds) / min(seconds)
@@ -177,7 +177,7 @@ def resume(result: Found) -> list[Row]:
 
 
 def checkpoint(result: Found) -> list[Row]:
-    """How long the loop stands still."""
+    """How long the loop is blocked."""
     rows, cases = [], {(row["ranks"], row["way"]): row for row in result["cases"]}
     for ranks in sorted({ranks for ranks, _ in cases}):
         flip_row, torchs = cases[ranks, "background"], cases[ranks, "torch async_save"]
@@ -196,7 +196,7 @@ def checkpoint(result: Found) -> list[Row]:
 
 
 def memory(result: Found) -> list[Row]:
-    """Measured to foretold."""
+    """Measured to predicted."""
     cases = result["cases"]
     ratios = [row["measured_to_predicted"] for row in cases]
     worst = max(cases, key=lambda row: row["measured_to_predicted"])
@@ -208,7 +208,7 @@ def memory(result: Found) -> list[Row]:
 
 
 def launcher(result: Found) -> list[Row]:
-    """Limits of commands; submitting beside submitit and Hydra."""
+    """Limits of commands; submission against submitit and Hydra."""
     slowest = max(result["help"], key=lambda row: row["seconds"])
     flip_row, *others = result["submit"]["ways"]
     runs, shapes = result["submit"]["runs"], result["submit"]["shapes"]
@@ -228,7 +228,7 @@ def launcher(result: Found) -> list[Row]:
 
 
 def order(result: Found) -> list[Row]:
-    """The place in the stream, and the cost of order and mask."""
+    """The position in the stream, and the cost of order and mask."""
     first = [row for row in result["first_batch"] if row["passes"] == 0.5][-1]
     peer, after, samples = result["peer"], result["afterwards"][-1], f"{result['data']['N']:.3g} samples"
     seconds, peer_value = first["milliseconds"] / 1000, peer["extrapolated_to_N_seconds"]
@@ -242,7 +242,7 @@ def order(result: Found) -> list[Row]:
 
 
 def prefetch(result: Found) -> list[Row]:
-    """The loader's rule beside waiting for each read, by simulation."""
+    """The loader's rule against waiting for each read, by simulation."""
     rows = []
     for first in (case for case in result["cases"] if case["hedge"] and case["lead"]):
         same = [
@@ -290,4 +290,4 @@ ROWS: dict[str, Callable[[Found], list[Row]]] = {
     "launcher": launcher, "order": order, "prefetch": prefetch, "evaluation": evaluation, "report": report,
     "step_gpu": step, "step_gpu_h14": step_gpu_h14, "memory_gpu": memory,
 }  # fmt: skip
-"""Name of a file of results -> what of it is told."""
+"""Name of a file of results -> its rows."""

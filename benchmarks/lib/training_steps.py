@@ -1,4 +1,4 @@
-"""A training step, ours and open_clip's, on a batch that is in memory: ready to be called."""
+"""A training step, ours and open_clip's, as a function of a batch in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
 
 
 class Case(NamedTuple):
-    """A process's work: a form of a step of one model, at one mask ratio or at several."""
+    """Work of a process: a form of a step of one model, at one or several mask ratios."""
 
     form: str
     size: str
@@ -25,14 +25,14 @@ class Case(NamedTuple):
 
 
 def model(size: str, padding: str = "attend") -> schema.Model:
-    """A named size in recipe portable's form."""
+    """A model size in recipe portable."""
     row = MODEL_PRESETS[size]
     image, text = schema.ImageTower(**row["image"]), schema.TextTower(**row["text"], padding=padding)
     return schema.Model(size, row["embed"], image, text)
 
 
 def lengths(batch: int, seed: int) -> Any:
-    """Tokens of captions, [CLS] included: log-normal about ten words, as of alternative texts on the web."""
+    """Tokens per caption, [CLS] included: log-normal around ten words, as alternative texts on the web."""
     drawn = np.random.default_rng(seed).lognormal(np.log(10), 0.55, batch)
     return 1 + drawn.round().clip(1, 31).astype(np.int64)
 
@@ -45,7 +45,7 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
 
 
 def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    """Steps of one model at each mask of the case, as flip.training.trainer does them on one process."""
+    """Steps of one model at each mask of the case, as flip.training.trainer with one process."""
     from flip.config.host import Host
     from flip.config.resolve import _compute
     from flip.distributed import parallel
@@ -61,7 +61,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does
     image, device = config.model.image, torch.device(chosen.device)
-    pair = towers.build(config.model, config.augment, config.compute.attention)
+    pair = towers.CLIPModel(config.model, config.augment, config.compute.attention)
     towers.init_weights(pair, chosen.seed)
     here = parallel.World(0, 1, device, None, None)
     config.compute.compile = "yes" if chosen.compile else "no"
@@ -82,7 +82,8 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
 
 
 def _inputs(torch: Any, config: schema.Config, batch: int, visible: int, chosen: argparse.Namespace) -> tuple[Any, ...]:
-    """As our loader gives them: pixels [b, visible, 3 p p] uint8, kept patches [b, visible], tokens [b, length]."""
+    """A batch as our loader yields it: pixels [b, visible, 3 p p] uint8, patch indices [b, visible], tokens [b,
+    length]."""
     from flip.data.masking import visible_patches
 
     image = config.model.image
@@ -98,7 +99,7 @@ def _inputs(torch: Any, config: schema.Config, batch: int, visible: int, chosen:
 
 
 def peer(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
-    """open_clip's own modules, put together as its trainer does; one mask ratio, as it is part of its model."""
+    """open_clip's modules, combined as in its trainer; one mask ratio, as it is part of its model."""
     from open_clip import CLIP, ClipLoss
 
     config, device = model(case.size), torch.device(chosen.device)

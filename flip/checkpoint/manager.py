@@ -44,9 +44,9 @@ class CheckpointManager:
 
     def __init__(self, run: RunDir, attempt: int, world: World, config: Config, watchdog: Watchdog) -> None:
         self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
-        patience = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
+        retry_policy = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.checkpointer = Checkpointer(
-            run, attempt, world, section.keep, section.background == "yes", section.url, patience
+            run, attempt, world, section.keep, section.background == "yes", section.url, retry_policy
         )
         self._interval: SaveInterval | None = None
         if world.is_rank0 and not section.samples:  # rank 0's clock decides for all

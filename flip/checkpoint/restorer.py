@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flip.checkpoint.remote import Remote, refuse_foreign
+from flip.checkpoint.remote import RemoteCheckpoint, refuse_foreign
 from flip.checkpoint.safetensors_io import CheckpointFiles, CheckpointIndex, read_headers, read_tensors
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import DAMAGED, broadcast_json, run_on_all, run_on_first
@@ -26,15 +26,15 @@ class CheckpointRestorer:
 
     Args:
         attempt: if it holds the run, it sets damaged commits aside; 0: never.
-        patience: how long a request to storage at a URL is repeated.
+        retry_policy: how long a request to storage at a URL is repeated.
         url: an address in a record of another user is followed only below this one.
     """
 
     def __init__(
-        self, run: RunDir, attempt: int, world: World, patience: RetryPolicy | None = None, url: str = ""
+        self, run: RunDir, attempt: int, world: World, retry_policy: RetryPolicy | None = None, url: str = ""
     ) -> None:
         self._run, self._attempt, self.world, self._url = run, attempt, world, url
-        self._patience = patience or RetryPolicy()
+        self._retry_policy = retry_policy or RetryPolicy()
         self._index: tuple[Path, CheckpointIndex] | None = None
         self.parent = ""
         """Folder name of the commit that this attempt resumed from."""
@@ -92,7 +92,7 @@ class CheckpointRestorer:
         Rank 0 reads the headers of its files for all ranks, once for several loads from the same commit.
         """
         record = source.record
-        remote = Remote(record["url"], self._patience) if "url" in record else None
+        remote = RemoteCheckpoint(record["url"], self._retry_policy) if "url" in record else None
         files = CheckpointFiles(source.path, record["files"], remote)
         if self._index is None or self._index[0] != source.path:
             headers: dict[str, Any] = {}
@@ -113,7 +113,9 @@ class CheckpointRestorer:
             return
         refuse_foreign(found, self._url)
         files = found.record["files"]
-        Remote(found.record["url"], self._patience).verify({name: files[name] for name in sorted(files)[rank::size]})
+        RemoteCheckpoint(found.record["url"], self._retry_policy).verify(
+            {name: files[name] for name in sorted(files)[rank::size]}
+        )
 
     def _read(self, function: Callable[[], object], path: Path) -> None:
         """Call ``function`` on all ranks; a failure of one is raised on all."""

@@ -24,7 +24,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from flip.checkpoint.export_record import HEADER_LIMIT
-from flip.checkpoint.remote import AT_ONCE, Remote
+from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
 from flip.distributed.parallel import local, local_offsets, replica_of
 from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import DataError
@@ -72,7 +72,7 @@ def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 
 def write_shard(
-    folder: Path, state: Mapping[str, Tensor], rank: int, remote: Remote | None = None
+    folder: Path, state: Mapping[str, Tensor], rank: int, remote: RemoteCheckpoint | None = None
 ) -> dict[str, dict[str, Any]]:
     """Write this rank's part of ``state`` and return file -> bytes, sha256 of the bytes in memory (and ETag)."""
     part = own_part(state, rank)
@@ -97,13 +97,15 @@ def _write_file(path: Path, data: bytes) -> dict[str, Any]:
 class CheckpointFiles:
     """The files of a commit, in a folder or at a URL, read by ranges of bytes. ``files``: those of its record."""
 
-    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], remote: Remote | None = None) -> None:
+    def __init__(
+        self, folder: Path, files: Mapping[str, Mapping[str, Any]], remote: RemoteCheckpoint | None = None
+    ) -> None:
         self.folder, self._files, self._remote = folder, files, remote
         self.names = sorted(name for name in files if name.endswith(".safetensors"))
 
     def read(self, name: str, start: int, stop: int) -> bytearray:
-        """Bytes [start, stop) of a file, or up to its end. Raises OSError, CorruptCheckpoint, or what ``Remote.read``
-        does."""
+        """Bytes [start, stop) of a file, or up to its end. Raises OSError, CorruptCheckpoint, or what
+        ``RemoteCheckpoint.read`` does."""
         stop = min(stop, self._files[name]["bytes"])
         if self._remote is not None:
             return self._remote.read(name, self._files[name], start, stop)
@@ -140,7 +142,7 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
 
     Raises CorruptCheckpoint.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         headers = list(pool.map(partial(_read_header, files), files.names))
     tensors: dict[str, tuple[str, list[list[int]]]] = {}
     for number, (start, header) in enumerate(headers):
@@ -197,9 +199,9 @@ def read_tensors(files: CheckpointFiles, state: Mapping[str, Tensor], index: Che
     def read(group: list[Region]) -> bytearray:
         return files.read(group[0].file, group[0].start, max(region.stop for region in group))
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for i in range(0, len(groups), AT_ONCE):  # bounds the memory for bytes that are read ahead
-            batch = groups[i : i + AT_ONCE]
+    with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+        for i in range(0, len(groups), PARALLEL_FILES):  # bounds the memory for bytes that are read ahead
+            batch = groups[i : i + PARALLEL_FILES]
             for group, data in zip(batch, pool.map(read, batch), strict=True):
                 for region in group:
                     region.fill(data, region.start - group[0].start)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from flip.checkpoint.remote import Remote, base, marked, verify
+from flip.checkpoint.remote import RemoteCheckpoint, encode_commit, url_prefix, verify
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
 from flip.concurrency import DaemonExecutor
@@ -66,16 +66,16 @@ class Checkpointer:
         background: a save returns as soon as the state is copied to host memory; a thread, which alone uses the group
             ``world.checkpoint_group`` then, writes and commits it.
         url: where the files lie instead of the run directory, which has each commit.json all the same.
-        patience: how long a request to storage at ``url`` is repeated.
+        retry_policy: how long a request to storage at ``url`` is repeated.
     """
 
     def __init__(
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
-        url: str = "", patience: RetryPolicy | None = None,
+        url: str = "", retry_policy: RetryPolicy | None = None,
     ) -> None:  # fmt: skip
         self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
-        self._patience = patience or RetryPolicy()
-        self.restorer = CheckpointRestorer(run, attempt, world, patience, url)
+        self._retry_policy = retry_policy or RetryPolicy()
+        self.restorer = CheckpointRestorer(run, attempt, world, retry_policy, url)
         self.blocked_seconds = 0.0
         """Seconds that saves waited for the one before them."""
         self.last_save_seconds = 0.0
@@ -144,7 +144,7 @@ class Checkpointer:
         self, path: Path, state: dict[str, torch.Tensor], record: dict[str, Any], begin: float
     ) -> RankFailure | None:
         """Write and commit. A failure of one rank is that of all, and frees what was written."""
-        remote: Remote | None = None
+        remote: RemoteCheckpoint | None = None
         files: dict[str, dict[str, Any]] = {}
         rank, size, group = self._world.rank, self._world.size, self._world.checkpoint_group
 
@@ -152,7 +152,7 @@ class Checkpointer:
             nonlocal remote
             if self._world.is_rank0:
                 path.mkdir(parents=True, exist_ok=True)  # overwrites what an earlier try could not free
-            remote = Remote(self._url_of(path), self._patience) if self._url else None
+            remote = RemoteCheckpoint(self._url_of(path), self._retry_policy) if self._url else None
 
         def write() -> None:
             files.update(write_shard(path, state, rank, remote))
@@ -162,11 +162,11 @@ class Checkpointer:
                 facts = record | {"world": size, "saving": time.perf_counter() - begin}
                 if remote is not None:
                     facts["url"] = remote.url
-                    remote.put(commit.COMMIT_FILE, marked(facts | {"files": files}))
+                    remote.put(commit.COMMIT_FILE, encode_commit(facts | {"files": files}))
                 commit.commit(path, facts, files)
 
         def read_back() -> None:
-            verify(commit.read_commit(path), self._patience, part=rank, parts=size)
+            verify(commit.read_commit(path), self._retry_policy, part=rank, parts=size)
 
         failure = run_on_all(prepare, group) or run_on_all(write, group)
         if failure is None:
@@ -185,7 +185,7 @@ class Checkpointer:
 
     def _url_of(self, path: Path) -> str:
         """The URL of a commit's folder."""
-        return f"{base(self._run, self._url)}/{path.parent.name}/{path.name}"
+        return f"{url_prefix(self._run, self._url)}/{path.parent.name}/{path.name}"
 
     def _retain(self, named: list[Path]) -> None:
         try:
@@ -201,8 +201,10 @@ class Checkpointer:
             url = ""
         commit.uncommit(path)
         if url or self._url:
-            patience = replace(self._patience, deadline=min(self._patience.deadline, DELETE_DEADLINE_SECONDS))
-            Remote(url or self._url_of(path), patience).remove()
+            retry_policy = replace(
+                self._retry_policy, deadline=min(self._retry_policy.deadline, DELETE_DEADLINE_SECONDS)
+            )
+            RemoteCheckpoint(url or self._url_of(path), retry_policy).remove()
         commit.remove(path)
 
     def _check_saveable(self, state: dict[str, torch.Tensor], samples: int) -> None:

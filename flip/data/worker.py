@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flip.config import derived, schema
 from flip.data import augment as augmenting
 from flip.data import decode, masking
-from flip.data.chunk_reader import ChunkCache, ChunkReader, Sample
+from flip.data.chunk_reader import ChunkCache, ChunkReader
 from flip.data.decode import Pixels
 from flip.data.masking import MaskSpec
 from flip.data.order import DatasetSource
@@ -61,11 +61,6 @@ class BatchBuffers(NamedTuple):
     places: NDArray[np.int16]
     ids: NDArray[np.int64]
     witness: NDArray[np.int64]
-
-    def rows(self, rows: slice) -> BatchBuffers:
-        """A view of some samples."""
-        fields: Iterator[Any] = (field[rows] for field in self)
-        return BatchBuffers(*fields)
 
     @staticmethod
     def shapes(config: WorkerConfig, samples: int, masks: MaskSpec) -> list[tuple[tuple[int, ...], str]]:
@@ -127,7 +122,8 @@ class BatchProducer:
         """
         replaced, notes = 0, list[ReplacedSample]()
         for stream, rows in self._streams:
-            replaced += stream.fill(out.rows(rows), notes)
+            own_rows: list[Any] = [field[rows] for field in out]
+            replaced += stream.fill(BatchBuffers(*own_rows), notes)
         return replaced, notes
 
     def close(self) -> None:
@@ -159,8 +155,7 @@ class DatasetStream:
         """As ``BatchProducer.fill``; appends to ``notes``, returns the number of replaced samples."""
         ids, epochs = (field.ravel() for field in self.order.positions(self.lanes, self.position, self.count))
         if self._prefetcher is None:  # created with the first batch: an unused stream reads nothing
-            read = partial(self.reader.fetch, self.manifest)
-            size = partial(chunk_bytes, self.manifest)
+            read, size = partial(self.reader.fetch, self.manifest), partial(chunk_bytes, self.manifest)
             self._prefetcher = Prefetch(self.order, self.lanes, self.position, read, self._skip_chunk, size)
         prefetcher = self._prefetcher
         draws = _Draws(self, epochs, ids)
@@ -168,14 +163,14 @@ class DatasetStream:
         captions, replaced = list[str](), 0
         for lane in range(len(self.lanes)):
             for k, places in _blocks(self.position, self.count, self.order.block_samples):
-                block = _Block(self, prefetcher, lane, k)
+                block_ids, block_epochs = (field[lane] for field in self.order.cached_block(self.lanes, k))
                 for n in places:
                     i = row = len(captions)
-                    m, (image, texts) = self._next_decodable(block, n, notes)
+                    m, (image, texts) = self._next_decodable(lane, k, block_ids, n, notes)
                     drawn = draws
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
-                        row, drawn = 0, _Draws(self, block.epochs[m : m + 1], block.ids[m : m + 1])
+                        row, drawn = 0, _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
                         out.ids[i], out.keep[i], epochs_used[i] = drawn.ids[0], drawn.keep[0], drawn.epochs[0]
                     self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
@@ -196,20 +191,21 @@ class DatasetStream:
         decode.patches(view, config.image.patch, drawn.keep[row], out)
 
     def _next_decodable(
-        self, block: _Block, n: int, notes: list[ReplacedSample]
+        self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample]
     ) -> tuple[int, tuple[Pixels, list[str]]]:
-        """(m, (pixels, captions)) of the first decodable place m of a block from n on, cyclic."""
-        data, ids = self.config.data, block.ids
+        """(m, (pixels, captions)) of the first decodable place m of block k from n on, cyclic."""
+        data, chunk, prefetcher = self.config.data, self.manifest.chunk, self._prefetcher
+        assert prefetcher is not None
 
         def load(id: int) -> tuple[Pixels, list[str]]:
-            sample = block.sample(id)
+            sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
             return decode.image_of(sample, data.decoder, data.to_rgb), decode.captions_of(sample, data.captions)
 
         found = decode.next_decodable(ids, n, self.bad, load)
         if found is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             raise DataError(
-                f"none of the {len(ids)} samples of block {block.k} of lane {self.lanes[block.lane]} can be decoded",
+                f"none of the {len(ids)} samples of block {k} of lane {self.lanes[lane]} can be decoded",
                 f"{shard}, sample {ordinal}",
                 self.bad[int(ids[n])],
                 f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
@@ -233,22 +229,6 @@ class DatasetStream:
     def bytes_held(self) -> int:
         """Bytes of raw samples, requested ones included."""
         return self._prefetcher.bytes if self._prefetcher else 0
-
-
-class _Block:
-    """Block k of a lane: ids and epochs of its places, (Q*R,) each, and their samples."""
-
-    def __init__(self, stream: DatasetStream, prefetcher: Prefetch, lane: int, k: int) -> None:
-        self.lane, self.k, self._prefetcher, self._chunk = lane, k, prefetcher, stream.manifest.chunk
-        self.ids, self.epochs = (field[lane] for field in stream.order.cached_block(stream.lanes, k))
-        self._chunks: dict[int, list[Sample]] = {}
-
-    def sample(self, id: int) -> Sample:
-        """Waits for its chunk."""
-        j, index = divmod(id, self._chunk)
-        if j not in self._chunks:
-            self._chunks[j] = self._prefetcher.chunk(self.lane, self.k, j).samples
-        return self._chunks[j][index]
 
 
 def _blocks(position: int, count: int, block_samples: int) -> Iterator[tuple[int, range]]:

@@ -151,7 +151,7 @@ class Evaluation:
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
         config = merge.read_config(self.subject.config)
         with torch.device("meta"):
-            pair = clip.build(config.model, config.augment, compute.attention)
+            pair = clip.CLIPModel(config.model, config.augment, compute.attention)
         parallel.apply_parallelism(pair, self.world, compute)
         checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.patience, self.task.url)
         checkpoints.load(checkpoints.open(source.path), saver.model_state(pair))

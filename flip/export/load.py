@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flip.checkpoint import export_record
-from flip.checkpoint.remote import at_hand
+from flip.checkpoint.remote import local_copy
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors
 from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
@@ -111,9 +111,9 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy=remedy)
     config, selected = configuration.read_config(run.config), select_commit(run, at)
-    pair = clip.build(config.model, config.augment, "sdpa")
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     try:
-        with at_hand(selected, url=url) as folder:
+        with local_copy(selected, url=url) as folder:
             read_tensors(CheckpointFiles(folder, selected.record["files"]), model_state(pair))
     except commit.CorruptCheckpoint as error:
         remedy = "Move that folder away to use the commit before it."
@@ -134,7 +134,7 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     config = export_record.config(folder)
-    pair = clip.build(config.model, config.augment, "sdpa")
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     for name in (export_record.OPEN_CLIP, export_record.TIMM):
         export_record.check_header(folder / name)
     tensors, tower = load_file(folder / export_record.OPEN_CLIP), load_file(folder / export_record.TIMM)

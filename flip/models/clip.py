@@ -22,18 +22,6 @@ from flip.rng import key
 STD = 0.02
 
 
-def build(model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> CLIPModel:
-    """The model; ``init_weights`` draws its weights. Under ``torch.device("meta")`` only the fixed tables have memory.
-
-    ``attention``: ``explicit`` or ``sdpa``. ``recompute``: what blocks recompute in the backward pass, to the same
-    bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
-    """
-    built = CLIPModel(model, augment, attention)
-    for block in (*built.image.blocks, *built.text.blocks):
-        block.activation_checkpointing = recompute  # type: ignore[assignment]
-    return built
-
-
 def sincos(grid: int, width: int) -> Tensor:
     """The fixed position table (grid^2, D) fp32, patches row by row (docs/recipe.md, Image encoder).
 
@@ -157,12 +145,18 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class CLIPModel(nn.Module):
-    """Both encoders, the logit scale, and SigLIP's bias: all trained parameters."""
+    """Both encoders, the logit scale, and SigLIP's bias: all trained parameters. ``init_weights`` draws their values.
 
-    def __init__(self, model: schema.Model, augment: schema.Augment, attention: str) -> None:
+    ``attention``: ``explicit`` or ``sdpa``. ``recompute``: what blocks recompute in the backward pass, to the same
+    bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
+    """
+
+    def __init__(self, model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> None:
         super().__init__()
         self.image = ImageEncoder(model.image, model.embed, augment, attention)
         self.text = TextEncoder(model.text, model.embed, attention)
+        for block in (*self.image.blocks, *self.text.blocks):
+            block.activation_checkpointing = recompute  # type: ignore[assignment]
         self.first_logit_scale, self.first_logit_bias = math.log(1 / model.temperature), model.logit_bias
         self.max_logit_scale = math.log(model.max_logit_scale)
         # Shape (1,): fully_shard refuses scalars.

@@ -113,7 +113,7 @@ class Trainer:
             self.watcher.start()
         compute = self.config.compute
         with torch.device("meta"):
-            self.model = clip.build(self.config.model, self.config.augment, compute.attention, compute.recompute)
+            self.model = clip.CLIPModel(self.config.model, self.config.augment, compute.attention, compute.recompute)
         parallel.apply_parallelism(self.model, self.world, compute)
         clip.init_weights(self.model, self.config.seed)
         parallel.check_initialised(self.model)
@@ -325,7 +325,7 @@ class Trainer:
 
         def build() -> clip.CLIPModel:
             with torch.device("meta"):
-                return clip.build(config.model, config.augment, config.compute.attention)
+                return clip.CLIPModel(config.model, config.augment, config.compute.attention)
 
         model = parallel.in_fp32(self.model, build, self.world, config.compute)
         view = EvaluationView.of(config)

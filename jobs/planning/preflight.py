@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import costs
-from flip.checkpoint.remote import Remote
+from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host
 from flip.config.resolve import DatasetFacts
@@ -389,7 +389,7 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
 def probe_url(url: str, deadline: float = 10.0) -> str:
     """Write and delete an object below the URL of checkpoints. Raises the error of a save, after the deadline."""
     place = url if "://" in url else f"file://{url}"
-    remote = Remote(f"{place.rstrip('/')}/.probe-{os.getpid()}", RetryPolicy(deadline=deadline))
+    remote = RemoteCheckpoint(f"{place.rstrip('/')}/.probe-{os.getpid()}", RetryPolicy(deadline=deadline))
     remote.put("probe", b"probe")
     remote.remove()
     return f"{url}: objects can be written and deleted"

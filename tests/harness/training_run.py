@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-from flip.checkpoint.remote import at_hand
+from flip.checkpoint.remote import local_copy
 from flip.config import merge
 from flip.config.derived import world_size
 from flip.data.order import SampleOrder
@@ -177,7 +177,7 @@ class TrainingRun:
         """All tensors of the last commit, model and optimiser, as bytes by name and place in the shards."""
         last = commit.commits(self.run)[-1]
         found = {}
-        with at_hand(last) as folder:
+        with local_copy(last) as folder:
             for file in sorted(folder.glob("*.safetensors")):
                 with safe_open(file, "pt") as tensors:
                     for name in tensors.keys():  # noqa: SIM118

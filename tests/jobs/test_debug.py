@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 import flip
-from flip.checkpoint.remote import at_hand
+from flip.checkpoint.remote import local_copy
 from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
@@ -41,7 +41,7 @@ def desk(tmp_path_factory, data):
 def weights(run, samples, kind="model."):
     found = {}
     (made,) = [one for one in commit.commits(run) if one.samples == samples]
-    with at_hand(made) as folder:
+    with local_copy(made) as folder:
         for file in folder.glob("*.safetensors"):
             with safe_open(file, "pt") as tensors:
                 names = [name for name in tensors.keys() if name.startswith(kind)]  # noqa: SIM118

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def committed(run, config, samples, attempt):
     """A checkpoint with random weights of its own."""
-    pair = clip.build(config.model, config.augment, "sdpa")
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, samples)
     path = commit.folder(run, "pretrain", samples, attempt)
     path.mkdir(parents=True)

@@ -53,7 +53,7 @@ def run(tmp_path):
 
 def saver_of(run, world, url=URL, deadline=30.0, **more):
     return checkpoint.Checkpointer(
-        run, 1, world, 1, url=url, patience=RetryPolicy(deadline=deadline, timeout=5), **more
+        run, 1, world, 1, url=url, retry_policy=RetryPolicy(deadline=deadline, timeout=5), **more
     )
 
 
@@ -81,7 +81,7 @@ def test_large_files_go_in_parts(server, monkeypatch, tmp_path):
     lead_to(monkeypatch, server.address)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data = os.urandom((11 << 20) + 17)
-    there = remote.Remote(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
+    there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     facts = there.put("large", data)
     assert facts["bytes"] == len(data) and facts["etag"].endswith("-3")
     facts["sha256"] = "0" * 64
@@ -132,7 +132,7 @@ def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
 def test_writes_that_meet_a_storm_of_answers_are_sent_again(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
     proxy.plan(("slowdown", "server", "throttle"), 1, limit=3, writes=True)
-    there = remote.Remote(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
+    there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     facts = there.put("one", data)
     assert proxy.counts["slowdown"] == proxy.counts["server"] == proxy.counts["throttle"] == 1
     there.verify({"one": facts | {"sha256": hashlib.sha256(data).hexdigest()}}, tmp_path)
@@ -238,7 +238,7 @@ def test_the_last_answer_of_an_upload_in_parts_is_lost(server, proxied, monkeypa
     proxy = proxied(server)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data, url = os.urandom((5 << 20) + 17), f"{URL}/{tmp_path.name}"
-    there = remote.Remote(url, RetryPolicy(deadline=20, timeout=5))
+    there = remote.RemoteCheckpoint(url, RetryPolicy(deadline=20, timeout=5))
     expected = there.put("large", data)
     proxy.lost = rb"POST .*[?&]uploadId="
     assert there.put("again", data) == expected and not proxy.lost
@@ -258,7 +258,7 @@ def twice(request):
 @on_nanio
 def test_a_byte_that_the_network_spoils_costs_no_checkpoint(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
-    there = remote.Remote(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
+    there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     files = {"one": there.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
     proxy.plan(["flip"], 1, limit=1)
     there.verify(files, tmp_path)

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 from flip.checkpoint import safetensors_io
 from flip.checkpoint import saver as checkpoint
-from flip.checkpoint.remote import at_hand, base
+from flip.checkpoint.remote import local_copy, url_prefix
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.retry import RetryPolicy
@@ -149,7 +149,7 @@ def round_of(run, size, victim, left, url):
 def check(run, url):
     """No commit exists in part."""
     for one in commit.commits(run):
-        with at_hand(one, url.get("patience")):
+        with local_copy(one, url.get("retry_policy")):
             pass
 
 
@@ -172,11 +172,11 @@ def main(run, size, url):
     kept = commit.commits(run)
     assert len(kept) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [kept[0].path]
     if url:
-        there = {key for key, _ in s3.S3Storage().list(base(run, url["url"]))}
+        there = {key for key, _ in s3.S3Storage().list(url_prefix(run, url["url"]))}
         assert there == {f"{kept[0].record['url']}/{name}" for name in (*kept[0].record["files"], commit.COMMIT_FILE)}
     return killed
 
 
 if __name__ == "__main__":
-    place = {"url": sys.argv[3], "patience": RetryPolicy(deadline=20, timeout=10)} if sys.argv[3:] else {}
+    place = {"url": sys.argv[3], "retry_policy": RetryPolicy(deadline=20, timeout=10)} if sys.argv[3:] else {}
     print(main(RunDir(sys.argv[1]), int(sys.argv[2]), place))

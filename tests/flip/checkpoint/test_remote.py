@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flip.checkpoint.remote import at_hand
+from flip.checkpoint.remote import local_copy
 from flip.runs.commit import Commit
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import write_json
@@ -29,15 +29,15 @@ def made(tmp_path):
 def test_an_address_in_another_users_record_is_not_read(made, url):
     """It could be any host, or a file of the reader's own."""
     with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted.*url=ADDRESS"):
-        at_hand(made(), url=url).__enter__()
+        local_copy(made(), url=url).__enter__()
 
 
 def test_nor_one_that_leads_out_of_the_place_that_was_named(made):
     with pytest.raises(PermissionDenied):
-        at_hand(made("file:///data/../etc"), url="file:///data").__enter__()
+        local_copy(made("file:///data/../etc"), url="file:///data").__enter__()
 
 
 @pytest.mark.parametrize(("mode", "url"), [(0o600, ""), (0o666, "file:///"), (0o666, "file:///runs/")])
 def test_ones_own_record_and_a_named_place_are(made, mode, url):
-    with at_hand(made("file:///runs/a-1", mode), url=url) as folder:
+    with local_copy(made("file:///runs/a-1", mode), url=url) as folder:
         assert not os.listdir(folder), "it names no files"

@@ -7,7 +7,7 @@ import torch
 
 from flip.checkpoint import safetensors_io
 from flip.checkpoint import saver as checkpoint
-from flip.checkpoint.remote import Remote
+from flip.checkpoint.remote import RemoteCheckpoint
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_headers
 from flip.config import schema
@@ -32,7 +32,7 @@ def saved(tmp_path, world, monkeypatch):
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
     saver = checkpoint.Checkpointer(
-        run, 1, world, 1, url=f"file://{tmp_path}/there", patience=RetryPolicy(deadline=1.0)
+        run, 1, world, 1, url=f"file://{tmp_path}/there", retry_policy=RetryPolicy(deadline=1.0)
     )
     expected = state_of(*trained())
     saver.save(expected, "pretrain", 16)
@@ -86,7 +86,9 @@ def test_another_object_is_found_by_its_etag(saved, monkeypatch):
     files = {name: facts | {"etag": "other"}}
     monkeypatch.setattr(FsspecStorage, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
     with pytest.raises(commit.CorruptCheckpoint, match="another object than was committed: E"):
-        CheckpointFiles(made.path, files, Remote(made.record["url"], RetryPolicy(deadline=1.0))).read(name, 0, 1)
+        CheckpointFiles(made.path, files, RemoteCheckpoint(made.record["url"], RetryPolicy(deadline=1.0))).read(
+            name, 0, 1
+        )
 
 
 def test_a_header_that_states_gigabytes_is_not_read(tmp_path):

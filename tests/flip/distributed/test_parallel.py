@@ -40,7 +40,7 @@ def compute(**fields):
 
 def built(how, world, meta=True):
     with torch.device("meta" if meta else "cpu"):
-        pair = clip.build(sized("tiny"), schema.Augment(), how.attention, how.recompute)
+        pair = clip.CLIPModel(sized("tiny"), schema.Augment(), how.attention, how.recompute)
     if not meta:
         return pair
     parallel.apply_parallelism(pair, world, how)
@@ -313,7 +313,7 @@ def test_every_shape_is_compiled():
     """By itself torch compiles eight, the others run eagerly: a process started later would compute other bits."""
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
-        pair = clip.build(sized("tiny"), schema.Augment(), "explicit")
+        pair = clip.CLIPModel(sized("tiny"), schema.Augment(), "explicit")
     parallel.apply_parallelism(pair, world, compute(compile="yes"))
     clip.init_weights(pair, SEED)
     block, width = pair.image.blocks[0], pair.image.blocks[0].norm1.weight.shape[0]
@@ -348,7 +348,7 @@ def test_several_hosts_and_torchrun_meet_at_the_address_that_they_are_given(give
 def test_what_nobody_gives_a_value_is_found():
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
-        pair = clip.build(sized("tiny"), schema.Augment(), "sdpa")
+        pair = clip.CLIPModel(sized("tiny"), schema.Augment(), "sdpa")
     parallel.apply_parallelism(pair, world, compute())
     with pytest.raises(RuntimeError, match="was never initialised"):
         parallel.check_initialised(pair)

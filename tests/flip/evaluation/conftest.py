@@ -16,7 +16,7 @@ CONFIG = Model(
 
 
 def built():
-    pair = clip.build(CONFIG, Augment(), "sdpa")
+    pair = clip.CLIPModel(CONFIG, Augment(), "sdpa")
     clip.init_weights(pair, 1)
     return pair
 

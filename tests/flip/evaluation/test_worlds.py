@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 def empty():
     with torch.device("meta"):
-        return clip.build(CONFIG, Augment(), "sdpa")
+        return clip.CLIPModel(CONFIG, Augment(), "sdpa")
 
 
 def rank_main(rank, world, port, folder, results):

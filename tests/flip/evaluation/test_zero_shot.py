@@ -95,7 +95,7 @@ def test_scores_that_are_no_numbers(data):
     nan = float("nan")
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
     assert rank_of_target(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
-    sick = clip.build(CONFIG, Augment(), "sdpa")
+    sick = clip.CLIPModel(CONFIG, Augment(), "sdpa")
     clip.init_weights(sick, 1)
     with torch.no_grad():
         next(weight for weight in sick.parameters() if weight.ndim == 2).fill_(nan)

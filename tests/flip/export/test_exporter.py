@@ -56,7 +56,7 @@ def configured(recipe, tokenizer, size="tiny", *settings):
 @torch.no_grad()
 def randomised(config, seed=1):
     """No bias is 0, no gain is 1, and the logit scale is above its limit: a wrong fold or a forgotten one shows."""
-    pair = clip.build(config.model, config.augment, "sdpa")
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in pair.named_parameters():

@@ -16,7 +16,7 @@ def wider(pair, monkeypatch):
     eps = transformer.EPS * shrink
     for module in (transformer, clip):
         monkeypatch.setattr(module, "EPS", eps)
-    other = clip.build(config, Augment(), "explicit")
+    other = clip.CLIPModel(config, Augment(), "explicit")
     other.load_state_dict(state)
     assert not other.text.packed and config.text.width == 66
     return other

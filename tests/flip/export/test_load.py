@@ -38,7 +38,7 @@ SEED = 4
 
 
 def built(config):
-    pair = clip.build(config.model, config.augment, "sdpa")
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, SEED)
     return pair
 

@@ -23,7 +23,7 @@ def sized(name, pool="patches", padding="attend", **fields):
 
 def tiny(pool="patches", attention="explicit", trained=True, padding="attend", **fields):
     """A tiny pair; ``trained``: no bias is 0 and no gain 1, so that a forgotten one shows."""
-    pair = clip.build(sized("tiny", pool, padding, **fields), Augment(), attention)
+    pair = clip.CLIPModel(sized("tiny", pool, padding, **fields), Augment(), attention)
     clip.init_weights(pair, 3)
     if trained:
         generator = torch.Generator().manual_seed(5)
@@ -265,7 +265,7 @@ def test_first_weights():
 
 
 def test_first_weights_depend_on_seed_and_name_alone():
-    pair, again, other = (clip.build(sized("tiny"), Augment(), "sdpa") for _ in range(3))
+    pair, again, other = (clip.CLIPModel(sized("tiny"), Augment(), "sdpa") for _ in range(3))
     clip.init_weights(pair, 2**64 - 1)
     torch.manual_seed(99)
     again.named_parameters = lambda: reversed(list(type(again).named_parameters(again)))
@@ -285,7 +285,7 @@ def test_first_weights_depend_on_seed_and_name_alone():
 def test_arithmetic_counts_the_built_model(name, objective):
     config = sized(name, objective=objective)
     with torch.device("meta"):
-        pair = clip.build(config, Augment(), "sdpa")
+        pair = clip.CLIPModel(config, Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
     assert costs.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
 

@@ -13,7 +13,7 @@ from tests.flip.training.test_anomaly import Training
 
 def pair():
     row = MODEL_PRESETS["tiny"]
-    built = clip.build(
+    built = clip.CLIPModel(
         Model(embed=48, image=ImageTower(**row["image"]), text=TextTower(**row["text"])), Augment(), "sdpa"
     )
     clip.init_weights(built, 0)

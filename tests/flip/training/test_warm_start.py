@@ -274,7 +274,7 @@ def exported(tmp_path_factory):
 
 def fresh(tokenizer, *settings, recipe="portable"):
     config = configured(recipe, tokenizer, "tiny", *settings)
-    pair = clip.build(config.model, config.augment, "sdpa")
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, 9)
     return pair, config
 

@@ -4,7 +4,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from flip.checkpoint.remote import Remote
+from flip.checkpoint.remote import RemoteCheckpoint
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import RetryPolicy
 
@@ -52,7 +52,7 @@ def test_removing_a_checkpoint_leaves_that_of_another_account_alone(accounts):
     storage = FsspecStorage()
     for account in ("mine", ""):  # without one it is what the environment names
         storage.put(f"accounts://runs@{account}/a/commit.json", b"{}")
-    Remote("accounts://runs@mine/a", RetryPolicy(deadline=1.0)).remove()
+    RemoteCheckpoint("accounts://runs@mine/a", RetryPolicy(deadline=1.0)).remove()
     assert list(storage.list("accounts://runs@mine/a")) == []
     assert len(list(storage.list("accounts://runs@/a"))) == 1
 
