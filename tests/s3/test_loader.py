@@ -247,7 +247,7 @@ def test_rot_at_rest_stops_until_it_is_excepted(original, server, proxied, remot
         take(source)
     assert error.value.code == 65 and proxy.counts["rot"] >= 2 and (workers or list(told(source)) == ["checksum"])
 
-    command = re.search(r"python (tools/shards\.py except .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
+    command = re.search(r"python (tools/shards\.py exclude .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
     subprocess.run([sys.executable, *shlex.split(command[1]), str(tmp_path / "mended")], cwd=ROOT, check=True)
     assert main(["except", str(original), "--ids", command[2], "--out", str(tmp_path / "local")]) == 0
     source = loader(original, folder=tmp_path / "mended", workers=workers)

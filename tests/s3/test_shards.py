@@ -80,7 +80,7 @@ def test_an_object_that_was_replaced_is_scanned_again(original, own, proxied, tm
 
 def test_processes_over_a_bucket(own, proxied, tmp_path, monkeypatch):
     proxy = proxied(own)
-    monkeypatch.setattr("flip.data.manifest.build._WORTH", 1 << 10)
+    monkeypatch.setattr("flip.data.manifest.build._BYTES_PER_PROCESS", 1 << 10)
     for workers in "12":
         keys = f"s3://{BUCKET}/set/{{00000..00004}}.tar"
         assert main(["index", keys, "--workers", workers, "--out", str(tmp_path / workers)]) == 0

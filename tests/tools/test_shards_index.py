@@ -66,11 +66,11 @@ def test_the_same_command_twice_at_once(data, tmp_path, capsys):
     """Both have begun; one is slower, and still scans when the other one is done."""
     script = (
         "import glob, sys, time; from flip.data.manifest import build; from tools.shards import main\n"
-        "def slow(*rest, scan=build.scan):\n"
+        "def slow(*rest, scan=build.scan_shard):\n"
         "    while len(glob.glob(sys.argv[1] + '.part/*.jsonl')) < 2 and not glob.glob(sys.argv[1]): time.sleep(0.01)\n"
         "    time.sleep(float(sys.argv[3]))\n"
         "    return scan(*rest)\n"
-        "build.scan = slow\n"
+        "build.scan_shard = slow\n"
         "sys.exit(main(['index', sys.argv[2], '--chunk', '4', '--out', sys.argv[1]]))"
     )
     out, named = tmp_path / "m", data / "*.tar"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,35 +25,33 @@ from flip.config.resolve import default_chunk
 from flip.data.manifest import manifest as manifests
 from flip.data.manifest.census import Completeness
 from flip.data.manifest.manifest import MARK, ChunkTable, Manifest, SampleFilterBuilder, refuse_existing
-from flip.data.manifest.scan import REMEDY, Scan, ScanJournal, Shard, file_stat, scan
-from flip.data.storage import checksums
+from flip.data.manifest.scan import REMEDY, Scan, ScanJournal, Shard, file_stat, scan_shard
 from flip.data.storage.base import ObjectStat, is_remote
+from flip.data.storage.checksums import BLOCK, crc32_combine
 from flip.data.storage.client import StorageClient
-from flip.runs.errors import ConfigError, DataError
+from flip.runs.errors import ConfigError, DataError, FlipError
 
 if TYPE_CHECKING:
     from flip.data.manifest.filters import Filters
 
 Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all, and a word on the shards; first with what need not be done."""
+"""Called with bytes done, total bytes, and a text; at first with what an earlier call has done."""
 
 _THREADS = 16
-"""Shards that are asked for their sizes at once."""
-
-_WORTH = 64 << 20
-"""Bytes to read for which one process more is worth its start."""
-
+"""Shards whose sizes are requested at once."""
+_BYTES_PER_PROCESS = 64 << 20
+"""Bytes to read for which starting another process pays off."""
 _NAMED = 3
-
+"""Damaged shards that an error names."""
 _FILE = re.compile(r"file:(?://(?:localhost)?)?(/(?!/).*)", re.DOTALL | re.IGNORECASE)
 _CHAINED = re.compile(":{2}")
 _URL = re.compile(r"pipe:|[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 
 class DamagedShards(DataError):
-    """Shards that cannot be indexed. ``errors``: shard -> what is wrong with it."""
+    """Shards that cannot be indexed. ``errors``: shard -> its error."""
 
-    def __init__(self, errors: Mapping[str, DataError], shards: int, kept: Path) -> None:
+    def __init__(self, errors: Mapping[str, DataError], shards: int, scans: Path) -> None:
         self.errors = dict(errors)
         first = list(errors.values())[:_NAMED]
         where, what, remedy = first[0].where, first[0].what, first[0].remedy
@@ -61,42 +60,42 @@ class DamagedShards(DataError):
             more = f"; and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
             where, what = "", f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}"
             remedy = remedy if len({error.remedy for error in errors.values()}) == 1 else REMEDY
-        if kept.exists():
-            remedy += f" The scans of the others are kept in {kept}: give the same command again."
+        if scans.exists():
+            remedy += f" The scans of the others are kept in {scans}: give the same command again."
         super().__init__(what, where, remedy=remedy)
 
 
 @dataclass
 class ScanResults:
-    """``shards``: those that have a scan, sorted by key; ``reused``: how many had one before; ``read``: bytes of
-    the others."""
+    """Scans of ``shards``, sorted by key."""
 
     scans: ScanJournal
     shards: list[Shard]
     reused: int
+    """Shards that were scanned by an earlier call."""
     read: int
+    """Bytes of the other shards."""
     damaged: dict[str, DataError] = field(default_factory=dict)
 
 
 def skipped_shards(damaged: Mapping[str, DataError]) -> list[dict[str, str]]:
-    """As they stand in reports and in a manifest's settings."""
+    """Damaged shards in the format of reports and of a manifest's settings."""
     return [{"shard": key, "reason": error.what} for key, error in damaged.items()]
 
 
 def part_folder(out: Path) -> Path:
-    """Where scans are kept until the manifest ``out`` is written."""
+    """The folder of scans until the manifest ``out`` is written."""
     return out.with_name(f"{out.name}.part")
 
 
 def as_path(shard: str) -> str:
-    """A path for a URL file://; all else as it is."""
+    """Convert a file:// URL to a path; other names are returned unchanged."""
     match = _FILE.fullmatch(shard)
     return unquote(match[1], errors="surrogateescape") if match else shard
 
 
 def _key(shard: str) -> str:
-    """A URL s3:// or an absolute path. Raises ConfigError for what is in no storage of ours: it is no file that is
-    missing below the working directory."""
+    """An s3:// URL or an absolute path. Raises ConfigError for URLs of other storages and for several shards."""
     shard = as_path(shard)
     if "::s3://" in shard or (_CHAINED.search(shard) and not is_remote(shard) and not os.path.lexists(shard)):
         raise ConfigError("several shards in one name", shard, remedy="Name them one by one, or as {a,b}.tar.")
@@ -109,7 +108,8 @@ def _key(shard: str) -> str:
 
 
 def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
-    """URLs and absolute paths. Raises ConfigError (none, one named twice, among ``old``, or in no storage of ours)."""
+    """URLs and absolute paths of shards. Raises ConfigError if there are none, or if one is invalid, repeated or
+    old."""
     keys = sorted(map(_key, shards))
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
@@ -125,12 +125,15 @@ def scan_shards(
     keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
     known: Mapping[str, ObjectStat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
 ) -> ScanResults:  # fmt: skip
-    """Scan the shards that have no scan beside ``out`` yet. ``workers``: processes at most; below 2 this one does it.
-    ``known``: what a listing told of objects, which are then not asked for one by one.
+    """Scan the shards whose scans are not stored beside ``out`` yet. Finished scans are kept if an error is raised.
 
-    Raises, when all others are scanned, DamagedShards unless ``skip_damaged``; before that where one is missing.
-    Further PermissionDenied, StorageError, and OSError where ``out`` cannot be written. What is scanned by then is
-    kept. ConfigError where another process has written the manifest meanwhile: then nothing is kept.
+    Args:
+        workers: most processes; below 2, this process scans.
+        known: stats from a listing, which need no further request.
+        skip_damaged: report damaged shards in the result instead of raising an error.
+
+    Raises DamagedShards (for missing shards at once, for others after the last scan), PermissionDenied, StorageError;
+    OSError if ``out`` is not writable; ConfigError if another process writes the manifest meanwhile.
     """
     folder = part_folder(out)
     shards, damaged = _stat_shards(keys, known or {})
@@ -140,22 +143,23 @@ def scan_shards(
     todo = [shard for shard in shards if shard not in scans]
     total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
     done, ended = total - left, len(shards) - len(todo)
-    processes = min(workers, len(todo), 1 + left // _WORTH)
-    answers = concurrency.map_in_processes(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
+    processes = min(workers, len(todo), 1 + left // _BYTES_PER_PROCESS)
+    results = concurrency.map_in_processes(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
+    progress = progress or (lambda done, total, text: None)
     try:
         if todo:
-            scans.begin()  # what cannot be written is told before hours of reading
-        _tell(progress, done, total, ended, len(shards))
-        for shard, found in answers:
+            scans.start()  # raises an error for a read-only folder now, not after hours of reading
+        progress(done, total, f"{ended:,} of {len(shards):,} shards")
+        for shard, result in results:
             refuse_existing(out)
-            if isinstance(found, DataError):
-                damaged[shard.key] = found
+            if isinstance(result, DataError):
+                damaged[shard.key] = result
             else:
-                scans.add(shard, found)
+                scans.add(shard, result)
             done, ended = done + shard.stat.size, ended + 1
-            _tell(progress, done, total, ended, len(shards))
+            progress(done, total, f"{ended:,} of {len(shards):,} shards")
     finally:
-        answers.close()
+        results.close()
         (scans.remove if (out / MARK).exists() else scans.close)()
     damaged = dict(sorted(damaged.items()))
     if damaged and not skip_damaged:
@@ -164,54 +168,42 @@ def scan_shards(
 
 
 def _stat_shards(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> tuple[list[Shard], dict[str, DataError]]:
-    reader = StorageClient()
+    client, shards, damaged = StorageClient(), list[Shard](), dict[str, DataError]()
+    executor = DaemonExecutor(min(_THREADS, len(keys)), "stat")
 
-    def ask(key: str) -> ObjectStat | DataError:
-        try:
-            return known.get(key) or (reader.stat(key) if is_remote(key) else file_stat(key))
-        except DataError as error:
-            return error
+    def stat(key: str) -> ObjectStat:
+        return known.get(key) or (client.stat(key) if is_remote(key) else file_stat(key))
 
-    threads = DaemonExecutor(min(_THREADS, len(keys)), "stat")
     try:
-        answers = [threads.submit(ask, key) for key in keys]
-        found = [(key, answer.result()) for key, answer in zip(keys, answers, strict=True)]
+        for key, future in [(key, executor.submit(stat, key)) for key in keys]:
+            try:
+                shards.append(Shard(key, future.result()))
+            except DataError as error:
+                damaged[key] = error
     finally:
-        threads.close()
-    return (
-        [Shard(key, stat) for key, stat in found if isinstance(stat, ObjectStat)],
-        {key: error for key, error in found if isinstance(error, DataError)},
-    )
+        executor.close()
+    return shards, damaged
 
 
 def _scanner(filters: Filters | None) -> Callable[[Shard], tuple[Shard, Scan | DataError]]:
-    reader = StorageClient()
+    client = StorageClient()
 
-    def one(shard: Shard) -> tuple[Shard, Scan | DataError]:
+    def scan(shard: Shard) -> tuple[Shard, Scan | DataError]:
         try:
-            return shard, scan(shard.key, shard.stat, reader, filters)
+            return shard, scan_shard(shard.key, shard.stat, client, filters)
         except DataError as error:
             return shard, error
 
-    return one
-
-
-def _tell(progress: Progress | None, done: int, total: int, ended: int, shards: int) -> None:
-    if progress:
-        progress(done, total, f"{ended:,} of {shards:,} shards")
+    return scan
 
 
 def index(
     shards: Sequence[str], out: os.PathLike[str] | str, chunk: int = 0, progress: Progress | None = None,
     workers: int = 0, filters: Filters | None = None,
 ) -> Manifest:  # fmt: skip
-    """Walk the shards, sorted by name, and write their manifest to ``out``. ``chunk``: R; 0: ``default_chunk``.
-    ``filters``: which samples are kept; by default all.
+    """Scan shards and write their manifest, sorted by name, to ``out``. ``chunk``: R; 0: ``default_chunk``.
 
-    ``.tail`` of the result counts the samples that training leaves out. Raises ConfigError (no shards, one named twice,
-    a manifest there already, no such address), DamagedShards, a DataError (shards that are missing, cut off, no tar, or
-    hold nothing), DataError (no samples), PermissionDenied, StorageError; OSError where ``out`` cannot be written. What
-    was scanned until then is kept beside ``out`` and used by the next call.
+    Raises what ``scan_shards`` and ``merge`` raise, and ConfigError for invalid shards or an existing manifest.
     """
     out, keys = Path(out).absolute(), sorted_keys(shards)
     refuse_existing(out)
@@ -219,117 +211,107 @@ def index(
 
 
 def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
-    """Raise ConfigError where a manifest is to be added to, and there or here samples are filtered."""
+    """Raise ConfigError if shards are added to a manifest and either is filtered."""
     if old and (filters or old.sample_filter):
         raise ConfigError("filters do not go with --add", remedy="Index all shards anew, with the filters.")
 
 
 def merge(
-    found: ScanResults, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
+    results: ScanResults, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
     filters: Filters | None = None, complete: Completeness | None = None,
 ) -> Manifest:  # fmt: skip
-    """Write the manifest of shards that were scanned, and remove the scans. Raises as ``index`` does.
+    """Write the manifest of scanned shards, and remove the scans.
 
-    ``old``: its shards come first, unread, with its R (not ``chunk``) and exceptions: its samples keep their ids.
-    ``progress``: here in shards. ``complete``: counts the samples of the scanned shards; where it refuses them, it
-    raises Incomplete and the scans are kept.
+    Args:
+        old: a manifest whose shards come first, unread, with its R (not ``chunk``) and exceptions: ids do not change.
+        progress: called with numbers of shards.
+        complete: counts complete samples; if there are too few, it raises Incomplete and the scans are kept.
+
+    Raises DataError without samples; ConfigError for an invalid chunk size, an existing manifest, or if no sample
+    passes the filters.
     """
-    samples = sum(map(found.scans.samples, found.shards))
+    samples = sum(map(results.scans.samples, results.shards))
     refuse_filters(old, filters)
-    if not samples and filters:
-        _tell_why_none(found, filters, out)
     if not samples:
-        raise DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
+        raise _no_samples(results, filters, out)
     chunk = old.chunk if old else chunk or default_chunk(samples)
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks, keeping, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
+    chunks, kept, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
-    for number, shard in enumerate(found.shards, 1):
-        one = _scan(found, shard, out)
-        chunks.add(one)
-        keeping.add(one.dropped == 0, int(one.head[0]))
-        counts += np.bincount(one.dropped, minlength=256)
+    for number, shard in enumerate(results.shards, 1):
+        scan = _read_scan(results, shard, out)
+        chunks.add(scan)
+        kept.add(scan.dropped == 0, int(scan.head[0]))
+        counts += np.bincount(scan.dropped, minlength=256)
         if complete:
-            complete.add(one.census)
+            complete.add(scan.census)
         keys.append(shard.key)
         etags.append(shard.stat.etag)
-        rows.append([len(one.crcs), shard.stat.size, one.end])
+        rows.append([len(scan.crcs), shard.stat.size, scan.end])
         if progress:
-            progress(number, len(found.shards), "")
+            progress(number, len(results.shards), "")
     if complete:
         complete.check(str(out))
     offsets, checksums = chunks.tables()
-    table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else keeping.build())
-    settings = _settings(found, keys, old) | (filters.settings(counts) if filters else {})
-    made = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
-    found.scans.remove()
-    return made
+    table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else kept.build())
+    settings = _settings(results, keys, old) | (filters.settings(counts) if filters else {})
+    manifest = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
+    results.scans.remove()
+    return manifest
 
 
-def _tell_why_none(found: ScanResults, filters: Filters, out: Path) -> None:
-    """Raises ConfigError with how many samples each filter dropped; not where there were none to drop."""
-    counts = np.zeros(256, dtype=np.int64)
-    for shard in found.shards:
-        counts += np.bincount(_scan(found, shard, out).dropped, minlength=256)
-    dropped = [f"{count:,} x {reason}" for reason, count in filters.settings(counts)["dropped"].items()]
-    if dropped:
-        remedy = f"Dropped were {'; '.join(dropped)}. Choose others."
-        raise ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), remedy)
+def _no_samples(results: ScanResults, filters: Filters | None, out: Path) -> FlipError:
+    """The error for shards without samples; it lists how many samples each filter dropped."""
+    if filters and results.shards:
+        codes = (np.bincount(_read_scan(results, shard, out).dropped, minlength=256) for shard in results.shards)
+        counts = sum(codes, np.zeros(256, dtype=np.int64))
+        dropped = [f"{count:,} x {reason}" for reason, count in filters.settings(counts)["dropped"].items()]
+        if dropped:
+            remedy = f"Dropped were {'; '.join(dropped)}. Choose others."
+            return ConfigError("no sample passes the filters", "--filter", ", ".join(filters.names), remedy)
+    return DataError("the shards hold no samples", str(out), remedy="Members must be named KEY.EXTENSION.")
 
 
-def _scan(found: ScanResults, shard: Shard, out: Path) -> Scan:
+def _read_scan(results: ScanResults, shard: Shard, out: Path) -> Scan:
     try:
-        return found.scans.read(shard)
+        return results.scans.read(shard)
     except DataError:
-        refuse_existing(out)  # whoever wrote it meanwhile has removed the scans
+        refuse_existing(out)  # the process that wrote it has removed the scans
         raise
 
 
-def _settings(found: ScanResults, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:
-    """Those of the old manifest, and which shards were left out."""
+def _settings(results: ScanResults, keys: Sequence[str], old: Manifest | None) -> dict[str, Any]:
+    """The settings of the old manifest, and the shards that were left out."""
     settings = dict(old.settings) if old else {}
-    there = set(keys)  # also what was left out once, then mended and added
-    left_out = [one for one in settings.pop("left_out", []) if one["shard"] not in there] + skipped_shards(
-        found.damaged
-    )
+    indexed = set(keys)  # shards that were left out before may be repaired now
+    left_out = [entry for entry in settings.pop("left_out", []) if entry["shard"] not in indexed]
+    left_out += skipped_shards(results.damaged)
     return settings | ({"left_out": left_out} if left_out else {})
 
 
-_GROUP = 1 << 22
-"""Samples whose CRCs are put together at once: enough for numpy, 32 MB."""
-
-
 class ChunkTableBuilder:
-    """Chunks of ``chunk`` samples. ``old``: they go on where those of a manifest with that R end, whose last one, if it
-    is not full, takes in the first samples that are added."""
+    """Builds offsets and CRCs of chunks of ``chunk`` samples, shard by shard: two billion samples never are in memory.
+
+    ``old``: a manifest with that R whose chunks come first; its last chunk is filled up with new samples.
+    """
 
     def __init__(self, chunk: int, old: Manifest | None = None) -> None:
         self._chunk, self._samples = chunk, old.samples if old else 0
         self._offsets: list[NDArray[np.uint32]] = [old.offsets] if old else []
-        full = self._samples // chunk
-        self._checksums: list[NDArray[np.uint32]] = [old.checksums[:full]] if old else []
-        crcs, blocks = np.zeros((2, self._samples % chunk), dtype=np.uint32)
-        if old and len(crcs):
-            crcs[0] = old.checksums[full]  # of all of them, the others are empty; how long the first is does not matter
-        self._crcs, self._blocks, self._waiting = [crcs], [blocks], len(crcs)
+        self._checksums = array("I", old.checksums.tobytes() if old else b"")
 
     def add(self, scan: Scan) -> None:
-        """The next shard."""
+        """Add the next shard."""
         self._offsets.append(scan.starts[-self._samples % self._chunk :: self._chunk])
-        self._crcs.append(scan.crcs)
-        self._blocks.append(scan.blocks)
-        self._samples += len(scan.crcs)
-        self._waiting += len(scan.crcs)
-        if self._waiting >= max(_GROUP, self._chunk):
-            self._put_together(self._waiting // self._chunk * self._chunk)
+        sizes = (scan.blocks.astype(np.int64) * BLOCK).tolist()
+        for crc, size in zip(scan.crcs.tolist(), sizes, strict=True):
+            if self._samples % self._chunk:
+                self._checksums[-1] = crc32_combine(self._checksums[-1], crc, size)
+            else:
+                self._checksums.append(crc)
+            self._samples += 1
 
     def tables(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Offsets (blocks) and CRCs, per chunk, when all are added."""
-        self._put_together(self._waiting)
-        return np.concatenate(self._offsets), np.concatenate(self._checksums)
-
-    def _put_together(self, count: int) -> None:
-        crcs, blocks = np.concatenate(self._crcs), np.concatenate(self._blocks)
-        self._checksums.append(checksums.combine(crcs[:count], blocks[:count], self._chunk))
-        self._crcs, self._blocks, self._waiting = [crcs[count:]], [blocks[count:]], self._waiting - count
+        """Offsets (blocks) and CRCs of all chunks."""
+        return np.concatenate(self._offsets), np.array(self._checksums, dtype=np.uint32)

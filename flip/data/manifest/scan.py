@@ -82,7 +82,7 @@ class Scan(NamedTuple):
         return int(self.head[0] + self.blocks.sum(dtype=np.int64)) * BLOCK
 
 
-def scan(key: str, stat: ObjectStat, reader: StorageClient, filters: Filters | None = None) -> Scan:
+def scan_shard(key: str, stat: ObjectStat, reader: StorageClient, filters: Filters | None = None) -> Scan:
     """Read a shard once and walk it. Raises DataError naming shard and byte; what ``StorageClient.read`` does, and
     ``Filters.judge``.
 
@@ -265,7 +265,7 @@ class ScanJournal:
     def samples(self, shard: Shard) -> int:
         return self._places[shard].samples
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Open a file of this process's own."""
         while self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""CRC32 of bytes and of concatenations, and ETags: a shard is read once, before the size of its chunks is known."""
+"""CRC32 of bytes and of concatenations, and ETags of objects."""
 
 from __future__ import annotations
 
@@ -6,29 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 from isal.isal_zlib import crc32, crc32_combine
-from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "ETag", "combine", "crc32"]
+__all__ = ["BLOCK", "ETag", "crc32", "crc32_combine", "etag_of_parts"]
 
 BLOCK = 512
 """Bytes of a block of a tar; the lengths of samples are counted in blocks."""
 
 _md5 = partial(hashlib.md5, usedforsecurity=False)
-
-
-def combine(crcs: NDArray[np.uint32], blocks: NDArray[np.uint32], chunk: int) -> NDArray[np.uint32]:
-    """Return the CRC of every ``chunk`` neighbouring samples, from each sample's CRC and length in blocks.
-
-    The last chunk has what is left.
-    """
-    sizes = (blocks.astype(np.int64) * BLOCK).tolist()
-    combined = crcs[::chunk].tolist()
-    for i, (crc, size) in enumerate(zip(crcs.tolist(), sizes, strict=True)):
-        if i % chunk:
-            combined[i // chunk] = crc32_combine(combined[i // chunk], crc, size)
-    return np.array(combined, dtype=np.uint32)
 
 
 class ETag:

@@ -17,7 +17,7 @@ from flip.data.manifest import build
 from flip.data.manifest.build import DamagedShards, index, merge, part_folder, sorted_keys
 from flip.data.manifest.census import Census, SampleKind
 from flip.data.manifest.manifest import write
-from flip.data.manifest.scan import Scan, ScanJournal, Shard, scan
+from flip.data.manifest.scan import Scan, ScanJournal, Shard, scan_shard
 from flip.data.storage.base import ObjectStat
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
@@ -47,9 +47,9 @@ def scanned(monkeypatch):
 
     def noted(key, *rest):
         keys.append(key)
-        return scan(key, *rest)
+        return scan_shard(key, *rest)
 
-    monkeypatch.setattr(build, "scan", noted)
+    monkeypatch.setattr(build, "scan_shard", noted)
     return keys
 
 
@@ -81,7 +81,7 @@ def stopped(folder, out, count):
 
 
 def test_processes_make_the_same(folder, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_WORTH", 1 << 10)
+    monkeypatch.setattr(build, "_BYTES_PER_PROCESS", 1 << 10)
     seen = set()
     made = index(
         shards(folder), tmp_path / "m", 8,
@@ -154,7 +154,7 @@ def test_scans_are_told_from_others_of_the_key(tmp_path):
     found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8), census)
     before, after = (Shard("s3://b/\udc80.tar", ObjectStat(1536, etag)) for etag in ("one", "two"))
     first = ScanJournal(tmp_path / "part")
-    first.begin()
+    first.start()
     first.add(before, found)
     first.close()
     again = ScanJournal(tmp_path / "part")
@@ -212,9 +212,9 @@ def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monk
     def denied(key, *rest):
         if key == shards(folder)[2]:
             raise PermissionDenied("may not be read", key)
-        return scan(key, *rest)
+        return scan_shard(key, *rest)
 
-    monkeypatch.setattr(build, "scan", denied)
+    monkeypatch.setattr(build, "scan_shard", denied)
     with pytest.raises(PermissionDenied):
         index(shards(folder), tmp_path / "m")
     monkeypatch.undo()
@@ -222,12 +222,6 @@ def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monk
     with pytest.raises(ConfigError, match=r"1 \.\. 61"):
         index(shards(folder), tmp_path / "m", 62)
     assert build.scan_shards(shards(folder), tmp_path / "m").reused == 7
-
-
-@pytest.mark.parametrize("group", [1, 3, 8, 20])
-def test_chunks_of_a_few_at_a_time(folder, whole, tmp_path, monkeypatch, group):
-    monkeypatch.setattr(build, "_GROUP", group)
-    assert contents(index(shards(folder), tmp_path / "m", 8).folder) == whole
 
 
 @pytest.mark.parametrize("old, chunk", [(1, 8), (2, 1), (2, 8), (3, 4), (3, 25), (6, 20), (6, 52)])
@@ -267,7 +261,7 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
         if key == keys[when]:
             sooner()
         scanned.append(key)
-        return scan(key, *rest)
+        return scan_shard(key, *rest)
 
     def asking(key, ask=build.file_stat):
         if key == keys[6]:
@@ -277,7 +271,7 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
     if when == "asking":
         monkeypatch.setattr(build, "file_stat", asking)
     elif when != "merging":
-        monkeypatch.setattr(build, "scan", scanning)
+        monkeypatch.setattr(build, "scan_shard", scanning)
     with pytest.raises(ConfigError, match="m: there is a manifest already"):
         if when == "merging":
             found = build.scan_shards(keys, out)
@@ -304,7 +298,7 @@ def test_scans_that_go_meanwhile_are_no_fault_of_the_folder(folder, tmp_path, mo
             ScanJournal(path).close()
 
     monkeypatch.setattr(Path, "mkdir", gone_at_first)
-    scans.begin()
+    scans.start()
     assert len(made) == 2 and len(list((tmp_path / "part").iterdir())) == 1
 
 

@@ -276,7 +276,7 @@ def test_rot_names_the_samples_and_the_remedy(folder):
         byte = file.read(1)[0]
         file.seek(start + 700)
         file.write(bytes([byte ^ 4]))
-    with pytest.raises(DataError, match=r"samples 40 to 47.*CRC32.*except .* --ids 40-47"):
+    with pytest.raises(DataError, match=r"samples 40 to 47.*CRC32.*exclude .* --ids 40-47"):
         ChunkReader().read_chunk(manifest, 5)
     ChunkReader().read_chunk(manifest, 3)
 
