@@ -185,8 +185,10 @@ def test_sparse_shards(tmp_path):
     hole(tmp_path / "sample.tar", half, *parts)
     cases = {path.stem: path for path in tmp_path.glob("*.tar")}
     assert sum(path.stat().st_blocks * 512 for path in cases.values()) < 8 * MB
+    program = (
         "from flip.data.manifest.scan import file_stat, scan_shard\n"
         "from flip.data.chunk_reader import ChunkReader as Reader"
+    )
     found = read(program, "scan_shard(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
     extension = f"at most {tar.EXTENSION_LIMIT:,} are read; they begin at byte 0"
     sentences = {
