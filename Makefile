@@ -62,9 +62,10 @@ browser: dev  ## a headless Chromium for the tests of pages, where it may be ins
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
 		echo "no browser: the report's page is not looked at in one"
 
-bsdtar: install  ## bsdtar for the tests of other writers' tars, where it may be installed (root on Debian)
-	@command -v bsdtar >/dev/null || FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools || \
-		echo "no bsdtar: the tests skip the tars that it writes"
+bsdtar: install  ## bsdtar and zsh for the tests of foreign tars and of completion, where they may be installed (root on Debian)
+	@command -v bsdtar >/dev/null && command -v zsh >/dev/null || \
+		FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools zsh || \
+		echo "no bsdtar or no zsh: the tests skip what needs them"
 
 check: lint types  ## lint, types and unit tests (three minutes on two cores): no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"

@@ -5,6 +5,7 @@ Each command is a file of jobs/ or tools/ and runs exactly as ``python jobs/subm
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,14 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words[0] if words else ""
+    known = [command for commands in COMMANDS.values() for command in commands]
+    if "_ARGCOMPLETE" in os.environ or name == "completion":
+        from jobs.common import completion
+        from jobs.common.cli import run_command
+
+        if name == "completion" and "_ARGCOMPLETE" not in os.environ:
+            return run_command(lambda: completion.script(words[1:]))
+        name = completion.command([*known, "completion"])
     folder = next((folder for folder, commands in COMMANDS.items() if name in commands), None)
     if folder is None:
         rows = [f"  {command:12} {text}" for commands in COMMANDS.values() for command, text in commands.items()]
@@ -52,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(usage, end="")
             return 0
         if name:
-            from jobs.common.cli import suggestion
+            from jobs.common.text import suggestion
 
-            known = [command for commands in COMMANDS.values() for command in commands]
             usage = f"{usage}\nunknown command: {name}. {suggestion(name, known)}"
         print(usage.rstrip(), file=sys.stderr)
         return 2

@@ -12,18 +12,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 CUT_OFF = 141
 """Exit code: what a shell says of a program that SIGPIPE ended. Not that signal: a lost connection sends it too."""
-
-
-def suggestion(typed: str, known: Iterable[str]) -> str:
-    """A sentence with the known names that are nearest to a typed one; empty: none is near."""
-    near = _nearest(typed, known)
-    return f"Did you mean {' or '.join(near)}?" if near else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,9 +28,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{**defaults, **options, "allow_abbrev": False})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
+            from jobs.common.completion import complete
+
+            complete(self)
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = [_nearest(word.partition("=")[0], self._options())[:1] for word in unknown]
+            from jobs.common.text import nearest
+
+            near = [nearest(word.partition("=")[0], self._options())[:1] for word in unknown]
             hints = [f" (did you mean {names[0]}?)" if names else "" for names in near]
             words = (word + hint for word, hint in zip(unknown, hints, strict=True))
             self.error(f"unrecognized arguments: {' '.join(words)}")
@@ -49,12 +49,6 @@ class Parser(argparse.ArgumentParser):
             for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
                 found |= below._options()
         return found
-
-
-def _nearest(typed: str, known: Iterable[str]) -> list[str]:
-    import difflib  # only for errors: --help must be quick
-
-    return difflib.get_close_matches(typed, sorted(known))
 
 
 def add_root_option(parser: argparse.ArgumentParser) -> None:

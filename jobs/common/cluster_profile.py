@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 
 from flip.costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied
-from jobs.common.cli import suggestion
 from jobs.common.paths import PROFILES
+from jobs.common.text import suggestion
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+
+def suggestion(typed: str, known: Iterable[str]) -> str:
+    """A sentence with the known names that are nearest to a typed one; empty if none is near."""
+    near = nearest(typed, known)
+    return f"Did you mean {' or '.join(near)}?" if near else ""
+
+
+def nearest(typed: str, known: Iterable[str]) -> list[str]:
+    import difflib  # only for errors: --help must be quick
+
+    return difflib.get_close_matches(typed, sorted(known))
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, indent: str = "") -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
-from jobs.common.cli import suggestion
-from jobs.common.text import plain
+from jobs.common.text import plain, suggestion
 
 Roots = Path | Sequence[Path]
 """One folder of sweeps, or several, the first one first: see ``jobs.common.cluster_profile.roots``."""

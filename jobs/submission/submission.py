@@ -20,9 +20,9 @@ from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
-from jobs.common.cli import suggestion
 from jobs.common.cluster_profile import ClusterProfile, load_profile, runs_root
 from jobs.common.paths import REPOSITORY, SWEEPS
+from jobs.common.text import suggestion
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.planning.cost import estimate, total

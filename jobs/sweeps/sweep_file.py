@@ -28,8 +28,8 @@ from flip.config.merge import assignment, expand_dotted_keys, lookup, merge, to_
 from flip.config.schema import MODEL_PRESETS, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
 from flip.runs.errors import ConfigError
-from jobs.common.cli import suggestion
 from jobs.common.paths import SWEEPS
+from jobs.common.text import suggestion
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point

@@ -1,0 +1,91 @@
+"""Shell completion of commands, options, sweeps, runs and profiles, by argcomplete (docs/commands.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flip.runs.errors import ConfigError
+from jobs.common import paths
+
+SHELLS = ("bash", "zsh")
+
+
+def script(words: list[str]) -> int:
+    """Print what a shell must evaluate to complete ``flip``."""
+    parser = argparse.ArgumentParser("flip completion", description='In ~/.bashrc: eval "$(flip completion bash)"')
+    parser.add_argument("shell", choices=SHELLS)
+    shell = parser.parse_args(words).shell
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        remedy = "Install it: pip install 'argcomplete>=3.3,<4'"
+        raise ConfigError("completion needs the package argcomplete", remedy=remedy) from None
+    print(argcomplete.shellcode(["flip"], True, shell))
+    return 0
+
+
+def command(known: Iterable[str]) -> str:
+    """The command on the line that the shell completes. If that is the word to complete: print those that fit, exit."""
+    line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
+    words = [word for word in line[:-1] if word]
+    if len(words) < 2:
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("command", choices=sorted(known))
+        complete(parser)
+    os.environ["_ARGCOMPLETE"] = "2"  # argcomplete drops the word flip, and this one
+    return words[1] if len(words) > 1 else ""
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Print the completions of the line that the shell has in its environment, and exit."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        sys.exit(1)
+    for action in _actions(parser):
+        completer = _COMPLETERS.get((action.dest, bool(action.option_strings)))
+        if completer is not None:
+            action.completer = completer  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        yield action
+        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from _actions(below)
+
+
+def _sweeps(prefix: str, **_: Any) -> list[str]:
+    return [path.stem for path in paths.SWEEPS.glob("*.yaml") if path.name != "paper.yaml"]
+
+
+def _profiles(prefix: str, **_: Any) -> list[str]:
+    return [path.stem for path in paths.PROFILES.glob("*.yaml")]
+
+
+def _runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Sweeps below the folders of runs; after ``SWEEP/`` the runs of that sweep."""
+    from jobs.common.cluster_profile import roots
+
+    sweep, slash, _rest = prefix.rpartition("/")
+    found = []
+    for root in roots(getattr(parsed_args, "root", None)):
+        for path in (root / sweep).glob("*") if root.is_dir() else ():
+            if path.is_dir() and not path.name.startswith("."):
+                found.append(f"{sweep}{slash}{path.name}{'' if slash else '/'}")
+    return found
+
+
+_COMPLETERS = {
+    ("sweep", True): _sweeps,
+    ("cluster", True): _profiles,
+    ("run", False): _runs,
+    ("target", False): _runs,
+    ("targets", False): _runs,
+}
+"""(name of the argument, whether it is an option) -> what completes it."""
