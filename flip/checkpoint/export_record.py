@@ -1,4 +1,4 @@
-"""What an exported folder says of itself (docs/export.md); ``flip.export.load`` reads its weights. No torch."""
+"""The record of an exported folder (docs/export.md), without torch; ``flip.export.load`` reads the weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import read_json
 
 EXPORT_FILE = "export.json"
-"""What the folder is: form, variant, run, stage, samples, attempt, ..., and ``files`` with sizes and checksums."""
+"""Form, variant, run, stage, samples, attempt, ..., and ``files`` with sizes and checksums."""
 FORMAT_VERSION = 1
 CONFIG = "flip_config.yaml"
 OPEN_CLIP = "open_clip_model.safetensors"
 TIMM = "timm/model.safetensors"
 TOKENIZER = "tokenizer.json"
 HEADER_LIMIT = 16 << 20
-"""Bytes of the header of a safetensors file: names, types and shapes, about 100 for each tensor."""
+"""Largest header of a safetensors file, in bytes; a tensor takes about 100."""
 
 
 def is_export(folder: Path) -> bool:
@@ -29,9 +29,9 @@ def is_export(folder: Path) -> bool:
 
 
 def read_export(folder: Path) -> Commit:
-    """export.json as a commit of that folder, whose files are yet to be verified.
+    """export.json as a commit whose files are not verified yet.
 
-    Raises DataError where it cannot be understood, ConfigError where a later version of the toolkit wrote it.
+    Raises DataError if it is invalid, ConfigError if a later version of the toolkit wrote it.
     """
     try:
         record: Any = read_json(folder / EXPORT_FILE)
@@ -41,11 +41,11 @@ def read_export(folder: Path) -> Commit:
         validate_record(record)
         return Commit(folder, record)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot be understood: {type(error).__name__} {error}", folder / EXPORT_FILE) from error
+        raise DataError(f"is invalid: {type(error).__name__} {error}", folder / EXPORT_FILE) from error
 
 
 def check_header(path: Path) -> None:
-    """Raises DataError if a safetensors file states a header that is too large, OSError if it cannot be read."""
+    """Raise DataError if a safetensors file states a header that is too large, OSError if it cannot be read."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > HEADER_LIMIT:
@@ -53,15 +53,15 @@ def check_header(path: Path) -> None:
         raise DataError(what, path, remedy="Copy the file again.")
 
 
-def digest(found: Commit) -> str:
-    """16 hex digits over the checksums of its weights: the same wherever it lies and whatever else is told in it."""
-    files = found.record["files"]
+def digest(source: Commit) -> str:
+    """16 hex digits over the checksums of the weights, independent of the path and of other fields."""
+    files = source.record["files"]
     facts = [(name, files.get(name, {}).get("sha256")) for name in (OPEN_CLIP, TIMM)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def config(folder: Path) -> Config:
-    """The run's configuration as the export keeps it, with the folder's own tokenizer; no torch, no weights."""
-    found = configuration.read_config(folder / CONFIG)
-    found.data.tokenizer = str(folder / TOKENIZER)
-    return found
+    """The configuration of the exported run, with the tokenizer of the folder."""
+    result = configuration.read_config(folder / CONFIG)
+    result.data.tokenizer = str(folder / TOKENIZER)
+    return result

@@ -58,7 +58,7 @@ class CheckpointManager:
         self.saves, self.blocked_seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def restore(self, pair: CLIPModel, warm_start: Callable[[], Commit | None]) -> Commit | None:
+    def restore(self, model: CLIPModel, warm_start: Callable[[], Commit | None]) -> Commit | None:
         """Fill the weights from the newest commit and return it, or None if there is none.
 
         ``warm_start`` is called if the run has no commit: it may fill the weights, or return a commit of another run to
@@ -78,7 +78,7 @@ class CheckpointManager:
                     f"this code has version {order.VERSION} of the order of samples", self._run.path, version, remedy
                 )
             self._last_samples = self.resumed_from.samples
-            restorer.load(self.resumed_from, model_state(pair))
+            restorer.load(self.resumed_from, model_state(model))
         self._last_time = time.monotonic()
         return self.resumed_from
 

@@ -47,9 +47,9 @@ class CheckpointRestorer:
         """
 
         def scan() -> tuple[list[str], bool]:
-            return [str(found.path) for found in reversed(commit.commits(self._run))], commit.ever_committed(self._run)
+            return [str(c.path) for c in reversed(commit.commits(self._run))], commit.ever_committed(self._run)
 
-        paths, traces = run_on_first(scan, self.world.checkpoint_group)
+        paths, ever_committed = run_on_first(scan, self.world.checkpoint_group)
         for path in map(Path, paths):
             name = f"{path.parent.name}/{path.name}"
             failure = run_on_all(lambda path=path: self._verify(path), self.world.checkpoint_group)  # type: ignore[misc]
@@ -61,7 +61,7 @@ class CheckpointRestorer:
             log.warning("checkpoint %s is damaged (%s); taking the one before", name, failure.text)
             if self.world.is_rank0 and self._run.is_current_attempt(self._attempt):
                 commit.mark_corrupt(path)
-        if traces:
+        if ever_committed:
             remedy = "Restore one from a copy, or move the folder `checkpoints` away to start again from zero."
             raise DataError("all checkpoints are damaged", self._run.checkpoints, remedy=remedy)
         return None
@@ -107,13 +107,13 @@ class CheckpointRestorer:
 
     def _verify(self, path: Path) -> None:
         """Verify this rank's share of the files of a commit."""
-        found, rank, size = commit.read_commit(path), self.world.rank, self.world.size
-        if "url" not in found.record:
-            commit.verify(found, part=rank, parts=size)
+        source, rank, size = commit.read_commit(path), self.world.rank, self.world.size
+        if "url" not in source.record:
+            commit.verify(source, part=rank, parts=size)
             return
-        refuse_foreign(found, self._url)
-        files = found.record["files"]
-        RemoteCheckpoint(found.record["url"], self._retry_policy).verify(
+        refuse_foreign(source, self._url)
+        files = source.record["files"]
+        RemoteCheckpoint(source.record["url"], self._retry_policy).verify(
             {name: files[name] for name in sorted(files)[rank::size]}
         )
 

@@ -1,6 +1,6 @@
-"""Saving a trainer's state: sharded safetensors under the commit protocol of ``flip.runs.commit``.
+"""Saves a training state as sharded safetensors under the commit protocol of ``flip.runs.commit``.
 
-The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name>``; everything else stands in
+The state is a flat dict of tensors, ``model.<name>`` and ``optim.<moment>.<name>``; everything else is in
 ``commit.json``. Nothing that is loaded can execute.
 """
 
@@ -36,16 +36,16 @@ DELETE_DEADLINE_SECONDS = 30.0
 """How long a deletion is retried during an outage; the next save deletes what is left."""
 
 
-def model_state(pair: nn.Module) -> dict[str, torch.Tensor]:
+def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """``model.<name>`` of every parameter. Buffers are tables computed from the configuration."""
-    return {f"model.{name}": parameter.detach() for name, parameter in pair.named_parameters()}
+    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def optimizer_state(pair: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """``optim.<moment>.<name>``. AdamW makes its state at the first step; a fresh one gets zeros here."""
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """``optim.<moment>.<name>``. AdamW creates its state at the first step; before that, zeros are created here."""
     state = {}
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for name, parameter in pair.named_parameters():
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         assert id(parameter) in known, f"{name} is not the tensor that the optimiser updates"
@@ -65,7 +65,7 @@ class Checkpointer:
     Args:
         background: a save returns as soon as the state is copied to host memory; a thread, which alone uses the group
             ``world.checkpoint_group`` then, writes and commits it.
-        url: where the files lie instead of the run directory, which has each commit.json all the same.
+        url: where the files are written instead of the run directory, which still gets each commit.json.
         retry_policy: how long a request to storage at ``url`` is repeated.
     """
 
@@ -77,7 +77,7 @@ class Checkpointer:
         self._retry_policy = retry_policy or RetryPolicy()
         self.restorer = CheckpointRestorer(run, attempt, world, retry_policy, url)
         self.blocked_seconds = 0.0
-        """Seconds that saves waited for the one before them."""
+        """Seconds that saves waited for the previous save."""
         self.last_save_seconds = 0.0
         """Seconds of the newest save, until its commit was read back."""
         self._pending: Future[None] | None = None
@@ -98,11 +98,11 @@ class Checkpointer:
         cannot be written (a full disk); what was written of it is freed, older commits stay. A save in the background
         raises these from the next ``wait`` or ``save``, on all ranks alike.
         """
-        begin = time.perf_counter()
+        start_time = time.perf_counter()
         self.wait()
         self.restorer.close()
-        self.blocked_seconds += time.perf_counter() - begin
-        write = partial(self._write, stage=stage, samples=samples, record=record, begin=time.perf_counter())
+        self.blocked_seconds += time.perf_counter() - start_time
+        write = partial(self._write, stage=stage, samples=samples, record=record, start_time=time.perf_counter())
         if self._executor is None or self._stager is None:
             write(state)
         else:
@@ -110,7 +110,8 @@ class Checkpointer:
 
     @property
     def failed(self) -> bool:
-        """Whether the save in the background has failed on this rank; the others' fails at about the same time."""
+        """Whether the save in the background has failed on this rank; on other ranks it fails at about the same
+        time."""
         pending = self._pending
         return pending is not None and pending.done() and pending.exception() is not None
 
@@ -121,27 +122,27 @@ class Checkpointer:
             pending.result()
 
     def _write(
-        self, state: dict[str, torch.Tensor], stage: str, samples: int, record: dict[str, Any], begin: float
+        self, state: dict[str, torch.Tensor], stage: str, samples: int, record: dict[str, Any], start_time: float
     ) -> None:
         if self._world.device.type == "cuda":
             torch.cuda.set_device(self._world.device)  # a new thread uses the first GPU
         path = commit.folder(self._run, stage, samples, self._attempt)
         self._check_saveable(state, samples)
         record = dict(record, stage=stage, samples=samples, attempt=self._attempt, parent=self.restorer.parent)
-        failure = self._save_once(path, state, record, begin)
+        failure = self._save_once(path, state, record, start_time)
         if failure is not None and failure.is_transient and not self._url:  # at a URL each request was repeated
             if self._world.is_rank0:
-                log.warning("the checkpoint could not be written, once more: %s", failure.text)
-            failure = self._save_once(path, state, record, begin)
+                log.warning("the checkpoint could not be written, retrying: %s", failure.text)
+            failure = self._save_once(path, state, record, start_time)
         if failure is not None:
             raise self._to_error(failure, path, state)
-        self.restorer.parent, self.last_save_seconds = f"{stage}/{path.name}", time.perf_counter() - begin
+        self.restorer.parent, self.last_save_seconds = f"{stage}/{path.name}", time.perf_counter() - start_time
         if self._world.is_rank0:
             log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.last_save_seconds)
             self._retain([path])
 
     def _save_once(
-        self, path: Path, state: dict[str, torch.Tensor], record: dict[str, Any], begin: float
+        self, path: Path, state: dict[str, torch.Tensor], record: dict[str, Any], start_time: float
     ) -> RankFailure | None:
         """Write and commit. A failure of one rank is that of all, and frees what was written."""
         remote: RemoteCheckpoint | None = None
@@ -159,7 +160,7 @@ class Checkpointer:
 
         def mark() -> None:
             if self._world.is_rank0:
-                facts = record | {"world": size, "saving": time.perf_counter() - begin}
+                facts = record | {"world": size, "saving": time.perf_counter() - start_time}
                 if remote is not None:
                     facts["url"] = remote.url
                     remote.put(commit.COMMIT_FILE, encode_commit(facts | {"files": files}))
@@ -175,7 +176,7 @@ class Checkpointer:
             failure = run_on_all(mark, group) or run_on_all(read_back, group)  # before older commits are deleted
         if failure is not None and self._world.is_rank0:
             try:
-                # a newer attempt may have taken a straggler's folder away before the last of its files had come
+                # a newer attempt may have deleted the folder of this straggler before its last file was written
                 if path.is_dir() or remote is not None:
                     self._delete(path)
             except (OSError, FlipError) as error:
@@ -194,7 +195,7 @@ class Checkpointer:
             log.warning("an old checkpoint could not be deleted: %s", error)
 
     def _delete(self, path: Path) -> None:
-        """Delete a commit or what is left of one, its mark in the run directory first."""
+        """Delete a commit or an incomplete one, its commit.json in the run directory first."""
         try:
             url = commit.read_commit(path).record.get("url", "")
         except commit.CorruptCheckpoint:  # or never committed

@@ -11,7 +11,7 @@ import errno
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -23,7 +23,7 @@ from flip.runs.errors import FlipError
 _T = TypeVar("_T")
 
 ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, FlipError)}
-"""Errors that other ranks raise too, by the name under which they travel."""
+"""Errors that travel between ranks, by name."""
 
 DAMAGED = "damaged"
 
@@ -93,15 +93,13 @@ def run_on_first(function: Callable[[], _T], group: Any) -> _T:
         if "error" in answer:
             name, fields = answer["error"]
             raise ERRORS[name](**fields)
-        found: _T = answer["value"]
-        return found
+        return cast(_T, answer["value"])
     try:
         value = function()
-    except Exception as error:  # whatever it is, the other ranks wait for an answer
+    except Exception as error:  # the other ranks wait for an answer
         broadcast_json({"error": _named(error)}, group)
         raise
-    found = broadcast_json({"value": value}, group)["value"]
-    return found
+    return cast(_T, broadcast_json({"value": value}, group)["value"])
 
 
 def run_on_all(function: Callable[[], object], group: Any) -> RankFailure | None:
@@ -118,11 +116,11 @@ def run_on_all(function: Callable[[], object], group: Any) -> RankFailure | None
 
 
 def _named(error: Exception) -> tuple[str, dict[str, Any]]:
-    """The class of an error, by its name, and the arguments that make it anew on another rank."""
+    """The name of an error's class and the arguments to create it on another rank."""
     if not isinstance(error, FlipError):
         return "PeerLost", {"what": f"rank 0 failed: {type(error).__name__}: {error}"}
     name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in ERRORS)
-    # The paragraph shows the value's repr, whatever its class: it becomes a part of the sentence.
+    # The value may not be JSON: its repr becomes part of the text.
     shown = "" if error.value is None else f" (found: {error.value!r})"
     return name, {"what": f"{error.what}{shown}", "where": error.where, "remedy": error.remedy}
 
@@ -139,7 +137,7 @@ def _decoded(data: Tensor) -> Any:
 class RankGroup:
     """Ranks that share the batches of an evaluation. All methods but ``shard`` are collective.
 
-    ``group``: a process group of all ranks that takes CPU tensors; None: one rank.
+    ``group``: a process group of all ranks that takes CPU tensors; None: a single rank.
     """
 
     rank: int = 0

@@ -1,4 +1,4 @@
-"""The loop, the step, the optimiser, and where the first weights come from.
+"""The loop, the step, the optimiser, and the source of the initial weights.
 
 - ``trainer``: stages, steps, evaluations, commits and the end of an attempt.
 - ``grad_cache``: gradients of a large batch in parts; ``optimizer``: AdamW, its schedule, and norms.

@@ -13,7 +13,7 @@ from flip.distributed.parallel import full_tensor, local, replica_of
 
 
 def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
-    """All parameters except biases (logit_bias is one), gains of LayerNorm, and positions."""
+    """All parameters except biases (also logit_bias), gains of LayerNorm, and positions."""
     if name == "logit_scale":
         return decay_logit_scale
     owner, _, leaf = name.rpartition(".")

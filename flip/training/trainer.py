@@ -288,22 +288,20 @@ class Trainer:
         return results
 
     def score(self, span: StageSpan, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
-        """Results of the present weights on these sets. Raises TrainingStopped if ranks agree on it between two
-        sets."""
+        """Results of the present weights. Raises TrainingStopped if the ranks agree to stop between two sets."""
         encoder, data = self.encoder(), self.config.data
-        patience = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
+        retry_policy = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
         ranks = RankGroup(self.world.rank, self.world.size, self.world.control_group)
         results = []
         for item in items:
             if self.coordinated_stop.poll_blocking(bool(self.flag)):
                 raise TrainingStopped(self.stop_reason())
-            self.watchdog.heartbeat(f"evaluating {item.name}")
-            evaluator = Evaluator(
-                encoder, self.config.evaluate.batch, ranks, partial(self.watchdog.heartbeat, f"evaluating {item.name}"),
-                device=self.world.device,
-            )  # fmt: skip
-            with torch.compiler.set_stance("force_eager"):  # as jobs/evaluate.py does, and each shape comes seldom
-                scored = evaluator.score(LoadedDataset.from_config(item, patience))
+            heartbeat = partial(self.watchdog.heartbeat, f"evaluating {item.name}")
+            heartbeat()
+            batch, device = self.config.evaluate.batch, self.world.device
+            evaluator = Evaluator(encoder, batch, ranks, heartbeat, device=device)
+            with torch.compiler.set_stance("force_eager"):  # as in jobs/evaluate.py; shapes rarely repeat
+                scored = evaluator.score(LoadedDataset.from_config(item, retry_policy))
             parallel.reshard(encoder.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})

@@ -53,7 +53,7 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     """Key -> [source's value, own value] of permitted differences. Raises ConfigError for others.
 
     Image size and patch may differ: positions are computed for the new grid, patch weights are resampled. With
-    ``extend`` the patch may not, because moments are kept. ``where``: the name of the source in errors.
+    ``extend`` the patch may not, because moments are loaded too. ``where``: the name of the source in errors.
     """
     for key in (*_EQUAL, *_CONVERTED * extend):
         if lookup(config, key) != lookup(source, key):

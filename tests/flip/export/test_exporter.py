@@ -416,5 +416,5 @@ def test_a_damaged_export_is_refused(run, tmp_path):
         flip.load(tmp_path / "out")
     for nonsense in ("{", "[]", "null", '{"form": 1, "files": []}'):
         write_text(tmp_path / "out" / "export.json", nonsense)
-        with pytest.raises(DataError, match="cannot be understood"):
+        with pytest.raises(DataError, match="is invalid"):
             flip.load(tmp_path / "out")
