@@ -44,10 +44,10 @@ ON_A_GPU = {
 """Benchmarks that need a GPU: what, options of the script, goal."""
 HEAD = """# Results of the benchmarks
 
-`make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of it
-anew. Ours and the peer take turns on the same machine; a ratio is that of ours to the peer's, the median over rounds,
-with the least and the most in brackets. A goal that is not reached stands as it is; [where the time
-goes](#where-the-time-goes) tells the rest.
+`make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of them
+again. Ours and the peer take turns on the same machine; a ratio is that of ours to the peer's, the median over rounds,
+with the least and the most in brackets. Missed goals are reported too; [where the time
+goes](#where-the-time-goes) shows why.
 """
 COLUMNS = ("benchmark", "what", "ours", "peer", "ratio", "goal", "reached")
 
