@@ -57,11 +57,11 @@ BROKEN = "The cat doesn\u00c3\u00a2\u00e2\u201a\u00ac\u00e2\u201e\u00a2t sleep \
     "text", [BROKEN, "a  red\tcat", "Tom &amp;amp;amp; Jerry", "\x1b[31mred\x07", "cat < dog &lt;"]
 )
 def test_repair_is_what_open_clip_does(path, text):
-    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
-    assert clean(text, repair=True) == " ".join(mended.split())
+    repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert clean(text, repair=True) == " ".join(repaired.split())
     assert "doesn't sleep" in clean(BROKEN, repair=True) and "doesn't" not in clean(BROKEN)
     tokens = Tokenizer.of(path, TextTower(length=32, prepend_cls=False, repair=True))([text])
-    assert np.array_equal(tokens, Tokenizer(path, 32, False)([" ".join(mended.split())]))
+    assert np.array_equal(tokens, Tokenizer(path, 32, False)([" ".join(repaired.split())]))
 
 
 @given(st.text(st.characters(codec="ascii")))

@@ -68,7 +68,7 @@ UNSEEN_BY_INDEX = {
     "a flipped byte in a caption": lambda s: s.flip(s.text_header + 512),
     "another sample in its place": lambda s: s.put(s.image, s.data[s.image : s.image_end][::-1]),
 }
-"""A whole tar all the same: only a CRC taken before tells."""
+"""A valid tar all the same: only the CRC of the index detects it."""
 AROUND = {
     "garbage after the end": lambda s: s.data + b"<html>",
     "no end mark": lambda s: s.data[: s.end],
@@ -177,7 +177,7 @@ SAMPLES = {
     "no caption": ({"png": GOOD, "txt": None}, "no caption ['txt'] among its members ['png']"),
     "neither": ({"json": b"{}", "txt": None}, "no image among its members ['json']"),
 }
-"""Members in place of sample 37's image and caption, and what is said of it."""
+"""Members in place of sample 37's image and caption, and the expected reason."""
 
 
 def make(folder, change):
@@ -209,7 +209,7 @@ def test_a_bad_sample_is_found_and_replaced(original, tmp_path, caplog, name, de
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_equal_keys(tmp_path, format):
     """Samples are known by their place: the same key elsewhere is another sample; two of one kind beside each other are
-    told apart by nothing, and refused."""
+    indistinguishable, and refused."""
     parts = [("0.txt", b"first"), ("1.txt", b"other"), ("0.txt", b"second")]
     for shard in range(2):
         write_tar(tmp_path / f"{shard}.tar", parts, format)

@@ -67,7 +67,7 @@ def test_the_loader_logs_its_memory(original, caplog):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_plan_counts_all_batches_that_are_held(original, workers):
-    """Those that the processes are ahead, in shared memory, and two of the rank: one in use, one that is made."""
+    """Batches prepared in shared memory, and two of the rank: one in use, one being assembled."""
     source = loader(original, workers=workers)
     batches = source.batches(0, BATCH, "0.5")
     arrays = [array for array in next(batches) if isinstance(array, torch.Tensor) and array.ndim]
@@ -78,5 +78,5 @@ def test_the_plan_counts_all_batches_that_are_held(original, workers):
     spec = source.config
     config = schema.Config(data=schema.Data(lanes=LANES, chunk=CHUNK, block=BLOCK, sample_bytes=0, workers=workers))
     config.model.image, config.model.text = spec.image, spec.text
-    said = loader_memory(config, schema.Stage(batch=BATCH, mask="0.5"))
-    assert held <= said < 1.1 * held
+    planned = loader_memory(config, schema.Stage(batch=BATCH, mask="0.5"))
+    assert held <= planned < 1.1 * held

@@ -1,4 +1,4 @@
-"""Reads ahead: each chunk once, in time, spread over lanes, in the background; and what goes wrong there."""
+"""Prefetching: each chunk is read once, in time, spread over lanes, in the background; and its errors."""
 
 import subprocess
 import sys
@@ -59,25 +59,25 @@ def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(st
     ahead = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
     used = walk(ahead, order, lanes, 10, 3 * order.block_samples)
     asked = [(a, j) for a in range(4) for j in ahead._chunks[a][3]]
-    assert all(len(held) == 1 for held in ahead._chunks), "blocks that are done are let go of"
+    assert all(len(held) == 1 for held in ahead._chunks), "used blocks are dropped"
     assert ahead.bytes == sum(len_of(j) for _, j in asked), "and not counted any more"
     wanted = [j for chunks in used.values() for j in chunks]
     following = [
         (a, j) for a in range(4) for j in np.unique(order.cached_block(lanes, 3)[0][a] // order.chunk).tolist()
     ]
-    assert sorted(asked) == sorted(following), "the whole of the next block, before it begins"
+    assert sorted(asked) == sorted(following), "all of the next block, before it starts"
     for a, j in asked:
         ahead.chunk(a, 3, j)
     assert sorted(storage.reads) == sorted(wanted + [j for _, j in asked])
     ahead.close()
 
 
-def test_reads_go_on_while_samples_are_used_and_are_waited_for_where_they_are_needed(storage):
+def test_reads_run_in_the_background_and_are_waited_for_when_needed(storage):
     order, lanes = SampleOrder(**ORDER), range(1)
     ahead = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
     walk(ahead, order, lanes, 0, order.block_samples // 2)
     storage.hold.clear()
-    walk(ahead, order, lanes, order.block_samples // 2, order.block_samples)  # nobody waits for what is asked for here
+    walk(ahead, order, lanes, order.block_samples // 2, order.block_samples)  # waits for none of the requested chunks
     needed = np.unique(order.cached_block(lanes, 1)[0][0] // order.chunk).tolist()
     assert set(needed) - set(storage.reads), "some are still under way"
     waited = threading.Thread(target=lambda: [ahead.chunk(0, 1, j) for j in needed])
@@ -122,7 +122,7 @@ def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
     order = SampleOrder(**{**ORDER, "block": 16})
     ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
-    assert ahead.lookahead == 0, "nobody knows the pace yet"
+    assert ahead.lookahead == 0, "the rate is not known yet"
     for _ in range(40):
         clock[0] += 2.0
         ahead.update_rate(4)  # 2 samples a second
