@@ -54,7 +54,7 @@ SWEEPS = [
     ("runs: {a: }", ["resources.processes=3"], 78, ["128 does not divide by 3 ranks", "126 or 129"]),
     ("runs: {a: {stages.pretrain.mask: 1.5}}", [], 78, ["stages.pretrain.mask", "below 1", "'1.5'"]),
     ("runs: {a: {stages.pretrain.mask: half}}", [], 78, ["my.yaml:3", "a decimal number", "'half'", "Example: 0.5"]),
-    ("runs: {a: {stages.pretrain.warmup: 1e9}}", [], 78, ["warmup", "225280", "1000000000", "within its stage"]),
+    ("runs: {a: {stages.pretrain.warmup: 1e9}}", [], 78, ["warmup", "225280", "1000000000", "of its stage"]),
     ("runs: {a: {model.size: B/17}}", [], 78, ["model.size", "'B/17'", "B/16, L/16"]),
     ("runs: {a: {compute.precision: fp16}}", [], 78, ["compute.precision", "'fp16'", "fp32, bf16"]),
     ("runs:\n\ta: ", [], 78, ["my.yaml:4:1", "not valid YAML", "indent with spaces"]),

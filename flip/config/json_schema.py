@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flip.config.schema import Config, Stage
+from flip.config.schema import Config
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest one that editors support in full."""
@@ -31,7 +31,6 @@ _SCALARS: dict[Any, Node] = {
     str: {"type": ["string", "number"]},
 }
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-_DECIMALS = {(Stage, "mask"), (Stage, "text_mask")}
 
 
 def settings() -> Node:
@@ -51,7 +50,7 @@ def section(kind: Any) -> Node:
         member = (typing.get_args(hint) or (hint,))[0]
         if not dataclasses.is_dataclass(member):
             rules = kind.__dataclass_fields__[name].metadata
-            node = {"pattern": _NUMBER, **_SCALARS[str]} if (kind, name) in _DECIMALS else field(hint, rules)
+            node = {"pattern": _NUMBER, **_SCALARS[str]} if rules.get("decimal") else field(hint, rules)
         elif member is hint:
             node = section(member)
             patterns |= {rf"^{name}\.{key[1:]}": value for key, value in node["patternProperties"].items()}

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from flip.config.schema import MODEL_PRESETS, SCHEMA, Config, Stage
+from flip.config.schema import MODEL_PRESETS, SCHEMA, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
 
@@ -134,7 +134,7 @@ def _fit(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
             if name not in fields_of(kind):
                 raise _unknown(kind, name, here)
             fitted[name] = _fit(fields_of(kind)[name], item, (old or {}).get(name), here)
-            if kind is Stage and name in ("mask", "text_mask"):
+            if kind.__dataclass_fields__[name].metadata.get("decimal"):
                 fitted[name] = _decimal(fitted[name], here)
         return fitted
     if typing.get_origin(kind) is list:

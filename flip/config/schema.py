@@ -30,6 +30,8 @@ def option(
     choices: Sequence[str] | None = None,
     identity: bool = True,
     omit_if: Any = None,
+    auto: Any = None,
+    decimal: bool = False,
 ) -> Any:
     """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
 
@@ -40,8 +42,13 @@ def option(
         omit_if: for a field added to an existing schema: the value that means the behaviour before the field existed.
             With that value the field is not part of the identity, so that old runs keep theirs. A later change of the
             default never changes it.
+        auto: the value that ``resolve`` replaces.
+        decimal: the text is a decimal number, stored in its shortest form.
     """
-    given = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if}
+    given = {
+        "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
+        "auto": auto, "decimal": decimal,
+    }  # fmt: skip
     rules = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, type):
         return field(default_factory=default, metadata=rules)
@@ -159,7 +166,7 @@ class Data:
     """Folder of the data set's manifest. ``cache:NAME`` is NAME below FLIP_CACHE (default ~/.cache/flip)."""
     sets: list[DataSet] = option([], omit_if=[])
     """Several data sets instead of one; ``manifest`` and ``chunk`` are then empty, ``samples`` is their sum."""
-    samples: int = option(0, ge=0, le=2**48 - 1)
+    samples: int = option(0, auto=0, ge=0, le=2**48 - 1)
     """Nominal number of samples if there is no manifest yet (dry runs); 0: that of the manifest."""
     sample_bytes: int = option(40_000, ge=1, le=2**40, identity=False)
     """Nominal mean bytes of a sample if there is no manifest yet."""
@@ -168,19 +175,19 @@ class Data:
     captions: list[str] = option(["txt"])
     """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
     or a list of strings). One caption is drawn by the counter hash."""
-    workers: int = option(-1, ge=-1, le=1024, identity=False)
+    workers: int = option(-1, auto=-1, ge=-1, le=1024, identity=False)
     """Loader processes per rank; 0: load in the trainer's process; -1: auto."""
     chunk: int = option(0, ge=0, le=2**20)
     """R, samples per ranged read; 0: auto (the manifest's)."""
     block: int = option(4, ge=1, le=2**20)
     """Q, chunks per shuffling block."""
-    lanes: int = option(0, ge=0, le=2**20)
+    lanes: int = option(0, auto=0, ge=0, le=2**20)
     """L, fixed streams; 0: auto (docs/contracts.md, Configuration)."""
-    buffer: int = option(0, ge=0, identity=False)
+    buffer: int = option(0, auto=0, ge=0, identity=False)
     """Bytes of raw samples that all ranks may hold together; 0: auto (a quarter of the hosts' memory)."""
-    decoder: str = option("auto", choices=("auto", "pillow", "simplejpeg"))
+    decoder: str = option("auto", auto="auto", choices=("auto", "pillow", "simplejpeg"))
     """``pillow`` (reference) or ``simplejpeg`` (JPEG only; other formats go to Pillow)."""
-    resize: str = option("auto", choices=("auto", "pillow", "torchvision"))
+    resize: str = option("auto", auto="auto", choices=("auto", "pillow", "torchvision"))
     """``pillow`` or ``torchvision`` (uint8, antialiased)."""
     to_rgb: str = option("flatten", choices=("flatten", "convert"), omit_if="flatten")
     """How images become RGB, in training and evaluation. ``flatten``: transparency is composed on white, 16-bit grey is
@@ -257,9 +264,9 @@ class Stage:
     """Length of this stage; its steps are ceil(samples / batch)."""
     batch: int = option(0, ge=1, le=2**31 - 1)
     """B, the global batch of contrasted pairs."""
-    mask: str = "0.5"
+    mask: str = option("0.5", decimal=True)
     """Share of patches dropped, a decimal number; floor(P * (1 - mask)) stay, in exact arithmetic."""
-    text_mask: str = option("0", omit_if="0")
+    text_mask: str = option("0", decimal=True, omit_if="0")
     """The same for the positions of a caption, padding included; the first one, which is pooled, always stays."""
     text_masking: str = option("random", choices=("random", "prioritised"), omit_if="random")
     """Which are dropped. ``random``: any. ``prioritised``: padding before tokens (docs/recipe.md, Masking of text)."""
@@ -287,15 +294,15 @@ class Optim:
 class Compute:
     """How the ranks compute."""
 
-    device: str = option("auto", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", auto="auto", choices=("auto", "cpu", "cuda"))
     """``cpu`` or ``cuda``."""
-    precision: str = option("auto", choices=("auto", "fp32", "bf16"))
+    precision: str = option("auto", auto="auto", choices=("auto", "fp32", "bf16"))
     """``fp32`` or ``bf16``; auto: bf16 if the processor or GPU is fast at it."""
-    attention: str = option("auto", choices=("auto", "explicit", "sdpa"))
+    attention: str = option("auto", auto="auto", choices=("auto", "explicit", "sdpa"))
     """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured)."""
-    threads: int = option(0, ge=0, le=4096)
+    threads: int = option(0, auto=0, ge=0, le=4096)
     """Threads for the arithmetic of a rank; 0: auto. Part of the identity: it changes the last bits."""
-    deterministic: str = option("auto", choices=("auto", *YES_NO))
+    deterministic: str = option("auto", auto="auto", choices=("auto", *YES_NO))
     """``yes`` or ``no``; auto: yes on a CPU."""
     recompute: str = option("no", choices=("no", "selective", "block"), identity=False)
     """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all

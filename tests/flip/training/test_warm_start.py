@@ -44,6 +44,7 @@ def source(tmp_path):
 
 def find(source, **fields):
     made = config(samples=25_600)
+    made.data.decoder = made.data.resize = "pillow"
     made.init = Init(run="base/a", **fields)
     made.init = warm_start.resolve_init(made, [source.path.parent, source.path.parent.parent])
     return made
@@ -60,6 +61,7 @@ def test_by_samples_by_stage_and_by_its_end(source):
 
 def replace_init(**fields):
     made = config(samples=25_600)
+    made.data.decoder = made.data.resize = "pillow"
     made.init = Init(**fields)
     return made
 
@@ -127,7 +129,6 @@ def test_an_export_is_known_by_its_weights(export, tmp_path):
     assert warm_start.resolve_init(replace_init(export="made"), [tmp_path]) == made.init, (
         "below the sweep or the runs root"
     )
-    made.data.decoder = made.data.resize = "pillow"
     validate(made)
     hashes = {identity(one, "")["hash"] for one in (made, replace_init())}
     moved = tmp_path / "moved"
@@ -154,7 +155,7 @@ def test_an_export_stands_alone_and_must_fit(export):
     other.model.embed *= 2
     with pytest.raises(ConfigError, match="model.embed: cannot start from"):
         warm_start.resolve_init(other, [])
-    with pytest.raises(ConfigError, match="init.export: stands alone"):
+    with pytest.raises(ConfigError, match="init.export: excludes"):
         validate(replace_init(export=str(export), extend=True))
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
         validate(replace_init(export=str(export)))
@@ -186,11 +187,10 @@ def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
 
 def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
     made = find(source, samples=6400, extend=True)
-    made.data.decoder = made.data.resize = "pillow"
     validate(made)
     for change, words in (
-        ({"batch": 192}, "is no step of stage pretrain"),
-        ({"name": "first"}, "lies in stage first, there in pretrain"),
+        ({"batch": 192}, "is not a step of stage pretrain"),
+        ({"name": "first"}, "is in stage first, but in pretrain"),
         ({"samples": 6400}, "not before the end"),
     ):
         made = find(source, samples=6400, extend=True)
@@ -202,7 +202,7 @@ def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
         validate(unresolved)
     nobody = replace_init(extend=True)
-    with pytest.raises(ConfigError, match="there is no init.run"):
+    with pytest.raises(ConfigError, match="init.run is not given"):
         validate(nobody)
 
 
