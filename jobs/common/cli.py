@@ -1,9 +1,6 @@
-"""What all commands share: the parser of their options, how they end if they cannot go on, how they are typed.
+"""Shared by all commands: option parser, exit codes, and command lines to show.
 
-A command cannot go on if its reader has gone (``python jobs/status.py | head -1``), or if a package that it needs is
-missing (the wrong Python).
-
-Imported before arguments are parsed, so it must cost nothing.
+Imported before arguments are parsed, so it imports nothing large.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 CUT_OFF = 141
-"""Exit code: what a shell says of a program that SIGPIPE ended. Not that signal: a lost connection sends it too."""
+"""Exit code of a closed pipe, as shells report SIGPIPE."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,7 +29,7 @@ class Parser(argparse.ArgumentParser):
             from jobs.common.completion import complete
 
             complete(self)
-        found, unknown = self.parse_known_args(args, namespace)
+        options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             from jobs.common.text import nearest
 
@@ -40,15 +37,15 @@ class Parser(argparse.ArgumentParser):
             hints = [f" (did you mean {names[0]}?)" if names else "" for names in near]
             words = (word + hint for word, hint in zip(unknown, hints, strict=True))
             self.error(f"unrecognized arguments: {' '.join(words)}")
-        return found
+        return options
 
     def _options(self) -> set[str]:
-        """Long options, those of subcommands included."""
-        found = {name for name in self._option_string_actions if name.startswith("--")}
+        """Long options, including those of subcommands."""
+        options = {name for name in self._option_string_actions if name.startswith("--")}
         for action in self._actions:
             for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
-                found |= below._options()
-        return found
+                options |= below._options()
+        return options
 
 
 def add_root_option(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +56,8 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(work: Callable[[], int]) -> int:
-    """The exit code of ``work()``; if it raises a FlipError, that is printed, and its code is returned."""
-    from flip.runs.errors import FlipError  # not before the options are parsed
+    """Exit code of ``work()``; a FlipError is printed to standard error, and its code returned."""
+    from flip.runs.errors import FlipError  # after parsing: --help must be fast
 
     try:
         return work()
@@ -70,7 +67,7 @@ def run_command(work: Callable[[], int]) -> int:
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()``, its output written out; 141 and no word where the reader has gone; 78 where a package is missing."""
+    """``main()`` with flushed output; 141 without a message if the pipe is closed, 78 if a package is missing."""
     try:
         try:
             return main()
@@ -83,25 +80,25 @@ def quietly(main: Callable[[], int]) -> int:
         print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
         return 78
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for handle in (1, 2):  # what is left for them would complain at the interpreter's end
-            os.dup2(nowhere, handle)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        for handle in (1, 2):  # buffered output would raise again at exit
+            os.dup2(devnull, handle)
         return CUT_OFF
 
 
 def command(name: str) -> str:
-    """How a person calls a command of ours from here, with the interpreter of this process."""
-    from jobs.common.paths import COMMANDS  # only where it is shown: --help must be quick
+    """Command line of a command of jobs/, from the current folder, with this interpreter."""
+    from jobs.common.paths import COMMANDS  # --help must be fast
 
     return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
 
 
 def again() -> str:
-    """The command line of this process, to be typed once more."""
+    """The command line of this process."""
     return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
 
 
 def shorter(path: Path) -> str:
-    """A path as a person would type it from here."""
+    """The path relative to the current folder if it is below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -1,10 +1,9 @@
-"""Cluster profiles: what a cluster is, from a YAML file of plain fields (``sweeps/clusters/NAME.yaml``)."""
+"""Cluster profiles: YAML files that describe a cluster (``sweeps/clusters/NAME.yaml``)."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, get_type_hints
 
 from flip.costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied
-from jobs.common.paths import PROFILES
+from jobs.common.paths import PROFILES, runs_root
 from jobs.common.text import suggestion
 
 KINDS = ("local", "slurm")
@@ -21,35 +20,34 @@ CONTAINERS = ("pyxis", "apptainer")
 
 @dataclass
 class ClusterProfile:
-    """All paths mean the same on the host that submits and on the nodes."""
+    """Description of a cluster. Paths must be the same on the submit host and on the nodes."""
 
     name: str = ""
-    """The file's stem where the file does not say."""
+    """Default: the stem of the file."""
     kind: str = "local"
     """``local`` (this machine) or ``slurm``."""
     runs_root: str = ""
     """Where run directories live; empty: FLIP_RUNS, else ./runs."""
     parallel: int = 0
-    """Runs at once; 0: one locally, on Slurm as many as there is room for. There it holds for each array, that is for
-    each shape of resources."""
+    """Most runs at once, on Slurm per array (shape of resources); 0: one locally, no limit on Slurm."""
     python: str = ""
     """Interpreter of the ranks; empty: the one that submits, in a container ``python3``."""
     host_python: str = ""
     """Slurm: any Python >= 3.6 on the hosts, for the batch script; empty: ``python``, with a container ``python3``."""
 
     cpus_per_node: int = 0
-    """CPU cores a run may use on a node; 0: as this machine says."""
+    """CPU cores a run may use on a node; 0: as on this machine."""
     memory_gb: float = 0.0
-    """Memory of a node, GB; 0: as this machine says."""
+    """Memory of a node, GB; 0: as on this machine."""
     gpus_per_node: int = 0
     gpu: str = ""
     """Name of the card, as shown in plans and looked up in ``flip/costs.py``."""
     gpu_memory_gb: float = 0.0
-    """Memory of a card, GB; 0: as the table says of ``gpu``, else unknown: whether a run fits is not checked then."""
+    """Memory of a card, GB; 0: from the table for ``gpu``, else unknown, and whether runs fit is not checked."""
     peak_tflops: float = 0.0
-    """Dense bf16 peak of a card, TFLOP/s; 0: as the table says, else unknown: plans then show no GPU-hours."""
+    """Dense bf16 peak of a card, TFLOP/s; 0: from the table for ``gpu``, else unknown, and plans show no GPU-hours."""
     utilisation: float = 0.4
-    """Share of the peak that plans assume (of the FLOPs in docs/recipe.md)."""
+    """Share of the peak that plans assume (FLOPs as in docs/recipe.md)."""
     price_per_gpu_hour: float = 0.0
     """In the currency of your choice; 0: plans show no price."""
 
@@ -59,33 +57,33 @@ class ClusterProfile:
     hours: float = 24.0
     """Longest wall time of one attempt."""
     signal_seconds: int = 90
-    """How long before the wall limit the warning signal comes; locally the grace after a cancel."""
+    """Time between the warning signal and the wall limit; locally the grace period of a cancel."""
     canary: int = 50
-    """Steps that the first run of a new shape of resources must pass before the others start; 0: all start at once."""
+    """Steps that the first run of a shape of resources must pass before the others start; 0: all start at once."""
     peer_seconds: int = 120
-    """Slurm: what ranks get to end by themselves once the first of them has ended (``srun --wait``)."""
+    """Slurm: seconds that ranks get to end after the first has ended (``srun --wait``)."""
     array_size: int = 1000
-    """Slurm: elements of an array at most (MaxArraySize - 1); more runs make more arrays."""
+    """Slurm: most elements of an array (MaxArraySize - 1); more runs make more arrays."""
     master_addr: str = ""
     """Slurm: address of rank 0 for the others; empty: the name of the first node."""
     options: dict[str, str] = field(default_factory=dict)
     """Slurm: further options of sbatch by their long names: constraint, exclude, gres, mem, reservation ..."""
 
     env: list[str] = field(default_factory=list)
-    """Names of environment variables that jobs need; their values stay out of files."""
+    """Names of environment variables to forward to jobs; their values are not written to files."""
     notify: list[str] = field(default_factory=list)
-    """A command and its arguments that gets an event as JSON on standard input when a run stops for good and when a
-    sweep has ended (jobs/host/notify.py). It stands in files: a secret belongs to a file that the command reads."""
+    """A command with arguments that gets an event as JSON on standard input when a run stops for good or a sweep ends
+    (jobs/host/notify.py). It is stored in plain text: keep secrets in a file that the command reads."""
     modules: list[str] = field(default_factory=list)
     """Slurm: environment modules that are loaded before the ranks start."""
     setup: list[str] = field(default_factory=list)
-    """Slurm: shell lines of the batch script before the ranks start; one that must succeed ends in ``|| exit 78``."""
+    """Slurm: shell lines before the ranks start; append ``|| exit 78`` to a line that must succeed."""
     container: str = ""
-    """Slurm: image in which the ranks run; the batch script stays on the host."""
+    """Slurm: image for the ranks; the batch script runs on the host."""
     container_runtime: str = "pyxis"
     """``pyxis`` (srun --container-image) or ``apptainer``."""
     container_mounts: list[str] = field(default_factory=list)
-    """Folders seen in the container, as PATH or PATH:PLACE, besides the runs root (which holds the code as well)."""
+    """Folders to mount, as PATH or PATH:TARGET, in addition to the runs root (which contains the code)."""
 
     @property
     def tflops(self) -> float:
@@ -111,7 +109,7 @@ class ClusterProfile:
 
 
 def load_profile(name: str) -> ClusterProfile:
-    """The profile called ``name`` in sweeps/clusters, or in the YAML file at that path. Mistakes raise ConfigError."""
+    """Load the profile ``name`` of sweeps/clusters, or the YAML file at that path. Raises ConfigError."""
     from flip.config.yaml_io import read_yaml
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
@@ -147,22 +145,22 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-OURS = (
+RESERVED_OPTIONS = (
     "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
     "output", "requeue", "signal", "time", "wrap",
 )  # fmt: skip
-"""Options of sbatch that follow from the run and from our protocol."""
-BOUND = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
-"""With these a rank sees one card alone, and not those by whose number it is called."""
+"""Options of sbatch that the launcher sets."""
+BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
+"""Options that hide GPUs from ranks, which select theirs by its number on the node."""
 
 
 def _check(profile: ClusterProfile, path: Path) -> None:
     for name in profile.options:
-        if name in OURS:
-            raise ConfigError("sbatch's option is set by us", f"{path}, options", name, "Take it out.")
-        if name in BOUND:
-            remedy = "Take it out: ranks choose their card among all of their node."
-            raise ConfigError("an option that hides cards from ranks", f"{path}, options", name, remedy)
+        if name in RESERVED_OPTIONS:
+            raise ConfigError("this option of sbatch is set by the launcher", f"{path}, options", name, "Remove it.")
+        if name in BINDING_OPTIONS:
+            remedy = "Remove it: ranks choose among all GPUs of their node."
+            raise ConfigError("this option hides GPUs from ranks", f"{path}, options", name, remedy)
     if profile.kind not in KINDS:
         raise ConfigError("unknown kind of cluster", f"{path}, kind", profile.kind, f"Kinds: {', '.join(KINDS)}.")
     if profile.container_runtime not in CONTAINERS:
@@ -179,32 +177,28 @@ def _check(profile: ClusterProfile, path: Path) -> None:
             raise ConfigError(
                 "a control character, which would end its line of a script", f"{path}, {item.name}", value
             )
-    for key in ("array_size", "hours", "peer_seconds"):  # srun takes a wait of 0 as for ever
+    for key in ("array_size", "hours", "peer_seconds"):  # srun --wait=0 means no limit
         if not getattr(profile, key):
             raise ConfigError("must be above 0", f"{path}, {key}", 0)
     for name in profile.env:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-            remedy = "Give the name alone; the value is taken from the environment that submits."
+            remedy = "Give only the name; the value is taken from the environment of submit."
             raise ConfigError("not the name of an environment variable", f"{path}, env", name, remedy)
 
 
-def runs_root(profile: ClusterProfile | None = None) -> Path:
-    """RUNS_ROOT: the profile's, else FLIP_RUNS, else ./runs."""
-    chosen = (profile.runs_root if profile else "") or os.environ.get("FLIP_RUNS", "") or "runs"
-    return Path(chosen).expanduser().absolute()
-
-
 def roots(given: str | None = None) -> list[Path]:
-    """Folders in which a command that reads looks for runs: ``given``, the value of --root, alone; else RUNS_ROOT, then
-    the runs_root of each profile in sweeps/clusters. A profile that cannot be read is skipped: submit reports it.
+    """Folders to search for runs: only ``given`` (the value of --root), else RUNS_ROOT and the runs_root of each
+    profile.
+
+    An unreadable profile is skipped: submit reports it.
     """
     from flip.config.yaml_io import read_yaml
 
     if given:
         return [Path(given).absolute()]
-    found = [runs_root()]
+    folders = [runs_root()]
     for path in sorted(PROFILES.glob("*.yaml")):
         with contextlib.suppress(ConfigError, PermissionDenied):
             if isinstance(chosen := read_yaml(path).get("runs_root"), str) and chosen:
-                found.append(Path(chosen).expanduser().absolute())
-    return list(dict.fromkeys(found))
+                folders.append(Path(chosen).expanduser().absolute())
+    return list(dict.fromkeys(folders))

@@ -1,4 +1,4 @@
-"""Errors of the file system by the names that our exit codes know."""
+"""File locks, trust in files, and errors of the file system as FlipErrors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from flip.runs import ownership
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 
-ELSEWHERE = "Choose another place: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
+OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What flock says where there are none: Lustre without -o flock, some NFS."""
+"""Errors of flock on file systems without locks: Lustre without -o flock, some NFS."""
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What link says where there are none: vfat, a bucket that is mounted (gcsfuse)."""
+"""Errors of link on file systems without links: vfat, mounted buckets (gcsfuse)."""
 
 
 def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
-    """Take flock's lock on an open file, or not, without waiting. ConfigError where the file system has no locks."""
+    """Try to lock an open file without waiting. Raises ConfigError if the file system has no locks."""
     try:
         fcntl.flock(handle, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -35,8 +35,10 @@ def locked(handle: int, how: int, where: str | os.PathLike[str]) -> bool:
 
 
 def probe(place: str | os.PathLike[str]) -> None:
-    """Do in a folder what runs will do there: create, lock, rename, link and delete. Raises ConfigError where its file
-    system cannot, OSError where it may not."""
+    """Create, lock, rename, link and delete in a folder, as runs will do.
+
+    Raises ConfigError if the file system does not support it, OSError if it is not permitted.
+    """
     with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
         first, second = Path(folder, "a"), Path(folder, "b")
         with open(first, "w") as file:
@@ -48,27 +50,27 @@ def probe(place: str | os.PathLike[str]) -> None:
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                remedy = f"What becomes of a run could not be recorded there. {ELSEWHERE}"
+                remedy = f"Runs could not record their state there. {OTHER_ROOT}"
                 raise ConfigError(f"this file system has no {kind} links", place, error.strerror, remedy) from error
             first.unlink()
 
 
 def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
-    """Raise PermissionDenied if another user owns a file or folder that is executed from, or may write to it.
+    """Raise PermissionDenied if another user owns, or may write to, a file or folder with code to be executed.
 
-    ``inside``: everything below it, too.
+    ``inside``: also check everything below it.
     """
     reason = ownership.untrusted_inside(path) if inside else ownership.untrusted(path)
     if reason:
         remedy = (
-            f"What lies there would be executed with your rights. If it is yours, close it: chmod -R go-w {path}. Or "
-            f"choose another place, or trust a group by name or number: export {ownership.TRUSTED_GROUP}=GROUP."
+            f"Its content would be executed with your rights. If it is yours, run chmod -R go-w {path}. Or "
+            f"choose another folder, or trust a group by name or number: export {ownership.TRUSTED_GROUP}=GROUP."
         )
         raise PermissionDenied(f"is not trusted: {reason}", str(path), remedy=remedy)
 
 
-def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSEWHERE) -> FlipError:
-    """PermissionDenied (77) where nothing may be written, else StorageError (69): a full disk, a lost mount."""
+def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHER_ROOT) -> FlipError:
+    """PermissionDenied (77) for missing permissions, else StorageError (69): a full disk, a lost mount."""
     place = str(error.filename or where)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDenied("may not be written", place, remedy=remedy)
@@ -79,7 +81,7 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = ELSE
 
 @contextmanager
 def writing(where: str | os.PathLike[str]) -> Iterator[None]:
-    """Within, what the file system refuses is an error of ours, with its name."""
+    """Turn OSError into PermissionDenied or StorageError that names the path."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A run as a job: its resources, its states, and the interface of a backend, which submits jobs and knows their states.
+"""Jobs: resources, states, and the interface of backends, which submit jobs and report states.
 
 ``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.runs.clusters`` chooses between them.
 """
@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from flip.runs.rundir import RunDir, read_record
 
 STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
-"""``waiting``: between two attempts, starts again by itself. ``stopped``: nobody looks after it, submit again.
+"""``waiting``: between attempts, restarts automatically. ``stopped``: not supervised any more, submit again.
 ``failed``: for good. ``unknown``: the scheduler did not answer, or a file of the run is damaged."""
 
 
 @dataclass(frozen=True)
 class JobResources:
-    """The resources of one run; runs of one shape can share an array."""
+    """Resources of one run; runs with equal resources share an array."""
 
     nodes: int = 1
     processes: int = 1
@@ -40,34 +40,34 @@ class JobResources:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be started: its directory (complete, with config.yaml), its code, its resources."""
+    """One run to start: its directory (with config.yaml), code and resources."""
 
     run: RunDir
     snapshot: Path
-    """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks; a run that goes on keeps it."""
+    """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks in all attempts."""
     shape: JobResources = JobResources()
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to the environment of ranks; stands in files, so never a secret."""
+    """Added to the environment of ranks. Stored in files: no secrets."""
     module: str = "jobs.worker"
     """Run by every rank as ``python -m MODULE RUN_DIR``."""
     canary: int = 0
-    """Steps that it must pass before those start that wait for it (``jobs.host.canary``); 0: none waits for it."""
+    """Steps to pass before the runs that wait for it start (``jobs.host.canary``); 0: no canary."""
     cluster: str = ""
-    """Name of the profile that it goes to; empty where there is one alone."""
+    """Name of its profile; empty if there is only one."""
     uncancels: bool = False
-    """Whether its cancel.json goes: whoever submits knew of it. One that was written since is a cancel of this."""
+    """Whether to delete its cancel.json, which the submitter knows. A newer one cancels this job."""
     command: Sequence[str] = ()
-    """What submits it again: a command of ours, from the repository, and its words."""
+    """The command that submits it again, relative to the repository."""
     waits_for: str = ""
-    """Name of the run, of the same call, that must pass before this one starts."""
+    """Name of the canary, in the same call, that must pass before this run starts."""
     hooks: Path | None = None
-    """The code that is submitted now; None: ``snapshot``. See ``host_code``."""
+    """The current code; None: ``snapshot``. See ``host_code``."""
 
     @property
     def host_code(self) -> Path:
         """The code of everything outside the ranks: batch script hooks, rank entry, supervisor.
 
-        Not the run's own: the batch script and these files must agree on options, and the script is written today.
+        It is the current code, not the run's own, because the batch script must agree with it on options.
         """
         return Path(self.hooks or self.snapshot).absolute()
 
@@ -90,23 +90,23 @@ class Job:
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a run stands. ``state`` is one of STATES; ``detail`` is a sentence for people."""
+    """State of a run: ``state`` is one of STATES; ``detail`` is a sentence for users."""
 
     state: str
     attempt: int = 0
     detail: str = ""
     starts: str = ""
-    """When the scheduler expects to start it, in its own words; empty where it does not say."""
+    """Expected start, as the scheduler prints it; empty: unknown."""
     resubmit: bool = False
     """Whether ``detail`` ends in "submit again", to which ``jobs.runs.clusters.states`` adds the command."""
 
 
 UNREADABLE = (OSError, ValueError, KeyError)
-"""What a run's files raise that may not be read, are no JSON, or lack something: no matter of other runs."""
+"""Errors of the files of a run that are unreadable, not JSON, or incomplete. They must not affect other runs."""
 
 
 def unreadable_state(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
-    """The state of a run whose files raised one of UNREADABLE. ``damaged``: where it is what they hold."""
+    """State of a run whose files raised one of UNREADABLE. ``damaged``: the state for bad content."""
     try:
         n = run.newest_attempt()
     except OSError:
@@ -121,7 +121,7 @@ def is_complete(run: RunDir) -> bool:
     try:
         return read_record(run.result) is not None
     except ValueError as error:
-        remedy = "Delete it and submit again: the run resumes at its end and writes it anew"
+        remedy = "Delete it and submit again: the run resumes at its end and writes it again"
         raise ValueError(f"{error}. {remedy}") from error
 
 
@@ -142,15 +142,15 @@ class Backend(Protocol):
     """Submits jobs, knows their states and ends them. The jobs of one ``submit`` call belong to one sweep folder."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Start them, in this order as room allows. A failed or cancelled one begins a new allowance."""
+        """Start them in this order as resources allow. Failed and cancelled runs get a new limit of restarts."""
 
     def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
         """Path of a run -> its state."""
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
-        """See to it that runs whose cancel.json is written end and stay ended. Returns at once.
+        """End runs with a cancel.json for good. Returns at once.
 
-        ``again``: paths of those that were told before; they are ended without waiting for a save."""
+        ``again``: paths of runs that were cancelled before; they are killed without a save."""
 
     def requeue(self, run: RunDir) -> None:
-        """Let the running attempt save, stop and start again."""
+        """Save, stop and restart the running attempt."""

@@ -1,4 +1,4 @@
-"""Text tables and numbers as people read them."""
+"""Aligned tables, and numbers, sizes and durations as text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nearest(typed: str, known: Iterable[str]) -> list[str]:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, indent: str = "") -> str:
-    """Aligned text: numbers to the right, the rest to the left; None is a dash. The columns are keys of the rows."""
+    """Aligned text: numbers to the right, other cells to the left, None as a dash. ``columns`` are keys of the rows."""
     columns = list(columns or dict.fromkeys(key for row in rows for key in row))
     cells = [list(columns)] + [["-" if row.get(c) is None else plain(str(row[c])) for c in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -32,14 +32,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
 
 def plain(text: str) -> str:
-    """Text from files and of folders' names, harmless on a terminal: what is no visible character is escaped."""
+    """Text with escapes for everything that is not printable, such as control characters of a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def plain_lines(text: str) -> str:
-    """The same of several lines."""
+    """``plain`` for each line."""
     return "\n".join(map(plain, text.split("\n")))
 
 
@@ -74,12 +74,10 @@ def duration(seconds: float | None) -> str:
     """75 -> 1 min 15 s; - for None."""
     if seconds is None:
         return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

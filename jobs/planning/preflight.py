@@ -37,7 +37,7 @@ from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.filesystem import ELSEWHERE, probe, unwritable
+from jobs.common.filesystem import OTHER_ROOT, probe, unwritable
 from jobs.common.text import count, size
 from jobs.host import wall_limit as wall
 from jobs.planning import environment_checks, memory_fit
@@ -305,10 +305,10 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
         return Check("runs root", f"{folder.parent}: not on this machine", True)
     blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
     if blocking is not None:
-        raise ConfigError("a file is where a folder must be", str(blocking), remedy=ELSEWHERE)
+        raise ConfigError("a file is where a folder must be", str(blocking), remedy=OTHER_ROOT)
     if dry:
         if not os.access(place, os.W_OK | os.X_OK):
-            raise PermissionDenied("not writable", str(place), remedy=ELSEWHERE)
+            raise PermissionDenied("not writable", str(place), remedy=OTHER_ROOT)
         return Check("runs root", f"{folder.parent}: writable")
     try:
         probe(place)
@@ -339,7 +339,7 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
         what = f"{size(free)} are free, up to {size(needed)} are needed for the checkpoints of {runs}"
         if plan:
             return [Check("free space", f"{place}: only {what}", True)]
-        remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {ELSEWHERE}"
+        remedy = f"Free space there, lower checkpoint.keep, or start fewer runs with --only. {OTHER_ROOT}"
         raise StorageError(what, str(place), remedy=remedy)
     return [Check("free space", f"{size(needed)} for the checkpoints of {runs}, of {size(free)} free")]
 

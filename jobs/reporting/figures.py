@@ -127,7 +127,8 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
     blocks: list[Block] = []
     for test in tests:
         curves = scaling_laws.curves(outcomes, test)
-        plots, rows, names = [], [], []
+        names: list[tuple[str, int | None]] = []
+        plots, rows = [], []
         for axis in dict.fromkeys(curve.axis for curve in curves):
             along = [curve for curve in curves if curve.axis == axis]
             many = len(along) > MANY

@@ -1,6 +1,6 @@
-"""Submitted runs, whatever their backend: opens the backend of a run, asks for states, cancels.
+"""Opens backends, and queries and cancels runs of any backend.
 
-A run's job.json names the kind of its backend; runs of several backends can be given to one call.
+job.json of a run names the kind of its backend; one call may concern runs of several backends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jobs.host import attempts
 from jobs.runs import resubmit
 
 INTERRUPTED = 130
-"""What a shell expects of a command that Ctrl-C ended: a script that waits for results must not go on."""
+"""Exit code of a command that Ctrl-C ended, as in shells."""
 
 ENDED = ("complete", "failed", "cancelled", "stopped")
 
@@ -38,21 +38,21 @@ def open_backend(profile: ClusterProfile) -> Backend:
 
 
 def kind_of(run: RunDir) -> str:
-    """The kind of the backend that the run was submitted to last; ``local`` where it never was."""
+    """Kind of the backend of the last submission; ``local`` if the run was never submitted."""
     return record_of(run).get("kind", "local")
 
 
 def cluster_of(run: RunDir) -> str | None:
-    """Name of the profile that the run was submitted with last; None where it never was, or nobody can read it."""
+    """Name of the profile of the last submission; None if there was none, or job.json is unreadable."""
     return record_of(run).get("cluster")
 
 
 def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
-    """Path of a run -> its state, from its backend; one call of squeue for all runs on Slurm."""
-    runs, found = list(runs), dict[Path, JobState]()
+    """Path of a run -> state, from its backend; one call of squeue for all runs on Slurm."""
+    runs, known = list(runs), dict[Path, JobState]()
     for kind, group in _by_kind(runs).items():
-        found |= open_backend(ClusterProfile(kind=kind)).states(group)
-    return {run.path: _with_command(run, found[run.path]) for run in runs}
+        known |= open_backend(ClusterProfile(kind=kind)).states(group)
+    return {run.path: _with_command(run, known[run.path]) for run in runs}
 
 
 def _with_command(run: RunDir, state: JobState) -> JobState:
@@ -67,19 +67,19 @@ def _with_command(run: RunDir, state: JobState) -> JobState:
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
-    """``Backend.cancel`` for runs of any backend. All backends are called before an error is raised."""
-    troubles = []
+    """``Backend.cancel`` for runs of any backend. An error is raised after all backends were called."""
+    errors: list[FlipError] = []
     for kind, group in _by_kind(runs).items():
         try:
             open_backend(ClusterProfile(kind=kind)).cancel(group, again)
         except FlipError as error:
-            troubles.append(error)
-    if troubles:
-        raise troubles[0]
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 class MultiBackend:
-    """Backends by the names of their profiles: ``submit`` gives each job to its own."""
+    """Backends of several profiles: ``submit`` passes each job to the backend of its profile."""
 
     def __init__(self, profiles: Iterable[ClusterProfile]) -> None:
         self.profiles = {profile.name: profile for profile in profiles}
@@ -90,9 +90,9 @@ class MultiBackend:
 
 
 def request_cancel(runs: Iterable[RunDir], why: str) -> None:
-    """Write the runs' cancel.json and have them ended; those that were told before are not waited for.
+    """Write cancel.json of the runs and end them; runs that were cancelled before are killed without a save.
 
-    Each by itself: what could not be done for some is raised, as a FlipError, when all the others have been told.
+    Failures for some runs are raised as a FlipError after all others were cancelled.
     """
     runs, before = list(runs), []
     unwritten: dict[Path, OSError] = {}
@@ -103,36 +103,36 @@ def request_cancel(runs: Iterable[RunDir], why: str) -> None:
                 before.append(run.path)
         except OSError as error:
             unwritten[run.path] = error
-    untold = ""
+    undelivered = ""
     try:
-        cancel(runs, [*before, *unwritten])  # without the file, one that saves and leaves would start again
+        cancel(runs, [*before, *unwritten])  # without the file, a run that saves and exits would restart
     except FlipError as error:
         if not unwritten:
             raise
-        untold = str(error)
+        undelivered = str(error)
     if unwritten:
-        raise _uncancelled(unwritten, untold)
+        raise _cancel_error(unwritten, undelivered)
 
 
-def _uncancelled(unwritten: Mapping[Path, OSError], untold: str) -> FlipError:
-    """``untold``: what the clusters say besides."""
+def _cancel_error(unwritten: Mapping[Path, OSError], undelivered: str) -> FlipError:
+    """``undelivered``: further errors of the backends."""
     first = next(iter(unwritten.values()))
     value = "; ".join(f"{path.name}: {error.strerror or error}" for path, error in unwritten.items())
-    remedy = "The others are cancelled. Of these, jobs on Slurm were told to end at once, and those here go on: "
-    remedy += f"mend it, and cancel again.{f' Besides: {untold}' if untold else ''}"
+    remedy = "The others are cancelled. Of these, Slurm jobs were killed, and local runs continue: "
+    remedy += f"fix the cause and cancel again.{f' Also: {undelivered}' if undelivered else ''}"
     return type(unwritable(first, ""))("cancel.json could not be written", value=value, remedy=remedy)
 
 
 def exit_code_of(run: RunDir) -> int:
-    """The exit code of a run that has failed: of its cause, or that of a crash where nobody can read one."""
+    """The exit code of a failed run: of its recorded cause, else that of a crash."""
     try:
         return CAUSES.get((attempts.last_end(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
-    except UNREADABLE:  # its row says so
+    except UNREADABLE:  # the status table shows it
         return CRASH
 
 
 def poll_interval(runs: Iterable[RunDir]) -> float:
-    """Seconds between two looks at runs by somebody who waits: Slurm's controller is everybody's."""
+    """Seconds between two queries of the states of runs; longer on Slurm, whose controller is shared."""
     return 10.0 if any(kind_of(run) == "slurm" for run in runs) else 0.5
 
 

@@ -1,4 +1,4 @@
-"""How a run is submitted again: noted in its job.json when it is submitted, and told to who asks what comes next."""
+"""The command that submits a run again: recorded in job.json, and shown to users."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
 
 
-def typed(args: Any, file: Path) -> list[str]:
-    """The words of ``jobs/submit.py`` that mean the same runs from any folder. ``file``: the sweep's."""
+def submit_words(args: Any, file: Path) -> list[str]:
+    """The arguments of ``jobs/submit.py`` for the same runs from any folder. ``file``: the sweep file."""
     words = ["jobs/submit.py", "--sweep", _path(file), *args.overrides]
     if args.cluster:
         words += ["--cluster", _path(Path(args.cluster)) if args.cluster.endswith((".yaml", ".yml")) else args.cluster]
@@ -26,41 +26,41 @@ def typed(args: Any, file: Path) -> list[str]:
 
 
 def _path(path: Path) -> str:
-    """As it is found from anywhere: a sweep file of the repository by its place in there."""
+    """An absolute path, or the path in the repository of a shipped sweep file."""
     path = path.expanduser().absolute()
     return str(path.relative_to(REPOSITORY)) if path.parent == SWEEPS else str(path)
 
 
 def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
-    """(what is to be done, in words; the command that does it, None where there is none to type).
+    """(advice, command to type or None).
 
-    The command is that of job.json only if this user trusts the file and each word has a known form (``_COMMAND``).
+    The command of job.json is used only if this user trusts the file and each word has a known form (``_COMMAND``).
     """
     if is_evaluation(run):
-        return "order it anew: jobs/evaluate.py takes up none that is there", None
+        return "request it again: jobs/evaluate.py does not resume an existing job", None
     record = record_of(run)
-    name, words, options = wanted(run, record), _words(record), ["--retry"] * retry
-    if words and untrusted(run.path / "job.json"):  # another user's sweep file or profile must not run as this one
-        return f"its submitter can start it again, with {shlex.join(['--only', name, *options])}", None
+    name, words, options = name_in_sweep(run, record), _words(record), ["--retry"] * retry
+    if words and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
+        return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
     newest = _newest(run, name)
-    back = f" with its old values back in the sweep file, which means {newest} by now" if newest != run.name else ""
+    back = f" after restoring its old values in the sweep file, which now means {newest}" if newest != run.name else ""
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
-    if not words and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # an older version's record
+    if not words and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # a record of an older version
         words = ["jobs/submit.py", "--sweep", run.sweep, *(["--cluster", cluster] if cluster else []), "--only", name]
     if words:
-        return f"to go on from its newest commit{back}", f"python {shlex.join([*words, *options])}"
+        return f"to resume from its newest commit{back}", f"python {shlex.join([*words, *options])}"
     to = "" if known else f", with --cluster and the file of the profile {cluster}"
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
 
 
 def is_evaluation(run: RunDir) -> bool:
-    """Whether it is a job of ``jobs/evaluate.py``: no sweep's name begins with a dot."""
+    """Whether it is a job of ``jobs/evaluate.py``: names of sweeps do not start with a dot."""
     return run.sweep.startswith(".")
 
 
-def wanted(run: RunDir, record: Mapping[str, Any]) -> str:
-    """What the sweep file calls the run. A fork, NAME-v2, lies beside the run NAME and has its name there."""
+def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:
+    """Name of the run in the sweep file. A fork NAME-v2 of the run NAME is called NAME there."""
     words = _words(record)
     if "--only" in words[:-1]:
         return words[words.index("--only") + 1]
@@ -69,7 +69,7 @@ def wanted(run: RunDir, record: Mapping[str, Any]) -> str:
 
 
 def _words(record: Mapping[str, Any]) -> list[str]:
-    """The command in a job.json if every word of it has the form that a submission writes, else nothing."""
+    """The command in job.json if every word has the form that a submission writes, else empty."""
     words = record.get("command", [])
     text = "\n".join(words)
     return words if all(word.isprintable() for word in words) and _COMMAND.fullmatch(text) else []
@@ -83,14 +83,14 @@ _COMMAND = re.compile(
     r"(\n--only\n\w[\w.-]*)?"
     r"(\n--changed\nkeep)?"
 )
-"""The words that ``typed`` and a submission write, a line each."""
+"""The words that ``submit_words`` and a submission write, a line each."""
 
 
 def _newest(run: RunDir, name: str) -> str:
-    """Of a run and its forks the newest, which is what the sweep file means by ``name``."""
+    """The newest of a run and its forks: the run that the sweep file means by ``name``."""
     numbers = {name: 1}
     for other in select.runs_below(run.path.parent):
         fork = re.fullmatch(rf"{re.escape(name)}-v([0-9]+)", other.name)
-        if fork and wanted(other, record_of(other)) == name:
+        if fork and name_in_sweep(other, record_of(other)) == name:
             numbers[other.name] = int(fork[1])
-    return max(numbers, key=lambda one: numbers[one])
+    return max(numbers, key=numbers.__getitem__)

@@ -195,7 +195,7 @@ def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:
     """
     if {":", ","} & set(str(sweep)):
         what = "the folder cannot be mounted in a container: mounts are a comma-separated list of PATH:TARGET"
-        raise ConfigError(what, value=str(sweep), remedy=f"Its path must contain neither. {filesystem.ELSEWHERE}")
+        raise ConfigError(what, value=str(sweep), remedy=f"Its path must contain neither. {filesystem.OTHER_ROOT}")
     folders = [str(sweep), *profile.container_mounts]
     return [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flip.runs.errors import ConfigError
-from jobs.common.cluster_profile import ClusterProfile, runs_root
+from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import probe
+from jobs.common.paths import runs_root
 from jobs.host import slurm_cli
 from jobs.host.slurm_cli import parse_int
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes

@@ -31,10 +31,10 @@ from flip.runs import commit
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
-from jobs.common.cluster_profile import load_profile, roots, runs_root
+from jobs.common.cluster_profile import load_profile, roots
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
-from jobs.common.paths import REPOSITORY
+from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.text import duration, percent, plain, table
 from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import EVALUATIONS, resources_of

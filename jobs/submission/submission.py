@@ -20,8 +20,8 @@ from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
-from jobs.common.cluster_profile import ClusterProfile, load_profile, runs_root
-from jobs.common.paths import REPOSITORY, SWEEPS
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.text import suggestion
 from jobs.planning import plan as planning
 from jobs.planning import preflight
@@ -303,7 +303,7 @@ class Submission:
             self._print(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
-            again = resubmit.typed(self.options, self.file)
+            again = resubmit.submit_words(self.options, self.file)
             jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, self._trashed)
             self._print(render.canaries(jobs))
             late = ", ".join(cancelled_meanwhile(plan))

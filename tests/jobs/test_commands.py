@@ -16,8 +16,9 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs import cancel, explain, logs, report, status
 from jobs.common import cluster_profile
-from jobs.common.cluster_profile import load_profile, runs_root
+from jobs.common.cluster_profile import load_profile
 from jobs.common.job import JobState
+from jobs.common.paths import runs_root
 from jobs.local import rank_processes
 from jobs.reporting import run_details
 from jobs.reporting import status as run_status
@@ -70,7 +71,7 @@ def test_what_is_typed_is_found(root, monkeypatch):
         select.select("one/c", root)
     with pytest.raises(ConfigError, match=r"There are: one, two"):
         select.select("three", root)
-    with pytest.raises(ConfigError, match=r"Name one: one/a, one/b"):
+    with pytest.raises(ConfigError, match=r"Choose from: one/a, one/b"):
         select.select_one("one", root)
 
 
@@ -178,7 +179,7 @@ def test_patterns_choose_runs(root):
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
     assert names(select.select_many(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
     for words, told in (
-        (["one/x*"], "no run has such a name"),
+        (["one/x*"], "no run matches"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
@@ -286,8 +287,8 @@ def test_profiles(tmp_path, monkeypatch):
         ("array_size: 0\n", "above 0"),
         ("env: [TOKEN=abc]\n", "name of an environment variable"),
         ("options: [exclusive]\n", "options and their values"),
-        ("options: {gpus-per-task: 1}\n", "hides cards from ranks"),
-        ("options: {time: 60}\n", "set by us"),
+        ("options: {gpus-per-task: 1}\n", "hides GPUs from ranks"),
+        ("options: {time: 60}\n", "set by the launcher"),
         ("container_runtime: docker\n", "pyxis, apptainer"),
         ("utilisation: 40\n", "at most 1"),
         ("kind: pbs\n", "local, slurm"),

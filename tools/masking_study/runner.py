@@ -22,7 +22,7 @@ from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED, ConfigError
 from flip.runs.rundir import read_json, write_text
-from jobs.common.cluster_profile import runs_root
+from jobs.common.paths import runs_root
 from jobs.submission.apply import move_to_trash
 from tools.masking_study import design, paired_stats
 from tools.masking_study.design import ROUNDS, Round, Times

@@ -71,7 +71,7 @@ def test_what_is_suggested_starts_the_run_and_nothing_else(desk, monkeypatch):
     run = RunDir(desk.folder / "runs" / "other" / "half-s1")
     assert read_json(run.path / "job.json")["cluster"] == "here"
     what, typed = coming(run)
-    assert what == "nothing automatically: no process supervises it; to go on from its newest commit"
+    assert what == "nothing automatically: no process supervises it; to resume from its newest commit"
     monkeypatch.chdir(desk.folder / "away")
     program, script, *words = shlex.split(typed)
     assert (program, script) == ("python", "jobs/submit.py") and desk(*words) == ["half-s1"]
@@ -86,7 +86,7 @@ def test_a_fork_goes_by_the_name_that_the_sweep_file_has(desk, monkeypatch):
     what, typed = coming(RunDir(sweep / "half-v2"))
     assert desk(*shlex.split(typed)[2:]) == ["half-v2"] and "old values" not in what
     what, typed = coming(RunDir(sweep / "half"))
-    assert what.endswith("with its old values back in the sweep file, which means half-v2 by now")
+    assert what.endswith("after restoring its old values in the sweep file, which now means half-v2")
     desk.write("0.5")
     assert desk(*shlex.split(typed)[2:]) == ["half"], "then"
 
@@ -109,9 +109,9 @@ def old(folder, name, sweep="quickstart", **record):
 def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_path):
     base, fork = (old(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
     said = "python jobs/submit.py --sweep quickstart --cluster local --only a"
-    assert resubmit.command(fork) == ("to go on from its newest commit", said)
+    assert resubmit.command(fork) == ("to resume from its newest commit", said)
     assert resubmit.command(base, retry=True)[1] == f"{said} --retry"
-    assert "which means a-v2 by now" in resubmit.command(base)[0]
+    assert "which now means a-v2" in resubmit.command(base)[0]
     assert resubmit.command(old(tmp_path, "b-v2"))[1] == "python jobs/submit.py --sweep quickstart --only b-v2"
     said = "submit the sweep file of quickstart again, with --cluster and the file of the profile here, with --only c"
     assert resubmit.command(old(tmp_path, "c", cluster="here")) == (said, None)
@@ -123,7 +123,8 @@ def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_pat
 def test_an_evaluation_is_ordered_anew_and_reported_with_its_sweep(tmp_path):
     run = old(tmp_path / "demo", "a-1126-0000", ".evaluate")
     assert coming(run) == (
-        "nothing automatically: no process supervises it; order it anew: jobs/evaluate.py takes up none that is there",
+        "nothing automatically: no process supervises it; request it again: jobs/evaluate.py does not resume an"
+        " existing job",
         None,
     )  # fmt: skip
     write_json(run.result, {"run": run.name})

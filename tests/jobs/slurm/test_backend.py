@@ -327,7 +327,7 @@ def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(swe
     assert [run.cancel.exists() for run in runs] == [True, False, True]
     commands("scancel", "echo 'Access denied' >&2; exit 1")
     monkeypatch.setattr(clusters, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
-    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Besides: not signalled .*Access denied"):
+    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Also: not signalled .*Access denied"):
         clusters.request_cancel(runs, "")
 
 
