@@ -92,7 +92,7 @@ import sys
 from jobs.runtime import worker
 def fail(*_):
     raise {error}
-worker.leave(worker.main(sys.argv[1], fail))
+worker.exit_process(worker.main(sys.argv[1], fail))
 """
 
 
