@@ -58,13 +58,11 @@ def section(kind: Any) -> Node:
         else:
             item = section(member)
             optional = {"anyOf": [item, {"type": "null"}], "description": "The member's fields; null removes it."}
-            named = {"type": "object", "additionalProperties": optional}
-            named["patternProperties"] = {
-                rf"^[\w-]+\.{re.escape(key)}$": value for key, value in item["properties"].items()
-            }
+            within = {rf"^[\w-]+\.{re.escape(key)}$": value for key, value in item["properties"].items()}
+            named = {"type": "object", "additionalProperties": optional, "patternProperties": within}
             node = {"anyOf": [{"type": "array", "items": item}, named]}
             patterns[rf"^{name}\.[\w-]+$"] = optional
-            patterns |= {rf"^{name}\.{key[1:]}": value for key, value in named["patternProperties"].items()}
+            patterns |= {rf"^{name}\.{key[1:]}": value for key, value in within.items()}
         properties[name] = {**node, "description": described[name]} if name in described else node
     return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}
 
