@@ -75,7 +75,7 @@ def _suggestion(config: Config, key: str) -> str:
     section, _, name = key.rpartition(".")[0].partition(".")
     others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
     near = difflib.get_close_matches(name, others, n=1)
-    return f"Did you mean stages.{near[0]}? An unknown name adds a stage." if near else ""
+    return f"Did you mean stages.{near[0]}? An unknown name adds a new stage." if near else ""
 
 
 def check_fields(config: Config) -> None:
