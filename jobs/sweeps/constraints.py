@@ -35,7 +35,7 @@ class _Comparison:
     op: str
     value: Any
     other: str = ""
-    """The key that it is compared with; empty: with ``value``."""
+    """The key to compare with; empty: ``value``."""
 
     @property
     def keys(self) -> Iterator[str]:
@@ -46,22 +46,27 @@ class _Comparison:
 
 @dataclass(frozen=True)
 class Condition:
-    """One line: any of its comparisons holds."""
+    """One line of comparisons, of which one must hold."""
 
     text: str
     place: SourceLocation
     any: tuple[_Comparison, ...]
 
     def check(self, known: Collection[str]) -> None:
-        """ConfigError for a key that none of the runs has."""
+        """Raise ConfigError for a key that no run has."""
         for key in (key for comparison in self.any for key in comparison.keys if key not in known):
             last = key.rpartition(".")[2]
             near = difflib.get_close_matches(key, known) or [name for name in known if name.endswith("." + last)]
-            remedy = f"Did you mean {' or '.join(near[:3])}?" if near else "It takes a whole key: stages.pretrain.mask."
+            remedy = (
+                f"Did you mean {' or '.join(near[:3])}?"
+                if near
+                else "Give the full key, for example stages.pretrain.mask."
+            )
             raise self.place.error(f"{key}: no such key in these runs", self.text, remedy)
 
     def holds(self, run: str, settings: Mapping[str, Any]) -> bool:
-        """Of a run's settings by dotted key. ConfigError where what is no number would have to be above another."""
+        """Whether it holds for the settings of a run, by dotted key. Raises ConfigError if < or > compares no
+        numbers."""
         return any(self._true(comparison, run, settings) for comparison in self.any)
 
     def _true(self, comparison: _Comparison, run: str, settings: Mapping[str, Any]) -> bool:
@@ -76,8 +81,8 @@ class Condition:
             name, value = (
                 (comparison.key, left) if numbers[0] is None else (comparison.other or "the right side", right)
             )
-            what = f"{name} is {'absent' if value is None else repr(value)} in run {run}: only numbers have an order"
-            remedy = f"Begin the line with `{comparison.key} == null or`." if value is None else "Use ==, != or in."
+            what = f"{name} is {'absent' if value is None else repr(value)} in run {run}: only numbers can be ordered"
+            remedy = f"Start the line with `{comparison.key} == null or`." if value is None else "Use ==, != or in."
             raise self.place.error(what, self.text, remedy)
         return _ORDER[comparison.op](*numbers)
 
@@ -100,7 +105,7 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def parse(lines: Any, place: SourceLocation) -> tuple[Condition, ...]:
-    """The conditions of a ``where``: a line or a list of lines."""
+    """The conditions of ``where``: a line or a list of lines."""
     texts = lines if isinstance(lines, list) else [lines]
     if not texts:
         raise place.error("is empty", remedy=_FORM)

@@ -1,14 +1,14 @@
-"""What a sweep varies -> its points: settings, and the short names that tell them apart (docs/sweeps.md).
+"""Expands the entries of a sweep to points: settings with short, distinct names (docs/sweeps.md).
 
 entry = mapping of fields, "set": fields, "where": lines, and any of
         "runs": {NAME: entry}      the entries, by their names
         "list": [entry + "name"]   the entries, one after the other
         "zip":  {AXIS: values}     the axes in step
         "grid": {AXIS: values}     every combination of the axes
-values = [value, ...] of the field AXIS  |  entry: then AXIS is a mere label
+values = [value, ...] of the field AXIS  |  entry: then AXIS is only a label
 
-What stands side by side in an entry multiplies, in the order above. A point is called by the names on its way, joined
-by "-"; an axis of one value adds nothing.
+Parts of an entry are multiplied, in the order above. The name of a point joins the names of its parts by "-"; an axis
+with one value adds no name.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from flip.config.yaml_io import LocatedDict, SourceLocation
 from jobs.sweeps.constraints import Condition, parse
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-"""A name that is a folder, a part of a job's name and of command lines: nothing in it means anything to a shell."""
-NAME_RULE = "A name is made of a-z, 0-9, ., _ and -, begins with a letter or digit, and has at most 100."
-MOST = 10_000
-"""Points of a sweep."""
+"""A name of a folder and a job, without characters that are special in shells."""
+NAME_RULE = "A name consists of a-z, 0-9, ., _ and -, starts with a letter or digit, and has at most 100 characters."
+MAX_POINTS = 10_000
+"""Most points of a sweep."""
 _UNITS = (("b", 10**9), ("m", 10**6), ("k", 10**3))
 
 Layer = tuple[str, Mapping[str, Any]]
@@ -39,7 +39,7 @@ Layer = tuple[str, Mapping[str, Any]]
 class Point:
     name: str = ""
     layers: tuple[Layer, ...] = ()
-    """Settings, the later above the earlier."""
+    """Settings; later layers override earlier ones."""
     where: tuple[Condition, ...] = ()
 
     def __add__(self, other: Point) -> Point:
@@ -48,7 +48,7 @@ class Point:
 
 
 def points(entry: LocatedDict, place: SourceLocation) -> list[Point]:
-    """The points of an entry, at least one. Raises ConfigError for what cannot be meant."""
+    """The points of an entry, at least one. Raises ConfigError."""
     fields = {key: value for key, value in entry.items() if key not in KEYS}
     for key in fields:
         _no_label(key, place.child(key, entry.lines.get(key, 0)))
@@ -68,19 +68,18 @@ def points(entry: LocatedDict, place: SourceLocation) -> list[Point]:
 
 
 def product(parts: Sequence[Sequence[Point]], place: SourceLocation) -> list[Point]:
-    """Every combination, the last part moving fastest."""
+    """Every combination; the last part varies fastest."""
     total = math.prod(map(len, parts))
-    if total > MOST:
-        raise place.error(f"makes {total:,} runs, more than {MOST:,}", remedy="Vary less at once.")
-    found = [sum(combination, Point()) for combination in itertools.product(*parts)]
-    return distinct(found, place)
+    if total > MAX_POINTS:
+        raise place.error(f"makes {total:,} runs, more than {MAX_POINTS:,}", remedy="Vary less at once.")
+    return distinct([sum(combination, Point()) for combination in itertools.product(*parts)], place)
 
 
 def distinct(found: list[Point], place: SourceLocation, remedy: str = "") -> list[Point]:
     seen: set[str] = set()
     for point in found:
         if point.name in seen:
-            remedy = remedy or "Take the repeated value out, or give the runs names under runs."
+            remedy = remedy or "Remove the repeated value, or name the runs under runs."
             raise place.error("two runs have the same name", point.name, remedy)
         seen.add(point.name)
     return found
@@ -88,7 +87,7 @@ def distinct(found: list[Point], place: SourceLocation, remedy: str = "") -> lis
 
 def check_name(name: Any, what: str, place: SourceLocation) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise place.error(f"not a name for a {what}", name, NAME_RULE)
+        raise place.error(f"not a valid name of a {what}", name, NAME_RULE)
     return name
 
 
@@ -106,17 +105,17 @@ def _runs(value: Any, place: SourceLocation) -> list[Point]:
 
 def _list(value: Any, place: SourceLocation) -> list[Point]:
     if not isinstance(value, list) or not value:
-        raise place.error("needs a list of entries" if value else "is empty: it makes no run", value)
+        raise place.error("needs a list of entries" if value else "is empty", value)
     found: list[Point] = []
     for i, entry in enumerate(value):
         if not isinstance(entry, LocatedDict):
-            raise place.child(i).error("needs a mapping: a name and what it sets", entry)
+            raise place.child(i).error("needs a mapping with a name and settings", entry)
         here = place.child(i, min(entry.lines.values(), default=0))
         head = Point(check_name(entry["name"], "run", here)) if "name" in entry else Point()
         rest = LocatedDict({key: item for key, item in entry.items() if key != "name"}, entry.lines)
         members = [head + point for point in points(rest, here)]
         if any(not point.name for point in members):
-            raise here.error("has no name", remedy="Give it one: {name: ..., set: ...}")
+            raise here.error("has no name", remedy="Name it: {name: ..., set: ...}")
         found += members
     return distinct(found, place)
 
@@ -126,15 +125,15 @@ def _grid(value: Any, place: SourceLocation) -> list[Point]:
 
 
 def _zip(value: Any, place: SourceLocation) -> list[Point]:
-    """The first axis names the points, so that a point more leaves the names of the others alone."""
+    """The axes in step, named after the first: adding a point does not change other names."""
     axes = _axes(value, place)
     lengths = {len(axis) for _, axis in axes}
     if len(lengths) > 1:
-        said = ", ".join(f"{here.key.removeprefix(place.key + '.')} {len(axis)}" for here, axis in axes)
-        raise place.error("its axes are of unequal length", said, "Give each the same number of values.")
+        lengths_text = ", ".join(f"{here.key.removeprefix(place.key + '.')} {len(axis)}" for here, axis in axes)
+        raise place.error("its axes have different lengths", lengths_text, "Give each the same number of values.")
     rows = zip(*(axis for _, axis in axes), strict=True)
     found = [sum((Point("", point.layers, point.where) for point in rest), first) for first, *rest in rows]
-    return distinct(found, place, "The first axis of a zip names its points: put one first whose values all differ.")
+    return distinct(found, place, "The first axis of a zip names its points: its values must differ.")
 
 
 def _axes(value: Any, place: SourceLocation) -> list[tuple[SourceLocation, list[Point]]]:
@@ -146,32 +145,32 @@ def _axes(value: Any, place: SourceLocation) -> list[tuple[SourceLocation, list[
 def _axis(key: str, values: Any, place: SourceLocation) -> list[Point]:
     if isinstance(values, LocatedDict):
         if not values.keys() & _AXES.keys() or values.keys() - KEYS:
-            raise place.error("needs a list of values, or what makes points", dict(values), f"{', '.join(_AXES)} do.")
+            raise place.error("needs a list of values, or an entry", dict(values), f"An entry has {', '.join(_AXES)}.")
         return points(values, place)
     if not isinstance(values, list) or not values:
-        raise place.error("needs a list of values, one at least", values)
+        raise place.error("needs a list of at least one value", values)
     return [_value(key, value, len(values) > 1, place) for value in values]
 
 
 def _no_label(key: str, place: SourceLocation) -> None:
     if key in ("recipe", "schema"):
-        raise place.error("a label, no setting of a run", remedy="Name recipes at the top of the sweep.")
+        raise place.error("a label, not a setting of a run", remedy="Name recipes at the top of the sweep.")
 
 
 def _value(key: str, value: Any, named: bool, place: SourceLocation) -> Point:
     _no_label(key, place)
     if any(isinstance(item, Mapping) for item in (value if isinstance(value, list) else [value])):
-        remedy = f"Give it one: {{{key}: {{list: [{{name: ..., set: ...}}, ...]}}}}."
+        remedy = f"Name it: {{{key}: {{list: [{{name: ..., set: ...}}, ...]}}}}."
         raise place.error("a mapping has no short name", remedy=remedy)
     name = slug(key, value)
     if not name:
-        raise place.error("makes no name", value, "Name it under runs or list.")
+        raise place.error("cannot be part of a name", value, "Name it under runs or list.")
     return Point(name if named else "", ((place.where, LocatedDict({key: value}, {key: place.line})),))
 
 
 def _table(value: Any, place: SourceLocation) -> LocatedDict:
     if not isinstance(value, LocatedDict) or not value:
-        raise place.error("needs a mapping" if value else "is empty: an empty sweep makes no run", value)
+        raise place.error("needs a mapping" if value else "is empty", value)
     return value
 
 
@@ -182,11 +181,11 @@ _AXES: dict[str, Callable[[Any, SourceLocation], list[Point]]] = {
     "grid": _grid,
 }
 KEYS = ("set", "where", *_AXES)
-"""What an entry may have beside fields."""
+"""Keys of an entry other than fields."""
 
 
 def slug(key: str, value: Any) -> str:
-    """A value as part of a name: text as it is (L/16: l16), anything else after the last word of its key (mask0.5)."""
+    """A value as part of a name: text itself (L/16: l16), other values after the last part of the key (mask0.5)."""
     last = key.rpartition(".")[2]
     if isinstance(value, str):
         return re.sub(r"[^a-z0-9._-]+", "-", value.lower().replace("/", "")).strip("-.")
@@ -198,7 +197,7 @@ def slug(key: str, value: Any) -> str:
 
 
 def _short(number: int | float) -> str:
-    """12.8b for 12.8e9, where two decimals are enough; else the number as it is."""
+    """12.8b for 12.8e9 if two decimals are enough, else the number itself."""
     for unit, size in _UNITS:
         if size <= number < 10**300 and number * 100 % size == 0:
             return f"{number / size:g}{unit}"

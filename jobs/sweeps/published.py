@@ -1,4 +1,4 @@
-"""The paper's results, as sweeps/paper.yaml has them: which row of which table a run stands for, and what it needs."""
+"""Results of the paper from sweeps/paper.yaml: rows of tables, and the settings that a run needs to reproduce them."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ from jobs.common.paths import SWEEPS
 RESULTS = SWEEPS / "paper.yaml"
 
 RESERVED = ("row", "title", "run", "not_yet", "needs", "near", "images", "within")
-"""Keys of a row that are no evaluation set."""
+"""Keys of a row other than evaluation sets."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """One row of the paper, as it stands in sweep.json."""
+    """One row of the paper, as in sweep.json."""
 
     row: str
     top1: Mapping[str, float]
     """Evaluation set -> per cent."""
     run: str = ""
-    """SWEEP/RUN that has it where the sweep itself has none."""
+    """SWEEP/RUN that reproduces it, if no run of the sweep does."""
     not_yet: str = ""
-    """Why no run can have it."""
+    """Why no run can reproduce it."""
     within: float | None = None
-    """Points that a gap may have and count as the same."""
+    """Largest gap that counts as agreement, in points."""
     needs: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration key -> value without which the numbers do not mean the same; None: absent."""
+    """Configuration key -> value required for a comparison; None: absent."""
     near: Mapping[str, float] = field(default_factory=dict)
-    """Configuration key -> share by which its value may miss."""
+    """Configuration key -> allowed relative difference."""
     images: Mapping[str, int] = field(default_factory=dict)
     """Evaluation set -> images that are scored."""
 
 
 def rows(table: str) -> dict[str, dict[str, Any]]:
-    """Rows of a table of sweeps/paper.yaml by their full names (``1a, mask 50 %``), each with all that it needs.
+    """Rows of a table of sweeps/paper.yaml by their full names (``1a, mask 50 %``), with the settings that they need.
 
-    Raises ConfigError where there is no such table.
+    Raises ConfigError if the table does not exist.
     """
     paper = read_yaml(RESULTS)
     tables = paper["tables"]
     if table not in tables:
         raise ConfigError("no such table of the paper", str(RESULTS), table, f"There are: {', '.join(tables)}.")
     base = _recipe(paper["recipe"])
-    found = {}
+    result = {}
     for name, row in tables[table]["rows"].items():
         needs = {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
         needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model") if "model.size" in needs else {}
-        gone = [key for key, value in needs.items() if value is None]
+        absent = [key for key, value in needs.items() if value is None]
         needs = {
             key: value
             for key, value in needs.items()
-            if value != "any" and not any(key.startswith(f"{absent}.") for absent in gone)
+            if value != "any" and not any(key.startswith(f"{prefix}.") for prefix in absent)
         }
         row = {**{key: paper[key] for key in ("within", "images", "near")}, **row, "needs": needs}
-        found[f"{table}, {name}"] = {"row": f"{table}, {name}", "title": tables[table]["title"], **row}
-    return found
+        result[f"{table}, {name}"] = {"row": f"{table}, {name}", "title": tables[table]["title"], **row}
+    return result
 
 
 def row(name: str) -> dict[str, Any]:
-    """The row of that full name. Raises ConfigError that lists the table's where there is none."""
+    """The row with that full name. Raises ConfigError that lists the rows of its table."""
     table = rows(name.partition(",")[0])
     if name not in table:
         raise ConfigError("no such row of the paper", str(RESULTS), name, f"There are: {'; '.join(table)}.")
@@ -77,7 +77,7 @@ def _recipe(name: str) -> dict[str, Any]:
 
 
 def published(entry: Mapping[str, Any]) -> Published:
-    """A row as sweep.json has it; one of numbers alone is a row that needs nothing."""
+    """A row from its mapping in sweep.json, which may hold only numbers."""
     top1 = {key: value for key, value in entry.items() if key not in RESERVED}
     known = {key: entry[key] for key in RESERVED if key in entry and key != "title"}
     return Published(**{"row": "", **known}, top1=top1)

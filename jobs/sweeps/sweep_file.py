@@ -1,4 +1,4 @@
-"""A sweep file -> its named runs: configurations merged, not yet resolved. The language: docs/sweeps.md.
+"""Loads a sweep file as named runs with merged, unresolved configurations (docs/sweeps.md).
 
 name: model_scaling             # default: the file's stem
 title: ...                      # one line, for tables and pages
@@ -54,18 +54,18 @@ KEYS: dict[str, tuple[tuple[type, ...], str]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training to be done."""
+    """One training run."""
 
     name: str
     config: Config
     arm: str = ""
     """Its name without the seed."""
     differs: dict[str, Any] = field(default_factory=dict)
-    """The settings that vary in the sweep."""
+    """Its values of the settings that vary in the sweep."""
     against_base: list[ConfigChange] = field(default_factory=list)
-    """Where it differs from recipe and ``set`` alone."""
+    """Differences from the recipe and ``set``."""
     given: frozenset[str] = frozenset()
-    """Keys that the sweep, its recipe or the command line set; the others have their defaults."""
+    """Keys set by the sweep, its recipe or the command line; others have defaults."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,22 @@ class Sweep:
     cluster: str
     runs: list[Run]
     names: list[str] = field(default_factory=list)
-    """Of all runs of the file, also those that were not asked for."""
+    """Names of all runs of the file, also of those that ``only`` excludes."""
     paper: dict[str, Any] = field(default_factory=dict)
-    """Arm -> published numbers, with what they need (jobs/sweeps/published.py)."""
+    """Arm -> published numbers with the settings they need (jobs/sweeps/published.py)."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """All rows of the ``table`` of the paper that the sweep stands beside."""
+    """All rows of the ``table`` of the paper to compare with."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """A sweep file with the lines of its keys."""
+    """A sweep file with the line numbers of its keys."""
 
     path: Path
     table: LocatedDict
 
     def error(self, key: str, what: str, value: Any = None, remedy: str = "") -> ConfigError:
-        """An error at a dotted key: the line is that of the deepest part which the file has."""
+        """An error at a dotted key, with the line of its deepest part in the file."""
         line, here = 0, self.table
         for part in key.split("."):
             if not isinstance(here, LocatedDict) or part not in here:
@@ -106,7 +106,7 @@ def _check_keys(file: _File) -> None:
         if key not in KEYS:
             remedy = suggestion(key, KEYS) or f"Keys of a sweep: {', '.join(KEYS)}."
             if key.partition(".")[0] in Config.__dataclass_fields__:
-                remedy = f"Fields of the configuration stand under set: set.{key}"
+                remedy = f"Fields of the configuration belong under set: set.{key}"
             raise file.error(key, "unknown key in a sweep", remedy=remedy)
         types, wanted = KEYS[key]
         if not isinstance(value, types):
@@ -114,13 +114,13 @@ def _check_keys(file: _File) -> None:
 
 
 def _recipes(file: _File) -> list[Layer]:
-    """The layers of the recipes: the files, each above the ``base`` that it names, and the label."""
+    """The layers of the recipes, each after its ``base``, and the label."""
     names = file.table.get("recipe", [])
     names = [names] if isinstance(names, str) else names
     layers: list[Layer] = []
     for name in names:
         if not (name and isinstance(name, str)):
-            raise file.error("recipe", "a recipe's name is missing", name, "Give a name, or a list of names.")
+            raise file.error("recipe", "the name of a recipe is missing", name, "Give a name, or a list of names.")
         chain: list[Layer] = []
         while name:
             table, path = _recipe(file, name)
@@ -138,18 +138,18 @@ def _recipe(file: _File, name: Any) -> tuple[LocatedDict, Path]:
         if path.exists():
             return read_yaml(path), path
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise file.error("recipe", "there is no such recipe", name, f"There are: {', '.join(known)}.")
+    raise file.error("recipe", "no such recipe", name, f"There are: {', '.join(known)}.")
 
 
 def _arms(file: _File) -> list[Point]:
-    """The runs without their seeds."""
+    """The points without their seeds."""
     varied = LocatedDict({key: value for key, value in file.table.items() if key in expansion.KEYS and key != "set"})
     varied.lines = file.table.lines
     return expansion.points(varied, SourceLocation(str(file.path)))
 
 
 def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
-    """At least one point; without seeds it says nothing."""
+    """A point per seed; without seeds one empty point."""
     place = SourceLocation(str(file.path), "seeds", file.table.lines.get("seeds", 0))
     chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
     repeated = next((seed for i, seed in enumerate(chosen) if seed in chosen[:i]), None)
@@ -157,33 +157,33 @@ def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
         what, remedy = "a seed is repeated", "Give each seed once."
         raise ConfigError(what, "--seeds", repeated, remedy) if seeds else place.error(what, repeated, remedy)
     layers = [(place.where, LocatedDict({"seed": seed}, {"seed": place.line})) for seed in chosen]
-    # The default seed adds nothing to a name: seeds that are asked for later stand beside the runs that are there.
+    # The default seed adds nothing to a name, so that seeds can be added to existing runs.
     tails = ["" if seed == Config.seed else f"s{seed}" for seed in chosen]
-    found = [Point(tail, (layer,)) for tail, layer in zip(tails, layers, strict=True)]
-    return expansion.distinct(found, place) or [Point()]
+    points = [Point(tail, (layer,)) for tail, layer in zip(tails, layers, strict=True)]
+    return expansion.distinct(points, place) or [Point()]
 
 
 def _filter(file: _File, points: Sequence[Point], configs: Sequence[Config]) -> list[int]:
-    """The points that satisfy each of their conditions. ConfigError for one that holds for none that it is about."""
+    """Indices of the points that satisfy their conditions. Raises ConfigError for a condition that excludes all."""
     conditions = dict.fromkeys(condition for point in points for condition in point.where)
     settings = [flatten(to_dict(config)) for config in configs]
     known = {key for values in settings for key in values}
     failing: set[int] = set()
     for condition in conditions:
         condition.check(known)
-        about = [i for i, point in enumerate(points) if condition in point.where]
-        failed = [i for i in about if not condition.holds(points[i].name, settings[i])]
-        if len(failed) == len(about):
-            raise condition.place.error("holds for none of its runs", condition.text, "Mend the line, or take it out.")
+        concerned = [i for i, point in enumerate(points) if condition in point.where]
+        failed = [i for i in concerned if not condition.holds(points[i].name, settings[i])]
+        if len(failed) == len(concerned):
+            raise condition.place.error("holds for none of its runs", condition.text, "Fix or remove the line.")
         failing.update(failed)
     if len(failing) == len(points):
         lines = "; ".join(condition.text for condition in conditions)
-        raise file.error("where", "no run is left that satisfies every line", lines, "Mend a line, or take one out.")
+        raise file.error("where", "no run satisfies every line", lines, "Fix or remove a line.")
     return [i for i in range(len(points)) if i not in failing]
 
 
 def _varying(key: str, configs: Sequence[Config]) -> str:
-    """The key itself, or the part of it down to the named member that some of the runs lack (stages.unmasked)."""
+    """The key, or its prefix of a named member that some runs lack (stages.unmasked)."""
     parts = key.split(".")
     for n in range(1, len(parts)):
         if any(lookup(config, ".".join(parts[:n])) is None for config in configs):
@@ -192,10 +192,7 @@ def _varying(key: str, configs: Sequence[Config]) -> str:
 
 
 def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> list[dict[str, Any]]:
-    """For each run the settings that its own layers or another's name, where their values are not all the same.
-
-    A member that some runs lack, say a stage, is True or False.
-    """
+    """For each run its values of the settings that differ between runs; a member that some lack (a stage) is a bool."""
     named = (
         key for layers in own for where, layer in layers for key in flatten(expand_dotted_keys(layer, where)) if key
     )
@@ -211,22 +208,22 @@ def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> lis
 
 
 def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
-    """Every run: its arm once per seed. ``overrides`` change what runs do, not which there are."""
+    """Every run: each point once per seed. ``overrides`` change configurations, not the set of runs."""
     below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", LocatedDict()))]
     arms, tails, top = _arms(file), _seeds(file, seeds), SourceLocation(str(file.path))
     if not any(point.layers or point.name for point in (*arms, *tails)):
-        raise top.error("an empty sweep: it makes no run", remedy="Name runs under runs, or give a grid.")
+        raise top.error("the sweep is empty", remedy="Name runs under runs, or add a grid.")
     arms = [arm if arm.name else replace(arm, name=file.path.stem.lower()) for arm in arms]
     pairs = list(itertools.product(arms, tails))
     points = expansion.distinct([arm + tail for arm, tail in pairs], top)
     for point in points:
         if not NAME.fullmatch(point.name):
-            raise top.error("makes what is not a name for a run", point.name, f"Name it under runs. {NAME_RULE}")
+            raise top.error("not a valid name of a run", point.name, f"Name it under runs. {NAME_RULE}")
     limited = any(point.where for point in points)
     plain = [merge([*below, *point.layers]) for point in points] if limited or not overrides else []
-    meant = _filter(file, points, plain) if limited else list(range(len(points)))
-    base, layers = merge(below, overrides), [points[i].layers for i in meant]
-    configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in meant]
+    chosen = _filter(file, points, plain) if limited else list(range(len(points)))
+    base, layers = merge(below, overrides), [points[i].layers for i in chosen]
+    configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in chosen]
     return [
         Run(
             points[i].name,
@@ -236,12 +233,12 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
             compare(to_dict(base), to_dict(config)),
             _given([*below, *own], overrides),
         )
-        for i, config, row, own in zip(meant, configs, _differing(configs, layers), layers, strict=True)
+        for i, config, row, own in zip(chosen, configs, _differing(configs, layers), layers, strict=True)
     ]
 
 
 def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
-    """The keys that are set by name; with ``model.size`` all that a size fills in."""
+    """The keys that layers and overrides set; ``model.size`` sets all keys of a size."""
     named = [expand_dotted_keys(layer, where) for where, layer in [*layers, *map(assignment, overrides)]]
     keys = {key for layer in named for key in flatten(layer)}
     if "model.size" in keys:
@@ -250,13 +247,13 @@ def _given(layers: Sequence[Layer], overrides: Sequence[str]) -> frozenset[str]:
 
 
 def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
-    """Published numbers by arm; a row that is named is written out."""
-    found = {}
+    """Published numbers by arm, with named rows replaced by their content."""
+    paper_rows = {}
     for arm, numbers in file.table.get("paper", {}).items():
         if arm not in arms:
             raise file.error(f"paper.{arm}", "no such run in this sweep", remedy=f"Runs: {', '.join(sorted(arms))}.")
         if isinstance(numbers, str):
-            found[arm] = _row(file, f"paper.{arm}", partial(paper.row, numbers))
+            paper_rows[arm] = _row(file, f"paper.{arm}", partial(paper.row, numbers))
             continue
         if not isinstance(numbers, Mapping):
             remedy = f"For example {arm}: {{imagenet: 74.3}}, or a row of sweeps/paper.yaml: {arm}: 8, baseline"
@@ -264,12 +261,12 @@ def _paper(file: _File, arms: set[str]) -> dict[str, Any]:
         for name, number in numbers.items():
             if isinstance(number, bool) or not isinstance(number, (int, float)) or not -1e6 < number < 1e6:
                 raise file.error(f"paper.{arm}.{name}", "needs a number, in per cent", number)
-        found[arm] = dict(numbers)
-    return found
+        paper_rows[arm] = dict(numbers)
+    return paper_rows
 
 
 def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
-    """What sweeps/paper.yaml has; its error names the sweep's line."""
+    """``look()``, with errors located in the sweep file."""
     try:
         return look()
     except ConfigError as error:
@@ -290,8 +287,8 @@ def load(
 ) -> Sweep:
     """The runs of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
 
-    ``only`` keeps the runs whose names match a shell pattern, at least one unless ``none``; ``seeds`` replaces the
-    file's. Raises ConfigError for anything in the file that cannot be meant, PermissionDenied where it may not be read.
+    ``only``: a shell pattern of names, which must match a run unless ``none``. ``seeds`` replaces the seeds of the
+    file. Raises ConfigError, or PermissionDenied if the file is unreadable.
     """
     file = _File(Path(path), read_yaml(path))
     _check_keys(file)
@@ -304,9 +301,8 @@ def load(
     published = _paper(file, {run.arm for run in runs})
     rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values())) if "table" in table else []
     if only is not None:
-        kept = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
-        if not (kept or none):
+        runs = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
+        if not (runs or none):
             raise no_match(path, only, names)
-        runs = kept
     title, notes = table.get("title", ""), table.get("notes", "")
     return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)
