@@ -191,18 +191,18 @@ def check_story(arena, damaged):
     done = 0
     for n in arena.run.attempt_numbers()[1:]:
         before = ends(arena, n - 1)
-        begun = min(trained[n], default=None)
-        if begun is None:
+        start = min(trained[n], default=None)
+        if start is None:
             continue
         commits = before[-1]["commits"]
-        replayed = done - begun
+        replayed = done - start
         if n != int(damaged.name.rpartition("-")[2]) + 1:
-            assert begun == commits > 0, (n, arena.story())
+            assert start == commits > 0, (n, arena.story())
             assert replayed <= (0 if before[-1]["cause"] == "stopped" else price(arena) * BATCH)
         else:  # the newest was damaged: the one before it
-            assert 0 < begun < commits and replayed <= (INTERVAL + price(arena)) * BATCH
+            assert 0 < start < commits and replayed <= (INTERVAL + price(arena)) * BATCH
         done = max(trained[n]) + BATCH
-        assert done > begun
+        assert done > start
     total = sum(len(batches) for batches in trained.values())
     assert total <= steps + arena.faults * price(arena), total
     verdicts = [end["action"] for end in ends(arena, arena.run.newest_attempt())]

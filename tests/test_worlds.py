@@ -69,13 +69,13 @@ def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     worlds = [newest.record["world"] for newest in commit.commits(arena.run)]
     assert worlds[-1] == 4 and arena.run.newest_attempt() >= 3
     check_ids(arena)
-    ours, theirs = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
-    assert len(ours) == sum(span.steps for span in stage_spans(arena.config))
-    assert ours == pytest.approx(theirs, rel=1e-5) and ours != theirs
+    own, other = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
+    assert len(own) == sum(span.steps for span in stage_spans(arena.config))
+    assert own == pytest.approx(other, rel=1e-5) and own != other
 
 
 def test_copies_of_the_weights_go_on_bit_for_bit_from_a_url(data, tmp_path):
-    """Two copies over two ranks each: what a killed run wrote beside its steps holds all moments, on a disk or not."""
+    """Two copies over two ranks each: what a killed run saved in the background holds all moments, on a disk or not."""
     config = configured(data, (8, 3))
     config.compute.replicate = 2
     calm, storm = (

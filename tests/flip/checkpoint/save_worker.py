@@ -91,20 +91,20 @@ def fill(tensors, samples):
 def rank(run, n, doom, url):
     """One rank's life: 0; 3 where what was loaded is not what was saved."""
     world = parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
-    found, wanted = state(world), state(world)
+    found, expected = state(world), state(world)
     saver = checkpoint.Checkpointer(run, n, world, keep=1, background=True, **url)
     with torch.no_grad():
         newest = saver.restorer.newest()
         samples = newest.samples if newest else 0
         if newest is not None:
             saver.restorer.load(newest, found)
-            fill(wanted, samples)
-            if any(not torch.equal(parallel.local(found[name]), parallel.local(wanted[name])) for name in wanted):
+            fill(expected, samples)
+            if any(not torch.equal(parallel.local(found[name]), parallel.local(expected[name])) for name in expected):
                 return 3
         doom.arm()
         fill(found, samples + EACH)
         saver.save(found, "pretrain", samples + EACH)
-        for _ in range(20):  # as training does, beside it
+        for _ in range(20):  # as training does meanwhile
             fill(found, -1)
             distributed.all_reduce(torch.ones(100))
     saver.wait()
@@ -157,7 +157,7 @@ def main(run, size, url):
     """How many were killed. At the end there is nothing but what is kept."""
     killed = 0
     while round_of(run, size, -1, -1, url):
-        raise AssertionError("nobody was to die")
+        raise AssertionError("a rank died without a kill")
     for victim in range(size):
         left = 0
         while True:

@@ -9,7 +9,7 @@ from flip.runs.commit import Commit
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import write_json
 
-ADDRESS = "s3://theirs/runs/demo/a-1"
+ADDRESS = "s3://others/runs/demo/a-1"
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def made(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("url", ["", "s3://their", "s3://other", "s3://theirs/runs/demo/a-12"])
+@pytest.mark.parametrize("url", ["", "s3://other", "s3://another", "s3://others/runs/demo/a-12"])
 def test_an_address_in_another_users_record_is_not_read(made, url):
     """It could be any host, or a file of the reader's own."""
     with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted.*url=ADDRESS"):

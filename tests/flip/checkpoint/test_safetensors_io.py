@@ -97,12 +97,12 @@ def test_files_are_those_of_torchs_distributed_checkpoint(tmp_path):
     loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     dcp.load(loaded, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path)), no_dist=True)
     assert all(torch.equal(loaded[name], state[name]) for name in state)
-    theirs = tmp_path / "dcp"
-    dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(theirs), save_distributed=True), no_dist=True)
+    folder = tmp_path / "dcp"
+    dcp.save(state, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True), no_dist=True)
     names = [path.name for path in tmp_path.glob("*.safetensors")]
-    assert [path.name for path in theirs.iterdir()] == names
+    assert [path.name for path in folder.iterdir()] == names
     again = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    read_tensors(CheckpointFiles(theirs, {name: {"bytes": (theirs / name).stat().st_size} for name in names}), again)
+    read_tensors(CheckpointFiles(folder, {name: {"bytes": (folder / name).stat().st_size} for name in names}), again)
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 

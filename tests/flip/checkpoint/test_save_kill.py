@@ -13,7 +13,8 @@ pytestmark = pytest.mark.kill
 
 @pytest.mark.parametrize("world, least", [(1, 10), (2, 12)])
 def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(world, least, tmp_path):
-    """``least``: folders, shards begun and half written, commit.json begun and renamed, and the old one's end."""
+    """``least``: folders, shards opened and half written, commit.json opened and renamed, and the old commit
+    deleted."""
     command = [sys.executable, "-m", "tests.flip.checkpoint.save_worker", str(tmp_path / "sweep" / "run"), str(world)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -75,8 +75,8 @@ def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
         reads.clear()
 
 
-def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monkeypatch):
-    """Training goes on beside it, and the next save waits for it: one at a time."""
+def test_a_save_in_the_background_holds_the_state_of_its_start(run, world, monkeypatch):
+    """Training continues meanwhile, and the next save waits for it: only one save runs at a time."""
     pair, optimizer = trained()
     before = {name: tensor.clone() for name, tensor in state_of(pair, optimizer).items()}
     saver, go, mark = checkpoint.Checkpointer(run, 1, world, keep=2, background=True), threading.Event(), commit.commit
@@ -104,7 +104,7 @@ def test_a_save_in_the_background_holds_the_state_of_its_begin(run, world, monke
         assert all(torch.equal(before[name] + more, state[name]) for name in before)
 
 
-def test_trouble_in_the_background_is_told_once_where_it_is_waited_for(run, world):
+def test_an_error_in_the_background_is_raised_once_by_the_next_wait(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2, background=True)
     pair, optimizer = trained()
     pair[0].weight.data[0, 0] = float("inf")
@@ -186,10 +186,10 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_keeps_the_old_and_is_told_with_numbers(run, world):
-    saver, told = checkpoint.Checkpointer(run, 1, world, keep=1), r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
+def test_a_full_disk_keeps_the_old_commit_and_the_error_has_numbers(run, world):
+    saver, text = checkpoint.Checkpointer(run, 1, world, keep=1), r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
     saver.save(state_of(*trained()), "pretrain", 16)
-    with pytest.raises(StorageError, match=f"{told}, and a second"), full_disk():
+    with pytest.raises(StorageError, match=f"{text}, and a second"), full_disk():
         saver.save(state_of(*trained()), "pretrain", 32)
     assert [c.samples for c in commit.commits(run)] == [16] and len(list(run.checkpoints.glob("*/*"))) == 1
     commit.verify(commit.commits(run)[0])

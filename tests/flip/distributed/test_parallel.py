@@ -91,7 +91,8 @@ def bytes_of(parameter):
 
 
 def held(how, world, folder=None):
-    """Bytes that FSDP has beside this rank's shards: between micro-batches, and the most at any end of a block."""
+    """Bytes that FSDP holds in addition to the shards of this rank: between micro-batches, and the most at any end of a
+    block."""
     pair, seen, last = built(how, world), {"between": [], "within": []}, grad_cache._set_last_micro_batch
     units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
     parameters = [one for unit in units if unit for one in unit.fsdp_params]
@@ -115,7 +116,8 @@ def held(how, world, folder=None):
 
 
 def restored(how, world, folder):
-    """Saved by all ranks and loaded anew: how many files each opened, and whether all is there; damage, told to all."""
+    """Saved by all ranks and loaded again: how many files each rank opened, whether all values are equal; damage fails
+    on all."""
     opened, read = [], CheckpointFiles.read
     pair = built(how, world)
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
@@ -373,8 +375,8 @@ def test_compiled_code_lies_where_nobody_else_can_write(tmp_path, monkeypatch, p
         monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if prepared:  # a link does what another owner does, without being root
-        (tmp_path / "theirs").mkdir()
-        (tmp_path / f"flip-compile-{os.geteuid()}").symlink_to(tmp_path / "theirs")
+        (tmp_path / "other").mkdir()
+        (tmp_path / f"flip-compile-{os.geteuid()}").symlink_to(tmp_path / "other")
     parallel.set_compile_caches()
     places = [Path(os.environ[name]) for name in names]
     folder = places[0].parent

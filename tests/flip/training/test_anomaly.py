@@ -1,4 +1,4 @@
-"""A step that must not be taken changes no bit of weights and moments, on no rank; and a loss that jumps is told."""
+"""A skipped step changes no bit of weights and moments on any rank; a loss that jumps is recorded."""
 
 import contextlib
 import logging
@@ -42,8 +42,8 @@ class Training:
         self.steps += 1
         if self.guarded:
             ids = torch.arange(4) + 100 * self.rank
-            told = Step(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
-            self.guard.check_step(self.optimizer, told, loss, optimizer.gradient_norm(self.pair))
+            step = Step(self.steps, 12 * self.steps, name, self.optimizer.param_groups[0]["lr"], ids)
+            self.guard.check_step(self.optimizer, step, loss, optimizer.gradient_norm(self.pair))
         self.optimizer.step()
 
     def state(self):
@@ -72,12 +72,12 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, hurt):
     training.go()
     training.go()
     before = training.state()
-    training.go(hurt)  # nobody waits for what it was
+    training.go(hurt)  # its numbers are read later
     assert changed(before, training.state()) == []
-    with pytest.raises(Diverged) as told:
+    with pytest.raises(Diverged) as error:
         training.go()
     assert changed(before, training.state()) == []
-    assert "step 3, S = 36" in str(told.value) and "anomalies/3-3.0.json" in str(told.value)
+    assert "step 3, S = 36" in str(error.value) and "anomalies/3-3.0.json" in str(error.value)
     record = read_json(tmp_path / "anomalies" / "3-3.0.json")
     assert (record["kind"], record["step"], record["samples"], record["stage"]) == ("not_finite", 3, 36, "pretrain")
     assert record["ids"] == [0, 1, 2, 3] and record["lr"] > 0 and record["bound"] is None
@@ -89,7 +89,7 @@ def test_what_is_committed_has_been_looked_at(tmp_path):
     training.go(hurt_gradient(NAN))
     with pytest.raises(Diverged):
         training.guard.flush()
-    training.guard.flush()  # told once
+    training.guard.flush()  # raised once
 
 
 def test_healthy_steps_have_the_bits_of_unguarded_ones(tmp_path):
@@ -123,7 +123,7 @@ def rank_main(rank, world, port, folder, results):
     try:
         training.go()
     except Diverged as error:
-        report["told"] = str(error)
+        report["error"] = str(error)
     report["after"] = changed(before, training.state())
     results.put((rank, report))
     distributed.barrier()
@@ -141,14 +141,14 @@ def test_a_gradient_that_one_rank_has_stops_all(tmp_path, free_port):  # noqa: F
         process.join(60)
     for rank in range(2):
         assert found[rank]["changed"] == found[rank]["after"] == []
-        assert "gradient norm nan" in found[rank]["told"]
+        assert "gradient norm nan" in found[rank]["error"]
         assert read_json(tmp_path / "anomalies" / f"3-2.{rank}.json")["ids"][0] == 100 * rank
 
 
 # -- spikes ------------------------------------------------------------------------------------------------------------
 
 
-def told(losses, factor=6.0, window=20):
+def spikes_of(losses, factor=6.0, window=20):
     spikes = LossSpikeDetector(factor, window)
     return [i for i, loss in enumerate(losses) if spikes.update(loss) is not None]
 
@@ -160,20 +160,20 @@ def falling(n, noise=0.02):
 
 def test_a_jump_is_told_once_and_a_healthy_curve_never():
     losses = falling(200)
-    assert told(losses) == []
+    assert spikes_of(losses) == []
     losses[120:125] = [9.0, 8.0, 7.0, 6.0, 6.0]
     losses[160] = 4.0
-    assert told(losses) == [120, 160]
-    assert told(losses, factor=0.0) == []
+    assert spikes_of(losses) == [120, 160]
+    assert spikes_of(losses, factor=0.0) == []
 
 
 def test_the_first_losses_and_those_that_hardly_differ_are_no_spikes():
-    assert told([9.0, *falling(18)]) == []
-    assert told([2.0] * 30 + [2.005]) == [] and told([2.0] * 30 + [2.2]) == [30]
+    assert spikes_of([9.0, *falling(18)]) == []
+    assert spikes_of([2.0] * 30 + [2.005]) == [] and spikes_of([2.0] * 30 + [2.2]) == [30]
 
 
 def test_where_the_level_stays_up_it_is_the_new_level():
-    assert told([2.0] * 30 + [3.0] * 40 + [4.0]) == [30, 70]
+    assert spikes_of([2.0] * 30 + [3.0] * 40 + [4.0]) == [30, 70]
 
 
 def test_a_spike_is_written_down_and_the_run_goes_on(tmp_path, caplog):

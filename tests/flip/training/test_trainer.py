@@ -1,4 +1,4 @@
-"""The loop in this process, with one rank: what is scored at the end, and how that is told."""
+"""The loop in this process, with one rank: what is evaluated at the end, and where the results are written."""
 
 import contextlib
 import logging
@@ -106,7 +106,7 @@ def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, ph
     assert status["phase"] == phase and reason in status["reason"] and bool(reason) == bool(status["reason"])
 
 
-def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
+def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
     """Columns, log, TensorBoard and its table of hyperparameters speak of the same results: those of the fp32 weights,
     though training is in bf16."""
     config, place = configuration(data, world=1, samples=(2, 1), precision="bf16"), str(data)
@@ -147,10 +147,10 @@ def test_sets_of_every_task_are_scored_and_told(data, tmp_path, caplog):
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
     tags = {f"{one['task']}/{name}_top1" for name, one in found.items()}
-    told = metadata.parse_experiment_plugin_data(
+    parsed = metadata.parse_experiment_plugin_data(
         events.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.EXPERIMENT_TAG]
     )
-    assert tags < {info.name.tag for info in told.metric_infos}
+    assert tags < {info.name.tag for info in parsed.metric_infos}
     assert tags == {tag for tag in events.Tags()["scalars"] if tag.endswith("_top1")}
     utilisation = {tag for tag in events.Tags()["scalars"] if "utilisation" in tag}
     assert utilisation == {"speed/matmul_utilisation"}, "a CPU has no datasheet peak"

@@ -74,7 +74,7 @@ def replace_init(**fields):
         ({"samples": 6400, "commit": "0" * 16}, "another digest"),
     ],
 )
-def test_what_is_not_there_is_said(source, fields, words):
+def test_what_does_not_exist_is_an_error(source, fields, words):
     with pytest.raises(ConfigError, match=words):
         find(source, **fields)
     with pytest.raises(ConfigError, match="init.run: no such run"):
@@ -179,7 +179,7 @@ def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
     made = find(source, samples=6400)
     hashes = [identity(one, "")["hash"] for one in (plain, made, find(source), find(source, samples=6400, extend=True))]
     assert len(set(hashes)) == 4
-    assert "init" not in identity(plain, "")["config"], "runs of before keep theirs"
+    assert "init" not in identity(plain, "")["config"], "older runs keep their identity"
     moved = replace(made.init, run="/elsewhere")
     made.init = moved
     assert identity(made, "")["hash"] == hashes[1]
@@ -309,15 +309,15 @@ def test_another_patch_changes_the_patch_weights_alone(exported, size, patch, gr
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, f"model.image.size={size}", f"model.image.patch={patch}")
     load_converted(pair, config, folder)
-    ours, theirs = pair.state_dict(), loaded.pair.state_dict()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == ["image.patch.weight"]
+    own, source = pair.state_dict(), loaded.pair.state_dict()
+    assert [name for name in own if not torch.equal(own[name], source[name])] == ["image.patch.weight"]
     assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
     # An even picture has no detail that a resize could touch: the patch embedding of both is the same.
-    even = torch.ones(3).repeat(patch**2) @ ours["image.patch.weight"].T
-    assert torch.allclose(even, torch.ones(192) @ theirs["image.patch.weight"].T, atol=1e-4)
+    even = torch.ones(3).repeat(patch**2) @ own["image.patch.weight"].T
+    assert torch.allclose(even, torch.ones(192) @ source["image.patch.weight"].T, atol=1e-4)
 
 
-def test_what_fits_but_is_another_function_is_told(exported):
+def test_what_fits_but_is_another_function_is_returned(exported):
     folder, tokenizer, _ = exported
     pair, config = fresh(tokenizer, recipe="paper")
     differs = load_converted(pair, config, folder)
