@@ -1,4 +1,4 @@
-"""make audit: what pip-audit reports, and that silence is not taken for safety."""
+"""make audit: the report of pip-audit; a missing report is an error."""
 
 import json
 import os

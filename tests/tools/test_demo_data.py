@@ -1,4 +1,4 @@
-"""The demonstration data: the split, the rendering, the fetch and its failures, a whole build from tiny packages."""
+"""The demonstration data: split, rendering, download and its failures, and a complete build from tiny packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SQUARE = '<rect width="{0}" height="{0}" fill="{1}"/>'
 
 
 def command(cache: Path, path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The real command, with nothing but ``path`` on PATH."""
+    """The real command, with only ``path`` on PATH."""
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "demo_data.py"), "--cache", str(cache), *arguments],
         env=os.environ | {"PATH": str(path)} | environment,
@@ -37,7 +37,7 @@ def command(cache: Path, path: Path, *arguments: str, **environment: str) -> sub
 
 
 def fake_npm(folder: Path, body: str) -> Path:
-    """A folder that holds an npm which does what ``body`` says."""
+    """A folder with an npm that executes ``body``."""
     folder.mkdir()
     npm = folder / "npm"
     npm.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{body}\n")
@@ -168,7 +168,7 @@ SLUGS = ["cat-face", "grinning-cat", "sun", "cricket", "bee", "owl", "kiss", "ba
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache whose packages hold nine emoji, of which training has five: bat and tree look the same."""
+    """A cache whose packages have nine emoji, five of them in training: bat and tree look the same."""
     store = tmp_path / "cache" / "packages"
     store.mkdir(parents=True)
 

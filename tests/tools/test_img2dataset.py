@@ -1,4 +1,5 @@
-"""A real img2dataset downloads from a server on loopback; we index and verify its shards and read every sample back.
+"""A real img2dataset downloads from a server on loopback; the test indexes and verifies its shards and reads every
+sample.
 
 FLIP_IMG2DATASET names an img2dataset command. Without it the test installs img2dataset into an environment of its own
 (about 800 MB), as its requirements are not ours.
@@ -29,7 +30,7 @@ LOST = range(2 * PER_SHARD, 3 * PER_SHARD)
 
 
 def status(i):
-    """What the server says to a request for picture i."""
+    """The response of the server to a request for picture i."""
     return 404 if i in LOST or i % 11 == 3 else 200
 
 

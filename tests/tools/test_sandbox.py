@@ -1,4 +1,4 @@
-"""How a node dies on the Slurm of one machine: all at once, so that nobody is left to tell of it."""
+"""Simulated node failures: all processes of a node die at once, so that none can report the end of another."""
 
 import subprocess
 import time
@@ -8,13 +8,15 @@ import pytest
 from tests.threads import only_first_thread_ended
 from tools.sandbox import processes
 
-TELLS = 'echo began > "$1/began"; sleep 60; echo "its child has died" > "$1/told"'
+REPORTS = 'echo started > "$1/started"; sleep 60; echo "its child has died" > "$1/reported"'
 
 
 @pytest.fixture
 def family(tmp_path):
-    """A shell, its process that waits for a child and tells of its end, and that child."""
-    shell = subprocess.Popen(["bash", "-c", f"(set -m; {TELLS}) & wait; echo told > $1/told", "_", str(tmp_path)])
+    """A shell, a child that waits for its own child and reports its end, and that grandchild."""
+    shell = subprocess.Popen(
+        ["bash", "-c", f"(set -m; {REPORTS}) & wait; echo reported > $1/reported", "_", str(tmp_path)]
+    )
     limit = time.monotonic() + 30
     while len(found := processes.tasks([own(shell.pid)], [])) < 2:
         assert time.monotonic() < limit
@@ -29,19 +31,19 @@ def own(pid):
     return processes.running()[pid]
 
 
-def test_nobody_sees_another_ones_end(family, tmp_path):
+def test_no_process_sees_the_end_of_another(family, tmp_path):
     processes.freeze(family)
     assert {processes.state(process.pid) for process in family} == {"T"}
     order = processes.children_first(family)
-    for process in order:  # slowly: whoever could still run would
+    for process in order:  # slowly: a process that could still run would report
         processes.kill([process])
         time.sleep(0.2)
     assert processes.wait(family, 10)
-    assert [path.name for path in tmp_path.iterdir()] == ["began"]
+    assert [path.name for path in tmp_path.iterdir()] == ["started"]
 
 
 def test_a_process_is_there_until_its_last_thread_ends():
-    """Till then its children keep their parent, and one that is stopped would get SIGHUP when they lose it."""
+    """Until then its children keep their parent; a stopped child would get SIGHUP when it loses it."""
     with only_first_thread_ended() as pid:
         assert processes.state(pid) == "Z"
         process = own(pid)

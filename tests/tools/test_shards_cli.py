@@ -1,4 +1,4 @@
-"""The commands that check and look: what they print, and how they end."""
+"""Output and exit codes of verify, inspect, diff, exclude, drop, bench and info."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def data(tmp_path):
 
 
 def call(capsys, *arguments):
-    """(exit code, what was printed, as JSON where asked for)."""
+    """(exit code, output; with --json the parsed value)."""
     code = main([str(one) for one in arguments])
     out = capsys.readouterr()
     text = out.out + out.err
@@ -70,7 +70,7 @@ def test_verify(data, capsys):
 
 
 def test_verify_finds_shards_of_zeros(data, capsys):
-    """As releases before indexed them: a shard without samples, which no chunk reads."""
+    """Earlier releases indexed them as shards without samples, which no chunk reads."""
     old, zeros, meta = Manifest.load(data), data / "zeros.tar", data / "meta.tar"
     zeros.write_bytes(bytes(10_240))
     write_tar(meta, [("README", b"")])
@@ -167,7 +167,7 @@ def test_inspect_a_key_that_is_no_text(tmp_path):
 
 
 def test_what_json_does_not_know_is_null(tmp_path, capsys):
-    """img2dataset writes what is missing as NaN; a JSON reader other than Python's refuses it."""
+    """img2dataset writes missing values as NaN, which JSON readers other than Python's refuse."""
     own = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
     write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", own)])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
@@ -326,7 +326,7 @@ def test_help(command):
 
 
 def test_no_torch_where_none_is_needed(data):
-    """verify, inspect, info and diff start in a blink."""
+    """verify, inspect, info and diff start quickly: they do not import torch."""
     script = (
         "import sys; from tools.shards import main\n"
         f"codes = [main([name, {str(data)!r}, *more]) for name, more in (('info', ()), ('verify', ('--workers', '1')), "

@@ -1,4 +1,4 @@
-"""The command index: in shares, over damage, and what it prints meanwhile."""
+"""shards index: parts, damaged shards, and progress output."""
 
 import bz2
 import gzip
@@ -63,7 +63,7 @@ def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
 
 
 def test_the_same_command_twice_at_once(data, tmp_path, capsys):
-    """Both have begun; one is slower, and still scans when the other one is done."""
+    """Both have started; one is slower and still scans when the other is done."""
     script = (
         "import glob, sys, time; from flip.data.manifest import build; from tools.shards import main\n"
         "def slow(*rest, scan=build.scan_shard):\n"
@@ -80,8 +80,9 @@ def test_the_same_command_twice_at_once(data, tmp_path, capsys):
         )
         for pause in ("0", "0.5")
     ]
-    told = [one.communicate(timeout=120)[1] for one in both]
-    assert [one.returncode for one in both] == [0, 78] and "m: there is a manifest already" in told[1], told
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 78], errors
+    assert "m: there is a manifest already" in errors[1]
     call(capsys, "index", named, "--chunk", 4, "--out", tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole") and not part_folder(out).exists()
 
@@ -246,7 +247,7 @@ def test_what_is_no_file_is_not_waited_for(data, tmp_path, capsys):
 
 
 def test_complete_samples(data, tmp_path, capsys):
-    """30 samples have no image beside their caption; ``._`` files and folders are skipped or no samples."""
+    """30 samples have a caption without an image; ``._`` files and folders are skipped or are no samples."""
     command = ["index", data / "*.tar", tmp_path / "half.tar", "--out", tmp_path / "m"]
     members = [("README", b""), *((f"{i}.txt", b"text") for i in range(30)), ("__info__/a.jpg", b"")]
     write_tar(tmp_path / "half.tar", members)

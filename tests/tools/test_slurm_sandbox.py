@@ -1,4 +1,4 @@
-"""The Slurm of one machine, real: started, used, robbed of a node, stopped with jobs in it, and nothing is left."""
+"""The real Slurm of one machine: start, use, loss of a node, stop with jobs in the queue; nothing is left."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox.py"
 
 @pytest.fixture
 def folder():
-    """Short, since unix sockets lie below it; and everybody may enter."""
+    """A short path, because unix sockets are below it; all users may enter."""
     require()
     made = Path(tempfile.mkdtemp(prefix="flip"))
     made.chmod(0o755)
@@ -75,12 +75,12 @@ def node(here, name):
 
 
 def named(folder, mark=""):
-    """Command lines of living processes that name the folder there or in their environment, and carry the mark."""
+    """Command lines of processes with the folder in their command line or environment, and the mark in the latter."""
     found = []
     for pid in processes.running():
         try:
             words, values = (Path(f"/proc/{pid}/{file}").read_bytes() for file in ("cmdline", "environ"))
-        except OSError:  # gone, or somebody else's
+        except OSError:  # ended, or another user's
             continue
         if os.fsencode(folder) in words + values and os.fsencode(mark) in values:
             found.append(words.replace(b"\0", b" ").decode().strip())
@@ -242,7 +242,7 @@ def test_accounting_and_whole_nodes(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change the user")
 def test_without_root(folder):
     shutil.chown(folder.parent, "nobody")
     "x".encode("idna")  # loaded while its file can still be read

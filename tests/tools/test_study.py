@@ -1,4 +1,4 @@
-"""The study: equal cost by arithmetic, fair trials, pairs and their intervals, the page of made-up results."""
+"""The study: equal cost, fair trials, paired differences and intervals, and the page for made-up results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def outcome(folder: Path, name: str, samples: int = 1280, **top1: float) -> Outc
 
 
 def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Study:
-    """A study of so many rounds: twemoji is 0.2 + the arm's gain + 0.01 per seed; the middle trial is the best."""
+    """A study with ``rounds`` rounds: twemoji is 0.2 + the arm's gain + 0.01 per seed; the middle trial is the best."""
     made = Study()
     for each in ROUNDS[:rounds]:
         for one in each.arms:
@@ -83,7 +83,7 @@ def test_the_design_is_fair() -> None:
 
 
 def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials see the validation vendor alone; runs of one seed differ in what their arm is about."""
+    """Trials see only the validation vendor; runs of one seed differ only by their arm."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     chosen = {one.name: one.peaks[1] for one in ARMS}
     for each in ROUNDS:
@@ -115,7 +115,7 @@ def timed(folder: Path, name: str, each: list[float]) -> Outcome:
 
 
 def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Path) -> None:
-    """The first steps are slow; work of uneven times is told, with both of its runs."""
+    """The first steps are slow; both runs of the work with uneven times are returned."""
     runs = [timed(tmp_path, "clip", [0.9, 0.9] + 5 * [0.002]), timed(tmp_path, "clip-s1", [0.9, 0.9] + 5 * [0.004])]
     runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("mask50", "mask50-s1")]
     made = runner.measured(runs)
@@ -150,7 +150,7 @@ def test_the_best_on_the_validation_vendor_is_chosen_and_of_equals_the_smallest(
 
 
 def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
-    """Where two trials are as good as equal, another processor would choose the other one."""
+    """If two trials are almost equal, another processor would choose the other."""
     made = {one.name: one.peaks[0] for one in ARMS}
     path = tmp_path / "choices.json"
     assert paired_stats.recorded(path) == {}
@@ -188,7 +188,7 @@ def test_differences_are_of_pairs() -> None:
 def test_what_is_compared_waits_for_no_trial_where_its_learning_rates_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
-    """It comes first, so that a machine that is stopped early has its table; another study needs its trials before."""
+    """Compared runs come first, so that a study that is stopped early has its table; a new study needs trials first."""
     made: dict[str, dict[str, Outcome]] = {}
 
     def submit(sweep: dict[str, Any], profile: str) -> None:

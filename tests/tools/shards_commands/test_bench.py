@@ -1,4 +1,4 @@
-"""The arithmetic of the bench; that its stages run. Never how fast they are."""
+"""The arithmetic of the bench, and that its stages run; never their speed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What differs between manifests, and what that means to a run."""
+"""Differences of manifests, and what they mean for a run."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What is shown of a sample and of a step is what training takes."""
+"""inspect shows the samples that training uses."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""What a check of shards finds, whoever does it, and what it may say after a part of it."""
+"""Findings of verify in one and several processes, and the bound from a part of the chunks."""
 
 import multiprocessing
 import os
