@@ -1,13 +1,12 @@
-"""Chunks of a data set: read by one range each, checked, their samples found, and kept on the node's own disk.
+"""Chunks of a data set: read by ranges, checked, split into samples, and cached on the node's disk.
 
-``ChunkReader`` reads them from storage or from ``ChunkCache``, which never changes what is read:
+``ChunkReader`` reads them from storage or from ``ChunkCache``, whose files do not change what is read:
 
-    FOLDER/flip-chunks-<uid>/<digest of the manifest>/<chunk>    the chunk's bytes, as storage has them
-    FOLDER/flip-chunks-<uid>/size                                about the sum of their lengths, locked by its writer
+    FOLDER/flip-chunks-<uid>/<digest of the manifest>/<chunk>    the bytes of the chunk
+    FOLDER/flip-chunks-<uid>/size                                about the sum of all lengths, locked by its writer
 
-A file appears whole and its CRC32 is checked whenever it is read, so that nothing is synced and nothing must be
-cleaned up after a crash. Processes and runs of one user share the folder, whose mode is 0700. Other users have their
-own: bytes that somebody else wrote are not trusted, and eviction deletes files.
+A file appears complete, and its CRC32 is checked at each read: nothing is synced, and nothing needs cleaning up after a
+crash. Processes and runs of one user share the folder, with mode 0700; bytes of other users are not trusted.
 """
 
 from __future__ import annotations
@@ -33,33 +32,33 @@ from flip.data.storage.retry import Clock, Outage, RetryPolicy
 from flip.runs.errors import DataError
 from flip.runs.ownership import private_folder, read_regular
 
-ROOM = 0.1
-"""Share of the bytes allowed that is freed at once: looking for the oldest files takes a while."""
+FREED_SHARE = 0.1
+"""Share of the limit that an eviction frees at once: listing the oldest files takes a while."""
 
 log = logging.getLogger("flip.data")
 
 Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
-Reads = Sequence[tuple[int, int, int, int]]
-"""As ``ChunkTable.chunk_ranges`` gives them."""
+ChunkRanges = Sequence[tuple[int, int, int, int]]
+"""As returned by ``ChunkTable.chunk_ranges``."""
 
 
 class ChunkCache:
-    """``most``: bytes that it may hold, all processes together. Threads may share one. Raises nothing."""
+    """Chunks in a folder, at most ``limit`` bytes for all processes. Threads may share an instance. Raises nothing."""
 
-    def __init__(self, folder: str | os.PathLike[str], most: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
         self._folder = Path(folder) / f"flip-chunks-{os.geteuid()}"
-        self._most, self._lock = most, threading.Lock()
+        self._limit, self._lock = limit, threading.Lock()
         self.hits = self.misses = 0
         self.failures = 0
-        """Files that were damaged, could not be read, or could not be written."""
+        """Files that were damaged, or could not be read or written."""
 
     def get(self, manifest: Manifest, j: int) -> memoryview | None:
-        """The bytes of chunk j, with the right CRC; None: they are to be fetched."""
+        """The bytes of chunk j, with the right CRC; None if they are not cached."""
         path, data = self._path(manifest, j), None
         try:
             private_folder(self._folder)
-            data = read_regular(path, self._most)
+            data = read_regular(path, self._limit)
             if crc32(data) != manifest.checksums[j]:
                 data = None
                 path.unlink()
@@ -73,25 +72,25 @@ class ChunkCache:
         return None if data is None else memoryview(data)
 
     def put(self, manifest: Manifest, j: int, pieces: Sequence[bytes]) -> None:
-        """Keep the bytes of chunk j, the oldest ones giving way. Where the disk takes none, it is told once."""
+        """Store the bytes of chunk j, replacing the oldest chunks. The first failure is logged."""
         path, size = self._path(manifest, j), sum(map(len, pieces))
         temporary = path.with_name(f"{j}.tmp.{os.getpid()}.{threading.get_ident()}")
-        if size > self._most:
+        if size > self._limit:
             return
         try:
             private_folder(self._folder)
             path.parent.mkdir(exist_ok=True)
-            with self._sum() as total:
+            with self._locked_total() as total:
                 total[0] += size
-                if total[0] > self._most:
-                    total[0] = self._evict((1 - ROOM) * self._most - size) + size
+                if total[0] > self._limit:
+                    total[0] = self._evict((1 - FREED_SHARE) * self._limit - size) + size
             try:
                 with open(temporary, "wb") as file:
                     file.writelines(pieces)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-        except FileNotFoundError:  # it was the oldest one before it was in place
+        except FileNotFoundError:  # evicted as the oldest file before it was complete
             pass
         except OSError as error:
             self._failed(error)
@@ -100,32 +99,32 @@ class ChunkCache:
         return self._folder / manifest.digest / str(j)
 
     @contextlib.contextmanager
-    def _sum(self) -> Iterator[list[int]]:
-        """The sum of all lengths, to be changed, among processes and threads. What fails later leaves it too large."""
+    def _locked_total(self) -> Iterator[list[int]]:
+        """The sum of all lengths, to be changed under a lock. If writing fails later, it is too large."""
         with open(self._folder / "size", "a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             text = file.read()
-            total = [int(text) if text.isdecimal() else self._evict(self._most)]
+            total = [int(text) if text.isdecimal() else self._evict(self._limit)]
             yield total
             file.truncate(0)
             file.write(str(total[0]))
 
-    def _evict(self, most: float) -> int:
-        """Delete the oldest chunks and what killed processes left, until ``most`` bytes are left; return their sum.
+    def _evict(self, limit: float) -> int:
+        """Delete the oldest chunks and files of killed processes until ``limit`` bytes are left; return their sum.
 
-        Links are neither followed nor counted: a prepared one must not lead to files of another place.
+        Links are ignored: a prepared link must not lead to files elsewhere.
         """
-        found = []
+        files = []
         for folder in self._folder.iterdir():
             with contextlib.suppress(NotADirectoryError), os.scandir(folder) as entries:
                 for entry in entries if not folder.is_symlink() else ():
-                    with contextlib.suppress(FileNotFoundError):  # it was damaged, or is in place now
+                    with contextlib.suppress(FileNotFoundError):  # deleted or renamed meanwhile
                         info = entry.stat(follow_symlinks=False)
-                        found += [(info.st_mtime_ns, info.st_size, entry.path)] if stat.S_ISREG(info.st_mode) else []
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total <= most:
+                        files += [(info.st_mtime_ns, info.st_size, entry.path)] if stat.S_ISREG(info.st_mode) else []
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= limit:
                 break
             Path(path).unlink(missing_ok=True)
             total -= size
@@ -136,7 +135,7 @@ class ChunkCache:
             self.failures += 1
             first = self.failures == 1
         if first:
-            log.warning("the cache of chunks does without a file, and will not tell of others: %s", what)
+            log.warning("the chunk cache skips a file; further failures are only counted: %s", what)
 
 
 @dataclass
@@ -149,25 +148,26 @@ class Chunk:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Found when they are first asked for, by the thread that asks: one that reads in the background would only
-        take the interpreter from it. Raises DataError where the bytes are not the tar that was indexed.
+        """The samples, found at the first access by the thread that needs them: readers would only take its CPU time.
+
+        Raises DataError if the bytes are not the tar that was indexed.
         """
         manifest, j = self.manifest, self.j
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_ranges(j), strict=True):
-            held, picks = manifest.select(shard, manifest.chunk_ids(j).start + len(found), count)
+            in_tar, selected = manifest.select(shard, manifest.chunk_ids(j).start + len(samples), count)
             view = memoryview(piece)
             try:
-                walked = tar.indexed(view, held)
+                parsed = tar.indexed(view, in_tar)
             except tar.InvalidTar as error:
                 raise corrupt_chunk(manifest, j, f"{error} after {start} of {manifest.keys[shard]}") from error
-            members = (walked[i].members.items() for i in picks)
-            found += [{name: view[at : at + size] for name, (at, size) in one} for one in members]
-        return found
+            for i in selected:
+                samples.append({name: view[at : at + size] for name, (at, size) in parsed[i].members.items()})
+        return samples
 
 
 def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:
-    """Bytes that storage will not give back as they were indexed."""
+    """The error for a chunk whose bytes are not those that were indexed."""
     ids = manifest.chunk_ids(j)
     first, last = ids.start, ids.stop - 1
     where = ", ".join(f"{key} bytes {start}-{stop}" for key, start, stop, _ in manifest.chunk_reads(j))
@@ -180,9 +180,9 @@ def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:
 
 
 class ChunkReader(StorageClient):
-    """Reads chunks of manifests, checked against their CRC. Threads may share one.
+    """Reads chunks of manifests and checks their CRC. Threads may share an instance.
 
-    ``cache``: chunks are looked for there first, and kept; all else as in ``StorageClient``.
+    ``cache``: read before storage and filled from it. Other arguments are those of ``StorageClient``.
     """
 
     def __init__(
@@ -194,12 +194,12 @@ class ChunkReader(StorageClient):
 
     @property
     def counters(self) -> IOStats:
-        """A copy of the counts until now, with those of the cache."""
-        found = super().counters
+        """A copy of the current counters, including those of the cache."""
+        stats = super().counters
         if self._cache is not None:
-            found.cache_hits, found.cache_misses = self._cache.hits, self._cache.misses
-            found.cache_failures = self._cache.failures
-        return found
+            stats.cache_hits, stats.cache_misses = self._cache.hits, self._cache.misses
+            stats.cache_failures = self._cache.failures
+        return stats
 
     def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
         """The samples of chunk j. Raises as ``read`` does."""
@@ -207,34 +207,31 @@ class ChunkReader(StorageClient):
 
     def fetch(self, manifest: Manifest, j: int) -> Chunk:
         """Chunk j, its bytes checked against the manifest's CRC. Raises as ``read`` does."""
-        return Chunk(manifest, j, self._cached(manifest, j, manifest.chunk_ranges(j)))
-
-    def _cached(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes | memoryview]:
-        """The bytes of a chunk, with the right CRC, a piece for each read."""
-        if self._cache is None:
-            return self._checked(manifest, j, reads)
-        whole = self._cache.get(manifest, j)
-        if whole is None:
-            pieces = self._checked(manifest, j, reads)
+        ranges = manifest.chunk_ranges(j)
+        data = self._cache.get(manifest, j) if self._cache else None
+        if data is not None:
+            ends = list(itertools.accumulate(stop - start for _, start, stop, _ in ranges))
+            return Chunk(manifest, j, [data[start:stop] for start, stop in zip([0, *ends], ends, strict=False)])
+        pieces = self._fetch(manifest, j, ranges)
+        if self._cache:
             self._cache.put(manifest, j, pieces)
-            return pieces
-        ends = list(itertools.accumulate(stop - start for _, start, stop, _ in reads))
-        return [whole[start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+        return Chunk(manifest, j, pieces)
 
-    def _checked(self, manifest: Manifest, j: int, reads: Reads) -> Sequence[bytes]:
-        """``_cached`` from storage."""
-        attempts, seen = self._attempts(), set[int]()
+    def _fetch(self, manifest: Manifest, j: int, ranges: ChunkRanges) -> Sequence[bytes]:
+        """The bytes of a chunk from storage, with the right CRC, a piece for each range."""
+        attempts, wrong = self._attempts(), set[int]()
         while True:
             pieces = [
                 self._read(attempts, manifest.keys[shard], start, stop, manifest.etags[shard])
-                for shard, start, stop, _ in reads
+                for shard, start, stop, _ in ranges
             ]
             crc = 0
             for piece in pieces:
                 crc = crc32(piece, crc)
             if crc == manifest.checksums[j]:
                 return pieces
-            if crc in seen:
+            if crc in wrong:
                 raise corrupt_chunk(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
-            seen.add(crc)
-            self._failed(attempts, manifest.keys[reads[0][0]], RequestError("checksum", f"chunk {j} has a wrong CRC32"))
+            wrong.add(crc)
+            error = RequestError("checksum", f"chunk {j} has a wrong CRC32")
+            self._failed(attempts, manifest.keys[ranges[0][0]], error)
