@@ -1,4 +1,4 @@
-"""Scans shards: one pass over a shard finds its samples and the CRC32 of each. ``ScanJournal`` stores scans on disk.
+"""Scans shards: one pass over a shard finds its samples and their CRC32. ``ScanJournal`` stores scans on disk.
 
 Headers are parsed piece by piece by the code that training uses: a process holds one piece and the sample cut by its
 end, not the shard. Shards with a sample larger than ``tar.SAMPLE_LIMIT`` are refused.
@@ -38,7 +38,6 @@ PIECE = 16 << 20
 
 _SMALLER = "Write its files into smaller samples, or leave the shard out (--skip-damaged)."
 REMEDY = "Fetch or make the shard again, or leave it out (--skip-damaged)."
-
 _UNPACK = "Unpack it ({}), or leave it out (--skip-damaged)."
 _TARS_ALONE = "Name only the .tar files, as 'FOLDER/*.tar'."
 _FORMATS = (
@@ -49,25 +48,26 @@ _FORMATS = (
     (b"PK\3\4", "a zip archive", "Write its files to a .tar, or leave it out (--skip-damaged)."),
     (b"PAR1", "a Parquet file", _TARS_ALONE),
 )
-"""First bytes of files that are given for shards, what they are, and the remedy."""
-
+"""First bytes of other formats, their names, and the remedies."""
 
 SamplePredicate = Callable[[Sequence[tar.Sample], memoryview], NDArray[np.uint8]]
-"""Of samples of a tar, walked in the bytes: 0 where one is kept, else why not."""
+"""Code of each sample in the bytes of a tar: 0 if it is kept, else the reason (``Filters.reasons``)."""
 
 
 class Scan(NamedTuple):
-    """What one pass over a shard finds: arrays of an entry per sample that is kept, but for the last three. The first
-    sample starts at 0, whatever stands before it."""
+    """What one pass over a shard finds: one array entry per kept sample, except in the last three fields.
+
+    The first sample starts at byte 0, whatever precedes it.
+    """
 
     blocks: NDArray[np.uint32]
-    """How many blocks there are from its start to the next one's, or to the end of the last one's members ..."""
+    """Blocks from the sample's start to the start of the next one, or to the end of the last member."""
     crcs: NDArray[np.uint32]
-    """... and the CRC32 of those."""
+    """CRC32 of these blocks."""
     head: NDArray[np.uint32]
     """One number: the block at which the first kept sample starts."""
     dropped: NDArray[np.uint8]
-    """Per sample of the tar: 0 where it is kept, else why not (``Filters.reasons``)."""
+    """Code of each sample of the tar, as from ``SamplePredicate``."""
     census: Census
     """The members of the kept samples."""
 
@@ -78,86 +78,93 @@ class Scan(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The byte at which its members end."""
+        """The byte at which the last member ends."""
         return int(self.head[0] + self.blocks.sum(dtype=np.int64)) * BLOCK
 
 
 def scan_shard(key: str, stat: ObjectStat, reader: StorageClient, filters: Filters | None = None) -> Scan:
-    """Read a shard once and walk it. Raises DataError naming shard and byte; what ``StorageClient.read`` does, and
-    ``Filters.judge``.
+    """Read a shard once and find its samples.
 
-    A byte that was spoiled on its way here would be the truth from now on, so an object is checked by its ETag or,
-    where that follows from no MD5 (encrypted, of parts that the server does not tell), by reading it once more.
+    A byte that changed in transit would be recorded as correct. An object is therefore checked by its ETag or, if that
+    is no MD5 (encrypted objects, unknown parts), by a second reading.
+
+    Raises DataError with shard and byte, and what ``StorageClient.read`` and ``Filters.predicate`` raise.
     """
     if not stat.size:
         raise DataError("the shard is empty", key, remedy=REMEDY)
     parts = reader.parts(key, stat) if is_remote(key) and "-" in stat.etag else []
 
     def read() -> tuple[Scan | tar.InvalidTar, str]:
-        return _read(key, stat, parts, reader, filters.predicate(key, reader) if filters else _all)
+        return _read(key, stat, parts, reader, filters.predicate(key, reader) if filters else _keep_all)
 
-    found, etag = read()
+    result, etag = read()
     if is_remote(key) and etag != stat.etag and read()[1] != etag:
         raise StorageError("two readings of the shard differ", key, remedy="Look at the network, then index again.")
-    if isinstance(found, tar.TooLarge):
-        raise DataError(str(found), key, remedy=_SMALLER) from found
-    if isinstance(found, tar.InvalidTar):
-        remedy = next((remedy for _, what, remedy in _FORMATS if found.reason.startswith(what)), REMEDY)
-        raise DataError(f"not a whole tar: {found}", key, remedy=remedy) from found
-    return found
+    if isinstance(result, tar.TooLarge):
+        raise DataError(str(result), key, remedy=_SMALLER) from result
+    if isinstance(result, tar.InvalidTar):
+        remedy = next((remedy for _, what, remedy in _FORMATS if result.reason.startswith(what)), REMEDY)
+        raise DataError(f"not a whole tar: {result}", key, remedy=remedy) from result
+    return result
 
 
-def _all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
+def _keep_all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]:
     return np.zeros(len(samples), dtype=np.uint8)
 
 
-def scan_tar(pieces: Iterable[bytes], judge: SamplePredicate = _all) -> Scan:
-    """The scan of a tar that comes in pieces. Raises tar.InvalidTar."""
+def scan_tar(pieces: Iterable[bytes], predicate: SamplePredicate = _keep_all) -> Scan:
+    """Scan a tar that arrives in pieces. Raises tar.InvalidTar."""
     pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
-    buffer, base, broken, counting = bytearray(), 0, tar.InvalidTar(0, "an empty archive"), Counting()
+    buffer, base, failure, counting = bytearray(), 0, tar.InvalidTar(0, "an empty archive"), Counting()
     for piece in pieces:
         buffer += piece
         view = memoryview(buffer)
-        samples, skipped, found = _samples(view)
-        # It begins with the shard or with its first sample: in either case that one's start is 0.
-        borders = [0, *(one.start for one in samples[1:]), *([] if found or not samples else [samples[-1].end])]
-        dropped.append(judge(samples[: len(borders) - 1], view))
-        for (start, stop), why_not in zip(pairwise(borders), dropped[-1].tolist(), strict=True):
-            if not why_not:
+        samples, skipped, error = _samples(view)
+        # The buffer starts with the shard or with its first sample: in both cases that sample starts at 0.
+        borders = [0, *(sample.start for sample in samples[1:]), *([] if error or not samples else [samples[-1].end])]
+        codes = predicate(samples[: len(borders) - 1], view)
+        dropped.append(codes)
+        for (start, stop), code in zip(pairwise(borders), codes.tolist(), strict=True):
+            if not code:
                 blocks.append((stop - start) // BLOCK)
                 crcs.append(crc32(view[start:stop]))
-            elif blocks:  # read over, with the kept one before it
+            elif blocks:  # read together with the kept sample before it
                 blocks[-1] += (stop - start) // BLOCK
                 crcs[-1] = crc32(view[start:stop], crcs[-1])
             else:
                 head += (stop - start) // BLOCK
-        counting.add(one for one, why_not in zip(samples, dropped[-1].tolist(), strict=False) if not why_not)
-        counting.census.skipped.update(reason for at, reason in skipped if found is None or at < borders[-1])
-        if found is None:
+        counting.add(sample for sample, code in zip(samples, codes.tolist(), strict=False) if not code)
+        counting.census.skipped.update(reason for at, reason in skipped if error is None or at < borders[-1])
+        if error is None:
             _check_rest(pieces, base + len(view))
             if not (base or any(view[:BLOCK])):
                 raise tar.InvalidTar(0, "zeros alone, without a single member")
-            sizes, sums, first = (np.array(one, dtype=np.uint32) for one in (blocks, crcs, [head]))
+            sizes, sums, first = (np.array(values, dtype=np.uint32) for values in (blocks, crcs, [head]))
             return Scan(sizes, sums, first, np.concatenate(dropped), counting.census)
-        broken = (tar.TooLarge if isinstance(found, tar.TooLarge) else tar.InvalidTar)(
-            base + found.offset, found.reason
-        )
-        if base + found.offset == 0 and not isinstance(found, tar.TooLarge):
-            known = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
-            broken = tar.InvalidTar(0, next((f"{what}, no tar header" for what in known), found.reason))
-        if not isinstance(found, tar.TruncatedTar):
+        failure = _failure(error, base, view)
+        if not isinstance(error, tar.TruncatedTar):
             break
         view.release()
-        del buffer[: borders[-1]]  # the last sample's end is not certain yet
+        del buffer[: borders[-1]]  # the end of the last sample is not known yet
         base += borders[-1]
         if len(buffer) > tar.SAMPLE_LIMIT:
             what = f"a sample of more than {tar.SAMPLE_LIMIT:,} bytes, the most that are read; it begins"
             raise tar.TooLarge(base, what)
-    raise broken
+    raise failure
+
+
+def _failure(error: tar.InvalidTar, base: int, view: memoryview) -> tar.InvalidTar:
+    """The error of a buffer as that of its shard, which names other formats by their first bytes."""
+    if isinstance(error, tar.TooLarge):
+        return tar.TooLarge(base + error.offset, error.reason)
+    if base + error.offset == 0:
+        formats = (what for magic, what, _ in _FORMATS if view[: len(magic)] == magic)
+        return tar.InvalidTar(0, next((f"{what}, no tar header" for what in formats), error.reason))
+    return tar.InvalidTar(base + error.offset, error.reason)
 
 
 def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Skipped, tar.InvalidTar | None]:
-    """The samples, the members that belong to none, and what ended the walk before the archive's end."""
+    """The samples, the members without a sample, and the error that ended the search before the archive's end."""
     samples, skipped = list[tar.Sample](), tar.Skipped()
     try:
         for sample in tar.samples(view, True, skipped):
@@ -177,9 +184,9 @@ def _check_rest(pieces: Iterator[bytes], at: int) -> None:
 
 
 def _read(
-    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, judge: SamplePredicate
+    key: str, stat: ObjectStat, parts: Sequence[int], reader: StorageClient, predicate: SamplePredicate
 ) -> tuple[Scan | tar.InvalidTar, str]:
-    """What one reading found, and the ETag that an object's bytes have as far as they were read."""
+    """The result of one reading, and the ETag of an object's bytes as far as they were read."""
     etag = ETag(parts)
 
     def pieces() -> Iterator[bytes]:
@@ -190,17 +197,17 @@ def _read(
             yield piece
 
     try:
-        return scan_tar(pieces(), judge), etag.text()
+        return scan_tar(pieces(), predicate), etag.text()
     except tar.InvalidTar as error:
         return error, etag.text()
 
 
 def file_stat(key: str) -> ObjectStat:
-    """Of a shard that is a file and may be read. Raises as ``scan`` does."""
+    """The stat of a shard that is a readable file. Raises as ``scan_shard`` does."""
     try:
         file = os.open(key, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
         try:
-            found = os.fstat(file)
+            info = os.fstat(file)
         finally:
             os.close(file)
     except (FileNotFoundError, NotADirectoryError):
@@ -210,23 +217,25 @@ def file_stat(key: str) -> ObjectStat:
     except OSError as error:
         if error.errno != errno.ENXIO:  # a socket
             raise StorageError(f"the shard cannot be read: {error.strerror}", key) from error
-        found = os.stat(key)
-    if modes.S_ISDIR(found.st_mode):
+        info = os.stat(key)
+    if modes.S_ISDIR(info.st_mode):
         raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'")
-    if not modes.S_ISREG(found.st_mode):
-        what = "a FIFO" if modes.S_ISFIFO(found.st_mode) else "a device or a socket"
+    if not modes.S_ISREG(info.st_mode):
+        what = "a FIFO" if modes.S_ISFIFO(info.st_mode) else "a device or a socket"
         raise DataError(f"{what} is no shard: a shard is read at any place, again and again", key, remedy=_TARS_ALONE)
-    return ObjectStat(found.st_size, "", found.st_mtime_ns)
+    return ObjectStat(info.st_size, "", info.st_mtime_ns)
 
 
 class Shard(NamedTuple):
-    """A shard as it was when it was asked for: what is kept of another one under its key is not used."""
+    """A shard with its stat: scans of an object or file that has changed since are not used."""
 
     key: str
     stat: ObjectStat
 
 
-class _Place(NamedTuple):
+class _Line(NamedTuple):
+    """Position of a scan in the journal."""
+
     path: Path
     start: int
     bytes: int
@@ -244,91 +253,85 @@ class ScanJournal:
 
     def __init__(self, folder: Path, filters: Sequence[str] = ()) -> None:
         self.folder, self._filters = folder, list(filters)
-        self._places: dict[Shard, _Place] = {}
+        self._lines: dict[Shard, _Line] = {}
         self._file: BinaryIO | None = None
         for path in sorted(folder.glob("*.jsonl")):
-            with suppress(FileNotFoundError), open(path, "rb") as file:  # by now another process may have removed it
+            with suppress(FileNotFoundError), open(path, "rb") as file:  # another process may have removed it
                 start = 0
                 for line in file:
-                    found = _unpacked(line)
-                    if found is not None and self._fits(found):
-                        self._places[_shard(found)] = _Place(path, start, len(line), found["samples"])
+                    record = _parse(line)
+                    if record is not None and self._fits(record):
+                        self._lines[_shard(record)] = _Line(path, start, len(line), record["samples"])
                     start += len(line)
 
     def __contains__(self, shard: Shard) -> bool:
-        return shard in self._places
+        return shard in self._lines
 
-    def _fits(self, found: dict[str, Any]) -> bool:
-        fields = {*found["arrays"], "census"} if "census" in found else set()
-        return fields == set(Scan._fields) and found["filters"] == self._filters
+    def _fits(self, record: dict[str, Any]) -> bool:
+        fields = {*record["arrays"], "census"} if "census" in record else set()
+        return fields == set(Scan._fields) and record["filters"] == self._filters
 
     def samples(self, shard: Shard) -> int:
-        return self._places[shard].samples
+        return self._lines[shard].samples
 
     def start(self) -> None:
-        """Open a file of this process's own."""
+        """Create the file of this process."""
         while self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # another process that had nothing to do took the empty folder with it
+            with suppress(FileNotFoundError):  # another process has removed the empty folder
                 self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
 
     def add(self, shard: Shard, scan: Scan) -> None:
-        """Append one. A process that is killed loses nothing; a machine may: its last lines, which are not synced."""
+        """Append a scan. It is not synced: it survives the end of the process, not always that of the machine."""
         assert self._file is not None
-        line, start = _packed(shard, scan, self._filters), self._file.tell()
+        line, start = _format(shard, scan, self._filters), self._file.tell()
         self._file.write(line)
         self._file.flush()
-        self._places[shard] = _Place(Path(self._file.name), start, len(line), len(scan.crcs))
+        self._lines[shard] = _Line(Path(self._file.name), start, len(line), len(scan.crcs))
 
     def read(self, shard: Shard) -> Scan:
-        """One of those that there are. Raises DataError where the file is no longer what it was."""
-        place, found = self._places[shard], None
-        with suppress(FileNotFoundError), open(place.path, "rb") as file:
-            file.seek(place.start)
-            found = _unpacked(file.read(place.bytes))
-        if found is None or _shard(found) != shard:
+        """The scan of a shard in the journal. Raises DataError if the file has changed."""
+        line, record = self._lines[shard], None
+        with suppress(FileNotFoundError), open(line.path, "rb") as file:
+            file.seek(line.start)
+            record = _parse(file.read(line.bytes))
+        if record is None or _shard(record) != shard:
             what = "it was changed or removed meanwhile"
-            raise DataError(what, str(place.path), remedy="Give the same command again.")
-        arrays = {name: np.frombuffer(base64.b64decode(text), kind) for name, (kind, text) in found["arrays"].items()}
-        return Scan(**arrays, census=Census.of_json(found["census"]))
+            raise DataError(what, str(line.path), remedy="Give the same command again.")
+        arrays = {name: np.frombuffer(base64.b64decode(text), kind) for name, (kind, text) in record["arrays"].items()}
+        return Scan(**arrays, census=Census.of_json(record["census"]))
 
     def close(self) -> None:
-        """End adding. A file without a scan goes, and a folder without a file."""
+        """Close the file of this process. An empty file is deleted, and so is an empty folder."""
         if self._file is not None:
             if not self._file.tell():
                 Path(self._file.name).unlink(missing_ok=True)
             self._file.close()
             self._file = None
-        with suppress(OSError):  # not there, or not empty
+        with suppress(OSError):  # missing, or not empty
             self.folder.rmdir()
 
     def remove(self) -> None:
-        """Delete all files of scans."""
+        """Delete all scans."""
         for path in self.folder.glob("*.jsonl"):
             path.unlink(missing_ok=True)
         self.close()
 
 
-def _packed(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
+def _format(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
     fields = scan._asdict()
     census: Census = fields.pop("census")
     arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in fields.items()}
-    facts = {
-        "shard": [shard.key, *shard.stat],
-        "samples": len(scan.crcs),
-        "filters": filters,
-        "census": census.json(),
-        "arrays": arrays,
-    }
-    text = json.dumps(facts).encode()
+    record = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "filters": filters}
+    text = json.dumps(record | {"census": census.json(), "arrays": arrays}).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _unpacked(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     text = line[9:-1]
     return json.loads(text) if line == b"%08x %s\n" % (zlib.crc32(text), text) else None
 
 
-def _shard(facts: dict[str, Any]) -> Shard:
-    key, *stat = facts["shard"]
+def _shard(record: dict[str, Any]) -> Shard:
+    key, *stat = record["shard"]
     return Shard(key, ObjectStat(*stat))
