@@ -58,7 +58,7 @@ SWEEPS = [
     ("runs: {a: {model.size: B/17}}", [], 78, ["model.size", "'B/17'", "B/16, L/16"]),
     ("runs: {a: {compute.precision: fp16}}", [], 78, ["compute.precision", "'fp16'", "fp32, bf16"]),
     ("runs:\n\ta: ", [], 78, ["my.yaml:4:1", "not valid YAML", "indent with spaces"]),
-    ("recipe: paper\nruns: {a: }", [], 78, ["my.yaml:3:1", "'recipe' stands twice", "line 1"]),
+    ("recipe: paper\nruns: {a: }", [], 78, ["my.yaml:3:1", "'recipe' occurs twice", "line 1"]),
     ("runs: {'a b': }", [], 78, ["my.yaml:3", "'a b'", "A name consists of a-z"]),
     ("grid: {seed: [1, 1]}", [], 78, ["my.yaml:3", "two runs have the same name", "Remove the repeated value"]),
     ("runs: {a: }", ["--only", "b*"], 78, ["my.yaml", "no run of the sweep matches", "'b*'", "Runs: a."]),

@@ -1,7 +1,7 @@
-"""What a run is to science, in one hash: two configurations of one identity train the same model (docs/contracts.md).
+"""The identity of a run: one hash of everything that changes its results (docs/contracts.md).
 
-The hash is over every value that moves a sample, a weight or a score, not over differences from defaults: a default
-that changes later cannot make two runs look alike, and the full text beside the hash says which value moved.
+The hash covers the values themselves, not differences from defaults, so a later change of a default cannot make two
+runs look alike. The hashed values are stored with the hash, so that differences can be named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
 
 
 class ConfigChange(NamedTuple):
-    """One key on which two identities differ; None: the key is absent on that side."""
+    """A key in which two configurations differ; None: the key is absent on that side."""
 
     key: str
     was: Any
@@ -31,12 +31,12 @@ class ConfigChange(NamedTuple):
 
     @property
     def is_other_data(self) -> bool:
-        """Whether it says that a data set is another one, read in the same way."""
+        """Whether another data set is read in the same way."""
         return bool(_DATA.fullmatch(self.key))
 
     @property
     def is_missing_content(self) -> bool:
-        """Whether it only says that what was read then is not there now."""
+        """Whether the file that was hashed does not exist now."""
         return _is_content(self.was) and isinstance(self.now, str) and not _is_content(self.now)
 
     def __str__(self) -> str:
@@ -48,13 +48,13 @@ def _is_content(value: Any) -> bool:
 
 
 def _manifest(path: str) -> str:
-    """The digest of the data set, so that a moved one is the same; the path while there is no manifest."""
+    """The digest of a data set, which does not change when it moves; its path if it has no manifest."""
     record = manifest_record(path)
     return f"digest:{record['digest']}" if record else path
 
 
 def file_digest(path: str) -> str:
-    """The checksum of a file's content, or its path while it is not there."""
+    """The checksum of a file's content, or its path if it does not exist."""
     try:
         return f"sha256:{hashlib.sha256(Path(resolve_path(path)).read_bytes()).hexdigest()}" if path else path
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -78,7 +78,7 @@ def _hashed(section: Any) -> dict[str, Any]:
 
 
 def _canonical(config: Config) -> dict[str, Any]:
-    """What the hash covers: contents in place of paths, no order of evaluation sets, which changes no score."""
+    """The hashed values, with digests in place of paths and evaluation sets sorted, as their order changes no score."""
     values = _hashed(config)
     data, sets = values["data"], values["evaluate"]["sets"]
     for owner in (data, *data.get("sets", ()), *sets):
@@ -102,36 +102,36 @@ def digest(canonical: Mapping[str, Any]) -> str:
 
 
 def identity(config: Config, code: str) -> dict[str, Any]:
-    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config.
+    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config (what is hashed).
 
-    ``config`` is the science-relevant part and what the hash is over. The code is recorded and not hashed: a run keeps
-    its snapshot, and an edited comment does not make another run. Reads manifests and the tokenizer where they exist.
+    The code is not hashed: a run keeps its snapshot, and an edited comment does not make another run. Reads manifests
+    and the tokenizer if they exist.
     """
     canonical = _canonical(config)
     return {"hash": digest(canonical), "schema": SCHEMA, "code": code, "config": canonical}
 
 
 def flatten(value: Any, key: str = "") -> dict[str, Any]:
-    """Dotted key -> leaf; members of named lists by name, other lists are leaves."""
+    """Dotted key -> leaf. Members of named lists go by name, other lists are leaves."""
     if isinstance(value, Mapping):
         items = [(str(name), item) for name, item in value.items()]
     elif isinstance(value, list) and value and all(isinstance(item, Mapping) and "name" in item for item in value):
         items = [(str(item["name"]), item) for item in value]
     else:
         return {key: value}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, item in items:
-        found.update(flatten(item, f"{key}.{name}" if key else name))
-    return found
+        leaves.update(flatten(item, f"{key}.{name}" if key else name))
+    return leaves
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
-    """Where two configurations as plain data differ, by key."""
+    """The differences between two configurations given as plain data, by key."""
     was, now = flatten(before), flatten(after)
     changes = [
         ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
     ]
-    for key in ("stages", "data.sets"):  # flattened, they are known by name and have no order
+    for key in ("stages", "data.sets"):  # flattened, they have no order
         names, renamed = _names(before, key), _names(after, key)
         if names != renamed and sorted(names) == sorted(renamed):
             changes.append(ConfigChange(key, names, renamed))
@@ -146,5 +146,5 @@ def _names(config: Mapping[str, Any], key: str) -> list[str]:
 
 
 def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
-    """Where a stored identity.json and a resolved configuration differ, by key; empty: they are the same run."""
+    """The differences between a stored identity.json and a resolved configuration; empty: they are the same run."""
     return compare(stored["config"], _canonical(config))

@@ -1,7 +1,7 @@
-"""Layers of YAML and a command-line dot list -> one typed ``Config``; and the way back to text (docs/contracts.md).
+"""Merges layers of YAML and command-line overrides into a typed ``Config``, and writes it as YAML (docs/contracts.md).
 
-A layer is checked against the schema before OmegaConf merges it, so that an error names the layer's file, line and
-key. Resolvers are off: a value with ``${`` is refused.
+A layer is checked against the schema before it is merged, so that an error names the layer's file, line and key.
+Interpolation is off: a value with ``${`` is refused.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from flip.config.schema import MODEL_PRESETS, SCHEMA, Config
-from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, parse_yaml, read_yaml
+from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
 
-_ELSEWHERE = "Configurations stand in files that many read: leave it to the environment or to ~/.aws and the like."
+_CREDENTIALS_REMEDY = "Configurations are readable by others: use environment variables, or files such as ~/.aws/credentials."
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from _paths(member, f"{prefix}{name}." + ("NAME." if typing.get_args(hint) else ""))
 
 
-def _unknown(kind: type, name: str, place: SourceLocation) -> ConfigError:
+def _unknown_key(kind: type, name: str, place: SourceLocation) -> ConfigError:
     here = place.key.rpartition(".")[0]
     near = [f"{here}.{n}" if here else n for n in difflib.get_close_matches(name, fields_of(kind))]
     last = name.rpartition(".")[2]
@@ -50,8 +50,8 @@ def _unknown(kind: type, name: str, place: SourceLocation) -> ConfigError:
     return place.error("unknown key", remedy=remedy)
 
 
-def _number(value: Any) -> Decimal | None:
-    """The finite number that a value is or spells, else None; none is written out that a float cannot hold."""
+def _parse_number(value: Any) -> Decimal | None:
+    """The finite number that a value is or spells, within the range of floats; else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -61,12 +61,12 @@ def _number(value: Any) -> Decimal | None:
     return number if number.is_finite() and abs(number.adjusted()) < 308 else None
 
 
-def _scalar(kind: type, value: Any, place: SourceLocation) -> Any:
-    number = _number(value)
-    if isinstance(value, str) and ("${" in value or value == "???"):  # both mean something to OmegaConf
+def _coerce_scalar(kind: type, value: Any, place: SourceLocation) -> Any:
+    number = _parse_number(value)
+    if isinstance(value, str) and ("${" in value or value == "???"):  # both are special to OmegaConf
         raise place.error("interpolation is off", value, "Write the value itself.")
     if isinstance(value, str) and scrub(value) != value:
-        raise place.error("an address with a name, a password or a key in it", value, _ELSEWHERE)
+        raise place.error("contains an address with credentials", value, _CREDENTIALS_REMEDY)
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return value if isinstance(value, str) else str(value)
     if kind is int and number is not None and number == number.to_integral_value():
@@ -79,101 +79,101 @@ def _scalar(kind: type, value: Any, place: SourceLocation) -> Any:
     raise place.error(f"needs {needed}", "nothing" if value is None else value)
 
 
-def _decimal(text: str, place: SourceLocation) -> str:
-    """The one form of a decimal number: 0.50, 5e-1 and .5 are all 0.5."""
-    number = _number(text)
+def _canonical_decimal(text: str, place: SourceLocation) -> str:
+    """The canonical form of a decimal number: 0.50, 5e-1 and .5 are all 0.5."""
+    number = _parse_number(text)
     if number is None:
         raise place.error("needs a decimal number", text, "Example: 0.5")
     return format(number.normalize(), "f") if number else "0"
 
 
-def _members(
+def _change_members(
     kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: SourceLocation
 ) -> list[dict[str, Any]]:
-    """Change members of a list of named things: by name or position; a new name goes to the end; null removes one."""
+    """Change members of a named list by name or position. A new name is appended, null removes a member."""
     new = [dict(member) for member in old]
     for name, change in value.items():
-        here = place.child(name, getattr(value, "lines", {}).get(name, 0))
-        at = next((i for i, member in enumerate(new) if member["name"] == name), None)
-        if at is None and name.isdigit():
-            at = next((i for i in range(len(new)) if name == str(i)), None)
-            if at is None:
+        here = place.child(name, line_of(value, name))
+        index = next((i for i, member in enumerate(new) if member["name"] == name), None)
+        if index is None and name.isdigit():
+            index = next((i for i in range(len(new)) if name == str(i)), None)
+            if index is None:
                 known = ", ".join(member["name"] for member in new) or "none"
                 raise here.error("no such member", remedy=f"There are {len(new)}: {known}.")
         if change is None:
-            if at is None:
-                raise here.error("cannot be removed: there is none of this name")
-            new.pop(at)
-        elif at is None:
-            new.append({**_defaults(kind), "name": name, **_fit(kind, change, {}, here)})
+            if index is None:
+                raise here.error("cannot be removed: no member has this name")
+            new.pop(index)
+        elif index is None:
+            new.append({**dataclasses.asdict(kind()), "name": name, **_coerce(kind, change, {}, here)})
         else:
-            new[at] = _overlay(new[at], _fit(kind, change, new[at], here))
+            new[index] = _deep_merge(new[index], _coerce(kind, change, new[index], here))
     return new
 
 
-def _defaults(kind: Any) -> dict[str, Any]:
-    return dataclasses.asdict(kind())
-
-
-def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the fields of ``over`` in their places, section by section."""
+def _deep_merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``base`` with the fields of ``over``, merged section by section."""
     new = dict(base)
     for name, value in over.items():
-        new[name] = _overlay(base.get(name, {}), value) if isinstance(value, Mapping) else value
+        new[name] = _deep_merge(base.get(name, {}), value) if isinstance(value, Mapping) else value
     return new
 
 
-def _fit(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
-    """``value`` as plain data of the schema's type ``kind``; ``old`` is what the layers below say."""
+def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
+    """``value`` as plain data of the schema's type ``kind``. ``old``: the value of the layers below."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise place.error("needs a mapping of fields", "nothing" if value is None else value)
-        fitted = {}
+        fields = {}
         for name, item in value.items():
-            here = place.child(name, getattr(value, "lines", {}).get(name, 0))
+            here = place.child(name, line_of(value, name))
             if name not in fields_of(kind):
-                raise _unknown(kind, name, here)
-            fitted[name] = _fit(fields_of(kind)[name], item, (old or {}).get(name), here)
+                raise _unknown_key(kind, name, here)
+            fields[name] = _coerce(fields_of(kind)[name], item, (old or {}).get(name), here)
             if kind.__dataclass_fields__[name].metadata.get("decimal"):
-                fitted[name] = _decimal(fitted[name], here)
-        return fitted
+                fields[name] = _canonical_decimal(fields[name], here)
+        return fields
     if typing.get_origin(kind) is list:
         (member,) = typing.get_args(kind)
         if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
-            return _members(typing.cast(type, member), value, old or [], place)
+            return _change_members(typing.cast(type, member), value, old or [], place)
         if not isinstance(value, list):
             raise place.error("needs a list", "nothing" if value is None else value)
-        items = [_fit(member, item, None, place.child(i)) for i, item in enumerate(value)]
-        return [_overlay(_defaults(member), item) for item in items] if dataclasses.is_dataclass(member) else items
-    return _scalar(kind, value, place)
+        items = [_coerce(member, item, None, place.child(i)) for i, item in enumerate(value)]
+        return (
+            [_deep_merge(dataclasses.asdict(member()), item) for item in items]
+            if dataclasses.is_dataclass(member)
+            else items
+        )
+    return _coerce_scalar(kind, value, place)
 
 
-def _put(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocation) -> None:
-    """Set ``table[a][b][c] = value``; what is there already is an error."""
+def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocation) -> None:
+    """Set ``table[a][b][c] = value``. Raises ConfigError if it is set already."""
     head, *rest = path
     if "" in path:
-        raise place.error("an empty part in a dotted key")
+        raise place.error("a dotted key has an empty part")
     table.lines.setdefault(head, place.line)
     if rest or isinstance(value, Mapping):
         child = table.setdefault(head, LocatedDict())
         if not isinstance(child, LocatedDict):
-            raise place.error("is set twice, in two ways")
+            raise place.error("is set twice in different ways")
         items = [(".".join(rest), value)] if rest else list(value.items())
         for key, item in items:
-            line = place.line if rest else getattr(value, "lines", {}).get(key, 0)
-            _put(child, key.split("."), item, place if rest else place.child(key, line))
+            line = place.line if rest else line_of(value, key)
+            _set(child, key.split("."), item, place if rest else place.child(key, line))
     elif head in table:
-        raise place.error("is set twice, in two ways")
+        raise place.error("is set twice in different ways")
     else:
         table[head] = value
 
 
 def expand_dotted_keys(table: Mapping[str, Any], where: str) -> LocatedDict:
-    """The same settings without dotted keys. Raises ConfigError where one key is set in two ways."""
+    """The same settings without dotted keys. Raises ConfigError if a key is set in different ways."""
     nested = LocatedDict()
     for key, value in table.items():
-        line = getattr(table, "lines", {}).get(key, 0)
-        _put(nested, key.split("."), value, SourceLocation(where, key, line))
+        line = line_of(table, key)
+        _set(nested, key.split("."), value, SourceLocation(where, key, line))
     return nested
 
 
@@ -181,55 +181,55 @@ def assignment(text: str) -> tuple[str, LocatedDict]:
     """``a.b=1`` as a layer (where, mapping); the value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError("an override is written KEY=VALUE", "command line", text, "Example: model.size=L/16")
+        raise ConfigError("an override has the form KEY=VALUE", "command line", text, "Example: model.size=L/16")
     where = f"command line, {key.strip()}"
     return "command line", LocatedDict({key.strip(): parse_yaml(value, where)})
 
 
-def _preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
-    """The model fields of the size that the topmost layer names."""
+def _find_preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
+    """The model fields of the size given by the topmost layer."""
     size, place = Config().model.size, SourceLocation("defaults", "model.size")
     for where, layer in layers:
         model = layer.get("model")
         if isinstance(model, Mapping) and isinstance(model.get("size"), str):
-            size, place = model["size"], SourceLocation(where, "model.size", getattr(model, "lines", {}).get("size", 0))
+            size, place = model["size"], SourceLocation(where, "model.size", line_of(model, "size"))
     if size not in MODEL_PRESETS:
         raise place.error("unknown model size", size, f"Sizes: {', '.join(MODEL_PRESETS)}.")
     return MODEL_PRESETS[size]
 
 
-def _made(kind: Any, values: Any) -> Any:
-    """A section of the schema with these values, or a list of such."""
+def _build(kind: Any, values: Any) -> Any:
+    """An instance of a section of the schema with these values, or a list of them."""
     if typing.get_origin(kind) is list and dataclasses.is_dataclass(typing.get_args(kind)[0]):
-        return [_made(typing.get_args(kind)[0], one) for one in values]
+        return [_build(typing.get_args(kind)[0], member) for member in values]
     if dataclasses.is_dataclass(kind):
-        return copy.deepcopy(_section(typing.cast(Any, kind), json.dumps(values)))
+        return copy.deepcopy(_build_section(typing.cast(Any, kind), json.dumps(values)))
     return values
 
 
 @functools.lru_cache(1024)
-def _section(kind: Any, values: str) -> Any:
-    """OmegaConf takes hundredths of a second for a configuration; runs of a sweep have most sections in common."""
+def _build_section(kind: Any, values: str) -> Any:
+    """Cached, as OmegaConf is slow and runs of a sweep share most sections."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), json.loads(values)))
 
 
 def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = ()) -> Config:
-    """Defaults <- size preset <- ``layers`` in order <- ``dotlist``.
+    """Merge defaults <- size preset <- ``layers`` in order <- ``dotlist``.
 
-    ``layers`` are (name for errors, mapping); keys may be dotted. Lists replace lists; the named lists ``stages`` and
-    ``evaluate.sets`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
-    Raises ConfigError for unknown keys, wrong types and interpolation. What must agree is ``validate``'s matter.
+    ``layers``: (name for errors, mapping with dotted or nested keys). Lists replace lists; a named list such as
+    ``stages`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
+    Raises ConfigError for unknown keys, wrong types and interpolation; ``validate`` checks the values.
     """
     nested = [(where, expand_dotted_keys(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
-    named: dict[str, Any] = {"model": _preset(nested)}
+    named: dict[str, Any] = {"model": _find_preset(nested)}
     for where, layer in nested:
-        named = _overlay(named, _fit(Config, layer, named, SourceLocation(where)))
+        named = _deep_merge(named, _coerce(Config, layer, named, SourceLocation(where)))
     kinds = fields_of(Config)
-    return Config(**{name: _made(kinds[name], values) for name, values in named.items()})
+    return Config(**{name: _build(kinds[name], values) for name, values in named.items()})
 
 
 def lookup(config: Any, key: str) -> Any:
-    """The value at a dotted key, members of named lists by name or position; None where there is none."""
+    """The value at a dotted key, with members of named lists by name or position; None if it does not exist."""
     for part in key.split("."):
         if isinstance(config, list):
             named = [member for member in config if getattr(member, "name", None) == part]
@@ -246,15 +246,15 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def dump(config: Config) -> str:
-    """Canonical YAML of every field: ``read`` gives the same Config back."""
+    """Canonical YAML of every field; ``read_config`` returns the same Config."""
     return dump_yaml(to_dict(config))
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
-    """A run's config.yaml. Raises ConfigError where it is none, or another version of the schema wrote it."""
+    """Read a run's config.yaml. Raises ConfigError if it is invalid or has another schema version."""
     table = read_yaml(path)
-    found = table.get("schema", "nothing")
-    if found != SCHEMA:
+    version = table.get("schema", "nothing")
+    if version != SCHEMA:
         remedy = f"This version reads schema {SCHEMA}; use the version of the toolkit that wrote the run."
-        raise ConfigError("schema: not a version that can be read here", str(path), found, remedy)
+        raise ConfigError("schema: unsupported version", str(path), version, remedy)
     return merge([(str(path), table)])

@@ -1,7 +1,6 @@
-"""YAML as this project reads and writes it: mappings that remember their lines, numbers as people write them.
+"""Reads and writes YAML: mappings know the lines of their keys, scalars follow the core schema of YAML 1.2.
 
-The scalars are those of YAML 1.2's core schema: ``12.8e9`` is a number, ``yes``, ``010`` and ``1:30`` are text. Keys
-are always text. A key that stands twice in a mapping is an error.
+``12.8e9`` is a number; ``yes``, ``010`` and ``1:30`` are text. Keys are always text. A duplicate key is an error.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ _LoaderBase: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DumperBase: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 MAX_VALUES = 100_000
-"""Values of a file."""
+"""Limit of values in a file."""
 MAX_BYTES = 1 << 20
-"""Bytes of a file."""
+"""Limit of bytes of a file."""
 _SCALARS = (
     ("merge", r"<<", "<"),
     ("null", r"~|null|", "~n\0"),
@@ -33,16 +32,21 @@ _SCALARS = (
 
 
 class LocatedDict(dict[str, Any]):
-    """A mapping that remembers the line (1-based) of each of its keys, where it came from a file."""
+    """A mapping with the line (1-based) of each key that came from a file."""
 
     def __init__(self, values: Mapping[str, Any] | None = None, lines: Mapping[str, int] | None = None) -> None:
         super().__init__(values or {})
         self.lines = dict(lines or {})
 
 
+def line_of(mapping: Any, key: str) -> int:
+    """The line of a key, 0 if unknown."""
+    return mapping.lines.get(key, 0) if isinstance(mapping, LocatedDict) else 0
+
+
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a value stands: the layer's name, the dotted key, the line of it (0: unknown)."""
+    """The location of a value: the layer's name, the dotted key, its line (0: unknown)."""
 
     where: str
     key: str = ""
@@ -61,7 +65,7 @@ class _Loader(_LoaderBase):  # type: ignore[misc]
 
 
 class _Dumper(_DumperBase):  # type: ignore[misc]
-    """Quotes what a reader of either YAML 1.1 or 1.2 would take for something else than text."""
+    """Quotes text that a reader of YAML 1.1 or 1.2 would not read as text."""
 
     yaml_implicit_resolvers = {first: list(rules) for first, rules in _DumperBase.yaml_implicit_resolvers.items()}
 
@@ -81,7 +85,7 @@ def _mapping(loader: Any, node: yaml.MappingNode) -> LocatedDict:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
         if key.value in seen:
-            problem = f"the key {key.value!r} stands twice (first in line {seen[key.value]})"
+            problem = f"the key {key.value!r} occurs twice (first in line {seen[key.value]})"
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         seen[key.value] = key.start_mark.line + 1
     loader.flatten_mapping(node)
@@ -98,7 +102,7 @@ def _bool(loader: Any, node: yaml.ScalarNode) -> bool:
     return str(node.value).lower() == "true"
 
 
-# Of tags those of YAML's core schema: the others make dates, bytes and sets, which no file of ours holds.
+# Only the tags of YAML's core schema: no dates, bytes or sets.
 _Loader.yaml_constructors = {
     tag: _LoaderBase.yaml_constructors[tag]
     for tag in (None, *(f"tag:yaml.org,2002:{name}" for name in ("null", "int", "float", "str", "seq")))
@@ -108,20 +112,22 @@ _Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below a node, those behind an alias each time that it stands there: a page of aliases can mean more of
-    them than memory holds, or itself."""
+    """Number of values below a node, with those of an alias each time that it occurs.
+
+    A short text of nested aliases can expand to more values than memory holds, or to itself.
+    """
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES + 1  # until it is counted: what holds itself has no end
-        below = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(one, known) for one in below)
+        known[id(node)] = MAX_VALUES + 1  # until it is counted: a node that contains itself is infinite
+        below = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(child, known) for child in below)
     if known[id(node)] > MAX_VALUES:
-        problem = f"its aliases stand for more than {MAX_VALUES:,} values"
+        problem = f"its aliases expand to more than {MAX_VALUES:,} values"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     return known[id(node)]
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text. Raises ConfigError with line and column where it is not YAML, or a key stands twice."""
+    """Parse a YAML text. Raises ConfigError with line and column if it is not valid YAML or repeats a key."""
     try:
         loader = _Loader(text)
         try:
@@ -143,23 +149,19 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ConfigError("not valid YAML: nested too deeply", where) from error
 
 
-def _bytes(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"more than {MAX_BYTES:,} bytes, too large for a configuration", str(path))
-    return data
-
-
 def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
-    """The mapping that a YAML file holds; an empty file is an empty mapping.
+    """Read the mapping of a YAML file; an empty file is an empty mapping.
 
-    Raises ConfigError where the file is missing, not UTF-8, not YAML or not a mapping; PermissionDenied where it may
-    not be read.
+    Raises ConfigError if the file is missing, too large, not UTF-8, not YAML or not a mapping, and PermissionDenied if
+    it may not be read.
     """
     where = str(path)
     try:
-        text = _bytes(path).decode("utf-8")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError(f"more than {MAX_BYTES:,} bytes, too large for a configuration", where)
+        text = data.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError("no such file", where) from error
     except IsADirectoryError as error:
@@ -169,21 +171,20 @@ def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
         raise PermissionDenied("may not be read", where, remedy=remedy) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        byte = error.object[error.start]
-        remedy = "Save the file as UTF-8."
-        raise ConfigError(f"not UTF-8 text: byte 0x{byte:02x}", f"{where}:{line}", remedy=remedy) from error
+        what = f"not UTF-8 text: byte 0x{error.object[error.start]:02x}"
+        raise ConfigError(what, f"{where}:{line}", remedy="Save the file as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", where) from error
     value = parse_yaml(text, where)
     if value is None:
         return LocatedDict()
     if not isinstance(value, LocatedDict):
-        remedy = "Write `key: value` lines."
-        raise ConfigError(f"a mapping is needed at the top, not a {type(value).__name__}", where, remedy=remedy)
+        what = f"a mapping is needed at the top, not a {type(value).__name__}"
+        raise ConfigError(what, where, remedy="Write `key: value` lines.")
     return value
 
 
 def dump_yaml(value: Any) -> str:
-    """YAML text of plain values, keys in their order, the same text for the same value."""
+    """YAML text of plain values, keys in their order; equal values give equal texts."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return text

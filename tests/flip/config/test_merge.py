@@ -129,7 +129,7 @@ def test_one_key_in_two_ways():
         (b"just text", ["a mapping is needed"]),
         (b"a: 1\nb: \xff\n", [":2:", "not UTF-8", "0xff"]),
         (b"a: 1\nb: [1,\n", ["not valid YAML", ":3:"]),
-        (b"a: 1\nb: 2\na: 3\n", [":3:1", "stands twice", "line 1"]),
+        (b"a: 1\nb: 2\na: 3\n", [":3:1", "occurs twice", "line 1"]),
         (b"a: !!python/object:os.system x\n", ["not valid YAML", ":1:"]),
         (b"a: \x00\n", ["not valid YAML"]),
         (b"[a, b]: 1\n", ["plain text"]),

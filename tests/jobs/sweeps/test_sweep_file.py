@@ -335,7 +335,7 @@ def test_recipes_lie_under_the_set(sweep, tmp_path):
         (COMMON + "runs: {a: }\nwhere: []\n", ["where", "is empty"]),
         (COMMON + "runs: {a: }\nwhere: seed == ${x}\n", ["interpolation is off"]),
         (COMMON + "runs: {a: }\nseeds: [1, 1]\n", [":3", "seeds", "a seed is repeated", "1"]),
-        (COMMON + "runs:\n  a:\n  b:\n  a:\n", [":5:3", "stands twice"]),
+        (COMMON + "runs:\n  a:\n  b:\n  a:\n", [":5:3", "occurs twice"]),
         (COMMON + "runs: {A/B: }\n", ["runs.A/B", "a-z"]),
         (COMMON + "runs: {a: 3}\n", ["runs.a", "mapping"]),
         (COMMON + "runs:\n  a:\n    optim:\n      ebs: 1\n", [":5", "optim.ebs", "optim.eps"]),
