@@ -23,7 +23,7 @@ from flip.config.schema import MODEL_PRESETS, SCHEMA, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
 
-_CREDENTIALS_REMEDY = "Configurations are readable by others: use environment variables, or files such as ~/.aws/credentials."
+_CREDENTIALS_REMEDY = "Others can read configurations: use environment variables, or files such as ~/.aws/credentials."
 
 
 @functools.cache
