@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
     patches: torch.Tensor
     """(b, K, p*p*3) uint8: the visible patches; inside a patch row, column, channel."""
-    keep: torch.Tensor
+    keep_indices: torch.Tensor
     """(b, K) int16: their indices."""
     tokens: torch.Tensor
     """(b, T) int32; T is smaller than the length of captions in a stage with a text mask."""
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     """Samples found undecodable while reading. Samples that the manifest excludes are replaced too, but not counted."""
     witness: torch.Tensor | None
     """(b,) int64, for tests: the first 8 bytes of the SHA-256 of the decoded pixels before the crop."""
-    places: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
     """(b, T) int16: position ids of the tokens; None: 0 .. T-1."""
 
 
@@ -60,8 +60,6 @@ class Loader:
         data, self.config = config.data, config
         self.sources = load_sources(data)
         self._check(world_size)
-        self.samples: int = sum(source.manifest.samples for source in self.sources)
-        """N, of all data sets."""
         self.digest: str = datasets_digest(self.sources)
         self.lanes = range(rank * data.lanes // world_size, (rank + 1) * data.lanes // world_size)
         self._pinned = pinned
@@ -135,9 +133,11 @@ class Loader:
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
                 self._check_replaced_share(seen, replaced, notes)
-                patches, keep, tokens, places, ids, witness = fields
-                shortened = places if masks.tokens < self.config.text.length else None
-                yield Batch(patches, keep, tokens, ids, more, witness if self.config.witness else None, shortened)
+                patches, keep_indices, tokens, position_ids, ids, witness = fields
+                shortened = position_ids if masks.tokens < self.config.text.length else None
+                yield Batch(
+                    patches, keep_indices, tokens, ids, more, witness if self.config.witness else None, shortened
+                )
         finally:
             producer.close()
 

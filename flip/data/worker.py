@@ -56,9 +56,9 @@ class BatchBuffers(NamedTuple):
     """Arrays of n samples, as in ``loader.Batch``."""
 
     patches: NDArray[np.uint8]
-    keep: NDArray[np.int16]
+    keep_indices: NDArray[np.int16]
     tokens: NDArray[np.int32]
-    places: NDArray[np.int16]
+    position_ids: NDArray[np.int16]
     ids: NDArray[np.int64]
     witness: NDArray[np.int64]
 
@@ -159,7 +159,7 @@ class DatasetStream:
             self._prefetcher = Prefetch(self.order, self.lanes, self.position, read, self._skip_chunk, size)
         prefetcher = self._prefetcher
         draws = _Draws(self, epochs, ids)
-        out.ids[:], out.keep[:], epochs_used = draws.ids, draws.keep, epochs.copy()
+        out.ids[:], out.keep_indices[:], epochs_used = draws.ids, draws.keep_indices, epochs.copy()
         captions, replaced = list[str](), 0
         for lane in range(len(self.lanes)):
             for k, places in _blocks(self.position, self.count, self.order.block_samples):
@@ -171,7 +171,11 @@ class DatasetStream:
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
                         row, drawn = 0, _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
-                        out.ids[i], out.keep[i], epochs_used[i] = drawn.ids[0], drawn.keep[0], drawn.epochs[0]
+                        out.ids[i], out.keep_indices[i], epochs_used[i] = (
+                            drawn.ids[0],
+                            drawn.keep_indices[0],
+                            drawn.epochs[0],
+                        )
                     self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
                     if self.config.witness:
@@ -179,8 +183,8 @@ class DatasetStream:
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
         tokens = self.tokenizer(captions)
-        out.places[:] = masking.visible_tokens(self.config.seed, epochs_used, out.ids, tokens, self.masks)
-        out.tokens[:] = np.take_along_axis(tokens, out.places.astype(np.int64), axis=1)
+        out.position_ids[:] = masking.visible_tokens(self.config.seed, epochs_used, out.ids, tokens, self.masks)
+        out.tokens[:] = np.take_along_axis(tokens, out.position_ids.astype(np.int64), axis=1)
         self.position += self.count
         prefetcher.update_rate(self.count)
         return replaced
@@ -188,7 +192,7 @@ class DatasetStream:
     def _write_patches(self, image: Pixels, drawn: _Draws, row: int, out: NDArray[np.uint8]) -> None:
         config = self.config
         view = augmenting.view(image, config.image.size, config.augment, drawn.view, row, config.data.resize)
-        decode.patches(view, config.image.patch, drawn.keep[row], out)
+        decode.patches(view, config.image.patch, drawn.keep_indices[row], out)
 
     def _next_decodable(
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample]
@@ -245,5 +249,5 @@ class _Draws:
         seed = stream.config.seed
         self.epochs, self.ids = epochs, ids + stream.first_id
         self.view = augmenting.Draws.of(seed, epochs, self.ids)
-        self.keep = masking.visible_patches(seed, epochs, self.ids, stream.config.patches, stream.masks.patches)
+        self.keep_indices = masking.visible_patches(seed, epochs, self.ids, stream.config.patches, stream.masks.patches)
         self.caption = masking.draw(seed, epochs, self.ids, masking.CAPTION, 0)

@@ -4,5 +4,5 @@
 - ``transformer``: the block and the layout of packed texts.
 - ``loss``: InfoNCE and the sigmoid loss over all ranks, in tiles.
 
-May import ``flip.config``, ``flip.rng`` and ``flip.costs``.
+May import ``flip.config``, ``flip.distributed``, ``flip.rng`` and ``flip.costs``.
 """

@@ -215,7 +215,8 @@ class Trainer:
     def train_step(self, span: StageSpan, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step on the local batch (b, K, p*p*3). Returns loss, accuracy (global batch), gradient norm."""
         compute = self.config.compute
-        inputs = batch.patches, batch.keep, batch.tokens, *([] if batch.places is None else [batch.places])
+        fields = (batch.patches, batch.keep_indices, batch.tokens, batch.position_ids)
+        inputs = tuple(field for field in fields if field is not None)
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)

@@ -40,7 +40,7 @@ def take(source, count=STEPS, between=lambda t: None):
 
 
 def same(found, expected):
-    names = ("patches", "keep", "tokens", "ids", "witness")
+    names = ("patches", "keep_indices", "tokens", "ids", "witness")
     return all(
         torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(found, expected, strict=True) for n in names
     )  # fmt: skip

@@ -99,7 +99,8 @@ def train(original, folder, **fields):
 
 def arrays(batches):
     return [
-        {name: getattr(batch, name) for name in ("patches", "keep", "tokens", "ids", "witness")} for batch in batches
+        {name: getattr(batch, name) for name in ("patches", "keep_indices", "tokens", "ids", "witness")}
+        for batch in batches
     ]
 
 

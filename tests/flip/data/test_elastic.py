@@ -42,7 +42,7 @@ def batches(data, layout, steps):
         source = loader.batches(steps.start * BATCH, BATCH, "0.5")
         parts.append([next(source) for _ in steps])
         source.close()
-    names = ("patches", "keep", "tokens", "ids", "witness")
+    names = ("patches", "keep_indices", "tokens", "ids", "witness")
     return [{name: torch.cat([getattr(part[t], name) for part in parts]) for name in names} for t in range(len(steps))]
 
 

@@ -32,7 +32,7 @@ def take(source, start, count, batch=BATCH, mask="0.5"):
 def joined(original, world, workers, start, count, **fields):
     """Global batches, put together from the loaders of all ranks."""
     parts = [take(loader(original, rank, world, workers, **fields), start, count) for rank in range(world)]
-    names = ("patches", "keep", "tokens", "ids", "witness")
+    names = ("patches", "keep_indices", "tokens", "ids", "witness")
     return [{n: torch.cat([getattr(part[t], n) for part in parts]) for n in names} for t in range(count)]
 
 
@@ -48,11 +48,11 @@ def reference(original, request):
 def test_batch(original, reference):
     batch = reference[1][0]
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in batch.items()}
-    assert shapes["patches"] == ((BATCH, 4, 192), torch.uint8) and shapes["keep"] == ((BATCH, 4), torch.int16)
+    assert shapes["patches"] == ((BATCH, 4, 192), torch.uint8) and shapes["keep_indices"] == ((BATCH, 4), torch.int16)
     assert shapes["tokens"] == ((BATCH, 8), torch.int32) and shapes["ids"] == ((BATCH,), torch.int64)
     ids, visits = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
     assert batch["ids"].tolist() == ids.tolist()
-    assert batch["keep"].tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
+    assert batch["keep_indices"].tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
     pixels = [hashlib.sha256(picture(i, 32).tobytes()).digest()[:8] for i in ids]
     assert batch["witness"].tolist() == [int.from_bytes(d, "little", signed=True) for d in pixels]
 
@@ -108,14 +108,14 @@ def test_text_is_masked_in_the_worker(original, kind):
     halves = [_shortened(original, kind, rank=rank, world=2, workers=1) for rank in range(2)]
     for t, batch in enumerate(whole):
         (one, other), parts = (s[t] for s in short), [half[t] for half in halves]
-        assert batch.places is None and (one.tokens.shape, one.tokens.dtype) == ((BATCH, 4), torch.int32)
-        assert torch.equal(one.tokens, batch.tokens.gather(1, one.places.long()))
-        for name in ("places", "tokens", "ids", "keep"):
+        assert batch.position_ids is None and (one.tokens.shape, one.tokens.dtype) == ((BATCH, 4), torch.int32)
+        assert torch.equal(one.tokens, batch.tokens.gather(1, one.position_ids.long()))
+        for name in ("position_ids", "tokens", "ids", "keep_indices"):
             assert torch.equal(getattr(one, name), getattr(other, name))
             assert torch.equal(getattr(one, name), torch.cat([getattr(part, name) for part in parts]))
         ids, visits = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
         kept = masking.MaskSpec(4, 4, kind == "prioritised")
-        assert one.places.tolist() == masking.visible_tokens(11, visits, ids, batch.tokens.numpy(), kept).tolist()
+        assert one.position_ids.tolist() == masking.visible_tokens(11, visits, ids, batch.tokens.numpy(), kept).tolist()
 
 
 def _shortened(original, kind, **fields):
@@ -163,7 +163,7 @@ def test_next_good_sample_of_the_block_stands_in(original, folder, workers, capl
                 visits.append(seen[m])
                 replaced += m != n
         assert batch.ids.tolist() == expected
-        assert batch.keep.tolist() == masking.visible_patches(11, visits, expected, 9, 4).tolist()
+        assert batch.keep_indices.tolist() == masking.visible_patches(11, visits, expected, 9, 4).tolist()
     assert replaced == sum(batch.replaced for batch in whole) > 0
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == len(set(lines)) and any("0.tar, sample 3 replaced: " in line for line in lines)

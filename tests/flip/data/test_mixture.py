@@ -53,7 +53,7 @@ def test_a_batch_is_each_set_s_own_stream(original, other, start):
     ids = np.concatenate([first[0], second[0] + IDS])
     assert batch.ids.tolist() == ids.tolist() and IDS == 2**48
     visits = np.concatenate([first[1], second[1]])
-    assert batch.keep.tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
+    assert batch.keep_indices.tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
 
 
 @pytest.mark.parametrize("start", [0, 7 * BATCH])

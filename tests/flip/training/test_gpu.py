@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 def test_batches_are_pinned(data):
     batch = next(loader(data, pinned=True, chunk=4).batches(0, READ, "0.5"))
-    assert all(field.is_pinned() for field in (batch.patches, batch.keep, batch.tokens))
+    assert all(field.is_pinned() for field in (batch.patches, batch.keep_indices, batch.tokens))
 
 
 @pytest.mark.parametrize(

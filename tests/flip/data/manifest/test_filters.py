@@ -132,7 +132,8 @@ def test_training_and_evaluation_are_the_same(original, both):
         )
         for a, b in zip(ours, theirs, strict=True):
             assert all(
-                torch.equal(getattr(a, n), getattr(b, n)) for n in ("ids", "patches", "keep", "tokens", "witness")
+                torch.equal(getattr(a, n), getattr(b, n))
+                for n in ("ids", "patches", "keep_indices", "tokens", "witness")
             )
     ours, theirs = ([members for _, members in Shards(one).samples(range(one.samples))] for one in both)
     assert len(ours) == found.samples and ours == theirs
