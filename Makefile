@@ -18,7 +18,7 @@ TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 .PHONY: help install dev lock slurm browser bsdtar check test test-all lint types quickstart study audit storm bench bench-install clean
 .DEFAULT_GOAL := help
 
-help:  ## this list
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 22
 
 # Locked packages are checked by their hashes. torch and what it brings are not locked: which build fits depends on the machine.
@@ -39,11 +39,11 @@ $(BIN)/.dev: $(BIN)/.ready requirements-dev.txt requirements-dev.lock
 	@$(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock &&) \
 		$(INSTALL) -r requirements.txt -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && touch $@
 
-install: $(BIN)/.ready  ## build .venv and install what runs need (UNLOCK=1: today's releases instead of the locked ones)
+install: $(BIN)/.ready  ## build .venv with all packages for runs (UNLOCK=1: the newest releases instead of the locked ones)
 
-dev: $(BIN)/.dev  ## add what tests and checks need
+dev: $(BIN)/.dev  ## add the packages for tests and checks
 
-lock: dev  ## write requirements.lock and requirements-dev.lock anew: today's releases and their hashes
+lock: dev  ## update requirements.lock and requirements-dev.lock: the newest releases and their hashes
 	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
 	$(COMPILE) requirements.txt requirements-dev.txt -o "$$folder/requirements-dev" && \
 	$(COMPILE) -c "$$folder/requirements-dev" requirements.txt -o "$$folder/requirements" && \
@@ -51,30 +51,30 @@ lock: dev  ## write requirements.lock and requirements-dev.lock anew: today's re
 		awk '/^[a-z]/ { skip = $$0 ~ /^($(UNLOCKED))==/ } !skip' "$$folder/$$name" > "$$folder/$$name.lock" && \
 		mv "$$folder/$$name.lock" . || exit 1; done
 
-slurm: dev  ## Slurm's packages for the tests, where they may be installed (root on Debian); else a line says so
+slurm: dev  ## install Slurm's packages for the tests if possible (root on Debian); else report it
 	@missing=$$($(BIN)/python tools/slurm_sandbox.py packages --accounting) && \
 		{ [ -z "$$missing" ] || tests/slurm/install.sh $$missing; }
 	@command -v shellcheck >/dev/null || tests/slurm/install.sh shellcheck || \
-		{ echo "no shellcheck: the batch scripts are not looked at by it"; [ "$$FLIP_REQUIRE_SLURM" != 1 ]; }
+		{ echo "no shellcheck: the batch scripts are not checked"; [ "$$FLIP_REQUIRE_SLURM" != 1 ]; }
 
-browser: dev  ## a headless Chromium for the tests of pages, where it may be installed (root on Debian)
+browser: dev  ## install a headless Chromium for the tests of pages if possible (root on Debian)
 	@command -v chromium-headless-shell chromium google-chrome >/dev/null || \
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh chromium-headless-shell || \
-		echo "no browser: the report's page is not looked at in one"
+		echo "no browser: the tests of the report page in a browser are skipped"
 
-bsdtar: install  ## bsdtar and zsh for the tests of foreign tars and of completion, where they may be installed (root on Debian)
+bsdtar: install  ## install bsdtar and zsh for the tests of foreign tars and completion if possible (root on Debian)
 	@command -v bsdtar >/dev/null && command -v zsh >/dev/null || \
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools zsh || \
-		echo "no bsdtar or no zsh: the tests skip what needs them"
+		echo "no bsdtar or no zsh: tests that need them are skipped"
 
 check: lint types  ## lint, types and unit tests (three minutes on two cores): no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
 
-test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two of each long kind of test (20 minutes on two cores)
+test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 minutes on two cores)
 	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
 	$(PYTEST) -m "not slow and not gpu and ($(ALONE))"
 
-test-all: lint types slurm browser bsdtar  ## all tests but those of a GPU: each scenario, storm and numeric comparison (hours)
+test-all: lint types slurm browser bsdtar  ## all tests that need no GPU: each scenario, storm and numeric comparison (hours)
 	$(TOGETHER) --hypothesis-profile all -m "not gpu and not ($(ALONE))"
 	$(PYTEST) --hypothesis-profile all -m "not gpu and ($(ALONE))"
 
@@ -86,22 +86,22 @@ types: dev  ## mypy on flip/ and jobs/
 	$(BIN)/mypy
 
 quickstart: install  ## real data, three small runs, a table and a page (15 minutes or more; FULL=1: three seeds)
-	@echo "data: ten packages are fetched and 10,200 pictures rendered, once (under a minute)"
+	@echo "data: downloads ten packages and renders 10,200 pictures, once (under a minute)"
 	@$(BIN)/python tools/demo_data.py
-	@echo "training: three runs, one after the other (12 minutes or more; Ctrl-C leaves them going)"
+	@echo "training: three runs, one after the other (12 minutes or more; Ctrl-C does not stop them)"
 	@$(BIN)/python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch $(if $(FULL),--seeds 0 1 2)
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/python jobs/tensorboard.py quickstart"
 
-study: install  ## masked against unmasked at equal cost, seeds in pairs: trains what is missing, writes docs/study.md (80 minutes or more)
+study: install  ## compare masked and unmasked training at equal cost with paired seeds; write docs/study.md (80 minutes or more)
 	@$(BIN)/python tools/demo_data.py
 	@$(BIN)/python tools/study.py
 
-audit: install  ## known vulnerabilities of what is installed, by pip-audit (error 69: nobody could be asked)
+audit: install  ## list known vulnerabilities of the installed packages with pip-audit (69: the index could not be reached)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
 	@$(BIN)/python tools/audit.py
 
-storm: slurm  ## faults over a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; about three minutes)
+storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; about three minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(OUT),--out $(OUT))
 
 $(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
@@ -109,9 +109,9 @@ $(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
 	"$(PYTHON)" -m venv .venv-bench && $(PEERS)/python -m pip install -q --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt -r requirements-bench.txt && touch $@
 
-bench-install: $(PEERS)/.ready  ## .venv-bench: ours with the peers that benchmarks/ measures beside it
+bench-install: $(PEERS)/.ready  ## build .venv-bench: FLIP and the peers that benchmarks/ compares it with
 
-bench: $(PEERS)/.ready  ## ours beside the peers, into benchmarks/RESULTS.md (about an hour on two quiet cores; ONLY="stream loss", QUICK=1)
+bench: $(PEERS)/.ready  ## measure FLIP and the peers; write benchmarks/RESULTS.md (about an hour on two quiet cores; ONLY="stream loss", QUICK=1)
 	@folder=$(if $(QUICK),$$(mktemp -d),benchmarks/results); failed=; \
 	for name in $(or $(ONLY),$(BENCHMARKS)); do echo "== $$name"; \
 		$(PEERS)/python benchmarks/$$name.py $(if $(QUICK),--quick) --out $$folder/$$name.json || failed="$$failed $$name"; \

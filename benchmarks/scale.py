@@ -31,7 +31,7 @@ RUNS = 200
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--page", type=Path, help="write the numbers into this page too (ours: docs/scale.md)")
+    parser.add_argument("--page", type=Path, help="also write the numbers into this page (docs/scale.md)")
     results.options(parser, "scale")
     chosen = parser.parse_args(arguments)
     report = measure(chosen.seed, chosen.quick)
