@@ -134,11 +134,11 @@ def _report_empty(attempt: int, err: bool) -> None:
 
 
 def _over(run: RunDir, attempt: int | None) -> bool:
-    from jobs.runs.clusters import states
+    from jobs.runs.clusters import ENDED, states
 
     if attempt is not None and attempt != run.newest_attempt():
         return True
-    return states([run])[run.path].state in ("complete", "failed", "cancelled", "stopped")
+    return states([run])[run.path].state in ENDED
 
 
 if __name__ == "__main__":

@@ -73,23 +73,23 @@ def report(args: argparse.Namespace) -> int:
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
     places = roots(args.root)
-    found = outcomes(select.select(args.target, places))
+    results = outcomes(select.select(args.target, places))
     if args.json:
-        print(json.dumps(rows(found), indent=1))
+        print(json.dumps(rows(results), indent=1))
     if args.csv:
-        _save(args.csv, csv_text(rows(found)))
+        _save(args.csv, csv_text(rows(results)))
     if args.json or args.csv == "-":
         return 0
-    blocks = findings(found, time.time(), args.table)
+    blocks = findings(results, time.time(), args.table)
     if args.markdown:
         _save(args.markdown, markdown(blocks))
     if args.markdown == "-":
         return 0
-    print(text(found, args.table))
-    page = render(title(found), blocks)
+    print(text(results, args.table))
+    page = render(title(results), blocks)
     if args.folder:
-        _write_folder(Path(args.folder).expanduser(), page, found, blocks)
-    folders = {outcome.run.path.parent for outcome in found}
+        _write_folder(Path(args.folder).expanduser(), page, results, blocks)
+    folders = {outcome.run.path.parent for outcome in results}
     target = args.out or _own_folder(folders.pop() if len(folders) == 1 else places[0]) / "report.html"
     _save(str(target), page)
     print(f"\npage: {Path(target).expanduser()}")
@@ -116,7 +116,7 @@ def _own_folder(folder: Path) -> Path:
     return own
 
 
-def _write_folder(folder: Path, page: str, found: Sequence[Outcome], blocks: Sequence[Block]) -> None:
+def _write_folder(folder: Path, page: str, results: Sequence[Outcome], blocks: Sequence[Block]) -> None:
     """Write report.html, report.md, results.csv and figures/ into the folder."""
     from jobs.common.filesystem import unwritable
     from jobs.reporting.figures import save
@@ -129,7 +129,7 @@ def _write_folder(folder: Path, page: str, found: Sequence[Outcome], blocks: Seq
         raise unwritable(error, folder, "Name another folder with --folder.") from error
     _save(str(folder / "report.html"), page)
     _save(str(folder / "report.md"), markdown(blocks, "figures"))
-    _save(str(folder / "results.csv"), csv_text(rows(found)))
+    _save(str(folder / "results.csv"), csv_text(rows(results)))
 
 
 def _check_folder(target: str | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def suggestion(typed: str, known: Iterable[str]) -> str:
-    """A sentence with the known names that are nearest to a typed one; empty if none is near."""
+    """A sentence with the known names nearest to a word; empty if none is near."""
     near = nearest(typed, known)
     return f"Did you mean {' or '.join(near)}?" if near else ""
 

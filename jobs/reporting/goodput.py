@@ -68,7 +68,7 @@ class Account:
         return sum(self.hours.values())
 
 
-# -- one attempt -------------------------------------------------------------------------------------------------------
+# -- attempts ----------------------------------------------------------------------------------------------------------
 
 
 def attempt_times(
@@ -178,7 +178,7 @@ def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
-    run, found = outcome.run, []
+    run, all_times = outcome.run, []
     job = record_of(run)
     ready = [read_lenient(run.attempt(attempt.number) / "ready.json") for attempt in outcome.attempts]
     for i, attempt in enumerate(outcome.attempts):
@@ -190,20 +190,20 @@ def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
         lines = outcome.metrics.attempt(attempt.number)
         times = attempt_times(attempt, lines, timed, resumed, outcome.status, now if last else None)
         times.waiting = _waited(outcome.attempts, i, job)
-        found.append(times)
-    return found
+        all_times.append(times)
+    return all_times
 
 
 def _waited(attempts: Sequence[Attempt], i: int, job: Mapping[str, Any]) -> float | None:
     """Seconds before attempt i: since the submission, or since the attempt before it was seen to end."""
-    begin = attempts[i].start.get("time")
+    start_time = attempts[i].start.get("time")
     if attempts[i].number == job.get("after", -1) + 1:
         since = job.get("time")
     elif i:
         since = attempts[i - 1].end.get("time") if attempts[i - 1].end.get("code") is not None else None
     else:
         since = None
-    return None if begin is None or since is None else max(0.0, begin - since)
+    return None if start_time is None or since is None else max(0.0, start_time - since)
 
 
 # -- several runs -------------------------------------------------------------------------------------------
@@ -222,13 +222,13 @@ def of_runs(runs: Iterable[RunDir]) -> list[Account]:
 
 def with_sums(outcomes: Sequence[Outcome], running: Iterable[Any] = (), now: float | None = None) -> list[Account]:
     """Accounts of the outcomes, then the sum per sweep and unit; ``running``: paths of runs that count up to now."""
-    running, found = set(running), []
+    running, accounts = set(running), []
     sums: dict[tuple[str, str], list[Account]] = {}
     for outcome in outcomes:
         account = of_run(outcome, now if outcome.run.path in running else None)
-        found.append(account)
+        accounts.append(account)
         sums.setdefault((outcome.run.sweep, account.unit), []).append(account)
-    return found + [_sum(sweep, unit, members) for (sweep, unit), members in sums.items() if len(members) > 1]
+    return accounts + [_sum(sweep, unit, members) for (sweep, unit), members in sums.items() if len(members) > 1]
 
 
 def _sum(sweep: str, unit: str, members: Sequence[Account]) -> Account:

@@ -25,30 +25,30 @@ from jobs.runs.clusters import states
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     """Outcomes of the runs in the order of their sweep, with states from their cluster."""
     # os.path.exists: Path.exists raises PermissionError
-    found, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
+    results, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
     for run in runs:
         outcome = read_run(run.path)
         state = known.get(run.path)
         damaged = outcome.state == "unknown"  # a run without readable settings and result is not complete
         if state is not None and not (damaged and state.state == "complete"):
             outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
-        found.append(outcome)
+        results.append(outcome)
     with ThreadPoolExecutor(2) as pool:  # reading metric lines releases the GIL
-        list(pool.map(lambda outcome: outcome.metrics, found))
-    return by_sweep_order(found)
+        list(pool.map(lambda outcome: outcome.metrics, results))
+    return by_sweep_order(results)
 
 
-def rows(found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def rows(results: Sequence[Outcome]) -> list[dict[str, Any]]:
     """One flat mapping per run (``flip.monitoring.results.row``), all with the same keys.
 
     A run with published numbers also has ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and
     ``.comparable``: yes, or why not.
     """
-    table_rows = [row(outcome, differing(found)) for outcome in found]
+    table_rows = [row(outcome, differing(results)) for outcome in results]
     published_of = {
-        id(outcome): arm.published for arm in seed_groups.group(found) for outcome in arm.outcomes if arm.published
+        id(outcome): arm.published for arm in seed_groups.group(results) for outcome in arm.outcomes if arm.published
     }
-    for outcome, each in zip(found, table_rows, strict=True):
+    for outcome, each in zip(results, table_rows, strict=True):
         if (published := published_of.get(id(outcome))) is None:
             continue
         each["paper.row"] = published.row
@@ -72,10 +72,10 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def text(found: Sequence[Outcome], table_: str = "") -> str:
+def text(results: Sequence[Outcome], table_: str = "") -> str:
     """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
-    grouped = seed_groups.group(found)
-    lines = [table(result_cells(grouped, found))]
+    grouped = seed_groups.group(results)
+    lines = [table(result_cells(grouped, results))]
     if any(arm.complete for arm in grouped):
         lines.append(
             "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
@@ -83,11 +83,11 @@ def text(found: Sequence[Outcome], table_: str = "") -> str:
         )
         lines.append(f"samples/s, training, {seed_groups.hours_unit(grouped)}: {seed_groups.COUNTED}")
         lines.append(plain(seed_groups.verdict(grouped)))
-    if compared := paper_comparison.compare(grouped, found, table_):
+    if compared := paper_comparison.compare(grouped, results, table_):
         lines += ["", table(paper_comparison.cells(compared)), ""]
-    for outcome in found:
+    for outcome in results:
         if outcome.state != "complete":
             why = f": {outcome.reason}" if outcome.reason else ""
             lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
-    lines += map(plain, damage(found))
+    lines += map(plain, damage(results))
     return "\n".join(line for line in lines if line or compared)

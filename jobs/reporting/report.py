@@ -97,10 +97,10 @@ def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table
     return Table(result_cells(grouped, outcomes), marked, text=["state", "mask"])
 
 
-def result_cells(grouped: Sequence[SeedGroup], found: Sequence[Outcome]) -> list[dict[str, str]]:
+def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
     """The rows of the results table, as text."""
-    unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(found)
-    unfinished = any(outcome.state != "complete" for outcome in found)
+    unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(outcomes)
+    unfinished = any(outcome.state != "complete" for outcome in outcomes)
     rows = []
     for arm in grouped:
         row = {"run": arm.name, "state": arm.state}

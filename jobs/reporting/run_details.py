@@ -16,6 +16,7 @@ from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.job import JobState, read_lenient, record_of
 from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from jobs.reporting import goodput
+from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row
 from jobs.runs import resubmit, select
 from jobs.runs.clusters import states
@@ -69,12 +70,7 @@ def _anomalies(run: RunDir) -> list[str]:
 def _about(outcome: Outcome) -> dict[str, Any]:
     """Size, samples, stages, and the settings in which the run differs from others of its sweep."""
     settings = outcome.settings
-    stages: dict[str, dict[str, Any]] = {}
-    for key, value in settings.items():
-        room, _, rest = key.partition(".")
-        name, _, field = rest.rpartition(".")
-        if room == "stages":
-            stages.setdefault(name, {})[field] = value
+    stages = stages_of(settings)
     family = [read_run(other.path) for other in select.runs_below(outcome.run.path.parent)]
     chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
     return {

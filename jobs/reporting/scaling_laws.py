@@ -133,7 +133,7 @@ def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
     A curve has at least two positions, over FLOPs three: any two runs differ in cost.
     """
     scored = [(outcome, item) for outcome in outcomes for item in outcome.evaluations if item["name"] == test]
-    found = []
+    result = []
     for axis in AXES:
         placed = [
             (float(x), outcome, item) for outcome, item in scored if (x := axis.position(outcome)) is not None and x > 0
@@ -149,8 +149,8 @@ def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
         for group in groups:
             trials = sorted((_trial(outcome, item, x) for x, outcome, item in group), key=lambda trial: trial.x)
             law = fit([trial.x for trial in trials], [trial.error for trial in trials])
-            found.append(Curve(axis.name, _name(group[-1][1].settings, varied) or "all runs", trials, law))
-    return found
+            result.append(Curve(axis.name, _name(group[-1][1].settings, varied) or "all runs", trials, law))
+    return result
 
 
 Placed = tuple[float, Outcome, Mapping[str, Any]]

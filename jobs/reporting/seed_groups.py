@@ -58,15 +58,15 @@ class SeedGroup:
 
     def score(self, name: str) -> Score | None:
         """Final top-1 on an evaluation set; None if no run has it."""
-        found = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
-        if not found:
+        items = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
+        if not items:
             return None
-        values = [item["top1"] for item in found]
-        if len(found) == 1:
-            low, high = found[0].get("interval") or (values[0], values[0])
+        values = [item["top1"] for item in items]
+        if len(items) == 1:
+            low, high = items[0].get("interval") or (values[0], values[0])
         else:
             low, high = min(values), max(values)
-        return Score(fmean(values), low, high, len(values), found[0].get("chance"))
+        return Score(fmean(values), low, high, len(values), items[0].get("chance"))
 
     @property
     def precision(self) -> str:
@@ -75,14 +75,15 @@ class SeedGroup:
 
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
         """Mean over the complete runs (over all if none is complete) that have the value."""
-        values = [found for outcome in self.complete or self.outcomes if (found := value(outcome)) is not None]
+        numbers = [value(outcome) for outcome in self.complete or self.outcomes]
+        values = [number for number in numbers if number is not None]
         return fmean(values) if values else None
 
     @property
     def done(self) -> float | None:
-        """Share of all its runs' samples that were seen; None where it is not known."""
+        """Share of the samples of all runs that were seen; None: unknown."""
         seen = [outcome.progress["samples"] or 0 for outcome in self.outcomes]
-        total = sum(stage.get("samples", 0) for outcome in self.outcomes for stage in _stages(outcome.settings))
+        total = sum(stage.get("samples", 0) for o in self.outcomes for stage in stages_of(o.settings).values())
         return min(1.0, sum(seen) / total) if total else None
 
     def progress(self, key: str) -> float | None:
@@ -91,7 +92,7 @@ class SeedGroup:
 
 
 COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
-"""What training time, hours and samples per second are of."""
+"""What training time, hours and samples per second count."""
 
 
 def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | None:
@@ -107,11 +108,10 @@ def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | 
 
 
 def flops(outcome: Outcome, samples: float | None = None) -> float | None:
-    """Training FLOPs until now or until S = ``samples``, by arithmetic from the configuration; None where it is not
-    known."""
-    at = outcome.progress["samples"] if samples is None else samples
-    stages = _stages(outcome.settings)
-    if at is None or not stages:
+    """Training FLOPs until now or until S = ``samples``, computed from the configuration; None: unknown."""
+    samples = outcome.progress["samples"] if samples is None else samples
+    stages = stages_of(outcome.settings).values()
+    if samples is None or not stages:
         return None
     try:
         model = Model(
@@ -119,25 +119,25 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
             image=ImageTower(**_fields(outcome.settings, "model.image.", ImageTower)),
             text=TextTower(**_fields(outcome.settings, "model.text.", TextTower)),
         )
-        total, left = 0.0, float(at)
+        total, left = 0.0, float(samples)
         for stage in stages:
-            mine = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
-            seen = kept_tokens(model.text, str(stage.get("text_mask", "0")))
-            total += mine * costs.training_flops(model, str(stage["mask"]), seen)["total"]
-            left -= mine
+            part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
+            tokens = kept_tokens(model.text, str(stage.get("text_mask", "0")))
+            total += part * costs.training_flops(model, str(stage["mask"]), tokens)["total"]
+            left -= part
         return total
     except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read
         return None
 
 
-def _stages(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages in order, field -> value."""
-    found: dict[str, dict[str, Any]] = {}
+def stages_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name of a stage -> its fields, in order, from flat settings."""
+    stages: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         if key.startswith("stages."):
             name, _, field = key.removeprefix("stages.").rpartition(".")
-            found.setdefault(name, {})[field] = value
-    return list(found.values())
+            stages.setdefault(name, {})[field] = value
+    return stages
 
 
 def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, Any]:
@@ -145,38 +145,38 @@ def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, An
 
 
 def hours_unit(arms: Sequence[SeedGroup]) -> str:
-    """``GPU-hours``, or ``core-hours`` where no run has a GPU."""
+    """``GPU-hours``, or ``core-hours`` if no run has a GPU."""
     gpus = any(outcome.settings.get("resources.gpus") for arm in arms for outcome in arm.outcomes)
     return "GPU-hours" if gpus else "core-hours"
 
 
 def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} where there is none."""
+    """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} if it is absent."""
     folders = {outcome.run.path.parent for outcome in outcomes}
     return read_lenient(folders.pop() / "sweep.json") if len(folders) == 1 else {}
 
 
 def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
-    """Arms in the order of their first runs; runs whose configurations differ in the seed alone are one arm."""
+    """Groups in the order of their first runs; runs that differ only in the seed are in the same group."""
     paper = about(outcomes).get("paper", {})
-    found: dict[str, list[Outcome]] = {}
+    members_of: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         design = {key: value for key, value in outcome.settings.items() if key != "seed"}
         key = repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
-        found.setdefault(key, []).append(outcome)
-    names = {key: _name(members) for key, members in found.items()}
+        members_of.setdefault(key, []).append(outcome)
+    names = {key: _name(members) for key, members in members_of.items()}
     rows = {name: published(entry) for name, entry in paper.items() if entry}
-    return [SeedGroup(names[key], members, rows.get(names[key])) for key, members in found.items()]
+    return [SeedGroup(names[key], members, rows.get(names[key])) for key, members in members_of.items()]
 
 
 def _name(members: Sequence[Outcome]) -> str:
-    """The run's name; of several, without the -s<seed> at its end."""
+    """The name of the first run without its suffix -s<seed>."""
     first = members[0]
     return first.run.name.removesuffix(f"-s{first.settings.get('seed')}")
 
 
 def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Evaluation set -> role, tests first, as configured or as found in results."""
+    """Evaluation set -> role, tests first, as configured or as in results."""
     roles: dict[str, str] = {}
     for outcome in outcomes:
         for key, value in outcome.settings.items():
@@ -188,7 +188,7 @@ def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
 
 
 def verdict(arms: Sequence[SeedGroup]) -> str:
-    """What the table cannot say, in words; empty where every arm has several seeds."""
+    """A caution if groups have a single seed, else empty."""
     if not arms or all(len(arm.complete) > 1 for arm in arms):
         return ""
     return (
@@ -199,15 +199,12 @@ def verdict(arms: Sequence[SeedGroup]) -> str:
 
 
 def by_sweep_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """In the order of the sweep file, where it is known."""
-    orders: dict[Path, list[str]] = {}
-    for outcome in outcomes:
-        folder = outcome.run.path.parent
-        if folder not in orders:
-            orders[folder] = about([outcome]).get("runs", [])
+    """In the order of the sweep file, as recorded in sweep.json; other runs by name."""
+    folders = {outcome.run.path.parent for outcome in outcomes}
+    orders: dict[Path, list[str]] = {f: read_lenient(f / "sweep.json").get("runs", []) for f in folders}
 
-    def place(outcome: Outcome) -> tuple[str, int, str]:
+    def position(outcome: Outcome) -> tuple[str, int, str]:
         order, name = orders[outcome.run.path.parent], outcome.run.name
         return str(outcome.run.path.parent), order.index(name) if name in order else len(order), name
 
-    return sorted(outcomes, key=place)
+    return sorted(outcomes, key=position)

@@ -75,14 +75,14 @@ def product(parts: Sequence[Sequence[Point]], place: SourceLocation) -> list[Poi
     return distinct([sum(combination, Point()) for combination in itertools.product(*parts)], place)
 
 
-def distinct(found: list[Point], place: SourceLocation, remedy: str = "") -> list[Point]:
+def distinct(result: list[Point], place: SourceLocation, remedy: str = "") -> list[Point]:
     seen: set[str] = set()
-    for point in found:
+    for point in result:
         if point.name in seen:
             remedy = remedy or "Remove the repeated value, or name the runs under runs."
             raise place.error("two runs have the same name", point.name, remedy)
         seen.add(point.name)
-    return found
+    return result
 
 
 def check_name(name: Any, what: str, place: SourceLocation) -> str:
@@ -93,20 +93,20 @@ def check_name(name: Any, what: str, place: SourceLocation) -> str:
 
 def _runs(value: Any, place: SourceLocation) -> list[Point]:
     table = _table(value, place)
-    found: list[Point] = []
+    result: list[Point] = []
     for name, entry in table.items():
         here = place.child(name, table.lines.get(name, 0))
         check_name(name, "run", here)
         if not isinstance(entry, (LocatedDict, type(None))):
             raise here.error("needs a mapping of fields", entry)
-        found += [Point(name) + point for point in points(entry or LocatedDict(), here)]
-    return distinct(found, place)
+        result += [Point(name) + point for point in points(entry or LocatedDict(), here)]
+    return distinct(result, place)
 
 
 def _list(value: Any, place: SourceLocation) -> list[Point]:
     if not isinstance(value, list) or not value:
         raise place.error("needs a list of entries" if value else "is empty", value)
-    found: list[Point] = []
+    result: list[Point] = []
     for i, entry in enumerate(value):
         if not isinstance(entry, LocatedDict):
             raise place.child(i).error("needs a mapping with a name and settings", entry)
@@ -116,8 +116,8 @@ def _list(value: Any, place: SourceLocation) -> list[Point]:
         members = [head + point for point in points(rest, here)]
         if any(not point.name for point in members):
             raise here.error("has no name", remedy="Name it: {name: ..., set: ...}")
-        found += members
-    return distinct(found, place)
+        result += members
+    return distinct(result, place)
 
 
 def _grid(value: Any, place: SourceLocation) -> list[Point]:
@@ -132,8 +132,8 @@ def _zip(value: Any, place: SourceLocation) -> list[Point]:
         lengths_text = ", ".join(f"{here.key.removeprefix(place.key + '.')} {len(axis)}" for here, axis in axes)
         raise place.error("its axes have different lengths", lengths_text, "Give each the same number of values.")
     rows = zip(*(axis for _, axis in axes), strict=True)
-    found = [sum((Point("", point.layers, point.where) for point in rest), first) for first, *rest in rows]
-    return distinct(found, place, "The first axis of a zip names its points: its values must differ.")
+    result = [sum((Point("", point.layers, point.where) for point in rest), first) for first, *rest in rows]
+    return distinct(result, place, "The first axis of a zip names its points: its values must differ.")
 
 
 def _axes(value: Any, place: SourceLocation) -> list[tuple[SourceLocation, list[Point]]]:
