@@ -63,22 +63,18 @@ def _lines(file: Path, split: str) -> Iterator[File]:
 
 def _json(file: Path, split: str) -> Iterator[File]:
     content = json.loads(_text(file))
-    if "annotations" in content:
-        yield from _coco(file, content)
+    if "annotations" in content:  # COCO
+        captions: dict[Any, list[str]] = {}
+        for annotation in content["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        for image in content["images"]:
+            if image["id"] in captions:
+                yield File(_path(file, image["file_name"]), None, tuple(captions[image["id"]]))
         return
     for image in content["images"]:
         if image["split"] in KARPATHY[split]:
             name = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
             yield File(_path(file, name), None, tuple(sentence["raw"] for sentence in image["sentences"]))
-
-
-def _coco(file: Path, content: Mapping[str, Any]) -> Iterator[File]:
-    captions: dict[Any, list[str]] = {}
-    for annotation in content["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    for image in content["images"]:
-        if image["id"] in captions:
-            yield File(_path(file, image["file_name"]), None, tuple(captions[image["id"]]))
 
 
 def _table(file: Path, split: str) -> Iterator[File]:

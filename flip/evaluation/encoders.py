@@ -1,11 +1,16 @@
-"""Encoders of images and texts for evaluation: a run's model, with or without masks, or a folder of open_clip."""
+"""Encoders of images and texts for evaluation: a run's model, with or without masks, or a folder of open_clip.
+
+Features are (n, E) fp32 on the CPU, of norm 1; E is ``width``. ``view`` converts a decoded image to one item of a
+batch. ``view_id`` (the kind of view) and ``precision`` (``fp32`` or ``bf16``) are fields of results and keys of the
+cache.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,26 +33,6 @@ from flip.tokenizer import Tokenizer
 FULL_PRECISION: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 GREY: Pixels = np.full((32, 32, 3), 127, dtype=np.uint8)
 """An image that stands for any other."""
-
-
-class Encoder(Protocol):
-    """Features are (n, E) fp32 on the CPU, of norm 1."""
-
-    width: int
-    """E."""
-    view_id: str
-    """Name of the view of an image: part of the key of cached features, and a field of results."""
-    precision: str
-    """``fp32`` or ``bf16``: of the towers' arithmetic; a field of results."""
-
-    def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
-        """One item of a batch for a decoded image."""
-
-    def image(self, views: Tensor, ids: Tensor) -> Tensor:
-        """(n, E) of n views. ``ids`` (n,): the images' ids in their data set."""
-
-    def text(self, texts: Sequence[str]) -> Tensor:
-        """(n, E) of n texts."""
 
 
 class PairEncoder:
@@ -81,7 +66,7 @@ class PairEncoder:
 
     @torch.no_grad()
     def image(self, views: Tensor, ids: Tensor) -> Tensor:
-        """(n, P, p*p*3) uint8 -> (n, E)."""
+        """(n, P, p*p*3) uint8 -> (n, E). ``ids`` (n,): ids of the images in their data set, which select the masks."""
         if not self.masked:
             return self._encode(views, None)
         total = torch.zeros(len(views), self.width)
@@ -159,3 +144,6 @@ class OpenClipEncoder:
         with self.autocast:
             tokens = self._tokenizer(list(texts)).to(self.device)
             return normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()
+
+
+Encoder = PairEncoder | OpenClipEncoder

@@ -1,6 +1,8 @@
 """Images with labels or captions in a fixed order, for evaluation: from the shards of a manifest, or single files.
 
-No image is ever replaced or skipped: a position in 0 .. count - 1 is the same image on every rank.
+No image is ever replaced or skipped: a position in 0 .. count - 1 is the same image on every rank. ``digest`` is equal
+for equal data, wherever they are stored; ``cache_key`` changes whenever a content may have changed. ``locate`` names an
+image in messages, and ``remedy`` says what to do if it cannot be decoded.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,34 +40,6 @@ class PreparedImage(NamedTuple):
     label: Any
 
 
-class Images(Protocol):
-    """The images of a data set in any format."""
-
-    where: str
-    """Its folder or file, for messages."""
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal data, wherever they are stored."""
-
-    @property
-    def cache_key(self) -> str:
-        """Key for caches; changes whenever the content may have changed."""
-
-    def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
-        """(id, members) at these positions, in order. Raises DataError, PermissionDenied or StorageError."""
-
-    def locate(self, id: int) -> str:
-        """Name of an image in messages."""
-
-    def remedy(self, id: int) -> str:
-        """What to do about an image that cannot be decoded."""
-
-
 class Shards:
     """All samples of a manifest but its exceptions, including the last ones, which training leaves out."""
 
@@ -82,6 +56,7 @@ class Shards:
         return np.setdiff1d(np.arange(self.manifest.samples), exceptions, assume_unique=True)
 
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
+        """(id, members) at these positions, in order. Raises DataError, PermissionDenied or StorageError."""
         ids = self._ids[positions.start : positions.stop].tolist() if self.manifest.exceptions else positions
         current, chunk = -1, list[Sample]()
         for id in ids:
@@ -152,6 +127,9 @@ class ImageFiles:
 
     def remedy(self, id: int) -> str:
         return f"Repair the file, or take it out of {self.where}."
+
+
+Images = Shards | ImageFiles
 
 
 def prepare(

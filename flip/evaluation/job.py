@@ -111,17 +111,10 @@ class Evaluation:
         if self.task.model:
             folder = self.task.model.partition(":")[2]
             self._beat("verifying the model")
-            digest = self.ranks.on_rank0(partial(self._verified, folder))
+            digest = self.ranks.on_rank0(partial(open_clip_folder.verified_digest, folder))
             return [{"path": folder, "stage": "foreign", "samples": 0, "digest": digest}]
         names = self.ranks.on_rank0(lambda: list(self.task.commits) or self._newest())
         return [self._commit(name) for name in names]
-
-    @staticmethod
-    def _verified(folder: str) -> str:
-        """The digest of an open_clip folder, after its files were compared with their checksums, if it has any."""
-        open_clip_folder.check(folder)
-        open_clip_folder.verify(folder)
-        return open_clip_folder.digest(folder)
 
     def _newest(self) -> list[str]:
         """The newest commit, pinned: a run in training may write newer ones, and delete this one before it is read."""

@@ -104,8 +104,10 @@ def register(subject: RunDir, folder: str) -> None:
     create_json(subject.result, about)
 
 
-def digest(folder: str) -> str:
-    """SHA-256 over the files of a folder."""
+def verified_digest(folder: str) -> str:
+    """SHA-256 over the files of a folder, after ``check`` and ``verify``."""
+    check(folder)
+    verify(folder)
     text = hashlib.sha256()
     for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
         text.update(f"{path.name} {sha256(path)}\n".encode())

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,9 +104,9 @@ class Outcome:
     def _scores(self) -> tuple[dict[Path, dict[str, Any]], list[str]]:
         """The records below eval/, by path, and a sentence for each damaged one."""
         files, scores = RunFileReader(), {}
-        for pattern, read in (("*.json", _read_point), ("*-*/*.json", _read_score)):
+        for pattern, fields in (("*.json", records.POINT), ("*-*/*.json", records.LATER_SCORE)):
             for path in sorted_glob(self.run.eval, pattern):
-                if (record := files.read(path, read)) is not None:
+                if (record := files.read(path, partial(read_record, fields=fields))) is not None:
                     scores[path] = record
         return scores, files.damaged
 
@@ -120,7 +120,7 @@ class Outcome:
             seconds = record.get("seconds")
             seconds = self._seconds_at(record["samples"]) if seconds is None else seconds
             more = job_scores.pop((record.get("stage"), record["samples"]), ())
-            evaluations = merge_results(record["evaluations"], more)
+            evaluations = merge_results(record.get("evaluations", ()), more)
             points.append(record | {"seconds": seconds, "evaluations": evaluations})
         for (stage, samples), scores in job_scores.items():
             seconds = self._seconds_at(samples)
@@ -146,8 +146,12 @@ def read_run(path: str | os.PathLike[str]) -> Outcome:
     run, files = RunDir(path), RunFileReader()
     settings = files.read(run.config, _read_settings) or {}
     result = files.read(run.result, read_record)
-    numbers = files.read(run.attempts, lambda _: run.attempt_numbers())
-    attempts = [_attempt(run, n, files) for n in numbers or ()]
+    attempts = []
+    for n in files.read(run.attempts, lambda _: run.attempt_numbers()) or ():
+        start, end = (files.read(run.attempt(n) / name, read_record) or {} for name in ("start.json", "end.json"))
+        attempts.append(
+            Attempt(n, start, end, files.read(run.attempt(n), lambda path: run.causes(int(path.name))) or [])
+        )
     decisive = list(files.damaged)
     cancel, job = (files.read(path, read_record) for path in (run.cancel, run.path / "job.json"))
     if result is None:
@@ -185,34 +189,21 @@ def _read_settings(path: Path) -> dict[str, Any]:
     return {records.printable(key): records.checked(value, _kind(key), key) for key, value in settings.items()}
 
 
-def _kinds() -> dict[str, Any]:
-    sections: dict[str, Any] = {"": Config(), "stages.*.": Stage()}
-    sections |= {"data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet()}
-    kinds = {bool: records.FLAG, int: records.INTEGER, float: records.NUMBER, str: records.SETTING, list: records.LIST}
-    return {
-        prefix + key: kinds[type(value)]
-        for prefix, section in sections.items()
-        for key, value in flatten(asdict(section)).items()
-    }
-
-
-_KINDS = _kinds()
+_SECTIONS: dict[str, Any] = {
+    "": Config(), "stages.*.": Stage(), "data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet(),
+}  # fmt: skip
+_TYPES = {bool: records.FLAG, int: records.INTEGER, float: records.NUMBER, str: records.SETTING, list: records.LIST}
+_KINDS = {
+    prefix + key: _TYPES[type(value)]
+    for prefix, section in _SECTIONS.items()
+    for key, value in flatten(asdict(section)).items()
+}
 
 
 def _kind(key: str) -> Any:
     """The type of a setting, by its default; for settings of other versions any text, number or list."""
     general = re.sub(r"\A(stages|data\.sets|evaluate\.sets)\..*\.", r"\1.*.", key, flags=re.DOTALL)
     return _KINDS.get(general, records.ANY_SETTING)
-
-
-def _read_point(path: Path) -> dict[str, Any]:
-    """A position and its scores."""
-    return {"evaluations": [], **(read_record(path, records.POINT) or {})}
-
-
-def _read_score(path: Path) -> dict[str, Any]:
-    """One score of an evaluation job."""
-    return read_record(path, records.LATER_SCORE) or {}
 
 
 def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:
@@ -232,8 +223,11 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
         remedy = "Name a folder of runs, such as runs/quickstart."
         raise ConfigError("there is no such folder", str(root), remedy=remedy)
     outcomes = read_outcomes(root)
-    varied = _varied(outcomes)
-    rows = [row(outcome, varied) for outcome in outcomes]
+    sweeps: dict[Path, list[Outcome]] = {}
+    for outcome in outcomes:
+        sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
+    settings = dict.fromkeys(key for members in sweeps.values() for key in differing(members))
+    rows = [row(outcome, settings) for outcome in outcomes]
     keys = list(dict.fromkeys(key for each in rows for key in each))
     return [{key: each.get(key) for key in keys} for each in rows]
 
@@ -260,19 +254,6 @@ def differing(outcomes: Iterable[Outcome]) -> list[str]:
     tables = [outcome.settings for outcome in runs if outcome.settings]
     keys = dict.fromkeys(key for table in tables for key in table)
     return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
-
-
-def _varied(outcomes: list[Outcome]) -> list[str]:
-    sweeps: dict[Path, list[Outcome]] = {}
-    for outcome in outcomes:
-        sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
-    return list(dict.fromkeys(key for members in sweeps.values() for key in differing(members)))
-
-
-def _attempt(run: RunDir, n: int, files: RunFileReader) -> Attempt:
-    start = files.read(run.attempt(n) / "start.json", read_record)
-    end = files.read(run.attempt(n) / "end.json", read_record)
-    return Attempt(n, start or {}, end or {}, files.read(run.attempt(n), lambda _: run.causes(n)) or [])
 
 
 def _state(

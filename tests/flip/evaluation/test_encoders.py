@@ -82,7 +82,7 @@ def test_what_is_no_folder_of_open_clip(folder, tmp_path):
     (tmp_path / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match="open_clip cannot build this model"):
         encoders.OpenClipEncoder(str(tmp_path))
-    assert open_clip_folder.digest(str(folder)) != open_clip_folder.digest(str(tmp_path))
+    assert open_clip_folder.verified_digest(str(folder)) != open_clip_folder.verified_digest(str(tmp_path))
 
 
 def test_truncated_weights_are_data_that_no_retry_mends(folder, tmp_path):
