@@ -46,9 +46,13 @@ _ONES = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)
 
 
 class SampleFilter:
-    """``tars``: per shard (samples in the tar, block of 512 bytes at which the first kept one starts), as uint32.
+    """The samples of the tars that a filtered manifest keeps; sample ids count these only.
 
-    ``bits``: a bit per sample of the tars, 1 for kept, from the lowest bit of a byte up; each shard begins a new byte.
+    Reads that span other samples include them, and so do their CRCs.
+
+    Args:
+        tars: per shard (samples in the tar, block of 512 bytes at which the first kept one starts), as uint32.
+        bits: a bit per sample of the tars, 1 if kept, from the lowest bit of a byte; each shard starts a new byte.
     """
 
     def __init__(self, tars: NDArray[np.uint32], bits: NDArray[np.uint8]) -> None:
@@ -57,71 +61,74 @@ class SampleFilter:
 
     @property
     def total_samples_in_tars(self) -> int:
-        """Samples in the tars."""
         return int(self.tars[:, 0].sum(dtype=np.int64))
 
     def fits(self, samples: NDArray[np.int64]) -> bool:
-        """Whether this is of shards of so many kept samples: that many bits are set in each."""
+        """Whether as many bits are set for each shard as it has kept samples."""
         if len(self.tars) != len(samples) or len(self.bits) != self._first[-1]:
             return False
-        some = np.flatnonzero(self.tars[:, 0])  # of the others there is no byte
-        first, found = self._first[some], np.zeros(len(samples), dtype=np.int64)
+        some = np.flatnonzero(self.tars[:, 0])  # the others have no byte
+        first, counts = self._first[some], np.zeros(len(samples), dtype=np.int64)
         for start in range(0, len(self.bits), PIECE):
             ones = _ONES[self.bits[start : start + PIECE]]
             low = np.searchsorted(first, start, side="right") - 1
             high = np.searchsorted(first, start + PIECE)
-            found[some[low:high]] += np.add.reduceat(ones, np.maximum(first[low:high] - start, 0), dtype=np.int64)
-        return bool((found == samples).all())
+            counts[some[low:high]] += np.add.reduceat(ones, np.maximum(first[low:high] - start, 0), dtype=np.int64)
+        return bool((counts == samples).all())
 
     def start(self, shard: int) -> int:
-        """The byte at which a shard's first kept sample starts: nothing before it is read."""
+        """The byte at which a shard's first kept sample starts; earlier bytes are not read."""
         return int(self.tars[shard, 1]) * BLOCK
 
     def ordinals(self, shard: int) -> NDArray[np.int64]:
-        """Places in the tar of a shard's kept samples, ascending. Reads a shard's bits: of 10,000 samples 1.25 kB."""
+        """Positions of a shard's kept samples in its tar, ascending."""
         bits = self.bits[self._first[shard] : self._first[shard + 1]]
         return np.flatnonzero(np.unpackbits(bits, count=int(self.tars[shard, 0]), bitorder="little"))
 
     def select(self, shard: int, k: int, count: int) -> tuple[int, list[int]]:
-        """Of a read from the start of a shard's kept sample k to that of k + count, or to the end of the shard: how
-        many samples of the tar it holds, and which of them are kept."""
+        """For a read of ``count`` kept samples from kept sample k: its number of samples, and which of them are kept.
+
+        The read ends at the start of kept sample k + count, or at the end of the shard.
+        """
         ordinals = self.ordinals(shard)
         stop = ordinals[k + count] if k + count < len(ordinals) else self.tars[shard, 0]
         return int(stop) - int(ordinals[k]), (ordinals[k : k + count] - ordinals[k]).tolist()
 
 
 class SampleFilterBuilder:
-    """Puts a ``SampleFilter`` together, a shard at a time: two billion marks need not be in memory."""
+    """Builds a ``SampleFilter`` shard by shard."""
 
     def __init__(self) -> None:
-        self._tars, self._bits, self._whole = list[tuple[int, int]](), list[NDArray[np.uint8]](), True
+        self._tars, self._bits, self._all_kept = list[tuple[int, int]](), list[NDArray[np.uint8]](), True
 
     def add(self, mask: NDArray[np.bool_], start: int) -> None:
-        """The next shard: which of its samples are kept, and the block at which the first of them starts."""
+        """Add the next shard: which of its samples are kept, and the block at which the first of them starts."""
         self._tars.append((len(mask), start))
         self._bits.append(np.packbits(mask, bitorder="little"))
-        self._whole = self._whole and bool(mask.all())
+        self._all_kept = self._all_kept and bool(mask.all())
 
     def build(self) -> SampleFilter | None:
-        """None where every sample is kept."""
-        return None if self._whole else SampleFilter(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
+        """The filter; None if every sample is kept."""
+        if self._all_kept:
+            return None
+        return SampleFilter(np.array(self._tars, dtype=np.uint32), np.concatenate(self._bits))
 
 
 VERSION = 2
-"""Version 1 has no ETags, so none are checked; it is read as before."""
+"""Version 1 has no ETags, so none are checked."""
 FILTERED = 3
-"""The version of a manifest that leaves samples of its tars out; all others are as version 2 has them."""
+"""The version of filtered manifests."""
 TOOL = f"flip {__version__}"
 MARK = "manifest.json"
 LIMIT = 1 << 30
-"""Bytes of a file of a manifest: 350 million shards, or 8.6 billion marks of kept samples."""
+"""Largest file of a manifest in bytes: 350 million shards, or the bits of 8.6 billion samples."""
 _ARRAYS = {"shards.i64": "<i8", "offsets.u32": "<u4", "checksums.u32": "<u4"}
 _KEPT = {"tars.u32": "<u4", "kept.bits": "u1"}
 _ETAGS = "etags.txt"
 
 
 class ChunkTable:
-    """Where the samples lie. ``shards``: rows of (samples, bytes of the file, end of its last member)."""
+    """The positions of samples and chunks. ``shards``: rows of (samples, bytes of the file, end of its last member)."""
 
     def __init__(
         self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32],
@@ -130,9 +137,9 @@ class ChunkTable:
         self.keys, self.shards, self.chunk, self.offsets = keys, shards, chunk, offsets
         self.sample_filter = sample_filter
         self.etags: Sequence[str] = etags or [""] * len(keys)
-        """Per shard; ``""``: none, or not known."""
+        """Per shard; ``""``: none, or unknown."""
         self.first = np.concatenate([[0], np.cumsum(shards[:, 0])])
-        """Sample id at which each shard starts, and N at the end."""
+        """First sample id of each shard, and N at the end."""
         self.samples = int(self.first[-1])
         """N."""
 
@@ -143,17 +150,17 @@ class ChunkTable:
 
     @property
     def tail(self) -> int:
-        """Samples after the last full chunk, which training leaves out."""
+        """Samples after the last full chunk; training skips them."""
         return self.samples % self.chunk
 
     @property
     def total_samples_in_tars(self) -> int:
-        """Samples in the tars, those that were filtered out included."""
+        """Samples in the tars, including those that were filtered out."""
         return self.sample_filter.total_samples_in_tars if self.sample_filter else self.samples
 
     @property
     def read_bytes(self) -> int:
-        """Bytes that all chunks are read with."""
+        """Bytes that reading all chunks takes."""
         some = np.flatnonzero(self.shards[:, 0])
         starts = self.sample_filter.tars[some, 1].sum(dtype=np.int64) * BLOCK if self.sample_filter else 0
         return int(self.shards[some, 2].sum() - starts)
@@ -173,7 +180,7 @@ class ChunkTable:
         return [(self.keys[shard], start, stop, count) for shard, start, stop, count in self.chunk_ranges(j)]
 
     def chunk_ranges(self, j: int) -> list[tuple[int, int, int, int]]:
-        """``chunk_reads`` with the number of the shard for its key."""
+        """``chunk_reads`` with the number of the shard instead of its key."""
         id, stop = self.chunk_ids(j).start, self.chunk_ids(j).stop
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
         reads, start = [], int(self.offsets[j]) * BLOCK
@@ -188,13 +195,10 @@ class ChunkTable:
         return reads
 
     def select(self, shard: int, id: int, count: int) -> tuple[int, Sequence[int]]:
-        """Of the read of ``count`` samples from ``id`` on (``chunk_ranges``): how many samples of the tar its bytes
-        hold, and which of them are those."""
-        return (
-            self.sample_filter.select(shard, int(id - self.first[shard]), count)
-            if self.sample_filter
-            else (count, range(count))
-        )
+        """For the read of ``count`` samples from ``id``: its number of samples, and which of them are kept."""
+        if self.sample_filter is None:
+            return count, range(count)
+        return self.sample_filter.select(shard, int(id - self.first[shard]), count)
 
 
 class Manifest(ChunkTable):
@@ -217,16 +221,16 @@ class Manifest(ChunkTable):
         self.folder = folder
         self.digest: str = facts["digest"]
         self.mean_bytes: float = facts["mean_bytes"]
-        """Mean bytes that a sample is read with and held in memory, headers and what was filtered out included."""
+        """Mean bytes that a sample takes in reads and in memory, including headers and dropped samples."""
         self.settings: dict[str, Any] = facts["settings"]
         self.checksums: NDArray[np.uint32] = arrays["checksums.u32"]
         records = map(json.loads, _read(folder / "exceptions.jsonl").decode("utf-8").splitlines())
         self.exceptions: dict[int, str] = {record["id"]: record["reason"] for record in records}
-        """Sample id -> why it is known to be bad."""
-        self._fit_each_other(facts, check)
+        """Sample id -> reason why it is bad."""
+        self._validate(facts, check)
 
-    def _fit_each_other(self, facts: Mapping[str, Any], check: bool) -> None:
-        """Checksums tell that files are as they were written, this that they describe a data set. Raises ValueError."""
+    def _validate(self, facts: Mapping[str, Any], check: bool) -> None:
+        """Check that the files describe a data set, beyond their checksums. Raises ValueError."""
         shards, kept = self.shards, self.sample_filter
         wrong = {
             "chunk": type(self.chunk) is not int or not 0 < self.chunk <= self.samples,
@@ -250,7 +254,7 @@ class Manifest(ChunkTable):
     def load(cls, folder: os.PathLike[str] | str, check: bool = True) -> Manifest:
         """Open a manifest, arrays memory-mapped. ``check``: verify every file's checksum and the digest.
 
-        Raises DataError (missing, damaged, of another version) or PermissionDenied.
+        Raises DataError if it is missing, damaged or of another version, or PermissionDenied.
         """
         folder = Path(folder).absolute()
         try:
@@ -271,11 +275,10 @@ def write(
 ) -> Manifest:
     """Write a manifest, manifest.json last, and load it.
 
-    Every file is written under a private name and then created under its own, never replaced. So of several writers at
-    once one succeeds. Files that an interrupted writer of the same manifest has left are used.
+    Every file is written under a temporary name and then linked, never replaced: one of several concurrent writers
+    succeeds. Files of an interrupted writer of the same manifest are used.
 
-    Raises ConfigError where the folder holds a manifest already, as a manifest never changes, or where another writer
-    has begun a different one.
+    Raises ConfigError if the folder holds a manifest, which never changes, or files of another writer.
     """
     folder = Path(folder).absolute()
     refuse_existing(folder)
@@ -317,6 +320,7 @@ def write(
 
 
 def refuse_existing(folder: Path) -> None:
+    """Raise ConfigError if the folder holds a manifest."""
     if (folder / MARK).exists():
         remedy = "A manifest never changes: name another folder, or move this one away."
         raise ConfigError("there is a manifest already", str(folder), remedy=remedy)
@@ -327,13 +331,13 @@ _REMEDY = "Make one with: python tools/shards.py index SHARDS... --out FOLDER"
 
 def _digest(facts: Mapping[str, Any]) -> str:
     content = {name: facts["files"][name]["sha256"] for name in (*_arrays(facts), "exceptions.jsonl")}
-    # The 1 is the version of this recipe: a data set that is indexed again keeps its digest, and runs their identity.
+    # 1 is the version of this recipe. It never changes: data sets keep their digests, and runs their identity.
     text = json.dumps([1, facts["samples"], facts["chunk"], content], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
-    """File -> type of its numbers."""
+    """File -> data type of its numbers."""
     return _ARRAYS | _KEPT if facts["version"] == FILTERED else _ARRAYS
 
 
@@ -375,9 +379,9 @@ def _lines(path: Path) -> list[str]:
 def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
     size = facts["files"][path.name]["bytes"]
     with _open(path) as file:
-        found = os.fstat(file.fileno()).st_size
-        if found != size:
-            raise DataError(f"the file has {found} bytes, {MARK} says {size}", str(path), remedy=_REMEDY)
+        actual = os.fstat(file.fileno()).st_size
+        if actual != size:
+            raise DataError(f"the file has {actual} bytes, {MARK} says {size}", str(path), remedy=_REMEDY)
         return np.memmap(file, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
 
 
@@ -405,4 +409,4 @@ def _create(path: Path, content: bytes) -> bool:
 
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-"""What link says on file systems without hard links: FAT, some FUSE."""
+"""Errors of link on file systems without hard links: FAT, some FUSE."""
