@@ -10,7 +10,7 @@ but srun prints on the first node how every task ended.
 
 import os
 import re
-from typing import Iterator, List, Optional, Set, Tuple
+from typing import List, Optional, Set, Tuple
 
 from flip.runs.rundir import RunDir, read_record
 from jobs.host.restart_policy import DAY
@@ -26,9 +26,11 @@ def find_suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
     """
     node = failed_on(run, n)
     if node and failures(run, now) <= {node}:
-        for other in _neighbours(run):
-            if failures(other, now) == {node}:
-                return node, other.name
+        for name in sorted(os.listdir(str(run.path.parent))):
+            other = RunDir(run.path.parent / name)
+            started = name != run.name and (other.path / "attempts").is_dir()
+            if started and failures(other, now) == {node}:
+                return node, name
     return "", ""
 
 
@@ -53,14 +55,6 @@ def failures(run: RunDir, now: float) -> Set[Optional[str]]:
     except (OSError, ValueError, KeyError, TypeError):  # just moved away, or damaged: no evidence
         nodes.add(None)
     return nodes
-
-
-def _neighbours(run: RunDir) -> Iterator[RunDir]:
-    """The other runs of its sweep that have started."""
-    for name in sorted(os.listdir(str(run.path.parent))):
-        path = run.path.parent / name
-        if name != run.name and (path / "attempts").is_dir():
-            yield RunDir(path)
 
 
 #: Exit codes before the worker: no such file, not executable, no such command; file errors of jobs/host/rank_entry.py.

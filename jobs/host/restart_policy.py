@@ -161,13 +161,9 @@ def root_cause(
 
 def _first_by_class(causes: List[Dict[str, Any]]) -> Optional[Dict[str, Any]]:
     """The root among the causes; a cause of no known class is a crash. Echoes and ``complete`` explain no bad end."""
-    for name in PRECEDENCE:
-        if name not in ("complete", "peer_lost"):
-            for record in causes:
-                known = record["cause"] if record["cause"] in PRECEDENCE else "crash"
-                if known == name:
-                    return dict(record, cause=name)
-    return None
+    known = [record if record["cause"] in PRECEDENCE else dict(record, cause="crash") for record in causes]
+    roots = [record for record in known if record["cause"] not in ("complete", "peer_lost")]
+    return min(roots, key=lambda record: PRECEDENCE.index(record["cause"]), default=None)
 
 
 def _describe(record: Dict[str, Any]) -> str:

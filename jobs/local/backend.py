@@ -21,67 +21,6 @@ from jobs.host import attempts, canary
 from jobs.local import rank_processes, supervisor
 
 
-class LocalBackend:
-    """See ``jobs.common.job.Backend``. Stateless: any number of instances may exist."""
-
-    def __init__(self, profile: ClusterProfile, peer_grace: float = 20.0) -> None:
-        self.profile, self.peer_grace = profile, peer_grace
-
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Write each job.json, then start a supervisor if there is none. Raises FlipError if it does not start."""
-        if not jobs:
-            return
-        sweep = jobs[0].run.path.parent
-        closed_folder(sweep / ".supervisor")
-        settings = {
-            "parallel": self.profile.parallel or 1,
-            "peer_grace": self.peer_grace,
-            "stop_grace": float(self.profile.signal_seconds),
-        }
-        write_json(sweep / ".supervisor" / "settings.json", settings)
-        for order, job in enumerate(jobs):
-            if job.run.path.parent != sweep:
-                raise ConfigError("one submission holds the runs of one sweep", str(sweep), str(job.run.path))
-            write_json(job.run.path / "job.json", self._record(job, order))
-            if job.uncancels:  # why it was cancelled stays in the attempt's end
-                job.run.cancel.unlink(missing_ok=True)  # last: a supervisor would start what the old job.json says
-        start_supervisor(sweep, jobs[0].host_code)
-
-    def _record(self, job: Job, order: int) -> dict[str, Any]:
-        return job.record(
-            kind="local",
-            cluster=self.profile.name,
-            order=order,
-            python=self.profile.python or sys.executable,
-            canary={"steps": job.canary} if job.canary else None,
-            notify=self.profile.notify,
-        )
-
-    def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
-        return states(runs)
-
-    def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
-        """Signal the ranks of runs without a supervisor, which would read cancel.json by itself. Errors are raised
-        after all runs have been signalled."""
-        problems = []
-        for run in runs:
-            try:
-                if not supervisor.is_served(run.path.parent):
-                    self.requeue(run)
-            except UNREADABLE as error:  # an OSError if the processes are another user's
-                problems.append(f"{run.name}: {error}")
-        if problems:
-            remedy = "Their processes save and end by themselves, or the user who submitted them must cancel."
-            raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)
-
-    def requeue(self, run: RunDir) -> None:
-        if not ownership.is_mine(run.attempt(run.newest_attempt()) / "pids.json"):
-            return  # a record of another user could name any of our processes
-        for row in live_ranks(run):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(row["pid"], signal.SIGTERM)
-
-
 def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
     """Path of a run -> state, from its files and the lock of the supervisor."""
     served: dict[Path, bool] = {}
@@ -130,6 +69,66 @@ def _state(run: RunDir, served: bool) -> JobState:
     if end is not None and end["delay"] > 0:
         return JobState("waiting", n, f"{reason}; starts again {end['delay']:g} s after that")
     return JobState("queued", n, reason)
+
+
+class LocalBackend:
+    """See ``jobs.common.job.Backend``. Stateless: any number of instances may exist."""
+
+    states = staticmethod(states)
+
+    def __init__(self, profile: ClusterProfile, peer_grace: float = 20.0) -> None:
+        self.profile, self.peer_grace = profile, peer_grace
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Write each job.json, then start a supervisor if there is none. Raises FlipError if it does not start."""
+        if not jobs:
+            return
+        sweep = jobs[0].run.path.parent
+        closed_folder(sweep / ".supervisor")
+        settings = {
+            "parallel": self.profile.parallel or 1,
+            "peer_grace": self.peer_grace,
+            "stop_grace": float(self.profile.signal_seconds),
+        }
+        write_json(sweep / ".supervisor" / "settings.json", settings)
+        for order, job in enumerate(jobs):
+            if job.run.path.parent != sweep:
+                raise ConfigError("one submission holds the runs of one sweep", str(sweep), str(job.run.path))
+            write_json(job.run.path / "job.json", self._record(job, order))
+            if job.uncancels:  # why it was cancelled stays in the attempt's end
+                job.run.cancel.unlink(missing_ok=True)  # last: a supervisor would start what the old job.json says
+        start_supervisor(sweep, jobs[0].host_code)
+
+    def _record(self, job: Job, order: int) -> dict[str, Any]:
+        return job.record(
+            kind="local",
+            cluster=self.profile.name,
+            order=order,
+            python=self.profile.python or sys.executable,
+            canary={"steps": job.canary} if job.canary else None,
+            notify=self.profile.notify,
+        )
+
+    def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
+        """Signal the ranks of runs without a supervisor, which would read cancel.json by itself. Errors are raised
+        after all runs have been signalled."""
+        problems = []
+        for run in runs:
+            try:
+                if not supervisor.is_served(run.path.parent):
+                    self.requeue(run)
+            except UNREADABLE as error:  # an OSError if the processes are another user's
+                problems.append(f"{run.name}: {error}")
+        if problems:
+            remedy = "Their processes save and end by themselves, or the user who submitted them must cancel."
+            raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)
+
+    def requeue(self, run: RunDir) -> None:
+        if not ownership.is_mine(run.attempt(run.newest_attempt()) / "pids.json"):
+            return  # a record of another user could name any of our processes
+        for row in live_ranks(run):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(row["pid"], signal.SIGTERM)
 
 
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import Job, JobState
+from jobs.common.job import Job
 from jobs.host import canary, slurm_cli
 from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
@@ -34,6 +34,8 @@ NOT_REQUEUED = (
 
 class SlurmBackend:
     """See ``jobs.common.job.Backend``. Stateless: any number of instances may exist."""
+
+    states = staticmethod(job_states.states)
 
     def __init__(self, profile: ClusterProfile) -> None:
         self.profile = profile
@@ -106,9 +108,6 @@ class SlurmBackend:
             refusal = slurm_cli.failure_text("sbatch", str(error)) or type(error).__name__
             raise ConfigError("sbatch refused the job", self.profile.name, refusal, remedy) from error
         return str(submitted[0].job_id).partition("_")[0]
-
-    def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
-        return job_states.states(runs)
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """Signal running jobs, which save and stop, and whose exit trap reads cancel.json. Other jobs, and those in
