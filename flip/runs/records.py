@@ -1,8 +1,8 @@
-"""What the records of a run may hold: the type and the limits of every field that is read (docs/contracts.md).
+"""Types and limits of the fields of all records of a run (docs/contracts.md).
 
-``flip.runs.rundir.read_record`` applies these tables to whatever it reads, so that code which uses a record gets a
-value of the declared type, or none, or one ValueError that names the file and the field. A field that is null counts as
-absent. Fields without a declaration stay as they are; no code may rely on their types. Standard library, Python >= 3.6.
+``flip.runs.rundir.read_record`` applies these tables: code that uses a record gets values of the declared types, or a
+ValueError with the file and the field. A null field counts as absent. Undeclared fields are kept as they are; no code
+may rely on their types. Standard library, Python >= 3.6.
 """
 
 import json
@@ -10,18 +10,18 @@ import math
 import re
 from typing import Any, Callable, Dict, Optional
 
-#: Whole numbers beyond this are no count or size of anything here. FLOPs are floats, with a limit of 1e30.
+#: Limit of counts and sizes. FLOPs are floats, with a limit of 1e30.
 LARGEST = 10**18
-#: Characters of a text that are kept: longer ones, as the error of a compiler, are cut.
+#: Characters after which a text is cut, such as the error of a compiler.
 LONGEST = 4000
-#: How deep a record may be nested. Printing one as JSON takes several calls for each level.
+#: Levels of nesting. Printing a record as JSON takes several calls per level.
 DEEPEST = 64
-#: Digits of a whole number. Any of 64 bits has fewer; Python takes quadratic time for the digits of a long one.
+#: Digits of a whole number. 64 bits need fewer; Python takes quadratic time to parse long numbers.
 DIGITS = 40
 
 
 class FieldType:
-    """A type with limits. ``words`` completes "is not ...". ``required``: a record without the field is damaged."""
+    """A type with limits. ``words`` completes "is not ...". ``required``: a record without the field is invalid."""
 
     def __init__(
         self,
@@ -45,41 +45,41 @@ def _is_name(value: Any) -> bool:
 
 
 def printable(text: Any) -> Any:
-    """A text of at most LONGEST characters that UTF-8 has: one half of a surrogate pair becomes a question mark."""
+    """Cut a text to LONGEST characters, and replace lone surrogates, which UTF-8 cannot encode, by ``?``."""
     if not isinstance(text, str):
         return text
     text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-NUMBER = FieldType("a number of sane size", _is_number)
-COUNT = FieldType("a whole number of sane size, 0 or more", lambda v: type(v) is int and 0 <= v <= LARGEST)
+NUMBER = FieldType("a number within limits", _is_number)
+COUNT = FieldType("a whole number from 0 to 10^18", lambda v: type(v) is int and 0 <= v <= LARGEST)
 CODE = FieldType("an exit code", lambda v: type(v) is int and abs(v) < 1 << 31)
 TIME = FieldType("a time in seconds", lambda v: type(v) in (int, float) and 0 <= v < 1e11)  # a date that calendars have
 FLAG = FieldType("true or false", lambda v: type(v) is bool)
-#: What people read.
+#: Text for people.
 TEXT = FieldType("text", lambda v: isinstance(v, str), printable)
-#: What programs use: environment, words of commands, addresses, hashes. Kept to the byte.
+#: Text for programs, never changed: environment, command arguments, addresses, hashes.
 EXACT = FieldType("text", lambda v: isinstance(v, str))
 NAME = FieldType("a name", _is_name, printable)
 PATH = FieldType("a path", lambda v: isinstance(v, str) and len(v) < 4096 and "\0" not in v)
-#: It becomes part of a pattern of paths.
+#: Used in path patterns.
 RUN = FieldType(
     "SWEEP/RUN", lambda v: isinstance(v, str) and bool(re.match(r"(\w[\w.-]{0,200}/\w[\w.-]{0,200})?\Z", v))
 )
 MAPPING = FieldType("a mapping", lambda v: isinstance(v, dict))
 PID = FieldType("the id of a process", lambda v: type(v) is int and 0 < v < 1 << 31)
 PAIR = FieldType("two numbers", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)))
-#: Of a snapshot; whatever else stands there names none.
+#: Digest of a snapshot; any other value counts as none.
 DIGEST = FieldType("a digest", lambda v: True, lambda v: v if isinstance(v, str) and len(v) <= 64 else "")
-#: Of settings: seeds have 64 bits, "as many as there are" is -1, and YAML may take a text for a number.
+#: Settings: seeds have 64 bits, -1 means automatic, and YAML may read a text as a number.
 INTEGER = FieldType("a whole number", lambda v: type(v) is int and abs(v) < 1 << 64)
 SETTING = FieldType(
     "text or a number", lambda v: isinstance(v, (str, bool)) or _is_number(v) or INTEGER.fits(v), printable
 )
 LIST = FieldType("a list", lambda v: isinstance(v, list))
 ANY_SETTING = FieldType("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
-#: Slurm's environment has it as text.
+#: Text in Slurm's environment.
 DIGITS_OR_WHOLE = FieldType(
     COUNT.words, lambda v: COUNT.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
 )
@@ -98,16 +98,16 @@ POINT: Dict[str, Any] = {"stage": TEXT, "samples": COUNT.needed(), "seconds": NU
 PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": COUNT.needed(), "time": TIME}
 #: A line of metrics/<n>.jsonl.
 LINE = {"step": COUNT, "samples": COUNT, "stage": TEXT, "loss": NUMBER, "time": TIME, "verdict": TEXT}
-#: A row of the paper in sweep.json; its other fields are scores by the name of their evaluation set.
+#: A row of the paper in sweep.json; its undeclared fields are scores by evaluation set.
 PUBLISHED: Dict[str, Any] = {
     "row": TEXT, "title": TEXT, "run": RUN, "not_yet": TEXT, "within": NUMBER, "needs": MAPPING, "near": {"*": NUMBER},
     "images": {"*": COUNT}, "*": NUMBER,
 }  # fmt: skip
 
-#: Until which S a run had other data, in identity.json.
+#: An earlier data set of a run and the S at which it ended, in identity.json.
 EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TEXT.needed()}]}
 
-#: Name of a file -> its fields. Of a list the declaration of its members, ``*`` that of all fields without their own.
+#: File name -> its fields. A list holds the declaration of its members; ``*`` declares all other fields.
 FIELDS: Dict[str, Any] = {
     "identity.json": {"hash": EXACT, "schema": COUNT, "code": DIGEST, "config": MAPPING, "before": [EARLIER_DATA]},
     "status.json": {
@@ -150,10 +150,10 @@ FIELDS: Dict[str, Any] = {
 
 
 def checked(value: Any, kind: Any, where: str = "") -> Any:
-    """``value`` with the declared types: a new value without fields that are null, with long texts cut.
+    """A copy of ``value`` with the declared types, without null fields, and with long texts cut.
 
     ``kind``: a FieldType; a mapping of fields; or a list with one member, the type of all members. Raises ValueError
-    with the place in the record, what is wanted there, and what was found.
+    with the field, the expected type and the value.
     """
     if isinstance(kind, FieldType):
         if not kind.fits(value):
@@ -165,17 +165,17 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
         return [checked(item, kind[0], "%s.%d" % (where, i)) for i, item in enumerate(value)]
     if not isinstance(value, dict):
         raise ValueError("`%s` is not a mapping (found: %s)" % (where, _short(value)) if where else "holds no mapping")
-    made = {}
+    result = {}
     for name, item in value.items():
         declared = kind.get(name, kind.get("*"))
         if declared is None:
-            made[name] = item
+            result[name] = item
         elif item is not None:
-            made[printable(name)] = checked(item, declared, "%s.%s" % (where, name) if where else name)
+            result[printable(name)] = checked(item, declared, "%s.%s" % (where, name) if where else name)
     for name, declared in kind.items():
-        if isinstance(declared, FieldType) and declared.required and name not in made:
+        if isinstance(declared, FieldType) and declared.required and name not in result:
             raise ValueError("lacks `%s`" % (where + "." + name if where else name))
-    return made
+    return result
 
 
 def _short(value: Any) -> str:
@@ -184,10 +184,12 @@ def _short(value: Any) -> str:
 
 
 def parse(data: bytes) -> Any:
-    """The value of a JSON text. Raises ValueError if it is none, or holds numbers, texts or a depth that no record of
-    ours has: NaN, infinity, more digits than DIGITS, more levels than DEEPEST."""
+    """Parse a JSON text. Raises ValueError if it is invalid, or contains NaN, infinity, a number with more than DIGITS
+    digits, or more than DEEPEST levels."""
     try:
-        value = json.loads(data.decode("utf-8"), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(
+            data.decode("utf-8"), parse_int=_limited_int, parse_float=_finite_float, parse_constant=_finite_float
+        )
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if data.count(b"[") + data.count(b"{") > DEEPEST:
@@ -199,20 +201,20 @@ def check_depth(value: Any) -> None:
     """Raise ValueError for a value with more than DEEPEST levels."""
     level = [value]
     for _ in range(DEEPEST):
-        inner = [one for one in level if isinstance(one, (list, dict))]
-        level = [item for one in inner for item in (one.values() if isinstance(one, dict) else one)]
+        inner = [item for item in level if isinstance(item, (list, dict))]
+        level = [item for group in inner for item in (group.values() if isinstance(group, dict) else group)]
         if not level:
             return
     raise ValueError("nested too deeply")
 
 
-def _whole(text: str) -> int:
+def _limited_int(text: str) -> int:
     if len(text) > DIGITS:
         raise ValueError("a number of %d digits" % len(text))
     return int(text)
 
 
-def _finite(text: str) -> float:
+def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("%s is not a finite number" % text[:20])

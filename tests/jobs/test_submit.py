@@ -81,7 +81,7 @@ def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
     desk.refuses(78, "one node", "resources.nodes=2")
     desk.refuses(78, "memory are needed", "model.size=H/14", "stages.pretrain.batch=100000", "data.lanes=1")
     desk.refuses(65, "manifest", "data.manifest=/nowhere")
-    desk.refuses(65, "there is no manifest here", "data.manifest=/nowhere", "data.samples=1000")
+    desk.refuses(65, "no manifest in this folder", "data.manifest=/nowhere", "data.samples=1000")
     desk.refuses(65, "none of the first 8 samples can be trained on", "data.captions=[alt]")
     desk.refuses(78, "class names", "evaluate.sets.small.classes=/nowhere.json")
     few = tmp_path / "few.json"
