@@ -201,9 +201,9 @@ def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
     unresolved = replace_init(run="base/a")
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
         validate(unresolved)
-    nobody = replace_init(extend=True)
+    without = replace_init(extend=True)
     with pytest.raises(ConfigError, match="init.run is not given"):
-        validate(nobody)
+        validate(without)
 
 
 def test_a_pinned_commit_is_never_deleted(source, tmp_path):
