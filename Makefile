@@ -82,7 +82,7 @@ lint: dev  ## ruff: lint and format
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
-types: dev  ## mypy on flip/ and jobs/
+types: dev  ## mypy on flip/, jobs/ and tools/
 	$(BIN)/mypy
 
 quickstart: install  ## real data, three small runs, a table and a page (15 minutes or more; FULL=1: three seeds)

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import importlib
 import json
+from typing import Any
 
 from jobs.common.cli import Parser, quietly, run_command
 
@@ -144,7 +145,7 @@ def _checking(commands: _Commands) -> None:
     part.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
     part.add_argument("--chunks", type=int, metavar="N", help="check N chunks, drawn at random")
     command.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
-    both = {"action": argparse.BooleanOptionalAction, "default": True}
+    both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     command.add_argument("--decode", **both, help="decode images and captions (default)")
     command.add_argument("--captions", help=CAPTIONS)
     command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")

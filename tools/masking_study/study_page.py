@@ -99,7 +99,7 @@ def answers(study: Study) -> list[Block]:
         cells.append(row | {"verdict": "-" if main is None else main.verdict})
         sentences.append(_sentence(first, second, main))
     left = ["no.", "question", "arm", "minus", "by seed, twemoji", "verdict"]
-    paired = [heading("Paired differences"), Table(cells, text=left), Text(_joined(DIFFERENCES))]
+    paired: list[Block] = [heading("Paired differences"), Table(cells, text=left), Text(_joined(DIFFERENCES))]
     return [heading("Results"), *map(Text, sentences), *paired]
 
 

@@ -68,7 +68,9 @@ def compare(old: Manifest, new: Manifest) -> Difference:
     before, after = shards(old, same_place), shards(new, same_place)
     rewritten = _rewritten(old, new, list(before))
     changed = [
-        ChangedShard(name, *zip(before[name], after[name], strict=True), before[name] == after[name])
+        ChangedShard(
+            name, (before[name][0], after[name][0]), (before[name][1], after[name][1]), before[name] == after[name]
+        )
         for name in before
         if name in after and (before[name] != after[name] or name in rewritten)
     ]

@@ -104,7 +104,7 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, ObjectStat]]:
     for pattern in patterns:
         try:
             expanded = list(map(as_path, braceexpand.braceexpand(pattern)))
-        except braceexpand.UnbalancedBracesError as error:
+        except braceexpand.UnbalancedBracesError as error:  # type: ignore[attr-defined]
             raise ConfigError("unbalanced braces", value=pattern, remedy="Write {00000..00041} or {a,b}.") from error
         for name in expanded:
             if is_remote(name):
