@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,9 @@ def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if init is None:
         return []
     if init["export"]:
-        return [("begins", f"with the weights of the export {init['export']}")]
-    how = "extends it" if init["extend"] else "its weights alone"
-    return [("begins", f"with S = {count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
+        return [("starts", f"with the weights of the export {init['export']}")]
+    how = "extends it" if init["extend"] else "only its weights"
+    return [("starts", f"with S = {count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
 
 
 def _state(row: Mapping[str, Any]) -> str:
@@ -96,7 +97,7 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
     decided = f"{evidence['action']}, because of {why}" if evidence["action"] else f"nothing yet; {why}"
     code, state = evidence["code"], evidence["state"]
-    seen = f"exit code {'not seen' if code is None else code}, job state {state or 'unknown'}"
+    seen = f"exit code {'unknown' if code is None else code}, job state {state or 'unknown'}"
     lines = [("decided", f"attempt {evidence['attempt']}: {decided}"), ("evidence", seen)]
     if evidence["lines"]:
         lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]
@@ -113,8 +114,6 @@ def _coming(next_: Mapping[str, Any]) -> str:
 
 
 def _clock(moment: float | None) -> str | None:
-    import time
-
     return None if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
@@ -136,16 +135,9 @@ def _history(attempts: list[dict[str, Any]]) -> str:
 
 
 def _counts(incidents: list[dict[str, Any]]) -> str:
-    rows = [
-        {
-            "cause": incident["cause"],
-            "in all": str(incident["total"]),
-            "without a new commit": str(incident["without_commit"]),
-            "stops at": "no limit" if incident["limit"] is None else str(incident["limit"]),
-        }
-        for incident in incidents
-    ]
-    return table(rows, indent="  ")
+    columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
+    rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
+    return table([{**row, "stops at": row["stops at"] or "no limit"} for row in rows], indent="  ")
 
 
 def _spent(spent: Mapping[str, Any]) -> list[str]:

@@ -43,20 +43,17 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
     damaged = [_read_or_error(partial(read_record, path))[1] for path in records]
-    keys = ["stage", "samples", "total", "step", "steps", "loss", "phase"]
-    result = {"sweep": run.sweep, "run": run.name, "state": state.state, **{key: live.get(key) for key in keys}}
-    result["cluster"] = cluster_of(run)
-    moving = state.state == "running" and live.get("attempt") == state.attempt
-    for key in ("samples_per_second", "eta_seconds"):
-        result[key] = live.get(key) if moving else None
-    result["attempts"] = state.attempt
-    result["restarts"] = max(0, state.attempt - 1)
-    result["progress_time"] = live.get("time")
+    moving = live if state.state == "running" and live.get("attempt") == state.attempt else {}
     reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
-    outage = str(live.get("storage") or "") if moving else ""
-    troubles = [words for words in (outage, damage, more, *damaged) if words and words not in reason]
-    result["reason"] = "; ".join(filter(None, [reason, *dict.fromkeys(troubles)]))
-    return result
+    problems = [text for text in (moving.get("storage"), damage, more, *damaged) if text and text not in reason]
+    return {
+        **{"sweep": run.sweep, "run": run.name, "state": state.state},
+        **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "phase")},
+        "cluster": cluster_of(run),
+        **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds")},
+        **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1), "progress_time": live.get("time")},
+        "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
+    }
 
 
 def _read_or_error(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], str]:
