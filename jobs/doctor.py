@@ -104,12 +104,10 @@ def write(target: Path, content: str) -> None:
     """Write the profile and load it again as a check."""
     from flip.runs.rundir import write_text
     from jobs.common.cluster_profile import load_profile
-    from jobs.common.filesystem import unwritable
+    from jobs.common.filesystem import writing
 
-    try:
+    with writing(target, "Name another path with --write."):
         write_text(target, content)
-    except OSError as error:
-        raise unwritable(error, target, "Name another path with --write.") from error
     load_profile(str(target))
 
 

@@ -103,30 +103,26 @@ def _own_folder(folder: Path) -> Path:
     """
     from flip.config.resolve import cache_root
     from flip.runs.ownership import is_mine, private_folder
-    from jobs.common.filesystem import unwritable
+    from jobs.common.filesystem import writing
 
     folder = folder.resolve()
     if is_mine(folder):
         return folder
-    try:
+    with writing(folder, "Name a file with --out."):
         own = private_folder(cache_root() / f"reports-{os.geteuid()}") / folder.relative_to(folder.anchor)
         own.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(error, folder, "Name a file with --out.") from error
     return own
 
 
 def _write_folder(folder: Path, page: str, results: Sequence[Outcome], blocks: Sequence[Block]) -> None:
     """Write report.html, report.md, results.csv and figures/ into the folder."""
-    from jobs.common.filesystem import unwritable
+    from jobs.common.filesystem import writing
     from jobs.reporting.figures import save
     from jobs.reporting.markdown import markdown
     from jobs.reporting.outcomes import csv_text, rows
 
-    try:
+    with writing(folder, "Name another folder with --folder."):
         save(blocks, folder / "figures")
-    except OSError as error:
-        raise unwritable(error, folder, "Name another folder with --folder.") from error
     _save(str(folder / "report.html"), page)
     _save(str(folder / "report.md"), markdown(blocks, "figures"))
     _save(str(folder / "results.csv"), csv_text(rows(results)))

@@ -80,9 +80,9 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHE
 
 
 @contextmanager
-def writing(where: str | os.PathLike[str]) -> Iterator[None]:
+def writing(where: str | os.PathLike[str], remedy: str = OTHER_ROOT) -> Iterator[None]:
     """Turn OSError into PermissionDenied or StorageError that names the path."""
     try:
         yield
     except OSError as error:
-        raise unwritable(error, where) from error
+        raise unwritable(error, where, remedy) from error

@@ -40,17 +40,13 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small files, readable by screen readers
     "svg.hashsalt": "flip",
     "font.size": 12.5,
-    "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
-    "text.color": "#333",
-    "axes.labelcolor": "#333",
     "axes.edgecolor": "#555",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "ytick.major.size": 0,
-    "lines.solid_joinstyle": "round",
 }
 
 
