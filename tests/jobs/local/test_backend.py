@@ -284,7 +284,7 @@ def test_a_submission_while_the_supervisor_leaves_is_served(field):
 
 
 def test_a_lost_signal_is_sent_again(field, monkeypatch):
-    monkeypatch.setattr(rank_processes, "REPEAT", 0.1)
+    monkeypatch.setattr(rank_processes, "TERM_INTERVAL", 0.1)
     run = field.run(total=10_000, attempts={"1": {"0": "lose"}})
     attempt = begin(field, run)
     field.until_moving(run, 1)
@@ -294,7 +294,7 @@ def test_a_lost_signal_is_sent_again(field, monkeypatch):
 
 
 def test_a_peer_that_hangs_after_a_complete_end_is_killed(field, monkeypatch):
-    monkeypatch.setattr(rank_processes, "STRAGGLE", 0.5)
+    monkeypatch.setattr(rank_processes, "STRAGGLER_SECONDS", 0.5)
     attempt = begin(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
     field.until(attempt.poll)
     attempt.close()
