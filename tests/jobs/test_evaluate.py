@@ -212,7 +212,7 @@ def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys
         bare.setenv("PATH", str(tmp_path))
         assert evaluate.main(words) == 78
     assert "Slurm's commands are not on this machine" in capsys.readouterr().err
-    monkeypatch.setattr(site, "ready", lambda *_: "it answers")
+    monkeypatch.setattr(site, "check_ready", lambda *_: "it answers")
     for name in ("AWS_REGION", "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")
     assert evaluate.main(words) == 78

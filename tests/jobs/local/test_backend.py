@@ -322,7 +322,7 @@ def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
         known.append(len(read_json(run.attempt(1) / "pids.json") or []))
         return child(popen)
 
-    monkeypatch.setattr(rank_processes, "Child", count)
+    monkeypatch.setattr(rank_processes, "ChildRank", count)
     attempt = begin(field, run)
     field.until(attempt.poll)
     attempt.close()
