@@ -49,16 +49,16 @@ class PairEncoder:
         precision: str = "fp32", view: EvaluationView | None = None,
     ) -> None:  # fmt: skip
         self.pair, self.tokenizer, self.tower, self.device, self.autocast = pair, tokenizer, tower, device, autocast
-        self.patches, self.kept, self.ensemble = patches(tower), kept_patches(tower, mask), ensemble
-        if self.kept < 1:
-            raise ConfigError("such a mask leaves no patch", "mask", mask, "Mask less.")
+        self.patches, self.kept_patches, self.ensemble = patches(tower), kept_patches(tower, mask), ensemble
+        if self.kept_patches < 1:
+            raise ConfigError("the mask leaves no patch", "mask", mask, "Mask less.")
         self.width, self.precision = pair.image.projection.out_features, precision
         self._view = view or EvaluationView(tower.size)
         self.view_id = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
 
     @property
     def masked(self) -> bool:
-        return self.kept < self.patches
+        return self.kept_patches < self.patches
 
     def view(self, image: Pixels | Image.Image) -> Pixels:
         """All patches (P, p*p*3) of the view."""
@@ -70,7 +70,7 @@ class PairEncoder:
         if not self.masked:
             return self._encode(views, None)
         total = torch.zeros(len(views), self.width)
-        for mask in masks(ids.numpy(), self.patches, self.kept, self.ensemble):
+        for mask in masks(ids.numpy(), self.patches, self.kept_patches, self.ensemble):
             keep = torch.from_numpy(mask.astype(np.int64))
             total += self._encode(views.gather(1, keep[..., None].expand(-1, -1, views.shape[2])), keep)
         return normalize(total, dim=-1)
@@ -87,7 +87,7 @@ class PairEncoder:
             return self.pair.encode_text(tokens).float().cpu()
 
 
-def masks(ids: NDArray[np.int64], count: int, kept: int, every: bool) -> list[NDArray[np.int16]]:
+def masks(ids: NDArray[np.int64], count: int, visible: int, every: bool) -> list[NDArray[np.int16]]:
     """Visible patches (n, K), ascending: of one mask, or with ``every`` of as many masks as show all ``count`` patches.
 
     The first is the mask of training with seed 0 and epoch 0. The next takes the following K patches in the same random
@@ -95,8 +95,8 @@ def masks(ids: NDArray[np.int64], count: int, kept: int, every: bool) -> list[ND
     """
     keys = key(0, 0, ids.reshape(-1, 1), masking.MASK, np.arange(count))
     order = np.argsort(keys, axis=1, kind="stable").astype(np.int16)
-    starts = [min(start, count - kept) for start in range(0, count if every else 1, kept)]
-    return [np.sort(order[:, start : start + kept], axis=1) for start in starts]
+    starts = [min(start, count - visible) for start in range(0, count if every else 1, visible)]
+    return [np.sort(order[:, start : start + visible], axis=1) for start in starts]
 
 
 class OpenClipEncoder:

@@ -63,7 +63,7 @@ def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Ten
 
     open_clip has no padding mask: apply ``flip.export.fold_padding`` first.
     """
-    text = {theirs: state[name] for name, theirs in _TEXT.items()}
+    text = {target: state[name] for name, target in _TEXT.items()}
     text["text_projection"] = state["text.projection.weight"].T
     text["logit_scale"] = state["logit_scale"].reshape(()).clamp(0.0, max_logit_scale)
     if "logit_bias" in state:
@@ -73,14 +73,14 @@ def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Ten
 
 def text_from_open_clip(tensors: StateDict) -> dict[str, Tensor]:
     """The inverse of ``text_to_open_clip``."""
-    state = {name: tensors[theirs] for name, theirs in _TEXT.items()}
+    state = {name: tensors[source] for name, source in _TEXT.items()}
     state["text.projection.weight"] = tensors["text_projection"].T
     state |= {name: tensors[name].reshape(1) for name in ("logit_scale", "logit_bias") if name in tensors}
     stem = "transformer.resblocks."
     for name in (name for name in tensors if name.startswith(stem)):
         number, _, part = name.removeprefix(stem).partition(".")
-        prefix, theirs = next(pair for pair in _BLOCK.items() if part.startswith(pair[1]))
-        state[f"text.blocks.{number}.{prefix}{part.removeprefix(theirs)}"] = tensors[name]
+        prefix, stored = next(pair for pair in _BLOCK.items() if part.startswith(pair[1]))
+        state[f"text.blocks.{number}.{prefix}{part.removeprefix(stored)}"] = tensors[name]
     return state
 
 

@@ -1,4 +1,4 @@
-"""Data sets as people have them on disk: what is found, in which order, and what is said of one that is missing."""
+"""Finding data sets in all formats: images and labels in order, and the errors for missing ones."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def images(folder, names):
 
 
 def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg"):
-    """The layout of CLIP_benchmark's wds_* sets, as its own builder writes it."""
+    """The layout of CLIP_benchmark's wds_* sets."""
     (folder / split).mkdir(parents=True)
     (folder / split / "nshards.txt").write_text(f"{shards}\n")
     for shard in range(shards):
@@ -72,7 +72,7 @@ def test_the_layout_of_clip_benchmark(tmp_path, cache):
 
 
 def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_path):
-    """As timm's imagenet-1k-wds has them; the training images are no part of the test."""
+    """The layout of timm's imagenet-1k-wds; training images do not belong to the test split."""
     wds(tmp_path / "made", count=5, shards=1), wds(tmp_path / "made", "train", count=6)
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -87,7 +87,7 @@ def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_pat
 
 
 def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache, monkeypatch):
-    """The second one finds the first one's manifest there when its own is made."""
+    """The second process finds the manifest of the first one."""
     place, whole = wds(tmp_path / "set"), datasets.index
 
     def slow(keys, out):
@@ -149,7 +149,7 @@ def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, nam
 
 
 @pytest.mark.parametrize(
-    "folders, names, told",
+    "folders, names, message",
     [
         (["cat", "dogs", "owl"], ["owl", "cat", "dog"], "match no class name.*dogs (nearest: dog).*names.json"),
         (["n01440764", "dog"], ["tench", "dog"], r"match no class name.*n01440764.*\*\.jsonl"),
@@ -161,8 +161,8 @@ def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, nam
         (["n01440764", "n01443537"], ["tench"], "not as many class names.*2 folders, 1 names"),
     ],
 )
-def test_folders_that_match_no_class_name_are_refused(tmp_path, folders, names, told):
-    with pytest.raises(ConfigError, match=told.replace("(", r"\(").replace(")", r"\)")):
+def test_folders_that_match_no_class_name_are_refused(tmp_path, folders, names, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
         datasets.resolve_dataset(named(tmp_path, folders, names), "")
 
 
@@ -178,28 +178,28 @@ def test_numbers_and_wnids_go_by_order_and_a_note_says_so(tmp_path, folders, cap
 
 
 def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
-    told = [(f"{i}.jpg", [f"first of {i}", f"second of {i}, with a comma"]) for i in range(4)]
+    expected = [(f"{i}.jpg", [f"first of {i}", f"second of {i}, with a comma"]) for i in range(4)]
     flickr, coco, kaggle = tmp_path / "flickr30k", tmp_path / "coco", tmp_path / "kaggle"
-    images(flickr / "flickr30k-images", [name for name, _ in told])
+    images(flickr / "flickr30k-images", [name for name, _ in expected])
     entries = [
         {"filename": name, "split": "train" if name == "0.jpg" else "test", "sentences": [{"raw": t} for t in texts]}
-        for name, texts in told
+        for name, texts in expected
     ]
     (flickr / "dataset_flickr30k.json").write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
-    images(coco / "val2014", [name for name, _ in told])
+    images(coco / "val2014", [name for name, _ in expected])
     (coco / "dataset_coco.json").write_text(json.dumps({"images": [{**one, "filepath": "val2014"} for one in entries]}))
-    images(kaggle / "Images", [name for name, _ in told])
-    rows = "".join(f'{name},"{text}"\n' for name, texts in told[1:] for text in texts)
+    images(kaggle / "Images", [name for name, _ in expected])
+    rows = "".join(f'{name},"{text}"\n' for name, texts in expected[1:] for text in texts)
     (kaggle / "flickr8k_test_karpathy.txt").write_text("image,caption\n" + rows)
     (kaggle / "flickr8k_train_karpathy.txt").write_text("image,caption\n0.jpg,wrong split\n")
     official = tmp_path / "captions_val2014.json"
     official.write_text(json.dumps({
-        "images": [{"id": 7 * i, "file_name": name} for i, (name, _) in enumerate(told)],
+        "images": [{"id": 7 * i, "file_name": name} for i, (name, _) in enumerate(expected)],
         "annotations": [
-            {"image_id": 7 * i, "caption": text} for i, (_, texts) in enumerate(told) if i for text in texts
+            {"image_id": 7 * i, "caption": text} for i, (_, texts) in enumerate(expected) if i for text in texts
         ],
     }))  # fmt: skip
-    images(tmp_path / "val2014", [name for name, _ in told])
+    images(tmp_path / "val2014", [name for name, _ in expected])
     where = {
         flickr: DatasetRequest("flickr30k"), coco: DatasetRequest("mscoco_captions"), kaggle: DatasetRequest("mine",
         path=str(kaggle)), tmp_path: DatasetRequest("official", path=str(official)),
@@ -207,13 +207,13 @@ def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
     for folder, wanted in where.items():
         found = datasets.resolve_dataset(wanted, str(tmp_path))
         assert found.task == "retrieval" and [file.key.split("/")[-1] for file in found.location.files] == [
-            name for name, _ in told[1:]
+            name for name, _ in expected[1:]
         ], folder
-        assert [captions_of(one, ["txt"]) for one in samples(found.location)] == [texts for _, texts in told[1:]]
+        assert [captions_of(one, ["txt"]) for one in samples(found.location)] == [texts for _, texts in expected[1:]]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "captions"),
     [
         ('image,caption\na.png,one, two\na.png,"Hello" said he\n', ["one, two", '"Hello" said he']),
         ('image,caption\r\na.png,"one, two"\r\na.png,plain\r\n', ["one, two", "plain"]),
@@ -222,12 +222,12 @@ def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
         ('caption,image,more\n"one, two",a.png,3\n', ["one, two"]),
     ],
 )
-def test_tables_of_captions(tmp_path, text, told):
-    """Quoted as spreadsheets do it, or not at all: CLIP_benchmark cuts a line after its image alone."""
+def test_tables_of_captions(tmp_path, text, captions):
+    """Quoted as by spreadsheets, or not quoted as in CLIP_benchmark, which splits a line at its first comma only."""
     images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(text.encode())
     (one,) = datasets.locate_split(str(tmp_path)).files
-    assert one.captions == tuple(told)
+    assert one.captions == tuple(captions)
 
 
 @pytest.mark.parametrize("text", ["image,caption\na.png,one, two\nno comma\n", "name,caption\na.png,b\n", "image\na\n"])
@@ -249,11 +249,11 @@ def test_coco_as_it_is_unpacked(tmp_path):
     images(tmp_path / "val2017", ["1.jpg", "2.jpg"]), images(tmp_path / "train2017", ["3.jpg"])
     (tmp_path / "annotations").mkdir()
     for split, numbers in (("val", (1, 2)), ("train", (3,))):
-        told = {"images": [], "annotations": []}
+        content = {"images": [], "annotations": []}
         for i in numbers:
-            told["images"].append({"id": i, "file_name": f"{i}.jpg"})
-            told["annotations"].append({"image_id": i, "caption": f"of {i}"})
-        (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(told))
+            content["images"].append({"id": i, "file_name": f"{i}.jpg"})
+            content["annotations"].append({"image_id": i, "caption": f"of {i}"})
+        (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(content))
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
     found = datasets.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
     assert found.task == "retrieval" and [file.key for file in found.location.files] == [

@@ -1,4 +1,4 @@
-"""A folder as open_clip writes it, through our reader: open_clip's own features and clip_benchmark's numbers."""
+"""OpenClipEncoder: the features of open_clip and the accuracies of clip_benchmark."""
 
 import contextlib
 import json
@@ -95,7 +95,7 @@ def test_truncated_weights_are_data_that_no_retry_mends(folder, tmp_path):
 
 
 def test_files_beside_checksums_are_verified(folder, tmp_path):
-    """An exported folder brings sizes and SHA-256 of its files; the two that people edit may differ."""
+    """An exported folder has sizes and SHA-256 of its files; two files may be edited."""
     theirs = shutil.copytree(folder, tmp_path / "theirs")
     open_clip_folder.verify(str(theirs))
     (theirs / "README.md").write_text("a card")
@@ -124,7 +124,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def evil(folder, tmp_path, monkeypatch):
-    """A folder whose tokenizer brings a class of its own, and the file that exists where it was run."""
+    """A folder whose tokenizer has its own class, and the file that this class would create."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", list(sys.path))
     theirs, place = tmp_path / "evil", tmp_path / "was-run"
@@ -159,4 +159,4 @@ def test_no_code_of_a_folder_is_run(evil):
 def test_no_encoder_is_fetched_by_its_name(evil):
     make, _ = evil
     with pytest.raises(ConfigError, match="names an encoder of a hub"):
-        encoders.OpenClipEncoder(make(hf_model_name="somebody/model"))
+        encoders.OpenClipEncoder(make(hf_model_name="user/model"))

@@ -18,7 +18,7 @@ from tests.synthetic import make_dataset
 
 
 def clouds(count, classes=6, width=16, seed=0, noise=0.5):
-    """Features of norm 1 around a centre per class, which overlap; and their classes."""
+    """Features of norm 1 around a centre per class, with overlap, and their classes."""
     centres = normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(99)), dim=1)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
@@ -45,7 +45,7 @@ def test_scikit_learn_finds_the_same(cost, monkeypatch):
 
 
 def narrow(count, seed, classes=6, width=32):
-    """As encoders make them: of norm 1, a large mean in common, and little spread in most directions."""
+    """Features like those of encoders: norm 1, a large common mean, and little spread in most directions."""
     common, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     mean, scales = torch.randn(width, generator=common), torch.logspace(0, -4, width)
     centres = 0.02 * scales * torch.randn(classes, width, generator=common)
@@ -84,13 +84,13 @@ def test_a_fit_that_does_not_converge_and_a_choice_at_the_edge_are_noted(monkeyp
         found = probe(train, test, "synthetic")
         assert found["converged"] and found["note"].startswith(side) and found["note"] in caplog.text
         assert found["C"] == found["cost"] == costs[-1 if side.endswith("largest") else 0]
-    assert "note" not in probe(train, test, "synthetic", C=costs[0]), "it was not chosen but given"
+    assert "note" not in probe(train, test, "synthetic", C=costs[0]), "C was given, not chosen"
 
 
 def test_the_cost_is_chosen_on_what_is_held_out():
     features, labels = clouds(600, noise=1.5)
     chosen = choose(features, labels, 6)
-    assert chosen < max(probing.C_VALUES)  # such noise is not to be learnt by heart
+    assert chosen < max(probing.C_VALUES)  # a fit to such noise does not generalise
     assert probe((features, labels), clouds(300, seed=1, noise=1.5), "x")["cost"] == chosen
     assert choose(features[:2], labels[:2], 6) == probing.C_VALUES[-2]
 
@@ -112,7 +112,7 @@ def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
     assert first["train"]["data"] != first["data"]
     assert len(list(cache.folder.iterdir())) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "image", None)  # not called any more
+        patch.setattr(encoder, "image", None)  # not called again
         (again,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     for path in cache.folder.iterdir():

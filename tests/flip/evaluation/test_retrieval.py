@@ -15,7 +15,7 @@ from tests.synthetic import encode, picture
 
 
 def drawn(images, captions, seed=0, noise=0.6):
-    """Features of images and of ``captions[i]`` texts of each, near to it; the texts in mixed order."""
+    """Features of images and, in mixed order, of ``captions[i]`` similar texts for image i."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.tensor(captions)
     owners = torch.arange(images).repeat_interleave(counts)
@@ -26,7 +26,7 @@ def drawn(images, captions, seed=0, noise=0.6):
 
 
 class Table:
-    """What clip_benchmark calls a model: features by number."""
+    """A model for clip_benchmark: features by number."""
 
     def __init__(self, images, texts):
         self.images, self.texts = images, texts

@@ -1,4 +1,4 @@
-"""Real ranks under sharding: worlds of 1, 2 and 4 find the same, image by image, in every task and every view."""
+"""Real ranks under sharding: 1, 2 and 4 ranks get the same predictions for every image, task and view."""
 
 import contextlib
 import gc
@@ -112,9 +112,9 @@ def test_worlds_find_the_same(folder):
     assert [one["n"] for one in expected] == [45, 45, 90, 45, 45, 45]
     assert len({one["view"] for one in expected}) == 3 and len({one["predictions"] for one in expected}) == 6
     assert len(errors) == 2 and "no class name" in errors[0] and "not finite" in errors[1]
-    for rank, found, told in reports[1:]:
+    for rank, found, messages in reports[1:]:
         assert [{**one, "seconds": 0} for one in found] == [{**one, "seconds": 0} for one in expected], rank
-        assert told == errors
+        assert messages == errors
 
 
 def test_single_files_are_as_good_as_shards(pair, encoder, data, tmp_path):

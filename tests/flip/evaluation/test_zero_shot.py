@@ -26,7 +26,7 @@ from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 
 
 def score(pair, folder, batch, manifest, classes, role="test"):
-    """The one result of a zero-shot set."""
+    """The result of a zero-shot set."""
     encoder = PairEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
     (found,) = Evaluator(encoder, batch).score(
         LoadedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes), role))
@@ -135,7 +135,7 @@ def test_braces_in_a_name_mean_themselves():
 @torch.no_grad()
 @pytest.mark.parametrize("classes", [7, 40])
 def test_the_numbers_of_clip_benchmark(pair, data, classes, monkeypatch):
-    """On the same features: their classifier and accuracy, by their own functions."""
+    """The classifier and accuracy of clip_benchmark on the same features."""
     # NumPy 2.4 does not take an array of one element for a number any more, which theirs relies on
     monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)

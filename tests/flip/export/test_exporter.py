@@ -1,4 +1,4 @@
-"""Exported folders: stock open_clip and timm compute what we compute, and flip.load gives our weights back."""
+"""Exported folders: open_clip and timm compute the same features, and flip.load returns the same weights."""
 
 import json
 import os
@@ -120,12 +120,12 @@ def scale_of(pair):
 
 @torch.no_grad()
 def same(loaded, given, found, raw=True):
-    """All that the script found is what our own model says. ``raw``: features before they are normalised as well."""
+    """Outputs of the script equal those of our model. ``raw``: also features before normalisation."""
     pair = loaded.pair
     tokens = torch.from_numpy(loaded.tokenizer(given.texts))
     alike = (found["tokens"] == tokens).all(dim=1)
-    mended = given.texts if loaded.config.model.text.repair else TEXTS
-    assert alike.tolist() == [text in mended for text in given.texts]
+    repaired = given.texts if loaded.config.model.text.repair else TEXTS
+    assert alike.tolist() == [text in repaired for text in given.texts]
     image, text = pair.image(given.patches), pair.text(tokens)
     assert near(found["text"][alike], text[alike]) and near(unit(found["image"]), unit(image))
     assert near(found["image"], image) == raw
@@ -144,7 +144,7 @@ def same(loaded, given, found, raw=True):
 
 
 def files_are_as_promised(loaded, given, found, scratch, differences):
-    """open_clip's predictions for files are ours with recipe portable2; else the export names what differs."""
+    """Predictions of open_clip for files equal ours with recipe portable2; other exports list the differences."""
     ours = loaded.classify([scratch / name for name in given.files], given.names, TEMPLATES)
     gap = (found["file_scores"].softmax(-1) - ours).abs().amax(dim=1)
     differs = {name for name, value in zip(given.files, gap.tolist(), strict=True) if value > 1e-5}
@@ -322,7 +322,7 @@ def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, mon
 
 
 def test_the_card_takes_an_fp32_score_of_an_evaluation_job(run, tmp_path):
-    """The weights are exported in fp32: a later score in fp32 is theirs, a score as trained is not."""
+    """The weights are exported in fp32, so the card shows a later score in fp32."""
     (run.eval / "unmasked-96").mkdir()
     later = {"name": "a-text", "task": "retrieval", "role": "test", "n": 2000, "top1": 0.5, "precision": "fp32"}
     write_json(run.eval / "unmasked-96" / "a-text.json", later | {"stage": "unmasked", "samples": 96})
@@ -358,8 +358,8 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
         (["--variant", "extra-block"], 78, "cannot hold the mean over patches"),
     ):
         assert command.main([str(run.path), *words]) == code
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
     monkeypatch.setattr(exporter, "model_card", lambda *_: 1 / 0)  # in the midst of it
     with pytest.raises(ZeroDivisionError):
         exporter.export(flip.load(run.path), out, replace=True)

@@ -250,8 +250,8 @@ def test_predict_prints_a_table_and_json(run, tmp_path, capsys, monkeypatch):
         (["sweep/none", "x.png", "--labels", "a"], 78, "There are: sweep/run"),
     ):
         assert predict.main(words) == code
-        told = capsys.readouterr().err
-        assert message in told and "JSON" not in told and told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert message in error and "JSON" not in error and error.count("\n") == 1
     assert predict.main(["sweep/run", *arguments[1:]]) == 0
 
 

@@ -1,4 +1,4 @@
-"""Where the seconds went, and the sentence that is made of it."""
+"""Shares of the time by part, and the sentence on the bottleneck."""
 
 import pytest
 

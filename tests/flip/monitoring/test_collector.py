@@ -1,4 +1,4 @@
-"""What steps are measured with: the peak that utilisation is a share of."""
+"""Device utilisation: shares of the datasheet peak and of a measured matrix product."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Metric lines as columns are what the lines say, one by one."""
+"""Columns of metric lines have the values of the lines."""
 
 import json
 

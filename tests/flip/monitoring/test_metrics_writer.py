@@ -1,4 +1,4 @@
-"""What a run tells: one clean curve over attempts, and a status that only the holder writes."""
+"""Metrics and status of a run: one curve over all attempts, and a status that only the newest attempt writes."""
 
 import re
 
@@ -129,7 +129,7 @@ def test_status_is_the_newest_attempts(run):
 
 
 def test_an_attempt_that_resumes_at_the_end_keeps_step_and_loss(run):
-    """It has nothing to train, so that no line of its own would say them."""
+    """It trains no step and therefore writes no line of its own."""
     attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
     attempt(run, 24, (), loss=9.0).close("complete")
     status = read_json(run.status)

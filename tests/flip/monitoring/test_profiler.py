@@ -1,4 +1,4 @@
-"""What the profiler is used for: a trace that opens in a viewer, and what a step waits for other ranks."""
+"""Traces that open in a viewer, and the time that steps wait for other ranks."""
 
 import gzip
 import json
@@ -73,4 +73,4 @@ def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa
     for process in ranks:
         process.join(60)
     assert found[1] == [None, None, None] and found[0][:2] == [None, None]
-    assert 0.75 < found[0][2] <= 1  # about a half of a step in which nobody waits
+    assert 0.75 < found[0][2] <= 1  # about a half if no rank waits

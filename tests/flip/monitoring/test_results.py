@@ -1,4 +1,4 @@
-"""Results as a table, from directories in every condition."""
+"""The table of results, from complete, unfinished and damaged run directories."""
 
 import subprocess
 import sys
