@@ -102,7 +102,7 @@ def webdatasets(data):
 def test_any_headers_that_are_not_refused_are_webdatasets(data):
     data += bytes(1024)
     try:
-        found = list(tar.samples(memoryview(data), whole=True))
+        found = list(tar.samples(memoryview(data), strict=True))
     except tar.InvalidTar:
         return
     ours = [(s.key, {name: data[at : at + size] for name, (at, size) in s.members.items()}) for s in found]
@@ -178,7 +178,7 @@ def test_neighbours_of_one_key_are_one_sample(names):
 def test_a_name_of_a_megabyte_takes_its_length_and_not_the_square_of_it(name):
     data = header(b"", b"%011o\0" % len(name), b"L") + name.encode().ljust(-len(name) % 512 + len(name), b"\0")
     data += header(b"", b"%011o\0" % 0, b"0") + b"\0" * 1024
-    assert list(tar.samples(memoryview(data), whole=True)) == []
+    assert list(tar.samples(memoryview(data), strict=True)) == []
 
 
 @pytest.mark.parametrize("rest", [b"x", b"1" * 40, b"12size=-512 "])
@@ -193,4 +193,4 @@ def test_a_pax_header_of_many_records():
     records = b"5 =a\n" * (tar.EXTENSION_LIMIT // 5)
     data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(-len(records) % 512 + len(records), b"\0")
     data += header(b"a.jpg", b"%011o\0" % 0, b"0") + b"\0" * 1024
-    assert [sample.key for sample in tar.samples(memoryview(data), whole=True)] == ["a"]
+    assert [sample.key for sample in tar.samples(memoryview(data), strict=True)] == ["a"]

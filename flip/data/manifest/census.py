@@ -1,7 +1,7 @@
 """Which members the samples of shards have, and how many samples have an image and a caption.
 
-A scan counts samples by their kind, whatever members training will read; `Completeness` judges the kinds. So another
-choice of members needs no new scan.
+A scan counts samples by kind, independent of the members that training reads; `Completeness` evaluates the kinds. Other
+members therefore need no new scan.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from flip.data.manifest.tar import EXTENSIONS, Sample
 from flip.runs.errors import DataError
 
 MOST = 256
-"""Kinds that are told apart in a shard. Shards as people write them hold a handful."""
+"""Most kinds that are counted separately in a shard. Usual shards have a handful."""
 
 _IMAGES = frozenset(EXTENSIONS)
 _NAMED = 8
 
 
 class SampleKind(NamedTuple):
-    """What samples have in common."""
+    """Properties that samples are counted by."""
 
     members: tuple[str, ...]
     """Extensions, sorted."""
     empty: tuple[str, ...] = ()
-    """Those of members without content."""
+    """Extensions of empty members."""
     apart: bool = False
-    """Another sample of the shard has the same key: the members of one sample do not follow each other."""
+    """Whether another sample of the shard has the same key: the members of a sample are not adjacent."""
 
 
 APPLE_DOUBLE = SampleKind(("._*",))
-"""A folder's files ``._NAME``, which have the folder for a key."""
+"""Files ``._NAME`` of a folder, whose key is the folder."""
 OTHER = SampleKind(("*",))
-"""All kinds of a shard after the first ``MOST``."""
+"""All kinds of a shard beyond ``MOST``."""
 
 
 @dataclass
 class Census:
-    """Samples of a shard by kind, and members that belong to no sample by reason."""
+    """Samples of a shard by kind, and members without a sample by reason."""
 
     kinds: Counter[SampleKind] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -55,15 +55,15 @@ class Census:
 
 
 class Counting:
-    """Takes the census of a shard, sample by sample in the order of the tar."""
+    """Builds the census of a shard from its samples, in the order of the tar."""
 
     def __init__(self) -> None:
         self.census = Census()
         self._halves: dict[str, SampleKind] = {}
-        """Samples that can be a part of another one, by key. Memory: of sound shards there are none."""
+        """Samples that can be a part of another sample, by key. Valid shards have none."""
 
     def add(self, samples: Iterable[Sample]) -> None:
-        """The next samples."""
+        """Add the next samples."""
         kinds = self.census.kinds
         for sample in samples:
             names = sample.members
@@ -112,7 +112,7 @@ class Completeness:
         self._others = Counter[str]()
 
     def add(self, census: Census) -> None:
-        """The samples of one more shard."""
+        """Add the samples of a shard."""
         self.skipped.update(census.skipped)
         for kind, count in census.kinds.items():
             reason = self._reason(kind)
@@ -144,7 +144,7 @@ class Completeness:
 
     def report(self) -> dict[str, Any]:
         """The numbers, with names as in ``--json``."""
-        incomplete, skipped = (dict(one.most_common()) for one in (self.incomplete, self.skipped))
+        incomplete, skipped = dict(self.incomplete.most_common()), dict(self.skipped.most_common())
         return (
             {"complete": self.complete, "incomplete": sum(incomplete.values())}
             | ({"incomplete_by_reason": incomplete} if incomplete else {})
@@ -152,7 +152,7 @@ class Completeness:
         )
 
     def check(self, where: str) -> None:
-        """Raises Incomplete."""
+        """Raise Incomplete if the share of complete samples is below ``least``."""
         total = self.complete + sum(self.incomplete.values())
         if self.complete >= self.least * total:
             return
@@ -173,5 +173,5 @@ class Completeness:
         if "image" in reason and "caption" not in reason or reason == "caption without an image":
             return f"Images are members named {', '.join(EXTENSIONS)}."
         others = [name for name, _ in self._others.most_common() if name not in self.captions][:_NAMED]
-        there = f"Members that are there: {', '.join(others)}. " if others else ""
-        return f"{there}Name the members that hold captions with --captions."
+        present = f"Members that are there: {', '.join(others)}. " if others else ""
+        return f"{present}Name the members that hold captions with --captions."

@@ -1,8 +1,7 @@
-"""Which samples an index keeps: by columns of the parquet file beside each shard, by the length of the caption, and by
-the exception list of an older manifest.
+"""Filters of samples: by columns of a shard's parquet file, caption length, and the exceptions of an older manifest.
 
-img2dataset writes NNNNN.parquet beside NNNNN.tar: a row for every link, whose ``key`` is that of the sample in the tar.
-All filters must hold. A sample without a row, or without a value in a column that is asked for, is dropped.
+img2dataset writes NNNNN.parquet next to NNNNN.tar: a row for every link, with the ``key`` of the sample in the tar. A
+sample is kept if all filters hold; without a row, or without a value in a column of a filter, it is dropped.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Filter:
-    """COLUMN OP VALUE. Numbers are compared as float64; text, with == and != alone, character by character."""
+    """COLUMN OP VALUE. Numbers are compared as float64; text has == and != only."""
 
     column: str
     op: str
@@ -53,23 +52,23 @@ class Filter:
             raise ConfigError(
                 "no filter", "--filter", text, "Write COLUMN OP NUMBER, as 'punsafe<0.5'; OP: < <= > >= == !="
             )
-        found = cls(*match.groups())
-        if found.op in _ORDER and not _NUMBER.fullmatch(found.value):
-            raise ConfigError(f"{found.op} needs a number", "--filter", text, "Text is compared with == and != alone.")
-        return found
+        parsed = cls(*match.groups())
+        if parsed.op in _ORDER and not _NUMBER.fullmatch(parsed.value):
+            raise ConfigError(f"{parsed.op} needs a number", "--filter", text, "Text is compared with == and != alone.")
+        return parsed
 
     def __str__(self) -> str:
         return f"{self.column}{self.op}{self.value}"
 
     def holds(self, column: Any, where: str) -> Any:
-        """Of a pyarrow array: a boolean one, null without a value. Raises ConfigError where the types do not fit."""
+        """Apply to a pyarrow array; null if there is no value. Raises ConfigError if the types do not fit."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         kind = column.type
         if pa.types.is_dictionary(kind):  # each text once, however many rows have it
             return self.holds(column.dictionary, where).take(column.indices)
-        if pa.types.is_null(kind):  # what pyarrow makes of a column without any value: it has no other type
+        if pa.types.is_null(kind):  # the type of a column without any value
             return pa.nulls(len(column), pa.bool_())
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             if not _NUMBER.fullmatch(self.value):
@@ -88,7 +87,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Length:
-    """Characters of a caption, cleaned as the tokenizer does without repair. ``most``: None where any number may be."""
+    """Number of characters of a caption, cleaned as by the tokenizer without repair. ``most``: None for no limit."""
 
     least: int
     most: int | None
@@ -112,92 +111,96 @@ class Length:
 
 @dataclass(frozen=True)
 class Filters:
-    """All must hold. ``columns`` are asked first, in this order; the first that does not hold is the reason."""
+    """All must hold. ``columns`` are evaluated first, in this order; the first that fails is the reason."""
 
     columns: tuple[Filter, ...] = ()
     length: Length | None = None
     manifest: str = ""
-    """Folder of a manifest of the same shards: only samples that it has and does not except are kept."""
+    """Folder of a manifest of the same shards: only its samples without its exceptions are kept."""
 
     @property
     def names(self) -> list[str]:
-        """What was asked for, readable; equal for equal filters."""
+        """The filters as text; equal for equal filters."""
         good = [f"not excepted in {self.manifest}"] if self.manifest else []
         return [*map(str, self.columns), *([str(self.length)] if self.length else []), *good]
 
     @property
     def reasons(self) -> list[str]:
-        """Why a sample is dropped; code c of ``dropped`` means the one at c - 1."""
+        """Reasons for dropping a sample; code c of ``dropped`` stands for entry c - 1."""
         return [NO_ROW, *(reason for name in self.names for reason in (name, f"{name}: no value"))]
 
     def predicate(self, key: str, reader: StorageClient) -> SamplePredicate:
-        """What tells, of samples of a shard: 0 where one is kept, else the code of the reason. Reads the parquet file.
+        """The predicate of a shard: 0 for a kept sample, else the code of the reason. Reads the parquet file.
 
-        Raises ConfigError (no such column, or of another type) and DataError (no parquet file, or a damaged one), both
-        with its name; what ``reader`` raises.
+        Raises ConfigError (missing column, or wrong type), DataError (missing or damaged parquet file), and what
+        ``reader`` raises.
         """
         where = f"{key.removesuffix('.tar')}.parquet"
         table = _table(where, self.columns, reader) if self.columns else None
-        left_out, at = _left_out(self.manifest, key) if self.manifest else None, 0
+        dropped, at = _dropped_by_manifest(self.manifest, key) if self.manifest else None, 0
 
-        def judge(samples: Sequence[Sample], view: memoryview) -> Codes:
+        def predicate(samples: Sequence[Sample], view: memoryview) -> Codes:
             nonlocal at
             codes = np.zeros(len(samples), dtype=np.uint8)
-            found = _by_columns(*table, samples) if table else []
+            by_filter = _by_columns(*table, samples) if table else []
             if self.length:
-                found.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
-            if left_out is not None:
+                by_filter.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
+            if dropped is not None:
                 at += len(samples)
-                if at > len(left_out):
+                if at > len(dropped):
                     remedy = "It is not the shard that was indexed: restore it, or index the shards again."
-                    raise DataError(f"more than the {len(left_out)} samples that were indexed", key, remedy=remedy)
-                found.append(left_out[at - len(samples) : at] * np.uint8(2 * len(self.names)))
-            for one in found:
-                codes = np.where(codes == 0, one, codes)
+                    raise DataError(f"more than the {len(dropped)} samples that were indexed", key, remedy=remedy)
+                by_filter.append(dropped[at - len(samples) : at] * np.uint8(2 * len(self.names)))
+            for of_filter in by_filter:
+                codes = np.where(codes == 0, of_filter, codes)
             return codes
 
-        return judge
+        return predicate
 
     def settings(self, counts: NDArray[np.int64]) -> dict[str, Any]:
-        """What the manifest says of them: the filters, samples seen and kept, and how many were dropped for what.
-        ``counts``: of each code."""
+        """Settings of the manifest: filters, samples seen and kept, and dropped samples by reason.
+
+        ``counts``: number of samples per code.
+        """
         dropped = {reason: int(n) for reason, n in zip(self.reasons, counts[1:], strict=False) if n}
         return {"filters": self.names, "seen": int(counts.sum()), "kept": int(counts[0]), "dropped": dropped}
 
 
 def parse(filters: Sequence[str], length: str) -> Filters | None:
-    """As they are typed; ``""``: no length is asked for. None where there are none. Raises ConfigError."""
-    found = Filters(tuple(map(Filter.parse, filters)), Length.parse(length) if length else None)
-    if len(found.reasons) > 255:
+    """Parse command-line options; None if there are no filters. Raises ConfigError."""
+    parsed = Filters(tuple(map(Filter.parse, filters)), Length.parse(length) if length else None)
+    if len(parsed.reasons) > 255:
         raise ConfigError("more filters than can be told apart", "--filter", len(filters))
-    return found if found.names else None
+    return parsed if parsed.names else None
 
 
-def column(name: str, there: Sequence[str], where: str) -> str:
-    """The column that is meant: of that name, or the only one but for upper and lower case. Raises ConfigError."""
-    if name in there:
+def column(name: str, names: Sequence[str], where: str) -> str:
+    """The column of this name, or the only one that differs in case only. Raises ConfigError."""
+    if name in names:
         return name
-    meant = [one for one in there if one.lower() == name.lower()]
-    if len(meant) == 1:
-        return meant[0]
-    lower = {one.lower(): one for one in there}
-    near = meant or [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)] or there
-    what = "more than one column has this name" if meant else "there is no such column"
-    raise ConfigError(what, where, name, f"{'Near are' if near is not there else 'There are'}: {', '.join(near)}.")
+    matches = [other for other in names if other.lower() == name.lower()]
+    if len(matches) == 1:
+        return matches[0]
+    lower = {other.lower(): other for other in names}
+    near = (
+        matches or [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)] or names
+    )
+    what = "more than one column has this name" if matches else "there is no such column"
+    raise ConfigError(what, where, name, f"{'Near are' if near is not names else 'There are'}: {', '.join(near)}.")
 
 
 def _name(key: str) -> str | None:
-    """What a row names a sample by; None where that is no UTF-8, as all that stands in a parquet file is."""
+    """The key of a sample in the parquet file; None if it is no UTF-8, which all text of a parquet file is."""
     name = key.rpartition("/")[2]
     try:
         name.encode()
-    except UnicodeEncodeError:  # bytes of another encoding, kept as surrogates
+    except UnicodeEncodeError:  # bytes of another encoding, as surrogates
         return None
     return name
 
 
-def _left_out(folder: str, key: str) -> NDArray[np.bool_]:
-    """Per sample of a shard's tar: whether a manifest has filtered it out, or excepts it."""
+def _dropped_by_manifest(folder: str, key: str) -> NDArray[np.bool_]:
+    """Per sample of a shard's tar: whether a manifest has filtered it out, or lists it as an exception."""
     manifest, rows, bad = _opened(folder)
     row = rows[key]
     first, count = int(manifest.first[row]), int(manifest.shards[row, 0])
@@ -210,7 +213,7 @@ def _left_out(folder: str, key: str) -> NDArray[np.bool_]:
 
 @cache
 def _opened(folder: str) -> tuple[Manifest, dict[str, int], NDArray[np.int64]]:
-    """A manifest, the row of each shard, and the ids that it excepts, ascending: once per process."""
+    """A manifest, the row of each shard, and the ids of its exceptions, ascending; loaded once per process."""
     manifest = Manifest.load(folder, check=False)
     return (
         manifest,
@@ -220,22 +223,22 @@ def _opened(folder: str) -> tuple[Manifest, dict[str, int], NDArray[np.int64]]:
 
 
 def _codes(mask: Any, code: int) -> Codes:
-    """``code`` where a boolean pyarrow array is true."""
+    """``code`` for each true entry of a boolean pyarrow array, else 0."""
     return mask.fill_null(False).to_numpy(zero_copy_only=False).astype(np.uint8) * np.uint8(code)
 
 
 def _by_length(length: Length, samples: Sequence[Sample], view: memoryview, code: int) -> Codes:
-    """``code`` where the length is another, one more where there is no caption."""
+    """``code`` for a caption of another length, ``code`` + 1 without a caption, else 0."""
     from flip.tokenizer import RAW_LIMIT, clean  # brings a library that no other filter needs
 
-    def judge(sample: Sample) -> int:
+    def code_of(sample: Sample) -> int:
         if CAPTION not in sample.members:
             return code + 1
         at, size = sample.members[CAPTION]
         text = bytes(view[at : at + min(size, RAW_LIMIT)]).decode("utf-8", "replace")
         return 0 if length.holds(len(clean(text))) else code
 
-    return np.fromiter(map(judge, samples), dtype=np.uint8, count=len(samples))
+    return np.fromiter(map(code_of, samples), dtype=np.uint8, count=len(samples))
 
 
 def _by_columns(keys: Any, filters: Sequence[Any], samples: Sequence[Sample]) -> list[Codes]:
@@ -244,24 +247,24 @@ def _by_columns(keys: Any, filters: Sequence[Any], samples: Sequence[Sample]) ->
 
     names = pa.array([_name(sample.key) for sample in samples], pa.string())
     rows = pc.index_in(names, value_set=keys, skip_nulls=True)
-    found = [_codes(pc.is_null(rows), 1)]
+    codes = [_codes(pc.is_null(rows), 1)]
     for number, holds in enumerate(filters):
         values = holds.take(rows)
-        found += [_codes(pc.is_null(values), 2 * number + 3), _codes(pc.invert(values), 2 * number + 2)]
-    return found
+        codes += [_codes(pc.is_null(values), 2 * number + 3), _codes(pc.invert(values), 2 * number + 2)]
+    return codes
 
 
 def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tuple[Any, list[Any]]:
-    """The keys of a parquet file's rows, as strings, and for each filter whether it holds in a row: pyarrow arrays."""
+    """The keys of a parquet file's rows as strings, and for each filter whether it holds, as pyarrow arrays."""
     import pyarrow as pa
 
     def choose(schema: Any) -> list[str]:
         if "key" not in schema.names:
             remedy = "Is it the one that img2dataset wrote?"
             raise DataError("the parquet file has no column key", where, schema.names, remedy)
-        chosen = [column(one.column, schema.names, where) for one in filters]
-        for one, name in zip(filters, chosen, strict=True):
-            one.holds(pa.nulls(0, schema.field(name).type), where)  # refuses a type before the column is read
+        chosen = [column(each.column, schema.names, where) for each in filters]
+        for each, name in zip(filters, chosen, strict=True):
+            each.holds(pa.nulls(0, schema.field(name).type), where)  # refuses a type before the column is read
         return ["key", *chosen]
 
     keys, *columns = parquet.read(_bytes(where, reader), where, choose)
@@ -274,7 +277,7 @@ def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tupl
     except pa.ArrowException as error:
         raise parquet.damaged(where, str(error)) from error
     _refuse_repeated(rows, where)
-    return keys, [one.holds(values, where) for one, values in zip(filters, columns, strict=True)]
+    return keys, [each.holds(values, where) for each, values in zip(filters, columns, strict=True)]
 
 
 def _refuse_repeated(keys: Any, where: str) -> None:
@@ -285,6 +288,7 @@ def _refuse_repeated(keys: Any, where: str) -> None:
 
 
 def _bytes(where: str, reader: StorageClient) -> bytes:
+    """The bytes of a parquet file, checked by its ETag or a second reading."""
     try:
         stat = reader.stat(where)
     except DataError as error:

@@ -1,8 +1,8 @@
-"""Reads a few columns of a small parquet file, of which nothing is trusted.
+"""Reads columns of a small, untrusted parquet file.
 
-A parquet file of some kilobytes can stand for gigabytes: pages compress without limit, a dictionary lists a long text
-once for all rows, and the footer can state other sizes than the pages. All sizes are therefore read from the headers of
-the pages and compared with the limits below before pyarrow decompresses anything, and text stays dictionary-encoded.
+A parquet file of some kilobytes can expand to gigabytes: pages compress without limit, a dictionary stores a long text
+once for all rows, and the footer can state other sizes than the pages. pyarrow has no limit on any of them. Sizes are
+therefore read from the headers of pages before pyarrow decompresses anything, and text stays dictionary-encoded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flip.runs.errors import DataError
 FILE_LIMIT = 128 << 20
 """Bytes of a file."""
 FOOTER_LIMIT = 1 << 19
-"""Bytes of its footer, from which pyarrow makes objects that are many times as large."""
+"""Bytes of its footer; pyarrow's objects are many times as large."""
 ROWS_LIMIT = 1 << 20
 """Rows of a file. img2dataset writes 10,000 by default."""
 COLUMNS_LIMIT = 128 << 20
@@ -54,7 +54,7 @@ def read(data: bytes, where: str, choose: Callable[[Any], Sequence[str]]) -> lis
             _check_indices(part, where)
         return [table[name].combine_chunks() for name in chosen]
     except pa.ArrowMemoryError:
-        raise  # the machine's want, not the file's damage
+        raise  # the file is not at fault
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(where, str(error) or repr(error)) from error
 
@@ -69,10 +69,10 @@ def check_size(size: int, where: str) -> None:
     _refuse_more(size, FILE_LIMIT, "a parquet file of {} bytes", where)
 
 
-def _refuse_more(found: int, limit: int, what: str, where: str) -> None:
-    """Raises DataError if ``found`` exceeds ``limit``. ``what``: a phrase with a place for the number."""
-    if found > limit:
-        raise DataError(f"{what.format(f'{found:,}')}, at most {limit:,} are read", where, remedy=_REMEDY)
+def _refuse_more(number: int, limit: int, what: str, where: str) -> None:
+    """Raises DataError if ``number`` exceeds ``limit``. ``what``: a phrase with a placeholder for the number."""
+    if number > limit:
+        raise DataError(f"{what.format(f'{number:,}')}, at most {limit:,} are read", where, remedy=_REMEDY)
 
 
 def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
@@ -100,7 +100,7 @@ def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
 
 
 def _check_indices(values: Any, where: str) -> None:
-    """Raises DataError if an entry of a dictionary-encoded array is not in its dictionary: pyarrow does not look."""
+    """Raises DataError if an index of a dictionary-encoded array is out of range: pyarrow does not check it."""
     import pyarrow.compute as pc
     from pyarrow.types import is_dictionary
 
@@ -111,13 +111,15 @@ def _check_indices(values: Any, where: str) -> None:
 
 
 def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
-    """Uncompressed bytes of the pages of a column chunk, from their headers. Raises DataError if they are damaged, or
-    encoded in a way that does not tell their size."""
+    """Uncompressed bytes of the pages of a column chunk, from their headers.
+
+    Raises DataError if they are damaged, or have an encoding without a size limit.
+    """
     total = values = 0
     while values < rows:
         try:
             page, at = _struct(data, at)
-            # The kind of a page says which part of its header counts: 0 is a page of values, 3 one of version 2.
+            # The kind of a page selects the field of its header: 0 is a data page, 3 a data page of version 2.
             part, number = {0: (5, 2), 3: (8, 4)}.get(page[1, _I32], (0, 0))
             about = page[part, _STRUCT] if part else {(1, _I32): 0, (0, _I32): 0}
             count, encoding = about[1, _I32], about[number, _I32]
@@ -146,7 +148,7 @@ _Fields = dict[tuple[int, int], Any]
 def _row_groups(data: bytes) -> list[tuple[int, list[tuple[int, int]]]]:
     """(rows, [(values, first byte) of each column]) of each row group of a file. Raises ``_DAMAGE``."""
     footer, _ = _struct(data, len(data) - 8 - int.from_bytes(data[-8:-4], "little"))
-    return [(group[3, _I64], [_chunk(one[3, _STRUCT]) for one in group[1, _LIST]]) for group in footer[4, _LIST]]
+    return [(group[3, _I64], [_chunk(column[3, _STRUCT]) for column in group[1, _LIST]]) for group in footer[4, _LIST]]
 
 
 def _chunk(meta: _Fields) -> tuple[int, int]:
@@ -170,20 +172,20 @@ def _zigzag(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _struct(data: bytes, at: int) -> tuple[_Fields, int]:
-    """The fields of a struct and where it ends. Raises IndexError or TypeError if it is damaged."""
+    """The fields of a struct and its end. Raises IndexError or TypeError if it is damaged."""
     if at < 0:
         raise IndexError("a place before the file")
     fields, number = _Fields(), 0
     while head := data[at]:
         number, at = (number + (head >> 4), at + 1) if head >> 4 else _zigzag(data, at + 1)
         if (number, head & 15) in fields:
-            raise TypeError("a field stands twice")  # readers merge the two in ways of their own
+            raise TypeError("a field stands twice")  # readers disagree on its value
         fields[number, head & 15], at = _value(data, at, head & 15)
     return fields, at + 1
 
 
 def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    """A value of a type and where it ends; texts and fractions are passed over, and lists of them are empty."""
+    """A value and its end; texts and fractions are skipped, and lists of them are empty."""
     if kind in (_TRUE, _FALSE):
         return kind == _TRUE, at
     if kind in (_I16, _I32, _I64):

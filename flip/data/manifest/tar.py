@@ -1,7 +1,7 @@
-"""Tar headers walked in memory: ustar, pax (x, g), GNU long names (L, K), base-256 sizes.
+"""Parses tars in memory: ustar, pax (x, g), GNU long names (L, K), base-256 sizes.
 
-Python's tarfile and webdataset take a bad or missing header for the end of the archive and lose the rest without a
-word; here everything that is not an archive to its last byte is ``Broken``.
+Python's tarfile and webdataset treat an invalid or missing header as the end of the archive and silently lose the rest.
+Here an archive that is not valid to its last byte raises ``InvalidTar``.
 """
 
 from __future__ import annotations
@@ -9,23 +9,22 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
 from flip.data.storage.checksums import BLOCK
 
 SAMPLE_LIMIT = 256 << 20
-"""Bytes of a sample, or of members between two samples, in a shard that is indexed. A reader holds a whole sample."""
+"""Bytes of a sample, or of members between two samples, in an indexed shard. A reader holds a complete sample."""
 EXTENSION_LIMIT = 1 << 20
 """Bytes of the extension headers of one member."""
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
-"""Members of a sample that can be its image, the first one present."""
+"""Members that can be the image of a sample, in order of preference."""
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x12s20xc100x6s82x155s12x").unpack_from
 """Name, size, type, magic, prefix."""
 _NUMBERS = struct.Struct("100x24s12x12s181x16s").unpack_from
-"""Fields that this reader does not need: mode with owner and group, time of change, device numbers."""
+"""Fields that are only checked: mode with owner and group, time of change, device numbers."""
 _EXTENSIONS = frozenset((b"x", b"g", b"L", b"K"))
 _DATA_TYPES = b"0\x007"
 _BARE_TYPES = b"123456"
@@ -35,7 +34,7 @@ _RESERVED = frozenset(("__key__", "__url__"))
 
 
 class InvalidTar(Exception):
-    """Not a whole tar: ``reason`` at byte ``offset`` of the buffer."""
+    """Not a valid tar: ``reason`` at byte ``offset`` of the buffer."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(f"{reason} at byte {offset}")
@@ -43,7 +42,7 @@ class InvalidTar(Exception):
 
 
 class TruncatedTar(InvalidTar):
-    """The buffer ends before the archive does: nothing wrong where there are more bytes to come."""
+    """The buffer ends before the archive does, which is no error if more bytes follow."""
 
 
 class TooLarge(InvalidTar):
@@ -74,16 +73,19 @@ class Sample(NamedTuple):
 
 
 Skipped = list[tuple[int, str]]
-"""Members that belong to no sample: byte of the header, and why."""
+"""Members without a sample: byte of the header, and reason."""
 
 
-def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = None) -> Iterator[Member]:
-    """Regular files of a tar, or of a part of one that begins and ends between members.
+def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = None) -> Iterator[Member]:
+    """The regular files of a tar, or of a part of one that starts and ends between members.
 
-    ``whole``: header checksums and extensions are checked, what other readers understand differently is refused, and
-    the zero block at the end is demanded; without it the bytes are known by their CRC. ``skipped``: a list to which
-    links and devices are added. Raises Broken, and Cut where the buffer ends inside a member or, ``whole``, without
-    that block. ``whole``: raises TooLarge, whatever the buffer holds.
+    Args:
+        strict: check header checksums, extensions and sizes, refuse what other readers parse differently, and require
+            the zero block at the end. Not needed for bytes with a known CRC.
+        skipped: a list to which links and devices are added.
+
+    Raises InvalidTar; TruncatedTar if the buffer ends inside a member or, with ``strict``, without the zero block;
+    TooLarge with ``strict``.
     """
     offset, end, start, name, size = 0, len(buffer), -1, None, None
     while offset < end:
@@ -94,23 +96,23 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
             if start >= 0:
                 raise InvalidTar(offset, "an extension header without its member")
             return check_rest(buffer, offset)
-        if whole:
+        if strict:
             _check_header(buffer, offset, magic, prefix)
         length, at = _number(size_field, offset), offset
         if start < 0:
             start = offset
         if kind in _EXTENSIONS:
             size_of_all = at + length - start
-            if whole and size_of_all > EXTENSION_LIMIT:
+            if strict and size_of_all > EXTENSION_LIMIT:
                 what = f"extension headers of {size_of_all:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
                 raise TooLarge(start, what)
             offset = _after(buffer, at, length)
             data = bytes(buffer[at + BLOCK : at + BLOCK + length])
-            if whole:
+            if strict:
                 _check_extension(kind, data, at, name is not None)
             if kind == b"L":
                 name = _text(data)
-            elif kind == b"x" and (whole or b"path=" in data or b"size=" in data):
+            elif kind == b"x" and (strict or b"path=" in data or b"size=" in data):
                 name, size = _pax(data, offset, name, size)
             continue
         path = _name(path_field, magic, prefix) if name is None else name
@@ -125,7 +127,7 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
         else:
             what = "a sparse file" if kind == b"S" else f"of type {kind!r}, which shards do not hold"
             raise InvalidTar(at, f"member {path} is {what}; its header is")
-        if whole and length > SAMPLE_LIMIT:
+        if strict and length > SAMPLE_LIMIT:
             raise TooLarge(at, f"a member of {length:,} bytes, at most {SAMPLE_LIMIT:,} are read; its header is")
         offset = _after(buffer, at, length)
         if kind in _DATA_TYPES and not path.endswith("/"):
@@ -133,19 +135,18 @@ def members(buffer: memoryview, whole: bool = False, skipped: Skipped | None = N
         start, name, size = -1, None, None
     if start >= 0:
         raise TruncatedTar(offset, "an extension header without its member")
-    if whole:
+    if strict:
         raise TruncatedTar(offset, "no end mark: the archive is cut off")
 
 
 Split = Callable[[str], tuple[str, str] | None]
-"""Key and extension of a name; None where it belongs to no sample."""
+"""Key and extension of a name; None if it belongs to no sample."""
 
 
 def split(name: str) -> tuple[str, str] | None:
-    """Key and extension of a name, as webdataset divides them; None where it has none, or where its first part is
-    ``__meta__``.
+    """Key and extension of a name, as in webdataset; None if it has none, or if its first part is ``__meta__``.
 
-    Its expressions take the square of a name's length, which a pax header does not limit.
+    webdataset's regular expressions take quadratic time in the length of a name, which a pax header does not limit.
     """
     if name.startswith("__"):
         first = name.partition("/")[0]
@@ -158,31 +159,31 @@ def split(name: str) -> tuple[str, str] | None:
     return name[:dot], name[dot + 1 :]
 
 
-def _split_before(name: str) -> tuple[str, str] | None:
-    """The rule of older manifests: names with ``__meta__`` in any part are skipped, not only at the beginning."""
+def _split_of_old_manifests(name: str) -> tuple[str, str] | None:
+    """The rule of older manifests, which skips names with ``__meta__`` in any part, not only the first."""
     if "__" in name and any(part.endswith("__") and "__" in part[:-2] for part in name.split("/")):
         return None
     return split(name)
 
 
 def samples(
-    buffer: memoryview, whole: bool = False, skipped: Skipped | None = None, rule: Split = split
+    buffer: memoryview, strict: bool = False, skipped: Skipped | None = None, rule: Split = split
 ) -> Iterator[Sample]:
-    """Members grouped into samples. ``skipped``: a list to which those are added that belong to none.
+    """Members grouped into samples. ``skipped``: a list to which members without a sample are added.
 
-    Raises Broken, also where a sample holds one extension twice.
+    Raises InvalidTar, also if a sample has an extension twice.
     """
     sample, stem = None, ""
-    for member in members(buffer, whole, skipped):
+    for member in members(buffer, strict, skipped):
         name, extension = member.name, member.name[len(stem) :]
-        if whole and "\n" in name:
+        if strict and "\n" in name:
             raise InvalidTar(member.start, "a line break in the name of a member")
-        # Most members are one more of the present sample, which is seen sooner than a name is split.
+        # Most members belong to the current sample; this check is cheaper than splitting the name.
         if sample is None or not name.startswith(stem) or "/" in extension or "__" in extension:
             parts = rule(name)
             if parts is None:
                 if skipped is not None:
-                    skipped.append((member.start, _why_none(name)))
+                    skipped.append((member.start, _skip_reason(name)))
                 continue
             key, extension = parts
             if sample is None or sample.key != key:
@@ -190,7 +191,7 @@ def samples(
                     yield sample
                 sample, stem = Sample(key, member.start, {}), key + "."
         extension = extension.lower()
-        if extension in sample.members or (whole and extension in _RESERVED):
+        if extension in sample.members or (strict and extension in _RESERVED):
             raise InvalidTar(member.start, f"sample {sample.key} holds two members {extension}")
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
@@ -198,33 +199,32 @@ def samples(
 
 
 def indexed(buffer: memoryview, count: int) -> list[Sample]:
-    """The samples of bytes in which an index found ``count``, by the rule for names that it used.
+    """The ``count`` indexed samples of the buffer, by the rule for names that the index used.
 
-    Manifests do not record the rule, but their CRC fixes the bytes: where the rules differ in the samples that they
-    find, they differ in the number. Raises Broken.
+    Manifests do not record the rule, but their CRC fixes the bytes: if the rules find different samples, they find
+    different numbers of them. Raises InvalidTar.
     """
-    try:
-        found = list(samples(buffer))
-        if len(found) == count:
-            return found
-        error = InvalidTar(0, f"{len(found)} samples where {count} were indexed,")
-    except InvalidTar as one:
-        error = one
-    with suppress(InvalidTar):
-        found = list(samples(buffer, rule=_split_before))
-        if len(found) == count:
-            return found
-    raise error
+    failure: InvalidTar | None = None
+    for rule in (split, _split_of_old_manifests):
+        try:
+            parsed = list(samples(buffer, rule=rule))
+            if len(parsed) == count:
+                return parsed
+            failure = failure or InvalidTar(0, f"{len(parsed)} samples where {count} were indexed,")
+        except InvalidTar as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
-def _why_none(name: str) -> str:
+def _skip_reason(name: str) -> str:
     if name.startswith("__"):
         return "meta files of webdataset"
     return "AppleDouble files" if name.startswith("._") else "names without key and extension"
 
 
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
-    """After the end mark, or a part of it, there are zeros alone. Raises Broken."""
+    """Check that only zeros follow the end mark. Raises InvalidTar."""
     for at in range(offset, len(buffer), 1 << 20):
         piece = bytes(buffer[at : at + (1 << 20)])
         if piece.strip(b"\0"):
@@ -232,7 +232,7 @@ def check_rest(buffer: memoryview, offset: int = 0) -> None:
 
 
 def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) -> None:
-    """Raises Broken where tarfile, and with it webdataset, would end the archive here or read another name."""
+    """Raises InvalidTar if tarfile, and with it webdataset, would end the archive here or read another name."""
     if not _checksum_holds(bytes(buffer[offset : offset + BLOCK])):
         raise InvalidTar(offset, "not a tar header")
     if prefix[0] and magic != b"ustar\0":
@@ -244,7 +244,7 @@ def _check_header(buffer: memoryview, offset: int, magic: bytes, prefix: bytes) 
 
 @lru_cache(4096)
 def _numbers(fields: bytes, width: int) -> bool:
-    """Whether fields of so many bytes each are numbers. The same few come again in every header of a shard."""
+    """Whether fields of ``width`` bytes each are numbers. Cached, because most headers of a shard have equal fields."""
     return all(_NUMBER.fullmatch(fields[at : at + width]) for at in range(0, len(fields), width))
 
 
@@ -252,7 +252,7 @@ _NUMBER = re.compile(rb"(?s:[\x80\xff].*| *[0-7]* *(?:\0.*)?)")
 
 
 def _check_extension(kind: bytes, data: bytes, offset: int, named: bool) -> None:
-    """Raises Broken for extension headers that readers understand differently."""
+    """Raises InvalidTar for extension headers that readers parse differently."""
     if kind in b"xg" and b"GNU.sparse." in data:
         raise InvalidTar(offset, "a member is a sparse file (GNU.sparse); its header is")
     if kind == b"g" and _pax(data, offset, None, None) != (None, None):
@@ -274,7 +274,7 @@ def _number(field: bytes, offset: int) -> int:
         return int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
     digits = field.strip(b" \0") or b"0"
     try:
-        if digits.isdigit():  # int() takes signs as well: with a negative size the walk would not get on
+        if digits.isdigit():  # int() accepts signs; a negative size would cause an endless loop
             return int(digits, 8)
     except ValueError:
         pass
@@ -282,7 +282,7 @@ def _number(field: bytes, offset: int) -> int:
 
 
 def _length(text: bytes, offset: int) -> int:
-    """A number of a pax header. None has more digits than 2^64."""
+    """A number of a pax header, with no more digits than 2^64."""
     if not (text.isdigit() and len(text) <= 20):
         raise InvalidTar(offset, "a size that is not a number")
     return int(text)
@@ -300,7 +300,7 @@ def _after(buffer: memoryview, offset: int, size: int) -> int:
 
 
 def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
-    """Name and size of the next member, where an extended header gives them, else those that were."""
+    """Name and size of the next member from an extended header, by default those given."""
     at, stop = 0, len(data.rstrip(b"\0"))
     while at < stop:
         first = data.find(b" ", at, at + 21) + 1

@@ -33,7 +33,7 @@ class Spots:
 
     def __init__(self, data):
         self.data = data
-        samples = list(tar.samples(memoryview(data), whole=True))
+        samples = list(tar.samples(memoryview(data), strict=True))
         self.start, self.next, self.end = samples[AT].start, samples[AT + 1].start, samples[-1].end
         self.image, size = samples[AT].members["png"]
         self.image_end = self.image + size

@@ -98,7 +98,7 @@ def test_every_kind_of_tar(tmp_path, format):
     members += [("b.txt", bytes(1024)), ("b.json", b""), (deep + ".txt", b"3")]
     write_tar(tmp_path / "x.tar", members, format)
     with open(tmp_path / "x.tar", "rb") as file:
-        found = list(tar.samples(memoryview(file.read()), whole=True))
+        found = list(tar.samples(memoryview(file.read()), strict=True))
     assert [(s.key, list(s.members)) for s in found] == [
         ("./a", ["txt", "seg.png"]), ("b", ["txt", "json"]), (deep, ["txt"])
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def test_base_256_sizes(tmp_path):
     data = bytearray((tmp_path / "x.tar").read_bytes())
     data[124:136] = b"\x80" + (5).to_bytes(11, "big")
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + sum(data[156:512]) + 256)
-    assert list(tar.samples(memoryview(bytes(data)), whole=True))[0].members == {"txt": (512, 5)}
+    assert list(tar.samples(memoryview(bytes(data)), strict=True))[0].members == {"txt": (512, 5)}
 
 
 def damaged(name, data):
@@ -175,7 +175,7 @@ def test_a_manifest_by_the_old_rule_for_names_is_read_as_it_was(tmp_path, monkey
     members += [("f/__x__/g.txt", b"no"), ("e.jpg", b"2"), ("h.txt", b"3"), ("h.__y__", b"no")]
     write_tar(tmp_path / "x.tar", members)
     with monkeypatch.context() as old:
-        old.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_before))
+        old.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_of_old_manifests))
         made = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
     assert made.samples == 4 and texts(made) == ["0", "1", "2", "3"]
     assert [inspect_samples.sample(made, id).key for id in range(4)] == ["a", "d/c", "e", "h"]

@@ -32,7 +32,7 @@ def test_any_pieces_give_the_same(tmp_path, format):
     members += [("b.txt", b""), (f"{deep}.txt", b"2" * 513), (f"{deep}.png", b"3"), ("c.txt", b"4")]
     write_tar(tmp_path / "x.tar", members, format)
     data = (tmp_path / "x.tar").read_bytes()
-    samples = list(tar.samples(memoryview(data), whole=True))
+    samples = list(tar.samples(memoryview(data), strict=True))
     borders = [0, *(sample.start for sample in samples[1:]), samples[-1].end]
     parts = [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
     for size in (1, 100, 512, 700, 1024, 2560, 5000, len(data) - 1, len(data)):
