@@ -33,7 +33,7 @@ class JobResources:
     """Wall limit of one attempt."""
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """W, ranks."""
         return self.nodes * self.processes
 
@@ -77,7 +77,7 @@ class Job:
             "module": self.module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "hooks": str(self.host_code),
-            "world": self.shape.world,
+            "world": self.shape.world_size,
             "shape": asdict(self.shape),
             "env": dict(self.env),
             "waits_for": self.waits_for,
