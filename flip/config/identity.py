@@ -63,14 +63,19 @@ def file_digest(path: str) -> str:
         raise PermissionDenied("may not be read", path, remedy="Ask its owner for read permission.") from error
 
 
+_DIGESTS = {"manifest": _manifest, "file": file_digest, "folder": str}
+
+
 def _hashed(section: Any) -> dict[str, Any]:
-    """The fields of a section that are part of the identity, as plain data."""
+    """The fields of a section that are part of the identity as plain data, with digests in place of paths."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value, rules = getattr(section, field.name), field.metadata
         if not rules.get("identity", True) or ("omit_if" in rules and value == rules["omit_if"]):
             continue
-        if isinstance(value, list):
+        if "path" in rules:
+            values[field.name] = _DIGESTS[rules["path"]](value)
+        elif isinstance(value, list):
             values[field.name] = [_hashed(item) if dataclasses.is_dataclass(item) else item for item in value]
         else:
             values[field.name] = _hashed(value) if dataclasses.is_dataclass(value) else value
@@ -78,17 +83,9 @@ def _hashed(section: Any) -> dict[str, Any]:
 
 
 def _canonical(config: Config) -> dict[str, Any]:
-    """The hashed values, with digests in place of paths and evaluation sets sorted, as their order changes no score."""
+    """The values that the hash covers."""
     values = _hashed(config)
-    data, sets = values["data"], values["evaluate"]["sets"]
-    for owner in (data, *data.get("sets", ()), *sets):
-        owner["manifest"] = _manifest(owner["manifest"])
-    data["tokenizer"] = file_digest(data["tokenizer"])
-    for dataset in sets:
-        dataset["classes"] = file_digest(dataset["classes"])
-        if "train" in dataset:
-            dataset["train"] = _manifest(dataset["train"])
-    sets.sort(key=lambda dataset: dataset["name"])
+    values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order changes no score
     if not config.init.run and not config.init.export:
         del values["init"]
     values["world"] = world_size(config)

@@ -9,14 +9,14 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, weight_error, world_size
 from flip.config.host import Host
-from flip.config.schema import Config, Data, DataSet
+from flip.config.schema import Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
@@ -149,19 +149,6 @@ def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> 
     return ranks
 
 
-def _paths(config: Config) -> Iterator[tuple[Any, str]]:
-    """The (section, field) pairs that hold paths."""
-    yield config.data, "manifest"
-    yield config.data, "tokenizer"
-    yield config.data, "cache"
-    for member in config.data.sets:
-        yield member, "manifest"
-    for dataset in config.evaluate.sets:
-        yield dataset, "manifest"
-        yield dataset, "classes"
-        yield dataset, "train"
-
-
 def _resolve_compute(config: Config, on: Host) -> None:
     compute, data, resources = config.compute, config.data, config.resources
     cuda = compute.device == "cuda" or (compute.device == "auto" and resources.gpus > 0)
@@ -198,8 +185,9 @@ def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
     """
     check_fields(config)
     config = copy.deepcopy(config)
-    for owner, name in _paths(config):
-        setattr(owner, name, resolve_path(getattr(owner, name)))
+    for _, owner, field, value in walk_fields(config):
+        if "path" in field.metadata:
+            setattr(owner, field.name, resolve_path(value))
     section = config.data
     members: Sequence[Data | DataSet] = section.sets or [section]
     for member, facts in zip(members, data, strict=True):

@@ -6,8 +6,8 @@ when a run is submitted (``flip.config.resolve``) and never occurs in a run's ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 SCHEMA = 1
@@ -32,6 +32,7 @@ def option(
     omit_if: Any = None,
     auto: Any = None,
     decimal: bool = False,
+    path: str | None = None,
 ) -> Any:
     """A dataclass field whose metadata are its rules. ``default``: a value, a list, or a section's class.
 
@@ -44,10 +45,12 @@ def option(
             default never changes it.
         auto: the value that ``resolve`` replaces.
         decimal: the text is a decimal number, stored in its shortest form.
+        path: the text is a path, which ``resolve`` makes absolute. In the identity a ``manifest`` is replaced by its
+            digest and a ``file`` by its checksum; a ``folder`` stays.
     """
     given = {
         "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "identity": identity, "omit_if": omit_if,
-        "auto": auto, "decimal": decimal,
+        "auto": auto, "decimal": decimal, "path": path,
     }  # fmt: skip
     rules = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, type):
@@ -55,6 +58,20 @@ def option(
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=rules)
     return field(default=default, metadata=rules)
+
+
+def walk_fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any], Any]]:
+    """(dotted key, section, field, value) of every field below a section; members of lists by name or position."""
+    for item in fields(section):
+        value, key = getattr(section, item.name), prefix + item.name
+        members = {key: value}
+        if isinstance(value, list):
+            members = {f"{key}.{getattr(member, 'name', '') or i}": member for i, member in enumerate(value)}
+        for name, member in members.items():
+            if is_dataclass(member):
+                yield from walk_fields(member, f"{name}.")
+            else:
+                yield name, section, item, member
 
 
 @dataclass
@@ -144,7 +161,7 @@ class DataSet:
     """One of several data sets of a run. Its sample ids start at s * 2^48, s being its position in the list from 0."""
 
     name: str = ""
-    manifest: str = ""
+    manifest: str = option("", path="manifest")
     """Folder of its manifest, as ``data.manifest``."""
     weight: float = option(1.0, gt=0, le=10**9, identity=False)
     """Its share of every batch, in proportion to the other weights; the resulting lanes may miss it by 1 %."""
@@ -162,7 +179,7 @@ class DataSet:
 class Data:
     """What is read, in which order, and how it is decoded."""
 
-    manifest: str = ""
+    manifest: str = option("", path="manifest")
     """Folder of the data set's manifest. ``cache:NAME`` is NAME below FLIP_CACHE (default ~/.cache/flip)."""
     sets: list[DataSet] = option([], omit_if=[])
     """Several data sets instead of one; ``manifest`` and ``chunk`` are then empty, ``samples`` is their sum."""
@@ -170,7 +187,7 @@ class Data:
     """Nominal number of samples if there is no manifest yet (dry runs); 0: that of the manifest."""
     sample_bytes: int = option(40_000, ge=1, le=2**40, identity=False)
     """Nominal mean bytes of a sample if there is no manifest yet."""
-    tokenizer: str = ""
+    tokenizer: str = option("", path="file")
     """Path of the tokenizer.json; ``cache:`` as above."""
     captions: list[str] = option(["txt"])
     """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
@@ -203,7 +220,7 @@ class Data:
     """Seconds without an answer after which, at the earliest, a second request is sent; 0: never."""
     client: str = option("s3fs", choices=("s3fs", "obstore"), identity=False)
     """Object storage client: ``s3fs``, or ``obstore`` if installed, which needs less CPU time per byte."""
-    cache: str = option("", identity=False)
+    cache: str = option("", path="folder", identity=False)
     """Folder on each node's local disk that caches chunks (docs/shards.md); ``""``: no cache."""
     cache_bytes: int = option(100_000_000_000, ge=1, identity=False)
     """Size limit of a node's cache; the oldest chunks are deleted first."""
@@ -343,14 +360,14 @@ class EvaluationSet:
     """One data set to score on (docs/evaluation.md). Its shards hold a ``cls`` member, for retrieval a ``txt`` one."""
 
     name: str = ""
-    manifest: str = ""
-    classes: str = ""
+    manifest: str = option("", path="manifest")
+    classes: str = option("", path="file")
     """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}."""
     role: str = option("test", choices=("validation", "test"))
     """``validation``: scored in training and used to choose; ``test``: scored once, at the end."""
     task: str = option("zeroshot", choices=("zeroshot", "retrieval", "probe"), omit_if="zeroshot")
     """``zeroshot``, ``retrieval`` (images and captions, both ways), or ``probe`` (linear, on frozen features)."""
-    train: str = option("", omit_if="")
+    train: str = option("", path="manifest", omit_if="")
     """Probe: the manifest of the images that it is fitted on."""
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from flip.config.derived import (
     weight_error,
     world_size,
 )
-from flip.config.schema import Config, Data, Stage
+from flip.config.schema import Config, Data, Stage, walk_fields
 from flip.runs.errors import ConfigError
 
 MAX_PATCHES = 2**15 - 1
@@ -48,20 +47,6 @@ _BOUNDS = {
 """Rules of ``flip.config.schema.option`` -> test, words."""
 
 
-def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, Mapping[str, Any], Any]]:
-    """(dotted key, rules, value) of every field below a section; members of a list by their names or positions."""
-    for field in dataclasses.fields(section):
-        value, key = getattr(section, field.name), prefix + field.name
-        members = {key: value}
-        if isinstance(value, list):
-            members = {f"{key}.{getattr(member, 'name', '') or i}": member for i, member in enumerate(value)}
-        for name, member in members.items():
-            if dataclasses.is_dataclass(member):
-                yield from _values(member, f"{name}.")
-            else:
-                yield name, field.metadata, member
-
-
 def _interval(config: Config, key: str, low: float, high: float) -> None:
     """Check a pair of numbers: the smaller first, both above ``low`` and at most ``high``."""
     pair = getattr(config.augment, key.rpartition(".")[2])
@@ -80,7 +65,8 @@ def _suggestion(config: Config, key: str) -> str:
 
 def check_fields(config: Config) -> None:
     """Raise ConfigError for the first field that is invalid whatever the other fields are. ``auto`` is allowed."""
-    for key, rules, value in _values(config):
+    for key, _, field, value in walk_fields(config):
+        rules = field.metadata
         choices = rules.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(choices)}.")
@@ -316,8 +302,8 @@ def validate(config: Config) -> list[str]:
     check_fields(config)
     _check_towers(config)
     _check_stages(config)
-    for key, rules, value in _values(config):
-        if "auto" in rules and value == rules["auto"]:
+    for key, _, field, value in walk_fields(config):
+        if "auto" in field.metadata and value == field.metadata["auto"]:
             raise ConfigError(f"{key}: is not resolved", value=value)
     _check_datasets(config)
     _check_order(config)
