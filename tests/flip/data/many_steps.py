@@ -32,14 +32,14 @@ def streams(folder, lanes):
 
 
 def main(folder):
-    made, out = streams(folder, range(1))
+    producer, out = streams(folder, range(1))
     process, rss, held = psutil.Process(), {}, 0
     for step in range(1, 10_001):
-        made.fill(out)
-        held = max(held, made.counters.held)
+        producer.fill(out)
+        held = max(held, producer.counters.held)
         if step in (1_000, 10_000):
             rss[step] = process.memory_info().rss
-    print(json.dumps({"rss": list(rss.values()), "held": held, "bytes": made.counters.bytes}))
+    print(json.dumps({"rss": list(rss.values()), "held": held, "bytes": producer.counters.bytes}))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ WHOLE = {"crop_area": [1.0, 1.0], "crop_aspect": [1.0, 1.0], "flip": 0.0}
 
 
 def draws(n=1, **fixed):
-    made = Draws.of(3, np.zeros(n, dtype=np.int64), np.arange(n))
-    return made._replace(**{name: np.full_like(getattr(made, name), value) for name, value in fixed.items()})
+    drawn = Draws.of(3, np.zeros(n, dtype=np.int64), np.arange(n))
+    return drawn._replace(**{name: np.full_like(getattr(drawn, name), value) for name, value in fixed.items()})
 
 
 def test_crop_boxes_are_those_of_the_recipe():

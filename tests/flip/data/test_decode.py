@@ -44,9 +44,9 @@ def test_strips_give_the_same_as_the_whole(monkeypatch, conversion):
     files += [saved(Image.fromarray(deep), form) for form in ("PNG", "TIFF")]
     files += [saved(Image.fromarray(deep.astype(np.int32)), "TIFF"), saved(RGB.convert("CMYK"), "JPEG")]
     files += [saved(RGB.convert("P"), "PNG", transparency=7), saved(RGB, "PNG", transparency=RGB.getpixel((3, 3)))]
-    whole = [decode.decode(data, conversion=conversion) for data in files]
+    intact = [decode.decode(data, conversion=conversion) for data in files]
     monkeypatch.setattr(decode, "STRIP", 5 * 32)
-    for data, expected in zip(files, whole, strict=True):
+    for data, expected in zip(files, intact, strict=True):
         assert np.array_equal(decode.decode(data, conversion=conversion), expected)
         assert np.array_equal(decode.to_rgb(decode.open_image(data), conversion), expected)
 
@@ -60,8 +60,8 @@ def test_both_jpeg_decoders_see_the_same():
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 @pytest.mark.parametrize("fmt", ["png", "jpg"])
 def test_damage_is_undecodable(decoder, fmt):
-    whole = encode(picture(1, 64), fmt)
-    for data in (b"", b"no picture", whole[: len(whole) // 2], whole[:20]):
+    intact = encode(picture(1, 64), fmt)
+    for data in (b"", b"no picture", intact[: len(intact) // 2], intact[:20]):
         with pytest.raises(DecodeError):
             decode.decode(data, decoder)
 

@@ -56,10 +56,13 @@ def test_a_run_handed_on_twice(data, reference, first):
     draw = random.Random(first)
     others = draw.sample([layout for layout in LAYOUTS if layout != LAYOUTS[first]], 2)
     borders = [0, *sorted(draw.sample(range(1, STEPS), 2)), STEPS]
-    found = []
+    handed_on = []
     for layout, start, stop in zip([LAYOUTS[first], *others], borders[:-1], borders[1:], strict=True):
-        found += batches(data, layout, range(start, stop))
+        handed_on += batches(data, layout, range(start, stop))
     wrong = [
-        (t, name) for t in range(STEPS) for name in found[t] if not torch.equal(found[t][name], reference[t][name])
+        (t, name)
+        for t in range(STEPS)
+        for name in handed_on[t]
+        if not torch.equal(handed_on[t][name], reference[t][name])
     ]
     assert not wrong, f"layouts {LAYOUTS[first]}, {others} from steps {borders}"

@@ -50,9 +50,9 @@ def test_batch(original, reference):
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in batch.items()}
     assert shapes["patches"] == ((BATCH, 4, 192), torch.uint8) and shapes["keep_indices"] == ((BATCH, 4), torch.int16)
     assert shapes["tokens"] == ((BATCH, 8), torch.int32) and shapes["ids"] == ((BATCH,), torch.int64)
-    ids, visits = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
+    ids, epochs = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
     assert batch["ids"].tolist() == ids.tolist()
-    assert batch["keep_indices"].tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
+    assert batch["keep_indices"].tolist() == masking.visible_patches(11, epochs, ids, 9, 4).tolist()
     pixels = [hashlib.sha256(picture(i, 32).tobytes()).digest()[:8] for i in ids]
     assert batch["witness"].tolist() == [int.from_bytes(d, "little", signed=True) for d in pixels]
 
@@ -103,19 +103,25 @@ def test_captions_are_drawn(original):
 @pytest.mark.parametrize("kind", ["random", "prioritised"])
 def test_text_is_masked_in_the_worker(original, kind):
     """Alike whatever the ranks and workers: of the whole caption the positions that the hash leaves."""
-    whole = take(loader(original), 0, 2)
+    unmasked = take(loader(original), 0, 2)
     short = [_shortened(original, kind, workers=workers) for workers in (0, 3)]
     halves = [_shortened(original, kind, rank=rank, world=2, workers=1) for rank in range(2)]
-    for t, batch in enumerate(whole):
-        (one, other), parts = (s[t] for s in short), [half[t] for half in halves]
-        assert batch.position_ids is None and (one.tokens.shape, one.tokens.dtype) == ((BATCH, 4), torch.int32)
-        assert torch.equal(one.tokens, batch.tokens.gather(1, one.position_ids.long()))
+    for t, batch in enumerate(unmasked):
+        (shortened, other), parts = (s[t] for s in short), [half[t] for half in halves]
+        assert batch.position_ids is None and (shortened.tokens.shape, shortened.tokens.dtype) == (
+            (BATCH, 4),
+            torch.int32,
+        )
+        assert torch.equal(shortened.tokens, batch.tokens.gather(1, shortened.position_ids.long()))
         for name in ("position_ids", "tokens", "ids", "keep_indices"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
-            assert torch.equal(getattr(one, name), torch.cat([getattr(part, name) for part in parts]))
-        ids, visits = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
-        kept = masking.MaskSpec(4, 4, kind == "prioritised")
-        assert one.position_ids.tolist() == masking.visible_tokens(11, visits, ids, batch.tokens.numpy(), kept).tolist()
+            assert torch.equal(getattr(shortened, name), getattr(other, name))
+            assert torch.equal(getattr(shortened, name), torch.cat([getattr(part, name) for part in parts]))
+        ids, epochs = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
+        masks = masking.MaskSpec(4, 4, kind == "prioritised")
+        assert (
+            shortened.position_ids.tolist()
+            == masking.visible_tokens(11, epochs, ids, batch.tokens.numpy(), masks).tolist()
+        )
 
 
 def _shortened(original, kind, **fields):
@@ -145,11 +151,11 @@ def spoil(folder, bad):
 def test_next_good_sample_of_the_block_stands_in(original, folder, workers, caplog):
     bad = {3, 50, 51, 120}
     spoil(folder, bad)
-    whole = take(loader(original, folder=folder, workers=workers, max_replaced=0.1), 0, 4, batch=48)
+    unmasked = take(loader(original, folder=folder, workers=workers, max_replaced=0.1), 0, 4, batch=48)
     order = SampleOrder(11, 200, CHUNK, BLOCK, LANES)
     replaced = 0
-    for t, batch in enumerate(whole):
-        expected, visits = [], []
+    for t, batch in enumerate(unmasked):
+        expected, epochs = [], []
         for lane in range(LANES):
             for position in range(4 * t, 4 * t + 4):
                 k, n = divmod(position, order.block_samples)
@@ -160,11 +166,11 @@ def test_next_good_sample_of_the_block_stands_in(original, folder, workers, capl
                     if ids[m % order.block_samples] not in bad
                 )
                 expected.append(ids[m])
-                visits.append(seen[m])
+                epochs.append(seen[m])
                 replaced += m != n
         assert batch.ids.tolist() == expected
-        assert batch.keep_indices.tolist() == masking.visible_patches(11, visits, expected, 9, 4).tolist()
-    assert replaced == sum(batch.replaced for batch in whole) > 0
+        assert batch.keep_indices.tolist() == masking.visible_patches(11, epochs, expected, 9, 4).tolist()
+    assert replaced == sum(batch.replaced for batch in unmasked) > 0
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == len(set(lines)) and any("0.tar, sample 3 replaced: " in line for line in lines)
 
@@ -241,9 +247,11 @@ def test_numbers_that_do_not_fit(original):
 def test_evaluation_is_exact(original, world):
     images = Shards(original)
     shares = [range(rank * images.count // world, (rank + 1) * images.count // world) for rank in range(world)]
-    found = [one for share in shares for one in prepare(images, share, lambda pixels: pixels, label_of)]
-    assert [id for id, *_ in found] == list(range(SAMPLES)) and images.count == SAMPLES
-    assert [label for *_, label in found] == [id % 7 for id in range(SAMPLES)]
-    assert np.array_equal(EvaluationView(32)(found[5][1]), picture(5, 32))
+    images_found = [
+        shortened for share in shares for shortened in prepare(images, share, lambda pixels: pixels, label_of)
+    ]
+    assert [id for id, *_ in images_found] == list(range(SAMPLES)) and images.count == SAMPLES
+    assert [label for *_, label in images_found] == [id % 7 for id in range(SAMPLES)]
+    assert np.array_equal(EvaluationView(32)(images_found[5][1]), picture(5, 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
         prepare(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))

@@ -5,12 +5,12 @@ from flip.data import masking
 
 
 def test_keep_is_ascending_and_belongs_to_the_sample():
-    ids, visits = np.arange(500), np.arange(500) % 3
-    keep = masking.visible_patches(9, visits, ids, 36, 18)
+    ids, epochs = np.arange(500), np.arange(500) % 3
+    keep = masking.visible_patches(9, epochs, ids, 36, 18)
     assert keep.dtype == np.int16 and (np.diff(keep, axis=1) > 0).all()
-    assert (masking.visible_patches(9, visits[77:78], ids[77:78], 36, 18) == keep[77]).all()
+    assert (masking.visible_patches(9, epochs[77:78], ids[77:78], 36, 18) == keep[77]).all()
     assert np.bincount(keep.ravel(), minlength=36).min() > 200
-    assert (masking.visible_patches(9, visits, ids, 36, 36) == np.arange(36)).all()
+    assert (masking.visible_patches(9, epochs, ids, 36, 36) == np.arange(36)).all()
 
 
 def test_equal_keys_go_by_position():
@@ -44,17 +44,17 @@ def tokens():
 
 @pytest.mark.parametrize("prioritised", [False, True])
 def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sample(prioritised):
-    ids, visits, kept = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, prioritised)
+    ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, prioritised)
     many = np.tile(tokens(), (80, 1))
-    places = masking.visible_tokens(9, visits, ids, many, kept)
+    places = masking.visible_tokens(9, epochs, ids, many, masks)
     assert places.shape == (400, 6) and places.dtype == np.int16
     assert (places[:, 0] == 0).all() and (np.diff(places, axis=1) > 0).all()
-    alone = masking.visible_tokens(9, visits[77:78], ids[77:78], many[77:78], kept)
+    alone = masking.visible_tokens(9, epochs[77:78], ids[77:78], many[77:78], masks)
     assert (alone == places[77]).all()
-    assert (masking.visible_tokens(9, visits, ids, many, masking.MaskSpec(1, 16, prioritised)) == np.arange(16)).all()
-    whole = places[4::5]  # captions without padding: both ways are one
-    assert (whole == masking.visible_tokens(9, visits, ids, many, masking.MaskSpec(1, 6))[4::5]).all()
-    assert np.bincount(whole.ravel(), minlength=16)[1:].min() > 10
+    assert (masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 16, prioritised)) == np.arange(16)).all()
+    unpadded = places[4::5]  # captions without padding: both ways are one
+    assert (unpadded == masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 6))[4::5]).all()
+    assert np.bincount(unpadded.ravel(), minlength=16)[1:].min() > 10
 
 
 def test_padding_goes_first_where_tokens_are_prioritised():
@@ -69,8 +69,8 @@ def test_padding_goes_first_where_tokens_are_prioritised():
 def test_places_are_pinned():
     """Other places are another run."""
     for prioritised, golden in ((False, RANDOM), (True, PRIORITISED)):
-        found = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, prioritised))
-        assert found.tolist() == golden
+        result = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, prioritised))
+        assert result.tolist() == golden
 
 
 @pytest.mark.parametrize("prioritised", [False, True])
@@ -90,5 +90,5 @@ def test_places_are_those_of_the_contract(prioritised):
 
     for id, row in zip(IDS, tokens(), strict=True):
         order = sorted(range(1, 16), key=lambda t: (prioritised and row[t] == 0, key(5, 3, id, 4, t)))
-        found = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, prioritised))
-        assert found.tolist() == [sorted([0, *order[:5]])]
+        result = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, prioritised))
+        assert result.tolist() == [sorted([0, *order[:5]])]

@@ -52,8 +52,8 @@ def test_a_batch_is_each_set_s_own_stream(original, other, start):
     second = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4).batch(start // LANES * 4, 4 * each)
     ids = np.concatenate([first[0], second[0] + IDS])
     assert batch.ids.tolist() == ids.tolist() and IDS == 2**48
-    visits = np.concatenate([first[1], second[1]])
-    assert batch.keep_indices.tolist() == masking.visible_patches(11, visits, ids, 9, 4).tolist()
+    epochs = np.concatenate([first[1], second[1]])
+    assert batch.keep_indices.tolist() == masking.visible_patches(11, epochs, ids, 9, 4).tolist()
 
 
 @pytest.mark.parametrize("start", [0, 7 * BATCH])
@@ -61,10 +61,10 @@ def test_what_is_shown_of_a_step_is_the_loader_s_batch(original, other, start):
     data = mixed(original, other)
     taken = list(inspect_samples.batch(schema.Config(seed=11, data=data), load_sources(data), start, BATCH))
     batch = take(data, start, 1)[0]
-    tokens = Tokenizer(data.tokenizer, 8, True)([one.caption for one in taken])
-    assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
-    assert [one.lane for one in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
-    assert {one.shard.rsplit("/", 2)[-2] for one in taken if one.id >= IDS} == {other.name}
+    tokens = Tokenizer(data.tokenizer, 8, True)([entry.caption for entry in taken])
+    assert [entry.id for entry in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
+    assert [entry.lane for entry in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
+    assert {entry.shard.rsplit("/", 2)[-2] for entry in taken if entry.id >= IDS} == {other.name}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -78,25 +78,25 @@ def test_a_bad_sample_is_replaced_inside_its_set(original, tmp_path, workers, ca
     batches = take(mixed(original, tmp_path), 0, 6, workers)
     order = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4)
     named = [id for t in range(6) for id in order.batch(t * 16, 16)[0].tolist()]
-    found = [id - IDS for batch in batches for id in batch.ids.tolist() if id >= IDS]
-    assert [a for a, b in zip(named, found, strict=True) if a != b] == [a for a in named if a in bad]
+    used = [id - IDS for batch in batches for id in batch.ids.tolist() if id >= IDS]
+    assert [a for a, b in zip(named, used, strict=True) if a != b] == [a for a in named if a in bad]
     assert sum(batch.replaced for batch in batches) == sum(a in bad for a in named) > 0
-    assert not bad & set(found) and "0.tar, sample 50 replaced" in caplog.text
+    assert not bad & set(used) and "0.tar, sample 50 replaced" in caplog.text
 
 
 def test_the_digest_is_that_of_all_sets(original, other):
-    one, two = load_sources(mixed(original, other))
-    assert datasets_digest([one]) == one.manifest.digest
-    both = datasets_digest([one, two])
-    changed = [DatasetSource(0, one.manifest, range(9)), DatasetSource(1, two.manifest, range(9, 12))]
-    assert len({both, datasets_digest([two, one]), datasets_digest(changed), one.manifest.digest}) == 4
+    entry, two = load_sources(mixed(original, other))
+    assert datasets_digest([entry]) == entry.manifest.digest
+    both = datasets_digest([entry, two])
+    changed = [DatasetSource(0, entry.manifest, range(9)), DatasetSource(1, two.manifest, range(9, 12))]
+    assert len({both, datasets_digest([two, entry]), datasets_digest(changed), entry.manifest.digest}) == 4
 
 
 def test_a_worker_opens_the_sets_of_its_lanes(original, other, tmp_path):
     data = mixed(original, other)
-    assert [one.number for one in load_sources(data, range(6))] == [0]
-    assert [one.number for one in load_sources(data, range(8, 9))] == [1]
-    assert [one.own_lanes(range(6, 10)) for one in load_sources(data, range(6, 10))] == [range(6, 8), range(2)]
+    assert [entry.number for entry in load_sources(data, range(6))] == [0]
+    assert [entry.number for entry in load_sources(data, range(8, 9))] == [1]
+    assert [entry.own_lanes(range(6, 10)) for entry in load_sources(data, range(6, 10))] == [range(6, 8), range(2)]
     data.sets[1].manifest = str(tmp_path / "none")
     load_sources(data, range(8))
     with pytest.raises(DataError, match="no manifest"):

@@ -38,13 +38,13 @@ GOLDEN = [
 def test_vectors():
     for values, expected in VECTORS["key"]:
         assert int(rng.key(*values)) == int(expected, 16)
-    for seed, visit, chunks, expected in VECTORS["pi"]:
-        assert order.permute(seed, visit, chunks, np.arange(len(expected))).tolist() == expected
+    for seed, epoch, chunks, expected in VECTORS["pi"]:
+        assert order.permute(seed, epoch, chunks, np.arange(len(expected))).tolist() == expected
     for v in VECTORS["batch"]:
-        ids, visits = SampleOrder(v["seed"], v["N"], v["R"], v["Q"], v["L"]).batch(v["S"], v["B"])
-        assert np.stack([ids, visits], axis=1).tolist() == v["ids"]
-    for seed, visit, id, patches, kept, expected in VECTORS["keep"]:
-        assert masking.visible_patches(seed, [visit], [id], patches, kept).tolist() == [expected]
+        ids, epochs = SampleOrder(v["seed"], v["N"], v["R"], v["Q"], v["L"]).batch(v["S"], v["B"])
+        assert np.stack([ids, epochs], axis=1).tolist() == v["ids"]
+    for seed, epoch, id, patches, kept, expected in VECTORS["keep"]:
+        assert masking.visible_patches(seed, [epoch], [id], patches, kept).tolist() == [expected]
 
 
 def test_the_version_is_that_of_these_digests():
@@ -54,8 +54,8 @@ def test_the_version_is_that_of_these_digests():
 
 @pytest.mark.parametrize("n, r, q, lanes, start, count, golden", GOLDEN)
 def test_golden(n, r, q, lanes, start, count, golden):
-    ids, visits = SampleOrder(2**64 - 3, n, r, q, lanes).batch(start, count)
-    digest = hashlib.sha256(ids.astype("<i8").tobytes() + visits.astype("<i8").tobytes()).hexdigest()
+    ids, epochs = SampleOrder(2**64 - 3, n, r, q, lanes).batch(start, count)
+    digest = hashlib.sha256(ids.astype("<i8").tobytes() + epochs.astype("<i8").tobytes()).hexdigest()
     assert digest == golden
 
 
@@ -65,8 +65,8 @@ def test_uniform_numbers_are_the_upper_bits():
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1), st.integers(0, 1000))
-def test_permutation_is_a_bijection(chunks, seed, visit):
-    assert sorted(order.permute(seed, visit, chunks, np.arange(chunks)).tolist()) == list(range(chunks))
+def test_permutation_is_a_bijection(chunks, seed, epoch):
+    assert sorted(order.permute(seed, epoch, chunks, np.arange(chunks)).tolist()) == list(range(chunks))
 
 
 @given(st.data())
@@ -75,9 +75,9 @@ def test_every_pass_holds_every_chunk_once(data):
     chunks = data.draw(st.integers(1, 12)) * lanes * q  # whole blocks per pass: the passes' borders are sharp
     samples = chunks * r + data.draw(st.integers(0, r - 1))
     stream = SampleOrder(data.draw(st.integers(0, 2**64 - 1)), samples, r, q, lanes)
-    for visit in range(3):
-        ids, visits = stream.batch(visit * chunks * r, chunks * r)
-        assert sorted(ids.tolist()) == list(range(chunks * r)) and set(visits.tolist()) == {visit}
+    for epoch in range(3):
+        ids, epochs = stream.batch(epoch * chunks * r, chunks * r)
+        assert sorted(ids.tolist()) == list(range(chunks * r)) and set(epochs.tolist()) == {epoch}
 
 
 @given(st.data())
@@ -108,9 +108,9 @@ def test_senseless_numbers_are_refused():
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(1, 3000))
-def test_unpermute_is_the_inverse(seed, visit, chunks):
+def test_unpermute_is_the_inverse(seed, epoch, chunks):
     places = np.arange(chunks)
-    assert order.unpermute(seed, visit, chunks, order.permute(seed, visit, chunks, places)).tolist() == places.tolist()
+    assert order.unpermute(seed, epoch, chunks, order.permute(seed, epoch, chunks, places)).tolist() == places.tolist()
 
 
 @given(

@@ -29,14 +29,14 @@ def key(*values: int) -> int:
     return h
 
 
-def pi(seed: int, visit: int, chunks: int, c: int) -> int:
+def pi(seed: int, epoch: int, chunks: int, c: int) -> int:
     bits = max(1, ((chunks - 1).bit_length() + 1) // 2)
     low = 2**bits - 1
     value = c
     while True:
         left, right = value >> bits, value & low
         for turn in range(4):
-            left, right = right, left ^ (key(seed, 2**63, visit, turn, right) & low)
+            left, right = right, left ^ (key(seed, 2**63, epoch, turn, right) & low)
         value = (left << bits) | right
         if value < chunks:
             return value
@@ -47,10 +47,10 @@ def block(seed: int, n: int, r: int, q: int, lanes: int, lane: int, k: int) -> l
     chunks = n // r
     stream = []
     for number in range(k * q, (k + 1) * q):
-        visit, c = divmod(lane + number * lanes, chunks)
-        first = pi(seed, visit, chunks, c) * r
+        epoch, c = divmod(lane + number * lanes, chunks)
+        first = pi(seed, epoch, chunks, c) * r
         for i in range(r):
-            stream.append((first + i, visit))
+            stream.append((first + i, epoch))
     numbers = sorted(range(q * r), key=lambda i: (key(seed, 2**63 + 1, lane, k, i), i))
     return [stream[i] for i in numbers]
 
@@ -74,15 +74,15 @@ def global_batch(seed: int, n: int, r: int, q: int, lanes: int, s: int, b: int) 
     return samples
 
 
-def keep(seed: int, visit: int, sample: int, patches: int, kept: int) -> list[int]:
-    by_key = sorted(range(patches), key=lambda p: (key(seed, visit, sample, 3, p), p))
-    return sorted(by_key[:kept])
+def keep(seed: int, epoch: int, sample: int, patches: int, visible: int) -> list[int]:
+    by_key = sorted(range(patches), key=lambda p: (key(seed, epoch, sample, 3, p), p))
+    return sorted(by_key[:visible])
 
 
 def product_batch(seed: int, n: int, r: int, q: int, lanes: int, s: int, b: int) -> list[tuple[int, int]]:
-    ids, visits = order.SampleOrder(seed=seed, samples=n, chunk=r, block=q, lanes=lanes).batch(s, b)
-    assert len(ids) == len(visits) == b
-    return [(int(i), int(v)) for i, v in zip(ids, visits, strict=True)]
+    ids, epochs = order.SampleOrder(seed=seed, samples=n, chunk=r, block=q, lanes=lanes).batch(s, b)
+    assert len(ids) == len(epochs) == b
+    return [(int(i), int(v)) for i, v in zip(ids, epochs, strict=True)]
 
 
 def divisors(n: int) -> list[int]:
@@ -108,10 +108,10 @@ def test_key(count):
 def test_permute(seed):
     # Both sides of powers of two: there the halves change their width and the walk back below C is longest.
     for chunks in (1, 2, 3, 4, 5, 15, 16, 17, 64, 65, 257):
-        for visit in (0, 1, 5):
-            expected = [pi(seed, visit, chunks, c) for c in range(chunks)]
+        for epoch in (0, 1, 5):
+            expected = [pi(seed, epoch, chunks, c) for c in range(chunks)]
             assert sorted(expected) == list(range(chunks))
-            assert [int(order.permute(seed, visit, chunks, c)) for c in range(chunks)] == expected, (chunks, visit)
+            assert [int(order.permute(seed, epoch, chunks, c)) for c in range(chunks)] == expected, (chunks, epoch)
 
 
 @pytest.mark.parametrize("case", range(60))
@@ -144,10 +144,10 @@ def test_batch_of_a_small_data_set(seed):
 
 def test_a_pass_reads_every_sample_of_whole_chunks_once():
     n, r, q, lanes = 100, 4, 1, 5
-    whole = n // r * r
-    ids, visits = order.SampleOrder(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, whole)
-    assert sorted(int(i) for i in ids) == list(range(whole))
-    assert {int(v) for v in visits} == {0}
+    used = n // r * r
+    ids, epochs = order.SampleOrder(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, used)
+    assert sorted(int(i) for i in ids) == list(range(used))
+    assert {int(v) for v in epochs} == {0}
 
 
 # N is a multiple of L here: the second start is the last position before the first border, the third lies past it.
@@ -164,13 +164,13 @@ def test_batch_at_full_size(s):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_keep(seed):
     draw = random.Random(seed)
-    for patches, kept in ((1, 1), (16, 4), (196, 49), (196, 98), (196, 196), (256, 1)):
+    for patches, visible in ((1, 1), (16, 4), (196, 49), (196, 98), (196, 196), (256, 1)):
         samples = [
             (draw.randrange(6), draw.choice((0, draw.randrange(10**6), 2**48 + 12, 3 * 2**48))) for _ in range(5)
         ]
-        visits = np.array([visit for visit, _ in samples], dtype=np.int64)
+        epochs = np.array([epoch for epoch, _ in samples], dtype=np.int64)
         ids = np.array([sample for _, sample in samples], dtype=np.int64)
-        got = masking.visible_patches(seed, visits, ids, patches, kept)
-        assert got.dtype == np.int16 and got.shape == (len(samples), kept)
-        expected = [keep(seed, visit, sample, patches, kept) for visit, sample in samples]
-        assert got.tolist() == expected, (patches, kept)
+        got = masking.visible_patches(seed, epochs, ids, patches, visible)
+        assert got.dtype == np.int16 and got.shape == (len(samples), visible)
+        expected = [keep(seed, epoch, sample, patches, visible) for epoch, sample in samples]
+        assert got.tolist() == expected, (patches, visible)

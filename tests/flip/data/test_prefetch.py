@@ -41,70 +41,72 @@ def storage():
     return Storage()
 
 
-def walk(ahead, order, lanes, start, stop):
+def walk(prefetcher, order, lanes, start, stop):
     """Use positions start .. stop - 1 of all lanes; the chunks that each lane asked for, block by block."""
     used = {}
     for position in range(start, stop):
         k, n = divmod(position, order.block_samples)
         for a in range(len(lanes)):
             j = int(order.cached_block(lanes, k)[0][a][n]) // order.chunk
-            assert ahead.chunk(a, k, j) == [j]
+            assert prefetcher.chunk(a, k, j) == [j]
             used.setdefault((a, k), set()).add(j)
-            ahead.advance(a, k, n)
+            prefetcher.advance(a, k, n)
     return used
 
 
 def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(storage):
     order, lanes = SampleOrder(**ORDER), range(4, 8)
-    ahead = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
-    used = walk(ahead, order, lanes, 10, 3 * order.block_samples)
-    asked = [(a, j) for a in range(4) for j in ahead._chunks[a][3]]
-    assert all(len(held) == 1 for held in ahead._chunks), "used blocks are dropped"
-    assert ahead.bytes == sum(len_of(j) for _, j in asked), "and not counted any more"
+    prefetcher = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
+    used = walk(prefetcher, order, lanes, 10, 3 * order.block_samples)
+    asked = [(a, j) for a in range(4) for j in prefetcher._chunks[a][3]]
+    assert all(len(held) == 1 for held in prefetcher._chunks), "used blocks are dropped"
+    assert prefetcher.bytes == sum(len_of(j) for _, j in asked), "and not counted any more"
     wanted = [j for chunks in used.values() for j in chunks]
     following = [
         (a, j) for a in range(4) for j in np.unique(order.cached_block(lanes, 3)[0][a] // order.chunk).tolist()
     ]
     assert sorted(asked) == sorted(following), "all of the next block, before it starts"
     for a, j in asked:
-        ahead.chunk(a, 3, j)
+        prefetcher.chunk(a, 3, j)
     assert sorted(storage.reads) == sorted(wanted + [j for _, j in asked])
-    ahead.close()
+    prefetcher.close()
 
 
 def test_reads_run_in_the_background_and_are_waited_for_when_needed(storage):
     order, lanes = SampleOrder(**ORDER), range(1)
-    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
-    walk(ahead, order, lanes, 0, order.block_samples // 2)
+    prefetcher = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
+    walk(prefetcher, order, lanes, 0, order.block_samples // 2)
     storage.hold.clear()
-    walk(ahead, order, lanes, order.block_samples // 2, order.block_samples)  # waits for none of the requested chunks
+    walk(
+        prefetcher, order, lanes, order.block_samples // 2, order.block_samples
+    )  # waits for none of the requested chunks
     needed = np.unique(order.cached_block(lanes, 1)[0][0] // order.chunk).tolist()
     assert set(needed) - set(storage.reads), "some are still under way"
-    waited = threading.Thread(target=lambda: [ahead.chunk(0, 1, j) for j in needed])
+    waited = threading.Thread(target=lambda: [prefetcher.chunk(0, 1, j) for j in needed])
     waited.start()
     waited.join(0.2)
     assert waited.is_alive()
     storage.hold.set()
     waited.join(30)
     assert not waited.is_alive() and set(needed) <= set(storage.reads)
-    ahead.close()
+    prefetcher.close()
 
 
 def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
     order = SampleOrder(**ORDER)
-    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
+    prefetcher = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
     with pytest.raises(DataError, match="rot"):
-        ahead.chunk(0, 0, -1)
-    ahead.close()
+        prefetcher.chunk(0, 0, -1)
+    prefetcher.close()
 
 
 def test_chunks_without_a_good_sample_are_not_read(storage):
     order, lanes = SampleOrder(**ORDER), range(1)
     bad = int(order.cached_block(lanes, 0)[0][0][0]) // order.chunk
-    ahead = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad, len_of)
-    for j in set(ahead._chunks[0][0]):
-        ahead.chunk(0, 0, j)
-    ahead.close()
+    prefetcher = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad, len_of)
+    for j in set(prefetcher._chunks[0][0]):
+        prefetcher.chunk(0, 0, j)
+    prefetcher.close()
     assert len(storage.reads) == ORDER["block"] - 1 and bad not in storage.reads
 
 
@@ -121,21 +123,23 @@ def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
     order = SampleOrder(**{**ORDER, "block": 16})
-    ahead = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
-    assert ahead.lookahead == 0, "the rate is not known yet"
+    prefetcher = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
+    assert prefetcher.lookahead == 0, "the rate is not known yet"
     for _ in range(40):
         clock[0] += 2.0
-        ahead.update_rate(4)  # 2 samples a second
-    assert ahead.lookahead == round(prefetch.LOOKAHEAD_SECONDS * 2)
+        prefetcher.update_rate(4)  # 2 samples a second
+    assert prefetcher.lookahead == round(prefetch.LOOKAHEAD_SECONDS * 2)
     assert (
-        chunks_due(order.block_samples - ahead.lookahead - 1, order.block_samples - ahead.lookahead, order.block, 1.0)
+        chunks_due(
+            order.block_samples - prefetcher.lookahead - 1, order.block_samples - prefetcher.lookahead, order.block, 1.0
+        )
         == order.block
     )
     for _ in range(100):
         clock[0] += 0.001
-        ahead.update_rate(4)
-    assert ahead.lookahead == prefetch.MAX_LOOKAHEAD * order.block_samples, "memory bounds it"
-    ahead.close()
+        prefetcher.update_rate(4)
+    assert prefetcher.lookahead == prefetch.MAX_LOOKAHEAD * order.block_samples, "memory bounds it"
+    prefetcher.close()
 
 
 @pytest.mark.parametrize("lanes", [8, 100, 4096])

@@ -24,9 +24,9 @@ FILES = odd_pictures(SIZE)
 @pytest.mark.parametrize("name", FILES)
 def test_resize_crop_and_convert_are_the_pixels_of_open_clip(name):
     transform = pytest.importorskip("open_clip.transform").image_transform
-    theirs = transform(SIZE, False, mean=(0, 0, 0), std=(1, 1, 1))(Image.open(io.BytesIO(FILES[name])))
-    ours = EvaluationView(SIZE, "resize_crop", "convert")(decode.open_image(FILES[name]))
-    assert np.array_equal(ours, (theirs.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    reference = transform(SIZE, False, mean=(0, 0, 0), std=(1, 1, 1))(Image.open(io.BytesIO(FILES[name])))
+    result = EvaluationView(SIZE, "resize_crop", "convert")(decode.open_image(FILES[name]))
+    assert np.array_equal(result, (reference.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -34,10 +34,10 @@ def tiny(pool="patches", attention="explicit", trained=True, padding="attend", *
     return pair
 
 
-def inputs(b=3, kept=20):
+def inputs(b=3, count=20):
     rng = np.random.default_rng(0)
     patches = torch.from_numpy(rng.integers(0, 256, (b, 64, 192), dtype=np.uint8))
-    keep = torch.from_numpy(visible_patches(0, np.zeros(b, np.int64), np.arange(b), 64, kept))
+    keep = torch.from_numpy(visible_patches(0, np.zeros(b, np.int64), np.arange(b), 64, count))
     tokens = torch.from_numpy(rng.integers(0, 1000, (b, 32), dtype=np.int32))
     return patches, keep, tokens
 
@@ -147,13 +147,13 @@ def test_packed_text_is_padded_text_under_a_mask(padding, attention, places):
     tokens = captions() if places is None else captions().gather(1, places.long())
     towards = torch.randn(8, 48, generator=torch.Generator().manual_seed(2))
     parameters = dict(pair.text.named_parameters())
-    found = F.normalize(pair.text(tokens, places), dim=-1)
-    gradients = torch.autograd.grad((found * towards).sum(), list(parameters.values()))
+    features = F.normalize(pair.text(tokens, places), dim=-1)
+    gradients = torch.autograd.grad((features * towards).sum(), list(parameters.values()))
     wanted = reference_text(pair, tower, tokens, places)
     expected = torch.autograd.grad((wanted * towards).sum(), list(parameters.values()))
-    assert torch.allclose(found.double(), wanted, atol=2e-6)
-    for name, one, other in zip(parameters, gradients, expected, strict=True):
-        assert torch.allclose(one, other, atol=1e-5 * float(other.abs().max()) + 1e-7), name
+    assert torch.allclose(features.double(), wanted, atol=2e-6)
+    for name, gradient, other in zip(parameters, gradients, expected, strict=True):
+        assert torch.allclose(gradient, other, atol=1e-5 * float(other.abs().max()) + 1e-7), name
     rows = pair.text.token_indices(tokens)
     if padding == "mask":
         assert len(rows) == (tokens != 0).sum() + (tokens[:, 0] == 0).sum()
@@ -164,11 +164,11 @@ def test_packed_text_is_padded_text_under_a_mask(padding, attention, places):
 @torch.no_grad()
 def test_padding_moves_nothing_where_it_is_masked():
     """A caption's features depend neither on how far it is padded nor on its neighbours."""
-    short, whole = captions()[2:3, :4], captions()
+    short, padded = captions()[2:3, :4], captions()
     for padding, same in (("mask", True), ("attend", False)):
         text = tiny(padding=padding).text
         places = torch.arange(4)[None]
-        assert torch.allclose(text(short, places), text(whole)[2:3], atol=2e-6) == same
+        assert torch.allclose(text(short, places), text(padded)[2:3], atol=2e-6) == same
 
 
 def test_bucketed_lengths_fill_up_with_rows_that_count_nothing():
@@ -178,8 +178,8 @@ def test_bucketed_lengths_fill_up_with_rows_that_count_nothing():
     assert len(again.text.token_indices(tokens)) % 11 == 0 and len(again.text.token_indices(tokens)) > len(
         pair.text.token_indices(tokens)
     )
-    for one in (pair, again):
-        one.text(tokens).square().sum().backward()
+    for model in (pair, again):
+        model.text(tokens).square().sum().backward()
     assert torch.allclose(pair.text(tokens), again.text(tokens), atol=2e-6)
     for (name, p), q in zip(pair.text.named_parameters(), again.text.parameters(), strict=True):
         assert torch.allclose(p.grad, q.grad, atol=1e-5 * float(p.grad.abs().max())), name
@@ -210,8 +210,8 @@ def test_the_image_encoder_is_exported_with_any_batch(tmp_path):
         torch.onnx.export(program, f=str(tmp_path / "image.onnx"), input_names=["patches"])
         session = onnxruntime.InferenceSession(str(tmp_path / "image.onnx"))
         for given in patches:
-            (found,) = session.run(None, {"patches": given.numpy()})
-            assert np.allclose(found, image(given).numpy(), atol=1e-4)
+            (features,) = session.run(None, {"patches": given.numpy()})
+            assert np.allclose(features, image(given).numpy(), atol=1e-4)
 
 
 def test_bf16_keeps_the_features_fp32():
@@ -290,14 +290,14 @@ def test_arithmetic_counts_the_built_model(name, objective):
     assert costs.parameters(config) == counted | {"total": sum(p.numel() for p in pair.parameters())}
 
 
-@pytest.mark.parametrize("mask, kept", [("0", 64), ("0.75", 16)])
+@pytest.mark.parametrize("mask, count", [("0", 64), ("0.75", 16)])
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @pytest.mark.parametrize("precision, device", [("fp32", "cpu"), ("bf16", "cpu"), ("bf16", "cuda")])
-def test_arithmetic_foretells_what_autograd_saves(mask, kept, attention, precision, device, monkeypatch):
+def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precision, device, monkeypatch):
     if device == "cuda":
         monkeypatch.setattr(torch.nn.LayerNorm, "forward", _in_fp32)
         monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: torch.softmax(x, dim, dtype=torch.float32))
-    pair, (patches, keep, tokens) = tiny(attention=attention), inputs(32, kept)
+    pair, (patches, keep, tokens) = tiny(attention=attention), inputs(32, count)
     weights = {p.untyped_storage().data_ptr() for p in pair.parameters()}
     alive, sizes = [], {}
 
@@ -332,13 +332,13 @@ def _gradients(recompute, precision="fp32", compiled=False, padding="attend"):
         block.activation_checkpointing = recompute
         if compiled:
             block.compile(dynamic=False)
-    kept = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x)
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.nbytes) or x, lambda x: x)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         image, text, scale = pair(visible(patches, keep), keep, tokens)
     loss, _ = contrastive_loss(image, text, scale)
     loss.backward()
-    return loss.detach(), {name: p.grad for name, p in pair.named_parameters()}, sum(kept)
+    return loss.detach(), {name: p.grad for name, p in pair.named_parameters()}, sum(saved)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

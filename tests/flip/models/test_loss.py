@@ -59,8 +59,8 @@ def test_equals_the_definition(dtype, tolerance, objective, tile):
     loss, accuracy = contrastive_loss(*leaves, tile=tile)
     assert (loss.shape, accuracy.shape) == ((), ())
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-    for found, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
-        assert found.shape == want.shape and torch.allclose(found.double(), want.double(), atol=tolerance * 10)
+    for gradient, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
+        assert gradient.shape == want.shape and torch.allclose(gradient.double(), want.double(), atol=tolerance * 10)
 
 
 def test_accuracy_counts_nearest_texts():
@@ -111,8 +111,8 @@ def step(image, text, sigmoid=False):
     embed = [torch.nn.functional.normalize(x @ weight, dim=-1) for x in (image, text)]
     loss, accuracy = contrastive_loss(*embed, scale.exp(), bias if sigmoid else None, tile=5)
     loss.backward()
-    found = {"loss": loss.detach(), "accuracy": accuracy, "weight": weight.grad, "scale": scale.grad}
-    return found | ({"bias": bias.grad} if sigmoid else {})
+    outputs = {"loss": loss.detach(), "accuracy": accuracy, "weight": weight.grad, "scale": scale.grad}
+    return outputs | ({"bias": bias.grad} if sigmoid else {})
 
 
 def rank_main(rank, world, port, sigmoid, results):
@@ -122,14 +122,14 @@ def rank_main(rank, world, port, sigmoid, results):
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     image, text = features(24, seed=7)
     b = len(image) // world
-    found = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], sigmoid)
-    whole = {name: found[name].item() for name in ("loss", "accuracy")}
+    outputs = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], sigmoid)
+    averaged = {name: outputs[name].item() for name in ("loss", "accuracy")}
     for name in sorted(
-        found.keys() - whole.keys()
+        outputs.keys() - averaged.keys()
     ):  # what the trainer's sharding does: gradients are averaged over ranks
-        distributed.all_reduce(found[name])
-        whole[name] = (found[name] / world).tolist()
-    results.put((rank, whole))
+        distributed.all_reduce(outputs[name])
+        averaged[name] = (outputs[name] / world).tolist()
+    results.put((rank, averaged))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -141,13 +141,16 @@ def test_two_ranks_equal_one(sigmoid, free_port):
     ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, sigmoid, results)) for rank in range(2)]
     for process in ranks:
         process.start()
-    found = dict(results.get(timeout=120) for _ in ranks)
+    outputs = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    one = step(*features(24, seed=7), sigmoid)
+    single = step(*features(24, seed=7), sigmoid)
     for rank in range(2):
-        for name, value in one.items():
-            assert torch.allclose(torch.tensor(found[rank][name], dtype=torch.float64), value, atol=1e-12), (rank, name)
+        for name, value in single.items():
+            assert torch.allclose(torch.tensor(outputs[rank][name], dtype=torch.float64), value, atol=1e-12), (
+                rank,
+                name,
+            )
 
 
 @pytest.fixture
