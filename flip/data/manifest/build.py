@@ -1,7 +1,7 @@
 """Builds the manifest of tar shards: scans them in several processes, then assembles the tables.
 
 Each shard is read once: the CRC of a chunk is combined from the CRCs of its samples, because the chunk size follows
-from the number of samples. Finished scans are kept beside the output folder, and a later call uses them.
+from the number of samples. Finished scans are stored next to the output folder, and a later call uses them.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def scan_shards(
     keys: Sequence[str], out: Path, progress: Progress | None = None, workers: int = 0,
     known: Mapping[str, ObjectStat] | None = None, skip_damaged: bool = False, filters: Filters | None = None,
 ) -> ScanResults:  # fmt: skip
-    """Scan the shards whose scans are not stored beside ``out`` yet. Finished scans are kept if an error is raised.
+    """Scan the shards whose scans are not stored next to ``out`` yet. Finished scans are kept if an error is raised.
 
     Args:
         workers: most processes; below 2, this process scans.
@@ -237,12 +237,12 @@ def merge(
     chunk = old.chunk if old else chunk or default_chunk(samples)
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks, kept, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
+    chunks, selection, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
     for number, shard in enumerate(results.shards, 1):
         scan = _read_scan(results, shard, out)
         chunks.add(scan)
-        kept.add(scan.dropped == 0, int(scan.head[0]))
+        selection.add(scan.dropped == 0, int(scan.head[0]))
         counts += np.bincount(scan.dropped, minlength=256)
         if complete:
             complete.add(scan.census)
@@ -254,7 +254,7 @@ def merge(
     if complete:
         complete.check(str(out))
     offsets, checksums = chunks.tables()
-    table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else kept.build())
+    table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else selection.build())
     settings = _settings(results, keys, old) | (filters.settings(counts) if filters else {})
     manifest = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     results.scans.remove()

@@ -74,7 +74,7 @@ class Filter:
             if not _NUMBER.fullmatch(self.value):
                 raise ConfigError(f"the column {self.column} holds numbers", where, str(self))
             value: Any = pa.scalar(float(self.value))
-            column = column.cast(pa.float64(), safe=False)  # 53 bits of a whole number are enough to filter by
+            column = column.cast(pa.float64(), safe=False)  # 53 bits of an integer suffice for a filter
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             if self.op in _ORDER:
                 raise ConfigError(f"the column {self.column} holds text, which has no order", where, str(self))
@@ -170,7 +170,7 @@ def parse(filters: Sequence[str], length: str) -> Filters | None:
     """Parse command-line options; None if there are no filters. Raises ConfigError."""
     parsed = Filters(tuple(map(Filter.parse, filters)), Length.parse(length) if length else None)
     if len(parsed.reasons) > 255:
-        raise ConfigError("more filters than can be told apart", "--filter", len(filters))
+        raise ConfigError("too many filters", "--filter", len(filters))
     return parsed if parsed.names else None
 
 
@@ -205,10 +205,10 @@ def _dropped_by_manifest(folder: str, key: str) -> NDArray[np.bool_]:
     row = rows[key]
     first, count = int(manifest.first[row]), int(manifest.shards[row, 0])
     ordinals = manifest.sample_filter.ordinals(row) if manifest.sample_filter else np.arange(count)
-    found = np.ones(int(manifest.sample_filter.tars[row, 0]) if manifest.sample_filter else count, dtype=np.bool_)
-    found[ordinals] = False
-    found[ordinals[bad[np.searchsorted(bad, first) : np.searchsorted(bad, first + count)] - first]] = True
-    return found
+    dropped = np.ones(int(manifest.sample_filter.tars[row, 0]) if manifest.sample_filter else count, dtype=np.bool_)
+    dropped[ordinals] = False
+    dropped[ordinals[bad[np.searchsorted(bad, first) : np.searchsorted(bad, first + count)] - first]] = True
+    return dropped
 
 
 @cache
@@ -293,7 +293,7 @@ def _bytes(where: str, reader: StorageClient) -> bytes:
         stat = reader.stat(where)
     except DataError as error:
         remedy = (
-            "Filters on columns read it: img2dataset writes one beside each shard. Bring it there, or do not filter."
+            "Filters on columns read it: img2dataset writes one next to each shard. Bring it there, or do not filter."
         )
         raise DataError("the parquet file of this shard is missing", where, remedy=remedy) from error
     parquet.check_size(stat.size, where)

@@ -231,7 +231,7 @@ class Manifest(ChunkTable):
 
     def _validate(self, facts: Mapping[str, Any], check: bool) -> None:
         """Check that the files describe a data set, beyond their checksums. Raises ValueError."""
-        shards, kept = self.shards, self.sample_filter
+        shards, selection = self.shards, self.sample_filter
         wrong = {
             "chunk": type(self.chunk) is not int or not 0 < self.chunk <= self.samples,
             "samples": self.samples != facts["samples"] or (shards < 0).any() or (shards[:, 2] > shards[:, 1]).any(),
@@ -246,7 +246,7 @@ class Manifest(ChunkTable):
         wrong["chunks"] = not any(wrong.values()) and not (
             len(self.offsets) == len(self.checksums) == -(-self.samples // self.chunk)
         )
-        wrong["kept.bits"] = check and kept is not None and not kept.fits(shards[:, 0])
+        wrong["kept.bits"] = check and selection is not None and not selection.fits(shards[:, 0])
         if any(wrong.values()):
             raise ValueError(f"its parts do not fit each other: {', '.join(name for name in wrong if wrong[name])}")
 

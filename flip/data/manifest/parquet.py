@@ -26,7 +26,7 @@ _ENCODINGS = {
 }  # fmt: skip
 """Encodings whose decoded size follows from the page's size and the number of rows. The others, DELTA_BYTE_ARRAY and
 DELTA_LENGTH_BYTE_ARRAY, can expand a page without limit."""
-_REMEDY = "Use the file that img2dataset wrote beside the shard: it has a row per link, and numbers or short texts."
+_REMEDY = "Use the file that img2dataset wrote next to the shard: it has a row per link, and numbers or short texts."
 
 
 def read(data: bytes, where: str, choose: Callable[[Any], Sequence[str]]) -> list[Any]:

@@ -33,8 +33,8 @@ class FsspecStorage:
         """
 
         def find(files: Any, path: str) -> dict[str, int]:
-            found = files.find(path, detail=True) if files.exists(path) else {}
-            return {name[len(path.rstrip("/")) :]: int(info["size"]) for name, info in found.items()}
+            entries = files.find(path, detail=True) if files.exists(path) else {}
+            return {name[len(path.rstrip("/")) :]: int(info["size"]) for name, info in entries.items()}
 
         below = each(lambda: self._call(prefix, find))
         yield from ((prefix.rstrip("/") + name, ObjectStat(size, "")) for name, size in below.items())

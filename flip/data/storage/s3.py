@@ -2,7 +2,8 @@
 
 Address and credentials come from the usual places of botocore (AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID, ...,
 ~/.aws, the machine's role) and from fsspec's settings (FSSPEC_S3_ANON=true for public buckets); botocore refreshes
-expired credentials. Retries of s3fs and botocore are off: only ours know the deadline, the shard and its checksum.
+expired credentials. Retries of s3fs and botocore are off: only ``RetryState`` knows the deadline, the shard and its
+checksum.
 """
 
 from __future__ import annotations
