@@ -35,7 +35,7 @@ GREY: Pixels = np.full((32, 32, 3), 127, dtype=np.uint8)
 """An image that stands for any other."""
 
 
-class PairEncoder:
+class ModelEncoder:
     """The model of a run. Under sharding every call is collective.
 
     ``mask``: share of patches to hide ("0": none), drawn as in training with seed 0 and epoch 0. ``ensemble``: average
@@ -146,4 +146,4 @@ class OpenClipEncoder:
             return normalize(self.model.encode_text(tokens).float(), dim=-1).cpu()
 
 
-Encoder = PairEncoder | OpenClipEncoder
+Encoder = ModelEncoder | OpenClipEncoder

@@ -24,7 +24,7 @@ from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import LONG_OPERATION_FACTOR, StopFlag, Watchdog
 from flip.evaluation import datasets, open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
-from flip.evaluation.encoders import Encoder, OpenClipEncoder, PairEncoder
+from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.metrics import format_result
@@ -152,7 +152,7 @@ class Evaluation:
         parallel.check_initialised(pair)
         pair.eval()
         tokenizer, eval_view = Tokenizer.of(config.data.tokenizer, config.model.text), EvaluationView.of(config)
-        make = partial(PairEncoder, pair, tokenizer, config.model.image, device, self.autocast)
+        make = partial(ModelEncoder, pair, tokenizer, config.model.image, device, self.autocast)
         return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.task.views}
 
     # -- results -----------------------------------------------------------------------------------------------------

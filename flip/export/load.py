@@ -20,7 +20,7 @@ from flip.config.schema import Config
 from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluation import prompts
-from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.zero_shot import class_embeddings
 from flip.export import fold_padding, weights
 from flip.export.preprocess import Picture, Preprocess, as_pictures, as_texts
@@ -82,7 +82,7 @@ class TrainedModel:
         labels, templates = as_texts(labels), as_texts(templates)
         prompts.check_prompts(prompts.Prompts(labels, templates), "labels")
         tower = self.config.model.image
-        encoder = PairEncoder(self.pair, self.tokenizer, tower, self.device, view=self.preprocess.view)
+        encoder = ModelEncoder(self.pair, self.tokenizer, tower, self.device, view=self.preprocess.view)
         classes = class_embeddings(encoder, labels, templates)
         assert classes is not None  # a single process
         scale = self.pair.logit_scale.cpu().clamp(0.0, self.pair.max_logit_scale).exp()

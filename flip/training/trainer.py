@@ -31,7 +31,7 @@ from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup, run_on_first
 from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, CoordinatedStop, RunWatcher, StopFlag, Watchdog
-from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.metrics import format_result
 from flip.models import clip
@@ -318,7 +318,7 @@ class Trainer:
         self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
         return results
 
-    def encoder(self) -> PairEncoder:
+    def encoder(self) -> ModelEncoder:
         """The present weights as an encoder that computes in fp32."""
         config = self.config
 
@@ -328,7 +328,7 @@ class Trainer:
 
         model = parallel.in_fp32(self.model, build, self.world, config.compute)
         view = EvaluationView.of(config)
-        return PairEncoder(model, self.tokenizer, config.model.image, self.world.device, view=view)
+        return ModelEncoder(model, self.tokenizer, config.model.image, self.world.device, view=view)
 
     def finish(self) -> None:
         """Evaluate on all sets and write result.json, which completes the run."""

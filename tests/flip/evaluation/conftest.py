@@ -3,7 +3,7 @@
 import pytest
 
 from flip.config.schema import Augment, ImageTower, Model, TextTower
-from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.encoders import ModelEncoder
 from flip.models import clip
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer
@@ -22,7 +22,7 @@ def built():
 
 
 def encoder_of(pair, folder, **more):
-    return PairEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image, **more)
+    return ModelEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image, **more)
 
 
 @pytest.fixture(scope="package")

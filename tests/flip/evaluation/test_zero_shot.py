@@ -14,7 +14,7 @@ from flip.config.schema import Augment, EvaluationSet
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.evaluation import prompts
-from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.metrics import rank_of_target, wilson
 from flip.evaluation.zero_shot import class_embeddings, classify
@@ -27,7 +27,7 @@ from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 
 def score(pair, folder, batch, manifest, classes, role="test"):
     """The result of a zero-shot set."""
-    encoder = PairEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
+    encoder = ModelEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
     (found,) = Evaluator(encoder, batch).score(
         LoadedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes), role))
     )
@@ -62,7 +62,7 @@ def test_counts_are_exact(pair, data):
 def test_prompts_of_many_classes_in_chunks(pair, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"red square {i}" for i in range(11)]
-    encoder = PairEncoder(pair, tokenizer, CONFIG.image)
+    encoder = ModelEncoder(pair, tokenizer, CONFIG.image)
     whole, parts = (class_embeddings(encoder, names, ["{}", "a {}"], batch) for batch in (1000, 3))
     assert whole.shape == (11, 48)
     assert torch.allclose(whole, parts, atol=1e-6)
@@ -141,7 +141,7 @@ def test_the_numbers_of_clip_benchmark(pair, data, classes, monkeypatch):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"{COLOURS[c % 8]} {SHAPES[c // 8 % 4]} {c}" for c in range(classes)]
     templates = ["{}", "a picture of {}", "the number {} of all"]
-    encoder = PairEncoder(pair, tokenizer, CONFIG.image)
+    encoder = ModelEncoder(pair, tokenizer, CONFIG.image)
     ours = class_embeddings(encoder, names, templates, batch=16)
     theirs = zeroshot_classification.zero_shot_classifier(
         pair, lambda texts: torch.from_numpy(tokenizer(texts)), names, [t.replace("{}", "{c}") for t in templates],

@@ -19,7 +19,7 @@ from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
 from flip.data import decode
 from flip.data.view import EvaluationView
-from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.zero_shot import class_embeddings
 from flip.export import exporter, format
 from flip.export.load import TrainedModel
@@ -133,7 +133,7 @@ def same(loaded, given, found, raw=True):
     assert float(found["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
     pixels = torch.from_numpy(given.pixels)
     assert near(found["views"], pixels) and near(found["timm_views"], pixels)
-    encoder = PairEncoder(pair, loaded.tokenizer, loaded.config.model.image)
+    encoder = ModelEncoder(pair, loaded.tokenizer, loaded.config.model.image)
     assert near(found["classes"], class_embeddings(encoder, given.names, TEMPLATES))
     ours = loaded.classify([Image.fromarray(one) for one in given.pictures], given.names, TEMPLATES)
     assert near(found["scores"].softmax(-1), ours) and torch.equal(found["scores"].argmax(-1), ours.argmax(-1))

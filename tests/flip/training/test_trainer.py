@@ -14,7 +14,7 @@ from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag, Watchdog
-from flip.evaluation.encoders import PairEncoder
+from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
@@ -130,7 +130,7 @@ def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
     assert {one["view"] for one in found.values()} == {f"{config.model.image.size}px-resize_crop-convert"}
     assert [one["n"] for one in found.values()] == [120, 120, 240, 120], "two captions of every image"
     loaded = flip.load(run.path)
-    encoder = PairEncoder(loaded.pair, loaded.tokenizer, config.model.image)
+    encoder = ModelEncoder(loaded.pair, loaded.tokenizer, config.model.image)
     again = [
         one for item in config.evaluate.sets for one in Evaluator(encoder, 64).score(LoadedDataset.from_config(item))
     ]
