@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def file_digest(path: str) -> str:
         raise PermissionDenied("may not be read", path, remedy="Ask its owner for read permission.") from error
 
 
-_DIGESTS = {"manifest": _manifest, "file": file_digest, "folder": str}
+_DIGESTS: dict[str, Callable[[str], str]] = {"manifest": _manifest, "file": file_digest, "folder": str}
 
 
 def _hashed(section: Any) -> dict[str, Any]:

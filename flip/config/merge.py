@@ -134,17 +134,15 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
                 fields[name] = _canonical_decimal(fields[name], here)
         return fields
     if typing.get_origin(kind) is list:
-        (member,) = typing.get_args(kind)
+        member: Any = typing.get_args(kind)[0]
         if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
-            return _change_members(typing.cast(type, member), value, old or [], place)
+            return _change_members(member, value, old or [], place)
         if not isinstance(value, list):
             raise place.error("needs a list", "nothing" if value is None else value)
         items = [_coerce(member, item, None, place.child(i)) for i, item in enumerate(value)]
-        return (
-            [_deep_merge(dataclasses.asdict(member()), item) for item in items]
-            if dataclasses.is_dataclass(member)
-            else items
-        )
+        if dataclasses.is_dataclass(member):
+            return [_deep_merge(dataclasses.asdict(member()), item) for item in items]
+        return items
     return _coerce_scalar(kind, value, place)
 
 

@@ -130,10 +130,10 @@ def _check_towers(config: Config) -> None:
         raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)
 
 
-def _check_mask(key: str, mask: str, kept: Callable[[str], int], total: str) -> None:
+def _check_mask(key: str, mask: str, remaining: Callable[[str], int], total: str) -> None:
     if not 0 <= Fraction(mask) < 1:
         raise ConfigError(f"{key}: must be at least 0 and below 1", value=mask)
-    if kept(mask) < 1:
+    if remaining(mask) < 1:
         raise ConfigError(f"{key}: keeps none of {total}", value=mask, remedy="Mask less.")
 
 

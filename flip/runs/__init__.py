@@ -1,7 +1,7 @@
 """Where do the files of a run lie, what is a committed checkpoint, and which exit code does a failure have?
 
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
-- ``commit``: what makes a checkpoint exist; which ones are kept; pins that keep one for another run.
+- ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``ownership``: who owns a path, who may write to it, and file access that follows no prepared link.
 - ``errors``: the errors that users see, with their causes and exit codes.
