@@ -1,5 +1,6 @@
 """Values that travel between ranks as JSON: exact, with errors, and never as pickles."""
 
+import errno
 import math
 import multiprocessing
 import struct
@@ -9,9 +10,10 @@ import pytest
 from torch import distributed
 from torch.distributed import distributed_c10d
 
-from flip.distributed.collectives import ERRORS, all_gather_json, broadcast_json, run_on_first
+from flip.distributed.collectives import DAMAGED, ERRORS, all_gather_json, broadcast_json, run_on_all, run_on_first
 from flip.runs import errors
-from flip.runs.errors import ConfigError, FlipError, PeerLost
+from flip.runs.commit import CorruptCheckpoint
+from flip.runs.errors import ConfigError, FlipError, PeerLost, StorageError
 
 EXACT = [
     None,
@@ -46,6 +48,23 @@ def test_a_value_arrives_as_it_was(value):
 def test_a_value_that_is_not_of_json_is_refused(value):
     with pytest.raises(TypeError, match="not JSON serializable"):
         broadcast_json(value, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "kind"),
+    [
+        (OSError(errno.ENOSPC, "no space"), "storage", StorageError),
+        (CorruptCheckpoint("a byte"), DAMAGED, StorageError),
+        (ConfigError("a key"), "config", ConfigError),
+    ],
+)
+def test_a_failure_of_a_rank_is_returned(error, cause, kind):
+    def fail():
+        raise error
+
+    failure = run_on_all(fail, None)
+    assert (failure.cause, failure.error_class) == (cause, kind) and failure.is_transient == (cause != "config")
+    assert run_on_all(lambda: None, None) is None
 
 
 def test_every_class_of_errors_travels():
