@@ -14,7 +14,7 @@ COMMANDS += ["tools/demo_data", "tools/predict", "tools/shards", "tools/tokenize
 
 
 def unread(*arguments):
-    """The command as it ends with nobody at the other end of its output."""
+    """The command with its standard output closed."""
     reader, writer = os.pipe()
     os.close(reader)
     line, buffered = [sys.executable, *arguments], {**os.environ, "PYTHONUNBUFFERED": ""}

@@ -1,4 +1,4 @@
-"""Looking at runs: what is told, what Ctrl-C leaves, and the code at the end."""
+"""Watching runs: output, Ctrl-C and exit codes."""
 
 import io
 import signal
@@ -26,9 +26,9 @@ def test_worst_code_and_both_ways_of_telling(field):
     field.submit(good, bad)
     lines = io.StringIO()
     assert run_status.watch([good.path, left.path, bad.path], lines, poll=0.05) == 76
-    told = lines.getvalue()
-    assert "good: complete" in told and "bad: failed" in told and "as told" in told
-    assert "\x1b" not in told
+    shown = lines.getvalue()
+    assert "good: complete" in shown and "bad: failed" in shown and "as told" in shown
+    assert "\x1b" not in shown
     screen = Terminal()
     assert run_status.watch([good.path], screen) == 0
     assert "#" * 20 in screen.getvalue() and "\x1b[2K" in screen.getvalue()
@@ -50,7 +50,7 @@ def test_interrupt_leaves_the_runs_going(field):
     field.until_moving(run, 1)
     assert "run: " in looker.stdout.readline(), "it has begun to look"
     looker.send_signal(signal.SIGINT)
-    told, _ = looker.communicate(timeout=20)
-    assert looker.returncode == 130 and "COME BACK" in told and "Traceback" not in told
+    shown, _ = looker.communicate(timeout=20)
+    assert looker.returncode == 130 and "COME BACK" in shown and "Traceback" not in shown
     time.sleep(0.3)
     assert field.state(run) == "running" and run.newest_attempt() == 1
