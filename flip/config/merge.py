@@ -134,13 +134,14 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
                 fields[name] = _canonical_decimal(fields[name], here)
         return fields
     if typing.get_origin(kind) is list:
-        member: Any = typing.get_args(kind)[0]
-        if dataclasses.is_dataclass(member) and isinstance(value, Mapping):
+        (member,) = typing.get_args(kind)
+        is_section = dataclasses.is_dataclass(member)
+        if is_section and isinstance(value, Mapping):
             return _change_members(member, value, old or [], place)
         if not isinstance(value, list):
             raise place.error("needs a list", "nothing" if value is None else value)
         items = [_coerce(member, item, None, place.child(i)) for i, item in enumerate(value)]
-        if dataclasses.is_dataclass(member):
+        if is_section:
             return [_deep_merge(dataclasses.asdict(member()), item) for item in items]
         return items
     return _coerce_scalar(kind, value, place)
