@@ -146,3 +146,13 @@ def test_no_torch():
 def test_packages_import_nothing(room):
     for path in (ROOT / room).rglob("__init__.py"):
         assert not list(imports(path, everywhere=False))
+
+
+def test_no_class_name_is_defined_twice():
+    """A class name has one meaning in all packages."""
+    places = {}
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert not {name: found for name, found in places.items() if len(found) > 1}

@@ -46,7 +46,7 @@ class Parsed(Exception):
 
 @cache
 def commands() -> dict[str, str]:
-    """A command as somebody may type it -> where it stands. Explanations stand three spaces behind, or after a #."""
+    """A command as a user may type it -> its place. Explanations stand three spaces behind, or after a #."""
     found = {}
     for path in SPEAKING:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")

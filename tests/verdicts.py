@@ -19,11 +19,11 @@ def check_equal(calm, storm, scores=6):
     assert samples == expected_samples == stage_spans(calm.config)[-1].end
     assert ours.keys() == theirs.keys() and len(ours) > 50
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    told = [
+    reports = [
         [(line["step"], line["samples"], line["loss"]) for line in metric_lines(arena.run)] for arena in (calm, storm)
     ]
-    assert told[0] == told[1]
-    assert [step for step, _, _ in told[0]] == list(range(1, len(told[0]) + 1))
+    assert reports[0] == reports[1]
+    assert [step for step, _, _ in reports[0]] == list(range(1, len(reports[0]) + 1))
     found = [
         {
             (e["stage"], e["samples"], e["name"]): e["correct5"]

@@ -79,7 +79,7 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
         run, script = jobs[0].run, ROOT / "jobs" / "host" / "batch_hooks.py"
         commands["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
         run.attempt(1).mkdir(exist_ok=True, parents=True)
-        write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "told to stop"})
+        write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "asked to stop"})
         commands["end"] = calls.during(lambda: site.command(script, "end", run.path, "--code", 75))
         return commands
     finally:

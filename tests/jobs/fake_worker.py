@@ -53,11 +53,11 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
             misbehave(what)
             if what in ("crash", "diverge"):
                 name = "crash" if what == "crash" else "diverged"
-                return leave(run, attempt, rank, name, "as told")
+                return leave(run, attempt, rank, name, "as asked")
         if stop.wait(play["step"]):
             if rank == 0:
                 save(run, samples, attempt)
-            return leave(run, attempt, rank, "stopped", "told to stop")
+            return leave(run, attempt, rank, "stopped", "asked to stop")
         samples, step = samples + 1, step + 1
         if rank == 0:
             write_json(run.status, {"samples": samples, "total": play["total"], "attempt": attempt, "step": samples})

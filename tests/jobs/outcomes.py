@@ -89,7 +89,7 @@ def _evaluation(run, samples, top1):
 
 def _complete(run, steps, top1, speed):
     samples = 128 * steps
-    """The scores of openmoji are one point lower, so that sets can be told apart."""
+    """The scores of openmoji are one point lower, so that sets differ."""
     evaluations = [score(i["name"], i["role"], top1 - 0.01 * (i["name"] == "openmoji")) for i in SETS]
     write_json(
         run.eval / f"pretrain-{samples}.json", {"stage": "pretrain", "samples": samples, "evaluations": evaluations}

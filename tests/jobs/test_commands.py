@@ -117,7 +117,7 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
         assert status.main(["one", *more, "--root", str(root)]) == 0
     assert "b" in explain.page(run_details.explain(bad))
     if row["state"] == "unknown":
-        return  # who watches waits until somebody has mended it
+        return  # the watcher waits until the file is repaired
     monkeypatch.setattr(run_status, "poll_interval", lambda _: 0.0)
     lines = io.StringIO()
     assert run_status.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
@@ -178,12 +178,12 @@ def test_patterns_choose_runs(root):
     (root / "one" / "[b]").mkdir()
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
     assert names(select.select_many(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
-    for words, told in (
+    for words, message in (
         (["one/x*"], "no run matches"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             select.select_many(words, root)
 
 

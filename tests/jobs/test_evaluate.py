@@ -83,9 +83,9 @@ def environment(place, monkeypatch):
 
 def called(capsys, *words):
     code = evaluate.main([*words, "--json"])
-    told = capsys.readouterr()
-    assert code == 0, told
-    return json.loads(told.out)
+    output = capsys.readouterr()
+    assert code == 0, output
+    return json.loads(output.out)
 
 
 @pytest.mark.timeout(600)
@@ -136,8 +136,8 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
 def test_a_foreign_model_stands_in_our_tables(place, capsys):
     theirs = make_folder(place / "models" / "theirs")
     found = called(capsys, "--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/theirs")
-    told = [(one["name"], one["n"], one["stage"], one["precision"]) for one in found]
-    assert told == [("mnist", 10, "foreign", "fp32")]
+    output = [(one["name"], one["n"], one["stage"], one["precision"]) for one in found]
+    assert output == [("mnist", 10, "foreign", "fp32")]
     rows = {row["run"]: row for row in flip.read_runs(place / "runs" / "sweep")}
     assert rows["theirs"]["test.mnist.top1"] == found[0]["top1"] and rows["theirs"]["state"] == "complete"
     assert report.main(["sweep"]) == 0
@@ -184,7 +184,7 @@ def test_a_folder_that_is_no_model_starts_and_writes_nothing(place, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, output",
     [
         (["sweep/none"], "There are: sweep/run"),
         (["sweep/run", "--sets", "imagenet1k"], "clip-benchmark/wds_imagenet1k"),
@@ -196,10 +196,10 @@ def test_a_folder_that_is_no_model_starts_and_writes_nothing(place, tmp_path, ca
         (["--model", "open_clip:/nowhere", "--sets", "mnist"], "no such folder"),
     ],
 )
-def test_mistakes_start_nothing(place, words, told, capsys):
+def test_mistakes_start_nothing(place, words, output, capsys):
     before = sorted((place / "runs").rglob("job.json"))
     assert evaluate.main(words) == 78
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
     assert sorted((place / "runs").rglob("job.json")) == before
 
 
@@ -216,8 +216,8 @@ def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys
     for name in ("AWS_REGION", "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")
     assert evaluate.main(words) == 78
-    told = capsys.readouterr().err
-    assert "are not forwarded to jobs" in told and "env: [AWS_REGION, " in told and "AWS_PROFILE]" in told
+    output = capsys.readouterr().err
+    assert "are not forwarded to jobs" in output and "env: [AWS_REGION, " in output and "AWS_PROFILE]" in output
     assert sorted((place / "runs").rglob("task.json")) == before
 
 
@@ -281,8 +281,8 @@ def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, 
         assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
     finally:
         (gone / "kept").rename(gone / commit.COMMIT_FILE)
-    told = capsys.readouterr().err
-    assert "has been deleted meanwhile" in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "has been deleted meanwhile" in output and "Traceback" not in output
     assert sorted((place / "runs").rglob("job.json")) == before
 
 
@@ -294,17 +294,17 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, mo
     before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
     monkeypatch.setattr(*fails, full)
     assert evaluate.main(["sweep/run", "--commit", "32"]) == 69
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "No space left on device" in told
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1 and "No space left on device" in output
     assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
 
 
 @pytest.mark.timeout(600)
 def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
     assert evaluate.main(["sweep/run", "--sets", f"faces={place / 'data' / 'faces'}", "--precision", "bf16"]) == 0
-    told = capsys.readouterr().out
-    assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in told
-    head, row = told.splitlines()[1:3]
+    output = capsys.readouterr().out
+    assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in output
+    head, row = output.splitlines()[1:3]
     assert "precision" in head and "bf16" in row
     kept = {tuple(folder.name.split("-")[1:3]) for folder in (place / "cache" / "features").iterdir()}
     assert ("cpu", "bf16") in kept, "features of another precision are kept apart"

@@ -89,11 +89,11 @@ def test_a_try_leaves_what_lies_there_alone(away):
 
 def test_an_evaluation_reads_it_there(away):
     run = away.run("base")
-    (told,) = read_json(run.result)["evaluations"]
+    (evaluation,) = read_json(run.result)["evaluations"]
     for path in run.eval.rglob("*"):  # else it would have nothing to do
         if path.is_file():
             path.unlink()
     words = ["--commit", "48", "--no-cache", "--json"]
     (found,) = json.loads(away.call("evaluate", "demo/base", *words))
-    assert (found["samples"], found["predictions"]) == (48, told["predictions"])
+    assert (found["samples"], found["predictions"]) == (48, evaluation["predictions"])
     assert found["commit"] == commit.summary(commit.commits(run)[-1])

@@ -100,8 +100,8 @@ def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
         write_json(run.result, result)
     found = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
     mixed = [*found["old"], *found["new"], *found["fast"]]
-    told = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group(mixed), mixed)}
-    assert told == {"old": "as trained", "new": "fp32", "fast": "bf16"}
+    scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group(mixed), mixed)}
+    assert scored == {"old": "as trained", "new": "fp32", "fast": "bf16"}
     assert "scored in" not in result_cells(seed_groups.group(found["new"]), found["new"])[0]
     assert "scored in fp32 unless a column says otherwise" in results.text(found["new"])
 

@@ -1,4 +1,4 @@
-"""Who looks at runs is not always who submitted them: what nobody else may read must not take the rest away."""
+"""Readers of runs other than the user who submitted them: an unreadable run does not hide the others."""
 
 import contextlib
 import json

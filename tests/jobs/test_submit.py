@@ -248,7 +248,7 @@ def test_batch_scripts_on_request(desk):
 
 
 def test_a_dry_run_executes_nothing_that_a_sweep_names(desk, tmp_path):
-    """A sweep that somebody sent may bring its own profile."""
+    """A sweep from another person may bring its own profile."""
     folder, ran = tmp_path / "bin", tmp_path / "ran"
     folder.mkdir()
     texts = {name: "echo 'ClusterName = far'" for name in ("sbatch", "srun", "squeue", "scancel", "scontrol")}

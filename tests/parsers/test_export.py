@@ -1,4 +1,4 @@
-"""export.json of a folder that somebody sent: a commit of that folder, or an error that says why not."""
+"""export.json of a foreign folder: a commit of that folder, or an error that says why not."""
 
 import json
 from contextlib import suppress

@@ -126,5 +126,5 @@ def test_any_site(answers, config, partition, nodes, qos):
     shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))
     nodes = site.parse_nodes(nodes.decode("utf-8", "replace"))
     found = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
-    told = site_checks.check_site(found, profile)
-    assert len(told) == len(site_checks.CHECKS) and all(one.verdict and one.read for one in told)
+    results = site_checks.check_site(found, profile)
+    assert len(results) == len(site_checks.CHECKS) and all(one.verdict and one.read for one in results)

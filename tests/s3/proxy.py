@@ -169,7 +169,7 @@ class Proxy:
 
 
 def _unasked(head, writer):
-    """A client that asks whether it may send its body is told yes, and the server is not asked."""
+    """A client that asks whether it may send its body gets a yes, and the server is not asked."""
     lines = head.split(b"\r\n")
     kept = [line for line in lines if not line.lower().startswith(b"expect:")]
     if kept != lines:

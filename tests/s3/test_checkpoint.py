@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket, on real servers: what is there after kills and outages, and what is told."""
+"""Checkpoints in a bucket, on real servers: what remains after kills and outages, and which errors are reported."""
 
 import contextlib
 import hashlib
@@ -164,7 +164,7 @@ def test_another_protocol(world, run, tmp_path):
 
 
 def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run, tmp_path, monkeypatch):
-    """A newer attempt deletes what it began while its last file is on its way: nobody would look there any more."""
+    """A newer attempt deletes what it began while its last file is on its way: no one would look there any more."""
     real = commit.commit
 
     def taken(path, *rest):

@@ -54,7 +54,7 @@ def until(condition, seconds=20):
     return true
 
 
-def told(source):
+def retries(source):
     return {kind: count for kind, count in source.counters().retries.items() if count}
 
 
@@ -71,7 +71,7 @@ def test_nothing_happens(original, server, proxied, remote, expected):
     assert same(take(source), expected)
     counters = source.counters()
     assert counters.requests > 50 and counters.bytes > 100_000 and counters.seconds > 0
-    assert not told(source)
+    assert not retries(source)
 
 
 @on_nanio
@@ -84,11 +84,11 @@ def test_nothing_shows_of_a_fault(original, server, proxied, remote, expected, f
     assert same(take(source), expected)
     assert proxy.counts[fault] > 2
     if fault == "refuse":  # on a connection that was used before, aiohttp asks once more by itself
-        assert until(lambda: list(told(source)) == [kind] and told(source)[kind] <= proxy.counts[fault])
+        assert until(lambda: list(retries(source)) == [kind] and retries(source)[kind] <= proxy.counts[fault])
     elif kind == "stall":  # on a busy machine other answers may be as late
-        assert until(lambda: told(source).get(kind, 0) >= proxy.counts[fault]) and list(told(source)) == [kind]
+        assert until(lambda: retries(source).get(kind, 0) >= proxy.counts[fault]) and list(retries(source)) == [kind]
     else:
-        assert until(lambda: told(source) == {kind: proxy.counts[fault]}), (told(source), proxy.counts)
+        assert until(lambda: retries(source) == {kind: proxy.counts[fault]}), (retries(source), proxy.counts)
         assert until(lambda: source.counters().requests == proxy.counts["gets"]), "retries are ours alone"
     assert (source.counters().resumed > 0) == (fault in ("reset", "stall"))
 
@@ -101,7 +101,7 @@ def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected
     source = loader(original, folder=manifest.folder, workers=workers, timeout=1, hedge=0)
     assert same(take(source), expected)
     assert {fault: proxy.counts[fault] for fault in FAULTS} == dict.fromkeys(FAULTS, 2)
-    assert until(lambda: set(told(source)) == {COUNTED_AS[fault] for fault in FAULTS}), told(source)
+    assert until(lambda: set(retries(source)) == {COUNTED_AS[fault] for fault in FAULTS}), retries(source)
     counters = source.counters()
     assert counters.resumed > 0
     take(source, 1)  # the next stage's readers count on
@@ -126,7 +126,7 @@ def test_access_that_goes_and_comes_back(original, server, proxied, remote, expe
     proxy = proxied(server)
     source = loader(original, folder=remote().folder, workers=workers)
     assert same(take(source, between=lambda t: t or proxy.plan(["denied"], 0.5, limit=4)), expected)
-    assert proxy.counts["denied"] and told(source)["denied"]
+    assert proxy.counts["denied"] and retries(source)["denied"]
 
 
 @either
@@ -148,13 +148,13 @@ def test_a_server_killed_and_started_again(original, server, proxied, remote, ex
         assert same(take(source, between=kill), expected)
     finally:
         back.join()
-    assert proxy.counts["away"] > 2 and told(source)["connection"]
+    assert proxy.counts["away"] > 2 and retries(source)["connection"]
 
 
 @pytest.mark.slow
 @on_nanio
 def test_an_outage_is_seen_while_it_lasts(original, server, proxied, remote, expected, caplog):
-    """From a loader process, whose storage is away for as long as nobody has seen it."""
+    """From a loader process, whose storage is away until the outage has been seen."""
     proxy, shown = proxied(server), []
     source = loader(original, folder=remote().folder, workers=1, deadline=60)
 
@@ -245,12 +245,12 @@ def test_rot_at_rest_stops_until_it_is_excepted(original, server, proxied, remot
     source = loader(original, folder=manifest.folder, workers=workers)
     with pytest.raises(DataError, match="is damaged: CRC32") as error:
         take(source)
-    assert error.value.code == 65 and proxy.counts["rot"] >= 2 and (workers or list(told(source)) == ["checksum"])
+    assert error.value.code == 65 and proxy.counts["rot"] >= 2 and (workers or list(retries(source)) == ["checksum"])
 
     command = re.search(r"python (tools/shards\.py exclude .*--ids (\S+) --out) NEW_FOLDER", error.value.remedy)
-    subprocess.run([sys.executable, *shlex.split(command[1]), str(tmp_path / "mended")], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, *shlex.split(command[1]), str(tmp_path / "repaired")], cwd=ROOT, check=True)
     assert main(["except", str(original), "--ids", command[2], "--out", str(tmp_path / "local")]) == 0
-    source = loader(original, folder=tmp_path / "mended", workers=workers)
+    source = loader(original, folder=tmp_path / "repaired", workers=workers)
     found = take(source)
-    assert same(found, take(loader(original, folder=tmp_path / "local"))) and not told(source)
+    assert same(found, take(loader(original, folder=tmp_path / "local"))) and not retries(source)
     assert not any(batch.replaced for batch in found), "what is known is not counted"

@@ -45,11 +45,11 @@ def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
     before = reader.counters.requests
     proxy.plan([fault], 0.3, seed=1, limit=3)
     assert texts(made, reader) == expected
-    told = {kind: count for kind, count in reader.counters.retries.items() if count}
+    retries = {kind: count for kind, count in reader.counters.retries.items() if count}
     if COUNTED_AS[fault] == "stall":  # on a busy machine other answers may be as late
-        assert list(told) == ["stall"] and told["stall"] >= proxy.counts[fault] == 3
+        assert list(retries) == ["stall"] and retries["stall"] >= proxy.counts[fault] == 3
     else:
-        assert told == {COUNTED_AS[fault]: 3} and reader.counters.requests - before == proxy.counts["gets"]
+        assert retries == {COUNTED_AS[fault]: 3} and reader.counters.requests - before == proxy.counts["gets"]
     assert (reader.counters.resumed > 0) == (fault in ("reset", "stall"))
 
 

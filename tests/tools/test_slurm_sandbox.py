@@ -111,7 +111,7 @@ def test_profile_is_one(here):
 
 @pytest.mark.slow
 def test_preempted_and_started_again(here):
-    number, out = submit(here, "trap 'echo told' TERM; echo on; sleep 600 & wait; wait", "--nodes=3")
+    number, out = submit(here, "trap 'echo term' TERM; echo on; sleep 600 & wait; wait", "--nodes=3")
     until(lambda: runs(here, number) and out.exists() and "on" in out.read_text())
     other = here.preempt(nodes=3, seconds=1)
     until(lambda: runs(here, number, restarts=1))

@@ -39,7 +39,7 @@ Work = tuple[int, int, int]
 
 
 @dataclass
-class Stage:
+class PipelineStage:
     """Measurement of one stage."""
 
     name: str
@@ -63,7 +63,7 @@ class Stage:
         }
 
 
-def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: float) -> list[Stage]:
+def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: float) -> list[PipelineStage]:
     """Measure all stages, in the order of STAGES. Raises ConfigError, DataError, StorageError."""
     if not seconds > 0:
         raise ConfigError("must be above 0", "seconds", seconds)
@@ -89,7 +89,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
     ]
 
 
-def find_bottleneck(stages: list[Stage], mean_bytes: float, want: float = 0.0) -> dict[str, Any]:
+def find_bottleneck(stages: list[PipelineStage], mean_bytes: float, want: float = 0.0) -> dict[str, Any]:
     """The limiting stage, shares of the time, samples per second of a worker, and what ``want`` samples/s need.
 
     ``view``: the time of "whole" that the other stages do not explain: crop, resize, patches.
@@ -120,9 +120,9 @@ def spec_of(
     return WorkerConfig(data, schema.Augment(), schema.ImageTower(size=size, patch=patch), schema.TextTower(), seed)
 
 
-def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterator[_T]) -> Stage:
+def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterator[_T]) -> PipelineStage:
     work(next(items))  # warm up: imports, connections
-    stage, cpu, start_time = Stage(name), time.process_time(), time.perf_counter()
+    stage, cpu, start_time = PipelineStage(name), time.process_time(), time.perf_counter()
     while stage.seconds < share or not stage.samples:
         samples, size, skipped = work(next(items))
         stage.samples, stage.bytes, stage.skipped = stage.samples + samples, stage.bytes + size, stage.skipped + skipped

@@ -35,7 +35,7 @@ class ChangedShard:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ManifestDifference:
     """What differs from an old to a new manifest; pairs are (old, new)."""
 
     equal: bool
@@ -58,7 +58,7 @@ class Difference:
     """Whether each sample of the old manifest has the same id in the new one."""
 
 
-def compare(old: Manifest, new: Manifest) -> Difference:
+def compare(old: Manifest, new: Manifest) -> ManifestDifference:
     """The difference from ``old`` to ``new``.
 
     Shards are matched by key if any key is in both, else by the part of the key below the folder that all shards of a
@@ -76,7 +76,7 @@ def compare(old: Manifest, new: Manifest) -> Difference:
     ]
     old_counts, new_counts = ([(name, count) for name, (count, _) in side.items()] for side in (before, after))
     same_filter = _same_filter(old, new)
-    return Difference(
+    return ManifestDifference(
         equal=old.digest == new.digest,
         digest=(old.digest, new.digest),
         chunk=(old.chunk, new.chunk),
@@ -140,7 +140,7 @@ def diff(options: argparse.Namespace) -> CommandResult:
     return CommandResult(report, 0 if difference.equal else DIFFERENT, "\n".join(_lines(difference)))
 
 
-def _lines(difference: Difference) -> Iterator[str]:
+def _lines(difference: ManifestDifference) -> Iterator[str]:
     old, new = difference.digest
     yield f"the same data set, digest {new}" if difference.equal else f"digest {old} -> {new}"
     before, after = (", ".join(names) or "none" for names in difference.filters)

@@ -37,7 +37,7 @@ _TASK = 256
 
 
 @dataclass(frozen=True)
-class Plan:
+class VerificationPlan:
     """What to check. ``captions``: the caption members; ``decode``: whether to decode images and captions."""
 
     chunks: Sequence[int]
@@ -107,7 +107,7 @@ def _at_most(k: int, n: int, p: float) -> float:
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
-def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Report, None, None]:
+def check(manifest: Manifest, plan: VerificationPlan, workers: int = 0) -> Generator[Report, None, None]:
     """Yield the result of each task in order of completion. ``workers``: processes; 0: run in this process.
 
     Closing the iterator (Ctrl-C does) ends the processes at once. Raises StorageError, PermissionDenied.
@@ -116,12 +116,12 @@ def check(manifest: Manifest, plan: Plan, workers: int = 0) -> Generator[Report,
     return concurrency.map_in_processes(_looker, arguments, _tasks(manifest, plan), workers, "verify")
 
 
-def _looker(folder: str, plan: Plan) -> Callable[[Sequence[int]], Report]:
+def _looker(folder: str, plan: VerificationPlan) -> Callable[[Sequence[int]], Report]:
     manifest, reader = Manifest.load(folder, check=False), ChunkReader()
     return lambda chunks: look(manifest, plan, chunks, reader)
 
 
-def look(manifest: Manifest, plan: Plan, chunks: Sequence[int], reader: ChunkReader) -> Report:
+def look(manifest: Manifest, plan: VerificationPlan, chunks: Sequence[int], reader: ChunkReader) -> Report:
     """Check these chunks in this process. Samples that the manifest excludes are skipped."""
     report = Report(chunks=len(chunks))
     for j in chunks:
@@ -137,14 +137,14 @@ def chunk_bytes(manifest: Manifest, j: int) -> int:
     return sum(stop - start for _, start, stop, _ in manifest.chunk_reads(j))
 
 
-def planned_bytes(manifest: Manifest, plan: Plan) -> int:
+def planned_bytes(manifest: Manifest, plan: VerificationPlan) -> int:
     """Bytes of all chunks of a plan."""
     if len(plan.chunks) == manifest.chunks:
         return manifest.read_bytes
     return sum(chunk_bytes(manifest, j) for j in plan.chunks)
 
 
-def resized(manifest: Manifest, plan: Plan) -> list[str]:
+def resized(manifest: Manifest, plan: VerificationPlan) -> list[str]:
     """Local shards of a plan whose file length differs from the index: truncated, replaced or appended to."""
     read = set(manifest.keys)
     if len(plan.chunks) < manifest.chunks:
@@ -177,12 +177,14 @@ def zeros(manifest: Manifest, reader: ChunkReader) -> list[str]:
     return lines
 
 
-def _tasks(manifest: Manifest, plan: Plan) -> Iterator[list[int]]:
+def _tasks(manifest: Manifest, plan: VerificationPlan) -> Iterator[list[int]]:
     step = max(1, _TASK // manifest.chunk)
     yield from (list(plan.chunks[start : start + step]) for start in range(0, len(plan.chunks), step))
 
 
-def _bad_samples(manifest: Manifest, plan: Plan, j: int, ids: Sequence[int], reader: ChunkReader) -> dict[int, str]:
+def _bad_samples(
+    manifest: Manifest, plan: VerificationPlan, j: int, ids: Sequence[int], reader: ChunkReader
+) -> dict[int, str]:
     try:
         samples = reader.read_chunk(manifest, j)
     except DataError as error:
@@ -211,7 +213,7 @@ def verify(options: argparse.Namespace) -> CommandResult:
     if options.workers < 0:
         raise ConfigError("must not be negative", "--workers", options.workers)
     manifest = Manifest.load(options.manifest)
-    plan = Plan(_chunks(manifest, options), options.decode, captions(options))
+    plan = VerificationPlan(_chunks(manifest, options), options.decode, captions(options))
     if options.out:
         claim(Path(options.out).absolute())
     report, start_time = Report(), time.monotonic()
@@ -246,7 +248,9 @@ def _chunks(manifest: Manifest, options: argparse.Namespace) -> range | list[int
     return range(manifest.chunks)
 
 
-def _run(manifest: Manifest, plan: Plan, workers: int, report: Report) -> FlipError | KeyboardInterrupt | None:
+def _run(
+    manifest: Manifest, plan: VerificationPlan, workers: int, report: Report
+) -> FlipError | KeyboardInterrupt | None:
     """Fill the report; returns the error that ended the check early, if any."""
     total = planned_bytes(manifest, plan)
     with Bar("verifying", "B") as bar, closing(check(manifest, plan, min(workers, len(plan.chunks)))) as parts:

@@ -138,7 +138,7 @@ def test_links_are_not_followed(manifest, tmp_path):
     (folder / manifest.digest / "99").symlink_to(others / "1")
     fill(ChunkCache(cache, 30_000), manifest, range(30))
     assert sorted(path.name for path in others.iterdir()) == ["1", "2"] and len(kept(cache)) > 1
-    assert (folder.stat().st_mode & 0o777) == 0o700, "nobody else may prepare it"
+    assert (folder.stat().st_mode & 0o777) == 0o700, "no other user may prepare it"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")

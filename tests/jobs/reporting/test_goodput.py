@@ -54,7 +54,7 @@ def line(time, samples, speed=10.0, **more):
 def end(time, commits, cause="crash", code=70, committed=True):
     return {
         "time": time, "commits": commits, "cause": cause, "code": code, "committed": committed, "action": "requeue",
-        "reason": "as told", "delay": 0.0,
+        "reason": "as asked", "delay": 0.0,
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def test_worst_code_and_both_ways_of_telling(field):
     lines = io.StringIO()
     assert run_status.watch([good.path, left.path, bad.path], lines, poll=0.05) == 76
     shown = lines.getvalue()
-    assert "good: complete" in shown and "bad: failed" in shown and "as told" in shown
+    assert "good: complete" in shown and "bad: failed" in shown and "as asked" in shown
     assert "\x1b" not in shown
     screen = Terminal()
     assert run_status.watch([good.path], screen) == 0

@@ -6,7 +6,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import SAMPLES
 from tools.shards_commands import bench
-from tools.shards_commands.bench import Stage, find_bottleneck
+from tools.shards_commands.bench import PipelineStage, find_bottleneck
 
 
 def test_stages_run(original):
@@ -32,14 +32,14 @@ def test_what_it_refuses(original):
 
 def test_verdict():
     costs = {"read": 100, "walk": 20, "decode": 300, "whole": 1000}
-    stages = [Stage(name, 1000, 1, 1e-3 * cost, 1e-3 * cost) for name, cost in costs.items()]
+    stages = [PipelineStage(name, 1000, 1, 1e-3 * cost, 1e-3 * cost) for name, cost in costs.items()]
     found = find_bottleneck(stages, mean_bytes=40_000, want=2500)
     assert found["limit"] == "view" and found["shares"] == pytest.approx(
         {"read": 0.1, "walk": 0.02, "decode": 0.3, "view": 0.58}
     )
     assert found["samples_per_second_per_worker"] == 1000
     assert found["workers"] == 3 and found["megabytes_per_second_needed"] == 100
-    slow = [stage if stage.name != "read" else Stage("read", 1000, 1, 0.9, 0.1) for stage in stages]
+    slow = [stage if stage.name != "read" else PipelineStage("read", 1000, 1, 0.9, 0.1) for stage in stages]
     slower = find_bottleneck(slow, 40_000)
     assert slower["limit"] == "read" and "workers" not in slower
 

@@ -16,14 +16,16 @@ from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES
 from tests.synthetic import make_dataset
 from tools.shards_commands import verify
-from tools.shards_commands.verify import Plan, Report, check, draw, kind, resized, upper_bound
+from tools.shards_commands.verify import Report, VerificationPlan, check, draw, kind, resized, upper_bound
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def checked(manifest, workers=0, chunks=None, **fields):
     report = Report()
-    for part in check(manifest, Plan(range(manifest.chunks) if chunks is None else chunks, **fields), workers):
+    for part in check(
+        manifest, VerificationPlan(range(manifest.chunks) if chunks is None else chunks, **fields), workers
+    ):
         report.add(part)
     return report
 
@@ -39,7 +41,11 @@ def test_whole_shards(original):
     manifest = Manifest.load(original)
     report = checked(manifest)
     assert (report.chunks, report.samples, report.bad, report.bad_chunks) == (manifest.chunks, SAMPLES, {}, 0)
-    assert report.bytes == manifest.shards[:, 2].sum() == verify.planned_bytes(manifest, Plan(range(manifest.chunks)))
+    assert (
+        report.bytes
+        == manifest.shards[:, 2].sum()
+        == verify.planned_bytes(manifest, VerificationPlan(range(manifest.chunks)))
+    )
     assert checked(manifest, captions=["txt", "alt"]).bad == {}
     assert len(checked(manifest, captions=["alt"]).bad) == SAMPLES
     assert checked(manifest, captions=["alt"], decode=False).bad == {}
@@ -71,14 +77,14 @@ def test_what_is_excepted_is_not_looked_at(folder):
 
 def test_a_changed_length_is_found(folder):
     manifest = Manifest.load(folder)
-    plan = Plan(range(manifest.chunks))
+    plan = VerificationPlan(range(manifest.chunks))
     assert resized(manifest, plan) == []
     with open(manifest.keys[2], "ab") as file:
         file.write(b"more")
     (line,) = resized(manifest, plan)
-    assert line.startswith(f"{manifest.keys[2]}: ") and resized(manifest, Plan([0, 1])) == []
+    assert line.startswith(f"{manifest.keys[2]}: ") and resized(manifest, VerificationPlan([0, 1])) == []
     inside = int(manifest.first[2]) // CHUNK + 3
-    assert resized(manifest, Plan([inside])) == [line] and checked(manifest).bad == {}
+    assert resized(manifest, VerificationPlan([inside])) == [line] and checked(manifest).bad == {}
 
 
 def test_storage_trouble_is_no_finding(folder, monkeypatch):
@@ -101,7 +107,7 @@ def test_errors_of_processes_arrive(folder):
 def test_a_process_that_dies_is_noticed(original, monkeypatch):
     monkeypatch.setattr(verify, "_TASK", CHUNK)
     manifest = Manifest.load(original)
-    parts = check(manifest, Plan(range(manifest.chunks)), 2)
+    parts = check(manifest, VerificationPlan(range(manifest.chunks)), 2)
     next(parts)
     processes = [one for one in multiprocessing.active_children() if one.name.startswith("verify-")]
     assert len(processes) == 2

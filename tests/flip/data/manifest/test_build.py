@@ -96,7 +96,7 @@ def test_what_was_scanned_is_not_scanned_again(folder, whole, tmp_path, scanned)
     assert scanned == shards(folder)[:3] and len(kept.read_bytes().splitlines()) == 3
     seen = []
     del scanned[:]
-    made = index(shards(folder), tmp_path / "m", 8, lambda *told: seen.append(told))
+    made = index(shards(folder), tmp_path / "m", 8, lambda *progress: seen.append(progress))
     assert scanned == shards(folder)[3:] and contents(made.folder) == whole
     sizes = [os.stat(one).st_size for one in shards(folder)]
     assert seen[0] == (sum(sizes[:3]), sum(sizes), "3 of 7 shards")

@@ -64,7 +64,7 @@ def test_an_archive_without_samples(tmp_path):
 
 @pytest.mark.parametrize("size", [512, 10_240, 1 << 20])
 def test_zeros_alone_are_no_archive(size):
-    """Also what tar writes of no files at all: that cannot be told from a file whose content was lost."""
+    """Also what tar writes of no files at all: it looks like a file whose content was lost."""
     for piece in (512, 700, size):
         with pytest.raises(tar.InvalidTar, match="zeros alone, without a single member at byte 0"):
             scan_tar(pieces(bytes(size), piece))

@@ -1,4 +1,4 @@
-"""An outage of storage is reported once it has lasted, on a clock that nobody waits for, and once it is over."""
+"""An outage of storage is reported once it has lasted, on a simulated clock, and once it is over."""
 
 import logging
 

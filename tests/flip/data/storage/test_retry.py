@@ -1,4 +1,4 @@
-"""What follows a failure, by its class, on a clock that nobody waits for."""
+"""What follows a failure, by its class, on a simulated clock."""
 
 import pytest
 
@@ -109,7 +109,7 @@ def test_gate_halves_once_a_window_and_grows_by_one_a_window():
 
 
 class Script:
-    """A storage that answers what it is told to, in turn."""
+    """A storage that gives the prepared answers, in turn."""
 
     def __init__(self, *answers):
         self.answers, self.asked, self.renewed = list(answers), [], 0
