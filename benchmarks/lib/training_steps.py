@@ -47,7 +47,7 @@ def _tokens(batch: int, text: schema.TextTower, seed: int) -> Any:
 def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """Steps of one model at each mask of the case, as flip.training.trainer with one process."""
     from flip.config.host import Host
-    from flip.config.resolve import _compute
+    from flip.config.resolve import _resolve_compute
     from flip.distributed import parallel
     from flip.models import clip as towers
     from flip.training import grad_cache
@@ -56,7 +56,7 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
     config = schema.Config(model=model(case.size, "mask" if case.form == LEFT_OUT else "attend"))
     config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
     config.resources.gpus = int(chosen.device == "cuda")
-    _compute(config, Host(1, 0))
+    _resolve_compute(config, Host(1, 0))
     if config.compute.deterministic == "yes":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does

@@ -155,12 +155,12 @@ def test_a_default_that_moved_is_named(desk, typed, monkeypatch):
     monkeypatch.setattr(schema.Optim.__init__, "__defaults__", tuple(
         0.3 if value == 0.2 else value for value in schema.Optim.__init__.__defaults__
     ))  # fmt: skip
-    load_module._section.cache_clear()
+    load_module._build_section.cache_clear()
     try:
         code, _, err = typed()
         kept = typed("--changed", "keep")
     finally:
-        load_module._section.cache_clear()
+        load_module._build_section.cache_clear()
     assert code == 78 and "optim.weight_decay: 0.2 -> 0.3, which the sweep does not set: a default moved" in err
     assert kept[0] == 0 and typed.started == ["half", "whole"]
 

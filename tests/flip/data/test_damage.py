@@ -20,7 +20,7 @@ from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
-from tools.shards_commands.verify import Plan, Report, check, resized
+from tools.shards_commands.verify import Report, VerificationPlan, check, resized
 
 HURT, AT = 2, 20
 """The damage is in sample AT of shard HURT."""
@@ -88,7 +88,7 @@ def hurt(folder, damage):
 
 def verified(manifest):
     report = Report()
-    for part in check(manifest, Plan(range(manifest.chunks))):
+    for part in check(manifest, VerificationPlan(range(manifest.chunks))):
         report.add(part)
     return report
 
@@ -150,7 +150,9 @@ def test_what_lies_outside_of_all_samples_is_found_and_no_matter(original, folde
     after = train(original, folder)
     assert same(arrays(before), arrays(after))
     assert not verified(manifest).bad
-    assert [line.startswith(f"{path}: ") for line in resized(manifest, Plan(range(manifest.chunks)))] == [True]
+    assert [line.startswith(f"{path}: ") for line in resized(manifest, VerificationPlan(range(manifest.chunks)))] == [
+        True
+    ]
 
 
 def test_stats_files_are_not_looked_at(folder, tmp_path):

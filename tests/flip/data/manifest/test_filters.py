@@ -143,7 +143,11 @@ def test_verify_and_except_go_by_the_kept_samples(both, tmp_path):
     found, _ = both
     report = checked(found, workers=1)
     assert (report.samples, report.bad, report.bytes) == (found.samples, {}, found.read_bytes)
-    assert verify.planned_bytes(found, verify.Plan(range(found.chunks))) == found.read_bytes < found.shards[:, 2].sum()
+    assert (
+        verify.planned_bytes(found, verify.VerificationPlan(range(found.chunks)))
+        == found.read_bytes
+        < found.shards[:, 2].sum()
+    )
     less = write(tmp_path / "less", found, found.checksums, {7: "ugly"}, found.settings)
     assert less.sample_filter is not None and less.settings == found.settings and less.digest != found.digest
     assert checked(less).samples == found.samples - 1 and samples(less) == samples(found)
