@@ -1,4 +1,4 @@
-"""The first run of a shape goes ahead on a real Slurm; and a run tried in an allocation that is there already."""
+"""The first run of a shape starts first on a real Slurm; and a run tried in an allocation that is there already."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def test_where_it_stops_for_good_nothing_else_starts_and_the_next_submission_goe
         assert "3 failed attempts" in rows[name][1]
         assert desk.run(name).newest_attempt() == 0
     assert "submit again" in desk.type("explain", "demo/other")
-    assert "canary: second goes ahead" in desk.submit()
+    assert "canary: second starts first" in desk.submit()
     desk.until(lambda: all(desk.status()[name]["state"] == "complete" for name in ("second", "other")), "the others")
     desk.until_idle()
     assert desk.processes() == []
