@@ -313,6 +313,8 @@ def test_compiled_blocks_of_two_ranks_train_as_eager_ones_of_one(at, how):
 @pytest.mark.slow
 def test_every_shape_is_compiled():
     """By itself torch compiles eight, the others run eagerly: a process started later would compute other bits."""
+    torch._dynamo.reset()  # other tests of this process may have compiled blocks of these shapes
+    torch._dynamo.utils.counters.clear()
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
         pair = clip.CLIPModel(sized("tiny"), schema.Augment(), "explicit")
