@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from flip.evaluation.encoders import Encoder
 from flip.evaluation.features import FeatureCache, Features, embed_images, embed_texts, no_op
 from flip.evaluation.images import Images
 from flip.evaluation.linear_probe import probe
+from flip.evaluation.predictions import TOP, Predictions
 from flip.evaluation.prompts import Prompts
 from flip.evaluation.retrieval import retrieve
-from flip.evaluation.zero_shot import class_embeddings, classify
+from flip.evaluation.zero_shot import class_embeddings, classify, nearest_classes
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Evaluator:
     """The device on which rank 0 fits a probe."""
     C: float = 0.0
     """Inverse regularisation of a probe; 0: chosen on held-out training images."""
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    """On rank 0, filled by ``score``: the predictions of zero-shot results, by name."""
 
     def score(self, data: LoadedDataset) -> list[dict[str, Any]]:
         """Results, one per table column. Collective: all ranks get the same results but for the seconds.
@@ -85,8 +88,13 @@ class Evaluator:
         classes, images = self._classes(data.prompts), self._images(data.images)
 
         def result() -> dict[str, Any]:
-            assert classes is not None and images is not None
-            return classify(images.features, torch.tensor(images.labels, dtype=torch.int64), classes, data.name)
+            assert classes is not None and images is not None and data.prompts is not None
+            labels = torch.tensor(images.labels, dtype=torch.int64)
+            scores = classify(images.features, labels, classes, data.name)
+            nearest = (part.numpy() for part in nearest_classes(images.features, classes, TOP))
+            about = scores["predictions"], data.images.root, data.prompts.names, data.images.names(images.ids.tolist())
+            self.predictions[data.name] = Predictions(*about, labels.numpy(), *nearest)
+            return scores
 
         return {"": self.ranks.on_rank0(result)}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -45,7 +45,8 @@ class Shards:
 
     def __init__(self, manifest: Manifest | os.PathLike[str] | str, patience: RetryPolicy | None = None) -> None:
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
-        self.where, self.digest = str(self.manifest.folder), self.manifest.digest
+        self.where = self.root = str(self.manifest.folder)
+        self.digest = self.manifest.digest
         self.cache_key = self.digest
         self.count = self.manifest.samples - len(self.manifest.exceptions)
         self._reader = ChunkReader(retry_policy=patience)
@@ -64,6 +65,10 @@ class Shards:
             if number != current:
                 current, chunk = number, self._reader.read_chunk(self.manifest, number)
             yield id, chunk[index]
+
+    def names(self, ids: Iterable[int]) -> Sequence[int | str]:
+        """The images as a file of predictions names them: ids in the manifest ``where``."""
+        return list(ids)
 
     def locate(self, id: int) -> str:
         shard, ordinal = self.manifest.locate(id)
@@ -102,10 +107,16 @@ class ImageFiles:
     def _hash(self, fields: Callable[[ObjectStat], Any]) -> str:
         text = hashlib.sha256()
         for file in self.files:
-            name = os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)
-            row = [name, fields(self._reader.stat(file.key)), file.label, file.captions]
+            row = [self._name(file), fields(self._reader.stat(file.key)), file.label, file.captions]
             text.update(json.dumps(row).encode("utf-8", "surrogatepass") + b"\n")
         return text.hexdigest()
+
+    def _name(self, file: File) -> str:
+        return os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)
+
+    def names(self, ids: Iterable[int]) -> Sequence[int | str]:
+        """The images as a file of predictions names them: paths below ``root``."""
+        return [self._name(self.files[id]) for id in ids]
 
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
         for id in positions:

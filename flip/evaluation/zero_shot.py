@@ -44,3 +44,16 @@ def classify(features: Tensor, labels: Tensor, classes: Tensor, name: str) -> di
     ranks, predicted = rank_targets(features, classes, lambda rows, _: labels[rows], TILE)
     result = accuracy(ranks, (1, 5), 1 / len(classes))
     return result | {"classes": len(classes), "predictions": fingerprint(predicted)}
+
+
+def nearest_classes(features: Tensor, classes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(N, k) classes nearest to image features (N, E), and their scores; the lower class of equal scores is first.
+
+    ``classes``: embeddings (C, E). With fewer than k classes, all are returned.
+    """
+    scores, nearest = [], []
+    for start in range(0, len(features), TILE):
+        ordered = (features[start : start + TILE] @ classes.T).sort(dim=1, descending=True, stable=True)
+        scores.append(ordered.values[:, :k])
+        nearest.append(ordered.indices[:, :k])
+    return torch.cat(nearest), torch.cat(scores)
