@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
-from PIL import Image
+from PIL import ExifTags, Image
 
 from flip.data.manifest.build import index
 
@@ -70,6 +70,24 @@ def odd_pictures(equal=48):
         picture.save(buffer, form, **options)
         encoded[name] = buffer.getvalue()
     return encoded
+
+
+#: EXIF 2.32, tag 0x0112: orientation -> the visual sides of the stored row 0 and column 0.
+ORIENTATIONS = {
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"), 5: ("left", "top"),
+    6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+}  # fmt: skip
+
+
+def oriented(upright, orientation, form="PNG", **options):
+    """A file whose pixels are stored turned, with the EXIF orientation that makes it ``upright`` again."""
+    row, column = ORIENTATIONS[orientation]
+    stored = upright.swapaxes(0, 1) if row in ("left", "right") else upright
+    stored = stored[:: -1 if row in ("bottom", "right") else 1, :: -1 if column in ("bottom", "right") else 1]
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(buffer, form, exif=exif, **options)
+    return buffer.getvalue()
 
 
 def caption(i):

@@ -210,6 +210,9 @@ class Data:
     """How images become RGB, in training and evaluation. ``flatten``: transparency is composed on white, 16-bit grey is
     scaled. ``convert``: as Pillow and open_clip convert: the alpha channel is dropped, 16-bit values above 255 become
     255 (recipe: portable2)."""
+    exif: str = option("ignore", choices=("ignore", "apply"), omit_if="ignore")
+    """EXIF orientation of images, in training, evaluation and predictions. ``ignore``: pixels are used as stored, as
+    open_clip does. ``apply``: images are turned upright before the crop."""
     max_replaced: float = option(0.01, ge=0, le=1)
     """Share of samples that may be replaced because they cannot be decoded; more end the run with 65."""
     deadline: float = option(600.0, ge=0, le=86_400, identity=False)

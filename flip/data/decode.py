@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from flip.data.manifest import tar
@@ -39,6 +39,13 @@ bytes per pixel (for ``LIMIT`` pixels 0.5 GiB), for WebP 17 (1.1 GiB)."""
 TEXT_LIMIT = 4 << 20
 """Bytes of a member with captions: a longer text is cut, a larger JSON member is refused."""
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""EXIF orientation -> the operation that turns the image upright (EXIF 2.32, tag 0x0112)."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _WHITE = (255, 255, 255)
 # Errors of Pillow's decoders on damaged files.
@@ -49,11 +56,13 @@ class DecodeError(Exception):
     """A sample, or one of its members, cannot be decoded."""
 
 
-def decode(data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten") -> Pixels:
-    """RGB pixels of an image file; of an animation its first image. EXIF orientation is ignored. Raises DecodeError.
+def decode(
+    data: bytes | memoryview, decoder: str = "pillow", conversion: str = "flatten", exif: str = "ignore"
+) -> Pixels:
+    """RGB pixels of an image file; of an animation its first image. Raises DecodeError.
 
     ``decoder``: "pillow", or "simplejpeg" for intact JPEG files; CMYK, damaged files and other formats are decoded by
-    Pillow, so that both refuse the same files. ``conversion``: as for ``to_rgb``.
+    Pillow, so that both refuse the same files. ``conversion``: as for ``to_rgb``. ``exif``: ``data.exif``.
     """
     if decoder == "simplejpeg" and bytes(data[:3]) == b"\xff\xd8\xff":
         import simplejpeg
@@ -62,15 +71,43 @@ def decode(data: bytes | memoryview, decoder: str = "pillow", conversion: str = 
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             if space not in ("CMYK", "YCCK"):
                 _limit(width, height)
-                return simplejpeg.decode_jpeg(data, "RGB")
+                pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
+                if exif == "apply":
+                    with contextlib.suppress(*_DAMAGE), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                        pixels = _turned(pixels, _orientation(image))
+                return pixels
     with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _limit_image(image)
         if image.width * image.height <= STRIP:
-            return np.asarray(_to_rgb(image, conversion))
-        pixels = np.empty((image.height, image.width, 3), np.uint8)
-        for top, strip in _strips(image):
-            pixels[top : top + strip.height] = np.asarray(_to_rgb(strip, conversion))
-        return pixels
+            pixels = np.asarray(_to_rgb(image, conversion))
+        else:
+            image.load()  # turns a TIFF file
+            pixels = np.empty((image.height, image.width, 3), np.uint8)
+            for top, strip in _strips(image):
+                pixels[top : top + strip.height] = np.asarray(_to_rgb(strip, conversion))
+        return _turned(pixels, _orientation(image)) if exif == "apply" else pixels
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image, turned as its EXIF orientation says (``data.exif: apply``)."""
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 2 to 8; 1 if there is none or it cannot be read. Pillow applies that of TIFF files
+    itself."""
+    with contextlib.suppress(*_DAMAGE, OverflowError):
+        value = image.getexif().get(ExifTags.Base.Orientation)
+        return value if value in _TURNS else 1
+    return 1
+
+
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """As ``upright``, without Pillow's copies."""
+    pixels = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
@@ -181,9 +218,9 @@ def _limit(width: int, height: int) -> None:
         raise DecodeError(f"{width} x {height} pixels, at most {LIMIT} are read")
 
 
-def image_of(sample: Sample, decoder: str, conversion: str = "flatten") -> Pixels:
+def image_of(sample: Sample, decoder: str, conversion: str = "flatten", exif: str = "ignore") -> Pixels:
     """RGB pixels of a sample's image member. Raises DecodeError."""
-    return decode(encoded_image(sample), decoder, conversion)
+    return decode(encoded_image(sample), decoder, conversion, exif)
 
 
 def encoded_image(sample: Sample) -> memoryview:

@@ -8,12 +8,13 @@ import numpy as np
 from PIL import Image
 
 from flip.config.schema import Config
-from flip.data.decode import Pixels, to_rgb
+from flip.data.decode import Pixels, to_rgb, upright
 
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """Makes the (size, size, 3) view of a picture, as ``evaluate.preprocess`` and ``data.to_rgb`` define it.
+    """Makes the (size, size, 3) view of a picture, as ``evaluate.preprocess``, ``data.to_rgb`` and ``data.exif`` define
+    it.
 
     Args:
         size: side of the view, pixels.
@@ -22,25 +23,29 @@ class EvaluationView:
             torchvision do.
         conversion: ``flatten`` converts the picture to RGB before the resize (``flip.data.decode.to_rgb``).
             ``convert`` resizes it in its own mode, then converts it, as open_clip does.
+        exif: ``apply`` turns a PIL image upright first.
     """
 
     size: int
     preprocess: str = "crop_resize"
     conversion: str = "flatten"
+    exif: str = "ignore"
 
     @classmethod
     def of(cls, config: Config) -> EvaluationView:
         """The view that a run evaluates with."""
-        return cls(config.model.image.size, config.evaluate.preprocess, config.data.to_rgb)
+        return cls(config.model.image.size, config.evaluate.preprocess, config.data.to_rgb, config.data.exif)
 
     @property
     def label(self) -> str:
         """Names the view in results and in the keys of cached features; values of the defaults are left out."""
         changed = [name for name in (self.preprocess, self.conversion) if name not in ("crop_resize", "flatten")]
-        return "-".join([f"{self.size}px", *changed])
+        return "-".join([f"{self.size}px", *changed, *(["exif"] if self.exif == "apply" else [])])
 
     def __call__(self, image: Pixels | Image.Image) -> Pixels:
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        if self.exif == "apply":
+            picture = upright(picture)
         if self.conversion == "flatten":
             picture = to_rgb(picture)
         crop = self._resize_crop if self.preprocess == "resize_crop" else self._crop_resize

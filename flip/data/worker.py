@@ -203,7 +203,8 @@ class DatasetStream:
 
         def load(id: int) -> tuple[Pixels, list[str]]:
             sample = prefetcher.chunk(lane, k, id // chunk).samples[id % chunk]
-            return decode.image_of(sample, data.decoder, data.to_rgb), decode.captions_of(sample, data.captions)
+            image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif)
+            return image, decode.captions_of(sample, data.captions)
 
         found = decode.next_decodable(ids, n, self.bad, load)
         if found is None:

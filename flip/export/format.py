@@ -54,6 +54,9 @@ def differences(config: Config) -> list[str]:
         "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel and"
         " clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).":
         config.data.to_rgb == "flatten",
+        "Pictures with an EXIF orientation: predictions differ, because open_clip ignores it, and this model sees them"
+        " upright (data.exif: apply).":
+        config.data.exif == "apply",
         "Texts with broken encodings or curly quotes: tokens differ, because open_clip repairs them and this model's"
         " training did not (model.text.repair: false).":
         not config.model.text.repair,

@@ -45,7 +45,7 @@ _CONVERTED = ("model.image.patch", "model.objective")
 #: If these differ, the weights fit, but compute another function: training has to make up for it.
 _WARNED = (
     "model.image.size", "model.image.pool", "model.text.prepend_cls", "model.text.repair", "model.text.padding",
-    "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb", "evaluate.preprocess",
+    "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb", "data.exif", "evaluate.preprocess",
 )  # fmt: skip
 
 

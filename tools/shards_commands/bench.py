@@ -169,7 +169,7 @@ def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
     done = size = 0
     for sample in chunk:
         try:
-            image_of(sample, spec.data.decoder, spec.data.to_rgb)
+            image_of(sample, spec.data.decoder, spec.data.to_rgb, spec.data.exif)
         except DecodeError:
             continue
         done, size = done + 1, size + sum(map(len, sample.values()))
@@ -185,7 +185,7 @@ def _whole(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kept_pat
     done = size = 0
     for row, sample in enumerate(reader.read_chunk(manifest, j)):
         try:
-            image = image_of(sample, spec.data.decoder, spec.data.to_rgb)
+            image = image_of(sample, spec.data.decoder, spec.data.to_rgb, spec.data.exif)
             captions_of(sample, spec.data.captions)
         except DecodeError:
             continue

@@ -161,7 +161,7 @@ def _of_set(
         j, index = divmod(id, manifest.chunk)
         if j not in chunks:
             chunks[j] = reader.read_chunk(manifest, j)
-        image_of(chunks[j][index], data.decoder, data.to_rgb)
+        image_of(chunks[j][index], data.decoder, data.to_rgb, data.exif)
         return captions_of(chunks[j][index], data.captions)
 
     for lane in range(order.lanes):

@@ -79,6 +79,7 @@ def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypa
         ("model.text.padding=mask", "model.text.padding"),
         ("model.objective=siglip", "model.objective"),
         ("data.to_rgb=convert", "data.to_rgb"),
+        ("data.exif=apply", "data.exif"),
         ("evaluate.preprocess=resize_crop", "evaluate.preprocess"),
     ],
 )

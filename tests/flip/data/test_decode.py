@@ -7,7 +7,7 @@ from PIL import Image
 from flip.data import decode
 from flip.data.decode import DecodeError
 from flip.data.view import EvaluationView
-from tests.synthetic import encode, picture
+from tests.synthetic import ORIENTATIONS, encode, oriented, picture, smooth
 
 
 def saved(image, format, **options):
@@ -85,3 +85,42 @@ def test_patches_and_evaluation_view():
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
     assert (EvaluationView(10)(wide) == 200).all()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_apply_turns_images_upright_in_training_and_evaluation(orientation, monkeypatch):
+    upright = smooth(23, 40)
+    lossless = [("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})]
+    for form, options in lossless:
+        data = oriented(upright, orientation, form, **options)
+        assert np.array_equal(decode.decode(data, exif="apply"), upright)
+        assert np.array_equal(np.asarray(decode.upright(decode.open_image(data))), upright)
+        if form != "TIFF":  # Pillow applies its orientation
+            assert np.array_equal(decode.decode(data), decode.decode(data, exif="apply")) == (orientation == 1)
+    monkeypatch.setattr(decode, "STRIP", 5 * 23)
+    for form, options in lossless:
+        assert np.array_equal(decode.decode(oriented(upright, orientation, form, **options), exif="apply"), upright)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_exif_orientation_of_jpeg_is_equal_in_all_decoders(orientation):
+    data = oriented(smooth(23, 40), orientation, "JPEG", quality=95)
+    pillow, simplejpeg = (decode.decode(data, name, exif="apply") for name in ("pillow", "simplejpeg"))
+    assert pillow.shape == simplejpeg.shape == (23, 40, 3)
+    assert (
+        np.abs(pillow.astype(int) - simplejpeg).max() <= 2 and np.abs(pillow.astype(int) - smooth(23, 40)).mean() < 10
+    )
+    assert np.array_equal(np.asarray(decode.upright(decode.open_image(data))), pillow)
+    assert np.array_equal(EvaluationView(16, exif="apply")(decode.open_image(data)), EvaluationView(16)(pillow))
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
+def test_unreadable_or_unknown_orientations_are_ignored(decoder):
+    data = oriented(smooth(23, 40), 6, "JPEG")
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06"  # the tag, its type, one value: 6
+    assert entry in data and b"Exif\0\0MM\0*" in data
+    damaged = [data.replace(entry, entry[:-1] + b"\x09"), data.replace(entry, entry[:3] + b"\x02" + entry[4:])]
+    damaged.append(data.replace(b"Exif\0\0MM\0*", b"Exif\0\0\xff\xff\xff\xff"))
+    for file in damaged:
+        assert np.array_equal(decode.decode(file, decoder, exif="apply"), decode.decode(data, decoder))
+    assert not np.array_equal(decode.decode(data, decoder, exif="apply"), decode.decode(data, decoder))

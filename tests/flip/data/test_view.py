@@ -13,7 +13,7 @@ from flip.data.decode import DecodeError
 from flip.data.manifest.build import index
 from flip.data.view import EvaluationView
 from tests.flip.data.loading import BATCH, CHUNK, loader
-from tests.synthetic import encode, make_tokenizer, odd_pictures
+from tests.synthetic import encode, make_tokenizer, odd_pictures, oriented, smooth
 
 SIZE = 48
 
@@ -59,6 +59,7 @@ def test_training_converts_as_pillow_does_where_it_is_asked(name, decoder):
 def test_what_decides_a_view_is_in_its_label():
     views = [EvaluationView(SIZE, *more) for more in ((), ("resize_crop",), ("resize_crop", "convert"))]
     assert [view.label for view in views] == ["48px", "48px-resize_crop", "48px-resize_crop-convert"]
+    assert EvaluationView(SIZE, exif="apply").label == "48px-exif"
 
 
 def test_a_damaged_file_has_no_view():
@@ -82,3 +83,20 @@ def test_training_sees_transparent_pictures_as_the_field_says(conversion, colour
     batch = next(batches)
     batches.close()
     assert (batch.patches.reshape(-1, 3) == torch.tensor(colour)).all()
+
+
+def test_training_with_exif_apply_equals_training_on_upright_files(tmp_path):
+    make_tokenizer(tmp_path / "tokenizer.json")
+    batches = {}
+    for exif in ("apply", "ignore"):
+        with webdataset.TarWriter(str(tmp_path / f"{exif}.tar"), mtime=0) as writer:
+            for i in range(203):
+                image = smooth(24, 40, seed=i)
+                picture = oriented(image, i % 8 + 1) if exif == "apply" else encode(image)
+                writer.write({"__key__": f"{i:03d}", "png": picture, "txt": "nothing"})
+        index([str(tmp_path / f"{exif}.tar")], tmp_path / exif, chunk=CHUNK)
+        stream = loader(tmp_path / exif, exif=exif).batches(0, BATCH, "0.5")
+        batches[exif] = next(stream)
+        stream.close()
+    assert torch.equal(batches["apply"].patches, batches["ignore"].patches)
+    assert torch.equal(batches["apply"].ids, batches["ignore"].ids)
