@@ -2,6 +2,7 @@
 
 - ``collector``: measures steps and makes metric lines; ``profiler``: traces, and time lost to communication.
 - ``metrics_writer``: writes metric lines, TensorBoard and status; ``metrics_reader``: reads metric lines.
+- ``curves``: tag and description of every curve.
 - ``results``: the outcomes of runs, for reports and ``flip.read_runs``.
 
 May import ``flip.costs``, ``flip.checkpoint``, ``flip.data``, ``flip.distributed`` and ``flip.evaluation``.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 from tqdm import tqdm
@@ -18,37 +19,12 @@ from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
 from flip.data.loader import Batch
-from flip.evaluation.task import COLUMNS, curve
 from flip.monitoring import metrics_reader
+from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.rundir import RunDir, write_json
 
-TENSORBOARD = {
-    "loss": "train/loss",
-    "accuracy": "train/batch_accuracy",
-    "lr": "train/learning_rate",
-    "logit_scale": "train/logit_scale",
-    "logit_bias": "train/logit_bias",
-    "grad_norm": "train/grad_norm",
-    "param_norm": "train/param_norm",
-    "update_norm": "train/update_norm",
-    "samples_per_second": "speed/samples_per_second",
-    "data_wait": "speed/data_wait_share",
-    "mfu": "speed/model_flops_utilisation",
-    "matmul_utilisation": "speed/matmul_utilisation",
-    "masking_speedup": "speed/masking_speedup",
-    "memory": "memory/host_peak_bytes",
-    "device_memory": "memory/device_peak_bytes",
-    "replaced": "data/replaced_samples",
-}
-"""Field of a metric line -> tag. The x axis is S, samples seen, so that batch sizes can be compared."""
-COUNTERS = ("data/", "storage/")
-"""Groups whose curves start with their first count: most counters of most runs stay 0."""
 NO_HPARAMS = ("schema", "checkpoint", "evaluate", "monitor")
 """Sections of the configuration that affect neither the model nor its speed."""
-
-
-def _score_tags(config: Config) -> list[str]:
-    return [curve(item.name + suffix, item.task) for item in config.evaluate.sets for suffix in COLUMNS[item.task]]
 
 
 def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
@@ -61,11 +37,11 @@ def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
         return {tag: ["Multiline", [f"^{re.escape(tag)}$"]] for tag in tags}
 
     def group(name: str) -> dict[str, list[Any]]:
-        return charts(*(tag for tag in TENSORBOARD.values() if tag.startswith(name)))
+        return charts(*(tag for tag, _ in CURVES.values() if tag.startswith(name)))
 
     return {
         "Training": group("train/"),
-        "Scores": charts(*_score_tags(config)),
+        "Scores": charts(*score_tags(config)),
         "Speed": group("speed/"),
         "Where the time goes": {"shares": ["Multiline", ["^time/"]]},
         "Memory": group("memory/"),
@@ -79,7 +55,7 @@ def hparams_summaries(config: Config) -> list[Any]:
     ``SummaryWriter.add_hparams`` would create another run in a subfolder. These summaries go to the run's own event
     file, so that the run is one row of the table and the metrics are its newest scalars.
     """
-    metrics = [*_score_tags(config), "train/loss", "speed/samples_per_second"]
+    metrics = [*score_tags(config), "train/loss", "speed/samples_per_second"]
     experiment, session, _ = hparams(hparams_values(config), dict.fromkeys(metrics))
     return [experiment, session]
 
@@ -89,6 +65,13 @@ def hparams_values(config: Config) -> dict[str, Any]:
     tree = {section: value for section, value in to_dict(config).items() if section not in NO_HPARAMS}
     values = {key: value for key, value in flatten(tree).items() if value != ""}
     return {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in values.items()}
+
+
+def _metadata(tag: str) -> SummaryMetadata:
+    """The description of a curve. TensorBoard's fast data server reads it only from metadata with plugin and class."""
+    plugin = SummaryMetadata.PluginData(plugin_name="scalars")
+    text = {"display_name": tag, "summary_description": describe(tag)}
+    return SummaryMetadata(plugin_data=plugin, data_class="DATA_CLASS_SCALAR", **text)
 
 
 class MetricsWriter:
@@ -105,7 +88,7 @@ class MetricsWriter:
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
-        self._counted: set[str] = set()
+        self._points, self._described = CurvePoints(), set[str]()
         self._bar: tqdm | None = None
         self.status()
 
@@ -134,14 +117,7 @@ class MetricsWriter:
         """Write a logged step: a line in metrics/<n>.jsonl, a point of every curve, the bar and the status."""
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
-        assert self._events is not None
-        points = {tag: record.get(name) for name, tag in TENSORBOARD.items()}
-        points |= {f"storage/{name}": count for name, count in record.get("storage", {}).items()}
-        points |= {f"time/{part}_share": share for part, share in record.get("shares", {}).items()}
-        for tag, value in points.items():
-            if value is not None and (value or tag in self._counted or not tag.startswith(COUNTERS)):
-                self._counted.add(tag)
-                self._events.add_scalar(tag, value, record["samples"])
+        self._add(self._points.of(record), record["samples"])
         if self._bar is not None:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
             self._bar.update(record["samples"] - self._bar.n)
@@ -155,10 +131,18 @@ class MetricsWriter:
         record = {"stage": stage, "samples": samples, "seconds": seconds, "attempt": self._attempt}
         self._run.eval.mkdir(exist_ok=True)
         write_json(self._run.eval / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
+        self._add(scores(evaluations), samples)
         assert self._events is not None
-        for item in evaluations:
-            self._events.add_scalar(curve(item["name"], item["task"]), item["top1"], samples)
         self._events.flush()
+
+    def _add(self, points: Mapping[str, float], samples: int) -> None:
+        """Add a point to each curve; the first has the description of the curve."""
+        assert self._events is not None
+        for tag, value in points.items():
+            about = None if tag in self._described else _metadata(tag)
+            self._described.add(tag)
+            point = Summary.Value(tag=tag, simple_value=value, metadata=about)
+            self._events.file_writer.add_summary(Summary(value=[point]), samples)  # type: ignore[attr-defined]
 
     def status(self, every: float = 0.0, **fields: Any) -> None:
         """Update status.json, at most every ``every`` seconds, unless a newer attempt exists."""

@@ -80,6 +80,19 @@ def test_counters_have_a_curve_from_their_first_count_on(run):
     assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], "metric lines have them all"
 
 
+def test_every_curve_has_a_description(run):
+    writer = attempt(run, 0, (1, 2), loss=1.0)
+    writer.step(record(3, 1.0) | {"storage": {"retries_slowdown": 2.0}})
+    writer.evaluation("pretrain", 24, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
+    writer.close("complete")
+    events = read(run)
+    shown = {tag: events.SummaryMetadata(tag).summary_description for tag in events.Tags()["scalars"]}
+    assert len(shown) > 15 and all(shown.values()), shown
+    about = events.SummaryMetadata("train/loss")
+    assert (about.display_name, about.summary_description) == ("train/loss", "Loss of the global batch.")
+    assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars"), "as its fast data server needs it"
+
+
 def test_custom_scalars_begin_with_training_and_scores(run):
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     writer = attempt(run, 8, (2,), loss=1.0)

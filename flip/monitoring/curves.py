@@ -1,0 +1,126 @@
+"""The curves of a run, for TensorBoard and other trackers: tag and description of each field of a metric line.
+
+The x axis of every curve is S, samples seen, so that batch sizes can be compared. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from flip.config.schema import Config
+from flip.evaluation.task import COLUMNS, curve
+
+
+class CurveText(NamedTuple):
+    """``tag``: GROUP/NAME. ``text``: one sentence, in the words of docs/monitoring.md."""
+
+    tag: str
+    text: str
+
+
+CURVES = {
+    "loss": CurveText("train/loss", "Loss of the global batch."),
+    "accuracy": CurveText(
+        "train/batch_accuracy", "Share of images whose own caption is the nearest in the global batch."
+    ),
+    "lr": CurveText("train/learning_rate", "Learning rate of the step."),
+    "logit_scale": CurveText("train/logit_scale", "Factor of the logits, after clamping."),
+    "logit_bias": CurveText("train/logit_bias", "Learned bias of the logits (objective siglip)."),
+    "grad_norm": CurveText("train/grad_norm", "2-norm of all gradients, before clipping."),
+    "param_norm": CurveText("train/param_norm", "2-norm of all weights."),
+    "update_norm": CurveText("train/update_norm", "2-norm of the change of all weights in the step."),
+    "samples_per_second": CurveText(
+        "speed/samples_per_second", "Training speed of all ranks together, without commits and evaluation."
+    ),
+    "data_wait": CurveText(
+        "speed/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."
+    ),
+    "mfu": CurveText(
+        "speed/model_flops_utilisation",
+        "Model FLOPs utilisation: FLOPs of the kept patches as a share of the dense datasheet peak of the GPU.",
+    ),
+    "matmul_utilisation": CurveText(
+        "speed/matmul_utilisation",
+        "FLOPs of the kept patches as a share of the speed of one large matrix product on this device.",
+    ),
+    "masking_speedup": CurveText(
+        "speed/masking_speedup", "FLOPs of a pair without a mask divided by those with the mask of the stage."
+    ),
+    "memory": CurveText("memory/host_peak_bytes", "Peak host memory of rank 0 so far, bytes."),
+    "device_memory": CurveText(
+        "memory/device_peak_bytes", "Peak GPU memory of rank 0 that PyTorch allocated since the last point, bytes."
+    ),
+    "replaced": CurveText("data/replaced_samples", "Samples so far that could not be decoded."),
+}
+"""Field of a metric line -> its curve."""
+
+TIME = {
+    "data_wait": "Share of time in which rank 0 waited for a batch.",
+    "compute": "Share of time for the rest of the steps.",
+    "communication": "Share of time for communication in steps that does not overlap with compute.",
+    "checkpoint": "Share of time in which a commit blocked training.",
+    "evaluation": "Share of time in which evaluation blocked training.",
+    "other": "Share of time between steps.",
+}
+"""Part of ``shares`` -> description."""
+
+STORAGE = {
+    "requests": "Requests, second ones included.",
+    "bytes": "Bytes received, with failed attempts.",
+    "seconds": "Seconds in requests, without the pauses between them.",
+    "hedged": "Second requests for a late range.",
+    "hedges_won": "Second requests that were answered first.",
+    "resumed": "Bytes of failed attempts that were not requested again.",
+    "cap": "Current limit of concurrent requests.",
+    "held": "Bytes of chunks that are held or requested now.",
+    "cache_hits": "Chunks read from the caches of the nodes.",
+    "cache_misses": "Chunks that the caches of the nodes did not have.",
+    "cache_failures": "Cache files that were damaged, or could not be read or written.",
+}
+"""Counter of ``storage`` -> description; ``retries_KIND`` counts failed attempts of one kind."""
+
+COUNTERS = ("data/", "storage/")
+"""Groups whose curves start with their first count: most counters of most runs stay 0."""
+
+
+def describe(tag: str) -> str:
+    """The description of a tag; empty if it is no curve of a run."""
+    group, _, name = tag.partition("/")
+    if group == "time":
+        return TIME.get(name.removesuffix("_share"), "")
+    if group == "storage":
+        kind = name.removeprefix("retries_")
+        text = f"Failed attempts to read, by cause: {kind}." if kind != name else STORAGE.get(name, "")
+        return f"{text} Sum over the ranks in this attempt." if text else ""
+    if group in COLUMNS:
+        return f"Top-1 score on {name.removesuffix('_top1')}, task {group}."
+    return next((curve.text for curve in CURVES.values() if curve.tag == tag), "")
+
+
+def score_tags(config: Config) -> list[str]:
+    return [curve(item.name + suffix, item.task) for item in config.evaluate.sets for suffix in COLUMNS[item.task]]
+
+
+def scores(evaluations: list[dict[str, Any]]) -> dict[str, float]:
+    """Tag -> top-1 of the results of one evaluation."""
+    return {curve(item["name"], item.get("task", "zeroshot")): item["top1"] for item in evaluations}
+
+
+class CurvePoints:
+    """Turns metric lines into points, in order: counters appear with their first count."""
+
+    def __init__(self) -> None:
+        self._counted: set[str] = set()
+
+    def of(self, line: Mapping[str, Any]) -> dict[str, float]:
+        """Tag -> value of one metric line."""
+        points = {curve.tag: line.get(field) for field, curve in CURVES.items()}
+        points |= {f"storage/{name}": count for name, count in (line.get("storage") or {}).items()}
+        points |= {f"time/{part}_share": share for part, share in (line.get("shares") or {}).items()}
+        self._counted |= {tag for tag, value in points.items() if value}
+        return {
+            tag: value
+            for tag, value in points.items()
+            if value is not None and (tag in self._counted or not tag.startswith(COUNTERS))
+        }
