@@ -1,4 +1,4 @@
-"""Runs one command: ``python -m jobs submit ...``, or ``flip submit ...`` after ``pip install --no-deps -e .``.
+"""Runs one command: ``flip submit ...`` after ``make install``, or ``python -m jobs submit ...`` in the repository.
 
 Each command is a file of jobs/ or tools/ and runs exactly as ``python jobs/submit.py ...`` does.
 """
@@ -16,7 +16,7 @@ COMMANDS = {
     "jobs": {
         "submit": "check a sweep, show its cost, start the runs that are missing",
         "status": "state and progress of runs",
-        "logs": "output of the ranks of a run",
+        "logs": "output of the ranks of runs",
         "cancel": "save, end and stop runs",
         "explain": "one page about one run: state, cause, next step",
         "report": "results as table, page, Markdown, CSV and figures",
@@ -24,6 +24,7 @@ COMMANDS = {
         "evaluate": "score checkpoints on data sets",
         "debug": "one run of a sweep in this process, under a debugger",
         "doctor": "check a Slurm cluster and write a profile for it",
+        "completion": "completion of commands in bash and zsh",
         "schema": "JSON Schemas of sweeps and profiles, for editors",
     },
     "tools": {
@@ -32,47 +33,67 @@ COMMANDS = {
         "predict": "zero-shot prediction for image files",
         "tokenizer": "train or test a tokenizer",
         "prompts": "class names and templates of zero-shot data sets",
+        "demo_data": "fetch and build the demonstration data",
+        "study": "the masking study on the demonstration data",
+        "slurm_sandbox": "a real Slurm on this machine",
+        "audit": "known vulnerabilities of the installed packages",
     },
 }
-EXAMPLES = """examples:
-  flip submit --sweep quickstart --dry-run
+USAGE = """usage: flip COMMAND ... (flip COMMAND --help)
+
+{commands}
+
+every command: --json, --quiet, --verbose, --version, --help
+exit codes: 0 complete, 2 wrong usage, 65 data, 69 storage or network, 75 stopped, start again, 77 permission,
+78 configuration (all: docs/commands.md)
+
+examples:
+  flip submit quickstart --dry-run
   flip status quickstart --watch
   flip report quickstart
   flip shards index --help
 """
+SCRIPTS = {command: folder for folder, commands in COMMANDS.items() for command in commands}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    name = words[0] if words else ""
-    known = [command for commands in COMMANDS.values() for command in commands]
-    if "_ARGCOMPLETE" in os.environ or name == "completion":
+    name = words[0].replace("-", "_") if words and not words[0].startswith("-") else ""
+    if "_ARGCOMPLETE" in os.environ:
         from jobs.common import completion
-        from jobs.common.cli import run_command
 
-        if name == "completion" and "_ARGCOMPLETE" not in os.environ:
-            return run_command(lambda: completion.script(words[1:]))
-        name = completion.command([*known, "completion"])
-    folder = next((folder for folder, commands in COMMANDS.items() if name in commands), None)
-    if folder is None:
-        rows = [f"  {command:12} {text}" for commands in COMMANDS.values() for command, text in commands.items()]
-        usage = "\n".join(["usage: flip COMMAND ... (flip COMMAND --help)", "", *rows, "", EXAMPLES])
-        if name in ("-h", "--help"):
-            print(usage, end="")
-            return 0
-        if name:
-            from jobs.common.text import suggestion
+        name = completion.command(SCRIPTS)
+    if name not in SCRIPTS:
+        return _usage(words)
+    from jobs.common import cli
 
-            usage = f"{usage}\nunknown command: {name}. {suggestion(name, known)}"
-        print(usage.rstrip(), file=sys.stderr)
-        return 2
-    script = ROOT / folder / f"{name}.py"
-    if not script.exists():
+    cli.program = "flip" if Path(sys.argv[0]).name == "flip" else "python -m jobs"
+    sys.argv = [str(ROOT / SCRIPTS[name] / f"{name}.py"), *words[1:]]
+    if not Path(sys.argv[0]).exists():
         print(f"flip {name} needs a checkout of the repository: pip install --no-deps -e .", file=sys.stderr)
         return 78
-    sys.argv = [str(script), *words[1:]]
-    runpy.run_path(str(script), run_name="__main__")
+    runpy.run_path(sys.argv[0], run_name="__main__")
     return 0
+
+
+def _usage(words: Sequence[str]) -> int:
+    """Answer a line without a command: the usage, the version, or an error with the nearest command."""
+    if words[:1] == ["--version"]:
+        from jobs.common.cli import version
+
+        print(version())
+        return 0
+    rows = (f"  {name:14} {text}" for commands in COMMANDS.values() for name, text in commands.items())
+    usage = USAGE.format(commands="\n".join(rows))
+    if words[:1] in (["-h"], ["--help"]):
+        print(usage, end="")
+        return 0
+    if words:
+        from jobs.common.text import suggestion
+
+        usage += f"\nunknown command: {words[0]}. {suggestion(words[0], SCRIPTS)}"
+    print(usage.rstrip(), file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

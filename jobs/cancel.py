@@ -28,9 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("--why", default="", help="a reason, recorded in the run directory")
     add_root_option(parser)
-    parser.add_argument("--json", action="store_true", help="names of the cancelled runs as a JSON list")
     args = parser.parse_args(arguments)
-    return run_command(lambda: cancel(args))
+    return run_command(cancel, args)
 
 
 def cancel(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""python jobs/debug.py --sweep FILE --run NAME: train a run in this process, in a scratch copy, under a debugger."""
+"""python jobs/debug.py SWEEP --run NAME: train a run in this process, in a scratch copy, under a debugger."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, quietly, run_command
+from jobs.common.cli import Parser, add_sweep_arguments, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
     from jobs.planning.plan import ResolvedRun
 
 EXAMPLES = """examples:
-  python jobs/debug.py --sweep quickstart --run mask50
-  python jobs/debug.py --sweep quickstart --run mask50 stages.pretrain.batch=32 compute.device=cpu
-  salloc -N 2 --ntasks-per-node 8 --gpus-per-node 8 python jobs/debug.py --sweep my.yaml --run large --out /shared/tmp
+  python jobs/debug.py quickstart --run mask50
+  python jobs/debug.py quickstart --run mask50 stages.pretrain.batch=32 compute.device=cpu
+  salloc -N 2 --ntasks-per-node 8 --gpus-per-node 8 python jobs/debug.py my.yaml --run large --out /shared/tmp
 There is one rank, in this process, without loader processes; pdb starts at an error and at breakpoint(). In a Slurm
 allocation of several tasks, srun starts one rank per task, and their logs are shown at the end. If the run exists, the
 scratch copy resumes from its newest commit; the run itself is not changed.
@@ -33,22 +33,23 @@ scratch copy resumes from its newest commit; the run itself is not changed.
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        description="Train a run of a sweep in this process, in a scratch copy of its directory.", epilog=EXAMPLES
+        description="Train a run of a sweep in this process, in a scratch copy of its directory.",
+        epilog=EXAMPLES,
+        json=False,
     )
-    parser.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
+    add_sweep_arguments(parser)
     parser.add_argument("--run", required=True, metavar="NAME")
     parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a commit")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the copy; default: a temporary folder, which is not deleted"
     )
     parser.add_argument("--no-pdb", action="store_true", help="show the traceback, do not start a debugger")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that override those of the sweep")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
-    return run_command(lambda: debug(args, allocation(os.environ)))
+    return run_command(lambda args: debug(args, allocation(os.environ)), args)
 
 
 def allocation(environ: Mapping[str, str]) -> list[int]:
@@ -164,6 +165,7 @@ def in_allocation(run: RunDir, n: int) -> int:
 
 
 if __name__ == "__main__":
+    code = quietly(main)
     from jobs.runtime.worker import exit_process
 
-    exit_process(quietly(main))  # threads of torch may abort a normal exit of the interpreter
+    exit_process(code)  # threads of torch may abort a normal exit of the interpreter

@@ -47,9 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="write the profile to sweeps/clusters/NAME.yaml, or to a path that ends in .yaml",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
     args = parser.parse_args(arguments)
-    return run_command(lambda: examine(args))
+    return run_command(examine, args)
 
 
 def examine(args: argparse.Namespace) -> int:

@@ -76,7 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--list", action="store_true", help="list data sets: whether they are present, and where to get them"
     )
-    parser.add_argument("--json", action="store_true", help="print the results as a JSON list")
     return parser
 
 
@@ -85,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if not args.list and bool(args.run) == bool(args.model):
         parser.error("give a run, --model or --list")
-    return run_command(lambda: evaluate(args))
+    return run_command(evaluate, args)
 
 
 def evaluate(args: argparse.Namespace) -> int:

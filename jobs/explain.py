@@ -29,9 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("run", help="SWEEP/RUN, or the folder of a run")
     add_root_option(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON mapping")
     args = parser.parse_args(arguments)
-    return run_command(lambda: explain(args))
+    return run_command(explain, args)
 
 
 def explain(args: argparse.Namespace) -> int:

@@ -36,13 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--node", type=int, metavar="I", help="only node I (0, 1, ...); default: all nodes and the batch script"
     )
-    parser.add_argument("--json", action="store_true", help="print the paths of the logs as a JSON list")
     parser.add_argument("--err", action="store_true", help="show standard error instead of standard output")
     add_root_option(parser)
     args = parser.parse_args(arguments)
     if args.json and args.follow:
         parser.error("--follow has no effect with --json, which lists the paths of the logs")
-    return run_command(lambda: logs(args))
+    return run_command(logs, args)
 
 
 def logs(args: argparse.Namespace) -> int:

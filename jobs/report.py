@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", nargs="?", help="a sweep, SWEEP/RUN or a folder; default: all")
     add_root_option(parser)
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
-    parser.add_argument("--json", action="store_true", help="print a JSON list with a mapping per run")
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
     parser.add_argument("--table", metavar="T", default="", help="a table of the paper (1a ... 8) to compare with")
     parser.add_argument("--folder", metavar="DIR", help="write page, Markdown, CSV and figures; the folder is created")
@@ -42,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; default: {default}")
     args = parser.parse_args(arguments)
     _check_options(parser, args)
-    return run_command(lambda: report(args))
+    return run_command(report, args)
 
 
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

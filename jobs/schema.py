@@ -5,6 +5,7 @@ The shipped files name their schema in the first line; ``--write`` makes sweeps/
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -29,22 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", nargs="?", choices=KINDS, default="sweep", help="kind of file; default: sweep")
     parser.add_argument("--write", action="store_true", help="write the schemas of all kinds to sweeps/schemas")
     args = parser.parse_args(arguments)
-    return run_command(lambda: run(args.kind, args.write))
+    return run_command(schema, args)
 
 
-def run(kind: str, write: bool) -> int:
+def schema(args: argparse.Namespace) -> int:
     from flip.runs.rundir import write_text
     from jobs.common.paths import SWEEPS
     from jobs.sweeps.sweep_schema import SCHEMAS
 
-    if not write:
-        print(text(SCHEMAS[kind]()), end="")
+    if not args.write:
+        print(text(SCHEMAS[args.kind]()), end="")
         return 0
     folder = SWEEPS / "schemas"
     folder.mkdir(exist_ok=True)
     for name in KINDS:
         write_text(folder / f"{name}.json", text(SCHEMAS[name]()))
-        print(folder / f"{name}.json")
+    written = [str(folder / f"{name}.json") for name in KINDS]
+    print(json.dumps(written, indent=1) if args.json else "\n".join(written))
     return 0
 
 

@@ -35,11 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     kind.add_argument(
         "--goodput", action="store_true", help="show useful, repeated and lost time, and the setting to change"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
     args = parser.parse_args(arguments)
     if args.watch and args.json:
         parser.error("--watch cannot be combined with --json")
-    return run_command(lambda: status(args))
+    return run_command(status, args)
 
 
 def status(args: argparse.Namespace) -> int:

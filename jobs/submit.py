@@ -1,4 +1,4 @@
-"""python jobs/submit.py --sweep FILE: check a sweep, show its cost, start the runs that are missing."""
+"""python jobs/submit.py SWEEP: check a sweep, show its cost, start the runs that are missing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, again, quietly, run_command
+from jobs.common.cli import Parser, add_sweep_arguments, again, quietly, run_command
 
 EXAMPLES = """examples:
-  python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster local --watch
-  python jobs/submit.py --sweep sweeps/model_scaling.yaml --dry-run
-  python jobs/submit.py --sweep sweeps/quickstart.yaml --only 'mask*' data.workers=2 stages.pretrain.samples=1e5
-  python jobs/submit.py --sweep sweeps/quickstart.yaml --seeds 0 1 2
-  python jobs/submit.py --sweep my.yaml --changed fork --prune --dry-run
+  python jobs/submit.py quickstart --cluster local --watch
+  python jobs/submit.py model_scaling --dry-run
+  python jobs/submit.py quickstart --only 'mask*' data.workers=2 stages.pretrain.samples=1e5
+  python jobs/submit.py quickstart --seeds 0 1 2
+  python jobs/submit.py my.yaml --changed fork --prune --dry-run
 The same command again starts only what is missing; with --watch it returns to running runs.
 """
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Submit the runs of a sweep that are missing. Complete and running runs are left alone.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("--sweep", required=True, metavar="FILE", help="the sweep file, or its name in sweeps/")
+    add_sweep_arguments(parser)
     parser.add_argument("--cluster", metavar="NAME", help="profile in sweeps/clusters; default: the sweep's")
     parser.add_argument("--only", metavar="PATTERN", help="submit only runs whose name matches the shell pattern")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="start every run once per seed")
@@ -58,8 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--script", action="store_true", help="with --dry-run: show the batch script of each shape of resources"
     )
-    parser.add_argument("--json", action="store_true", help="the plan as JSON on standard output")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that override those of the sweep")
     return parser
 
 
@@ -75,13 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
     check_options(parser, args)
-    return run_command(lambda: submit(args))
+    return run_command(submit, args)
 
 
 def submit(args: argparse.Namespace) -> int:
     from jobs.submission.submission import Submission, SubmitOptions
 
-    code, watched = Submission(SubmitOptions(**vars(args))).run()
+    code, watched = Submission(SubmitOptions.of(args)).run()
     if watched is None:
         return code
     from jobs.reporting.status import watch

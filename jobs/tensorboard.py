@@ -31,13 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         description="Start TensorBoard over runs, each under its own name. Runs that start later are added.",
         epilog=EXAMPLES,
+        json=False,
     )
     parser.add_argument("target", nargs="*", help="sweeps, SWEEP/RUN, patterns as for cancel, or folders; default: all")
     add_root_option(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
-    return run_command(lambda: serve(args.target, args.root, own))
+    return run_command(lambda args: serve(args.target, args.root, own), args)
 
 
 def serve(targets: Sequence[str], root: str | None, own: Sequence[str]) -> int:

@@ -141,7 +141,7 @@ def test_examples_of_help_are_examples():
     for path in [*(ROOT / "jobs").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
         text = path.read_text(encoding="utf-8")
         if "add_argument" in text and "__main__" in text:
-            assert re.search(rf"examples:\n +python3? {path.parent.name}/{path.name} ", text), path
+            assert re.search(rf"examples:\n.*(python3? {path.parent.name}/{path.name}|flip {path.stem}) ", text), path
             assert ast.get_docstring(ast.parse(text)), path
 
 

@@ -5,31 +5,36 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import argparse
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from jobs.common.cli import Parser, quietly, run_command
 
+EXAMPLES = """examples:
+  python tools/audit.py --json
+
+exit codes: 0 no known vulnerability, 1 known vulnerabilities, 69 the package index could not be reached
+"""
 VULNERABLE = 1
 """Exit code if a package has a known vulnerability."""
 REMEDY = "Run it on a machine that reaches the Python package index and its advisories."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    epilog = "exit codes: 0 no known vulnerability, 1 known vulnerabilities, 69 the package index could not be reached"
-    Parser(description=__doc__, epilog=epilog).parse_args(arguments)
-    return run_command(audit)
+    return run_command(audit, Parser(description=__doc__, epilog=EXAMPLES).parse_args(arguments))
 
 
-def audit() -> int:
-    lines, count = summary(pip_audit_report())
-    print("\n".join(lines))
+def audit(options: argparse.Namespace) -> int:
+    report = pip_audit_report()
+    lines, count = summary(report)
+    print(json.dumps(report, indent=1) if options.json else "\n".join(lines))
     return VULNERABLE if count else 0
 
 
 def pip_audit_report() -> dict[str, Any]:
     """Run pip-audit and return its report. Raises StorageError if it wrote none."""
-    import json
     import subprocess
     import sysconfig
     import tempfile

@@ -26,12 +26,11 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=_ABOUT, epilog=_EXAMPLES)
     parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
     parser.add_argument("--force", action="store_true", help="build again even if the data exists")
-    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     options = parser.parse_args(argv)
-    return run_command(lambda: prepare(options))
+    return run_command(prepare, options)
 
 
 def prepare(options: argparse.Namespace) -> int:

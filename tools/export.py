@@ -26,15 +26,14 @@ variants (default: native or extra-block, as the model needs; docs/export.md):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
     parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to create (default: RUN/export/<stage>-<S>)")
     parser.add_argument("--variant", choices=("native", "extra-block", "timm-tower"), default="", help="see below")
     parser.add_argument("--replace", action="store_true", help="replace an existing export")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    return run_command(lambda: export(options))
+    return run_command(export, options)
 
 
 def export(options: argparse.Namespace) -> int:

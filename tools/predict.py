@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
     )
@@ -31,9 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels shown per image (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
-    return run_command(lambda: predict(options))
+    return run_command(predict, options)
 
 
 def predict(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import dataclasses
+import json
 
 from jobs.common.cli import Parser, quietly, run_command
 
@@ -18,12 +19,12 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("of", help="imagenet, or the folder of a wds_* data set")
     parser.add_argument("--templates", type=int, default=7, help="number of templates for imagenet: 7 (default) or 80")
     parser.add_argument("--out", required=True, metavar="FILE")
     options = parser.parse_args(arguments)
-    return run_command(lambda: write(options))
+    return run_command(write, options)
 
 
 def write(options: argparse.Namespace) -> int:
@@ -44,7 +45,9 @@ def write(options: argparse.Namespace) -> int:
         write_json(Path(options.out), dataclasses.asdict(classes))
     except OSError as error:
         raise unwritable(error, options.out, "Choose another --out.") from error
-    print(f"{options.out}: {len(classes.names)} names, {len(classes.templates)} templates")
+    report = {"file": options.out, "names": len(classes.names), "templates": len(classes.templates)}
+    text = "{file}: {names} names, {templates} templates".format(**report)
+    print(json.dumps(report, indent=1) if options.json else text)
     return 0
 
 

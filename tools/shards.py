@@ -36,7 +36,7 @@ CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    return run_command(lambda: run(options))
+    return run_command(run, options)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,21 +52,15 @@ def run(options: argparse.Namespace) -> int:
     return int(outcome.code)
 
 
-_Format = argparse.RawDescriptionHelpFormatter
-
-
 class _Commands:
     def __init__(self) -> None:
-        self.parser = Parser(description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2], formatter_class=_Format)
+        self.parser = Parser(description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2])
         self.commands = self.parser.add_subparsers(required=True, metavar="command")
 
     def add(self, name: str, run_by: str, about: str, examples: str, *aliases: str) -> argparse.ArgumentParser:
         """``run_by``: module:function in tools/shards_commands, imported when the command runs."""
-        command = self.commands.add_parser(
-            name, aliases=aliases, help=about, description=about, epilog=examples, formatter_class=_Format
-        )
+        command = self.commands.add_parser(name, aliases=aliases, help=about, description=about, epilog=examples)
         command.set_defaults(run_by=run_by)
-        command.add_argument("--json", action="store_true", help="print JSON")
         return command
 
 

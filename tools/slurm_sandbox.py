@@ -32,7 +32,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    return run_command(lambda: run(options))
+    return run_command(run, options)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -139,16 +139,14 @@ def _folder() -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=form)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, run: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], str]):
         about = run.__doc__
-        command = commands.add_parser(name, help=about, description=about, epilog=EXAMPLES, formatter_class=form)
+        command = commands.add_parser(name, help=about, description=about, epilog=EXAMPLES)
         about = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
         command.add_argument("--folder", type=Path, default=_folder(), help=about)
-        command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run, show=show)
         return command
 

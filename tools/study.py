@@ -20,7 +20,7 @@ The data: python tools/demo_data.py
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, epilog=EXAMPLES, json=False)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--calibrate", action="store_true", help="measure step times and write the calibration file")
     action.add_argument("--page", action="store_true", help="write the page from the complete runs")
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     docs = Path(__file__).resolve().parents[1] / "docs"
     parser.add_argument("--docs", type=Path, default=docs, metavar="FOLDER", help="folder for study.md and study/")
     options = parser.parse_args(arguments)
-    return run_command(lambda: run(options))
+    return run_command(run, options)
 
 
 def run(options: argparse.Namespace) -> int:

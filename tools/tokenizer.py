@@ -21,26 +21,23 @@ EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="command")
-    train_ = commands.add_parser("train", help="write a tokenizer.json", epilog=EXAMPLES, formatter_class=raw)
+    train_ = commands.add_parser("train", help="write a tokenizer.json", description=train.__doc__, epilog=EXAMPLES)
     about = "text files with one caption per line, or manifests"
     train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=about)
     about = "member of a sample that holds captions, or json:FIELD (default txt)"
     train_.add_argument("--member", default="txt", help=about)
     train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
     train_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
-    train_.add_argument("--json", action="store_true", help="print JSON")
     train_.set_defaults(run=train)
-    show_ = commands.add_parser("show", help="token ids of texts", epilog=EXAMPLES, formatter_class=raw)
+    show_ = commands.add_parser("show", help="token ids of texts", description=show.__doc__, epilog=EXAMPLES)
     show_.add_argument("tokenizer", help="a tokenizer.json")
     show_.add_argument("texts", nargs="+", metavar="text")
     show_.add_argument("--length", type=int, default=32, metavar="T", help="tokens per caption (default 32)")
-    show_.add_argument("--json", action="store_true", help="print JSON")
     show_.set_defaults(run=show)
     options = parser.parse_args(arguments)
-    return run_command(lambda: run(options))
+    return run_command(run, options)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Shared by all commands: option parser, exit codes, and command lines to show.
+"""Shared by all commands: option parser, exit codes, notes, and command lines to show.
 
 Imported before arguments are parsed, so it imports nothing large.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -15,21 +16,46 @@ from typing import Any
 
 CUT_OFF = 141
 """Exit code of a closed pipe, as shells report SIGPIPE."""
+DEFAULTS = {"quiet": False, "verbose": False, "json": False}
+"""Values of the common options that are not given."""
+
+program = ""
+"""``flip`` or ``python -m jobs`` if the command was started through jobs/__main__.py, else empty."""
+_options = argparse.Namespace(**DEFAULTS)
+"""The common options of the command that runs."""
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of every command: options cannot be abbreviated, and an error names the nearest known option."""
+    """The parser of every command and subcommand.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        defaults = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    It adds the common options, accepts options between positional arguments, refuses abbreviated options, and names
+    the nearest known option or choice in its errors. ``json=False``: for a command without a result to print.
+    """
+
+    def __init__(self, *args: Any, json: bool = True, **options: Any) -> None:
+        defaults: dict[str, Any] = {"formatter_class": _HelpFormatter}
+        if program:
+            defaults["prog"] = f"{program} {Path(sys.argv[0]).stem}"
         super().__init__(*args, **{**defaults, **options, "allow_abbrev": False})
+        group = self.add_argument_group("common options")
+        flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}  # the same before a subcommand
+        if json:
+            group.add_argument("--json", **flag, help="print the result as one JSON document; notes go to stderr")
+        amount = group.add_mutually_exclusive_group()
+        amount.add_argument("-q", "--quiet", **flag, help="print only the result and errors")
+        amount.add_argument("-v", "--verbose", **flag, help="also print debug log lines, on stderr")
+        group.add_argument("--version", action=_Version, help="print the version and exit")
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
             from jobs.common.completion import complete
 
             complete(self)
-        options, unknown = self.parse_known_args(args, namespace)
+        parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
+        options, unknown = parse(args, namespace or argparse.Namespace(**DEFAULTS))
         if unknown:
             from jobs.common.text import nearest
 
@@ -38,6 +64,15 @@ class Parser(argparse.ArgumentParser):
             words = (word + hint for word, hint in zip(unknown, hints, strict=True))
             self.error(f"unrecognized arguments: {' '.join(words)}")
         return options
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            from jobs.common.text import suggestion
+
+            error.message = f"{error.message} {suggestion(str(value), map(str, action.choices or ()))}".rstrip()
+            raise
 
     def _options(self) -> set[str]:
         """Long options, including those of subcommands."""
@@ -48,6 +83,36 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows ``[options]`` in the usage in place of each option that can be left out."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        if prefix is None:  # else it forms the name of a subcommand
+            self._prog += " [options]"
+        groups = [group for group in groups if group.required]
+        needed = [action for group in groups for action in group._group_actions]
+        needed += [action for action in actions if action.required or not action.option_strings]
+        super().add_usage(usage, needed, groups, prefix)
+
+
+class _Version(argparse.Action):
+    """Print the version, which is imported only then."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(version())
+        parser.exit()
+
+
+def version() -> str:
+    """The version, the folder of the code, and the interpreter."""
+    from flip import __version__
+
+    return f"flip {__version__} ({Path(__file__).resolve().parents[2]}, Python {sys.version.split()[0]})"
+
+
 def add_root_option(parser: argparse.ArgumentParser) -> None:
     """Add --root, whose value ``jobs.common.cluster_profile.roots`` takes."""
     parser.add_argument(
@@ -55,15 +120,61 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_command(work: Callable[[], int]) -> int:
-    """Exit code of ``work()``; a FlipError is printed to standard error, and its code returned."""
-    from flip.runs.errors import FlipError  # after parsing: --help must be fast
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``SWEEP [KEY=VALUE ...]``, parsed to ``sweep`` and ``overrides``. The sweep can also be given by --sweep."""
+    about = "the sweep file, or its name in sweeps/"
+    parser.add_argument("name", nargs="?", metavar="SWEEP", help=about)
+    about = "settings that override those of the sweep"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", action=_SweepWords, help=about)
+    parser.add_argument("--sweep", metavar="SWEEP", help="the sweep as an option")
 
+
+class _SweepWords(argparse.Action):
+    """Separates the sweep from the settings. Options are parsed before, positional arguments in order."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any) -> None:
+        words = [*filter(None, [namespace.name]), *values]
+        del namespace.name
+        if namespace.sweep is None:
+            if not words or "=" in words[0]:
+                parser.error("the sweep is missing: give its file, or its name in sweeps/")
+            namespace.sweep, *words = words
+        namespace.overrides = words
+
+
+def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
+    """Exit code of ``work(options)``; a FlipError is printed to standard error, and its code returned."""
+    import logging  # after parsing: --help must be fast
+
+    from flip.runs.errors import FlipError
+
+    global _options
+    before, _options = _options, options
+    logging.disable(logging.WARNING if options.quiet else logging.NOTSET)
+    if options.verbose:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for package in ("flip", "jobs", "tools"):
+            logging.getLogger(package).setLevel(logging.DEBUG)
     try:
-        return work()
+        return work(options)
     except FlipError as error:
-        print(error, file=sys.stderr)
+        logging.getLogger(__name__).debug("the error was raised here", exc_info=True)
+        print(as_typed(str(error)), file=sys.stderr)
         return error.code
+    finally:
+        logging.disable(logging.NOTSET)
+        _options = before
+
+
+def note(text: str) -> None:
+    """Print progress or a hint: on standard error with --json, nothing with --quiet. The result is not a note."""
+    if text and not _options.quiet:
+        print(text, file=sys.stderr if _options.json else sys.stdout, flush=True)
+
+
+def quiet() -> bool:
+    """Whether the command was started with --quiet."""
+    return bool(_options.quiet)
 
 
 def quietly(main: Callable[[], int]) -> int:
@@ -86,10 +197,17 @@ def quietly(main: Callable[[], int]) -> int:
         return CUT_OFF
 
 
+def as_typed(text: str) -> str:
+    """The text with each ``python jobs/NAME.py`` replaced by ``flip NAME`` if this command was started as that."""
+    return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", rf"{program} \1", text) if program else text
+
+
 def command(name: str) -> str:
-    """Command line of a command of jobs/, from the current folder, with this interpreter."""
+    """Command line of a command of jobs/, from the current folder, as this command was started."""
     from jobs.common.paths import COMMANDS  # --help must be fast
 
+    if program:
+        return f"{program} {Path(name).stem}"
     return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
 
 

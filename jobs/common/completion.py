@@ -8,24 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from flip.runs.errors import ConfigError
 from jobs.common import paths
-
-SHELLS = ("bash", "zsh")
-
-
-def script(words: list[str]) -> int:
-    """Print what a shell must evaluate to complete ``flip``."""
-    parser = argparse.ArgumentParser("flip completion", description='In ~/.bashrc: eval "$(flip completion bash)"')
-    parser.add_argument("shell", choices=SHELLS)
-    shell = parser.parse_args(words).shell
-    try:
-        import argcomplete
-    except ModuleNotFoundError:
-        remedy = "Install it: pip install 'argcomplete>=3.3,<4'"
-        raise ConfigError("completion needs the package argcomplete", remedy=remedy) from None
-    print(argcomplete.shellcode(["flip"], True, shell))
-    return 0
 
 
 def command(known: Iterable[str]) -> str:
@@ -83,6 +66,7 @@ def _runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
 
 _COMPLETERS = {
     ("sweep", True): _sweeps,
+    ("name", False): _sweeps,
     ("cluster", True): _profiles,
     ("run", False): _runs,
     ("target", False): _runs,

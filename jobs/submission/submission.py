@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class SubmitOptions:
     yes: bool = False
     script: bool = False
     json: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> SubmitOptions:
+        """The options of a parsed command line, which has further ones."""
+        return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
 
 
 class Submission:

@@ -1,14 +1,26 @@
-"""``python -m jobs COMMAND``."""
+"""``flip COMMAND`` and ``python -m jobs COMMAND``: what all commands have in common."""
 
+import argparse
+import functools
+import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import COMMANDS, main
+from jobs.__main__ import COMMANDS, SCRIPTS, main
+from jobs.common import cli
+from jobs.common.cli import Parser
 
 ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "torchvision", "timm", "numpy", "pandas", "rich", "matplotlib", "tqdm", "transformers", "wandb"}
+LIGHT = HEAVY | {"yaml", "logging", "asyncio", "importlib.metadata", "flip.config.schema"}
+NO_RESULT = {"debug", "tensorboard", "completion", "study"}
+"""Commands that print no result, so --json would have no meaning."""
+HEAVY_PARSERS = {"slurm_sandbox"}
+"""Commands whose parser shows options of a package that imports more."""
 
 
 def run(*words, cwd=ROOT):
@@ -17,25 +29,88 @@ def run(*words, cwd=ROOT):
     )
 
 
+def imported(done):
+    return {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+
+
+@functools.cache
+def parsers(name):
+    """The parser of a command and those of its subcommands, as the command makes them."""
+    found = []
+    with pytest.MonkeyPatch.context() as patched:
+
+        def capture(parser, *_):
+            found.append(parser)
+            raise SystemExit
+
+        patched.setattr(Parser, "parse_args", capture)
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"{SCRIPTS[name]}.{name}").main([])
+    for parser in found:  # grows
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += dict.fromkeys(action.choices.values())
+    return found
+
+
 def test_every_command_is_a_script():
-    assert all((ROOT / folder / f"{name}.py").is_file() for folder, names in COMMANDS.items() for name in names)
-    scripts = {path.stem for path in (ROOT / "jobs").glob("*.py") if "quietly(main)" in path.read_text()}
-    assert scripts == set(COMMANDS["jobs"])
+    assert all((ROOT / folder / f"{name}.py").is_file() for name, folder in SCRIPTS.items())
+    for folder in COMMANDS:
+        scripts = {path.stem for path in (ROOT / folder).glob("*.py") if "quietly(main)" in path.read_text()}
+        assert scripts - {"slurm_here"} == set(COMMANDS[folder])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_command_has_the_common_options_and_an_example(name):
+    wanted = {"--quiet", "--verbose", "--version", "--help"} | (
+        {"--json"} - ({"--json"} if name in NO_RESULT else set())
+    )
+    for parser in parsers(name):
+        assert wanted <= set(parser._option_string_actions), parser.prog
+        assert parser.description and f"{name}" in parser.epilog and "examples:" in parser.epilog, parser.prog
 
 
 def test_help_lists_commands_and_imports_nothing_large():
     done = run("--help")
-    assert done.returncode == 0 and "flip submit --sweep" in done.stdout and "  shards  " in done.stdout
-    assert not {"torch", "numpy", "yaml", "flip"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "flip submit quickstart" in done.stdout and "  shards  " in done.stdout
+    assert all(f"\n  {name} " in done.stdout for name in SCRIPTS) and "exit codes: 0 complete, 2 wrong" in done.stdout
+    assert not {"torch", "numpy", "yaml", "flip", "argparse"} & imported(done)
 
 
-@pytest.mark.parametrize("name", ["status", "tokenizer"])
-def test_a_command_gets_its_arguments_and_returns_its_code(name):
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_of_a_command_imports_nothing_large(name):
     done = run(name, "--help")
-    assert done.returncode == 0 and f"{name}.py" in done.stdout
-    assert run(name, "--absent").returncode == 2
+    assert done.returncode == 0 and f"usage: python -m jobs {name} [options]" in done.stdout
+    assert "python jobs/" not in done.stdout, "examples are shown as the command was started"
+    assert not (HEAVY if name in HEAVY_PARSERS else LIGHT) & imported(done)
+
+
+@pytest.mark.parametrize("words", [["status", "--goodputt"], ["shards", "info", "x", "--batchs=3"]])
+def test_a_wrong_line_is_answered_with_2(words):
+    done = run(*words)
+    assert done.returncode == 2 and "unrecognized arguments" in done.stderr and "did you mean --" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--version"], ["status", "--version"], ["shards", "info", "--version"]])
+def test_version(words):
+    from flip import __version__
+
+    assert run(*words).stdout == f"flip {__version__} ({ROOT}, Python {sys.version.split()[0]})\n"
 
 
 def test_unknown_command(capsys):
     assert main(["statsu"]) == 2
     assert "unknown command: statsu. Did you mean status?" in capsys.readouterr().err
+    assert main([]) == 2 and "usage: flip COMMAND" in capsys.readouterr().err
+
+
+def test_a_dash_in_a_command_is_an_underscore(monkeypatch):
+    started = []
+    monkeypatch.setattr(runpy, "run_path", lambda path, run_name: started.append((path, sys.argv)))
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/flip"])
+    monkeypatch.setattr(cli, "program", "")
+    assert main(["demo-data", "--json"]) == 0
+    script = str(ROOT / "tools" / "demo_data.py")
+    assert started == [(script, [script, "--json"])]
+    assert cli.command("status.py") == "flip status"
+    assert cli.as_typed("see python tools/shards.py info") == "see flip shards info"

@@ -1,12 +1,17 @@
 """Commands end without a word when the reader of their output has gone."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from jobs import submit
+from jobs.common.cli import Parser, note, run_command
+from tools import shards
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = ["jobs/submit", "jobs/status", "jobs/logs", "jobs/cancel", "jobs/report"]
@@ -57,6 +62,80 @@ def test_a_typing_error_in_an_option_names_the_nearest(capsys, script, words, hi
     with pytest.raises(SystemExit) as caught:
         importlib.import_module(script.replace("/", ".")).main(words)
     assert caught.value.code == 2 and f"unrecognized arguments: {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, sweep, overrides",
+    [
+        (["my.yaml"], "my.yaml", []),
+        (["my.yaml", "seed=1", "--only", "a*", "data.workers=2"], "my.yaml", ["seed=1", "data.workers=2"]),
+        (["--dry-run", "my.yaml", "seed=1"], "my.yaml", ["seed=1"]),
+        (["seed=1", "--sweep", "my.yaml", "data.workers=2"], "my.yaml", ["seed=1", "data.workers=2"]),
+        (["--sweep", "my.yaml", "seed"], "my.yaml", ["seed"]),
+    ],
+)
+def test_the_sweep_is_an_argument_or_an_option(words, sweep, overrides):
+    args = submit.build_parser().parse_args(words)
+    assert (args.sweep, args.overrides) == (sweep, overrides) and "name" not in args
+
+
+@pytest.mark.parametrize("words", [[], ["seed=1"], ["--dry-run"]])
+def test_a_missing_sweep_is_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        submit.main(words)
+    assert caught.value.code == 2 and "the sweep is missing" in capsys.readouterr().err
+
+
+def test_a_choice_and_a_subcommand_name_the_nearest(capsys):
+    for script, words, hint in [
+        (submit, ["x", "--changed", "frok"], "Did you mean fork?"),
+        (shards, ["verfy"], "Did you mean verify?"),
+    ]:
+        with pytest.raises(SystemExit):
+            script.main(words)
+        assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--json", "info", "x"], {"json": True, "quiet": False, "verbose": False}),
+        (["info", "x", "-q"], {"json": False, "quiet": True, "verbose": False}),
+        (["-v", "info", "x", "--json"], {"json": True, "quiet": False, "verbose": True}),
+    ],
+)
+def test_common_options_before_and_after_a_subcommand(words, expected):
+    options = shards._parser().parse_args(words)
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_notes_errors_and_debug_lines(capsys):
+    """A note is no result: it goes to standard error with --json, and --quiet hides it."""
+
+    def work(options):
+        note("a note")
+        print("the result")
+        logging.getLogger("flip.data").warning("a warning")
+        return 7
+
+    def called(*words):
+        assert run_command(work, Parser().parse_args(words)) == 7
+        return capsys.readouterr()
+
+    assert called().out == "a note\nthe result\n"
+    assert called("--json") == ("the result\n", "a note\n")
+    assert called("--quiet").out == "the result\n" and note("after") is None
+    assert capsys.readouterr().out == "after\n", "the options end with the command"
+
+
+def test_verbose_shows_where_an_error_was_raised():
+    for words, shown in ([], False), (["--verbose"], True):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / "status.py"), "absent", "--root", "/nowhere", *words],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (78, "") and "no such sweep or run" in done.stderr
+        assert ("Traceback" in done.stderr and " DEBUG jobs." in done.stderr) == shown
 
 
 def test_a_missing_package_is_named_with_the_remedy():
