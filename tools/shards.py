@@ -18,6 +18,7 @@ MAKING = """examples:
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest --part 1/64    (2/64, ..., then none)
   python tools/shards.py index 'more/*.tar' --add data/manifest --out data/manifest-2
   python tools/shards.py index 'data/*.tar' --out data/filtered --filter 'similarity>=0.28' --caption-length 5:1000
+  python tools/shards.py index 's3://bucket/datacomp/*.tar' --out data/basic --uids basic_filter.npy
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
   python tools/shards.py exclude data/manifest --ids 512-767 --out data/manifest-2
@@ -99,6 +100,8 @@ def _making(commands: _Commands) -> None:
     command.add_argument("--filter", action="append", default=[], metavar="'COLUMN OP VALUE'", help=about)
     about = "keep samples with a caption of MIN to MAX characters, inclusive, as 5:1000, 5: or :1000"
     command.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
+    about = "keep samples whose uid (of their json member) is in this list, a .npy file as of DataComp's subsets"
+    command.add_argument("--uids", metavar="FILE", help=about)
     command = commands.add("info", "manifest:info", "Describe a manifest.", MAKING)
     command.add_argument("manifest", help="its folder")
     about = "batch size for which lanes and buffer are shown (default: %(default)s)"

@@ -39,7 +39,7 @@ def index(options: argparse.Namespace) -> CommandResult:
         raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
     complete = Completeness(names(options.captions, "--captions"), options.min_complete)
     part, parts = share(options.part, os.environ) if options.part else (1, 1)
-    chosen, out = filters.parse(options.filter, options.caption_length), Path(options.out).absolute()
+    chosen, out = filters.parse(options.filter, options.caption_length, options.uids), Path(options.out).absolute()
     old = Manifest.load(options.add) if options.add else None
     build.refuse_filters(old, chosen)  # now, not after hours of reading
     (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder

@@ -97,7 +97,8 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "exceptions": len(manifest.exceptions),
     }
     if "filters" in manifest.settings:
-        report |= {name: manifest.settings[name] for name in ("seen", "filters", "dropped")}
+        names = ("seen", "filters", "dropped", "uids")
+        report |= {name: manifest.settings[name] for name in names if name in manifest.settings}
         report["samples_read_per_sample"] = round(manifest.total_samples_in_tars / manifest.samples, 2)
     return report
 

@@ -1,4 +1,4 @@
-"""Filters of samples: by columns of a shard's parquet file, caption length, and the exceptions of an older manifest.
+"""Filters of samples: by a list of uids, columns of a shard's parquet file, caption length, and an older manifest.
 
 img2dataset writes NNNNN.parquet next to NNNNN.tar: a row for every link, with the ``key`` of the sample in the tar. A
 sample is kept if all filters hold; without a row, or without a value in a column of a filter, it is dropped.
@@ -20,6 +20,7 @@ from flip.data.manifest import parquet
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.scan import SamplePredicate
 from flip.data.manifest.tar import Sample
+from flip.data.manifest.uids import UidList
 from flip.data.storage.base import is_remote
 from flip.data.storage.checksums import ETag
 from flip.data.storage.client import StorageClient
@@ -111,10 +112,12 @@ class Length:
 
 @dataclass(frozen=True)
 class Filters:
-    """All must hold. ``columns`` are evaluated first, in this order; the first that fails is the reason."""
+    """All must hold. ``uids`` and ``columns`` are evaluated first, in this order; the first that fails is the
+    reason."""
 
     columns: tuple[Filter, ...] = ()
     length: Length | None = None
+    uids: UidList | None = None
     manifest: str = ""
     """Folder of a manifest of the same shards: only its samples without its exceptions are kept."""
 
@@ -122,7 +125,7 @@ class Filters:
     def names(self) -> list[str]:
         """The filters as text; equal for equal filters."""
         good = [f"not excepted in {self.manifest}"] if self.manifest else []
-        return [*map(str, self.columns), *([str(self.length)] if self.length else []), *good]
+        return [*map(str, [*self.columns, *filter(None, [self.length, self.uids])]), *good]
 
     @property
     def reasons(self) -> list[str]:
@@ -137,12 +140,14 @@ class Filters:
         """
         where = f"{key.removesuffix('.tar')}.parquet"
         table = _table(where, self.columns, reader) if self.columns else None
+        of_uids = 2 * (len(self.columns) + bool(self.length)) + 2
         dropped, at = _dropped_by_manifest(self.manifest, key) if self.manifest else None, 0
 
         def predicate(samples: Sequence[Sample], view: memoryview) -> Codes:
             nonlocal at
             codes = np.zeros(len(samples), dtype=np.uint8)
-            by_filter = _by_columns(*table, samples) if table else []
+            by_filter = [self.uids.codes(samples, view, of_uids)] if self.uids else []
+            by_filter += _by_columns(*table, samples) if table else []
             if self.length:
                 by_filter.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
             if dropped is not None:
@@ -158,17 +163,24 @@ class Filters:
         return predicate
 
     def settings(self, counts: NDArray[np.int64]) -> dict[str, Any]:
-        """Settings of the manifest: filters, samples seen and kept, and dropped samples by reason.
+        """Settings of the manifest: filters, samples seen and kept, dropped samples by reason, and for a list of uids
+        its length and how many samples have such a uid (equal uids count twice).
 
         ``counts``: number of samples per code.
         """
         dropped = {reason: int(n) for reason, n in zip(self.reasons, counts[1:], strict=False) if n}
-        return {"filters": self.names, "seen": int(counts.sum()), "kept": int(counts[0]), "dropped": dropped}
+        report = {"filters": self.names, "seen": int(counts.sum()), "kept": int(counts[0]), "dropped": dropped}
+        if self.uids:
+            present = report["seen"] - sum(dropped.get(f"{self.uids}{end}", 0) for end in ("", ": no value"))
+            absent = max(0, self.uids.count - present)
+            report["uids"] = {"listed": self.uids.count, "in_shards": present, "not_in_shards": absent}
+        return report
 
 
-def parse(filters: Sequence[str], length: str) -> Filters | None:
+def parse(filters: Sequence[str], length: str, uids: str | None = None) -> Filters | None:
     """Parse command-line options; None if there are no filters. Raises ConfigError."""
-    parsed = Filters(tuple(map(Filter.parse, filters)), Length.parse(length) if length else None)
+    columns, listed = tuple(map(Filter.parse, filters)), UidList.open(uids) if uids else None
+    parsed = Filters(columns, Length.parse(length) if length else None, listed)
     if len(parsed.reasons) > 255:
         raise ConfigError("too many filters", "--filter", len(filters))
     return parsed if parsed.names else None
