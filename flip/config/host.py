@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,19 @@ class Host:
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def core_seconds(statistics: str = "/proc/stat") -> tuple[float, float]:
+    """Seconds so far of the cores that this process may use: in use by other processes, and all.
+
+    (0, 0) without Linux's ``statistics``.
+    """
+    rows = [line.split() for line in _text(statistics).splitlines() if re.match(r"cpu\d", line)]
+    allowed = os.sched_getaffinity(0) if rows else ()
+    ticks = [[int(tick) for tick in more[:8]] for name, *more in rows if int(name[3:]) in allowed]  # 3, 4: idle
+    total, used = sum(map(sum, ticks)), sum(sum(row) - row[3] - row[4] for row in ticks)
+    hertz, own = os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
+    return (used / hertz - own, total / hertz) if total else (0.0, 0.0)
 
 
 def this_host() -> Host:

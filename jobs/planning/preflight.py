@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from flip import costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
-from flip.config.host import Host
+from flip.config.host import Host, core_seconds, cores
 from flip.config.resolve import DatasetFacts
 from flip.config.schema import Config
 from flip.data import order
@@ -45,6 +45,7 @@ from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
 MAX_SHARDS, MAX_OBJECTS = 2000, 64  # evenly spread shards whose sizes are compared; an object takes a request each
+IDLE = 0.15  # share of the cores in use below which a machine counts as idle
 FIRST_SAMPLES = 8  # of a training set that are decoded
 
 
@@ -290,6 +291,18 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
         )
     warning = "" if needed <= on.cores else ": more than the node has, so it will be slow"
     return Check("cores", f"{needed} threads and loader processes on {on.cores} cores a node{warning}")
+
+
+def load_note(before: tuple[float, float]) -> str:
+    """What the load of this machine since ``before`` (``core_seconds``) means for its runs; empty if nearly idle."""
+    used, total = (now - then for now, then in zip(core_seconds(), before, strict=True))
+    share = used / total if total else min(1.0, os.getloadavg()[0] / cores())
+    if share < IDLE:
+        return ""
+    return (
+        f"other processes use {share * cores():.1f} of {cores()} cores: expect {1 + share:.1f} times the usual time, or"
+        " more; do not compare seconds and samples/s of these runs with those of others"
+    )
 
 
 def _existing_folder(profile: ClusterProfile, folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from flip.config.host import Host, this_host
+from flip.config.host import Host, core_seconds, this_host
 from flip.config.identity import ConfigChange, diff_identity, flatten, identity
 from flip.config.merge import read_config, to_dict
 from flip.config.resolve import DatasetFacts, dataset_facts
@@ -70,11 +70,12 @@ class Submission:
 
     ``places``: profile name in the sweep -> the profile, and a node of it. ``checks``: each passed check once, in
     order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with nominal data sets.
-    ``batches``: the Slurm jobs of a dry run.
+    ``batches``: the Slurm jobs of a dry run. ``start``: ``core_seconds`` at the start.
     """
 
     def __init__(self, options: SubmitOptions) -> None:
         self.options = options
+        self.start = core_seconds()
         self.file = sweep_file(options.sweep)
         self.prunes = options.prune or options.prune_most
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
@@ -304,6 +305,10 @@ class Submission:
             left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
             self._print(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
         if plan.starting:
+            running = any(action.kind == "running" for action in plan.actions)  # those would count as other processes
+            gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
+            if self.profile.kind == "local" and not (running or gpus):
+                self._print(preflight.load_note(self.start))
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
             self._print(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")

@@ -2,10 +2,11 @@ import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
 
 from flip.config.derived import buffer_bytes
-from flip.config.host import Host, memory_limits, this_host
+from flip.config.host import Host, core_seconds, memory_limits, this_host
 from flip.config.merge import merge
 from flip.config.resolve import DatasetFacts, dataset_facts, default_chunk, default_lanes, resolve, resolve_path
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
@@ -214,3 +215,23 @@ def test_this_machine_within_a_limit(monkeypatch):
     assert this_host().memory == 2**20 < whole
     monkeypatch.setattr("flip.config.host.memory_limits", lambda: [NONE])
     assert this_host().memory >= whole
+
+
+def test_seconds_of_other_processes_on_the_cores_of_this_process(tmp_path, monkeypatch):
+    """In a second, our cores 0 and 2 were in use for 0.6 s, of which 0.25 s by us; core 1 all the time."""
+    ticks, statistics = os.sysconf("SC_CLK_TCK"), tmp_path / "stat"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
+
+    def clock(second):
+        busy, mixed, idle = [1, *[0] * 9], [0.3, 0, 0.2, 0.2, 0.2, 0, 0, 0.1, 0.3, 0], [0, 0, 0, 1, *[0] * 6]
+        rows = {"cpu": busy, "cpu0": mixed, "cpu1": busy, "cpu2": idle, "intr": [5]}
+        lines = [" ".join([name, *(str(round(ticks * (9 + x * second))) for x in row)]) for name, row in rows.items()]
+        statistics.write_text("\n".join(lines))
+        monkeypatch.setattr(os, "times", lambda: (7 + 0.2 * second, 0.0, 0.05 * second, 0.0, 0.0))
+
+    clock(0)
+    before = core_seconds(str(statistics))
+    clock(1)
+    used, total = np.subtract(core_seconds(str(statistics)), before)
+    assert (used, total) == (pytest.approx(0.6 - 0.25), pytest.approx(2.0))
+    assert core_seconds(str(tmp_path / "absent")) == (0, 0)

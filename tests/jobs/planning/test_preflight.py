@@ -215,6 +215,22 @@ def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_pat
     assert check["skipped"] == skipped and words in check["detail"]
 
 
+def test_a_busy_machine_is_named_with_what_it_means_for_the_seconds(typed, monkeypatch):
+    """While submit worked for a second on two cores, others used 1.2 of them, then 0.2; then only a load is known."""
+    monkeypatch.setattr(submission, "core_seconds", lambda: (50.0, 100.0))
+    monkeypatch.setattr(preflight, "cores", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
+    for now, words in (
+        ((51.2, 102.0), "1.2 of 2 cores: expect 1.6 times"),
+        ((50.2, 102.0), ""),
+        ((50.0, 100.0), "2.0 of 2"),
+    ):
+        monkeypatch.setattr(preflight, "core_seconds", lambda now=now: now)
+        code, out, _ = typed()
+        assert code == 0 and typed.started and (f"other processes use {words}" in out) == bool(words)
+    assert "other processes" not in typed("--dry-run")[1]
+
+
 def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
     much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for words in ([], ["--dry-run"]):
