@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flip.config.derived import dataset_lanes, kept_patches, kept_tokens, world_size
+from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 
 LOSS_TILE = 1024
@@ -184,13 +184,10 @@ def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, ranks: 
 
 def loader_memory(config: Config, stage: Stage) -> int:
     """Peak bytes of one rank's loader on the host: two blocks of every lane, prepared batches, and those in hand."""
-    ranks, data, image = world_size(config), config.data, config.model.image
+    ranks, data, model = world_size(config), config.data, for_stage(config, stage).model
     raw = sum(len(one.lanes) * data.block * one.chunk * one.sample_bytes for one in dataset_lanes(data)) / ranks
-    row = (
-        kept_patches(image, stage.mask) * (3 * image.patch**2 + 2)
-        + 6 * kept_tokens(config.model.text, stage.text_mask)
-        + 16
-    )
+    pixels = kept_patches(model.image, stage.mask) * (3 * model.image.patch**2 + 2)
+    row = pixels + 6 * kept_tokens(model.text, stage.text_mask) + 16
     batches = (SLOTS if data.workers else 0) + IN_HAND
     return int(2 * raw + batches * stage.batch // ranks * row)
 
@@ -206,8 +203,15 @@ def checkpoint_memory(config: Config) -> int:
 
 def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     """``device_memory`` of a stage of a resolved configuration."""
-    ranks, left = world_size(config), kept_tokens(config.model.text, stage.text_mask)
-    return device_memory(config.model, config.compute, stage.batch // ranks, stage.mask, ranks, left)
+    ranks, model = world_size(config), for_stage(config, stage).model
+    left = kept_tokens(model.text, stage.text_mask)
+    return device_memory(model, config.compute, stage.batch // ranks, stage.mask, ranks, left)
+
+
+def stage_flops(config: Config, stage: Stage) -> int:
+    """FLOPs of one pair in a stage, text masked to the positions that its mask leaves."""
+    model = for_stage(config, stage).model
+    return training_flops(model, stage.mask, kept_tokens(model.text, stage.text_mask))["total"]
 
 
 class Accelerator(NamedTuple):

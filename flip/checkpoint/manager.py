@@ -58,18 +58,13 @@ class CheckpointManager:
         self.saves, self.blocked_seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def restore(self, model: CLIPModel, warm_start: Callable[[], Commit | None]) -> Commit | None:
-        """Fill the weights from the newest commit and return it, or None if there is none.
-
-        ``warm_start`` is called if the run has no commit: it may fill the weights, or return a commit of another run to
-        continue from.
-        """
+    def find(self, extended_commit: Callable[[], Commit | None]) -> Commit | None:
+        """The commit to resume from: the newest one, or what ``extended_commit`` returns for a run without commits."""
         # Rank 0 reads for all: on a shared file system another rank may not see the file yet and would decide
         # otherwise.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control_group)
         self.save_after_first_step = bool(record)
-        restorer = self.checkpointer.restorer
-        self.resumed_from = restorer.newest() or warm_start()
+        self.resumed_from = self.checkpointer.restorer.newest() or extended_commit()
         if self.resumed_from is not None:
             version = self.resumed_from.record["order"]
             if version != order.VERSION:
@@ -78,9 +73,13 @@ class CheckpointManager:
                     f"this code has version {order.VERSION} of the order of samples", self._run.path, version, remedy
                 )
             self._last_samples = self.resumed_from.samples
-            restorer.load(self.resumed_from, model_state(model))
-        self._last_time = time.monotonic()
         return self.resumed_from
+
+    def load(self, model: CLIPModel) -> None:
+        """Fill the weights from the commit that ``find`` returned, if any. Start the time to the next save."""
+        if self.resumed_from is not None:
+            self.checkpointer.restorer.load(self.resumed_from, model_state(model))
+        self._last_time = time.monotonic()
 
     def is_due(self) -> bool:
         """Whether a save is due by the clock of rank 0; False on every other rank."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -40,6 +40,28 @@ def stage_spans(config: Config) -> list[StageSpan]:
         result.append(StageSpan(stage, start, start + steps * stage.batch, steps))
         start = result[-1].end
     return result
+
+
+def for_stage(config: Config, stage: Stage) -> Config:
+    """The configuration with the image size, patch, text length and augmentation of one of its stages."""
+    model = config.model
+    model = replace(model, image=_override(model.image, stage.image), text=_override(model.text, stage.text))
+    return replace(config, model=model, augment=_override(config.augment, stage.augment))
+
+
+def _override(section: Any, values: Any) -> Any:
+    given = {field.name: getattr(values, field.name) for field in fields(values)}
+    return replace(section, **{name: value for name, value in given.items() if value is not None})
+
+
+def weights_config(config: Config, stage: str) -> Config:
+    """The configuration of a run for the weights of its stage of this name."""
+    return next((for_stage(config, own) for own in config.stages if own.name == stage), config)
+
+
+def stage_at(config: Config, samples: int) -> Stage:
+    """The stage of the weights at S = ``samples``: the one that ends there, or the first for S = 0."""
+    return next(span.stage for span in stage_spans(config) if samples <= span.end)
 
 
 def world_size(config: Config) -> int:

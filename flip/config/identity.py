@@ -77,8 +77,10 @@ def _hashed(section: Any) -> dict[str, Any]:
             values[field.name] = _DIGESTS[rules["path"]](value)
         elif isinstance(value, list):
             values[field.name] = [_hashed(item) if dataclasses.is_dataclass(item) else item for item in value]
-        else:
-            values[field.name] = _hashed(value) if dataclasses.is_dataclass(value) else value
+        elif not dataclasses.is_dataclass(value):
+            values[field.name] = value
+        elif section_values := _hashed(value):
+            values[field.name] = section_values
     return values
 
 

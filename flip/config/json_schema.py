@@ -69,6 +69,8 @@ def section(kind: Any) -> Node:
 
 def field(hint: Any, rules: Mapping[str, Any]) -> Node:
     """One value, or a list or mapping of values, with its rules."""
+    if type(None) in typing.get_args(hint):
+        return {"anyOf": [field(typing.get_args(hint)[0], rules), {"type": "null"}]}
     if typing.get_origin(hint) is list:
         return {"type": "array", "items": field(typing.get_args(hint)[0], rules)}
     if typing.get_origin(hint) is dict:
@@ -80,7 +82,7 @@ def field(hint: Any, rules: Mapping[str, Any]) -> Node:
 
 def descriptions(kind: Any) -> dict[str, str]:
     """Name of a field -> the docstring below it, as one line."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(getattr(kind, "base", kind)))).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
     for node, following in zip(definition.body, definition.body[1:], strict=False):

@@ -121,6 +121,8 @@ def _deep_merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
     """``value`` as plain data of the schema's type ``kind``. ``old``: the value of the layers below."""
+    if type(None) in typing.get_args(kind):
+        return None if value is None else _coerce(typing.get_args(kind)[0], value, old, place)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise place.error("needs a mapping of fields", "nothing" if value is None else value)
@@ -240,8 +242,12 @@ def lookup(config: Any, key: str) -> Any:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested data, keys in the schema's order."""
-    return dataclasses.asdict(config)
+    """Plain nested data, keys in the schema's order, without values that are None and sections of nothing else."""
+    return dataclasses.asdict(config, dict_factory=_given)
+
+
+def _given(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if value is not None and value != {}}
 
 
 def dump(config: Config) -> str:

@@ -7,8 +7,8 @@ when a run is submitted (``flip.config.resolve``) and never occurs in a run's ``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 SCHEMA = 1
 """Version of this schema, stored in config.yaml and identity.json. A changed meaning needs a new number and a
@@ -58,6 +58,20 @@ def option(
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=rules)
     return field(default=default, metadata=rules)
+
+
+def overrides(name: str, base: Any, *names: str) -> Any:
+    """A dataclass with fields of ``base`` (those of ``names``, or all) that are None by default: the value of ``base``.
+
+    The fields keep their rules. None is never part of the identity.
+    """
+    kinds, rules = get_type_hints(base), base.__dataclass_fields__
+    members = [
+        (key, kinds[key] | None, field(default=None, metadata={**rules[key].metadata, "omit_if": None}))
+        for key in names or kinds
+    ]
+    namespace = {"__doc__": base.__doc__, "__module__": __name__, "base": base}
+    return make_dataclass(name, members, namespace=namespace)
 
 
 def walk_fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any], Any]]:
@@ -275,9 +289,17 @@ class Augment:
     """Normalisation of RGB values in [0, 1]."""
 
 
+if TYPE_CHECKING:
+    StageImage, StageText, StageAugment = ImageTower, TextTower, Augment
+else:
+    StageImage = overrides("StageImage", ImageTower, "size", "patch")
+    StageText = overrides("StageText", TextTower, "length")
+    StageAugment = overrides("StageAugment", Augment)
+
+
 @dataclass
 class Stage:
-    """A part of the training with its own length, batch, mask and learning rate."""
+    """A part of the training with its own length, batch, mask, learning rate, image size, text length, augmentation."""
 
     name: str = "pretrain"
     samples: int = option(0, ge=1, le=MAX_SAMPLES)
@@ -294,6 +316,13 @@ class Stage:
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = option(0, ge=0, le=MAX_SAMPLES)
     """Samples of linear warm-up from 0; cosine to 0 follows."""
+    image: StageImage = option(StageImage)
+    """Image and patch size in this stage; absent: those of ``model.image``. Weights are converted at the border of two
+    stages (docs/recipe.md, Stages of other sizes)."""
+    text: StageText = option(StageText)
+    """Tokens per caption in this stage; absent: ``model.text.length``."""
+    augment: StageAugment = option(StageAugment)
+    """Fields of ``augment`` that differ in this stage."""
 
 
 @dataclass

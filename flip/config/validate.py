@@ -16,6 +16,7 @@ from flip.config.derived import (
     DatasetLanes,
     buffer_bytes,
     dataset_lanes,
+    for_stage,
     kept_patches,
     kept_tokens,
     patches,
@@ -23,7 +24,7 @@ from flip.config.derived import (
     weight_error,
     world_size,
 )
-from flip.config.schema import Config, Data, Stage, walk_fields
+from flip.config.schema import Augment, Config, Data, ImageTower, Stage, walk_fields
 from flip.runs.errors import ConfigError
 
 MAX_PATCHES = 2**15 - 1
@@ -47,12 +48,17 @@ _BOUNDS = {
 """Rules of ``flip.config.schema.option`` -> test, words."""
 
 
-def _interval(config: Config, key: str, low: float, high: float) -> None:
-    """Check a pair of numbers: the smaller first, both above ``low`` and at most ``high``."""
-    pair = getattr(config.augment, key.rpartition(".")[2])
-    if len(pair) != 2 or not low < pair[0] <= pair[1] <= high:
-        most = "" if high == math.inf else f", at most {high:g}"
-        raise ConfigError(f"{key}: needs two numbers above {low:g}{most}, the smaller first", value=list(pair))
+def _check_augment(key: str, augment: Augment) -> None:
+    """Check the lists of an ``augment`` section; those of a stage may be None."""
+    for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+        pair = getattr(augment, name)
+        if pair is not None and not (len(pair) == 2 and 0 < pair[0] <= pair[1] <= most):
+            limit = "" if most == math.inf else f", at most {most:g}"
+            raise ConfigError(f"{key}.{name}: needs two numbers above 0{limit}, the smaller first", value=list(pair))
+    for name in ("mean", "std"):
+        values = getattr(augment, name)
+        if values is not None and len(values) != 3:
+            raise ConfigError(f"{key}.{name}: needs three numbers", value=list(values))
 
 
 def _suggestion(config: Config, key: str) -> str:
@@ -67,6 +73,8 @@ def check_fields(config: Config) -> None:
     """Raise ConfigError for the first field that is invalid whatever the other fields are. ``auto`` is allowed."""
     for key, _, field, value in walk_fields(config):
         rules = field.metadata
+        if value is None:
+            continue
         choices = rules.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(choices)}.")
@@ -76,11 +84,9 @@ def check_fields(config: Config) -> None:
                 raise ConfigError(what, value=value, remedy=_suggestion(config, key))
         if value == math.inf:
             raise ConfigError(f"{key}: must be finite", value=value)
-    _interval(config, "augment.crop_area", 0, 1)
-    _interval(config, "augment.crop_aspect", 0, math.inf)
-    for key in ("mean", "std"):
-        if len(getattr(config.augment, key)) != 3:
-            raise ConfigError(f"augment.{key}: needs three numbers", value=list(getattr(config.augment, key)))
+    _check_augment("augment", config.augment)
+    for stage in config.stages:
+        _check_augment(f"stages.{stage.name}.augment", stage.augment)
     if "://" in config.data.cache:
         raise ConfigError("data.cache: must be a folder on each node's own disk", value=config.data.cache)
     url = config.checkpoint.url
@@ -114,20 +120,25 @@ def _check_names(key: str, names: Iterable[str]) -> None:
 
 def _check_towers(config: Config) -> None:
     image, text = config.model.image, config.model.text
-    if image.size % image.patch:
-        remedy = f"Set model.image.size to {_nearest_multiples(image.size, image.patch)}, or another patch."
-        raise ConfigError(f"model.image.patch: {image.patch} does not divide size {image.size}", remedy=remedy)
+    _check_image("model.image", image)
     for name, tower in (("image", image), ("text", text)):
         if tower.width % tower.heads:
             remedy = f"Set the width to {_nearest_multiples(tower.width, tower.heads)}, or another number of heads."
             what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
             raise ConfigError(what, remedy=remedy)
-    if patches(image) > MAX_PATCHES:
-        what = f"model.image.patch: {patches(image)} patches, at most {MAX_PATCHES} are supported"
-        raise ConfigError(what, value=image.patch, remedy="Take a larger patch or a smaller image.")
     if image.width % 4:
         remedy = f"Set it to {_nearest_multiples(image.width, 4)}."
         raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)
+
+
+def _check_image(key: str, image: ImageTower) -> None:
+    """Check the grid of patches. ``key``: the section that sets it, of the model or of a stage."""
+    if image.size % image.patch:
+        remedy = f"Set {key}.size to {_nearest_multiples(image.size, image.patch)}, or another patch."
+        raise ConfigError(f"{key}.patch: {image.patch} does not divide size {image.size}", remedy=remedy)
+    if patches(image) > MAX_PATCHES:
+        what = f"{key}.patch: {patches(image)} patches, at most {MAX_PATCHES} are supported"
+        raise ConfigError(what, value=image.patch, remedy="Take a larger patch or a smaller image.")
 
 
 def _check_mask(key: str, mask: str, remaining: Callable[[str], int], total: str) -> None:
@@ -143,8 +154,9 @@ def _check_stages(config: Config) -> None:
     _check_names("stages", (stage.name for stage in config.stages))
     ranks = world_size(config)
     for stage in config.stages:
-        key = f"stages.{stage.name}"
-        image, text = config.model.image, config.model.text
+        key, model = f"stages.{stage.name}", for_stage(config, stage).model
+        image, text = model.image, model.text
+        _check_image(f"{key}.image", image)
         _check_mask(f"{key}.mask", stage.mask, partial(kept_patches, image), f"{patches(image)} patches")
         _check_mask(f"{key}.text_mask", stage.text_mask, partial(kept_tokens, text), f"{text.length} positions")
         if stage.batch % ranks:
@@ -324,7 +336,8 @@ def validate(config: Config) -> list[str]:
 def plan_numbers(config: Config) -> dict[str, Any]:
     """The numbers of a resolved, valid configuration as plain JSON values, for plans.
 
-    ``worlds``: the world sizes that keep the order of samples. ``passes``: S / N at the end. ``kept``: visible patches.
+    ``worlds``: the world sizes that keep the order of samples. ``passes``: S / N at the end. ``image``: its size in
+    pixels. ``kept``: visible patches.
     ``positions``: text tokens left by the text mask. ``lr``: the peak. Buffers are in bytes.
     """
     data, ranks = config.data, world_size(config)
@@ -332,13 +345,14 @@ def plan_numbers(config: Config) -> dict[str, Any]:
     stages = [
         {
             "name": span.stage.name, "samples": span.stage.samples, "batch": span.stage.batch,
-            "local_batch": span.stage.batch // ranks, "mask": span.stage.mask, "patches": patches(config.model.image),
-            "kept": kept_patches(config.model.image, span.stage.mask),
-            "positions": kept_tokens(config.model.text, span.stage.text_mask),
+            "local_batch": span.stage.batch // ranks, "mask": span.stage.mask, "image": model.image.size,
+            "patches": patches(model.image), "kept": kept_patches(model.image, span.stage.mask),
+            "positions": kept_tokens(model.text, span.stage.text_mask),
             "steps": span.steps, "start": span.start, "end": span.end,
             "passes": (span.end - span.start) / data.samples, "warmup": span.stage.warmup, "lr": _peak_lr(span.stage),
         }
         for span in stage_spans(config)
+        for model in [for_stage(config, span.stage).model]
     ]  # fmt: skip
     end = stage_spans(config)[-1].end
     sets = [

@@ -69,15 +69,18 @@ class Loader:
         """Storage outages of this rank while batches are waited for."""
 
     def batches(
-        self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random"
-    ) -> Iterator[Batch]:
+        self, start: int, batch: int, mask: str, text_mask: str = "0", text_masking: str = "random",
+        config: WorkerConfig | None = None,
+    ) -> Iterator[Batch]:  # fmt: skip
         """Yield local batches without end: those of the global batches of size B = ``batch`` from S = ``start`` on.
 
+        ``config``: with the images, texts and augmentation of this stage; None: as before.
         Workers start at once, before the first batch is requested, and end with the iterator, the next call, or
         ``close``. The iterator raises DataError or StorageError, also those of workers.
         """
         self.close()
-        config, lanes = self.config, self.config.data.lanes
+        self.config = config = config or self.config
+        lanes = config.data.lanes
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)

@@ -17,6 +17,7 @@ import torch
 from flip.checkpoint import saver
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.config import merge, schema
+from flip.config.derived import weights_config
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
@@ -142,7 +143,7 @@ class Evaluation:
             if masked:
                 raise ConfigError("only runs of this toolkit are evaluated with a mask", "--mask", masked[0])
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
-        config = merge.read_config(self.subject.config)
+        config = weights_config(merge.read_config(self.subject.config), source.stage)
         with torch.device("meta"):
             pair = clip.CLIPModel(config.model, config.augment, compute.attention)
         parallel.apply_parallelism(pair, self.world, compute)

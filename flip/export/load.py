@@ -16,6 +16,7 @@ from flip.checkpoint.remote import local_copy
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors
 from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
+from flip.config.derived import weights_config
 from flip.config.schema import Config
 from flip.data import decode
 from flip.data.view import EvaluationView
@@ -110,7 +111,8 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
     if not run.config.is_file():
         remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy=remedy)
-    config, selected = configuration.read_config(run.config), select_commit(run, at)
+    selected = select_commit(run, at)
+    config = weights_config(configuration.read_config(run.config), selected.stage)
     pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     try:
         with local_copy(selected, url=url) as folder:

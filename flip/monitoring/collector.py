@@ -17,7 +17,7 @@ from torch import nn
 
 from flip import costs
 from flip.checkpoint.manager import CheckpointManager
-from flip.config.derived import StageSpan
+from flip.config.derived import StageSpan, for_stage
 from flip.config.schema import Config
 from flip.data.loader import Loader
 from flip.distributed import parallel
@@ -174,18 +174,24 @@ class MetricsCollector:
         self, run: RunDir, attempt: int, config: Config, world: World, pair: nn.Module, counters: RankCounters,
         checkpoints: CheckpointManager,
     ) -> None:  # fmt: skip
-        self._config, self._world, self._pair = config, world, pair
+        self._config, self._world = config, world
         self._counters, self._checkpoints = counters, checkpoints
         monitor = config.monitor
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
         steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.is_rank0 else (0, 0.0)
         self.profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
         self._bottleneck = BottleneckDetector(config.data.workers)
-        # Objects that exist now live to the end. The collector would traverse them again and again, at a different step
-        # on every rank, and all ranks would wait for the slow one.
+        self.use_model(pair)
+        self.reset()
+
+    def use_model(self, pair: nn.Module) -> None:
+        """Read the logit scale of this model from now on. Call it when the model of the last stage is free."""
+        self._pair = pair
+        # Objects that exist now live to the end of the stage. The collector would traverse them again and again, at a
+        # different step on every rank, and all ranks would wait for the slow one.
+        gc.unfreeze()
         gc.collect()
         gc.freeze()
-        self.reset()
 
     def reset(self) -> None:
         """Start measuring, at the start of a stage or after a metric line."""
@@ -209,7 +215,7 @@ class MetricsCollector:
         ``norms``: of the gradient, the weights and their last change. ``text_tokens``: mean number of tokens per
         caption in the newest batch.
         """
-        window, model, mask = self.window, self._config.model, span.stage.mask
+        window, model, mask = self.window, for_stage(self._config, span.stage).model, span.stage.mask
         window.add_paused("checkpoint", self._checkpoints.blocked_seconds - self._saved)
         speed = window.samples / window.seconds
         flops, unmasked_flops = (costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flip.config.identity import flatten
-from flip.config.schema import Config, DataSet, EvaluationSet, Stage
+from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import parse_yaml
 from flip.evaluation.task import merge_results, precision
 from flip.monitoring import metrics_reader as metrics
@@ -190,19 +190,21 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 _SECTIONS: dict[str, Any] = {
-    "": Config(), "stages.*.": Stage(), "data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet(),
+    "": Config(), "stages.*.": Stage(), "stages.*.image.": ImageTower(), "stages.*.text.": TextTower(),
+    "stages.*.augment.": Augment(), "data.sets.*.": DataSet(), "evaluate.sets.*.": EvaluationSet(),
 }  # fmt: skip
 _TYPES = {bool: records.FLAG, int: records.INTEGER, float: records.NUMBER, str: records.SETTING, list: records.LIST}
 _KINDS = {
     prefix + key: _TYPES[type(value)]
     for prefix, section in _SECTIONS.items()
     for key, value in flatten(asdict(section)).items()
+    if value is not None
 }
 
 
 def _kind(key: str) -> Any:
     """The type of a setting, by its default; for settings of other versions any text, number or list."""
-    general = re.sub(r"\A(stages|data\.sets|evaluate\.sets)\..*\.", r"\1.*.", key, flags=re.DOTALL)
+    general = re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
     return _KINDS.get(general, records.ANY_SETTING)
 
 

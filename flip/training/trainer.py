@@ -16,13 +16,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from flip import costs
 from flip.checkpoint import saver
 from flip.checkpoint.manager import CheckpointManager
 from flip.config import derived, merge
 from flip.config.derived import StageSpan, stage_spans
-from flip.config.schema import Config, EvaluationSet
+from flip.config.schema import Config, EvaluationSet, Stage
 from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.storage.retry import RetryPolicy
@@ -41,7 +42,7 @@ from flip.runs import commit
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
 from flip.tokenizer import Tokenizer
-from flip.training import anomaly, grad_cache, warm_start
+from flip.training import anomaly, conversion, grad_cache, warm_start
 from flip.training import optimizer as optim
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,11 @@ def ending(error: BaseException) -> tuple[str, str]:
     return "failed", str(error) if isinstance(error, FlipError) else f"{type(error).__name__}: {error}"
 
 
+def worker_config(config: Config, witness: bool) -> WorkerConfig:
+    """What loader processes need to know of the configuration of a stage."""
+    return WorkerConfig(config.data, config.augment, config.model.image, config.model.text, config.seed, witness)
+
+
 class Trainer:
     """One rank's training in one attempt."""
 
@@ -94,13 +100,13 @@ class Trainer:
         self.checkpoints = CheckpointManager(run, attempt, world, config, watchdog)
         section = config.monitor
         self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, section.spike, section.spike_window)
-        self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.monitor: MetricsWriter = NullMetricsWriter()
         if world.is_rank0:
             self.monitor = MetricsWriter(run, attempt, self.total, self.steps, section.status_seconds)
         witness = os.environ.get("FLIP_WITNESS") == "1"
-        model = config.model
-        batches = WorkerConfig(config.data, config.augment, model.image, model.text, config.seed, witness)
+        self.stage_config = derived.for_stage(config, config.stages[0])
+        """The configuration of the present model: with the image size and text length of its stage."""
+        batches = worker_config(self.stage_config, witness)
         self.loader = Loader(batches, world.rank, world.size, pinned=world.device.type == "cuda")
         self.loader.outages.show = lambda text: self.monitor.status(storage=text)
         self.witness = SampleLog(run, attempt, world.rank) if witness else None
@@ -111,24 +117,52 @@ class Trainer:
         """Build the model and resume from the newest commit, or initialise the weights."""
         if self.watcher is not None:
             self.watcher.start()
-        compute = self.config.compute
-        with torch.device("meta"):
-            self.model = clip.CLIPModel(self.config.model, self.config.augment, compute.attention, compute.recompute)
-        parallel.apply_parallelism(self.model, self.world, compute)
-        clip.init_weights(self.model, self.config.seed)
-        parallel.check_initialised(self.model)
-        start = partial(
-            warm_start.apply, self.model, self.config, self.checkpoints.checkpointer.restorer, self.watchdog
-        )
-        source = self.checkpoints.restore(self.model, start)
+        restorer = self.checkpoints.checkpointer.restorer
+        source = self.checkpoints.find(partial(warm_start.extended_commit, self.config.init, restorer))
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
+        self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples))
+        self.model = self.allocate(self.stage_config)
+        clip.init_weights(self.model, self.config.seed)
+        parallel.check_initialised(self.model)
+        if source is None:
+            warm_start.apply(self.model, self.stage_config, restorer, self.watchdog)
+        self.checkpoints.load(self.model)
         self.counters = RankCounters(self.world, self.loader, source)
         self.instruments = MetricsCollector(
             self.run, self.attempt, self.config, self.world, self.model, self.counters, self.checkpoints
         )
         self.log_rank0("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.monitor.start(self.samples, self.step, self.config)
+
+    def allocate(self, config: Config, mesh: DeviceMesh | None = None) -> clip.CLIPModel:
+        """A compiled and sharded model without values. ``mesh``: of another model, to shard this one alike."""
+        compute = config.compute
+        with torch.device("meta"):
+            model = clip.CLIPModel(config.model, config.augment, compute.attention, compute.recompute)
+        parallel.apply_parallelism(model, self.world, compute, mesh)
+        return model
+
+    def enter(self, stage: Stage) -> None:
+        """Convert the model if a stage has another image size, patch, text length or normalisation. Collective.
+
+        The checkpoint at the border has the old model, so an attempt that resumes there converts the same weights.
+        """
+        before, self.stage_config = self.stage_config, derived.for_stage(self.config, stage)
+        shapes = [(config.model, config.augment.mean, config.augment.std) for config in (before, self.stage_config)]
+        if shapes[0] == shapes[1]:
+            return
+        self.checkpoints.wait()  # a save in the background reads the old weights
+        self.watchdog.heartbeat(f"converting the model for stage {stage.name}", times=LONG_OPERATION_FACTOR)
+        mesh = getattr(next(self.model.parameters()), "device_mesh", None)
+        model = self.allocate(self.stage_config, mesh)
+        conversion.copy_weights(self.model, model)
+        parallel.check_initialised(model)
+        self.model = model
+        self.instruments.use_model(model)
+        image, text = self.stage_config.model.image, self.stage_config.model.text
+        values = stage.name, image.size, image.patch, text.length
+        self.log_rank0("stage %s: images of %d px, patches of %d px, captions of %d tokens", *values)
 
     def save(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
         """Start a save of the present position, unless it is saved or being saved."""
@@ -164,6 +198,7 @@ class Trainer:
 
     def run_stage(self, span: StageSpan) -> None:
         """Train one stage from the present position to its end, and save."""
+        self.enter(span.stage)
         optimizer = optim.build(self.model.named_parameters(), self.config.optim)
         source = self.checkpoints.resumed_from
         if source is not None and span.start < self.samples and source.stage == span.stage.name:
@@ -171,7 +206,10 @@ class Trainer:
         if span.start < self.samples and self.passed_multiple(self.config.evaluate.every, span):
             self.validate(span)  # the process was killed between a commit and its score
         stage = span.stage
-        batches = self.loader.batches(self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking)
+        batches = self.loader.batches(
+            self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
+            worker_config(self.stage_config, self.witness is not None),
+        )  # fmt: skip
         self.instruments.reset()
         try:
             while self.samples < span.end:
@@ -320,7 +358,7 @@ class Trainer:
 
     def encoder(self) -> ModelEncoder:
         """The present weights as an encoder that computes in fp32."""
-        config = self.config
+        config = self.stage_config
 
         def build() -> clip.CLIPModel:
             with torch.device("meta"):
@@ -328,7 +366,8 @@ class Trainer:
 
         model = parallel.in_fp32(self.model, build, self.world, config.compute)
         view = EvaluationView.of(config)
-        return ModelEncoder(model, self.tokenizer, config.model.image, self.world.device, view=view)
+        tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
+        return ModelEncoder(model, tokenizer, config.model.image, self.world.device, view=view)
 
     def finish(self) -> None:
         """Evaluate on all sets and write result.json, which completes the run."""
@@ -338,11 +377,7 @@ class Trainer:
         if not self.world.is_rank0 or not self.run.is_current_attempt(self.attempt):
             return
         last = commit.commits(self.run)[-1]
-        cost = sum(
-            (span.end - span.start) * costs.training_flops(self.config.model, span.stage.mask, positions)["total"]
-            for span in self.spans
-            for positions in [derived.kept_tokens(self.config.model.text, span.stage.text_mask)]
-        )
+        cost = sum((span.end - span.start) * costs.stage_flops(self.config, span.stage) for span in self.spans)
         create_json(self.run.result, {
             "run": self.run.name, "stage": last.stage, "samples": self.samples, "steps": self.step,
             "seconds": self.seconds, "samples_per_second": self.samples / self.seconds, "world": self.world.size,

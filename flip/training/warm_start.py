@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from flip.checkpoint import export_record
 from flip.config import merge
-from flip.config.derived import stage_spans
+from flip.config.derived import for_stage, stage_at, stage_spans, weights_config
 from flip.config.identity import file_digest, flatten
 from flip.config.merge import lookup
 from flip.config.schema import Config, Init
@@ -27,8 +27,6 @@ from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flip.checkpoint.restorer import CheckpointRestorer
     from flip.distributed.shutdown import Watchdog
     from flip.models.clip import CLIPModel
@@ -38,10 +36,10 @@ log = logging.getLogger(__name__)
 #: If these differ, the weights do not fit, or mean something else.
 _EQUAL = (
     "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
-    "model.text.layers", "model.text.heads", "model.text.length", "model.text.vocabulary",
+    "model.text.layers", "model.text.heads", "model.text.vocabulary",
 )  # fmt: skip
 #: If these differ, the weights are converted; the moments of the optimiser cannot be.
-_CONVERTED = ("model.image.patch", "model.objective")
+_CONVERTED = ("model.image.patch", "model.text.length", "model.objective")
 #: If these differ, the weights fit, but compute another function: training has to make up for it.
 _WARNED = (
     "model.image.size", "model.image.pool", "model.text.prepend_cls", "model.text.repair", "model.text.padding",
@@ -52,12 +50,12 @@ _WARNED = (
 def check_compatible(config: Config, source: Config, where: str, extend: bool = False) -> dict[str, list[object]]:
     """Key -> [source's value, own value] of permitted differences. Raises ConfigError for others.
 
-    Image size and patch may differ: positions are computed for the new grid, patch weights are resampled. With
-    ``extend`` the patch may not, because moments are loaded too. ``where``: the name of the source in errors.
+    Image size, patch and text length may differ: weights are converted (``flip.training.conversion``). With ``extend``
+    only the image size may, because moments are loaded too. ``where``: the name of the source in errors.
     """
     for key in (*_EQUAL, *_CONVERTED * extend):
         if lookup(config, key) != lookup(source, key):
-            free = "image size, pool and texts" if extend else "image size, patch, pool, objective and texts"
+            free = "image size, pool and texts" if extend else "image size, patch, text length, pool, objective"
             remedy = f"Use {lookup(source, key)!r}, the value of the source. These may differ: {free}."
             raise ConfigError(f"cannot start from {where}", key, lookup(config, key), remedy)
     keys = (*_CONVERTED, *_WARNED)
@@ -99,7 +97,9 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         remedy = f"Its commits: {present}. A later commit can be named once it exists (--only, until then)."
         of_stage = f" of stage {stage}" if stage else ""
         raise ConfigError(f"init: no commit at S = {samples}{of_stage}", str(run.path), remedy=remedy)
-    check_compatible(config, source, str(run.path), init.extend)
+    own_stage = stage_at(config, samples) if init.extend else config.stages[0]
+    compared = for_stage(config, own_stage), weights_config(source, matches[-1].stage)
+    check_compatible(*compared, str(run.path), init.extend)
     tokenizer = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")
     digested = isinstance(tokenizer, str) and tokenizer.startswith("sha256:")
     if digested and file_digest(config.data.tokenizer) != tokenizer:
@@ -136,7 +136,7 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     if folder is None:
         remedy = "Give the folder that tools/export.py wrote; it contains export.json."
         raise ConfigError("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
-    check_compatible(config, export_record.config(folder), str(folder))
+    check_compatible(for_stage(config, config.stages[0]), export_record.config(folder), str(folder))
     key = export_record.digest(export_record.read_export(folder))
     if init.commit not in ("", key):
         raise ConfigError("init.commit: this export has another digest", str(folder), key)
@@ -192,10 +192,15 @@ def open_export(init: Init) -> Path:
 _RESTORE = "Restore it, or name another one: that makes another run."
 
 
-def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> commit.Commit | None:
-    """Fill the weights of a run without commits from the source that ``init`` names, if any. Collective.
+def extended_commit(init: Init, restorer: CheckpointRestorer) -> commit.Commit | None:
+    """The commit of another run that a run without commits continues from (``init.extend``), or None. Collective."""
+    return restorer.open_other(lambda: open_commit(init), init.run) if init.extend else None
 
-    Returns the commit of another run to continue from if ``init.extend`` is set, else None.
+
+def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> None:
+    """Fill the weights of a branch from the source that ``init`` names, if any. Collective.
+
+    ``config``: of the first stage (``flip.config.derived.for_stage``).
     """
     from flip.checkpoint.saver import model_state
     from flip.distributed.shutdown import LONG_OPERATION_FACTOR
@@ -203,23 +208,20 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
     init, at = config.init, ""
     if init.export:
         path = open_export(init)
-    elif init.run:
+    elif init.run and not init.extend:
         source = restorer.open_other(lambda: open_commit(init), init.run)
-        if init.extend:
-            return source
-        if weights_identical(config, merge.read_config(RunDir(init.run).config)):
+        if weights_identical(config, weights_config(merge.read_config(RunDir(init.run).config), source.stage)):
             restorer.load(source, model_state(model))
-            return None
+            return
         path, at = Path(init.run), f"{source.stage}/{source.path.name}"
     else:
-        return None
+        return
     watchdog.heartbeat(f"starting from {path}", times=LONG_OPERATION_FACTOR)
     differs = load_converted(model, config, path, at)
     restorer.parent = f"{path}/checkpoints/{at}" if at else str(path)
     if restorer.world.is_rank0:
         text = "; ".join(f"{key}: {old} in the source, {new} here" for key, (old, new) in differs.items())
         log.info("starts with the weights of %s; %s", path, text or "it is the same model")
-    return None
 
 
 def load_converted(
@@ -227,15 +229,13 @@ def load_converted(
 ) -> dict[str, list[object]]:
     """Fill ``model``, built for ``config``, with the verified weights of a run or an export. Each rank reads them.
 
-    ``source``, ``at``: as in ``flip.load``. Positions are computed from ``config``; patch weights of another size are
-    resampled. Returns key -> [source's value, own value] of differences that change the function of the weights.
-    Raises ConfigError if model or tokenizer do not fit, DataError if the source is damaged.
+    ``source``, ``at``: as in ``flip.load``. Weights are converted as between two stages (``flip.training.conversion``).
+    Returns key -> [source's value, own value] of differences that change the function of the weights. Raises
+    ConfigError if model or tokenizer do not fit, DataError if the source is damaged.
     """
-    import torch
-
-    from flip.distributed.parallel import shard_like
     from flip.export.load import load
     from flip.tokenizer import Tokenizer
+    from flip.training.conversion import copy_weights
 
     other = load(source, at=at, url=config.checkpoint.url)
     differs = check_compatible(config, other.config, str(source))
@@ -243,24 +243,5 @@ def load_converted(
     if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():
         remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
-    values = dict(other.pair.named_parameters())
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in values:  # logit_bias may be missing
-                value = values[name].detach()
-                if name == "image.patch.weight":
-                    value = resample_patch_embed(value, config.model.image.patch)
-                parameter.copy_(shard_like(value, parameter))
+    copy_weights(other.pair, model)
     return differs
-
-
-def resample_patch_embed(weight: Tensor, patch: int) -> Tensor:
-    """Patch weights (D, q*q*3) -> (D, p*p*3) for p = ``patch``, equivalent on a patch that is resized from q to p.
-
-    This is the pseudo-inverse of the resize (FlexiViT, arXiv 2212.08013, section 3.4), exact if p > q.
-    """
-    from timm.layers import patch_embed
-
-    from flip.export import weights
-
-    return weights.as_matrix(patch_embed.resample_patch_embed(weights.as_convolution(weight), [patch, patch]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from flip.config.schema import Compute, Config
 from flip.config.validate import plan_numbers
-from flip.costs import parameters, stage_memory, training_flops
+from flip.costs import parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
 
 
@@ -61,7 +61,7 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     again = forward_passes(config.compute) / 3
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
         samples = row["end"] - row["start"]
-        work = float(samples * training_flops(config.model, stage.mask, row["positions"])["total"])
+        work = float(samples * stage_flops(config, stage))
         cost = _cost(samples, row["steps"], work, again, profile if config.resources.gpus else None)
         seconds = cost.gpu_hours * 3600 / numbers["world"] / row["steps"] if cost.gpu_hours else None
         stages.append(cost)

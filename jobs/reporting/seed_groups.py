@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -125,8 +125,11 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
         total, left = 0.0, float(samples)
         for stage in stages:
             part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
-            tokens = kept_tokens(model.text, str(stage.get("text_mask", "0")))
-            total += part * costs.training_flops(model, str(stage["mask"]), tokens)["total"]
+            image = replace(model.image, **_fields(stage, "image.", ImageTower))
+            text = replace(model.text, **_fields(stage, "text.", TextTower))
+            tokens = kept_tokens(text, str(stage.get("text_mask", "0")))
+            shape = replace(model, image=image, text=text)
+            total += part * costs.training_flops(shape, str(stage["mask"]), tokens)["total"]
             left -= part
         return total
     except (KeyError, TypeError, ValueError, ArithmeticError):  # a configuration that this version cannot read
@@ -138,7 +141,7 @@ def stages_of(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     stages: dict[str, dict[str, Any]] = {}
     for key, value in settings.items():
         if key.startswith("stages."):
-            name, _, field = key.removeprefix("stages.").rpartition(".")
+            name, _, field = key.removeprefix("stages.").partition(".")
             stages.setdefault(name, {})[field] = value
     return stages
 

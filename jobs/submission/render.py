@@ -139,6 +139,7 @@ def _run(action: Action) -> list[str]:
             **_costs(cost),
             "batch": f"{stage['batch']:,}",
             "mask": stage["mask"],
+            "px": stage["image"],
             "kept": f"{stage['kept']} of {stage['patches']}",
             "passes": f"{stage['passes']:.3g}",
             "peak lr": f"{stage['lr']:.3g}",

@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from torch import nn
 
 from flip.checkpoint import manager
 from flip.checkpoint.manager import CheckpointManager, SaveInterval
@@ -27,12 +26,12 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({"first_commit": here})
     saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
-    saving.restore(nn.Identity(), lambda: None)
+    saving.find(lambda: None)
     assert saving.save_after_first_step == here
     monkeypatch.setattr("flip.checkpoint.manager.run_on_first", lambda function, group: there)
     second = CheckpointManager(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     monkeypatch.setattr(second.checkpointer.restorer, "newest", lambda: None)
-    second.restore(nn.Identity(), lambda: None)
+    second.find(lambda: None)
     assert second.save_after_first_step == there
 
 

@@ -101,6 +101,13 @@ def test_a_good_one_passes_and_has_notes():
         (["augment.crop_area=[0.9, 0.5]"], ["augment.crop_area", "smaller first"]),
         (["augment.std=[1, 1]"], ["augment.std", "three"]),
         (["augment.std=[1, 1, 0]"], ["augment.std.2", "above 0"]),
+        (["stages.unmasked.image.size=65"], ["stages.unmasked.image.patch", "8 does not divide size 65", "64 or 72"]),
+        (["stages.unmasked.image.patch=0"], ["stages.unmasked.image.patch", "at least 1"]),
+        (["stages.unmasked.text.length=0"], ["stages.unmasked.text.length", "at least 1"]),
+        (["stages.pretrain.image.size=8", "stages.pretrain.mask=0.5"], ["pretrain.mask", "keeps none of 1 patches"]),
+        (["stages.pretrain.text.length=1", "stages.pretrain.text_mask=0.5"], ["keeps none of 1 positions"]),
+        (["stages.pretrain.augment.crop_area=[0, 1]"], ["stages.pretrain.augment.crop_area", "above 0"]),
+        (["stages.pretrain.augment.std=[1]"], ["stages.pretrain.augment.std", "three"]),
         (["data.captions=[]"], ["data.captions"]),
         (["data.cache=s3://bucket/chunks"], ["data.cache", "disk"]),
         (

@@ -17,7 +17,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, write_json
 from flip.training import warm_start
-from flip.training.warm_start import check_compatible, load_converted, resample_patch_embed
+from flip.training.warm_start import check_compatible, load_converted
 from tests.flip.export.test_exporter import configured, loaded_of
 from tests.jobs.outcomes import config
 from tests.synthetic import make_tokenizer
@@ -291,16 +291,6 @@ def test_a_higher_resolution_takes_all_weights_and_computes_its_positions(export
     patches = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 192), dtype=np.uint8))
     keep = (torch.arange(8)[:, None] * 12 + torch.arange(8)).reshape(1, 64)
     assert torch.allclose(pair.encode_image(patches, keep), loaded.pair.encode_image(patches), atol=1e-6)
-
-
-@torch.no_grad()
-def test_patch_weights_of_a_larger_patch_see_the_enlarged_patch_as_the_smaller_saw_it():
-    generator = torch.Generator().manual_seed(0)
-    weight, patch = torch.randn(5, 192, generator=generator), torch.randn(7, 3, 8, 8, generator=generator)
-    enlarged = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
-    rows = [one.permute(0, 2, 3, 1).flatten(1) for one in (patch, enlarged)]  # by row, column, channel
-    assert torch.allclose(rows[1] @ resample_patch_embed(weight, 16).T, rows[0] @ weight.T, atol=1e-3)
-    assert torch.equal(resample_patch_embed(weight, 8), weight)
 
 
 @torch.no_grad()

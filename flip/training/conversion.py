@@ -1,0 +1,62 @@
+"""Converts weights between models of other patch sizes, image sizes and text lengths: at the border of two stages, and
+for a run that starts from another one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from flip.distributed.parallel import full_tensor, reshard, shard_like
+from flip.models.clip import CLIPModel
+
+
+@torch.no_grad()
+def copy_weights(source: CLIPModel, target: CLIPModel) -> None:
+    """Fill the parameters of ``target`` with those of ``source``, converted if their shapes differ. Collective.
+
+    Both models are sharded alike, or ``source`` is whole on every rank. Fixed positions belong to the model and are not
+    copied. A parameter that ``source`` does not have (logit_bias) keeps its value.
+    """
+    reshard(source)
+    values: dict[str, nn.Parameter] = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
+        if name not in values:
+            continue
+        value = values[name].detach()
+        if value.shape != parameter.shape:
+            value = convert(name, full_tensor(value), parameter.shape)
+        if hasattr(value, "placements"):
+            parameter.copy_(value)
+        else:
+            parameter.copy_(shard_like(value, parameter))
+
+
+def convert(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    """The full value of a parameter for a model in which it has another shape. Raises ValueError for other names."""
+    if name == "image.patch.weight":
+        return resample_patch_embed(value, round((shape[1] / 3) ** 0.5))
+    if name == "text.positions":
+        return resize_text_positions(value, shape[0])
+    raise ValueError(f"{name} cannot be converted from {tuple(value.shape)} to {tuple(shape)}")
+
+
+def resample_patch_embed(weight: Tensor, patch: int) -> Tensor:
+    """Patch weights (D, q*q*3) -> (D, p*p*3) for p = ``patch``, equivalent on a patch that is resized from q to p.
+
+    This is the pseudo-inverse of the resize (FlexiViT, arXiv 2212.08013, section 3.4), exact if p > q.
+    """
+    from timm.layers import patch_embed
+
+    from flip.export import weights
+
+    return weights.as_matrix(patch_embed.resample_patch_embed(weights.as_convolution(weight), [patch, patch]))
+
+
+def resize_text_positions(positions: Tensor, length: int) -> Tensor:
+    """Learned positions (T, D) -> (``length``, D): the first ones, or all of them and copies of the last.
+
+    Not interpolated: captions start at position 0 in any length, so a position keeps its meaning.
+    """
+    extra = positions[-1:].expand(max(0, length - len(positions)), -1)
+    return torch.cat([positions[:length], extra])

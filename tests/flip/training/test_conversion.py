@@ -1,0 +1,59 @@
+"""Conversion of weights to other patches and text lengths, against timm, and what stays as it is."""
+
+import pytest
+import torch
+from timm.layers.patch_embed import resample_patch_embed as timm_resample
+
+from flip.config import merge
+from flip.config.derived import for_stage
+from flip.export import weights
+from flip.models import clip
+from flip.training.conversion import convert, copy_weights, resample_patch_embed, resize_text_positions
+
+
+def model(*settings, seed=3):
+    config = merge.merge([("test", {"model": {"size": "tiny"}, "stages": [{"name": "a"}]})], settings)
+    config = for_stage(config, config.stages[0])
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
+    clip.init_weights(pair, seed)
+    return pair
+
+
+@torch.no_grad()
+def test_patch_weights_of_a_larger_patch_see_the_enlarged_patch_as_the_smaller_saw_it():
+    generator = torch.Generator().manual_seed(0)
+    weight, patch = torch.randn(5, 192, generator=generator), torch.randn(7, 3, 8, 8, generator=generator)
+    enlarged = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
+    rows = [one.permute(0, 2, 3, 1).flatten(1) for one in (patch, enlarged)]  # by row, column, channel
+    assert torch.allclose(rows[1] @ resample_patch_embed(weight, 16).T, rows[0] @ weight.T, atol=1e-3)
+    assert torch.equal(resample_patch_embed(weight, 8), weight)
+
+
+@pytest.mark.parametrize("patch", [4, 14, 16])
+def test_patch_weights_equal_those_of_timm(patch):
+    weight = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    own = weights.as_convolution(resample_patch_embed(weights.as_matrix(weight), patch))
+    assert torch.allclose(own, timm_resample(weight, [patch, patch]), atol=1e-6)
+
+
+def test_text_positions_are_cut_or_extended():
+    positions = torch.randn(8, 4)
+    assert torch.equal(resize_text_positions(positions, 5), positions[:5])
+    longer = resize_text_positions(positions, 11)
+    assert torch.equal(longer[:8], positions) and torch.equal(longer[8:], positions[-1:].expand(3, -1))
+
+
+def test_weights_of_the_same_shape_are_copied_and_others_converted():
+    source, target = model(), model("stages.a.image.patch=16", "stages.a.text.length=20", seed=4)
+    copy_weights(source, target)
+    values = dict(source.named_parameters())
+    changed = [name for name, value in target.named_parameters() if value.shape != values[name].shape]
+    assert changed == ["image.patch.weight", "text.positions"]
+    for name, value in target.named_parameters():
+        assert torch.equal(value, convert(name, values[name], value.shape) if name in changed else values[name]), name
+    assert torch.equal(target.image.positions, clip.sincos(4, 64)), "positions belong to the grid of the new stage"
+
+
+def test_any_other_parameter_cannot_change_its_shape():
+    with pytest.raises(ValueError, match="image.norm.weight"):
+        convert("image.norm.weight", torch.ones(4), torch.Size([8]))

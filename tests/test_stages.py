@@ -1,0 +1,118 @@
+"""Stages of other image sizes, patches, text lengths and augmentation: kill and resume across their borders."""
+
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import flip
+from flip import costs
+from flip.config.derived import for_stage, stage_spans
+from flip.config.schema import StageAugment, StageImage, StageText
+from flip.runs import commit
+from flip.runs.rundir import read_json
+from tests.harness.common import metric_lines
+from tests.harness.training_run import TrainingRun, configuration
+from tests.synthetic import make_dataset, make_tokenizer
+from tests.test_worlds import check_ids
+from tests.verdicts import check_equal
+
+pytestmark = pytest.mark.kill
+
+STEPS = 8
+"""Of each stage; the model has 64 px, patches of 8 px and 32 tokens."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = make_dataset(tmp_path_factory.mktemp("data"), samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(folder / "tokenizer.json")
+    return folder
+
+
+def configured(data, world):
+    """Small images and short texts; the model's own sizes; a larger patch."""
+    config = configuration(data, world, samples=(STEPS, STEPS))
+    first, last = config.stages
+    first.image, first.text = StageImage(size=32), StageText(length=16)
+    first.augment = StageAugment(crop_area=[0.8, 1.0], brightness=0.2, mean=[0.5, 0.5, 0.5])
+    middle = replace(first, name="full", image=StageImage(), text=StageText(), augment=StageAugment())
+    last.image, last.text = StageImage(patch=16), StageText(length=24)
+    config.stages, config.evaluate.every = [first, middle, last], 0
+    return config
+
+
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_run_killed_around_its_borders_ends_with_the_same_bits(world, data, tmp_path):
+    config = configured(data, world)
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    calm.submit()
+    calm.wait_over()
+    storm.submit()
+    storm.wait_step(STEPS - 1)
+    storm.kill(rank=world - 1)
+    storm.wait_attempt(2)
+    storm.wait(lambda: commit.commits(storm.run) and commit.commits(storm.run)[-1].stage == "pretrain", "a commit")
+    border = stage_spans(config)[0].end
+    storm.wait(lambda: commit.commits(storm.run)[-1].samples >= border, "the commit at the first border")
+    storm.kill()
+    storm.wait_attempt(3)
+    storm.wait_step(STEPS + 2)  # in the second stage, before its first commit
+    storm.kill(number=signal.SIGTERM)
+    storm.wait_attempt(4)
+    storm.wait_step(2 * STEPS + 1)
+    storm.kill(rank=world - 1)
+    storm.wait_over()
+    check_equal(calm, storm, scores=4)
+    assert storm.run.newest_attempt() >= 5
+    check_weights(calm)
+
+
+def check_weights(arena):
+    """Evaluation, cost and the loaded model have the sizes of the stage that made the weights."""
+    config, result = arena.config, read_json(arena.run.result)
+    spans = stage_spans(config)
+    assert result["flops"] == sum((span.end - span.start) * costs.stage_flops(config, span.stage) for span in spans)
+    picture = np.zeros((40, 50, 3), np.uint8)
+    for span, (size, patch, length) in zip(spans, ((32, 8, 16), (64, 8, 32), (64, 16, 24)), strict=True):
+        loaded = flip.load(arena.run.path, at=f"{span.stage.name}/{span.end}")
+        image, text = loaded.config.model.image, loaded.config.model.text
+        assert (image.size, image.patch, text.length) == (size, patch, length)
+        assert loaded.preprocess(picture).shape[-1] == size and loaded.encode_image(picture).shape == (1, 48)
+        assert loaded.encode_text("a red circle").shape == (1, 48)
+        views = {e["view"] for p in arena.run.eval.glob(f"{span.stage.name}-{span.end}.json")
+                 for e in read_json(p)["evaluations"]}  # fmt: skip
+        assert views == {f"{size}px"}, views
+    lines = {line["samples"]: line for line in metric_lines(arena.run)}
+    gains = [lines[span.end]["masking_speedup"] for span in spans]
+    assert gains[0] > 1 and gains[2] == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_then_one_then_two(data, tmp_path):
+    """Over both borders: the same global batches; losses as those of two ranks to 1e-5."""
+    calm = TrainingRun(tmp_path, "calm", configured(data, 2), pause=0)
+    calm.submit()
+    calm.wait_over()
+    arena = TrainingRun(tmp_path, "moved", configured(data, 2))
+    for size, step in ((2, STEPS - 1), (1, 2 * STEPS - 1), (2, None)):
+        arena.config.resources.processes = arena.world = size
+        arena.save_config()
+        arena.submit()
+        if step is not None:
+            arena.wait_step(step)
+            arena.kill_supervisor()
+    arena.wait_over()
+    assert arena.run.result.exists(), arena.story()
+    check_ids(arena)
+    own, other = ({line["step"]: line["loss"] for line in metric_lines(a.run)} for a in (arena, calm))
+    assert len(own) == 3 * STEPS and own == pytest.approx(other, rel=1e-5)
+
+
+def test_a_stage_without_sizes_has_those_of_the_model(data):
+    config = configured(data, 1)
+    assert for_stage(config, config.stages[1]) == config
+    changed = for_stage(config, config.stages[0])
+    assert changed.augment == replace(config.augment, crop_area=[0.8, 1.0], brightness=0.2, mean=[0.5, 0.5, 0.5])
+    assert for_stage(changed, config.stages[0]) == changed
