@@ -290,7 +290,9 @@ class Augment:
 
 
 if TYPE_CHECKING:
-    StageImage, StageText, StageAugment = ImageTower, TextTower, Augment
+    StageImage = ImageTower
+    StageText = TextTower
+    StageAugment = Augment
 else:
     StageImage = overrides("StageImage", ImageTower, "size", "patch")
     StageText = overrides("StageText", TextTower, "length")
