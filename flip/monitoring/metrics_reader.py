@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,21 @@ FIELDS = (
     "cpu_seconds",
 )  # fmt: skip
 """Fields that are read; NaN if a line lacks one."""
+
+MIN_WINDOWS, STEADY = 12, 0.8
+"""Fewest logged windows of a verdict on the speed; smallest ratio of the quartiles of a steady one."""
+
+
+def is_unsteady(speeds: Column) -> bool | None:
+    """Whether the speed varied so much that the training time is not the cost of the method, as on a shared node.
+
+    ``speeds``: samples/s of the logged windows of one stage, without warm-up. True if the lower quartile is below
+    ``STEADY`` of the upper one; None for fewer than ``MIN_WINDOWS``.
+    """
+    if len(speeds) < MIN_WINDOWS:
+        return None
+    low, high = np.quantile(speeds, (0.25, 0.75))
+    return bool(low < STEADY * high)
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,16 @@ class Metrics:
     def __getitem__(self, name: str) -> Column:
         """A field of the lines that count."""
         return self.columns[name][self.effective_rows]
+
+    def unsteady(self, ends: Sequence[float]) -> bool | None:
+        """``is_unsteady`` of any stage; ``ends``: S at the ends of the stages. Warm-up: the first line of an attempt
+        and of a stage."""
+        rows = np.setdiff1d(self.effective_rows, [first for first, _ in self.bounds.values()])
+        rows = rows[self.columns["samples_per_second"][rows] > 0]
+        stages = np.searchsorted(ends, self.columns["samples"][rows])
+        parts = [self.columns["samples_per_second"][rows[stages == stage][1:]] for stage in np.unique(stages)]
+        verdicts = [verdict for part in parts if (verdict := is_unsteady(part)) is not None]
+        return any(verdicts) if verdicts else None
 
     def last(self, name: str) -> float | None:
         """A field of the newest line that counts; None without a line or value."""

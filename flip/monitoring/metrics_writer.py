@@ -7,9 +7,11 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
@@ -23,6 +25,8 @@ from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.rundir import RunDir, write_json
 
+RECENT = 1000
+"""Logged windows by which the status judges whether the speed is unsteady."""
 NO_HPARAMS = ("schema", "checkpoint", "evaluate", "monitor")
 """Sections of the configuration that affect neither the model nor its speed."""
 
@@ -82,13 +86,14 @@ class MetricsWriter:
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
-            "reason": "", "storage": None,
+            "reason": "", "storage": None, "unsteady": None,
         }  # fmt: skip
         self._written, self._lock = 0.0, threading.Lock()
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
         self._points, self._described = CurvePoints(), set[str]()
+        self._stage, self._speeds = "", deque[float](maxlen=RECENT)
         self._bar: tqdm | None = None
         self.status()
 
@@ -122,9 +127,16 @@ class MetricsWriter:
             self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
             self._bar.update(record["samples"] - self._bar.n)
         speed = record["samples_per_second"]
+        if record["stage"] != self._stage:
+            self._stage = record["stage"]
+            self._speeds.clear()
+        elif speed:  # the first window of a stage is warm-up
+            self._speeds.append(speed)
+        unsteady = metrics_reader.is_unsteady(np.array(self._speeds))
         remaining = (self._status["total"] - record["samples"]) / speed if speed else None
         keys = ("stage", "step", "samples", "loss", "samples_per_second", "verdict")
-        self.status(every=self._seconds, eta_seconds=remaining, **{key: record.get(key) for key in keys})
+        values = {key: record.get(key) for key in keys}
+        self.status(every=self._seconds, eta_seconds=remaining, unsteady=unsteady, **values)
 
     def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
         """Write eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""

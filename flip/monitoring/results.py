@@ -85,6 +85,12 @@ class Outcome:
             "steps": None if step is None else int(step),
         }
 
+    @cached_property
+    def unsteady(self) -> bool | None:
+        """Whether its speed was unsteady (``metrics_reader.is_unsteady``); None if too few lines show it."""
+        lengths = [v for k, v in self.settings.items() if k.startswith("stages.") and k.endswith(".samples")]
+        return self.metrics.unsteady([sum(lengths[: i + 1]) for i in range(len(lengths) - 1)])
+
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The final scores, one per column, of the run itself and of evaluation jobs (``merge_results``)."""
@@ -215,10 +221,10 @@ def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:
 def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The results of all runs below ``root``: a flat dict per run, all with the same keys, ready for a data frame.
 
-    sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, world, parameters, flops, loss,
-    accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32, bf16, or "as
-    trained" if the result does not say) of every evaluation set; and the dotted configuration keys in which runs of one
-    sweep differ. None if a run has no such value (yet).
+    sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, unsteady, world, parameters,
+    flops, loss, accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32,
+    bf16, or "as trained" if the result does not say) of every evaluation set; and the dotted configuration keys in
+    which runs of one sweep differ. None if a run has no such value (yet).
     Raises ConfigError if there is no folder ``root``.
     """
     if not Path(root).is_dir():
@@ -238,7 +244,7 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     """One flat row; ``settings`` are the configuration keys to show."""
     values: dict[str, Any] = {
         "sweep": outcome.run.sweep, "run": outcome.run.name, "state": outcome.state, "reason": outcome.reason,
-        "attempts": len(outcome.attempts), **outcome.progress,
+        "attempts": len(outcome.attempts), **outcome.progress, "unsteady": outcome.unsteady,
         "world": outcome.result.get("world"), "parameters": (outcome.result.get("parameters") or {}).get("total"),
         "flops": outcome.result.get("flops"), "loss": outcome.metrics.last("loss"),
         "accuracy": outcome.metrics.last("accuracy"),

@@ -113,7 +113,7 @@ FIELDS: Dict[str, Any] = {
     "status.json": {
         "attempt": COUNT, "samples": COUNT, "total": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER,
         "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT, "storage": TEXT,
-        "verdict": TEXT, "reason": TEXT, "time": TIME,
+        "verdict": TEXT, "reason": TEXT, "time": TIME, "unsteady": FLAG,
     },
     "result.json": {
         "stage": TEXT, "samples": COUNT, "steps": COUNT, "seconds": NUMBER, "samples_per_second": NUMBER,

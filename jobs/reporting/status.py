@@ -29,8 +29,8 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     """One row per run.
 
     Keys: sweep, run, cluster (profile of the last submission), state, stage, samples, total, step, steps, loss, phase,
-    samples_per_second, eta_seconds, attempts, restarts, progress_time (Unix time of the last progress), reason. None:
-    not written yet.
+    samples_per_second, eta_seconds, unsteady (``flip.monitoring.metrics_reader.is_unsteady``), attempts, restarts,
+    progress_time (Unix time of the last progress), reason. None: not written yet.
     """
     state_of = states(runs)
     return [row(run, state_of[run.path]) for run in runs]
@@ -50,7 +50,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
         **{"sweep": run.sweep, "run": run.name, "state": state.state},
         **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "phase")},
         "cluster": cluster_of(run),
-        **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds")},
+        **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
         **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1), "progress_time": live.get("time")},
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
     }

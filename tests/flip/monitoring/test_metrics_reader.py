@@ -37,6 +37,26 @@ def test_seconds_at_a_position(tmp_path):
     assert [found.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
+def test_a_speed_is_unsteady_by_its_quartiles(tmp_path):
+    """Of any stage; the first line of an attempt and of a stage is warm-up, and stages may differ in speed."""
+
+    def verdict(name, *attempts):
+        run = RunDir(tmp_path / name)
+        for n, speeds in enumerate(attempts, 1):
+            first = sum(map(len, attempts[: n - 1])) + 1
+            write(run, n, [line(first + i, samples_per_second=speed) for i, speed in enumerate(speeds)])
+        return read_metrics(run).unsteady([8 * 40])
+
+    steady = [1.0, *[100.0, 96.0, 104.0] * 13]
+    assert verdict("steady", steady) is False and verdict("short", steady[:12]) is None
+    assert verdict("stages", [*steady, *[50.0] * 20]) is False
+    assert verdict("restarts", steady[:20], steady[:20]) is False
+    assert verdict("stall", [*[100.0] * 38, 1.0, 1.0]) is False, "two windows are no cost"
+    for share in (13, 20, 27):
+        assert verdict(f"shared{share}", [*[100.0] * share, *[70.0] * (40 - share)]) is True
+    assert verdict("second", [*steady, *[100.0, 50.0] * 10]) is True
+
+
 FILES = [
     "",
     "\n",

@@ -141,6 +141,16 @@ def test_status_is_the_newest_attempts(run):
     assert read_json(run.status)["phase"] == "complete"
 
 
+def test_status_says_whether_the_speed_is_unsteady(run):
+    writer = attempt(run, 0, (), loss=1.0)
+    verdicts = []
+    for step in range(1, 31):  # the first step is warm-up
+        writer.step(record(step, 1.0) | {"samples_per_second": 0.1 if step == 1 else 100.0 if step < 16 else 60.0})
+        verdicts.append(read_json(run.status)["unsteady"])
+    assert verdicts[:12] == [None] * 12 and set(verdicts[12:16]) == {False} and verdicts[-1] is True
+    writer.close("complete")
+
+
 def test_an_attempt_that_resumes_at_the_end_keeps_step_and_loss(run):
     """It trains no step and therefore writes no line of its own."""
     attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
