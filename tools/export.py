@@ -1,4 +1,4 @@
-"""Export a trained model to a self-contained folder that open_clip, timm and flip.load read without a network."""
+"""Export a trained model to a self-contained folder for open_clip, timm and flip.load, or as ONNX models."""
 
 import sys
 from pathlib import Path
@@ -16,8 +16,9 @@ EXAMPLES = """examples:
   python tools/export.py my/run --commit pretrain/12800000000   another checkpoint
   python tools/export.py my/run --out ~/models/mine --replace
   python tools/export.py my/run --variant native                refuse unless open_clip's own encoder holds it exactly
+  python tools/export.py my/run --to onnx                       both encoders as ONNX models, for batches of any size
 
-variants (default: native or extra-block, as the model needs; docs/export.md):
+variants of --to open_clip (default: native or extra-block, as the model needs; docs/export.md):
   native        open_clip's own image encoder; models pooled over patches (recipe portable)
   extra-block   the same with one computed block; models pooled over all tokens (recipe paper). Not for fine-tuning in
                 open_clip, nor float16
@@ -29,7 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
     parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to create (default: RUN/export/<stage>-<S>)")
+    choices = ("open_clip", "onnx")
+    parser.add_argument("--to", choices=choices, default="open_clip", help="library to export to (default: open_clip)")
+    where = "folder to create (default: RUN/export/<stage>-<S>; for others than open_clip, with -<library> at its end)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=where)
     parser.add_argument("--variant", choices=("native", "extra-block", "timm-tower"), default="", help="see below")
     parser.add_argument("--replace", action="store_true", help="replace an existing export")
     options = parser.parse_args(arguments)
@@ -51,10 +55,11 @@ def export(options: argparse.Namespace) -> int:
     if is_export(Path(source)) and not options.out:
         raise ConfigError("required to export an exported folder again", "--out")
     loaded = load(source, at=options.commit)
-    name = f"{loaded.source.stage}-{loaded.source.samples}"
+    suffix = "" if options.to == "open_clip" else f"-{options.to}"
+    name = f"{loaded.source.stage}-{loaded.source.samples}{suffix}"
     out = options.out.expanduser() if options.out else RunDir(source).export / name
     with writing(out):
-        record = exporter.export(loaded, out, options.variant, options.replace)
+        record = exporter.export(loaded, out, options.variant, options.replace, options.to)
     report = {"folder": str(out.absolute()), **record}
     print(json.dumps(report, indent=1) if options.json else _text(report))
     return 0
@@ -62,15 +67,27 @@ def export(options: argparse.Namespace) -> int:
 
 def _text(report: dict[str, Any]) -> str:
     size = sum(file["bytes"] for file in report["files"].values()) / 1e6
-    what = f"{report['run']} at {report['stage']}/{report['samples']}, variant {report['variant']}, {size:,.0f} MB"
+    form = f"variant {report['variant']}" if "variant" in report else report["format"]
+    usage = _USAGE[report.get("format", "open_clip")]
     return "\n".join((
         f"{report['folder']}",
-        f"  {what}",
-        f"  open_clip.create_model_from_pretrained('local-dir:{report['folder']}')",
-        f"  timm.create_model('local-dir:{report['folder']}/timm', pretrained=True)",
+        f"  {report['run']} at {report['stage']}/{report['samples']}, {form}, {size:,.0f} MB",
+        *(f"  {line.format(folder=report['folder'])}" for line in usage),
         *(f"  {sentence}" for sentence in report["differences"]),
         "  its README.md describes the model and the limits of the export",
     ))  # fmt: skip
+
+
+_USAGE = {
+    "open_clip": (
+        "open_clip.create_model_from_pretrained('local-dir:{folder}')",
+        "timm.create_model('local-dir:{folder}/timm', pretrained=True)",
+    ),
+    "onnx": (
+        "onnxruntime.InferenceSession('{folder}/image_encoder.onnx')",
+        "onnxruntime.InferenceSession('{folder}/text_encoder.onnx')",
+    ),
+}
 
 
 if __name__ == "__main__":

@@ -31,13 +31,17 @@ def is_export(folder: Path) -> bool:
 def read_export(folder: Path) -> Commit:
     """export.json as a commit whose files are not verified yet.
 
-    Raises DataError if it is invalid, ConfigError if a later version of the toolkit wrote it.
+    Raises DataError if it is invalid, ConfigError if a later version of the toolkit wrote it, or if it is not an export
+    for open_clip.
     """
     try:
         record: Any = read_json(folder / EXPORT_FILE)
         if record["form"] != FORMAT_VERSION:
             remedy = f"This version reads form {FORMAT_VERSION}; use the version of the toolkit that wrote it."
             raise ConfigError("form: not a version that can be read here", folder / EXPORT_FILE, record["form"], remedy)
+        if "format" in record:
+            remedy = "Take the run, or export it with --to open_clip."
+            raise ConfigError("the toolkit does not read back this format", folder, record["format"], remedy)
         validate_record(record)
         return Commit(folder, record)
     except (ValueError, KeyError, TypeError) as error:

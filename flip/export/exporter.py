@@ -1,4 +1,4 @@
-"""Writes a model as a folder that open_clip, timm and ``flip.load`` read (docs/export.md)."""
+"""Writes a model as a folder for other libraries: open_clip and timm, or ONNX (docs/export.md)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,47 @@ from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
 from flip.config.schema import Config, Model
 from flip.evaluation.task import merge_results
-from flip.export import fold_padding, weights
-from flip.export.format import differences, model_card, open_clip_config, timm_config, tokenizer_config
+from flip.export import fold_padding, onnx_models, weights
+from flip.export.format import (
+    differences,
+    model_card,
+    open_clip_config,
+    preprocessor_config,
+    timm_config,
+    tokenizer_config,
+)
 from flip.export.load import TrainedModel
-from flip.models.clip import EPS
+from flip.models.clip import EPS, CLIPModel
 from flip.monitoring.results import read_run
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.records import POINT
 from flip.runs.rundir import RunDir, fsync_path, load_record, write_json, write_text
 
+FORMATS = ("open_clip", "onnx")
 VARIANTS = ("native", "extra-block", "timm-tower")
 """Form of the image encoder in open_clip: its own ViT; the same with one computed block more; a model of timm."""
 _OF_COMMIT = ("stage", "samples", "attempt", "step", "manifest", "order", "world")
+
+
+def choose_format(model: Model, form: str, variant: str = "") -> str:
+    """The variant for open_clip (``choose_variant``); empty for other formats. Raises ConfigError if ``form`` cannot
+    hold the model."""
+    if form not in FORMATS:
+        raise ConfigError("no such format", "--to", form, f"There are: {', '.join(FORMATS)}.")
+    if form == "open_clip":
+        return choose_variant(model, variant)
+    if variant:
+        raise ConfigError("variants are for --to open_clip only", "--variant", variant)
+    onnx_models.check_packages()
+    _check_padding(model, form)
+    return ""
+
+
+def _check_padding(model: Model, form: str) -> None:
+    if model.text.padding == "mask" and not model.text.prepend_cls:
+        what = f"without [CLS] an empty caption is nothing but padding, which {form} cannot leave out"
+        raise ConfigError(what, "model.text.padding", model.text.padding)
 
 
 def choose_variant(model: Model, requested: str = "") -> str:
@@ -41,9 +69,7 @@ def choose_variant(model: Model, requested: str = "") -> str:
     if variant not in (natural, "timm-tower"):
         pooled = {"patches": "the mean over patches", "all": "the mean over class token and patches"}[model.image.pool]
         raise ConfigError(f"cannot hold {pooled} (model.image.pool)", "variant", variant, f"Use {natural}, timm-tower.")
-    if model.text.padding == "mask" and not model.text.prepend_cls:
-        what = "without [CLS] an empty caption is nothing but padding, which open_clip cannot leave out"
-        raise ConfigError(what, "model.text.padding", model.text.padding)
+    _check_padding(model, "open_clip")
     if variant == "extra-block" and model.embed >= model.image.width:
         remedy = "Use the variant timm-tower."
         raise ConfigError("extra-block needs model.embed < model.image.width", "variant", model.embed, remedy)
@@ -51,16 +77,16 @@ def choose_variant(model: Model, requested: str = "") -> str:
 
 
 def export(
-    loaded: TrainedModel, out: str | os.PathLike[str], variant: str = "", replace: bool = False
+    loaded: TrainedModel, out: str | os.PathLike[str], variant: str = "", replace: bool = False, form: str = "open_clip"
 ) -> dict[str, Any]:
     """Write ``loaded`` to the folder ``out`` atomically and return its export.json.
 
-    ``variant``: one of VARIANTS; empty: native, or extra-block if the class token is in the mean. ``replace``: replace
-    an existing export. Raises ConfigError if ``out`` exists or the variant cannot hold the model, StorageError or
-    OSError if it cannot be written.
+    ``variant``: one of VARIANTS, for open_clip; empty: native, or extra-block if the class token is in the mean.
+    ``replace``: replace an existing export. ``form``: one of FORMATS. Raises ConfigError if ``out`` exists or the
+    format or variant cannot hold the model, StorageError or OSError if it cannot be written.
     """
     target = Path(out).resolve()
-    variant = choose_variant(loaded.config.model, variant)
+    variant = choose_format(loaded.config.model, form, variant)
     if export_record.is_export(target) and not replace:
         remedy = "Replace it (--replace), or name another folder."
         raise ConfigError("an export exists already", target, remedy=remedy)
@@ -71,7 +97,7 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
     temporary.mkdir()
     try:
-        record = _write_files(temporary, target, loaded, variant)
+        record = _write_files(temporary, target, loaded, form, variant)
         if target.exists():
             previous = target.with_name(f"{target.name}.old.{os.getpid()}")
             os.replace(target, previous)
@@ -85,8 +111,28 @@ def export(
     return record
 
 
-def _write_files(folder: Path, target: Path, loaded: TrainedModel, variant: str) -> dict[str, Any]:
+def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, variant: str) -> dict[str, Any]:
     """Write all files to ``folder``, which is renamed to ``target`` later; export.json last."""
+    config = loaded.config
+    about: dict[str, Any] = {"variant": variant}
+    if form == "open_clip":
+        _write_open_clip(folder, target, loaded, variant)
+    else:
+        about = {"format": form, **_logit_parameters(loaded.pair)}
+        onnx_models.write(folder, loaded)
+        _json(folder / "preprocessor_config.json", preprocessor_config(config.model, config.augment))
+    write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json())
+    _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
+    write_text(folder / export_record.CONFIG, configuration.dump(_strip_local_paths(config)))
+    about = {**about, "differences": differences(config, form), **provenance(loaded)}
+    record = {"form": export_record.FORMAT_VERSION, **about}
+    write_text(folder / "README.md", model_card(record, config))
+    record["files"] = _fsync_and_hash(folder)
+    write_json(folder / export_record.EXPORT_FILE, record)
+    return record
+
+
+def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: str) -> None:
     config, pair = loaded.config, loaded.pair
     state = {name: value.detach().cpu().float() for name, value in pair.state_dict().items()}
     positions = pair.image.positions.cpu()
@@ -105,15 +151,12 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, variant: str)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)
     _json(folder / "open_clip_config.json", open_clip_config(shape, config.augment, variant, target / "timm", eps))
     _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
-    write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json())
-    _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
-    write_text(folder / export_record.CONFIG, configuration.dump(_strip_local_paths(config)))
-    about = {"variant": variant, "differences": differences(config), **provenance(loaded)}
-    record = {"form": export_record.FORMAT_VERSION, **about}
-    write_text(folder / "README.md", model_card(record, config))
-    record["files"] = _fsync_and_hash(folder)
-    write_json(folder / export_record.EXPORT_FILE, record)
-    return record
+
+
+def _logit_parameters(model: CLIPModel) -> dict[str, float]:
+    """The factor of the cosine, clamped as in training, and SigLIP's bias if any."""
+    parameters = {"logit_scale": model.logit_scale.detach().clamp(0.0, model.max_logit_scale).exp().item()}
+    return parameters if model.logit_bias is None else {**parameters, "logit_bias": model.logit_bias.item()}
 
 
 def provenance(loaded: TrainedModel) -> dict[str, Any]:

@@ -30,46 +30,79 @@ not normalised means nothing. For fine-tuning take `timm/`.""",
 def model_card(record: dict[str, Any], config: Config) -> str:
     """README.md. ``record``: export.json without its files."""
     model, augment = config.model, config.augment
-    special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
+    form = record.get("format", "open_clip")
     padding = "attended to"
     if model.text.padding == "mask":
         padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
-    bias = " `logit_bias` is SigLIP's." if model.objective == "siglip" else ""
-    template = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
-    return template.format(
-        run=record["run"], stage=record["stage"], samples=record["samples"], facts="".join(_facts(record, model)),
-        variant=_VARIANT_NOTES[record["variant"]], scores="".join(_scores(record["evaluations"])),
-        width=model.image.width, size=model.image.size, mean=augment.mean, std=augment.std, length=model.text.length,
-        special=special, differences="".join(f"- {sentence}\n" for sentence in differences(config)), padding=padding,
-        bias=bias,
-    )  # fmt: skip
-
-
-def differences(config: Config) -> list[str]:
-    """Sentences on inputs for which predictions of open_clip and of the toolkit differ (docs/export.md)."""
-    sentences = {
-        "Pictures that are not square: predictions differ in part, because open_clip resizes and then crops, and this"
-        " model is evaluated in the other order (evaluate.preprocess: crop_resize).":
-        config.evaluate.preprocess == "crop_resize",
-        "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel and"
-        " clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).":
-        config.data.to_rgb == "flatten",
-        "Pictures with an EXIF orientation: predictions differ, because open_clip ignores it, and this model sees them"
-        " upright (data.exif: apply).":
-        config.data.exif == "apply",
-        "Texts with broken encodings or curly quotes: tokens differ, because open_clip repairs them and this model's"
-        " training did not (model.text.repair: false).":
-        not config.model.text.repair,
+    fields = {
+        "run": record["run"], "stage": record["stage"], "samples": record["samples"], "library": form,
+        "facts": "".join(_facts(record, config)), "variant": _VARIANT_NOTES.get(record.get("variant", ""), ""),
+        "scores": "".join(_scores(record["evaluations"])), "embed": model.embed, "width": model.image.width,
+        "size": model.image.size, "mean": augment.mean, "std": augment.std, "length": model.text.length,
+        "special": ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind",
+        "differences": "".join(f"- {sentence}\n" for sentence in record["differences"]), "padding": padding,
+        "bias": " `logit_bias` is SigLIP's." if model.objective == "siglip" else "",
+        "scale": record.get("logit_scale"), "plus_bias": f" + {record['logit_bias']}" if "logit_bias" in record else "",
     }  # fmt: skip
+    template, usage = (
+        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("model_card.md", f"card_{form}.md")
+    )
+    return template.format(**fields, usage=usage.format(**fields))
+
+
+def differences(config: Config, form: str = "open_clip") -> list[str]:
+    """Sentences on inputs for which predictions differ from the toolkit's (docs/export.md).
+
+    ``form``: open_clip; or another one, whose inputs are prepared by the processor and tokenizer of transformers.
+    """
+    crop_first, flatten = config.evaluate.preprocess == "crop_resize", config.data.to_rgb == "flatten"
+    upright = config.data.exif == "apply"
+    if form == "open_clip":
+        sentences = {
+            "Pictures that are not square: predictions differ in part, because open_clip resizes and then crops, and"
+            " this model is evaluated in the other order (evaluate.preprocess: crop_resize).": crop_first,
+            "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel"
+            " and clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).": flatten,
+            "Pictures with an EXIF orientation: predictions differ, because open_clip ignores it, and this model sees"
+            " them upright (data.exif: apply).": upright,
+            "Texts with broken encodings or curly quotes: tokens differ, because open_clip repairs them and this"
+            " model's training did not (model.text.repair: false).": not config.model.text.repair,
+        }
+    else:
+        repaired = " and broken encodings are repaired" if config.model.text.repair else ""
+        sentences = {
+            "Pictures that are not square: predictions differ in part, because the processor resizes and then crops,"
+            " and this model is evaluated in the other order (evaluate.preprocess: crop_resize).": crop_first,
+            "Pictures that are not square: a quarter of them differ by one pixel, because the processor rounds the"
+            " corner of its crop down, and this model is evaluated with the nearest pixel (evaluate.preprocess:"
+            " resize_crop).": not crop_first,
+            "Pictures with transparency or 16-bit grey: predictions differ, because the processor drops the alpha"
+            " channel and clips 16-bit values, and this model sees them on white and scaled (data.to_rgb:"
+            " flatten).": flatten,
+            "Pictures with transparency or a palette: predictions differ, because the processor converts them to RGB"
+            " before the resize, and this model is evaluated after it (data.to_rgb: convert).": not flatten,
+            "Pictures with an EXIF orientation: predictions differ, because the processor ignores it, and this model"
+            " sees them upright (data.exif: apply).": upright,
+            f"Texts: in training and evaluation HTML entities are unescaped{repaired}; the tokenizer here does"
+            " neither.": True,
+        }
     return [sentence for sentence, applies in sentences.items() if applies]
 
 
-def _facts(record: dict[str, Any], model: Model) -> Iterator[str]:
+def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:
+    model, data = config.model, config.data
     image, words = model.image, model.text
+    sets = ", ".join(f"{item.name} ({item.samples:,} samples)" for item in data.sets) or f"{data.samples:,} samples"
+    stages = (
+        f"{stage.name}: {stage.samples:,} samples, batch {stage.batch:,}, {float(stage.mask):.0%} of patches masked"
+        for stage in config.stages
+    )
     rows = {
         "run": record["run"],
         "commit": f"`{record['stage']}/{record['samples']}-{record['attempt']}`",
-        "data set": f"`{record['manifest']}`" if record.get("manifest") else None,
+        "recipe": f"{config.recipe}, objective {model.objective}",
+        "training": "; ".join(stages) or None,
+        "data": f"{sets}, manifest `{record['manifest']}`" if record.get("manifest") else None,
         "identity of the run": f"`{record['identity']}`" if record["identity"] else None,
         "code": f"`{record['code']}`" if record["code"] else None,
         "image encoder": f"{image.layers} x {image.width}, {image.heads} heads, patch {image.patch} at {image.size} px",
@@ -141,6 +174,18 @@ def timm_config(model: Model, augment: Augment) -> dict[str, Any]:
             "crop_pct": 1.0, "crop_mode": "center", "mean": augment.mean, "std": augment.std, "num_classes": 0,
             "first_conv": "patch_embed.proj", "classifier": "head",
         },
+    }  # fmt: skip
+
+
+def preprocessor_config(model: Model, augment: Augment) -> dict[str, Any]:
+    """preprocessor_config.json for the CLIPImageProcessor of transformers: resizes the short side, then crops."""
+    size = model.image.size
+    return {
+        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True,
+        "do_resize": True, "size": {"shortest_edge": size}, "resample": 3,  # PIL.Image.Resampling.BICUBIC
+        "do_center_crop": True, "crop_size": {"height": size, "width": size},
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": augment.mean, "image_std": augment.std,
     }  # fmt: skip
 
 

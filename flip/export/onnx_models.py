@@ -1,0 +1,94 @@
+"""Writes both encoders as ONNX models for any batch size (docs/export.md)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flip.export import fold_padding
+from flip.export.load import TrainedModel
+from flip.models.clip import CLIPModel
+from flip.runs.errors import ConfigError
+
+IMAGE, TEXT = "image_encoder.onnx", "text_encoder.onnx"
+_SINGLE_FILE_BYTES = 1 << 30
+"""Larger weights go to a second file NAME.onnx.data: a protobuf file holds at most 2 GiB."""
+
+
+class _PixelEncoder(nn.Module):
+    """Normalised pixels (n, 3, size, size) -> image features (n, E) of norm 1."""
+
+    def __init__(self, model: CLIPModel, patch: int) -> None:
+        super().__init__()
+        self.model, self.patch = model, patch
+        model.image.pixel_scale.fill_(1.0)  # pixels are normalised already
+        model.image.pixel_offset.zero_()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        n, _, size, _ = pixel_values.shape
+        side = size // self.patch
+        grid = pixel_values.reshape(n, 3, side, self.patch, side, self.patch)
+        return self.model.encode_image(grid.permute(0, 2, 4, 3, 5, 1).reshape(n, side * side, -1))
+
+
+class _TokenEncoder(nn.Module):
+    """Token ids (n, T) int64 -> text features (n, E) of norm 1."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model.encode_text(input_ids)
+
+
+def check_packages() -> None:
+    """Raises ConfigError if a package that torch's exporter needs is not installed."""
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            remedy = f"Install it: pip install {package}"
+            raise ConfigError("a package is missing", "--to onnx", package, remedy)
+
+
+def write(folder: Path, loaded: TrainedModel) -> None:
+    """Write the files IMAGE and TEXT to ``folder``."""
+    shape = loaded.config.model
+    model = _without_padding_mask(loaded)
+    pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
+    _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
+    tokens = torch.ones(2, shape.text.length, dtype=torch.int64)
+    _write(_TokenEncoder(model), tokens, "input_ids", "text_embeds", folder / TEXT)
+
+
+def _without_padding_mask(loaded: TrainedModel) -> CLIPModel:
+    """A copy on the CPU whose text encoder attends to all positions: packing has shapes that depend on the data."""
+    shape = loaded.config.model
+    if shape.text.padding != "mask":
+        return copy.deepcopy(loaded.pair).cpu().eval()
+    state, text, factor = fold_padding.fold_padding_mask(loaded.pair.state_dict(), shape.text)
+    model = CLIPModel(dataclasses.replace(shape, text=text), loaded.config.augment, "sdpa").eval()
+    model.load_state_dict(state)
+    for module in model.text.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps *= factor
+    return model
+
+
+def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch about itself
+        # torch.export refuses a batch that is a constant of the graph; torch.onnx.export alone would write it.
+        program = torch.export.export(encoder, (example,), dynamic_shapes=shapes)
+        exported = torch.onnx.export(
+            program, dynamic_shapes=shapes, input_names=[source], output_names=[target], verbose=False
+        )
+    assert exported is not None
+    size = sum(value.numel() * value.element_size() for value in encoder.parameters())
+    exported.save(path, external_data=size > _SINGLE_FILE_BYTES)

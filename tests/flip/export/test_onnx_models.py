@@ -1,0 +1,127 @@
+"""Folders of `export --to onnx`: the real ONNX Runtime computes our features, and the model card's code works."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+import flip
+from flip.export import exporter
+from flip.runs.errors import ConfigError
+from tests.flip.export.test_exporter import Given, configured, loaded_of
+from tests.synthetic import make_tokenizer, picture
+from tools import export as command
+
+pytestmark = pytest.mark.long
+
+TEXTS = ["a red square", "", "[PAD] [CLS] ##s", " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
+
+
+def session(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def exported(tokenizer, tmp_path_factory):
+    """recipe -> (its model, the folder of its export), exported once."""
+    made = {}
+
+    def export(recipe, *settings):
+        if recipe not in made:
+            path = tmp_path_factory.mktemp(recipe)
+            loaded = loaded_of(configured(recipe, tokenizer, "tiny", *settings), path)
+            exporter.export(loaded, path / "out", form="onnx")
+            made[recipe] = loaded, path / "out"
+        return made[recipe]
+
+    return export
+
+
+RECIPES = [("paper", ()), ("siglip", ("model.text.padding=mask",))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("recipe, settings", RECIPES)
+def test_onnx_runtime_computes_our_features_in_any_batch(recipe, settings, exported):
+    loaded, folder = exported(recipe, *settings)
+    image, text = session(folder / "image_encoder.onnx"), session(folder / "text_encoder.onnx")
+    given = Given(loaded.config, TEXTS, 5)
+    tokens = loaded.tokenizer(TEXTS).astype(np.int64)
+    expected = loaded.pair.encode_image(given.patches), loaded.pair.encode_text(torch.from_numpy(tokens))
+    for batch in (1, 5):
+        (images,) = image.run(["image_embeds"], {"pixel_values": given.pixels[:batch]})
+        (texts,) = text.run(["text_embeds"], {"input_ids": tokens[:batch]})
+        assert np.abs(images - expected[0][:batch].numpy()).max() < 1e-5
+        assert np.abs(texts - expected[1][:batch].numpy()).max() < 1e-5
+    record = json.loads((folder / "export.json").read_text())
+    assert record["logit_scale"] == pytest.approx(min(np.exp(5), loaded.config.model.max_logit_scale))
+    assert ("logit_bias" in record) == (recipe == "siglip")
+
+
+def card_logits(folder, picture_path, labels, scratch):
+    """``logits`` of the first code block of the folder's README.md, in a process without hub, network or our code."""
+    block = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    for old, new in (('"..."', repr(str(folder))), ('"a.png"', repr(str(picture_path)))):
+        assert old in block
+        block = block.replace(old, new)
+    block, count = re.subn(r'\["a frog", "a toad"\]', repr(labels), block)
+    assert count == 1
+    block += "\nimport json, sys; assert 'flip' not in sys.modules; print(json.dumps(logits.tolist()))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", block], cwd=scratch, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return torch.tensor(json.loads(done.stdout))
+
+
+@torch.no_grad()
+def test_the_code_of_the_model_card_gives_our_logits(exported, tmp_path):
+    loaded, folder = exported(*RECIPES[1][:1], *RECIPES[1][1])
+    Image.fromarray(picture(3, 100)).save(tmp_path / "square.png")
+    logits = card_logits(folder, tmp_path / "square.png", TEXTS, tmp_path)
+    pair = loaded.pair
+    scale = pair.logit_scale.clamp(max=pair.max_logit_scale).exp()
+    cosines = loaded.encode_image(tmp_path / "square.png") @ loaded.encode_text(TEXTS).T
+    assert ((logits - pair.logit_bias) / scale - cosines).abs().max() < 1e-5
+
+
+def test_the_toolkit_does_not_read_the_folder_back(exported, tmp_path, capsys):
+    loaded, folder = exported("paper")
+    record = json.loads((folder / "export.json").read_text())
+    assert record["format"] == "onnx" and set(record["files"]) == {
+        "README.md", "flip_config.yaml", "image_encoder.onnx", "preprocessor_config.json", "text_encoder.onnx",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="does not read back this format.*--to open_clip"):
+        flip.load(folder)
+    with pytest.raises(ConfigError, match="an export exists already"):
+        exporter.export(loaded, folder, form="onnx")
+    assert any("not square" in sentence for sentence in record["differences"])
+
+
+def test_what_cannot_be_exported_is_refused_first(tokenizer, tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as error:
+        command.main(["run", "--to", "tensorflow"])
+    assert error.value.code == 2 and "choose from" in capsys.readouterr().err
+    model = configured("paper", tokenizer).model
+    with pytest.raises(ConfigError, match="There are: open_clip"):
+        exporter.choose_format(model, "tensorflow")
+    with pytest.raises(ConfigError, match="for --to open_clip only"):
+        exporter.choose_format(model, "onnx", "native")
+    with pytest.raises(ConfigError, match="empty caption is nothing but padding, which onnx"):
+        exporter.choose_format(configured("paper", tokenizer, "tiny", "model.text.padding=mask").model, "onnx")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match="pip install onnxscript"):
+        exporter.choose_format(model, "onnx")
