@@ -46,7 +46,7 @@ class CheckpointManager:
         self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
         retry_policy = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.checkpointer = Checkpointer(
-            run, attempt, world, section.keep, section.background == "yes", section.url, retry_policy
+            run, attempt, world, section.keep, section.background == "yes", section.url, retry_policy, section.keep_at
         )
         self._interval: SaveInterval | None = None
         if world.is_rank0 and not section.samples:  # rank 0's clock decides for all

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -67,13 +68,15 @@ class Checkpointer:
             ``world.checkpoint_group`` then, writes and commits it.
         url: where the files are written instead of the run directory, which still gets each commit.json.
         retry_policy: how long a request to storage at ``url`` is repeated.
+        keep_at: values of S whose commits are never deleted.
     """
 
     def __init__(
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
-        url: str = "", retry_policy: RetryPolicy | None = None,
+        url: str = "", retry_policy: RetryPolicy | None = None, keep_at: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
+        self._keep_at = keep_at
         self._retry_policy = retry_policy or RetryPolicy()
         self.restorer = CheckpointRestorer(run, attempt, world, retry_policy, url)
         self.blocked_seconds = 0.0
@@ -190,7 +193,7 @@ class Checkpointer:
 
     def _retain(self, named: list[Path]) -> None:
         try:
-            commit.apply_retention(self._run, self._attempt, self._keep, named, self._delete)
+            commit.apply_retention(self._run, self._attempt, self._keep, named, self._delete, self._keep_at)
         except (OSError, FlipError) as error:  # too many commits do no harm, and the next save tries again
             log.warning("an old checkpoint could not be deleted: %s", error)
 

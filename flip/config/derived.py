@@ -60,8 +60,11 @@ def weights_config(config: Config, stage: str) -> Config:
 
 
 def stage_at(config: Config, samples: int) -> Stage:
-    """The stage of the weights at S = ``samples``: the one that ends there, or the first for S = 0."""
-    return next(span.stage for span in stage_spans(config) if samples <= span.end)
+    """The stage of the weights at S = ``samples``: the one that ends there, or the first for S = 0.
+
+    After the end of the run it is the last one.
+    """
+    return next((span.stage for span in stage_spans(config) if samples <= span.end), config.stages[-1])
 
 
 def world_size(config: Config) -> int:

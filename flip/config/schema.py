@@ -317,7 +317,12 @@ class Stage:
     base_lr: float = option(4e-6, ge=0)
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = option(0, ge=0, le=MAX_SAMPLES)
-    """Samples of linear warm-up from 0; cosine to 0 follows."""
+    """Samples of linear warm-up from 0; ``schedule`` follows."""
+    schedule: str = option("cosine", choices=("cosine", "constant", "wsd"), omit_if="cosine")
+    """``cosine``: to 0 at the end of the stage. ``constant``: the peak. ``wsd`` (warm-up, stable, decay): the peak,
+    then to 0 over the last ``cooldown`` samples (docs/recipe.md, Schedules)."""
+    cooldown: int = option(0, ge=0, le=MAX_SAMPLES, omit_if=0)
+    """Samples of the decay at the end of the stage; for schedule wsd only."""
     image: StageImage = option(StageImage)
     """Image and patch size in this stage; absent: those of ``model.image``. Weights are converted at the border of two
     stages (docs/recipe.md, Stages of other sizes)."""
@@ -380,6 +385,8 @@ class Checkpoint:
     """Interval between commits in samples; 0: by time."""
     keep: int = option(2, ge=1, le=1000)
     """Newest commits to keep, in addition to the last of every stage."""
+    keep_at: list[int] = option([], ge=1, le=MAX_SAMPLES)
+    """Values of S at which a commit is saved and kept for good, so that other runs can start from it."""
     background: str = option("yes", choices=YES_NO)
     """``yes``: training continues while a copy of the state in host memory is written; at most one save is in progress.
     ``no``: training waits, and on a CPU no memory is used for the copy. On CUDA both need the same host memory, since

@@ -172,6 +172,13 @@ def _check_stages(config: Config) -> None:
         if stage.warmup > stage.samples:
             what = f"{key}.warmup: longer than the {stage.samples} samples of its stage"
             raise ConfigError(what, value=stage.warmup, remedy="Shorten it.")
+        if bool(stage.cooldown) != (stage.schedule == "wsd"):
+            what = f"{key}.cooldown: schedule {stage.schedule}"
+            remedy = "Set schedule: wsd and cooldown together."
+            raise ConfigError(what, value=stage.cooldown, remedy=remedy)
+        if stage.warmup + stage.cooldown > stage.samples:
+            what = f"{key}.cooldown: with the warm-up of {stage.warmup} longer than the {stage.samples} samples"
+            raise ConfigError(what, value=stage.cooldown, remedy="Shorten it.")
 
 
 def _check_order(config: Config) -> None:
@@ -254,6 +261,19 @@ def _check_init(config: Config) -> None:
         raise ConfigError(f"{key} is in stage {span.stage.name}, but in {init.stage} of the other run", remedy=remedy)
 
 
+def _check_keep_at(config: Config) -> None:
+    """Check that each S of ``checkpoint.keep_at`` is the end of a step."""
+    for samples in config.checkpoint.keep_at:
+        span = next((span for span in stage_spans(config) if span.start < samples <= span.end), None)
+        if span is None:
+            raise ConfigError("checkpoint.keep_at: is after the end of the run", value=samples)
+        if (samples - span.start) % span.stage.batch:
+            near = _nearest_multiples(samples - span.start, span.stage.batch)
+            start = f", counted from its start at S = {span.start}" if span.start else ""
+            what = f"checkpoint.keep_at: no step of stage {span.stage.name} ends there"
+            raise ConfigError(what, value=samples, remedy=f"Set it to {near}{start}.")
+
+
 def _check_compute(config: Config) -> None:
     compute, resources, ranks = config.compute, config.resources, world_size(config)
     if ranks % compute.replicate:
@@ -320,6 +340,7 @@ def validate(config: Config) -> list[str]:
     _check_datasets(config)
     _check_order(config)
     _check_init(config)
+    _check_keep_at(config)
     _check_compute(config)
     limit = 60 * config.monitor.hang_minutes
     if 0 < limit <= config.data.deadline:

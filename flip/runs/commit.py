@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from flip.runs.errors import FlipError
 from flip.runs.ownership import PathLike
@@ -166,9 +166,11 @@ def ever_committed(run: RunDir) -> bool:
 
 
 def apply_retention(
-    run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], None] = remove
-) -> List[Path]:
-    """Delete all checkpoints except the newest ``keep``, the last of every stage, the ``named`` and the pinned ones.
+    run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], None] = remove,
+    keep_at: Sequence[int] = (),
+) -> List[Path]:  # fmt: skip
+    """Delete all checkpoints except the newest ``keep``, the last of every stage, the ``named`` and the pinned ones,
+    and those at an S of ``keep_at``.
 
     Returns the deleted folders, among them uncommitted ones of this and older attempts. ``delete`` deletes one,
     commit.json first. Does nothing unless ``attempt`` is the current one. An error of one deletion is raised after the
@@ -179,7 +181,7 @@ def apply_retention(
     present = commits(run)
     pins = pinned(run)
     needed = {c.path for c in present[-keep:]} | {c.path for c in {c.stage: c for c in present}.values()} | set(named)
-    needed |= {c.path for c in present if (c.stage, c.samples) in pins}
+    needed |= {c.path for c in present if (c.stage, c.samples) in pins or c.samples in keep_at}
     deleted = []
     failed: Optional[Exception] = None
     for path in sorted(run.checkpoints.glob("*/*-*")):

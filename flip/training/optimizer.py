@@ -39,16 +39,20 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
 def learning_rate(stage: schema.Stage, seen: int) -> float:
     """The rate of the step that starts after ``seen`` samples of this stage.
 
-    Linear from 0 over ``warmup`` samples to base_lr * batch / 256, then a cosine to 0 at the stage's end. The curve is
-    evaluated in the middle of the step, so that neither the first nor the last step has a rate of 0.
+    Linear from 0 over ``warmup`` samples to base_lr * batch / 256, then by ``schedule``. The decay of schedule wsd is
+    1 - sqrt (Haegele et al. 2024, arXiv 2405.18392). The curve is evaluated in the middle of the step, so that neither
+    the first nor the last step has a rate of 0.
     """
     peak = stage.base_lr * stage.batch / 256
     middle = seen + stage.batch / 2
     if middle < stage.warmup:
         return peak * middle / stage.warmup
     end = -(-stage.samples // stage.batch) * stage.batch
-    progress = min((middle - stage.warmup) / max(end - stage.warmup, 1), 1.0)
-    return peak * (1 + math.cos(math.pi * progress)) / 2
+    if stage.schedule == "cosine":
+        progress = min((middle - stage.warmup) / max(end - stage.warmup, 1), 1.0)
+        return peak * (1 + math.cos(math.pi * progress)) / 2
+    left = max(end - middle, 0.0)
+    return peak if left >= stage.cooldown else peak * (1 - math.sqrt(1 - left / stage.cooldown))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, stage: schema.Stage, seen: int) -> float:

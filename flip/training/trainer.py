@@ -236,9 +236,9 @@ class Trainer:
                         span, optimizer, loss, accuracy, norm, grad_cache.mean_text_tokens(self.model, batch.tokens)
                     )
                 scored = self.passed_multiple(self.config.evaluate.every, span) and self.samples < span.end
-                due = self.checkpoints.save_after_first_step or self.passed_multiple(
-                    self.config.checkpoint.samples, span
-                )
+                section = self.config.checkpoint
+                due = self.samples in section.keep_at or self.passed_multiple(section.samples, span)
+                due = due or self.checkpoints.save_after_first_step
                 if scored or due:
                     self.coordinated_stop.flush()
                     self.save(span, optimizer)

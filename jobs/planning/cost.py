@@ -54,16 +54,18 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
 
     GPU-hours = samples * training FLOPs per pair / (peak * utilisation). Training costs 3 forward passes, or 4 if
     micro-batches or recomputed blocks repeat one; the FLOPs of the plan are without repetition. Samples are whole
-    batches.
+    batches. A run that extends another one costs what follows after its commit.
     """
     numbers = plan_numbers(config)
     stages, devices = [], []
     again = forward_passes(config.compute) / 3
+    first = config.init.samples if config.init.extend else 0
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
-        samples = row["end"] - row["start"]
+        done = min(max(first - row["start"], 0), row["end"] - row["start"])
+        samples, steps = row["end"] - row["start"] - done, row["steps"] - done // row["batch"]
         work = float(samples * stage_flops(config, stage))
-        cost = _cost(samples, row["steps"], work, again, profile if config.resources.gpus else None)
-        seconds = cost.gpu_hours * 3600 / numbers["world"] / row["steps"] if cost.gpu_hours else None
+        cost = _cost(samples, steps, work, again, profile if config.resources.gpus else None)
+        seconds = cost.gpu_hours * 3600 / numbers["world"] / steps if cost.gpu_hours else None
         stages.append(cost)
         devices.append(Device(stage_memory(config, stage), seconds))
     return Estimate(parameters(config.model), numbers, stages, devices, total(stages))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from flip.config.derived import stage_at
 from flip.config.host import Host, core_seconds, this_host
 from flip.config.identity import ConfigChange, diff_identity, flatten, identity
 from flip.config.merge import read_config, to_dict
@@ -37,6 +38,7 @@ from jobs.submission.snapshot import take
 from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 
 CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
+NOT_YET = "0" * 16  # stands for the digest of a commit that another run of the sweep will save
 
 
 @dataclass
@@ -155,6 +157,12 @@ class Submission:
             profile, on = self._place(run)
             config, ignored = self._resolve_stable(run, data, on)
             notes = validate(config)
+            if config.init.commit == NOT_YET:
+                init = config.init
+                later = f"python jobs/submit.py --sweep {self.file} --only {run.name}"
+                notes.append(
+                    f"{init.run} has no commit at S = {init.samples} yet; when it has one, submit again: {later}"
+                )
             self.nominal = self.nominal or any(facts.nominal for facts in data)
             try:
                 preflight.refuse_whole_json_captions(config, data)
@@ -201,7 +209,11 @@ class Submission:
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except ConfigError:
-            known = warm_start.stored_init(run.config.init, RunDir(self.folder / run.name))
+            init = run.config.init
+            known = warm_start.stored_init(init, RunDir(self.folder / run.name))
+            if known is None and self.options.dry_run and init.run in self.sweep.names and init.samples:
+                stage = init.stage or stage_at(run.config, init.samples).name
+                known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
             if known is None:
                 raise
             return known

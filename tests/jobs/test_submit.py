@@ -54,6 +54,27 @@ def test_the_numbers_of_a_plan(desk):
     assert plan["cost"]["gpu_hours"] == pytest.approx(sum(run["cost"]["gpu_hours"] for run in plan["runs"]))
 
 
+def test_a_trunk_and_its_cooldowns_cost_their_sum(desk):
+    """The trunk is not trained yet: a plan needs no commit of it, a submission does."""
+    settings = desk.text.split("runs:")[0]
+    desk.sweep.write_text(
+        settings
+        + """runs:
+  trunk: {stages.pretrain: {samples: 1024, schedule: constant}, checkpoint.keep_at: [256, 512]}
+  short: {init: {run: trunk, samples: 256, extend: true}, stages.pretrain: {samples: 384, schedule: wsd, cooldown: 128}}
+  long: {init: {run: trunk, samples: 512, extend: true}, stages.pretrain: {samples: 768, schedule: wsd, cooldown: 256}}
+"""
+    )
+    done = desk.submit("--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    trunk, short, long = json.loads(done.stdout)["runs"]
+    assert [run["cost"]["samples"] for run in (trunk, short, long)] == [1024, 128, 256]
+    assert short["cost"]["flops"] * 8 == pytest.approx(trunk["cost"]["flops"])
+    text = desk.submit("--dry-run").stdout
+    assert "trunk has no commit at S = 256 yet" in text and "--only short" in text
+    desk.refuses(78, "init.run: no such run")
+
+
 def test_planning_loads_no_torch(desk):
     script = (
         "import sys; from jobs.submit import main; code = main(['--sweep', sys.argv[1], '--dry-run']);"

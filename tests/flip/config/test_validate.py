@@ -108,6 +108,15 @@ def test_a_good_one_passes_and_has_notes():
         (["stages.pretrain.text.length=1", "stages.pretrain.text_mask=0.5"], ["keeps none of 1 positions"]),
         (["stages.pretrain.augment.crop_area=[0, 1]"], ["stages.pretrain.augment.crop_area", "above 0"]),
         (["stages.pretrain.augment.std=[1]"], ["stages.pretrain.augment.std", "three"]),
+        (["stages.pretrain.schedule=linear"], ["stages.pretrain.schedule", "cosine, constant, wsd"]),
+        (["stages.pretrain.schedule=wsd"], ["stages.pretrain.cooldown", "schedule wsd", "together"]),
+        (["stages.pretrain.cooldown=10"], ["stages.pretrain.cooldown", "schedule cosine"]),
+        (
+            ["stages.pretrain.schedule=wsd", "stages.pretrain.cooldown=900", "stages.pretrain.warmup=200"],
+            ["stages.pretrain.cooldown", "warm-up of 200", "1000 samples"],
+        ),
+        (["checkpoint.keep_at=[130]"], ["checkpoint.keep_at", "130", "stage pretrain", "128 or 256"]),
+        (["checkpoint.keep_at=[12800000]"], ["checkpoint.keep_at", "after the end"]),
         (["data.captions=[]"], ["data.captions"]),
         (["data.cache=s3://bucket/chunks"], ["data.cache", "disk"]),
         (

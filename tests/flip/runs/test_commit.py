@@ -85,6 +85,13 @@ def test_retention_keeps_the_newest_the_last_of_a_stage_and_the_named(run):
     assert unfinished in gone and not unfinished.exists()
 
 
+def test_retention_keeps_what_other_runs_will_start_from(run):
+    for samples in (8, 16, 24, 32):
+        write(run, "pretrain", samples)
+    commit.apply_retention(run, 1, keep=1, keep_at=[8, 24])
+    assert [c.samples for c in commit.commits(run)] == [8, 24, 32]
+
+
 def test_only_the_newest_attempt_deletes_and_never_a_newer_ones_files(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)

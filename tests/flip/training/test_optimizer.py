@@ -1,6 +1,7 @@
 """AdamW: its groups, its schedule, and the norms of what a step does."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,18 @@ def test_schedule():
     assert rates[549] + rates[550] == pytest.approx(8e-6)  # half way down
     assert 0 < rates[-1] < 1e-11
     assert sum(rates) * 512 == pytest.approx(8e-6 * (50 + 450) * 512, rel=1e-6)  # the area under the curve, exact
+
+
+def test_a_trunk_stays_at_its_peak_and_a_cooldown_ends_near_zero():
+    trunk = Stage(samples=1000 * 512, batch=512, base_lr=4e-6, warmup=100 * 512, schedule="constant")
+    short = replace(trunk, samples=500 * 512, schedule="wsd", cooldown=100 * 512)
+    rates = [
+        [optim.learning_rate(stage, step * 512) for step in range(stage.samples // 512)] for stage in (trunk, short)
+    ]
+    assert set(rates[0][100:]) == {8e-6} and rates[0][:100] == rates[1][:100]
+    assert rates[1][:400] == rates[0][:400], "until the cooldown they are the same training"
+    assert rates[1][450] == pytest.approx(8e-6 * (1 - 0.505**0.5)) and 0 < rates[1][-1] < 8e-6 * 0.003
+    assert rates[1][400:] == sorted(rates[1][400:], reverse=True)
 
 
 def test_last_step_of_an_uneven_stage_is_not_wasted():
