@@ -21,6 +21,7 @@ MAKING = """examples:
   python tools/shards.py index 's3://bucket/datacomp/*.tar' --out data/basic --uids basic_filter.npy
   python tools/shards.py info data/manifest
   python tools/shards.py make captions.csv --images pictures --out data
+  python tools/shards.py move data/manifest --to s3://bucket/laion --out manifests/laion
   python tools/shards.py exclude data/manifest --ids 512-767 --out data/manifest-2
   python tools/shards.py drop data/manifest-2 --out data/manifest-3
 """
@@ -113,6 +114,17 @@ def _making(commands: _Commands) -> None:
     command.add_argument("--per-shard", type=int, default=1000, help="samples per shard (default: %(default)s)")
     command.add_argument("--image", default="image", help="column with the image path (default: %(default)s)")
     command.add_argument("--caption", default="caption", help="column with the caption (default: %(default)s)")
+    about = (
+        "Write the manifest of shards that were copied to another folder or bucket. Checks that each exists there with "
+        "the indexed size and, if both are known, ETag; reads no shard. Samples, order and digest stay: runs continue."
+    )
+    command = commands.add("move", "move:move", about, MAKING)
+    command.add_argument("manifest", help="its folder; it stays as it is")
+    command.add_argument("--to", required=True, metavar="PREFIX", help="folder or s3:// prefix of the shards now")
+    about = "the part of the old paths that PREFIX replaces; shards elsewhere stay (default: their common folder)"
+    command.add_argument("--from", dest="prefix", metavar="OLD", help=about)
+    command.add_argument("--sizes-only", action="store_true", help="do not compare ETags")
+    command.add_argument("--out", required=True, help="folder of the new manifest")
     about = "Write a new manifest of the same shards that excludes further samples."
     command = commands.add("exclude", "manifest:exclude", about, MAKING, "except")
     command.add_argument("manifest", help="its folder; it stays as it is")

@@ -13,8 +13,10 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
+from tests.flip.data.loading import loader
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.s3.servers import BUCKET, files
+from tests.s3.test_loader import same, take
 from tools.shards import main
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"
@@ -131,3 +133,36 @@ def test_filters_read_the_parquet_objects(original, own, proxied, tmp_path, caps
     reason = "the parquet file of this shard is missing"
     shard = f"s3://{BUCKET}/set/00002.tar"
     assert json.loads(capsys.readouterr().out)["damaged"] == [{"shard": shard, "reason": reason}]
+
+
+def test_shards_that_were_uploaded_train_alike_without_being_read(original, own, proxied, tmp_path, capsys):
+    proxy, prefix = proxied(own), f"s3://{BUCKET}/set"
+    assert main(["move", str(original), "--to", prefix, "--out", str(tmp_path / "m"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (proxy.counts["gets"], proxy.counts["heads"]) == (0, 0), "sizes and ETags are of the listing"
+    assert report["compared_by_size"] == 5 and report["digest"] == Manifest.load(original).digest
+    moved = Manifest.load(tmp_path / "m")
+    assert moved.keys == [f"{prefix}/{Path(key).name}" for key in Manifest.load(original).keys] and all(moved.etags)
+    local, remote = loader(original), loader(original, folder=moved.folder)
+    assert same(take(remote), take(local))
+
+
+def test_moved_objects_are_compared_by_their_etags(original, own, proxied, tmp_path, capsys):
+    proxied(own)
+    store = files(own.address)
+    assert main(["index", f"s3://{BUCKET}/set/*.tar", "--chunk", "4", "--out", str(tmp_path / "old")]) == 0
+    for path in sorted(original.glob("*.tar")):
+        store.pipe_file(f"{BUCKET}/copy/{path.name}", path.read_bytes())
+    command = ["move", str(tmp_path / "old"), "--to", f"s3://{BUCKET}/copy", "--json", "--out"]
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "m")]) == 0
+    assert json.loads(capsys.readouterr().out)["compared_by_etag"] == 5
+    changed = bytearray((original / "00002.tar").read_bytes())
+    changed[600] ^= 1
+    store.pipe_file(f"{BUCKET}/copy/00002.tar", bytes(changed))
+    assert main([*command, str(tmp_path / "n")]) == 65
+    (wrong,) = json.loads(capsys.readouterr().out)["wrong"]
+    assert wrong["shard"] == f"s3://{BUCKET}/copy/00002.tar" and wrong["reason"].startswith("its ETag is ")
+    assert main([*command, str(tmp_path / "n"), "--sizes-only"]) == 0
+    assert main(["verify", str(tmp_path / "n"), "--workers", "1"]) == 65
+    assert "CRC32" in capsys.readouterr().out

@@ -5,6 +5,7 @@ when the command runs. Each command is a function of the parsed options that ret
 for ``--json``, an exit code, and the text for the terminal.
 
 - `index`: scan shards and write their manifest (``index``), or write the shards, too (``make``).
+- `move`: the manifest of shards that were copied elsewhere.
 - `manifest`: ``info``, ``exclude`` and ``drop``.
 - `verify`: read and decode chunks again; `diff`: compare two manifests.
 - `inspect_samples`: one sample, or the samples of a training step; `bench`: cost of a sample on one core.

@@ -94,7 +94,7 @@ def as_path(shard: str) -> str:
     return unquote(match[1], errors="surrogateescape") if match else shard
 
 
-def _key(shard: str) -> str:
+def shard_key(shard: str) -> str:
     """An s3:// URL or an absolute path. Raises ConfigError for URLs of other storages and for several shards."""
     shard = as_path(shard)
     if "::s3://" in shard or (_CHAINED.search(shard) and not is_remote(shard) and not os.path.lexists(shard)):
@@ -110,7 +110,7 @@ def _key(shard: str) -> str:
 def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
     """URLs and absolute paths of shards. Raises ConfigError if there are none, or if one is invalid, repeated or
     old."""
-    keys = sorted(map(_key, shards))
+    keys = sorted(map(shard_key, shards))
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
     for key, after in pairwise(keys):
@@ -136,7 +136,7 @@ def scan_shards(
     OSError if ``out`` is not writable; ConfigError if another process writes the manifest meanwhile.
     """
     folder = part_folder(out)
-    shards, damaged = _stat_shards(keys, known or {})
+    shards, damaged = stat_shards(keys, known or {})
     if damaged and not skip_damaged:
         raise DamagedShards(damaged, len(keys), folder)
     scans = ScanJournal(folder, filters.names if filters else ())
@@ -167,7 +167,13 @@ def scan_shards(
     return ScanResults(scans, [s for s in shards if s.key not in damaged], len(shards) - len(todo), left, damaged)
 
 
-def _stat_shards(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> tuple[list[Shard], dict[str, DataError]]:
+def stat_shards(
+    keys: Sequence[str], known: Mapping[str, ObjectStat], progress: Progress | None = None
+) -> tuple[list[Shard], dict[str, DataError]]:
+    """The shards that exist, in order, with their stats, and the errors of the others. ``known``: stats of a listing.
+
+    Raises PermissionDenied, StorageError.
+    """
     client, shards, damaged = StorageClient(), list[Shard](), dict[str, DataError]()
     executor = DaemonExecutor(min(_THREADS, len(keys)), "stat")
 
@@ -175,11 +181,13 @@ def _stat_shards(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> tuple[
         return known.get(key) or (client.stat(key) if is_remote(key) else file_stat(key))
 
     try:
-        for key, future in [(key, executor.submit(stat, key)) for key in keys]:
+        for number, (key, future) in enumerate([(key, executor.submit(stat, key)) for key in keys], 1):
             try:
                 shards.append(Shard(key, future.result()))
             except DataError as error:
                 damaged[key] = error
+            if progress:
+                progress(number, len(keys), "")
     finally:
         executor.close()
     return shards, damaged
