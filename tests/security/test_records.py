@@ -35,7 +35,7 @@ from jobs.submission import render  # fmt: skip
 from tests.jobs.outcomes import config, make, score, wanted
 from tests.parsers.spoil import DEEP, VALUES, places, texts
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 SEARCHING = settings.default.max_examples > 100
 
