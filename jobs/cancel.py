@@ -9,7 +9,7 @@ from pathlib import Path
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
@@ -22,12 +22,9 @@ A cancelled run keeps its checkpoints; `python jobs/submit.py --sweep FILE --ret
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description="Save and stop runs. They do not start again by themselves.", epilog=EXAMPLES)
-    parser.add_argument(
-        "target", nargs="+", help="a sweep, SWEEP/RUN, a folder, or a pattern; with a leading ! it excludes runs"
-    )
+    add_run_arguments(parser, all_runs=False)
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("--why", default="", help="a reason, recorded in the run directory")
-    add_root_option(parser)
     args = parser.parse_args(arguments)
     return run_command(cancel, args)
 
@@ -36,11 +33,10 @@ def cancel(args: argparse.Namespace) -> int:
     import json
 
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import roots
     from jobs.common.text import plain
     from jobs.runs import clusters, select
 
-    runs = select.select_many(args.target, roots(args.root))
+    runs = select.chosen(args)
     states = clusters.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if states[run.path].state in open_states]

@@ -1,4 +1,4 @@
-"""python jobs/explain.py SWEEP/RUN: configuration, state and its cause, attempts and next step of a run."""
+"""python jobs/explain.py SWEEP/RUN ...: configuration, state and its cause, attempts and next step of a run."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from typing import Any
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 from jobs.common.text import count, duration, percent, plain, table
 
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
-  python jobs/explain.py quickstart/mask50 --json
+  python jobs/explain.py 'quickstart/mask*'
+  python jobs/explain.py quickstart/mask50 --json     a mapping; of several runs a list of mappings
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
-        description="Explain one run on one page: configuration, state and its cause, attempts, next step.",
+        description="Explain runs, each on one page: configuration, state and its cause, attempts, next step.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("run", help="SWEEP/RUN, or the folder of a run")
-    add_root_option(parser)
+    add_run_arguments(parser, all_runs=False)
     args = parser.parse_args(arguments)
     return run_command(explain, args)
 
 
 def explain(args: argparse.Namespace) -> int:
-    from jobs.common.cluster_profile import roots
     from jobs.reporting import run_details
     from jobs.runs import select
 
-    facts = run_details.explain(select.select_one(args.run, roots(args.root)))
-    print(json.dumps(facts, indent=1) if args.json else page(facts))
+    facts = [run_details.explain(run) for run in select.chosen(args)]
+    if args.json:
+        print(json.dumps(facts[0] if len(facts) == 1 else facts, indent=1))
+    else:
+        print(*map(page, facts), sep="\n\n\n")
     return 0
 
 

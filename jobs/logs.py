@@ -1,4 +1,4 @@
-"""python jobs/logs.py SWEEP/RUN: output of the ranks of an attempt."""
+"""python jobs/logs.py SWEEP/RUN ...: output of the ranks of an attempt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 
 if TYPE_CHECKING:
     import codecs
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from flip.runs.rundir import RunDir
 
@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python jobs/logs.py quickstart/mask50              standard output of the newest attempt
   python jobs/logs.py quickstart/mask50 --err -f     follow its standard error, through requeues, until the run is over
   python jobs/logs.py quickstart/mask50 --attempt 1 --node 0
+  python jobs/logs.py 'quickstart/*' -f              several runs; a line names the file that follows
 Control characters are escaped. `--json` prints the paths of the files, which contain the original bytes.
 """
 POLL = 0.5
@@ -30,14 +31,13 @@ POLL = 0.5
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description="Show the output of the ranks of an attempt.", epilog=EXAMPLES)
-    parser.add_argument("run", help="SWEEP/RUN, or the folder of a run")
+    add_run_arguments(parser, all_runs=False)
     parser.add_argument("-f", "--follow", action="store_true", help="print new output until the run has ended")
     parser.add_argument("--attempt", type=int, help="default: the newest")
     parser.add_argument(
         "--node", type=int, metavar="I", help="only node I (0, 1, ...); default: all nodes and the batch script"
     )
     parser.add_argument("--err", action="store_true", help="show standard error instead of standard output")
-    add_root_option(parser)
     args = parser.parse_args(arguments)
     if args.json and args.follow:
         parser.error("--follow has no effect with --json, which lists the paths of the logs")
@@ -48,20 +48,19 @@ def logs(args: argparse.Namespace) -> int:
     import json
 
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import roots
     from jobs.runs import select
 
-    run = select.select_one(args.run, roots(args.root))
-    paths = files(run, args.attempt, args.err, args.node)
+    runs = select.chosen(args)
+    paths = [path for run in runs for path in files(run, args.attempt, args.err, args.node)]
     if args.json:
         print(json.dumps([str(path) for path in paths], indent=1))
         return 0
     if not (args.follow and args.attempt is None) and not paths:
-        numbers = ", ".join(str(n) for n in run.attempt_numbers()) or "none"
+        numbers = ", ".join(str(n) for run in runs[:1] for n in run.attempt_numbers()) or "none"
         what = "no logs of that attempt" + ("" if args.node is None else f" from node {args.node}")
-        raise ConfigError(what, str(run.logs), args.attempt, f"Attempts begun: {numbers}.")
+        raise ConfigError(what, str(runs[0].logs), args.attempt, f"Attempts begun: {numbers}.")
     with contextlib.suppress(KeyboardInterrupt):
-        follow(run, args.attempt, args.err, args.follow, args.node)
+        follow(runs, args.attempt, args.err, args.follow, args.node)
     return 0
 
 
@@ -75,36 +74,38 @@ def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) 
     return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}"))]
 
 
-def follow(run: RunDir, attempt: int | None, err: bool, on: bool, node: int | None = None) -> None:
-    """Print the logs; with ``on`` until the attempt has ended, or if ``attempt`` is None the run.
+def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, node: int | None = None) -> None:
+    """Print the logs; with ``on`` until the attempts have ended, or if ``attempt`` is None the runs.
 
     Control characters are escaped.
     """
     import codecs
+    import itertools
     import time
 
-    from jobs.common.text import plain_lines
+    from jobs.common.text import plain, plain_lines
     from jobs.runs.clusters import poll_interval
 
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
-    over, asked = not on, float("-inf")
+    over, asked, shown = not on, float("-inf"), Path()
     while True:
-        if on and time.monotonic() >= asked + poll_interval([run]):  # before reading: the last lines are not missed
-            over, asked = _over(run, attempt), time.monotonic()
-        for path in files(run, attempt, err, node):
-            if path not in read and (len(read) or attempt is None) and on:
-                print(f"==> {path.relative_to(run.path)} <==", flush=True)
+        if on and time.monotonic() >= asked + poll_interval(runs):  # before reading: the last lines are not missed
+            over, asked = _over(runs, attempt), time.monotonic()
+        present = [(run, path) for run in runs for path in files(run, attempt, err, node)]
+        for run, path in present:
             decoder = decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")("backslashreplace"))
-            read[path] = read.get(path, 0)
-            for block in _blocks(path, read[path]):
-                read[path] += len(block)
+            for block in itertools.chain([b""] * (path not in read), _blocks(path, read.get(path, 0))):
+                if path != shown and (on or len(runs) > 1):
+                    name = path.relative_to(run.path if len(runs) == 1 else run.path.parent.parent)
+                    print(f"==> {plain(str(name))} <==", flush=True)
+                read[path], shown = read.get(path, 0) + len(block), path
                 text = plain_lines(decoder.decode(block).replace("\r\n", "\n").expandtabs())
                 sys.stdout.buffer.write(text.encode("utf-8"))
             sys.stdout.flush()
         if over:
             if not on and not any(read.values()):
-                _report_empty(attempt or run.newest_attempt(), err)
+                _report_empty(attempt or runs[0].newest_attempt(), err)
             return
         time.sleep(POLL)
 
@@ -132,12 +133,11 @@ def _report_empty(attempt: int, err: bool) -> None:
     print(f"standard {kind} of attempt {attempt} is empty; {hint}, status.py progress", file=sys.stderr)
 
 
-def _over(run: RunDir, attempt: int | None) -> bool:
+def _over(runs: Sequence[RunDir], attempt: int | None) -> bool:
     from jobs.runs.clusters import ENDED, states
 
-    if attempt is not None and attempt != run.newest_attempt():
-        return True
-    return states([run])[run.path].state in ENDED
+    newest = [run for run in runs if attempt in (None, run.newest_attempt())]
+    return all(state.state in ENDED for state in states(newest).values())
 
 
 if __name__ == "__main__":

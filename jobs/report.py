@@ -1,5 +1,5 @@
-"""python jobs/report.py [SWEEP | DIR]: results as table, page, Markdown, CSV, JSON and figures, also of running
-sweeps."""
+"""python jobs/report.py [SWEEP | SWEEP/RUN | PATTERN | DIR ...]: results as table, page, Markdown, CSV, JSON and
+figures, also of running sweeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.monitoring.results import Outcome
@@ -31,8 +31,7 @@ EXAMPLES = """examples:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description="Show results of runs and write a report.", epilog=EXAMPLES)
-    parser.add_argument("target", nargs="?", help="a sweep, SWEEP/RUN or a folder; default: all")
-    add_root_option(parser)
+    add_run_arguments(parser)
     parser.add_argument("--csv", metavar="FILE", help="one line per run; - for standard output")
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
     parser.add_argument("--table", metavar="T", default="", help="a table of the paper (1a ... 8) to compare with")
@@ -71,8 +70,7 @@ def report(args: argparse.Namespace) -> int:
 
     for name in (args.csv, args.out, args.markdown):
         _check_folder(name)
-    places = roots(args.root)
-    results = outcomes(select.select(args.target, places))
+    results = outcomes(select.chosen(args))
     if args.json:
         print(json.dumps(rows(results), indent=1))
     if args.csv:
@@ -89,7 +87,7 @@ def report(args: argparse.Namespace) -> int:
     if args.folder:
         _write_folder(Path(args.folder).expanduser(), page, results, blocks)
     folders = {outcome.run.path.parent for outcome in results}
-    target = args.out or _own_folder(folders.pop() if len(folders) == 1 else places[0]) / "report.html"
+    target = args.out or _own_folder(folders.pop() if len(folders) == 1 else roots(args.root)[0]) / "report.html"
     _save(str(target), page)
     print(f"\npage: {Path(target).expanduser()}")
     return 0

@@ -1,4 +1,5 @@
-"""python jobs/status.py [SWEEP | SWEEP/RUN | DIR]: state of runs, from the run directories and the cluster."""
+"""python jobs/status.py [SWEEP | SWEEP/RUN | PATTERN | DIR ...]: state of runs, from the run directories and the
+cluster."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from pathlib import Path
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, again, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, again, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
   python jobs/status.py quickstart           one sweep
-  python jobs/status.py quickstart/mask50    one run
+  python jobs/status.py quickstart/mask50 'scale/*-s1'    one run, and those that match a pattern
   python jobs/status.py quickstart --watch   redrawn until all runs have ended; Ctrl-C does not stop them
   python jobs/status.py --goodput            how the runs spent their time
   python jobs/status.py --root /data/runs --json
@@ -26,8 +27,7 @@ that of the worst run
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description="Show state and progress of runs.", epilog=EXAMPLES)
-    parser.add_argument("target", nargs="?", help="a sweep, SWEEP/RUN or a folder; default: all")
-    add_root_option(parser)
+    add_run_arguments(parser)
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--watch", action="store_true", help="redraw until all runs have ended; the exit code is that of the worst run"
@@ -43,11 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def status(args: argparse.Namespace) -> int:
     from flip.runs.errors import COMPLETE, STORAGE
-    from jobs.common.cluster_profile import roots
     from jobs.reporting.status import render, table, watch
     from jobs.runs import select
 
-    runs = select.select(args.target, roots(args.root))
+    runs = select.chosen(args)
     if args.watch:
         return watch([run.path for run in runs], sys.stdout, again=again())
     if args.goodput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -33,15 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         json=False,
     )
-    parser.add_argument("target", nargs="*", help="sweeps, SWEEP/RUN, patterns as for cancel, or folders; default: all")
-    add_root_option(parser)
+    add_run_arguments(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
     args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
-    return run_command(lambda args: serve(args.target, args.root, own), args)
+    return run_command(lambda args: serve(args, own), args)
 
 
-def serve(targets: Sequence[str], root: str | None, own: Sequence[str]) -> int:
+def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
     """Run TensorBoard until it ends, or Ctrl-C or SIGTERM ends it; returns its exit code. Raises ConfigError.
 
     TensorBoard names a run after the folder of its events, so it gets a temporary folder of links.
@@ -51,11 +51,12 @@ def serve(targets: Sequence[str], root: str | None, own: Sequence[str]) -> int:
     import tempfile
 
     from flip.runs.errors import ConfigError
+    from jobs.runs import select
 
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
-        add(_runs(targets, root), Path(folder))
+        add(select.chosen(args), Path(folder))
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder]
-        child = subprocess.Popen([*command, "--window_title", " ".join(targets) or "FLIP", *own])
+        child = subprocess.Popen([*command, "--window_title", " ".join(args.target) or "FLIP", *own])
         signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
         try:
             while True:
@@ -63,19 +64,12 @@ def serve(targets: Sequence[str], root: str | None, own: Sequence[str]) -> int:
                     return child.wait(RESCAN_SECONDS)
                 except subprocess.TimeoutExpired:
                     with contextlib.suppress(ConfigError):  # the runs may be in the trash by now
-                        add(_runs(targets, root), Path(folder))
+                        add(select.chosen(args), Path(folder))
         except KeyboardInterrupt:  # the terminal sends the signal to both processes
             return 0
         finally:
             child.terminate()
             child.wait()
-
-
-def _runs(targets: Sequence[str], root: str | None) -> list[RunDir]:
-    from jobs.common.cluster_profile import roots
-    from jobs.runs import select
-
-    return select.select_many(targets, roots(root)) if targets else select.select(None, roots(root))
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:

@@ -120,6 +120,14 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) -> None:
+    """Add the runs that a command is about and --root, for ``jobs.runs.select.chosen``. ``all_runs``: the default."""
+    about = "sweeps, SWEEP/RUN, patterns of it, or folders; with a leading ! they exclude runs"
+    number, default = ("*", "; default: all runs") if all_runs else ("+", "")
+    parser.add_argument("target", nargs=number, help=about + default)
+    add_root_option(parser)
+
+
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``SWEEP [KEY=VALUE ...]``, parsed to ``sweep`` and ``overrides``. The sweep can also be given by --sweep."""
     about = "the sweep file, or its name in sweeps/"

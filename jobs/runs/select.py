@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
+from jobs.common.cluster_profile import roots
 from jobs.common.text import plain, suggestion
 
 Roots = Path | Sequence[Path]
@@ -62,12 +64,14 @@ def select(word: str | None, root: Roots) -> list[RunDir]:
 
 
 def select_many(words: Sequence[str], root: Roots) -> list[RunDir]:
-    """The runs of several arguments, at least one: as for ``select``, or patterns (``*``, ``?``, ``[..]``) of
+    """The runs of several arguments, at least one run: as for ``select``, or patterns (``*``, ``?``, ``[..]``) of
     SWEEP/RUN.
 
-    A word with a leading ``!`` excludes runs (of all, if it is the only kind). Raises ConfigError if a word matches
-    nothing. A pattern applies to the first root in which it matches a run.
+    Without words: every sweep. A word with a leading ``!`` excludes runs (of all, if it is the only kind). Raises
+    ConfigError if a word matches nothing. A pattern applies to the first root in which it matches a run.
     """
+    if not words:
+        return select(None, root)
     included = [word for word in words if not word.startswith("!")] or ["*"]
     chosen = {run.path: run for word in included for run in _matching(word, _list(root))}
     for word in words:
@@ -77,6 +81,11 @@ def select_many(words: Sequence[str], root: Roots) -> list[RunDir]:
     if not chosen:
         raise ConfigError("no run matches", _names(_list(root)), " ".join(words))
     return list(chosen.values())
+
+
+def chosen(args: argparse.Namespace) -> list[RunDir]:
+    """The runs that a command line names, see ``jobs.common.cli.add_run_arguments``."""
+    return select_many(args.target, roots(args.root))
 
 
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:

@@ -91,6 +91,36 @@ def test_status_shows_what_the_directories_say(root, tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
+def test_commands_take_several_names(root, capsys):
+    def answer(command, *words):
+        assert command.main([*words, "--root", str(root)]) == 0
+        return capsys.readouterr().out
+
+    for words, expected in (["one/a", "two"], ["a", "a"]), (["one", "!one/a"], ["b"]), ([], ["a", "b", "a"]):
+        assert [row["run"] for row in json.loads(answer(status, *words, "--json"))] == expected
+        assert [row["run"] for row in json.loads(answer(report, *words, "--json"))] == expected
+    assert json.loads(answer(explain, "one/b", "--json"))["run"] == "b"
+    assert [page["run"] for page in json.loads(answer(explain, "one/*", "two", "--json"))] == ["a", "b", "a"]
+    assert answer(explain, "one").count("\nstate ") == 2
+    (root / "two" / "a" / "logs" / "1").mkdir(parents=True)
+    RunDir(root / "two" / "a").start_attempt({})
+    (root / "two" / "a" / "logs" / "1" / "node0.err").write_text("an error\n")
+    paths = json.loads(answer(logs, "one/b", "two/a", "--err", "--json"))
+    assert [Path(path).read_text() for path in paths] == ["a warning\n", "an error\n"]
+
+
+def test_logs_of_several_runs_name_the_file(root):
+    folder = root / "one" / "a" / "logs" / "1"
+    folder.mkdir(parents=True)
+    RunDir(root / "one" / "a").start_attempt({})
+    (folder / "node0.err").write_text("an error\n")
+    done = call("logs", "one", "--err", "--root", str(root))
+    expected = "==> one/a/logs/1/node0.err <==\nan error\n==> one/b/logs/1/node0.err <==\na warning\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+    followed = call("logs", "one/a", "--err", "-f", "--root", str(root))
+    assert followed.stdout == "==> logs/1/node0.err <==\nan error\n"
+
+
 def whole(row, numbers):
     """A row of ``status``: every key is there."""
     return len(row) == 17 and (row["samples"], row["loss"]) == numbers

@@ -302,11 +302,11 @@ def test_a_command_that_is_shown_is_quoted_and_the_users_own(scenes):
 
 def test_a_log_cannot_control_the_terminal(scenes, capfdbinary):
     run = scenes["failed"]
-    logs.follow(run, None, True, False)
+    logs.follow([run], None, True, False)
     assert capfdbinary.readouterr().out == b"\\x1b[2Jlast words\\xff\n"
     (run.logs / "1" / "node1.err").symlink_to("/dev/null")
     with pytest.raises(FlipError, match="not a regular file"):
-        logs.follow(run, None, True, False)
+        logs.follow([run], None, True, False)
     (run.logs / "1" / "node1.err").unlink()
 
 
