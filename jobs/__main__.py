@@ -21,6 +21,7 @@ COMMANDS = {
         "explain": "one page about one run: state, cause, next step",
         "report": "results as table, page, Markdown, CSV and figures",
         "tensorboard": "TensorBoard over runs",
+        "follow": "send metrics to Weights & Biases, or another tracker",
         "evaluate": "score checkpoints on data sets",
         "debug": "one run of a sweep in this process, under a debugger",
         "doctor": "check a Slurm cluster and write a profile for it",

@@ -29,6 +29,7 @@ ORDER = [
     ["flip.training"],
     ["jobs.host"],
     ["jobs.common"],
+    ["jobs.tracking"],
     ["jobs.sweeps", "jobs.slurm", "jobs.local", "jobs.runtime"],
     ["jobs.runs"],
     ["jobs.planning"],

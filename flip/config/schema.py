@@ -449,6 +449,9 @@ class Monitor:
     """S at which the trace starts; an attempt that starts later is not traced."""
     sample_minutes: float = option(10.0, ge=0, le=1_000_000)
     """Minutes between steps of rank 0 that are profiled for time spent waiting for other ranks; 0: never."""
+    wandb: str = ""
+    """Project on Weights & Biases, PROJECT or ENTITY/PROJECT, to which a process outside of the ranks sends the metrics
+    (docs/monitoring.md, Weights & Biases); ``""``: none. TensorBoard is always written."""
 
 
 @dataclass

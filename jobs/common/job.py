@@ -60,6 +60,8 @@ class Job:
     """The command that submits it again, relative to the repository."""
     waits_for: str = ""
     """Name of the canary, in the same call, that must pass before this run starts."""
+    trackers: Sequence[str] = ()
+    """Names of the trackers that follow it (``jobs.tracking``)."""
     hooks: Path | None = None
     """The current code; None: ``snapshot``. See ``host_code``."""
 
@@ -81,6 +83,7 @@ class Job:
             "shape": asdict(self.shape),
             "env": dict(self.env),
             "waits_for": self.waits_for,
+            "trackers": list(self.trackers),
             "command": list(self.command),
             "after": self.run.newest_attempt(),
             "time": time.time(),

@@ -8,5 +8,5 @@
   supervisor dies; ``AdoptedRank``, a rank of an earlier supervisor; processes by pid and start time.
 
 The state is in files: a supervisor that was killed is replaced by the next submission. Loads no torch. May import
-``jobs.common`` and ``jobs.host``.
+``jobs.common``, ``jobs.host`` and ``jobs.tracking``.
 """

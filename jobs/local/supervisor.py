@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits
 from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
 from jobs.local import rank_processes
+from jobs.tracking.tracker import start_follower
 
 POLL = 0.2
 SCAN = 1.0
@@ -69,6 +71,7 @@ class Supervisor:
         self.retry_at: dict[Path, float] = {}  # runs with file errors -> monotonic time of the next try
         self.damaged: set[Path] = set()  # those of them that only a person can fix, which are not waited for
         self.stopping = False
+        self.followers: list[subprocess.Popen[bytes]] = []  # they end by themselves
 
     def request_stop(self) -> None:
         """Let the runs save and stop. Holds until the next submission."""
@@ -172,6 +175,7 @@ class Supervisor:
             patience = max(ADOPTION, self.settings.stop_grace)
             self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)
             return
+        trackers = job.get("trackers", [])
         job = {key: job[key] for key in rank_processes.JOB_KEYS}  # a damaged record raises before an attempt starts
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": ""}
         n = attempts.start_attempt(run, facts)
@@ -181,6 +185,12 @@ class Supervisor:
             attempt = rank_processes.failed_start(run, n, job, error)
         self.active[run.path] = attempt
         log.info("%s: attempt %d, %d ranks", run.name, n, len(attempt.ranks))
+        self.followers = [each for each in self.followers if each.poll() is None]
+        for tracker in trackers if attempt.ranks else ():
+            try:
+                self.followers.append(start_follower(run, n, tracker))
+            except OSError as error:  # the run does not depend on it
+                log.error("%s: no follower for %s: %s", run.name, tracker, error)
 
     def poll_attempts(self) -> bool:
         """Poll every active attempt once; returns whether one ended."""

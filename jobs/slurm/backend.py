@@ -158,7 +158,7 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         code = str(job.snapshot), str(job.host_code)
-        key = (job.shape, code, job.module, job.canary, job.waits_for, *sorted(job.env.items()))
+        key = (job.shape, code, job.module, job.canary, job.waits_for, tuple(job.trackers), *sorted(job.env.items()))
         groups.setdefault(key, []).append(job)
     for members in groups.values():
         yield from (members[i : i + size] for i in range(0, len(members), size))

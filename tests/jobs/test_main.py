@@ -17,7 +17,7 @@ from jobs.common.cli import Parser
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "torchvision", "timm", "numpy", "pandas", "rich", "matplotlib", "tqdm", "transformers", "wandb"}
 LIGHT = HEAVY | {"yaml", "logging", "asyncio", "importlib.metadata", "flip.config.schema"}
-NO_RESULT = {"debug", "tensorboard", "completion", "study"}
+NO_RESULT = {"debug", "tensorboard", "follow", "completion", "study"}
 """Commands that print no result, so --json would have no meaning."""
 HEAVY_PARSERS = {"slurm_sandbox"}
 """Commands whose parser shows options of a package that imports more."""

@@ -1,0 +1,90 @@
+"""python jobs/follow.py RUN: send the metrics of runs to an experiment tracker, such as Weights & Biases."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from jobs.common.cli import Parser, add_root_option, note, quietly, run_command
+
+EXAMPLES = """examples:
+  python jobs/follow.py scale/large                      until the run has ended
+  python jobs/follow.py scale --once                     catch up with all runs of a sweep
+  python jobs/follow.py scale --once --project me/clip   a project for runs without monitor.wandb
+  WANDB_MODE=offline python jobs/follow.py scale --once  then: wandb sync runs/scale/*/trackers/wandb/from-*/wandb
+Runs with monitor.wandb are followed while they train; this command is for what is left. It sends each step once.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from jobs.tracking.tracker import TRACKERS
+
+    parser = Parser(description="Send the metrics of runs to an experiment tracker.", epilog=EXAMPLES, json=False)
+    parser.add_argument("target", nargs="+", help="sweeps, SWEEP/RUN, folders, or patterns; several only with --once")
+    parser.add_argument("--once", action="store_true", help="send what is final now, and end")
+    parser.add_argument("--tracker", default="wandb", choices=TRACKERS, help="default: wandb")
+    parser.add_argument("--project", default="", help="the project there; default: monitor.TRACKER of each run")
+    parser.add_argument("--attempt", type=int, help=argparse.SUPPRESS)  # of the launcher: end with this attempt
+    add_root_option(parser)
+    args = parser.parse_args(arguments)
+    return run_command(follow if args.attempt is None else follow_attempt, args)
+
+
+def follow(args: argparse.Namespace) -> int:
+    import contextlib
+
+    from flip.monitoring.results import read_run
+    from flip.runs.errors import ConfigError, FlipError
+    from jobs.common.cluster_profile import roots
+    from jobs.runs import clusters, select
+    from jobs.tracking import follower
+
+    runs, code = select.select_many(args.target, roots(args.root)), 0
+    if len(runs) > 1 and not args.once:
+        raise ConfigError("several runs", value=len(runs), remedy="Add --once, or name one run.")
+    for run in runs:
+        name = f"{run.sweep}/{run.name}"
+        with follower.lock(run, args.tracker) as mine:
+            if not mine:
+                note(f"{name}: another follower is active and sends its metrics")
+                continue
+            try:
+                each = follower.Follower(run, args.tracker, args.project)
+                with contextlib.suppress(KeyboardInterrupt):
+                    each.follow(lambda: args.once or read_run(run.path).state in clusters.ENDED)  # noqa: B023
+                each.close()
+                note(f"{name}: up to date")
+            except FlipError as error:  # the others are sent nevertheless
+                print(f"{name}: {error}", file=sys.stderr)
+                code = error.code
+    return code
+
+
+def follow_attempt(args: argparse.Namespace) -> int:
+    """For the launcher: follow until the attempt ends, at low priority, and never for long after that."""
+    import os
+    from functools import partial
+
+    from flip.runs.errors import start_logging
+    from flip.runs.rundir import RunDir
+    from jobs.tracking import follower
+
+    start_logging(sys.stderr)
+    os.nice(10)
+    run = RunDir(args.target[0])
+    ended = partial(follower.has_ended, run, args.attempt, os.getppid())
+    follower.exit_after(ended)
+    with follower.lock(run, args.tracker, ended) as mine:
+        if mine:
+            each = follower.Follower(run, args.tracker, args.project)
+            each.follow(ended)
+            each.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(quietly(main))

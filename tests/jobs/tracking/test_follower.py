@@ -1,0 +1,193 @@
+"""A follower sends each step once, when it can no longer be lost, and continues where the tracker is."""
+
+import json
+import shutil
+
+import pytest
+
+from flip.runs.errors import ConfigError, StorageError
+from flip.runs.rundir import RunDir
+from jobs.follow import main
+from jobs.tracking import follower, tracker
+from jobs.tracking.follower import Follower
+from tests.jobs.tracking.run_files import BATCH, attempt, complete, log, save, score
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    monkeypatch.setitem(tracker.TRACKERS, "lines", "tests.jobs.tracking.lines_tracker:LinesTracker")
+
+
+def once(run, close=True):
+    each = Follower(run, "lines", "project")
+    each.send()
+    if close:
+        each.close()
+    return each
+
+
+def records(run, key):
+    text = (run.path / "trackers" / "lines" / "project.jsonl").read_text()
+    return [line for line in map(json.loads, text.splitlines()) if key in line]
+
+
+def sent(run):
+    return [(line["step"], line["values"].get("train/loss")) for line in records(run, "step")]
+
+
+def test_a_step_is_sent_when_it_is_committed(run):
+    n = attempt(run, 0, range(1, 8))
+    each = once(run, close=False)
+    assert not (run.path / "trackers").exists(), "nothing is final, so the tracker was not opened"
+    save(run, n, 5)
+    each.send()
+    assert sent(run) == [(step, 1 + step / 100) for step in range(1, 6)]
+    each.send()
+    assert len(sent(run)) == 5
+
+
+def test_lost_steps_are_never_sent(run):
+    n = attempt(run, 0, range(1, 8))
+    save(run, n, 5)
+    once(run)
+    n = attempt(run, 5, range(6, 9))
+    once(run)
+    assert sent(run)[-1] == (5, 1.05), "6 and 7 of attempt 1 are lost, and those of attempt 2 not committed"
+    save(run, n, 8)
+    once(run)
+    assert sent(run)[5:] == [(6, 2.06), (7, 2.07), (8, 2.08)]
+
+
+def test_a_follower_that_starts_late_sends_each_step_as_it_counts(run):
+    for resumes, stop, saved in ((0, 8, 5), (5, 7, None), (5, 12, 10)):
+        n = attempt(run, resumes, range(resumes + 1, stop))
+        if saved:
+            save(run, n, saved)
+    attempt(run, 10, ())
+    shutil.rmtree(run.checkpoints / "pretrain" / f"{5 * BATCH}-1")  # as retention does
+    once(run)
+    assert sent(run) == [(s, 1 + s / 100) for s in range(1, 6)] + [(s, 3 + s / 100) for s in range(6, 11)]
+
+
+def test_steps_after_a_damaged_commit_are_sent_once(run):
+    save(run, attempt(run, 0, range(1, 11)), 10)
+    once(run)
+    n = attempt(run, 5, range(6, 13))  # the commit of step 10 was damaged
+    save(run, n, 12)
+    once(run)
+    assert [step for step, _ in sent(run)] == list(range(1, 13))
+    assert sent(run)[9:] == [(10, 1.1), (11, 2.11), (12, 2.12)]
+
+
+def test_a_killed_follower_continues_at_the_step_that_the_tracker_holds(run):
+    n = attempt(run, 0, range(1, 6))
+    save(run, n, 5)
+    once(run, close=False)  # killed: its position was not stored
+    assert not (run.path / "trackers" / "lines.json").exists()
+    log(run, n, range(6, 9))
+    save(run, n, 8)
+    once(run)
+    assert [step for step, _ in sent(run)] == list(range(1, 9))
+
+
+def test_a_complete_run_without_checkpoints_is_sent(run):
+    attempt(run, 0, range(1, 6))
+    complete(run, 5)
+    once(run)
+    assert [step for step, _ in sent(run)] == [1, 2, 3, 4, 5]
+    assert records(run, "summary")[-1]["summary"]["state"] == "complete"
+    before = (run.path / "trackers" / "lines" / "project.jsonl").read_text()
+    once(run)
+    assert (run.path / "trackers" / "lines" / "project.jsonl").read_text() == before, "nothing is new"
+
+
+def test_scores_name_their_own_place(run):
+    n = attempt(run, 0, (1, 2, 3, 4))
+    save(run, n, 4)
+    score(run, 2, 0.25)
+    once(run)
+    score(run, 4, 0.5)
+    complete(run, 4)
+    once(run)
+    once(run)
+    rows = [(line["step"], line["values"]) for line in records(run, "step")]
+    scores = [
+        (step, values["scored_samples"], values["zeroshot/val_top1"])
+        for step, values in rows
+        if "scored_samples" in values
+    ]
+    assert scores == [(2, 16, 0.25), (5, 32, 0.5)], "the last steps were sent before the score: a row after them"
+    assert [step for step, _ in rows] == [1, 2, 3, 4, 5]
+
+
+def test_one_id_in_all_attempts_another_for_a_copy(run, tmp_path):
+    first = attempt(run, 0, (1, 2))
+    save(run, first, 2)
+    once(run)
+    save(run, attempt(run, 2, (3,)), 3)
+    once(run)
+    shutil.copytree(run.path, tmp_path / "sweep" / "copy")
+    copy = RunDir(tmp_path / "sweep" / "copy")
+    once(copy)
+    opened = records(copy, "open")
+    assert len(opened) == 3 and len({line["open"] for line in opened[:2]}) == 1
+    assert opened[2]["open"] != opened[0]["open"]
+    assert (opened[0]["name"], opened[0]["group"], opened[0]["config"]["seed"]) == ("run", "sweep", 3)
+    assert opened[0]["config"]["checkpoint.url"] == "s3://...@host/bucket"
+
+
+def test_damaged_lines_are_left_out(run):
+    n = attempt(run, 0, (1,))
+    with open(run.metrics / "1.jsonl", "a") as file:
+        file.write('not JSON\n{"step": 7}\n[]\n{"step": 2, "sam')
+    save(run, n, 2)
+    each = once(run, close=False)
+    with open(run.metrics / "1.jsonl", "a") as file:
+        file.write('ples": 16, "loss": 1.02}\n')
+    each.send()
+    assert sent(run) == [(1, 1.01), (2, 1.02)]
+
+
+def test_an_unavailable_tracker_is_tried_again(run, monkeypatch):
+    from tests.jobs.tracking.lines_tracker import LinesTracker
+
+    real, answers = LinesTracker.open, iter([False, True])
+
+    def open_second_time(self, about, step):
+        if not next(answers):
+            raise StorageError("the tracker does not answer")
+        return real(self, about, step)
+
+    monkeypatch.setattr(LinesTracker, "open", open_second_time)
+    monkeypatch.setattr(follower, "_wait", lambda seconds, ended: None)
+    save(run, attempt(run, 0, (1, 2)), 2)
+    rounds = iter([False, False, True])
+    Follower(run, "lines", "project").follow(lambda: next(rounds))
+    assert [step for step, _ in sent(run)] == [1, 2]
+
+
+def test_one_follower_at_a_time(run):
+    with follower.lock(run, "lines") as first, follower.lock(run, "lines") as second:
+        assert first and not second
+        tries = iter([False, False, True])
+        with follower.lock(run, "lines", lambda: next(tries)) as third:
+            assert not third
+    with follower.lock(run, "lines") as again:
+        assert again
+
+
+def test_the_command_catches_up_with_a_sweep(run, capsys):
+    save(run, attempt(run, 0, (1, 2)), 2)
+    words = [str(run.path.parent), "--tracker", "lines", "--root", str(run.path.parents[1])]
+    assert main([*words, "--once", "--project", "project"]) == 0
+    assert capsys.readouterr().out == "sweep/run: up to date\n" and len(sent(run)) == 2
+    assert main([*words, "--once"]) == 78
+    assert "monitor.lines: no project for this run" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(run.path), "--tracker", "line", "--once"])
+    assert "lines" in capsys.readouterr().err
+
+
+def test_a_run_without_a_project_is_refused(run):
+    with pytest.raises(ConfigError, match="--project"):
+        Follower(run, "wandb")

@@ -1,0 +1,94 @@
+"""The real wandb, offline: one run over all attempts, each step once, whatever was killed."""
+
+import os
+import signal
+import sys
+
+import psutil
+import pytest
+
+from flip.runs.rundir import read_json
+from jobs.follow import main
+from tests.harness import wandb_files
+from tests.harness.common import metric_lines, run_script, wait_until
+from tests.harness.training_run import BATCH, TrainingRun, configuration
+from tests.jobs.tracking.run_files import attempt, complete, save
+from tests.synthetic import make_dataset, make_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def follower_of(arena):
+    """The follower's process in the newest attempt, or None."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "jobs.follow" in words and str(arena.run.path) in words:
+            return process
+    return None
+
+
+@pytest.mark.kill
+def test_a_run_killed_three_times_is_one_run_with_each_step_once(tmp_path):
+    data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, world=1)
+    config.monitor.wandb = "team/masking"
+    arena = TrainingRun(tmp_path, "tracked", config, pause=0.2)
+    arena.submit()
+    session = arena.run.path / "trackers" / "wandb" / "from-0" / "wandb"
+    arena.wait(lambda: list(session.glob("offline-run-*/run-*.wandb")), "the follower's first session")
+    os.kill(follower_of(arena).pid, signal.SIGKILL)
+    for n, step in ((2, 20), (3, 35), (4, 50)):
+        arena.wait_step(step - 5)
+        arena.kill()
+        arena.wait_attempt(n)
+        arena.wait_step(step)
+    arena.wait_over()
+    wait_until(lambda: follower_of(arena) is None, "the end of the follower")
+
+    state = read_json(arena.run.path / "trackers" / "wandb.json")
+    assert state["summary"]["state"] == "complete", (arena.run.logs / "4" / "follow-wandb.log").read_text()
+    sessions = wandb_files.sessions(arena.run)
+    about = wandb_files.runs(sessions)
+    assert {(each.run_id, each.entity, each.project) for each in about} == {(state["id"], "team", "masking")}
+    assert {(each.display_name, each.run_group) for each in about} == {("tracked", "sweep")}
+    rows, lines = wandb_files.history(sessions), metric_lines(arena.run)
+    trained = [row for row in rows if "train/loss" in row]
+    assert [row["_step"] for row in trained] == [line["step"] for line in lines] == list(range(1, 61))
+    assert [(row["samples"], row["train/loss"], row["_timestamp"]) for row in trained] == [
+        (line["samples"], line["loss"], line["time"]) for line in lines
+    ]
+    scored = [row["scored_samples"] for row in rows if "zeroshot/validation_top1" in row]
+    assert sorted(scored) == [18 * BATCH, 36 * BATCH, 44 * BATCH, 54 * BATCH, 60 * BATCH]
+
+    again = run_script(
+        "jobs/follow.py", str(arena.run.path), "--once", cwd=tmp_path, runs=tmp_path, env={"PYTHONPATH": ""}
+    )
+    assert again.returncode == 0, again.stderr
+    assert wandb_files.history(wandb_files.sessions(arena.run)) == rows, "nothing was left"
+
+
+@pytest.mark.long
+def test_sessions_continue_and_end_with_the_results(run):
+    words = [str(run.path), "--once", "--project", "masking"]
+    save(run, attempt(run, 0, (1, 2, 3)), 3)
+    assert main(words) == 0
+    save(run, attempt(run, 2, (3, 4, 5)), 5)
+    complete(run, 5)
+    assert main(words) == 0
+    first, second = wandb_files.sessions(run)
+    assert [row["_step"] for row in wandb_files.history([first, second])] == [1, 2, 3, 4, 5]
+    assert {each.run_id for each in wandb_files.runs([first, second])} == {wandb_files.runs([first])[0].run_id}
+    assert wandb_files.summary(second)["state"] == "complete"
+    assert not list((run.path / "trackers" / "wandb").glob(".from-*"))
+
+
+def test_a_missing_package_is_named(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    save(run, attempt(run, 0, (1,)), 1)
+    assert main([str(run.path), "--once", "--project", "masking"]) == 78
+    assert "pip install wandb" in capsys.readouterr().err
+    assert not (run.path / "trackers" / "wandb").exists()
