@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, world_size
+from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, patches, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 
 LOSS_TILE = 1024
@@ -19,9 +19,11 @@ LOSS_TILE = 1024
 def parameters(model: Model) -> dict[str, int]:
     """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale (and bias)."""
     image, text = model.image, model.text
-    pixels = 3 * image.patch**2
+    # Vectors of the width of a token: of patches, their bias or else the gain and bias of norm_pre, the class token.
+    vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1
+    vectors += 1 + patches(image) if image.positions == "learned" else 0
     counts = {
-        "image": pixels * image.width + 2 * image.width + _blocks(image) + image.width * model.embed,
+        "image": vectors * image.width + _blocks(image) + image.width * model.embed,
         "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
     }
     return counts | {"total": sum(counts.values()) + 1 + (model.objective == "siglip")}
@@ -66,11 +68,11 @@ def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE) -
     return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + 4 * (local + batch))
 
 
-SAVED, SELECTED, TEMPORARY = 17, 9, 12
+SAVED, SELECTED, TEMPORARY, QUICK_GELU = 17, 9, 12, 4
 """Memory of a block in values per token and unit of width. SAVED for backward: its two inputs, two norms, q, k, v, the
-heads' output, the hidden layer before and after its activation, and attention's copies. SELECTED, with ``recompute:
-selective``: input, q, k, v, the heads' projection, the hidden layer (SDPA's output is extra). TEMPORARY: the rest of
-the peak in the backward pass of a block."""
+heads' output, the hidden layer before and after its activation (QUICK_GELU also saves the sigmoid of it), and
+attention's copies. SELECTED, with ``recompute: selective``: input, q, k, v, the heads' projection, the hidden layer
+(SDPA's output is extra). TEMPORARY: the rest of the peak in the backward pass of a block."""
 
 NORMS, SQUARES = 2, 3
 """Under autocast on CUDA (bf16 on a single rank) LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
@@ -79,7 +81,7 @@ both norms' inputs have twice the bytes. Explicit attention saves its weights in
 one."""
 
 LAST, LAST_SELECTED = 5, 4
-"""SAVED and SELECTED of the text tower's last block, which computes the first position only: input, norm, q, k, v."""
+"""SAVED and SELECTED of a last block that computes the pooled token only: input, norm, q, k, v."""
 
 STATE_BYTES = 12
 """Bytes of a checkpoint per parameter: the weight and two moments, fp32."""
@@ -159,27 +161,32 @@ def activations(
     """
     image, visible, size = model.image, kept_patches(model.image, mask), _value_bytes(compute)
     pixels = visible * 3 * image.patch**2  # normalised, for the gradient of the embedding
-    text = _saved(model.text, captions or model.text.length, compute, ranks, cls_only=True)
+    stem = pixels + ((visible + 1) * image.width if image.norm_pre else 0)
+    text = _saved(model, model.text, captions or model.text.length, compute, ranks, pooled_only=True)
+    images = _saved(model, image, visible + 1, compute, ranks, pooled_only=image.pool == "class")
     return {
-        "image_activations": micro * size * (_saved(image, visible + 1, compute, ranks) + pixels),
+        "image_activations": micro * size * (images + stem),
         "text_activations": micro * size * text,
     }
 
 
-def _saved(tower: ImageTower | TextTower, length: int, compute: Compute, ranks: int, cls_only: bool = False) -> int:
+def _saved(
+    model: Model, tower: ImageTower | TextTower, length: int, compute: Compute, ranks: int, pooled_only: bool
+) -> int:
     """Values that the blocks save for the backward pass of one sequence, with the block that is being recomputed.
 
-    ``cls_only``: the last block computes only the first position.
+    ``pooled_only``: the last block computes only the pooled token.
     """
     tokens, fp32 = length * tower.width, ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
     squares = (SQUARES if fp32 else 1) * tower.heads * length**2 if compute.attention == "explicit" else 0
-    block = (SAVED + (NORMS if fp32 else 0)) * tokens + squares
+    values = SAVED + (QUICK_GELU if model.activation == "quick_gelu" else 0) + (NORMS if fp32 else 0)
+    block = values * tokens + squares
     if compute.recompute == "no":
-        return tower.layers * block - ((block - (LAST + fp32) * tokens) if cls_only else 0)
+        return tower.layers * block - ((block - (LAST + fp32) * tokens) if pooled_only else 0)
     if compute.recompute == "block":
         return tower.layers * tokens + block
     selected = SELECTED + (compute.attention == "sdpa")
-    return tower.layers * selected * tokens - ((selected - LAST_SELECTED) * tokens if cls_only else 0) + block
+    return tower.layers * selected * tokens - ((selected - LAST_SELECTED) * tokens if pooled_only else 0) + block
 
 
 def loader_memory(config: Config, stage: Stage) -> int:

@@ -27,7 +27,7 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Any] | None = None,
     identity: bool = True,
     omit_if: Any = None,
     auto: Any = None,
@@ -99,13 +99,19 @@ class ImageTower:
     width: int = option(768, ge=1, le=2**20)
     layers: int = option(12, ge=1, le=2**12)
     heads: int = option(12, ge=1, le=2**12)
-    pool: str = option("patches", choices=("all", "patches"))
-    """``all``: mean over class token and patches (recipe: paper). ``patches``: over patches only (recipe: portable)."""
+    pool: str = option("patches", choices=("all", "patches", "class"))
+    """``all``: mean over class token and patches (recipe: paper). ``patches``: over patches only (recipe: portable).
+    ``class``: the class token (recipe: clip)."""
+    positions: str = option("sincos", choices=("sincos", "learned"), omit_if="sincos")
+    """``sincos``: a fixed table, in which the class token has no position. ``learned``: a parameter, with a row for the
+    class token and for each patch (recipe: clip)."""
+    norm_pre: bool = option(False, omit_if=False)
+    """A LayerNorm before the first block; the embedding of patches then has no bias (recipe: clip)."""
 
 
 @dataclass
 class TextTower:
-    """The text encoder: the same blocks, not causal (docs/recipe.md, Text encoder)."""
+    """The text encoder: the same blocks (docs/recipe.md, Text encoder)."""
 
     length: int = option(32, ge=1, le=2**14)
     """Tokens per caption, cut or padded with id 0."""
@@ -122,6 +128,9 @@ class TextTower:
     padding: str = option("attend", choices=("attend", "mask"), omit_if="attend")
     """``attend``: attention includes padding (both recipes). ``mask``: attention excludes padding. This is another
     model, and a faster one: padding is not computed at all (docs/recipe.md, Text without padding)."""
+    causal: bool = option(False, omit_if=False)
+    """A token attends to earlier ones only. A caption stands between a start and an end token, which is pooled. Padding
+    follows it, so it is neither seen nor computed (recipe: clip). Needs a byte-pair tokenizer."""
 
 
 @dataclass
@@ -143,6 +152,13 @@ class Model:
     temperature, bias and clamp."""
     logit_bias: float = option(-10.0, ge=-1_000_000, le=1_000_000, omit_if=-10.0)
     """Initial bias of the logits, learned; used by objective siglip only."""
+    activation: str = option("gelu_tanh", choices=("gelu_tanh", "gelu", "quick_gelu"), omit_if="gelu_tanh")
+    """Of the MLPs. ``gelu_tanh``: GELU by its tanh approximation. ``gelu``: exact. ``quick_gelu``: x sigmoid(1.702 x)
+    (recipe: clip)."""
+    norm_eps: float = option(1e-6, choices=(1e-6, 1e-5), omit_if=1e-6)
+    """Added to the variance in all LayerNorms; 1e-5 in recipe clip."""
+    initialisation: str = option("xavier", choices=("xavier", "clip"), omit_if="xavier")
+    """Distribution of the first weights (docs/recipe.md, The architecture of CLIP)."""
 
 
 def _preset(
@@ -159,6 +175,7 @@ def _preset(
 
 #: name -> fields of ``Model`` (docs/recipe.md, Sizes). L/14 is L/16 with patch 14 (the paper tunes it from L/16).
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
+    "B/32": _preset(512, (224, 32, 768, 12, 12), (512, 12, 8)),
     "B/16": _preset(512, (224, 16, 768, 12, 12), (512, 12, 8)),
     "L/16": _preset(768, (224, 16, 1024, 24, 16), (768, 12, 12)),
     "L/14": _preset(768, (224, 14, 1024, 24, 16), (768, 12, 12)),

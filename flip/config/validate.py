@@ -77,7 +77,7 @@ def check_fields(config: Config) -> None:
             continue
         choices = rules.get("choices")
         if choices and value not in choices:
-            raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(choices)}.")
+            raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(map(str, choices))}.")
         for rule, (holds, words) in _BOUNDS.items():
             if rule in rules and not holds(value, rules[rule]):
                 what = f"{key}: must be {words} {rules[rule]}"
@@ -126,7 +126,7 @@ def _check_towers(config: Config) -> None:
             remedy = f"Set the width to {_nearest_multiples(tower.width, tower.heads)}, or another number of heads."
             what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
             raise ConfigError(what, remedy=remedy)
-    if image.width % 4:
+    if image.width % 4 and image.positions == "sincos":
         remedy = f"Set it to {_nearest_multiples(image.width, 4)}."
         raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)
 

@@ -84,9 +84,9 @@ class Loader:
         if start % lanes or batch % lanes:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
-        masks = MaskSpec(
-            kept_patches(config.image, mask), kept_tokens(config.text, text_mask), text_masking == "prioritised"
-        )
+        tokens = kept_tokens(config.text, text_mask)
+        prioritised = text_masking == "prioritised"
+        masks = MaskSpec(kept_patches(config.image, mask), tokens, prioritised, config.text.causal)
         self._counted, self._producer = self.counters(), None
         if self.lanes.start == 0:  # one line for all ranks
             self._log_memory(batch, masks)

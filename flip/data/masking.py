@@ -25,6 +25,8 @@ class MaskSpec(NamedTuple):
     """Visible positions of a caption."""
     prioritised: bool = False
     """Whether padding is dropped before tokens."""
+    causal: bool = False
+    """Whether the end token, which has the highest id, is pooled, and padding follows it."""
 
 
 def draw(seed: int, epochs: Any, ids: Any, purpose: int, i: Any) -> NDArray[np.float64]:
@@ -43,15 +45,18 @@ def visible_patches(seed: int, epochs: Any, ids: Any, patches: int, count: int) 
 def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], masks: MaskSpec) -> NDArray[np.int16]:
     """Visible positions of captions (n, T), ascending, (n, masks.tokens).
 
-    Position 0, which is pooled, is always visible; of the others those with the smallest keys, ties by position. If
-    ``prioritised``, all tokens come before padding (id 0).
+    Position 0, or the end token, which is pooled, is always visible; of the others those with the smallest keys, ties
+    by position. If ``prioritised``, all tokens come before padding (id 0, or what follows the end token).
     """
     length = tokens.shape[1]
     if masks.tokens == length:
         return np.tile(np.arange(length, dtype=np.int16), (len(tokens), 1))
     keys = key(seed, np.asarray(epochs).reshape(-1, 1), np.asarray(ids).reshape(-1, 1), TEXT, np.arange(length))
-    later = (tokens == 0) & masks.prioritised
-    keys[:, 0], later[:, 0] = 0, False
+    pooled = tokens.argmax(axis=1)[:, None] if masks.causal else np.zeros((len(tokens), 1), np.int64)
+    padding = np.arange(length) > pooled if masks.causal else tokens == 0
+    later = padding & masks.prioritised
+    np.put_along_axis(keys, pooled, 0, axis=1)
+    np.put_along_axis(later, pooled, False, axis=1)
     order = np.lexsort((keys, later), axis=-1)[:, : masks.tokens]
     return np.sort(order, axis=1).astype(np.int16)
 

@@ -27,7 +27,7 @@ from flip.export.format import (
     tokenizer_config,
 )
 from flip.export.load import TrainedModel
-from flip.models.clip import EPS, CLIPModel
+from flip.models.clip import CLIPModel
 from flip.monitoring.results import read_run
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
@@ -55,20 +55,20 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
 
 
 def _check_padding(model: Model, form: str) -> None:
-    if model.text.padding == "mask" and not model.text.prepend_cls:
+    if fold_padding.applies(model.text) and not model.text.prepend_cls:
         what = f"without [CLS] an empty caption is nothing but padding, which {form} cannot leave out"
         raise ConfigError(what, "model.text.padding", model.text.padding)
 
 
 def choose_variant(model: Model, requested: str = "") -> str:
     """``requested``, or else native or extra-block. Raises ConfigError if the variant cannot hold the model."""
-    natural = "native" if model.image.pool == "patches" else "extra-block"
+    natural = "extra-block" if model.image.pool == "all" else "native"
     variant = requested or natural
     if variant not in VARIANTS:
         raise ConfigError("no such variant", "variant", variant, f"There are: {', '.join(VARIANTS)}.")
     if variant not in (natural, "timm-tower"):
-        pooled = {"patches": "the mean over patches", "all": "the mean over class token and patches"}[model.image.pool]
-        raise ConfigError(f"cannot hold {pooled} (model.image.pool)", "variant", variant, f"Use {natural}, timm-tower.")
+        what = f"cannot hold this pooling (model.image.pool: {model.image.pool})"
+        raise ConfigError(what, "variant", variant, f"Use {natural}, timm-tower.")
     _check_padding(model, "open_clip")
     if variant == "extra-block" and model.embed >= model.image.width:
         remedy = "Use the variant timm-tower."
@@ -142,10 +142,10 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
         image = weights.image_to_extra_block(state, positions, config.model.image.layers)
     else:
         image = weights.image_to_timm_tower(state, positions)
-    shape, eps = config.model, EPS
-    if shape.text.padding == "mask":
+    shape, eps = config.model, config.model.norm_eps
+    if fold_padding.applies(shape.text):
         state, text, factor = fold_padding.fold_padding_mask(state, shape.text)
-        shape, eps = dataclasses.replace(shape, text=text), EPS * factor
+        shape, eps = dataclasses.replace(shape, text=text), eps * factor
     (folder / "timm").mkdir()
     _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / export_record.OPEN_CLIP)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)

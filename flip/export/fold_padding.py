@@ -35,6 +35,11 @@ _KINDS = (
 """Ends of the names of parameters below ``text.``."""
 
 
+def applies(tower: TextTower) -> bool:
+    """Whether the tower ignores padding that another library would attend to."""
+    return tower.padding == "mask" and not tower.causal
+
+
 def fold_padding_mask(state: StateDict, tower: TextTower) -> tuple[dict[str, Tensor], TextTower, float]:
     """The parameters of the wider tower, that tower, and the factor by which its LayerNorms need a smaller eps.
 

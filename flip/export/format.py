@@ -12,7 +12,6 @@ from typing import Any
 
 from flip.config.schema import Augment, Config, Model
 from flip.evaluation.task import precision
-from flip.models.clip import EPS
 
 _VARIANT_NOTES = {
     "native": "`native`: open_clip's own image encoder holds these weights as they are.",
@@ -128,28 +127,35 @@ def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, text_eps: float = EPS) -> dict[str, Any]:
-    """open_clip_config.json. ``text_eps``: of the text encoder's norms, if ``fold_padding`` has widened it."""
-    both = {"norm_kwargs": {"eps": EPS}, "act_kwargs": {"approximate": "tanh"}}
-    bias = {"init_logit_bias": model.logit_bias} if model.objective == "siglip" else {}
+def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, text_eps: float) -> dict[str, Any]:
+    """open_clip_config.json. ``text_eps``: of the text encoder's norms, which ``fold_padding`` changes."""
+    both: dict[str, Any] = {"norm_kwargs": {"eps": model.norm_eps}}
+    if model.activation == "gelu_tanh":
+        both["act_kwargs"] = {"approximate": "tanh"}
+    more: dict[str, Any] = {"init_logit_bias": model.logit_bias} if model.objective == "siglip" else {}
+    if model.activation == "quick_gelu":
+        more["quick_gelu"] = True
     image, text = model.image, model.text
     extra = variant == "extra-block"
     vision: dict[str, Any] = {
         "image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers + extra,
-        "head_width": image.width // image.heads, "no_ln_pre": True, "pool_type": "tok" if extra else "avg",
-        "pos_embed_type": "sin_cos_2d", **both,
+        "head_width": image.width // image.heads, "no_ln_pre": not image.norm_pre,
+        "pool_type": "tok" if extra or image.pool == "class" else "avg",
+        "pos_embed_type": "sin_cos_2d" if image.positions == "sincos" else "learnable", **both,
     }  # fmt: skip
     if variant == "timm-tower":
-        vision = {"image_size": image.size, "timm_model_name": f"local-dir:{timm}", "timm_pool": "avg"}
+        vision = {"image_size": image.size, "timm_model_name": f"local-dir:{timm}"}
+        vision["timm_pool"] = "token" if image.pool == "class" else "avg"
         vision["timm_proj"] = "linear"
     return {
         "model_cfg": {
-            "embed_dim": model.embed, **bias,
+            "embed_dim": model.embed, **more,
             "vision_cfg": vision,
             "text_cfg": {
                 "context_length": text.length, "vocab_size": text.vocabulary, "hf_tokenizer_name": "local",
-                "width": text.width, "heads": text.heads, "layers": text.layers, "no_causal_mask": True,
-                "pool_type": "first", **both, "norm_kwargs": {"eps": text_eps},
+                "width": text.width, "heads": text.heads, "layers": text.layers, "no_causal_mask": not text.causal,
+                "pool_type": "argmax" if text.causal else "first", **both,
+                "norm_kwargs": {"eps": text_eps},
             },
         },
         "preprocess_cfg": {
@@ -160,14 +166,17 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
 
 
 def timm_config(model: Model, augment: Augment) -> dict[str, Any]:
-    """timm/config.json. All sizes are in ``model_args``; the name of the architecture only selects the class."""
+    """timm/config.json. All sizes are in ``model_args``; the name of the architecture selects the class and its eps."""
     image = model.image
+    pool = "token" if image.pool == "class" else "avg"
+    name = {1e-6: "vit_base_patch16_224", 1e-5: "vit_base_patch16_clip_224"}[model.norm_eps]
     return {
-        "architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": image.width, "global_pool": "avg",
+        "architecture": name, "num_classes": 0, "num_features": image.width, "global_pool": pool,
         "model_args": {
             "img_size": image.size, "patch_size": image.patch, "embed_dim": image.width, "depth": image.layers,
-            "num_heads": image.heads, "no_embed_class": True, "global_pool": "avg", "fc_norm": False,
-            "pool_include_prefix": image.pool == "all", "act_layer": "gelu_tanh",
+            "num_heads": image.heads, "no_embed_class": image.positions == "sincos", "global_pool": pool,
+            "fc_norm": False, "pool_include_prefix": image.pool == "all", "act_layer": model.activation,
+            "pre_norm": image.norm_pre,
         },
         "pretrained_cfg": {
             "input_size": [3, image.size, image.size], "fixed_input_size": True, "interpolation": "bicubic",

@@ -140,9 +140,9 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     for name in (export_record.OPEN_CLIP, export_record.TIMM):
         export_record.check_header(folder / name)
     tensors, tower = load_file(folder / export_record.OPEN_CLIP), load_file(folder / export_record.TIMM)
-    state = weights.from_timm(tower) | weights.text_from_open_clip(tensors)
+    state = weights.from_timm(tower, config.model.image.positions == "learned") | weights.text_from_open_clip(tensors)
     state |= weights.projection_from_open_clip(tensors, config.model.image.layers, config.model.embed)
-    if config.model.text.padding == "mask":
+    if fold_padding.applies(config.model.text):
         state = fold_padding.unfold_padding_mask(state, config.model.text)
     pair.load_state_dict(state)
     return pair, config, source

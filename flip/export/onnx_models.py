@@ -69,8 +69,10 @@ def write(folder: Path, loaded: TrainedModel) -> None:
 def _without_padding_mask(loaded: TrainedModel) -> CLIPModel:
     """A copy on the CPU whose text encoder attends to all positions: packing has shapes that depend on the data."""
     shape = loaded.config.model
-    if shape.text.padding != "mask":
-        return copy.deepcopy(loaded.pair).cpu().eval()
+    if not fold_padding.applies(shape.text):
+        model = copy.deepcopy(loaded.pair).cpu().eval()
+        model.text.packed = False
+        return model
     state, text, factor = fold_padding.fold_padding_mask(loaded.pair.state_dict(), shape.text)
     model = CLIPModel(dataclasses.replace(shape, text=text), loaded.config.augment, "sdpa").eval()
     model.load_state_dict(state)

@@ -36,26 +36,30 @@ _SCALE = 2.0**24
 def to_timm(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     """The image encoder without projection as timm's VisionTransformer (``no_embed_class``).
 
-    ``positions`` (P, D): the fixed table, a parameter in timm.
+    ``positions``: of the image encoder; a parameter in timm, also the fixed table.
     """
     tower = {
         "patch_embed.proj.weight": as_convolution(state["image.patch.weight"]),
-        "patch_embed.proj.bias": state["image.patch.bias"],
         "cls_token": state["image.class_token"][None, None],
         "pos_embed": positions[None],
     }
+    if "image.patch.bias" in state:
+        tower["patch_embed.proj.bias"] = state["image.patch.bias"]
     image = {name.removeprefix("image."): value for name, value in state.items() if name.startswith("image.")}
-    return tower | {name: value for name, value in image.items() if name.startswith(("blocks.", "norm."))}
+    return tower | {name: value for name, value in image.items() if name.startswith(("blocks.", "norm"))}
 
 
-def from_timm(tower: StateDict) -> dict[str, Tensor]:
-    """The inverse of ``to_timm``."""
+def from_timm(tower: StateDict, learned_positions: bool) -> dict[str, Tensor]:
+    """The inverse of ``to_timm``. ``learned_positions``: whether positions are parameters here."""
     state = {
         "image.patch.weight": as_matrix(tower["patch_embed.proj.weight"]),
-        "image.patch.bias": tower["patch_embed.proj.bias"],
         "image.class_token": tower["cls_token"][0, 0],
     }
-    return state | {f"image.{name}": tower[name] for name in tower if name.startswith(("blocks.", "norm."))}
+    if "patch_embed.proj.bias" in tower:
+        state["image.patch.bias"] = tower["patch_embed.proj.bias"]
+    if learned_positions:
+        state["image.positions"] = tower["pos_embed"][0]
+    return state | {f"image.{name}": tower[name] for name in tower if name.startswith(("blocks.", "norm"))}
 
 
 def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Tensor]:
@@ -85,19 +89,26 @@ def text_from_open_clip(tensors: StateDict) -> dict[str, Tensor]:
 
 
 def image_to_native(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
-    """The image encoder as open_clip's own ViT, pooled over patches.
+    """The image encoder as open_clip's own ViT, pooled over patches or at the class token.
 
-    Its patch convolution has no bias, so the bias is added to the positions. The position of the class token is zero.
+    Its patch convolution has no bias, so a bias is added to the positions of patches. In the fixed table the position
+    of the class token is zero.
     """
-    table = torch.cat([torch.zeros_like(positions[:1]), positions + state["image.patch.bias"]])
+    if "image.positions" not in state:
+        positions = torch.cat([torch.zeros_like(positions[:1]), positions])
+    if "image.patch.bias" in state:
+        positions = torch.cat([positions[:1], positions[1:] + state["image.patch.bias"]])
     visual = {
         "visual.conv1.weight": as_convolution(state["image.patch.weight"]),
         "visual.class_embedding": state["image.class_token"],
-        "visual.positional_embedding": table,
+        "visual.positional_embedding": positions,
         "visual.ln_post.weight": state["image.norm.weight"],
         "visual.ln_post.bias": state["image.norm.bias"],
         "visual.proj": state["image.projection.weight"].T,
     }
+    if "image.norm_pre.weight" in state:
+        visual["visual.ln_pre.weight"] = state["image.norm_pre.weight"]
+        visual["visual.ln_pre.bias"] = state["image.norm_pre.bias"]
     return visual | _blocks_to_open_clip("image.", "visual.", state)
 
 

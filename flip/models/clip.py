@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flip.config import schema
+from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
-from flip.models.transformer import EPS, PackedLayout, build_blocks, pack
+from flip.models.transformer import PackedLayout, build_blocks, pack
 from flip.rng import key
 
 STD = 0.02
@@ -41,22 +42,29 @@ def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Vision transformer of the visible patches and a class token; mean-pooled over patches, or over all tokens."""
+    """Vision transformer of the visible patches and a class token; pooled at it, or by the mean over patches or all
+    tokens."""
 
     positions: Tensor
+    """(P, D), a fixed table; or (1 + P, D), learned, with the class token's first."""
     pixel_scale: Tensor
     pixel_offset: Tensor
 
-    def __init__(self, tower: schema.ImageTower, embed: int, augment: schema.Augment, attention: str) -> None:
+    def __init__(self, model: schema.Model, augment: schema.Augment, attention: str) -> None:
         super().__init__()
-        self.pool = tower.pool
-        self.patch = nn.Linear(3 * tower.patch**2, tower.width)
+        tower, eps = model.image, model.norm_eps
+        self.pool, self.learned_positions = tower.pool, tower.positions == "learned"
+        self.patch = nn.Linear(3 * tower.patch**2, tower.width, bias=not tower.norm_pre)
         self.class_token = nn.Parameter(torch.zeros(tower.width))
-        self.blocks = build_blocks(tower, attention)
-        self.norm = nn.LayerNorm(tower.width, eps=EPS)
-        self.projection = nn.Linear(tower.width, embed, bias=False)
+        if self.learned_positions:
+            self.positions = nn.Parameter(torch.zeros(1 + derived.patches(tower), tower.width))
+        self.norm_pre = nn.LayerNorm(tower.width, eps=eps) if tower.norm_pre else nn.Identity()
+        self.blocks = build_blocks(tower, model, attention)
+        self.norm = nn.LayerNorm(tower.width, eps=eps)
+        self.projection = nn.Linear(tower.width, model.embed, bias=False)
         with torch.device("cpu"):  # constants, also in a model on the meta device
-            self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
+            if not self.learned_positions:
+                self.register_buffer("positions", sincos(tower.size // tower.patch, tower.width), persistent=False)
             mean, std = (torch.tensor(v).repeat(tower.patch**2) for v in (augment.mean, augment.std))
             self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
             self.register_buffer("pixel_offset", -mean / std, persistent=False)
@@ -64,30 +72,39 @@ class ImageEncoder(nn.Module):
     def forward(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """(b, K, p*p*3) uint8 and patch indices (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
         x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset).to(self.patch.weight.dtype))  # (b, K, D)
-        positions = self.positions.to(x.dtype)
-        x = x + (positions if keep_indices is None else positions[keep_indices.long()])
-        x = torch.cat([self.class_token.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)  # (b, 1 + K, D)
-        for block in self.blocks:
-            x = block(x)
+        first, positions = self.class_token.to(x.dtype), self.positions.to(x.dtype)
+        if self.learned_positions:
+            first, positions = first + positions[0], positions[1:]
+        x = x + (positions if keep_indices is None else F.embedding(keep_indices.long(), positions))
+        x = torch.cat([first.expand(x.shape[0], 1, -1), x], dim=1)  # (b, 1 + K, D)
+        x = self.norm_pre(x).to(x.dtype)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, pooled_only=self.pool == "class" and number == len(self.blocks))
         x = self.norm(x)
-        pooled = x if self.pool == "all" else x[:, 1:]
-        return _project(pooled.mean(dim=1, dtype=torch.float32), self.projection)
+        if self.pool != "class":
+            x = (x if self.pool == "all" else x[:, 1:]).mean(dim=1, dtype=torch.float32)
+        return _project(x, self.projection)
 
 
 class TextEncoder(nn.Module):
-    """Bidirectional transformer, pooled at position 0, which is never padding. Padding is attended to, or packed
-    away."""
+    """Bidirectional transformer, pooled at position 0, which is never padding; or a causal one, pooled at the end
+    token.
+    """
 
-    def __init__(self, tower: schema.TextTower, embed: int, attention: str) -> None:
+    packed: bool
+    """Whether padding is left out of the computation. A causal transformer computes the same without this."""
+
+    def __init__(self, model: schema.Model, attention: str) -> None:
         super().__init__()
-        self.packed = tower.padding == "mask"
+        tower = model.text
+        self.causal, self.packed = tower.causal, tower.causal or tower.padding == "mask"
         self.bucket_lengths = False
         """Pad packed batches to one of 32 lengths, as compiled blocks are compiled once per length."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
         self.positions = nn.Parameter(torch.zeros(tower.length, tower.width))
-        self.blocks = build_blocks(tower, attention)
-        self.norm = nn.LayerNorm(tower.width, eps=EPS)
-        self.projection = nn.Linear(tower.width, embed, bias=False)
+        self.blocks = build_blocks(tower, model, attention)
+        self.norm = nn.LayerNorm(tower.width, eps=model.norm_eps)
+        self.projection = nn.Linear(tower.width, model.embed, bias=False)
 
     def token_indices(self, tokens: Tensor) -> Tensor | None:
         """``PackedLayout.token_indices`` of a batch (b, T); None if padding is attended to.
@@ -96,8 +113,8 @@ class TextEncoder(nn.Module):
         host.
         """
         if not self.packed:
-            return None
-        indices = _token_mask(tokens).flatten().nonzero().squeeze(1)
+            return torch.arange(tokens.numel(), device=tokens.device) if self.causal else None
+        indices = self._token_mask(tokens).flatten().nonzero().squeeze(1)
         if self.bucket_lengths:
             step = max(1, tokens.numel() // 32)
             indices = F.pad(indices, (0, -len(indices) % step), value=tokens.numel())
@@ -115,28 +132,34 @@ class TextEncoder(nn.Module):
         if token_indices is None:
             x = self.tokens(tokens) + self._positions(position_ids)  # (b, T, D)
         else:
-            mask = _token_mask(tokens)
+            mask = self._token_mask(tokens)
             if position_ids is None:
                 position_ids = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             ids, positions = (pack(field.reshape(-1, 1), token_indices).squeeze(1) for field in (tokens, position_ids))
             x = self.tokens(ids) + self._positions(positions)  # (N, D)
             lengths = mask.sum(dim=1)
             bias = torch.zeros(mask.shape, dtype=_compute_dtype(x), device=x.device).masked_fill_(~mask, -torch.inf)
-            layout = PackedLayout(token_indices, lengths.cumsum(0) - lengths, bias[:, None, None])
+            first = lengths.cumsum(0) - lengths
+            if not self.packed:
+                first = tokens.shape[1] * torch.arange(tokens.shape[0], device=tokens.device)
+            pooled = first + lengths - 1 if self.causal else first
+            layout = PackedLayout(token_indices, pooled, bias[:, None, None], self.causal)
         x = x.to(_compute_dtype(x))
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, layout, cls_only=number == len(self.blocks))
+            x = block(x, layout, pooled_only=number == len(self.blocks))
         return _project(self.norm(x), self.projection)
 
     def _positions(self, position_ids: Tensor | None) -> Tensor:
         return self.positions if position_ids is None else F.embedding(position_ids.long(), self.positions)
 
-
-def _token_mask(tokens: Tensor) -> Tensor:
-    """(b, T) bool: True at tokens, and at position 0 even of an empty caption."""
-    mask = tokens != 0
-    mask[:, 0] = True
-    return mask
+    def _token_mask(self, tokens: Tensor) -> Tensor:
+        """(b, T) bool: True at tokens, and at position 0 even of an empty caption. The end token has the highest id."""
+        if self.causal:
+            end = tokens.argmax(dim=1, keepdim=True)
+            return torch.arange(tokens.shape[1], device=tokens.device) <= end
+        mask = tokens != 0
+        mask[:, 0] = True
+        return mask
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -153,8 +176,9 @@ class CLIPModel(nn.Module):
 
     def __init__(self, model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> None:
         super().__init__()
-        self.image = ImageEncoder(model.image, model.embed, augment, attention)
-        self.text = TextEncoder(model.text, model.embed, attention)
+        self.image = ImageEncoder(model, augment, attention)
+        self.text = TextEncoder(model, attention)
+        self.initialisation = model.initialisation
         for block in (*self.image.blocks, *self.text.blocks):
             block.activation_checkpointing = recompute  # type: ignore[assignment]
         self.first_logit_scale, self.first_logit_bias = math.log(1 / model.temperature), model.logit_bias
@@ -192,6 +216,46 @@ def _normalise(features: Tensor) -> Tensor:
     return features / (features.norm(dim=-1, keepdim=True) + 1e-8)
 
 
+def _draw(value: Tensor, name: str, model: CLIPModel, generator: torch.Generator) -> None:
+    if name == "logit_scale":
+        value.fill_(model.first_logit_scale)
+    elif name == "logit_bias":
+        value.fill_(model.first_logit_bias)
+    elif name.endswith(".bias"):
+        value.zero_()
+    elif name.endswith((".class_token", ".positions", ".tokens.weight")):
+        value.normal_(0.0, STD, generator=generator)
+    elif value.ndim == 1:  # the gain of a LayerNorm
+        value.fill_(1.0)
+    else:
+        nn.init.xavier_uniform_(value, generator=generator)
+
+
+def _draw_clip(value: Tensor, name: str, model: CLIPModel, generator: torch.Generator) -> bool:
+    """Draw a parameter as CLIP's published code does. False: it draws this one as ``_draw`` does.
+
+    The blocks of the text tower have GPT-2's deviations. Those of the image tower, its patch embedding and the biases
+    of all MLPs have the defaults of PyTorch's modules: U(-a, a) with a = fan_in^-0.5, and Xavier for q, k and v.
+    """
+    tower = model.image if name.startswith("image.") else model.text
+    width, stem = tower.projection.in_features, re.sub(r"\.\d+\.", ".", name)
+    fan_in = value.shape[1] if stem == "image.patch.weight" else 4 * width if ".fc2." in stem else width
+    residual = (2 * len(tower.blocks) * width) ** -0.5
+    deviations = {
+        "image.class_token": width**-0.5, "image.positions": width**-0.5, "image.projection.weight": width**-0.5,
+        "text.tokens.weight": 0.02, "text.positions": 0.01, "text.projection.weight": width**-0.5,
+        "text.blocks.attn.qkv.weight": width**-0.5, "text.blocks.attn.proj.weight": residual,
+        "text.blocks.mlp.fc1.weight": (2 * width) ** -0.5, "text.blocks.mlp.fc2.weight": residual,
+    }  # fmt: skip
+    if stem in deviations:
+        value.normal_(0.0, deviations[stem], generator=generator)
+    elif ".mlp." in stem or stem in ("image.patch.weight", "image.blocks.attn.proj.weight"):
+        value.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    else:
+        return False
+    return True
+
+
 @torch.no_grad()
 def init_weights(model: CLIPModel, seed: int) -> None:
     """Draw all weights, each parameter from a generator of its own: key(seed, hash of its name).
@@ -204,16 +268,6 @@ def init_weights(model: CLIPModel, seed: int) -> None:
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         generator = torch.Generator().manual_seed(int(key(seed, digest)))
         value = torch.full(parameter.shape, math.nan)
-        if name == "logit_scale":
-            value.fill_(model.first_logit_scale)
-        elif name == "logit_bias":
-            value.fill_(model.first_logit_bias)
-        elif name.endswith(".bias"):
-            value.zero_()
-        elif name.endswith((".class_token", ".positions", ".tokens.weight")):
-            value.normal_(0.0, STD, generator=generator)
-        elif value.ndim == 1:  # the gain of a LayerNorm
-            value.fill_(1.0)
-        else:
-            nn.init.xavier_uniform_(value, generator=generator)
+        if not (model.initialisation == "clip" and _draw_clip(value, name, model, generator)):
+            _draw(value, name, model, generator)
         parameter.copy_(shard_like(value, parameter))

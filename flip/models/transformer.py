@@ -6,6 +6,7 @@ activations are (N, D) in all layers; only attention unpacks them to (b, T, D), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,18 +17,18 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from flip.config import schema
 
-EPS = 1e-6
-
 
 class PackedLayout(NamedTuple):
     """Positions of the tokens of packed captions."""
 
     token_indices: Tensor
     """(N,) int64, ascending: indices of tokens in the flattened (b * T); b * T itself for rows that only fill up."""
-    first: Tensor
-    """(b,) int64: the packed row of each caption's position 0."""
+    pooled: Tensor
+    """(b,) int64: the packed row of each caption's pooled token."""
     bias: Tensor
     """(b, 1, 1, T): 0 at tokens, minus infinity at padding; in the dtype of activations."""
+    causal: bool
+    """Whether a token attends to earlier ones only. The pooled token is then each caption's last."""
 
 
 def unpack(x: Tensor, indices: Tensor, size: int) -> Tensor:
@@ -63,42 +64,64 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: PackedLayout | None, cls_only: bool) -> Tensor:
-        """(b, T, D), or (N, D) with a layout, -> the same shape; with ``cls_only`` (b, D), the first tokens."""
-        qkv = self.qkv(x)
-        if layout is not None:
+    def forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
+        """(b, T, D), or (N, D) with a layout, -> the same shape; with ``pooled_only`` (b, D), the pooled tokens."""
+        qkv, bias, causal = self.qkv(x), None, False
+        if layout is None:
+            q, k, v = self._heads(qkv)
+            if pooled_only:
+                q = q[:, :, :1]
+        else:
             b, _, _, length = layout.bias.shape
-            qkv = unpack(qkv, layout.token_indices, b * length).view(b, length, -1)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).permute(
-            2, 0, 3, 1, 4
-        )  # each (b, heads, T, D/heads)
-        if cls_only:
-            q = q[:, :, :1]
-        bias = None if layout is None else layout.bias
+            q, k, v = self._heads(unpack(qkv, layout.token_indices, b * length).view(b, length, -1))
+            if pooled_only:
+                q = self._heads(qkv.index_select(0, layout.pooled)[:, None])[0]
+            # A causal mask hides padding too, which follows all tokens.
+            causal = layout.causal and not pooled_only
+            bias = None if causal else layout.bias
         if self.fused:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
         else:
             logits = (q * self.head_width**-0.5) @ k.mT
+            if causal:
+                bias = torch.full_like(logits[0, 0], -torch.inf).triu(1)
             y = (logits if bias is None else logits + bias).softmax(dim=-1) @ v
         y = y.transpose(1, 2).flatten(2)
-        if cls_only:
+        if pooled_only:
             y = y.squeeze(1)
         elif layout is not None:
             y = _Pack.apply(y.flatten(0, 1), layout.token_indices)
         out: Tensor = self.proj(y)
         return out
 
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(b, T, 3 D) -> q, k and v, each (b, heads, T, D/heads)."""
+        return qkv.unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "quick_gelu": _quick_gelu,
+}
+"""``model.activation`` -> the function."""
+
 
 class MLP(nn.Module):
-    """Linear, GELU (tanh approximation), linear; the hidden layer has four times the width."""
+    """Linear, activation, linear; the hidden layer has four times the width."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        out: Tensor = self.fc2(self.activation(self.fc1(x)))
         return out
 
 
@@ -123,31 +146,33 @@ class TransformerBlock(nn.Module):
 
     activation_checkpointing = "no"
 
-    def __init__(self, width: int, heads: int, fused_attention: bool) -> None:
+    def __init__(self, width: int, heads: int, fused_attention: bool, activation: str, eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads, fused_attention)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, activation)
 
-    def forward(self, x: Tensor, layout: PackedLayout | None = None, cls_only: bool = False) -> Tensor:
-        """(b, T, D), or (N, D) with a layout, -> the same shape; with ``cls_only`` (b, D), the first tokens."""
+    def forward(self, x: Tensor, layout: PackedLayout | None = None, pooled_only: bool = False) -> Tensor:
+        """(b, T, D), or (N, D) with a layout, -> the same shape; with ``pooled_only`` (b, D), the pooled tokens: the
+        first ones, or those of the layout."""
         if self.activation_checkpointing == "no" or not torch.is_grad_enabled():
-            return self._forward(x, layout, cls_only)
+            return self._forward(x, layout, pooled_only)
         # Inside the module, so that sharding sees one forward pass and the names of parameters stay.
         options = _CHECKPOINT_OPTIONS[self.activation_checkpointing]
         out: Tensor = checkpoint(
-            self._forward, x, layout, cls_only, use_reentrant=False, preserve_rng_state=False, **options
+            self._forward, x, layout, pooled_only, use_reentrant=False, preserve_rng_state=False, **options
         )
         return out
 
-    def _forward(self, x: Tensor, layout: PackedLayout | None, cls_only: bool) -> Tensor:
-        y = self.attn(self.norm1(x), layout, cls_only)
-        if cls_only:
-            x = x[:, 0] if layout is None else x.index_select(0, layout.first)
+    def _forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
+        y = self.attn(self.norm1(x), layout, pooled_only)
+        if pooled_only:
+            x = x[:, 0] if layout is None else x.index_select(0, layout.pooled)
         x = x + y
         return x + self.mlp(self.norm2(x))
 
 
-def build_blocks(tower: schema.ImageTower | schema.TextTower, attention: str) -> nn.ModuleList:
-    return nn.ModuleList(TransformerBlock(tower.width, tower.heads, attention == "sdpa") for _ in range(tower.layers))
+def build_blocks(tower: schema.ImageTower | schema.TextTower, model: schema.Model, attention: str) -> nn.ModuleList:
+    shape = tower.width, tower.heads, attention == "sdpa", model.activation, model.norm_eps
+    return nn.ModuleList(TransformerBlock(*shape) for _ in range(tower.layers))

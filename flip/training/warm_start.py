@@ -36,14 +36,16 @@ log = logging.getLogger(__name__)
 #: If these differ, the weights do not fit, or mean something else.
 _EQUAL = (
     "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
-    "model.text.layers", "model.text.heads", "model.text.vocabulary",
+    "model.text.layers", "model.text.heads", "model.text.vocabulary", "model.text.causal", "model.image.positions",
+    "model.image.norm_pre",
 )  # fmt: skip
 #: If these differ, the weights are converted; the moments of the optimiser cannot be.
 _CONVERTED = ("model.image.patch", "model.text.length", "model.objective")
 #: If these differ, the weights fit, but compute another function: training has to make up for it.
 _WARNED = (
     "model.image.size", "model.image.pool", "model.text.prepend_cls", "model.text.repair", "model.text.padding",
-    "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb", "data.exif", "evaluate.preprocess",
+    "model.activation", "model.norm_eps", "model.max_logit_scale", "augment.mean", "augment.std", "data.to_rgb",
+    "data.exif", "evaluate.preprocess",
 )  # fmt: skip
 
 

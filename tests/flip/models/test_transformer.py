@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from flip.models.transformer import EPS, TransformerBlock
+from flip.models.transformer import TransformerBlock
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -15,10 +15,10 @@ from flip.models.transformer import EPS, TransformerBlock
 def test_block_computes_what_timm_computes(fused, precision):
     """Outputs and gradients to the last bit; names of parameters, in timm's order."""
     reference = Block(
-        48, 3, qkv_bias=True, act_layer=partial(nn.GELU, approximate="tanh"), norm_layer=partial(nn.LayerNorm, eps=EPS)
+        48, 3, qkv_bias=True, act_layer=partial(nn.GELU, approximate="tanh"), norm_layer=partial(nn.LayerNorm, eps=1e-6)
     )
     reference.attn.fused_attn = fused
-    block = TransformerBlock(48, 3, fused)
+    block = TransformerBlock(48, 3, fused, "gelu_tanh", 1e-6)
     assert list(block.state_dict()) == list(reference.state_dict())
     block.load_state_dict(reference.state_dict())
     x = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))
