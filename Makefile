@@ -39,7 +39,11 @@ $(BIN)/.dev: $(BIN)/.ready requirements-dev.txt requirements-dev.lock
 	@$(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock &&) \
 		$(INSTALL) -r requirements.txt -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && touch $@
 
-install: $(BIN)/.ready  ## build .venv with all packages for runs (UNLOCK=1: the newest releases instead of the locked ones)
+# The command flip, for this checkout. The packages are installed already, so nothing is fetched.
+$(BIN)/flip: $(BIN)/.ready pyproject.toml
+	@$(INSTALL) 'setuptools>=77' && $(INSTALL) --no-deps --no-build-isolation -e . && touch $@
+
+install: $(BIN)/flip  ## build .venv with all packages for runs (UNLOCK=1: the newest releases instead of the locked ones)
 
 dev: $(BIN)/.dev  ## add the packages for tests and checks
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -43,6 +45,29 @@ def test_commands_hide_no_module_of_others(command, tmp_path):
 
 def test_the_list_of_commands_is_whole():
     assert {"submit.py", "status.py", "report.py", "debug.py", "tensorboard.py"} <= set(COMMANDS)
+
+
+@pytest.mark.long
+def test_make_install_installs_the_command(tmp_path):
+    """The rule of the Makefile, with the packages of this environment and without a network, in a copy of the tree."""
+    copy, site = tmp_path / "copy", sysconfig.get_paths()["purelib"]
+    for name in ("flip", "jobs", "tools", "sweeps"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements.lock"):
+        shutil.copy(ROOT / name, copy)
+    venv.create(copy / ".venv", with_pip=False)
+    (own,) = (copy / ".venv" / "lib").glob("python*/site-packages")
+    (own / "packages.pth").write_text(site)
+    (copy / ".venv" / "bin" / ".ready").touch()
+    line, environment = ["make", "install"], {**os.environ, "PIP_NO_INDEX": "1", "PYTHONPATH": ""}
+    for _ in range(2):
+        done = subprocess.run(line, cwd=copy, capture_output=True, text=True, timeout=120, env=environment)
+        assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" in done.stdout
+    flip = str(copy / ".venv" / "bin" / "flip")
+    for words, answer in (["--version"], f"({copy}, "), (["shards", "info", "--help"], "usage: flip shards info [op"):
+        done = subprocess.run([flip, *words], cwd="/", capture_output=True, text=True, timeout=60, env=environment)
+        assert (done.returncode, done.stderr) == (0, "") and answer in done.stdout
 
 
 @pytest.fixture(scope="module")
