@@ -135,6 +135,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}}',
         '  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit',
         *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
+        *([AWAIT_FOLLOWERS] if job.trackers else []),
         '  exit "$code"',
         "}",
         "trap finish EXIT",
@@ -144,6 +145,26 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         *_functions("srun_functions.sh"),
         *_modules(profile.modules),
         *profile.setup,
+        *_followers(profile, job),
+    ]
+
+
+AWAIT_FOLLOWERS = (
+    '  for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done'
+)
+"""After ``end``, which has requeued the job if it restarts; what they do not send, the next attempt's will."""
+
+
+def _followers(profile: ClusterProfile, job: Job) -> list[str]:
+    """Lines that start a process per tracker on the first node. With pyxis none, since srun alone opens the image:
+    there, ``jobs/follow.py`` on a login node sends the metrics."""
+    if profile.container and profile.container_runtime == "pyxis":
+        return []
+    follow = shlex.join(_in_container(profile, job, [profile.jobs_python, "-m", "jobs.follow"]))
+    return [
+        f'PYTHONPATH={shlex.quote(str(job.host_code))} {follow} "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --tracker {name}'
+        f' </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-{name}.log" 2>&1 & followers+=" $!"; disown'
+        for name in job.trackers
     ]
 
 
@@ -181,11 +202,15 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
 def command(profile: ClusterProfile, job: Job) -> str:
     """The command that srun starts once per rank."""
     rank = job.host_code / "jobs" / "host" / "rank_entry.py"
-    words = [profile.jobs_python, str(rank), job.module]
-    if profile.container and profile.container_runtime == "apptainer":
-        gpus = ["--nv"] if job.shape.gpus else []
-        words = ["apptainer", "exec", *gpus, "--bind", _mounts(profile, job), profile.container, *words]
-    return shlex.join(words)
+    return shlex.join(_in_container(profile, job, [profile.jobs_python, str(rank), job.module]))
+
+
+def _in_container(profile: ClusterProfile, job: Job, words: list[str]) -> list[str]:
+    """The command in the container of Apptainer, if there is one."""
+    if not profile.container or profile.container_runtime != "apptainer":
+        return words
+    gpus = ["--nv"] if job.shape.gpus else []
+    return ["apptainer", "exec", *gpus, "--bind", _mounts(profile, job), profile.container, *words]
 
 
 def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:

@@ -58,6 +58,7 @@ def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", mo
                 "options": {"exclusive": "", "constraint": "h100"},
             },
         ),
+        ("tracked", {"container": "/img/torch.sif", "container_runtime": "apptainer"}),
         (
             "apptainer",
             {
@@ -69,7 +70,7 @@ def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", mo
     ],
 )  # fmt: skip
 def test_the_script_is_the_golden_one(name, fields, monkeypatch):
-    job = replace(JOB, canary=50) if name == "canary" else JOB
+    job = replace(JOB, **{"canary": {"canary": 50}, "tracked": {"trackers": ["wandb"]}}.get(name, {}))
     text = script(
         ClusterProfile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}),
         job,
@@ -136,6 +137,24 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
     assert said[0].startswith(f"{stage.run.path} 1 ") and said[0].endswith("jobs/host/rank_entry.py jobs.worker")
     assert json.loads(said[1])["action"] == "requeue" and said[2] == "57_1: requeued"
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("project", ["masking", ""])
+def test_a_follower_sends_the_metrics_beside_the_ranks(stage, project, monkeypatch):
+    """The script waits for it after the end is recorded; without a project it ends, and the run does not notice."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stage.run.config.write_text(f"monitor: {{wandb: '{project}'}}")
+    profile = ClusterProfile(name="x", kind="slurm", python=sys.executable)
+    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker", trackers=["wandb"])
+    stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
+    work = "from tests.jobs.tracking.run_files import *; from flip.runs.rundir import RunDir; import sys"
+    work += "; run = RunDir(sys.argv[1]); log(run, 1, (1, 2)); save(run, 1, 2); complete(run, 2)"
+    stage.commands("srun", f'{sys.executable} -c "{work}" "$FLIP_RUN"')
+    assert stage.start().wait(120) == 0 and stage.end()["cause"] == "complete"
+    output = (stage.run.logs / "1" / "follow-wandb.log").read_text()
+    state = read_json(stage.run.path / "trackers" / "wandb.json") or {}
+    assert (state.get("step") == 2) if project else ("no project for this run" in output and not state), output
 
 
 def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, monkeypatch):

@@ -1,0 +1,91 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-2%3
+#SBATCH --chdir=/
+#SBATCH --cpus-per-task=12
+#SBATCH --error=/dev/null
+#SBATCH --export=ALL
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=demo.0123abcd
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/dev/null
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=1434
+
+# setup
+id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+trap '' TERM USR1 USR2  # the start is not interrupted
+submit_successor() (  # Slurm does not requeue this job: submit the same script again, as jobs/host/slurm_cli.py does
+  text=$(scontrol write batch_script "$id" -) || exit
+  options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
+  options+=(--begin="now+$((60 * starts))" --exclude="$excluded")
+  [ -z "$SLURM_ARRAY_TASK_ID" ] || options+=(--array="$SLURM_ARRAY_TASK_ID")
+  for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+  sbatch "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+)
+requeue_job() {  # for half a day while Slurm does not answer, as when this node is cut off; ten minutes if it refuses
+  for _ in {1..1440}; do refusals=${refusals:-0}
+    error=$(scontrol requeue "$id" 2>&1) && return; echo "$error" >&2
+    case $error in *"presently disabled"*) submit_successor; exit "$code";; esac; sleep 30
+    count=$(scontrol show job "$id") || continue
+    count=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$count")
+    [ "${count:-$restarts}" = "$restarts" ] || exit "$code"  # Slurm has restarted it
+    refusals=$((refusals + 1)); [ "$refusals" -lt 20 ] || return
+  done
+}
+retry_scontrol() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
+requeue_elsewhere() {  # a node that lacks the mount or the interpreter must not consume a whole array
+  code=$?
+  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are decisions of `begin`
+  restarts=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: failed starts in a row
+  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the exit trap does
+  comment=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
+  IFS=: read -r past writer ended <<< "$comment"
+  [ "${writer:-x}" != $((restarts - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
+  [ "$starts" -lt 100 ] || exit "$code"
+  retry_scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$attempt"
+  # Nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is listed
+  # twice; the next one replaces it, so that an outage of all nodes cannot exclude them all.
+  excluded=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
+  excluded=${excluded:+$excluded,}$SLURMD_NODENAME,$SLURMD_NODENAME
+  requeue_job
+  scontrol update JobId="$id" ${shown:+"ExcNodeList=$excluded"} StartTime="now+$((60 * starts))"
+  exit "$code"
+}
+log=/runs/demo/.slurm/0123abcd/$id
+exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere
+foreign=$(find /runs/demo/.code/c0de /runs/demo/.code/today -name '.[gv]*' -prune -o '(' ! -user "$EUID" ! -user 0 -o -perm -002 ! -type l ')' -print -quit)
+[ -z "$foreign" ] || { echo "$foreign: of another user, or writable by all: not executed" >&2; exit 77; }
+export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 NCCL_DEBUG='WARN x'
+FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || requeue_elsewhere
+FLIP_ATTEMPT=$(python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py begin "$FLIP_RUN" --token 0123abcd) || requeue_elsewhere
+[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
+export FLIP_RUN FLIP_ATTEMPT
+finish() {
+  code=$?; trap '' TERM USR1 USR2; trap - EXIT
+  [ "$SECONDS" -lt 85875 ] || late=1
+  python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late}
+  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit
+  for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done
+  exit "$code"
+}
+trap finish EXIT
+exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
+python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
+# Handlers, since srun would inherit ignored signals. On TERM srun kills its ranks; for them USR1 means the same.
+forward() { [ -z "$step" ] || kill -s "$1" "$step"; }
+trap 'forward USR1' TERM; trap 'forward USR2' USR1 USR2
+srun() {  # in the background, because a shell that waits for a foreground command handles no signal
+  (exec srun "$@") & step=$!
+  while wait "$step"; code=$?; [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
+  step=; return "$code"
+}
+PYTHONPATH=/runs/demo/.code/today apptainer exec --nv --bind /runs/demo:/runs/demo /img/torch.sif /opt/py/bin/python -m jobs.follow "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --tracker wandb </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-wandb.log" 2>&1 & followers+=" $!"; disown
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/demo/.slurm/0123abcd/%A_%a_%t_log.out --error /runs/demo/.slurm/0123abcd/%A_%a_%t_log.err --output=all --error=all --kill-on-bad-exit=0 --wait=120 --export=ALL --cpus-per-task=12 apptainer exec --nv --bind /runs/demo:/runs/demo /img/torch.sif /opt/py/bin/python /runs/demo/.code/today/jobs/host/rank_entry.py jobs.worker
