@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def status(args: argparse.Namespace) -> int:
     from flip.runs.errors import COMPLETE, STORAGE
+    from jobs.common.terminal import show
     from jobs.reporting.status import render, table, watch
     from jobs.runs import select
 
@@ -53,10 +54,10 @@ def status(args: argparse.Namespace) -> int:
         from jobs.reporting import goodput
 
         sums = goodput.of_runs(runs)
-        print(json.dumps(goodput.as_dict(sums), indent=1) if args.json else goodput.render(sums))
+        print(json.dumps(goodput.as_dict(sums), indent=1)) if args.json else show(goodput.render(sums))
         return COMPLETE
     rows = table(runs)
-    print(json.dumps(rows, indent=1) if args.json else render(rows))
+    print(json.dumps(rows, indent=1)) if args.json else show(render(rows))
     return STORAGE if all(row["state"] == "unknown" for row in rows) else COMPLETE
 
 

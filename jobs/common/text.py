@@ -20,15 +20,23 @@ def nearest(typed: str, known: Iterable[str]) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, indent: str = "") -> str:
     """Aligned text: numbers to the right, other cells to the left, None as a dash. ``columns`` are keys of the rows."""
+    _, lines, right = cells(rows, columns)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
+        for line in lines
+    )
+    return "\n".join((indent + "  ".join(line)).rstrip() for line in padded)
+
+
+def cells(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]], list[bool]]:
+    """(columns, lines of escaped cells, the first with the names of the columns, whether a column holds numbers)."""
     columns = list(columns or dict.fromkeys(key for row in rows for key in row))
-    cells = [list(columns)] + [["-" if row.get(c) is None else plain(str(row[c])) for c in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    right = [any(_numeric(line[i]) for line in cells[1:]) for i in range(len(columns))]
-    lines = []
-    for line in cells:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
-        lines.append((indent + "  ".join(padded)).rstrip())
-    return "\n".join(lines)
+    lines = [["-" if row.get(c) is None else plain(str(row[c])) for c in columns] for row in rows]
+    right = [any(_numeric(line[i]) for line in lines) for i in range(len(columns))]
+    return columns, [list(columns), *lines], right
 
 
 def plain(text: str) -> str:
@@ -78,6 +86,13 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def hours_text(number: float | None) -> str:
+    """Hours: 0.012, 1.25, 12.3, 1,790; - for None."""
+    if number is None:
+        return "-"
+    return f"{number:,.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -20,7 +20,8 @@ from flip.monitoring.metrics_reader import Columns
 from flip.monitoring.results import Attempt, Outcome, read_run
 from flip.runs.rundir import RunDir
 from jobs.common.job import read_lenient, record_of
-from jobs.common.text import duration, percent, plain, table
+from jobs.common.terminal import Page, TextTable
+from jobs.common.text import duration, hours_text, percent
 
 PARTS = ("useful", "repeated", "starting", "saving", "other", "lost", "unknown")
 """Where the seconds of an attempt went."""
@@ -289,10 +290,6 @@ def cells(accounts: Sequence[Account]) -> list[dict[str, Any]]:
     return rows
 
 
-def hours_text(hours: float) -> str:
-    return f"{hours:,.3g}" if hours < 1000 else f"{hours:,.0f}"
-
-
 def advice(accounts: Sequence[Account]) -> list[str]:
     """A sentence per run that has advice."""
     return [
@@ -302,8 +299,9 @@ def advice(accounts: Sequence[Account]) -> list[str]:
     ]
 
 
-def render(accounts: Sequence[Account]) -> str:
-    return "\n".join([table(cells(accounts)), *map(plain, advice(accounts))])
+def render(accounts: Sequence[Account]) -> Page:
+    drop = ("unknown %", "other %", "starting %", "saving %", "waited", "lost %", "repeated %", "useful %")
+    return Page(TextTable(cells(accounts), drop=drop), *advice(accounts))
 
 
 MIN_GAIN = 0.02

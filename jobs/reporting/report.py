@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from flip.monitoring.results import Outcome, differing
-from jobs.common.text import count, duration, percent
+from jobs.common.text import count, duration, hours_text, percent
 from jobs.reporting import goodput, paper_comparison, seed_groups
 from jobs.reporting.document import Block, Table, Text, heading
 from jobs.reporting.figures import accuracy, focus, legend_of, loss, scaling_figures
@@ -121,7 +121,7 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
         row |= {
             "samples/s": "-" if speed is None else f"{speed:,.0f}",
             "training": duration(spent),
-            unit: "-" if work is None else goodput.hours_text(work),
+            unit: "-" if work is None else hours_text(work),
             "FLOPs": "-" if (flops := arm.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
             "samples": count(arm.progress("samples")),
             "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),

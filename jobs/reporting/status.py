@@ -1,13 +1,15 @@
 """State of runs as a table: once (``table``, ``render``), or until they have ended (``watch``).
 
-``watch`` redraws a table on a terminal, and prints a line per change otherwise. Ctrl-C does not stop the runs.
+``watch`` redraws a screen on a terminal, and prints a line per change otherwise. Ctrl-C does not stop the runs.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,14 +17,21 @@ from typing import Any, TextIO
 
 from flip.runs.errors import COMPLETE, STOPPED
 from flip.runs.rundir import RunDir, read_record
-from jobs.common.job import UNREADABLE, JobState
-from jobs.common.text import count, duration, plain
-from jobs.common.text import table as aligned
+from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
+from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
+from jobs.common.text import count, duration, hours_text, plain
 from jobs.host import attempts
 from jobs.runs.clusters import ENDED, INTERRUPTED, cluster_of, exit_code_of, poll_interval, states
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""
+URGENCY = ("failed", "running", "unknown", "waiting", "stopped", "queued", "cancelled", "complete")
+"""States in the order in which they are shown if the screen is too low for all runs."""
+DROPPED = (
+    "last progress", "step", "stage", "cluster", "loss", "samples/s", "GPU-hours", "wall-clock", "attempts", "why",
+    "ETA",
+)  # fmt: skip
+"""Columns that a narrow terminal does not show; the first one disappears first."""
 
 
 def table(runs: list[RunDir]) -> list[dict[str, Any]]:
@@ -30,6 +39,7 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
 
     Keys: sweep, run, cluster (profile of the last submission), state, stage, samples, total, step, steps, loss, phase,
     samples_per_second, eta_seconds, unsteady (``flip.monitoring.metrics_reader.is_unsteady``), attempts, restarts,
+    wall_seconds (of all attempts), gpu_hours (None: on CPUs),
     progress_time (Unix time of the last progress), reason. None: not written yet.
     """
     state_of = states(runs)
@@ -42,6 +52,8 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     last, more = _read_or_error(lambda: attempts.last_end(run))
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
+    shape, seconds = record_of(run).get("shape", {}), _wall_seconds(run, state, live)
+    gpus = shape.get("nodes", 0) * shape.get("gpus", 0)
     damaged = [_read_or_error(partial(read_record, path))[1] for path in records]
     moving = live if state.state == "running" and live.get("attempt") == state.attempt else {}
     reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
@@ -51,7 +63,9 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
         **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "phase")},
         "cluster": cluster_of(run),
         **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
-        **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1), "progress_time": live.get("time")},
+        **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1)},
+        **{"wall_seconds": seconds, "gpu_hours": gpus * seconds / 3600 if gpus else None},
+        "progress_time": live.get("time"),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
     }
 
@@ -64,21 +78,36 @@ def _read_or_error(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str,
         return {}, f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-    """The table as text, one block per sweep."""
-    blocks = []
+def _wall_seconds(run: RunDir, state: JobState, live: Mapping[str, Any]) -> float:
+    """Seconds of all attempts together: a running one up to now, one whose end was not observed up to its last sign."""
+    total = 0.0
+    for n in range(1, state.attempt + 1):
+        start, end = (read_lenient(run.attempt(n) / name) for name in ("start.json", "end.json"))
+        until = end.get("time") if end.get("code") is not None else None
+        if until is None and n == state.attempt:
+            until = time.time() if state.state == "running" else live.get("time")
+        if until is not None and "time" in start:
+            total += max(0.0, until - start["time"])
+    return total
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> Page:
+    """One table per sweep, below its name."""
+    parts: list[str | TextTable] = []
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
-        several = len({r.get("cluster") for r in rows if r["sweep"] == sweep} - {None}) > 1
-        shown = [{**({"cluster": r["cluster"]} if several else {}), **_shown(r)} for r in group]
-        order = ["run", *(key for key in shown[0] if key != "run")]
-        blocks.append(f"{plain(sweep)}\n{aligned([{key: s[key] for key in order} for s in shown], indent='  ')}")
-    return "\n\n".join(blocks)
+        members = list(group)
+        hidden = set() if any(r["gpu_hours"] is not None for r in members) else {"GPU-hours"}
+        hidden |= set() if len({r.get("cluster") for r in members} - {None}) > 1 else {"cluster"}
+        shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
+        parts += [*([""] if parts else []), sweep, TextTable(shown, cut={"why": 12}, drop=DROPPED, indent="  ")]
+    return Page(*parts)
 
 
-def _shown(r: dict[str, Any]) -> dict[str, str | None]:
+def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
     age = None if r["progress_time"] is None else max(0, time.time() - r["progress_time"])
     return {
         "run": r["run"],
+        "cluster": r.get("cluster"),
         "state": r["state"],
         "stage": r["stage"],
         "samples": None if r["samples"] is None or not r["total"] else f"{count(r['samples'])} / {count(r['total'])}",
@@ -86,8 +115,9 @@ def _shown(r: dict[str, Any]) -> dict[str, str | None]:
         "loss": None if r["loss"] is None else f"{r['loss']:.3f}",
         "samples/s": count(r["samples_per_second"]),
         "ETA": duration(r["eta_seconds"]),
-        "attempt": str(r["attempts"]),
-        "restarts": str(r["restarts"]),
+        "wall-clock": duration(r["wall_seconds"]),
+        "GPU-hours": hours_text(r["gpu_hours"]),
+        "attempts": str(r["attempts"]),
         "last progress": age if age is None else f"{duration(age)} ago",
         "why": r["reason"] or None,
     }
@@ -99,23 +129,24 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", pol
     ``again``: the command to return after Ctrl-C.
     """
     runs, out = [RunDir(path) for path in paths], out or sys.stdout
-    screen = _Terminal(out) if out.isatty() else _Lines(out)
     quiet = 0
     try:
-        while True:
-            rows = table(runs)
-            screen.draw(rows)
-            quiet = quiet + 1 if all(row["state"] in ENDED for row in rows) else 0
-            # a supervisor releases its lock shortly before it ends, and may take it again
-            if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
-                break
-            time.sleep(max(poll, poll_interval(runs)))
+        with _live(out) as draw:
+            while True:
+                rows = table(runs)
+                draw(rows)
+                quiet = quiet + 1 if all(row["state"] in ENDED for row in rows) else 0
+                # a supervisor releases its lock shortly before it ends, and may take it again
+                if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
+                    break
+                time.sleep(max(poll, poll_interval(runs)))
     except KeyboardInterrupt:
         print(f"\nthe runs continue; to return: {again}", file=out, flush=True)
         return INTERRUPTED
     from jobs.reporting.outcomes import outcomes, text
 
-    print("\n" + text(outcomes(runs)), file=out, flush=True)
+    print(file=out)
+    show(text(outcomes(runs)), file=out)
     return _code(runs, rows)
 
 
@@ -130,35 +161,55 @@ def _code(runs: Sequence[RunDir], rows: Sequence[dict[str, Any]]) -> int:
     return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)
 
 
-def line(row: dict[str, Any]) -> dict[str, str]:
-    """One run as cells of the live table."""
-    total, shown = row["total"], _shown({**row, "samples": row["samples"] or 0})
-    done = round(20 * min(1.0, max(0.0, (row["samples"] or 0) / total if total else row["state"] == "complete")))
+@contextmanager
+def _live(out: TextIO) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]]:
+    """A function that shows the rows: a screen on a terminal, else lines."""
+    if not redraws(out):
+        yield _Lines(out).draw
+        return
+    with Display(out) as display:
+        yield lambda rows: display.draw(partial(screen, rows))
+
+
+def screen(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> Page:
+    """What ``watch`` shows: a summary, and a line per run with its progress; the most urgent ones if not all fit."""
+    shown, room = list(rows), height - 3  # without the summary, the header, and the line of the cursor
+    if len(shown) > room:
+        shown = sorted(rows, key=lambda row: URGENCY.index(row["state"]))[: max(1, room - 1)]
+    states, sweeps = Counter(row["state"] for row in rows), list(dict.fromkeys(row["sweep"] for row in rows))
+    hidden = states - Counter(row["state"] for row in shown)
+    lines = [{"run": _name(row, sweeps), **line(row)} for row in shown]
+    drop = ("samples/s", "loss", "wall-clock", "attempts", "why", "samples", "left")
+    more = [f"and {hidden.total()} more: {_counted(hidden)}"] if hidden else []
+    return Page(f"{', '.join(sweeps)}: {_counted(states)}", TextTable(lines, {"why": 12, "progress": 8}, drop), *more)
+
+
+def _counted(states: Counter[str]) -> str:
+    """2 running, 1 failed"""
+    return ", ".join(f"{states[state]} {state}" for state in URGENCY if states[state])
+
+
+def _share(row: Mapping[str, Any]) -> float:
+    return (row["samples"] or 0) / row["total"] if row["total"] else float(row["state"] == "complete")
+
+
+def _name(row: Mapping[str, Any], sweeps: Collection[str]) -> str:
+    """The name of a run, with that of its sweep if there are several."""
+    return f"{row['sweep']}/{row['run']}" if len(sweeps) > 1 else row["run"]
+
+
+def line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One run as cells of ``watch``, except for its name."""
+    shown, share = _shown({**row, "samples": row["samples"] or 0}), _share(row)
     return {
-        "run": row["run"],
         "state": row["phase"] if row["state"] == "running" and row["phase"] else row["state"],
-        "": "#" * done + "." * (20 - done),
+        "progress": Share(share),
+        "%": f"{100 * share:.0f}",
         **{key: shown[key] or "-" for key in ("samples", "loss", "samples/s")},
         "left": duration(row["eta_seconds"]),
-        "attempts": str(row["attempts"]),
-        " ": row["reason"] if row["state"] not in ("running", "complete", "queued") else "",
+        **{key: shown[key] for key in ("wall-clock", "attempts")},
+        "why": row["reason"] if row["state"] not in ("running", "complete", "queued") else "",
     }
-
-
-class _Terminal:
-    """Redraws in place. Lines are cut to the width of the terminal, as a wrapped line would not be erased."""
-
-    def __init__(self, out: TextIO) -> None:
-        self.out, self.height = out, 0
-
-    def draw(self, rows: Sequence[dict[str, Any]]) -> None:
-        import shutil
-
-        width = shutil.get_terminal_size().columns - 1
-        lines = [text[:width] for text in aligned([line(row) for row in rows]).split("\n")]
-        up = f"\x1b[{self.height}A" if self.height else ""
-        print(up + "\n".join(f"\x1b[2K{text}" for text in lines), file=self.out, flush=True)
-        self.height = len(lines)
 
 
 class _Lines:
@@ -168,26 +219,27 @@ class _Lines:
         self.out = out
         self.printed: dict[str, tuple[Any, float]] = {}
 
-    def draw(self, rows: Sequence[dict[str, Any]]) -> None:
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        sweeps = {row["sweep"] for row in rows}
         for row in rows:
-            summary = (row["state"], row["stage"], row["attempts"])
-            before, at = self.printed.get(row["run"], (None, 0.0))
+            summary, name = (row["state"], row["stage"], row["attempts"]), _name(row, sweeps)
+            before, at = self.printed.get(name, (None, 0.0))
             moving = row["state"] == "running" and time.monotonic() - at >= QUIET
             if summary != before or moving:
-                print(_sentence(row), file=self.out, flush=True)
-                self.printed[row["run"]] = (summary, time.monotonic())
+                print(_sentence(name, row), file=self.out, flush=True)
+                self.printed[name] = (summary, time.monotonic())
 
 
-def _sentence(row: dict[str, Any]) -> str:
+def _sentence(name: str, row: Mapping[str, Any]) -> str:
     """One run in one line, without unknown values."""
     cells = line(row)
     parts = [
-        f"{row['run']}: {cells['state']}",
+        f"{name}: {cells['state']}",
         row["stage"] and f"stage {row['stage']}",
         row["total"] and f"{cells['samples']} samples",
         row["loss"] is not None and f"loss {cells['loss']}",
         row["samples_per_second"] is not None and f"{cells['samples/s']} samples/s",
         row["eta_seconds"] is not None and f"{cells['left']} left",
-        cells[" "],
+        cells["why"],
     ]
     return plain(", ".join(part for part in parts if part))

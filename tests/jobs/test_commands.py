@@ -123,7 +123,7 @@ def test_logs_of_several_runs_name_the_file(root):
 
 def whole(row, numbers):
     """A row of ``status``: every key is there."""
-    return len(row) == 17 and (row["samples"], row["loss"]) == numbers
+    return len(row) == 20 and (row["samples"], row["loss"]) == numbers
 
 
 @pytest.mark.parametrize("name, numbers", [("status.json", (None, None)), ("attempts/1/end.json", (51200, 2.5))])

@@ -151,7 +151,7 @@ def read_by_commands(run, asked):
     shown = [run_status.render(rows), json.dumps(rows)]
     assert rows[1]["state"] == "complete" and rows[1]["samples"] is None and not rows[1]["reason"], rows[1]
     run_status._Lines(io.StringIO()).draw(rows)
-    run_status._Terminal(io.StringIO()).draw(rows)
+    shown.append(run_status.screen(rows, 80, 24))
     run_status._code(both, rows)
     accounts = goodput.of_runs(both)
     shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]

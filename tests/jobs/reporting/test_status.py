@@ -7,18 +7,133 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from flip.runs.rundir import write_json
+from jobs.common.job import JobState
+from jobs.common.terminal import show
 from jobs.reporting import status as run_status
+from tests.harness.common import make_run
+from tests.harness.terminal import Terminal, golden
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "[red]\x1b[2J"
+MISSING = (
+    "stage",
+    "samples",
+    "total",
+    "step",
+    "steps",
+    "loss",
+    "phase",
+    "cluster",
+    "samples_per_second",
+    "eta_seconds",
+)
 
 
-def test_worst_code_and_both_ways_of_telling(field):
+def row(name, state, attempts=1, hours=0.0, reason="", **known):
+    spent = {"attempts": attempts, "restarts": attempts - 1, "wall_seconds": 3600 * hours, "gpu_hours": 8 * hours}
+    about = {"sweep": "masking", "run": name, "state": state, "reason": reason, "progress_time": None}
+    return {**dict.fromkeys(MISSING), **about, **spent, **known}
+
+
+def progress(samples, loss, speed=None):
+    left = None if speed is None else (12_800_000_000 - samples) / speed
+    step = samples // 65_536
+    known = {"samples": samples, "total": 12_800_000_000, "step": step, "loss": loss, "progress_time": 1e9 - 75}
+    return {**known, "stage": "pretrain", "samples_per_second": speed, "eta_seconds": left}
+
+
+CRASH = f"CUDA error: device-side assert triggered {HOSTILE}; three crashes without a commit"
+ROWS = [
+    row("mask50-16k-seed0", "complete", 3, 61.2, **progress(12_800_000_000, 0.71)),
+    row("mask50-16k-seed1", "running", 2, 40.0, phase="training", **progress(8_300_000_000, 0.912, 61_000)),
+    row("mask50-64k-seed0", "running", 1, 0.02, phase="starting"),
+    row("mask75-16k-seed0", "failed", 3, 12.5, CRASH, **progress(2_100_000_000, 1.73)),
+    row(f"mask75-{HOSTILE}", "waiting", 7, 22.0, "storage: 503 Slow Down; starts again 60 s after that"),
+    row("mask75-64k-seed0", "queued", 0, 0, "waits for its canary mask50-64k-seed0"),
+    row("mask75-64k-seed1", "queued", 0),
+    row("clip-16k-seed0", "cancelled", 1, 3.4, "cancelled by ann: not needed", **progress(500_000_000, 2.5)),
+    row("clip-64k-seed0", "stopped", 1, 1.0, "no supervisor is running: submit again"),
+    row("clip-64k-seed1", "unknown", 1, 0.5, "status.json: holds no mapping"),
+]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_status_on_a_terminal(terminal, columns):
+    with Terminal(columns, 50) as screen:
+        show(run_status.render(ROWS), screen.file)
+        golden(GOLDEN / f"status-{columns}.txt", screen.close().text())
+        assert not screen.wrapped
+
+
+@pytest.mark.parametrize("lines", [10, 50])
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_watch_on_a_terminal(terminal, columns, lines):
+    with Terminal(columns, lines) as screen:
+        with run_status._live(screen.file) as draw:
+            draw(ROWS[:3])
+            draw(ROWS)
+        golden(GOLDEN / f"watch-{columns}x{lines}.txt", screen.close().text())
+        assert not screen.wrapped and screen.cursor
+
+
+def test_status_on_a_pipe(terminal):
+    text = run_status.render(ROWS)
+    golden(GOLDEN / "status-piped.txt", text)
+    assert "\x1b" not in text and "three crashes without a commit" in text
+
+
+def test_wall_clock_counts_every_attempt(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "sweep" / "run")
+    write_json(run.path / "job.json", {"shape": {"nodes": 2, "gpus": 4}, "after": 0})
+    for n, (start, end) in enumerate([(1000, 4600), (5000, None), (9000, None)], 1):
+        run.attempt(n).mkdir(parents=True)
+        write_json(run.attempt(n) / "start.json", {"attempt": n, "time": start})
+        if end:
+            write_json(
+                run.attempt(n) / "end.json",
+                {
+                    "attempt": n,
+                    "code": 75,
+                    "time": end,
+                    "action": "requeue",
+                    "cause": "stopped",
+                    "reason": "",
+                    "delay": 0,
+                    "commits": 0,
+                    "committed": True,
+                },
+            )
+    monkeypatch.setattr(time, "time", lambda: 12_600.0)
+    row = run_status.row(run, JobState("running", 3))
+    assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3), "the second end is unknown"
+    write_json(run.status, {"attempt": 3, "time": 10_800.0})
+    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, "up to its last sign"
+
+
+def test_two_sweeps_may_have_runs_of_one_name(terminal):
+    rows = [row("a", "queued", 0), {**row("a", "queued", 0), "sweep": "other"}]
+    lines = io.StringIO()
+    with run_status._live(lines) as draw:
+        draw(rows)
+        draw(rows)
+    assert lines.getvalue() == "masking/a: queued\nother/a: queued\n"
+
+
+def test_the_worst_code_and_both_ways_of_watching(field, terminal):
     good = field.run("good", total=2)
     bad = field.run("bad", attempts={"1": {"0": "diverge"}})
     left = field.run("left")
@@ -29,9 +144,26 @@ def test_worst_code_and_both_ways_of_telling(field):
     shown = lines.getvalue()
     assert "good: complete" in shown and "bad: failed" in shown and "as asked" in shown
     assert "\x1b" not in shown
-    screen = Terminal()
-    assert run_status.watch([good.path], screen) == 0
-    assert "#" * 20 in screen.getvalue() and "\x1b[2K" in screen.getvalue()
+    with Terminal(100) as screen:
+        assert run_status.watch([good.path], screen.file) == 0
+        assert "━" * 20 in screen.close().text() and b"\x1b[2K" in screen.raw
+
+
+def test_the_command_on_a_terminal_and_on_a_pipe(field, terminal):
+    field.run("[red]run")
+    words = (sys.executable, ROOT / "jobs" / "status.py", field.sweep)
+    with Terminal(40, 10) as screen:
+        assert screen.start(*words, cwd=ROOT).wait(30) == 0
+        assert "[red]run" in screen.close().text() and not screen.wrapped and b"\x1b[" in screen.raw
+    with Terminal(40, 10) as screen:
+        assert screen.start(*words, "--watch", cwd=ROOT).wait(30) == 75
+        assert "1 stopped" in screen.close().text() and screen.cursor
+    script = (
+        "import sys; sys.argv[1:] = sys.argv[2:]; from jobs.status import main; main()\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'rich']"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "[red]run  stopped" in done.stdout and "\x1b" not in done.stdout, done.stderr
 
 
 def test_runs_that_nobody_looks_after_are_no_reason_to_wait(field):

@@ -1,0 +1,319 @@
+"""Output on a terminal: tables that fit its width, a display that is redrawn in place, progress bars.
+
+``rich`` formats them, and is imported only if the stream is a terminal or FORCE_COLOR is set. Elsewhere a table is
+aligned text of full width. COLUMNS, LINES, NO_COLOR and TERM=dumb are honoured. Text is escaped
+(``jobs.common.text.plain``) and never read as markup.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+from jobs.common.text import cells, count, duration, plain, plain_lines, size, table
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+GAP = 2
+"""Spaces between columns."""
+UNLIMITED = 100_000
+"""Width of a stream that is no terminal."""
+STYLES = {
+    "complete": "green", "new": "green", "failed": "bold red", "unknown": "red", "changed": "bold yellow",
+    "stopped": "yellow", "waiting": "yellow", "cancelled": "magenta", "queued": "dim",
+}  # fmt: skip
+"""First word of a state -> style. Other words are phases of a running run."""
+
+
+class Verbatim(str):
+    """Text to copy, whose lines are not wrapped."""
+
+
+class Share(float):
+    """A share in 0..1, shown as a bar."""
+
+    def __str__(self) -> str:
+        return self.bar(20, "#.")
+
+    def bar(self, width: int, marks: str = "━─") -> str:
+        full = round(width * min(1.0, max(0.0, self)))
+        return marks[0] * full + marks[1] * (width - full)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Rows of a table, by column. The first column names the row; the column ``state`` has colours.
+
+    If a terminal is too narrow, the columns ``cut`` shrink to these numbers of characters. Then columns in ``drop``
+    disappear, in this order, first those without any value. At last names are cut in their middle to ``NAME``
+    characters.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    cut: Mapping[str, int] = field(default_factory=dict)
+    drop: Sequence[str] = ()
+    indent: str = ""
+    header: bool = True
+
+    NAME = 8
+
+    def __str__(self) -> str:
+        return table(self.rows, indent=self.indent)
+
+    def widths(self, width: int) -> dict[str, int]:
+        """Column -> its width in a line of ``width`` characters, for the columns that are shown."""
+        from rich.cells import cell_len
+
+        columns, lines, _ = cells(self.rows)
+        lines = lines if self.header else lines[1:]
+        full = {name: max(cell_len(line[i]) for line in lines) for i, name in enumerate(columns)}
+        shown = {name: min(full[name], self.cut.get(name, full[name])) for name in columns}
+        empty = [name for i, name in enumerate(columns) if {line[i] for line in lines[1:]} <= {"-", ""}]
+
+        def spare() -> int:
+            return width - len(self.indent) - sum(shown.values()) - GAP * (len(shown) - 1)
+
+        for name in [*(name for name in self.drop if name in empty), *self.drop]:
+            if spare() < 0:
+                shown.pop(name, None)
+        for name in self.cut:
+            if name in shown:
+                shown[name] += max(0, min(full[name] - shown[name], spare()))
+        for name in columns[:1]:
+            shown[name] = min(full[name], max(self.NAME, shown[name] + spare()))
+        return shown
+
+    def rendered(self, width: int) -> RenderableType:
+        """The table for rich, in ``width`` characters."""
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        columns, lines, right = cells(self.rows)
+        widths = self.widths(width)
+        grid = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=self.header, header_style="bold")
+        for name, numeric in zip(columns, right, strict=True):
+            if name in widths:
+                side = "right" if numeric else "left"
+                grid.add_column(Text(plain(name)), width=widths[name], no_wrap=True, overflow="ellipsis", justify=side)  # type: ignore[arg-type]
+        for row, line in zip(self.rows, lines[1:], strict=True):
+            style = STYLES.get(str(row.get("state")).split(",")[0], "cyan")
+            texts = []
+            for name, cell in zip(columns, line, strict=True):
+                if name in widths:
+                    value = row.get(name)
+                    cell = value.bar(widths[name]) if isinstance(value, Share) else cell
+                    cell = _without_middle(cell, widths[name]) if name == columns[0] else cell
+                    texts.append(Text(cell, style if name == "state" or isinstance(value, Share) else ""))
+            grid.add_row(*texts)
+        return Padding(grid, (0, 0, 0, len(self.indent)), expand=False)
+
+
+def _without_middle(text: str, width: int) -> str:
+    """The text, or its beginning and end: names of runs often differ in their last characters."""
+    end = (width - 1) // 2
+    return text if len(text) <= width or not end else f"{text[: width - 1 - end]}…{text[-end:]}"
+
+
+def is_terminal(file: TextIO) -> bool:
+    """Whether output to ``file`` is formatted for a person."""
+    return file.isatty() or os.environ.get("FORCE_COLOR", "0") not in ("", "0")
+
+
+def redraws(file: TextIO) -> bool:
+    """Whether the cursor of ``file`` can move."""
+    return file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+class Page(str):
+    """Texts and tables, one below the other. As text it is plain, with tables of full width; ``show`` formats it."""
+
+    parts: tuple[str | TextTable, ...]
+
+    def __new__(cls, *parts: str | TextTable) -> Page:
+        texts = (str(part) if isinstance(part, TextTable) else plain_lines(part) for part in parts)
+        page = super().__new__(cls, "\n".join(texts))
+        page.parts = parts
+        return page
+
+
+def show(page: str, file: TextIO | None = None) -> None:
+    """Print text, on a terminal with words wrapped and tables that fit its width."""
+    file, page = file or sys.stdout, page if isinstance(page, Page) else Page(page)
+    if not is_terminal(file):
+        print(page, file=file, flush=True)
+        return
+    console = _console(file)
+    for part in page.parts:
+        if isinstance(part, TextTable):
+            console.print(part.rendered(console.width))
+        else:
+            width = UNLIMITED if isinstance(part, Verbatim) else console.width
+            console.print("\n".join(_wrap(plain(line), width) for line in part.split("\n")), soft_wrap=True)
+
+
+def _wrap(line: str, width: int) -> str:
+    """A line in lines of at most ``width`` characters, except for longer words, such as paths."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _console(file: TextIO) -> Console:
+    from rich.console import Console
+
+    if "utf" not in (getattr(file, "encoding", None) or "utf").lower() and hasattr(file, "reconfigure"):
+        file.reconfigure(errors="replace")  # bars and ellipses
+    width, height = _size(file)
+    options = {"markup": False, "highlight": False, "emoji": False, "legacy_windows": False}
+    return Console(file=file, force_terminal=True, width=width, height=height, **options)  # type: ignore[arg-type]
+
+
+def _size(file: TextIO) -> tuple[int, int]:
+    """(columns, lines)."""
+    try:
+        sizes = tuple(os.get_terminal_size(file.fileno()))
+    except (OSError, ValueError):
+        sizes = (UNLIMITED, 24)
+    given = (os.environ.get("COLUMNS", ""), os.environ.get("LINES", ""))
+    columns, lines = (int(text) if text.isdigit() else value for text, value in zip(given, sizes, strict=True))
+    return columns or 80, lines or 24
+
+
+class Display:
+    """The lowest lines of a terminal, redrawn in place until the block ends.
+
+    Everything that this process prints meanwhile to a terminal, log lines too, appears above them. The cursor is
+    restored, on SIGTERM too. ``transient``: the lines disappear at the end.
+    """
+
+    def __init__(self, file: TextIO, transient: bool = False) -> None:
+        from rich.live import Live
+
+        self._file, self._console, self._stack = file, _console(file), ExitStack()
+        self._live = Live(
+            console=self._console, auto_refresh=False, transient=transient, redirect_stdout=False, redirect_stderr=False
+        )
+
+    def __enter__(self) -> Display:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream.isatty():
+                above = _Above(stream, self._console)
+                self._stack.callback(setattr, sys, name, stream)
+                self._stack.callback(above.end_line)
+                setattr(sys, name, above)
+                for handler in logging.root.handlers:
+                    if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                        self._stack.callback(handler.setStream, stream)
+                        handler.setStream(above)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+            self._stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+        self._stack.enter_context(self._live)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def draw(self, page: Callable[[int, int], Page]) -> None:
+        """Show ``page(columns, lines)``; lines of text are cut to the width."""
+        from rich.console import Group
+        from rich.text import Text
+
+        before, (width, height) = self._console.width, _size(self._file)
+        if width < before:
+            self._console.clear()  # the terminal has wrapped the lines
+        self._console.size = width, height  # type: ignore[assignment]
+        rows = [
+            part.rendered(width)
+            if isinstance(part, TextTable)
+            else Text(plain(part), no_wrap=True, overflow="ellipsis")
+            for part in page(width, height).parts
+        ]
+        self._live.update(Group(*rows), refresh=True)
+
+
+class _Above:
+    """A stream whose lines appear above a display."""
+
+    def __init__(self, stream: TextIO, console: Console) -> None:
+        self._stream, self._console, self._line = stream, console, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        if lines:
+            self._console.print("\n".join(plain(line.expandtabs()) for line in lines), soft_wrap=True)
+        return len(text)
+
+    def end_line(self) -> None:
+        if self._line:
+            self.write("\n")
+
+
+class ProgressBar:
+    """Progress on standard error: a bar on a terminal, else a line every ``every`` seconds.
+
+    Called with the amount done, the total and a short note. The amount of the first call counts as done before the
+    start: the estimate of the time left is based on the rest. ``unit``: ``B`` for bytes.
+    """
+
+    REDRAW = 0.1
+    """Least seconds between two redraws."""
+
+    def __init__(self, what: str, unit: str = "", every: float = 60.0) -> None:
+        self.what, self.unit, self.initial = what, unit, -1
+        self.start_time = time.monotonic()
+        self.display = Display(sys.stderr, transient=True) if redraws(sys.stderr) else None
+        self.every = self.REDRAW if self.display else every
+        self.shown = self.start_time
+
+    def __enter__(self) -> ProgressBar:
+        if self.display:
+            self.display.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.display:
+            self.display.__exit__()
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if self.initial < 0:
+            self.initial = done
+        if (now := time.monotonic()) - self.shown < self.every:
+            return
+        self.shown = now
+        row = self.row(done, total, now - self.start_time, note)
+        if self.display:
+            one = TextTable([row], {"note": 10, "bar": 8}, ["note", "speed", "left", "bar"], header=False)
+            self.display.draw(lambda width, height: Page(one))
+        else:
+            del row["bar"]
+            print(f"{row.pop('what')}: {', '.join(filter(None, row.values()))}", file=sys.stderr, flush=True)
+
+    def row(self, done: int, total: int, seconds: float, note: str) -> dict[str, Any]:
+        """The cells of the bar, in their order."""
+        amount = size if self.unit == "B" else count
+        speed = (done - self.initial) / seconds if seconds else 0.0
+        share = done / total if total else 1.0
+        return {
+            "what": plain(self.what),
+            "bar": Share(share),
+            "share": f"{100 * share:.0f} %",
+            "amount": f"{amount(done)} of {amount(total)}",
+            "speed": f"{amount(speed)}/s",
+            "left": f"{duration((total - done) / speed)} left" if speed else "",
+            "note": plain(note),
+        }

@@ -1,0 +1,121 @@
+"""A terminal of a given size: a pseudo-terminal, and what is visible of the output that a program writes to it."""
+
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import termios
+import threading
+
+CONTROL = re.compile(r"\x1b\[(\?)?([0-9;]*)([A-Za-z])|\x1b.|[\r\n\x07\x08]", re.DOTALL)
+
+
+class Terminal:
+    """``file`` is a stream to the terminal. ``raw``: everything that was written to it. ``scrolled``: lines that left
+    the screen at its top. Knows the control sequences that our output may use, and refuses others."""
+
+    def __init__(self, columns=80, lines=24):
+        self.raw = b""
+        self.master, slave = os.openpty()
+        self.resize(columns, lines)
+        self.file = os.fdopen(slave, "w", encoding="utf-8", buffering=1)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def resize(self, columns, lines):
+        self.columns, self.lines = columns, lines
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def start(self, *words, **options):
+        """A process whose standard input, output and error are this terminal, which it controls."""
+        return subprocess.Popen(
+            words, stdin=self.file, stdout=self.file, stderr=self.file, start_new_session=True, **options
+        )
+
+    def _read(self):
+        while True:
+            try:
+                data = os.read(self.master, 1 << 16)
+            except OSError:  # the other end was closed
+                return
+            if not data:
+                return
+            self.raw += data
+
+    def close(self):
+        """Wait for the rest of the output; nothing may be written afterwards."""
+        self.file.close()
+        self._reader.join(10)
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self.file.closed:
+            self.file.close()
+        os.close(self.master)
+
+    def text(self):
+        """What a person sees, with the lines that have scrolled away. Sets ``cursor`` (it is visible) and ``wrapped``
+        (a line was longer than the terminal)."""
+        self.cursor, self.wrapped = True, False
+        self.scrolled, self.grid, self.x, self.y = [], [[]], 0, 0
+        text, at = self.raw.decode(), 0
+        for match in CONTROL.finditer(text):
+            self._write(text[at : match.start()])
+            self._control(match)
+            at = match.end()
+        self._write(text[at:])
+        return "\n".join("".join(line).rstrip() for line in (*self.scrolled, *self.grid)).rstrip("\n")
+
+    def _write(self, text):
+        for letter in text:
+            assert letter.isprintable(), f"{letter!r} reached the terminal"
+            if self.x == self.columns:
+                self._newline()
+                self.x, self.wrapped = 0, True
+            line = self.grid[self.y]
+            line += " " * (self.x + 1 - len(line))
+            line[self.x] = letter
+            self.x += 1
+
+    def _newline(self):
+        self.y += 1
+        if self.y == len(self.grid):
+            self.grid.append([])
+        if len(self.grid) > self.lines:
+            self.scrolled.append(self.grid.pop(0))
+            self.y -= 1
+
+    def _control(self, match):
+        private, numbers, kind = match.groups()
+        first = int(numbers.split(";")[0] or 0) if numbers else 0
+        if match[0] == "\r":
+            self.x = 0
+        elif match[0] == "\n":
+            self._newline()
+        elif private and kind in "hl" and first == 25:
+            self.cursor = kind == "h"
+        elif private or kind is None:
+            raise AssertionError(f"{match[0]!r} reached the terminal")
+        elif kind == "A":
+            self.y = max(0, self.y - max(1, first))
+        elif kind == "K" and first == 2:
+            self.grid[self.y].clear()
+        elif kind == "H":
+            self.x = self.y = 0
+        elif kind == "J":
+            self.grid[:] = [[]]
+            self.y = 0
+        else:
+            assert kind == "m", f"{match[0]!r} reached the terminal"
+
+
+def golden(path, text):
+    """Compare a text with its golden file. FLIP_GOLDEN=write writes it."""
+    if os.environ.get("FLIP_GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    assert text + "\n" == path.read_text(encoding="utf-8"), "FLIP_GOLDEN=write writes what is new; read the difference"

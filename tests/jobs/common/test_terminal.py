@@ -1,0 +1,187 @@
+"""Tables, displays and progress bars: on a pseudo-terminal, and on a pipe."""
+
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jobs.common import terminal
+from jobs.common.terminal import Display, Page, ProgressBar, Share, TextTable, Verbatim, show
+from tests.harness.common import ROOT, wait_until
+from tests.harness.terminal import Terminal
+from tests.test_imports import FILES, imports
+
+HOSTILE = "[red]a\x1b[2J\x07\nb[/red]"
+ROWS = [
+    {"run": "mask50-long-name-seed1", "state": "running", "samples": "1 / 2", "loss": "2.500", "why": None},
+    {"run": HOSTILE, "state": "failed", "samples": "12 / 24", "loss": None, "why": f"{HOSTILE} and a long reason"},
+]
+TABLE = TextTable(ROWS, cut={"why": 10}, drop=("loss", "why"), indent="  ")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def shown(page, columns, lines=24):
+    with Terminal(columns, lines) as screen:
+        show(page, screen.file)
+        text = screen.close().text()
+        assert not screen.wrapped
+        return text, screen.raw
+
+
+@pytest.mark.parametrize("columns", [36, 40, 60, 80, 200])
+def test_a_table_fits_every_width(columns):
+    text, _ = shown(Page(TABLE), columns)
+    head, first, second = text.split("\n")
+    for line, words in ((head, ["run", "state"]), (first, ["mask5", "eed1", "running"]), (second, ["failed"])):
+        assert len(line) <= columns and all(word in line for word in words)
+    assert ("loss" in head) == (columns >= 80) and ("why" in head) == (columns >= 60)
+    assert ("…" in second) == (columns < 100) and "[red]" in text
+
+
+def test_columns_without_values_disappear_first():
+    rows = [{"run": "a" * 20, "loss": "1.0", "step": "-", "why": ""}]
+    assert list(TextTable(rows, drop=("loss", "step", "why")).widths(26)) == ["run", "loss"]
+
+
+def test_text_is_neither_markup_nor_control_characters():
+    raw = shown(Page(TABLE, HOSTILE, Verbatim(HOSTILE)), 80)[1].decode()
+    assert raw.count("[red]a\\x1b[2J\\x07") >= 2 and "\x1b[2J" not in raw and "\x07" not in raw
+
+
+def test_states_have_colours_unless_they_are_unwanted(monkeypatch):
+    assert b"\x1b[1;31mfailed" in shown(Page(TABLE), 80)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert b"31m" not in shown(Page(TABLE), 80)[1]
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert b"\x1b" not in shown(Page(TABLE), 80)[1]
+
+
+def test_a_pipe_gets_full_width_unless_colours_are_forced(monkeypatch):
+    out = io.StringIO()
+    show(Page("head", TABLE), out)
+    assert out.getvalue() == f"head\n{TABLE}\n" and "\x1b" not in out.getvalue()
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show(Page(TABLE), coloured := io.StringIO())
+    assert "\x1b[1;31mfailed" in coloured.getvalue() and "and a long reason" in coloured.getvalue()
+    monkeypatch.setenv("COLUMNS", "40")
+    show(Page(TABLE), narrow := io.StringIO())
+    assert "why" not in narrow.getvalue()
+
+
+def test_words_are_wrapped_but_not_paths_nor_verbatim_text():
+    path = "/a/long/path/" + "x" * 40
+    text, _ = shown(Page("  warning: some words that do not fit", "one", Verbatim("#SBATCH words")), 24)
+    assert text == "  warning: some words\n    that do not fit\none\n#SBATCH words"
+    with Terminal(24) as screen:
+        show(f"see {path}", screen.file)
+        assert path.encode() in screen.close().raw
+
+
+def test_a_bar_is_text_where_nothing_else_is_possible():
+    assert str(Share(0.5)) == "#" * 10 + "." * 10 and str(Share(7)) == "#" * 20 and str(Share(-1)) == "." * 20
+    assert "━━━━────" in shown(Page(TextTable([{"run": "a", "bar": Share(0.5)}], {"bar": 8})), 13)[0]
+
+
+def test_a_display_is_redrawn_below_all_other_output(monkeypatch):
+    with Terminal(40, 8) as screen:
+        monkeypatch.setattr(sys, "stdout", screen.file)
+        handler = logging.StreamHandler(screen.file)
+        monkeypatch.setattr(logging.root, "handlers", [handler])
+        with Display(screen.file) as display:
+            for number in range(3):
+                display.draw(lambda width, height, n=number: Page(f"line {n} of {width} x {height}", "second"))
+                print(f"printed {HOSTILE}")
+                logging.error("logged %d", number)
+                print("half a ", end="")
+                print("line")
+        assert sys.stdout is screen.file and handler.stream is screen.file
+        lines = screen.close().text().split("\n")
+        assert lines[-2:] == ["line 2 of 40 x 8", "second"] and screen.cursor
+        assert [line for line in lines if "logged" in line] == [f"logged {n}" for n in range(3)]
+        assert lines.count("half a line") == 3 and sum("[red]" in line for line in lines) == 3
+        assert sum("second" in line for line in lines) == 1
+
+
+def test_output_that_goes_elsewhere_is_not_redirected(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", piped := io.StringIO())
+    with Terminal() as screen:
+        with Display(screen.file):
+            print("data")
+        assert piped.getvalue() == "data\n" and b"data" not in screen.close().raw
+
+
+def test_a_display_follows_the_size_of_the_terminal():
+    with Terminal(80, 24) as screen, Display(screen.file) as display:
+        sizes = []
+        for size in ((80, 24), (40, 10), (60, 10)):
+            screen.resize(*size)
+            display.draw(lambda *now: sizes.append(now) or Page("x" * 100))
+    assert sizes == [(80, 24), (40, 10), (60, 10)]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_cursor_comes_back(number, code):
+    script = (
+        "import sys, time; from jobs.common.terminal import Display, Page\n"
+        "try:\n  with Display(sys.stdout) as display:\n"
+        "    display.draw(lambda *_: Page('drawn')); time.sleep(60)\n"
+        "except KeyboardInterrupt: sys.exit(130)"
+    )
+    with Terminal() as screen:
+        process = screen.start(sys.executable, "-c", script, cwd=ROOT)
+        wait_until(lambda: b"drawn" in screen.raw or process.poll() is not None, "the first screen")
+        assert b"\x1b[?25l" in screen.raw, "the cursor is hidden"
+        process.send_signal(number)
+        assert process.wait(20) == code
+        screen.close().text()
+        assert screen.cursor
+
+
+def test_progress_on_a_terminal_leaves_nothing(monkeypatch):
+    monkeypatch.setattr(ProgressBar, "REDRAW", 0.0)
+    with Terminal(60) as screen:
+        monkeypatch.setattr(sys, "stderr", screen.file)
+        with ProgressBar("indexing", "B") as bar:
+            for done in (0, 5 * 10**8, 10**9):
+                bar(done, 2 * 10**9, "1 of 2 shards")
+        raw = screen.raw
+        assert screen.close().text() == "" and screen.cursor
+    assert b"indexing" in raw and "━".encode() in raw and b"1 GB of 2 GB" in raw
+
+
+def test_progress_elsewhere_is_a_line_from_time_to_time(capsys):
+    with ProgressBar("indexing", "B") as bar:
+        bar(4 * 10**12, 92 * 10**12)
+    assert not capsys.readouterr().err, "not before its time"
+    with ProgressBar("indexing", "B", every=0) as bar:
+        bar(4 * 10**12, 92 * 10**12, "1 of 23 shards")
+        bar(5 * 10**12, 92 * 10**12, "2 of 23 shards")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "indexing: 4 %, 4 TB of 92 TB, 0 B/s, 1 of 23 shards" and second.endswith("left, 2 of 23 shards")
+
+
+def test_rich_is_imported_late_and_in_one_place():
+    importers = {name for name, path in FILES.items() if any(other.split(".")[0] == "rich" for other in imports(path))}
+    assert importers == {"jobs.common.terminal"}
+    script = "import sys, jobs.common.terminal as t; t.show(t.Page(t.TextTable([{'run': 'a'}])))"
+    script += "; assert 'rich' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_terminal_that_reports_no_size(monkeypatch):
+    with Terminal(0, 0) as screen:
+        assert terminal._size(screen.file) == (80, 24)
+        monkeypatch.setenv("COLUMNS", "33")
+        assert terminal._size(screen.file) == (33, 24)
+        os.environ.pop("COLUMNS")
