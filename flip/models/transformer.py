@@ -46,7 +46,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
-        ctx.size = len(x)
+        ctx.size = x.shape[0]
         ctx.save_for_backward(indices)
         return pack(x, indices)
 
