@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "jobs": {
+        "new": "write a short sweep on your own data",
         "submit": "check a sweep, show its cost, start the runs that are missing",
         "status": "state and progress of runs",
         "logs": "output of the ranks of runs",
@@ -49,6 +50,7 @@ exit codes: 0 complete, 2 wrong usage, 65 data, 69 storage or network, 75 stoppe
 78 configuration (all: docs/commands.md)
 
 examples:
+  flip new mine --data data/manifest
   flip submit quickstart --dry-run
   flip status quickstart --watch
   flip report quickstart

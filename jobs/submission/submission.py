@@ -358,10 +358,10 @@ def _runs(number: int) -> str:
 
 
 def sweep_file(typed: str) -> Path:
-    """The sweep file of a path (from here or the repository) or of a name in sweeps/. Raises ConfigError."""
-    places = [Path(typed).expanduser(), REPOSITORY / typed, SWEEPS / f"{typed}.yaml"]
+    """The sweep file of a path (from here or the repository), or of a name here or in sweeps/. Raises ConfigError."""
+    places = [Path(typed).expanduser(), REPOSITORY / typed, Path(f"{typed}.yaml"), SWEEPS / f"{typed}.yaml"]
     for place in places:
-        if place.exists():
+        if place.is_file():
             return place
     names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
     remedy = suggestion(Path(typed).stem, names) or f"sweeps/ contains: {', '.join(names)}."

@@ -1,0 +1,96 @@
+"""python jobs/new.py NAME: write NAME.yaml, a short commented sweep on one's own data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from jobs.common.cli import Parser, command, quietly, run_command, shorter
+
+EXAMPLES = """examples:
+  python jobs/new.py mine                                   data/manifest and data/tokenizer.json, a model for CPUs
+  python jobs/new.py mine --data /data/manifest --tokenizer /data/tokenizer.json --cluster h100 --size L/16
+"""
+TEMPLATE = """\
+# yaml-language-server: $schema={schema}
+# Masked training on your own data: a run for each value below `grid`. Keys: docs/sweeps.md, fields: docs/contracts.md.
+cluster: {cluster}
+recipe: portable2              # the paper's recipe, in the variant that other libraries load without loss
+set:
+  data: {{manifest: {data}, tokenizer: {tokenizer}}}
+  model.size: {size}
+  stages:                      # lengths are in samples: S / (samples of the data set) passes over the data
+    - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
+  resources: {resources}
+grid:
+  stages.pretrain.mask: [0.5, 0.75]   # share of the patches that is left out; 0: CLIP
+"""
+SMALL = {"samples": "1e6", "batch": 128, "base_lr": "2e-3", "warmup": "5e4", "peak": "1e-3"}
+"""For the sizes that train on CPUs."""
+LARGE = {"samples": "100e6", "batch": 4096, "base_lr": "3e-5", "warmup": "5e6", "peak": "4.8e-4"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(description="Write NAME.yaml, a short commented sweep on your own data.", epilog=EXAMPLES)
+    parser.add_argument("file", metavar="NAME", help="name of the sweep and of its file, which must not exist")
+    about = "folder of the manifest, see `shards index` (default: %(default)s)"
+    parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=about)
+    about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
+    parser.add_argument("--tokenizer", metavar="FILE", help=about)
+    parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
+    about = "profile in sweeps/clusters (default: %(default)s)"
+    parser.add_argument("--cluster", default="local", metavar="NAME", help=about)
+    return run_command(new, parser.parse_args(arguments))
+
+
+def new(args: argparse.Namespace) -> int:
+    """Write the file and show the next commands. Raises ConfigError if a value is unknown or the file exists."""
+    from flip.config.schema import MODEL_PRESETS
+    from flip.runs.errors import ConfigError
+    from flip.runs.rundir import write_text
+    from jobs.common.cluster_profile import load_profile
+    from jobs.common.filesystem import writing
+    from jobs.common.paths import REPOSITORY, SWEEPS
+    from jobs.common.text import suggestion
+    from jobs.sweeps.expansion import NAME, NAME_RULE
+
+    target = Path(args.file.removesuffix(".yaml") + ".yaml").expanduser()
+    if not NAME.fullmatch(target.stem):
+        raise ConfigError("not a valid name of a sweep", value=target.stem, remedy=NAME_RULE)
+    if os.path.lexists(target):
+        raise ConfigError("already exists", str(target), remedy="Choose another name.")
+    gpus = load_profile(args.cluster).gpus_per_node
+    size = args.size or ("B/16" if gpus else "emoji")
+    if size not in MODEL_PRESETS:
+        remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
+        raise ConfigError("no such size", "--size", size, remedy)
+    schema = SWEEPS / "schemas" / "sweep.json"
+    data = Path(args.data).expanduser().absolute()
+    tokenizer = Path(args.tokenizer).expanduser().absolute() if args.tokenizer else data.with_name("tokenizer.json")
+    values = {
+        "schema": os.path.relpath(schema, target.parent) if REPOSITORY in target.absolute().parents else schema,
+        "cluster": args.cluster,
+        "data": json.dumps(str(data), ensure_ascii=False),
+        "tokenizer": json.dumps(str(tokenizer), ensure_ascii=False),
+        "size": size,
+        "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
+        **(SMALL if size in ("emoji", "tiny") else LARGE),
+    }
+    with writing(target):
+        write_text(target, TEMPLATE.format(**values))
+    submit = f"{command('submit.py')} {shlex.quote(shorter(target))}"
+    report = {"file": str(target), "next": [f"{submit} --dry-run", f"{submit} --watch"]}
+    text = "\n".join([f"written: {target}", "next:", *(f"  {line}" for line in report["next"])])
+    print(json.dumps(report, indent=1) if args.json else text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(quietly(main))

@@ -1,0 +1,73 @@
+"""``new NAME``: the sweep that it writes is valid and can be submitted."""
+
+import json
+import shlex
+
+import jsonschema
+import pytest
+
+from flip.config.yaml_io import read_yaml
+from jobs import new, submit
+from jobs.common import paths
+from jobs.common.paths import SWEEPS
+from jobs.sweeps.sweep_schema import SCHEMAS
+
+
+def written(capsys, *words):
+    assert new.main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_new_sweep_passes_a_dry_run(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    report = written(capsys, "mine", "--data", str(data), "--tokenizer", str(data / "tokenizer.json"))
+    assert report["file"] == "mine.yaml" and len(report["next"]) == 2
+    lines = (tmp_path / "mine.yaml").read_text().splitlines()
+    assert len([line for line in lines if not line.startswith("#")]) <= 11
+    words = shlex.split(report["next"][0])
+    assert words[-2:] == ["mine.yaml", "--dry-run"] and submit.main([*words[-2:], "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in plan["runs"]] == ["mask0.5", "mask0.75"] and plan["sweep"] == "mine"
+    assert submit.main(["mine", "--dry-run"]) == 0, "a name means the file in this folder too"
+
+
+@pytest.mark.parametrize("words", [[], ["--cluster", "h100"], ["--size", "L/14", "--data", "a: b/'#\""]])
+def test_the_file_fits_the_schema_that_it_names(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    written(capsys, "mine", *words)
+    table = json.loads(json.dumps(read_yaml(tmp_path / "mine.yaml")))
+    jsonschema.Draft7Validator(SCHEMAS["sweep"]()).validate(table)
+    first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
+    assert first == f"# yaml-language-server: $schema={SWEEPS / 'schemas' / 'sweep.json'}"
+    assert table["set"]["data"]["manifest"] == str(tmp_path / (words[-1] if "--data" in words else "data/manifest"))
+    gpus = 8 if "h100" in words else 0
+    assert (table["set"]["resources"]["gpus"], table["set"]["resources"]["processes"]) == (gpus, gpus or 1)
+    assert table["set"]["model.size"] == {0: "emoji", 2: "B/16", 4: "L/14"}[len(words)]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["mine"], "mine.yaml: already exists"),
+        (["No Name"], "not a valid name of a sweep"),
+        (["other", "--size", "L/15"], "Did you mean L/16 or L/14"),
+        (["other", "--cluster", "h200"], "Did you mean h100"),
+        (["absent/other"], "absent"),
+    ],
+)
+def test_refused(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("own")
+    assert new.main(words) in (69, 77, 78)
+    assert message in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert (tmp_path / "mine.yaml").read_text() == "own"
+
+
+def test_a_file_in_the_repository_names_the_schema_by_a_relative_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(paths, "SWEEPS", tmp_path / "sweeps")
+    (tmp_path / "sweeps").mkdir()
+    written(capsys, str(tmp_path / "sweeps" / "mine"))
+    first = (tmp_path / "sweeps" / "mine.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=schemas/sweep.json"
