@@ -271,7 +271,9 @@ def test_importing_the_package_is_cheap():
 
 
 def test_the_package_names_what_it_offers():
-    assert {"__version__", "load", "read_runs"} <= set(dir(flip)) and re.fullmatch(r"\d+\.\d+\.\d+", flip.__version__)
+    assert {"__version__", "load", "read_runs", "submit"} <= set(dir(flip)) and re.fullmatch(
+        r"\d+\.\d+\.\d+", flip.__version__
+    )
     assert typing.get_type_hints(flip.load)["return"] is TrainedModel
     tree = ast.parse(Path(flip.__file__).read_text())
     declared = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]

@@ -1,0 +1,96 @@
+"""``flip.submit``: a sweep from Python, as ``jobs/submit.py`` does from a shell."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flip.monitoring.results import read_runs
+from flip.runs.errors import StorageError
+from flip.runs.rundir import RunDir
+from jobs.common.job import JobState
+from jobs.runs import clusters
+from jobs.submission.submission import Submission, SubmitOptions
+
+
+@dataclass(frozen=True)
+class SubmittedRuns:
+    """The runs of a submitted sweep. They do not depend on this process: it may end before them."""
+
+    folder: Path
+    """RUNS_ROOT/<sweep>."""
+    names: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[RunDir]:
+        return [RunDir(self.folder / name) for name in self.names]
+
+    def states(self) -> dict[str, JobState]:
+        """Run -> its state now."""
+        known = clusters.states(self.runs)
+        return {run.name: known[run.path] for run in self.runs}
+
+    def wait(self, timeout: float | None = None) -> dict[str, JobState]:
+        """Return the states when every run is complete, failed, cancelled or stopped.
+
+        Raises TimeoutError after ``timeout`` seconds; the runs continue.
+        """
+        limit = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            states = self.states()
+            active = [name for name, known in states.items() if known.state not in clusters.ENDED]
+            if not active:
+                return states
+            if time.monotonic() >= limit:
+                raise TimeoutError(f"not ended within {timeout:g} s: {', '.join(active)}")
+            time.sleep(min(clusters.poll_interval(self.runs), max(0.0, limit - time.monotonic())))
+
+    def results(self) -> list[dict[str, Any]]:
+        """A row per run, as ``flip.read_runs`` gives it."""
+        return [row for row in read_runs(self.folder) if row["run"] in self.names]
+
+    def cancel(self, why: str = "") -> None:
+        """Save and stop the runs that have not ended; they do not start again by themselves."""
+        states = self.states()
+        clusters.request_cancel([run for run in self.runs if states[run.name].state not in ("complete", "failed")], why)
+
+
+def submit(
+    sweep: str | os.PathLike[str],
+    cluster: str | None = "local",
+    *,
+    only: str | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Sequence[str] = (),
+    changed: Literal["keep", "fork", "restart", "data"] | None = None,
+    retry: bool = False,
+    yes: bool = False,
+) -> SubmittedRuns:
+    """Start the missing runs of a sweep and print the plan; complete and running runs are left alone.
+
+    Args:
+        sweep: the sweep file, or its name in sweeps/.
+        cluster: the profile; None: the sweep's.
+        only: a shell pattern of run names.
+        seeds: start every run once per seed.
+        overrides: ``KEY=VALUE`` each.
+        changed: what to do with runs whose configuration has changed; None: refuse.
+        retry: restart failed and cancelled runs.
+        yes: do not ask for confirmation.
+
+    Raises:
+        FlipError: the message of the command. Nothing was started.
+    """
+    options = SubmitOptions(
+        sweep=os.fspath(sweep), cluster=cluster, only=only, seeds=None if seeds is None else list(seeds),
+        overrides=list(overrides), changed=changed, retry=retry, yes=yes, watch=True,
+    )  # fmt: skip
+    submission = Submission(options)
+    _, paths = submission.run()
+    if paths is None:
+        raise StorageError("the state of no run is known", str(submission.folder), remedy="Submit again later.")
+    return SubmittedRuns(submission.folder, tuple(path.name for path in paths))

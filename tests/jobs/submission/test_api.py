@@ -1,0 +1,97 @@
+"""``flip.submit`` from Python: typed, the same as the command, and independent of the process that calls it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import flip
+from flip.runs.errors import ConfigError, StorageError
+from flip.runs.rundir import write_json
+from jobs.common.job import JobState
+from jobs.runs import clusters
+from jobs.submission.api import SubmittedRuns
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = """
+import flip
+
+runs = flip.submit("quickstart", seeds=[0, 1], overrides=["data.workers=0"])
+reveal_type(flip.submit)
+reveal_type(runs.wait(timeout=60.0))
+reveal_type(runs.results())
+reveal_type(flip.load("runs/quickstart/mask50"))
+flip.submit("quickstart", changed="maybe")
+flip.submit("quickstart", dry=True)
+"""
+
+
+def test_a_refusal_is_the_error_of_the_command(typed, desk):
+    with pytest.raises(ConfigError, match="no such sweep file"):
+        flip.submit("nothing-of-this-name")
+    with pytest.raises(ConfigError, match="nothing"):
+        flip.submit(desk.sweep, only="nothing*")
+    assert typed.started == []
+
+
+def test_options_are_those_of_the_command(typed, desk, capsys):
+    runs = flip.submit(desk.sweep, seeds=[0, 1], overrides=["stages.pretrain.samples=64"])
+    assert runs.folder == desk.runs / "demo" and list(runs.names) == typed.started == typed.there()
+    assert runs.names == ("half", "half-s1", "whole", "whole-s1")
+    assert [row["state"] for row in runs.results()] == ["queued"] * 4
+    assert "4 runs on local" in capsys.readouterr().out
+
+
+def test_wait_and_cancel(tmp_path, monkeypatch):
+    runs, answers = SubmittedRuns(tmp_path, ("a", "b")), iter([("running", "failed"), ("complete", "failed")])
+    cancelled = []
+
+    def states(found):
+        now = next(answers)
+        return {run.path: JobState(state) for run, state in zip(found, now, strict=True)}
+
+    monkeypatch.setattr(clusters, "states", states)
+    with pytest.raises(TimeoutError, match="not ended within 0 s: a$"):
+        runs.wait(timeout=0)
+    assert {name: state.state for name, state in runs.wait().items()} == {"a": "complete", "b": "failed"}
+    answers = iter([("waiting", "complete")])
+    monkeypatch.setattr(clusters, "request_cancel", lambda found, why: cancelled.extend((r.name, why) for r in found))
+    runs.cancel("wrong data")
+    assert cancelled == [("a", "wrong data")]
+
+
+def test_a_scheduler_that_does_not_answer_is_an_error(typed, desk, monkeypatch):
+    monkeypatch.setattr("jobs.submission.submission.Submission.run", lambda self: (69, None))
+    with pytest.raises(StorageError, match="the state of no run is known"):
+        flip.submit(desk.sweep)
+
+
+@pytest.mark.long
+def test_a_sweep_is_submitted_waited_for_and_read(desk, monkeypatch):
+    monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
+    runs = flip.submit(desk.sweep, only="half", overrides=["stages.pretrain.samples=32"])
+    with pytest.raises(TimeoutError, match="half"):
+        runs.wait(timeout=0)
+    assert [(name, state.state) for name, state in runs.wait(timeout=240).items()] == [("half", "complete")]
+    (row,) = runs.results()
+    assert (row["run"], row["state"], row["samples"]) == ("half", "complete", 32) and row["loss"] > 0
+    write_json(runs.folder / "half" / "mark.json", {})
+    assert flip.submit(desk.sweep, only="half", overrides=["stages.pretrain.samples=32"]).names == ("half",)
+    assert (runs.folder / "half" / "mark.json").exists(), "a complete run is left alone"
+    runs.cancel()
+    assert runs.states()["half"].state == "complete"
+
+
+@pytest.mark.long
+def test_a_type_checker_knows_the_interface(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "mypy", str(script)]  # with the options and so the cache of `make types`
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    shown = re.findall(r"script\.py:(\d+): (note: Revealed type|error: .*?\"(\w+)\")", done.stdout)
+    assert [int(line) for line, *_ in shown] == [5, 6, 7, 8, 9, 10], done.stdout
+    assert "-> jobs.submission.api.SubmittedRuns" in done.stdout
+    assert "jobs.common.job.JobState" in done.stdout and "flip.export.load.TrainedModel" in done.stdout
+    assert "\"Literal['maybe']\"" in done.stdout and 'Unexpected keyword argument "dry"' in done.stdout
