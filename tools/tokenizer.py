@@ -1,4 +1,4 @@
-"""Train a WordPiece tokenizer on captions, or show the tokens of a text."""
+"""Train a WordPiece tokenizer on captions, count their tokens, or show the tokens of a text."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from jobs.common.cli import Parser, quietly, run_command
 EXAMPLES = """examples:
   python tools/tokenizer.py train --captions captions.txt --vocabulary 30522 --out tokenizer.json
   python tools/tokenizer.py train --captions data/manifest other/manifest --vocabulary 8000 --out tokenizer.json
+  python tools/tokenizer.py table tokenizer.json --captions data/manifest --parts-of-speech --out tokens.json
   python tools/tokenizer.py show tokenizer.json "a photo of a cat"
 """
 
@@ -24,13 +25,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", description=train.__doc__, epilog=EXAMPLES)
-    about = "text files with one caption per line, or manifests"
-    train_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=about)
-    about = "member of a sample that holds captions, or json:FIELD (default txt)"
-    train_.add_argument("--member", default="txt", help=about)
     train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
-    train_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     train_.set_defaults(run=train)
+    table_ = commands.add_parser("table", help="write a token table", description=table.__doc__, epilog=EXAMPLES)
+    table_.add_argument("tokenizer", help="a tokenizer.json")
+    about = "tag words by TextBlob (pip install textblob), for text_masking: syntax"
+    table_.add_argument("--parts-of-speech", action="store_true", help=about)
+    table_.set_defaults(run=table)
+    for parser_ in (train_, table_):
+        about = "text files with one caption per line, or manifests"
+        parser_.add_argument("--captions", nargs="+", required=True, metavar="FILE|MANIFEST", help=about)
+        about = "member of a sample that holds captions, or json:FIELD (default txt)"
+        parser_.add_argument("--member", default="txt", help=about)
+        parser_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     show_ = commands.add_parser("show", help="token ids of texts", description=show.__doc__, epilog=EXAMPLES)
     show_.add_argument("tokenizer", help="a tokenizer.json")
     show_.add_argument("texts", nargs="+", metavar="text")
@@ -58,8 +65,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from flip.tokenizer import train as make
     from tools.shards_commands.output import writing
 
-    if options.out.exists():
-        raise ConfigError("already exists", str(options.out), remedy="Name another file, or move this one away.")
+    _refuse_existing(options.out)
     if options.vocabulary <= len(SPECIAL):
         raise ConfigError(f"a vocabulary needs more than {len(SPECIAL)} entries", "--vocabulary", options.vocabulary)
     texts = [line for source in options.captions for line in captions(source, options.member)]
@@ -69,6 +75,29 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         entries = make(texts, options.vocabulary, options.out)
     return {"captions": len(texts), "entries": entries, "file": str(options.out)}
+
+
+def table(options: argparse.Namespace) -> dict[str, Any]:
+    """Count the tokens of captions, for text_masking: frequency, and write the table to a new file."""
+    from flip.data.token_table import LONGEST, count_tokens
+    from flip.tokenizer import Tokenizer
+    from tools.shards_commands.output import writing
+
+    _refuse_existing(options.out)
+    tokenizer = Tokenizer(options.tokenizer, LONGEST, prepend_cls=False)
+    texts = (line for source in options.captions for line in captions(source, options.member))
+    counted = count_tokens(tokenizer, texts, options.parts_of_speech)
+    with writing(options.out):
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        counted.write(options.out)
+    return {"tokens": sum(counted.counts), "entries": len(counted.counts), "file": str(options.out)}
+
+
+def _refuse_existing(path: Path) -> None:
+    from flip.runs.errors import ConfigError
+
+    if path.exists():
+        raise ConfigError("already exists", str(path), remedy="Name another file, or move this one away.")
 
 
 def captions(source: str, member: str) -> Iterator[str]:

@@ -220,6 +220,10 @@ class Data:
     """Nominal mean bytes of a sample if there is no manifest yet."""
     tokenizer: str = option("", path="file")
     """Path of the tokenizer.json; ``cache:`` as above."""
+    token_table: str = option("", path="file", omit_if="")
+    """Path of a table by ``flip tokenizer table``; for ``text_masking: frequency`` or ``syntax`` of a stage."""
+    frequency_threshold: float = option(1e-6, gt=0, le=1, omit_if=1e-6)
+    """t of ``text_masking: frequency``: a token with share f of all tokens is kept with probability sqrt(t / f)."""
     captions: list[str] = option(["txt"])
     """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
     or a list of strings). One caption is drawn by the counter hash."""
@@ -329,8 +333,12 @@ class Stage:
     """Share of patches dropped, a decimal number; floor(P * (1 - mask)) stay, in exact arithmetic."""
     text_mask: str = option("0", decimal=True, omit_if="0")
     """The same for the positions of a caption, padding included; the first one, which is pooled, always stays."""
-    text_masking: str = option("random", choices=("random", "prioritised"), omit_if="random")
-    """Which are dropped. ``random``: any. ``prioritised``: padding before tokens (docs/recipe.md, Masking of text)."""
+    text_masking: str = option(
+        "random", choices=("random", "truncation", "prioritised", "frequency", "syntax"), omit_if="random"
+    )
+    """Which are dropped. ``random``: any. ``truncation``: the last ones. ``prioritised``: padding before tokens.
+    ``frequency``: frequent words. ``syntax``: padding, then words that are neither nouns nor adjectives, then
+    adjectives (docs/recipe.md, Masking of text)."""
     base_lr: float = option(4e-6, ge=0)
     """Peak learning rate per 256 samples of batch: lr = base_lr * batch / 256."""
     warmup: int = option(0, ge=0, le=MAX_SAMPLES)

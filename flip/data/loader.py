@@ -17,6 +17,7 @@ from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
+from flip.data.text_masking import WAYS
 from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
 from flip.data.worker_pool import WorkerPool, slot_bytes
 from flip.runs.errors import ConfigError, DataError
@@ -85,8 +86,8 @@ class Loader:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
         tokens = kept_tokens(config.text, text_mask)
-        prioritised = text_masking == "prioritised"
-        masks = MaskSpec(kept_patches(config.image, mask), tokens, prioritised, config.text.causal)
+        way = WAYS[text_masking].of(config.data)
+        masks = MaskSpec(kept_patches(config.image, mask), tokens, way, config.text.causal)
         self._counted, self._producer = self.counters(), None
         if self.lanes.start == 0:  # one line for all ranks
             self._log_memory(batch, masks)

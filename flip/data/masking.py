@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.data.text_masking import Captions, TextMasking
 from flip.rng import Keys, key, uniform
 
 CROP, FLIP, MASK, TEXT, CAPTION, AUGMENT = 1, 2, 3, 4, 5, 6
+"""Purposes of draws. 7 is in ``flip.data.text_masking``."""
 
 
 class MaskSpec(NamedTuple):
@@ -23,8 +25,8 @@ class MaskSpec(NamedTuple):
     """K, visible patches."""
     tokens: int
     """Visible positions of a caption."""
-    prioritised: bool = False
-    """Whether padding is dropped before tokens."""
+    way: TextMasking = TextMasking()
+    """Which positions stay."""
     causal: bool = False
     """Whether the end token, which has the highest id, is pooled, and padding follows it."""
 
@@ -46,18 +48,18 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
     """Visible positions of captions (n, T), ascending, (n, masks.tokens).
 
     Position 0, or the end token, which is pooled, is always visible; of the others those with the smallest keys, ties
-    by position. If ``prioritised``, all tokens come before padding (id 0, or what follows the end token).
+    by position, after those that ``masks.way`` ranks lower. Padding is id 0, or what follows the end token.
     """
     length = tokens.shape[1]
     if masks.tokens == length:
         return np.tile(np.arange(length, dtype=np.int16), (len(tokens), 1))
-    keys = key(seed, np.asarray(epochs).reshape(-1, 1), np.asarray(ids).reshape(-1, 1), TEXT, np.arange(length))
+    epochs, ids = np.asarray(epochs).reshape(-1, 1), np.asarray(ids).reshape(-1, 1)
+    keys = key(seed, epochs, ids, TEXT, np.arange(length))
     pooled = tokens.argmax(axis=1)[:, None] if masks.causal else np.zeros((len(tokens), 1), np.int64)
     padding = np.arange(length) > pooled if masks.causal else tokens == 0
-    later = padding & masks.prioritised
-    np.put_along_axis(keys, pooled, 0, axis=1)
-    np.put_along_axis(later, pooled, False, axis=1)
-    order = np.lexsort((keys, later), axis=-1)[:, : masks.tokens]
+    ranks = masks.way.ranks(Captions(seed, epochs, ids, tokens, padding)).copy()
+    np.put_along_axis(ranks, pooled, -1, axis=1)
+    order = np.lexsort((keys, ranks), axis=-1)[:, : masks.tokens]
     return np.sort(order, axis=1).astype(np.int16)
 
 

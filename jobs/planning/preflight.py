@@ -176,6 +176,11 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
     if pieces > rows:
         what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
+    if any(stage.text_masking in ("frequency", "syntax") for stage in config.stages):
+        from flip.data.text_masking import WAYS
+
+        for stage in config.stages:
+            WAYS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
     return Check("tokenizer", f"{pieces:,} pieces, {path}")
 
 

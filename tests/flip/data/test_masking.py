@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from flip.data import masking
+from flip.data.text_masking import WAYS, PrioritisedMasking
 
 
 def test_keep_is_ascending_and_belongs_to_the_sample():
@@ -42,23 +43,23 @@ def tokens():
     return np.array([[7] * n + [0] * (16 - n) for n in LENGTHS], dtype=np.int32)
 
 
-@pytest.mark.parametrize("prioritised", [False, True])
-def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sample(prioritised):
-    ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, prioritised)
+@pytest.mark.parametrize("way", ["random", "prioritised"])
+def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sample(way):
+    ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, WAYS[way]())
     many = np.tile(tokens(), (80, 1))
     places = masking.visible_tokens(9, epochs, ids, many, masks)
     assert places.shape == (400, 6) and places.dtype == np.int16
     assert (places[:, 0] == 0).all() and (np.diff(places, axis=1) > 0).all()
     alone = masking.visible_tokens(9, epochs[77:78], ids[77:78], many[77:78], masks)
     assert (alone == places[77]).all()
-    assert (masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 16, prioritised)) == np.arange(16)).all()
+    assert (masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 16, WAYS[way]())) == np.arange(16)).all()
     unpadded = places[4::5]  # captions without padding: both ways are one
     assert (unpadded == masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 6))[4::5]).all()
     assert np.bincount(unpadded.ravel(), minlength=16)[1:].min() > 10
 
 
 def test_padding_goes_first_where_tokens_are_prioritised():
-    places = masking.visible_tokens(9, 0, np.arange(5), tokens(), masking.MaskSpec(1, 6, prioritised=True))
+    places = masking.visible_tokens(9, 0, np.arange(5), tokens(), masking.MaskSpec(1, 6, PrioritisedMasking()))
     held = [(row < max(n, 1)).sum() for row, n in zip(places, LENGTHS, strict=True)]
     assert held == [1, 1, 3, 6, 6]
     ids, three = np.arange(1000), np.tile(tokens()[2], (1000, 1))
@@ -68,13 +69,13 @@ def test_padding_goes_first_where_tokens_are_prioritised():
 
 def test_places_are_pinned():
     """Other places are another run."""
-    for prioritised, golden in ((False, RANDOM), (True, PRIORITISED)):
-        result = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, prioritised))
+    for way, golden in (("random", RANDOM), ("prioritised", PRIORITISED)):
+        result = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, WAYS[way]()))
         assert result.tolist() == golden
 
 
-@pytest.mark.parametrize("prioritised", [False, True])
-def test_places_are_those_of_the_contract(prioritised):
+@pytest.mark.parametrize("way", ["random", "prioritised"])
+def test_places_are_those_of_the_contract(way):
     """docs/contracts.md, Randomness, with Python's integers alone."""
 
     def mix(z):
@@ -89,6 +90,6 @@ def test_places_are_those_of_the_contract(prioritised):
         return h
 
     for id, row in zip(IDS, tokens(), strict=True):
-        order = sorted(range(1, 16), key=lambda t: (prioritised and row[t] == 0, key(5, 3, id, 4, t)))
-        result = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, prioritised))
+        order = sorted(range(1, 16), key=lambda t: (way == "prioritised" and row[t] == 0, key(5, 3, id, 4, t)))
+        result = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, WAYS[way]()))
         assert result.tolist() == [sorted([0, *order[:5]])]

@@ -1,0 +1,90 @@
+"""The token table of a data set: how often each token occurs in its captions, and which part of speech it is.
+
+``flip tokenizer table`` writes it as JSON; ``text_masking: frequency`` and ``syntax`` read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flip.config.identity import file_digest
+from flip.runs.errors import ConfigError
+from flip.runs.ownership import read_regular
+from flip.runs.rundir import write_text
+from flip.tokenizer import Tokenizer
+
+NOUN, ADJECTIVE, OTHER, CONTINUATION = 0, 1, 2, -1
+"""Parts of speech; CONTINUATION: the token continues a word and has the part of that word."""
+MAX_BYTES = 16 << 20
+LONGEST = 256
+"""Tokens of a caption that are counted."""
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Statistics of the tokens of a vocabulary, by id."""
+
+    tokenizer: str
+    """Digest of the tokenizer.json."""
+    counts: list[int]
+    parts: list[int] = field(default_factory=list)
+    """NOUN, ADJECTIVE, OTHER or CONTINUATION of every token; empty: unknown."""
+
+    @classmethod
+    def read(cls, path: str, tokenizer: str) -> TokenTable:
+        """Read a table. Raises ConfigError if it is missing, damaged or of another tokenizer than that path."""
+        remedy = "Make it: flip tokenizer table TOKENIZER --captions ... --out FILE."
+        if not path:
+            raise ConfigError("data.token_table: is not given", remedy=remedy)
+        try:
+            table = cls(**json.loads(read_regular(Path(path), MAX_BYTES)))
+            size, rows = Tokenizer(tokenizer, 1, prepend_cls=False).size, (table.counts, table.parts or table.counts)
+            if not all(isinstance(v, int) and v >= CONTINUATION for row in rows for v in row):
+                raise ValueError("it has a value that is not a count")
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError("data.token_table: cannot be read", path, str(error), remedy) from error
+        if table.tokenizer != file_digest(tokenizer) or {len(row) for row in rows} != {size}:
+            raise ConfigError("data.token_table: is the table of another tokenizer", path, tokenizer, remedy)
+        return table
+
+    def write(self, path: Path) -> None:
+        write_text(path, json.dumps(dataclasses.asdict(self)) + "\n")
+
+    def shares(self) -> NDArray[np.float64]:
+        """Share of every token in all tokens, without padding (id 0)."""
+        counts = np.array(self.counts, np.float64)
+        counts[0] = 0
+        return counts / max(counts.sum(), 1)
+
+
+def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech: bool) -> TokenTable:
+    """The table of captions. ``parts_of_speech``: by TextBlob's tagger, which is then needed; the most frequent
+    counts."""
+    counts, votes = np.zeros(tokenizer.size, np.int64), np.zeros((tokenizer.size, OTHER + 1), np.int64)
+    tag = _tagger() if parts_of_speech else None
+    for caption in captions:
+        (ids,) = tokenizer([caption])
+        counts += np.bincount(ids[ids > 0], minlength=len(counts))
+        for word, name in tag(caption) if tag else ():
+            part = NOUN if name.startswith("NN") else ADJECTIVE if name.startswith("JJ") else OTHER
+            votes[tokenizer([word])[0][0], part] += 1
+    parts = votes.argmax(axis=1)
+    parts[votes.sum(axis=1) == 0] = CONTINUATION
+    return TokenTable(file_digest(tokenizer.path), counts.tolist(), parts.tolist() if parts_of_speech else [])
+
+
+def _tagger() -> Callable[[str], list[tuple[str, str]]]:
+    """TextBlob's tagger, which has its lexicon in its package: caption -> (word, Penn Treebank tag)."""
+    try:
+        from textblob.en import tag
+    except ModuleNotFoundError as error:
+        remedy = "pip install textblob"
+        raise ConfigError("parts of speech need the package textblob", remedy=remedy) from error
+    return lambda caption: tag(caption)  # type: ignore[no-any-return]

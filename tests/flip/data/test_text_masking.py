@@ -1,0 +1,96 @@
+"""Ways of text masking beside random and prioritised, and the table of tokens that two of them need."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flip.config.schema import Data
+from flip.data import masking
+from flip.data.masking import MaskSpec
+from flip.data.text_masking import WAYS, FrequencyMasking, SyntaxMasking
+from flip.data.token_table import ADJECTIVE, CONTINUATION, NOUN, OTHER, TokenTable, count_tokens
+from flip.runs.errors import ConfigError
+from flip.tokenizer import Tokenizer
+from tests.synthetic import make_tokenizer
+
+LENGTH, KEPT = 12, 5
+
+
+def visible(way, tokens, n=1, seed=9):
+    rows = np.tile(np.array(tokens, np.int32), (n, 1))
+    return masking.visible_tokens(seed, np.zeros(n), np.arange(n), rows, MaskSpec(1, KEPT, way))
+
+
+def test_truncation_keeps_the_first_positions():
+    assert visible(WAYS["truncation"](), [7] * LENGTH, 3).tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_frequent_tokens_are_dropped_and_padding_stays_before_them():
+    keep = np.array([1.0, 1.0, 0.25, 1.0])  # by id: padding, [CLS], a frequent word, a rare one
+    way = FrequencyMasking(keep)
+    tokens = [1, 2, 2, 2, 2, 2, 3, 3, 0, 0, 0, 0]
+    rows = visible(way, tokens, 4000)
+    frequent, rare, padding = (((rows >= a) & (rows < b)).sum(axis=1) for a, b in ((1, 6), (6, 8), (8, LENGTH)))
+    undropped = np.random.default_rng(0).binomial(5, 0.25, 10**6)  # four places for them and two rare words
+    assert frequent.mean() == pytest.approx(np.minimum(undropped, undropped * 4 / (undropped + 2)).mean(), abs=0.05)
+    assert (rare[padding > 0] == 2).all(), "rare words stay if there is room"
+    assert (padding == np.maximum(2 - frequent, 0))[rare == 2].all(), "padding fills up, not a dropped word"
+    assert (visible(way, tokens, 4000) == rows).all() and (visible(way, tokens, 4000, seed=8) != rows).any()
+
+
+def test_nouns_stay_before_adjectives_and_both_before_other_words():
+    parts = np.array([CONTINUATION, CONTINUATION, OTHER, ADJECTIVE, NOUN, CONTINUATION], np.int8)
+    #           CLS a  red dog ##s and old house pad
+    tokens = [1, 2, 3, 4, 5, 2, 3, 4, 0, 0, 0, 0]
+    rows = visible(SyntaxMasking(parts), tokens, 200)
+    assert (np.sort(rows[:, :1], axis=1) == 0).all()
+    kept = [set(row) for row in rows.tolist()]
+    assert all({0, 3, 4, 7} <= row for row in kept), "nouns, with the piece that continues one"
+    assert {frozenset(row - {0, 3, 4, 7}) for row in kept} == {frozenset({2}), frozenset({6})}, "one adjective"
+    short = visible(SyntaxMasking(parts), [1, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+    assert {0, 1, 2} <= set(short[0].tolist()), "padding goes first"
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    return str(make_tokenizer(tmp_path / "tokenizer.json"))
+
+
+def test_a_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
+    pytest.importorskip("textblob")
+    read = Tokenizer(tokenizer, 64, prepend_cls=False)
+    captions = ["a red circle", "a blue circle", "the red square"]
+    table = count_tokens(read, captions, parts_of_speech=True)
+    ids = {word: int(read([word])[0][0]) for word in ["a", "red", "circle", "square"]}
+    assert [table.counts[ids[word]] for word in ids] == [2, 2, 2, 1] and table.counts[0] == 0
+    assert [table.parts[ids[word]] for word in ids] == [OTHER, ADJECTIVE, NOUN, NOUN]
+    path = tmp_path / "table.json"
+    table.write(path)
+    assert TokenTable.read(str(path), tokenizer) == table
+    data = Data(tokenizer=tokenizer, token_table=str(path), frequency_threshold=0.1)
+    keep = FrequencyMasking.of(data).keep
+    assert keep[ids["a"]] == pytest.approx((0.1 / (2 / sum(table.counts))) ** 0.5) and keep[0] == 1
+    assert SyntaxMasking.of(data).parts.tolist() == table.parts
+
+
+def test_a_table_that_does_not_serve_is_refused(tokenizer, tmp_path):
+    path = tmp_path / "table.json"
+    table = count_tokens(Tokenizer(tokenizer, 64, prepend_cls=False), ["a red circle"], parts_of_speech=False)
+    table.write(path)
+    data = Data(tokenizer=tokenizer, token_table=str(path))
+    assert FrequencyMasking.of(data)
+    with pytest.raises(ConfigError, match="no parts of speech"):
+        SyntaxMasking.of(data)
+    with pytest.raises(ConfigError, match="is not given"):
+        FrequencyMasking.of(replace(data, token_table=""))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        FrequencyMasking.of(replace(data, token_table=str(tmp_path / "none.json")))
+    replace(table, tokenizer="sha256:other").write(path)
+    with pytest.raises(ConfigError, match="another tokenizer"):
+        FrequencyMasking.of(data)
+    for damaged in ("[]", "{", json.dumps({"tokenizer": 1, "counts": ["a"]}), json.dumps({"tokenizer": "x"})):
+        path.write_text(damaged)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            FrequencyMasking.of(data)
