@@ -36,6 +36,8 @@ def convert(name: str, value: Tensor, shape: torch.Size) -> Tensor:
     """The full value of a parameter for a model in which it has another shape. Raises ValueError for other names."""
     if name == "image.patch.weight":
         return resample_patch_embed(value, round((shape[1] / 3) ** 0.5))
+    if name == "image.positions":
+        return resample_positions(value, shape[0])
     if name == "text.positions":
         return resize_text_positions(value, shape[0])
     raise ValueError(f"{name} cannot be converted from {tuple(value.shape)} to {tuple(shape)}")
@@ -51,6 +53,16 @@ def resample_patch_embed(weight: Tensor, patch: int) -> Tensor:
     from flip.export import weights
 
     return weights.as_matrix(patch_embed.resample_patch_embed(weights.as_convolution(weight), [patch, patch]))
+
+
+def resample_positions(positions: Tensor, rows: int) -> Tensor:
+    """Learned positions (1 + P, D) -> (``rows``, D): that of the class token stays, the grid is resampled (bicubic,
+    antialiased), as in timm and open_clip.
+    """
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    grid = round((rows - 1) ** 0.5)
+    return resample_abs_pos_embed(positions[None], [grid, grid], num_prefix_tokens=1)[0]
 
 
 def resize_text_positions(positions: Tensor, length: int) -> Tensor:

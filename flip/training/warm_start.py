@@ -55,7 +55,7 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     Image size, patch and text length may differ: weights are converted (``flip.training.conversion``). With ``extend``
     only the image size may, because moments are loaded too. ``where``: the name of the source in errors.
     """
-    for key in (*_EQUAL, *_CONVERTED * extend):
+    for key in (*_EQUAL, *_converted(config) * extend):
         if lookup(config, key) != lookup(source, key):
             free = "image size, pool and texts" if extend else "image size, patch, text length, pool, objective"
             remedy = f"Use {lookup(source, key)!r}, the value of the source. These may differ: {free}."
@@ -68,7 +68,12 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
 
 def weights_identical(config: Config, source: Config) -> bool:
     """Whether all weights can be used without conversion."""
-    return all(lookup(config, key) == lookup(source, key) for key in _CONVERTED)
+    return all(lookup(config, key) == lookup(source, key) for key in _converted(config))
+
+
+def _converted(config: Config) -> tuple[str, ...]:
+    """Keys whose change converts weights."""
+    return (*_CONVERTED, "model.image.size") if config.model.image.positions == "learned" else _CONVERTED
 
 
 def digest(source: commit.Commit) -> str:

@@ -1,7 +1,10 @@
 """Conversion of weights to other patches and text lengths, against timm, and what stays as it is."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from open_clip.model import resize_pos_embed
 from timm.layers.patch_embed import resample_patch_embed as timm_resample
 
 from flip.config import merge
@@ -34,6 +37,16 @@ def test_patch_weights_equal_those_of_timm(patch):
     weight = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     own = weights.as_convolution(resample_patch_embed(weights.as_matrix(weight), patch))
     assert torch.allclose(own, timm_resample(weight, [patch, patch]), atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [3, 8])
+def test_learned_positions_equal_those_of_open_clip(grid):
+    positions = torch.randn(1 + 25, 6, generator=torch.Generator().manual_seed(1))
+    state = {"visual.positional_embedding": positions.clone()}
+    tower = SimpleNamespace(positional_embedding=torch.zeros(1 + grid**2, 6), grid_size=(grid, grid))
+    resize_pos_embed(state, SimpleNamespace(visual=tower))
+    expected = state["visual.positional_embedding"]
+    assert torch.allclose(convert("image.positions", positions, expected.shape), expected, atol=1e-6)
 
 
 def test_text_positions_are_cut_or_extended():
