@@ -50,14 +50,7 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
     if variant:
         raise ConfigError("variants are for --to open_clip only", "--variant", variant)
     onnx_models.check_packages()
-    _check_padding(model, form)
     return ""
-
-
-def _check_padding(model: Model, form: str) -> None:
-    if fold_padding.applies(model.text) and not model.text.prepend_cls:
-        what = f"without [CLS] an empty caption is nothing but padding, which {form} cannot leave out"
-        raise ConfigError(what, "model.text.padding", model.text.padding)
 
 
 def choose_variant(model: Model, requested: str = "") -> str:
@@ -69,7 +62,9 @@ def choose_variant(model: Model, requested: str = "") -> str:
     if variant not in (natural, "timm-tower"):
         what = f"cannot hold this pooling (model.image.pool: {model.image.pool})"
         raise ConfigError(what, "variant", variant, f"Use {natural}, timm-tower.")
-    _check_padding(model, "open_clip")
+    if fold_padding.applies(model.text) and not model.text.prepend_cls:
+        what = "without [CLS] an empty caption is nothing but padding, which open_clip cannot leave out"
+        raise ConfigError(what, "model.text.padding", model.text.padding)
     if variant == "extra-block" and model.embed >= model.image.width:
         remedy = "Use the variant timm-tower."
         raise ConfigError("extra-block needs model.embed < model.image.width", "variant", model.embed, remedy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flip.export import fold_padding
 from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
 from flip.runs.errors import ConfigError
@@ -43,6 +41,7 @@ class _TokenEncoder(nn.Module):
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
         self.model = model
+        model.text.packed = False  # the shapes of packed captions depend on the data
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.model.encode_text(input_ids)
@@ -58,28 +57,11 @@ def check_packages() -> None:
 
 def write(folder: Path, loaded: TrainedModel) -> None:
     """Write the files IMAGE and TEXT to ``folder``."""
-    shape = loaded.config.model
-    model = _without_padding_mask(loaded)
+    shape, model = loaded.config.model, copy.deepcopy(loaded.pair).cpu().eval()
     pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
     _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
     tokens = torch.ones(2, shape.text.length, dtype=torch.int64)
     _write(_TokenEncoder(model), tokens, "input_ids", "text_embeds", folder / TEXT)
-
-
-def _without_padding_mask(loaded: TrainedModel) -> CLIPModel:
-    """A copy on the CPU whose text encoder attends to all positions: packing has shapes that depend on the data."""
-    shape = loaded.config.model
-    if not fold_padding.applies(shape.text):
-        model = copy.deepcopy(loaded.pair).cpu().eval()
-        model.text.packed = False
-        return model
-    state, text, factor = fold_padding.fold_padding_mask(loaded.pair.state_dict(), shape.text)
-    model = CLIPModel(dataclasses.replace(shape, text=text), loaded.config.augment, "sdpa").eval()
-    model.load_state_dict(state)
-    for module in model.text.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps *= factor
-    return model
 
 
 def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: Path) -> None:

@@ -92,12 +92,14 @@ class TextEncoder(nn.Module):
     """
 
     packed: bool
-    """Whether padding is left out of the computation. A causal transformer computes the same without this."""
+    """Whether padding is left out of the computation. With False, a tower that ignores padding computes the same from
+    shapes that do not depend on the data (ONNX)."""
 
     def __init__(self, model: schema.Model, attention: str) -> None:
         super().__init__()
         tower = model.text
-        self.causal, self.packed = tower.causal, tower.causal or tower.padding == "mask"
+        self.causal, self.ignores_padding = tower.causal, tower.causal or tower.padding == "mask"
+        self.packed = self.ignores_padding
         self.bucket_lengths = False
         """Pad packed batches to one of 32 lengths, as compiled blocks are compiled once per length."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
@@ -112,8 +114,10 @@ class TextEncoder(nn.Module):
         ``forward`` computes them if they are not passed, but on a GPU this waits for the device: compute them on the
         host.
         """
+        if not self.ignores_padding:
+            return None
         if not self.packed:
-            return torch.arange(tokens.numel(), device=tokens.device) if self.causal else None
+            return torch.arange(tokens.numel(), device=tokens.device)
         indices = self._token_mask(tokens).flatten().nonzero().squeeze(1)
         if self.bucket_lengths:
             step = max(1, tokens.numel() // 32)
