@@ -74,5 +74,7 @@ def _write(encoder: nn.Module, example: Tensor, source: str, target: str, path: 
             program, dynamic_shapes=shapes, input_names=[source], output_names=[target], verbose=False
         )
     assert exported is not None
-    size = sum(value.numel() * value.element_size() for value in encoder.parameters())
-    exported.save(path, external_data=size > _SINGLE_FILE_BYTES)
+    for node in exported.model.graph:
+        node.metadata_props.clear()  # torch's stack traces, which have paths of this machine
+    weights = [value.const_value for value in exported.model.graph.initializers.values() if value.const_value]
+    exported.save(path, external_data=sum(value.nbytes for value in weights) > _SINGLE_FILE_BYTES)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 import flip
-from flip.export import exporter
+from flip.export import exporter, onnx_models
 from flip.runs.errors import ConfigError
 from tests.flip.export.test_exporter import Given, configured, loaded_of
 from tests.synthetic import make_tokenizer, picture
@@ -42,7 +43,10 @@ def exported(tokenizer, tmp_path_factory):
         if recipe not in made:
             path = tmp_path_factory.mktemp(recipe)
             loaded = loaded_of(configured(recipe, tokenizer, "tiny", *settings), path)
-            exporter.export(loaded, path / "out", form="onnx")
+            with pytest.MonkeyPatch.context() as patch:
+                if recipe == "paper":  # as a large model
+                    patch.setattr(onnx_models, "_SINGLE_FILE_BYTES", 100_000)
+                exporter.export(loaded, path / "out", form="onnx")
             made[recipe] = loaded, path / "out"
         return made[recipe]
 
@@ -101,9 +105,11 @@ def test_the_toolkit_does_not_read_the_folder_back(exported, tmp_path, capsys):
     loaded, folder = exported("paper")
     record = json.loads((folder / "export.json").read_text())
     assert record["format"] == "onnx" and set(record["files"]) == {
-        "README.md", "flip_config.yaml", "image_encoder.onnx", "preprocessor_config.json", "text_encoder.onnx",
-        "tokenizer.json", "tokenizer_config.json",
+        "README.md", "flip_config.yaml", "image_encoder.onnx", "image_encoder.onnx.data", "preprocessor_config.json",
+        "text_encoder.onnx", "text_encoder.onnx.data", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
+    root = str(Path(__file__).resolve().parents[3]).encode()
+    assert not any(root in path.read_bytes() for path in folder.iterdir())
     with pytest.raises(ConfigError, match="does not read back this format.*--to open_clip"):
         flip.load(folder)
     with pytest.raises(ConfigError, match="an export exists already"):
