@@ -1,15 +1,20 @@
-"""Captions to token ids: lower-case WordPiece by the `tokenizers` package, the same in training, evaluation and export.
+"""Captions to token ids: lower-case WordPiece or byte pairs by the `tokenizers` package, the same in training,
+evaluation and export.
 
 A caption is cleaned (HTML entities unescaped twice, white space collapsed; in recipe portable, encoding errors are
-repaired first), tokenised, cut to the length and padded with id 0. No [SEP]; in recipe portable it starts with [CLS].
+repaired first), tokenised, cut to the length and padded with id 0. WordPiece: no [SEP]; in recipe portable it starts
+with [CLS]. Byte pairs (recipe clip): it stands between a start and an end token, which is never cut.
 """
 
 from __future__ import annotations
 
+import gzip
 import html
+import io
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,14 +37,26 @@ from flip.runs.rundir import write_text  # noqa: E402
 UNKNOWN = "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 MAX_ALPHABET = 1000
+START, END = "<|startoftext|>", "<|endoftext|>"
+"""Special tokens of byte pairs, as transformers names them; their ids are the highest."""
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(256 - len(_PRINTABLE))]
+"""The characters that stand for the 256 bytes in a byte-pair vocabulary, by id: printable ones, then the others."""
+WORD_END = "</w>"
+"""Ends the last piece of a word."""
+CLIP_MERGES = 48_894
+"""Pairs that CLIP uses of the 262,143 in its published file: 49,408 entries with 512 bytes and two special tokens."""
 MAX_FILE_BYTES = 16 << 20
-"""Of a tokenizer.json; BERT's has 0.5 MB."""
+"""Of a tokenizer.json, or of CLIP's published file unpacked; BERT's has 0.5 MB, CLIP's 3.2 MB."""
 RAW_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 16
 """Characters read of a text, before and after cleaning: encoding needs 280 bytes per character."""
 MAX_CACHED_WORDS = 100_000
 """Words whose ids are cached; a caption of ten cached words takes an eighth of the time."""
 _WORD = re.compile(r"[a-z0-9]+|[!-/:-@\[-`{-~]")
 """The words of BertPreTokenizer in printable lower-case ASCII: each punctuation mark is a word."""
+_BYTE_PAIR_WORD = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+"""The same for byte pairs. ``_UNICODE_WORD`` without the restriction to ASCII."""
+_UNICODE_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _BERT = re.compile(r"(^|/)bert-([a-z]+-)?uncased/")
 """The folder of BERT's published file, as recipe paper names it."""
 
@@ -53,22 +70,35 @@ def clean(text: str, repair: bool = False) -> str:
 
 
 class Tokenizer:
-    """A tokenizer.json. Raises ConfigError if it is missing or damaged, or its [PAD] is not id 0.
+    """A tokenizer.json of WordPiece or byte pairs, or CLIP's published file of byte pairs.
 
-    ``length``: positions of a caption. ``repair``: as in ``clean``.
+    Raises ConfigError if it is missing or damaged, its [PAD] is not id 0, or its end token is not the highest id.
+    ``length``: positions of a caption. ``prepend_cls``: start with [CLS] (WordPiece). ``repair``: as in ``clean``.
     """
 
     def __init__(self, path: str | os.PathLike[str], length: int, prepend_cls: bool, repair: bool = False) -> None:
         self.path, self.length, self._repair = str(path), length, repair
         self._tokenizer, self._word_ids = _read(Path(path)), dict[str, list[int]]()
-        self._prefix = [self._id("[CLS]")] if prepend_cls else []
+        self.byte_pairs = isinstance(self._tokenizer.model, models.BPE)
+        self._word = _BYTE_PAIR_WORD if self.byte_pairs else _WORD
+        if self.byte_pairs:
+            self._prefix, self._suffix = [self._id(START)], [self._id(END)]
+            if self._suffix != [self.size - 1]:
+                raise ConfigError(f"{END} is not the highest id", self.path, self._id(END), _remedy(self.path))
+            return
+        self._prefix, self._suffix = [self._id("[CLS]")] if prepend_cls else [], list[int]()
         if self._id("[PAD]") != 0:
             raise ConfigError("[PAD] is not id 0", self.path, self._id("[PAD]"), _remedy(self.path))
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], tower: TextTower) -> Tokenizer:
-        """The tokenizer of a text tower."""
-        return cls(path, tower.length, tower.prepend_cls, tower.repair)
+        """The tokenizer of a text tower. Raises ConfigError also if it is of the other kind."""
+        tokenizer = cls(path, tower.length, tower.prepend_cls, tower.repair)
+        if tokenizer.byte_pairs != tower.causal:
+            kinds = ("WordPiece", "byte pairs") if tower.causal else ("byte pairs", "WordPiece")
+            what = f"is a tokenizer of {kinds[0]}, but model.text.causal is {str(tower.causal).lower()}"
+            raise ConfigError(what, tokenizer.path, remedy=f"Use one of {kinds[1]}, or another recipe.")
+        return tokenizer
 
     @property
     def size(self) -> int:
@@ -79,16 +109,17 @@ class Tokenizer:
         """(n, length) int32 token ids."""
         rows = np.zeros((len(texts), self.length), dtype=np.int32)
         for row, text in zip(rows, texts, strict=True):
-            ids = (self._prefix + self._ids(clean(text[:RAW_LIMIT], self._repair)[:TEXT_LIMIT]))[: self.length]
+            ids = self._prefix + self._ids(clean(text[:RAW_LIMIT], self._repair)[:TEXT_LIMIT])
+            ids = ids[: self.length - len(self._suffix)] + self._suffix
             row[: len(ids)] = ids
         return rows
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a clean text. In ASCII, words are tokenised independently, so that their ids can be cached."""
         if not (text.isascii() and text.isprintable()):
-            return self._encode(text)
+            return self._encode(text.lower() if self.byte_pairs else text)
         ids = list[int]()
-        for word in _WORD.findall(text.lower()):
+        for word in self._word.findall(text.lower()):
             if word not in self._word_ids:
                 if len(self._word_ids) == MAX_CACHED_WORDS:
                     self._word_ids.clear()
@@ -101,16 +132,26 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def without_padding(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The tokens of one row of ids."""
+        return row[: row.argmax() + 1] if self.byte_pairs else row[row != 0]
+
     def piece(self, id: int) -> str:
         """The vocabulary entry of an id."""
         return str(self._tokenizer.id_to_token(id))
 
     def to_json(self) -> str:
-        """A tokenizer.json with the same ids, [CLS] as a template. Cleaning, cutting and padding are not included."""
+        """A tokenizer.json with the same ids, special tokens as a template. Cleaning, cutting and padding are not
+        included."""
         exported: Any = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-        if self._prefix:
-            special = [("[CLS]", self._prefix[0])]
-            exported.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=special)
+        if self.byte_pairs:
+            exported.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        ids = self._prefix + self._suffix
+        if ids:
+            names = [self.piece(id) for id in ids]
+            template = f"{names[0]} $A" + "".join(f" {name}" for name in names[1:])
+            special = list(zip(names, ids, strict=True))
+            exported.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
         return json.dumps(json.loads(exported.to_str()), ensure_ascii=False, indent=1) + "\n"
 
     def _id(self, token: str) -> int:
@@ -123,14 +164,20 @@ class Tokenizer:
 def _read(path: Path) -> tokenizers.Tokenizer:
     """Uses the vocabulary and the normaliser's options of a file only, not its template or padding."""
     try:
-        content = json.loads(read_regular(path, MAX_FILE_BYTES).decode("utf-8"))
-        model, normalizer = content["model"], dict(content["normalizer"])
+        data = read_regular(path, MAX_FILE_BYTES)
+        if data.startswith(b"\x1f\x8b"):
+            return _byte_pairs(_published_merges(data))
+        content = json.loads(data.decode("utf-8"))
+        model = content["model"]
+        if "merges" in model:
+            merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+            return _byte_pairs(merges, model["vocab"])
+        normalizer = dict(content["normalizer"])
         # Files of 2020, BERT's published one included, have no type; only WordPiece has max_input_chars_per_word.
         kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "")
         if (kind, normalizer.pop("type")) != ("WordPiece", "BertNormalizer") or not normalizer["lowercase"]:
-            raise ValueError("not lower-case WordPiece")
-        if sorted(model["vocab"].values()) != list(range(len(model["vocab"]))):
-            raise ValueError("its ids are not 0, 1, 2, ...")
+            raise ValueError("neither byte pairs nor lower-case WordPiece")
+        _check_ids(model["vocab"])
         return _wordpiece(model["vocab"], **normalizer)
     except FileNotFoundError as error:
         raise ConfigError("no such tokenizer", str(path), remedy=_remedy(path)) from error
@@ -140,6 +187,41 @@ def _read(path: Path) -> tokenizers.Tokenizer:
         problem = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
         what = f"is no tokenizer.json that can be used: {problem}"
         raise ConfigError(what, str(path), remedy=_remedy(path)) from error
+
+
+def _check_ids(vocabulary: dict[str, int]) -> None:
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError("its ids are not 0, 1, 2, ...")
+
+
+def _published_merges(data: bytes) -> list[tuple[str, ...]]:
+    """The pairs that CLIP uses of bpe_simple_vocab_16e6.txt.gz: one a line, after a heading."""
+    try:
+        with gzip.open(io.BytesIO(data)) as file:
+            lines = file.read(MAX_FILE_BYTES).decode("utf-8").splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"cannot be unpacked: {error}") from error
+    return [tuple(line.split()) for line in lines[1 : 1 + CLIP_MERGES]]
+
+
+def _byte_pairs(merges: Sequence[tuple[str, ...]], vocabulary: dict[str, int] | None = None) -> tokenizers.Tokenizer:
+    """``vocabulary``: default, bytes, bytes at the end of a word, merged pairs in their order, START, END."""
+    if vocabulary is None:
+        pieces = dict.fromkeys([*BYTES, *(byte + WORD_END for byte in BYTES), *map("".join, merges), START, END])
+        vocabulary = {piece: id for id, piece in enumerate(pieces)}
+    _check_ids(vocabulary)
+    if not vocabulary.keys() >= {byte + end for byte in BYTES for end in ("", WORD_END)}:
+        raise ValueError(f"not byte pairs of words that end in {WORD_END}")
+    for pair in merges:
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise ValueError(f"its pair {' '.join(pair)!r} is not of two entries that make a third")
+    model: Any = models.BPE(vocabulary, list[Any](merges), end_of_word_suffix=WORD_END)
+    tokenizer: Any = tokenizers.Tokenizer(model)
+    words = pre_tokenizers.Split(tokenizers.Regex(_UNICODE_WORD), behavior="removed", invert=True)
+    by_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, by_byte])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def _remedy(path: str | os.PathLike[str]) -> str:
@@ -155,6 +237,25 @@ def _wordpiece(vocabulary: dict[str, int], **options: Any) -> tokenizers.Tokeniz
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
+
+
+def train_byte_pairs(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:
+    """Train a lower-case byte-pair tokenizer.json of CLIP's kind on captions and return its number of entries.
+
+    As ``train``; the entries are 512 for bytes, merged pairs, and at the end START and END.
+    """
+    tokenizer: Any = _byte_pairs([])
+    # Listing all bytes beforehand fixes their numbers, by which the trainer breaks ties.
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - 2,
+        special_tokens=[byte + end for end in ("", WORD_END) for byte in BYTES],
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(clean(text).lower() for text in texts), trainer)
+    tokenizer = _byte_pairs([tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
+    write_text(path, json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1) + "\n")
+    return int(tokenizer.get_vocab_size())
 
 
 def train(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:

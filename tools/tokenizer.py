@@ -1,4 +1,4 @@
-"""Train a WordPiece tokenizer on captions, count their tokens, or show the tokens of a text."""
+"""Train a tokenizer on captions, count their tokens, or show the tokens of a text."""
 
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from jobs.common.cli import Parser, quietly, run_command
 EXAMPLES = """examples:
   python tools/tokenizer.py train --captions captions.txt --vocabulary 30522 --out tokenizer.json
   python tools/tokenizer.py train --captions data/manifest other/manifest --vocabulary 8000 --out tokenizer.json
+  python tools/tokenizer.py train --kind bpe --captions captions.txt --vocabulary 49408 --out tokenizer.json
   python tools/tokenizer.py table tokenizer.json --captions data/manifest --parts-of-speech --out tokens.json
   python tools/tokenizer.py show tokenizer.json "a photo of a cat"
 """
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     train_ = commands.add_parser("train", help="write a tokenizer.json", description=train.__doc__, epilog=EXAMPLES)
     train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
+    about = "wordpiece, as BERT's (default), or bpe: byte pairs, as CLIP's, for recipe clip"
+    train_.add_argument("--kind", choices=["wordpiece", "bpe"], default="wordpiece", help=about)
     train_.set_defaults(run=train)
     table_ = commands.add_parser("table", help="write a token table", description=table.__doc__, epilog=EXAMPLES)
     table_.add_argument("tokenizer", help="a tokenizer.json")
@@ -39,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser_.add_argument("--member", default="txt", help=about)
         parser_.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     show_ = commands.add_parser("show", help="token ids of texts", description=show.__doc__, epilog=EXAMPLES)
-    show_.add_argument("tokenizer", help="a tokenizer.json")
+    show_.add_argument("tokenizer", help="a tokenizer.json, or CLIP's bpe_simple_vocab_16e6.txt.gz")
     show_.add_argument("texts", nargs="+", metavar="text")
     show_.add_argument("--length", type=int, default=32, metavar="T", help="tokens per caption (default 32)")
     show_.set_defaults(run=show)
@@ -61,13 +64,15 @@ def run(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Train a tokenizer and write it to a new file."""
     from flip.runs.errors import ConfigError
-    from flip.tokenizer import SPECIAL
-    from flip.tokenizer import train as make
+    from flip.tokenizer import BYTES, SPECIAL, train_byte_pairs
+    from flip.tokenizer import train as train_wordpiece
     from tools.shards_commands.output import writing
 
     _refuse_existing(options.out)
-    if options.vocabulary <= len(SPECIAL):
-        raise ConfigError(f"a vocabulary needs more than {len(SPECIAL)} entries", "--vocabulary", options.vocabulary)
+    bpe = options.kind == "bpe"
+    make, least = (train_byte_pairs, 2 * len(BYTES) + 2) if bpe else (train_wordpiece, len(SPECIAL))
+    if options.vocabulary <= least:
+        raise ConfigError(f"a vocabulary needs more than {least} entries", "--vocabulary", options.vocabulary)
     texts = [line for source in options.captions for line in captions(source, options.member)]
     if not texts:
         raise ConfigError("no captions found", " ".join(options.captions))
@@ -133,7 +138,7 @@ def show(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = Tokenizer(options.tokenizer, options.length, prepend_cls=False)
     rows = tokenizer(options.texts)
     return {
-        text: [[int(i), tokenizer.piece(int(i))] for i in row if i]
+        text: [[int(i), tokenizer.piece(int(i))] for i in tokenizer.without_padding(row)]
         for text, row in zip(options.texts, rows, strict=True)
     }
 

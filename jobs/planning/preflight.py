@@ -172,7 +172,7 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
     path = config.data.tokenizer
     if nominal and not (path and Path(path).exists()):
         return Check("tokenizer", f"{path or 'none is named'}: not on this machine", True)
-    pieces, rows = _tokenizer_size(path), config.model.text.vocabulary
+    pieces, rows = _tokenizer_size(path, config.model.text.causal), config.model.text.vocabulary
     if pieces > rows:
         what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
@@ -185,10 +185,11 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
 
 
 @lru_cache(maxsize=16)
-def _tokenizer_size(path: str) -> int:
+def _tokenizer_size(path: str, causal: bool) -> int:
+    from flip.config.schema import TextTower
     from flip.tokenizer import Tokenizer
 
-    return Tokenizer(path, 32, True).size
+    return Tokenizer.of(path, TextTower(causal=causal)).size
 
 
 def _evaluations(config: Config, nominal: bool) -> list[Check]:

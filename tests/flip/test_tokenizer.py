@@ -130,7 +130,7 @@ def test_a_file_that_does_not_say_its_type(path, tmp_path):
         assert ids[0, : len(theirs)].tolist() == theirs
     del content["model"]["max_input_chars_per_word"]
     old.write_text(json.dumps({**content, "model": {**content["model"], "merges": []}}))  # BPE, say
-    with pytest.raises(ConfigError, match="not lower-case WordPiece"):
+    with pytest.raises(ConfigError, match="not byte pairs"):
         Tokenizer(old, 32, False)
 
 
