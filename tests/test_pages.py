@@ -21,6 +21,7 @@ from flip.config.schema import Config
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
+from jobs.__main__ import SCRIPTS
 from jobs.common.cluster_profile import load_profile
 from jobs.sweeps import expansion, sweep_file
 from tests.synthetic import make_dataset
@@ -29,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SPEAKING = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
 SPEAKING += [path for room in ("jobs", "tools", "benchmarks") for path in sorted((ROOT / room).glob("*.py"))]
-LINE = re.compile(r"^(?:[#\s]|sbatch .*)*(python3? (?:jobs|tools|benchmarks)/\w+\.py .*)$")
+COMMAND = r"(?:python3? (?:jobs|tools|benchmarks)/\w+\.py|flip (?!COMMAND)[a-z][\w-]*) "
+LINE = re.compile(rf"^(?:[#\s]|sbatch .*)*({COMMAND}.*)$|^\|[^|]*\| `({COMMAND}.*)` \|$")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(r"`((?:flip|jobs|tools|tests|sweeps|benchmarks|docs)/[\w/]+\.(?:py|yaml|md|json|sh))\b")
 SETTING = re.compile(
@@ -52,9 +54,10 @@ def commands() -> dict[str, str]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         for number, line in enumerate(text.splitlines(), 1):
             if match := LINE.match(line):
-                said = match[1].removesuffix('"') if match[1].count('"') % 2 else match[1]  # of sbatch --wrap
+                said = match[1] or match[2].replace("\\|", "|")
+                said = said.removesuffix('"') if said.count('"') % 2 else said  # of sbatch --wrap
                 for part in re.split(r"\s{3,}|\s+#\s", said):
-                    if part.startswith("python"):
+                    if re.match(COMMAND, part):
                         found.setdefault(part.strip(), f"{path.relative_to(ROOT)}:{number}")
     return found
 
@@ -66,8 +69,9 @@ def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
 
 def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Nothing, or what the command's own parser says of the arguments. No command gets further than its parser."""
-    _, script, *words = shlex.split(command)
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    _, name, *words = shlex.split(command)
+    script = name.removesuffix(".py") if "/" in name else f"{SCRIPTS[name.replace('-', '_')]}/{name.replace('-', '_')}"
+    module = importlib.import_module(script.replace("/", "."))
 
     def stopping(real):
         def parse(self, arguments=None, namespace=None):
@@ -85,8 +89,8 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
             module.main(words)
         except Parsed:
             return ""
-        except SystemExit:
-            return said.getvalue().strip().splitlines()[-1]
+        except SystemExit as exited:
+            return exited.code and said.getvalue().strip().splitlines()[-1]
     return "it parsed nothing"
 
 
