@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.common.cli import Parser, quietly, run_command
 
-MAKING = """examples:
+EXAMPLES = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest    (AWS_ENDPOINT_URL, AWS_PROFILE, ...)
   python tools/shards.py index 's3://bucket/laion/*.tar' --out data/manifest --part 1/64    (2/64, ..., then none)
@@ -20,12 +20,11 @@ MAKING = """examples:
   python tools/shards.py index 'data/*.tar' --out data/filtered --filter 'similarity>=0.28' --caption-length 5:1000
   python tools/shards.py index 's3://bucket/datacomp/*.tar' --out data/basic --uids basic_filter.npy
   python tools/shards.py info data/manifest
-  python tools/shards.py make captions.csv --images pictures --out data
+  python tools/shards.py make birds --out data/birds --template 'a photo of a {label}'    (birds/CLASS/*)
+  python tools/shards.py make captions.csv --image file --caption text --out data/mine
   python tools/shards.py move data/manifest --to s3://bucket/laion --out manifests/laion
   python tools/shards.py exclude data/manifest --ids 512-767 --out data/manifest-2
   python tools/shards.py drop data/manifest-2 --out data/manifest-3
-"""
-CHECKING = """examples:
   python tools/shards.py verify data/manifest --sample 0.01
   python tools/shards.py verify data/manifest --workers 16 --out data/manifest-2
   python tools/shards.py inspect data/manifest --id 1234567 --save picture.jpg
@@ -56,12 +55,14 @@ def run(options: argparse.Namespace) -> int:
 
 class _Commands:
     def __init__(self) -> None:
-        self.parser = Parser(description=__doc__, epilog=MAKING + CHECKING.partition("\n")[2])
+        self.parser = Parser(description=__doc__, epilog=EXAMPLES)
         self.commands = self.parser.add_subparsers(required=True, metavar="command")
 
-    def add(self, name: str, run_by: str, about: str, examples: str, *aliases: str) -> argparse.ArgumentParser:
+    def add(self, name: str, run_by: str, about: str, *aliases: str) -> argparse.ArgumentParser:
         """``run_by``: module:function in tools/shards_commands, imported when the command runs."""
-        command = self.commands.add_parser(name, aliases=aliases, help=about, description=about, epilog=examples)
+        examples = [line for line in EXAMPLES.splitlines(True) if f" {name} " in line]
+        epilog = "".join(["examples:\n", *examples])
+        command = self.commands.add_parser(name, aliases=aliases, help=about, description=about, epilog=epilog)
         command.set_defaults(run_by=run_by)
         return command
 
@@ -78,7 +79,7 @@ def _making(commands: _Commands) -> None:
         "Scan shards and write their manifest. Results are kept in OUT.part meanwhile: if the command is interrupted, "
         "run it again to continue. Exit code 65 if shards are damaged, after all others have been scanned."
     )
-    command = commands.add("index", "index:index", about, MAKING)
+    command = commands.add("index", "index:index", about)
     command.add_argument(
         "shards", nargs="+", help=".tar files, s3:// or file:// URLs; braces and wildcards are expanded"
     )
@@ -103,22 +104,37 @@ def _making(commands: _Commands) -> None:
     command.add_argument("--caption-length", default="", metavar="MIN:MAX", help=about)
     about = "keep samples whose uid (of their json member) is in this list, a .npy file as of DataComp's subsets"
     command.add_argument("--uids", metavar="FILE", help=about)
-    command = commands.add("info", "manifest:info", "Describe a manifest.", MAKING)
+    command = commands.add("info", "manifest:info", "Describe a manifest.")
     command.add_argument("manifest", help="its folder")
     about = "batch size for which lanes and buffer are shown (default: %(default)s)"
     command.add_argument("--batch", type=int, default=4096, help=about)
-    command = commands.add("make", "index:make", "Write images and captions as shards, then index them.", MAKING)
-    command.add_argument("table", help="CSV with a header, or JSON lines")
-    command.add_argument("--images", help="folder that image paths are relative to (default: the folder of the table)")
-    command.add_argument("--out", required=True, help="folder for shards and manifest")
-    command.add_argument("--per-shard", type=int, default=1000, help="samples per shard (default: %(default)s)")
-    command.add_argument("--image", default="image", help="column with the image path (default: %(default)s)")
-    command.add_argument("--caption", default="caption", help="column with the caption (default: %(default)s)")
+    about = (
+        "Write pictures with captions or labels as shards, and index them. Pictures that cannot be decoded are left "
+        "out and reported. The folder appears when it is complete."
+    )
+    command = commands.add("make", "make:make", about)
+    about = (
+        "a folder per class; a folder of pictures with text files of the same names; or a table: CSV or TSV with a "
+        "header, JSON lines, or parquet, which may hold the pictures"
+    )
+    command.add_argument("source", help=about)
+    command.add_argument("--out", required=True, help="folder for shards, manifest and, with labels, classes.json")
+    command.add_argument("--images", help="folder that image paths are relative to (default: that of the table)")
+    command.add_argument("--image", metavar="COLUMN", help="column of pictures (default: image, path, file_name, ...)")
+    command.add_argument("--caption", metavar="COLUMN", help="column of captions (default: caption, text or title)")
+    about = "column of classes; without --caption, captions are made of --template"
+    command.add_argument("--label", metavar="COLUMN", help=about)
+    command.add_argument("--key", metavar="COLUMN", help="column of the samples' names (default: numbers)")
+    about = "caption of a labelled picture (default: 'a photo of a {label}'); of several, training draws one"
+    command.add_argument("--template", action="append", metavar="TEXT", help=about)
+    command.add_argument("--per-shard", type=int, default=1000, help="rows per shard (default: %(default)s)")
+    about = "exit code 65 if fewer pictures can be used (default: %(default)s)"
+    command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
     about = (
         "Write the manifest of shards that were copied to another folder or bucket. Checks that each exists there with "
         "the indexed size and, if both are known, ETag; reads no shard. Samples, order and digest stay: runs continue."
     )
-    command = commands.add("move", "move:move", about, MAKING)
+    command = commands.add("move", "move:move", about)
     command.add_argument("manifest", help="its folder; it stays as it is")
     command.add_argument("--to", required=True, metavar="PREFIX", help="folder or s3:// prefix of the shards now")
     about = "the part of the old paths that PREFIX replaces; shards elsewhere stay (default: their common folder)"
@@ -126,7 +142,7 @@ def _making(commands: _Commands) -> None:
     command.add_argument("--sizes-only", action="store_true", help="do not compare ETags")
     command.add_argument("--out", required=True, help="folder of the new manifest")
     about = "Write a new manifest of the same shards that excludes further samples."
-    command = commands.add("exclude", "manifest:exclude", about, MAKING, "except")
+    command = commands.add("exclude", "manifest:exclude", about, "except")
     command.add_argument("manifest", help="its folder; it stays as it is")
     command.add_argument("--ids", required=True, help="sample ids, as 7,512-767")
     command.add_argument(
@@ -137,7 +153,7 @@ def _making(commands: _Commands) -> None:
         "Write a new manifest of the same shards without the excluded samples. "
         "Scans the shards again. Sample ids change, so runs that use it are new runs."
     )
-    command = commands.add("drop", "manifest:drop", about, MAKING)
+    command = commands.add("drop", "manifest:drop", about)
     command.add_argument("manifest", help="its folder; it stays as it is")
     command.add_argument("--workers", type=int, default=0, help="processes of 200 MB each (default: one per core)")
     command.add_argument("--out", required=True, help="folder of the new manifest")
@@ -148,7 +164,7 @@ def _checking(commands: _Commands) -> None:
         "Check shards against their manifest: length, CRC32, headers, and every image and caption as in training. "
         "Exit code 65 if bad data was found, unless --out has excluded it."
     )
-    command = commands.add("verify", "verify:verify", about, CHECKING)
+    command = commands.add("verify", "verify:verify", about)
     command.add_argument("manifest", help="its folder; it stays as it is")
     part = command.add_mutually_exclusive_group()
     part.add_argument("--sample", type=float, metavar="SHARE", help="check this share of the chunks, drawn at random")
@@ -164,7 +180,7 @@ def _checking(commands: _Commands) -> None:
     about = (
         "Measure reading, tar parsing, decoding and cropping on one core; name the bottleneck and the workers needed."
     )
-    command = commands.add("bench", "bench:bench", about, CHECKING)
+    command = commands.add("bench", "bench:bench", about)
     command.add_argument("manifest", help="its folder")
     command.add_argument("--seconds", type=float, default=20.0, help="approximate total time (default: %(default)s)")
     command.add_argument(
@@ -179,7 +195,7 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed for chunks and crops (default: %(default)s)")
 
     about = "Show one sample of a manifest (--id), or all samples of a step of a run (--run with --step or --samples)."
-    command = commands.add("inspect", "inspect_samples:inspect", about, CHECKING)
+    command = commands.add("inspect", "inspect_samples:inspect", about)
     command.add_argument("manifest", nargs="?", help="its folder (not with --run)")
     command.add_argument("--id", type=int, help="sample id")
     command.add_argument("--captions", help=CAPTIONS)
@@ -194,7 +210,7 @@ def _checking(commands: _Commands) -> None:
     about = (
         "Compare two manifests, and say whether the sample order of a run changes. Exit code 0: equal, 1: different."
     )
-    command = commands.add("diff", "diff:diff", about, CHECKING)
+    command = commands.add("diff", "diff:diff", about)
     command.add_argument("old", help="folder of a manifest")
     command.add_argument("new", help="folder of the other manifest")
 

@@ -4,7 +4,7 @@ What does each subcommand do, and what does it report? ``tools/shards.py`` parse
 when the command runs. Each command is a function of the parsed options that returns an `output.CommandResult`: a report
 for ``--json``, an exit code, and the text for the terminal.
 
-- `index`: scan shards and write their manifest (``index``), or write the shards, too (``make``).
+- `index`: scan shards and write their manifest; `make`: write the shards, too, from a folder or table of pictures.
 - `move`: the manifest of shards that were copied elsewhere.
 - `manifest`: ``info``, ``exclude`` and ``drop``.
 - `verify`: read and decode chunks again; `diff`: compare two manifests.

@@ -1,19 +1,16 @@
-"""`shards index`: scans tar shards and writes their manifest. `shards make`: writes the shards, too."""
+"""`shards index`: scans tar shards and writes their manifest."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import fnmatch
 import glob
-import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import braceexpand
 
@@ -23,10 +20,8 @@ from flip.data.manifest import build, filters
 from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
 from flip.data.storage.base import ObjectStat, is_remote
-from flip.runs.errors import ConfigError, DataError, PermissionDenied
-from flip.runs.ownership import read_regular
+from flip.runs.errors import ConfigError
 from tools.shards_commands.manifest import facts
 from tools.shards_commands.output import Bar, CommandResult, claim, names, writing
 
@@ -135,71 +130,3 @@ def without_stats(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> dict[
             existing.update(os.path.join(folder, name) for name in os.listdir(folder))
     lacking = [f"{key.removesuffix('.tar')}_stats.json" not in existing for key in keys]
     return {"shards_without_stats_json": sum(lacking)} if any(lacking) and not all(lacking) else {}
-
-
-def make(options: argparse.Namespace) -> CommandResult:
-    """Write images and captions as shards, then index them."""
-    if options.per_shard < 1:
-        raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
-    rows, out, paths = list(read_table(options.table, options.image, options.caption)), Path(options.out), list[str]()
-    if not rows:
-        raise ConfigError("the table has no rows", options.table)
-    refuse_existing(out)
-    images = Path(options.images or Path(options.table).parent)
-    extensions = [extension(row[options.image], f"{options.table}, row {i}") for i, row in enumerate(rows, 1)]
-    import webdataset  # imports torch, which takes seconds: after all checks
-
-    with writing(out), Bar("writing", "") as bar:
-        out.mkdir(parents=True, exist_ok=True)
-        for first in range(0, len(rows), options.per_shard):
-            paths.append(str(out / f"{len(paths):05d}.tar"))
-            with webdataset.TarWriter(paths[-1], mtime=0) as writer:
-                for number, row in enumerate(rows[first : first + options.per_shard], first):
-                    picture = read_image(images / row[options.image], f"{options.table}, row {number + 1}")
-                    caption = " ".join(row[options.caption].split())
-                    sample = {"__key__": f"{number:09d}", extensions[number]: picture, "txt": caption}
-                    rest = {k: v for k, v in row.items() if k not in (options.image, options.caption)}
-                    writer.write(sample | ({"json": rest} if rest else {}))
-                    bar(number + 1, len(rows))
-    with writing(out), Bar("indexing", "B") as bar:
-        return CommandResult(facts(build.index(paths, out, 0, bar)))
-
-
-def extension(name: Any, where: str) -> str:
-    """The member name of an image file. Raises DataError if training does not read images of that extension."""
-    suffix = Path(str(name)).suffix.lower().lstrip(".").replace("jpeg", "jpg")
-    if suffix not in EXTENSIONS:
-        raise DataError("unknown image extension", where, name, f"Known are: {', '.join(EXTENSIONS)}.")
-    return suffix
-
-
-def read_image(path: Path, where: str) -> bytes:
-    """The bytes of an image. Raises DataError, PermissionDenied."""
-    try:
-        return read_regular(path, SAMPLE_LIMIT)
-    except PermissionError:
-        raise PermissionDenied("the image may not be read", where, str(path), "Grant read access to it.") from None
-    except FileNotFoundError:
-        raise DataError("the image does not exist", where, str(path), "Check --images.") from None
-    except ValueError as error:  # not a regular file, or too large for a sample
-        raise DataError(f"the image cannot be read: {error}", where, str(path)) from error
-    except OSError as error:
-        raise DataError(f"the image cannot be read: {error.strerror}", where, str(path)) from error
-
-
-def read_table(path: str, *columns: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a CSV file with a header, or of a JSON-lines file. Raises ConfigError."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" starts with a byte order mark
-            rows = map(json.loads, file) if path.endswith((".jsonl", ".json")) else csv.DictReader(file)
-            for number, row in enumerate(rows, 1):
-                missing = [name for name in columns if not isinstance(row, dict) or not isinstance(row.get(name), str)]
-                if missing:
-                    raise ConfigError(
-                        f"row {number} has no text in column {missing[0]!r}", path, remedy="See --image, --caption."
-                    )
-                yield row
-    except OSError as error:
-        raise ConfigError(f"the table cannot be read: {error.strerror}", path) from error
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise ConfigError(f"the table cannot be read: {error}", path) from error

@@ -169,7 +169,12 @@ class Filters:
         ``counts``: number of samples per code.
         """
         dropped = {reason: int(n) for reason, n in zip(self.reasons, counts[1:], strict=False) if n}
-        report = {"filters": self.names, "seen": int(counts.sum()), "kept": int(counts[0]), "dropped": dropped}
+        report: dict[str, Any] = {
+            "filters": self.names,
+            "seen": int(counts.sum()),
+            "kept": int(counts[0]),
+            "dropped": dropped,
+        }
         if self.uids:
             present = report["seen"] - sum(dropped.get(f"{self.uids}{end}", 0) for end in ("", ": no value"))
             absent = max(0, self.uids.count - present)

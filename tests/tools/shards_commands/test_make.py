@@ -1,0 +1,205 @@
+"""shards make: from each source to a manifest, refused pictures, and nothing half-written."""
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flip.data.decode import label_of
+from flip.data.manifest.manifest import Manifest
+from flip.evaluation import datasets
+from flip.evaluation.datasets import DatasetRequest
+from flip.evaluation.prompts import Prompts
+from tests.flip.data.manifest.test_filters import samples
+from tests.synthetic import encode, picture
+from tests.tools.test_shards_cli import call
+from tools.shards_commands import make
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(5):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(encode(picture(i, 16)))
+    return tmp_path / "pictures"
+
+
+def members(folder):
+    """The samples of a manifest in order: extension -> bytes."""
+    return [sample for chunk in samples(Manifest.load(folder)) for sample in chunk]
+
+
+def write_table(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8-sig")
+    else:
+        with open(path, "w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_of_paths(pictures, tmp_path, capsys, kind):
+    rows = [{"Filepath": f"{i}.png", "text": f"number  {i}, ", "source": "here"} for i in range(5)]
+    table, out = write_table(pictures / f"t.{kind}", rows), tmp_path / "out"
+    code, report = call(capsys, "make", table, "--out", out, "--per-shard", 2, "--json")
+    assert code == 0 and (report["rows"], report["refused"], report["samples"], report["shards"]) == (5, 0, 5, 3)
+    assert report["manifest"] == str(out) and [path.name for path in tmp_path.iterdir() if "out" in path.name] == [
+        "out"
+    ]
+    found = members(out)
+    assert [sample["txt"].decode() for sample in found] == [f"number {i}," for i in range(5)]
+    assert [sample["png"] for sample in found] == [encode(picture(i, 16)) for i in range(5)]
+    assert all(json.loads(sample["json"]) == {"source": "here"} for sample in found)
+
+
+def test_equal_sources_make_equal_bytes(pictures, tmp_path, capsys):
+    table = write_table(tmp_path / "t.csv", [{"path": f"{i}.png", "caption": f"{i}"} for i in range(5)])
+    for name in ("a", "b"):
+        command = ["make", table, "--images", pictures, "--out", tmp_path / name, "--per-shard", 2]
+        assert call(capsys, *command)[0] == 0
+    contents = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b")]
+    assert contents[0] == contents[1] and "00002.tar" in contents[0]
+
+
+@pytest.mark.long
+def test_several_processes_make_the_same(pictures, tmp_path, capsys, monkeypatch):
+    table = write_table(pictures / "t.csv", [{"path": f"{i % 7}.png", "caption": f"{i}"} for i in range(30)])
+    for few, name in ((100, "a"), (10, "b")):
+        monkeypatch.setattr(make, "FEW", few)
+        assert call(capsys, "make", table, "--out", tmp_path / name, "--per-shard", 4)[0] == 0
+    contents = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b")]
+    assert contents[0] == contents[1] and len(members(tmp_path / "a")) == 22
+
+
+@pytest.mark.parametrize("form", ["bytes", "datasets"])
+def test_pictures_in_parquet_with_labels_and_keys(tmp_path, capsys, form):
+    images = [encode(picture(i, 16), "jpg") for i in range(4)]
+    wrapped = [image if form == "bytes" else {"bytes": image, "path": None} for image in images]
+    rows = [{"image": image, "class": [10, 9, 10, 9][i], "id": f"x/{i}"} for i, image in enumerate(wrapped)]
+    table = write_table(tmp_path / "t.parquet", rows)
+    templates = ["--template", "a {label}", "--template", "the {}"]
+    command = ["make", table, "--label", "class", "--key", "id", *templates, "--out", tmp_path / "out"]
+    assert call(capsys, *command)[0] == 0
+    found = members(tmp_path / "out")
+    assert [(sample["jpg"], sample["cls"]) for sample in found] == list(
+        zip(images, [b"1", b"0", b"1", b"0"], strict=True)
+    )
+    assert found[0]["txt"] == b"a 10\nthe 10" and "json" not in found[0]
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {
+        "names": ["9", "10"], "templates": ["a {}", "the {}"],
+    }  # fmt: skip
+    code, text = call(capsys, "inspect", tmp_path / "out", "--id", 3)
+    assert code == 0 and "x/3" in text
+
+
+def test_a_folder_per_class_is_an_evaluation_set(tmp_path, capsys):
+    for i in range(6):
+        path = tmp_path / "pets" / ("great_dane", "cat", "cat")[i % 3] / "deeper" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(i, 16), "jpg"))
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("not of a picture")
+    code, report = call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "out", "--json")
+    assert code == 0 and (report["classes"], report["samples"]) == (2, 6)
+    found = datasets.resolve_dataset(DatasetRequest("pets", path=str(tmp_path / "out")), str(tmp_path))
+    assert (found.task, found.prompts) == ("zeroshot", Prompts(["cat", "great dane"], ["a photo of a {}"]))
+    opened = found.location.open()
+    for _, sample in opened.samples(range(opened.count)):
+        name = json.loads(bytes(sample["json"]))["file"].partition("/")[0]
+        assert label_of(sample) == ["cat", "great_dane"].index(name)
+        assert bytes(sample["txt"]).decode() == f"a photo of a {name.replace('_', ' ')}"
+
+
+def test_a_folder_of_pictures_and_texts(pictures, tmp_path, capsys):
+    for i in range(4):
+        (pictures / f"{i}.txt").write_text(f"one {i}\n\n  two {i}\n")
+    (pictures / ".hidden.png").write_bytes(b"")
+    code, report = call(capsys, "make", pictures, "--out", tmp_path / "out", "--json")
+    assert code == 0 and report["refused_rows"] == [{"row": f"{pictures}/4.png", "reason": "it has no caption"}]
+    assert [sample["txt"].decode() for sample in members(tmp_path / "out")] == [f"one {i}\ntwo {i}" for i in range(4)]
+
+
+def test_refused_rows_are_reported_and_the_others_written(pictures, tmp_path, capsys):
+    (pictures / "5.png").write_bytes(encode(picture(1, 64))[:300])
+    (pictures / "6.jpg").write_text("<html>")
+    (pictures / "7.png").mkdir()
+    names = ["0.png", "9.png", "5.png", "6.jpg", "7.png", "https://a/b.png", "1.png", "2.png", "3.png"]
+    rows = [{"image": name, "caption": "", "key": f"k{i}"} for i, name in enumerate(names)]
+    for row, text, key in zip(
+        rows, ["a"] * 7 + ["b", " "], ["0", "1", "2", "3", "4", "5", "6", "a.b", "8"], strict=True
+    ):
+        row |= {"caption": text, "key": key}
+    table = write_table(pictures / "t.csv", rows)
+    command = ["make", table, "--key", "key", "--out", tmp_path / "out", "--per-shard", 3]
+    code, text = call(capsys, *command)
+    assert code == 65 and "7 of 9 pictures cannot be used; the first is" in text and "t.csv, row 2: the image" in text
+    assert not (tmp_path / "out").exists() and {path.name for path in tmp_path.iterdir()} == {"pictures"}
+    code, report = call(capsys, *command, "--min-complete", 0.2, "--json")
+    assert code == 0 and report["shards"] == 2, "a shard without samples is not written"
+    reasons = [entry["reason"] for entry in report["refused_rows"]]
+    assert [entry["row"].rpartition(" ")[2] for entry in report["refused_rows"]] == list("2345689")
+    for reason, words in zip(
+        reasons,
+        ["does not exist", "truncated", "a web page", "Is a directory", "is a URL", "its key 'a.b'", "no caption"],
+        strict=True,
+    ):
+        assert words in reason
+    assert [sample["png"] for sample in members(tmp_path / "out")] == [encode(picture(i, 16)) for i in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "rows, more, words",
+    [
+        ([{"file": "0.png", "caption": "a"}], [], "no column is called image, image_path"),
+        ([{"image": "0.png", "words": "a"}], [], "no column is called caption"),
+        ([{"image": "0.png", "words": "a"}], ["--caption", "word"], "there is no such column"),
+        ([{"image": "0.png", "caption": "a"}], ["--label", "class"], "there is no such column"),
+        ([{"image": "0.png", "caption": "a"}] * 2, ["--key", "caption"], "two rows have the same key"),
+        ([{"image": "0.png", "caption": "a"}], ["--template", "a photo"], "a template needs one {}"),
+        ([{"image": "0.png", "caption": "a"}], ["--per-shard", "0"], "--per-shard"),
+        ([{"image": "0.png", "caption": "a"}], ["--out", "pictures"], "the folder is not empty"),
+        ([{"image": "0.png", "caption": "a"}], ["--out", "pictures/0.png"], "a file is where a folder must be"),
+    ],
+)  # fmt: skip
+def test_mistakes_write_nothing(pictures, tmp_path, capsys, monkeypatch, rows, more, words):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    write_table(tmp_path / "t.jsonl", rows)
+    code, text = call(capsys, "make", "t.jsonl", "--images", "pictures", "--out", "out", *more)
+    (tmp_path / "t.jsonl").unlink()
+    assert code == 78 and words in text and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("t.csv", ""),
+        ("t.csv", "image,caption\n"),
+        ("t.jsonl", "[1]\n"),
+        ("t.jsonl", "{"),
+        ("t.parquet", "no"),
+        ("t.csv", None),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path, capsys, name, content):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    code, text = call(capsys, "make", tmp_path / name, "--out", tmp_path / "out")
+    assert code == 78 and "the table" in text and name in text and not (tmp_path / "out").exists()
+
+
+def test_a_failure_leaves_nothing(pictures, tmp_path, capsys, monkeypatch):
+    table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(make.build, "index", fail)
+    code, text = call(capsys, "make", table, "--out", tmp_path / "out")
+    assert code == 69 and "No space left" in text and [path.name for path in tmp_path.iterdir()] == ["pictures"]

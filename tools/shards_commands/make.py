@@ -1,0 +1,245 @@
+"""`shards make`: writes pictures with captions or labels as shards, from a folder or a table, and indexes them.
+
+Pictures are stored as they are. A row whose picture cannot be decoded, or without text, is refused with a reason. Equal
+sources give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flip.concurrency import map_in_processes
+from flip.config.host import cores
+from flip.data import decode
+from flip.data.decode import DecodeError
+from flip.data.manifest import build
+from flip.data.manifest.filters import column
+from flip.data.manifest.manifest import Manifest, refuse_existing
+from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
+from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.ownership import read_regular
+from flip.runs.rundir import write_json
+from tools.shards_commands.manifest import facts, kind
+from tools.shards_commands.output import Bar, CommandResult, writing
+
+IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename")
+"""Usual names of the column of pictures; case does not count."""
+CAPTION = ("caption", "captions", "text", "title")
+FEW = 2000
+"""Rows that need no other process."""
+EXAMPLES = 10
+"""Refused rows in the report."""
+_KEY = re.compile(r"[\w -]+(/[\w -]+)*")
+
+
+class Row(NamedTuple):
+    """A row of the source: its name in messages, the picture (path or bytes), and its texts."""
+
+    where: str
+    image: Any
+    captions: Sequence[str] = ()
+    label: str = ""
+    key: str = ""
+    fields: Mapping[str, Any] = {}
+    """Other columns; they become the json member."""
+
+
+def make(options: argparse.Namespace) -> CommandResult:
+    """Write shards and manifest into a temporary folder, which gets its name when it is complete."""
+    if options.per_shard < 1:
+        raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
+    templates = [text.replace("{label}", "{}") for text in options.template or ["a photo of a {}"]]
+    check_prompts(Prompts(["label"], templates), "--template")
+    rows, out = partial(_folder if os.path.isdir(options.source) else _table, options), Path(options.out).absolute()
+    head = [(row.label, row.key) for row in rows(survey=True)]
+    if not head:
+        raise ConfigError("there are no pictures here", options.source)
+    if options.key and len({key for _, key in head}) < len(head):
+        twice = Counter(key for _, key in head).most_common(1)[0][0]
+        raise ConfigError("two rows have the same key", "--key", twice, "Name a column of unique keys.")
+    labels = sorted({label for label, _ in head if label})
+    if all(map(str.isdecimal, labels)):
+        labels.sort(key=int)
+    refuse_existing(out)
+    folder = out.with_name(f".{out.name}.{os.getpid()}")
+    with writing(out):
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError("the folder is not empty", str(out), remedy="Choose another --out.")
+        folder.mkdir(parents=True)
+        try:
+            report = _write(rows(), len(head), folder, labels, templates, options)
+            os.rename(folder, out)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return CommandResult(facts(Manifest.load(out)) | report)
+
+
+def _write(
+    rows: Iterator[Row], count: int, folder: Path, labels: Sequence[str], templates: list[str],
+    options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Write shards, their manifest and classes.json. Raises DataError if too few rows can be used."""
+    size, workers, done, refused = options.per_shard, cores() if count > FEW else 0, 0, list[tuple[int, str, str]]()
+    parts = iter(lambda: list(islice(rows, size)), [])
+    tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
+    images = options.images or (options.source if os.path.isdir(options.source) else os.path.dirname(options.source))
+    with Bar("writing", "") as bar:
+        for written, wrong in map_in_processes(_writer, (labels, templates, images), tasks, workers, "make"):
+            done, refused = done + written, refused + wrong
+            bar(done, count)
+    refused.sort()
+    if count - len(refused) < max(1, options.min_complete * count):
+        what = f"{len(refused):,} of {count:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
+        raise DataError(what, remedy="Correct the source, or accept fewer with --min-complete.")
+    report: dict[str, Any] = {"rows": count, "refused": len(refused)}
+    if labels:
+        write_json(folder / "classes.json", {"names": labels, "templates": templates})
+        report["classes"] = len(labels)
+    if refused:
+        report["refused_by_reason"] = dict(Counter(kind(reason) for *_, reason in refused).most_common())
+        shown = refused if options.json else refused[:EXAMPLES]
+        report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
+    with Bar("indexing", "B") as bar:
+        build.index([str(path) for path in folder.glob("*.tar")], folder, 0, bar, workers)
+    return report
+
+
+def _writer(labels: Sequence[str], templates: list[str], images: str) -> Callable[[Any], Any]:
+    """The function that writes one shard: (path, number of the first row, rows) -> (rows, refused rows)."""
+    classes = {label: number for number, label in enumerate(labels)}
+
+    def write(task: tuple[str, int, list[Row]]) -> tuple[int, list[tuple[int, str, str]]]:
+        path, first, rows = task
+        refused = []
+        with writing(path), tarfile.open(path, "w") as tar:
+            for number, row in enumerate(rows, first):
+                try:
+                    members = _members(row, classes, templates, images)
+                except DecodeError as error:
+                    refused.append((number, row.where, str(error)))
+                    continue
+                for extension, data in members.items():
+                    info = tarfile.TarInfo(f"{row.key or f'{number:09d}'}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        if len(refused) == len(rows):
+            os.unlink(path)
+        return len(rows), refused
+
+    return write
+
+
+def _members(row: Row, classes: Mapping[str, int], templates: list[str], images: str) -> dict[str, bytes]:
+    """The members of a sample. Raises DecodeError if the row cannot be used."""
+    if row.key and not _KEY.fullmatch(row.key):
+        raise DecodeError(f"its key {row.key!r} has other characters than letters, digits, _, - and spaces")
+    if classes and not row.label:
+        raise DecodeError("it has no label")
+    captions = [text for caption in row.captions if (text := " ".join(caption.split()))]
+    captions = captions or (fill_templates(row.label, templates) if row.label else [])
+    if not captions:
+        raise DecodeError("it has no caption")
+    image = row.image["bytes"] or row.image["path"] if isinstance(row.image, dict) else row.image  # datasets.Image
+    image = image if isinstance(image, bytes) else _read_picture(os.path.join(images, str(image)))
+    decode.decode(image, "simplejpeg")
+    members = {
+        decode.header(image)["format"].lower().replace("jpeg", "jpg"): image,
+        "txt": "\n".join(captions).encode(),
+    }
+    if row.label:
+        members["cls"] = str(classes[row.label]).encode()
+    return members | ({"json": json.dumps(row.fields, default=str).encode()} if row.fields else {})
+
+
+def _read_picture(path: str) -> bytes:
+    try:
+        return read_regular(path, SAMPLE_LIMIT)
+    except FileNotFoundError:
+        what = "is a URL: download it first, for example with img2dataset" if "://" in path else "does not exist"
+        raise DecodeError(f"the image {what}") from None
+    except (OSError, ValueError) as error:  # ValueError: not a regular file, or too large for a sample
+        raise DecodeError(f"the image cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _folder(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
+    """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
+    root = Path(options.source)
+    pictures = sorted(path for path in root.rglob("*") if path.suffix[1:].lower() in EXTENSIONS and path.name[0] != ".")
+    captioned = any(path.with_suffix(".txt").is_file() for path in pictures)
+    if not captioned:  # neighbours in a shard are read together, and should not be of one class
+        pictures.sort(key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root))).digest())
+    for path in pictures:
+        name, text = path.relative_to(root), path.with_suffix(".txt")
+        captions = text.read_text("utf-8", "replace").split("\n") if captioned and text.is_file() else []
+        label = name.parts[0].replace("_", " ") if not captioned and len(name.parts) > 1 else ""
+        yield Row(str(path), str(name), captions, label, "", {"file": str(name)})
+
+
+def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
+    """The rows of a table. ``survey``: labels and keys alone, without reading pictures of a parquet file."""
+    path = options.source
+    names = list(next(_records(path), ()))
+    if not names:
+        raise ConfigError("the table has no rows", path)
+    image = _column(options.image, names, IMAGE, "--image", path)
+    caption = (
+        "" if options.label and not options.caption else _column(options.caption, names, CAPTION, "--caption", path)
+    )
+    label, key = (column(name, names, path) if name else "" for name in (options.label, options.key))
+    used = (image, caption, label, key)
+    for number, record in enumerate(_records(path, [name for name in (label, key) if name] if survey else None), 1):
+        texts = record.get(caption)
+        captions = texts if isinstance(texts, list) else [texts]
+        text = [str(value) for value in captions if value is not None]
+        of_class, name_of = ("" if record.get(name) is None else str(record[name]) for name in (label, key))
+        rest = {name: value for name, value in record.items() if name is not None and name not in used}
+        yield Row(f"{path}, row {number}", record.get(image), text, of_class.replace("_", " "), name_of, rest)
+
+
+def _column(given: str | None, names: Sequence[str], usual: Sequence[str], option: str, path: str) -> str:
+    """The column that an option names, or else the first usual one. Raises ConfigError."""
+    if given:
+        return column(given, names, path)
+    lower = {name.lower(): name for name in reversed(names) if name}
+    for name in usual:
+        if name in lower:
+            return lower[name]
+    raise ConfigError(f"no column is called {', '.join(usual)}", path, ", ".join(names), f"Name it with {option}.")
+
+
+def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a CSV or TSV file with a header, JSON lines, or ``columns`` of a parquet file. Raises ConfigError."""
+    suffix = Path(path).suffix.lower()
+    try:
+        if suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            with pq.ParquetFile(path) as table:
+                for batch in table.iter_batches(100, columns=columns):
+                    yield from batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
+            return
+        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" starts with a byte order mark
+            table = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+            for record in map(json.loads, file) if suffix in (".jsonl", ".json", ".ndjson") else table:
+                if not isinstance(record, dict):
+                    raise ValueError("a line is no JSON object")
+                yield record
+    except OSError as error:
+        raise ConfigError(f"the table cannot be read: {error.strerror or error}", path) from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise ConfigError(f"the table cannot be read: {error}", path) from error
