@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_sweep_arguments, again, quietly, run_command
+from jobs.common.cli import Parser, add_sweep_arguments, again, note, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/submit.py quickstart --cluster local --watch
@@ -54,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch", action="store_true", help="show progress until all runs have ended; Ctrl-C does not stop the runs"
     )
+    parser.add_argument(
+        "--foreground", action="store_true",
+        help="--watch, but Ctrl-C stops the runs: they save a checkpoint; the command with --retry continues them",
+    )  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
         "--script", action="store_true", help="with --dry-run: show the batch script of each shape of resources"
@@ -65,8 +70,10 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     """End with exit code 2 if an option would have no effect, or if two options contradict each other."""
     if args.script and not args.dry_run:
         parser.error("--script shows the batch scripts of a dry run: add --dry-run")
-    if args.watch and (args.json or args.dry_run):
-        parser.error(f"--watch cannot be combined with {'--json' if args.json else '--dry-run'}")
+    if (args.watch or args.foreground) and (args.json or args.dry_run):
+        option = "--watch" if args.watch else "--foreground"
+        parser.error(f"{option} cannot be combined with {'--json' if args.json else '--dry-run'}")
+    args.watch = args.watch or args.foreground
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +91,25 @@ def submit(args: argparse.Namespace) -> int:
         return code
     from jobs.reporting.status import watch
 
+    if args.foreground:
+        _stop_on_interrupt(watched)
     return watch(watched, sys.stdout, again=again())
+
+
+def _stop_on_interrupt(paths: Sequence[Path]) -> None:
+    """Let the first Ctrl-C cancel the runs, which then save and end; the second one only ends this command."""
+    import signal
+
+    from flip.runs.rundir import RunDir
+    from jobs.runs.clusters import ENDED, request_cancel, states
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        known = states([RunDir(path) for path in paths])
+        request_cancel([RunDir(path) for path in paths if known[path].state not in ENDED], "Ctrl-C")
+        note("cancelled: the runs save a checkpoint and end")
+
+    signal.signal(signal.SIGINT, stop)
 
 
 if __name__ == "__main__":

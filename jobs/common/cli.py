@@ -186,7 +186,8 @@ def quiet() -> bool:
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()`` with flushed output; 141 without a message if the pipe is closed, 78 if a package is missing."""
+    """``main()`` with flushed output; without a message 141 if the pipe is closed and 130 after Ctrl-C, 78 if a package
+    is missing."""
     try:
         try:
             return main()
@@ -198,6 +199,8 @@ def quietly(main: Callable[[], int]) -> int:
         remedy = "Run `make install`, then `source .venv/bin/activate`."
         print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
         return 78
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         devnull = os.open(os.devnull, os.O_WRONLY)
         for handle in (1, 2):  # buffered output would raise again at exit

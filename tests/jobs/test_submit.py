@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,8 +15,9 @@ import pytest
 from flip.config import merge as load_module
 from flip.config import schema
 from flip.monitoring.results import read_run
+from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, PermissionDenied
-from flip.runs.rundir import read_json
+from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobState
 from jobs.planning import plan as planning
@@ -23,6 +25,7 @@ from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
 from jobs.submission import submission
 from jobs.submission.submission import Submission
+from tests.harness.common import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
@@ -149,9 +152,25 @@ def test_from_submission_to_report_and_nothing_twice(desk):
     assert refused.returncode == 78 and "seed: 0 -> 1" in refused.stderr
 
 
+@pytest.mark.long
+def test_ctrl_c_in_the_foreground_saves_and_stops_the_runs(desk):
+    words = [desk.sweep, "--foreground", "--only", "half", "stages.pretrain.samples=1e6", "checkpoint.minutes=60"]
+    run = RunDir(desk.runs / "demo" / "half")
+    command = subprocess.Popen(
+        [sys.executable, ROOT / "jobs" / "submit.py", *words], stdout=subprocess.PIPE, text=True, cwd=desk.folder,
+        env=os.environ | {"FLIP_RUNS": str(desk.runs)},
+    )  # fmt: skip
+    wait_until(lambda: (read_json(run.status) or {}).get("step", 0) > 2, "the first steps")
+    command.send_signal(signal.SIGINT)
+    shown, _ = command.communicate(timeout=60)
+    assert command.returncode == 75 and "cancelled: the runs save a checkpoint and end" in shown
+    outcome = read_run(run.path)
+    assert (outcome.state, len(outcome.attempts)) == ("cancelled", 1) and commits(run)[-1].samples > 0
+
+
 @pytest.mark.parametrize(
     "words",
-    ["--script", "--json --watch", "--dry-run --watch"],
+    ["--script", "--json --watch", "--dry-run --watch", "--dry-run --foreground"],
 )
 def test_contradictory_or_ignored_flags_are_refused(typed, capsys, words):
     with pytest.raises(SystemExit) as caught:

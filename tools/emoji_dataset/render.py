@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,12 @@ def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 def render(documents: Sequence[str]) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
     """(PNG, thumbnail) of each document, in order, on all cores."""
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_render, documents, chunksize=32)
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C ends this process, not its pool
+        try:
+            pictures = pool.map(_render, documents, chunksize=32)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        yield from pictures
 
 
 def _render(document: str) -> tuple[bytes, NDArray[np.float32]]:
