@@ -22,7 +22,8 @@ from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import make
 
 FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.name != "paper.yaml")
-OF_THE_PAPER = [name for name in FILES if read_yaml(SWEEPS / f"{name}.yaml").get("paper")]
+OF_THE_PAPER = [name for name in FILES if read_yaml(SWEEPS / f"{name}.yaml").get("table")]
+OF_OTHERS = ["clipa", "clipa_v2", "cheapest"]
 SMALL = [name for name in FILES if name.endswith("_small")]
 TABLES = list(read_yaml(paper.RESULTS)["tables"])
 H100_NODE, LAPTOP = Host(cores=96, memory=10**12, bf16=True, cuda=True), Host(cores=2, memory=8 * 10**9)
@@ -61,18 +62,32 @@ def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
         assert f"+- {row.within:g}" in line or row.not_yet
 
 
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_heads_of_other_recipes_have_samples_and_cost_of_their_source(name, capsys):
+    """The costs of the heads are those of the sources' lengths by the arithmetic of our plans, within 2 %."""
+    assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
+    plan, sweep = json.loads(capsys.readouterr().out), load(SWEEPS / f"{name}.yaml")
+    for run in plan["runs"]:
+        (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
+        parts = re.findall(r"([0-9.]+) ([BM])(?= )", line)
+        samples = sum(float(number) * {"B": 1e9, "M": 1e6}[unit] for number, unit in parts)
+        assert run["cost"]["samples"] == pytest.approx(samples, rel=0.02)
+        assert run["cost"]["gpu_hours"] == pytest.approx(float(line.split()[-1].replace(",", "")), rel=0.02)
+        assert f" {sweep.paper[run['name']]['imagenet']} %" in line
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_sweep_is_what_its_rows_of_the_paper_need(name):
     sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart" else [])
     for run in sweep.runs:
         config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, dataset_facts(run.config))
         validate(config)
-        if run.name in sweep.paper:
+        if run.name in sweep.paper and sweep.rows:
             row = published(sweep.paper[run.name])
             settings = flatten(to_dict(config))
             assert row.not_yet or not list(differences(row, settings))
             assert len(row.needs) > 30, "the recipe's values are among them"
-    if sweep.paper and sweep.cluster != "local":
+    if sweep.rows and sweep.cluster != "local":
         assert {sweep.paper[name]["row"].split(",")[0] for name in sweep.paper} == {sweep.rows[0]["row"].split(",")[0]}
 
 

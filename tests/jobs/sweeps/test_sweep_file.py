@@ -101,6 +101,19 @@ PINNED = {
         "mask0.75-batch128": "9443053e7041d568",
         "mask0.75-batch256": "0dc912aba0477faa",
     },
+    "cheapest": {"clipa": "4faaed325680b4c4", "flip": "81eea9f7b341d19d", "clip": "252d8a3ac67f4a7c"},
+    "clipa": {
+        "b16-i112-t16": "c9e98acd9436336d",
+        "l16-i64-t16": "71b6570826ef2baa",
+        "l16-i96-t8": "b56c33cc6e747a33",
+    },
+    "clipa_v2": {
+        "l14-datacomp": "315ed865ac0a3b9d",
+        "l14-datacomp-336": "6e78eb55ace9d581",
+        "h14-laion2b": "4faaed325680b4c4",
+        "h14-laion2b-336": "64628d9151a0b847",
+        "h14-datacomp-i70": "e6f57ba168a9a308",
+    },
     "data_scaling": {"data": "b9987bc6b268ef16"},
     "grid": {
         "l16-laion400m-12.8b": "068fae29737a5b0b",
@@ -128,7 +141,13 @@ PINNED = {
     "model_scaling": {"baseline": "068fae29737a5b0b", "model": "bc8ed517fe5b654f"},
     "quickstart": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
     "schedule_scaling": {"schedule": "6de56488a4fadd48"},
-    "sizes": {"clip-b16": "cbcc38e7d777a035", "clip-l16": "f283df04ee168ce4", "flip-b16": "baa7234d0ef035bb"},
+    "sizes": {
+        "clip-b16": "cbcc38e7d777a035",
+        "clip-l16": "f283df04ee168ce4",
+        "clip-l14": "aa3ec90349b1e8f9",
+        "flip-b16": "baa7234d0ef035bb",
+        "flip-l14": "5c99f9ce3b17e446",
+    },
     "text_masking": {"random50": "2cc1fcd99c122b13", "prioritised50": "15cf2f9ad66a756b"},
     "tuning": {"mask50": "d4e228c60b492659", "mask75": "e99287cec4d01476"},
     "tuning_small": {
