@@ -48,6 +48,8 @@ class ClusterProfile:
     """Dense bf16 peak of a card, TFLOP/s; 0: from the table for ``gpu``, else unknown, and plans show no GPU-hours."""
     utilisation: float = 0.4
     """Share of the peak that plans assume (FLOPs as in docs/recipe.md)."""
+    core_gflops: float = 100.0
+    """Speed that plans assume for a CPU core in training, GFLOP/s. Ours reach 100 to 160 with AVX-512, others less."""
     price_per_gpu_hour: float = 0.0
     """In the currency of your choice; 0: plans show no price."""
 
@@ -177,7 +179,7 @@ def _check(profile: ClusterProfile, path: Path) -> None:
             raise ConfigError(
                 "a control character, which would end its line of a script", f"{path}, {item.name}", value
             )
-    for key in ("array_size", "hours", "peer_seconds"):  # srun --wait=0 means no limit
+    for key in ("array_size", "core_gflops", "hours", "peer_seconds"):  # srun --wait=0 means no limit
         if not getattr(profile, key):
             raise ConfigError("must be above 0", f"{path}, {key}", 0)
     for name in profile.env:

@@ -1,8 +1,9 @@
-"""The computed cost of a run: FLOPs, GPU-hours at an assumed utilisation, money."""
+"""The computed cost of a run: FLOPs, GPU-hours and wall-clock time at an assumed speed, money."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Cost:
 @dataclass(frozen=True)
 class Device:
     """One rank in one stage: bytes at the peak of a step (``flip.costs.stage_memory``), and computed seconds of a step
-    at the assumed utilisation (None if unknown)."""
+    at the assumed speed (None if unknown)."""
 
     memory: dict[str, int]
     step_seconds: float | None
@@ -35,29 +36,37 @@ class Device:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage its cost and its device."""
+    """The numbers of one run: those of ``plan_numbers``, parameters, and per stage its cost and its device.
+
+    ``wall_hours``: of all steps, without start-up, saves and evaluation; None if unknown. ``attempts``: jobs of the
+    run's wall limit that this takes; locally there is no limit.
+    """
 
     parameters: dict[str, int]
     numbers: dict[str, Any]
     stages: list[Cost]
     devices: list[Device]
     cost: Cost
+    wall_hours: float | None
+    attempts: int | None
 
     def as_dict(self) -> dict[str, Any]:
         rows = zip(self.numbers["stages"], self.stages, self.devices, strict=True)
         stages = [row | asdict(cost) | asdict(device) for row, cost, device in rows]
-        return {**self.numbers, "parameters": self.parameters, "stages": stages, "cost": asdict(self.cost)}
+        known = {"parameters": self.parameters, "wall_hours": self.wall_hours, "attempts": self.attempts}
+        return {**self.numbers, **known, "stages": stages, "cost": asdict(self.cost)}
 
 
 def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     """The cost of a resolved, valid configuration on a cluster.
 
-    GPU-hours = samples * training FLOPs per pair / (peak * utilisation). Training costs 3 forward passes, or 4 if
-    micro-batches or recomputed blocks repeat one; the FLOPs of the plan are without repetition. Samples are whole
-    batches. A run that extends another one costs what follows after its commit.
+    Wall-clock time on CPUs = samples * training FLOPs per pair / (threads of all ranks * ``core_gflops``). GPU-hours =
+    samples * training FLOPs per pair / (peak * utilisation). Training costs 3 forward passes, or 4 if micro-batches or
+    recomputed blocks repeat one; the FLOPs of the plan are without repetition. Samples are whole batches. A run that
+    extends another one costs what follows after its commit.
     """
     numbers = plan_numbers(config)
-    stages, devices = [], []
+    stages, devices, times = [], [], list[float | None]()
     again = forward_passes(config.compute) / 3
     first = config.init.samples if config.init.extend else 0
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
@@ -65,10 +74,16 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
         samples, steps = row["end"] - row["start"] - done, row["steps"] - done // row["batch"]
         work = float(samples * stage_flops(config, stage))
         cost = _cost(samples, steps, work, again, profile if config.resources.gpus else None)
-        seconds = cost.gpu_hours * 3600 / numbers["world"] / steps if cost.gpu_hours else None
+        seconds = None if cost.gpu_hours is None else cost.gpu_hours * 3600 / numbers["world"]
+        if not config.resources.gpus:
+            seconds = again * work / (1e9 * profile.core_gflops * config.compute.threads * numbers["world"])
+        times.append(seconds)
         stages.append(cost)
-        devices.append(Device(stage_memory(config, stage), seconds))
-    return Estimate(parameters(config.model), numbers, stages, devices, total(stages))
+        devices.append(Device(stage_memory(config, stage), seconds / steps if seconds and steps else None))
+    wall = None if None in times else sum(filter(None, times)) / 3600
+    limit = math.inf if profile.kind == "local" else config.resources.hours
+    attempts = None if wall is None else max(1, math.ceil(wall / limit))
+    return Estimate(parameters(config.model), numbers, stages, devices, total(stages), wall, attempts)
 
 
 def forward_passes(compute: Compute) -> int:
@@ -100,11 +115,23 @@ def total(costs: Iterable[Cost]) -> Cost:
     )
 
 
-def assumption(profile: ClusterProfile) -> str:
-    """The assumption behind GPU-hours, in words."""
+def makespan(hours: Sequence[float | None], profile: ClusterProfile) -> float | None:
+    """Hours until runs of these lengths have ended, if as many run at once as the profile admits; None if unknown."""
+    known = [length for length in hours if length is not None]
+    if not known or len(known) < len(hours):
+        return None
+    at_once = profile.parallel or (1 if profile.kind == "local" else len(known))
+    return max(*known, sum(known) / at_once) if len(known) > 1 else known[0]
+
+
+def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
+    """The assumption behind GPU-hours and wall-clock times, in words. ``gpus``: whether any run uses them."""
+    rest = "start-up, saves and evaluation are not included"
+    if not gpus:
+        return f"wall-clock time at an assumed {profile.core_gflops:g} GFLOP/s a core; {rest}"
     if not profile.tflops:
         return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"
     return (
         f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.tflops:g} TFLOP/s"
-        f" ({profile.gpu or 'a GPU'}; the assumption of all our plans)"
+        f" ({profile.gpu or 'a GPU'}; the assumption of all our plans); {rest}"
     )

@@ -16,21 +16,28 @@ from flip.config.schema import MODEL_PRESETS
 from jobs.common.cli import command, shorter
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.common.text import count, plain, plain_lines, size, table
-from jobs.planning.cost import Cost, assumption
+from jobs.common.terminal import Page, TextTable, Verbatim
+from jobs.common.text import count, duration, plain, size
+from jobs.planning.cost import Cost, assumption, makespan
 from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
 from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import Sweep
 
+DROPPED = (
+    "FLOPs", "steps", "peak lr", "passes", "kept", "parameters", "a rank", "cluster", "batch", "price", "mask", "",
+    "s a step", "attempts", "samples", "GPU-hours", "wall-clock",
+)  # fmt: skip
+"""Columns that a narrow terminal does not show; the first one disappears first."""
 
-def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
+
+def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> Page:
     """One line per run, and the totals of the runs that start."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
-        return plain_lines("\n".join([done, *_dropped(plan)]))
-    lines = [_head(plan, sweep, profile), _overview(plan), *_dropped(plan), *_warnings(plan), *_advice(plan)]
-    return plain_lines("\n".join(lines))
+        return Page(done, *_dropped(plan))
+    overview = _overview(plan, profile)
+    return Page(_head(plan, sweep, profile), overview, *_dropped(plan), *_warnings(plan), *_advice(plan))
 
 
 def details(
@@ -41,20 +48,19 @@ def details(
     question: str = "",
     batches: Sequence[PlannedJob] = (),
     script: bool = False,
-) -> str:
+) -> Page:
     """All details of every run, the totals, the Slurm jobs, the checks and those that were skipped."""
-    lines = [_head(plan, sweep, profile)]
+    lines: list[str | TextTable] = [_head(plan, sweep, profile)]
     for action in plan.actions:
         lines += ["", *_run(action)]
-    lines += ["", "all runs", _overview(plan), f"  {assumption(profile)}" if _hours(plan) else "", *_dropped(plan)]
+    lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
     lines += _advice(plan)
     lines += ["", f"asked first: {question}"] if question else []
     lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
         seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
         lines += ["", f"{head}:", *seen] if seen else []
-    lines += ["", "dry run: nothing was written, nothing started."]
-    return plain_lines("\n".join(lines).replace("\n\n\n", "\n\n"))
+    return Page(*lines, "", "dry run: nothing was written, nothing started.")
 
 
 def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
@@ -65,8 +71,8 @@ def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
         nodes = "1 node" if shape.nodes == 1 else f"{shape.nodes} nodes"
         start = f"; {batch.start}" if batch.start else ""
         lines.append(f"  {nodes}, {shape.processes} ranks a node{gpus}, {shape.hours:g} h: {_some(batch.runs)}{start}")
-        lines += ["", *batch.script.splitlines(), ""] if script else []
-    return lines
+        lines += ["", Verbatim(batch.script.rstrip()), ""] if script else []
+    return lines[:-1] if script and lines else lines
 
 
 def _some(names: Sequence[str]) -> str:
@@ -90,15 +96,19 @@ def cluster_names(plan: Plan) -> list[str]:
     return list(dict.fromkeys(action.wanted.cluster for action in plan.actions if action.wanted.cluster))
 
 
-def _overview(plan: Plan) -> str:
+def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
     if not plan.actions:
         return "  no run of the sweep file matches --only"
     rows = [_row(action) for action in plan.actions]
-    if len(plan.starting) > 1:
-        rows.append({**dict.fromkeys(rows[0]), "run": "total of the runs that start", **_costs(plan.cost), "": ""})
+    if len(starting := [action.wanted.estimate for action in plan.starting]) > 1:
+        attempts = [estimate.attempts for estimate in starting]
+        hours = makespan([e.wall_hours for e in starting], profile) if len(cluster_names(plan)) < 2 else None
+        total = _time(hours, None if None in attempts else sum(filter(None, attempts)))
+        rows.append({**dict.fromkeys(rows[0]), "run": "total to start", **_costs(plan.cost), **total, "": ""})
     hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
     hidden |= {"cluster"} if len(cluster_names(plan)) < 2 else set()
-    return table([{key: value for key, value in row.items() if key not in hidden} for row in rows], indent="  ")
+    rows = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
+    return TextTable(rows, cut={"state": 8, "": 12}, drop=DROPPED, indent="  ")
 
 
 def _row(action: Action) -> dict[str, Any]:
@@ -110,8 +120,13 @@ def _row(action: Action) -> dict[str, Any]:
         "state": f"{action.kind}, {effect}" if effect else action.kind,
         "parameters": count(action.wanted.estimate.parameters["total"]),
         **_costs(action.wanted.estimate.cost),
+        **_time(action.wanted.estimate.wall_hours, action.wanted.estimate.attempts),
         "": action.reason,
     }
+
+
+def _time(hours: float | None, attempts: int | None) -> dict[str, Any]:
+    return {"wall-clock": None if hours is None else duration(3600 * hours), "attempts": attempts}
 
 
 def _costs(cost: Cost) -> dict[str, Any]:
@@ -120,7 +135,7 @@ def _costs(cost: Cost) -> dict[str, Any]:
     return cells if cost.price is None else cells | {"price": f"{cost.price:,.0f}"}
 
 
-def _run(action: Action) -> list[str]:
+def _run(action: Action) -> list[str | TextTable]:
     wanted, numbers = action.wanted, action.wanted.estimate.numbers
     parameters, data = wanted.estimate.parameters, numbers["data"]
     against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _differences(wanted)]
@@ -149,10 +164,10 @@ def _run(action: Action) -> list[str]:
         for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
     ]
     if not wanted.estimate.cost.gpu_hours:
-        rows = [{key: value for key, value in row.items() if key not in ("GPU-hours", "s a step")} for row in rows]
+        rows = [{key: value for key, value in row.items() if key != "GPU-hours"} for row in rows]
     return [
         *lines,
-        table(rows, indent="  "),
+        TextTable(rows, drop=DROPPED, indent="  "),
         *(f"  warning: {text}" for text in wanted.warnings),
         *(f"  note: {note}" for note in wanted.notes),
     ]
@@ -266,7 +281,7 @@ def as_dict(
         "cost": asdict(plan.cost),
         "question": question,
         "batches": [asdict(batch) for batch in batches],
-        "assumption": assumption(profile),
+        "assumption": assumption(profile, _hours(plan)),
         "checks": [asdict(check) for check in checks],
     }
 

@@ -24,6 +24,7 @@ from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
+from jobs.common.terminal import show
 from jobs.common.text import suggestion
 from jobs.planning import plan as planning
 from jobs.planning import preflight
@@ -273,9 +274,9 @@ class Submission:
             shown = render.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
             print(json.dumps(shown, indent=1))
         elif self.options.dry_run:
-            print(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.options.script))
+            show(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.options.script))
         else:
-            print(render.summary(plan, self.sweep, self.profile))
+            show(render.summary(plan, self.sweep, self.profile))
 
     def _question(self, plan: Plan) -> str:
         """The question to confirm before anything starts; empty if there is none."""

@@ -1,0 +1,92 @@
+"""The plan as text: on terminals of several widths, and on a pipe."""
+
+from pathlib import Path
+
+import pytest
+
+from flip.config.host import Host
+from flip.config.identity import identity
+from flip.config.resolve import DatasetFacts, dataset_facts, resolve
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.common.paths import SWEEPS
+from jobs.common.terminal import show
+from jobs.planning.cost import estimate, makespan
+from jobs.planning.plan import Action, Plan, ResolvedRun, resources_of
+from jobs.planning.preflight import Check
+from jobs.submission import render
+from jobs.submission.dry_run import PlannedJob
+from jobs.sweeps.sweep_file import load
+from tests.harness.terminal import Terminal, golden
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "[red]\x1b[2J"
+NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
+DATA = {"quickstart": [DatasetFacts(55_070, 9, 1.0, "", True)]}
+
+
+def planned(name, profile, **options):
+    """A plan of sweeps/NAME.yaml: the first run is new, the second one has failed, the third one has changed."""
+    sweep, actions = load(SWEEPS / f"{name}.yaml", **options), []
+    for run, (kind, reason, starts) in zip(
+        sweep.runs, [("new", "", True), ("failed", f"CUDA error {HOSTILE}", True), ("changed", "seed: 0 -> 1", False)],
+        strict=False,
+    ):  # fmt: skip
+        config = resolve(run.config, NODE, DATA.get(name) or dataset_facts(run.config, nominal=True))
+        wanted = ResolvedRun(run.name, config, identity(config, ""), estimate(config, profile), cluster=profile.name)
+        actions.append(Action(wanted, kind, reason, starts))
+    return Plan(Path("/runs") / name, actions), sweep
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200, None])
+@pytest.mark.parametrize("name, cluster", [("quickstart", "local"), ("masking", "h100")])
+def test_the_plan(name, cluster, columns, monkeypatch):
+    for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    profile = load_profile(cluster)
+    plan, sweep = planned(name, profile)
+    shape = resources_of(plan.actions[0].wanted.config)
+    jobs = [
+        PlannedJob([plan.actions[0].name], shape, "#!/bin/sh\n#SBATCH --a-long-option-to-copy=value --and another", "")
+    ]
+    checks = [
+        Check("data set", "55,070 samples in 9 shards, /data/of/a/long/path"),
+        Check("Slurm", HOSTILE, skipped=True),
+    ]
+    page = render.details(plan, sweep, profile, checks, batches=jobs, script=True)
+    if columns is None:
+        golden(GOLDEN / f"plan-{name}-piped.txt", page)
+        return
+    with Terminal(columns, 50) as screen:
+        show(page, screen.file)
+        golden(GOLDEN / f"plan-{name}-{columns}.txt", screen.close().text())
+        assert b"\x1b[2J" not in screen.raw
+
+
+def test_the_wall_clock_time_of_a_plan_on_cpus():
+    (action, *_), profile = planned("quickstart", load_profile("local"))[0].actions, load_profile("local")
+    known = action.wanted.estimate
+    threads = action.wanted.config.compute.threads
+    assert known.wall_hours == pytest.approx(known.cost.flops / (threads * 100e9) / 3600) and known.attempts == 1
+    twice = estimate(action.wanted.config, ClusterProfile(kind="slurm", core_gflops=profile.core_gflops / 2))
+    assert twice.wall_hours == pytest.approx(2 * known.wall_hours)
+    assert twice.as_dict()["wall_hours"] == twice.wall_hours and twice.as_dict()["attempts"] == 1
+
+
+def test_the_attempts_of_a_plan_on_gpus():
+    (action, *_), _ = planned("masking", profile := load_profile("h100"))[0].actions, None
+    known, config = action.wanted.estimate, action.wanted.config
+    world = config.resources.nodes * config.resources.processes
+    assert known.wall_hours == pytest.approx(known.cost.gpu_hours / world)
+    config.resources.hours = known.wall_hours / 2.5
+    assert estimate(config, profile).attempts == 3
+    assert estimate(config, ClusterProfile(kind="slurm")).attempts is None, "an unknown card"
+
+
+@pytest.mark.parametrize(
+    "kind, parallel, hours", [("local", 0, 9.0), ("local", 2, 4.5), ("slurm", 0, 4.0), ("slurm", 1, 9.0)]
+)
+def test_the_time_until_all_runs_have_ended(kind, parallel, hours):
+    profile = ClusterProfile(kind=kind, parallel=parallel)
+    assert makespan([4.0, 3.0, 2.0], profile) == hours
+    assert makespan([4.0, None], profile) is None and makespan([], profile) is None
