@@ -155,9 +155,8 @@ def test_progress_on_a_terminal_leaves_nothing(monkeypatch):
         with ProgressBar("indexing", "B") as bar:
             for done in (0, 5 * 10**8, 10**9):
                 bar(done, 2 * 10**9, "1 of 2 shards")
-        raw = screen.raw
         assert screen.close().text() == "" and screen.cursor
-    assert b"indexing" in raw and "━".encode() in raw and b"1 GB of 2 GB" in raw
+        assert b"indexing" in screen.raw and "━".encode() in screen.raw and b"1 GB of 2 GB" in screen.raw
 
 
 def test_progress_elsewhere_is_a_line_from_time_to_time(capsys):
