@@ -33,7 +33,7 @@ from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
 from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.ownership import read_regular
-from flip.runs.rundir import write_json
+from flip.runs.rundir import fsync_path, write_json
 from tools.shards_commands.manifest import facts, kind
 from tools.shards_commands.output import Bar, CommandResult, writing
 
@@ -63,6 +63,8 @@ def make(options: argparse.Namespace) -> CommandResult:
     """Write shards and manifest into a temporary folder, which gets its name when it is complete."""
     if options.per_shard < 1:
         raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
+    if not 0 <= options.min_complete <= 1:
+        raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
     templates = [text.replace("{label}", "{}") for text in options.template or ["a photo of a {}"]]
     check_prompts(Prompts(["label"], templates), "--template")
     rows, out = partial(_folder if os.path.isdir(options.source) else _table, options), Path(options.out).absolute()
@@ -84,6 +86,7 @@ def make(options: argparse.Namespace) -> CommandResult:
         try:
             report = _write(rows(), len(head), folder, labels, templates, options)
             os.rename(folder, out)
+            fsync_path(out.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return CommandResult(facts(Manifest.load(out)) | report)
@@ -100,7 +103,8 @@ def _write(
     images = options.images or (options.source if os.path.isdir(options.source) else os.path.dirname(options.source))
     with Bar("writing", "") as bar:
         for written, wrong in map_in_processes(_writer, (labels, templates, images), tasks, workers, "make"):
-            done, refused = done + written, refused + wrong
+            done += written
+            refused += wrong
             bar(done, count)
     refused.sort()
     if count - len(refused) < max(1, options.min_complete * count):
@@ -139,6 +143,8 @@ def _writer(labels: Sequence[str], templates: list[str], images: str) -> Callabl
                     tar.addfile(info, io.BytesIO(data))
         if len(refused) == len(rows):
             os.unlink(path)
+        else:
+            fsync_path(path)
         return len(rows), refused
 
     return write

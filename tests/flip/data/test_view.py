@@ -8,6 +8,7 @@ import torch
 import webdataset
 from PIL import Image
 
+from flip.config import schema
 from flip.data import decode
 from flip.data.decode import DecodeError
 from flip.data.manifest.build import index
@@ -59,7 +60,9 @@ def test_training_converts_as_pillow_does_where_it_is_asked(name, decoder):
 def test_what_decides_a_view_is_in_its_label():
     views = [EvaluationView(SIZE, *more) for more in ((), ("resize_crop",), ("resize_crop", "convert"))]
     assert [view.label for view in views] == ["48px", "48px-resize_crop", "48px-resize_crop-convert"]
-    assert EvaluationView(SIZE, exif="apply").label == "48px-exif"
+    config = schema.Config()
+    config.data.exif = "apply"
+    assert EvaluationView.of(config).label == f"{config.model.image.size}px-exif"
 
 
 def test_a_damaged_file_has_no_view():

@@ -163,6 +163,7 @@ def test_refused_rows_are_reported_and_the_others_written(pictures, tmp_path, ca
         ([{"image": "0.png", "caption": "a"}] * 2, ["--key", "caption"], "two rows have the same key"),
         ([{"image": "0.png", "caption": "a"}], ["--template", "a photo"], "a template needs one {}"),
         ([{"image": "0.png", "caption": "a"}], ["--per-shard", "0"], "--per-shard"),
+        ([{"image": "0.png", "caption": "a"}], ["--min-complete", "2"], "a share lies in 0 .. 1"),
         ([{"image": "0.png", "caption": "a"}], ["--out", "pictures"], "the folder is not empty"),
         ([{"image": "0.png", "caption": "a"}], ["--out", "pictures/0.png"], "a file is where a folder must be"),
     ],
