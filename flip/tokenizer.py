@@ -9,6 +9,7 @@ with [CLS]. Byte pairs (recipe clip): it stands between a start and an end token
 from __future__ import annotations
 
 import gzip
+import hashlib
 import html
 import io
 import json
@@ -44,6 +45,8 @@ BYTES = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(256 - 
 """The characters that stand for the 256 bytes in a byte-pair vocabulary, by id: printable ones, then the others."""
 WORD_END = "</w>"
 """Ends the last piece of a word."""
+CLIP_VOCABULARY = "7cccc44d334555d1ff3c0ac5f0246b428fab2918383e77ee745cf30d41010b78"
+"""SHA-256 of the lines of CLIP's 49,408 entries."""
 CLIP_MERGES = 48_894
 """Pairs that CLIP uses of the 262,143 in its published file: 49,408 entries with 512 bytes and two special tokens."""
 MAX_FILE_BYTES = 16 << 20
@@ -104,6 +107,12 @@ class Tokenizer:
     def size(self) -> int:
         """Number of token ids; at most the vocabulary of the text tower."""
         return self._tokenizer.get_vocab_size()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether these are CLIP's byte pairs, which open_clip and transformers have."""
+        entries = "\n".join(map(self.piece, range(self.size)))
+        return self.byte_pairs and hashlib.sha256(entries.encode()).hexdigest() == CLIP_VOCABULARY
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """(n, length) int32 token ids."""

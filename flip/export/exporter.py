@@ -144,7 +144,10 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
     (folder / "timm").mkdir()
     _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / export_record.OPEN_CLIP)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)
-    _json(folder / "open_clip_config.json", open_clip_config(shape, config.augment, variant, target / "timm", eps))
+    described = open_clip_config(shape, config.augment, variant, target / "timm", eps)
+    if loaded.tokenizer.is_published:  # open_clip's own, which needs no other package
+        del described["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    _json(folder / "open_clip_config.json", described)
     _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from flip.config.schema import Augment, Config, Model
 from flip.evaluation.task import precision
+from flip.export import fold_padding
+from flip.tokenizer import END, START
 
 _VARIANT_NOTES = {
     "native": "`native`: open_clip's own image encoder holds these weights as they are.",
@@ -25,20 +27,33 @@ not normalised means nothing. For fine-tuning take `timm/`.""",
 **absolute path** (`vision_cfg.timm_model_name`): where the folder moves, edit it.""",
 }
 
+_FIXED_POSITIONS = """ The positions are a fixed
+table, which timm would train: freeze `pos_embed` to keep it."""
+_OTHER_SIZE = """\
+- Another image size (`force_image_size`) makes open_clip interpolate the table of positions. The toolkit computes it
+  anew for the new grid, which is another model.
+"""
+
 
 def model_card(record: dict[str, Any], config: Config) -> str:
     """README.md. ``record``: export.json without its files."""
     model, augment = config.model, config.augment
     form = record.get("format", "open_clip")
-    padding = "attended to"
-    if model.text.padding == "mask":
+    padding = "not seen" if model.text.causal else "attended to"
+    if fold_padding.applies(model.text):
         padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
+    special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
+    if model.text.causal:
+        special = ", a start token stands first and an end token last"
+    fixed = model.image.positions == "sincos"
     fields = {
         "run": record["run"], "stage": record["stage"], "samples": record["samples"], "library": form,
         "facts": "".join(_facts(record, config)), "variant": _VARIANT_NOTES.get(record.get("variant", ""), ""),
         "scores": "".join(_scores(record["evaluations"])), "embed": model.embed, "width": model.image.width,
         "size": model.image.size, "mean": augment.mean, "std": augment.std, "length": model.text.length,
-        "special": ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind",
+        "special": special, "fixed_positions": _FIXED_POSITIONS if fixed else "",
+        "freeze": "encoder.pos_embed.requires_grad_(False)\n" if fixed else "",
+        "other_size": _OTHER_SIZE if fixed else "",
         "differences": "".join(f"- {sentence}\n" for sentence in record["differences"]), "padding": padding,
         "bias": " `logit_bias` is SigLIP's." if model.objective == "siglip" else "",
         "scale": record.get("logit_scale"), "plus_bias": f" + {record['logit_bias']}" if "logit_bias" in record else "",
@@ -200,9 +215,10 @@ def preprocessor_config(model: Model, augment: Augment) -> dict[str, Any]:
 
 def tokenizer_config(model: Model) -> dict[str, Any]:
     """tokenizer_config.json for transformers, whose BERT classes would add [CLS] and [SEP] by themselves."""
-    first = {"cls_token": "[CLS]"} if model.text.prepend_cls else {}
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"} | ({"cls_token": "[CLS]"} if model.text.prepend_cls else {})
+    if model.text.causal:
+        special = {"bos_token": START, **dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)}
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.text.length, "pad_token": "[PAD]",
-        "unk_token": "[UNK]", **first, "padding_side": "right", "truncation_side": "right",
-        "clean_up_tokenization_spaces": False, "split_special_tokens": True,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.text.length, **special, "padding_side":
+        "right", "truncation_side": "right", "clean_up_tokenization_spaces": False, "split_special_tokens": True,
     }  # fmt: skip

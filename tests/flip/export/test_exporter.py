@@ -27,6 +27,8 @@ from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir, write_json, write_text
+from flip.tokenizer import train_byte_pairs
+from tests.flip.test_byte_pairs import PUBLISHED
 from tests.synthetic import COLOURS, SHAPES, make_tokenizer, odd_pictures, picture
 from tools import export as command
 
@@ -47,6 +49,8 @@ BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
 
 def configured(recipe, tokenizer, size="tiny", *settings):
     names = ["paper", "portable", recipe] if recipe in ("siglip", "portable2") else ["paper", recipe]
+    if recipe == "clip":
+        names = ["paper", "portable", "portable2", "clip"]
     layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in names]
     for _, values in layers:
         values.pop("base", None)
@@ -122,8 +126,10 @@ def scale_of(pair):
 def same(loaded, given, found, raw=True):
     """Outputs of the script equal those of our model. ``raw``: also features before normalisation."""
     pair = loaded.pair
-    tokens = torch.from_numpy(loaded.tokenizer(given.texts))
-    alike = (found["tokens"] == tokens).all(dim=1)
+    tokens, theirs = torch.from_numpy(loaded.tokenizer(given.texts)), found["tokens"]
+    if loaded.config.model.text.causal:  # transformers pads with the end token
+        theirs = theirs.masked_fill(torch.arange(theirs.shape[1]) > theirs.argmax(dim=1, keepdim=True), 0)
+    alike = (theirs == tokens).all(dim=1)
     repaired = given.texts if loaded.config.model.text.repair else TEXTS
     assert alike.tolist() == [text in repaired for text in given.texts]
     image, text = pair.image(given.patches), pair.text(tokens)
@@ -170,6 +176,8 @@ CASES = [
     pytest.param("portable2", "tiny", "native", id="tiny-portable2"),
     pytest.param("paper", "tiny", "extra-block", id="tiny-paper"),
     pytest.param("paper", "tiny", "timm-tower", id="tiny-paper-timm"),
+    pytest.param("clip", "tiny", "native", id="tiny-clip"),
+    pytest.param("clip", "tiny", "timm-tower", id="tiny-clip-timm"),
     pytest.param("portable", "B/16", "native", id="B16-portable"),
     pytest.param("paper", "B/16", "extra-block", id="B16-paper", marks=SLOW),
     pytest.param("portable", "L/16", "native", id="L16-portable", marks=SLOW),
@@ -180,9 +188,15 @@ CASES = [
 
 @pytest.mark.parametrize("recipe, size, variant", CASES)
 def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, tokenizer, tmp_path):
+    published = recipe == "clip" and variant == "native"
+    if recipe == "clip":
+        tokenizer = PUBLISHED if published else tmp_path / "byte_pairs.json"
+        train_byte_pairs([*TEXTS, "a blue frame"], 600, tmp_path / "byte_pairs.json")
     loaded = loaded_of(configured(recipe, tokenizer, size), tmp_path)
     record = exporter.export(loaded, tmp_path / "made", variant)
     assert record["variant"] == variant
+    text = json.loads((tmp_path / "made" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert ("hf_tokenizer_name" in text) != published  # open_clip's own needs no transformers
     folder = tmp_path / "made"
     if variant != "timm-tower":  # which is bound to its place
         folder = tmp_path / "else" / "where"
