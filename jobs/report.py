@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--markdown", metavar="FILE", help="the report as Markdown; - for standard output")
     parser.add_argument("--table", metavar="T", default="", help="a table of the paper (1a ... 8) to compare with")
     parser.add_argument("--folder", metavar="DIR", help="write page, Markdown, CSV and figures; the folder is created")
+    parser.add_argument("--pictures", type=int, metavar="N", default=8, help="test pictures on the page (default: 8)")
     default = "report.html in the folder of the runs, or in the cache if that belongs to another user"
     parser.add_argument("--out", metavar="FILE", help=f"the HTML page; default: {default}")
     args = parser.parse_args(arguments)
@@ -49,6 +50,8 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     chosen = [name for name, given in streams.items() if given]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} both write to standard output: choose one")
+    if args.pictures < 0:
+        parser.error("--pictures: a number from 0")
     files = {"--folder": args.folder, "--out": args.out}
     if chosen and chosen != ["--markdown -"]:
         files |= {"--markdown": args.markdown, "--table": args.table}
@@ -77,7 +80,7 @@ def report(args: argparse.Namespace) -> int:
         _save(args.csv, csv_text(rows(results)))
     if args.json or args.csv == "-":
         return 0
-    blocks = findings(results, time.time(), args.table)
+    blocks = findings(results, time.time(), args.table, args.pictures)
     if args.markdown:
         _save(args.markdown, markdown(blocks))
     if args.markdown == "-":

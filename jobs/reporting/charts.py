@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +25,21 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
-WIDTH, HEIGHT = 420, 290
-FRAME = (62 / WIDTH, 46 / HEIGHT, 346 / WIDTH, 232 / HEIGHT)
-"""Left, bottom, width and height of the axes, as shares of the figure."""
+SMALL, LARGE = (420, 290), (800, 420)
+"""Width and height of a chart among others, and of one across the page."""
+LEFT, RIGHT, BOTTOM, TOP = 62, 12, 46, 12
+"""Margins around the axes; labels of series may widen the right one."""
+LETTER, LINE = 7.8, 16
+"""About the width of a letter and the height of a line of text."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3a9bd0", "#000000")
 """The palette of Okabe and Ito, for colour-vision deficiency; its yellow tones are darker here."""
 GREY = "#b4b4b4"
+DARK = {
+    **dict(zip(COLOURS, ("#56b4e9", "#ff8a3d", "#2cc79a", "#e79fc8", "#e0ac2b", "#9ad4f5", "#f2f2f2"), strict=True)),
+    **{GREY: "#6d6d6d", "#555555": "#a6a6a6", "#777777": "#9a9a9a", "#e6e6e6": "#33373d", "#ffffff": "#16181c"},
+}
+"""Colour in a chart -> its counterpart on a dark page."""
 DASHES = ("solid", (0, (4, 2)), (0, (1.2, 1.8)), (0, (5, 2, 1.2, 2)))
 SHAPES = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X"}
 """Name of a shape -> matplotlib's marker."""
@@ -73,23 +81,45 @@ class Series:
     fit: Sequence[Point] = ()
     band: Sequence[tuple[float, float, float]] = ()
     """(x, low, high) around ``fit``."""
+    faint: Sequence[Sequence[Point]] = ()
+    """Lines behind all others: the values that ``lines`` smooth."""
+    label: str = ""
+    """Text at its end; empty: its name."""
+
+    @property
+    def end(self) -> Point | None:
+        """The rightmost mark, or else the rightmost end of a line."""
+        return max([(mark.x, mark.y) for mark in self.marks] or [line[-1] for line in self.lines if line], default=None)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One chart.
+    """One chart. Its axes start at 0; the vertical one does not, and shows a break, if all values are in its upper
+    half.
 
-    ``x``, ``y``: labels of the axes. ``zero``: the vertical axis starts at 0, unless all values are in the upper half.
-    ``level``: a horizontal line and its name. ``log_x``, ``log_y``: logarithmic axes, for values above 0.
+    ``x``, ``y``: labels of the axes. ``level``: a horizontal line and its name. ``log_x``, ``log_y``: logarithmic axes,
+    for values above 0. ``large``: spans the page.
     """
 
     x: str
     y: str
     series: Sequence[Series]
-    zero: bool = True
     level: tuple[float, str] | None = None
     log_x: bool = False
     log_y: bool = False
+    large: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return LARGE if self.large else SMALL
+
+    @property
+    def summary(self) -> str:
+        """The content in words, for readers who do not see it."""
+        labels = [plain(mark.label) for item in self.series for mark in item.marks]
+        labels = labels or [plain(item.name) for item in self.series if item.lines]
+        more = f"; and {len(labels) - 20} more" if len(labels) > 20 else ""
+        return f"{plain(self.y)} against {plain(self.x)}. {'; '.join(labels[:20])}{more}"
 
     @property
     def empty(self) -> bool:
@@ -103,39 +133,24 @@ def look(i: int | None) -> tuple[str, Any, str]:
     return COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)], list(SHAPES)[i % len(SHAPES)]
 
 
-def svg(plot: Plot) -> str:
-    """The plot as an SVG file. Titles of marks and lines are shown as tooltips."""
+def svg(plot: Plot, small: bool = False) -> str:
+    """The plot as an SVG file. Titles of marks and lines are shown as tooltips. ``small``: for narrow screens."""
     titles: list[str] = []
-    text = _save(partial(_plot, plot, titles), (WIDTH, HEIGHT), "svg").decode("utf-8")
+    text = _save(partial(_plot, plot, titles), SMALL if small else plot.size, "svg").decode("utf-8")
     for i, title in enumerate(titles):
         text = text.replace(f'<g id="title{i}">', f"<g><title>{escape(title)}</title>", 1)
     text = re.sub(r' id="[\w.]+_\d+"', "", text)  # names of artists, which repeat in every SVG of a page
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(plain(f"{plot.y} against {plot.x}"))}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(plot.summary)}" ', 1)
 
 
 def png(plot: Plot) -> bytes:
-    return _save(partial(_plot, plot, []), (WIDTH, HEIGHT), "png")
+    return _save(partial(_plot, plot, []), plot.size, "png")
 
 
 def inline(file: str) -> str:
-    """The element of an SVG file, for a page."""
-    return file[file.index("<svg") :]
-
-
-@cache
-def key(style: int | None) -> str:
-    """The sample of a style in a legend: an inline SVG of class ``key``."""
-    colour, dash, shape = look(style)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set_xlim(0, 2)
-        axes.plot([0, 2], [0, 0], color=colour, ls=dash, lw=1.8)
-        axes.plot([1], [0], color=colour, marker=SHAPES[shape], ms=8)
-
-    text = _save(draw, (34, 14), "svg").decode("utf-8")
-    return inline(text).replace("<svg ", '<svg class="key" aria-hidden="true" ', 1)
+    """The element of an SVG file, for a page: the variable ``--cRRGGBB`` replaces the colour RRGGBB (``DARK``)."""
+    element = file[file.index("<svg") :]
+    return re.sub("(fill|stroke): #([0-9a-f]{6})", r"\1: var(--c\2, #\2)", element)
 
 
 def thin(xs: NDArray[np.float64], ys: NDArray[np.float64], most: int = 300) -> list[Point]:
@@ -148,6 +163,15 @@ def thin(xs: NDArray[np.float64], ys: NDArray[np.float64], most: int = 300) -> l
     return list(zip(across.tolist(), up.tolist(), strict=True))
 
 
+def smooth(ys: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over a 25th of the values around each; fewer than 50 values stay as they are."""
+    half = len(ys) // 50
+    total = np.concatenate([[0.0], np.cumsum(ys)])
+    index = np.arange(len(ys))
+    first, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(ys))
+    return (total[stop] - total[first]) / (stop - first)
+
+
 def _save(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> bytes:
     """What ``draw(figure)`` draws on an empty figure, as the bytes of a file; PNG with twice the pixels."""
     import matplotlib
@@ -158,7 +182,7 @@ def _save(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> b
         warnings.simplefilter("ignore")  # letters that the font lacks
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure, out = Figure((size[0] / 72, size[1] / 72)), io.BytesIO()
+        figure, out = Figure((size[0] / 72, size[1] / 72), dpi=72), io.BytesIO()
         draw(figure)
         figure.savefig(out, format=kind, dpi=144, metadata=metadata)
     return out.getvalue()
@@ -166,14 +190,14 @@ def _save(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> b
 
 def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
     """Draw the plot; the group of SVG with the id ``titleN`` belongs to ``titles[N]``."""
-    axes = figure.add_axes(FRAME)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _place(axes, RIGHT)
     if plot.empty:
         axes.set_axis_off()
         axes.text(0.5, 0.5, "Nothing to draw yet.", ha="center")
         return
     axes.set_xlabel(plain(plot.x), parse_math=False)
     axes.set_ylabel(plain(plot.y), parse_math=False)
-    axes.yaxis.set_label_coords(-44 / 346, 0.5)
     axes.grid(axis="y")
     axes.margins(0.04, 0.06)
     axes.set_xscale("log" if plot.log_x else "linear")
@@ -187,7 +211,12 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
         if item.band:
             xs, lows, highs = zip(*item.band, strict=True)
             axes.fill_between(xs, lows, highs, color=look(item.style)[0], alpha=0.13, lw=0)
+    _label_ends(plot.series, axes)
+    _set_ticks(plot, axes)
+    axes.yaxis.set_label_coords(-44 / axes.bbox.width, 0.5)
     low, high = axes.get_ylim()
+    if not plot.log_y and not low <= 0 <= high:
+        _mark_break(axes)
     if plot.level is not None and low <= plot.level[0] <= high:
         axes.axhline(plot.level[0], color="#777", ls=(0, (3, 4)), lw=1)
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
@@ -203,6 +232,8 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
     grey = item.style is None
     thick: dict[str, Any] = {"color": colour, "lw": 1 if grey else 1.6, "alpha": 0.5 if grey else 0.9}
     thick["zorder"] = 2 if grey else 3
+    for line in item.faint:
+        axes.plot(*zip(*line, strict=True), color=colour, lw=0.8, alpha=0.3, zorder=1.5)
     for line in item.lines:
         every = 1 if len(line) <= 40 else ((item.style or 0) % 7 * len(line) // 56, len(line) // 8)
         marker = None if grey else SHAPES[shape]
@@ -216,22 +247,87 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
 
 
 def _set_limits(plot: Plot, axes: Axes) -> None:
-    """Fix the limits to lines and marks, so that bands and fits may leave the frame; set ticks at round numbers."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
+    """Fix the limits to lines and marks, so that bands and fits may leave the frame."""
     axes.autoscale_view()
     axes.autoscale(False)
     if not plot.log_x:
         axes.set_xlim(left=0)
-    if plot.zero and not plot.log_y and 0 <= axes.dataLim.y0 < axes.dataLim.y1 / 2:
+    if not plot.log_y and 0 <= axes.dataLim.y0 < axes.dataLim.y1 / 2:
         axes.set_ylim(bottom=0)
-    for axis, log, about in ((axes.xaxis, plot.log_x, 5), (axes.yaxis, plot.log_y, 6)):
+
+
+def _set_ticks(plot: Plot, axes: Axes) -> None:
+    """Ticks at round numbers, as many as there is room for."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    room = max(3, int(axes.bbox.width // 75))
+    for axis, log, about in ((axes.xaxis, plot.log_x, room), (axes.yaxis, plot.log_y, 6)):
         low, high = axis.get_view_interval()
         powers = LogLocator(subs=(1.0,) if high > 1e3 * low else (1.0, 3.0), numticks=about + 1) if log else None
         narrow = MaxNLocator(about, steps=[1, 2, 5, 10])
         axis.set_major_locator(powers if powers and high > 20 * low else narrow)
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(lambda value, _: tick(value))
+
+
+def _place(axes: Axes, right: float) -> None:
+    """Leave a margin of ``right`` beside the axes."""
+    width, height = axes.figure.bbox.size
+    axes.set_position((LEFT / width, BOTTOM / height, 1 - (LEFT + right) / width, 1 - (BOTTOM + TOP) / height))
+
+
+def _mark_break(axes: Axes) -> None:
+    """Interrupt the vertical axis near its foot: it does not start at 0."""
+    foot: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    axes.plot([0, 0], [0.035, 0.055], color="#ffffff", lw=3, zorder=4, **foot)
+    axes.plot([0, 0], [0.035, 0.055], marker=[(-1, -0.5), (1, 0.5)], ms=8, ls="", color="#555", zorder=5, **foot)
+
+
+def _label_ends(series: Sequence[Series], axes: Axes) -> None:
+    """Label every series that is not grey at its end, at its side or connected by a thin line."""
+    ends = [(item, end) for item in series if item.style is not None and (end := item.end) is not None]
+    if not ends:
+        return
+    most = 20 if axes.figure.bbox.width < LARGE[0] else 32
+    texts = [_shorten(plain(item.label or item.name), most) for item, _ in ends]
+    room, space = [LETTER * len(text) + 16 for text in texts], axes.bbox.width + RIGHT
+    shares = axes.transAxes.inverted().transform(axes.transData.transform([end for _, end in ends]))[:, 0]
+    _place(axes, max([RIGHT, *(space - (space - need) / share for need, share in zip(room, shares, strict=True))]))
+    points = axes.transData.transform([end for _, end in ends])
+    boxes = [(x, x + need, y) for (x, y), need in zip(points, room, strict=True)]
+    heights = spread(boxes, axes.bbox.y0 + LINE / 2, axes.bbox.y1)
+    for (item, end), text, height, (_, _, y) in zip(ends, texts, heights, boxes, strict=True):
+        line: dict[str, Any] = {
+            "arrowstyle": "-",
+            "color": look(item.style)[0],
+            "lw": 0.8,
+            "relpos": (0, 0.5),
+            "shrinkA": 1,
+        }
+        axes.annotate(
+            text, end, (10, height - y), textcoords="offset points", va="center", parse_math=False,
+            annotation_clip=False, arrowprops=None if abs(height - y) < LINE / 3 else line,
+        )  # fmt: skip
+
+
+def _shorten(text: str, most: int) -> str:
+    """Cut the middle: names of a sweep differ at their ends."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
+
+
+def spread(boxes: Sequence[tuple[float, float, float]], low: float, high: float) -> list[float]:
+    """Heights of texts (left, right, wanted height), moved so that none covers another; within ``low`` and ``high`` if
+    there is room."""
+    heights = [min(max(y, low), high) for _, _, y in boxes]
+    for step, order in ((-LINE, sorted(range(len(boxes)), key=lambda i: -heights[i])), (LINE, None)):
+        order = order or sorted(range(len(boxes)), key=lambda i: heights[i])
+        for n, i in enumerate(order):
+            heights[i] = max(heights[i], low) if step > 0 else heights[i]
+            left, right, _ = boxes[i]
+            for j in order[:n]:
+                if boxes[j][0] < right and left < boxes[j][1] and abs(heights[i] - heights[j]) < LINE:
+                    heights[i] = heights[j] + step
+    return heights
 
 
 def tick(value: float) -> str:

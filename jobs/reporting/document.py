@@ -1,7 +1,8 @@
-"""Blocks of a report, independent of its format: texts, tables and figures."""
+"""Blocks of a report, independent of its format: texts, tables, figures, pictures, and folded parts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,13 @@ from jobs.reporting.charts import Plot
 
 @dataclass(frozen=True)
 class Text:
-    """A heading (``level`` 1, 2) or a paragraph (0). ``tone``: quiet, note, or trouble."""
+    """A heading (``level`` 1 to 3) or a paragraph (0). ``tone``: headline, quiet, note, or trouble."""
 
     words: str
     level: int = 0
     tone: str = ""
+    anchor: str = ""
+    """Of a heading: the target of links to it, by default made of its words."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,60 @@ class Table:
     """Columns with sentences."""
     text: Sequence[str] = ()
     """Columns with short texts, aligned to the left."""
+    best: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Column -> rows with its best value."""
+    links: Sequence[str] = ()
+    """Per row the anchor to which its first cell links."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Charts side by side that share a legend."""
+    """Charts side by side."""
 
     name: str
     """Stem of its files: letters, digits, dashes."""
     plots: Sequence[Plot]
     caption: str = ""
-    names: Sequence[tuple[str, int | None]] = field(default_factory=list)
-    """The legend: (name, style); style None is grey."""
 
 
-Block = Text | Table | Figure
+@dataclass(frozen=True)
+class Picture:
+    """A test picture with its nearest captions, best first."""
+
+    name: str
+    label: str
+    """The right caption."""
+    captions: Sequence[tuple[str, float]]
+    """(caption, score)."""
+    jpeg: bytes = b""
+    """Empty: it cannot be shown."""
+
+    @property
+    def verdict(self) -> str:
+        nearest = [caption for caption, _ in self.captions]
+        return "right" if nearest[0] == self.label else f"wrong: {self.label}"
 
 
-def heading(words: str) -> Text:
-    return Text(words, 2)
+@dataclass(frozen=True)
+class Pictures:
+    items: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are shown when the reader asks for them."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+
+Block = Text | Table | Figure | Pictures | Fold
+
+
+def anchor(words: str) -> str:
+    """The target of links to a heading: letters, digits and dashes."""
+    return re.sub(r"[^\w.]+", "-", words.lower()).strip("-") or "-"
+
+
+def heading(words: str, level: int = 2, anchor: str = "") -> Text:
+    return Text(words, level, anchor=anchor)

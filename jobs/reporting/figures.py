@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flip.monitoring.metrics_reader import Column
 from flip.monitoring.results import Outcome
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import percent
 from jobs.reporting import charts, scaling_laws, seed_groups
-from jobs.reporting.charts import Mark, Plot, Point, Series, thin
-from jobs.reporting.document import Block, Figure, Table, Text, heading
+from jobs.reporting.charts import Mark, Plot, Point, Series, smooth, thin
+from jobs.reporting.document import Block, Figure, Fold, Table, Text, heading
 from jobs.reporting.scaling_laws import Curve
 from jobs.reporting.seed_groups import SeedGroup
 
 MANY, BEST = 12, 7
 """Of more than MANY groups only the BEST get styles of their own; the others are grey."""
+
+UNSTEADY = "†"
+"""Mark of groups whose speed was unsteady."""
 
 Styles = Sequence[int | None]
 
@@ -37,40 +42,59 @@ def focus(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[int
     return [best.index(i) if i in best else None for i in range(len(grouped))]
 
 
-def legend_of(grouped: Sequence[SeedGroup], styles: Styles) -> list[tuple[str, int | None]]:
-    """(name, style) of the groups, with one entry for all grey ones."""
-    seen = [(arm.name, style) for arm, style in zip(grouped, styles, strict=True) if style is not None]
-    seen.sort(key=lambda item: item[1] or 0)
+def _others(styles: Styles) -> str:
+    """The end of a caption: how many groups are grey."""
     grey = sum(style is None for style in styles)
-    return [*seen, *([(f"{grey} others", None)] if grey else [])]
+    return f" Grey: {grey} others." if grey else ""
 
 
 # -- accuracy against cost ---------------------------------------------------------------------------------------------
 
 
 def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: Styles) -> list[Block]:
-    """A figure of three charts per set: final scores, and for validation sets also the course of training."""
-    names = legend_of(grouped, styles)
-    blocks: list[Block] = []
-    for name, role in seed_groups.sets(outcomes).items():
-        scores = [score for arm in grouped if (score := arm.score(name)) is not None]
-        chance = next((100 * score.chance for score in scores if score.chance), None)
-        level = None if chance is None else (chance, f"chance, {chance:.2g} %")
-        plots = []
-        for cost, unit in _costs(grouped):
-            series = [
-                Series(
-                    arm.name, _course(arm, name, cost) if role == "validation" else (), _marks(arm, name, cost), style
-                )
-                for arm, style in zip(grouped, styles, strict=True)
-            ]
-            plots.append(Plot(unit, f"{name}, top-1, %", series, level=level))
-        if all(plot.empty for plot in plots):
-            continue
-        caption = f"{name}: markers are final scores with 95 % intervals"
-        caption += ", lines the course of training." if role == "validation" else "; it is scored once, at the end."
-        blocks.append(Figure(f"accuracy-{name}", plots, caption, names))
-    return [heading("Accuracy against cost"), *blocks] if blocks else []
+    """A large chart of accuracy against the measured cost; the other costs and sets are folded.
+
+    The large chart shows the first set with a course over training, tests first, or else the first set.
+    """
+    charts_of = {name: plots for name in seed_groups.sets(outcomes) if (plots := _plots(name, grouped, styles))}
+    if not charts_of:
+        return []
+    lead = next((name for name, (first, *_) in charts_of.items() if any(s.lines for s in first.series)), None)
+    lead = lead or next(iter(charts_of))
+    captions = {name: _caption(name, plots) + _others(styles) for name, plots in charts_of.items()}
+    notes = " Two strokes at the foot of an axis: it does not start at 0."
+    if any(arm.unsteady for arm in grouped):
+        notes += f" {UNSTEADY}: the speed was unsteady, so this is not the cost of the method."
+    large = replace(charts_of[lead].pop(0), large=True)
+    more = [
+        Figure(f"accuracy-{name}{'-more' if name == lead else ''}", plots, captions[name])
+        for name, plots in charts_of.items()
+        if plots
+    ]
+    folded = [Fold("Other costs and evaluation sets", more)] if more else []
+    return [heading("Accuracy against cost"), Figure(f"accuracy-{lead}", [large], captions[lead] + notes), *folded]
+
+
+def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot]:
+    """The charts of one set, one per cost, without empty ones."""
+    chance = next((100 * score.chance for arm in grouped if (score := arm.score(name)) and score.chance), None)
+    level = None if chance is None else (chance, f"chance, {chance:.2g} %")
+    plots = []
+    for cost, label in _costs(grouped):
+        series = []
+        for arm, style in zip(grouped, styles, strict=True):
+            words = [arm.name, *([percent(score.mean)] if (score := arm.score(name)) else [])]
+            words += [UNSTEADY] if arm.unsteady else []
+            drawn = _course(arm, name, cost), _marks(arm, name, cost)
+            series.append(Series(arm.name, *drawn, style, label=" ".join(words)))
+        plots.append(Plot(label, f"{name}, top-1, %", series, level=level))
+    return [plot for plot in plots if not plot.empty]
+
+
+def _caption(name: str, plots: Sequence[Plot]) -> str:
+    course = any(item.lines for plot in plots for item in plot.series)
+    lines = ", lines the course of training." if course else "; it is scored once, at the end."
+    return f"{name}: markers are final scores with 95 % intervals{lines}"
 
 
 Cost = Callable[[Outcome, float | None, float | None], float | None]
@@ -86,11 +110,12 @@ def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
         ),
         (lambda outcome, samples, seconds: seed_groups.flops(outcome, samples), "training FLOPs"),
         (lambda outcome, samples, seconds: samples, "samples seen"),
+        (lambda outcome, samples, seconds: None if seconds is None else seconds / 3600, "hours of training"),
     ]
 
 
 def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
-    """A line per run: scores on the set over cost."""
+    """A line per run: scores on the set over cost, if there are several."""
     lines = []
     for outcome in arm.outcomes:
         line = [
@@ -99,7 +124,10 @@ def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
             for item in point.get("evaluations", ())
             if item["name"] == name and (x := cost(outcome, point["samples"], point["seconds"])) is not None
         ]
-        lines += [line] if line else []
+        last = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
+        if line and last is not None and last > line[-1][0]:
+            line += [(last, 100 * item["top1"]) for item in outcome.evaluations if item["name"] == name]
+        lines += [line] if len({x for x, _ in line}) > 1 else []
     return lines
 
 
@@ -127,21 +155,17 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
     blocks: list[Block] = []
     for test in tests:
         curves = scaling_laws.curves(outcomes, test)
-        names: list[tuple[str, int | None]] = []
         plots, rows = [], []
         for axis in dict.fromkeys(curve.axis for curve in curves):
             along = [curve for curve in curves if curve.axis == axis]
             many = len(along) > MANY
             series = [_law(curve, None if many else i) for i, curve in enumerate(along)]
-            plots.append(Plot(axis, f"{test}, error, %", series, zero=False, log_x=True, log_y=True))
-            names += [(f"{axis}: {len(along)} curves", None)] if many else [
-                (f"{axis}: {curve.name}", i) for i, curve in enumerate(along)
-            ]  # fmt: skip
+            plots.append(Plot(axis, f"{test}, error, %", series, log_x=True, log_y=True))
             rows += [_exponent(test, curve) for curve in along if curve.law]
         if plots:
             caption = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
             caption += " logarithmic. Dashed, with a band of 95 %: fitted power laws." if rows else " logarithmic."
-            blocks.append(Figure(f"scaling-{test}", plots, caption, names))
+            blocks.append(Figure(f"scaling-{test}", plots, caption))
         blocks += [Table(rows, text=["along", "of"])] if rows else []
     if not blocks:
         return []
@@ -187,25 +211,30 @@ def _exponent(test: str, curve: Curve) -> dict[str, str]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def loss(grouped: Sequence[SeedGroup], names: Sequence[tuple[str, int | None]], styles: Styles) -> list[Block]:
-    """Training loss and accuracy within the batch against samples seen."""
+def loss(grouped: Sequence[SeedGroup], styles: Styles) -> list[Block]:
+    """Training loss and accuracy within the batch against samples seen: smoothed, over the raw values."""
     plots = []
     for field, label in (("loss", "training loss"), ("accuracy", "accuracy within the batch, %")):
         series = []
         for arm, style in zip(grouped, styles, strict=True):
-            most = 300 if style is not None else 60
-            lines = [line for outcome in arm.outcomes if (line := _line(outcome, field, most))]
-            series.append(Series(arm.name, lines, (), style))
-        plots.append(Plot("samples seen", label, series, zero=field != "loss"))
-    caption = "Means of neighbouring steps. Both depend on the batch and the mask: compare groups by their tests."
-    return [heading("Training curves"), Figure("training", plots, caption, names)]
+            lines, raw = [], []
+            for outcome in arm.outcomes:
+                xs, ys = _logged(outcome, field)
+                if len(xs):
+                    lines.append(thin(xs, smooth(ys), 100 if style is not None else 60))
+                    raw += [thin(xs, ys)] if style is not None else []
+            series.append(Series(arm.name, lines, (), style, faint=raw))
+        plots.append(Plot("samples seen", label, series))
+    caption = "Means over a 25th of the run around each step; faint: as logged."
+    caption += " Both depend on the batch and the mask: compare groups by their tests."
+    return [heading("Training curves"), Figure("training", plots, caption + _others(styles))]
 
 
-def _line(outcome: Outcome, field: str, most: int) -> list[Point]:
+def _logged(outcome: Outcome, field: str) -> tuple[Column, Column]:
+    """Samples and finite values of the logged steps."""
     values = outcome.metrics[field]
     known = np.isfinite(values)
-    scale = 100.0 if field == "accuracy" else 1.0
-    return thin(outcome.metrics["samples"][known], scale * values[known], most)
+    return outcome.metrics["samples"][known], (100.0 if field == "accuracy" else 1.0) * values[known]
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -224,7 +253,9 @@ def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
 
 
 def files(block: Block) -> list[tuple[str, Plot]]:
-    """(stem of its files, chart) of every chart of a figure; other blocks have none."""
+    """(stem of its files, chart) of every chart of a figure or a folded part; other blocks have none."""
+    if isinstance(block, Fold):
+        return [file for inner in block.blocks for file in files(inner)]
     if not isinstance(block, Figure):
         return []
     return [(f"{_plain(block.name)}-{i}", plot) for i, plot in enumerate(block.plots, 1)]

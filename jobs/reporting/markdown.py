@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from jobs.common.text import plain as visible
-from jobs.reporting.document import Block, Figure, Table, Text
+from jobs.reporting.document import Block, Figure, Fold, Picture, Pictures, Table, Text
 from jobs.reporting.figures import files
 
 
@@ -22,6 +22,10 @@ def plain(text: str) -> str:
 
 
 def _block(block: Block, figures: str) -> str:
+    if isinstance(block, Fold):
+        return "\n\n".join([f"**{plain(block.summary)}**", *(_block(inner, figures) for inner in block.blocks)])
+    if isinstance(block, Pictures):
+        return _table(Table([_picture(item) for item in block.items], text=["verdict", "nearest captions"]))
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Figure):
@@ -32,6 +36,8 @@ def _block(block: Block, figures: str) -> str:
 def _text(block: Text) -> str:
     if block.level:
         return f"{'#' * block.level} {plain(block.words)}"
+    if block.tone == "headline":
+        return f"**{plain(block.words)}**"
     return f"> {plain(block.words)}" if block.tone in ("note", "trouble") else plain(block.words)
 
 
@@ -41,11 +47,17 @@ def _table(block: Table) -> str:
     lines = [heads, ["---" if head in left else "--:" for head in heads]]
     lines += [[str(row[head]) for head in heads] for row in block.rows]
     cells = [[cell if i == 1 else plain(cell) for cell in line] for i, line in enumerate(lines)]
+    for head, rows in block.best.items():
+        for i in rows:
+            cells[i + 2][heads.index(head)] = f"**{cells[i + 2][heads.index(head)]}**"
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def _picture(item: Picture) -> dict[str, str]:
+    captions = ", ".join(f"{caption} {score:.2f}" for caption, score in item.captions)
+    return {"picture": item.name, "verdict": item.verdict, "nearest captions": captions}
+
+
 def _figure(block: Figure, figures: str) -> str:
-    names = ", ".join(plain(name) for name, _ in block.names)
-    images = [f"![{plain(plot.y)} against {plain(plot.x)}]({figures}/{name}.svg)" for name, plot in files(block)]
-    caption = f"{plain(block.caption)} Shown: {names}." if names else plain(block.caption)
-    return "\n".join([*(images if figures else []), *([""] if figures else []), caption])
+    images = [f"![{plain(plot.summary)}]({figures}/{name}.svg)" for name, plot in files(block)]
+    return "\n".join([*(images if figures else []), *([""] if figures else []), plain(block.caption)])

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
+from flip.evaluation.task import precision
+from flip.monitoring.metrics_reader import STEADY
 from flip.monitoring.results import Outcome, differing
 from jobs.common.text import count, duration, hours_text, percent
 from jobs.reporting import goodput, paper_comparison, seed_groups
-from jobs.reporting.document import Block, Table, Text, heading
-from jobs.reporting.figures import accuracy, focus, legend_of, loss, scaling_figures
+from jobs.reporting.document import Block, Fold, Table, Text, anchor, heading
+from jobs.reporting.examples import PICTURES, examples
+from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figures
 from jobs.reporting.seed_groups import SeedGroup
 
 ROWS_PER_RUN = 6
 """Most rows of attempts per run; jobs/explain.py shows all attempts."""
+COLUMNS = 8
+"""Most runs in one matrix of settings, for print."""
 
 ACCURACY = (
     "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
-    " several seeds. Scores are computed in fp32 unless a column says otherwise. Training time, hours and samples/s:"
-    f" {seed_groups.COUNTED}."
+    " several seeds. The best value of a column is bold. Scores are computed in fp32 unless a column says otherwise."
+    f" Training time, hours and samples/s: {seed_groups.COUNTED}."
 )
 
 
-def findings(outcomes: Sequence[Outcome], now: float | None = None, table: str = "") -> list[Block]:
-    """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with."""
+def findings(
+    outcomes: Sequence[Outcome], now: float | None = None, table: str = "", pictures: int = PICTURES
+) -> list[Block]:
+    """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
+    ``pictures``: test pictures to show."""
     about, grouped = seed_groups.about(outcomes), seed_groups.group(outcomes)
     styles = focus(grouped, outcomes)
-    blocks: list[Block] = [Text(title(outcomes), 1), Text(_states(outcomes, now), tone="quiet")]
-    blocks += [Text(about["notes"])] if about.get("notes") else []
+    blocks: list[Block] = [Text(title(outcomes), 1)]
+    for words, caution in seed_groups.headlines(grouped, outcomes):
+        blocks += [Text(words, tone="headline"), *([Text(caution, tone="quiet")] if caution else [])]
+    blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
-    blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
-    blocks += [Text(words, tone="note")] if (words := _note(grouped)) else []
-    blocks += _paper(grouped, outcomes, table)
+    blocks += [Text(about["notes"])] if about.get("notes") else []
     blocks += accuracy(grouped, outcomes, styles)
-    blocks += scaling_figures(outcomes)
-    blocks += loss(grouped, legend_of(grouped, styles), styles)
-    blocks += _time(outcomes)
+    blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
+    blocks += [Text(words, tone="note") for words in (_note(grouped), _unsteady(outcomes)) if words]
+    blocks += _paper(grouped, outcomes, table)
+    blocks += examples(grouped, outcomes, pictures)
     blocks += _differences(grouped, outcomes)
-    blocks += _attempts(outcomes)
+    blocks += loss(grouped, styles)
+    blocks += scaling_figures(outcomes)
+    blocks += _time(outcomes)
+    blocks += _runs(grouped, outcomes)
     return blocks
 
 
@@ -84,6 +96,17 @@ def damage(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
+def _unsteady(outcomes: Sequence[Outcome]) -> str:
+    names = [outcome.run.name for outcome in outcomes if outcome.unsteady]
+    if not names:
+        return ""
+    shown = ", ".join(names[:ROWS_PER_RUN]) + (f" and {len(names) - ROWS_PER_RUN} more" if names[ROWS_PER_RUN:] else "")
+    return (
+        f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {STEADY:.0%} of the upper one,"
+        " as on a shared or throttled machine: training time and hours are not the cost of the method."
+    )
+
+
 def _note(grouped: Sequence[SeedGroup]) -> str:
     return seed_groups.verdict(grouped) if any(arm.complete for arm in grouped) else "No run is complete yet."
 
@@ -94,7 +117,36 @@ def _note(grouped: Sequence[SeedGroup]) -> str:
 def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table:
     fine = ("complete", "running", "queued", "waiting")
     marked = [any(outcome.state not in fine for outcome in arm.outcomes) for arm in grouped]
-    return Table(result_cells(grouped, outcomes), marked, text=["state", "mask"])
+    links = [anchor(f"run {label}") for label in seed_groups.labels(grouped)]
+    rows, best = result_cells(grouped, outcomes), _best(grouped, outcomes)
+    return Table(rows, marked, text=["state", "mask"], best=best, links=links)
+
+
+def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
+    """Column -> rows with the best value: of scores and speed the highest, of costs the lowest.
+
+    Only complete groups count, for speed and cost only steady ones. A column without a second value has no best.
+    """
+    complete = {i: arm for i, arm in enumerate(grouped) if arm.complete}
+    steady = {i: arm for i, arm in complete.items() if not arm.unsteady}
+    unit, best = seed_groups.hours_unit(grouped), dict[str, list[int]]()
+    columns: dict[str, dict[int, float | None]] = {
+        _column(name, role): {i: score.mean for i, arm in complete.items() if (score := arm.score(name))}
+        for name, role in seed_groups.sets(outcomes).items()
+    }
+    columns["samples/s"] = {i: arm.progress("samples_per_second") for i, arm in steady.items()}
+    columns["training"] = {i: arm.progress("seconds") for i, arm in steady.items()}
+    columns[unit] = {i: arm.mean(lambda outcome: seed_groups.hours(outcome, unit)) for i, arm in steady.items()}
+    for column, values in columns.items():
+        known = {i: value for i, value in values.items() if value is not None}
+        if len(set(known.values())) > 1:
+            chosen = (min if column in ("training", unit) else max)(known.values())
+            best[column] = [i for i, value in known.items() if value == chosen]
+    return best
+
+
+def _column(name: str, role: str) -> str:
+    return name if name == role or role == "test" else f"{name} ({role})"
 
 
 def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
@@ -102,8 +154,8 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
     unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(outcomes)
     unfinished = any(outcome.state != "complete" for outcome in outcomes)
     rows = []
-    for arm in grouped:
-        row = {"run": arm.name, "state": arm.state}
+    for label, arm in zip(seed_groups.labels(grouped), grouped, strict=True):
+        row = {"run": label, "state": arm.state}
         if unfinished:
             row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
         row["mask"] = arm.mask
@@ -112,14 +164,15 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
         for name, role in sets.items():
             score = arm.score(name)
-            head = name if name == role or role == "test" else f"{name} ({role})"
-            row[head] = "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
+            row[_column(name, role)] = (
+                "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
+            )
         if any(other.precision not in ("", "fp32") for other in grouped):
             row["scored in"] = arm.precision or "-"
         speed, spent = arm.progress("samples_per_second"), arm.progress("seconds")
         work = arm.mean(lambda outcome: seed_groups.hours(outcome, unit))
         row |= {
-            "samples/s": "-" if speed is None else f"{speed:,.0f}",
+            "samples/s": "-" if speed is None else f"{speed:,.0f}{f' {UNSTEADY}' if arm.unsteady else ''}",
             "training": duration(spent),
             unit: "-" if work is None else hours_text(work),
             "FLOPs": "-" if (flops := arm.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
@@ -175,27 +228,60 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
 
 
 def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
-    """Every setting in which any two runs differ, by seed group."""
-    keys = differing(outcomes)
+    """A matrix of the settings in which any two runs differ: a row per setting, a column per seed group."""
+    keys, named = differing(outcomes), list(zip(seed_groups.labels(grouped), grouped, strict=True))
     if not keys:
         return []
-    rows = []
-    for arm in grouped:
-        settings = {key: arm.outcomes[0].settings[key] for key in keys if key in arm.outcomes[0].settings}
-        if "seed" in settings:
-            settings["seed"] = ", ".join(str(outcome.settings["seed"]) for outcome in arm.outcomes)
-        rows.append({"run": arm.name, "settings": _grouped(settings)})
-    note = "Every setting in which any two runs differ. A missing one belongs to a section that the run does not have."
-    return [heading("Differences between the runs"), Table(rows, long=["settings"]), Text(note, tone="quiet")]
+    rows = [{"setting": key} | _values(key, named) for key in keys]
+    parts = [named[i : i + COLUMNS] for i in range(0, len(named), COLUMNS)]
+    matrices = [Table([{k: row[k] for k in ("setting", *dict(part))} for row in rows]) for part in parts]
+    note = "Every setting in which any two runs differ. -: it belongs to a section that the run does not have."
+    return [heading("Differences between the runs"), *matrices, Text(note, tone="quiet")]
 
 
-def _grouped(settings: Mapping[str, Any]) -> str:
-    """Settings by their section: model.image: width 128, layers 4; data: samples 5507."""
-    sections: dict[str, list[str]] = {}
-    for key, value in settings.items():
-        section, _, last = key.rpartition(".")
-        sections.setdefault(section, []).append(f"{last} {value}")
-    return "; ".join(f"{name}: {', '.join(words)}" if name else ", ".join(words) for name, words in sections.items())
+def _values(key: str, named: Sequence[tuple[str, SeedGroup]]) -> dict[str, str]:
+    """The values of a setting by group, of paths the last parts in which they differ; of the seed all values."""
+    values = {label: str(arm.outcomes[0].settings.get(key, "-")) for label, arm in named}
+    if key == "seed":
+        return {label: ", ".join(str(o.settings.get(key, "-")) for o in arm.outcomes) for label, arm in named}
+    paths = {value for value in values.values() if value.startswith("/")}
+    common = os.path.commonpath(paths) + "/" if len(paths) > 1 else ""
+    return {label: value.removeprefix(common) for label, value in values.items()}
+
+
+def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
+    """The details of every run: speed, folder, all scores, and how its attempts ended."""
+    unit = seed_groups.hours_unit(grouped)
+    blocks: list[Block] = [heading("Runs")]
+    for label, arm in zip(seed_groups.labels(grouped), grouped, strict=True):
+        blocks.append(heading(label, 3, anchor(f"run {label}")))
+        for outcome in arm.outcomes:
+            progress, work = outcome.progress, seed_groups.hours(outcome, unit)
+            facts = [f"{outcome.run.name}: {outcome.state}"]
+            if progress["samples"] is not None and progress["samples_per_second"]:
+                steady = {None: "", True: ", unsteady", False: ", steady"}[outcome.unsteady]
+                facts.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
+                facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
+            facts += [] if work is None else [f"{goodput.hours_text(work)} {unit}"]
+            blocks.append(Text(", ".join([*facts, f"folder {outcome.run.path}"]), tone="quiet"))
+        details = [*_scores(arm.outcomes), *_attempts(arm.outcomes)]
+        blocks += [Fold(f"Scores and attempts of {label}", details)] if details else []
+    return blocks
+
+
+def _scores(outcomes: Sequence[Outcome]) -> list[Block]:
+    """Every final score of the runs."""
+    rows = [
+        {
+            "run": outcome.run.name, "set": item["name"], "top-1": percent(item["top1"]),
+            "95 % interval": "-".join(map(percent, item.get("interval") or ())), "top-5": percent(item.get("top5")),
+            "chance": percent(item.get("chance"), 2), "of": count(item.get("n")), "scored in": precision(item),
+            "note": item.get("note", ""),
+        }
+        for outcome in outcomes
+        for item in outcome.evaluations
+    ]  # fmt: skip
+    return [Table(rows, long=["note"] if any(row["note"] for row in rows) else [], text=["set"])] if rows else []
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
@@ -208,7 +294,7 @@ def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
         for same in [list(group) for _, group in alike][-ROWS_PER_RUN:]:
             first, last = same[0]["attempt"], same[-1]["attempt"]
             rows.append({**same[0], "attempt": first if first == last else f"{first} to {last}"})
-    return [heading("Attempts"), Table(rows, long=["reason"], text=["ended", "then"])] if rows else []
+    return [Table(rows, long=["reason"], text=["ended", "then"])] if rows else []
 
 
 def _ends(outcome: Outcome) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +15,7 @@ from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import precision
 from flip.monitoring.results import Outcome
 from jobs.common.job import read_lenient
+from jobs.common.text import percent
 from jobs.reporting.goodput import resources, time_without_core
 from jobs.sweeps.published import Published, published
 
@@ -76,6 +78,11 @@ class SeedGroup:
         """Precision of its final scores; several if the runs differ."""
         return ", ".join(dict.fromkeys(precision(item) for outcome in self.outcomes for item in outcome.evaluations))
 
+    @property
+    def unsteady(self) -> bool:
+        """Whether the speed of a run was unsteady, so that its cost is not that of the method."""
+        return any(outcome.unsteady for outcome in self.outcomes)
+
     def mean(self, value: Callable[[Outcome], float | None]) -> float | None:
         """Mean over the complete runs (over all if none is complete) that have the value."""
         numbers = [value(outcome) for outcome in self.complete or self.outcomes]
@@ -94,6 +101,8 @@ class SeedGroup:
         return self.mean(lambda outcome: outcome.progress[key])
 
 
+MAX_HEADLINES, MAX_RANKED = 3, 5
+"""Most sentences on top of a report, and most groups that one names."""
 COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
 """What training time, hours and samples per second count."""
 
@@ -175,6 +184,13 @@ def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     return [SeedGroup(names[key], members, rows.get(names[key])) for key, members in members_of.items()]
 
 
+def labels(arms: Sequence[SeedGroup]) -> list[str]:
+    """Names of the groups, with their sweep or a number if another group has the same."""
+    names = [arm.name for arm in arms]
+    names = [f"{a.outcomes[0].run.sweep}/{n}" if names.count(n) > 1 else n for a, n in zip(arms, names, strict=True)]
+    return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+
+
 def _name(members: Sequence[Outcome]) -> str:
     """The name of the first run without its suffix -s<seed>."""
     first = members[0]
@@ -191,6 +207,28 @@ def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
         for item in outcome.evaluations:
             roles.setdefault(item["name"], item.get("role", "test"))
     return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))
+
+
+def headlines(arms: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """(sentence, caution) for the first ``MAX_HEADLINES`` test sets: scores of complete groups, best first.
+
+    Several seeds have their range in brackets. The caution names neighbours whose intervals overlap.
+    """
+    roles, sentences = sets(outcomes), []
+    for name in [name for name, role in roles.items() if role == "test"] or list(roles):
+        scores = [(label, arm.score(name)) for label, arm in zip(labels(arms), arms, strict=True) if arm.complete]
+        ranked = sorted(((label, s) for label, s in scores if s is not None), key=lambda item: -item[1].mean)
+        best = ranked[:MAX_RANKED]
+        parts = [f"{label} {percent(s.mean)}{_range(s) if s.runs > 1 else ''}" for label, s in best]
+        parts += [f"and {len(ranked) - len(best)} more"] if len(ranked) > len(best) else []
+        close = [f"{one} and {other}" for (one, a), (other, b) in pairwise(best) if b.high >= a.low]
+        caution = f"Not distinguishable on {name}, as their intervals overlap: {'; '.join(close)}." if close else ""
+        sentences += [(f"{', '.join(parts)} on {name}", caution)] if best else []
+    return sentences[:MAX_HEADLINES]
+
+
+def _range(score: Score) -> str:
+    return f" ({percent(score.low)}-{percent(score.high)})"
 
 
 def verdict(arms: Sequence[SeedGroup]) -> str:

@@ -23,7 +23,16 @@ from flip.runs.rundir import fsync_path
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
-SUFFIXES = (".py", ".pyi", ".yaml", ".yml", ".md", ".sh", ".typed")  # of code; runs read data by configured paths
+SUFFIXES = (
+    ".css",
+    ".py",
+    ".pyi",
+    ".yaml",
+    ".yml",
+    ".md",
+    ".sh",
+    ".typed",
+)  # of code; runs read data by configured paths
 TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")  # copied files of the root
 #: Names that are left out although they have the suffix of code, unless they are Python modules.
 SECRETS = (

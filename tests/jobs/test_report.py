@@ -21,9 +21,9 @@ from flip.runs.rundir import read_json, write_json
 from jobs.reporting import outcomes as results
 from jobs.reporting import paper_comparison as against
 from jobs.reporting import seed_groups
-from jobs.reporting.charts import Mark, Plot, Series, look, png, svg, thin, tick
+from jobs.reporting.charts import LARGE, LINE, Mark, Plot, Series, inline, look, png, smooth, spread, svg, thin, tick
 from jobs.reporting.document import Table, Text
-from jobs.reporting.figures import focus, legend_of
+from jobs.reporting.figures import focus
 from jobs.reporting.html import render
 from jobs.reporting.markdown import markdown
 from jobs.reporting.report import findings, result_cells, title
@@ -195,12 +195,18 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
         "lost work, evaluation and start-up not counted",
         "25.0 (22.5-27.5)",
         "three crashes",
-        "stages.pretrain: mask 0.75",
+        "stages.pretrain.mask",
     ):
         assert words in found.text
-    assert sum(tag == "figure" for tag, _ in found.tags) == 4, "two test sets, the validation set, training curves"
+    figures = [tag for tag, _ in found.tags if tag in ("figure", "details")]
+    assert figures[:6] == ["figure", "details", *["figure"] * 4], "a large chart, folded costs of three sets, training"
     for tag, attributes in found.tags:
-        assert tag not in ("script", "link", "img", "iframe") and not {"src", "href"} & attributes.keys()
+        assert tag not in ("script", "link", "img", "iframe") and "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes and "run" in attributes["id"]]
+    assert {"run-mask50", "run-mask75", "run-clip", "run-mask90"} <= set(ids) and len(ids) == len(set(ids))
+    links = {attributes["href"][1:] for _, attributes in found.tags if "href" in attributes}
+    assert links <= {attributes.get("id") for _, attributes in found.tags}, "every link leads somewhere"
     assert ("mask50", 4) in lines_of(html), "four scores on the validation set, and no other set's"
     assert not re.search(r"url\((?!#)", html) and "@import" not in html
     assert "mask50: 25.0 % (22.5 to 27.5)" in found.text, "the mark of the final score"
@@ -263,7 +269,7 @@ def test_charts_are_deterministic_and_names_are_text():
     plot = Plot(harm, "y", [Series(harm, [[(1.0, 2.0), (2.0, 3.0)]], [Mark(1, 2, 1, 3, harm)])], level=(2, harm))
     assert svg(plot) == svg(plot) and png(plot) == png(plot)
     texts = [element.text for element in ElementTree.fromstring(svg(plot)).iter() if element.text]
-    assert texts.count("$x^2$ <script>&\\x1b") == 4, "label, level, and titles of line and mark"
+    assert texts.count("$x^2$ <script>&\\x1b") == 5, "labels of axis, level and end, and titles of line and mark"
     assert not re.search(r"<metadata|date|id=\"\w+_\d+\"", svg(plot))
 
 
@@ -277,14 +283,15 @@ def test_a_folder_holds_all_of_it(sweep, tmp_path):
     named = re.findall(r"\]\((figures/[^)]+\.svg)\)", text)
     figures = {path.name for path in (out / "figures").iterdir()}
     assert (
-        len(named) == 3 * 3 + 2
+        len(named) == 3 * 4 + 2
         and {Path(name).name for name in named} | {Path(name).with_suffix(".png").name for name in named} == figures
     )
     for name in figures:
         content = (out / "figures" / name).read_bytes()
         if name.endswith(".png"):
             with Image.open(io.BytesIO(content)) as image:
-                assert image.size == (840, 580) and len(image.convert("RGB").getcolors(1 << 20)) > 10
+                assert image.size == ((1600, 840) if name == "accuracy-validation-1.png" else (840, 580))
+                assert len(image.convert("RGB").getcolors(1 << 20)) > 10
         else:
             assert ElementTree.fromstring(content).tag == "{http://www.w3.org/2000/svg}svg"
     assert [row["run"] for row in csv.DictReader(io.StringIO((out / "results.csv").read_text()))][0] == "mask50"
@@ -292,7 +299,10 @@ def test_a_folder_holds_all_of_it(sweep, tmp_path):
 
 def test_markdown(sweep):
     done = command("demo", "--markdown", "-", root=sweep.parent)
-    assert done.returncode == 0 and done.stdout.startswith("# A demonstration\n\ndemo: 2 of 4 runs complete, 1 failed")
+    assert done.returncode == 0 and done.stdout.startswith(
+        "# A demonstration\n\n**mask50 25.0, clip 20.0 on twemoji**\n"
+    )
+    assert "\n\ndemo: 2 of 4 runs complete, 1 failed" in done.stdout and "| **25.0 (22.5-27.5)** |" in done.stdout
     tables = re.findall(r"(?:^\|.*\|\n)+", done.stdout, re.MULTILINE)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, "rows of one length"
@@ -313,8 +323,84 @@ def test_more_arms_than_eyes_can_tell_are_grey(tmp_path):
     found = outcomes(tmp_path / "demo")
     styles = focus(seed_groups.group(found), found)
     assert [i for i, style in enumerate(styles) if style is not None] == list(range(13, 20)), "the best seven"
-    assert styles[19] == 0 and legend_of(seed_groups.group(found), styles)[-1] == ("13 others", None)
-    assert "13 others" in parsed(page(found)).text
+    assert styles[19] == 0 and "Grey: 13 others." in parsed(page(found)).text
+
+
+def test_labels_do_not_cover_each_other():
+    boxes = [(0, 50, 100.0), (40, 90, 101.0), (60, 99, 99.0), (200, 250, 100.0), (0, 9, -5.0)]
+    heights = spread(boxes, 0, 200)
+    assert heights[3] == 100 and heights[4] == 0, "nothing beside it; inside the frame"
+    assert heights[1] == 101 and heights[1] - heights[0] >= LINE and heights[1] - heights[2] >= LINE
+    assert min(spread([(0, 9, 1.0)] * 5, 0, 200)) == 0
+    drawn = svg(Plot("x", "y", [Series(f"name{i}", [[(0.0, 0.0), (1.0, 5.0)]], label=f"name{i} 5") for i in range(3)]))
+    assert all(f">name{i} 5<" in drawn for i in range(3))
+
+
+def test_an_axis_that_does_not_start_at_zero_shows_a_break():
+    def broken(*ys, **more):
+        plot = Plot("x", "y", [Series("a", [list(enumerate(ys))])], **more)
+        return svg(plot).count("#ffffff") > svg(Plot("x", "y", [Series("a", [[(0, 0.0), (1, 1.0)]])], **more)).count(
+            "#ffffff"
+        )
+
+    assert not broken(1.0, 5.0) and not broken(-1.0, 5.0) and broken(4.0, 5.0)
+
+
+def test_raw_values_are_behind_smoothed_ones(tmp_path):
+    values = np.arange(100.0) + 10 * (-1.0) ** np.arange(100)
+    assert np.abs(np.diff(smooth(values), 2)[2:-2]).max() < 9 and np.abs(np.diff(values, 2)).max() == 40
+    assert smooth(values[:40]).tolist() == values[:40].tolist() and len(smooth(np.empty(0))) == 0
+    made = svg(Plot("x", "y", [Series("a", [[(0, 1), (9, 2)]], faint=[[(0, 3), (9, 1)]])]))
+    assert made.count("stroke-opacity: 0.3") == 1
+    assert inline(made).count("var(--c0072b2, #0072b2)") >= 3 and "var(" not in made, "a file has plain colours"
+    assert f'viewBox="0 0 {LARGE[0]} {LARGE[1]}"' in svg(Plot("x", "y", [Series("a", [[(0, 1)]])], large=True))
+
+
+def test_the_headline_ranks_and_says_what_cannot_be_ranked(tmp_path):
+    folder = tmp_path / "demo"
+    for name, mask, top1 in (("clip", "0", 0.188), ("mask75", "0.75", 0.276), ("mask50", "0.5", 0.269)):
+        make(folder, name, mask, top1=top1)
+    make(folder, "broken", "0.9", steps=50, end=CRASH, complete=False)
+    found = outcomes(folder)
+    first, second = seed_groups.headlines(seed_groups.group(found), found)
+    assert first[0] == "mask75 27.6, mask50 26.9, clip 18.8 on twemoji" and second[0].endswith("on openmoji")
+    assert first[1] == "Not distinguishable on twemoji, as their intervals overlap: mask75 and mask50."
+    for seed in (1, 2):
+        make(folder, f"clip-s{seed}", "0", seed=seed, top1=0.188 + seed / 1000)
+    found = outcomes(folder)
+    (sentence, _), *_ = seed_groups.headlines(seed_groups.group(found), found)
+    assert sentence.endswith("clip 18.9 (18.8-19.0) on twemoji"), "several seeds have a range"
+    text = parsed(page(found)).text
+    assert text.index("mask75 27.6, mask50") < text.index("5 of 6 runs complete")
+    assert seed_groups.headlines(seed_groups.group(found), found[:0]) == []
+
+
+def test_the_best_of_a_column_is_set_apart(tmp_path):
+    """Speed and costs of an unsteady run do not count."""
+    folder = tmp_path / "demo"
+    make(folder, "a", "0.5", top1=0.2, speed=400.0)
+    make(folder, "b", "0.75", top1=0.3, speed=500.0)
+    lazy = make(folder, "c", "0.9", top1=0.1, speed=900.0)
+    lines = [json.loads(line) for line in (lazy.metrics / "1.jsonl").read_text().splitlines()]
+    lines = [line | {"step": 20 * i + step, "samples_per_second": 900.0 if i else 300.0}
+             for i in (0, 1) for step, line in enumerate(lines)]  # fmt: skip
+    (lazy.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = outcomes(folder)
+    assert [outcome.unsteady for outcome in found] == [None, None, True]
+    html = page(found)
+    rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="results"') :], re.DOTALL)[1:4]
+    assert [row.count("★") for row in rows] == [0, 6, 0] and "900 †" in rows[2], "scores, samples/s, time, hours"
+    assert "Speed unsteady (†): c. " in html and html.count("c 10.0 †") > 1
+    assert "**30.0 (27.4-32.6)**" in markdown(findings(found))
+
+
+def test_settings_that_differ_are_a_matrix(tmp_path):
+    for i in range(10):
+        make(tmp_path / "demo", f"r{i}", f"0.{i}5")
+    blocks = findings(outcomes(tmp_path / "demo"))
+    first, second = (block for block in blocks if isinstance(block, Table) and "setting" in block.rows[0])
+    assert list(first.rows[0]) == ["setting", *(f"r{i}" for i in range(8))] and list(second.rows[0])[1:] == ["r8", "r9"]
+    assert first.rows == [{"setting": "stages.pretrain.mask", **{f"r{i}": f"0.{i}5" for i in range(8)}}]
 
 
 def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):

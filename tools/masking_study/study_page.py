@@ -178,14 +178,14 @@ def figure_of_differences(study: Study) -> Figure:
             if d is not None
         ]
         series.append(Series(name, (), marks, style))
-    plot = Plot("number of the comparison in the table", "difference, points", series, zero=False, level=(0, ""))
+    plot = Plot("number of the comparison in the table", "difference, points", series, level=(0, ""))
     return _figure("differences", plot, series, "Paired differences with 95 % intervals.")
 
 
 def _figure(name: str, plot: Plot, series: Sequence[Series], caption: str) -> Figure:
     words = {"circle": "circles", "square": "squares", "triangle": "triangles", "diamond": "diamonds"}
     shapes = ", ".join(f"{s.name} {words[charts.look(s.style)[2]]}" for s in series).capitalize()
-    return Figure(name, [plot], f"{caption} {shapes}.", [(s.name, s.style) for s in series])
+    return Figure(name, [plot], f"{caption} {shapes}.")
 
 
 # -- method ------------------------------------------------------------------------------------------------------------

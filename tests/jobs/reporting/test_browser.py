@@ -1,7 +1,6 @@
 """The report's page in a real browser: on a desk, on a phone, on paper, and with names that mean harm."""
 
 import os
-import re
 import shutil
 
 import pytest
@@ -77,17 +76,51 @@ def test_a_page_fits_its_screen(browser, pages, kind, width):
     with Look(browser, pages[kind], width) as look:
         assert look.said == [] and look.asked == [pages[kind].as_uri()], "nothing is fetched, nothing goes wrong"
         assert look.of("document.documentElement.scrollWidth") == width, "the page itself does not scroll sideways"
+        look.of("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+        assert look.of("document.documentElement.scrollWidth") == width, "nor with everything unfolded"
         letters = look.of(
-            "[...document.querySelectorAll('figure svg:not(.key) text')].map(t => t.getBoundingClientRect().height)"
+            "[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height)"
+            ".filter(height => height)"
         )
         assert letters and min(letters) >= 10, "letters of charts can be read"
         outside = look.of(
-            "[...document.querySelectorAll('figure svg:not(.key)')].flatMap(svg => {"
+            "[...document.querySelectorAll('figure svg')].flatMap(svg => {"
             " const box = svg.getBoundingClientRect();"
             " return [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect())"
             " .filter(t => t.left < box.left - 1 || t.right > box.right + 1 || t.bottom > box.bottom + 1) }).length"
         )
         assert outside == 0, "no label is cut off"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(browser, pages, scheme):
+    """WCAG's ratio of 4.5 for all text, of charts too."""
+    ratios = """
+        const light = colour => { const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(Number)
+            .map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+        const ground = e => { for (; e; e = e.parentElement) {
+            const colour = getComputedStyle(e).backgroundColor; if (!/, 0\\)$/.test(colour)) return colour } };
+        [...document.querySelectorAll('p, a, td, th, li, summary, figcaption, svg text')].map(e => {
+            const style = getComputedStyle(e), ink = e.tagName == 'text' ? style.fill : style.color;
+            const [a, b] = [light(ink), light(ground(e))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05) })"""
+    with Look(browser, pages["failed"], 1280) as look:
+        look.page.emulate_media(color_scheme=scheme)
+        assert look.of("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+        assert min(look.of(f"(() => {{ {ratios.replace('[...document', 'return [...document', 1)} }})()")) >= 4.5
+
+
+def test_a_run_links_to_its_details_and_contents_to_sections(browser, pages):
+    with Look(browser, pages["failed"], 390) as look:
+        assert look.page.locator("h1, h2").count() == look.page.locator("nav a").count() + 1
+        look.page.click("tbody a >> text=mask50")
+        assert look.page.url.endswith("#run-mask50")
+        assert -1 <= look.of("document.querySelector('h3:target').getBoundingClientRect().top") < 900
+
+
+def test_folded_parts_are_printed(browser, pages):
+    with Look(browser, pages["half"], A4, "print") as look:
+        assert look.of("document.querySelector('details figure').getBoundingClientRect().height") > 50
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +138,7 @@ def test_what_needs_a_look_stands_first(browser, pages):
         assert look.of("document.querySelector('p.bad').getBoundingClientRect().top") < 900, "without scrolling"
         assert look.page.locator("tr.trouble").count() == 2
     with Look(browser, pages["half"], 390) as look:
-        assert "3 of 8 runs complete, 2 running, 3 queued" in look.page.inner_text("p.quiet >> nth=0")
+        assert "3 of 8 runs complete, 2 running, 3 queued" in look.page.inner_text("p.quiet:has-text('runs complete')")
         assert look.page.locator("p.bad").count() == 0
 
 
@@ -122,10 +155,17 @@ def test_names_that_mean_harm_are_text(browser, tmp_path):
     with Look(browser, folder / "report.html", 1280) as look:
         assert look.said == [] and len(look.asked) == 1
         assert look.page.locator("script, img, [onload], [onerror]").count() == 0
+        assert look.page.locator("meta[http-equiv='Content-Security-Policy']").count() == 1
         assert look.page.inner_text("body").count(harm) >= 5 and look.page.title() == harm
 
 
-def test_without_colours_shapes_tell_series_apart(browser, pages):
+def test_series_are_labelled_at_their_ends(browser, pages):
     with Look(browser, pages["half"], 1280) as look:
-        keys = look.of("[...document.querySelector('.legend').querySelectorAll('svg')].map(s => s.innerHTML)")
-        assert len({re.sub("#[0-9a-f]{6}", "", key) for key in keys}) == len(keys) == 8
+        assert (
+            look.page.locator(".large svg.full").is_visible()
+            and not look.page.locator(".large svg.narrow").is_visible()
+        )
+        texts = look.of("[...document.querySelectorAll('.large svg.full text')].map(t => t.textContent)")
+        assert {"s-half-113k 19.5", "s-half-225k 23.3", "s-all-225k"} <= set(texts)
+    with Look(browser, pages["half"], 390) as look:
+        assert look.page.locator(".large svg.narrow").is_visible()

@@ -1,0 +1,117 @@
+"""Test pictures with their nearest captions, and worst classes, from the predictions of real shards and files."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flip.data.manifest.manifest import Manifest
+from flip.evaluation.predictions import Predictions, path_of
+from flip.monitoring.results import read_run
+from flip.runs.rundir import read_json, write_json
+from jobs.reporting import examples, html, markdown, seed_groups
+from jobs.reporting.document import Pictures, Table, Text
+from tests.jobs.outcomes import make
+from tests.synthetic import make_dataset
+
+NAMES = ["cat", "dog", "<script>bird"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("data"), samples=12, shards=2, chunk=5)
+
+
+def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **more):
+    """A run whose predictions for twemoji are right but for the images ``wrong``, which are taken for dogs."""
+    run = make(folder, name, top1=top1, **more)
+    labels = np.arange(len(images)) % 3
+    first = np.where(np.isin(np.arange(len(images)), wrong), 1, labels)
+    classes = np.stack([first, (first + 1) % 3, (first + 2) % 3], axis=1)
+    scores = np.tile([0.5, 0.25, 0.125], (len(images), 1))
+    predicted = Predictions("0" * 64, str(where), NAMES, images, labels, classes, scores)
+    predicted.write(path_of(run, "pretrain", 12_800, "twemoji"))
+    result = read_json(run.result)
+    for item in result["evaluations"]:
+        if item["name"] == "twemoji":
+            item |= {"predictions": predicted.digest, "data": digest}
+    write_json(run.result, result)
+    return run
+
+
+def shown(*runs, **more):
+    outcomes = [read_run(run.path) for run in runs]
+    return examples.examples(seed_groups.group(outcomes), outcomes, **more)
+
+
+def test_pictures_and_worst_classes_of_the_best_run(tmp_path, data):
+    digest = Manifest.load(data).digest
+    worse = scored(tmp_path / "s", "worse", data, range(12), digest, top1=0.1)
+    best = scored(tmp_path / "s", "best", data, range(12), digest, wrong=[0, 3, 2], top1=0.3, mask="0.75")
+    blocks = shown(worse, best)
+    (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
+    assert len(pictures.items) == 8 and shown(worse, best)[2] == pictures, "the same in every report"
+    for item in pictures.items:
+        with Image.open(io.BytesIO(item.jpeg)) as image:
+            assert max(image.size) <= 128
+        assert len(item.captions) == 3 and item.captions[0][1] == 0.5
+    verdicts = {item.name.split()[-1]: item.verdict for item in pictures.items}
+    expected = {"0": "wrong: cat", "3": "wrong: cat", "2": "wrong: <script>bird"}
+    assert verdicts == {i: expected.get(i, "right") for i in verdicts} and set(verdicts) & set(expected)
+    (table,) = [block for block in blocks if isinstance(block, Table)]
+    assert [(row["class"], row["right, %"], row["taken for"]) for row in table.rows] == [
+        ("cat", "50.0", "dog (2)"), ("<script>bird", "75.0", "dog (1)"),
+    ]  # fmt: skip
+    page = html.render("t", blocks)
+    assert page.count('src="data:image/jpeg;base64,') == 8 and "<script" not in page and "best on twemoji" in page
+    assert "wrong: cat" in markdown.markdown(blocks) and len(shown(best, pictures=0)) == 3
+
+
+def test_pictures_in_files(tmp_path, data):
+    (tmp_path / "d" / "cat").mkdir(parents=True)
+    Image.new("RGBA", (400, 200), (0, 0, 0, 0)).save(tmp_path / "d" / "cat" / "1.png")
+    run = scored(tmp_path / "s", "a", tmp_path / "d", ["cat/1.png"], None)
+    (item,) = shown(run)[2].items
+    with Image.open(io.BytesIO(item.jpeg)) as image:
+        assert image.size == (128, 64) and image.convert("L").getpixel((9, 9)) > 250, "transparent is white"
+
+
+@pytest.mark.parametrize(
+    "where, image, digest, why",
+    [
+        ("{data}", 0, "another", "has changed since"),
+        ("{data}", 99, None, "has changed since"),
+        ("{data}/absent", 0, None, "absent"),
+        ("s3://bucket/data", 0, None, "not below a local folder"),
+        ("{data}", "../secret.png", None, "not below a local folder"),
+        ("{data}", "/etc/passwd", None, "not below a local folder"),
+        ("{data}", "00000.tar", None, "not an image"),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_not_shown(tmp_path, data, where, image, digest, why):
+    digest = digest or Manifest.load(data).digest
+    run = scored(tmp_path / "s", "a", where.format(data=data), [image], digest, wrong=[0])
+    blocks = shown(run)
+    assert [item.jpeg for item in blocks[2].items] == [b""] and why in blocks[1].words
+    assert any(isinstance(block, Table) for block in blocks)
+
+
+def test_pictures_of_another_users_run_are_not_read(tmp_path, data, monkeypatch):
+    run = scored(tmp_path / "s", "a", data, range(12), Manifest.load(data).digest)
+    monkeypatch.setattr(examples, "is_mine", lambda path: False)
+    blocks = shown(run)
+    assert not any(item.jpeg for item in blocks[2].items) and "belongs to another user" in blocks[1].words
+
+
+def test_runs_without_predictions_have_no_section(tmp_path, data):
+    run = scored(tmp_path / "s", "a", data, range(12), "x")
+    path = path_of(run, "pretrain", 12_800, "twemoji")
+    text = path.read_text()
+    path.write_text(text.replace("0" * 64, "1" * 64))
+    assert shown(run) == [], "the file is of another evaluation"
+    path.write_text("{")
+    (block,) = shown(run)
+    assert isinstance(block, Text) and block.tone == "trouble" and str(path) in block.words
+    path.unlink()
+    assert shown(run) == [] and shown(make(tmp_path / "s", "old")) == []
