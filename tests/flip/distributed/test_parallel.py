@@ -8,6 +8,7 @@ import socket
 import tempfile
 import traceback
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,9 @@ def compute(**fields):
     return schema.Compute(**given | fields)
 
 
-def built(how, world, meta=True):
+def built(how, world, meta=True, radford=False):
     with torch.device("meta" if meta else "cpu"):
-        pair = clip.CLIPModel(sized("tiny"), schema.Augment(), how.attention, how.recompute)
+        pair = clip.CLIPModel(sized("tiny", radford=radford), schema.Augment(), how.attention, how.recompute)
     if not meta:
         return pair
     parallel.apply_parallelism(pair, world, how)
@@ -49,9 +50,9 @@ def built(how, world, meta=True):
     return pair
 
 
-def trained(how, world, folder=None):
+def trained(how, world, folder=None, radford=False):
     """First weights and tables, gradients of the first global batch, losses and weights of some steps."""
-    pair = built(how, world)
+    pair = built(how, world, radford=radford)
     found = {f"first.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     found |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
     found["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
@@ -166,7 +167,7 @@ def launch(world, cases, folder=None, work=trained):
     """What rank 0 of so many real processes (this one, where it is one) finds, case by case."""
     if world == 1:
         here = parallel.start(cases[0])
-        found = [trained(how, here) for how in cases]
+        found = [work(how, here) for how in cases]
         parallel.stop()
         return found
     with socket.socket() as probe:
@@ -247,6 +248,16 @@ def test_sharded_training_is_that_of_one_process(at, world, case):
     assert farthest(found, alone, "gradient") < (2e-5, "")
     assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
     assert farthest(found, alone, "weight") < (1e-3, "")
+
+
+def test_recipe_clip_is_sharded_as_it_is_in_one_process():
+    cases, work = [CASES["fp32"], CASES["accumulated"], CASES["bf16"]], partial(trained, radford=True)
+    (alone, *_, rounded), (fp32, accumulated, bf16) = launch(1, cases, work=work), launch(2, cases, work=work)
+    for found in (fp32, accumulated):
+        assert farthest(found, alone, "first")[0] == 0
+        assert farthest(found, alone, "gradient") < (2e-5, "") and farthest(found, alone, "weight") < (1e-3, "")
+        assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
+    assert distance(bf16, alone) < 1.5 * distance(rounded, alone)
 
 
 def test_bf16_weights_are_bf16_arithmetic_over_fp32_weights(at):

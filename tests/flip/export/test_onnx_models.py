@@ -53,7 +53,7 @@ def exported(tokenizer, tmp_path_factory):
     return export
 
 
-RECIPES = [("paper", ("model.text.padding=mask",)), ("siglip", ("model.text.causal=true", "model.image.pool=class"))]
+RECIPES = [("paper", ("model.text.padding=mask",)), ("clip", ("model.objective=siglip",))]
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def test_onnx_runtime_computes_our_features_in_any_batch(recipe, settings, expor
         assert np.abs(texts - expected[1][:batch].numpy()).max() < 1e-5
     record = json.loads((folder / "export.json").read_text())
     assert record["logit_scale"] == pytest.approx(min(np.exp(5), loaded.config.model.max_logit_scale))
-    assert ("logit_bias" in record) == (recipe == "siglip")
+    assert ("logit_bias" in record) == (recipe == "clip")
 
 
 def card_logits(folder, picture_path, labels, scratch):

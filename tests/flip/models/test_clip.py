@@ -14,9 +14,13 @@ from flip.models import clip
 from flip.models.loss import contrastive_loss
 
 
-def sized(name, pool="patches", padding="attend", **fields):
+def sized(name, pool="patches", padding="attend", radford=False, **fields):
+    """``radford``: the architecture of recipe clip."""
     row = MODEL_PRESETS[name]
     image, text = ImageTower(**row["image"], pool=pool), TextTower(**row["text"], padding=padding)
+    if radford:
+        image.pool, image.positions, image.norm_pre, text.causal = "class", "learned", True, True
+        fields |= {"activation": "quick_gelu", "norm_eps": 1e-5, "initialisation": "clip"}
     return Model(size=name, embed=row["embed"], image=image, text=text, **fields)
 
 
@@ -205,8 +209,9 @@ def test_the_image_encoder_is_exported_with_any_batch():
         assert torch.allclose(program.module()(given), image(given), atol=1e-5)
 
 
-def test_bf16_keeps_the_features_fp32():
-    pair, (patches, keep, tokens) = tiny(), inputs()
+@pytest.mark.parametrize("radford", [False, True])
+def test_bf16_keeps_the_features_fp32(radford):
+    pair, (patches, keep, tokens) = tiny(radford=radford), inputs()
     image, text, scale = pair(visible(patches, keep), keep, tokens)
     with torch.autocast("cpu", torch.bfloat16):
         image16, text16, scale16 = pair(visible(patches, keep), keep, tokens)
@@ -272,9 +277,10 @@ def test_first_weights_depend_on_seed_and_name_alone():
     assert pair.image.patch.weight.flatten()[:2].tolist() == pytest.approx(pinned, abs=1e-8)
 
 
+@pytest.mark.parametrize("radford", [False, True])
 @pytest.mark.parametrize("name, objective", [("tiny", "clip"), ("tiny", "siglip"), ("B/16", "clip")])
-def test_arithmetic_counts_the_built_model(name, objective):
-    config = sized(name, objective=objective)
+def test_arithmetic_counts_the_built_model(name, objective, radford):
+    config = sized(name, objective=objective, radford=radford)
     with torch.device("meta"):
         pair = clip.CLIPModel(config, Augment(), "sdpa")
     counted = {tower: sum(p.numel() for p in getattr(pair, tower).parameters()) for tower in ("image", "text")}
@@ -284,11 +290,14 @@ def test_arithmetic_counts_the_built_model(name, objective):
 @pytest.mark.parametrize("mask, count", [("0", 64), ("0.75", 16)])
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @pytest.mark.parametrize("precision, device", [("fp32", "cpu"), ("bf16", "cpu"), ("bf16", "cuda")])
-def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precision, device, monkeypatch):
+@pytest.mark.parametrize("radford", [False, True])
+def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precision, device, radford, monkeypatch):
     if device == "cuda":
         monkeypatch.setattr(torch.nn.LayerNorm, "forward", _in_fp32)
         monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: torch.softmax(x, dim, dtype=torch.float32))
-    pair, (patches, keep, tokens) = tiny(attention=attention), inputs(32, count)
+    pair, (patches, keep, tokens) = tiny(attention=attention, radford=radford), inputs(32, count)
+    if radford:  # no caption has padding, which would not be computed
+        tokens = torch.cat([tokens[:, 1:].clamp(max=998), torch.full_like(tokens[:, :1], 999)], dim=1)
     weights = {p.untyped_storage().data_ptr() for p in pair.parameters()}
     alive, sizes = [], {}
 
@@ -303,7 +312,7 @@ def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precisi
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), bf16:
         image, text, _ = pair(visible(patches, keep), keep, tokens)
     how = Compute(device=device, precision=precision, attention=attention)
-    config = sized("tiny")
+    config = sized("tiny", radford=radford)
     foretold = sum(costs.activations(config, how, 32, mask).values())
     if precision == "bf16":  # autocast's copies of weights
         foretold += 2 * (costs.parameters(config)["total"] - config.text.vocabulary * config.text.width)
@@ -316,8 +325,9 @@ def _in_fp32(norm, x):
         return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _gradients(recompute, precision="fp32", compiled=False, padding="attend"):
-    pair, (patches, keep, _), tokens = tiny(padding=padding), inputs(8), captions()
+def _gradients(recompute, precision="fp32", compiled=False, kind="attend"):
+    model = {"radford": True} if kind == "radford" else {"padding": kind}
+    pair, (patches, keep, _), tokens = tiny(**model), inputs(8), captions()
     pair.text.bucket_lengths = compiled
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.activation_checkpointing = recompute
@@ -333,22 +343,22 @@ def _gradients(recompute, precision="fp32", compiled=False, padding="attend"):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("padding", ["attend", "mask"])
+@pytest.mark.parametrize("kind", ["attend", "mask", "radford"])
 @pytest.mark.parametrize("recompute", ["selective", "block"])
-def test_recomputed_blocks_give_the_same_bits_and_keep_little(recompute, precision, padding):
-    loss, plain, much = _gradients("no", precision, padding=padding)
-    again, recomputed, little = _gradients(recompute, precision, padding=padding)
+def test_recomputed_blocks_give_the_same_bits_and_keep_little(recompute, precision, kind):
+    loss, plain, much = _gradients("no", precision, kind=kind)
+    again, recomputed, little = _gradients(recompute, precision, kind=kind)
     assert torch.equal(loss, again) and plain.keys() == recomputed.keys()
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
     assert little < much * {"selective": 0.65, "block": 1 / 3}[recompute]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("padding", ["attend", "mask"])
-def test_compiled_blocks_agree_with_eager_ones(padding):
-    loss, eager, _ = _gradients("no", padding=padding)
+@pytest.mark.parametrize("kind", ["attend", "mask", "radford"])
+def test_compiled_blocks_agree_with_eager_ones(kind):
+    loss, eager, _ = _gradients("no", kind=kind)
     for recompute in ("no", "selective", "block"):
-        compiled, gradients, _ = _gradients(recompute, compiled=True, padding=padding)
+        compiled, gradients, _ = _gradients(recompute, compiled=True, kind=kind)
         assert torch.allclose(compiled, loss, rtol=1e-5) and gradients.keys() == eager.keys()
         for name, gradient in eager.items():
             assert torch.allclose(gradients[name], gradient, atol=1e-5 * float(gradient.abs().max()) + 1e-9), name

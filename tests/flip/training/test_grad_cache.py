@@ -18,6 +18,7 @@ from tests.flip.models.test_loss import free_port  # noqa: F401
 B = 12
 KINDS = {
     "clip": {},
+    "recipe clip": {"radford": True},
     "siglip, padding masked": {"objective": "siglip", "padding": "mask", "temperature": 0.1, "logit_bias": 0.0},
 }
 """Fields of the model. At SigLIP's own bias of -10 the other pairs would weigh next to nothing."""

@@ -6,24 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flip.config.schema import MODEL_PRESETS, Augment, ImageTower, Model, Optim, Stage, TextTower
-from flip.models import clip
+from flip.config.schema import Optim, Stage
 from flip.training import optimizer as optim
+from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_anomaly import Training
 
 
-def pair():
-    row = MODEL_PRESETS["tiny"]
-    built = clip.CLIPModel(
-        Model(embed=48, image=ImageTower(**row["image"]), text=TextTower(**row["text"])), Augment(), "sdpa"
-    )
-    clip.init_weights(built, 0)
-    return built
-
-
+@pytest.mark.parametrize("radford", [False, True])
 @pytest.mark.parametrize("decay_logit_scale", [True, False])
-def test_decayed_parameters_are_the_recipes(decay_logit_scale):
-    built = pair()
+def test_decayed_parameters_are_the_recipes(decay_logit_scale, radford):
+    built = tiny(radford=radford)
     optimizer = optim.build(built.named_parameters(), Optim(decay_logit_scale=decay_logit_scale))
     names = {id(p): name for name, p in built.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
@@ -37,6 +29,7 @@ def test_decayed_parameters_are_the_recipes(decay_logit_scale):
         "image.blocks.2.attn.qkv.bias",
     } <= spared
     assert ("logit_scale" in decayed) == decay_logit_scale
+    assert ({"image.positions", "image.norm_pre.weight"} <= spared) == radford
     assert all(name.endswith((".bias", "positions")) or ".norm" in name or name == "logit_scale" for name in spared)
 
 
