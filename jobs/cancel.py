@@ -42,10 +42,9 @@ def cancel(args: argparse.Namespace) -> int:
     chosen = [run for run in runs if states[run.path].state in open_states]
     if chosen and not args.yes:
         asked = ", ".join(plain(run.name) for run in chosen)
-        if not sys.stdin.isatty():
-            raise ConfigError(
-                "confirmation needed, but stdin is not a terminal", remedy=f"To cancel {asked} add --yes."
-            )
+        if args.json or not sys.stdin.isatty():
+            why = "the question cannot be shown with --json" if args.json else "stdin is not a terminal"
+            raise ConfigError(f"confirmation needed, but {why}", remedy=f"To cancel {asked} add --yes.")
         try:
             answer = input(f"Cancel {asked}? [y/N] ")
         except EOFError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_sweep_arguments, quietly, run_command
+from jobs.common.cli import Parser, add_root_option, add_sweep_arguments, quietly, run_command
 
 if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
         json=False,
     )
     add_sweep_arguments(parser)
-    parser.add_argument("--run", required=True, metavar="NAME")
+    parser.add_argument("--run", required=True, metavar="NAME", help="the run, as in the plan of `submit --dry-run`")
+    add_root_option(parser)
     parser.add_argument("--fresh", action="store_true", help="start from scratch, even if the run has a commit")
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the copy; default: a temporary folder, which is not deleted"
@@ -93,7 +94,7 @@ def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list
 
     def submission(*more: str) -> Submission:
         overrides = [*below, *args.overrides, *above, *more]
-        return Submission(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True))
+        return Submission(SubmitOptions(args.sweep, only=args.run, overrides=overrides, dry_run=True, root=args.root))
 
     planned = submission()
     real = RunDir(planned.folder / planned.sweep.runs[0].name)

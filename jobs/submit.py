@@ -29,6 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_sweep_arguments(parser)
     parser.add_argument("--cluster", metavar="NAME", help="profile in sweeps/clusters; default: the sweep's")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder of run directories; default: runs_root of the profile, FLIP_RUNS, else ./runs",
+    )
     parser.add_argument("--only", metavar="PATTERN", help="submit only runs whose name matches the shell pattern")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="start every run once per seed")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, its cost and all checks; write nothing")

@@ -20,6 +20,8 @@ def submit_words(args: Any, file: Path) -> list[str]:
     words = ["jobs/submit.py", "--sweep", _path(file), *args.overrides]
     if args.cluster:
         words += ["--cluster", _path(Path(args.cluster)) if args.cluster.endswith((".yaml", ".yml")) else args.cluster]
+    if args.root:
+        words += ["--root", str(Path(args.root).absolute())]
     if args.seeds is not None:
         words += ["--seeds", *map(str, args.seeds)]
     return words
@@ -79,6 +81,7 @@ _COMMAND = re.compile(
     r"jobs/submit\.py\n--sweep\n[^-\n].*"
     r"(\n[^-=\s][^=\s]*=.*)*"  # values of settings
     r"(\n--cluster\n[^-\n].*)?"
+    r"(\n--root\n/.*)?"
     r"(\n--seeds(\n[0-9]{1,20})+)?"
     r"(\n--only\n\w[\w.-]*)?"
     r"(\n--changed\nkeep)?"

@@ -22,6 +22,7 @@ from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
+from jobs.common.cli import note
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
@@ -61,6 +62,7 @@ class SubmitOptions:
     yes: bool = False
     script: bool = False
     json: bool = False
+    root: str | None = None
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SubmitOptions:
@@ -73,7 +75,8 @@ class Submission:
 
     ``places``: profile name in the sweep -> the profile, and a node of it. ``checks``: each passed check once, in
     order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with nominal data sets.
-    ``batches``: the Slurm jobs of a dry run. ``start``: ``core_seconds`` at the start.
+    ``batches``: the Slurm jobs of a dry run. ``outcome``: what was done, for --json. ``start``: ``core_seconds`` at the
+    start.
     """
 
     def __init__(self, options: SubmitOptions) -> None:
@@ -83,11 +86,12 @@ class Submission:
         self.prunes = options.prune or options.prune_most
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
         self.profile = load_profile(options.cluster or self.sweep.cluster)
-        self.folder = runs_root(self.profile) / self.sweep.name
+        self.folder = (Path(options.root).absolute() if options.root else runs_root(self.profile)) / self.sweep.name
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         self.checks: dict[preflight.Check, list[str]] = {}
         self.nominal = False
         self.batches: Sequence[PlannedJob] = ()
+        self.outcome: dict[str, Any] = {"started": [], "trashed": {}, "still_saving": [], "cancelled_meanwhile": []}
         if not str(self.folder).isprintable():
             raise ConfigError("the path of the runs contains a control character", value=str(self.folder))
 
@@ -102,19 +106,22 @@ class Submission:
             if not new:
                 self._check_space(plan)
             question = self._question(plan)
-            self._show(plan, question)
-            plan.refuse_changed()
-            plan.refuse_prune(self.options.prune_most)
-            plan.refuse_pinned()
-            if not dry:
-                self._confirm(question)
-                self._commit(plan)
+            shown = self._show(plan, question)
+            try:
+                plan.refuse_changed()
+                plan.refuse_prune(self.options.prune_most)
+                plan.refuse_pinned()
+                if not dry:
+                    self._confirm(question)
+                    self._commit(plan)
+            finally:
+                if self.options.json:
+                    print(json.dumps({**shown, "outcome": self.outcome}, indent=1))
         if plan.actions and all(action.kind == "unknown" for action in plan.actions):
             return STORAGE, None
         if self.options.watch and not dry:
             return COMPLETE, [self.folder / action.name for action in plan.actions]
-        if not (dry or self.options.json):
-            print(render.next_commands(plan))
+        note("" if dry else render.next_commands(plan))
         return COMPLETE, None
 
     def resolve_runs(self) -> list[ResolvedRun]:
@@ -137,7 +144,7 @@ class Submission:
         asked = "" if self.options.cluster else run.config.resources.cluster
         if asked not in self.places:
             profile = load_profile(asked) if asked else self.profile
-            if runs_root(profile) != runs_root(self.profile):
+            if not self.options.root and runs_root(profile) != runs_root(self.profile):
                 what = f"resources.cluster: the runs root of {asked} differs from that of {self.profile.name}"
                 remedy = "Runs of a sweep share a folder: give the profiles the same runs_root, or use two sweeps."
                 raise ConfigError(what, f"run {run.name}", str(runs_root(profile)), remedy)
@@ -260,7 +267,8 @@ class Submission:
             raise no_match(self.file, only, names)
         return plan
 
-    def _show(self, plan: Plan, question: str) -> None:
+    def _show(self, plan: Plan, question: str) -> dict[str, Any]:
+        """Print the plan, unless --json prints it in the end with the outcome. Returns it for programs."""
         all_runs = len(self.sweep.runs)
         checks = [
             replace(check, runs=tuple(names) if len(names) < all_runs else ()) for check, names in self.checks.items()
@@ -270,13 +278,11 @@ class Submission:
             if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
                 self.batches = [*self.batches, *planned_jobs(replace(plan, actions=part), profile, answers)]
-        if self.options.json:
-            shown = render.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
-            print(json.dumps(shown, indent=1))
-        elif self.options.dry_run:
+        if self.options.dry_run and not self.options.json:
             show(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.options.script))
-        else:
+        elif not self.options.json:
             show(render.summary(plan, self.sweep, self.profile))
+        return render.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
 
     def _question(self, plan: Plan) -> str:
         """The question to confirm before anything starts; empty if there is none."""
@@ -302,8 +308,9 @@ class Submission:
     def _confirm(self, question: str) -> None:
         if self.options.yes or not question:
             return
-        if not sys.stdin.isatty():
-            raise ConfigError("confirmation needed, but stdin is not a terminal", value=question, remedy="Add --yes.")
+        if self.options.json or not sys.stdin.isatty():
+            why = "the question cannot be shown with --json" if self.options.json else "stdin is not a terminal"
+            raise ConfigError(f"confirmation needed, but {why}", value=question, remedy="Add --yes.")
         try:
             answer = input(f"{question} Go on? [y/N] ")
         except EOFError:
@@ -314,33 +321,31 @@ class Submission:
     def _commit(self, plan: Plan) -> None:
         if plan.pruned:
             active = ", ".join(name for name, existing in plan.pruned.items() if existing.active)
-            self._print(f"cancelled; waiting until they have saved: {active}" if active else "")
+            note(f"cancelled; waiting until they have saved: {active}" if active else "")
             left = prune(plan, f"no longer in the sweep {self.sweep.name}", self._trashed)
-            self._print(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
+            self.outcome["still_saving"] = left
+            note(f"cancelled, but still saving: {', '.join(left)}; --prune again moves them" if left else "")
         if plan.starting:
             running = any(action.kind == "running" for action in plan.actions)  # those would count as other processes
             gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
             if self.profile.kind == "local" and not (running or gpus):
-                self._print(preflight.load_note(self.start))
+                note(preflight.load_note(self.start))
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
-            self._print(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")
+            note(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
             again = resubmit.submit_words(self.options, self.file)
             jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, self._trashed)
-            self._print(render.canaries(jobs))
-            late = ", ".join(cancelled_meanwhile(plan))
-            self._print(f"cancelled meanwhile, so not started: {late}" if late else "")
+            note(render.canaries(jobs))
+            late = cancelled_meanwhile(plan)
+            note(f"cancelled meanwhile, so not started: {', '.join(late)}" if late else "")
+            self.outcome |= {"started": [job.run.name for job in jobs], "cancelled_meanwhile": late}
 
     def _trashed(self, path: Path, target: Path) -> None:
-        """Report a run directory that was moved to the trash, with --json on standard error."""
-        replaced = path.name in [run.name for run in self.sweep.runs]
-        print(render.trashed(path, target, replaced), file=sys.stderr if self.options.json else sys.stdout)
-
-    def _print(self, text: str) -> None:
-        if text and not self.options.json:
-            print(text)
+        """Report a run directory that was moved to the trash."""
+        self.outcome["trashed"][path.name] = str(target)
+        note(render.trashed(path, target, path.name in [run.name for run in self.sweep.runs]))
 
     def _sweep_record(self, plan: Plan) -> dict[str, Any]:
         """sweep.json, for reports. Runs that were submitted earlier keep a place in the order."""

@@ -127,7 +127,7 @@ def test_the_end_of_input_is_a_no(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
     with pytest.raises(ConfigError, match="nothing was done"):
-        Submission._confirm(SimpleNamespace(options=SimpleNamespace(yes=False)), "This costs much.")
+        Submission._confirm(SimpleNamespace(options=SimpleNamespace(yes=False, json=False)), "This costs much.")
 
 
 @pytest.mark.long

@@ -77,6 +77,13 @@ def test_what_is_suggested_starts_the_run_and_nothing_else(desk, monkeypatch):
     assert (program, script) == ("python", "jobs/submit.py") and desk(*words) == ["half-s1"]
 
 
+def test_the_root_of_a_submission_is_that_of_the_next(desk, monkeypatch):
+    assert desk("mine.yaml", "--root", "else where") == ["half"]
+    _, typed = coming(RunDir(desk.folder / "else where" / "other" / "half"))
+    monkeypatch.chdir(desk.folder / "away")
+    assert desk(*shlex.split(typed)[2:]) == ["half"] and not (desk.folder / "runs").exists()
+
+
 def test_a_fork_goes_by_the_name_that_the_sweep_file_has(desk, monkeypatch):
     assert desk("--sweep", "mine.yaml") == ["half"]
     desk.write("0.25")

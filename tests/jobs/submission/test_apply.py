@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -39,6 +40,28 @@ def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
     assert typed.there() == ["half", "whole"] and typed.trashed() == ["last", "other"]
     assert typed("--prune-most", "--yes", sweep=desk.text.replace("half", "mid"))[0] == 0
     assert typed.there() == ["mid", "whole"] and typed.started == ["mid", "whole"]
+
+
+def test_the_outcome_for_programs(desk, typed, tmp_path):
+    """Standard output is one document with --json, also if the plan is refused; hints go to standard error."""
+    code, out, err = typed("--json", sweep=desk.text + "  other: {seed: 1}\n")
+    assert code == 0 and json.loads(out)["outcome"]["started"] == typed.started == ["half", "whole", "other"]
+    assert "next:" in err
+    code, out, err = typed("--json", "--prune", "--yes")
+    outcome = json.loads(out)["outcome"]
+    assert list(outcome["trashed"]) == ["other"] and Path(outcome["trashed"]["other"], "config.yaml").exists()
+    assert "restore it with" in err and "next:" not in typed("--json", "--quiet")[2]
+    code, out, err = typed("--json", "stages.pretrain.mask=0.25")
+    assert code == 78 and json.loads(out)["outcome"]["started"] == [] and "changed" in err
+    code, out, err = typed("--json", "--changed", "restart", "stages.pretrain.mask=0.25")
+    assert code == 78 and json.loads(out)["question"] and "cannot be shown with --json" in err
+    assert "next:" not in typed("--quiet")[1] and "half" in typed("--quiet")[1]
+
+
+def test_another_root(desk, typed, tmp_path):
+    assert typed("--root", str(tmp_path / "elsewhere"))[0] == 0 and not typed.there()
+    record = read_json(tmp_path / "elsewhere" / "demo" / "half" / "identity.json")
+    assert record["hash"] and not desk.runs.exists()
 
 
 def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypatch):
