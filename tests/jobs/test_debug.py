@@ -13,7 +13,7 @@ from flip.checkpoint.remote import local_copy
 from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_json
-from flip.training.warm_start import resample_patch_embed
+from flip.training.conversion import resample_patch_embed
 from jobs import debug
 from tests.harness.command_line import JobsCommandLine
 from tests.synthetic import make_dataset, make_tokenizer
