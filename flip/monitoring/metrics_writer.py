@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
 import time
 from collections import deque
@@ -15,7 +14,6 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
-from tqdm import tqdm
 
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
@@ -94,7 +92,6 @@ class MetricsWriter:
         self._events: SummaryWriter | None = None
         self._points, self._described = CurvePoints(), set[str]()
         self._stage, self._speeds = "", deque[float](maxlen=RECENT)
-        self._bar: tqdm | None = None
         self.status()
 
     def start(self, samples: int, step: int, config: Config) -> None:
@@ -105,10 +102,6 @@ class MetricsWriter:
         )
         for summary in (*hparams_summaries(config), custom_scalars(layout(config))):
             self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._status["total"], initial=samples, unit="pair", unit_scale=True, desc=self._run.name
-            )
         self.status(samples=samples, step=step, phase="training", **self._logged_before(samples))
 
     def _logged_before(self, samples: int) -> dict[str, Any]:
@@ -123,9 +116,6 @@ class MetricsWriter:
         self._lines.write(json.dumps(record, allow_nan=False) + "\n")
         self._lines.flush()
         self._add(self._points.of(record), record["samples"])
-        if self._bar is not None:
-            self._bar.set_postfix(stage=record["stage"], loss=f"{record['loss']:.3f}", acc=f"{record['accuracy']:.2f}")
-            self._bar.update(record["samples"] - self._bar.n)
         speed = record["samples_per_second"]
         if record["stage"] != self._stage:
             self._stage = record["stage"]
@@ -174,8 +164,6 @@ class MetricsWriter:
             if phase == "complete":
                 self._events.file_writer.add_summary(hparams({}, {})[2], self._status["samples"])  # type: ignore[attr-defined]
             self._events.close()
-        if self._bar is not None:
-            self._bar.close()
 
 
 class NullMetricsWriter(MetricsWriter):

@@ -8,6 +8,7 @@ aligned text of full width. COLUMNS, LINES, NO_COLOR and TERM=dumb are honoured.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jobs.common import cli
 from jobs.common.text import cells, count, duration, plain, plain_lines, size, table
 
 if TYPE_CHECKING:
@@ -205,6 +207,7 @@ class Display:
         )
 
     def __enter__(self) -> Display:
+        self._stack.callback(self._show_cursor)  # rich does not do it if a signal interrupts its output
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if stream.isatty():
@@ -224,6 +227,10 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _show_cursor(self) -> None:
+        self._file.write("\x1b[?25h")
+        self._file.flush()
 
     def draw(self, page: Callable[[int, int], Page]) -> None:
         """Show ``page(columns, lines)``; lines of text are cut to the width."""
@@ -264,7 +271,7 @@ class _Above:
 
 
 class ProgressBar:
-    """Progress on standard error: a bar on a terminal, else a line every ``every`` seconds.
+    """Progress on standard error: a bar on a terminal, else a line every ``every`` seconds. Nothing with --quiet.
 
     Called with the amount done, the total and a short note. The amount of the first call counts as done before the
     start: the estimate of the time left is based on the rest. ``unit``: ``B`` for bytes.
@@ -276,8 +283,8 @@ class ProgressBar:
     def __init__(self, what: str, unit: str = "", every: float = 60.0) -> None:
         self.what, self.unit, self.initial = what, unit, -1
         self.start_time = time.monotonic()
-        self.display = Display(sys.stderr, transient=True) if redraws(sys.stderr) else None
-        self.every = self.REDRAW if self.display else every
+        self.display = Display(sys.stderr, transient=True) if redraws(sys.stderr) and not cli.quiet() else None
+        self.every = self.REDRAW if self.display else math.inf if cli.quiet() else every
         self.shown = self.start_time
 
     def __enter__(self) -> ProgressBar:

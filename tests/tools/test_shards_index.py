@@ -21,7 +21,6 @@ from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run
 from tests.tools.test_shards_cli import call
 from tools.shards_commands.index import share
-from tools.shards_commands.output import Bar
 
 
 @pytest.fixture
@@ -143,19 +142,6 @@ def test_shards_without_stats_are_a_hint(data, tmp_path, capsys):
         assert number == 0 or lacking(f"{number}") == 7 - number
         (data / f"{number:05d}_stats.json").write_text("{}")
     assert lacking("all") is None
-
-
-def test_lines_where_there_is_no_terminal(capsys):
-    with Bar("indexing", "B") as bar:
-        bar(4 * 10**12, 92 * 10**12, "1 of 23 shards")
-    assert not capsys.readouterr().err, "not before its time"
-    with Bar("indexing", "B", every=0) as bar:
-        bar(4 * 10**12, 92 * 10**12, "1 of 23 shards")
-        bar(5 * 10**12, 92 * 10**12, "2 of 23 shards")
-        line = bar.line(5 * 10**12, 92 * 10**12, 3600, "2 of 23 shards")
-    assert line == "indexing: 5% 5.00T/92.0TB, 278MB/s, 87:00:00 left, 2 of 23 shards"
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("indexing: 4% 4.00T/92.0TB, ") and second.endswith(" left, 2 of 23 shards")
 
 
 def test_add(data, tmp_path, capsys):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from flip.runs.rundir import fsync_path, read_json, write_json, write_text
 from jobs.common.filesystem import unwritable
+from jobs.common.terminal import ProgressBar
 from tools.emoji_dataset import download, split
 from tools.emoji_dataset.split import Emoji
 
@@ -75,8 +75,9 @@ def _build(cache: Path) -> dict[str, Any]:
     store, part, final, old = (cache / name for name in ("packages", f"{FOLDER}.partial", FOLDER, f"{FOLDER}.old"))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    with tqdm(total=len(download.ALL), desc="fetch", unit="package", disable=None) as bar:
-        download.fetch(download.ALL, store, lambda _: bar.update())
+    with ProgressBar("fetching packages") as bar:
+        fetched = itertools.count(1)
+        download.fetch(download.ALL, store, lambda _: bar(next(fetched), len(download.ALL)))
     emojis, pictures, counts = _classes(store)
     facts = _source() | {"counts": counts, "sets": _write_sets(part, emojis, pictures)}
     _write_tokenizer(part, emojis)
@@ -105,10 +106,11 @@ def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
 
     drawings = [(vendor, emoji.slug, name) for emoji in drawn for vendor, name in emoji.drawings.items()]
     documents = [render.svg(icons[vendor], name) for vendor, _, name in drawings]
-    bar = tqdm(render.render(documents), total=len(documents), desc="render", unit="picture", disable=None)
     pictures, thumbnails = {}, {}
-    for (vendor, slug, _), (png, thumbnail) in zip(drawings, bar, strict=True):
-        pictures[vendor, slug], thumbnails[vendor, slug] = png, thumbnail
+    with ProgressBar("rendering pictures") as bar:
+        for (vendor, slug, _), (png, thumbnail) in zip(drawings, render.render(documents), strict=True):
+            pictures[vendor, slug], thumbnails[vendor, slug] = png, thumbnail
+            bar(len(pictures), len(documents))
 
     pairs = set()
     for vendor in split.DRAWERS:

@@ -22,8 +22,9 @@ from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError
+from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts
-from tools.shards_commands.output import Bar, CommandResult, claim, names, writing
+from tools.shards_commands.output import CommandResult, claim, names, writing
 
 
 def index(options: argparse.Namespace) -> CommandResult:
@@ -44,14 +45,14 @@ def index(options: argparse.Namespace) -> CommandResult:
     start_time = time.monotonic()
     try:
         with writing(out):
-            with Bar("indexing", "B") as bar:
+            with ProgressBar("indexing", "B") as bar:
                 scanned = build.scan_shards(
                     keys, out, bar, options.workers or cores(), known, options.skip_damaged, chosen
                 )
             if options.part:
                 report = {"part": f"{part}/{parts}", "folder": str(part_folder(out)), "shards": len(scanned.shards)}
             else:
-                with Bar("putting together", "") as bar:
+                with ProgressBar("putting together") as bar:
                     report = (
                         facts(build.merge(scanned, out, options.chunk, old, bar, chosen, complete)) | complete.report()
                     )

@@ -25,9 +25,10 @@ from flip.data.order import DatasetSource, load_sources
 from flip.runs.errors import DATA, ConfigError, DataError
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
+from jobs.common.terminal import ProgressBar
 from jobs.common.text import plain
 from jobs.runs import select
-from tools.shards_commands.output import Bar, CommandResult, captions, lines, writing
+from tools.shards_commands.output import CommandResult, captions, lines, writing
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _step(options: argparse.Namespace) -> CommandResult:
     sets, size = load_sources(config.data), span.stage.batch
     _same_data(run, sets, start)
     taken = list[Taken]()
-    with Bar("reading", "") as bar:
+    with ProgressBar("reading") as bar:
         for item in batch(config, sets, start, size, options.read):
             taken.append(item)
             bar(len(taken), size)

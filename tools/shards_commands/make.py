@@ -34,8 +34,9 @@ from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.ownership import read_regular
 from flip.runs.rundir import fsync_path, write_json
+from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind
-from tools.shards_commands.output import Bar, CommandResult, writing
+from tools.shards_commands.output import CommandResult, writing
 
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename")
 """Usual names of the column of pictures; case does not count."""
@@ -101,7 +102,7 @@ def _write(
     parts = iter(lambda: list(islice(rows, size)), [])
     tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
     images = options.images or (options.source if os.path.isdir(options.source) else os.path.dirname(options.source))
-    with Bar("writing", "") as bar:
+    with ProgressBar("writing") as bar:
         for written, wrong in map_in_processes(_writer, (labels, templates, images), tasks, workers, "make"):
             done += written
             refused += wrong
@@ -118,7 +119,7 @@ def _write(
         report["refused_by_reason"] = dict(Counter(kind(reason) for *_, reason in refused).most_common())
         shown = refused if options.json else refused[:EXAMPLES]
         report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
-    with Bar("indexing", "B") as bar:
+    with ProgressBar("indexing", "B") as bar:
         build.index([str(path) for path in folder.glob("*.tar")], folder, 0, bar, workers)
     return report
 

@@ -19,7 +19,8 @@ from flip.data.manifest.build import merge, scan_shards
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
-from tools.shards_commands.output import Bar, CommandResult, claim, writing
+from jobs.common.terminal import ProgressBar
+from tools.shards_commands.output import CommandResult, claim, writing
 
 
 def info(options: argparse.Namespace) -> CommandResult:
@@ -68,7 +69,7 @@ def drop(options: argparse.Namespace) -> CommandResult:
         raise ConfigError("the manifest excludes no samples: nothing to drop", str(old.folder))
     claim(out)
     chosen, chunk = Filters(manifest=str(old.folder)), min(old.chunk, old.samples - len(old.exceptions))
-    with writing(out), Bar("indexing", "B") as bar:
+    with writing(out), ProgressBar("indexing", "B") as bar:
         scanned = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
         for shard, size in zip(scanned.shards, old.shards[:, 1].tolist(), strict=True):
             if shard.stat.size != size:

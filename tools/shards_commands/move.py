@@ -16,8 +16,9 @@ from flip.data.manifest.build import shard_key, stat_shards
 from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, DataError
+from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts
-from tools.shards_commands.output import Bar, CommandResult, claim, writing
+from tools.shards_commands.output import CommandResult, claim, writing
 
 LISTINGS = 16
 """Folders of a bucket that are listed at once."""
@@ -30,9 +31,9 @@ def move(options: argparse.Namespace) -> CommandResult:
     old, out = Manifest.load(options.manifest), Path(options.out).absolute()
     keys = replace_prefix(old.keys, options.prefix, shard_key(options.to).rstrip("/"))
     claim(out)
-    with Bar("listing", "") as bar:
+    with ProgressBar("listing") as bar:
         known = _list_folders(sorted({f"{dirname(key)}/" for key in keys if is_remote(key)}), bar)
-    with Bar("checking", "") as bar:
+    with ProgressBar("checking") as bar:
         shards, missing = stat_shards(keys, known, bar)
     wrong, by_etag = {key: error.what for key, error in missing.items()}, 0
     stats = {shard.key: shard.stat for shard in shards}
@@ -76,7 +77,7 @@ def comparable_etags(a: str, b: str) -> bool:
     return bool(a and b) and (a == b or "-" not in a + b)
 
 
-def _list_folders(folders: Sequence[str], bar: Bar) -> dict[str, ObjectStat]:
+def _list_folders(folders: Sequence[str], bar: ProgressBar) -> dict[str, ObjectStat]:
     """The objects in folders of a bucket. A request per thousand objects, instead of a request per shard."""
     client, known = ChunkReader(), dict[str, ObjectStat]()
     executor = DaemonExecutor(min(LISTINGS, len(folders)), "list")

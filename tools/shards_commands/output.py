@@ -1,17 +1,13 @@
-"""What the shards commands share: results and their display, progress bars, errors while writing."""
+"""What the shards commands share: results and their display, errors while writing."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from flip.data.decode import refuse_whole_json
 from flip.data.manifest.manifest import refuse_existing
@@ -93,40 +89,3 @@ def claim(out: Path) -> None:
             out.rmdir()
     if not writable:
         raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")
-
-
-class Bar:
-    """Progress: a bar on a terminal, else a line every ``every`` seconds.
-
-    Called with the amount done, the total and a short note. The amount of the first call counts as done before the
-    start: the estimate of the time left is based on the rest.
-    """
-
-    def __init__(self, what: str, unit: str, every: float = 60.0) -> None:
-        self.what, self.unit, self.every, self.initial = what, unit, every, -1
-        self.start_time = self.last_line = time.monotonic()
-        self.bar = tqdm(desc=what, unit=unit or "it", unit_scale=bool(unit), disable=None, leave=False)
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        if self.initial < 0:
-            self.initial = self.bar.initial = self.bar.n = done
-        if not self.bar.disable:
-            self.bar.total = total
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(done - self.bar.n)
-        elif (now := time.monotonic()) - self.last_line >= self.every:
-            self.last_line = now
-            print(self.line(done, total, now - self.start_time, note), file=sys.stderr, flush=True)
-
-    def line(self, done: int, total: int, seconds: float, note: str) -> str:
-        form = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt}" + self.unit + ", {rate_fmt}, {remaining} left{postfix}"
-        return tqdm.format_meter(
-            done, total, seconds, prefix=self.what, unit=self.unit or "it", unit_scale=bool(self.unit),
-            bar_format=form, postfix=note, initial=self.initial,
-        )  # fmt: skip

@@ -27,8 +27,9 @@ from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
+from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import excepting, kind
-from tools.shards_commands.output import Bar, CommandResult, captions, claim, number
+from tools.shards_commands.output import CommandResult, captions, claim, number
 
 INTERRUPTED = 130
 CONFIDENCE = 0.95
@@ -253,7 +254,7 @@ def _run(
 ) -> FlipError | KeyboardInterrupt | None:
     """Fill the report; returns the error that ended the check early, if any."""
     total = planned_bytes(manifest, plan)
-    with Bar("verifying", "B") as bar, closing(check(manifest, plan, min(workers, len(plan.chunks)))) as parts:
+    with ProgressBar("verifying", "B") as bar, closing(check(manifest, plan, min(workers, len(plan.chunks)))) as parts:
         try:
             for part in parts:
                 report.add(part)
