@@ -6,54 +6,45 @@ The x axis of every curve is S, samples seen, so that batch sizes can be compare
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from flip.config.schema import Config
 from flip.evaluation.task import COLUMNS, curve
 
-
-class CurveText(NamedTuple):
-    """``tag``: GROUP/NAME. ``text``: one sentence, in the words of docs/monitoring.md."""
-
-    tag: str
-    text: str
-
-
 CURVES = {
-    "loss": CurveText("train/loss", "Loss of the global batch."),
-    "accuracy": CurveText(
-        "train/batch_accuracy", "Share of images whose own caption is the nearest in the global batch."
+    "loss": ("train/loss", "Loss of the global batch."),
+    "accuracy": ("train/batch_accuracy", "Share of images whose own caption is the nearest in the global batch."),
+    "lr": ("train/learning_rate", "Learning rate of the step."),
+    "logit_scale": ("train/logit_scale", "Factor of the logits, after clamping."),
+    "logit_bias": ("train/logit_bias", "Learned bias of the logits (objective siglip)."),
+    "grad_norm": ("train/grad_norm", "2-norm of all gradients, before clipping."),
+    "param_norm": ("train/param_norm", "2-norm of all weights."),
+    "update_norm": ("train/update_norm", "2-norm of the change of all weights in the step."),
+    "samples_per_second": (
+        "speed/samples_per_second",
+        "Training speed of all ranks together, without commits and evaluation.",
     ),
-    "lr": CurveText("train/learning_rate", "Learning rate of the step."),
-    "logit_scale": CurveText("train/logit_scale", "Factor of the logits, after clamping."),
-    "logit_bias": CurveText("train/logit_bias", "Learned bias of the logits (objective siglip)."),
-    "grad_norm": CurveText("train/grad_norm", "2-norm of all gradients, before clipping."),
-    "param_norm": CurveText("train/param_norm", "2-norm of all weights."),
-    "update_norm": CurveText("train/update_norm", "2-norm of the change of all weights in the step."),
-    "samples_per_second": CurveText(
-        "speed/samples_per_second", "Training speed of all ranks together, without commits and evaluation."
-    ),
-    "data_wait": CurveText(
-        "speed/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."
-    ),
-    "mfu": CurveText(
+    "data_wait": ("speed/data_wait_share", "Share of the steps' time in which the trainer waited for a batch."),
+    "mfu": (
         "speed/model_flops_utilisation",
         "Model FLOPs utilisation: FLOPs of the kept patches as a share of the dense datasheet peak of the GPU.",
     ),
-    "matmul_utilisation": CurveText(
+    "matmul_utilisation": (
         "speed/matmul_utilisation",
         "FLOPs of the kept patches as a share of the speed of one large matrix product on this device.",
     ),
-    "masking_speedup": CurveText(
-        "speed/masking_speedup", "FLOPs of a pair without a mask divided by those with the mask of the stage."
+    "masking_speedup": (
+        "speed/masking_speedup",
+        "FLOPs of a pair without a mask divided by those with the mask of the stage.",
     ),
-    "memory": CurveText("memory/host_peak_bytes", "Peak host memory of rank 0 so far, bytes."),
-    "device_memory": CurveText(
-        "memory/device_peak_bytes", "Peak GPU memory of rank 0 that PyTorch allocated since the last point, bytes."
+    "memory": ("memory/host_peak_bytes", "Peak host memory of rank 0 so far, bytes."),
+    "device_memory": (
+        "memory/device_peak_bytes",
+        "Peak GPU memory of rank 0 that PyTorch allocated since the last point, bytes.",
     ),
-    "replaced": CurveText("data/replaced_samples", "Samples so far that could not be decoded."),
+    "replaced": ("data/replaced_samples", "Samples so far that could not be decoded."),
 }
-"""Field of a metric line -> its curve."""
+"""Field of a metric line -> (tag, description). docs/monitoring.md has the same sentences."""
 
 TIME = {
     "data_wait": "Share of time in which rank 0 waited for a batch.",
@@ -95,7 +86,7 @@ def describe(tag: str) -> str:
         return f"{text} Sum over the ranks in this attempt." if text else ""
     if group in COLUMNS:
         return f"Top-1 score on {name.removesuffix('_top1')}, task {group}."
-    return next((curve.text for curve in CURVES.values() if curve.tag == tag), "")
+    return next((text for known, text in CURVES.values() if known == tag), "")
 
 
 def score_tags(config: Config) -> list[str]:
@@ -115,7 +106,7 @@ class CurvePoints:
 
     def of(self, line: Mapping[str, Any]) -> dict[str, float]:
         """Tag -> value of one metric line."""
-        points = {curve.tag: line.get(field) for field, curve in CURVES.items()}
+        points = {tag: line.get(field) for field, (tag, _) in CURVES.items()}
         points |= {f"storage/{name}": count for name, count in (line.get("storage") or {}).items()}
         points |= {f"time/{part}_share": share for part, share in (line.get("shares") or {}).items()}
         self._counted |= {tag for tag, value in points.items() if value}

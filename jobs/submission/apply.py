@@ -32,7 +32,7 @@ from jobs.planning.plan import Action, Plan, resources_of
 from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
 from jobs.submission.snapshot import DIGEST, Snapshot
-from jobs.tracking.tracker import TRACKERS
+from jobs.tracking import tracker
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 
@@ -171,10 +171,9 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
     command = [*typed, "--only", action.wanted.name] if typed else []
     command += ["--changed", "keep"] if typed and action.wanted.ignored_changes else []
     resources, cluster = resources_of(action.wanted.config), action.wanted.cluster
-    trackers = [name for name in TRACKERS if getattr(action.wanted.config.monitor, name)]
     return Job(
         run, code, resources, cluster=cluster, uncancels=uncancels, command=command, hooks=snapshot.path,
-        trackers=trackers,
+        trackers=tracker.used(action.wanted.config),
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from jobs.submission.apply import apply, cancelled_meanwhile, lock, prune
 from jobs.submission.dry_run import PlannedJob, planned_jobs
 from jobs.submission.snapshot import take
 from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
+from jobs.tracking import tracker
 
 CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
 NOT_YET = "0" * 16  # stands for the digest of a commit that another run of the sweep will save
@@ -195,7 +196,7 @@ class Submission:
             against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
             given=run.given,
             notes=notes,
-            warnings=warnings(config),
+            warnings=[*warnings(config), *(tracker.warnings(config) if profile.kind == "local" else ())],
             cluster=profile.name,
             ignored_changes=ignored,
         )

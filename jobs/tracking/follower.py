@@ -28,7 +28,7 @@ from flip.runs import commit, records
 from flip.runs.errors import ConfigError, StorageError, scrub
 from flip.runs.ownership import closed_folder, open_regular
 from flip.runs.rundir import RunDir, load_record, read_record, write_json
-from jobs.common.filesystem import locked
+from jobs.common.filesystem import locked, writing
 from jobs.tracking.tracker import TrackedRun, Tracker, load_tracker
 
 POLL = 5.0
@@ -47,9 +47,8 @@ def final_samples(run: RunDir) -> dict[int, int]:
     resumed = (read_record(run.result) or {}).get("samples")  # a complete run may have lost its checkpoints
     for n in reversed(run.attempt_numbers()):
         limits[n] = committed.get(n, 0) if resumed is None else resumed
-        ready = read_record(run.attempt(n) / "ready.json")
-        if ready is not None:
-            resumed = ready["samples"] if resumed is None else min(resumed, ready["samples"])
+        ready = (read_record(run.attempt(n) / "ready.json") or {}).get("samples")
+        resumed = ready if resumed is None else resumed if ready is None else min(resumed, ready)
     return limits
 
 
@@ -95,20 +94,21 @@ class Follower:
         final = {line["step"]: line for n, line in self._pending if line["samples"] <= limits.get(n, 0)}
         # a line that is not final can become so only in the newest attempt: others are repeated steps
         self._pending = [(n, line) for n, line in self._pending if line["samples"] > limits.get(n, 0)]
+        complete = self.run.result.exists()
+        unsent = self._unsent_scores() if final or complete else []
         for step, line in sorted(final.items()):
             points = self._points.of(line)
             if step > self._step and step > self._open():
-                self._send(step, line["samples"], {"time": line.get("time", time.time()), **points})
-        if self.run.result.exists():
-            for record in self._unsent_scores():
-                self._send(self._open() + 1, record["samples"], {})
+                self._log(step, line["samples"], {"time": line.get("time", time.time()), **points}, unsent)
+        while complete and unsent:
+            self._log(self._open() + 1, unsent[0]["samples"], {}, unsent)
 
-    def _send(self, step: int, samples: int, values: dict[str, float]) -> None:
+    def _log(self, step: int, samples: int, values: dict[str, float], unsent: list[dict[str, Any]]) -> None:
         """Log a row, with the oldest scores up to its S; they name their own S."""
-        for record in self._unsent_scores()[:1]:
-            if record["samples"] <= samples:
-                values |= {"scored_samples": record["samples"], **scores(record["evaluations"])}
-                self._scored.add(_name(record))
+        if unsent and unsent[0]["samples"] <= samples:
+            record = unsent.pop(0)
+            values |= {"scored_samples": record["samples"], **scores(record["evaluations"])}
+            self._scored.add(_name(record))
         assert self._tracker is not None
         self._tracker.log(step, {"samples": samples, **values})
         self._step = step
@@ -179,9 +179,9 @@ def _wait(seconds: float, ended: Callable[[], bool]) -> None:
 @contextlib.contextmanager
 def lock(run: RunDir, tracker: str, ended: Callable[[], bool] | None = None) -> Iterator[bool]:
     """Hold the lock of the run's followers; false if another has it, until ``ended()`` if given."""
-    handle = os.open(
-        closed_folder(run.path / "trackers") / f"{tracker}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
-    )
+    with writing(run.path, "The owner of the run can follow it."):
+        path = closed_folder(run.path / "trackers") / f"{tracker}.lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         while not (mine := locked(handle, fcntl.LOCK_EX, run.path)) and ended is not None and not ended():
             time.sleep(0.5)

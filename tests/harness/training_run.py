@@ -22,7 +22,7 @@ from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, JobResources
 from jobs.local import rank_processes
 from jobs.local.backend import LocalBackend, live_ranks
-from jobs.tracking.tracker import TRACKERS
+from jobs.tracking import tracker
 from tests.harness.common import ROOT, make_run, wait_until
 
 BATCH, INTERVAL = 16, 5
@@ -76,9 +76,8 @@ class TrainingRun:
         return LocalBackend(load_profile("local"))
 
     def submit(self):
-        trackers = [name for name in TRACKERS if getattr(self.config.monitor, name)]
-        job = Job(self.run, ROOT, self.shape(), self.env, module="tests.kill_worker", trackers=trackers)
-        self.cluster.submit([job])
+        fields = {"module": "tests.kill_worker", "trackers": tracker.used(self.config)}
+        self.cluster.submit([Job(self.run, ROOT, self.shape(), self.env, **fields)])
 
     def save_config(self):
         self.run.config.write_text(merge.dump(self.config), encoding="utf-8")

@@ -34,7 +34,7 @@ def test_every_score_has_a_description():
 
 
 def test_the_page_states_each_description():
-    rows = [f"| `{field}` | {curve.tag} | {curve.text} " for field, curve in curves.CURVES.items()]
+    rows = [f"| `{field}` | {tag} | {text} " for field, (tag, text) in curves.CURVES.items()]
     assert [row for row in rows if row not in PAGE] == []
 
 

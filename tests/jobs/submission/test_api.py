@@ -44,6 +44,16 @@ def test_options_are_those_of_the_command(typed, desk, capsys):
     assert "4 runs on local" in capsys.readouterr().out
 
 
+def test_a_missing_tracker_is_a_warning(typed, desk, capsys, monkeypatch):
+    monkeypatch.setattr("jobs.tracking.tracker.find_spec", lambda name: None)
+    jobs = []
+    monkeypatch.setattr(typed, "submit", jobs.extend)
+    runs = flip.submit(desk.sweep, only="half", overrides=["monitor.wandb=masking"])
+    assert [job.trackers for job in jobs] == [["wandb"]]
+    assert "monitor.wandb: wandb is not installed" in capsys.readouterr().out
+    assert "wandb: masking" in (runs.folder / "half" / "config.yaml").read_text()
+
+
 def test_wait_and_cancel(tmp_path, monkeypatch):
     runs, answers = SubmittedRuns(tmp_path, ("a", "b")), iter([("running", "failed"), ("complete", "failed")])
     cancelled = []

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import psutil
@@ -10,10 +11,18 @@ import pytest
 from flip.runs.rundir import read_json
 from jobs.follow import main
 from tests.harness import wandb_files
-from tests.harness.common import metric_lines, run_script, wait_until
+from tests.harness.common import ROOT, metric_lines, run_script, wait_until
 from tests.harness.training_run import BATCH, TrainingRun, configuration
 from tests.jobs.tracking.run_files import attempt, complete, save
 from tests.synthetic import make_dataset, make_tokenizer
+
+KILLED = """
+import os, sys
+from flip.runs.rundir import RunDir
+from jobs.tracking.follower import Follower
+Follower(RunDir(sys.argv[1]), "wandb", "masking").send()
+os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +84,8 @@ def test_a_run_killed_three_times_is_one_run_with_each_step_once(tmp_path):
 def test_sessions_continue_and_end_with_the_results(run):
     words = [str(run.path), "--once", "--project", "masking"]
     save(run, attempt(run, 0, (1, 2, 3)), 3)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], cwd=ROOT, timeout=60)
+    assert killed.returncode == -signal.SIGKILL and (run.path / "trackers" / "wandb" / "from-0").is_dir()
     assert main(words) == 0
     save(run, attempt(run, 2, (3, 4, 5)), 5)
     complete(run, 5)
