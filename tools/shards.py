@@ -122,7 +122,7 @@ def _making(commands: _Commands) -> None:
     command.add_argument("--images", help="folder that image paths are relative to (default: that of the table)")
     command.add_argument("--image", metavar="COLUMN", help="column of pictures (default: image, path, file_name, ...)")
     command.add_argument("--caption", metavar="COLUMN", help="column of captions (default: caption, text or title)")
-    about = "column of classes; without --caption, captions are made of --template"
+    about = "column of classes; captions, if there are none, are made of --template"
     command.add_argument("--label", metavar="COLUMN", help=about)
     command.add_argument("--key", metavar="COLUMN", help="column of the samples' names (default: numbers)")
     about = "caption of a labelled picture (default: 'a photo of a {label}'); of several, training draws one"

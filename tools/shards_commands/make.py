@@ -204,9 +204,7 @@ def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
     if not names:
         raise ConfigError("the table has no rows", path)
     image = _column(options.image, names, IMAGE, "--image", path)
-    caption = (
-        "" if options.label and not options.caption else _column(options.caption, names, CAPTION, "--caption", path)
-    )
+    caption = _column(options.caption, names, CAPTION, "" if options.label else "--caption", path)
     label, key = (column(name, names, path) if name else "" for name in (options.label, options.key))
     used = (image, caption, label, key)
     for number, record in enumerate(_records(path, [name for name in (label, key) if name] if survey else None), 1):
@@ -219,13 +217,18 @@ def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
 
 
 def _column(given: str | None, names: Sequence[str], usual: Sequence[str], option: str, path: str) -> str:
-    """The column that an option names, or else the first usual one. Raises ConfigError."""
+    """The column that is given, or else the first usual one; "" if there is none and no ``option`` to name it.
+
+    Raises ConfigError.
+    """
     if given:
         return column(given, names, path)
     lower = {name.lower(): name for name in reversed(names) if name}
     for name in usual:
         if name in lower:
             return lower[name]
+    if not option:
+        return ""
     raise ConfigError(f"no column is called {', '.join(usual)}", path, ", ".join(names), f"Name it with {option}.")
 
 

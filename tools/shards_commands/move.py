@@ -79,7 +79,7 @@ def comparable_etags(a: str, b: str) -> bool:
 
 def _list_folders(folders: Sequence[str], bar: ProgressBar) -> dict[str, ObjectStat]:
     """The objects in folders of a bucket. A request per thousand objects, instead of a request per shard."""
-    client, known = ChunkReader(), dict[str, ObjectStat]()
+    client, known = ChunkReader(deadline=60.0), dict[str, ObjectStat]()
     executor = DaemonExecutor(min(LISTINGS, len(folders)), "list")
     try:
         for number, listing in enumerate([executor.submit(client.list, folder) for folder in folders], 1):

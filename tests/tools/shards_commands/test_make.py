@@ -99,6 +99,14 @@ def test_pictures_in_parquet_with_labels_and_keys(tmp_path, capsys, form):
     assert code == 0 and "x/3" in text
 
 
+def test_labels_and_captions(pictures, tmp_path, capsys):
+    rows = [{"path": f"{i}.png", "text": ["a pet", "", None][i], "class": "b_c"} for i in range(3)]
+    table = write_table(pictures / "t.jsonl", rows)
+    assert call(capsys, "make", table, "--label", "class", "--out", tmp_path / "out")[0] == 0
+    texts = [(sample["txt"], sample["cls"]) for sample in members(tmp_path / "out")]
+    assert texts == [(b"a pet", b"0"), (b"a photo of a b c", b"0"), (b"a photo of a b c", b"0")]
+
+
 def test_a_folder_per_class_is_an_evaluation_set(tmp_path, capsys):
     for i in range(6):
         path = tmp_path / "pets" / ("great_dane", "cat", "cat")[i % 3] / "deeper" / f"{i}.jpg"
