@@ -47,7 +47,7 @@ def test_a_run_killed_three_times_is_one_run_with_each_step_once(tmp_path):
     config.monitor.wandb = "team/masking"
     arena = TrainingRun(tmp_path, "tracked", config, pause=0.2)
     arena.submit()
-    session = arena.run.path / "trackers" / "wandb" / "from-0" / "wandb"
+    session = arena.run.path / "trackers" / "wandb" / "from-000000000" / "wandb"
     arena.wait(lambda: list(session.glob("offline-run-*/run-*.wandb")), "the follower's first session")
     os.kill(follower_of(arena).pid, signal.SIGKILL)
     for n, step in ((2, 20), (3, 35), (4, 50)):
@@ -85,7 +85,7 @@ def test_sessions_continue_and_end_with_the_results(run):
     words = [str(run.path), "--once", "--project", "masking"]
     save(run, attempt(run, 0, (1, 2, 3)), 3)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], cwd=ROOT, timeout=60)
-    assert killed.returncode == -signal.SIGKILL and (run.path / "trackers" / "wandb" / "from-0").is_dir()
+    assert killed.returncode == -signal.SIGKILL and (run.path / "trackers" / "wandb" / "from-000000000").is_dir()
     assert main(words) == 0
     save(run, attempt(run, 2, (3, 4, 5)), 5)
     complete(run, 5)
