@@ -212,7 +212,7 @@ def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
         captions = texts if isinstance(texts, list) else [texts]
         text = [str(value) for value in captions if value is not None]
         of_class, name_of = ("" if record.get(name) is None else str(record[name]) for name in (label, key))
-        rest = {name: value for name, value in record.items() if name is not None and name not in used}
+        rest = {name: value for name, value in record.items() if name not in used}
         yield Row(f"{path}, row {number}", record.get(image), text, of_class.replace("_", " "), name_of, rest)
 
 
@@ -223,7 +223,7 @@ def _column(given: str | None, names: Sequence[str], usual: Sequence[str], optio
     """
     if given:
         return column(given, names, path)
-    lower = {name.lower(): name for name in reversed(names) if name}
+    lower = {name.lower(): name for name in reversed(names)}
     for name in usual:
         if name in lower:
             return lower[name]
@@ -248,6 +248,8 @@ def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[s
             for record in map(json.loads, file) if suffix in (".jsonl", ".json", ".ndjson") else table:
                 if not isinstance(record, dict):
                     raise ValueError("a line is no JSON object")
+                if None in record:
+                    raise ValueError(f"line {table.line_num} has more fields than the header; quote texts with commas")
                 yield record
     except OSError as error:
         raise ConfigError(f"the table cannot be read: {error.strerror or error}", path) from error

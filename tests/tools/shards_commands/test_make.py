@@ -191,6 +191,7 @@ def test_mistakes_write_nothing(pictures, tmp_path, capsys, monkeypatch, rows, m
         ("t.csv", ""),
         ("t.csv", "image,caption\n"),
         ("t.jsonl", "[1]\n"),
+        ("t.csv", "path,text\n0.png,a cat\n1.png,a cat, or not\n"),
         ("t.jsonl", "{"),
         ("t.parquet", "no"),
         ("t.csv", None),
