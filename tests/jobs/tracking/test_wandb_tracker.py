@@ -1,5 +1,6 @@
 """The real wandb, offline: one run over all attempts, each step once, whatever was killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from flip.runs.rundir import read_json
 from jobs.follow import main
-from tests.harness import wandb_files
+from tests.harness import wandb_files, wandb_server
 from tests.harness.common import ROOT, metric_lines, run_script, wait_until
 from tests.harness.training_run import BATCH, TrainingRun, configuration
 from tests.jobs.tracking.run_files import attempt, complete, save
@@ -95,6 +96,26 @@ def test_sessions_continue_and_end_with_the_results(run):
     assert {each.run_id for each in wandb_files.runs([first, second])} == {wandb_files.runs([first])[0].run_id}
     assert wandb_files.summary(second)["state"] == "complete"
     assert not list((run.path / "trackers" / "wandb").glob(".from-*"))
+
+
+@pytest.mark.long
+def test_the_server_knows_which_steps_it_holds(run, tmp_path):
+    """As after a follower that was killed before it could store its position."""
+    with wandb_server.serving() as server:
+        env = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
+        for resumes, steps in ((0, (1, 2, 3)), (2, (3, 4, 5))):
+            save(run, attempt(run, resumes, steps), steps[-1])
+            words = (str(run.path), "--once", "--project", "team/masking")
+            done = run_script("jobs/follow.py", *words, cwd=tmp_path, runs=tmp_path, env=env, timeout=120)
+            assert done.returncode == 0, done.stderr
+            (run.path / "trackers" / "wandb.json").unlink()
+    assert server.steps() == [1, 2, 3, 4, 5]
+    assert [row["train/loss"] for row in server.history.values()] == [1.01, 1.02, 1.03, 2.04, 2.05]
+    about = server.run
+    assert (about["entity"], about["project"], about["groupName"], about["displayName"]) == (
+        "team", "masking", "sweep", "run",
+    )  # fmt: skip
+    assert json.loads(about["config"])["seed"]["value"] == 3 and "secret" not in about["config"]
 
 
 def test_a_missing_package_is_named(run, monkeypatch, capsys):
