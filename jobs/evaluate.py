@@ -14,6 +14,7 @@ from jobs.common.cli import Parser, quietly, run_command
 EXAMPLES = """examples:
   python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit
   python jobs/evaluate.py x/y --sets imagenet1k flickr30k --data /data/eval --cluster our --gpus 4
+  python jobs/evaluate.py x/y --sets datacomp38 --data /data/eval   a suite: also paper-table3, 4, 5, 6
   python jobs/evaluate.py x/y --sets probe:imagenet1k=/data/wds_imagenet1k --commit all
   python jobs/evaluate.py x/y --sets imagenet1k --mask 0.5 --ensemble   masked inference, and complementary masks
   python jobs/evaluate.py --model open_clip:/models/vit-b-16 --sets imagenet1k   reported in the sweep `others`
@@ -38,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--sets", nargs="+", default=[], metavar="SET",
-        help="NAME or NAME=PATH, with the prefix zeroshot:, retrieval: or probe: for another task than the default;"
-        " default: the run's own sets",
+        help="a suite (see --list), NAME or NAME=PATH, with the prefix zeroshot:, retrieval: or probe: for another task"
+        " than the default; default: the run's own sets",
     )  # fmt: skip
     parser.add_argument(
         "--data", default="", metavar="ROOT", help="folder of data sets; default: FLIP_DATA, else ./data"

@@ -4,6 +4,8 @@ manifest    a folder with manifest.json (tools/shards.py index)
 shards      SPLIT/*.tar (CLIP_benchmark's wds_*) or *.tar with the split in their names; local or s3://
 folder      SPLIT/CLASS/*.jpg, or CLASS/*.jpg
 a file      that lists images with labels or captions (``annotations``)
+
+``suites.yaml`` names lists of data sets, such as those of a table of the paper.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from flip.data.manifest.manifest import MARK
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import RetryPolicy
+from flip.evaluation import associations
 from flip.evaluation.annotations import read_annotations
 from flip.evaluation.images import File, ImageFiles, Images, Shards
 from flip.evaluation.prompts import FORMAT_HELP, Prompts, imagenet_prompts, read_folder, read_prompts
@@ -39,6 +42,8 @@ from flip.runs.errors import ConfigError
 log = logging.getLogger(__name__)
 
 HOST = "https://huggingface.co/datasets/clip-benchmark"
+DATACOMP_HOST = "https://huggingface.co/datasets/djghosh"
+_HERE = Path(__file__).parent
 SPLITS = {"test": ("test", "val", "validation"), "train": ("train", "training")}
 """Split -> names of its folder."""
 LIST_PATTERNS = "*.jsonl", "dataset*.json", "captions*.json", "annotations/captions*.json", "*karpathy*", "*.csv"
@@ -105,6 +110,10 @@ class ResolvedDataset:
     train: DatasetLocation | None = None
     note: str = ""
     """A warning about the result, stored in its file and shown below the table."""
+    metric: str = ""
+    """A metric of ``flip.evaluation.set_metrics``, in addition to the accuracy."""
+    group: int | None = None
+    """Column of the metadata with the group that a metric needs."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ResolvedDataset:
@@ -123,7 +132,12 @@ class ResolvedDataset:
 
 def entries() -> dict[str, Mapping[str, Any]]:
     """The known data sets: name -> its entry in datasets.yaml."""
-    return dict(read_yaml(Path(__file__).with_name("datasets.yaml")))
+    return dict(read_yaml(_HERE / "datasets.yaml"))
+
+
+def suites() -> dict[str, list[str]]:
+    """Name of a suite -> its data sets, as ``DatasetRequest.parse`` reads them."""
+    return {name: [str(item) for item in items] for name, items in read_yaml(_HERE / "suites.yaml").items()}
 
 
 def root(given: str = "") -> str:
@@ -134,7 +148,7 @@ def root(given: str = "") -> str:
 
 def source(entry: Mapping[str, Any]) -> str:
     """Where to download a data set; empty if unknown."""
-    return str(entry.get("get", "")).replace("HF/", f"{HOST}/")
+    return str(entry.get("get", "")).replace("HF/", f"{HOST}/").replace("DC/", f"{DATACOMP_HOST}/")
 
 
 def expected(name: str) -> int | None:
@@ -159,6 +173,9 @@ def resolve_dataset(request: DatasetRequest, below: str, patience: RetryPolicy |
     """
     entry = entries().get(request.name, {})
     paths = _existing_paths(request, entry, below)
+    if (request.task or entry.get("task")) == "association":
+        files, _ = associations.read(paths[0])
+        return ResolvedDataset(request.name, "association", DatasetLocation(paths[0], files=tuple(files)))
     path, location = next(((p, split) for p in paths if (split := locate_split(p))), (", ".join(paths), None))
     location = _require(location, path, "test")
     task = request.task or str(entry.get("task") or "")
@@ -175,7 +192,8 @@ def resolve_dataset(request: DatasetRequest, below: str, patience: RetryPolicy |
         location, note = label_by_name(location, prompts.names, request.templates or path)
     if note:
         log.info("%s: %s", request.name, note)
-    return ResolvedDataset(request.name, task, location, prompts, train, note)
+    metric, group = (entry.get("metric", ""), entry.get("group")) if task == "zeroshot" else ("", None)
+    return ResolvedDataset(request.name, task, location, prompts, train, note or entry.get("note", ""), metric, group)
 
 
 def _existing_paths(request: DatasetRequest, entry: Mapping[str, Any], below: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ from flip.data.chunk_reader import Sample
 from flip.data.decode import captions_of, label_of
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
+from flip.evaluation import associations
 from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import Encoder
 from flip.evaluation.features import FeatureCache, Features, embed_images, embed_texts, no_op
 from flip.evaluation.images import Images
 from flip.evaluation.linear_probe import probe
+from flip.evaluation.metrics import check_finite
 from flip.evaluation.predictions import TOP, Predictions
 from flip.evaluation.prompts import Prompts
 from flip.evaluation.retrieval import retrieve
+from flip.evaluation.set_metrics import METRICS, Answers, label_and_group
 from flip.evaluation.zero_shot import class_embeddings, classify, nearest_classes
 
 
@@ -37,12 +41,16 @@ class LoadedDataset:
     prompts: Prompts | None = None
     train: Images | None = None
     role: str = "test"
+    metric: str = ""
+    """As in ``ResolvedDataset``; so is ``group``."""
+    group: int | None = None
 
     @classmethod
     def open(cls, source: ResolvedDataset, patience: RetryPolicy | None = None, role: str = "test") -> LoadedDataset:
         """Raises ConfigError, DataError, PermissionDenied."""
         train = source.train.open(patience) if source.train else None
-        return cls(source.name, source.task, source.location.open(patience), source.prompts, train, role)
+        images = source.location.open(patience)
+        return cls(source.name, source.task, images, source.prompts, train, role, source.metric, source.group)
 
     @classmethod
     def from_config(cls, item: schema.EvaluationSet, patience: RetryPolicy | None = None) -> LoadedDataset:
@@ -69,13 +77,14 @@ class Evaluator:
     def score(self, data: LoadedDataset) -> list[dict[str, Any]]:
         """Results, one per table column. Collective: all ranks get the same results but for the seconds.
 
-        Each has name, set, task, role, top1, top5 (retrieval: top10 too) with correct1 ..., n, chance, interval,
-        predictions (a digest of the answer for each image), data (the digest of the data set), view, precision (fp32 or
-        bf16), seconds.
+        Each has name, set, task, role, metric and score for sets whose published score is no accuracy, top1, top5
+        (retrieval: top10 too) with correct1 ..., n, chance, interval, predictions (a digest of the answer for each
+        image), data (the digest of the data set), view, precision (fp32 or bf16), seconds.
         Raises ConfigError, DataError, StorageError, PermissionDenied, and Diverged if features are not finite.
         """
         start_time = time.perf_counter()
-        results = {"zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe}[data.task](data)
+        tasks = {"zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe}
+        results = (tasks | {"association": self._association})[data.task](data)
         encoder = self.encoder
         view = {"view": encoder.view_id, "precision": encoder.precision}
         about = self.ranks.on_rank0(lambda: {"data": data.images.digest, **view})
@@ -85,13 +94,18 @@ class Evaluator:
 
     def _zeroshot(self, data: LoadedDataset) -> dict[str, dict[str, Any]]:
         assert data.prompts is not None
-        classes, images = self._classes(data.prompts), self._images(data.images)
+        classes, images = self._classes(data.prompts), self._images(data.images, data.group)
 
         def result() -> dict[str, Any]:
             assert classes is not None and images is not None and data.prompts is not None
-            labels = torch.tensor(images.labels, dtype=torch.int64)
+            columns = torch.tensor(images.labels, dtype=torch.int64).view(images.ids.shape[0], -1)
+            labels = columns[:, 0]
             scores = classify(images.features, labels, classes, data.name)
-            nearest = (part.numpy() for part in nearest_classes(images.features, classes, TOP))
+            nearest = [part.numpy() for part in nearest_classes(images.features, classes, TOP)]
+            if data.metric:
+                groups = columns[:, 1].numpy() if data.group is not None else None
+                answers = Answers(labels.numpy(), nearest[0], groups)
+                scores |= {"metric": data.metric, "score": METRICS[data.metric](answers)}
             about = scores["predictions"], data.images.root, data.prompts.names, data.images.names(images.ids.tolist())
             self.predictions[data.name] = Predictions(*about, labels.numpy(), *nearest)
             return scores
@@ -123,6 +137,20 @@ class Evaluator:
 
         return {"-probe": self.ranks.on_rank0(result)}
 
+    def _association(self, data: LoadedDataset) -> dict[str, dict[str, Any]]:
+        _, instances = associations.read(data.images.where)
+        images = self._images(data.images)
+        texts = [associations.prompt(instance.cue) for instance in instances]
+        cues = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
+
+        def result() -> dict[str, Any]:
+            assert images is not None and cues is not None
+            check_finite(images.features, data.name)
+            scores = associations.score(instances, images.features, cues)
+            return scores | {"metric": "jaccard", "score": scores["top1"], "images": len(images.labels), "chance": 0.0}
+
+        return {"": self.ranks.on_rank0(result)}
+
     def _classes(self, prompts: Prompts) -> Tensor | None:
         """(C, E) on rank 0, cached."""
 
@@ -134,17 +162,19 @@ class Evaluator:
         tensors = self._cached(compute, "texts", lambda: (prompts.names, prompts.templates, self.batch))
         return tensors["features"] if tensors else None
 
-    def _images(self, images: Images) -> Features | None:
-        """Features and labels on rank 0, cached."""
+    def _images(self, images: Images, group: int | None = None) -> Features | None:
+        """Features and labels on rank 0, cached. ``group``: each label is [label, group of this column]."""
+        own = () if group is None else (group,)
+        read = label_of if group is None else partial(label_and_group, group)
 
         def compute() -> dict[str, Tensor] | None:
-            computed = embed_images(self.encoder, images, label_of, self.batch, self.ranks, self.progress)
+            computed = embed_images(self.encoder, images, read, self.batch, self.ranks, self.progress)
             if computed is None:
                 return None
             labels = torch.tensor(computed.labels, dtype=torch.int64)
             return {"features": computed.features, "labels": labels, "ids": computed.ids}
 
-        tensors = self._cached(compute, "images", lambda: (images.cache_key, self.encoder.view_id, self.batch))
+        tensors = self._cached(compute, "images", lambda: (images.cache_key, self.encoder.view_id, self.batch, *own))
         return Features(tensors["features"], tensors["labels"].tolist(), tensors["ids"]) if tensors else None
 
     def _cached(

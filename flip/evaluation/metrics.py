@@ -28,6 +28,8 @@ def accuracy(ranks: Tensor, ks: Sequence[int], chance: float) -> dict[str, Any]:
 
 def format_result(result: Mapping[str, Any]) -> str:
     """A result as a line of the log."""
+    if "metric" in result:
+        return f"{result['name']}: {result['metric'].replace('_', ' ')} {result['score']:.2%} of {result['n']:,}"
     retrieval = result["task"] == "retrieval"
     of = "captions" if retrieval and result["name"].endswith("-image") else "images"
     share = f"{'R@1' if retrieval else 'top-1'} {result['top1']:.2%}"

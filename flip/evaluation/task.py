@@ -16,7 +16,7 @@ FILE = "task.json"
 CONFIGURED = "run"
 """Instead of a path: the data set is one of the run's own evaluate.sets."""
 
-COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",)}
+COLUMNS = {"zeroshot": ("",), "retrieval": ("-text", "-image"), "probe": ("-probe",), "association": ("",)}
 """Task -> suffixes that its results append to the name of the data set, one result per column of a table."""
 
 UNKNOWN_PRECISION = "as trained"

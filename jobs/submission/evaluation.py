@@ -31,6 +31,7 @@ from flip.runs import commit
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
+from jobs.common.cli import note
 from jobs.common.cluster_profile import load_profile, roots
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
@@ -60,7 +61,8 @@ def listing(data: str, as_json: bool = False) -> str:
         }
         for name, entry in datasets.entries().items()
     ]
-    return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n" + table(rows)
+    suites = "\n".join(f"  {name}: {', '.join(members)}" for name, members in datasets.suites().items())
+    return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n{table(rows)}\nsuites:\n{suites}"
 
 
 class EvaluationRequest:
@@ -93,7 +95,7 @@ class EvaluationRequest:
 
     def _task(self, subject: RunDir) -> Task:
         args = self.args
-        sets = [DatasetRequest.parse(text) for text in args.sets] or self._own(subject)
+        sets = self._requested() or self._own(subject)
         words = args.classes and str(Path(args.classes).expanduser().absolute())
         requests = [self._located(request, words or args.templates) for request in sets]
         names = [request.name for request in requests]
@@ -108,6 +110,20 @@ class EvaluationRequest:
         return Task(
             str(subject.path), self._model(), commits, rows, self.data, views, args.batch, args.cost, cache, args.url
         )
+
+    def _requested(self) -> list[DatasetRequest]:
+        """The data sets of --sets. Members of a suite that are not here are named and left out."""
+        suites, result, absent = datasets.suites(), list[DatasetRequest](), dict[str, str]()
+        for text in self.args.sets:
+            members = [DatasetRequest.parse(member) for member in suites.get(text, [text])]
+            local = text in suites and self.profile.kind == "local"
+            absent |= {m.name: why for m in members if local and (why := datasets.missing(m, self.data))}
+            result += [member for member in members if member.name not in absent]
+        for why in absent.values():
+            note(f"left out: {why}")
+        if absent and not result:
+            raise ConfigError("no data set of the suite is here", "--sets", " ".join(self.args.sets), "See --list.")
+        return result
 
     def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:

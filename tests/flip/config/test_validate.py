@@ -78,7 +78,7 @@ def test_a_good_one_passes_and_has_notes():
         (["stages.pretrain.mask=-0.1"], ["stages.pretrain.mask", "at least 0"]),
         (["stages.pretrain.mask=0.99"], ["keeps none of 64 patches"]),
         (["stages.pretrain.text_mask=0.98"], ["stages.pretrain.text_mask", "keeps none of 32 positions"]),
-        (["stages.pretrain.text_masking=some"], ["stages.pretrain.text_masking", "random, prioritised"]),
+        (["stages.pretrain.text_masking=some"], ["stages.pretrain.text_masking", "random, truncation, prioritised"]),
         (["model.text.padding=none"], ["model.text.padding", "attend, mask"]),
         (["model.objective=sigmoid"], ["model.objective", "clip, siglip"]),
         (["stages.1.name=pretrain"], ["stages", "same name", "pretrain"]),

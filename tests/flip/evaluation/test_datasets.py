@@ -308,7 +308,7 @@ def test_words_of_a_set():
 def test_every_entry_can_be_understood():
     for name, entry in datasets.entries().items():
         assert entry["task"] in datasets.COLUMNS and entry["get"], name
-        assert set(entry) <= {"task", "count", "folders", "words", "templates", "get"}, name
+        assert set(entry) <= {"task", "count", "folders", "words", "templates", "get", "metric", "group", "note"}, name
         assert DatasetRequest.parse(name).name == name
 
 
