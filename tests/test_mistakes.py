@@ -93,7 +93,7 @@ COMMANDS = [
     ("jobs/status", ["emoji/msk50"], 78, ["'emoji/msk50'", "Did you mean emoji/mask50"]),
     ("jobs/status", ["emojy"], 78, ["'emojy'", "Did you mean emoji?"]),
     ("jobs/status", ["--root", "/nowhere"], 78, ["/nowhere", "Nothing was submitted there", "FLIP_RUNS=FOLDER"]),
-    ("jobs/logs", ["emoji"], 78, ["several runs", "Choose from: emoji/mask50, emoji/mask75"]),
+    ("jobs/logs", ["emoji"], 78, ["emoji/mask50", "no logs of that attempt"]),
     ("jobs/logs", ["emoji/mask50", "--attempt", 3], 78, ["no logs of that attempt", "3", "Attempts begun: none"]),
     ("jobs/cancel", ["emoji"], 78, ["not a terminal", "mask50, mask75", "--yes"]),
     ("jobs/report", ["emoji", "--csv", "/nowhere/x.csv"], 78, ["/nowhere/x.csv", "mkdir -p /nowhere"]),

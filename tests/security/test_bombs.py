@@ -300,7 +300,7 @@ READERS = """
     from flip.data.chunk_reader import ChunkReader as Reader
     from flip.evaluation import annotations as listings, open_clip_folder, prompts
     from flip.tokenizer import Tokenizer
-    from tools.shards_commands import index as making
+    from tools.shards_commands import make as making
 
     def opened(path):
         path = Path(path)
@@ -312,7 +312,7 @@ READERS = """
             "classes": lambda: prompts.read_prompts(str(path)),
             "listing": lambda: listings.read_annotations(path, "test"),
             "picture": lambda: list(ImageFiles([File(str(path))], str(path.parent)).samples(range(1))),
-            "made": lambda: making.read_image(path, "row 1"),
+            "made": lambda: making._read_picture(str(path)),
             "weights": lambda: exported.check_header(path),
             "folder": lambda: prompts.read_folder(path),
             "keys": lambda: Manifest.load(path),
