@@ -17,7 +17,7 @@ from flip.monitoring.results import Outcome, differing, read_run, row
 from flip.runs.rundir import RunDir
 from jobs.common.text import plain, table
 from jobs.reporting import paper_comparison, seed_groups
-from jobs.reporting.report import damage, result_cells
+from jobs.reporting.report import damage, result_cells, unsteady
 from jobs.reporting.seed_groups import by_sweep_order
 from jobs.runs.clusters import states
 
@@ -82,7 +82,7 @@ def text(results: Sequence[Outcome], table_: str = "") -> str:
             " scored in fp32 unless a column says otherwise"
         )
         lines.append(f"samples/s, training, {seed_groups.hours_unit(grouped)}: {seed_groups.COUNTED}")
-        lines.append(plain(seed_groups.verdict(grouped)))
+        lines += map(plain, (seed_groups.verdict(grouped), unsteady(results)))
     if compared := paper_comparison.compare(grouped, results, table_):
         lines += ["", table(paper_comparison.cells(compared)), ""]
     for outcome in results:

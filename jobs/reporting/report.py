@@ -46,7 +46,7 @@ def findings(
     blocks += [Text(about["notes"])] if about.get("notes") else []
     blocks += accuracy(grouped, outcomes, styles)
     blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
-    blocks += [Text(words, tone="note") for words in (_note(grouped), _unsteady(outcomes)) if words]
+    blocks += [Text(words, tone="note") for words in (_note(grouped), unsteady(outcomes)) if words]
     blocks += _paper(grouped, outcomes, table)
     blocks += examples(grouped, outcomes, pictures)
     blocks += _differences(grouped, outcomes)
@@ -96,14 +96,15 @@ def damage(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _unsteady(outcomes: Sequence[Outcome]) -> str:
+def unsteady(outcomes: Sequence[Outcome]) -> str:
+    """A caution about runs of unsteady speed, or empty."""
     names = [outcome.run.name for outcome in outcomes if outcome.unsteady]
     if not names:
         return ""
     shown = ", ".join(names[:ROWS_PER_RUN]) + (f" and {len(names) - ROWS_PER_RUN} more" if names[ROWS_PER_RUN:] else "")
     return (
-        f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {STEADY:.0%} of the upper one,"
-        " as on a shared or throttled machine: training time and hours are not the cost of the method."
+        f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {100 * STEADY:.0f} % of the upper"
+        " one, as on a shared or throttled machine: training time and hours are not the cost of the method."
     )
 
 
@@ -270,18 +271,18 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
 
 
 def _scores(outcomes: Sequence[Outcome]) -> list[Block]:
-    """Every final score of the runs."""
+    """Every final score of the runs, with notes if there are any."""
+    scores = [(outcome, item) for outcome in outcomes for item in outcome.evaluations]
+    noted = any(item.get("note") for _, item in scores)
     rows = [
         {
             "run": outcome.run.name, "set": item["name"], "top-1": percent(item["top1"]),
             "95 % interval": "-".join(map(percent, item.get("interval") or ())), "top-5": percent(item.get("top5")),
             "chance": percent(item.get("chance"), 2), "of": count(item.get("n")), "scored in": precision(item),
-            "note": item.get("note", ""),
-        }
-        for outcome in outcomes
-        for item in outcome.evaluations
+        } | ({"note": item.get("note", "")} if noted else {})
+        for outcome, item in scores
     ]  # fmt: skip
-    return [Table(rows, long=["note"] if any(row["note"] for row in rows) else [], text=["set"])] if rows else []
+    return [Table(rows, long=["note"], text=["set"])] if rows else []
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:

@@ -390,6 +390,7 @@ def test_the_best_of_a_column_is_set_apart(tmp_path):
     html = page(found)
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="results"') :], re.DOTALL)[1:4]
     assert [row.count("★") for row in rows] == [0, 6, 0] and "900 †" in rows[2], "scores, samples/s, time, hours"
+    assert "Speed unsteady (†): c. " in results.text(found)
     assert "Speed unsteady (†): c. " in html and html.count("c 10.0 †") > 1
     assert "**30.0 (27.4-32.6)**" in markdown(findings(found))
 
