@@ -45,16 +45,16 @@ class Terminal:
 
     def close(self):
         """Wait for the rest of the output; nothing may be written afterwards."""
-        self.file.close()
-        self._reader.join(10)
+        if not self.file.closed:
+            self.file.close()
+        self._reader.join()
         return self
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if not self.file.closed:
-            self.file.close()
+        self.close()  # the next terminal may get the number of this file
         os.close(self.master)
 
     def text(self):
