@@ -103,8 +103,8 @@ def unsteady(outcomes: Sequence[Outcome]) -> str:
         return ""
     shown = ", ".join(names[:ROWS_PER_RUN]) + (f" and {len(names) - ROWS_PER_RUN} more" if names[ROWS_PER_RUN:] else "")
     return (
-        f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {100 * STEADY:.0f} % of the upper"
-        " one, as on a shared or throttled machine: training time and hours are not the cost of the method."
+        f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {100 * STEADY:.0f} % of the"
+        " upper one, as on a shared or throttled machine: training time and hours are not the cost of the method."
     )
 
 
