@@ -1,4 +1,7 @@
-"""Classify images with a trained model: print the probability of each label."""
+"""Classify images with a trained model: print the probability of each label.
+
+With --set, show pictures of a test set with the captions that the run's last evaluation found nearest.
+"""
 
 import sys
 from pathlib import Path
@@ -11,9 +14,10 @@ import json
 from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
-  python tools/predict.py runs/quickstart/mask50 cat.png --labels "a cat,a dog"
+  python tools/predict.py runs/quickstart/masked cat.png --labels "a cat,a dog"
   python tools/predict.py runs/x/y *.jpg --labels cat,dog --templates "a picture of {}" "a drawing of {}" --json
   python tools/predict.py runs/x/y cat.png --classes classes.json --top 3
+  python tools/predict.py quickstart/masked --set twemoji --count 8
 """
 
 
@@ -22,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
     )
-    parser.add_argument("images", nargs="+", metavar="image", help="image files")
+    parser.add_argument("images", nargs="*", metavar="image", help="image files")
     labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--set", metavar="NAME", help="show pictures of this evaluation set, without the model")
+    parser.add_argument("--count", type=int, default=3, metavar="N", help="pictures shown of --set (default 3)")
     labels.add_argument("--labels", help="labels, separated by commas")
     labels.add_argument("--classes", help='a JSON file {"names": [...], "templates": [...]}')
     parser.add_argument(
@@ -32,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels shown per image (default 5)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     options = parser.parse_args(arguments)
-    return run_command(predict, options)
+    if bool(options.images) == bool(options.set):
+        parser.error("give image files with --labels or --classes, or only --set")
+    return run_command(show_test_pictures if options.set else predict, options)
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -65,6 +73,41 @@ def predict(options: argparse.Namespace) -> int:
     for entry in report:
         for i, row in enumerate(entry["labels"]):  # the image is named on its first line only
             print(f"{'' if i else entry['image']:{width}}  {row['probability']:6.1%}  {row['label']}")
+    return 0
+
+
+def show_test_pictures(options: argparse.Namespace) -> int:
+    from flip.monitoring.results import read_run
+    from flip.runs.errors import ConfigError, DataError
+    from jobs.common.cluster_profile import roots
+    from jobs.common.terminal import show, show_picture
+    from jobs.reporting import examples
+    from jobs.runs import select
+
+    outcome = read_run(select.select_one(options.run, roots()).path)
+    try:
+        item, predicted = examples.read_predictions(outcome, options.set)
+    except (OSError, ValueError) as error:
+        raise DataError(f"predictions cannot be read: {error}") from error
+    if predicted is None:
+        sets = ", ".join(dict.fromkeys(row["name"] for row in outcome.evaluations)) or "none"
+        remedy = f"Sets with final scores: {sets}. To score again: python jobs/evaluate.py {options.run}"
+        raise ConfigError("no predictions are stored for this set", str(outcome.run.path), options.set, remedy)
+    pictures, problem = examples.choose_pictures(outcome, item, predicted, options.count, options.top)
+    if options.json:
+        rows = [{"image": one.name, "label": one.label, "captions": dict(one.captions)} for one in pictures]
+        print(json.dumps(rows, indent=1))
+        return 0
+    show(
+        f"{outcome.run.name} on {options.set}: {len(pictures)} of {len(predicted.images):,} pictures, chosen by a hash,"
+        f" with the nearest of {len(predicted.names):,} captions and their cosine similarities. The nearest caption is"
+        f" right for {100 * item['top1']:.1f} % of the pictures (chance {100 * item['chance']:.2g} %)."
+    )
+    for one in pictures:
+        lines = [f"  {score:6.3f}  {name}{'  <- right' * (name == one.label)}" for name, score in one.captions]
+        show_picture(one.jpeg, "\n".join([f"\n{one.label} ({one.name} of {predicted.where})", *lines]))
+    if problem:
+        show(f"not drawn: {problem}")
     return 0
 
 

@@ -170,6 +170,29 @@ def _wrap(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+def show_picture(image: bytes, text: str, side: int = 24) -> None:
+    """Print text, on a terminal with colours next to the encoded image, drawn in ``side`` columns of half blocks."""
+    console = _console(sys.stdout) if image and is_terminal(sys.stdout) else None
+    if console is None or console.no_color or console.color_system is None:
+        show(text)
+        return
+    import io
+
+    from PIL import Image
+    from rich.table import Table
+    from rich.text import Text
+
+    pixels = Image.open(io.BytesIO(image)).convert("RGB").resize((side, side))
+    drawn, grid = Text(no_wrap=True), Table.grid(padding=(0, GAP))
+    for y in range(0, side, 2):
+        for x in range(side):
+            upper, lower = ("#{:02x}{:02x}{:02x}".format(*pixels.getpixel((x, y + below))) for below in (0, 1))
+            drawn.append("▀", f"{upper} on {lower}")
+        drawn.append("\n")
+    grid.add_row(drawn, Text(plain_lines(text)))
+    console.print(grid)
+
+
 def _console(file: TextIO) -> Console:
     from rich.console import Console
 

@@ -28,8 +28,8 @@ from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting.seed_groups import SeedGroup
 
-PICTURES, CAPTIONS, CLASSES = 8, 3, 8
-"""Test pictures in a report, captions of each, and classes in the table."""
+PICTURES, CAPTIONS, CLASSES, ANSWERS = 8, 5, 8, 3
+"""Test pictures in a report, captions of each, classes in the table, and wrong answers of each."""
 SIDE = 128
 """Longer side of an embedded picture, pixels."""
 
@@ -40,25 +40,41 @@ def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], pictures
         scored = [(score.mean, arm) for arm in grouped if (score := arm.score(name)) is not None]
         for _, arm in sorted(scored, key=lambda item: -item[0]):
             for outcome in arm.complete:
-                item = next(({**outcome.result, **item} for item in outcome.evaluations if item["name"] == name), {})
-                path = predictions.path_of(outcome.run, str(item.get("stage")), item.get("samples", 0), name)
-                if os.path.isfile(path) and item.get("predictions"):
-                    return _sections(outcome, item, path, pictures)
+                try:
+                    item, predicted = read_predictions(outcome, name)
+                except (OSError, ValueError) as error:
+                    return [Text(f"Predictions cannot be read: {error}", tone="trouble")]
+                if predicted:
+                    return _sections(outcome, item, predicted, pictures)
     return []
 
 
-def _sections(outcome: Outcome, item: dict[str, Any], path: Path, pictures: int) -> list[Block]:
-    try:
-        predicted = predictions.read(path)
-    except (OSError, ValueError) as error:
-        return [Text(f"Predictions cannot be read: {error}", tone="trouble")]
-    if predicted.digest != item["predictions"]:  # of an older evaluation
-        return []
-    return [*_pictures(outcome, item, predicted, pictures), *_worst_classes(outcome, item, predicted)]
+def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predictions | None]:
+    """The final result on a set ({} without one), and its predictions if they are stored. Raises OSError,
+    ValueError."""
+    item = next((item for item in outcome.evaluations if item["name"] == name), {})
+    stage, samples = (item.get(key, outcome.result.get(key)) for key in ("stage", "samples"))
+    path = predictions.path_of(outcome.run, stage, samples, name)
+    predicted = predictions.read(path) if item.get("predictions") and os.path.isfile(path) else None
+    return item, predicted if predicted and predicted.digest == item["predictions"] else None  # else of an older one
 
 
-def _pictures(outcome: Outcome, item: dict[str, Any], predicted: Predictions, most: int) -> list[Block]:
-    """Pictures chosen by a hash of their names: neither the best nor the worst, and the same in every report."""
+def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pictures: int) -> list[Block]:
+    items, problem = choose_pictures(outcome, item, predicted, pictures, CAPTIONS)
+    words = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
+    words += " nearest captions and their cosine similarities; the right one is bold."
+    words += f" Not shown: {problem}." if problem else ""
+    shown = [heading("Test pictures"), Text(words, tone="quiet"), Pictures(items)] if items else []
+    return [*shown, *_worst_classes(outcome, item, predicted)]
+
+
+def choose_pictures(
+    outcome: Outcome, item: dict[str, Any], predicted: Predictions, most: int, captions: int
+) -> tuple[list[Picture], str]:
+    """Pictures chosen by a hash of their names: neither the best nor the worst, and the same in every report.
+
+    Also returns why they cannot be shown, if they cannot.
+    """
     hashes = [hashlib.sha256(str(image).encode("utf-8", "replace")).digest() for image in predicted.images]
     items, problem = [], "" if is_mine(outcome.run.path) else "the run belongs to another user"
     for i in sorted(range(len(hashes)), key=hashes.__getitem__)[:most]:
@@ -68,16 +84,10 @@ def _pictures(outcome: Outcome, item: dict[str, Any], predicted: Predictions, mo
                 jpeg = thumbnail(predicted.where, predicted.images[i], item.get("data"))
             except (FlipError, DecodeError, OSError, ValueError, IndexError) as error:
                 problem = str(error)
-        nearest = zip(predicted.classes[i, :CAPTIONS], predicted.scores[i], strict=False)
-        captions = [(predicted.names[c], float(score)) for c, score in nearest]
-        name = f"picture {predicted.images[i]}"
-        items.append(Picture(name, predicted.names[predicted.labels[i]], captions, jpeg))
-    if not items:
-        return []
-    words = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
-    words += " nearest captions and their cosine similarities; the right one is bold."
-    words += f" Not shown: {problem}." if problem else ""
-    return [heading("Test pictures"), Text(words, tone="quiet"), Pictures(items)]
+        nearest = zip(predicted.classes[i, :captions], predicted.scores[i], strict=False)
+        named = [(predicted.names[c], float(score)) for c, score in nearest]
+        items.append(Picture(f"picture {predicted.images[i]}", predicted.names[predicted.labels[i]], named, jpeg))
+    return items, problem
 
 
 def thumbnail(where: str, image: int | str, digest: str | None) -> bytes:
@@ -116,7 +126,7 @@ def _worst_classes(outcome: Outcome, item: dict[str, Any], predicted: Prediction
     keys = (part[some] / images[some] for part in (-score, near, right))
     rows = []
     for c in some[np.lexsort(tuple(keys))][:CLASSES].tolist():
-        taken = Counter(first[(labels == c) & (first != c)].tolist()).most_common(CAPTIONS)
+        taken = Counter(first[(labels == c) & (first != c)].tolist()).most_common(ANSWERS)
         rows.append({
             "class": predicted.names[c], "images": str(images[c]), "right, %": percent(right[c] / images[c]),
             "among the best five, %": percent(near[c] / images[c]),

@@ -1,0 +1,63 @@
+"""Pictures of a test set with their nearest captions, as text, as JSON, and drawn on a terminal with colours."""
+
+import json
+import sys
+
+import pytest
+
+from flip.data.manifest.manifest import Manifest
+from tests.harness.terminal import Terminal
+from tests.jobs.reporting.test_examples import scored
+from tests.synthetic import make_dataset
+from tools.predict import main
+
+
+@pytest.fixture
+def words(tmp_path):
+    """The command line for a run that takes pictures 0 and 2 of 12 for dogs; 20 % right is what its result says."""
+    data = make_dataset(tmp_path / "data", samples=12, shards=2, chunk=5)
+    run = scored(tmp_path / "s", "masked", data, range(12), Manifest.load(data).digest, wrong=[0, 2])
+    return [str(run.path), "--set", "twemoji"]
+
+
+def test_pictures_with_their_nearest_captions(words, capsys):
+    assert main(words) == 0
+    head, *blocks = capsys.readouterr().out.split("\n\n")
+    assert "masked on twemoji: 3 of 12 pictures" in head and "right for 20.0 % of the pictures (chance 0.085 %)" in head
+    assert len(blocks) == 3 and all(block.count("\n   0.") == 3 for block in blocks)
+    assert main([*words, "--count", "12", "--top", "2", "--json"]) == 0
+    rows = {row["image"].split()[-1]: row for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 12 and rows["1"] == {
+        "image": "picture 1",
+        "label": "dog",
+        "captions": {"dog": 0.5, "<script>bird": 0.25},
+    }
+    assert list(rows["0"]["captions"]) == ["dog", "<script>bird"] and rows["0"]["label"] == "cat"
+
+
+def test_a_terminal_with_colours_shows_the_picture(words, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    drawn = []
+    for setting in ("", "NO_COLOR"):
+        if setting:
+            monkeypatch.setenv(setting, "1")
+        with Terminal(80, 100) as screen, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", screen.file)
+            assert main(words) == 0
+            drawn.append(screen.close().text())
+    assert drawn[0].count("▀" * 24) == 3 * 12 and "▀" not in drawn[1]
+    assert [text.count("  <- right") for text in drawn] == [3, 3]
+
+
+def test_what_cannot_be_shown_is_named(words, capsys):
+    assert main([*words[:2], "openmoji"]) == 78
+    error = capsys.readouterr().err
+    assert "openmoji" in error and "Sets with final scores: validation, twemoji, openmoji" in error
+    for wrong in (["cat.png"], ["--labels", "a"]):
+        with pytest.raises(SystemExit) as caught:
+            main([*words, *wrong])
+        assert caught.value.code == 2
+    with pytest.raises(SystemExit):
+        main([words[0], "--labels", "a"])
