@@ -119,6 +119,31 @@ def test_sets_of_all_forms_with_two_ranks(place, capsys):
 
 
 @pytest.mark.timeout(600)
+def test_a_suite_is_scored_by_the_metrics_of_its_sets_and_missing_members_are_named(place, capsys, tmp_path):
+    """Tiny stand-ins of four of the 38 sets of DataComp."""
+    wds(tmp_path / "wds_vtab-pets")
+    wds(tmp_path / "wds_wilds-fmow", metadata=lambda i: [i % 4, 2000])
+    wds(tmp_path / "wds_flickr30k", captions=True)
+    images(tmp_path / "winogavil", [f"images/{i}.png" for i in range(10)])
+    rows = {"cue": "owl", "candidates": [f"{i}.png" for i in range(10)], "associations": ["1.png", "4.png"]}
+    write_text(tmp_path / "winogavil" / "associations.jsonl", json.dumps(rows) + "\n")
+    words = ["sweep/run", "--sets", "datacomp38", "--data", str(tmp_path), "--batch", "4"]
+    assert evaluate.main([*words, "--json"]) == 0
+    output = capsys.readouterr()
+    found = {one["name"]: one for one in json.loads(output.out)}
+    assert list(found) == ["pets", "flickr30k-text", "flickr30k-image", "winogavil", "fmow"]
+    assert output.err.count("left out: ") == 34 and "wds_wilds-iwildcam_test" in output.err
+    assert {name: one.get("metric") for name, one in found.items()} == {
+        "pets": "mean_per_class", "flickr30k-text": None, "flickr30k-image": None, "winogavil": "jaccard",
+        "fmow": "worst_group",
+    }  # fmt: skip
+    assert 0 <= found["fmow"]["score"] <= found["fmow"]["top1"] < 1 and found["fmow"]["n"] == 10
+    assert found["winogavil"]["score"] in (0.0, 1 / 3, 1.0) and found["winogavil"]["n"] == 1
+    assert report.main(["sweep/run"]) == 0 and "fmow" in capsys.readouterr().out
+    assert evaluate.main(["sweep/run", "--sets", "paper-table3", "--data", str(tmp_path)]) == 78
+
+
+@pytest.mark.timeout(600)
 def test_all_commits_on_the_sets_of_the_run(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
     found = called(capsys, "sweep/run", "--commit", "all")

@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 import webdataset
 from open_clip import zero_shot_metadata
@@ -28,14 +29,15 @@ def images(folder, names):
         (folder / name).write_bytes(encode(picture(i, 16)))
 
 
-def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg"):
-    """The layout of CLIP_benchmark's wds_* sets."""
+def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg", metadata=None):
+    """The layout of CLIP_benchmark's wds_* sets. ``metadata``: of image i."""
     (folder / split).mkdir(parents=True)
     (folder / split / "nshards.txt").write_text(f"{shards}\n")
     for shard in range(shards):
         with webdataset.TarWriter(str(folder / split / f"{shard}.tar")) as writer:
             for i in range(shard * count // shards, (shard + 1) * count // shards):
                 more = {"txt": f"one {i}\ntwo {i}\n"} if captions else {"cls": i % 3}
+                more |= {"npy": np.array(metadata(i))} if metadata else {}
                 writer.write({"__key__": f"s{i:07d}", image: encode(picture(i, 16)), **more})
     if not captions:
         (folder / "classnames.txt").write_text("tench\ngreat white shark\ncock")
