@@ -89,10 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    from jobs.common.terminal import show
     from jobs.submission.evaluation import EvaluationRequest, listing
 
     if args.list:
-        print(listing(args.data, args.json))
+        show(listing(args.data, args.json))
         return 0
     return EvaluationRequest(args).run()
 

@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
-from jobs.common.text import count, duration, percent, plain, table
+from jobs.common.text import count, duration, percent
+
+if TYPE_CHECKING:
+    from jobs.common.terminal import Page, TextTable
 
 EXAMPLES = """examples:
   python jobs/explain.py quickstart/mask50
@@ -34,22 +37,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def explain(args: argparse.Namespace) -> int:
+    from jobs.common.terminal import show
     from jobs.reporting import run_details
     from jobs.runs import select
 
     facts = [run_details.explain(run) for run in select.chosen(args)]
     if args.json:
         print(json.dumps(facts[0] if len(facts) == 1 else facts, indent=1))
-    else:
-        print(*map(page, facts), sep="\n\n\n")
+        return 0
+    for i, each in enumerate(facts):
+        print(end="\n\n" if i else "", flush=True)
+        show(page(each))
     return 0
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def page(facts: Mapping[str, Any]) -> str:
-    """The details as text; control characters from files are escaped."""
+def page(facts: Mapping[str, Any]) -> Page:
+    """The details; control characters from files are escaped."""
+    from jobs.common.terminal import Page, TextTable
+
     about, code, next_ = facts["about"], facts["code"], facts["next"]
     differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
     stages = "; ".join(
@@ -68,10 +76,15 @@ def page(facts: Mapping[str, Any]) -> str:
     heads += [("damaged", words) for words in facts["damaged"]]
     heads += [("speed", facts["verdict"])] if facts["verdict"] else []
     heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")] if (files := facts["anomalies"]) else []
-    lines = [f"{name:<10}{plain(text)}" for name, text in heads]
-    lines += ["", "attempts", _history(facts["attempts"])] if facts["attempts"] else ["", "no attempt has started"]
-    lines += ["", "incidents", _counts(facts["incidents"])] if facts["incidents"] else []
-    return "\n".join([*lines, "", *_spent(facts["goodput"])])
+    lines: list[str | TextTable] = [f"{name:<10}{text}" for name, text in heads]
+    if attempts := _history(facts["attempts"]):
+        drop = ("nodes", "S from", "to", "took", "started")
+        lines += ["", "attempts", TextTable(attempts, {"cause of end": 12, "decided": 8}, drop, indent="  ")]
+    else:
+        lines += ["", "no attempt has started"]
+    if facts["incidents"]:
+        lines += ["", "incidents", TextTable(_counts(facts["incidents"]), indent="  ")]
+    return Page(*lines, "", *_spent(facts["goodput"]))
 
 
 def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -118,8 +131,8 @@ def _clock(moment: float | None) -> str | None:
     return None if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
-def _history(attempts: list[dict[str, Any]]) -> str:
-    rows = [
+def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
         {
             "n": str(a["attempt"]),
             "started": _clock(a["time"]),
@@ -132,13 +145,12 @@ def _history(attempts: list[dict[str, Any]]) -> str:
         }
         for a in attempts
     ]
-    return table(rows, indent="  ")
 
 
-def _counts(incidents: list[dict[str, Any]]) -> str:
+def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
     rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
-    return table([{**row, "stops at": row["stops at"] or "no limit"} for row in rows], indent="  ")
+    return [{**row, "stops at": row["stops at"] or "no limit"} for row in rows]
 
 
 def _spent(spent: Mapping[str, Any]) -> list[str]:

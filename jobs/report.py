@@ -65,6 +65,7 @@ def report(args: argparse.Namespace) -> int:
     import time
 
     from jobs.common.cluster_profile import roots
+    from jobs.common.terminal import show
     from jobs.reporting.html import render
     from jobs.reporting.markdown import markdown
     from jobs.reporting.outcomes import csv_text, outcomes, rows, text
@@ -85,7 +86,7 @@ def report(args: argparse.Namespace) -> int:
         _save(args.markdown, markdown(blocks))
     if args.markdown == "-":
         return 0
-    print(text(results, args.table))
+    show(text(results, args.table))
     page = render(title(results), blocks)
     if args.folder:
         _write_folder(Path(args.folder).expanduser(), page, results, blocks)

@@ -230,7 +230,6 @@ class Display:
         )
 
     def __enter__(self) -> Display:
-        self._stack.callback(self._show_cursor)  # rich does not do it if a signal interrupts its output
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if stream.isatty():
@@ -250,10 +249,6 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def _show_cursor(self) -> None:
-        self._file.write("\x1b[?25h")
-        self._file.flush()
 
     def draw(self, page: Callable[[int, int], Page]) -> None:
         """Show ``page(columns, lines)``; lines of text are cut to the width."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from flip.monitoring.results import Outcome, differing, read_run, row
 from flip.runs.rundir import RunDir
-from jobs.common.text import plain, table
+from jobs.common.terminal import Page, TextTable
 from jobs.reporting import paper_comparison, seed_groups
 from jobs.reporting.report import damage, result_cells, unsteady
 from jobs.reporting.seed_groups import by_sweep_order
@@ -72,22 +72,24 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def text(results: Sequence[Outcome], table_: str = "") -> str:
+def text(results: Sequence[Outcome], table_: str = "") -> Page:
     """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
     grouped = seed_groups.group(results)
-    lines = [table(result_cells(grouped, results))]
+    unit = seed_groups.hours_unit(grouped)
+    drop = ("attempts", "samples", "FLOPs", unit, "scored in", "samples/s", "training", "seeds", "done", "mask")
+    lines: list[str | TextTable] = [TextTable(result_cells(grouped, results), drop=drop)]
     if any(arm.complete for arm in grouped):
         lines.append(
             "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
             " scored in fp32 unless a column says otherwise"
         )
-        lines.append(f"samples/s, training, {seed_groups.hours_unit(grouped)}: {seed_groups.COUNTED}")
-        lines += map(plain, (seed_groups.verdict(grouped), unsteady(results)))
+        lines.append(f"samples/s, training, {unit}: {seed_groups.COUNTED}")
+        lines += filter(None, (seed_groups.verdict(grouped), unsteady(results)))
     if compared := paper_comparison.compare(grouped, results, table_):
-        lines += ["", table(paper_comparison.cells(compared)), ""]
+        compared_rows = paper_comparison.cells(compared)
+        lines += ["", TextTable(compared_rows, {"why": 12}, ("why", "run", "verdict")), ""]
     for outcome in results:
         if outcome.state != "complete":
             why = f": {outcome.reason}" if outcome.reason else ""
-            lines.append(plain(f"{outcome.run.name} is {outcome.state}{why}"))
-    lines += map(plain, damage(results))
-    return "\n".join(line for line in lines if line or compared)
+            lines.append(f"{outcome.run.name} is {outcome.state}{why}")
+    return Page(*lines, *damage(results))

@@ -36,7 +36,8 @@ from jobs.common.cluster_profile import load_profile, roots
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
 from jobs.common.paths import REPOSITORY, runs_root
-from jobs.common.text import duration, percent, plain, table
+from jobs.common.terminal import Page, TextTable, Verbatim, show
+from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import EVALUATIONS, resources_of
 from jobs.runs import select
@@ -48,7 +49,7 @@ OTHERS = "others"  # the sweep of models that were not trained here
 KIND = "open_clip:"
 
 
-def listing(data: str, as_json: bool = False) -> str:
+def listing(data: str, as_json: bool = False) -> Page:
     """A table of the known data sets."""
     root = datasets.root(data)
     rows = [
@@ -61,8 +62,10 @@ def listing(data: str, as_json: bool = False) -> str:
         }
         for name, entry in datasets.entries().items()
     ]
-    suites = "\n".join(f"  {name}: {', '.join(members)}" for name, members in datasets.suites().items())
-    return json.dumps(rows, indent=1) if as_json else f"data root: {root}\n{table(rows)}\nsuites:\n{suites}"
+    if as_json:
+        return Page(Verbatim(json.dumps(rows, indent=1)))
+    suites = (f"  {name}: {', '.join(members)}" for name, members in datasets.suites().items())
+    return Page(f"data root: {root}", TextTable(rows, {"get": 12}, ("images", "task")), "suites:", *suites)
 
 
 class EvaluationRequest:
@@ -267,10 +270,12 @@ class EvaluationRequest:
             print(plain(f"{state.state}: {state.detail} (python jobs/logs.py {shlex.quote(str(job.path))})"))
             return exit_code_of(job) if state.state == "failed" else STOPPED
         results = load_record(job.result).get("evaluations", [])
-        print(json.dumps(results, indent=1) if self.args.json else table([row(result) for result in results]))
-        if not self.args.json:
-            for note in dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result):
-                print(plain(note))
+        if self.args.json:
+            print(json.dumps(results, indent=1))
+            return COMPLETE
+        notes = dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result)
+        drop = ("time", "precision", "stage", "n", "S", "chance", "top-10", "top-5")
+        show(Page(TextTable([row(result) for result in results], drop=drop), *notes))
         return COMPLETE
 
 
