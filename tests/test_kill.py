@@ -3,15 +3,20 @@
 import random
 import signal
 
+import numpy as np
 import pytest
 
+import flip
 from flip.config.derived import stage_spans
+from flip.config.schema import StageImage
 from flip.runs import commit
 from flip.runs.rundir import read_json
+from flip.tokenizer import train_byte_pairs
 from jobs.common.cluster_profile import load_profile
 from jobs.local.backend import LocalBackend
+from tests.flip.models.test_clip import as_radford
 from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_hashes
-from tests.synthetic import make_dataset, make_tokenizer
+from tests.synthetic import caption, make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
 
 pytestmark = pytest.mark.kill
@@ -97,6 +102,30 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
     assert storm.run.newest_attempt() == 2
     biases = [line["logit_bias"] for line in calm.lines(1)]
     assert len(biases) == 16 and len(set(biases)) > 10 and abs(biases[0] + 10) < 0.1  # it is trained
+
+
+@pytest.mark.slow
+def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path):
+    """Masked images and texts at 64 px, killed, then 96 px with resampled positions, killed."""
+    train_byte_pairs([caption(i) for i in range(200)], 600, tmp_path / "tokenizer.json")
+    config = configuration(data, world=2, samples=(12, 8))
+    as_radford(config.model)
+    config.data.tokenizer, config.evaluate.every = str(tmp_path / "tokenizer.json"), 0
+    config.stages[0].text_mask, config.stages[1].image = "0.5", StageImage(size=96)
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    for arena in (calm, storm):
+        arena.submit()
+    for attempt, step in enumerate((7, 18), start=1):
+        storm.wait_attempt(attempt)
+        storm.wait_step(step)
+        storm.kill(rank=1)
+    for arena in (calm, storm):
+        arena.wait_over()
+    check_equal(calm, storm, scores=4)
+    assert storm.run.newest_attempt() == 3
+    model = flip.load(calm.run.path)
+    assert model.pair.image.positions.shape == (1 + 144, 64)
+    assert model.classify(np.zeros((2, 40, 50, 3), np.uint8), ["a red square", "a blue ring"]).shape == (2, 2)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech:
         counts += np.bincount(ids[ids > 0], minlength=len(counts))
         for word, name in tag(caption) if tag else ():
             part = NOUN if name.startswith("NN") else ADJECTIVE if name.startswith("JJ") else OTHER
-            votes[tokenizer([word])[0][0], part] += 1
+            votes[tokenizer([word])[0][1 if tokenizer.byte_pairs else 0], part] += 1  # after the start token
     parts = votes.argmax(axis=1)
     parts[votes.sum(axis=1) == 0] = CONTINUATION
     return TokenTable(file_digest(tokenizer.path), counts.tolist(), parts.tolist() if parts_of_speech else [])

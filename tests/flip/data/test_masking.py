@@ -67,6 +67,19 @@ def test_padding_goes_first_where_tokens_are_prioritised():
     assert (random < 3).sum() / 1000 == pytest.approx(1 + 2 * 5 / 15, abs=0.1)
 
 
+def test_the_end_token_stays_and_what_follows_it_is_padding():
+    """Id 0 is a token, and the highest id is the end token, whatever stands after it."""
+    rows = np.array([[8, *([0] * n), 9, *([9] * (14 - n))] for n in range(15)], dtype=np.int32)
+    for way in ("random", "prioritised"):
+        spec = masking.MaskSpec(1, 6, WAYS[way](), causal=True)
+        places = masking.visible_tokens(9, 0, np.arange(15), rows, spec)
+        assert all(n + 1 in row for n, row in enumerate(places)) and (np.diff(places, axis=1) > 0).all()
+        inside = [(row <= n + 1).sum() for n, row in enumerate(places)]
+        assert (inside == [min(n + 2, 6) for n in range(15)]) == (way == "prioritised")
+        shortened = np.take_along_axis(rows, places.astype(np.int64), axis=1)
+        assert (shortened.max(axis=1) == 9).all()
+
+
 def test_places_are_pinned():
     """Other places are another run."""
     for way, golden in (("random", RANDOM), ("prioritised", PRIORITISED)):

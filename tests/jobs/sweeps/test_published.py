@@ -51,6 +51,14 @@ def test_a_sweep_is_planned_without_its_data(name, capsys):
     assert any(command in line for line in head(name)), "its head says how it is started"
 
 
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (SWEEPS / "recipes").glob("*.yaml")))
+def test_a_recipe_is_planned_without_data(recipe, tmp_path, capsys):
+    run = {"data.samples": 400_000_000, "compute.accumulate": 16}
+    sweep = {"title": "T", "cluster": "h100", "recipe": recipe, "runs": {"a": run}}
+    (tmp_path / "planned.yaml").write_text(json.dumps(sweep))
+    assert main(["--sweep", str(tmp_path / "planned.yaml"), "--dry-run"]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err

@@ -428,3 +428,14 @@ def test_loading_brings_no_torch():
     code = "import sys; from jobs.sweeps.sweep_file import load; load('sweeps/model_scaling.yaml'); "
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_recipe_clip_is_portable2_with_another_model(sweep):
+    config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("clip", "portable2"))
+    image, text = config.model.image, config.model.text
+    assert (image.pool, image.positions, image.norm_pre) == ("class", "learned", True)
+    assert (text.causal, text.length, text.vocabulary, text.repair) == (True, 77, 49_408, True)
+    assert (config.model.activation, config.model.norm_eps, config.augment.mean[0]) == ("quick_gelu", 1e-5, 0.48145466)
+    config.model, config.recipe = other.model, other.recipe
+    config.augment.mean, config.augment.std = other.augment.mean, other.augment.std
+    assert config == other
