@@ -2,6 +2,7 @@
 
 - ``submission.py``: ``Submission``, one call of ``jobs/submit.py`` with ``SubmitOptions``: checks, plan, question,
 commit.
+- ``api.py``: ``flip.submit`` and the handle that it returns.
 - ``apply.py``: creates, moves and locks run directories, and hands over their jobs.
 - ``snapshot.py``: ``take`` copies the code of the runs into the sweep's folder.
 - ``dry_run.py``: ``PlannedJob``, the jobs that Slurm would get.
@@ -9,6 +10,6 @@ commit.
 - ``evaluation.py``: ``EvaluationRequest``, one call of ``jobs/evaluate.py``: a separate job next to the run.
 
 Does not watch runs: it returns their directories to the command. May import ``jobs.planning``, ``jobs.runs``,
-``jobs.slurm``, ``jobs.sweeps``, ``jobs.common`` and ``jobs.host``, and of ``flip.training`` only ``warm_start``, which
-loads no torch before it is called.
+``jobs.slurm``, ``jobs.sweeps``, ``jobs.tracking``, ``jobs.common`` and ``jobs.host``, and of ``flip.training`` only
+``warm_start``, which loads no torch before it is called.
 """
