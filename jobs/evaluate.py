@@ -1,4 +1,4 @@
-"""python jobs/evaluate.py RUN | --model open_clip:FOLDER: score committed checkpoints, locally or on a cluster."""
+"""python jobs/evaluate.py RUN ... | --model open_clip:FOLDER: score committed checkpoints, locally or on a cluster."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit
+  python jobs/evaluate.py 'quickstart/mask*' --commit all            several runs, a job each
   python jobs/evaluate.py x/y --sets imagenet1k flickr30k --data /data/eval --cluster our --gpus 4
   python jobs/evaluate.py x/y --sets datacomp38 --data /data/eval   a suite: also paper-table3, 4, 5, 6
   python jobs/evaluate.py x/y --sets probe:imagenet1k=/data/wds_imagenet1k --commit all
@@ -26,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         description="Score committed checkpoints on data sets. The ranks share the images.", epilog=EXAMPLES
     )
-    parser.add_argument("run", nargs="?", help="sweep/run, or the folder of a run")
+    parser.add_argument("target", nargs="*", help="sweeps, SWEEP/RUN, patterns of it, or folders")
     parser.add_argument("--model", metavar="open_clip:FOLDER", help="a foreign model in place of a run")
     parser.add_argument(
         "--save-as", "--into", metavar="SWEEP/NAME", dest="into",
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if not args.list and bool(args.run) == bool(args.model):
+    if not args.list and bool(args.target) == bool(args.model):
         parser.error("give a run, --model or --list")
     return run_command(evaluate, args)
 

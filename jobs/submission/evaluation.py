@@ -1,4 +1,4 @@
-"""One call of ``jobs/evaluate.py``: a job next to the run is created, submitted and waited for; its results are a
+"""One call of ``jobs/evaluate.py``: a job next to each run is created, submitted and waited for; the results are a
 table.
 
 The job is a run directory, RUNS_ROOT/<sweep>/.evaluate/<run>-<token>/, with attempts, causes and logs like any other,
@@ -14,8 +14,10 @@ import json
 import secrets
 import shlex
 import shutil
+import sys
 import time
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from flip.runs import commit
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
-from jobs.common.cli import note
+from jobs.common.cli import command, note
 from jobs.common.cluster_profile import load_profile, roots
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
@@ -79,26 +81,37 @@ class EvaluationRequest:
     def run(self) -> int:
         """Returns the exit code."""
         known = [self.root] if self.args.root else [self.root, *roots()]
-        subject = self._foreign() if self.args.model else select.select_one(self.args.run, known)
+        subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
+        planned = [(subject, *self._plan(subject)) for subject in subjects]
+        self.jobs = {subject: self._submit(subject, task, config) for subject, task, config in planned}
+        rows = [{"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()]
+        if not self.args.detach:
+            note("\n".join("{run}: the job is {job}".format(**row) for row in rows))
+            return self._wait()
+        show(Page(Verbatim(json.dumps(rows, indent=1)) if self.args.json else TextTable(rows)))
+        return COMPLETE
+
+    def _plan(self, subject: RunDir) -> tuple[Task, Config]:
+        """What the job of a run does, and with which configuration, checked."""
         task = self._task(subject)
         config = self._config(subject, task)
         self._check(config, task)
         with writing(subject.path.parent):
             require_trusted(closed_folder(subject.path.parent))
+        return task, config
+
+    def _submit(self, subject: RunDir, task: Task, config: Config) -> RunDir:
+        """Create and submit the job of a run."""
         job = self._make(subject, task, config)
         snapshot = take(REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
         with writing(job.path):
             open_backend(self.profile).submit([Job(job, snapshot.path, resources_of(config), cache, "jobs.evaluator")])
-        if not self.args.json:
-            print(f"{subject.sweep}/{subject.name}: the job is {job.path}", flush=True)
-        if self.args.detach:
-            return COMPLETE
-        return self._wait(job)
+        return job
 
     def _task(self, subject: RunDir) -> Task:
         args = self.args
-        sets = self._requested() or self._own(subject)
+        sets = self._requested or self._own(subject)
         words = args.classes and str(Path(args.classes).expanduser().absolute())
         requests = [self._located(request, words or args.templates) for request in sets]
         names = [request.name for request in requests]
@@ -114,6 +127,7 @@ class EvaluationRequest:
             str(subject.path), self._model(), commits, rows, self.data, views, args.batch, args.cost, cache, args.url
         )
 
+    @cached_property
     def _requested(self) -> list[DatasetRequest]:
         """The data sets of --sets. Members of a suite that are not here are named and left out."""
         suites, result, absent = datasets.suites(), list[DatasetRequest](), dict[str, str]()
@@ -256,27 +270,39 @@ class EvaluationRequest:
         if not (subject.checkpoints / name / commit.COMMIT_FILE).exists():
             raise ConfigError("this checkpoint has been deleted meanwhile", name, remedy="Name a newer one.")
 
-    def _wait(self, job: RunDir) -> int:
+    def _wait(self) -> int:
+        """Print the results when all jobs have ended. Returns the exit code, that of the worst job."""
+        jobs = list(self.jobs.values())
         try:
-            while True:
-                state = states([job])[job.path]
-                if state.state in ENDED:
-                    break
-                time.sleep(poll_interval([job]))
+            known = states(jobs)
+            while not all(state.state in ENDED for state in known.values()):
+                time.sleep(poll_interval(jobs))
+                known = states(jobs)
         except KeyboardInterrupt:
-            print(f"\nthe job continues: python jobs/status.py {shlex.quote(str(job.path))}")
+            where = " ".join(shlex.quote(str(job.path)) for job in jobs)
+            note(f"\nthe jobs continue: {command('status.py')} {where}")
             return INTERRUPTED
-        if state.state != "complete":
-            print(plain(f"{state.state}: {state.detail} (python jobs/logs.py {shlex.quote(str(job.path))})"))
-            return exit_code_of(job) if state.state == "failed" else STOPPED
-        results = load_record(job.result).get("evaluations", [])
+        codes, results = [COMPLETE], list[dict[str, Any]]()
+        for subject, job in self.jobs.items():
+            state = known[job.path]
+            if state.state == "complete":
+                named = {"run": _name(subject)} if len(jobs) > 1 else {}
+                results += [{**named, **result} for result in load_record(job.result).get("evaluations", [])]
+                continue
+            detail = f"{state.state}: {state.detail} ({command('logs.py')} {shlex.quote(str(job.path))})"
+            print(plain(detail), file=sys.stderr)
+            codes.append(exit_code_of(job) if state.state == "failed" else STOPPED)
         if self.args.json:
             print(json.dumps(results, indent=1))
-            return COMPLETE
-        notes = dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result)
-        drop = ("time", "precision", "stage", "n", "S", "chance", "top-10", "top-5")
-        show(Page(TextTable([row(result) for result in results], drop=drop), *notes))
-        return COMPLETE
+        elif results:
+            notes = dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result)
+            drop = ("time", "precision", "stage", "n", "S", "chance", "top-10", "top-5")
+            show(Page(TextTable([row(result) for result in results], drop=drop), *notes))
+        return max(codes)
+
+
+def _name(run: RunDir) -> str:
+    return f"{run.sweep}/{run.name}"
 
 
 def _resolved(config: Config, node: Host) -> Config:
@@ -294,6 +320,7 @@ def row(result: dict[str, Any]) -> dict[str, str]:
     """One result as cells of the table."""
     low, high = result.get("interval", (None, None))
     return {
+        **({"run": result["run"]} if "run" in result else {}),
         "stage": str(result.get("stage", "-")),
         "S": _integer(result.get("samples")),
         "set": str(result["name"]),

@@ -19,8 +19,10 @@ from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
+from jobs.common.job import JobState
 from jobs.slurm import site
 from jobs.submission import evaluation
+from jobs.submission.snapshot import Snapshot
 from tests.flip.evaluation.test_datasets import images, wds
 from tests.flip.evaluation.test_encoders import make_folder
 from tests.synthetic import make_dataset, make_tokenizer
@@ -244,6 +246,39 @@ def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys
     output = capsys.readouterr().err
     assert "are not forwarded to jobs" in output and "env: [AWS_REGION, " in output and "AWS_PROFILE]" in output
     assert sorted((place / "runs").rglob("task.json")) == before
+
+
+def test_several_runs_get_a_job_each(place, tmp_path, capsys, monkeypatch):
+    """The results are one document; a failed job is reported beside the results of the others."""
+    for name in "ab":
+        shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / "two" / name)
+    submitted = []
+
+    def submit(jobs):
+        (job,) = jobs
+        submitted.append(job.run)
+        if "a-" in job.run.name:
+            result = {"name": "mnist", "n": 20, "top1": 0.5, "interval": [0.3, 0.7], "samples": 64, "stage": "pretrain"}
+            write_json(job.run.result, {"evaluations": [result]})
+
+    def states(jobs):
+        return {job.path: JobState("complete" if job.result.exists() else "failed", 1, "crash") for job in jobs}
+
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(evaluation, "states", states)
+    words = ["two", "--sets", "mnist", "--root", str(tmp_path)]
+    assert evaluate.main([*words, "--json"]) == 70
+    shown = capsys.readouterr()
+    (found,) = json.loads(shown.out)
+    assert (found["run"], found["top1"]) == ("two/a", 0.5) and len(submitted) == 2
+    assert "failed: crash" in shown.err and "two/a: the job is " in shown.err and "logs.py" in shown.err
+    assert evaluate.main([*words, "--json", "--detach", "--quiet"]) == 0
+    shown = capsys.readouterr()
+    expected = [{"run": f"two/{run.name[0]}", "job": str(run.path)} for run in submitted[2:]]
+    assert json.loads(shown.out) == expected and len(expected) == 2 and not shown.err
+    assert evaluate.main(["two/a", *words[1:]]) == 0
+    assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "the only one"
 
 
 def test_the_list_of_names(place, capsys):

@@ -22,7 +22,9 @@ def test_as_a_job(start_slurm, tmp_path, monkeypatch, capsys):
     words = ["sweep/run", "--sets", "flickr30k", "mnist", "--batch", "4", "--json"]
     cluster = ["--cluster", str(here.profile), "--root", str(place / "runs"), "--processes", "2", "--hours", "0.2"]
     assert evaluate.main([*words, *cluster, "--gpus", "0", "--detach"]) == 0
+    (submitted,) = json.loads(capsys.readouterr().out)
     (job,) = (RunDir(path.parent) for path in (place / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
+    assert submitted == {"run": "sweep/run", "job": str(job.path)}
     deadline, signalled = time.monotonic() + 400, False
     while not job.result.exists() and time.monotonic() < deadline:
         if not signalled and (job.attempt(1) / "start.json").exists():
