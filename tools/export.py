@@ -9,11 +9,12 @@ import argparse
 import json
 from typing import Any
 
-from jobs.common.cli import Parser, quietly, run_command
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/export.py runs/quickstart/mask50                 the newest checkpoint -> its folder export/<stage>-<S>
   python tools/export.py my/run --commit pretrain/12800000000   another checkpoint
+  python tools/export.py 'my/mask*'                             several runs
   python tools/export.py my/run --out ~/models/mine --replace
   python tools/export.py my/run --variant native                refuse unless open_clip's own encoder holds it exactly
   python tools/export.py my/run --to onnx                       both encoders as ONNX models, for batches of any size
@@ -28,7 +29,10 @@ variants of --to open_clip (default: native or extra-block, as the model needs; 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS")
+    parser.add_argument(
+        "runs", nargs="+", metavar="run", help="runs with a checkpoint: SWEEP/RUN, patterns, or folders"
+    )
+    add_root_option(parser)
     parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
     choices = ("open_clip", "onnx")
     parser.add_argument("--to", choices=choices, default="open_clip", help="library to export to (default: open_clip)")
@@ -36,23 +40,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help=where)
     parser.add_argument("--variant", choices=("native", "extra-block", "timm-tower"), default="", help="see below")
     parser.add_argument("--replace", action="store_true", help="replace an existing export")
-    options = parser.parse_args(arguments)
-    return run_command(export, options)
+    return run_command(export, parser.parse_args(arguments))
 
 
 def export(options: argparse.Namespace) -> int:
     from flip.runs.errors import ConfigError
-    from flip.runs.rundir import RunDir
-    from jobs.common.cluster_profile import roots
     from jobs.runs import select
-    from tools.shards_commands.output import writing
 
-    source = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
+    sources = select.models(options.runs, options.root)
+    if options.out and len(sources) > 1:
+        raise ConfigError(f"one folder for {len(sources)} models", "--out", options.out, "Export them one by one.")
+    reports = [_export(source, options) for source in sources]
+    found = reports[0] if len(reports) == 1 else reports
+    print(json.dumps(found, indent=1) if options.json else "\n".join(map(_text, reports)))
+    return 0
+
+
+def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     from flip.checkpoint.export_record import is_export
     from flip.export import exporter  # imports torch: after the run's name was checked
     from flip.export.load import load
+    from flip.runs.errors import ConfigError
+    from flip.runs.rundir import RunDir
+    from tools.shards_commands.output import writing
 
-    if is_export(Path(source)) and not options.out:
+    if is_export(source) and not options.out:
         raise ConfigError("required to export an exported folder again", "--out")
     loaded = load(source, at=options.commit)
     suffix = "" if options.to == "open_clip" else f"-{options.to}"
@@ -60,9 +72,7 @@ def export(options: argparse.Namespace) -> int:
     out = options.out.expanduser() if options.out else RunDir(source).export / name
     with writing(out):
         record = exporter.export(loaded, out, options.variant, options.replace, options.to)
-    report = {"folder": str(out.absolute()), **record}
-    print(json.dumps(report, indent=1) if options.json else _text(report))
-    return 0
+    return {"folder": str(out.absolute()), **record}
 
 
 def _text(report: dict[str, Any]) -> str:

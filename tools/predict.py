@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 
-from jobs.common.cli import Parser, quietly, run_command
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/predict.py runs/quickstart/masked cat.png --labels "a cat,a dog"
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run", help="a run with a checkpoint: its folder, or sweep/run below FLIP_RUNS; or an exported folder"
     )
     parser.add_argument("images", nargs="*", metavar="image", help="image files")
+    add_root_option(parser)
     labels = parser.add_mutually_exclusive_group(required=True)
     labels.add_argument("--set", metavar="NAME", help="show pictures of this evaluation set, without the model")
     parser.add_argument("--count", type=int, default=3, metavar="N", help="pictures shown of --set (default 3)")
@@ -51,7 +52,7 @@ def predict(options: argparse.Namespace) -> int:
 
     if options.top < 1:
         raise ConfigError("must be at least 1", "--top", options.top)
-    run = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots()).path
+    run = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots(options.root)).path
     if options.classes:
         classes = prompts.read_prompts(options.classes)
         names, templates = classes.names, classes.templates
@@ -84,7 +85,7 @@ def show_test_pictures(options: argparse.Namespace) -> int:
     from jobs.reporting import examples
     from jobs.runs import select
 
-    outcome = read_run(select.select_one(options.run, roots()).path)
+    outcome = read_run(select.select_one(options.run, roots(options.root)).path)
     try:
         item, predicted = examples.read_predictions(outcome, options.set)
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ import importlib
 import json
 from typing import Any
 
-from jobs.common.cli import Parser, quietly, run_command
+from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/shards.py index 'data/{00000..00041}.tar' --out data/manifest
@@ -200,7 +200,8 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--id", type=int, help="sample id")
     command.add_argument("--captions", help=CAPTIONS)
     command.add_argument("--save", metavar="FILE", help="write the image's bytes to this new file")
-    command.add_argument("--run", metavar="RUN", help="a run: its folder, or sweep/run below FLIP_RUNS")
+    command.add_argument("--run", metavar="RUN", help="a run: its folder, or SWEEP/RUN")
+    add_root_option(command)
     step = command.add_mutually_exclusive_group()
     step.add_argument("--step", type=int, help="step number as in the metrics of the run; the first is 1")
     step.add_argument("--samples", type=int, help="the step that reached S samples, as in metrics and TensorBoard")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import yaml
 
 from flip.runs.errors import ConfigError, PermissionDenied
 
+log = logging.getLogger(__name__)
 _LoaderBase: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DumperBase: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -156,6 +158,7 @@ def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
     it may not be read.
     """
     where = str(path)
+    log.debug("reading %s", where)
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -4,6 +4,7 @@ Only plain output is read, whose fields have existed for many years: no plugin, 
 job carries ``FailedStarts`` from one start that cannot write to its run to the next.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from jobs.host.restart_policy import UNKNOWN
 
+log = logging.getLogger(__name__)
 DEADLINE = 30.0  # seconds for one command; clients wait if the controller is down
 SHORT_DEADLINE = 5.0  # the same if the job is about to be killed: KillWait is 30 seconds by default
 LIMIT_POLL_SECONDS = 900.0  # between two queries of a wall limit: administrators change limits of running jobs
@@ -74,6 +76,7 @@ def call(*words: str, **options: Any) -> str:
     deadline, text = options.get("deadline", DEADLINE), options.get("text", "")
     env = {name: value for name, value in options.get("env", os.environ).items() if not USER_SETTINGS.match(name)}
     line = [shutil.which(words[0]) or words[0]] + list(words[1:])  # on our PATH, not on that of ``env``
+    log.debug("running %s", " ".join(words))
     try:
         done = subprocess.run(
             line, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=env

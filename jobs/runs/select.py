@@ -88,6 +88,13 @@ def chosen(args: argparse.Namespace) -> list[RunDir]:
     return select_many(args.target, roots(args.root))
 
 
+def models(words: Sequence[str], root: str | None) -> list[Path]:
+    """Folders of models: of the runs that the words name, and folders that are no sweep, such as exported models."""
+    folders = [Path(word) for word in words if Path(word).is_dir() and not runs_below(Path(word))]
+    rest = [word for word in words if Path(word) not in folders]
+    return folders + [run.path for run in (select_many(rest, roots(root)) if rest else ())]
+
+
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
     if not set(word) & set("*?[") or any((root / word).exists() for root in roots):
         return select(word, roots)

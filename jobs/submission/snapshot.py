@@ -7,6 +7,7 @@ because they may be credentials, whatever their names.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from flip.runs.ownership import closed_folder
 from flip.runs.rundir import fsync_path
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
+log = logging.getLogger(__name__)
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
 SUFFIXES = (
     ".css",
@@ -65,6 +67,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
     contents, left_out = _read(repository, limit)
     digest = _digest(contents)
     target = into / digest
+    log.debug("code: %d files, snapshot %s", len(contents), target)
     total = sum(len(data) for data, _ in contents.values())
     snapshot = Snapshot(digest, target, len(contents), total, tuple(left_out))
     with writing(into):

@@ -138,7 +138,8 @@ def _recipe(file: _File, name: Any) -> tuple[LocatedDict, Path]:
         if path.exists():
             return read_yaml(path), path
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
-    raise file.error("recipe", "no such recipe", name, f"There are: {', '.join(known)}.")
+    remedy = f"{suggestion(str(name), known)} There are: {', '.join(known)}.".strip()
+    raise file.error("recipe", "no such recipe", name, remedy)
 
 
 def _arms(file: _File) -> list[Point]:

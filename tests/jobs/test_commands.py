@@ -109,6 +109,17 @@ def test_commands_take_several_names(root, capsys):
     assert [Path(path).read_text() for path in paths] == ["a warning\n", "an error\n"]
 
 
+def test_models_are_runs_and_folders_of_their_own(root, monkeypatch):
+    (root / "export").mkdir()
+    monkeypatch.chdir(root)
+    exported, a, b = root / "export", root / "one" / "a", root / "one" / "b"
+    assert select.models(["one/*", "export"], str(root)) == [Path("export"), a, b]
+    assert select.models([str(exported)], None) == [exported]
+    assert select.models(["one"], None) == [a, b], "the folder of a sweep is no model"
+    with pytest.raises(ConfigError, match="There are: one/a, one/b"):
+        select.models(["export", "one/c"], str(root))
+
+
 def test_logs_of_several_runs_name_the_file(root):
     folder = root / "one" / "a" / "logs" / "1"
     folder.mkdir(parents=True)

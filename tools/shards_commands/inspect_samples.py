@@ -239,7 +239,7 @@ def _same_data(run: RunDir, sources: Sequence[DatasetSource], start: int) -> Non
 
 
 def _step(options: argparse.Namespace) -> CommandResult:
-    run = RunDir(options.run) if Path(options.run).is_dir() else select.select_one(options.run, roots())
+    run = RunDir(options.run) if Path(options.run).is_dir() else select.select_one(options.run, roots(options.root))
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = merge.read_config(run.config)

@@ -1,6 +1,7 @@
 """Commands end without a word when the reader of their output has gone."""
 
 import importlib
+import json
 import logging
 import os
 import subprocess
@@ -126,6 +127,26 @@ def test_notes_errors_and_debug_lines(capsys):
     assert called("--json") == ("the result\n", "a note\n")
     assert called("--quiet").out == "the result\n" and note("after") is None
     assert capsys.readouterr().out == "after\n", "the options end with the command"
+
+
+def test_verbose_shows_files_and_calls(tmp_path):
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")
+    (tmp_path / "squeue").chmod(0o755)
+    (tmp_path / "sweep" / "run").mkdir(parents=True)
+    (tmp_path / "sweep" / "run" / "config.yaml").write_text("schema: 1\n")
+    record = {"kind": "slurm", "name": "sweep.77aa", "token": "77aa", "index": 0, "after": 0, "order": 0}
+    (tmp_path / "sweep" / "run" / "job.json").write_text(json.dumps(record))
+    for words in [], ["-v"]:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / "explain.py"), "sweep/run", "--json", "--root", str(tmp_path), *words],
+            capture_output=True, text=True, check=False, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )  # fmt: skip
+        assert done.returncode == 0 and json.loads(done.stdout)["run"] == "run", done.stderr
+        shown = [
+            ("DEBUG jobs.host.slurm_cli: running squeue" in done.stderr),
+            ("flip.config.yaml_io: reading /" in done.stderr),
+        ]
+        assert shown == [bool(words)] * 2, done.stderr
 
 
 def test_verbose_shows_where_an_error_was_raised():
