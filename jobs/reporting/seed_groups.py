@@ -62,13 +62,14 @@ class SeedGroup:
         return " > ".join(map(str, masks)) or "-"
 
     def score(self, name: str) -> Score | None:
-        """Final top-1 on an evaluation set; None if no run has it."""
+        """Final score on an evaluation set, by default top-1; None if no run has it."""
         items = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
         if not items:
             return None
-        values = [item["top1"] for item in items]
+        values = [item.get("score", item["top1"]) for item in items]
         if len(items) == 1:
-            low, high = items[0].get("interval") or (values[0], values[0])
+            own = items[0].get("interval") if values[0] == items[0]["top1"] else None
+            low, high = own or (values[0], values[0])
         else:
             low, high = min(values), max(values)
         return Score(fmean(values), low, high, len(values), items[0].get("chance"))

@@ -59,7 +59,8 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
             for key, value in needs.items()
             if value != "any" and not any(key.startswith(f"{prefix}.") for prefix in absent)
         }
-        row = {**{key: paper[key] for key in ("within", "images", "near")}, **row, "needs": needs}
+        defaults = {key: tables[table].get(key, paper[key]) for key in ("within", "images", "near")}
+        row = {**defaults, **row, "needs": needs}
         result[f"{table}, {name}"] = {"row": f"{table}, {name}", "title": tables[table]["title"], **row}
     return result
 
