@@ -29,6 +29,7 @@ class Terminal:
 
     def start(self, *words, **options):
         """A process whose standard input, output and error are this terminal, which it controls."""
+        options.setdefault("env", dict(os.environ))  # readline, which pytest loads, sets COLUMNS behind Python's back
         return subprocess.Popen(
             words, stdin=self.file, stdout=self.file, stderr=self.file, start_new_session=True, **options
         )
