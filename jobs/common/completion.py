@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from jobs.common import paths
@@ -44,7 +45,9 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _sweeps(prefix: str, **_: Any) -> list[str]:
-    return [path.stem for path in paths.SWEEPS.glob("*.yaml") if path.name != "paper.yaml"]
+    """Names in sweeps/, and files in the folder of the prefix."""
+    shipped = [path.stem for path in paths.SWEEPS.glob("*.yaml") if path.name != "paper.yaml"]
+    return shipped + [str(path) for path in Path(os.path.dirname(prefix)).glob("*.yaml")]
 
 
 def _profiles(prefix: str, **_: Any) -> list[str]:
@@ -70,6 +73,6 @@ _COMPLETERS = {
     ("cluster", True): _profiles,
     ("run", False): _runs,
     ("target", False): _runs,
-    ("targets", False): _runs,
+    ("runs", False): _runs,
 }
 """(name of the argument, whether it is an option) -> what completes it."""

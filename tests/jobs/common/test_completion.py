@@ -29,6 +29,8 @@ class Terminal:
         (home / "flip").chmod(0o755)
         for run in ("emoji/mask50", "emoji/mask75", "other/clip"):
             (home / "runs" / run).mkdir(parents=True)
+        (home / "own").mkdir()
+        (home / "own" / "mine.yaml").touch()
         environment = {"HOME": str(home), "PATH": f"{home}:{os.environ['PATH']}", "TERM": "dumb", "PS1": "$ "}
         environment |= {"PYTHONPATH": str(ROOT), "FLIP_RUNS": str(home / "runs"), "COLUMNS": "200"}
         self.pid, self.handle = pty.fork()
@@ -70,4 +72,10 @@ def test_commands_options_sweeps_and_runs(terminal):
     terminal.type(f"{clear}flip submit --sweep quicks\t", "quickstart")
     terminal.type(f"{clear}flip logs em\t", "emoji/")
     terminal.type(f"{clear}flip logs emoji/mask5\t", "emoji/mask50")
+    terminal.type(f"{clear}flip export emoji/mask7\t", "emoji/mask75")
     terminal.type(f"{clear}flip shards verif\t", "verify")
+    terminal.type(f"{clear}flip submit quicks\t", "quickstart")
+    terminal.type(f"{clear}flip submit own/min\t", "own/mine.yaml")
+    terminal.type(f"{clear}flip status --verb\t", "--verbose")
+    terminal.type(f"{clear}flip submit x --changed fo\t", "fork")
+    terminal.type(f"{clear}flip compl\t", "completion")
