@@ -1,4 +1,5 @@
-"""Export a trained model to a self-contained folder for open_clip, timm and flip.load, or as ONNX models."""
+"""Export a trained model to a self-contained folder for open_clip, timm and flip.load, for transformers, or as ONNX
+models."""
 
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ EXAMPLES = """examples:
   python tools/export.py 'my/mask*'                             several runs
   python tools/export.py my/run --out ~/models/mine --replace
   python tools/export.py my/run --variant native                refuse unless open_clip's own encoder holds it exactly
+  python tools/export.py my/run --to transformers               for AutoModel and pipelines; models of recipe clip
   python tools/export.py my/run --to onnx                       both encoders as ONNX models, for batches of any size
 
 variants of --to open_clip (default: native or extra-block, as the model needs; docs/export.md):
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_root_option(parser)
     parser.add_argument("--commit", default="", metavar="STAGE/S", help="checkpoint to export (default: the newest)")
-    choices = ("open_clip", "onnx")
+    choices = ("open_clip", "transformers", "onnx")
     parser.add_argument("--to", choices=choices, default="open_clip", help="library to export to (default: open_clip)")
     where = "folder to create (default: RUN/export/<stage>-<S>; for others than open_clip, with -<library> at its end)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=where)
@@ -92,6 +94,10 @@ _USAGE = {
     "open_clip": (
         "open_clip.create_model_from_pretrained('local-dir:{folder}')",
         "timm.create_model('local-dir:{folder}/timm', pretrained=True)",
+    ),
+    "transformers": (
+        "transformers.AutoModel.from_pretrained('{folder}')",
+        "transformers.AutoProcessor.from_pretrained('{folder}', backend='pil')",
     ),
     "onnx": (
         "onnxruntime.InferenceSession('{folder}/image_encoder.onnx')",

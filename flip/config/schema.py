@@ -445,10 +445,14 @@ class Evaluate:
     """Samples between evaluations in training (sets of role ``validation``); 0: after each stage and at the end."""
     batch: int = option(256, ge=1, le=2**31 - 1, identity=False)
     """Images or texts that a rank encodes at once."""
-    preprocess: str = option("crop_resize", choices=("crop_resize", "resize_crop"), omit_if="crop_resize")
+    preprocess: str = option(
+        "crop_resize", choices=("crop_resize", "resize_crop", "resize_crop_floor"), omit_if="crop_resize"
+    )
     """Order of resize and crop of an image's view (bicubic, centred). ``crop_resize``: the central square, whose edges
     may lie between pixels, is resized (recipes: paper, portable). ``resize_crop``: the short side is resized, then the
-    square is cropped at whole pixels, as open_clip and torchvision do (recipe: portable2)."""
+    square is cropped at whole pixels, as open_clip and torchvision do (recipe: portable2).
+    ``resize_crop_floor``: converted to RGB, resized, and cropped at a corner that is rounded down, as transformers does
+    (recipe: clip)."""
     sets: list[EvaluationSet] = option([])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,8 @@ class EvaluationView:
         size: side of the view, pixels.
         preprocess: ``crop_resize`` resizes the central square over the short side, whose edges may lie between pixels.
             ``resize_crop`` resizes the short side to ``size``, then crops at whole pixels, as open_clip, timm and
-            torchvision do.
+            torchvision do: the crop's corner is the nearest pixel. ``resize_crop_floor`` rounds it down and converts
+            the picture to RGB first, as transformers does.
         conversion: ``flatten`` converts the picture to RGB before the resize (``flip.data.decode.to_rgb``).
             ``convert`` resizes it in its own mode, then converts it, as open_clip does.
         exif: ``apply`` turns a PIL image upright first.
@@ -46,9 +48,9 @@ class EvaluationView:
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         if self.exif == "apply":
             picture = upright(picture)
-        if self.conversion == "flatten":
-            picture = to_rgb(picture)
-        crop = self._resize_crop if self.preprocess == "resize_crop" else self._crop_resize
+        if self.conversion == "flatten" or self.preprocess == "resize_crop_floor":
+            picture = to_rgb(picture, self.conversion)
+        crop = self._crop_resize if self.preprocess == "crop_resize" else self._resize_crop
         return np.asarray(crop(picture).convert("RGB"))
 
     def _crop_resize(self, picture: Image.Image) -> Image.Image:
@@ -59,10 +61,12 @@ class EvaluationView:
         return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
 
     def _resize_crop(self, picture: Image.Image) -> Image.Image:
-        """As torchvision's Resize and CenterCrop: rounds the long side down, the crop's corner to the nearest pixel."""
+        """As torchvision's Resize and CenterCrop: rounds the long side down, the crop's corner to the nearest pixel,
+        or down."""
         short = min(picture.size)
         width, height = (int(self.size * side / short) for side in picture.size)
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        corner = math.floor if self.preprocess == "resize_crop_floor" else round
+        left, top = corner((width - self.size) / 2), corner((height - self.size) / 2)
         return picture.crop((left, top, left + self.size, top + self.size))

@@ -1,4 +1,4 @@
-"""Writes a model as a folder for other libraries: open_clip and timm, or ONNX (docs/export.md)."""
+"""Writes a model as a folder for other libraries: open_clip and timm, transformers, or ONNX (docs/export.md)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from flip.evaluation.task import merge_results
 from flip.export import fold_padding, onnx_models, weights
 from flip.export.format import (
     differences,
+    missing_in_transformers,
     model_card,
     open_clip_config,
     preprocessor_config,
     timm_config,
     tokenizer_config,
+    transformers_config,
 )
 from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
@@ -34,7 +36,7 @@ from flip.runs.errors import ConfigError, StorageError
 from flip.runs.records import POINT
 from flip.runs.rundir import RunDir, fsync_path, load_record, write_json, write_text
 
-FORMATS = ("open_clip", "onnx")
+FORMATS = ("open_clip", "transformers", "onnx")
 VARIANTS = ("native", "extra-block", "timm-tower")
 """Form of the image encoder in open_clip: its own ViT; the same with one computed block more; a model of timm."""
 _OF_COMMIT = ("stage", "samples", "attempt", "step", "manifest", "order", "world")
@@ -49,7 +51,14 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
         return choose_variant(model, variant)
     if variant:
         raise ConfigError("variants are for --to open_clip only", "--variant", variant)
-    onnx_models.check_packages()
+    missing = missing_in_transformers(model)
+    if form == "transformers" and missing:
+        what = f"CLIPModel of transformers cannot hold this model, because it lacks {', '.join(missing)}"
+        raise ConfigError(
+            what, "--to transformers", remedy="Train with recipe clip, or use --to open_clip or --to onnx."
+        )
+    if form == "onnx":
+        onnx_models.check_packages()
     return ""
 
 
@@ -114,7 +123,10 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
         _write_open_clip(folder, target, loaded, variant)
     else:
         about = {"format": form, **_logit_parameters(loaded.pair)}
-        onnx_models.write(folder, loaded)
+        if form == "onnx":
+            onnx_models.write(folder, loaded)
+        else:
+            _write_transformers(folder, loaded)
         _json(folder / "preprocessor_config.json", preprocessor_config(config.model, config.augment))
     write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json())
     _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
@@ -149,6 +161,15 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
         del described["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
     _json(folder / "open_clip_config.json", described)
     _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
+
+
+def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
+    pair, tokens = loaded.pair, loaded.tokenizer([""])[0]  # the start and the end token, then padding
+    state = {name: value.detach().cpu().float() for name, value in pair.state_dict().items()}
+    native = weights.image_to_native(state, pair.image.positions.detach().cpu())
+    native |= weights.text_to_open_clip(state, pair.max_logit_scale)
+    _save(weights.to_transformers(native), folder / "model.safetensors")
+    _json(folder / "config.json", transformers_config(loaded.config.model, int(tokens[0]), int(tokens.max())))
 
 
 def _logit_parameters(model: CLIPModel) -> dict[str, float]:

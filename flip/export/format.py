@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flip.config.schema import Augment, Config, Model
+from flip.config.schema import Augment, Config, Model, TextTower
 from flip.evaluation.task import precision
 from flip.export import fold_padding
 from flip.tokenizer import END, START
@@ -42,16 +42,13 @@ def model_card(record: dict[str, Any], config: Config) -> str:
     padding = "not seen" if model.text.causal else "attended to"
     if fold_padding.applies(model.text):
         padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
-    special = ", [CLS] stands first" if model.text.prepend_cls else ", nothing is put before or behind"
-    if model.text.causal:
-        special = ", a start token stands first and an end token last"
     fixed = model.image.positions == "sincos"
     fields = {
         "run": record["run"], "stage": record["stage"], "samples": record["samples"], "library": form,
         "facts": "".join(_facts(record, config)), "variant": _VARIANT_NOTES.get(record.get("variant", ""), ""),
         "scores": "".join(_scores(record["evaluations"])), "embed": model.embed, "width": model.image.width,
         "size": model.image.size, "mean": augment.mean, "std": augment.std, "length": model.text.length,
-        "special": special, "fixed_positions": _FIXED_POSITIONS if fixed else "",
+        "special": _special_tokens(model.text), "fixed_positions": _FIXED_POSITIONS if fixed else "",
         "freeze": "encoder.pos_embed.requires_grad_(False)\n" if fixed else "",
         "other_size": _OTHER_SIZE if fixed else "",
         "differences": "".join(f"- {sentence}\n" for sentence in record["differences"]), "padding": padding,
@@ -64,17 +61,29 @@ def model_card(record: dict[str, Any], config: Config) -> str:
     return template.format(**fields, usage=usage.format(**fields))
 
 
+def _special_tokens(text: TextTower) -> str:
+    if text.causal:
+        return f", between `{START}` and `{END}`"
+    return ", [CLS] stands first" if text.prepend_cls else ", nothing is put before or behind"
+
+
 def differences(config: Config, form: str = "open_clip") -> list[str]:
     """Sentences on inputs for which predictions differ from the toolkit's (docs/export.md).
 
     ``form``: open_clip; or another one, whose inputs are prepared by the processor and tokenizer of transformers.
     """
-    crop_first, flatten = config.evaluate.preprocess == "crop_resize", config.data.to_rgb == "flatten"
+    order, flatten = config.evaluate.preprocess, config.data.to_rgb == "flatten"
     upright = config.data.exif == "apply"
     if form == "open_clip":
         sentences = {
             "Pictures that are not square: predictions differ in part, because open_clip resizes and then crops, and"
-            " this model is evaluated in the other order (evaluate.preprocess: crop_resize).": crop_first,
+            " this model is evaluated in the other order (evaluate.preprocess: crop_resize).": order == "crop_resize",
+            "Pictures that are not square: a quarter of them differ by one pixel, because open_clip crops at the"
+            " nearest pixel, and this model is evaluated with the crop's corner rounded down (evaluate.preprocess:"
+            " resize_crop_floor).": order == "resize_crop_floor",
+            "Pictures with transparency, a palette or CMYK: predictions differ, because open_clip converts them to RGB"
+            " after the resize, and this model's view before it (evaluate.preprocess: resize_crop_floor).": order
+            == "resize_crop_floor",
             "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel"
             " and clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).": flatten,
             "Pictures with an EXIF orientation: predictions differ, because open_clip ignores it, and this model sees"
@@ -86,15 +95,19 @@ def differences(config: Config, form: str = "open_clip") -> list[str]:
         repaired = " and broken encodings are repaired" if config.model.text.repair else ""
         sentences = {
             "Pictures that are not square: predictions differ in part, because the processor resizes and then crops,"
-            " and this model is evaluated in the other order (evaluate.preprocess: crop_resize).": crop_first,
+            " and this model is evaluated in the other order (evaluate.preprocess: crop_resize).": order
+            == "crop_resize",
             "Pictures that are not square: a quarter of them differ by one pixel, because the processor rounds the"
             " corner of its crop down, and this model is evaluated with the nearest pixel (evaluate.preprocess:"
-            " resize_crop).": not crop_first,
-            "Pictures with transparency or 16-bit grey: predictions differ, because the processor drops the alpha"
-            " channel and clips 16-bit values, and this model sees them on white and scaled (data.to_rgb:"
-            " flatten).": flatten,
-            "Pictures with transparency or a palette: predictions differ, because the processor converts them to RGB"
-            " before the resize, and this model is evaluated after it (data.to_rgb: convert).": not flatten,
+            " resize_crop).": order == "resize_crop",
+            "Pictures with transparency: predictions can differ, because transformers 5 puts them on white, its"
+            " pipelines and transformers 4 drop the alpha channel, and this model sees them"
+            f" {'on white' if flatten else 'without the alpha channel'} (data.to_rgb: {config.data.to_rgb}).": True,
+            "Pictures of 16-bit grey: predictions differ, because the processor clips their values, and this model sees"
+            " them scaled (data.to_rgb: flatten).": flatten,
+            "Pictures with a palette or CMYK: predictions differ, because the processor converts them to RGB"
+            " before the resize, and this model's view after it (data.to_rgb: convert).": not flatten
+            and order != "resize_crop_floor",
             "Pictures with an EXIF orientation: predictions differ, because the processor ignores it, and this model"
             " sees them upright (data.exif: apply).": upright,
             f"Texts: in training and evaluation HTML entities are unescaped{repaired}; the tokenizer here does"
@@ -180,6 +193,41 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
     }  # fmt: skip
 
 
+def missing_in_transformers(model: Model) -> list[str]:
+    """What CLIPModel of transformers lacks of a model, with the field that asks for it; empty: it can hold the
+    model."""
+    image, text = model.image, model.text
+    lacks = {
+        f"pooling of image tokens by their mean (model.image.pool: {image.pool})": image.pool != "class",
+        "an image encoder without LayerNorm before its blocks (model.image.norm_pre: false)": not image.norm_pre,
+        "a text encoder that attends to later tokens (model.text.causal: false)": not text.causal,
+        "a logit bias (model.objective: siglip)": model.objective == "siglip",
+    }
+    return [feature for feature, applies in lacks.items() if applies]
+
+
+def transformers_config(model: Model, start: int, end: int) -> dict[str, Any]:
+    """config.json of CLIPModel. ``start``, ``end``: ids of the tokens around a caption."""
+    image, text = model.image, model.text
+    names = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+    vision_config, text_config = (
+        {
+            "hidden_size": tower.width, "intermediate_size": 4 * tower.width, "projection_dim": model.embed,
+            "num_hidden_layers": tower.layers, "num_attention_heads": tower.heads,
+            "hidden_act": names[model.activation], "layer_norm_eps": model.norm_eps,
+        }
+        for tower in (image, text)
+    )  # fmt: skip
+    return {
+        "architectures": ["CLIPModel"], "model_type": "clip", "torch_dtype": "float32", "projection_dim": model.embed,
+        "vision_config": {"image_size": image.size, "patch_size": image.patch, **vision_config},
+        "text_config": {
+            "vocab_size": text.vocabulary, "max_position_embeddings": text.length, **text_config,
+            "bos_token_id": start, "eos_token_id": end, "pad_token_id": end,
+        },
+    }  # fmt: skip
+
+
 def timm_config(model: Model, augment: Augment) -> dict[str, Any]:
     """timm/config.json. All sizes are in ``model_args``; the name of the architecture selects the class and its eps."""
     image = model.image
@@ -214,11 +262,17 @@ def preprocessor_config(model: Model, augment: Augment) -> dict[str, Any]:
 
 
 def tokenizer_config(model: Model) -> dict[str, Any]:
-    """tokenizer_config.json for transformers, whose BERT classes would add [CLS] and [SEP] by themselves."""
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"} | ({"cls_token": "[CLS]"} if model.text.prepend_cls else {})
+    """tokenizer_config.json for transformers.
+
+    The class is the general one: its classes for BERT would add [CLS] and [SEP] by themselves. A causal text is padded
+    with the end token, as the published models are: what follows the first one is not seen.
+    """
+    first = {"cls_token": "[CLS]"} if model.text.prepend_cls else {}
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", **first}
     if model.text.causal:
         special = {"bos_token": START, **dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)}
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.text.length, **special, "padding_side":
-        "right", "truncation_side": "right", "clean_up_tokenization_spaces": False, "split_special_tokens": True,
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.text.length, **special,
+        "padding_side": "right", "truncation_side": "right", "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
     }  # fmt: skip

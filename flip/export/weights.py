@@ -29,6 +29,27 @@ _TEXT = {
     "text.norm.bias": "ln_final.bias",
 }
 """Parameters of the text encoder outside blocks -> in open_clip."""
+_TRANSFORMERS = {
+    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.": "vision_model.embeddings.patch_embedding.",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.ln_pre.": "vision_model.pre_layrnorm.",  # as transformers spells it
+    "visual.ln_post.": "vision_model.post_layernorm.",
+    "visual.proj": "visual_projection.weight",
+    "transformer.resblocks.": "text_model.encoder.layers.",
+    "token_embedding.": "text_model.embeddings.token_embedding.",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.": "text_model.final_layer_norm.",
+    "text_projection": "text_projection.weight",
+    ".ln_1.": ".layer_norm1.",
+    ".attn.in_proj_": ".self_attn.{qkv}_proj.",
+    ".attn.out_proj.": ".self_attn.out_proj.",
+    ".ln_2.": ".layer_norm2.",
+    ".mlp.c_fc.": ".mlp.fc1.",
+    ".mlp.c_proj.": ".mlp.fc2.",
+}
+"""Parts of names in open_clip -> in transformers, replaced in this order."""
 _SCALE = 2.0**24
 """A power of two, so that the scaled projection is exact; large compared with the values that it is added to."""
 
@@ -159,6 +180,20 @@ def projection_from_open_clip(tensors: StateDict, layers: int, embed: int) -> di
     else:
         projection = tensors["visual.proj"].T
     return {"image.projection.weight": projection}
+
+
+def to_transformers(native: StateDict) -> dict[str, Tensor]:
+    """The weights of open_clip's own CLIP (``image_to_native`` and ``text_to_open_clip``) as CLIPModel of
+    transformers."""
+    renamed = {}
+    for name, value in native.items():
+        for part, new in _TRANSFORMERS.items():
+            name = name.replace(part, new)
+        if name.endswith("projection.weight"):
+            value = value.T  # (E, D)
+        rows = value.chunk(3) if "{qkv}" in name else (value,)
+        renamed |= {name.replace("{qkv}", letter): row for letter, row in zip("qkv", rows, strict=False)}
+    return renamed
 
 
 def as_convolution(matrix: Tensor) -> Tensor:

@@ -48,13 +48,11 @@ BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
 
 
 def configured(recipe, tokenizer, size="tiny", *settings):
-    names = ["paper", "portable", recipe] if recipe in ("siglip", "portable2") else ["paper", recipe]
-    if recipe == "clip":
-        names = ["paper", "portable", "portable2", "clip"]
-    layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in names]
-    for _, values in layers:
-        values.pop("base", None)
-    tokenizer = PUBLISHED if recipe == "clip" else tokenizer
+    layers = []
+    while recipe:
+        values = configuration.read_yaml(RECIPES / f"{recipe}.yaml")
+        recipe = values.pop("base", "")
+        layers.insert(0, ("recipe", values))
     return configuration.merge(layers, [f"model.size={size}", f"data.tokenizer={tokenizer}", *settings])
 
 
@@ -190,7 +188,7 @@ CASES = [
 @pytest.mark.parametrize("recipe, size, variant", CASES)
 def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, tokenizer, tmp_path):
     published = recipe == "clip" and variant == "native"
-    settings = list[str]()
+    settings = [f"data.tokenizer={PUBLISHED}", "evaluate.preprocess=resize_crop"] if published else []
     if recipe == "clip" and not published:
         train_byte_pairs([*TEXTS, "a blue frame"], 600, tmp_path / "byte_pairs.json")
         settings = [f"data.tokenizer={tmp_path}/byte_pairs.json"]

@@ -77,11 +77,10 @@ def test_onnx_runtime_computes_our_features_in_any_batch(recipe, settings, expor
 def card_logits(folder, picture_path, labels, scratch):
     """``logits`` of the first code block of the folder's README.md, in a process without hub, network or our code."""
     block = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    for old, new in (('"..."', repr(str(folder))), ('"a.png"', repr(str(picture_path)))):
-        assert old in block
-        block = block.replace(old, new)
-    block, count = re.subn(r'\["a frog", "a toad"\]', repr(labels), block)
-    assert count == 1
+    values = {'"..."': str(folder), '"a.png"': str(picture_path), '["a frog", "a toad"]': labels}
+    for old, new in values.items():
+        assert block.count(old) == 1
+        block = block.replace(old, repr(new))
     block += "\nimport json, sys; assert 'flip' not in sys.modules; print(json.dumps(logits.tolist()))"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "OMP_NUM_THREADS": "2"}

@@ -1,0 +1,121 @@
+"""Folders of `export --to transformers`: AutoModel, AutoProcessor and the pipeline give our predictions, offline."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+import flip
+from flip.export import exporter
+from flip.runs.errors import ConfigError
+from flip.tokenizer import train_byte_pairs
+from tests.flip.export.test_exporter import FILES, configured, loaded_of
+from tests.flip.export.test_onnx_models import card_logits
+from tests.synthetic import caption
+
+pytestmark = pytest.mark.long
+
+STOCK = Path(__file__).with_name("transformers_reference.py")
+PUBLISHED = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+TEXTS = [
+    "", "a red square", " A  RED\tSquare\n number 4 ", "<|endoftext|> <|startoftext|> x", "!!! don't 3.5-inch",
+    "x" * 150, " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9 na\u00efve", "\u732b\u304c\u597d\u304d",
+    "\U0001f600 \u200b zero", "\u0130stanbul STRASSE",
+]  # fmt: skip
+LABELS = ["red square", "blue circle", "green"]
+
+
+def bpe(path, vocabulary=700):
+    train_byte_pairs([caption(i) for i in range(64)], vocabulary, path)
+    return path
+
+
+def in_transformers(folder, scratch):
+    """What transformers_reference.py finds: in a process and a working directory of its own, without hub and
+    network."""
+    for name, data in FILES.items():
+        (scratch / name).write_bytes(data)
+    files = [str(scratch / name) for name in FILES]
+    (scratch / "given.json").write_text(json.dumps({"texts": TEXTS, "labels": LABELS, "files": files}))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "OMP_NUM_THREADS": "2"}
+    arguments = [sys.executable, str(STOCK), str(folder), str(scratch / "given.json"), str(scratch / "found.npz")]
+    done = subprocess.run(arguments, cwd=scratch, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return {name: torch.from_numpy(value) for name, value in np.load(scratch / "found.npz").items()}
+
+
+def near(found, expected):
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max()) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [(), ("model.activation=gelu_tanh", "model.image.positions=sincos")])
+def test_transformers_computes_our_logits(settings, tmp_path):
+    tokenizer = bpe(tmp_path / "own.json") if settings else PUBLISHED
+    loaded = loaded_of(configured("clip", tokenizer, "tiny", *settings), tmp_path)
+    scale = 100.0  # the limit: exp(5) is above it
+    if not settings:
+        loaded.pair.logit_scale.fill_(2.66)
+        scale = np.exp(2.66)
+    record = exporter.export(loaded, tmp_path / "out", form="transformers")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    found = in_transformers(tmp_path / "moved", tmp_path)
+    ours = loaded.tokenizer(TEXTS)
+    for row, other in zip(ours, found["tokens"].numpy(), strict=True):
+        tokens = loaded.tokenizer.without_padding(row)
+        assert np.array_equal(other, [*tokens, *[tokens.max()] * (77 - len(tokens))])
+    files = [tmp_path / name for name in FILES]
+    image, text = loaded.encode_image(files), loaded.encode_text(TEXTS)
+    alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
+    assert near(found["text"], text) and near(found["image"][alike], image[alike])
+    assert [sentence.split(":")[0] for sentence in record["differences"]] == ["Pictures with transparency", "Texts"]
+    assert near(torch.nn.functional.normalize(found["alone"], dim=-1), text)
+    assert float(found["scale"]) == pytest.approx(scale, rel=1e-6)
+    logits = scale * image @ text.T
+    for name in ("logits", "shorter"):
+        unit = scale if settings else 1.0  # float32 does not have five digits behind the point of 100 x
+        assert near(found[name][alike] / unit, logits[alike] / unit)
+    expected = loaded.classify(files, LABELS, "a {}")
+    assert near(found["scores"][alike], expected[alike])
+
+
+@torch.no_grad()
+def test_the_code_of_the_model_card_gives_our_logits(tmp_path):
+    settings = ("evaluate.preprocess=resize_crop", "recipe=clip")
+    loaded = loaded_of(configured("clip", bpe(tmp_path / "own.json"), "tiny", *settings), tmp_path)
+    record = exporter.export(loaded, tmp_path / "out", form="transformers")
+    (tmp_path / "square.png").write_bytes(FILES["square"])
+    logits = card_logits(tmp_path / "out", tmp_path / "square.png", TEXTS, tmp_path)
+    expected = loaded.encode_image(tmp_path / "square.png") @ loaded.encode_text(TEXTS).T
+    assert near(logits / 100, expected)
+    assert "a quarter of them differ by one pixel" in record["differences"][0]
+    assert "a palette or CMYK" in record["differences"][2]
+    with pytest.raises(ConfigError, match="does not read back this format.*--to open_clip"):
+        flip.load(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"\| recipe \| clip, objective clip \|", card) and "between `<|startoftext|>`" in card
+
+
+def test_a_model_that_clip_model_cannot_hold_is_refused_with_the_reasons(tmp_path):
+    model = configured("siglip", "none.json").model
+    with pytest.raises(ConfigError) as error:
+        exporter.choose_format(model, "transformers")
+    for reason in (
+        "pool: patches",
+        "norm_pre: false",
+        "causal: false",
+        "objective: siglip",
+        "recipe clip",
+        "--to onnx",
+    ):
+        assert reason in str(error.value)
+    assert exporter.choose_format(configured("clip", "none.json").model, "transformers") == ""
