@@ -30,6 +30,18 @@ def test_resize_crop_and_convert_are_the_pixels_of_open_clip(name):
     assert np.array_equal(result, (reference.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("name", sorted(FILES.keys() - {"RGBA", "LA", "clear palette"}))
+def test_resize_crop_floor_is_the_view_of_transformers(name):
+    """But for transparency, which its versions convert differently."""
+    library = pytest.importorskip("transformers")
+    processor = getattr(library, "CLIPImageProcessorPil", library.CLIPImageProcessor)  # version 5, version 4
+    crop = {"height": SIZE, "width": SIZE}
+    transform = processor(size={"shortest_edge": SIZE}, crop_size=crop, do_normalize=False)
+    reference = transform(Image.open(io.BytesIO(FILES[name])), return_tensors="np")["pixel_values"][0]
+    result = EvaluationView(SIZE, "resize_crop_floor", "convert")(decode.open_image(FILES[name]))
+    assert np.array_equal(result, (reference * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_default_crops_in_whole_floats_and_lays_on_white(name):
     pixels = decode.decode(FILES[name])

@@ -436,6 +436,7 @@ def test_recipe_clip_is_portable2_with_another_model(sweep):
     assert (image.pool, image.positions, image.norm_pre) == ("class", "learned", True)
     assert (text.causal, text.length, text.vocabulary, text.repair) == (True, 77, 49_408, True)
     assert (config.model.activation, config.model.norm_eps, config.augment.mean[0]) == ("quick_gelu", 1e-5, 0.48145466)
-    config.model, config.recipe = other.model, other.recipe
+    assert config.evaluate.preprocess == "resize_crop_floor"
+    config.model, config.recipe, config.evaluate = other.model, other.recipe, other.evaluate
     config.augment.mean, config.augment.std = other.augment.mean, other.augment.std
     assert config == other
