@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from flip.config import schema
 from flip.distributed.parallel import full_tensor, local, replica_of
+
+PART = 2**27
+"""Elements whose norms are computed together; their copies take twice 4 bytes each."""
 
 
 def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
@@ -74,27 +78,52 @@ def weight_norms(optimizer: torch.optim.AdamW, world_size: int) -> tuple[Tensor,
     """2-norms of all weights and of their change in the last step, both () on the device. Collective if sharded.
 
     The change is computed from AdamW's state, so that no copy of the weights is needed: with a = lr * m / (1 - b1^t) /
-    (sqrt(v / (1 - b2^t)) + eps) the step was w' = (1 - lr * decay) * w - a, hence w = (w' + a) / (1 - lr * decay).
+    (sqrt(v / (1 - b2^t)) + eps) the step was w' = (1 - lr * decay) * w - a, hence w - w' = (a + lr * decay * w') / (1 -
+    lr * decay).
     """
-    weights, changes = [], []
+    weights, changes, scales = list[Tensor](), list[Tensor](), list[float]()
     for group in optimizer.param_groups:
-        (beta1, beta2), rate = group["betas"], group["lr"]
-        decay = rate * group["weight_decay"]
-        for parameter in group["params"]:
-            state = optimizer.state[parameter]
-            if not state:
-                continue
-            after, step = local(parameter), state["step"]
-            root = (local(state["exp_avg_sq"]) / (1 - beta2**step)).sqrt_().add_(group["eps"])
-            change = (local(state["exp_avg"]) / (1 - beta1**step)).div_(root).mul_(rate)
-            if decay:
-                change += decay * (after + change) / (1 - decay)
+        parameters = [parameter for parameter in group["params"] if optimizer.state[parameter]]
+        for part in _parts(parameters):
+            after, states = [local(parameter) for parameter in part], [optimizer.state[parameter] for parameter in part]
+            change = _last_change(after, states, group)
             # fp64, so that diverging weights show as large numbers, not as an overflow
-            scale = replica_of(parameter)[1] ** -0.5  # each replica counts
-            weights.append(scale * torch.linalg.vector_norm(after, dtype=torch.float64))
-            changes.append(scale * torch.linalg.vector_norm(change, dtype=torch.float64))
-    squares = torch.stack([torch.stack(weights), torch.stack(changes)]).square().sum(dim=1)
+            weights += torch._foreach_norm(after, 2, torch.float64)
+            changes += torch._foreach_norm(change, 2, torch.float64)
+            scales += [replica_of(parameter)[1] ** -0.5 for parameter in part]  # each replica counts
+    norms = torch.stack([torch.stack(weights), torch.stack(changes)])
+    squares = (norms * torch.tensor(scales, dtype=norms.dtype, device=norms.device)).square().sum(dim=1)
     if world_size > 1:
         distributed.all_reduce(squares)
     weight, change = squares.sqrt().unbind()
     return weight, change
+
+
+def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Parts of at most PART elements on this rank, or single parameters: a part is copied as a whole."""
+    part, elements = list[nn.Parameter](), 0
+    for parameter in parameters:
+        count = local(parameter).numel()
+        if part and elements + count > PART:
+            yield part
+            part, elements = [], 0
+        part.append(parameter)
+        elements += count
+    if part:
+        yield part
+
+
+def _last_change(after: list[Tensor], states: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]) -> list[Tensor]:
+    """w - w' of parameters of one group, few kernels for all of them."""
+    rate, decay = group["lr"], group["lr"] * group["weight_decay"]
+    corrections = [1 - beta ** states[0]["step"] for beta in group["betas"]]  # all have taken the same steps
+    root = torch._foreach_div([local(state["exp_avg_sq"]) for state in states], corrections[1])
+    torch._foreach_sqrt_(root)
+    torch._foreach_add_(root, group["eps"])
+    change = torch._foreach_div([local(state["exp_avg"]) for state in states], corrections[0])
+    torch._foreach_div_(change, root)
+    torch._foreach_mul_(change, rate)
+    if decay:
+        torch._foreach_add_(change, after, alpha=decay)
+        torch._foreach_div_(change, 1 - decay)
+    return list(change)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flip.config.schema import Optim, Stage
 from flip.training import optimizer as optim
@@ -100,3 +101,25 @@ def test_a_gradient_that_is_not_finite_shows(tmp_path):
     training.go()
     training.pair.image.patch.weight.grad[0, 0] = float("nan")
     assert not torch.isfinite(optim.gradient_norm(training.pair))
+
+
+class Dispatches(TorchDispatchMode):
+    """Counts the operations that are dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_norms_take_few_operations_for_any_number_of_parameters(tmp_path, monkeypatch):
+    training = Training(tmp_path)
+    training.go()
+    with Dispatches() as whole:
+        norms = [float(value) for value in optim.weight_norms(training.optimizer, 1)]
+    assert whole.count <= 50 < len(list(training.pair.parameters()))
+    monkeypatch.setattr(optim, "PART", 5000)
+    with Dispatches() as parts:
+        assert [float(value) for value in optim.weight_norms(training.optimizer, 1)] == pytest.approx(norms, rel=1e-12)
+    assert parts.count > whole.count
