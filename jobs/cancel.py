@@ -9,7 +9,7 @@ from pathlib import Path
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, confirm, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/cancel.py quickstart/mask50
@@ -25,14 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_run_arguments(parser, all_runs=False)
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("--why", default="", help="a reason, recorded in the run directory")
-    args = parser.parse_args(arguments)
-    return run_command(cancel, args)
+    return run_command(cancel, parser.parse_args(arguments))
 
 
 def cancel(args: argparse.Namespace) -> int:
     import json
 
-    from flip.runs.errors import ConfigError
     from jobs.common.text import plain
     from jobs.runs import clusters, select
 
@@ -40,17 +38,8 @@ def cancel(args: argparse.Namespace) -> int:
     states = clusters.states(runs)
     open_states = ("queued", "running", "waiting", "stopped", "unknown")
     chosen = [run for run in runs if states[run.path].state in open_states]
-    if chosen and not args.yes:
-        asked = ", ".join(plain(run.name) for run in chosen)
-        if args.json or not sys.stdin.isatty():
-            why = "the question cannot be shown with --json" if args.json else "stdin is not a terminal"
-            raise ConfigError(f"confirmation needed, but {why}", remedy=f"To cancel {asked} add --yes.")
-        try:
-            answer = input(f"Cancel {asked}? [y/N] ")
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
-            return 0
+    if chosen and not args.yes and not confirm(f"Cancel {', '.join(plain(run.name) for run in chosen)}?"):
+        return 0
     clusters.request_cancel(chosen, args.why)
     names = [run.name for run in chosen]
     message = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"

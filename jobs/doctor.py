@@ -47,8 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="write the profile to sweeps/clusters/NAME.yaml, or to a path that ends in .yaml",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing file")
-    args = parser.parse_args(arguments)
-    return run_command(examine, args)
+    return run_command(examine, parser.parse_args(arguments))
 
 
 def examine(args: argparse.Namespace) -> int:

@@ -32,8 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
     )
     add_run_arguments(parser, all_runs=False)
-    args = parser.parse_args(arguments)
-    return run_command(explain, args)
+    return run_command(explain, parser.parse_args(arguments))
 
 
 def explain(args: argparse.Namespace) -> int:

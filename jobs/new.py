@@ -69,8 +69,9 @@ def new(args: argparse.Namespace) -> int:
     gpus = load_profile(args.cluster).gpus_per_node
     size = args.size or ("B/16" if gpus else "emoji")
     if size not in MODEL_PRESETS:
-        remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
-        raise ConfigError("no such size", "--size", size, remedy)
+        raise ConfigError(
+            "no such size", "--size", size, f"{suggestion(size, MODEL_PRESETS)} {', '.join(MODEL_PRESETS)}."
+        )
     schema = SWEEPS / "schemas" / "sweep.json"
     data = Path(args.data).expanduser().absolute()
     tokenizer = Path(args.tokenizer).expanduser().absolute() if args.tokenizer else data.with_name("tokenizer.json")
@@ -87,7 +88,7 @@ def new(args: argparse.Namespace) -> int:
         write_text(target, TEMPLATE.format(**values))
     submit = f"{command('submit.py')} {shlex.quote(shorter(target))}"
     report = {"file": str(target), "next": [f"{submit} --dry-run", f"{submit} --watch"]}
-    text = "\n".join([f"written: {target}", "next:", *(f"  {line}" for line in report["next"])])
+    text = "\n  ".join([f"written: {target}; next:", *report["next"]])
     print(json.dumps(report, indent=1) if args.json else text)
     return 0
 

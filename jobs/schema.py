@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(description="Print the JSON Schema of a kind of YAML file.", epilog=EXAMPLES)
     parser.add_argument("kind", nargs="?", choices=KINDS, default="sweep", help="kind of file; default: sweep")
     parser.add_argument("--write", action="store_true", help="write the schemas of all kinds to sweeps/schemas")
-    args = parser.parse_args(arguments)
-    return run_command(schema, args)
+    return run_command(schema, parser.parse_args(arguments))
 
 
 def schema(args: argparse.Namespace) -> int:

@@ -29,8 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=_ABOUT, epilog=_EXAMPLES)
     parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
     parser.add_argument("--force", action="store_true", help="build again even if the data exists")
-    options = parser.parse_args(argv)
-    return run_command(prepare, options)
+    return run_command(prepare, parser.parse_args(argv))
 
 
 def prepare(options: argparse.Namespace) -> int:

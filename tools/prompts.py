@@ -23,8 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("of", help="imagenet, or the folder of a wds_* data set")
     parser.add_argument("--templates", type=int, default=7, help="number of templates for imagenet: 7 (default) or 80")
     parser.add_argument("--out", required=True, metavar="FILE")
-    options = parser.parse_args(arguments)
-    return run_command(write, options)
+    return run_command(write, parser.parse_args(arguments))
 
 
 def write(options: argparse.Namespace) -> int:

@@ -28,8 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
     docs = Path(__file__).resolve().parents[1] / "docs"
     parser.add_argument("--docs", type=Path, default=docs, metavar="FOLDER", help="folder for study.md and study/")
-    options = parser.parse_args(arguments)
-    return run_command(run, options)
+    return run_command(run, parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     show_.add_argument("texts", nargs="+", metavar="text")
     show_.add_argument("--length", type=int, default=32, metavar="T", help="tokens per caption (default 32)")
     show_.set_defaults(run=show)
-    options = parser.parse_args(arguments)
-    return run_command(run, options)
+    return run_command(run, parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
         amount = group.add_mutually_exclusive_group()
         amount.add_argument("-q", "--quiet", **flag, help="print only the result and errors")
         amount.add_argument("-v", "--verbose", **flag, help="also print debug log lines, on stderr")
-        group.add_argument("--version", action=_Version, help="print the version and exit")
+        group.add_argument(
+            "--version", action="version", version=version().replace("%", "%%"), help="print the version"
+        )
 
     def format_help(self) -> str:
         return as_typed(super().format_help())
@@ -93,17 +95,6 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         needed = [action for group in groups for action in group._group_actions]
         needed += [action for action in actions if action.required or not action.option_strings]
         super().add_usage(usage, needed, groups, prefix)
-
-
-class _Version(argparse.Action):
-    """Print the version, which is imported only then."""
-
-    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(version())
-        parser.exit()
 
 
 def version() -> str:
@@ -178,6 +169,19 @@ def note(text: str) -> None:
     """Print progress or a hint: on standard error with --json, nothing with --quiet. The result is not a note."""
     if text and not _options.quiet:
         print(text, file=sys.stderr if _options.json else sys.stdout, flush=True)
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; no answer means no. Raises ConfigError without a terminal, or with --json."""
+    from flip.runs.errors import ConfigError
+
+    if _options.json or not sys.stdin.isatty():
+        why = "the question cannot be shown with --json" if _options.json else "stdin is not a terminal"
+        raise ConfigError(f"confirmation needed, but {why}", value=question, remedy="Add --yes.")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def quiet() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -22,7 +21,7 @@ from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
-from jobs.common.cli import note
+from jobs.common.cli import confirm, note
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
@@ -307,16 +306,7 @@ class Submission:
         return f"This {' and '.join(asked)}." if asked else ""
 
     def _confirm(self, question: str) -> None:
-        if self.options.yes or not question:
-            return
-        if self.options.json or not sys.stdin.isatty():
-            why = "the question cannot be shown with --json" if self.options.json else "stdin is not a terminal"
-            raise ConfigError(f"confirmation needed, but {why}", value=question, remedy="Add --yes.")
-        try:
-            answer = input(f"{question} Go on? [y/N] ")
-        except EOFError:
-            answer = ""
-        if answer.strip().lower() not in ("y", "yes"):
+        if question and not self.options.yes and not confirm(f"{question} Go on?"):
             raise ConfigError("nothing was done", remedy="Answer y, or add --yes.")
 
     def _commit(self, plan: Plan) -> None:

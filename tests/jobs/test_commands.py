@@ -296,8 +296,8 @@ def test_the_end_of_input_cancels_nothing(root, monkeypatch):
 @pytest.mark.parametrize(
     "command, allowed",
     [
-        *((name, ("jobs", "jobs.common", "jobs.common.cli")) for name in ("status", "logs", "cancel")),
-        ("explain", ("jobs", "jobs.common", "jobs.common.cli", "jobs.common.text")),
+        *((name, ("flip", "jobs", "jobs.common", "jobs.common.cli")) for name in ("status", "logs", "cancel")),
+        ("explain", ("flip", "jobs", "jobs.common", "jobs.common.cli", "jobs.common.text")),
         ("host/batch_hooks", ("flip", "flip.runs", "jobs", "jobs.host")),
     ],
 )
