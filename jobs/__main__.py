@@ -31,7 +31,7 @@ COMMANDS = {
     },
     "tools": {
         "shards": "index, filter, verify, inspect and benchmark tar shards",
-        "export": "export a checkpoint to open_clip or timm",
+        "export": "export a checkpoint to open_clip, timm, transformers or ONNX",
         "predict": "zero-shot prediction for image files",
         "tokenizer": "train or test a tokenizer",
         "prompts": "class names and templates of zero-shot data sets",

@@ -17,6 +17,7 @@ import flip
 from flip.export import exporter, onnx_models
 from flip.runs.errors import ConfigError
 from tests.flip.export.test_exporter import Given, configured, loaded_of
+from tests.flip.test_byte_pairs import PUBLISHED
 from tests.synthetic import make_tokenizer, picture
 from tools import export as command
 
@@ -42,7 +43,8 @@ def exported(tokenizer, tmp_path_factory):
     def export(recipe, *settings):
         if recipe not in made:
             path = tmp_path_factory.mktemp(recipe)
-            loaded = loaded_of(configured(recipe, tokenizer, "tiny", *settings), path)
+            file = PUBLISHED if recipe == "clip" else tokenizer
+            loaded = loaded_of(configured(recipe, file, "tiny", *settings), path)
             with pytest.MonkeyPatch.context() as patch:
                 if recipe == "paper":  # as a large model
                     patch.setattr(onnx_models, "_SINGLE_FILE_BYTES", 100_000)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 
@@ -18,12 +17,12 @@ from flip.runs.errors import ConfigError
 from flip.tokenizer import train_byte_pairs
 from tests.flip.export.test_exporter import FILES, configured, loaded_of
 from tests.flip.export.test_onnx_models import card_logits
+from tests.flip.test_byte_pairs import PUBLISHED
 from tests.synthetic import caption
 
 pytestmark = pytest.mark.long
 
 STOCK = Path(__file__).with_name("transformers_reference.py")
-PUBLISHED = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 TEXTS = [
     "", "a red square", " A  RED\tSquare\n number 4 ", "<|endoftext|> <|startoftext|> x", "!!! don't 3.5-inch",
     "x" * 150, " ".join(f"a blue frame {i}" for i in range(40)), "caf\u00e9 na\u00efve", "\u732b\u304c\u597d\u304d",
