@@ -18,9 +18,9 @@ def nearest(typed: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(typed, sorted(known))
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, indent: str = "") -> str:
-    """Aligned text: numbers to the right, other cells to the left, None as a dash. ``columns`` are keys of the rows."""
-    _, lines, right = cells(rows, columns)
+def table(rows: Sequence[Mapping[str, Any]], indent: str = "") -> str:
+    """Aligned text: numbers to the right, other cells to the left, None as a dash."""
+    _, lines, right = cells(rows)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
         [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
@@ -29,11 +29,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
     return "\n".join((indent + "  ".join(line)).rstrip() for line in padded)
 
 
-def cells(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
-) -> tuple[list[str], list[list[str]], list[bool]]:
+def cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]], list[bool]]:
     """(columns, lines of escaped cells, the first with the names of the columns, whether a column holds numbers)."""
-    columns = list(columns or dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [["-" if row.get(c) is None else plain(str(row[c])) for c in columns] for row in rows]
     right = [any(_numeric(line[i]) for line in lines) for i in range(len(columns))]
     return columns, [list(columns), *lines], right

@@ -81,7 +81,7 @@ def test_a_trunk_and_its_cooldowns_cost_their_sum(desk):
 def test_planning_loads_no_torch(desk):
     script = (
         "import sys; from jobs.submit import main; code = main(['--sweep', sys.argv[1], '--dry-run']);"
-        "sys.exit(code or any(name in sys.modules for name in ('torch', 'torchvision', 'timm')))"
+        "sys.exit(code or any(name in sys.modules for name in ('torch', 'torchvision', 'timm', 'rich')))"
     )
     done = subprocess.run([sys.executable, "-c", script, desk.sweep], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

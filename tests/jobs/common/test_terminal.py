@@ -122,12 +122,14 @@ def test_output_that_goes_elsewhere_is_not_redirected(monkeypatch):
 
 
 def test_a_display_follows_the_size_of_the_terminal():
-    with Terminal(80, 24) as screen, Display(screen.file) as display:
-        sizes = []
-        for size in ((80, 24), (40, 10), (60, 10)):
-            screen.resize(*size)
-            display.draw(lambda *now: sizes.append(now) or Page("x" * 100))
-    assert sizes == [(80, 24), (40, 10), (60, 10)]
+    sizes = []
+    with Terminal(80, 24) as screen:
+        with Display(screen.file) as display:
+            for size in ((80, 24), (40, 10), (60, 10)):
+                screen.resize(*size)
+                display.draw(lambda *now: sizes.append(now) or Page("x" * 100))
+        assert sizes == [(80, 24), (40, 10), (60, 10)]
+        assert screen.close().raw.count(b"\x1b[2J") == 1, "a narrower terminal has wrapped the lines"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
