@@ -44,9 +44,7 @@ class Parser(argparse.ArgumentParser):
         amount = group.add_mutually_exclusive_group()
         amount.add_argument("-q", "--quiet", **flag, help="print only the result and errors")
         amount.add_argument("-v", "--verbose", **flag, help="also print debug log lines, on stderr")
-        group.add_argument(
-            "--version", action="version", version=version().replace("%", "%%"), help="print the version"
-        )
+        group.add_argument("--version", action="version", version=version(), help="print the version")
 
     def format_help(self) -> str:
         return as_typed(super().format_help())
