@@ -19,9 +19,9 @@ LOSS_TILE = 1024
 def parameters(model: Model) -> dict[str, int]:
     """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale (and bias)."""
     image, text = model.image, model.text
-    # Vectors of the width of a token: of patches, their bias or else the gain and bias of norm_pre, the class token.
-    vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1
-    vectors += 1 + patches(image) if image.positions == "learned" else 0
+    # Vectors of the width of a token: patch weights, their bias or norm_pre's gain and bias, class token, positions.
+    learned = 1 + patches(image) if image.positions == "learned" else 0
+    vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1 + learned
     counts = {
         "image": vectors * image.width + _blocks(image) + image.width * model.embed,
         "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,

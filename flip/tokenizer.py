@@ -84,14 +84,11 @@ class Tokenizer:
         self._tokenizer, self._word_ids = _read(Path(path)), dict[str, list[int]]()
         self.byte_pairs = isinstance(self._tokenizer.model, models.BPE)
         self._word = _BYTE_PAIR_WORD if self.byte_pairs else _WORD
-        if self.byte_pairs:
-            self._prefix, self._suffix = [self._id(START)], [self._id(END)]
-            if self._suffix != [self.size - 1]:
-                raise ConfigError(f"{END} is not the highest id", self.path, self._id(END), _remedy(self.path))
-            return
-        self._prefix, self._suffix = [self._id("[CLS]")] if prepend_cls else [], list[int]()
-        if self._id("[PAD]") != 0:
-            raise ConfigError("[PAD] is not id 0", self.path, self._id("[PAD]"), _remedy(self.path))
+        first, last = ([START], [END]) if self.byte_pairs else (["[CLS]"] * prepend_cls, [])
+        self._prefix, self._suffix = list(map(self._id, first)), list(map(self._id, last))
+        token, id = (END, self.size - 1) if self.byte_pairs else ("[PAD]", 0)
+        if self._id(token) != id:
+            raise ConfigError(f"{token} is not id {id}", self.path, self._id(token), _remedy(self.path))
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], tower: TextTower) -> Tokenizer:
@@ -155,12 +152,12 @@ class Tokenizer:
         exported: Any = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         if self.byte_pairs:
             exported.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-        ids = self._prefix + self._suffix
-        if ids:
-            names = [self.piece(id) for id in ids]
-            template = f"{names[0]} $A" + "".join(f" {name}" for name in names[1:])
-            special = list(zip(names, ids, strict=True))
-            exported.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+        special = {self.piece(id): id for id in self._prefix + self._suffix}
+        if special:
+            template = " ".join([*list(special)[:1], "$A", *list(special)[1:]])
+            exported.post_processor = processors.TemplateProcessing(
+                single=template, special_tokens=list(special.items())
+            )
         return json.dumps(json.loads(exported.to_str()), ensure_ascii=False, indent=1) + "\n"
 
     def _id(self, token: str) -> int:

@@ -121,7 +121,7 @@ def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path)
         storm.kill(rank=1)
     for arena in (calm, storm):
         arena.wait_over()
-    check_equal(calm, storm, scores=4)
+    check_equal(calm, storm, scores=3)
     assert storm.run.newest_attempt() == 3
     model = flip.load(calm.run.path)
     assert model.pair.image.positions.shape == (1 + 144, 64)

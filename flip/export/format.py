@@ -27,13 +27,6 @@ not normalised means nothing. For fine-tuning take `timm/`.""",
 **absolute path** (`vision_cfg.timm_model_name`): where the folder moves, edit it.""",
 }
 
-_FIXED_POSITIONS = """ The positions are a fixed
-table, which timm would train: freeze `pos_embed` to keep it."""
-_OTHER_SIZE = """\
-- Another image size (`force_image_size`) makes open_clip interpolate the table of positions. The toolkit computes it
-  anew for the new grid, which is another model.
-"""
-
 
 def model_card(record: dict[str, Any], config: Config) -> str:
     """README.md. ``record``: export.json without its files."""
@@ -42,15 +35,12 @@ def model_card(record: dict[str, Any], config: Config) -> str:
     padding = "not seen" if model.text.causal else "attended to"
     if fold_padding.applies(model.text):
         padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
-    fixed = model.image.positions == "sincos"
     fields = {
         "run": record["run"], "stage": record["stage"], "samples": record["samples"], "library": form,
         "facts": "".join(_facts(record, config)), "variant": _VARIANT_NOTES.get(record.get("variant", ""), ""),
         "scores": "".join(_scores(record["evaluations"])), "embed": model.embed, "width": model.image.width,
         "size": model.image.size, "mean": augment.mean, "std": augment.std, "length": model.text.length,
-        "special": _special_tokens(model.text), "fixed_positions": _FIXED_POSITIONS if fixed else "",
-        "freeze": "encoder.pos_embed.requires_grad_(False)\n" if fixed else "",
-        "other_size": _OTHER_SIZE if fixed else "",
+        "special": _special_tokens(model.text), "learned": model.image.positions == "learned",
         "differences": "".join(f"- {sentence}\n" for sentence in record["differences"]), "padding": padding,
         "bias": " `logit_bias` is SigLIP's." if model.objective == "siglip" else "",
         "scale": record.get("logit_scale"), "plus_bias": f" + {record['logit_bias']}" if "logit_bias" in record else "",

@@ -25,7 +25,7 @@ from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host, core_seconds, cores
 from flip.config.resolve import DatasetFacts
-from flip.config.schema import Config
+from flip.config.schema import Config, TextTower
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader, Sample
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_whole_json
@@ -186,7 +186,6 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
 
 @lru_cache(maxsize=16)
 def _tokenizer_size(path: str, causal: bool) -> int:
-    from flip.config.schema import TextTower
     from flip.tokenizer import Tokenizer
 
     return Tokenizer.of(path, TextTower(causal=causal)).size

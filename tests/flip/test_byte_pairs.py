@@ -94,7 +94,7 @@ DAMAGED = {
     "other gzip": (lambda: gzip.compress(b"heading\na b c\n"), "pair"),
     "bytes": (lambda: gzip.compress(b"heading\n\xff\xfe\n"), "utf-8"),
     "no bytes": (lambda: json.dumps(CONTENT).encode(), "not byte pairs"),
-    "end": (lambda: own_json(lambda model: model["vocab"].update({START: 513, END: 512})), "highest id"),
+    "end": (lambda: own_json(lambda model: model["vocab"].update({START: 513, END: 512})), "is not id 513"),
     "ids": (lambda: own_json(lambda model: model["vocab"].update({"x y": 9999})), "ids are not"),
     "pair": (lambda: own_json(lambda model: model["merges"].append(["a", "b"])), "pair 'a b'"),
     "merges": (lambda: own_json(lambda model: model.update(merges=[["a", 3]])), "tokenizer.json"),
