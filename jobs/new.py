@@ -17,21 +17,28 @@ from jobs.common.cli import Parser, command, quietly, run_command, shorter
 EXAMPLES = """examples:
   python jobs/new.py mine                                   data/manifest and data/tokenizer.json, a model for CPUs
   python jobs/new.py mine --data /data/manifest --tokenizer /data/tokenizer.json --cluster h100 --size L/16
+  python jobs/new.py mine --recipe clip                     a model for `export --to transformers`
 """
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
 # Masked training on your own data: a run for each value below `grid`. Keys: docs/sweeps.md, fields: docs/contracts.md.
 cluster: {cluster}
-recipe: portable2              # the paper's recipe, in the variant that other libraries load without loss
+recipe: {recipe:<22} # {about}
 set:
   data: {{manifest: {data}, tokenizer: {tokenizer}}}
-  model.size: {size}
+  model.size: {size}{text}
   stages:                      # lengths are in samples: S / (samples of the data set) passes over the data
     - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
   resources: {resources}
 grid:
   stages.pretrain.mask: [0.5, 0.75]   # share of the patches that is left out; 0: CLIP
 """
+RECIPES = {
+    "portable2": "the paper's recipe, in the variant that open_clip loads without loss",
+    "clip": "the architecture of CLIP, which transformers loads",
+}
+SMALL_TEXT = "\n  model.text: {length: 32, vocabulary: 4000}   # at least the entries of the tokenizer"
+"""For recipe clip, whose text encoder is large."""
 SMALL = {"samples": "1e6", "batch": 128, "base_lr": "2e-3", "warmup": "5e4", "peak": "1e-3"}
 """For the sizes that train on CPUs."""
 LARGE = {"samples": "100e6", "batch": 4096, "base_lr": "3e-5", "warmup": "5e6", "peak": "4.8e-4"}
@@ -45,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
+    about = "clip is for transformers, and needs `tokenizer train --kind bpe` (default: %(default)s)"
+    parser.add_argument("--recipe", choices=list(RECIPES), default="portable2", help=about)
     about = "profile in sweeps/clusters (default: %(default)s)"
     parser.add_argument("--cluster", default="local", metavar="NAME", help=about)
     return run_command(new, parser.parse_args(arguments))
@@ -75,14 +84,18 @@ def new(args: argparse.Namespace) -> int:
     schema = SWEEPS / "schemas" / "sweep.json"
     data = Path(args.data).expanduser().absolute()
     tokenizer = Path(args.tokenizer).expanduser().absolute() if args.tokenizer else data.with_name("tokenizer.json")
+    small = size in ("emoji", "tiny")
     values = {
+        "recipe": args.recipe,
+        "about": RECIPES[args.recipe],
+        "text": SMALL_TEXT if small and args.recipe == "clip" else "",
         "schema": os.path.relpath(schema, target.parent) if REPOSITORY in target.absolute().parents else schema,
         "cluster": args.cluster,
         "data": json.dumps(str(data), ensure_ascii=False),
         "tokenizer": json.dumps(str(tokenizer), ensure_ascii=False),
         "size": size,
         "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
-        **(SMALL if size in ("emoji", "tiny") else LARGE),
+        **(SMALL if small else LARGE),
     }
     with writing(target):
         write_text(target, TEMPLATE.format(**values))

@@ -32,7 +32,9 @@ def test_a_new_sweep_passes_a_dry_run(tmp_path, data, monkeypatch, capsys):
     assert submit.main(["mine", "--dry-run"]) == 0, "a name means the file in this folder too"
 
 
-@pytest.mark.parametrize("words", [[], ["--cluster", "h100"], ["--size", "L/14", "--data", "a: b/'#\""]])
+@pytest.mark.parametrize(
+    "words", [[], ["--cluster", "h100"], ["--size", "L/14", "--data", "a: b/'#\""], ["--recipe", "clip"]]
+)
 def test_the_file_fits_the_schema_that_it_names(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     written(capsys, "mine", *words)
@@ -43,7 +45,9 @@ def test_the_file_fits_the_schema_that_it_names(tmp_path, monkeypatch, capsys, w
     assert table["set"]["data"]["manifest"] == str(tmp_path / (words[-1] if "--data" in words else "data/manifest"))
     gpus = 8 if "h100" in words else 0
     assert (table["set"]["resources"]["gpus"], table["set"]["resources"]["processes"]) == (gpus, gpus or 1)
-    assert table["set"]["model.size"] == {0: "emoji", 2: "B/16", 4: "L/14"}[len(words)]
+    assert table["set"]["model.size"] == ("L/14" if "L/14" in words else "B/16" if gpus else "emoji")
+    assert table["recipe"] == ("clip" if "clip" in words else "portable2")
+    assert ("model.text" in table["set"]) == ("clip" in words)
 
 
 @pytest.mark.parametrize(
