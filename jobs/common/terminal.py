@@ -326,7 +326,8 @@ class ProgressBar:
             self.display.draw(lambda width, height: Page(one))
         else:
             del row["bar"]
-            print(f"{row.pop('what')}: {', '.join(filter(None, row.values()))}", file=sys.stderr, flush=True)
+            line = f"{row.pop('what')}: {', '.join(filter(None, row.values()))}"
+            print(plain(line), file=sys.stderr, flush=True)
 
     def row(self, done: int, total: int, seconds: float, note: str) -> dict[str, Any]:
         """The cells of the bar, in their order."""
@@ -334,11 +335,11 @@ class ProgressBar:
         speed = (done - self.initial) / seconds if seconds else 0.0
         share = done / total if total else 1.0
         return {
-            "what": plain(self.what),
+            "what": self.what,
             "bar": Share(share),
             "share": f"{100 * share:.0f} %",
             "amount": f"{amount(done)} of {amount(total)}",
             "speed": f"{amount(speed)}/s",
             "left": f"{duration((total - done) / speed)} left" if speed else "",
-            "note": plain(note),
+            "note": note,
         }

@@ -1,5 +1,7 @@
 """The plan as text: on terminals of several widths, and on a pipe."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from jobs.planning.preflight import Check
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
 from jobs.sweeps.sweep_file import load
+from tests.harness.common import ROOT
 from tests.harness.terminal import Terminal, golden
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,6 +64,15 @@ def test_the_plan(name, cluster, columns, monkeypatch):
         show(page, screen.file)
         golden(GOLDEN / f"plan-{name}-{columns}.txt", screen.close().text())
         assert b"\x1b[2J" not in screen.raw
+
+
+def test_the_command_on_a_terminal(desk):
+    words = (sys.executable, ROOT / "jobs" / "submit.py", "--sweep", desk.sweep, "--dry-run")
+    with Terminal(80, 50) as screen:
+        env = {**os.environ, "FLIP_RUNS": str(desk.runs), "TERM": "xterm-256color"}
+        assert screen.start(*words, cwd=desk.folder, env=env).wait(60) == 0
+        text = screen.close().text()
+        assert "wall-clock" in text and "attempts" in text and b"\x1b[1m" in screen.raw and screen.cursor
 
 
 def test_the_wall_clock_time_of_a_plan_on_cpus():
