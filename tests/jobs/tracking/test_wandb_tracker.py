@@ -41,6 +41,7 @@ def follower_of(arena):
 
 
 @pytest.mark.kill
+@pytest.mark.slow
 def test_a_run_killed_three_times_is_one_run_with_each_step_once(tmp_path):
     data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(data / "tokenizer.json")
