@@ -97,9 +97,9 @@ quickstart: install  ## real data, three small runs, a table and a page (15 minu
 	@$(BIN)/python jobs/report.py quickstart | tail -n 1
 	@echo "TensorBoard:  $(BIN)/python jobs/tensorboard.py quickstart"
 
-study: install  ## compare masked and unmasked training at equal cost with paired seeds; write docs/study.md (80 minutes or more)
+study: install  ## compare trainings at equal cost with paired seeds; write docs/study.md (80 minutes), STUDY=cheapest: docs/cheapest.md
 	@$(BIN)/python tools/demo_data.py
-	@$(BIN)/python tools/study.py
+	@$(BIN)/python tools/study.py $(if $(STUDY),--study $(STUDY))
 
 audit: install  ## list known vulnerabilities of the installed packages with pip-audit (69: the index could not be reached)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'

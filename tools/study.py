@@ -1,4 +1,4 @@
-"""A small study on real data: masked against unmasked training at equal measured cost, with paired seeds."""
+"""A small study on real data: trainings at equal measured cost, with paired seeds."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   python tools/study.py                 train missing runs, then write docs/study.md; if interrupted, run it again
   python tools/study.py --page          write the page from the complete runs
   python tools/study.py --calibrate     measure step times again (minutes, on a quiet machine): a new study
+  python tools/study.py --study cheapest   small images beside masks: docs/cheapest.md
   python tools/study.py --plan          show the arms, their lengths and cost
 The data: python tools/demo_data.py
 """
@@ -25,9 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument("--calibrate", action="store_true", help="measure step times and write the calibration file")
     action.add_argument("--page", action="store_true", help="write the page from the complete runs")
     action.add_argument("--plan", action="store_true", help="show the arms and their cost; start nothing")
+    about = "masking: docs/study.md; cheapest: docs/cheapest.md, small images beside masks (default masking)"
+    parser.add_argument("--study", choices=["masking", "cheapest"], default="masking", help=about)
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
     docs = Path(__file__).resolve().parents[1] / "docs"
-    parser.add_argument("--docs", type=Path, default=docs, metavar="FOLDER", help="folder for study.md and study/")
+    parser.add_argument("--docs", type=Path, default=docs, metavar="FOLDER", help="folder for the page and its files")
     return run_command(run, parser.parse_args(arguments))
 
 
@@ -47,25 +50,27 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from flip.runs.rundir import write_json
-    from tools.masking_study import design, paired_stats, runner, study_page
+    from tools.masking_study import paired_stats, runner, study_page
+    from tools.masking_study.studies import STUDIES
 
-    path, choices = options.docs / "study" / "calibration.json", options.docs / "study" / "choices.json"
+    design = STUDIES[options.study]
+    path, choices = (options.docs / design.name / name for name in ("calibration.json", "choices.json"))
     if options.calibrate:
         before = runner.machine()
-        timed = runner.calibrate(options.cluster)
+        timed = runner.calibrate(design, options.cluster)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, runner.calibration_record(timed, before))
+        write_json(path, runner.calibration_record(design, timed, before))
         choices.unlink(missing_ok=True)
-    record = runner.read_calibration(path)
+    record = runner.read_calibration(design, path)
     times = runner.seconds_per_sample(record)
     if options.calibrate or options.plan:
-        print(study_page.plan(times))
+        print(study_page.plan(design, times))
         return
-    recorded = paired_stats.recorded(choices)
+    recorded = paired_stats.recorded(design, choices)
     if not options.page:
-        runner.study(times, options.cluster, recorded)
-    study = runner.collect(recorded)
-    if not recorded and study.chosen.keys() == design.ARMS.keys():
+        runner.study(design, times, options.cluster, recorded)
+    study = runner.collect(design, recorded)
+    if not recorded and study.chosen.keys() == design.arms.keys():
         write_json(choices, study.chosen)
     for written in study_page.write(options.docs, record, study):
         print(written)

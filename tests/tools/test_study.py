@@ -19,8 +19,9 @@ from flip.runs.rundir import RunDir, write_json
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
 from tools.masking_study import design, paired_stats, runner, study_page
-from tools.masking_study.design import ROUNDS, SEEDS
+from tools.masking_study.design import SEEDS
 from tools.masking_study.runner import Study
+from tools.masking_study.studies import CHEAPEST, MASKING
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {
@@ -30,7 +31,8 @@ TIMES = {
     "mask 0.75, batch 64": 0.8e-3,
     "mask 0.75, batch 256": 0.65e-3,
 }
-ARMS = list(design.ARMS.values())
+ARMS, ROUNDS = list(MASKING.arms.values()), MASKING.rounds
+TIMES_OF_ALL = TIMES | {"mask 0, batch 128, 24 px, 8 tokens": 0.6e-3}
 KEPT = {
     "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
     "time": "2026-01-01 00:00",
@@ -47,7 +49,7 @@ def outcome(folder: Path, name: str, samples: int = 1280, **top1: float) -> Outc
 
 def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Study:
     """A study with ``rounds`` rounds: twemoji is 0.2 + the arm's gain + 0.01 per seed; the middle trial is the best."""
-    made = Study()
+    made = Study(MASKING)
     for each in ROUNDS[:rounds]:
         for one in each.arms:
             for i, peak in enumerate(one.peaks):
@@ -64,22 +66,39 @@ def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) 
 # -- the design --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("one", ARMS, ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [*ARMS, CHEAPEST.arms["clipa"]], ids=lambda one: one.name)
 def test_arms_cost_the_same_but_for_a_part_of_a_batch(one: design.Arm) -> None:
-    part = design.stage(one, one.peaks[0], TIMES)
-    assert part["samples"] % one.batch == 0
-    assert abs(part["samples"] * TIMES[one.work] - one.seconds) <= one.batch * TIMES[one.work] / 2
-    assert part["base_lr"] * one.batch / 256 == pytest.approx(one.peaks[0])
-    assert 0 < part["warmup"] < part["samples"] / 10
+    parts = design.stages(one, one.peaks[0], TIMES_OF_ALL)
+    assert abs(design.cost(one, TIMES_OF_ALL, parts) - one.seconds) <= len(parts) * one.batch * 1.5e-3 / 2
+    assert [part["base_lr"] * one.batch / 256 for part in parts.values()] == pytest.approx(
+        [one.peaks[0], one.peaks[0] * design.FULL_RATE][: len(parts)]
+    )
+    for part in parts.values():
+        assert part["samples"] % one.batch == 0 and 0 < part["warmup"] < part["samples"] / 10
 
 
-def test_the_design_is_fair() -> None:
+def test_small_images_come_first_and_take_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = CHEAPEST.arms["clipa"]
+    parts = design.stages(one, 1e-3, TIMES_OF_ALL)
+    assert list(parts) == ["pretrain", "full"] and "image" not in parts["full"]
+    small = design.cost(one, TIMES_OF_ALL, parts, parts["pretrain"]["samples"])
+    assert small == pytest.approx(0.8 * one.seconds, rel=0.01)
+    path = tmp_path / "cheapest.yaml"
+    path.write_text(dump_yaml(CHEAPEST.runs(CHEAPEST.rounds[0], TIMES_OF_ALL, dict.fromkeys(CHEAPEST.arms, 1e-3))))
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    run = next(run for run in load(path, [], None, None).runs if run.name == "clipa")
+    sizes = [(each.image.size, each.text.length) for each in run.config.stages]
+    assert sizes == [(24, 8), (None, None)] and run.config.model.image.size == 48
+    assert len(CHEAPEST.calibration()["runs"]) == 4
+
+
+@pytest.mark.parametrize("plan", [MASKING, CHEAPEST], ids=lambda plan: plan.name)
+def test_the_design_is_fair(plan: design.StudyDesign) -> None:
     assert len(SEEDS) >= 3 and design.TRIAL_SEED not in SEEDS
-    for each in ROUNDS:
+    for each in plan.rounds:
         assert len({one.peaks for one in each.arms}) == 1, "equally many trials, of the same learning rates"
-    names = {one.name for one in ARMS}
-    assert {name for _, *both in design.COMPARED for name in both} <= names
-    assert design.core_seconds() / 120 < 90, "minutes on two cores; start-up and evaluation come on top"
+    assert {name for _, *both in plan.compared for name in both} <= plan.arms.keys()
+    assert plan.core_seconds() / 120 < 90, "minutes on two cores; start-up and evaluation come on top"
 
 
 def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +106,10 @@ def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     chosen = {one.name: one.peaks[1] for one in ARMS}
     for each in ROUNDS:
-        for sweep, seeds in ((design.trials(each, TIMES, chosen), {9}), (design.runs(each, TIMES, chosen), set(SEEDS))):
+        for sweep, seeds in (
+            (MASKING.trials(each, TIMES, chosen), {9}),
+            (MASKING.runs(each, TIMES, chosen), set(SEEDS)),
+        ):
             path = tmp_path / f"{sweep['name']}.yaml"
             path.write_text(dump_yaml(sweep), encoding="utf-8")
             runs = load(path, [], None, None).runs
@@ -96,7 +118,7 @@ def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.Monkey
             assert roles == ({"validation"} if seeds == {9} else {"validation", "test"})
             assert len(runs) == len(each.arms) * (3 if seeds == {9} else len(SEEDS))
             assert all(bool(run.config.init.run) == (each.name == "tuning") for run in runs)
-    branch = design.runs(ROUNDS[1], TIMES, chosen)["runs"]["mask75-masked-s2"]
+    branch = MASKING.runs(ROUNDS[1], TIMES, chosen)["runs"]["mask75-masked-s2"]
     assert branch["init"] == {"run": "study_arms/mask75-s2", "stage": "pretrain"} and branch["seed"] == 2
 
 
@@ -116,22 +138,25 @@ def timed(folder: Path, name: str, each: list[float]) -> Outcome:
 
 def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Path) -> None:
     """The first steps are slow; both runs of the work with uneven times are returned."""
-    runs = [timed(tmp_path, "clip", [0.9, 0.9] + 5 * [0.002]), timed(tmp_path, "clip-s1", [0.9, 0.9] + 5 * [0.004])]
-    runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("mask50", "mask50-s1")]
-    made = runner.measured(runs)
+    runs = [
+        timed(tmp_path, "m0-b128", [0.9, 0.9] + 5 * [0.002]),
+        timed(tmp_path, "m0-b128-s1", [0.9, 0.9] + 5 * [0.004]),
+    ]
+    runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("m0.5-b128", "m0.5-b128-s1")]
+    made = runner.measured(MASKING, runs)
     assert made["mask 0, batch 128"] == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
-    assert [one.run.name for one in runner.noisy(runs)] == ["clip", "clip-s1"]
+    assert [one.run.name for one in runner.noisy(MASKING, runs)] == ["m0-b128", "m0-b128-s1"]
 
 
 def test_a_calibration_that_lacks_a_kind_of_work_is_none(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     with pytest.raises(ConfigError, match="there is no calibration"):
-        runner.read_calibration(path)
+        runner.read_calibration(MASKING, path)
     write_json(path, KEPT | {"work": {}})
     with pytest.raises(ConfigError, match="lacks a kind of work"):
-        runner.read_calibration(path)
+        runner.read_calibration(MASKING, path)
     write_json(path, KEPT)
-    assert runner.seconds_per_sample(runner.read_calibration(path)) == TIMES
+    assert runner.seconds_per_sample(runner.read_calibration(MASKING, path)) == TIMES
 
 
 # -- choice and pairs --------------------------------------------------------------------------------------------------
@@ -153,9 +178,9 @@ def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
     """If two trials are almost equal, another processor would choose the other."""
     made = {one.name: one.peaks[0] for one in ARMS}
     path = tmp_path / "choices.json"
-    assert paired_stats.recorded(path) == {}
+    assert paired_stats.recorded(MASKING, path) == {}
     write_json(path, made)
-    there = Study(paired_stats.recorded(path))
+    there = Study(MASKING, paired_stats.recorded(MASKING, path))
     trials = found(tmp_path).trials
     there.trials |= trials
     for each in ROUNDS:
@@ -166,8 +191,8 @@ def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
     for wrong in ({"clip": 0.1}, made | {"clip": 0.1}, [1]):
         write_json(path, wrong)
         with pytest.raises(ConfigError, match="the chosen learning rates cannot be read"):
-            paired_stats.recorded(path)
-    kept = paired_stats.recorded(Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
+            paired_stats.recorded(MASKING, path)
+    kept = paired_stats.recorded(MASKING, Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
     assert kept.keys() == made.keys()
 
 
@@ -200,16 +225,16 @@ def test_what_is_compared_waits_for_no_trial_where_its_learning_rates_are_known(
     monkeypatch.setattr(runner, "outcomes", lambda sweep: made.get(sweep, {}))
     chosen = {one.name: one.peaks[1] for one in ARMS} if recorded else {}
     with pytest.raises(runner.Unfinished):
-        runner.study(TIMES, "stopped", chosen)
+        runner.study(MASKING, TIMES, "stopped", chosen)
     names = ["arms", "tuning", "batch"]
     first = [f"study_{name}" for name in names] + ["study_arms_trials"]
     assert list(made) == (first if recorded else ["study_arms_trials", "study_arms", *_both("tuning")])
-    there = runner.collect(chosen)
+    there = runner.collect(MASKING, chosen)
     complete = {one.run(seed) for one in ARMS for seed in SEEDS if recorded or one.after or one in ROUNDS[0].arms}
     assert there.runs.keys() == complete and len(there.trials) == (9 if recorded else 21)
-    runner.study(TIMES, "on", chosen)
+    runner.study(MASKING, TIMES, "on", chosen)
     assert set(made) == {name for each in names for name in _both(each)}
-    assert len(runner.collect(chosen).trials) == 3 * len(ARMS)
+    assert len(runner.collect(MASKING, chosen).trials) == 3 * len(ARMS)
 
 
 def _both(name: str) -> tuple[str, str]:
@@ -245,7 +270,7 @@ def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
     study_page.write(tmp_path, KEPT, study)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
-    study_page.write(tmp_path, KEPT, Study())
+    study_page.write(tmp_path, KEPT, Study(MASKING))
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 

@@ -1,9 +1,10 @@
-"""Arms, rounds and comparisons of the study, their cost, and the sweeps that train them; arithmetic without files."""
+"""Arms, rounds and comparisons of the studies, their cost, and the sweeps that train them; arithmetic without files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 SECONDS = 360.0
@@ -27,7 +28,22 @@ TUNING_PEAKS = (1e-4, 2e-4, 4e-4)
 """Peak learning rates that are tried for tunings."""
 
 Times = Mapping[str, float]
-"""``Arm.work`` -> core-seconds per sample."""
+"""Kind of work (``Arm.works``) -> core-seconds per sample."""
+
+
+@dataclass(frozen=True)
+class SmallImages:
+    """The first stage of an arm: small images and short texts, for a share of the arm's seconds (CLIPA,
+    arXiv 2305.07017)."""
+
+    size: int
+    """Side of the images, pixels."""
+    tokens: int
+    share: float
+
+
+FULL_RATE = 0.1
+"""Peak learning rate at full size after small images, as a share of the first one (as in CLIPA)."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +54,15 @@ class Arm:
     mask: str
     batch: int = 128
     after: str = ""
+    small: SmallImages | None = None
 
     @property
-    def work(self) -> str:
-        """The kind of work, which determines the time per sample."""
-        return f"mask {self.mask}, batch {self.batch}"
+    def works(self) -> dict[str, float]:
+        """Kind of work, which determines the time per sample -> its share of the seconds, in order."""
+        full, small = f"mask {self.mask}, batch {self.batch}", self.small
+        if small is None:
+            return {full: 1.0}
+        return {f"{full}, {small.size} px, {small.tokens} tokens": small.share, full: 1 - small.share}
 
     @property
     def seconds(self) -> float:
@@ -69,45 +89,6 @@ class Round:
     title: str
     arms: tuple[Arm, ...]
 
-    @property
-    def sweep(self) -> str:
-        return f"study_{self.name}"
-
-    @property
-    def trials(self) -> str:
-        return f"study_{self.name}_trials"
-
-
-ROUNDS = (
-    Round("arms", "Masking at equal cost", (Arm("clip", "0"), Arm("mask50", "0.5"), Arm("mask75", "0.75"))),
-    Round(
-        "tuning",
-        "Unmasked tuning, and the same time masked",
-        (
-            Arm("mask50-unmasked", "0", after="mask50"),
-            Arm("mask50-masked", "0.5", after="mask50"),
-            Arm("mask75-unmasked", "0", after="mask75"),
-            Arm("mask75-masked", "0.75", after="mask75"),
-        ),
-    ),
-    Round("batch", "The batch at equal cost", (Arm("mask75-b64", "0.75", 64), Arm("mask75-b256", "0.75", 256))),
-)
-"""In order of importance: if the study is stopped early, the last are missing."""
-ARMS = {arm.name: arm for each in ROUNDS for arm in each.arms}
-ROUND_OF = {arm.name: each for each in ROUNDS for arm in each.arms}
-
-COMPARED = (
-    ("masking", "mask50", "clip"),
-    ("masking", "mask75", "clip"),
-    ("masking", "mask75", "mask50"),
-    ("unmasked tuning", "mask50-unmasked", "mask50-masked"),
-    ("unmasked tuning", "mask75-unmasked", "mask75-masked"),
-    ("tuned or not", "mask50-unmasked", "mask50"),
-    ("tuned or not", "mask75-unmasked", "mask75"),
-    ("batch", "mask75-b64", "mask75"),
-    ("batch", "mask75-b256", "mask75"),
-)
-"""(question, arm, the arm that it is compared with)."""
 
 VALIDATION = {
     "name": "validation",
@@ -124,56 +105,107 @@ BASE: dict[str, Any] = {
 }
 
 
-def core_seconds() -> float:
-    """Core-seconds of training in the complete study, by the calibration."""
-    return sum(a.seconds * (len(a.peaks) * (1 if a.after else TRIAL) + len(SEEDS)) for a in ARMS.values())
+def stages(arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, dict[str, Any]]:
+    """The stages of a run of the arm that lasts ``share`` of its seconds, each rounded to at least one batch."""
+    result, small, first = dict[str, dict[str, Any]](), arm.small, peak
+    for name, (work, part) in zip(("pretrain", "full"), arm.works.items(), strict=False):
+        steps = max(1, round(share * part * arm.seconds / times[work] / arm.batch))
+        base_lr = float(f"{first * 256 / arm.batch:.6g}")  # a sweep's learning rate is per 256 samples
+        length = {"samples": steps * arm.batch, "base_lr": base_lr, "warmup": round(WARMUP * steps) * arm.batch}
+        sizes = {"image": {"size": small.size}, "text": {"length": small.tokens}} if small and not result else {}
+        result[name] = {"mask": arm.mask, "batch": arm.batch, **length, **sizes}
+        first = peak * FULL_RATE
+    return result
 
 
-def stage(arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, Any]:
-    """The stage of a run of the arm that lasts ``share`` of its seconds, rounded to at least one batch."""
-    steps = max(1, round(share * arm.seconds / times[arm.work] / arm.batch))
-    base_lr = float(f"{peak * 256 / arm.batch:.6g}")  # a sweep's learning rate is per 256 samples
-    warmup = round(WARMUP * steps) * arm.batch
-    return {"mask": arm.mask, "batch": arm.batch, "samples": steps * arm.batch, "base_lr": base_lr, "warmup": warmup}
+def cost(arm: Arm, times: Times, lengths: Mapping[str, Mapping[str, Any]], samples: float = float("inf")) -> float:
+    """Core-seconds of the first ``samples`` of a run with these stages (``stages``), by the calibration."""
+    total = 0.0
+    for work, length in zip(arm.works, lengths.values(), strict=True):
+        done = min(samples, length["samples"])
+        total, samples = total + done * times[work], samples - done
+    return total
 
 
-def calibration() -> dict[str, Any]:
-    """The calibration sweep: a short run per kind of work, two at a time, as in the study."""
-    by_work = {arm.work: arm for arm in ARMS.values() if not arm.after}
-    fields = {
-        arm.name: {
-            "stages.pretrain": {"mask": arm.mask, "batch": arm.batch, "samples": PROBE, "warmup": arm.batch},
-            "monitor.log_every": 256 // arm.batch,
-        }
-        for arm in by_work.values()
-    }
-    return _sweep("study_calibration", "Step times", fields, evaluate=[]) | {"seeds": [0, 1]}
+@dataclass(frozen=True)
+class StudyDesign:
+    """A study: its arms in rounds, and what is compared."""
 
+    name: str
+    """Of its page, docs/NAME.md, of the folder beside it, and of its sweeps."""
+    head: str
+    """The beginning of the page, Markdown."""
+    rounds: tuple[Round, ...]
+    """In order of importance: if the study is stopped early, the last are missing."""
+    compared: tuple[tuple[str, str, str], ...]
 
-def trials(round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
-    """One run per arm and peak, scored on the validation vendor only. ``chosen``: arm -> peak of earlier rounds."""
-    runs = {}
-    for arm in round_.arms:
-        for peak in arm.peaks:
-            fields: dict[str, Any] = {"stages.pretrain": stage(arm, peak, times, TRIAL)}
-            if arm.after:
-                source = f"{ROUND_OF[arm.after].trials}/{ARMS[arm.after].trial(chosen[arm.after])}"
-                fields = _branch(source, stage(arm, peak, times))
-            runs[arm.trial(peak)] = {"seed": TRIAL_SEED, **fields}
-    return _sweep(round_.trials, f"{round_.title}: trials of learning rates", runs, evaluate=[VALIDATION])
+    @cached_property
+    def arms(self) -> dict[str, Arm]:
+        return {arm.name: arm for each in self.rounds for arm in each.arms}
 
+    def sweep(self, round_: Round, trials: bool = False) -> str:
+        return f"{self.name}_{round_.name}{'_trials' if trials else ''}"
 
-def runs(round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
-    """One run per seed and arm, at the chosen peak learning rates."""
-    runs = {}
-    for seed in SEEDS:
+    def core_seconds(self) -> float:
+        """Core-seconds of training in the complete study, by the calibration."""
+        return sum(a.seconds * (len(a.peaks) * (1 if a.after else TRIAL) + len(SEEDS)) for a in self.arms.values())
+
+    def calibration(self) -> dict[str, Any]:
+        """The calibration sweep: a short run per kind of work, two at a time, as in the study."""
+        fields = {}
+        for work, arm in self.calibrated().items():
+            stage = stages(arm, PEAKS[0], dict.fromkeys(arm.works, 1.0))["pretrain"]
+            if work != next(iter(arm.works)):
+                stage = {"mask": arm.mask, "batch": arm.batch, "base_lr": stage["base_lr"]}
+            fields[work_name(work)] = {
+                "stages.pretrain": stage | {"samples": PROBE, "warmup": arm.batch},
+                "monitor.log_every": 256 // arm.batch,
+            }
+        return _sweep(f"{self.name}_calibration", "Step times", fields, evaluate=[]) | {"seeds": [0, 1]}
+
+    def calibrated(self) -> dict[str, Arm]:
+        """Kind of work -> an arm from scratch that has it."""
+        return {work: arm for arm in self.arms.values() if not arm.after for work in arm.works}
+
+    def trials(self, round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
+        """One run per arm and peak, scored on the validation vendor only. ``chosen``: arm -> peak of earlier rounds."""
+        runs = {}
         for arm in round_.arms:
-            last = stage(arm, chosen[arm.name], times)
-            fields: dict[str, Any] = {"stages.pretrain": last, "evaluate.every": -(-last["samples"] // 3)}
-            if arm.after:
-                fields = _branch(f"{ROUND_OF[arm.after].sweep}/{ARMS[arm.after].run(seed)}", last)
-            runs[arm.run(seed)] = {"seed": seed, **fields}
-    return _sweep(round_.sweep, round_.title, runs)
+            for peak in arm.peaks:
+                if arm.after:
+                    source = f"{self._sweep_of(arm.after, True)}/{self.arms[arm.after].trial(chosen[arm.after])}"
+                    fields = _branch(source, stages(arm, peak, times)["pretrain"])
+                else:
+                    fields = _stages(stages(arm, peak, times, TRIAL))
+                runs[arm.trial(peak)] = {"seed": TRIAL_SEED, **fields}
+        title = f"{round_.title}: trials of learning rates"
+        return _sweep(self.sweep(round_, True), title, runs, evaluate=[VALIDATION])
+
+    def runs(self, round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
+        """One run per seed and arm, at the chosen peak learning rates."""
+        runs = {}
+        for seed in SEEDS:
+            for arm in round_.arms:
+                lengths = stages(arm, chosen[arm.name], times)
+                total = sum(stage["samples"] for stage in lengths.values())
+                fields: dict[str, Any] = _stages(lengths) | {"evaluate.every": -(-total // 3)}
+                if arm.after:
+                    source = f"{self._sweep_of(arm.after)}/{self.arms[arm.after].run(seed)}"
+                    fields = _branch(source, lengths["pretrain"])
+                runs[arm.run(seed)] = {"seed": seed, **fields}
+        return _sweep(self.sweep(round_), round_.title, runs)
+
+    def _sweep_of(self, arm: str, trials: bool = False) -> str:
+        return self.sweep(next(each for each in self.rounds if self.arms[arm] in each.arms), trials)
+
+
+def work_name(work: str) -> str:
+    """The name of the calibration run of a kind of work."""
+    return work.replace("mask ", "m").replace(", batch ", "-b").replace(", ", "-").replace(" ", "")
+
+
+def _stages(lengths: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {f"stages.{name}": stage for name, stage in lengths.items()}
 
 
 def _branch(source: str, tune: dict[str, Any]) -> dict[str, Any]:

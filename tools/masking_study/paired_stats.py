@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
-from tools.masking_study.design import ARMS, SEEDS, Arm
+from tools.masking_study.design import SEEDS, Arm, StudyDesign
 
 T = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of pairs -> 97.5 % quantile of Student's t with one degree of freedom less."""
@@ -39,14 +39,14 @@ def choose(arm: Arm, trials: Mapping[str, Outcome]) -> tuple[float, dict[float, 
     return max(scores, key=lambda peak: (scores[peak], -peak)), scores
 
 
-def recorded(path: Path) -> dict[str, float]:
+def recorded(design: StudyDesign, path: Path) -> dict[str, float]:
     """Arm -> peak of all arms, as recorded when the study was made; empty if the file does not exist.
 
     Raises ConfigError if it is damaged or does not match the arms.
     """
     try:
         peaks = read_json(path) or {}
-        if peaks and not all(peaks[arm.name] in arm.peaks for arm in ARMS.values()):
+        if peaks and not all(peaks[arm.name] in arm.peaks for arm in design.arms.values()):
             raise ValueError("a learning rate that was not tried")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = "Restore it, or delete it to choose learning rates anew."

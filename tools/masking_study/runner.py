@@ -24,8 +24,8 @@ from flip.runs.errors import STOPPED, ConfigError
 from flip.runs.rundir import read_json, write_text
 from jobs.common.paths import runs_root
 from jobs.submission.apply import move_to_trash
-from tools.masking_study import design, paired_stats
-from tools.masking_study.design import ROUNDS, Round, Times
+from tools.masking_study import paired_stats
+from tools.masking_study.design import Round, StudyDesign, Times, work_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = 2
@@ -46,6 +46,7 @@ class Study:
     would choose differently and train another arm.
     """
 
+    design: StudyDesign
     chosen: dict[str, float] = field(default_factory=dict)
     runs: dict[str, Outcome] = field(default_factory=dict)
     scores: dict[str, dict[float, float]] = field(default_factory=dict)
@@ -57,23 +58,23 @@ class Study:
             self.chosen.setdefault(arm.name, best)
 
 
-def study(times: Times, profile: str, recorded: Mapping[str, float]) -> None:
+def study(design: StudyDesign, times: Times, profile: str, recorded: Mapping[str, float]) -> None:
     """Run all rounds; complete runs are left alone. Raises Unfinished.
 
     With recorded learning rates, compared runs come first because they need no trial: if the study is stopped early,
     only trials are missing.
     """
-    state = Study(dict(recorded))
-    for round_ in ROUNDS if recorded else ():
+    state = Study(design, dict(recorded))
+    for round_ in design.rounds if recorded else ():
         submit(design.runs(round_, times, recorded), profile)
-    for round_ in ROUNDS:
+    for round_ in design.rounds:
         submit(design.trials(round_, times, state.chosen), profile)
-        state.trials |= outcomes(round_.trials)
+        state.trials |= outcomes(design.sweep(round_, trials=True))
         state.choose(round_)
         submit(design.runs(round_, times, state.chosen), profile)
 
 
-def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
+def calibrate(design: StudyDesign, profile: str, tries: int = 4) -> list[Outcome]:
     """Run the calibration. Runs with uneven step times go to the trash and are repeated, up to ``tries`` times in all.
 
     Raises Unfinished, also if step times stay uneven.
@@ -82,7 +83,7 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
     for _ in range(tries):
         submit(sweep, profile)
         timed = list(outcomes(sweep["name"]).values())
-        uneven = noisy(timed)
+        uneven = noisy(design, timed)
         if not uneven:
             return timed
         names = ", ".join(outcome.run.name for outcome in uneven)
@@ -92,17 +93,17 @@ def calibrate(profile: str, tries: int = 4) -> list[Outcome]:
     raise Unfinished(STOPPED)
 
 
-def collect(recorded: Mapping[str, float]) -> Study:
+def collect(design: StudyDesign, recorded: Mapping[str, float]) -> Study:
     """Read the complete runs of rounds with known learning rates, and the trials of complete rounds."""
-    state = Study(dict(recorded))
-    for round_ in ROUNDS:
-        trials = outcomes(round_.trials)
+    state = Study(design, dict(recorded))
+    for round_ in design.rounds:
+        trials = outcomes(design.sweep(round_, trials=True))
         if all(arm.trial(peak) in trials for arm in round_.arms for peak in arm.peaks):
             state.trials |= trials
             state.choose(round_)
         elif not recorded:
             break
-        state.runs |= outcomes(round_.sweep)
+        state.runs |= outcomes(design.sweep(round_))
     return state
 
 
@@ -134,15 +135,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measured(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """``Arm.work`` -> {seconds per sample (the median), quartiles, intervals timed}, of complete calibration runs.
+def measured(design: StudyDesign, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Kind of work -> {seconds per sample (the median), quartiles, intervals timed}, of complete calibration runs.
 
     An interval lies between two metric lines. Raises ConfigError if a kind of work was not timed.
     """
     values: dict[str, list[float]] = {}
     for outcome in outcomes:
         seconds, samples = (np.diff(outcome.metrics[name][SKIPPED:]) for name in ("cpu_seconds", "samples"))
-        values.setdefault(_work(outcome), []).extend((seconds / samples).tolist())
+        values.setdefault(_work(design, outcome), []).extend((seconds / samples).tolist())
     spreads = {}
     for work, times in values.items():
         if len(times) < 2:
@@ -152,31 +153,32 @@ def measured(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return spreads
 
 
-def noisy(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def noisy(design: StudyDesign, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The runs of the kinds of work whose intervals vary too much to be used."""
-    spreads = measured(outcomes)
+    spreads = measured(design, outcomes)
     widths = {
         work: (facts["quartiles"][1] - facts["quartiles"][0]) / facts["seconds"] for work, facts in spreads.items()
     }
-    return [outcome for outcome in outcomes if widths[_work(outcome)] > UNEVEN]
+    return [outcome for outcome in outcomes if widths[_work(design, outcome)] > UNEVEN]
 
 
-def _work(outcome: Outcome) -> str:
-    return design.ARMS[outcome.run.name.removesuffix("-s1")].work
+def _work(design: StudyDesign, outcome: Outcome) -> str:
+    name = outcome.run.name.removesuffix("-s1")
+    return next(work for work in design.calibrated() if work_name(work) == name)
 
 
-def calibration_record(outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
+def calibration_record(design: StudyDesign, outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
     """The calibration record. ``before``: the machine when the measurement started."""
     return {
         "what": "processor seconds per sample of the one process that a run is: reading, decoding, cropping, forward,"
         " backward, optimiser; two runs side by side; median over intervals between metric lines, and quartiles",
         "machine": dict(before),
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "work": measured(outcomes),
+        "work": measured(design, outcomes),
     }
 
 
-def read_calibration(path: Path) -> dict[str, Any]:
+def read_calibration(design: StudyDesign, path: Path) -> dict[str, Any]:
     """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work."""
     remedy = "Measure on a quiet machine: python tools/study.py --calibrate"
     try:
@@ -185,9 +187,9 @@ def read_calibration(path: Path) -> dict[str, Any]:
         raise ConfigError("the calibration cannot be read", str(path), str(error), remedy) from error
     if calibration is None:
         raise ConfigError("there is no calibration", str(path), remedy=remedy)
-    for arm in design.ARMS.values():
-        if arm.work not in calibration.get("work", {}):
-            raise ConfigError("the calibration lacks a kind of work", str(path), arm.work, remedy)
+    for work in design.calibrated():
+        if work not in calibration.get("work", {}):
+            raise ConfigError("the calibration lacks a kind of work", str(path), work, remedy)
     return dict(calibration)
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/study.md (question, method, results), its figures, and the runs as CSV."""
+"""Writes the page of a study (question, method, results), its figures, and the runs as CSV."""
 
 from __future__ import annotations
 
@@ -15,29 +15,12 @@ from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.reporting.outcomes import csv_text
 from tools.masking_study import design, paired_stats
-from tools.masking_study.design import ARMS, COMPARED, ROUNDS, SEEDS, Arm, Times
+from tools.masking_study.design import SEEDS, Arm, StudyDesign, Times
 from tools.masking_study.paired_stats import Difference
 from tools.masking_study.runner import Study, seconds_per_sample
 
 TESTS = ("twemoji", "openmoji")
 """The test vendors; the verdicts are about the first."""
-
-HEAD = """\
-# A small study: what does masking gain at equal cost?
-
-`make study` writes this page (`tools/study.py`, from the runs). It asks the paper's questions at a size that two CPU
-cores train in less than 100 minutes (slower or shared cores need longer for the same result), on the pictures and
-captions of `tools/demo_data.py`: 1,172 classes of emoji, six sets of drawings to train on. It is not a replication of
-the paper: its model, data and lengths are smaller by factors of a hundred to a hundred thousand.
-
-    python tools/demo_data.py
-    make study                          # ordinary runs; if interrupted, run it again to continue
-
-Another machine trains the same step counts at the same learning rates (study/choices.json), regardless of its own
-trials, which it runs last. Its means should lie within the intervals below widened by the square root of two, because
-they are a second draw of as many seeds. The same kind of processor with the same packages gives the same bits.
-`python tools/study.py --page` writes the page from the runs that are complete. `python tools/study.py --calibrate`
-measures step times again and so defines another study."""
 
 DIFFERENCES = """\
 Points of zero-shot top-1: first arm minus second, paired by seed (same seed: same order, crops and initial weights). In
@@ -50,27 +33,27 @@ Zero-shot top-1 in per cent: the mean, in brackets each seed. Chance is 0.09. Co
 calibration, including those of the run that a tuning run starts from. Samples of a tuning run are its own."""
 
 
-def plan(times: Times) -> str:
+def plan(plan_of: StudyDesign, times: Times) -> str:
     """The arms as a text table."""
-    hours = design.core_seconds() / 3600
+    hours = plan_of.core_seconds() / 3600
     cost = f"{hours:.2f} core-hours of training for {len(SEEDS)} seeds, start-up and evaluation not counted"
-    return f"{table([_length(arm, times) for arm in ARMS.values()])}\n{cost}"
+    return f"{table([_length(plan_of, arm, times) for arm in plan_of.arms.values()])}\n{cost}"
 
 
 def write(docs: Path, calibration: Mapping[str, Any], study: Study) -> list[Path]:
-    """Write study.md, and figures and results.csv in study/; returns the paths. Raises OSError."""
-    times = seconds_per_sample(calibration)
-    folder = docs / "study"
+    """Write NAME.md, and figures and results.csv in NAME/; returns the paths. Raises OSError."""
+    times, name = seconds_per_sample(calibration), study.design.name
+    folder = docs / name
     folder.mkdir(parents=True, exist_ok=True)
     figures = [course(study, times), figure_of_differences(study)] if study.runs else []
-    content = {f"{name}.svg": charts.svg(plot) for figure in figures for name, plot in files(figure)}
+    content = {f"{file}.svg": charts.svg(plot) for figure in figures for file, plot in files(figure)}
     if study.runs or study.trials:
         content["results.csv"] = csv_text(list(rows(study, times)))
-    for name, text in content.items():
-        write_text(folder / name, text)
+    for file, text in content.items():
+        write_text(folder / file, text)
     blocks = [*answers(study), *results(study, times), *figures, *method(calibration, study)]
-    write_text(docs / "study.md", f"{HEAD}\n\n{markdown(blocks, 'study')}")
-    return [docs / "study.md", *(folder / name for name in content)]
+    write_text(docs / f"{name}.md", f"{study.design.head}\n\n{markdown(blocks, name)}")
+    return [docs / f"{name}.md", *(folder / file for file in content)]
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -80,9 +63,9 @@ def differences(study: Study, name: str) -> dict[tuple[str, str], Difference | N
     """(arm, compared with) -> paired difference on the set; None if too few pairs are complete."""
     return {
         (first, second): paired_stats.difference(
-            *(paired_stats.scores(ARMS[arm], study.runs, name) for arm in (first, second))
+            *(paired_stats.scores(study.design.arms[arm], study.runs, name) for arm in (first, second))
         )
-        for _, first, second in COMPARED
+        for _, first, second in study.design.compared
     }
 
 
@@ -90,7 +73,7 @@ def answers(study: Study) -> list[Block]:
     """One sentence per comparison, and the table of differences."""
     columns = {name: differences(study, name) for name in (*TESTS, "validation")}
     cells, sentences = [], []
-    for number, (question, *pair) in enumerate(COMPARED, 1):
+    for number, (question, *pair) in enumerate(study.design.compared, 1):
         first, second = pair
         main = columns[TESTS[0]][first, second]
         row = {"no.": str(number), "question": question, "arm": first, "minus": second}
@@ -125,8 +108,8 @@ def _joined(text: str) -> str:
 def results(study: Study, times: Times) -> list[Block]:
     """Table of arms: design, cost, and the score of each seed."""
     cells = []
-    for arm in ARMS.values():
-        row = _length(arm, times)
+    for arm in study.design.arms.values():
+        row = _length(study.design, arm, times)
         peak = study.chosen.get(arm.name)
         row["peak lr"] = "-" if peak is None else f"{peak:g}"
         for name in (*TESTS, "validation"):
@@ -136,18 +119,20 @@ def results(study: Study, times: Times) -> list[Block]:
     return [heading("Arms"), Table(cells, text=["arm", *TESTS, "validation"]), Text(_joined(SCORES))]
 
 
-def _length(arm: Arm, times: Times) -> dict[str, str]:
-    stages = {a.name: design.stage(a, a.peaks[0], times) for a in (arm, ARMS.get(arm.after)) if a}
-    cost = sum(stage["samples"] * times[ARMS[name].work] for name, stage in stages.items())
-    samples = stages[arm.name]["samples"]
+def _length(plan_of: StudyDesign, arm: Arm, times: Times) -> dict[str, str]:
+    lengths = design.stages(arm, arm.peaks[0], times)
+    seconds, samples = design.cost(arm, times, lengths), sum(stage["samples"] for stage in lengths.values())
+    if arm.after:
+        source = plan_of.arms[arm.after]
+        seconds += design.cost(source, times, design.stages(source, source.peaks[0], times))
     return {
         "arm": arm.name,
         "mask": arm.mask,
         "batch": str(arm.batch),
-        "ms/sample": f"{1000 * times[arm.work]:.3g}",
+        "ms/sample": ", ".join(f"{1000 * times[work]:.3g}" for work in arm.works),
         "steps": f"{samples // arm.batch:,}",
         "samples": f"{samples:,}",
-        "cost": f"{cost:.0f}",
+        "cost": f"{seconds:.0f}",
     }
 
 
@@ -157,10 +142,12 @@ def _length(arm: Arm, times: Times) -> dict[str, str]:
 def course(study: Study, times: Times) -> Figure:
     """Validation accuracy against calibrated cost during training, for arms from scratch, one line per seed."""
     series = []
-    for style, arm in enumerate(ROUNDS[0].arms):
-        lines = []
+    for style, arm in enumerate(study.design.rounds[0].arms):
+        lines, lengths = [], design.stages(arm, arm.peaks[0], times)
         for outcome in (study.runs[arm.run(seed)] for seed in SEEDS if arm.run(seed) in study.runs):
-            points = [(point["samples"] * times[arm.work], point["evaluations"]) for point in outcome.curve()]
+            points = [
+                (design.cost(arm, times, lengths, point["samples"]), point["evaluations"]) for point in outcome.curve()
+            ]
             line = [(x, 100 * item["top1"]) for x, items in points for item in items if item["name"] == "validation"]
             lines += [line] if line else []
         series.append(Series(arm.name, lines, (), style))
@@ -194,13 +181,13 @@ def _figure(name: str, plot: Plot, series: Sequence[Series], caption: str) -> Fi
 METHOD = """\
 Cost. A run is one process on one core (data.workers 0), so its processor time, which other load hardly changes, is its
 total cost, including reading, decoding and cropping. Seconds per sample were measured once, before all runs, with two
-runs side by side, on {cores} cores of {processor} (load {load} before it, {time} UTC; study/calibration.json). Every
+runs side by side, on {cores} cores of {processor} (load {load} before it, {time} UTC; {name}/calibration.json). Every
 arm gets {seconds:g} core-seconds, a tuning run {tuning:g} % more; the step counts follow from that and were fixed
 before training. Later measurements do not change them, so runs may share the machine.
 
 Learning rates. {peaks} per arm, the same in all arms, one trial each with seed {trial_seed}, which no compared run has;
 trials have {trial:g} of the length for arms from scratch and the full length for tuning runs. The best on the
-validation vendor (noto-v1) is used. Nothing else was tuned in any arm. study/choices.json records the choice, so that
+validation vendor (noto-v1) is used. Nothing else was tuned in any arm. {name}/choices.json records the choice, so that
 another machine trains the same arms.
 
 Runs. Seeds {seeds} in every arm. A tuning run starts from the last weights of the run with the same seed, with fresh
@@ -218,8 +205,8 @@ shared. By the calibration, the complete plan takes {planned:,.0f} core-seconds,
 idle cores, plus some minutes for start-up and evaluation."""
 
 COMPLETE_TABLE = """\
-All runs with their scores: study/results.csv. A masked step gains less here than in the paper: decoding, the text tower
-and the optimizer cost the same with and without a mask."""
+All runs with their scores: {name}/results.csv. A masked step gains less here than in the paper: decoding, the text
+tower and the optimizer cost the same with and without a mask."""
 
 
 def method(calibration: Mapping[str, Any], study: Study) -> list[Block]:
@@ -230,17 +217,22 @@ def method(calibration: Mapping[str, Any], study: Study) -> list[Block]:
         **calibration["machine"], time=calibration["time"], seconds=design.SECONDS, tuning=100 * design.TUNING,
         peaks=len(design.PEAKS), trial_seed=design.TRIAL_SEED, trial=design.TRIAL, seeds=", ".join(map(str, SEEDS)),
         views=f"evaluate.preprocess: {', '.join(sorted(views))}",
-        spent=sum(outcome.result["seconds"] for outcome in outcomes), count=len(outcomes),
-        planned=design.core_seconds(), minutes=design.core_seconds() / 120,
+        spent=sum(outcome.result["seconds"] for outcome in outcomes), count=len(outcomes), name=study.design.name,
+        planned=study.design.core_seconds(), minutes=study.design.core_seconds() / 120,
     )  # fmt: skip
     paragraphs = [Text(_joined(paragraph)) for paragraph in text.split("\n\n")]
-    return [heading("Method"), *paragraphs, *_trials(study), Text(_joined(COMPLETE_TABLE))]
+    return [
+        heading("Method"),
+        *paragraphs,
+        *_trials(study),
+        Text(_joined(COMPLETE_TABLE.format(name=study.design.name))),
+    ]
 
 
 def _trials(study: Study) -> list[Block]:
     """Validation scores of all trials; a choice at the edge of the tried range is marked."""
     cells, column = [], "validation top-1, %, by peak lr"
-    for arm in (arm for arm in ARMS.values() if arm.name in study.scores):
+    for arm in (arm for arm in study.design.arms.values() if arm.name in study.scores):
         scores, chosen = study.scores[arm.name], study.chosen[arm.name]
         edge = " (at the edge of the range)" if chosen in (arm.peaks[0], arm.peaks[-1]) else ""
         best, _ = paired_stats.choose(arm, study.trials)
@@ -252,7 +244,8 @@ def _trials(study: Study) -> list[Block]:
 
 def rows(study: Study, times: Times) -> Iterator[dict[str, Any]]:
     """One row per complete run; scores are shares, ``cost`` calibrated core-seconds of its own training."""
-    for arm in ARMS.values():
+    for arm in study.design.arms.values():
+        lengths = design.stages(arm, arm.peaks[0], times)
         trials = [("trial", arm.trial(peak), peak, design.TRIAL_SEED, study.trials) for peak in arm.peaks]
         runs = [("run", arm.run(seed), study.chosen.get(arm.name), seed, study.runs) for seed in SEEDS]
         for kind, name, peak, seed, outcomes in (*trials, *runs):
@@ -265,7 +258,7 @@ def rows(study: Study, times: Times) -> Iterator[dict[str, Any]]:
                     "seed": seed,
                     "peak_lr": peak,
                     "samples": result["samples"],
-                    "cost": round(result["samples"] * times[arm.work], 1),
+                    "cost": round(design.cost(arm, times, lengths, result["samples"]), 1),
                     "seconds": round(result["seconds"], 1),
                     **{vendor: paired_stats.score(outcomes[name], vendor) for vendor in ("validation", *TESTS)},
                 }
