@@ -42,11 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     module, function = options.run_by.split(":")
-    try:
-        outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
     text = json.dumps(outcome.report, indent=1) if options.json else outcome.show()
     encoding = sys.stdout.encoding or "utf-8"  # escapes invalid bytes, and characters that the terminal cannot show
     print(text.encode(encoding, "backslashreplace").decode(encoding))

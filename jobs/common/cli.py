@@ -16,6 +16,8 @@ from typing import Any
 
 CUT_OFF = 141
 """Exit code of a closed pipe, as shells report SIGPIPE."""
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as in shells."""
 DEFAULTS = {"quiet": False, "verbose": False, "json": False}
 """Values of the common options that are not given."""
 
@@ -188,7 +190,7 @@ def quiet() -> bool:
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()`` with flushed output; without a message 141 if the pipe is closed and 130 after Ctrl-C, 78 if a package
+    """``main()`` with flushed output; 141 without a message if the pipe is closed, 130 after Ctrl-C, 78 if a package
     is missing."""
     try:
         try:
@@ -202,7 +204,8 @@ def quietly(main: Callable[[], int]) -> int:
         print(f"{error.name} is not installed for this Python ({sys.executable}). {remedy}", file=sys.stderr)
         return 78
     except KeyboardInterrupt:
-        return 130
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         devnull = os.open(os.devnull, os.O_WRONLY)
         for handle in (1, 2):  # buffered output would raise again at exit

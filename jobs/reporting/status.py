@@ -17,11 +17,12 @@ from typing import Any, TextIO
 
 from flip.runs.errors import COMPLETE, STOPPED
 from flip.runs.rundir import RunDir, read_record
+from jobs.common.cli import INTERRUPTED
 from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, hours_text, plain
 from jobs.host import attempts
-from jobs.runs.clusters import ENDED, INTERRUPTED, cluster_of, exit_code_of, poll_interval, states
+from jobs.runs.clusters import ENDED, cluster_of, exit_code_of, poll_interval, states
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""

@@ -20,9 +20,6 @@ from jobs.common.job import UNREADABLE, Backend, Job, JobState, record_of, unrea
 from jobs.host import attempts
 from jobs.runs import resubmit
 
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as in shells."""
-
 ENDED = ("complete", "failed", "cancelled", "stopped")
 
 

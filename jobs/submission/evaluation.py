@@ -33,7 +33,7 @@ from flip.runs import commit
 from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
-from jobs.common.cli import command, note
+from jobs.common.cli import INTERRUPTED, command, note
 from jobs.common.cluster_profile import load_profile, roots
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
@@ -43,7 +43,7 @@ from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import EVALUATIONS, resources_of
 from jobs.runs import select
-from jobs.runs.clusters import ENDED, INTERRUPTED, exit_code_of, open_backend, poll_interval, states
+from jobs.runs.clusters import ENDED, exit_code_of, open_backend, poll_interval, states
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 

@@ -27,11 +27,11 @@ from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
+from jobs.common.cli import INTERRUPTED
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import excepting, kind
 from tools.shards_commands.output import CommandResult, captions, claim, number
 
-INTERRUPTED = 130
 CONFIDENCE = 0.95
 _TASK = 256
 """Approximate number of samples per task."""

@@ -162,3 +162,10 @@ def test_a_missing_package_is_named_with_the_remedy():
     code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78 and "no_such_package is not installed" in done.stderr and "make install" in done.stderr
+
+
+def test_an_interrupt_ends_without_a_traceback():
+    main = "def main():\n    raise KeyboardInterrupt\n"
+    code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
