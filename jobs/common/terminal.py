@@ -182,11 +182,12 @@ def show_picture(image: bytes, text: str, side: int = 24) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    pixels = Image.open(io.BytesIO(image)).convert("RGB").resize((side, side))
+    pixels = Image.open(io.BytesIO(image)).convert("RGB").resize((side, side)).tobytes()
     drawn, grid = Text(no_wrap=True), Table.grid(padding=(0, GAP))
     for y in range(0, side, 2):
         for x in range(side):
-            upper, lower = ("#{:02x}{:02x}{:02x}".format(*pixels.getpixel((x, y + below))) for below in (0, 1))
+            at, below = 3 * (y * side + x), 3 * ((y + 1) * side + x)
+            upper, lower = f"#{pixels[at : at + 3].hex()}", f"#{pixels[below : below + 3].hex()}"
             drawn.append("▀", f"{upper} on {lower}")
         drawn.append("\n")
     grid.add_row(drawn, Text(plain_lines(text)))
