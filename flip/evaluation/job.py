@@ -29,6 +29,7 @@ from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.metrics import format_result
+from flip.evaluation.predictions import path_of
 from flip.evaluation.task import COLUMNS, CONFIGURED, Task, suffix, write_result
 from flip.models import clip
 from flip.runs import commit
@@ -173,6 +174,9 @@ class Evaluation:
             if notes := [note for note in (dataset.note, result.get("note")) if note]:
                 result["note"] = "; ".join(notes)
             if self.world.is_rank0:
+                if (name := result["name"]) in evaluator.predictions:
+                    path = path_of(self.subject, about["stage"], about["samples"], name)
+                    evaluator.predictions[name].write(path)
                 write_result(self.subject, result, about, self.job.name)
                 self.job.record_progress(self.attempt)
                 self._log(dataset, result)

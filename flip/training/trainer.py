@@ -35,6 +35,7 @@ from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, Coordina
 from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.evaluation.metrics import format_result
+from flip.evaluation.predictions import Predictions, path_of
 from flip.models import clip
 from flip.monitoring.collector import MetricsCollector, RankCounters
 from flip.monitoring.metrics_writer import MetricsWriter, NullMetricsWriter, SampleLog
@@ -318,34 +319,39 @@ class Trainer:
         if not items:
             return []
         self.monitor.status(phase="evaluating")
-        results = self.score(span, items)
+        results, predictions = self.score(span, items)
         if self.world.size > 1:
             gc.collect()  # frees the fp32 copy, whose modules refer to each other
         self.checkpoints.wait()  # otherwise the results might belong to weights that are lost
         results = self.record_scores(span, results)
+        for name, prediction in ({} if role else predictions).items():  # those along the way would take much space
+            prediction.write(path_of(self.run, span.stage.name, self.samples, name))
         self.monitor.status(phase="training")
         return results
 
-    def score(self, span: StageSpan, items: Sequence[EvaluationSet]) -> list[dict[str, Any]]:
-        """Results of the present weights. Raises TrainingStopped if the ranks agree to stop between two sets."""
+    def score(
+        self, span: StageSpan, items: Sequence[EvaluationSet]
+    ) -> tuple[list[dict[str, Any]], dict[str, Predictions]]:
+        """Results of the present weights, and on rank 0 the predictions for each image. Raises TrainingStopped if the
+        ranks agree to stop between two sets."""
         encoder, data = self.encoder(), self.config.data
         retry_policy = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
         ranks = RankGroup(self.world.rank, self.world.size, self.world.control_group)
-        results = []
+        results, predictions = list[dict[str, Any]](), dict[str, Predictions]()
         for item in items:
             if self.coordinated_stop.poll_blocking(bool(self.flag)):
                 raise TrainingStopped(self.stop_reason())
             heartbeat = partial(self.watchdog.heartbeat, f"evaluating {item.name}")
             heartbeat()
             batch, device = self.config.evaluate.batch, self.world.device
-            evaluator = Evaluator(encoder, batch, ranks, heartbeat, device=device)
+            evaluator = Evaluator(encoder, batch, ranks, heartbeat, device=device, predictions=predictions)
             with torch.compiler.set_stance("force_eager"):  # as in jobs/evaluate.py; shapes rarely repeat
                 scored = evaluator.score(LoadedDataset.from_config(item, retry_policy))
             parallel.reshard(encoder.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})
                 self.log_rank0("%s", format_result(result))
-        return results
+        return results, predictions
 
     def record_scores(self, span: StageSpan, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write the results with the commit of their position. Only rank 0 reads the commit and writes."""

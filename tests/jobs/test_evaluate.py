@@ -14,6 +14,7 @@ import flip
 from flip.checkpoint import saver
 from flip.config import merge
 from flip.evaluation import job as evaluation_job
+from flip.evaluation import predictions
 from flip.models import clip
 from flip.monitoring.results import read_run
 from flip.runs import commit
@@ -108,6 +109,10 @@ def test_sets_of_all_forms_with_two_ranks(place, capsys):
         assert one["commit"]["digest"] == commit.sha256(last.path / "commit.json")
         assert len(one["data"]) == 64 and one["seconds"] > 0 and one["precision"] == "fp32"
         assert read_json(run.eval / "pretrain-64" / f"{one['name']}.json")["predictions"] == one["predictions"]
+        if one["task"] == "zeroshot":
+            each = predictions.read(predictions.path_of(run, "pretrain", 64, one["name"]))
+            assert (each.digest, len(each.images)) == (one["predictions"], one["n"])
+    assert len(list(run.eval.rglob("*.jsonl"))) == 6, "two sets in three views"
     assert list((place / "cache" / "features").rglob("texts-*")) and list(
         (place / "cache" / "features").rglob("images-*")
     )

@@ -14,6 +14,7 @@ from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag, Watchdog
+from flip.evaluation import predictions
 from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator, LoadedDataset
 from flip.runs.errors import StorageError
@@ -137,6 +138,9 @@ def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
     for one in again:
         assert found[one["name"]]["precision"] == "fp32"
         assert found[one["name"]]["predictions"] == one["predictions"], one["name"]
+    (kept,) = (run.eval / f"{config.stages[-1].name}-{found['named']['samples']}").iterdir()
+    assert kept.name == "named.predictions.jsonl", "other tasks have no classes"
+    assert predictions.read(kept).digest == found["named"]["predictions"]
     for name, words in {
         "named": "top-1 {:.2%} of 120 images",
         "paired-text": "R@1 {:.2%} of 120 images",
