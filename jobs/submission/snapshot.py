@@ -25,16 +25,7 @@ from jobs.common.filesystem import require_trusted, unwritable, writing
 
 log = logging.getLogger(__name__)
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
-SUFFIXES = (
-    ".css",
-    ".py",
-    ".pyi",
-    ".yaml",
-    ".yml",
-    ".md",
-    ".sh",
-    ".typed",
-)  # of code; runs read data by configured paths
+SUFFIXES = (".css", ".md", ".py", ".pyi", ".sh", ".typed", ".yaml", ".yml")  # of code; data have configured paths
 TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")  # copied files of the root
 #: Names that are left out although they have the suffix of code, unless they are Python modules.
 SECRETS = (

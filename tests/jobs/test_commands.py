@@ -54,8 +54,9 @@ def names(runs):
 
 def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
     run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
-    write_json(run.status, {"attempt": 1, "storage": text})
+    write_json(run.status, {"attempt": 1, "storage": text, "unsteady": True})
     assert run_status.row(run, JobState("running", 1))["reason"] == text
+    assert [run_status.row(run, JobState("running", n))["unsteady"] for n in (1, 2)] == [True, None]
     assert run_status.row(run, JobState("pending", 1))["reason"] == ""
     assert run_status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
 
