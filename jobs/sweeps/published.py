@@ -51,7 +51,8 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
     base = _recipe(paper["recipe"])
     result = {}
     for name, row in tables[table]["rows"].items():
-        needs = {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
+        foreign = row.get("foreign", False)  # another's model has no settings
+        needs = {} if foreign else {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
         needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model") if "model.size" in needs else {}
         absent = [key for key, value in needs.items() if value is None]
         needs = {
@@ -60,6 +61,7 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
             if value != "any" and not any(key.startswith(f"{prefix}.") for prefix in absent)
         }
         defaults = {key: tables[table].get(key, paper[key]) for key in ("within", "images", "near")}
+        row = {key: value for key, value in row.items() if key != "foreign"}
         row = {**defaults, **row, "needs": needs}
         result[f"{table}, {name}"] = {"row": f"{table}, {name}", "title": tables[table]["title"], **row}
     return result

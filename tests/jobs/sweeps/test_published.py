@@ -11,12 +11,14 @@ from flip.config.merge import to_dict
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import read_yaml
+from flip.evaluation import open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, entries, suites
-from flip.evaluation.task import COLUMNS
+from flip.evaluation.task import COLUMNS, write_result
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir
 from jobs.common.paths import SWEEPS
-from jobs.reporting.paper_comparison import Line, differences, obstacles
+from jobs.reporting.paper_comparison import Line, compare, differences, obstacles
 from jobs.submit import main
 from jobs.sweeps import published as paper
 from jobs.sweeps.published import Published, published
@@ -106,7 +108,9 @@ def test_a_row_names_a_run_that_a_sweep_has(table):
     for name, entry in paper.rows(table).items():
         row = published(entry)
         assert row.run or row.not_yet, name
-        if row.run:
+        if row.run.startswith("others/"):
+            assert not row.needs, "another's model"
+        elif row.run:
             sweep, _, run = row.run.partition("/")
             assert run in {run.arm for run in load(SWEEPS / f"{sweep}.yaml").runs}
         if table in ("3", "4", "5", "6"):  # the suites of evaluations
@@ -116,7 +120,7 @@ def test_a_row_names_a_run_that_a_sweep_has(table):
             }
             assert row.top1.keys() == columns
         else:
-            assert {name.split("-")[0] for name in row.top1} == {"imagenet"}
+            assert {name.split("-")[0] for name in row.top1} <= {"imagenet", "imagenet1k"}
         assert all(18 < number < 99 for number in row.top1.values())
 
 
@@ -169,3 +173,18 @@ def test_what_a_gap_means():
     assert (verdict(70.2), verdict(68.0)) == ("above by more than 0.5", "below by more than 0.5")
     assert (verdict(None), verdict(69.6, ["short"])) == ("not comparable yet", "not comparable")
     assert verdict(69.6, within=None) == "no tolerance given"
+
+
+def test_a_model_of_others_stands_beside_our_runs(tmp_path):
+    """Its published number, its score here, and no settings to differ."""
+    ours = read_run(make(tmp_path / "sizes", "flip-b16", "0.5").path)
+    theirs = RunDir(tmp_path / "others" / "openclip-b16")
+    open_clip_folder.register(theirs, "/models/openclip-b16")
+    about = {"path": "", "stage": "foreign", "samples": 0, "digest": "0" * 64}
+    score = {"name": "imagenet1k", "set": "imagenet1k", "task": "zeroshot", "role": "test", "top1": 0.671}
+    write_result(theirs, score | {"n": 50_000, "interval": [0.667, 0.675], "chance": 0.001}, about, "job")
+    lines = {line.row.row: line for line in compare([], [ours], "2")}
+    own = lines["2, OpenCLIP B/16"]
+    assert (own.run, own.paper, own.verdict) == ("others/openclip-b16", 67.1, "agrees within 0.5")
+    assert own.result == pytest.approx(67.1)
+    assert lines["2, OpenCLIP L/14"].verdict == "not comparable yet"
