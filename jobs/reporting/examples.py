@@ -28,7 +28,7 @@ from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting.seed_groups import SeedGroup
 
-PICTURES, CAPTIONS, CLASSES, ANSWERS = 8, 5, 8, 3
+PICTURES, CAPTIONS, CLASSES, ANSWERS = 8, 3, 8, 3
 """Test pictures in a report, captions of each, classes in the table, and wrong answers of each."""
 SIDE = 128
 """Longer side of an embedded picture, pixels."""
@@ -52,9 +52,8 @@ def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], pictures
 def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predictions | None]:
     """The final result on a set ({} without one), and its predictions if they are stored. Raises OSError,
     ValueError."""
-    item = next((item for item in outcome.evaluations if item["name"] == name), {})
-    stage, samples = (item.get(key, outcome.result.get(key)) for key in ("stage", "samples"))
-    path = predictions.path_of(outcome.run, stage, samples, name)
+    item = next(({**outcome.result, **item} for item in outcome.evaluations if item["name"] == name), {})
+    path = predictions.path_of(outcome.run, str(item.get("stage")), item.get("samples", 0), name)
     predicted = predictions.read(path) if item.get("predictions") and os.path.isfile(path) else None
     return item, predicted if predicted and predicted.digest == item["predictions"] else None  # else of an older one
 
@@ -64,7 +63,7 @@ def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pi
     words = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
     words += " nearest captions and their cosine similarities; the right one is bold."
     words += f" Not shown: {problem}." if problem else ""
-    shown = [heading("Test pictures"), Text(words, tone="quiet"), Pictures(items)] if items else []
+    shown: list[Block] = [heading("Test pictures"), Text(words, tone="quiet"), Pictures(items)] if items else []
     return [*shown, *_worst_classes(outcome, item, predicted)]
 
 

@@ -15,7 +15,7 @@ from jobs.reporting.document import Pictures, Table, Text
 from tests.jobs.outcomes import make
 from tests.synthetic import make_dataset
 
-NAMES = ["cat", "dog", "<script>bird"]
+NAMES = ["cat", "dog", "<script>bird", "owl", "ant"]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,9 @@ def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **more):
     run = make(folder, name, top1=top1, **more)
     labels = np.arange(len(images)) % 3
     first = np.where(np.isin(np.arange(len(images)), wrong), 1, labels)
-    classes = np.stack([first, (first + 1) % 3, (first + 2) % 3], axis=1)
-    scores = np.tile([0.5, 0.25, 0.125], (len(images), 1))
+    rest = [np.full(len(images), 3), np.full(len(images), 4)]
+    classes = np.stack([first, (first + 1) % 3, (first + 2) % 3, *rest], axis=1)
+    scores = np.tile([0.5, 0.25, 0.125, 0.1, 0.05], (len(images), 1))
     predicted = Predictions("0" * 64, str(where), NAMES, images, labels, classes, scores)
     predicted.write(path_of(run, "pretrain", 12_800, "twemoji"))
     result = read_json(run.result)
