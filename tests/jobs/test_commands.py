@@ -244,6 +244,7 @@ def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, 
     assert roots == [root, tmp_path / "shared"] and cluster_profile.roots(str(root)) == [root]
     assert names(select.select("far", roots)) == names([select.select_one("far/x", roots)]) == ["far/x"]
     assert [run.path for run in select.select("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
+    assert len(select.select_many([], roots)) == 5, "without a name all of all roots"
     assert len(select.select(None, roots)) == 5 and len(select.select_many(["*"], roots)) == 3, (
         "a pattern is for one root"
     )
