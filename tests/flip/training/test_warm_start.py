@@ -19,6 +19,7 @@ from flip.runs.rundir import RunDir, write_json
 from flip.training import warm_start
 from flip.training.warm_start import check_compatible, load_converted
 from tests.flip.export.test_exporter import configured, loaded_of
+from tests.flip.test_byte_pairs import PUBLISHED
 from tests.jobs.outcomes import config
 from tests.synthetic import make_tokenizer
 
@@ -343,3 +344,18 @@ def test_a_bias_that_only_one_of_them_has_is_its_own(exported, tmp_path):
     other, config = fresh(tokenizer)
     load_converted(other, config, tmp_path / "made")
     assert other.logit_bias is None
+
+
+@torch.no_grad()
+def test_recipe_clip_starts_from_its_own_kind_at_another_size(exported, tmp_path):
+    folder, *_ = exported
+    loaded = loaded_of(configured("clip", PUBLISHED), tmp_path)
+    exporter.export(loaded, tmp_path / "made")
+    pair, config = fresh(PUBLISHED, "model.image.size=96", recipe="clip")
+    assert load_converted(pair, config, tmp_path / "made").keys() == {"model.image.size"}
+    own, source = pair.state_dict(), loaded.pair.state_dict()
+    changed = {name for name in own if not torch.equal(own[name], source[name])}
+    assert changed == {"image.positions", "logit_scale"}  # an export has the clamped scale
+    assert own["image.positions"].shape == (1 + 144, 64)
+    with pytest.raises(ConfigError, match=r"model\.(text\.vocabulary|text\.causal|image\.positions)"):
+        load_converted(pair, config, folder)
