@@ -63,7 +63,7 @@ class Picture:
     @property
     def verdict(self) -> str:
         nearest = [caption for caption, _ in self.captions]
-        return "right" if nearest[0] == self.label else f"wrong: {self.label}"
+        return "right" if nearest[0] == self.label else f"wrong, label: {self.label}"
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_pictures_and_worst_classes_of_the_best_run(tmp_path, data):
             assert max(image.size) <= 128
         assert len(item.captions) == 3 and item.captions[0][1] == 0.5
     verdicts = {item.name.split()[-1]: item.verdict for item in pictures.items}
-    expected = {"0": "wrong: cat", "3": "wrong: cat", "2": "wrong: <script>bird"}
+    expected = {"0": "wrong, label: cat", "3": "wrong, label: cat", "2": "wrong, label: <script>bird"}
     assert verdicts == {i: expected.get(i, "right") for i in verdicts} and set(verdicts) & set(expected)
     (table,) = [block for block in blocks if isinstance(block, Table)]
     assert [(row["class"], row["right, %"], row["taken for"]) for row in table.rows] == [
@@ -66,7 +66,7 @@ def test_pictures_and_worst_classes_of_the_best_run(tmp_path, data):
     ]  # fmt: skip
     page = html.render("t", blocks)
     assert page.count('src="data:image/jpeg;base64,') == 8 and "<script" not in page and "best on twemoji" in page
-    assert "wrong: cat" in markdown.markdown(blocks) and len(shown(best, pictures=0)) == 3
+    assert "wrong, label: cat" in markdown.markdown(blocks) and len(shown(best, pictures=0)) == 3
 
 
 def test_pictures_in_files(tmp_path, data):
