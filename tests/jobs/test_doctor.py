@@ -296,6 +296,7 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours():
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "examples:" in done.stdout
     assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {
+        "flip",
         "jobs",
         "jobs.common",
         "jobs.common.cli",
