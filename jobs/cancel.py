@@ -12,7 +12,7 @@ if not __package__:  # run as a script: jobs/ must not be on the path, where ten
 from jobs.common.cli import Parser, add_run_arguments, confirm, quietly, run_command
 
 EXAMPLES = """examples:
-  python jobs/cancel.py quickstart/mask50
+  python jobs/cancel.py quickstart/masked
   python jobs/cancel.py 'scale/*-s1' '!scale/large*'       patterns; ! excludes runs
   python jobs/cancel.py quickstart --yes --why "wrong learning rate"
 On Slurm a second cancel kills jobs that are still saving.

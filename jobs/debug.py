@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jobs.planning.plan import ResolvedRun
 
 EXAMPLES = """examples:
-  python jobs/debug.py quickstart --run mask50
-  python jobs/debug.py quickstart --run mask50 stages.pretrain.batch=32 compute.device=cpu
+  python jobs/debug.py quickstart --run masked
+  python jobs/debug.py quickstart --run masked stages.pretrain.batch=32 compute.device=cpu
   salloc -N 2 --ntasks-per-node 8 --gpus-per-node 8 python jobs/debug.py my.yaml --run large --out /shared/tmp
 There is one rank, in this process, without loader processes; pdb starts at an error and at breakpoint(). In a Slurm
 allocation of several tasks, srun starts one rank per task, and their logs are shown at the end. If the run exists, the

@@ -12,8 +12,8 @@ if not __package__:  # run as a script: jobs/ must not be on the path, where ten
 from jobs.common.cli import Parser, quietly, run_command
 
 EXAMPLES = """examples:
-  python jobs/evaluate.py quickstart/mask50                         the sets of the run, its newest commit
-  python jobs/evaluate.py 'quickstart/mask*' --commit all            several runs, a job each
+  python jobs/evaluate.py quickstart/masked                         the sets of the run, its newest commit
+  python jobs/evaluate.py 'quickstart/*masked' --commit all         several runs, a job each
   python jobs/evaluate.py x/y --sets imagenet1k flickr30k --data /data/eval --cluster our --gpus 4
   python jobs/evaluate.py x/y --sets datacomp38 --data /data/eval   a suite: also paper-table3, 4, 5, 6
   python jobs/evaluate.py x/y --sets probe:imagenet1k=/data/wds_imagenet1k --commit all

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from jobs.common.terminal import Page, TextTable
 
 EXAMPLES = """examples:
-  python jobs/explain.py quickstart/mask50
-  python jobs/explain.py 'quickstart/mask*'
-  python jobs/explain.py quickstart/mask50 --json     a mapping; of several runs a list of mappings
+  python jobs/explain.py quickstart/masked
+  python jobs/explain.py 'quickstart/*masked'
+  python jobs/explain.py quickstart/masked --json     a mapping; of several runs a list of mappings
 """
 
 

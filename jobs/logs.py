@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from flip.runs.rundir import RunDir
 
 EXAMPLES = """examples:
-  python jobs/logs.py quickstart/mask50              standard output of the newest attempt
-  python jobs/logs.py quickstart/mask50 --err -f     follow its standard error, through requeues, until the run is over
-  python jobs/logs.py quickstart/mask50 --attempt 1 --node 0
+  python jobs/logs.py quickstart/masked              standard output of the newest attempt
+  python jobs/logs.py quickstart/masked --err -f     follow its standard error, through requeues, until the run is over
+  python jobs/logs.py quickstart/masked --attempt 1 --node 0
   python jobs/logs.py 'quickstart/*' -f              several runs; a line names the file that follows
 Control characters are escaped. `--json` prints the paths of the files, which contain the original bytes.
 """

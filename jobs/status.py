@@ -16,7 +16,7 @@ from jobs.common.cli import Parser, add_run_arguments, again, quietly, run_comma
 EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
   python jobs/status.py quickstart           one sweep
-  python jobs/status.py quickstart/mask50 'scale/*-s1'    one run, and those that match a pattern
+  python jobs/status.py quickstart/masked 'scale/*-s1'    one run, and those that match a pattern
   python jobs/status.py quickstart --watch   redrawn until all runs have ended; Ctrl-C does not stop them
   python jobs/status.py --goodput            how the runs spent their time
   python jobs/status.py --root /data/runs --json

@@ -86,9 +86,9 @@ def test_sweeps(here, capsys, text, words, code, parts):
 
 
 COMMANDS = [
-    ("jobs/submit", ["--sweep", "quickstat", *DRY], 78, ["quickstat", "no such sweep file", "mean quickstart?"]),
+    ("jobs/submit", ["--sweep", "quickstat", *DRY], 78, ["quickstat", "no such sweep file", "mean quickstart"]),
     ("jobs/submit", ["--sweep", "zzz.yaml", *DRY], 78, ["zzz.yaml", "sweeps/ contains:", "masking"]),
-    ("jobs/debug", ["--sweep", "quickstart", "--run", "mask5"], 78, ["quickstart.yaml", "'mask5'", "Runs: mask50"]),
+    ("jobs/debug", ["--sweep", "quickstart", "--run", "maske"], 78, ["quickstart.yaml", "'maske'", "Runs: masked"]),
     ("jobs/status", ["emoji/mask5"], 78, ["runs", "'emoji/mask5'", "There are: emoji/mask50, emoji/mask75"]),
     ("jobs/status", ["emoji/msk50"], 78, ["'emoji/msk50'", "Did you mean emoji/mask50"]),
     ("jobs/status", ["emojy"], 78, ["'emojy'", "Did you mean emoji?"]),

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.common.cli import Parser, add_root_option, quietly, run_command
 
 EXAMPLES = """examples:
-  python tools/export.py runs/quickstart/mask50                 the newest checkpoint -> its folder export/<stage>-<S>
+  python tools/export.py runs/quickstart/masked                 the newest checkpoint -> its folder export/<stage>-<S>
   python tools/export.py my/run --commit pretrain/12800000000   another checkpoint
   python tools/export.py 'my/mask*'                             several runs
   python tools/export.py my/run --out ~/models/mine --replace

@@ -109,7 +109,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
             raise ConfigError("an export holds one commit, none can be chosen", str(run.path), at)
         return TrainedModel(*_load_export(run.path), device)
     if not run.config.is_file():
-        remedy = "Give the folder of a run, such as runs/quickstart/mask50, or an exported one."
+        remedy = "Give the folder of a run, such as runs/quickstart/masked, or an exported one."
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy=remedy)
     selected = select_commit(run, at)
     config = weights_config(configuration.read_config(run.config), selected.stage)

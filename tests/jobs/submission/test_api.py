@@ -22,7 +22,7 @@ runs = flip.submit("quickstart", seeds=[0, 1], overrides=["data.workers=0"])
 reveal_type(flip.submit)
 reveal_type(runs.wait(timeout=60.0))
 reveal_type(runs.results())
-reveal_type(flip.load("runs/quickstart/mask50"))
+reveal_type(flip.load("runs/quickstart/masked"))
 flip.submit("quickstart", changed="maybe")
 flip.submit("quickstart", dry=True)
 """

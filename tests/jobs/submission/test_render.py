@@ -24,7 +24,7 @@ from tests.harness.terminal import Terminal, golden
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[red]\x1b[2J"
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
-DATA = {"quickstart": [DatasetFacts(55_070, 9, 1.0, "", True)]}
+DATA = {"quickstart_full": [DatasetFacts(55_070, 9, 1.0, "", True)]}
 
 
 def planned(name, profile, **options):
@@ -41,7 +41,7 @@ def planned(name, profile, **options):
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200, None])
-@pytest.mark.parametrize("name, cluster", [("quickstart", "local"), ("masking", "h100")])
+@pytest.mark.parametrize("name, cluster", [("quickstart_full", "local"), ("masking", "h100")])
 def test_the_plan(name, cluster, columns, monkeypatch):
     for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(variable, raising=False)
@@ -76,7 +76,7 @@ def test_the_command_on_a_terminal(desk):
 
 
 def test_the_wall_clock_time_of_a_plan_on_cpus():
-    (action, *_), profile = planned("quickstart", load_profile("local"))[0].actions, load_profile("local")
+    (action, *_), profile = planned("quickstart_full", load_profile("local"))[0].actions, load_profile("local")
     known = action.wanted.estimate
     threads = action.wanted.config.compute.threads
     assert known.wall_hours == pytest.approx(known.cost.flops / (threads * 100e9) / 3600) and known.attempts == 1

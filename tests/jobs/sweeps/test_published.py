@@ -46,7 +46,7 @@ def head(name):
     return [line for line in lines[: lines.index("")] if line.startswith("#")]
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in FILES if name != "quickstart_full"])
 def test_a_sweep_is_planned_without_its_data(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
@@ -90,7 +90,7 @@ def test_heads_of_other_recipes_have_samples_and_cost_of_their_source(name, caps
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_sweep_is_what_its_rows_of_the_paper_need(name):
-    sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart" else [])
+    sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart_full" else [])
     for run in sweep.runs:
         config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, dataset_facts(run.config))
         validate(config)

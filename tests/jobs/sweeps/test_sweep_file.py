@@ -73,7 +73,7 @@ def test_the_papers_sweeps_expand_and_validate(name, runs):
 
 
 def test_the_quickstart_and_the_portable_recipe():
-    loaded = load(SWEEPS / "quickstart.yaml", ["data.samples=5507"])
+    loaded = load(SWEEPS / "quickstart_full.yaml", ["data.samples=5507"])
     assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
     for run in loaded.runs:
         config = resolve(run.config, Host(cores=2, memory=8 * 10**9), dataset_facts(run.config))
@@ -139,7 +139,8 @@ PINNED = {
     "masking": {"mask0": "5269d9803f3918ef", "mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
     "masking_small": {"mask0": "a68d2ac6cea2bb81", "mask50": "395b0dd92f11023f", "mask75": "0dc912aba0477faa"},
     "model_scaling": {"baseline": "068fae29737a5b0b", "model": "bc8ed517fe5b654f"},
-    "quickstart": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
+    "quickstart": {"masked": "bc3b31507d7a2325", "unmasked": "439c01330b8b946b"},
+    "quickstart_full": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
     "schedule_scaling": {"schedule": "6de56488a4fadd48"},
     "sizes": {
         "clip-b16": "cbcc38e7d777a035",

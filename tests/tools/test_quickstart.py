@@ -1,0 +1,57 @@
+"""The commands of ``make quickstart``, one after the other, with a small data set and few samples."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flip.runs.rundir import write_json
+from tests.harness.common import ROOT
+from tests.synthetic import make_dataset, make_tokenizer
+from tools.emoji_dataset import build
+
+FEW = ["stages.pretrain.samples=512", "stages.pretrain.warmup=0", "evaluate.every=0", "data.workers=0"]
+
+
+def lines(*words):
+    """The command lines of the target, without the installation and without what a pipe or echo does."""
+    done = subprocess.run(["make", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = [line.partition("|")[0].split() for line in done.stdout.splitlines()]
+    return [words[1:] for words in shown if words and words[0] == ".venv/bin/flip"]
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A cache with the sets of the demonstration data, complete for ``flip demo-data``."""
+    folder = tmp_path / "cache" / "emoji"
+    for name, samples in (("train", 512), ("noto-v1", 16), ("twemoji", 16), ("openmoji", 16)):
+        made = make_dataset(folder / name, samples=samples, shards=1, classes=16, seed=samples)
+    (made / "classes.json").rename(folder / "classes.json")
+    make_tokenizer(folder / "tokenizer.json")
+    counts = dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 16)
+    write_json(folder / "done.json", build._source() | {"counts": counts, "sets": {}})
+    return os.environ | {"FLIP_CACHE": str(tmp_path / "cache"), "FLIP_RUNS": str(tmp_path / "runs")}
+
+
+def test_the_longer_quickstart_has_three_seeds():
+    submit = next(words for words in lines("FULL=1") if words[0] == "submit")
+    assert submit[1] == "quickstart_full" and submit[-3:] == ["0", "1", "2"]
+
+
+@pytest.mark.long
+def test_from_data_to_predictions_and_a_comparison(environment, tmp_path):
+    shown = {}
+    for words in lines():
+        few = FEW if words[0] == "submit" else []
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs", *words, *few], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        shown.setdefault(words[0], []).append(done.stdout)
+    assert list(shown) == ["demo-data", "submit", "predict", "report"]
+    assert shown["demo-data"][0].startswith("ready: ") and "1 run on local" in shown["submit"][0]
+    (predicted,) = shown["predict"]
+    pictures = predicted.split("\n\n")[1:]
+    assert len(pictures) == 3 and all(len(text.strip().splitlines()) == 1 + 5 for text in pictures)
+    assert "unmasked" in shown["report"][-1] and (tmp_path / "runs" / "quickstart" / "report.html").exists()
