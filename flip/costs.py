@@ -12,8 +12,8 @@ from typing import NamedTuple
 from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, patches, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
 
-LOSS_TILE = 1024
-"""Columns of logits that the loss computes at once. On a CPU, more are not faster (benchmarks/loss.py)."""
+LOSS_TILE = Compute.loss_tile
+"""Columns of logits that the loss computes at once, unless ``compute.loss_tile`` says another number."""
 
 
 def parameters(model: Model) -> dict[str, int]:
@@ -118,7 +118,8 @@ def device_memory(
     }
     # Between micro-batches each rank holds all gradients unsharded.
     earlier = 4 * count["total"] if compute.accumulate > 1 else 0
-    loss, saved = loss_bytes(local, ranks, model.embed), activations(model, compute, micro, mask, ranks, captions)
+    loss = loss_bytes(local, ranks, model.embed, compute.loss_tile)
+    saved = activations(model, compute, micro, mask, ranks, captions)
     images = saved["image_activations"]
     moments = [
         {"gradients": earlier, **saved, "temporary": work["text"], "loss": loss},

@@ -22,8 +22,15 @@ from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
 MAX_LANES = 4096
 MAX_CHUNK, MIN_CHUNKS = 256, 4096
-MACHINE_DEPENDENT = (("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"))
-"""Fields of the identity whose ``auto`` depends on the machine, not only on the rest of the configuration."""
+CPU_TILE, TILE_VALUES = 1024, 2**23
+"""``compute.loss_tile`` on a CPU, where more columns are not faster (benchmarks/loss.py), and logits of a tile on CUDA,
+where fewer cost kernels: 2,610 per step at b = 128 and B = 65,536."""
+MACHINE_DEPENDENT = (
+    ("data", "lanes"), ("compute", "precision"), ("compute", "attention"), ("compute", "threads"),
+    ("compute", "compile"), ("compute", "replicate"), ("compute", "loss_tile"),
+)  # fmt: skip
+"""Fields of the identity that an existing run keeps if the configuration leaves them to ``auto``: those that depend on
+the machine, and those whose ``auto`` is newer than some runs."""
 DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
 """The manifests that tools/demo_data.py creates."""
 
@@ -159,12 +166,24 @@ def _resolve_compute(config: Config, on: Host) -> None:
         compute.attention = "sdpa" if cuda or compute.precision == "fp32" else "explicit"
     if compute.deterministic == "auto":
         compute.deterministic = "no" if cuda else "yes"
+    if compute.compile == "auto":
+        compute.compile = "yes" if cuda else "no"
+    if compute.replicate == 0:
+        compute.replicate = resources.nodes if cuda else 1
+    if compute.loss_tile == 0:
+        compute.loss_tile = _loss_tile(config) if cuda else CPU_TILE
     if data.workers < 0:
         data.workers = min(8 if cuda else 1, max(1, data.lanes // world_size(config)))
     if compute.threads == 0:
         # With GPUs the CPU does little, and the number must not depend on the login node that resolves it.
         cores = resources.cpus or on.cores // max(1, resources.processes)
         compute.threads = 4 if cuda else max(1, cores - data.workers)
+
+
+def _loss_tile(config: Config) -> int:
+    """A power of two of columns, so that TILE_VALUES logits of a rank fill a tile; at least as many as on a CPU."""
+    local = max((stage.batch for stage in config.stages), default=1) // world_size(config)
+    return max(CPU_TILE, 2 ** int(math.log2(TILE_VALUES / max(1, local))))
 
 
 def inherit_machine_fields(config: Config, stored: Config) -> Config:

@@ -389,11 +389,16 @@ class Compute:
     """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all
     but matrix products and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything,
     which costs a second forward pass and saves much more memory."""
-    compile: str = option("no", choices=YES_NO, omit_if="no")
-    """``yes``: compile the blocks (torch.compile), minutes at the start of every stage. Changes the last bits."""
-    replicate: int = option(1, ge=1, le=2**20, omit_if=1)
+    compile: str = option("no", auto="auto", choices=("auto", *YES_NO), omit_if="no")
+    """``yes``: compile the blocks (torch.compile), minutes at the start of every stage. Changes the last bits. ``auto``
+    (the recipes): yes on CUDA."""
+    replicate: int = option(1, auto=0, ge=0, le=2**20, omit_if=1)
     """Copies of the sharded weights (hybrid sharding). Each lies on W / this neighbouring ranks, for example those of a
-    node; only gradients are exchanged between copies. 1: one copy over all ranks. Changes the last bits."""
+    node; only gradients are exchanged between copies. 1: one copy over all ranks. 0 (the recipes): auto, a copy per
+    node on CUDA. Changes the last bits."""
+    loss_tile: int = option(1024, auto=0, ge=0, le=2**24, omit_if=1024)
+    """Columns of logits that the loss computes at once. 0 (the recipes): auto, on CUDA about 2^23 / b for the b pairs
+    of a rank, as a tile then takes 32 MB; 1024 on a CPU. Changes the last bits."""
     accumulate: int = option(1, ge=1, le=2**20, omit_if=1)
     """Micro-batches into which a rank splits its share of a batch: less memory for activations, a second forward pass,
     the same gradient (pairs are still contrasted with the whole batch). Changes the last bits."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from flip.costs import LOSS_TILE
 from flip.models.loss import contrastive_loss
 
 Inputs = tuple[Tensor, ...]
@@ -28,15 +29,16 @@ def grad_cache_backward(
     num_micro_batches: int,
     device: torch.device,
     autocast: AbstractContextManager[Any],
+    tile: int = LOSS_TILE,
 ) -> tuple[Tensor, Tensor]:
     """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy.
 
     ``num_micro_batches`` divides b. Both results are (), of the global batch, without a graph. ``autocast`` is entered
-    around every pass. Collective.
+    around every pass. ``tile``: columns of logits computed at once. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
     if num_micro_batches == 1:
-        loss, accuracy = contrastive_loss(*_encode(model, batches[0], device, autocast))
+        loss, accuracy = contrastive_loss(*_encode(model, batches[0], device, autocast), tile=tile)
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
@@ -44,7 +46,7 @@ def grad_cache_backward(
     leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
     for leaf in leaves:
         leaf.requires_grad_()
-    loss, accuracy = contrastive_loss(*leaves)
+    loss, accuracy = contrastive_loss(*leaves, tile=tile)
     grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
     grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
     for number, (batch, grad_features) in enumerate(zip(batches, grads, strict=True)):

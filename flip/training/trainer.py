@@ -260,7 +260,7 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
         loss, accuracy = grad_cache.grad_cache_backward(
-            self.model, inputs, compute.accumulate, self.world.device, autocast
+            self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile
         )
         norm = optim.gradient_norm(self.model)
         after = self.samples + span.stage.batch

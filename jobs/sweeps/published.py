@@ -76,7 +76,8 @@ def row(name: str) -> dict[str, Any]:
 
 
 def _recipe(name: str) -> dict[str, Any]:
-    return flatten(read_yaml(SWEEPS / "recipes" / f"{name}.yaml"))
+    recipe = read_yaml(SWEEPS / "recipes" / f"{name}.yaml")
+    return flatten({section: values for section, values in recipe.items() if section != "compute"})
 
 
 def published(entry: Mapping[str, Any]) -> Published:

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from flip.config.derived import world_size
 from flip.config.host import Host
 from flip.config.identity import ConfigChange, identity
+from flip.config.merge import dump
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
 from flip.config.yaml_io import SourceLocation, dump_yaml
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import write_json
 from jobs.common.paths import SWEEPS
+from jobs.planning.plan import resolve_stable
 from jobs.sweeps.constraints import parse
 from jobs.sweeps.sweep_file import load
 
@@ -88,10 +91,10 @@ def test_the_quickstart_and_the_portable_recipe():
 #: What people have run directories of. A name that moves is a run that is trained twice; so is an identity.
 PINNED = {
     "batch": {
-        "mask50-16k": "f65dd48363c6c8c1",
-        "mask50-64k": "99ef0c774051b1ad",
-        "mask75-16k": "864739d8f884ebf0",
-        "mask75-32k": "0bf44ed4b488b908",
+        "mask50-16k": "d11f837c003dbf96",
+        "mask50-64k": "15f10e3f6d24ae81",
+        "mask75-16k": "855bb5297b9f0827",
+        "mask75-32k": "b39735af122b58b1",
     },
     "batch_small": {
         "mask0.5-batch64": "a538aa62e331af0d",
@@ -101,28 +104,28 @@ PINNED = {
         "mask0.75-batch128": "9443053e7041d568",
         "mask0.75-batch256": "0dc912aba0477faa",
     },
-    "cheapest": {"clipa": "4faaed325680b4c4", "flip": "81eea9f7b341d19d", "clip": "252d8a3ac67f4a7c"},
+    "cheapest": {"clipa": "ec6b517167ea2e2f", "flip": "32f4bb54523ef7e8", "clip": "bcad71241aa8f311"},
     "clipa": {
-        "b16-i112-t16": "c9e98acd9436336d",
-        "l16-i64-t16": "71b6570826ef2baa",
-        "l16-i96-t8": "b56c33cc6e747a33",
+        "b16-i112-t16": "ef15b91e85b4bb5e",
+        "l16-i64-t16": "9945ffa6c9fac494",
+        "l16-i96-t8": "dd7d5352f6682dcb",
     },
     "clipa_v2": {
-        "l14-datacomp": "315ed865ac0a3b9d",
-        "l14-datacomp-336": "6e78eb55ace9d581",
-        "h14-laion2b": "4faaed325680b4c4",
-        "h14-laion2b-336": "64628d9151a0b847",
-        "h14-datacomp-i70": "e6f57ba168a9a308",
+        "l14-datacomp": "350b671a8a7c7f08",
+        "l14-datacomp-336": "bf29dfab5bf483f7",
+        "h14-laion2b": "ec6b517167ea2e2f",
+        "h14-laion2b-336": "8af42a9572f81d3c",
+        "h14-datacomp-i70": "4c8c53b9ae5432b1",
     },
-    "data_scaling": {"data": "b9987bc6b268ef16"},
+    "data_scaling": {"data": "95be2ddf89583502"},
     "grid": {
-        "l16-laion400m-12.8b": "068fae29737a5b0b",
-        "l16-laion400m-25.6b": "6de56488a4fadd48",
-        "l16-laion2b-12.8b": "b9987bc6b268ef16",
-        "l16-laion2b-25.6b": "d87d827dcf911e0c",
-        "h14-laion400m-12.8b": "bc8ed517fe5b654f",
-        "h14-laion2b-12.8b": "10add03a098b307a",
-        "h14-laion2b-25.6b": "c1b5174c4eb81efe",
+        "l16-laion400m-12.8b": "22e3cd27d7370b93",
+        "l16-laion400m-25.6b": "d8239374e3f38dc9",
+        "l16-laion2b-12.8b": "95be2ddf89583502",
+        "l16-laion2b-25.6b": "f510f8dc6ecdfa73",
+        "h14-laion400m-12.8b": "3cac345a9607fe74",
+        "h14-laion2b-12.8b": "0ee7ce9ab5da3b8c",
+        "h14-laion2b-25.6b": "35323953f0aa915d",
     },
     "grid_small": {
         "s-half-113k": "d89d2c8183446834",
@@ -134,23 +137,23 @@ PINNED = {
         "l-all-113k": "bb451b09306818f9",
         "l-all-225k": "4385659b3cb2ed4e",
     },
-    "inference": {"mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
-    "joint_scaling": {"model-data": "10add03a098b307a", "joint": "c1b5174c4eb81efe"},
-    "masking": {"mask0": "5269d9803f3918ef", "mask50": "fae74638742c29c6", "mask75": "7b5b0b9f7b04cdef"},
+    "inference": {"mask50": "c03567327a9e848e", "mask75": "96df6e0ee3426f1c"},
+    "joint_scaling": {"model-data": "0ee7ce9ab5da3b8c", "joint": "35323953f0aa915d"},
+    "masking": {"mask0": "2e0623b0993aa644", "mask50": "c03567327a9e848e", "mask75": "96df6e0ee3426f1c"},
     "masking_small": {"mask0": "a68d2ac6cea2bb81", "mask50": "395b0dd92f11023f", "mask75": "0dc912aba0477faa"},
-    "model_scaling": {"baseline": "068fae29737a5b0b", "model": "bc8ed517fe5b654f"},
+    "model_scaling": {"baseline": "22e3cd27d7370b93", "model": "3cac345a9607fe74"},
     "quickstart": {"masked": "bc3b31507d7a2325", "unmasked": "439c01330b8b946b"},
     "quickstart_full": {"mask50": "c8fa0162132fb375", "mask75": "a30e3934d49cd143", "clip": "1a25b1e3bf9a3c40"},
-    "schedule_scaling": {"schedule": "6de56488a4fadd48"},
+    "schedule_scaling": {"schedule": "d8239374e3f38dc9"},
     "sizes": {
-        "clip-b16": "cbcc38e7d777a035",
-        "clip-l16": "f283df04ee168ce4",
-        "clip-l14": "aa3ec90349b1e8f9",
-        "flip-b16": "baa7234d0ef035bb",
-        "flip-l14": "5c99f9ce3b17e446",
+        "clip-b16": "2f8625b401913dbc",
+        "clip-l16": "13866830c16522b0",
+        "clip-l14": "fdeab89c341d333e",
+        "flip-b16": "4ffee188fb1574dd",
+        "flip-l14": "245d9fcc42168797",
     },
-    "text_masking": {"random50": "2cc1fcd99c122b13", "prioritised50": "15cf2f9ad66a756b"},
-    "tuning": {"mask50": "d4e228c60b492659", "mask75": "e99287cec4d01476"},
+    "text_masking": {"random50": "9204df980e9623a1", "prioritised50": "e3bb4f4e414cecfa"},
+    "tuning": {"mask50": "e55d4bd70aacf036", "mask75": "7822d8623e01af59"},
     "tuning_small": {
         "mask50": "395b0dd92f11023f",
         "mask50-tuned": "33082c01101f8c22",
@@ -441,3 +444,27 @@ def test_recipe_clip_is_portable2_with_another_model(sweep):
     config.model, config.recipe, config.evaluate = other.model, other.recipe, other.evaluate
     config.augment.mean, config.augment.std = other.augment.mean, other.augment.std
     assert config == other
+
+
+def test_a_run_from_before_the_defaults_of_gpus_stays_the_same_run(monkeypatch, tmp_path):
+    """Recipes leave compile, replicate and loss_tile to auto; a run that was submitted before keeps what it has."""
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")
+    before = ["compute.compile=no", "compute.replicate=1", "compute.loss_tile=1024"]
+    fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]
+    old = load(SWEEPS / "model_scaling.yaml", [*fixed, *before]).runs[0].config
+    stored = resolve(old, H100_NODE, dataset_facts(old))
+    record = identity(stored, "")
+    assert record["hash"][:16] == "068fae29737a5b0b", "as it was"
+    run = tmp_path / "baseline"
+    run.mkdir()
+    lines = [line for line in dump(stored).splitlines() if line.strip().split(":")[0] not in BEFORE]
+    (run / "config.yaml").write_text("\n".join(lines))
+    write_json(run / "identity.json", record)
+    new = load(SWEEPS / "model_scaling.yaml", fixed).runs[0].config
+    facts = dataset_facts(new)
+    assert identity(resolve(new, H100_NODE, facts), "")["hash"] != record["hash"]
+    assert identity(resolve_stable(new, H100_NODE, facts, [run]), "")["hash"] == record["hash"]
+
+
+BEFORE = ("compile", "replicate", "loss_tile")
+"""Keys that such a run does not have."""
