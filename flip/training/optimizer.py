@@ -95,8 +95,8 @@ def weight_norms(optimizer: torch.optim.AdamW, world_size: int) -> tuple[Tensor,
     squares = (norms * torch.tensor(scales, dtype=norms.dtype, device=norms.device)).square().sum(dim=1)
     if world_size > 1:
         distributed.all_reduce(squares)
-    weight, change = squares.sqrt().unbind()
-    return weight, change
+    of_weights, of_changes = squares.sqrt().unbind()
+    return of_weights, of_changes
 
 
 def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
