@@ -178,7 +178,7 @@ CASES = [
     pytest.param("paper", "tiny", "timm-tower", id="tiny-paper-timm"),
     pytest.param("clip", "tiny", "native", id="tiny-clip"),
     pytest.param("clip", "tiny", "timm-tower", id="tiny-clip-timm"),
-    pytest.param("portable", "B/16", "native", id="B16-portable"),
+    pytest.param("portable", "B/16", "native", id="B16-portable", marks=SLOW),
     pytest.param("paper", "B/16", "extra-block", id="B16-paper", marks=SLOW),
     pytest.param("portable", "L/16", "native", id="L16-portable", marks=SLOW),
     pytest.param("paper", "L/16", "extra-block", id="L16-paper", marks=SLOW),
