@@ -8,9 +8,10 @@ import pytest
 
 import flip
 from flip.config.derived import stage_spans
+from flip.config.identity import identity
 from flip.config.schema import StageImage
 from flip.runs import commit
-from flip.runs.rundir import read_json
+from flip.runs.rundir import read_json, write_json
 from flip.tokenizer import train_byte_pairs
 from jobs.common.cluster_profile import load_profile
 from jobs.local.backend import LocalBackend
@@ -18,6 +19,7 @@ from tests.flip.models.test_clip import as_radford
 from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_hashes
 from tests.synthetic import caption, make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
+from tools import shards
 
 pytestmark = pytest.mark.kill
 
@@ -126,6 +128,34 @@ def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path)
     model = flip.load(calm.run.path)
     assert model.pair.image.positions.shape == (1 + 144, 64)
     assert model.classify(np.zeros((2, 40, 50, 3), np.uint8), ["a red square", "a blue ring"]).shape == (2, 2)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_resumes_over_moved_shards_to_the_same_bits(tmp_path):
+    data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
+    make_tokenizer(data / "tokenizer.json")
+    config = configuration(data, world=1, samples=(12, 4))
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    calm.submit()
+    calm.wait_over()
+    storm = TrainingRun(tmp_path, "storm", config)
+    write_json(storm.run.identity, identity(config, ""))
+    storm.submit()
+    storm.wait_step(7)
+    storm.kill_supervisor()
+    (tmp_path / "moved").mkdir()
+    for shard in data.glob("*.tar"):
+        shard.rename(tmp_path / "moved" / shard.name)
+    assert shards.main(["move", str(data), "--to", str(tmp_path / "moved"), "--out", str(tmp_path / "manifest")]) == 0
+    storm.config = configuration(data, world=1, samples=(12, 4))
+    storm.config.data.manifest = str(tmp_path / "manifest")
+    for item in storm.config.evaluate.sets:
+        item.manifest = str(tmp_path / "manifest")
+    storm.save_config()
+    storm.submit()
+    storm.wait_over()
+    check_equal(calm, storm, scores=3)
+    assert storm.run.newest_attempt() == 2 and min(storm.witnessed_of(2)) >= 5 * BATCH
 
 
 @pytest.mark.slow
