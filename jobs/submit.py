@@ -108,10 +108,12 @@ def _stop_on_interrupt(paths: Sequence[Path]) -> None:
     from flip.runs.rundir import RunDir
     from jobs.runs.clusters import ENDED, request_cancel, states
 
+    runs = [RunDir(path) for path in paths]
+
     def stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        known = states([RunDir(path) for path in paths])
-        request_cancel([RunDir(path) for path in paths if known[path].state not in ENDED], "Ctrl-C")
+        known = states(runs)
+        request_cancel([run for run in runs if known[run.path].state not in ENDED], "Ctrl-C")
         note("cancelled: the runs save a checkpoint and end")
 
     signal.signal(signal.SIGINT, stop)

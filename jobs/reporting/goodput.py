@@ -178,23 +178,6 @@ def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
     return nodes * int(settings.get("resources.processes") or 1) * cores, "core"
 
 
-def time_without_core(outcome: Outcome) -> float:
-    """Share of the time of a CPU run's only rank in which it was ready to compute but had no core; 0 if unknown.
-
-    That is 1 - processor time - wait for data, between metric lines. Threads of one rank hide each other's waits, so
-    the share is a lower bound.
-    """
-    resources = [outcome.settings.get(f"resources.{key}") for key in ("gpus", "nodes", "processes")]
-    idle = total = 0.0
-    for attempt in outcome.metrics.bounds if resources == [0, 1, 1] else ():
-        lines = outcome.metrics.attempt(attempt)
-        seconds, used = np.diff(lines["time"]), np.diff(lines["cpu_seconds"])
-        rest = np.maximum(0.0, seconds * (1 - lines["data_wait"][1:]) - used)
-        known = ~np.isnan(rest)
-        idle, total = idle + rest[known].sum(), total + seconds[known].sum()
-    return float(idle / total) if total else 0.0
-
-
 def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
     run, all_times = outcome.run, []
     job = record_of(run)

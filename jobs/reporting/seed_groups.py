@@ -16,11 +16,8 @@ from flip.evaluation.task import precision
 from flip.monitoring.results import Outcome
 from jobs.common.job import read_lenient
 from jobs.common.text import percent
-from jobs.reporting.goodput import resources, time_without_core
+from jobs.reporting.goodput import resources
 from jobs.sweeps.published import Published, published
-
-CROWDED = 0.15
-"""Share of the time without a core above which a run's seconds are not comparable."""
 
 
 @dataclass(frozen=True)
@@ -233,21 +230,14 @@ def _range(score: Score) -> str:
 
 
 def verdict(arms: Sequence[SeedGroup]) -> str:
-    """Cautions: groups have a single seed, or other processes slowed a run. Else empty."""
-    cautions = []
-    if not all(len(arm.complete) > 1 for arm in arms):
-        cautions.append(
-            "One seed per arm cannot rank the arms: an interval covers the luck of the test pictures, not that of the"
-            " training run. For several seeds: python jobs/submit.py --sweep FILE --seeds 0 1 2"
-            " (quickstart: FULL=1 make quickstart)."
-        )
-    shares = {outcome.run.name: time_without_core(outcome) for arm in arms for outcome in arm.complete}
-    if slowed := ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items() if share > CROWDED):
-        cautions.append(
-            f"Other processes held the cores while training was ready to compute ({slowed} of the time): do not compare"
-            " seconds and samples/s. Accuracy is not affected."
-        )
-    return " ".join(cautions)
+    """A caution if groups have a single seed, else empty."""
+    if not arms or all(len(arm.complete) > 1 for arm in arms):
+        return ""
+    return (
+        "One seed per arm cannot rank the arms: an interval covers the luck of the test pictures, not that of the"
+        " training run. For several seeds: python jobs/submit.py --sweep FILE --seeds 0 1 2"
+        " (quickstart: FULL=1 make quickstart)."
+    )
 
 
 def by_sweep_order(outcomes: Sequence[Outcome]) -> list[Outcome]:

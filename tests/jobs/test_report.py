@@ -89,20 +89,6 @@ def test_seeds_are_one_arm(tmp_path):
     assert "20.0 (10.0-30.0)" in results.text(found) and "cannot rank" not in results.text(found)
 
 
-def test_seconds_of_a_run_that_had_to_wait_for_cores_are_not_compared(tmp_path):
-    """mask50 computed half of the time and waited for data a tenth of it, mask75 for the rest, clip did not wait."""
-    for name, used, waited in (("mask50", 0.5, 0.1), ("mask75", 0.5, 0.4), ("clip", 1.0, 0.0)):
-        run = make(tmp_path / "demo", name)
-        path = run.metrics / "1.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        more = [{"time": 1e9 + 5 * i, "cpu_seconds": 3 + 5 * used * i, "data_wait": waited} for i in range(len(lines))]
-        path.write_text("".join(json.dumps(a | b) + "\n" for a, b in zip(lines, more, strict=True)))
-    text = results.text(outcomes(tmp_path / "demo"))
-    assert "ready to compute (mask50 40 % of the time): do not compare seconds" in text
-    others = [outcome for outcome in outcomes(tmp_path / "demo") if outcome.run.name != "mask50"]
-    assert "held the cores" not in results.text(others)
-
-
 def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
     """Unless all are fp32; results of earlier versions do not say it."""
     for name, precision in (("old", None), ("new", "fp32"), ("fast", "bf16")):
