@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import flip
 from flip.export import exporter
@@ -18,10 +19,11 @@ from flip.tokenizer import train_byte_pairs
 from tests.flip.export.test_exporter import FILES, configured, loaded_of
 from tests.flip.export.test_onnx_models import card_logits
 from tests.flip.test_byte_pairs import PUBLISHED
-from tests.synthetic import caption
+from tests.synthetic import caption, picture
 
 pytestmark = pytest.mark.long
 
+ROOT = Path(__file__).resolve().parents[3]
 STOCK = Path(__file__).with_name("transformers_reference.py")
 TEXTS = [
     "", "a red square", " A  RED\tSquare\n number 4 ", "<|endoftext|> <|startoftext|> x", "!!! don't 3.5-inch",
@@ -118,3 +120,32 @@ def test_a_model_that_clip_model_cannot_hold_is_refused_with_the_reasons(tmp_pat
     ):
         assert reason in str(error.value)
     assert exporter.choose_format(configured("clip", "none.json").model, "transformers") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_own_pictures_become_a_model_of_transformers(tmp_path):
+    """The commands of docs/export.md, From your own pictures to transformers; trained for 100 steps."""
+    for i in range(200):
+        path = tmp_path / "shapes" / caption(i % 4).replace("/", " ") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i % 4, 96)[: 96 - i % 30]).save(path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "FLIP_RUNS": str(tmp_path / "runs")}
+    steps = ["stages.pretrain.samples=12800", "stages.pretrain.warmup=1280"]
+    for words in (
+        ["shards", "make", "shapes", "--out", "data/shapes", "--template", "a photo of a {label}"],
+        ["tokenizer", "train", "--kind", "bpe", "--captions", "data/shapes", "--vocabulary", "4000"]
+        + ["--out", "data/tokenizer.json"],
+        ["new", "mine", "--data", "data/shapes", "--recipe", "clip"],
+        ["submit", "mine.yaml", "--only", "mask0.5", *steps, "--watch"],
+        ["export", "mine/mask0.5", "--to", "transformers"],
+    ):
+        arguments = [sys.executable, "-m", "jobs", *words]
+        done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}: {done.stdout} {done.stderr}"
+    found = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
+    loaded = flip.load(tmp_path / "runs/mine/mask0.5")
+    image, text = loaded.encode_image([tmp_path / name for name in FILES]), loaded.encode_text(TEXTS)
+    expected = loaded.pair.logit_scale.detach().exp() * image @ text.T
+    alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
+    assert near(found["logits"][alike], expected[alike])
