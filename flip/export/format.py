@@ -265,4 +265,5 @@ def tokenizer_config(model: Model) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": model.text.length, **special,
         "padding_side": "right", "truncation_side": "right", "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,
+        "model_input_names": ["input_ids", "attention_mask"],  # not token_type_ids, which CLIPModel refuses
     }  # fmt: skip
