@@ -99,10 +99,11 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         rows = [{"image": one.name, "label": one.label, "captions": dict(one.captions)} for one in pictures]
         print(json.dumps(rows, indent=1))
         return 0
+    top1, top5, chance = (100 * item[key] for key in ("top1", "top5", "chance"))
     show(
         f"{outcome.run.name} on {options.set}: {len(pictures)} of {len(predicted.images):,} pictures, chosen by a hash,"
-        f" with the nearest of {len(predicted.names):,} captions and their cosine similarities. The nearest caption is"
-        f" right for {100 * item['top1']:.1f} % of the pictures (chance {100 * item['chance']:.2g} %)."
+        f" with the nearest of {len(predicted.names):,} captions and their cosine similarities. Of all pictures"
+        f" {top1:.1f} % are nearest to the right caption (chance {chance:.2g} %), {top5:.1f} % have it among five."
     )
     for one in pictures:
         lines = [f"  {score:6.3f}  {name}{'  <- right' * (name == one.label)}" for name, score in one.captions]

@@ -26,6 +26,7 @@ from jobs.common.filesystem import require_trusted, unwritable, writing
 log = logging.getLogger(__name__)
 FOLDERS = ("flip", "jobs", "tools", "sweeps")  # of the repository, whose code is copied
 SUFFIXES = (".css", ".md", ".py", ".pyi", ".sh", ".typed", ".yaml", ".yml")  # of code; data have configured paths
+SCHEMAS = "sweeps/schemas"  # for editors; left out without a note
 TOP = ("pyproject.toml", "requirements*.txt", "requirements*.lock", "LICENSE")  # copied files of the root
 #: Names that are left out although they have the suffix of code, unless they are Python modules.
 SECRETS = (
@@ -134,7 +135,7 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
     left_out, total = [], 0
     for path in files(repository):
         if not is_code(path, repository):
-            left_out.append(str(path))
+            left_out += [] if path.is_relative_to(SCHEMAS) else [str(path)]
             continue
         file = repository / path
         total += file.stat().st_size

@@ -23,7 +23,10 @@ def words(tmp_path):
 def test_pictures_with_their_nearest_captions(words, capsys):
     assert main(words) == 0
     head, *blocks = capsys.readouterr().out.split("\n\n")
-    assert "masked on twemoji: 3 of 12 pictures" in head and "right for 20.0 % of the pictures (chance 0.085 %)" in head
+    assert (
+        "masked on twemoji: 3 of 12 pictures" in head
+        and "20.0 % are nearest to the right caption (chance 0.085 %)" in head
+    )
     assert len(blocks) == 3 and all(block.count("\n   0.") == 5 for block in blocks)
     assert main([*words, "--count", "12", "--top", "2", "--json"]) == 0
     rows = {row["image"].split()[-1]: row for row in json.loads(capsys.readouterr().out)}

@@ -48,6 +48,8 @@ def taken(snapshot):
 
 
 def test_takes_what_a_run_needs(repository, tmp_path):
+    (repository / "sweeps" / "schemas").mkdir(parents=True)
+    (repository / "sweeps" / "schemas" / "sweep.json").write_text("{}")
     snapshot = take(repository, tmp_path / "code")
     assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "untracked too; no tests, nothing ignored"
     assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
