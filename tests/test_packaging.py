@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -41,6 +44,18 @@ def test_commands_hide_no_module_of_others(command, tmp_path):
     assert found.pop("jobs") == str(ROOT / "jobs" / "__init__.py")
     assert found.pop("flip") == str(ROOT / "flip" / "__init__.py")
     assert not [origin for origin in found.values() if origin and origin.startswith(str(ROOT / "jobs"))]
+
+
+def test_the_badges_of_the_readme_are_true():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badges = re.findall(r"^\[!\[(.*?)\]\(.*?/badge/(\S*?)\)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert [words for words, _ in badges] == [
+        f"Licence: {project['license']}",
+        f"Python {project['requires-python'].removeprefix('>=')} or newer",
+        re.search(r"arXiv [\d.]+", project["description"])[0],
+    ]
+    for words, path in badges:
+        assert words.split()[1] in unquote(path).replace("--", "-")
 
 
 def test_the_list_of_commands_is_whole():
