@@ -17,17 +17,7 @@ from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
 from flip.config.schema import Config, Model
 from flip.evaluation.task import merge_results
-from flip.export import fold_padding, onnx_models, weights
-from flip.export.format import (
-    differences,
-    missing_in_transformers,
-    model_card,
-    open_clip_config,
-    preprocessor_config,
-    timm_config,
-    tokenizer_config,
-    transformers_config,
-)
+from flip.export import fold_padding, format, onnx_models, weights
 from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
 from flip.monitoring.results import read_run
@@ -51,12 +41,11 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
         return choose_variant(model, variant)
     if variant:
         raise ConfigError("variants are for --to open_clip only", "--variant", variant)
-    missing = missing_in_transformers(model)
+    missing = format.missing_in_transformers(model)
     if form == "transformers" and missing:
         what = f"CLIPModel of transformers cannot hold this model, because it lacks {', '.join(missing)}"
-        raise ConfigError(
-            what, "--to transformers", remedy="Train with recipe clip, or use --to open_clip or --to onnx."
-        )
+        remedy = "Train with recipe clip, or use --to open_clip or --to onnx."
+        raise ConfigError(what, "--to transformers", remedy=remedy)
     if form == "onnx":
         onnx_models.check_packages()
     return ""
@@ -127,13 +116,13 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
             onnx_models.write(folder, loaded)
         else:
             _write_transformers(folder, loaded)
-        _json(folder / "preprocessor_config.json", preprocessor_config(config.model, config.augment))
+        _json(folder / "preprocessor_config.json", format.preprocessor_config(config.model, config.augment))
     write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json())
-    _json(folder / "tokenizer_config.json", tokenizer_config(config.model))
+    _json(folder / "tokenizer_config.json", format.tokenizer_config(config.model))
     write_text(folder / export_record.CONFIG, configuration.dump(_strip_local_paths(config)))
-    about = {**about, "differences": differences(config, form), **provenance(loaded)}
+    about = {**about, "differences": format.differences(config, form), **provenance(loaded)}
     record = {"form": export_record.FORMAT_VERSION, **about}
-    write_text(folder / "README.md", model_card(record, config))
+    write_text(folder / "README.md", format.model_card(record, config))
     record["files"] = _fsync_and_hash(folder)
     write_json(folder / export_record.EXPORT_FILE, record)
     return record
@@ -156,11 +145,11 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
     (folder / "timm").mkdir()
     _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / export_record.OPEN_CLIP)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)
-    described = open_clip_config(shape, config.augment, variant, target / "timm", eps)
+    described = format.open_clip_config(shape, config.augment, variant, target / "timm", eps)
     if loaded.tokenizer.is_published:  # open_clip's own, which needs no other package
         del described["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
     _json(folder / "open_clip_config.json", described)
-    _json(folder / "timm" / "config.json", timm_config(config.model, config.augment))
+    _json(folder / "timm" / "config.json", format.timm_config(config.model, config.augment))
 
 
 def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
@@ -169,7 +158,7 @@ def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
     native = weights.image_to_native(state, pair.image.positions.detach().cpu())
     native |= weights.text_to_open_clip(state, pair.max_logit_scale)
     _save(weights.to_transformers(native), folder / "model.safetensors")
-    _json(folder / "config.json", transformers_config(loaded.config.model, int(tokens[0]), int(tokens.max())))
+    _json(folder / "config.json", format.transformers_config(loaded.config.model, int(tokens[0]), int(tokens.max())))
 
 
 def _logit_parameters(model: CLIPModel) -> dict[str, float]:

@@ -376,7 +376,7 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
         assert command.main([str(run.path), *words]) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    monkeypatch.setattr(exporter, "model_card", lambda *_: 1 / 0)  # in the midst of it
+    monkeypatch.setattr(format, "model_card", lambda *_: 1 / 0)  # in the midst of it
     with pytest.raises(ZeroDivisionError):
         exporter.export(flip.load(run.path), out, replace=True)
     monkeypatch.undo()
