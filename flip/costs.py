@@ -147,9 +147,11 @@ def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]
     block, vocabulary = 12 * max(image.width, text.width) ** 2, text.vocabulary * text.width
     # Two blocks, the current and the prefetched one, or the rest of a tower, with the gradients of one.
     units = (2 * size + 4) * max(block, vocabulary)
+    unsharded = size * count["total"] + (4 - size) * model.embed * (image.width + text.width)
+    if compute.reshard == "no":
+        return (unsharded + 4 * max(block, vocabulary),) * 2 + (unsharded + size * (vocabulary + block),)
     if compute.accumulate == 1:
         return units, units, units
-    unsharded = size * count["total"] + (4 - size) * model.embed * (image.width + text.width)
     return units, units + size * count["text"], unsharded + size * (vocabulary + block)
 
 

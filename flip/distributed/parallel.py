@@ -183,11 +183,12 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy()
     if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    free = compute.reshard != "no"
     for tower in (model.image, model.text):
         for block in tower.blocks:  # type: ignore[union-attr]
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(tower.projection, mesh=mesh)  # type: ignore[union-attr, arg-type]
-        fully_shard(tower, mesh=mesh, mp_policy=policy)  # type: ignore[arg-type]
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
+        fully_shard(tower.projection, mesh=mesh, reshard_after_forward=free)  # type: ignore[union-attr, arg-type]
+        fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=free)  # type: ignore[arg-type]
     fully_shard(model, mesh=mesh)
     for method in ("encode_image", "encode_text"):
         torch.distributed.fsdp.register_fsdp_forward_method(model, method)
@@ -211,12 +212,13 @@ def check_initialised(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free the full weights of the root unit that a forward pass without gradient leaves.
+    """Free the full weights that a forward pass without gradient leaves: of the root unit, or of all units.
 
     Until then ``named_parameters`` returns those instead of the shards that optimiser and checkpoint need.
     """
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
 
 
 def autocast(compute: schema.Compute, world: World) -> contextlib.AbstractContextManager[Any]:

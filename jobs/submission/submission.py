@@ -26,8 +26,8 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
 from jobs.common.text import suggestion
+from jobs.planning import memory_fit, preflight
 from jobs.planning import plan as planning
-from jobs.planning import preflight
 from jobs.planning.cost import estimate, total
 from jobs.planning.plan import Plan, ResolvedRun
 from jobs.runs import resubmit
@@ -164,6 +164,7 @@ class Submission:
             data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
             config, ignored = self._resolve_stable(run, data, on)
+            memory_fit.choose_reshard(config, profile)
             notes = validate(config)
             if config.init.commit == NOT_YET:
                 init = config.init

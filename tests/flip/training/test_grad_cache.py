@@ -79,6 +79,7 @@ def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole, kind):
 def rank_main(rank, world, port, kind, micro, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
+    compute.reshard = "no" if micro > 1 else "yes"
     here = parallel.start(compute)
     pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
