@@ -146,6 +146,6 @@ def test_own_pictures_become_a_model_of_transformers(tmp_path):
     found = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
     loaded = flip.load(tmp_path / "runs/mine/mask0.5")
     image, text = loaded.encode_image([tmp_path / name for name in FILES]), loaded.encode_text(TEXTS)
-    expected = loaded.pair.logit_scale.detach().exp() * image @ text.T
+    scale = loaded.pair.logit_scale.detach().exp()  # about 14, so float32 leaves little below 1e-5
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
-    assert near(found["logits"][alike], expected[alike])
+    assert (found["logits"] / scale - image @ text.T)[alike].abs().max() < 1e-6
