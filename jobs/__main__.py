@@ -36,7 +36,7 @@ COMMANDS = {
         "tokenizer": "train or test a tokenizer",
         "prompts": "class names and templates of zero-shot data sets",
         "demo_data": "fetch and build the demonstration data",
-        "study": "the masking study on the demonstration data",
+        "study": "trainings at equal cost on the demonstration data",
         "slurm_sandbox": "a real Slurm on this machine",
         "audit": "known vulnerabilities of the installed packages",
     },
