@@ -47,14 +47,19 @@ class Predictions:
     """(N,)"""
     classes: NDArray[np.int64]
     """(N, k), best first."""
-    scores: NDArray[np.float64]
+    scores: NDArray[np.floating[Any]]
     """(N, k)"""
 
     def write(self, path: Path) -> None:
         """Write the file atomically; its folder is created. Raises OSError."""
         about = {"set": path.name.partition(".predictions.")[0], "predictions": self.digest, "where": self.where}
         lines: list[dict[str, Any]] = [about | {"names": list(self.names)}]
-        columns = (self.images, self.labels.tolist(), self.classes.tolist(), self.scores.round(4).tolist())
+        columns = (
+            self.images,
+            self.labels.tolist(),
+            self.classes.tolist(),
+            self.scores.astype(np.float64).round(4).tolist(),
+        )
         for row in list(zip(*columns, strict=True))[:MAX_IMAGES]:
             lines.append(dict(zip(("image", "label", "classes", "scores"), row, strict=True)))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def test_images_in_files_are_named_by_their_paths():
 
 def test_fifty_thousand_images_take_few_megabytes(tmp_path):
     n = 50_000
-    scores = np.random.default_rng(0).random((n, 5))
+    scores = np.random.default_rng(0).random((n, 5), np.float32)
     classes = np.full((n, 5), 999)
     path = tmp_path / "a.predictions.jsonl"
     Predictions("d" * 64, "/d", ["name"] * 1000, range(n), np.full(n, 999), classes, scores).write(path)
