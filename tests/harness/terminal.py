@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -28,11 +29,13 @@ class Terminal:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def start(self, *words, **options):
-        """A process whose standard input, output and error are this terminal, which it controls."""
+        """A process whose standard input, output and error are this terminal, which it controls. Ctrl-C reaches it,
+        also if the tests run in the background, where it is ignored."""
         options.setdefault("env", dict(os.environ))  # readline, which pytest loads, sets COLUMNS behind Python's back
         return subprocess.Popen(
-            words, stdin=self.file, stdout=self.file, stderr=self.file, start_new_session=True, **options
-        )
+            words, stdin=self.file, stdout=self.file, stderr=self.file, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
+        )  # fmt: skip
 
     def _read(self):
         while True:
