@@ -164,12 +164,11 @@ def thin(xs: NDArray[np.float64], ys: NDArray[np.float64], most: int = 300) -> l
 
 
 def smooth(ys: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over a 25th of the values around each; fewer than 50 values stay as they are."""
-    half = len(ys) // 50
-    total = np.concatenate([[0.0], np.cumsum(ys)])
-    index = np.arange(len(ys))
-    first, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, len(ys))
-    return (total[stop] - total[first]) / (stop - first)
+    """The mean over a tenth of the values around each, over fewer near the ends; less than 20 values stay as they
+    are."""
+    total, index = np.concatenate([[0.0], np.cumsum(ys)]), np.arange(len(ys))
+    reach = np.minimum(len(ys) // 20, np.minimum(index, index[::-1]))
+    return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
 
 
 def _save(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> bytes:
@@ -233,7 +232,7 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
     thick: dict[str, Any] = {"color": colour, "lw": 1 if grey else 1.6, "alpha": 0.5 if grey else 0.9}
     thick["zorder"] = 2 if grey else 3
     for line in item.faint:
-        axes.plot(*zip(*line, strict=True), color=colour, lw=0.8, alpha=0.3, zorder=1.5)
+        axes.plot(*zip(*line, strict=True), color=colour, lw=0.8, alpha=0.45, zorder=1.5)
     for line in item.lines:
         every = 1 if len(line) <= 40 else ((item.style or 0) % 7 * len(line) // 56, len(line) // 8)
         marker = None if grey else SHAPES[shape]

@@ -225,7 +225,7 @@ def loss(grouped: Sequence[SeedGroup], styles: Styles) -> list[Block]:
                     raw += [thin(xs, ys)] if style is not None else []
             series.append(Series(arm.name, lines, (), style, faint=raw))
         plots.append(Plot("samples seen", label, series))
-    caption = "Means over a 25th of the run around each step; faint: as logged."
+    caption = "Means over a tenth of the run around each step; faint: as logged."
     caption += " Both depend on the batch and the mask: compare groups by their tests."
     return [heading("Training curves"), Figure("training", plots, caption + _others(styles))]
 

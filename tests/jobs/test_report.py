@@ -335,9 +335,10 @@ def test_an_axis_that_does_not_start_at_zero_shows_a_break():
 def test_raw_values_are_behind_smoothed_ones(tmp_path):
     values = np.arange(100.0) + 10 * (-1.0) ** np.arange(100)
     assert np.abs(np.diff(smooth(values), 2)[2:-2]).max() < 9 and np.abs(np.diff(values, 2)).max() == 40
-    assert smooth(values[:40]).tolist() == values[:40].tolist() and len(smooth(np.empty(0))) == 0
+    assert smooth(values[:19]) == pytest.approx(values[:19]) and len(smooth(np.empty(0))) == 0
+    assert smooth(np.arange(100.0)) == pytest.approx(np.arange(100.0)), "no bias at the ends"
     made = svg(Plot("x", "y", [Series("a", [[(0, 1), (9, 2)]], faint=[[(0, 3), (9, 1)]])]))
-    assert made.count("stroke-opacity: 0.3") == 1
+    assert made.count("stroke-opacity: 0.45") == 1
     assert inline(made).count("var(--c0072b2, #0072b2)") >= 3 and "var(" not in made, "a file has plain colours"
     assert f'viewBox="0 0 {LARGE[0]} {LARGE[1]}"' in svg(Plot("x", "y", [Series("a", [[(0, 1)]])], large=True))
 
