@@ -170,6 +170,8 @@ def _resolve_compute(config: Config, on: Host) -> None:
         compute.compile = "yes" if cuda else "no"
     if compute.replicate == 0:
         compute.replicate = resources.nodes if cuda else 1
+    if compute.reshard == "auto":  # a plan that knows the memory of the GPUs may say otherwise
+        compute.reshard = "no" if cuda and world_size(config) > 1 else "yes"
     if compute.loss_tile == 0:
         compute.loss_tile = _loss_tile(config) if cuda else CPU_TILE
     if data.workers < 0:

@@ -399,10 +399,10 @@ class Compute:
     loss_tile: int = option(1024, auto=0, ge=0, le=2**24, omit_if=1024)
     """Columns of logits that the loss computes at once. 0 (the recipes): auto, on CUDA about 2^23 / b for the b pairs
     of a rank, as a tile then takes 32 MB; 1024 on a CPU. Changes the last bits."""
-    reshard: str = option("auto", choices=("auto", *YES_NO), identity=False)
+    reshard: str = option("yes", auto="auto", choices=("auto", *YES_NO), identity=False)
     """Whether the full weights of a block are freed after its forward pass and gathered again for the next pass.
-    ``no`` needs memory for all of them and halves the traffic, more so with ``accumulate``; the same bits. ``auto``:
-    no on GPUs if the plan fits their memory, else yes."""
+    ``no`` needs memory for all of them and halves the traffic, more so with ``accumulate``; the same bits. ``auto``
+    (the recipes): no on GPUs if the plan fits their memory, else yes."""
     accumulate: int = option(1, ge=1, le=2**20, omit_if=1)
     """Micro-batches into which a rank splits its share of a batch: less memory for activations, a second forward pass,
     the same gradient (pairs are still contrasted with the whole batch). Changes the last bits."""

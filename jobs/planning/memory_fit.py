@@ -24,13 +24,11 @@ def largest_stage(config: Config) -> tuple[Stage, dict[str, int]]:
     return max(rows, key=lambda row: row[1]["total"])
 
 
-def choose_reshard(config: Config, profile: ClusterProfile) -> None:
-    """Replace ``compute.reshard: auto`` by no if the full weights fit the GPUs beside everything else, else by yes."""
-    compute, available = config.compute, profile.gpu_bytes
-    if compute.reshard == "auto" and config.resources.gpus and available:
-        compute.reshard = "no"
-        if largest_stage(config)[1]["total"] > available or world_size(config) == 1:
-            compute.reshard = "yes"
+def fit_reshard(config: Config, profile: ClusterProfile) -> None:
+    """Set ``compute.reshard`` to yes if the GPUs have no room for all full weights."""
+    available = profile.gpu_bytes
+    if config.resources.gpus and available and largest_stage(config)[1]["total"] > available:
+        config.compute.reshard = "yes"
 
 
 def host_bytes(config: Config) -> int:

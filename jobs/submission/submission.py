@@ -164,7 +164,8 @@ class Submission:
             data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
             config, ignored = self._resolve_stable(run, data, on)
-            memory_fit.choose_reshard(config, profile)
+            if run.config.compute.reshard == "auto":
+                memory_fit.fit_reshard(config, profile)
             notes = validate(config)
             if config.init.commit == NOT_YET:
                 init = config.init
