@@ -94,6 +94,6 @@ def test_an_evaluation_reads_it_there(away):
         if path.is_file():
             path.unlink()
     words = ["--commit", "48", "--no-cache", "--json"]
-    (found,) = json.loads(away.call("evaluate", "demo/base", *words))
+    (found,), _ = json.JSONDecoder().raw_decode(away.call("evaluate", "demo/base", *words))  # then notes on stderr
     assert (found["samples"], found["predictions"]) == (48, evaluation["predictions"])
     assert found["commit"] == commit.summary(commit.commits(run)[-1])

@@ -34,11 +34,11 @@ class Counting(TorchDispatchMode):
         self.collectives, self.bytes, self.operations = Counter(), Counter(), 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        space, _, name = func.name().partition("::")
+        space, name = func.namespace, func.overloadpacket.__name__
         if space == "c10d":
             group = next(value for value in args if isinstance(value, torch.ScriptObject))
             size = distributed.get_world_size(distributed.ProcessGroup.unbox(group))
-            kind = f"{KINDS[name.partition('.')[0]]} of {size}"
+            kind = f"{KINDS[name]} of {size}"
             self.collectives[kind] += 1
             self.bytes[kind] += max(value.numel() * value.element_size() for value in tensors(args))
         elif (
