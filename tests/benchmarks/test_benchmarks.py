@@ -64,6 +64,7 @@ def test_report(tmp_path):
     assert found["report"]["page_bytes"] > 10_000
 
 
+@pytest.mark.slow
 def test_step(tmp_path):
     found = report("step", "--quick", "--beside", 0.75, "--masks", 0, 0.75, cwd=tmp_path)
     ours = [row for row in found["beside_the_peer"] if row["form"] != "open_clip"]
@@ -99,6 +100,7 @@ def test_memory(tmp_path):
     assert {row["measured_MB"] for row in found["on_cuda"]["cases"]} == {"not measured"}
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_stream(tmp_path):
     found = report("stream", "--quick", cwd=tmp_path)
@@ -112,6 +114,7 @@ def test_stream(tmp_path):
     assert sum(cost for stage, cost in costs.items() if stage != "whole") == pytest.approx(costs["whole"], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_resume(tmp_path):
     found = report("resume", "--quick", cwd=tmp_path)
@@ -144,6 +147,7 @@ def test_launcher(tmp_path):
     assert loop["sbatch_calls"] == 4
 
 
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     found = report("evaluation", "--quick", cwd=tmp_path)
     assert set(found["tasks"]) == {"zero-shot", "retrieval"}

@@ -208,6 +208,7 @@ def check(run, name, content, asked):
         read_by_hosts(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES)
 @given(data=st.data())
 def test_any_value_in_any_record(scenes, asked, scene, data):
@@ -242,6 +243,7 @@ def test_each_record_as_something_else(scenes, asked, name):
         check(scenes[SCENES[i % 3]], name, WHOLE[i % len(WHOLE)], asked)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_any_value_in_a_configuration(scenes, asked, data):
     values = to_dict(config())

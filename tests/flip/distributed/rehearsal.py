@@ -102,7 +102,6 @@ STEPS = {
     "H/14 mask 0.5, 8 ranks, accumulate 4": ("H/14", "0.5", 8, 1, 512, 4, "no"),
     "H/14 mask 0.5, 8 ranks, accumulate 4, resharded": ("H/14", "0.5", 8, 1, 512, 4, "yes"),
     "H/14 mask 0.5, 512 ranks, 64 nodes": ("H/14", "0.5", 512, 64, 128, 1, "no"),
-    "H/14 mask 0, 512 ranks, 64 nodes, resharded": ("H/14", "0", 512, 64, 128, 1, "yes"),
     "L/16 mask 0.75, 8 ranks": ("L/16", "0.75", 8, 1, 256, 1, "no"),
 }
 
