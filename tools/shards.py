@@ -65,12 +65,14 @@ class _Commands:
 
 def _parser() -> argparse.ArgumentParser:
     commands = _Commands()
+    _indexing(commands)
     _making(commands)
+    _deriving(commands)
     _checking(commands)
     return commands.parser
 
 
-def _making(commands: _Commands) -> None:
+def _indexing(commands: _Commands) -> None:
     about = (
         "Scan shards and write their manifest. Results are kept in OUT.part meanwhile: if the command is interrupted, "
         "run it again to continue. Exit code 65 if shards are damaged, after all others have been scanned."
@@ -104,6 +106,9 @@ def _making(commands: _Commands) -> None:
     command.add_argument("manifest", help="its folder")
     about = "batch size for which lanes and buffer are shown (default: %(default)s)"
     command.add_argument("--batch", type=int, default=4096, help=about)
+
+
+def _making(commands: _Commands) -> None:
     about = (
         "Write pictures with captions or labels as shards, and index them. Pictures that cannot be decoded are left "
         "out and reported. The folder appears when it is complete."
@@ -126,6 +131,9 @@ def _making(commands: _Commands) -> None:
     command.add_argument("--per-shard", type=int, default=1000, help="rows per shard (default: %(default)s)")
     about = "exit code 65 if fewer pictures can be used (default: %(default)s)"
     command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)
+
+
+def _deriving(commands: _Commands) -> None:
     about = (
         "Write the manifest of shards that were copied to another folder or bucket. Checks that each exists there with "
         "the indexed size and, if both are known, ETag; reads no shard. Samples, order and digest stay: runs continue."
