@@ -46,8 +46,10 @@ class TokenTable:
         try:
             table = cls(**json.loads(read_regular(Path(path), MAX_BYTES)))
             size, rows = Tokenizer(tokenizer, 1, prepend_cls=False).size, (table.counts, table.parts or table.counts)
-            if not all(isinstance(v, int) and v >= CONTINUATION for row in rows for v in row):
+            if not all(isinstance(v, int) and v >= 0 for v in table.counts):
                 raise ValueError("it has a value that is not a count")
+            if not all(part in (NOUN, ADJECTIVE, OTHER, CONTINUATION) for part in table.parts):
+                raise ValueError("it has a value that is no part of speech")
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError("data.token_table: cannot be read", path, str(error), remedy) from error
         if table.tokenizer != file_digest(tokenizer) or {len(row) for row in rows} != {size}:

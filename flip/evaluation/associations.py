@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flip.evaluation.images import File
 from flip.runs.errors import DataError
+from flip.runs.ownership import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "associations.jsonl"
+LIMIT = 64 << 20
+"""Largest file of instances that is read, bytes."""
 LARGE = 10
 """The published score is the mean over instances with at least so many candidates (10 or 12)."""
 
@@ -35,7 +38,12 @@ class Association(NamedTuple):
 def read(folder: str) -> tuple[list[File], list[Association]]:
     """The images of all instances, each once, and the instances. Raises DataError."""
     path, numbers, instances = Path(folder) / FILE, dict[str, int](), list[Association]()
-    for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = read_regular(path, LIMIT).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        remedy = "Write it from the published data: docs/evaluation.md, Suites."
+        raise DataError("the instances cannot be read", str(path), str(error), remedy) from error
+    for n, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             right = list(row["associations"])

@@ -90,7 +90,14 @@ def test_a_table_that_does_not_serve_is_refused(tokenizer, tmp_path):
     replace(table, tokenizer="sha256:other").write(path)
     with pytest.raises(ConfigError, match="another tokenizer"):
         FrequencyMasking.of(data)
-    for damaged in ("[]", "{", json.dumps({"tokenizer": 1, "counts": ["a"]}), json.dumps({"tokenizer": "x"})):
+    counts = replace(table, counts=[-1] * len(table.counts)), replace(table, parts=[7] * len(table.counts))
+    for damaged in (
+        *(json.dumps(vars(one)) for one in counts),
+        "[]",
+        "{",
+        json.dumps({"tokenizer": 1, "counts": ["a"]}),
+        json.dumps({"tokenizer": "x"}),
+    ):
         path.write_text(damaged)
         with pytest.raises(ConfigError, match="cannot be read"):
             FrequencyMasking.of(data)

@@ -112,6 +112,8 @@ def test_an_instance_that_contradicts_itself_is_named(tmp_path):
     (tmp_path / "associations.jsonl").write_text('{"cue": "a", "candidates": ["x"], "associations": ["y"]}\n')
     with pytest.raises(DataError, match="line 1"):
         associations.read(str(tmp_path))
+    with pytest.raises(DataError, match="the instances cannot be read"):
+        associations.read(str(tmp_path / "none"))
 
 
 def test_suites_name_known_sets_and_metrics():
