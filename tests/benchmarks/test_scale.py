@@ -40,6 +40,7 @@ def test_events_of_the_file_agree_with_the_formula():
         assert abs(row["errors_apart"]) < 4 and abs(row["learning"] - row["formula"]) < max(0.1, 4 * row["error"])
 
 
+@pytest.mark.long
 def test_the_script(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("| | |\n| `run.gpus` | 3 | of them |\n\nat 1.5 (`run.step_s`) seconds\n\n| | `events` |\n"

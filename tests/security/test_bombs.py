@@ -134,6 +134,7 @@ def tables(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_tables_of_filters(tables):
     bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
     assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
@@ -233,6 +234,7 @@ def tiff_with_tile(side):
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
 
 
+@pytest.mark.long
 def test_pictures(tmp_path):
     """A picture with the maximum number of pixels takes 8 bytes for each; larger ones are refused by their header."""
     text = b"a\0\0" + zlib.compress(bytes(MB - 1))

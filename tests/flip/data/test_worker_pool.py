@@ -76,6 +76,7 @@ def assert_gone(family):
     assert not alive
 
 
+@pytest.mark.long
 def test_nothing_is_left_after_sigkill_of_main(process):
     child, family = process
     child.kill()
@@ -83,6 +84,7 @@ def test_nothing_is_left_after_sigkill_of_main(process):
     assert_gone(family)
 
 
+@pytest.mark.long
 def test_nothing_is_left_where_workers_hang_in_a_read(folder, original, tmp_path):
     for shard in folder.glob("*.tar"):
         shard.unlink()
@@ -95,6 +97,7 @@ def test_nothing_is_left_where_workers_hang_in_a_read(folder, original, tmp_path
         assert_gone(family)
 
 
+@pytest.mark.long
 def test_signals_to_the_whole_group_do_not_disturb(process):
     child, family = process
     for name in (signal.SIGTERM, signal.SIGUSR2):
@@ -110,6 +113,7 @@ def test_signals_to_the_whole_group_do_not_disturb(process):
     assert psutil.STATUS_ZOMBIE not in [one.status() for one in family]
 
 
+@pytest.mark.long
 def test_exit_with_live_workers_does_not_hang(process):
     child, family = process
     child.stdin.write("leave\n")
@@ -118,6 +122,7 @@ def test_exit_with_live_workers_does_not_hang(process):
     assert_gone(family)
 
 
+@pytest.mark.long
 def test_a_job_may_have_a_tmpdir_whose_path_is_too_long_for_a_socket(original, tmp_path):
     place = tmp_path / ("job-" + "1" * 100)
     place.mkdir()

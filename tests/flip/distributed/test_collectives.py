@@ -121,6 +121,7 @@ def rank_main(rank, folder, results):
         raise
 
 
+@pytest.mark.long
 def test_two_ranks(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

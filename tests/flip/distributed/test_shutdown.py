@@ -170,6 +170,7 @@ def test_a_cause_that_cannot_be_told_holds_nobody_up():
     assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
 
 
+@pytest.mark.long
 def test_who_moves_or_is_allowed_to_take_long_lives_on():
     assert run_watched(0.5, "dog.close(); time.sleep(1.5); sys.exit(3)").returncode == 3
     assert run_watched(0.5, "time.sleep(1.5); sys.exit(3)", times=60).returncode == 3

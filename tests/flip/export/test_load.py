@@ -91,6 +91,7 @@ def run(tmp_path_factory):
     return run, found
 
 
+@pytest.mark.long
 def test_two_ranks_score_what_one_scores(run):
     directory, found = run
     config = configuration.read_config(directory.config)
@@ -101,6 +102,7 @@ def test_two_ranks_score_what_one_scores(run):
     assert found[0] == found[1] == one
 
 
+@pytest.mark.long
 def test_loaded_weights_are_those_saved_in_shards(run):
     loaded = flip.load(run[0].path)
     assert len(list(loaded.source.path.glob("*.safetensors"))) == 2
@@ -110,6 +112,7 @@ def test_loaded_weights_are_those_saved_in_shards(run):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_encode_and_classify(run, tmp_path):
     loaded = flip.load(str(run[0].path))
@@ -126,6 +129,7 @@ def test_encode_and_classify(run, tmp_path):
     assert loaded.encode_text([]).shape == loaded.encode_image([]).shape == (0, 48)
 
 
+@pytest.mark.long
 def test_transparent_pictures_lie_on_white_however_they_come(run, tmp_path):
     loaded = flip.load(run[0].path)
     glass = Image.fromarray(np.dstack([picture(1), np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))]), "RGBA")
@@ -140,6 +144,7 @@ def loaded(run):
     return flip.load(run[0].path)
 
 
+@pytest.mark.long
 def test_one_input_is_a_batch_of_one(loaded, tmp_path):
     image = Image.fromarray(picture(1))
     image.save(tmp_path / "a.png")
@@ -159,6 +164,7 @@ def test_one_input_is_a_batch_of_one(loaded, tmp_path):
     assert loaded.classify(image, "frog").tolist() == [[1.0]]
 
 
+@pytest.mark.long
 def test_many_of_any_kind(loaded, tmp_path):
     """Pictures of other sizes than the model's, in one call."""
     arrays = [picture(i, 96)[:, : 96 - 7 * i] for i in range(4)]
@@ -171,6 +177,7 @@ def test_many_of_any_kind(loaded, tmp_path):
     assert torch.equal(loaded.encode_image(tensors, batch=2), loaded.encode_image(list(stack), batch=2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "given, message",
     [
@@ -193,6 +200,7 @@ def test_what_is_no_picture_is_refused_in_one_sentence(loaded, given, message):
     assert "\n" not in str(error.value) and "(3, height, width)" in str(error.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("given", [7, [7], b"bytes", None])
 def test_what_is_no_text_is_refused_in_one_sentence(loaded, given):
     with pytest.raises(DataError, match="is no text"):
@@ -210,6 +218,7 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(picture(i, 64 + 8 * i)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_preprocess_serves_a_data_loader(loaded, workers):
     transform = pickle.loads(pickle.dumps(loaded.preprocess))
@@ -219,6 +228,7 @@ def test_preprocess_serves_a_data_loader(loaded, workers):
     assert torch.allclose(torch.cat([loaded.encode_image(batch) for batch in batches]), expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_mistakes(run, tmp_path):
     loaded = flip.load(run[0].path)
     (tmp_path / "no.png").write_text("no picture")
@@ -233,6 +243,7 @@ def test_mistakes(run, tmp_path):
         flip.load(tmp_path)
 
 
+@pytest.mark.long
 def test_predict_prints_a_table_and_json(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(run[0].path.parents[1]))
     Image.fromarray(picture(0)).save(tmp_path / "0.png")
@@ -255,6 +266,7 @@ def test_predict_prints_a_table_and_json(run, tmp_path, capsys, monkeypatch):
     assert predict.main(["sweep/run", *arguments[1:]]) == 0
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_refused(run):
     """Last: it damages the run."""
     shard = sorted(commit.commits(run[0])[-1].path.glob("*.safetensors"))[1]

@@ -134,6 +134,7 @@ def rank_main(rank, world, port, sigmoid, results):
     distributed.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_two_ranks_equal_one(sigmoid, free_port):
     context = multiprocessing.get_context("spawn")

@@ -63,6 +63,7 @@ def rank_main(rank, port, folder, results):
     parallel.stop()
 
 
+@pytest.mark.long
 def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -130,6 +130,7 @@ def rank_main(rank, world, port, folder, results):
     parallel.stop()
 
 
+@pytest.mark.long
 def test_a_gradient_that_one_rank_has_stops_all(tmp_path, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -71,6 +71,7 @@ def met(run):
     return [one["pid"] for one in found]
 
 
+@pytest.mark.long
 def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(run):
     attempt = begin(run)
     try:
@@ -88,6 +89,7 @@ def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(
     assert not attempt.store.exists()
 
 
+@pytest.mark.long
 def test_ranks_of_a_slurm_job_of_one_node_listen_on_loopback_alone(run):
     """They share no private folder (each may be in a container), so that the store is a port."""
     run.start_attempt({})

@@ -430,6 +430,7 @@ def test_three_attempts_within_a_limit_that_was_lowered_are_the_end_and_the_limi
     assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
 
 
+@pytest.mark.long
 def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
     """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
     running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"

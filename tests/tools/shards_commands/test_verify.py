@@ -149,6 +149,7 @@ def test_kinds_and_sums():
     assert list(report.reasons().items()) == [("short by N", 2), ("gone", 1)]
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
     make_dataset(tmp_path / "data", samples=1200, shards=2, size=256, chunk=2)
     child = subprocess.Popen(
