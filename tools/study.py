@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     from jobs.common.filesystem import unwritable
-    from tools.masking_study.runner import Unfinished
+    from tools.studies.runner import Unfinished
 
     try:
         _run(options)
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     from flip.runs.rundir import write_json
-    from tools.masking_study import paired_stats, runner, study_page
-    from tools.masking_study.studies import STUDIES
+    from tools.studies import masking_page, paired_stats, runner
+    from tools.studies.definitions import STUDIES
 
     design = STUDIES[options.study]
     path, choices = (options.docs / design.name / name for name in ("calibration.json", "choices.json"))
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
     record = runner.read_calibration(design, path)
     times = runner.seconds_per_sample(record)
     if options.calibrate or options.plan:
-        print(study_page.plan(design, times))
+        print(masking_page.plan(design, times))
         return
     recorded = paired_stats.recorded(design, choices)
     if not options.page:
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
     study = runner.collect(design, recorded)
     if not recorded and study.chosen.keys() == design.arms.keys():
         write_json(choices, study.chosen)
-    for written in study_page.write(options.docs, record, study):
+    for written in masking_page.write(options.docs, record, study):
         print(written)
 
 

@@ -18,10 +18,10 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
-from tools.masking_study import design, paired_stats, runner, study_page
-from tools.masking_study.design import SEEDS
-from tools.masking_study.runner import Study
-from tools.masking_study.studies import CHEAPEST, MASKING
+from tools.studies import design, masking_page, paired_stats, runner
+from tools.studies.definitions import CHEAPEST, MASKING
+from tools.studies.design import SEEDS
+from tools.studies.runner import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {
@@ -186,7 +186,7 @@ def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
     for each in ROUNDS:
         there.choose(each)
     assert there.chosen == made
-    (table,) = (block for block in study_page._trials(there) if isinstance(block, Table))
+    (table,) = (block for block in masking_page._trials(there) if isinstance(block, Table))
     assert all(f"(these trials: {one.peaks[1]:g})" in str(table.rows[i]["chosen"]) for i, one in enumerate(ARMS))
     for wrong in ({"clip": 0.1}, made | {"clip": 0.1}, [1]):
         write_json(path, wrong)
@@ -247,7 +247,7 @@ def _both(name: str) -> tuple[str, str]:
 def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> None:
     gains = {"mask50": 0.05, "mask75": -0.05, "mask50-unmasked": 0.05, "mask50-masked": 0.05}
     study = found(tmp_path, 3, gains)
-    written = study_page.write(tmp_path / "docs", KEPT, study)
+    written = masking_page.write(tmp_path / "docs", KEPT, study)
     text = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
     assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
     assert "mask75 is less accurate than clip: -5.0" in text
@@ -267,10 +267,10 @@ def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> N
 def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
     study = found(tmp_path, 2)
     del study.runs[ROUNDS[1].arms[0].run(0)]
-    study_page.write(tmp_path, KEPT, study)
+    masking_page.write(tmp_path, KEPT, study)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
-    study_page.write(tmp_path, KEPT, Study(MASKING))
+    masking_page.write(tmp_path, KEPT, Study(MASKING))
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 

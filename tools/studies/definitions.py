@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.masking_study.design import Arm, Round, SmallImages, StudyDesign
+from tools.studies.design import Arm, Round, SmallImages, StudyDesign
 
 MASKING = StudyDesign(
     "study",

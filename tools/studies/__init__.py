@@ -2,10 +2,10 @@
 
 What is compared, what does it cost, and what is the result?
 
-- `design`: arms, rounds and the sweeps that train them; arithmetic without files. `studies`: the two studies.
+- `design`: arms, rounds and the sweeps that train them; arithmetic without files. `definitions`: the two studies.
 - `runner`: measures core-seconds per sample, submits the sweeps of each round and reads the complete runs.
 - `paired_stats`: chosen learning rates, and paired differences with 95 % intervals.
-- `study_page`: writes the page of a study, its figures and the table of runs.
+- `masking_page`: writes the page of a study, its figures and the table of runs.
 
 The command is ``tools/study.py``. Imports flip (runs, config, monitoring) and jobs (reporting, submission), no torch.
 """

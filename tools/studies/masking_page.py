@@ -14,10 +14,10 @@ from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.reporting.outcomes import csv_text
-from tools.masking_study import design, paired_stats
-from tools.masking_study.design import SEEDS, Arm, StudyDesign, Times
-from tools.masking_study.paired_stats import Difference
-from tools.masking_study.runner import Study, seconds_per_sample
+from tools.studies import design, paired_stats
+from tools.studies.design import SEEDS, Arm, StudyDesign, Times
+from tools.studies.paired_stats import Difference
+from tools.studies.runner import Study, seconds_per_sample
 
 TESTS = ("twemoji", "openmoji")
 """The test vendors; the verdicts are about the first."""

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
-from tools.masking_study.design import SEEDS, Arm, StudyDesign
+from tools.studies.design import SEEDS, Arm, StudyDesign
 
 T = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of pairs -> 97.5 % quantile of Student's t with one degree of freedom less."""

@@ -24,8 +24,8 @@ from flip.runs.errors import STOPPED, ConfigError
 from flip.runs.rundir import read_json, write_text
 from jobs.common.paths import runs_root
 from jobs.submission.apply import move_to_trash
-from tools.masking_study import paired_stats
-from tools.masking_study.design import Round, StudyDesign, Times, work_name
+from tools.studies import paired_stats
+from tools.studies.design import Round, StudyDesign, Times, work_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = 2
