@@ -26,6 +26,7 @@ def main() -> None:
     raise_limits()
     os.environ.update(environment(os.environ))
     os.environ.update(gloo_interface(os.environ))
+    os.environ.update(allocator(os.environ))
     try:
         open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
@@ -41,14 +42,25 @@ def main() -> None:
 def raise_limits() -> None:
     """Raise soft limits to the hard ones: Slurm passes on those of the submitting shell.
 
-    A rank opens more than three files per rank of the run, beyond the usual 1024, and login nodes limit CPU time.
+    A rank opens more than three files per rank of the run, beyond the usual 1024, login nodes limit CPU time, and
+    InfiniBand locks the memory that it sends.
     """
-    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU):
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_MEMLOCK):
         hard = resource.getrlimit(kind)[1]
         try:
             resource.setrlimit(kind, (hard, hard))
         except (ValueError, OSError):  # a system that grants less than its hard limit: unchanged
             continue
+
+
+def allocator(environ: Mapping[str, str]) -> Dict[str, str]:
+    """PYTORCH_ALLOC_CONF with expandable segments, unless the user has configured torch's allocator; else empty.
+
+    Packed texts change the shapes of tensors in every step, which fragments memory in segments of fixed size.
+    """
+    if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(environ):
+        return {}
+    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def open_log(environ: Mapping[str, str]) -> None:

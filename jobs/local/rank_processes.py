@@ -13,13 +13,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
 from jobs.host import processes
+from jobs.host.rank_entry import allocator
 
 HAS_PROC = Path("/proc/self/stat").exists()
 
@@ -117,6 +118,7 @@ class LocalAttempt:
         self.stop_requested = False  # whether a rank was asked to save and stop
         self.store: Path | None = None  # private folder of the file in which several ranks publish their addresses
         self.next_term = 0.0  # monotonic time of the next SIGTERM
+        self.gpus: Sequence[str] = ()  # names of the devices that it was given, as in CUDA_VISIBLE_DEVICES
 
     def poll(self) -> bool:
         """Whether all ranks have ended and nothing of them is left."""
@@ -167,8 +169,17 @@ class LocalAttempt:
             self.lifeline = None
 
 
-def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAttempt:
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """The GPUs that a process may use: names of CUDA_VISIBLE_DEVICES, or indices of all devices of NVIDIA's driver."""
+    if "CUDA_VISIBLE_DEVICES" in environ:
+        return list(filter(None, environ["CUDA_VISIBLE_DEVICES"].split(",")))
+    return [str(index) for index, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+
+
+def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Sequence[str] = ()) -> LocalAttempt:
     """Start the ranks of attempt n, with ``job`` from job.json. Raises OSError if a process cannot be started.
+
+    ``gpus``: those that the ranks see, all if empty.
 
     The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we have died.
     """
@@ -176,11 +187,13 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float) -> LocalAtt
     ranks: list[Rank] = []
     record: list[dict[str, Any]] = []
     attempt = LocalAttempt(run, n, ranks, write_end, grace)
+    attempt.gpus = gpus
     handles, started = [lifeline], False
     try:
         if world > 1:
             attempt.store = _make_store(run, n)
         shared = _environment(job, n, world, lifeline, attempt.store)
+        shared |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
@@ -231,6 +244,7 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
     local = start.get("host") == socket.gethostname()
     ranks: list[Rank] = [AdoptedRank(row["pid"], row["start"]) for row in record if local]
     attempt = LocalAttempt(run, n, ranks, None, grace)
+    attempt.gpus = start.get("gpus", ())
     attempt.has_unknown_ranks = len(ranks) < start.get("world", 0)  # without a start.json none was started
     attempt.shorten_deadline(patience)
     return attempt
@@ -267,4 +281,5 @@ def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, stor
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    return {**os.environ, **job["env"], **own}
+    inherited = {**os.environ, **job["env"]}
+    return {**inherited, **allocator(inherited), **own}

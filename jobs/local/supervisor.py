@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ class Supervisor:
         for run, job in self.eligible():
             with self.isolate_errors(run.path):
                 due = self.start_time(run) <= time.monotonic()
-                if due and (self.unended(run) or len(self.active) < self.settings.parallel):
+                room = len(self.active) < self.settings.parallel and self.free_gpus(job) is not None
+                if due and (self.unended(run) or room):
                     self.start(run, job)
                 waiting = True
         return waiting or bool(self.retry_at.keys() - self.damaged)
@@ -130,6 +131,19 @@ class Supervisor:
                 if self.unended(run) or not (over or held or run.cancel.exists()):
                     rows.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(rows, key=lambda row: row[:2])]
+
+    def free_gpus(self, job: Mapping[str, Any]) -> list[str] | None:
+        """GPUs for a run that no active attempt of this sweep has; None: not enough, it waits.
+
+        Empty if it needs none or chose its own; or more than this machine has, which its ranks report.
+        """
+        gpus = rank_processes.visible_gpus(os.environ)
+        count = job["world"] if job.get("shape", {}).get("gpus") else 0
+        if not 0 < count <= len(gpus) or "CUDA_VISIBLE_DEVICES" in job["env"]:
+            return []
+        used = {name for attempt in self.active.values() for name in attempt.gpus}
+        free = [name for name in gpus if name not in used]
+        return free[:count] if len(free) >= count else None
 
     def waits_for_canary(self, run: RunDir, job: dict[str, Any]) -> bool:
         """Whether its canary has not passed yet, or has stopped for good and never will."""
@@ -175,12 +189,12 @@ class Supervisor:
             patience = max(ADOPTION, self.settings.stop_grace)
             self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)
             return
-        trackers = job.get("trackers", [])
+        trackers, gpus = job.get("trackers", []), self.free_gpus(job) or []
         job = {key: job[key] for key in rank_processes.JOB_KEYS}  # a damaged record raises before an attempt starts
-        facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": ""}
+        facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": "", "gpus": gpus}
         n = attempts.start_attempt(run, facts)
         try:
-            attempt = rank_processes.start(run, n, job, self.settings.peer_grace)
+            attempt = rank_processes.start(run, n, job, self.settings.peer_grace, gpus)
         except OSError as error:  # its end is recorded as any other, so that delays and limits apply
             attempt = rank_processes.failed_start(run, n, job, error)
         self.active[run.path] = attempt

@@ -29,9 +29,9 @@ class LocalSweep:
         self.worlds[name] = world
         return run
 
-    def submit(self, *runs: RunDir, parallel=1, **fields) -> None:
+    def submit(self, *runs: RunDir, parallel=1, gpus=0, **fields) -> None:
         self.cluster.profile.parallel = parallel
-        shapes = [JobResources(processes=self.worlds[r.name]) for r in runs]
+        shapes = [JobResources(processes=self.worlds[r.name], gpus=gpus) for r in runs]
         self.cluster.submit(
             [Job(r, self.snapshot, s, module="fake_worker", **fields) for r, s in zip(runs, shapes, strict=True)]
         )

@@ -47,6 +47,7 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
     samples = done[-1].samples if done else 0
     what = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
     print(f"rank {rank} starts at {samples}", flush=True)
+    print(f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}, {os.environ.get('PYTORCH_ALLOC_CONF')}", flush=True)
     step = 0
     while samples < play["total"]:
         if what and step == play.get("at", 0):

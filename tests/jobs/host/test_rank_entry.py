@@ -210,14 +210,17 @@ def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
     (run / "logs" / "2").mkdir(parents=True)
     (tmp_path / "resources_of.py").write_text(
         "import json, resource\n"
-        "print(json.dumps([resource.getrlimit(kind) for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU)]))\n"
+        "kinds = resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_MEMLOCK\n"
+        "print(json.dumps([resource.getrlimit(kind) for kind in kinds]))\n"
     )
     environment = {**os.environ, **TASK, "FLIP_RUN": str(run), "FLIP_SNAPSHOT": str(tmp_path)}
     entry = ROOT / "jobs" / "host" / "rank_entry.py"
-    shell = f"ulimit -Sn 64 && ulimit -t 7200 && ulimit -St 3600 && exec {sys.executable} {entry} resources_of"
+    limits = "ulimit -Sn 64 && ulimit -Sl 32 && ulimit -t 7200 && ulimit -St 3600"
+    shell = f"{limits} && exec {sys.executable} {entry} resources_of"
     subprocess.run(["bash", "-c", shell], env=environment, check=True)
-    files, seconds = json.loads((run / "logs" / "2" / "node1.out").read_text())
+    files, seconds, locked = json.loads((run / "logs" / "2" / "node1.out").read_text())
     assert files == [resource.getrlimit(resource.RLIMIT_NOFILE)[1]] * 2 and seconds == [7200, 7200]
+    assert locked == [resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]] * 2
 
 
 def test_a_limit_that_cannot_be_raised_stays(monkeypatch):
@@ -229,4 +232,10 @@ def test_a_limit_that_cannot_be_raised_stays(monkeypatch):
 
     monkeypatch.setattr(rank_entry.resource, "setrlimit", refuse)
     rank_entry.raise_limits()
-    assert asked == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU]
+    assert asked == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_MEMLOCK]
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_user_configures_the_allocator(name):
+    assert rank_entry.allocator({"PATH": "/bin"}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert rank_entry.allocator({name: "max_split_size_mb:512"}) == {}

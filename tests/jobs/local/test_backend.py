@@ -75,6 +75,25 @@ def test_several_at_once(field):
     assert [field.state(run) for run in runs] == ["complete"] * 3
 
 
+def test_each_run_has_gpus_of_its_own(field, monkeypatch):
+    """The next supervisor reads them from start.json."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a,6")
+    first, second = field.run("a", total=10_000), field.run("b", world=2, total=40)
+    third = field.run("c", total=1)
+    field.submit(first, second, third, parallel=3, gpus=1)
+    field.until_moving(second, 1)
+    field.until(lambda: "GPUs" in log(first))
+    assert field.state(third) == "queued"
+    field.until_state(third, "complete")
+    assert "GPUs 4, expandable_segments:True" in log(first)
+    assert log(second).count("GPUs GPU-a,6,") == 2 and log(third).count("GPUs GPU-a,") == 1
+    assert read_json(first.attempt(1) / "start.json")["gpus"] == ["4"]
+    assert list(rank_processes.adopt(first, 1, 1.0, 60.0).gpus) == ["4"]
+    field.cluster.cancel([first])
+    first.cancel.touch()
+    field.until(lambda: not field.left())
+
+
 def test_three_crashes_without_a_commit_stop_the_run_and_a_new_submission_allows_three_more(field):
     run = field.run(attempts={str(n): {"0": "crash"} for n in (1, 2, 3, 4)})
     field.submit(run)
