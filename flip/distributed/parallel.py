@@ -72,7 +72,8 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
     if size == 1 or _is_one_host(size):
         stay_on_loopback()
     store = open_store(rank, size, timeout)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    bound = device if device.type == "cuda" else None  # NCCL connects now, and guesses no device later
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=bound)
     control = distributed.new_group(backend="gloo", timeout=timeout)
     checkpoint = distributed.new_group(backend="gloo", timeout=6 * timeout)  # rank 0 alone hashes full checkpoints
     torch.manual_seed(0)  # unused: weights and data have their own generators
