@@ -58,6 +58,11 @@ def training_flops(model: Model, mask: str, positions: float | None = None) -> d
     return {name: 3 * count for name, count in forward_flops(model, mask, positions).items()}
 
 
+def forward_passes(compute: Compute) -> int:
+    """Forward passes per step: 3, because the backward pass counts as two, plus repeated ones."""
+    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
+
+
 def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE) -> int:
     """Peak bytes of the loss of ``local`` pairs on each rank, fp32.
 
@@ -103,7 +108,7 @@ def device_memory(
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     visible, micro = kept_patches(model.image, mask), -(-local // compute.accumulate)
-    size, captions = _value_bytes(compute), left or model.text.length
+    size, captions = value_bytes(compute), left or model.text.length
     always = {
         "weights": 4 * count["total"] // shard,
         "moments": 8 * count["total"] // shard,
@@ -133,7 +138,8 @@ def device_memory(
     return parts | {"total": sum(parts.values())}
 
 
-def _value_bytes(compute: Compute) -> int:
+def value_bytes(compute: Compute) -> int:
+    """Bytes of an activation, or of a weight of the blocks while it is used."""
     return 2 if compute.precision == "bf16" else 4
 
 
@@ -162,7 +168,7 @@ def activations(
 
     ``captions``: positions of a caption; 0: all.
     """
-    image, visible, size = model.image, kept_patches(model.image, mask), _value_bytes(compute)
+    image, visible, size = model.image, kept_patches(model.image, mask), value_bytes(compute)
     pixels = visible * 3 * image.patch**2  # normalised, for the gradient of the embedding
     stem = pixels + ((visible + 1) * image.width if image.norm_pre else 0)
     text = _saved(model, model.text, captions or model.text.length, compute, ranks, pooled_only=True)

@@ -40,7 +40,7 @@ LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
 #: Modules that need no torch, beside all of jobs/ but its worker: the launcher, the host and loader processes use them.
 LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown", "flip.monitoring.results")
-LIGHT += ("flip.monitoring.curves",)
+LIGHT += ("flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.predictions", "flip.evaluation.prompts", "flip.evaluation.task")
 LIGHT += ("flip.evaluation.open_clip_folder", "flip.data.worker", "flip.data.worker_pool", "flip.data.chunk_reader")

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flip.config.schema import Compute, Config
+from flip.config.schema import Config
 from flip.config.validate import plan_numbers
-from flip.costs import parameters, stage_flops, stage_memory
+from flip.costs import forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
 
 
@@ -84,11 +84,6 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     limit = math.inf if profile.kind == "local" else config.resources.hours
     attempts = None if wall is None else max(1, math.ceil(wall / limit))
     return Estimate(parameters(config.model), numbers, stages, devices, total(stages), wall, attempts)
-
-
-def forward_passes(compute: Compute) -> int:
-    """Forward passes per step: 3, because the backward pass counts as two, plus repeated ones."""
-    return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
 
 
 def _cost(samples: int, steps: int, work: float, again: float, profile: ClusterProfile | None) -> Cost:

@@ -1,0 +1,64 @@
+"""The model of a step's collectives, held against the counts of a traced step."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from flip.config.schema import Compute
+from flip.traffic import CALL, NETWORK_HOP, NVLINK_HOP, PAYLOAD, Collective, Links, exposed_seconds, step_phases
+from tests.flip.distributed.rehearsal import STEPS
+from tests.flip.test_flops import sized
+
+GOLDEN = json.loads((Path(__file__).parent / "distributed" / "rehearsal.json").read_text(encoding="utf-8"))
+H100 = Links(8, 3600, 400)
+
+
+def phases(size="H/14", ranks=512, local=128, **compute):
+    return step_phases(sized(size), Compute(precision="bf16", **compute), local, ranks)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_counts_and_bytes_of_a_traced_step(name):
+    size, _, ranks, replicate, local, accumulate, reshard = STEPS[name]
+    calls, gigabytes = Counter(), Counter()
+    for phase in phases(size, ranks, local, replicate=replicate, accumulate=accumulate, reshard=reshard):
+        for each in phase.collectives:
+            kind = f"{each.kind}s of {each.ranks}"
+            calls[kind] += phase.times * each.count
+            gigabytes[kind] += phase.times * each.bytes / 1e9
+    assert {kind: [calls[kind], pytest.approx(gigabytes[kind], abs=0.0051)] for kind in sorted(calls)} == GOLDEN[name]
+
+
+@pytest.mark.parametrize("compute", [{}, {"accumulate": 4}, {"recompute": "block"}, {"accumulate": 2, "reshard": "no"}])
+def test_phases_hold_all_the_arithmetic_of_a_step(compute):
+    assert sum(phase.times * phase.share for phase in phases(**compute)) == pytest.approx(1)
+
+
+def test_seconds_of_rings():
+    """Full bytes less the rank's own, over the slowest link; each hop of a ring takes its latency."""
+    inside = Collective("gather", 8, 1, 2, 8_000_000)
+    assert inside.seconds(H100) == pytest.approx(7e6 / (450e9 * PAYLOAD) + 2 * (CALL + 7 * NVLINK_HOP))
+    across = Collective("scatter", 16, 1, 1, 16_000_000)  # two nodes: eight adapters of 50 GB/s are slower than NVLink
+    assert across.seconds(H100) == pytest.approx(15e6 / (400e9 * PAYLOAD) + CALL + 14 * NVLINK_HOP + NETWORK_HOP)
+    copies = Collective("reduction", 64, 8, 1, 64_000_000)  # a rank a node: its own adapter, there and back
+    assert copies.seconds(H100) == pytest.approx(2 * 63e6 / (50e9 * PAYLOAD) + CALL + 2 * 63 * NETWORK_HOP)
+    assert copies.nodes(H100) == 64 and across.nodes(H100) == 2 and inside.nodes(H100) == 1
+
+
+def test_what_arithmetic_hides():
+    step = phases(replicate=64, reshard="no")
+    slow, fast = (exposed_seconds(step, seconds, H100) for seconds in (0.001, 1.0))
+    everything = sum(phase.times * each.seconds(H100) for phase in step for each in phase.collectives)
+    assert 0 < fast < 0.2 * everything < slow < 1.1 * everything
+    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100), "the loss, the first and the last unit"
+    assert exposed_seconds(phases(ranks=1), 1.0, H100) == 0
+
+
+def test_copies_per_node_and_kept_weights_save_time():
+    sharded, kept, copies = (
+        exposed_seconds(phases(**compute), 0.18, H100)
+        for compute in ({}, {"reshard": "no"}, {"reshard": "no", "replicate": 64})
+    )
+    assert sharded > kept > copies
