@@ -3,7 +3,7 @@
 - ``datasets``, ``annotations``, ``images``, ``prompts``: find data sets by name or path and read them.
 - ``task``: the task of an evaluation job and its results; ``job``: the job.
 - ``evaluator``: scores a model on a data set by ``zero_shot``, ``retrieval``, ``linear_probe`` or ``associations``.
-- ``metrics``: accuracy; ``set_metrics``: published metrics of single data sets; ``predictions``: those of each image.
+- ``metrics``: accuracy, and published metrics of single data sets; ``predictions``: those of each image.
 - ``encoders``, ``open_clip_folder``: models of runs and of open_clip; ``features``: their features and a cache of
 these.
 

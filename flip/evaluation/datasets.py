@@ -111,7 +111,7 @@ class ResolvedDataset:
     note: str = ""
     """A warning about the result, stored in its file and shown below the table."""
     metric: str = ""
-    """A metric of ``flip.evaluation.set_metrics``, in addition to the accuracy."""
+    """A metric of ``flip.evaluation.metrics``, in addition to the accuracy."""
     group: int | None = None
     """Column of the metadata with the group that a metric needs."""
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.config import schema
 from flip.data.chunk_reader import Sample
 from flip.data.decode import captions_of, label_of
 from flip.data.storage.retry import RetryPolicy
@@ -22,40 +21,11 @@ from flip.evaluation.encoders import Encoder
 from flip.evaluation.features import FeatureCache, Features, embed_images, embed_texts, no_op
 from flip.evaluation.images import Images
 from flip.evaluation.linear_probe import probe
-from flip.evaluation.metrics import check_finite
+from flip.evaluation.metrics import METRICS, Answers, check_finite, label_and_group
 from flip.evaluation.predictions import TOP, Predictions
 from flip.evaluation.prompts import Prompts
 from flip.evaluation.retrieval import retrieve
-from flip.evaluation.set_metrics import METRICS, Answers, label_and_group
 from flip.evaluation.zero_shot import class_embeddings, classify, nearest_classes
-
-
-@dataclass(frozen=True)
-class LoadedDataset:
-    """An opened data set with everything that its task needs."""
-
-    name: str
-    task: str
-    """zeroshot (needs ``prompts``), retrieval (captions with the images), probe (needs ``train``)."""
-    images: Images
-    prompts: Prompts | None = None
-    train: Images | None = None
-    role: str = "test"
-    metric: str = ""
-    """As in ``ResolvedDataset``; so is ``group``."""
-    group: int | None = None
-
-    @classmethod
-    def open(cls, source: ResolvedDataset, patience: RetryPolicy | None = None, role: str = "test") -> LoadedDataset:
-        """Raises ConfigError, DataError, PermissionDenied."""
-        train = source.train.open(patience) if source.train else None
-        images = source.location.open(patience)
-        return cls(source.name, source.task, images, source.prompts, train, role, source.metric, source.group)
-
-    @classmethod
-    def from_config(cls, item: schema.EvaluationSet, patience: RetryPolicy | None = None) -> LoadedDataset:
-        """A data set of ``evaluate.sets``."""
-        return cls.open(ResolvedDataset.from_config(item), patience, item.role)
 
 
 @dataclass(frozen=True)
@@ -73,81 +43,85 @@ class Evaluator:
     """Inverse regularisation of a probe; 0: chosen on held-out training images."""
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """On rank 0, filled by ``score``: the predictions of zero-shot results, by name."""
+    patience: RetryPolicy | None = None
+    """How long storage is waited for."""
 
-    def score(self, data: LoadedDataset) -> list[dict[str, Any]]:
-        """Results, one per table column. Collective: all ranks get the same results but for the seconds.
+    def score(self, data: ResolvedDataset, role: str = "test") -> list[dict[str, Any]]:
+        """Results, one per table column, with ``role``. Collective: all ranks get the same results but for the seconds.
 
         Each has name, set, task, role, metric and score for sets whose published score is no accuracy, top1, top5
         (retrieval: top10 too) with correct1 ..., n, chance, interval, predictions (a digest of the answer for each
         image), data (the digest of the data set), view, precision (fp32 or bf16), seconds.
         Raises ConfigError, DataError, StorageError, PermissionDenied, and Diverged if features are not finite.
         """
-        start_time = time.perf_counter()
+        images, start_time = data.location.open(self.patience), time.perf_counter()
         tasks = {"zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe}
-        results = (tasks | {"association": self._association})[data.task](data)
+        results = (tasks | {"association": self._association})[data.task](data, images)
         encoder = self.encoder
         view = {"view": encoder.view_id, "precision": encoder.precision}
-        about = self.ranks.on_rank0(lambda: {"data": data.images.digest, **view})
+        about = self.ranks.on_rank0(lambda: {"data": images.digest, **view})
         seconds = time.perf_counter() - start_time
-        common = {"set": data.name, "task": data.task, "role": data.role, "seconds": seconds, **about}
+        common = {"set": data.name, "task": data.task, "role": role, "seconds": seconds, **about}
         return [{"name": data.name + suffix, **result, **common} for suffix, result in results.items()]
 
-    def _zeroshot(self, data: LoadedDataset) -> dict[str, dict[str, Any]]:
+    def _zeroshot(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.prompts is not None
-        classes, images = self._classes(data.prompts), self._images(data.images, data.group)
+        classes, embedded = self._classes(data.prompts), self._images(images, data.group)
 
         def result() -> dict[str, Any]:
-            assert classes is not None and images is not None and data.prompts is not None
-            columns = torch.tensor(images.labels, dtype=torch.int64).view(images.ids.shape[0], -1)
+            assert classes is not None and embedded is not None and data.prompts is not None
+            columns = torch.tensor(embedded.labels, dtype=torch.int64).view(embedded.ids.shape[0], -1)
             labels = columns[:, 0]
-            scores = classify(images.features, labels, classes, data.name)
-            nearest = [part.numpy() for part in nearest_classes(images.features, classes, TOP)]
+            scores = classify(embedded.features, labels, classes, data.name)
+            nearest = [part.numpy() for part in nearest_classes(embedded.features, classes, TOP)]
             if data.metric:
                 groups = columns[:, 1].numpy() if data.group is not None else None
                 answers = Answers(labels.numpy(), nearest[0], groups)
                 scores |= {"metric": data.metric, "score": METRICS[data.metric](answers)}
-            about = scores["predictions"], data.images.root, data.prompts.names, data.images.names(images.ids.tolist())
+            about = scores["predictions"], images.root, data.prompts.names, images.names(embedded.ids.tolist())
             self.predictions[data.name] = Predictions(*about, labels.numpy(), *nearest)
             return scores
 
         return {"": self.ranks.on_rank0(result)}
 
-    def _retrieval(self, data: LoadedDataset) -> dict[str, dict[str, Any]]:
-        images = embed_images(self.encoder, data.images, _captions, self.batch, self.ranks, self.progress)
-        captions = self.ranks.on_rank0(lambda: images.labels if images is not None else [])
+    def _retrieval(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
+        of_images = embed_images(self.encoder, images, _captions, self.batch, self.ranks, self.progress)
+        captions = self.ranks.on_rank0(lambda: of_images.labels if of_images is not None else [])
         texts = [text for of_image in captions for text in of_image]
         embedded = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
         owners = torch.tensor([i for i, of_image in enumerate(captions) for _ in of_image], dtype=torch.int64)
 
         def result() -> dict[str, dict[str, Any]]:
-            assert embedded is not None and images is not None
-            return retrieve(images.features, embedded, owners, data.name)
+            assert embedded is not None and of_images is not None
+            return retrieve(of_images.features, embedded, owners, data.name)
 
         return {f"-{direction}": scores for direction, scores in self.ranks.on_rank0(result).items()}
 
-    def _probe(self, data: LoadedDataset) -> dict[str, dict[str, Any]]:
+    def _probe(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.train is not None
-        train, test = self._images(data.train), self._images(data.images)
+        train_images = data.train.open(self.patience)
+        train, test = self._images(train_images), self._images(images)
 
         def result() -> dict[str, Any]:
-            assert data.train is not None and train is not None and test is not None
+            assert train is not None and test is not None
             splits = [(split.features, torch.tensor(split.labels, dtype=torch.int64)) for split in (train, test)]
             scores = probe(splits[0], splits[1], data.name, self.device, self.C, self.progress)
-            return scores | {"train": {"data": data.train.digest, "n": len(train.labels)}}
+            return scores | {"train": {"data": train_images.digest, "n": len(train.labels)}}
 
         return {"-probe": self.ranks.on_rank0(result)}
 
-    def _association(self, data: LoadedDataset) -> dict[str, dict[str, Any]]:
-        _, instances = associations.read(data.images.where)
-        images = self._images(data.images)
+    def _association(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
+        _, instances = associations.read(images.where)
+        embedded = self._images(images)
         texts = [associations.prompt(instance.cue) for instance in instances]
         cues = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
 
         def result() -> dict[str, Any]:
-            assert images is not None and cues is not None
-            check_finite(images.features, data.name)
-            scores = associations.score(instances, images.features, cues)
-            return scores | {"metric": "jaccard", "score": scores["top1"], "images": len(images.labels), "chance": 0.0}
+            assert embedded is not None and cues is not None
+            check_finite(embedded.features, data.name)
+            scores = associations.score(instances, embedded.features, cues)
+            about = {"metric": "jaccard", "score": scores["top1"], "images": len(embedded.labels), "chance": 0.0}
+            return scores | about
 
         return {"": self.ranks.on_rank0(result)}
 

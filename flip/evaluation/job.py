@@ -26,7 +26,7 @@ from flip.distributed.shutdown import LONG_OPERATION_FACTOR, StopFlag, Watchdog
 from flip.evaluation import datasets, open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
 from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.metrics import format_result
 from flip.evaluation.predictions import path_of
@@ -165,9 +165,9 @@ class Evaluation:
         self._beat(f"evaluating {dataset.name}")
         evaluator = Evaluator(
             encoder, self.task.batch, self.ranks, partial(self._beat, f"evaluating {dataset.name}"), self._cache(about),
-            self.world.device, self.task.cost,
+            self.world.device, self.task.cost, patience=self.patience,
         )  # fmt: skip
-        results = evaluator.score(LoadedDataset.open(dataset, self.patience))
+        results = evaluator.score(dataset)
         if self.task.model and self.world.is_rank0:
             open_clip_folder.register(self.subject, self.task.model.partition(":")[2])
         for result in results:

@@ -32,8 +32,9 @@ from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup, run_on_first
 from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, CoordinatedStop, RunWatcher, StopFlag, Watchdog
+from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import format_result
 from flip.evaluation.predictions import Predictions, path_of
 from flip.models import clip
@@ -344,9 +345,11 @@ class Trainer:
             heartbeat = partial(self.watchdog.heartbeat, f"evaluating {item.name}")
             heartbeat()
             batch, device = self.config.evaluate.batch, self.world.device
-            evaluator = Evaluator(encoder, batch, ranks, heartbeat, device=device, predictions=predictions)
+            evaluator = Evaluator(
+                encoder, batch, ranks, heartbeat, device=device, predictions=predictions, patience=retry_policy
+            )
             with torch.compiler.set_stance("force_eager"):  # as in jobs/evaluate.py; shapes rarely repeat
-                scored = evaluator.score(LoadedDataset.from_config(item, retry_policy))
+                scored = evaluator.score(ResolvedDataset.from_config(item), item.role)
             parallel.reshard(encoder.pair)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})

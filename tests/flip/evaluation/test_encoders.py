@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from flip.config.schema import EvaluationSet
 from flip.evaluation import encoders, open_clip_folder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.datasets import ResolvedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import picture
@@ -61,7 +62,7 @@ def test_features_are_open_clips(folder):
 
 
 def test_on_a_data_set(folder, data):
-    item = LoadedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
+    item = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
     (found,) = Evaluator(encoders.OpenClipEncoder(str(folder)), 16).score(item)
     assert (found["n"], found["classes"], found["view"], found["precision"]) == (50, 7, "open_clip", "fp32")
     (other,) = Evaluator(encoders.OpenClipEncoder(str(folder), precision="bf16"), 16).score(item)

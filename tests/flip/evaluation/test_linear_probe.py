@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
 from flip.evaluation import linear_probe as probing
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.datasets import ResolvedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.linear_probe import choose, fit, probe
 from flip.runs.errors import DataError
@@ -105,7 +106,7 @@ def test_what_cannot_be_fitted():
 
 def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
     other = make_dataset(tmp_path / "train", samples=80, shards=2, classes=7, seed=5)
-    item = LoadedDataset.from_config(EvaluationSet("squares", str(data), task="probe", train=str(other)))
+    item = ResolvedDataset.from_config(EvaluationSet("squares", str(data), task="probe", train=str(other)))
     cache = FeatureCache(tmp_path / "cache", "model")
     (first,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
     assert (first["name"], first["n"], first["train"]["n"]) == ("squares-probe", 50, 80)

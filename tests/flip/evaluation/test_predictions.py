@@ -8,8 +8,9 @@ import torch
 
 from flip.config.schema import EvaluationSet
 from flip.evaluation import predictions
+from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.images import File, ImageFiles
 from flip.evaluation.predictions import Predictions
 from flip.evaluation.zero_shot import nearest_classes
@@ -21,7 +22,7 @@ from tests.flip.evaluation.conftest import CONFIG
 def test_predictions_are_those_that_were_counted(pair, data, tmp_path):
     evaluator = Evaluator(ModelEncoder(pair, Tokenizer(data / "tokenizer.json", 32, True), CONFIG.image), 8)
     item = EvaluationSet("synthetic", str(data), str(data / "classes.json"))
-    (found,) = evaluator.score(LoadedDataset.from_config(item))
+    (found,) = evaluator.score(ResolvedDataset.from_config(item))
     path = tmp_path / "pretrain-1" / "synthetic.predictions.jsonl"
     evaluator.predictions["synthetic"].write(path)
     read = predictions.read(path)

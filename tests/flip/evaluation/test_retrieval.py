@@ -7,8 +7,9 @@ from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
 from flip.data.decode import captions_of
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
-from flip.evaluation.images import File, ImageFiles
+from flip.evaluation.datasets import ResolvedDataset
+from flip.evaluation.evaluator import Evaluator
+from flip.evaluation.images import File, ImageFiles, Shards
 from flip.evaluation.retrieval import TILE, retrieve
 from flip.runs.errors import DataError, Diverged
 from tests.synthetic import encode, picture
@@ -87,12 +88,12 @@ def test_what_cannot_be_scored():
 
 def test_of_shards(pair, encoder, data):
     """Every line of a caption file is a caption (two each), as retrieval sets have them."""
-    found = Evaluator(encoder, 8).score(LoadedDataset.from_config(EvaluationSet("pairs", str(data), task="retrieval")))
+    found = Evaluator(encoder, 8).score(
+        ResolvedDataset.from_config(EvaluationSet("pairs", str(data), task="retrieval"))
+    )
     assert [one["name"] for one in found] == ["pairs-text", "pairs-image"]
     assert [(one["n"], one["images"], one["captions"]) for one in found] == [(50, 50, 100), (100, 50, 100)]
-    assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == LoadedDataset.from_config(
-        EvaluationSet("pairs", str(data), task="retrieval")
-    ).images.digest
+    assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == Shards(data).digest
 
 
 def test_a_line_break_in_a_caption_of_a_file_makes_no_second_one(tmp_path):

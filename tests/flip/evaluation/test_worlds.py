@@ -15,8 +15,9 @@ from flip.config import schema
 from flip.config.schema import Augment, EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
-from flip.evaluation.images import File, ImageFiles
+from flip.evaluation.datasets import DatasetLocation, ResolvedDataset
+from flip.evaluation.evaluator import Evaluator
+from flip.evaluation.images import File
 from flip.models import clip
 from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluation.conftest import CONFIG, built, encoder_of
@@ -50,7 +51,7 @@ def rank_main(rank, world, port, folder, results):
     for looks in ({}, {"mask": "0.5"}, {"mask": "0.75", "ensemble": True}):
         evaluator = Evaluator(encoder_of(pair, folder, **looks), 4, ranks, C=1.0)
         for item in sets if not looks else sets[:1]:
-            found += evaluator.score(LoadedDataset.from_config(item))
+            found += evaluator.score(ResolvedDataset.from_config(item))
             parallel.reshard(pair)
     if pair is not trained:  # an evaluation in training lets go of its copy
         copy = weakref.ref(parallel.in_fp32(trained, empty, here, compute))
@@ -58,7 +59,7 @@ def rank_main(rank, world, port, folder, results):
         assert copy() is None
     errors = []
     try:
-        evaluator.score(LoadedDataset.from_config(EvaluationSet("few", data, str(folder / "few.json"))))
+        evaluator.score(ResolvedDataset.from_config(EvaluationSet("few", data, str(folder / "few.json"))))
     except DataError as error:
         errors.append(str(error))
     parallel.reshard(pair)
@@ -66,7 +67,7 @@ def rank_main(rank, world, port, folder, results):
         pair.logit_scale.fill_(0.0)
         next(p for p in pair.image.parameters() if p.ndim == 2).fill_(float("nan"))
     try:
-        evaluator.score(LoadedDataset.from_config(sets[0]))
+        evaluator.score(ResolvedDataset.from_config(sets[0]))
     except Diverged as error:
         errors.append(str(error))
     results.put((rank, found, errors))
@@ -123,8 +124,8 @@ def test_single_files_are_as_good_as_shards(pair, encoder, data, tmp_path):
     for i in range(50):
         (tmp_path / f"{i:03}.png").write_bytes(encode(picture(i)))
         names.append(File(str(tmp_path / f"{i:03}.png"), i % 7))
-    of_shards = LoadedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
-    of_files = LoadedDataset("x", "zeroshot", ImageFiles(names, str(tmp_path)), of_shards.prompts)
+    of_shards = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
+    of_files = ResolvedDataset("x", "zeroshot", DatasetLocation(str(tmp_path), files=tuple(names)), of_shards.prompts)
     (one,), (other,) = (Evaluator(encoder, 8).score(each) for each in (of_shards, of_files))
     assert one["predictions"] == other["predictions"] and one["data"] != other["data"]
     (tmp_path / "007.png").write_bytes(b"nothing")

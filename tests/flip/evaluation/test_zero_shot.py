@@ -14,8 +14,9 @@ from flip.config.schema import Augment, EvaluationSet
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.evaluation import prompts
+from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import rank_of_target, wilson
 from flip.evaluation.zero_shot import class_embeddings, classify
 from flip.models import clip
@@ -29,7 +30,7 @@ def score(pair, folder, batch, manifest, classes, role="test"):
     """The result of a zero-shot set."""
     encoder = ModelEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
     (found,) = Evaluator(encoder, batch).score(
-        LoadedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes), role))
+        ResolvedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes))), role
     )
     return found
 

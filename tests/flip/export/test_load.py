@@ -23,8 +23,9 @@ from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
+from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.export.load import TrainedModel
 from flip.models import clip
 from flip.runs import commit
@@ -47,7 +48,7 @@ def score(pair, config, world=None):
     item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
     encoder = ModelEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
     ranks = RankGroup(world.rank, world.size, world.control_group) if world else RankGroup()
-    (found,) = Evaluator(encoder, 4, ranks).score(LoadedDataset.from_config(item))
+    (found,) = Evaluator(encoder, 4, ranks).score(ResolvedDataset.from_config(item))
     return found
 
 

@@ -15,8 +15,9 @@ from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag, Watchdog
 from flip.evaluation import predictions
+from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.evaluator import Evaluator, LoadedDataset
+from flip.evaluation.evaluator import Evaluator
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import Trainer, TrainingStopped, train
@@ -133,7 +134,7 @@ def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
     loaded = flip.load(run.path)
     encoder = ModelEncoder(loaded.pair, loaded.tokenizer, config.model.image)
     again = [
-        one for item in config.evaluate.sets for one in Evaluator(encoder, 64).score(LoadedDataset.from_config(item))
+        one for item in config.evaluate.sets for one in Evaluator(encoder, 64).score(ResolvedDataset.from_config(item))
     ]
     for one in again:
         assert found[one["name"]]["precision"] == "fp32"

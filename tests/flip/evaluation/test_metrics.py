@@ -17,7 +17,7 @@ from sklearn.metrics import (
 
 from flip.data.decode import DecodeError
 from flip.evaluation import associations, datasets
-from flip.evaluation.set_metrics import METRICS, Answers, label_and_group
+from flip.evaluation.metrics import METRICS, Answers, label_and_group
 from flip.evaluation.zero_shot import classify, nearest_classes
 from flip.runs.errors import DataError
 
