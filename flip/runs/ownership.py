@@ -79,7 +79,7 @@ def _own_group(gid: int) -> bool:
 def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (KeyError, OverflowError):  # the second: a record may hold any number
         return "uid %d" % uid
 
 

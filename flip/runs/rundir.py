@@ -28,9 +28,9 @@ def write_text(path: PathLike, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: PathLike, data: bytes) -> None:
+def write_bytes(path: PathLike, data: bytes, mode: int = 0o644) -> None:
     """Like write_text, for bytes."""
-    temporary = write_new(path, data)
+    temporary = write_new(path, data, mode)
     try:
         os.replace(str(temporary), str(path))
     except OSError:

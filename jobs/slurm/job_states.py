@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
@@ -94,7 +94,7 @@ def invisible_jobs(runs: Sequence[RunDir]) -> dict[Path, str]:
             if other != site:
                 reasons[run.path] = f"it was submitted to the Slurm cluster {other}; this is {site}"
             elif hides and (owner := _owner(run, job)) != me:
-                reasons[run.path] = f"this Slurm hides the jobs of {_user_name(owner)} from other users (PrivateData)"
+                reasons[run.path] = f"this Slurm hides the jobs of {user_name(owner)} from other users (PrivateData)"
     return reasons
 
 
@@ -102,13 +102,6 @@ def _owner(run: RunDir, job: Mapping[str, Any]) -> int:
     """The user who submitted it; for older records the owner of the file."""
     uid = job.get("uid")
     return uid if isinstance(uid, int) else (run.path / "job.json").stat().st_uid
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return f"user {uid}"
 
 
 def _state(run: RunDir, row: QueueRow | None, unanswered: str) -> JobState:

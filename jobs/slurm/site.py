@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shutil
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flip.runs.errors import ConfigError
+from flip.runs.ownership import user_name
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import probe
 from jobs.common.paths import runs_root
@@ -224,7 +224,7 @@ def _association(errors: dict[str, str], profile: ClusterProfile, config: Mappin
         return {}
     names = ("default", "account", "qos", *ASSOCIATION_LIMITS)
     form = f"format=DefaultAccount,Account,DefaultQOS,{','.join(ASSOCIATION_LIMITS)}"
-    of = (f"name={_user()}", f"cluster={config.get('ClusterName', '')}")
+    of = (f"name={user_name(os.geteuid())}", f"cluster={config.get('ClusterName', '')}")
     text = query(errors, "association", "sacctmgr", "-n", "-P", "show", "user", *of, "withassoc", form)
     rows = [dict(zip(names, line.split("|"), strict=False)) for line in text.splitlines() if line.strip()]
     return next((row for row in rows if row.get("account") == (profile.account or row["default"])), {})
@@ -236,13 +236,6 @@ def _qos(errors: dict[str, str], name: str) -> dict[str, str]:
     form = f"format=PreemptMode,GraceTime,MaxWall,{','.join(QOS_LIMITS)}"
     line = query(errors, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={name}", form).strip()
     return dict(zip(("preempt", "grace", "wall", *QOS_LIMITS), line.split("|"), strict=False)) if line else {}
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def query(errors: dict[str, str], name: str, *words: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import FlipError
+from flip.runs.ownership import user_name
 from flip.runs.rundir import read_json, write_json
 from jobs import explain, report, status
 from jobs.common.cluster_profile import ClusterProfile
@@ -119,7 +120,7 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
         return found[run.path].detail, *(state.state for state in found.values())
 
     seen = (SUBMITTED, "stopped", "stopped", "complete")
-    why = f"this Slurm hides the jobs of {job_states._user_name(uid)} from other users (PrivateData)"
+    why = f"this Slurm hides the jobs of {user_name(uid)} from other users (PrivateData)"
     hidden = (why, "unknown", "stopped", "complete")
     assert stand("") == stand("'PrivateData = accounts,users'") == seen
     assert stand("'PrivateData             = accounts,jobs'") == hidden

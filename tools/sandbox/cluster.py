@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
+from flip.runs.rundir import write_text
 from tools.sandbox import daemons, processes
-from tools.sandbox.config import Options, SandboxConfig, free_block, write_file
+from tools.sandbox.config import Options, SandboxConfig, free_block
 
 COMMAND_SECONDS = 10.0
 """Timeout of a Slurm command."""
@@ -185,7 +186,7 @@ class SandboxCluster:
         self.site.write()
         if self.site.options.accounting:
             daemons.write_accounting(self.site)
-        write_file(self.folder / "here.json", json.dumps(dataclasses.asdict(self.site.options), indent=1).encode())
+        write_text(self.folder / "here.json", json.dumps(dataclasses.asdict(self.site.options), indent=1))
 
     def _start_daemons(self) -> None:
         site = self.site

@@ -14,6 +14,7 @@ from textwrap import dedent
 from typing import Any
 
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import write_bytes
 
 _SOCKET, _LONGEST = "/spool/n99/n99_1234567.4294967291", 107
 """Slurm's longest unix socket below its folder (of a step of a job with seven digits), and the kernel's limit."""
@@ -142,13 +143,13 @@ class SandboxConfig:
                 gpu.symlink_to("/dev/null")
         key = self / "munge" / "key"
         if not key.exists():
-            write_file(key, secrets.token_bytes(128), 0o600)
+            write_bytes(key, secrets.token_bytes(128), 0o600)
         gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n" if self.options.cards else ""
         texts = {"cgroup.conf": "CgroupPlugin=disabled\n", "gres.conf": gpus, "profile.yaml": self.profile()}
         if self.options.job_submit:
             texts["job_submit.lua"] = self.options.job_submit
         for name, text in (texts | {"slurm.conf": self.slurm_conf()}).items():
-            write_file(self / name, text.encode())
+            write_bytes(self / name, text.encode())
 
     def slurm_conf(self) -> str:
         """slurm.conf. docs/slurm_at_home.md explains the unusual lines."""
@@ -250,14 +251,6 @@ class SandboxConfig:
             "AccountingStorageTRES": "gres/gpu",
             **({"AccountingStorageEnforce": "limits,qos"} if self.options.limited else {}),
         }
-
-
-def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a file atomically."""
-    new = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-    new.replace(path)
 
 
 def user_name() -> str:

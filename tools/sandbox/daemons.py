@@ -18,8 +18,9 @@ from pathlib import Path
 from textwrap import dedent
 
 from flip.runs.errors import ConfigError, FlipError
+from flip.runs.rundir import write_bytes
 from tools.sandbox import processes
-from tools.sandbox.config import CLUSTER, SandboxConfig, write_file
+from tools.sandbox.config import CLUSTER, SandboxConfig
 from tools.sandbox.processes import Process
 
 PACKAGES = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
@@ -189,7 +190,7 @@ def write_accounting(site: SandboxConfig) -> None:
         GRANT ALL ON slurm.* TO slurm@'127.0.0.1';
         """
     for name, text in {"slurmdbd.conf": conf, "grants.sql": grants}.items():
-        write_file(site / name, dedent(text).encode(), 0o600)
+        write_bytes(site / name, dedent(text).encode(), 0o600)
 
 
 def start_accounting(site: SandboxConfig, call: Callable[..., str]) -> None:

@@ -26,6 +26,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
+from flip.data.prefetch import chunk_bytes
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
 from jobs.common.cli import INTERRUPTED
 from jobs.common.terminal import ProgressBar
@@ -131,11 +132,6 @@ def look(manifest: Manifest, plan: VerificationPlan, chunks: Sequence[int], read
             bad = _bad_samples(manifest, plan, j, ids, reader)
             report.add(Report(0, int(bool(bad)), len(ids), chunk_bytes(manifest, j), bad))
     return report
-
-
-def chunk_bytes(manifest: Manifest, j: int) -> int:
-    """Bytes read for chunk j."""
-    return sum(stop - start for _, start, stop, _ in manifest.chunk_reads(j))
 
 
 def planned_bytes(manifest: Manifest, plan: VerificationPlan) -> int:
