@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
@@ -65,24 +65,19 @@ TERM_INTERVAL = 3.0  # seconds between two SIGTERMs: one that comes while a rank
 JOB_KEYS = ("python", "module", "snapshot", "world", "env")  # what ``start`` needs of a job.json
 
 
-class Rank(Protocol):
-    """One rank, the leader of its own session, so that its pid identifies all its processes."""
+class Rank:
+    """One rank, the leader of its own session, so that its pid identifies all its processes.
 
-    pid: int
-    start: str
+    ``popen``: None for a rank of a supervisor that has died, whose exit code is lost.
+    """
+
+    def __init__(self, pid: int, start: str, popen: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid, self.start, self.popen = pid, start, popen
 
     def poll(self) -> tuple[bool, int | None]:
         """(ended, exit code as in a shell: 128 + signal; None if unknown)."""
-
-
-class ChildRank:
-    """A rank that this process started."""
-
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self.popen, self.pid = popen, popen.pid
-        self.start = start_time(popen.pid)
-
-    def poll(self) -> tuple[bool, int | None]:
+        if self.popen is None:
+            return not alive(self.pid, self.start), None
         if self.popen.returncode is None:
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False, None
@@ -92,16 +87,6 @@ class ChildRank:
             self.popen.wait()
         code = self.popen.returncode
         return True, 128 - code if code < 0 else code
-
-
-class AdoptedRank:
-    """A rank of a supervisor that has died. Its exit code is lost."""
-
-    def __init__(self, pid: int, start: str) -> None:
-        self.pid, self.start = pid, start
-
-    def poll(self) -> tuple[bool, int | None]:
-        return not alive(self.pid, self.start), None
 
 
 class LocalAttempt:
@@ -208,7 +193,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Seque
                 pass_fds=[lifeline],
                 start_new_session=True,
             )
-            ranks.append(ChildRank(popen))
+            ranks.append(Rank(popen.pid, start_time(popen.pid), popen))
             # after every rank, so that a supervisor that adopts the attempt knows as many as possible
             record.append({"rank": rank, "pid": popen.pid, "start": ranks[-1].start})
             write_json(run.attempt(n) / "pids.json", record)
@@ -242,7 +227,7 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
     record = read_record(run.attempt(n) / "pids.json") or []
     start = read_record(run.attempt(n) / "start.json") or {}
     local = start.get("host") == socket.gethostname()
-    ranks: list[Rank] = [AdoptedRank(row["pid"], row["start"]) for row in record if local]
+    ranks = [Rank(row["pid"], row["start"]) for row in record if local]
     attempt = LocalAttempt(run, n, ranks, None, grace)
     attempt.gpus = start.get("gpus", ())
     attempt.has_unknown_ranks = len(ranks) < start.get("world", 0)  # without a start.json none was started

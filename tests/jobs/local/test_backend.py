@@ -335,13 +335,13 @@ def test_ranks_that_nobody_recorded_are_waited_for(field, recorded):
 
 
 def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
-    run, known, child = field.run(world=3), [], rank_processes.ChildRank
+    run, known, rank = field.run(world=3), [], rank_processes.Rank
 
-    def count(popen):
+    def count(*args):
         known.append(len(read_json(run.attempt(1) / "pids.json") or []))
-        return child(popen)
+        return rank(*args)
 
-    monkeypatch.setattr(rank_processes, "ChildRank", count)
+    monkeypatch.setattr(rank_processes, "Rank", count)
     attempt = begin(field, run)
     field.until(attempt.poll)
     attempt.close()
