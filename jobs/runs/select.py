@@ -1,4 +1,7 @@
-"""Resolves command-line arguments (a sweep, SWEEP/RUN, a pattern, a path, or nothing) to run directories."""
+"""Resolves command-line arguments (a sweep, SWEEP/RUN, a pattern, a path, or nothing) to run directories.
+
+``roots``: folders of sweeps in order of priority, see ``jobs.common.cluster_profile.roots``.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,8 @@ from pathlib import Path
 
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
-from jobs.common.cluster_profile import roots
+from jobs.common import cluster_profile
 from jobs.common.text import plain, suggestion
-
-Roots = Path | Sequence[Path]
-"""A folder of sweeps, or several in order of priority: see ``jobs.common.cluster_profile.roots``."""
 
 
 def is_run(path: Path) -> bool:
@@ -44,13 +44,12 @@ def sweeps(root: Path) -> list[Path]:
     return [path for path in sorted(root.iterdir()) if not path.name.startswith(".") and runs_below(path)]
 
 
-def select(word: str | None, root: Roots) -> list[RunDir]:
+def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
     """The runs of one argument, at least one. Raises ConfigError that lists existing runs.
 
     ``word``: None (every sweep), the name of a sweep, SWEEP/RUN, the path of the folder of a sweep or run, or of a
     sweep file (its stem is the name). The first root that has the name counts.
     """
-    roots = _list(root)
     if word is None:
         runs = [run for place in roots for sweep in sweeps(place) for run in runs_below(sweep)]
     else:
@@ -63,7 +62,7 @@ def select(word: str | None, root: Roots) -> list[RunDir]:
     return runs
 
 
-def select_many(words: Sequence[str], root: Roots) -> list[RunDir]:
+def select_many(words: Sequence[str], roots: Sequence[Path]) -> list[RunDir]:
     """The runs of several arguments, at least one run: as for ``select``, or patterns (``*``, ``?``, ``[..]``) of
     SWEEP/RUN.
 
@@ -71,28 +70,28 @@ def select_many(words: Sequence[str], root: Roots) -> list[RunDir]:
     ConfigError if a word matches nothing. A pattern applies to the first root in which it matches a run.
     """
     if not words:
-        return select(None, root)
+        return select(None, roots)
     included = [word for word in words if not word.startswith("!")] or ["*"]
-    chosen = {run.path: run for word in included for run in _matching(word, _list(root))}
+    chosen = {run.path: run for word in included for run in _matching(word, roots)}
     for word in words:
         if word.startswith("!"):
-            for run in _matching(word[1:], _list(root)):
+            for run in _matching(word[1:], roots):
                 chosen.pop(run.path, None)
     if not chosen:
-        raise ConfigError("no run matches", _names(_list(root)), " ".join(words))
+        raise ConfigError("no run matches", _names(roots), " ".join(words))
     return list(chosen.values())
 
 
 def chosen(args: argparse.Namespace) -> list[RunDir]:
     """The runs that a command line names, see ``jobs.common.cli.add_run_arguments``."""
-    return select_many(args.target, roots(args.root))
+    return select_many(args.target, cluster_profile.roots(args.root))
 
 
 def models(words: Sequence[str], root: str | None) -> list[Path]:
     """Folders of models: of the runs that the words name, and folders that are no sweep, such as exported models."""
     folders = [Path(word) for word in words if Path(word).is_dir() and not runs_below(Path(word))]
     rest = [word for word in words if Path(word) not in folders]
-    return folders + [run.path for run in (select_many(rest, roots(root)) if rest else ())]
+    return folders + [run.path for run in (select_many(rest, cluster_profile.roots(root)) if rest else ())]
 
 
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
@@ -106,17 +105,13 @@ def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
     raise ConfigError("no run matches", _names(roots), word, _existing(None, roots))
 
 
-def select_one(word: str, root: Roots) -> RunDir:
+def select_one(word: str, roots: Sequence[Path]) -> RunDir:
     """The only run of an argument. Raises ConfigError if it means several."""
-    runs = select(word, root)
+    runs = select(word, roots)
     if len(runs) > 1:
         names = ", ".join(plain(f"{run.sweep}/{run.name}") for run in runs)
         raise ConfigError("ambiguous: matches several runs", str(runs[0].path.parent), word, f"Choose from: {names}.")
     return runs[0]
-
-
-def _list(root: Roots) -> Sequence[Path]:
-    return [root] if isinstance(root, Path) else root
 
 
 def _names(roots: Sequence[Path]) -> str:

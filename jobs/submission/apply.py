@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -42,11 +42,11 @@ PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` m
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Create the sweep folder and hold its lock. Raises ConfigError if another submit holds it."""
-    with _named_errors(folder):
+    with writing(folder):
         require_trusted(closed_folder(folder))
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        with _named_errors(folder):
+        with writing(folder):
             alone = locked(handle, fcntl.LOCK_EX, folder)
         if not alone:
             raise ConfigError("another submit is at work on this sweep", str(folder), remedy="Wait for it, or end it.")
@@ -78,10 +78,11 @@ def apply(
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
-    temporaries: dict[str, Path] = {}
-    with _named_errors(plan.folder, temporaries):
+    temporaries = {action.name: plan.folder / f".new-{action.name}.{os.getpid()}" for action in fresh}
+    with writing(plan.folder), ExitStack() as cleanup:
         for action in fresh:
-            temporaries[action.name] = temporary = plan.folder / f".new-{action.name}.{os.getpid()}"
+            temporary = temporaries[action.name]
+            cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)  # unless it is renamed
             temporary.mkdir(mode=0o755)
             write_text(temporary / "config.yaml", dump(action.wanted.config))
             write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
@@ -90,7 +91,7 @@ def apply(
             target = plan.folder / action.name
             if action.moves:
                 on_trash(target, move_to_trash(target))
-            os.rename(temporaries.pop(action.name), target)
+            os.rename(temporaries[action.name], target)
         fsync_path(plan.folder)
         for action in started:
             if action not in fresh:  # machine-dependent settings may be new
@@ -206,7 +207,7 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
         if active:
             time.sleep(clusters.poll_interval(active))
     left = [run.name for run in active]
-    with _named_errors(plan.folder):
+    with writing(plan.folder):
         for name in plan.pruned:
             if name not in left:
                 on_trash(plan.folder / name, move_to_trash(plan.folder / name))
@@ -230,14 +231,3 @@ def move_to_trash(path: Path) -> Path:
             os.rename(path, target)
             return target
         count += 1
-
-
-@contextmanager
-def _named_errors(folder: Path, temporaries: Mapping[str, Path] | None = None) -> Iterator[None]:
-    """Convert file errors to FlipErrors, and delete temporary directories that were not renamed."""
-    try:
-        with writing(folder):
-            yield
-    finally:
-        for path in (temporaries or {}).values():
-            shutil.rmtree(path, ignore_errors=True)

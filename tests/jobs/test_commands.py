@@ -62,18 +62,22 @@ def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
 
 
 def test_what_is_typed_is_found(root, monkeypatch):
-    assert names(select.select(None, root)) == ["one/a", "one/b", "two/a"]
-    assert names(select.select("one", root)) == ["one/a", "one/b"]
-    assert names(select.select("sweeps/one.yaml", root)) == ["one/a", "one/b"]
-    assert names(select.select("two/a", root)) == names([select.select_one(str(root / "two" / "a"), root)]) == ["two/a"]
+    assert names(select.select(None, [root])) == ["one/a", "one/b", "two/a"]
+    assert names(select.select("one", [root])) == ["one/a", "one/b"]
+    assert names(select.select("sweeps/one.yaml", [root])) == ["one/a", "one/b"]
+    assert (
+        names(select.select("two/a", [root]))
+        == names([select.select_one(str(root / "two" / "a"), [root])])
+        == ["two/a"]
+    )
     monkeypatch.chdir(root / "one")
-    assert names(select.select("b", root)) == ["one/b"]
+    assert names(select.select("b", [root])) == ["one/b"]
     with pytest.raises(ConfigError, match=r"There are: one/a, one/b"):
-        select.select("one/c", root)
+        select.select("one/c", [root])
     with pytest.raises(ConfigError, match=r"There are: one, two"):
-        select.select("three", root)
+        select.select("three", [root])
     with pytest.raises(ConfigError, match=r"Choose from: one/a, one/b"):
-        select.select_one("one", root)
+        select.select_one("one", [root])
 
 
 def test_status_shows_what_the_directories_say(root, tmp_path):
@@ -212,21 +216,21 @@ def test_logs(root):
 
 
 def test_patterns_choose_runs(root):
-    assert names(select.select_many(["*/a"], root)) == ["one/a", "two/a"]
-    assert names(select.select_many(["one", "!*/a"], root)) == ["one/b"]
-    assert names(select.select_many(["!one/b"], root)) == ["one/a", "two/a"], "all but that"
-    assert names(select.select_many(["one/a", "one"], root)) == ["one/a", "one/b"], "each once"
-    assert names(select.select_many(["o*"], root)) == ["one/a", "one/b"], "a sweep's name"
+    assert names(select.select_many(["*/a"], [root])) == ["one/a", "two/a"]
+    assert names(select.select_many(["one", "!*/a"], [root])) == ["one/b"]
+    assert names(select.select_many(["!one/b"], [root])) == ["one/a", "two/a"], "all but that"
+    assert names(select.select_many(["one/a", "one"], [root])) == ["one/a", "one/b"], "each once"
+    assert names(select.select_many(["o*"], [root])) == ["one/a", "one/b"], "a sweep's name"
     (root / "one" / "[b]").mkdir()
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
-    assert names(select.select_many(["one/[b]"], root)) == ["one/[b]"], "what is there is no pattern"
+    assert names(select.select_many(["one/[b]"], [root])) == ["one/[b]"], "what is there is no pattern"
     for words, message in (
         (["one/x*"], "no run matches"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
         with pytest.raises(ConfigError, match=message):
-            select.select_many(words, root)
+            select.select_many(words, [root])
 
 
 def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, capsys):

@@ -316,10 +316,10 @@ def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
     run = build(tmp_path, "failed")
     copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
     shutil.copytree(run.path, copied)
-    assert [one.name for one in select.select(None, tmp_path)] == ["sound", "victim"]
+    assert [one.name for one in select.select(None, [tmp_path])] == ["sound", "victim"]
     assert {row["run"] for row in results.read_runs(tmp_path)} == {"sound", "victim"}
     with pytest.raises(FlipError, match="no such sweep or run"):
-        select.select(str(copied), tmp_path)
+        select.select(str(copied), [tmp_path])
     read_by_commands(run, asked)
 
 
