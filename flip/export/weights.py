@@ -6,13 +6,14 @@ embedding, P patches, p the side of a patch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 StateDict = Mapping[str, Tensor]
 
+_RESBLOCKS = "transformer.resblocks."
 _BLOCK = {
     "norm1.": "ln_1.",
     "attn.qkv.": "attn.in_proj_",
@@ -93,7 +94,7 @@ def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Ten
     text["logit_scale"] = state["logit_scale"].reshape(()).clamp(0.0, max_logit_scale)
     if "logit_bias" in state:
         text["logit_bias"] = state["logit_bias"].reshape(())
-    return text | _blocks_to_open_clip("text.", "", state)
+    return text | _rename_blocks(state, "text.blocks.", _RESBLOCKS, _BLOCK.items())
 
 
 def text_from_open_clip(tensors: StateDict) -> dict[str, Tensor]:
@@ -101,12 +102,7 @@ def text_from_open_clip(tensors: StateDict) -> dict[str, Tensor]:
     state = {name: tensors[source] for name, source in _TEXT.items()}
     state["text.projection.weight"] = tensors["text_projection"].T
     state |= {name: tensors[name].reshape(1) for name in ("logit_scale", "logit_bias") if name in tensors}
-    stem = "transformer.resblocks."
-    for name in (name for name in tensors if name.startswith(stem)):
-        number, _, part = name.removeprefix(stem).partition(".")
-        prefix, stored = next(pair for pair in _BLOCK.items() if part.startswith(pair[1]))
-        state[f"text.blocks.{number}.{prefix}{part.removeprefix(stored)}"] = tensors[name]
-    return state
+    return state | _rename_blocks(tensors, _RESBLOCKS, "text.blocks.", ((new, old) for old, new in _BLOCK.items()))
 
 
 def image_to_native(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
@@ -130,7 +126,7 @@ def image_to_native(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     if "image.norm_pre.weight" in state:
         visual["visual.ln_pre.weight"] = state["image.norm_pre.weight"]
         visual["visual.ln_pre.bias"] = state["image.norm_pre.bias"]
-    return visual | _blocks_to_open_clip("image.", "visual.", state)
+    return visual | _rename_blocks(state, "image.blocks.", f"visual.{_RESBLOCKS}", _BLOCK.items())
 
 
 def image_to_extra_block(state: StateDict, positions: Tensor, layers: int) -> dict[str, Tensor]:
@@ -147,7 +143,7 @@ def image_to_extra_block(state: StateDict, positions: Tensor, layers: int) -> di
     zeros, eye = torch.zeros(width, width), torch.eye(width)
     out = torch.zeros(width, width)
     out[:embed], out[embed] = _SCALE * projection, -_SCALE * projection.double().sum(dim=0).float()
-    stem = f"visual.transformer.resblocks.{layers}."
+    stem = f"visual.{_RESBLOCKS}{layers}."
     block = {
         "ln_1.weight": state["image.norm.weight"], "ln_1.bias": state["image.norm.bias"],
         "attn.in_proj_weight": torch.cat([zeros, zeros, eye]), "attn.in_proj_bias": torch.zeros(3 * width),
@@ -172,7 +168,7 @@ def image_to_timm_tower(state: StateDict, positions: Tensor) -> dict[str, Tensor
 
 def projection_from_open_clip(tensors: StateDict, layers: int, embed: int) -> dict[str, Tensor]:
     """The image projection (E, D) of an export of any variant. ``layers``: of our image encoder."""
-    extra = f"visual.transformer.resblocks.{layers}.attn.out_proj.weight"
+    extra = f"visual.{_RESBLOCKS}{layers}.attn.out_proj.weight"
     if "visual.head.proj.weight" in tensors:
         projection = tensors["visual.head.proj.weight"]
     elif extra in tensors:
@@ -207,10 +203,11 @@ def as_matrix(convolution: Tensor) -> Tensor:
     return convolution.permute(0, 2, 3, 1).flatten(1)
 
 
-def _blocks_to_open_clip(tower: str, prefix: str, state: StateDict) -> dict[str, Tensor]:
-    blocks, stem = {}, f"{tower}blocks."
+def _rename_blocks(state: StateDict, stem: str, target: str, parts: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """The parameters ``stem``N.PART as ``target``N.PART; ``parts``: starts of parts, and what replaces them."""
+    blocks, pairs = {}, list(parts)
     for name in (name for name in state if name.startswith(stem)):
         number, _, part = name.removeprefix(stem).partition(".")
-        old, new = next(pair for pair in _BLOCK.items() if part.startswith(pair[0]))
-        blocks[f"{prefix}transformer.resblocks.{number}.{new}{part.removeprefix(old)}"] = state[name]
+        old, new = next(pair for pair in pairs if part.startswith(pair[0]))
+        blocks[f"{target}{number}.{new}{part.removeprefix(old)}"] = state[name]
     return blocks
