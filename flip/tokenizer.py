@@ -65,8 +65,7 @@ _BERT = re.compile(r"(^|/)bert-([a-z]+-)?uncased/")
 
 
 def clean(text: str, repair: bool = False) -> str:
-    """Unescape HTML entities and collapse white space. ``repair``: fix encoding errors first by ftfy, as open_clip
-    does."""
+    """Unescape HTML entities and collapse white space. ``repair``: fix encodings first by ftfy, as open_clip."""
     if repair and not (text.isascii() and text.isprintable() and "&" not in text):  # ftfy changes none of these
         text = ftfy.fix_text(text)
     return " ".join(html.unescape(html.unescape(text)).split())
@@ -147,8 +146,7 @@ class Tokenizer:
         return str(self._tokenizer.id_to_token(id))
 
     def to_json(self) -> str:
-        """A tokenizer.json with the same ids, special tokens as a template. Cleaning, cutting and padding are not
-        included."""
+        """A tokenizer.json with the same ids, special tokens as a template; it does not clean, cut or pad."""
         exported: Any = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         if self.byte_pairs:
             exported.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

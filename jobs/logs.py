@@ -65,8 +65,7 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) -> list[Path]:
-    """Paths of the logs of an attempt (None: the newest): the batch job, then each node; with ``node`` only that
-    node."""
+    """Paths of the logs of an attempt (None: the newest): of the batch job and each node, or only of ``node``."""
     folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
     kind = "err" if err else "out"
     if node is not None:

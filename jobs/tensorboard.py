@@ -73,8 +73,7 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
-    """Link the events of runs into the folder, once each; returns the new names: RUN, or SWEEP/RUN of several
-    sweeps."""
+    """Link the events of runs into the folder, once each; returns new names: RUN, or SWEEP/RUN of several sweeps."""
     several = len({run.path.parent for run in runs}) > 1
     added = []
     for run in runs:

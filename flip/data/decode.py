@@ -95,8 +95,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 2 to 8; 1 if there is none or it cannot be read. Pillow applies that of TIFF files
-    itself."""
+    """The EXIF orientation, 2 to 8; 1 if none can be read. Pillow applies that of TIFF files itself."""
     with contextlib.suppress(*_DAMAGE, OverflowError):
         value = image.getexif().get(ExifTags.Base.Orientation)
         return value if value in _TURNS else 1
@@ -127,8 +126,7 @@ def header(data: bytes | memoryview) -> dict[str, Any]:
 def patches(
     image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """Patches of a square image, (P, p*p*3) by row, column, channel inside a patch, or those of ``keep``, in
-    ``out``."""
+    """Patches of a square image, or those of ``keep``: (P, p*p*3) by row, column and channel, in ``out``."""
     dtype, rows = _patch_rows(image.shape[0] // patch, patch)
     rows = rows if keep is None else rows.take(keep, axis=0)
     if out is None:
@@ -140,9 +138,7 @@ def patches(
 
 @cache
 def _patch_rows(side: int, patch: int) -> tuple[np.dtype[np.void], NDArray[np.intp]]:
-    """A dtype for one row of a patch, copied at once rather than by bytes, and the indices (P, p) of each patch's rows
-    in an image of ``side`` x ``side`` patches.
-    """
+    """A dtype for one row of a patch, and the indices (P, p) of the rows in an image of ``side`` x ``side`` patches."""
     first = np.arange(side * side, dtype=np.intp)[:, None]
     return np.dtype(f"V{3 * patch}"), first // side * side * patch + first % side + side * np.arange(patch)
 

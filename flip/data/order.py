@@ -119,8 +119,7 @@ class SampleOrder:
         return None
 
     def cached_block(self, lanes: range, k: int, ahead: int = 0) -> tuple[Ints, Ints]:
-        """Ids and epochs of block k of the lanes, (lanes, Q*R) each. Unless cached, k .. k+ahead are computed at
-        once."""
+        """Ids and epochs of block k of the lanes, (lanes, Q*R) each. If it is not cached, k .. k+ahead are computed."""
         if lanes != self._cached_lanes:
             self._block_cache, self._cached_lanes = {}, lanes
         if k not in self._block_cache:

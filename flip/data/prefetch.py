@@ -120,6 +120,5 @@ def phase(lane: int) -> float:
 
 
 def chunks_due(n: int, window: int, block: int, phase: float) -> int:
-    """Chunks of the next block due after sample n of the current one: chunk i is due at (i + phase) / Q of
-    ``window``."""
+    """Chunks of the next block due after sample n of this one: chunk i is due at (i + phase) / Q of ``window``."""
     return min(block, int((n + 1) / window * block - phase + 1))

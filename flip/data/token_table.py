@@ -67,8 +67,7 @@ class TokenTable:
 
 
 def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech: bool) -> TokenTable:
-    """The table of captions. ``parts_of_speech``: by TextBlob's tagger, which is then needed; the most frequent
-    counts."""
+    """The table of captions. ``parts_of_speech``: the most frequent part of a token, by TextBlob's tagger."""
     counts, votes = np.zeros(tokenizer.size, np.int64), np.zeros((tokenizer.size, OTHER + 1), np.int64)
     tag = _tagger() if parts_of_speech else None
     for caption in captions:

@@ -61,8 +61,7 @@ class EvaluationView:
         return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
 
     def _resize_crop(self, picture: Image.Image) -> Image.Image:
-        """As torchvision's Resize and CenterCrop: rounds the long side down, the crop's corner to the nearest pixel,
-        or down."""
+        """As torchvision's Resize and CenterCrop: rounds the long side down, and the corner to the nearest, or down."""
         short = min(picture.size)
         width, height = (int(self.size * side / short) for side in picture.size)
         if picture.size != (width, height):

@@ -154,8 +154,7 @@ class Evaluator:
     def _cached(
         self, compute: Callable[[], dict[str, Tensor] | None], kind: str, key: Callable[[], tuple[Any, ...]]
     ) -> dict[str, Tensor] | None:
-        """The cached tensors, or else computed and cached ones; on rank 0, None on others. ``compute`` is
-        collective."""
+        """The tensors, cached or computed, on rank 0; None on others. ``compute`` is collective."""
         path = self.cache.path(kind, *key()) if self.cache and self.ranks.is_rank0 else None
         tensors = self.cache.get(path) if self.cache and path else None
         if self.ranks.on_rank0(lambda: tensors is not None):

@@ -1,5 +1,4 @@
-"""A model folder of open_clip: its files, configuration and checksums, and the run directory of its results. No
-torch."""
+"""A model folder of open_clip: files, configuration, checksums, and the run directory of its results. No torch."""
 
 from __future__ import annotations
 

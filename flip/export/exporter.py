@@ -33,8 +33,7 @@ _OF_COMMIT = ("stage", "samples", "attempt", "step", "manifest", "order", "world
 
 
 def choose_format(model: Model, form: str, variant: str = "") -> str:
-    """The variant for open_clip (``choose_variant``); empty for other formats. Raises ConfigError if ``form`` cannot
-    hold the model."""
+    """The variant for open_clip, empty for other formats. Raises ConfigError if ``form`` cannot hold the model."""
     if form not in FORMATS:
         raise ConfigError("no such format", "--to", form, f"There are: {', '.join(FORMATS)}.")
     if form == "open_clip":

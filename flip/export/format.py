@@ -184,8 +184,7 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
 
 
 def missing_in_transformers(model: Model) -> list[str]:
-    """What CLIPModel of transformers lacks of a model, with the field that asks for it; empty: it can hold the
-    model."""
+    """What CLIPModel of transformers lacks for a model, with the field that asks for it; empty: nothing."""
     image, text = model.image, model.text
     lacks = {
         f"pooling of image tokens by their mean (model.image.pool: {image.pool})": image.pool != "class",

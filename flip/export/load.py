@@ -157,8 +157,7 @@ def check_device(device: str) -> None:
 
 
 def select_commit(run: RunDir, at: str = "") -> commit.Commit:
-    """The commit ``at`` of a run (as in ``load``). Raises ConfigError, which lists the commits, if it does not
-    exist."""
+    """The commit ``at`` of a run (as in ``load``). Raises ConfigError, which lists the commits, if it is absent."""
     commits = commit.commits(run)
     if not commits:
         raise ConfigError("this run has no checkpoint yet", str(run.checkpoints), remedy="Let it train to its first.")

@@ -179,8 +179,7 @@ def projection_from_open_clip(tensors: StateDict, layers: int, embed: int) -> di
 
 
 def to_transformers(native: StateDict) -> dict[str, Tensor]:
-    """The weights of open_clip's own CLIP (``image_to_native`` and ``text_to_open_clip``) as CLIPModel of
-    transformers."""
+    """Weights of open_clip's CLIP (``image_to_native``, ``text_to_open_clip``) as CLIPModel of transformers."""
     renamed: dict[str, Tensor] = {}
     for name, value in native.items():
         for part, new in _TRANSFORMERS.items():

@@ -69,8 +69,7 @@ class Metrics:
         return self.columns[name][self.effective_rows]
 
     def unsteady(self, ends: Sequence[float]) -> bool | None:
-        """``is_unsteady`` of any stage; ``ends``: S at the ends of the stages. Warm-up: the first line of an attempt
-        and of a stage."""
+        """``is_unsteady`` of any stage, without the first line of each stage and attempt. ``ends``: S at their ends."""
         rows = np.setdiff1d(self.effective_rows, [first for first, _ in self.bounds.values()])
         rows = rows[self.columns["samples_per_second"][rows] > 0]
         stages = np.searchsorted(ends, self.columns["samples"][rows])

@@ -103,8 +103,7 @@ def open_regular(path: PathLike) -> Any:
 
 
 def read_regular(path: PathLike, limit: int = RECORD_LIMIT) -> bytes:
-    """Return the contents of a regular file of at most ``limit`` bytes. Raises as ``open_regular``, and ValueError for
-    a larger file."""
+    """Return the contents of a regular file. Raises as ``open_regular``, and ValueError above ``limit`` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:

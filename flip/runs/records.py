@@ -185,8 +185,7 @@ def _short(value: Any) -> str:
 
 
 def parse(data: bytes) -> Any:
-    """Parse a JSON text. Raises ValueError if it is invalid, or contains NaN, infinity, a number with more than DIGITS
-    digits, or more than DEEPEST levels."""
+    """Parse JSON. Raises ValueError if it is invalid, not finite, too deep (DEEPEST) or has too many DIGITS."""
     try:
         value = json.loads(
             data.decode("utf-8"), parse_int=_limited_int, parse_float=_finite_float, parse_constant=_finite_float

@@ -23,8 +23,7 @@ OWNER = "flip.json"
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write a file atomically: readers see the old or the new text, never a part of it. A link at ``path`` is
-    replaced."""
+    """Write a file atomically: readers see the old or the new text. A link at ``path`` is replaced."""
     write_bytes(path, text.encode("utf-8"))
 
 

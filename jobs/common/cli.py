@@ -190,8 +190,7 @@ def quiet() -> bool:
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()`` with flushed output; 141 without a message if the pipe is closed, 130 after Ctrl-C, 78 if a package
-    is missing."""
+    """``main()`` with flushed output; 141 if the pipe is closed, 130 after Ctrl-C, 78 if a package is missing."""
     try:
         try:
             return main()

@@ -92,8 +92,7 @@ def call(*words: str, **options: Any) -> str:
 
 
 def failure_text(command: str, text: str) -> str:
-    """Why a command failed, from its standard error: its own lines (the site's come before Slurm's) and the last of
-    all."""
+    """Why a command failed: of its standard error its own lines (the site's come first), and the last of all."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
     own = [line for line in lines if line.startswith(command + ": ")]
     return "; ".join(own + [line for line in lines[-1:] if line not in own])

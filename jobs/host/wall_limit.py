@@ -23,8 +23,7 @@ def recorded_limit(run: RunDir, n: int) -> int:
 
 
 def startup_seconds(run: RunDir) -> float:
-    """Seconds from the newest start to its first step. If no start got that far, the duration of the longest one, which
-    is a lower bound; 0.0 if unknown."""
+    """Seconds from the newest start to its first step, or a lower bound: the longest start; 0.0 if unknown."""
     cut_short = [0.0]
     for n in reversed(run.attempt_numbers()):
         start, ready, end = (read_record(run.attempt(n) / (name + ".json")) or {} for name in ("start", "ready", "end"))

@@ -110,8 +110,7 @@ class LocalBackend:
         )
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
-        """Signal the ranks of runs without a supervisor, which would read cancel.json by itself. Errors are raised
-        after all runs have been signalled."""
+        """Signal the ranks of runs without a supervisor, which would read cancel.json. Errors are raised at the end."""
         problems = []
         for run in runs:
             try:

@@ -164,8 +164,7 @@ def thin(xs: NDArray[np.float64], ys: NDArray[np.float64], most: int = 300) -> l
 
 
 def smooth(ys: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over a tenth of the values around each, over fewer near the ends; less than 20 values stay as they
-    are."""
+    """The mean over a tenth of the values around each, over fewer near the ends; less than 20 values stay."""
     total, index = np.concatenate([[0.0], np.cumsum(ys)]), np.arange(len(ys))
     reach = np.minimum(len(ys) // 20, np.minimum(index, index[::-1]))
     return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
@@ -315,8 +314,7 @@ def _shorten(text: str, most: int) -> str:
 
 
 def spread(boxes: Sequence[tuple[float, float, float]], low: float, high: float) -> list[float]:
-    """Heights of texts (left, right, wanted height), moved so that none covers another; within ``low`` and ``high`` if
-    there is room."""
+    """Heights of texts (left, right, wanted height), moved apart; from ``low`` to ``high`` if there is room."""
     heights = [min(max(y, low), high) for _, _, y in boxes]
     for step, order in ((-LINE, sorted(range(len(boxes)), key=lambda i: -heights[i])), (LINE, None)):
         order = order or sorted(range(len(boxes)), key=lambda i: heights[i])

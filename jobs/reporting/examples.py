@@ -50,8 +50,7 @@ def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], pictures
 
 
 def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predictions | None]:
-    """The final result on a set ({} without one), and its predictions if they are stored. Raises OSError,
-    ValueError."""
+    """The final result on a set ({}: none), and its predictions if they are stored. Raises OSError, ValueError."""
     item = next(({**outcome.result, **item} for item in outcome.evaluations if item["name"] == name), {})
     path = predictions.path_of(outcome.run, str(item.get("stage")), item.get("samples", 0), name)
     predicted = predictions.read(path) if item.get("predictions") and os.path.isfile(path) else None

@@ -139,8 +139,7 @@ class SlurmBackend:
 
 
 def _owner_filter(run: RunDir) -> list[str]:
-    """Options that restrict scancel to jobs of the record's owner: another user may have written the name of our
-    job."""
+    """Options that restrict scancel to jobs of the record's owner, who may have written the name of our job."""
     uid = os.stat(run.path / "job.json").st_uid
     return [] if uid == os.geteuid() else [f"--user={uid}"]
 

@@ -304,8 +304,7 @@ def filesystem_type(path: Path) -> str:
 
 
 def write_problem(root: Path) -> str:
-    """Why runs cannot be stored below ``root`` (a probe file is created, locked, renamed and linked); "" if they
-    can."""
+    """Why runs cannot be stored below ``root``, by a file that is created, locked, renamed and linked; "": they can."""
     place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
         probe(place)

@@ -133,8 +133,7 @@ class Submission:
         return [self._resolve(run) for run in self.sweep.runs]
 
     def _may_execute(self, profile: ClusterProfile) -> bool:
-        """Whether programs that a profile names may run: not in a dry run if only the sweep names the profile's
-        file."""
+        """Whether programs of a profile may run: not in a dry run if only the sweep names the profile's file."""
         by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
         return not (self.options.dry_run and not self.options.cluster and profile in map(load_profile, files))

@@ -65,8 +65,7 @@ class Condition:
             raise self.place.error(f"{key}: no such key in these runs", self.text, remedy)
 
     def holds(self, run: str, settings: Mapping[str, Any]) -> bool:
-        """Whether it holds for the settings of a run, by dotted key. Raises ConfigError if < or > compares no
-        numbers."""
+        """Whether it holds for the dotted settings of a run. Raises ConfigError if < or > compares no numbers."""
         return any(self._true(comparison, run, settings) for comparison in self.any)
 
     def _true(self, comparison: _Comparison, run: str, settings: Mapping[str, Any]) -> bool:

@@ -166,8 +166,7 @@ def tail(log: Path, lines: int = 8) -> str:
 
 
 def write_accounting(site: SandboxConfig) -> None:
-    """Write the configuration of slurmdbd and MariaDB with a new password for each start; MariaDB reads it when it
-    starts."""
+    """Write the configuration of slurmdbd and MariaDB, with a new password that MariaDB reads when it starts."""
     password = secrets.token_hex(16)
     port, database = site.database_ports
     conf = f"""\

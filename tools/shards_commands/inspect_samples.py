@@ -272,8 +272,7 @@ def _row(item: Taken) -> str:
 
 
 def _place(all_spans: list[StageSpan], step: int | None, samples: int | None) -> tuple[StageSpan, int, int]:
-    """The stage of a step, its number, and S before it. ``samples``: S after the step, or any S that the step
-    passes."""
+    """The stage of a step, its number, and S before it. ``samples``: S after the step, or an S that it passes."""
     before = 0
     for span in all_spans:
         size = span.stage.batch

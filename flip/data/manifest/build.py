@@ -108,8 +108,7 @@ def shard_key(shard: str) -> str:
 
 
 def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
-    """URLs and absolute paths of shards. Raises ConfigError if there are none, or if one is invalid, repeated or
-    old."""
+    """URLs and absolute paths of shards. Raises ConfigError if there is none, or one is invalid, repeated or old."""
     keys = sorted(map(shard_key, shards))
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")

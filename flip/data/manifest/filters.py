@@ -112,8 +112,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Filters:
-    """All must hold. ``uids`` and ``columns`` are evaluated first, in this order; the first that fails is the
-    reason."""
+    """All must hold; the first that fails is the reason. ``uids`` and ``columns`` come first, in this order."""
 
     columns: tuple[Filter, ...] = ()
     length: Length | None = None

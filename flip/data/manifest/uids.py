@@ -62,8 +62,7 @@ class UidList:
         return np.where(absent, code + 1, np.where(self._contains(uids), 0, code)).astype(np.uint8)
 
     def _contains(self, uids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which of ``uids`` (n, 2) are in the list: a binary search of all at once, which reads few pages of the
-        file."""
+        """Which of ``uids`` (n, 2) are listed: a binary search of all at once, which reads few pages of the file."""
         pairs = _sorted(self)
         low, high = np.zeros(len(uids), np.int64), np.full(len(uids), len(pairs) - 1)
         while (low < high).any():

@@ -248,8 +248,7 @@ _STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</
 
 @cache
 def _errors_by_kind() -> dict[str, tuple[type[BaseException], ...]]:
-    """Kind of error -> exceptions that mean it; the first match counts. Imported late: local files need none of
-    these."""
+    """Kind of error -> its exceptions; the first match counts. Imported late: local files need none of these."""
     import aiohttp
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
