@@ -28,7 +28,7 @@ class Links(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """``count`` calls of one kind: ``gather`` (all-gather), ``scatter`` (reduce-scatter), ``reduction`` (all-reduce).
+    """Calls of one kind: ``gather`` (all-gather), ``scatter`` (reduce-scatter), ``reduction`` (all-reduce).
 
     ``ranks``: of the group, neighbours ``stride`` ranks apart. ``bytes``: of the full tensors of all calls on a rank.
     """
@@ -36,7 +36,7 @@ class Collective(NamedTuple):
     kind: str
     ranks: int
     stride: int
-    count: int
+    calls: int
     bytes: int
 
     @property
@@ -61,7 +61,7 @@ class Collective(NamedTuple):
         between = nodes - 1
         hops = between * NETWORK_HOP + (self.ranks - 1 - between) * NVLINK_HOP
         moved = self.bytes * (self.ranks - 1) / self.ranks
-        return turns * moved / (PAYLOAD * speed * 1e9 / 8) + self.count * (CALL + turns * hops)
+        return turns * moved / (PAYLOAD * speed * 1e9 / 8) + self.calls * (CALL + turns * hops)
 
 
 class Phase(NamedTuple):
@@ -85,17 +85,17 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
     units = model.image.layers + model.text.layers + 4  # two projections, two rests of towers; and the root
     weights = size * count + (4 - size) * model.embed * (model.image.width + model.text.width)
     gather = Collective("gather", shards, 1, units, weights)
-    once, again = [gather._replace(count=units + 1)], [gather] if compute.reshard != "no" else []
+    once, again = [gather._replace(calls=units + 1)], [gather] if compute.reshard != "no" else []
     sums = [
         Collective("scatter", shards, 1, units + 1, 4 * count),
         Collective("reduction", compute.replicate, shards, units + 1, 4 * count // shards),
     ]
     batch, features = local * ranks, 4 * local * ranks * model.embed
-    calls, values = (1, 2) if model.objective == "siglip" else (3, 2 * batch + 2)
+    reductions, values = (1, 2) if model.objective == "siglip" else (3, 2 * batch + 2)
     loss = [
         Collective("gather", ranks, 1, 1, features),
         Collective("scatter", ranks, 1, 1, features),
-        Collective("reduction", ranks, 1, calls, 4 * values),
+        Collective("reduction", ranks, 1, reductions, 4 * values),
     ]
     phases = [Phase(1, forward, once), Phase(1, 0.0, loss)]
     if micro > 1:  # features of all micro-batches first, without a graph
@@ -121,4 +121,4 @@ def exposed_seconds(phases: Sequence[Phase], arithmetic: float, links: Links) ->
         exposed += times * max(0.0, seconds - share * arithmetic)
     ends = [each for each in phases[0].collectives if not each.is_sum]
     ends += [each for each in phases[-1].collectives if each.is_sum]
-    return exposed + sum(each.seconds(links) / each.count for each in ends)
+    return exposed + sum(each.seconds(links) / each.calls for each in ends)

@@ -175,6 +175,9 @@ def text(profile: ClusterProfile, site: Site) -> str:
             rows.append(f"{row:24}  # {source}" if source else row)
     if profile.gpus_per_node and not profile.tflops:
         rows.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")
+    if profile.gpus_per_node and not profile.network_gbps:
+        rows.append("# nvlink_gbps: 3600.0     # per GPU and direction (of an H100 SXM); for communication in plans")
+        rows.append("# network_gbps: 400.0     # of a node's network, divided by its GPUs")
     return "\n".join([*rows, ""])
 
 

@@ -228,7 +228,8 @@ class Data:
     """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
     or a list of strings). One caption is drawn by the counter hash."""
     workers: int = option(-1, auto=-1, ge=-1, le=1024, identity=False)
-    """Loader processes per rank; 0: load in the trainer's process; -1: auto."""
+    """Loader processes per rank; 0: load in the trainer's process; -1: auto (with GPUs as many as they need and a node
+    has cores for, if the profile says its cores, else 8)."""
     chunk: int = option(0, ge=0, le=2**20)
     """R, samples per ranged read; 0: auto (the manifest's)."""
     block: int = option(4, ge=1, le=2**20)

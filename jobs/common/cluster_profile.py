@@ -46,10 +46,19 @@ class ClusterProfile:
     """Memory of a card, GB; 0: from the table for ``gpu``, else unknown, and whether runs fit is not checked."""
     peak_tflops: float = 0.0
     """Dense bf16 peak of a card, TFLOP/s; 0: from the table for ``gpu``, else unknown, and plans show no GPU-hours."""
-    utilisation: float = 0.4
-    """Share of the peak that plans assume (FLOPs as in docs/recipe.md)."""
+    nvlink_gbps: float = 0.0
+    """Speed of NVLink, without it of PCIe, in Gbit/s per GPU and direction; 0: unknown."""
+    network_gbps: float = 0.0
+    """Speed of the network between nodes in Gbit/s per GPU and direction, so the node's divided by its GPUs; 0:
+    unknown. Plans count the communication of runs whose links have a known speed."""
+    utilisation: float = 0.0
+    """Share of the peak that plans assume for complete steps (FLOPs as in docs/recipe.md), for example the measured
+    ``mfu``. 0: calculated from 40 % of the peak for the arithmetic, and from the speeds of the links."""
     core_gflops: float = 100.0
     """Speed that plans assume for a CPU core in training, GFLOP/s. Ours reach 100 to 160 with AVX-512, others less."""
+    core_samples: float = 389.0
+    """Samples per second that plans assume a core to read, decode and crop for GPUs; `flip shards bench` measures it.
+    On a core at 2.5 GHz 389 were measured with images of 384 px, 933 with 256 px (benchmarks/stream.py)."""
     price_per_gpu_hour: float = 0.0
     """In the currency of your choice; 0: plans show no price."""
 
@@ -168,8 +177,8 @@ def _check(profile: ClusterProfile, path: Path) -> None:
     if profile.container_runtime not in CONTAINERS:
         remedy = f"There are: {', '.join(CONTAINERS)}."
         raise ConfigError("unknown container runtime", f"{path}, container_runtime", profile.container_runtime, remedy)
-    if not 0 < profile.utilisation <= 1:
-        raise ConfigError("must be above 0 and at most 1", f"{path}, utilisation", profile.utilisation)
+    if not 0 <= profile.utilisation <= 1:
+        raise ConfigError("must be at least 0 and at most 1", f"{path}, utilisation", profile.utilisation)
     for item in fields(profile):
         value = getattr(profile, item.name)
         if isinstance(value, int | float) and not 0 <= value < 1e15:
@@ -179,7 +188,7 @@ def _check(profile: ClusterProfile, path: Path) -> None:
             raise ConfigError(
                 "a control character, which would end its line of a script", f"{path}, {item.name}", value
             )
-    for key in ("array_size", "core_gflops", "hours", "peer_seconds"):  # srun --wait=0 means no limit
+    for key in ("array_size", "core_gflops", "core_samples", "hours", "peer_seconds"):  # srun --wait=0 means no limit
         if not getattr(profile, key):
             raise ConfigError("must be above 0", f"{path}, {key}", 0)
     for name in profile.env:

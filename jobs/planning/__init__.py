@@ -6,6 +6,7 @@
   that the job would have ended with.
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
+- ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
 - ``cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
 
 May import ``jobs.runs``, ``jobs.slurm``, ``jobs.common`` and ``jobs.host``.

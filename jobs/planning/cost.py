@@ -1,4 +1,4 @@
-"""The computed cost of a run: FLOPs, GPU-hours and wall-clock time at an assumed speed, money."""
+"""The computed cost of a run: FLOPs, GPU-hours, wall-clock time, money."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from flip.config.schema import Config
 from flip.config.validate import plan_numbers
 from flip.costs import forward_passes, parameters, stage_flops, stage_memory
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.planning.step_time import ARITHMETIC, StepTime, step_time
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,15 @@ class Cost:
 @dataclass(frozen=True)
 class Device:
     """One rank in one stage: bytes at the peak of a step (``flip.costs.stage_memory``), and computed seconds of a step
-    at the assumed speed (None if unknown)."""
+    (None if unknown), on GPUs with their parts (``StepTime``)."""
 
     memory: dict[str, int]
     step_seconds: float | None
+    step: StepTime | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        parts = {} if self.step is None else self.step.as_dict()
+        return {"memory": self.memory, "step_seconds": self.step_seconds, **parts}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         rows = zip(self.numbers["stages"], self.stages, self.devices, strict=True)
-        stages = [row | asdict(cost) | asdict(device) for row, cost, device in rows]
+        stages = [row | asdict(cost) | device.as_dict() for row, cost, device in rows]
         known = {"parameters": self.parameters, "wall_hours": self.wall_hours, "attempts": self.attempts}
         return {**self.numbers, **known, "stages": stages, "cost": asdict(self.cost)}
 
@@ -61,37 +67,33 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     """The cost of a resolved, valid configuration on a cluster.
 
     Wall-clock time on CPUs = samples * training FLOPs per pair / (threads of all ranks * ``core_gflops``). GPU-hours =
-    samples * training FLOPs per pair / (peak * utilisation). Training costs 3 forward passes, or 4 if micro-batches or
-    recomputed blocks repeat one; the FLOPs of the plan are without repetition. Samples are whole batches. A run that
-    extends another one costs what follows after its commit.
+    steps * GPUs * ``StepTime.total``. Training costs 3 forward passes, or 4 if micro-batches or recomputed blocks
+    repeat one; the FLOPs of the plan are without repetition. Samples are whole batches. A run that extends another one
+    costs what follows after its commit.
     """
     numbers = plan_numbers(config)
     stages, devices, times = [], [], list[float | None]()
-    again = forward_passes(config.compute) / 3
     first = config.init.samples if config.init.extend else 0
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
         done = min(max(first - row["start"], 0), row["end"] - row["start"])
         samples, steps = row["end"] - row["start"] - done, row["steps"] - done // row["batch"]
         work = float(samples * stage_flops(config, stage))
-        cost = _cost(samples, steps, work, again, profile if config.resources.gpus else None)
-        seconds = None if cost.gpu_hours is None else cost.gpu_hours * 3600 / numbers["world"]
+        step, hours, price, seconds = step_time(config, stage, profile), None, None, None
         if not config.resources.gpus:
+            again = forward_passes(config.compute) / 3
+            hours = 0.0
             seconds = again * work / (1e9 * profile.core_gflops * config.compute.threads * numbers["world"])
+        elif step is not None:
+            seconds = steps * step.total
+            hours = seconds * numbers["world"] / 3600
+            price = hours * profile.price_per_gpu_hour if profile.price_per_gpu_hour else None
         times.append(seconds)
-        stages.append(cost)
-        devices.append(Device(stage_memory(config, stage), seconds / steps if seconds and steps else None))
+        stages.append(Cost(samples, steps, work, hours, price))
+        devices.append(Device(stage_memory(config, stage), seconds / steps if seconds and steps else None, step))
     wall = None if None in times else sum(filter(None, times)) / 3600
     limit = math.inf if profile.kind == "local" else config.resources.hours
     attempts = None if wall is None else max(1, math.ceil(wall / limit))
     return Estimate(parameters(config.model), numbers, stages, devices, total(stages), wall, attempts)
-
-
-def _cost(samples: int, steps: int, work: float, again: float, profile: ClusterProfile | None) -> Cost:
-    if profile is None or not profile.tflops:
-        return Cost(samples, steps, work, 0.0 if profile is None else None, None)
-    hours = again * work / (profile.tflops * 1e12 * profile.utilisation) / 3600
-    price = hours * profile.price_per_gpu_hour if profile.price_per_gpu_hour else None
-    return Cost(samples, steps, work, hours, price)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -126,7 +128,15 @@ def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
         return f"wall-clock time at an assumed {profile.core_gflops:g} GFLOP/s a core; {rest}"
     if not profile.tflops:
         return f"no GPU-hours: the profile {profile.name} names neither a known gpu nor peak_tflops"
+    peak = f"of {profile.tflops:g} TFLOP/s ({profile.gpu or 'a GPU'})"
+    if profile.utilisation:
+        return f"GPU-hours at an assumed {100 * profile.utilisation:g} % {peak}, the profile's utilisation; {rest}"
+    speeds = {"nvlink_gbps": profile.nvlink_gbps, "network_gbps": profile.network_gbps}
+    known = [f"{speed:g} Gbit/s ({name})" for name, speed in speeds.items() if speed]
+    unknown = " and ".join(name for name, speed in speeds.items() if not speed)
+    links = f"communication at {' and '.join(known)} a GPU" if known else "no communication"
+    links += f"; set {unknown} in the profile to count that of runs with such links" if unknown else ""
     return (
-        f"GPU-hours at an assumed {100 * profile.utilisation:g} % of {profile.tflops:g} TFLOP/s"
-        f" ({profile.gpu or 'a GPU'}; the assumption of all our plans); {rest}"
+        f"GPU-hours from arithmetic at an assumed {100 * ARITHMETIC:g} % {peak}, {links}, and input at"
+        f" {profile.core_samples:g} samples/s a core; none of it was measured on GPUs; {rest}"
     )

@@ -168,9 +168,22 @@ def _run(action: Action) -> list[str | TextTable]:
     return [
         *lines,
         TextTable(rows, drop=DROPPED, indent="  "),
+        *_steps(wanted),
         *(f"  warning: {text}" for text in wanted.warnings),
         *(f"  note: {note}" for note in wanted.notes),
     ]
+
+
+def _steps(wanted: ResolvedRun) -> list[str]:
+    """The parts of a step on GPUs, a line per stage."""
+    lines = [
+        f"{row['name']}: {step.compute_seconds:.3g} s arithmetic + {step.communication_seconds:.3g} s exposed"
+        f" communication + {step.data_seconds:.3g} s wait for input; utilisation {100 * step.utilisation:.1f} %;"
+        f" input needs {step.input_cores:.0f} cores a node"
+        for row, device in zip(wanted.estimate.numbers["stages"], wanted.estimate.devices, strict=True)
+        if (step := device.step) is not None
+    ]
+    return [f"  {'a step' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)]
 
 
 def _data(data: dict[str, Any]) -> list[str]:

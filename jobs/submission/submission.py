@@ -26,7 +26,7 @@ from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
 from jobs.common.text import suggestion
-from jobs.planning import memory_fit, preflight
+from jobs.planning import memory_fit, preflight, step_time
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate, total
 from jobs.planning.plan import Plan, ResolvedRun
@@ -165,6 +165,8 @@ class Submission:
             config, ignored = self._resolve_stable(run, data, on)
             if run.config.compute.reshard == "auto":
                 memory_fit.fit_reshard(config, profile)
+            if run.config.data.workers < 0:
+                step_time.fit_workers(config, profile)
             notes = validate(config)
             if config.init.commit == NOT_YET:
                 init = config.init
@@ -195,8 +197,12 @@ class Submission:
             differs=run.differs,
             against_base=[change._replace(now=resolved.get(change.key, change.now)) for change in run.against_base],
             given=run.given,
-            notes=notes,
-            warnings=[*warnings(config), *(tracker.warnings(config) if profile.kind == "local" else ())],
+            notes=[*notes, *filter(None, [step_time.advice(config, profile)])],
+            warnings=[
+                *warnings(config),
+                *filter(None, [step_time.input_warning(config, profile)]),
+                *(tracker.warnings(config) if profile.kind == "local" else ()),
+            ],
             cluster=profile.name,
             ignored_changes=ignored,
         )

@@ -26,7 +26,7 @@ def test_counts_and_bytes_of_a_traced_step(name):
     for phase in phases(size, ranks, local, replicate=replicate, accumulate=accumulate, reshard=reshard):
         for each in phase.collectives:
             kind = f"{each.kind}s of {each.ranks}"
-            calls[kind] += phase.times * each.count
+            calls[kind] += phase.times * each.calls
             gigabytes[kind] += phase.times * each.bytes / 1e9
     assert {kind: [calls[kind], pytest.approx(gigabytes[kind], abs=0.0051)] for kind in sorted(calls)} == GOLDEN[name]
 

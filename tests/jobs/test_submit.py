@@ -36,7 +36,8 @@ def test_dry_run_of_the_papers_sweeps(desk, name):
     done = desk.submit("--dry-run", sweep=f"sweeps/{name}.yaml")
     assert done.returncode == 0, done.stderr
     for words in (
-        "GPU-hours at an assumed 40 % of 989 TFLOP/s",
+        "GPU-hours from arithmetic at an assumed 40 % of 989 TFLOP/s",
+        "exposed communication",
         "not checked here",
         "batch jobs:",
         "nominal",
@@ -51,8 +52,13 @@ def test_the_numbers_of_a_plan(desk):
     baseline, model = plan["runs"]
     pretrain = baseline["stages"][0]
     # As the head of the sweep file says; by hand: 3 * forward FLOPs * 12.8e9 pairs / (0.4 * 989e12 FLOP/s) / 3600 s.
-    assert pretrain["gpu_hours"] == pytest.approx(1790, abs=0.5) and pretrain["steps"] == 195_313
-    assert model["stages"][0]["gpu_hours"] == pytest.approx(4979, abs=0.5)
+    for run, hours in ((baseline, 1790), (model, 4979)):
+        arithmetic = run["stages"][0]["compute_seconds"] * run["stages"][0]["steps"]
+        assert arithmetic * run["world"] / 3600 == pytest.approx(hours, abs=0.5)
+    assert pretrain["steps"] == 195_313
+    parts = [pretrain[f"{part}_seconds"] for part in ("compute", "communication", "data")]
+    assert sum(parts) == pytest.approx(pretrain["step_seconds"]) and 0 < parts[1] < 0.1 * parts[0]
+    assert pretrain["step_seconds"] * 195_313 * baseline["world"] / 3600 == pytest.approx(pretrain["gpu_hours"])
     assert [batch["runs"] for batch in plan["batches"]] == [["baseline"], ["model"]]
     assert plan["cost"]["gpu_hours"] == pytest.approx(sum(run["cost"]["gpu_hours"] for run in plan["runs"]))
 

@@ -1,6 +1,7 @@
 """What cannot fit is refused with the smallest change that fits, and that change does fit."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_a_profile_needs_to_name_its_card_alone():
 
 
 def test_steps_and_hours_count_what_is_done_again():
-    profile = load_profile("h100")
+    profile = replace(load_profile("h100"), utilisation=0.4)
     plain, again, both = (
         cost.estimate(planned(*more), profile)
         for more in ((), ["compute.recompute=block"], ["compute.recompute=block", "compute.accumulate=2"])

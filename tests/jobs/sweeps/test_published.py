@@ -63,6 +63,11 @@ def test_a_recipe_is_planned_without_data(recipe, tmp_path, capsys):
     assert main(["--sweep", str(tmp_path / "planned.yaml"), "--dry-run"]) == 0, capsys.readouterr().err
 
 
+def arithmetic_hours(run):
+    """GPU-hours at 40 % of the peak: without communication and input, which depend on more of the profile."""
+    return sum(stage["compute_seconds"] * stage["steps"] for stage in run["stages"]) * run["world"] / 3600
+
+
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
@@ -70,7 +75,7 @@ def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
     for run in plan["runs"]:
         (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
         row = published(sweep.paper[run["name"]])
-        assert f" {run['cost']['gpu_hours']:,.0f}" in line and f" {row.top1['imagenet']:.1f} %" in line
+        assert f" {arithmetic_hours(run):,.0f}" in line and f" {row.top1['imagenet']:.1f} %" in line
         assert f"+- {row.within:g}" in line or row.not_yet
 
 
@@ -84,7 +89,7 @@ def test_heads_of_other_recipes_have_samples_and_cost_of_their_source(name, caps
         parts = re.findall(r"([0-9.]+) ([BM])(?= )", line)
         samples = sum(float(number) * {"B": 1e9, "M": 1e6}[unit] for number, unit in parts)
         assert run["cost"]["samples"] == pytest.approx(samples, rel=0.02)
-        assert run["cost"]["gpu_hours"] == pytest.approx(float(line.split()[-1].replace(",", "")), rel=0.02)
+        assert arithmetic_hours(run) == pytest.approx(float(line.split()[-1].replace(",", "")), rel=0.02)
         assert f" {sweep.paper[run['name']]['imagenet']} %" in line
 
 

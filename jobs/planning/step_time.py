@@ -1,0 +1,162 @@
+"""The calculated seconds of a step on GPUs, what would shorten it, and the loader processes that it needs."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from flip.config.derived import for_stage, world_size
+from flip.config.schema import Config, Stage
+from flip.costs import forward_passes, stage_flops
+from flip.traffic import Links, exposed_seconds, step_phases
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.planning.memory_fit import largest_stage
+
+ARITHMETIC = 0.4
+"""Assumed share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an
+H100 (650 TFLOP/s, 2.8 TB/s) gives 0.38 (B/16 at 75 %) to 0.47 (H/14 at 50 %); nothing was measured."""
+WORTH, GAIN = 0.05, 1.02
+"""Share of a step that communication must take for advice, and the least factor of a change that it names."""
+MARGIN = 1.25
+"""Loader processes for each one that the GPUs need on average."""
+USUAL_WORKERS = 8
+"""Loader processes per rank if the cores of a node are unknown or plenty."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step: arithmetic, communication that it does not hide, and the wait for input after both.
+
+    ``input_cores``: of a node, for loader processes so that its GPUs never wait. ``utilisation``: FLOPs without
+    repetition, as a share of the peak, as ``mfu`` of metrics.
+    """
+
+    compute_seconds: float
+    communication_seconds: float
+    data_seconds: float
+    input_cores: float
+    utilisation: float
+
+    @property
+    def total(self) -> float:
+        return self.compute_seconds + self.communication_seconds + self.data_seconds
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime | None:
+    """Seconds of a step of a resolved configuration; None without GPUs, or if their peak is unknown.
+
+    Input = the batch of a node / (cores of its loaders * ``core_samples``), all of it hidden behind the step before.
+    With ``utilisation`` in the profile, arithmetic and communication take FLOPs / (peak * utilisation).
+    """
+    if not config.resources.gpus or not profile.tflops:
+        return None
+    work = stage.batch * stage_flops(config, stage) / (world_size(config) * profile.tflops * 1e12)
+    compute = work * forward_passes(config.compute) / 3 / (profile.utilisation or ARITHMETIC)
+    exposed = 0.0 if profile.utilisation else _exposed(config, stage, profile, compute)
+    loading = stage.batch / config.resources.nodes / profile.core_samples  # seconds of one core
+    busy = compute + exposed
+    total = max(busy, loading / _loader_cores(config, profile))
+    return StepTime(compute, exposed, total - busy, loading / busy, work / total)
+
+
+def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: float) -> float:
+    """Seconds of communication that ``compute`` seconds do not hide; 0 if the speed of a link is unknown."""
+    ranks, asked = world_size(config), config.resources
+    links = Links(asked.processes, profile.nvlink_gbps, profile.network_gbps)
+    if (asked.processes > 1 and not links.nvlink_gbps) or (asked.nodes > 1 and not links.network_gbps):
+        return 0.0
+    phases = step_phases(for_stage(config, stage).model, config.compute, stage.batch // ranks, ranks)
+    return exposed_seconds(phases, compute, links)
+
+
+def _loader_cores(config: Config, profile: ClusterProfile) -> float:
+    """Cores of a node that its loaders can use: one per process, without those of the ranks' threads."""
+    processes = config.resources.processes
+    free = (profile.cpus_per_node or math.inf) - processes * config.compute.threads
+    return max(1, min(processes * max(1, config.data.workers), free))
+
+
+def _steps(config: Config, profile: ClusterProfile) -> list[tuple[Stage, StepTime]]:
+    steps = ((stage, step_time(config, stage, profile)) for stage in config.stages)
+    return [(stage, step) for stage, step in steps if step is not None]
+
+
+def fit_workers(config: Config, profile: ClusterProfile) -> None:
+    """Set ``data.workers`` to what GPUs need and a node has cores for; no more than the lanes of a rank."""
+    steps = _steps(config, profile)
+    if not profile.cpus_per_node or not steps:
+        return
+    processes, lanes = config.resources.processes, config.data.lanes // world_size(config)
+    room = (config.resources.cpus or profile.cpus_per_node // processes) - config.compute.threads
+    needed = math.ceil(MARGIN * max(step.input_cores for _, step in steps) / processes)
+    config.data.workers = max(1, min(max(USUAL_WORKERS, needed), room, lanes))
+
+
+def input_warning(config: Config, profile: ClusterProfile) -> str:
+    """What limits training if the cores of a node cannot feed its GPUs; empty if they can."""
+    steps = _steps(config, profile)
+    if not steps:
+        return ""
+    stage, step = max(steps, key=lambda row: row[1].data_seconds)
+    if not step.data_seconds:
+        return ""
+    return (
+        f"stage {stage.name}: GPUs wait for input for {100 * step.data_seconds / step.total:.0f} % of the time, which"
+        f" the plan counts: a node needs {step.input_cores:.0f} cores for loader processes at"
+        f" {profile.core_samples:g} samples/s a core, and has {_loader_cores(config, profile):.0f}. Store smaller"
+        " images, use nodes with more cores or fewer GPUs, or set core_samples of the profile to what"
+        " `python tools/shards.py bench` measures"
+    )
+
+
+def advice(config: Config, profile: ClusterProfile) -> str:
+    """One sentence on what would save communication, of the stage where it takes most; empty if it takes little."""
+    steps = _steps(config, profile)
+    if not steps:
+        return ""
+    stage, step = max(steps, key=lambda row: row[1].communication_seconds / row[1].total)
+    share = step.communication_seconds / step.total
+    if share < WORTH:
+        return ""
+    gains = []
+    for words, other, faster in _changes(config, profile):
+        changed = next(each for each in other.stages if each.name == stage.name)
+        better = step_time(other, changed, faster)
+        if better is not None and better.utilisation > GAIN * step.utilisation:
+            gains.append((better.utilisation, words))
+    helps = ", ".join(f"{words} {100 * value:.1f} %" for value, words in sorted(gains, reverse=True))
+    return (
+        f"stage {stage.name}: communication takes {100 * share:.0f} % of a step, the utilisation is"
+        f" {100 * step.utilisation:.1f} %;"
+        + (f" expected with {helps}" if helps else " no single change that the plan knows would help")
+    )
+
+
+def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Config, ClusterProfile]]:
+    """Changes that may save communication and fit the GPUs: words, configuration, profile."""
+    nodes, compute = config.resources.nodes, config.compute
+
+    def fits(other: Config) -> bool:
+        return not profile.gpu_bytes or largest_stage(other)[1]["total"] <= profile.gpu_bytes
+
+    other = copy.deepcopy(config)
+    other.compute.replicate, other.compute.reshard = nodes, "no"
+    if compute.replicate != nodes and fits(other):
+        yield f"compute.replicate={nodes} and compute.reshard=no", other, profile
+    other = copy.deepcopy(config)
+    other.compute.reshard = "no"
+    if compute.reshard != "no" and fits(other):
+        yield "compute.reshard=no", other, profile
+    other = copy.deepcopy(config)
+    other.resources.nodes = nodes // 2
+    other.compute.replicate = max(1, compute.replicate // 2)
+    if nodes % 2 == 0 and world_size(other) % other.compute.replicate == 0 and fits(other):
+        yield f"resources.nodes={nodes // 2} (twice the pairs a GPU)", other, profile
+    if nodes > 1:
+        faster = 2 * profile.network_gbps
+        yield f"network_gbps={faster:g}", config, replace(profile, network_gbps=faster)

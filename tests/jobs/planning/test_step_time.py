@@ -1,0 +1,90 @@
+"""The calculated seconds of a step, and what the plan advises."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.planning import cost, step_time
+from tests.jobs.planning.test_memory_fit import planned
+
+H100 = load_profile("h100")
+MASKED = ("model.size=B/16", "stages.pretrain.mask=0.75", "resources.nodes=1", "compute.accumulate=2")
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")
+
+
+def first(config, profile=H100):
+    return step_time.step_time(config, config.stages[0], profile)
+
+
+def test_parts_of_a_step():
+    step = first(planned("resources.nodes=64"))
+    assert 0 < step.communication_seconds < step.compute_seconds and step.data_seconds == 0
+    assert step.utilisation == pytest.approx(0.4 * step.compute_seconds / step.total)
+
+
+def test_an_assumed_utilisation_includes_communication():
+    config = planned("resources.nodes=64")
+    step = first(config, replace(H100, utilisation=0.3))
+    assert (step.communication_seconds, step.utilisation) == (0, pytest.approx(0.3))
+    assert "an assumed 30 % of 989 TFLOP/s" in cost.assumption(replace(H100, utilisation=0.3))
+
+
+@pytest.mark.parametrize("unknown", ["nvlink_gbps", "network_gbps"])
+def test_links_of_unknown_speed_are_not_counted_and_the_plan_says_so(unknown):
+    profile = replace(H100, **{unknown: 0.0})
+    config = planned("resources.nodes=64")
+    assert first(config, profile).communication_seconds == 0 and not step_time.advice(config, profile)
+    assert f"set {unknown} in the profile" in cost.assumption(profile)
+    assert "set" not in cost.assumption(H100) and "no communication" in cost.assumption(ClusterProfile(gpu="h100"))
+
+
+def test_a_step_is_unknown_without_the_peak_of_the_card():
+    assert first(planned(), ClusterProfile(kind="slurm")) is None
+
+
+def test_the_plan_counts_the_wait_for_input():
+    """A node never trains on more than its cores decode: 64 of 96 are left for loaders."""
+    config = planned(*MASKED)
+    step = first(config)
+    assert config.stages[0].batch / step.total == pytest.approx(64 * H100.core_samples)
+    assert step.input_cores == pytest.approx(64 * step.total / (step.compute_seconds + step.communication_seconds))
+    warning = step_time.input_warning(config, H100)
+    assert f"needs {step.input_cores:.0f} cores" in warning and "has 64" in warning
+    assert not step_time.input_warning(config, replace(H100, core_samples=4 * H100.core_samples))
+    assert not step_time.input_warning(planned(), ClusterProfile(kind="slurm")), "unknown"
+
+
+@pytest.mark.parametrize(
+    "cores, cpus, workers",
+    [(96, 0, 8), (48, 0, 2), (1024, 0, None), (1024, 30, 26), (0, 0, 8), (8, 0, 1)],
+)
+def test_loader_processes_of_a_node(cores, cpus, workers):
+    """As many as the GPUs need with a margin, if the node has so many cores; the profile may not know them."""
+    config, profile = planned(*MASKED, f"resources.cpus={cpus}"), replace(H100, cpus_per_node=cores)
+    needed = math.ceil(1.25 * first(config, replace(H100, cpus_per_node=10**6)).input_cores / 8)
+    step_time.fit_workers(config, profile)
+    assert config.data.workers == (workers or needed) and needed > 26
+    few = planned("data.lanes=256")
+    step_time.fit_workers(few, replace(H100, cpus_per_node=1024))
+    assert few.data.workers == 2, "the lanes of a rank"
+
+
+def test_advice_names_changes_that_help():
+    config = planned("resources.nodes=64", "compute.replicate=1", "compute.reshard=yes")
+    text = step_time.advice(config, H100)
+    assert re.match(r"stage pretrain: communication takes \d+ % of a step, the utilisation is [\d.]+ %;", text)
+    gains = dict(re.findall(r"(\w+\.\w+)=\S+(?: \(.*?\)| and compute.reshard=no)? ([\d.]+) %", text))
+    assert gains.keys() == {"resources.nodes", "compute.replicate", "compute.reshard"}
+    config.compute.replicate, config.compute.reshard = 64, "no"
+    assert first(config).utilisation == pytest.approx(float(gains["compute.replicate"]) / 100, abs=0.0006)
+
+
+def test_no_advice_if_communication_takes_little():
+    assert step_time.advice(planned("resources.nodes=1", "compute.accumulate=8"), H100) == ""
