@@ -103,8 +103,8 @@ def device_memory(
 
     ``left``: positions of a caption, if a text mask leaves fewer than all. Weights, gradients and moments are fp32 and
     sharded over the ranks of a replica, except gradients between micro-batches. The peak is at the end of the forward
-    pass, after the text tower's activations are freed, or at the end of the backward pass or the optimiser's step.
-    Interpreter, libraries, and (on CUDA) context and kernels are not included.
+    pass, after the image tower's activations are freed (text is encoded first), or at the end of the backward pass or
+    the optimiser's step. Interpreter, libraries, and (on CUDA) context and kernels are not included.
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     visible, micro = kept_patches(model.image, mask), -(-local // compute.accumulate)
@@ -125,10 +125,10 @@ def device_memory(
     earlier = 4 * count["total"] if compute.accumulate > 1 else 0
     loss = loss_bytes(local, ranks, model.embed, compute.loss_tile)
     saved = activations(model, compute, micro, mask, ranks, captions)
-    images = saved["image_activations"]
+    texts = saved["text_activations"]
     moments = [
-        {"gradients": earlier, **saved, "temporary": work["text"], "loss": loss},
-        {"gradients": max(earlier, gradients["text"]), "image_activations": images, "temporary": work["image"]},
+        {"gradients": earlier, **saved, "temporary": work["image"], "loss": loss},
+        {"gradients": max(earlier, gradients["image"]), "text_activations": texts, "temporary": work["text"]},
         {"gradients": earlier or sum(gradients.values())},
     ]  # fmt: skip
     if ranks > 1:
@@ -158,7 +158,7 @@ def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]
         return (unsharded + 4 * max(block, vocabulary),) * 2 + (unsharded + size * (vocabulary + block),)
     if compute.accumulate == 1:
         return units, units, units
-    return units, units + size * count["text"], unsharded + size * (vocabulary + block)
+    return units, units + size * count["image"], unsharded + size * (vocabulary + block)
 
 
 def activations(

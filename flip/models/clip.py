@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -193,17 +194,20 @@ class CLIPModel(nn.Module):
 
     def forward(
         self, patches: Tensor, keep_indices: Tensor | None, tokens: Tensor, position_ids: Tensor | None = None,
-        token_indices: Tensor | None = None,
+        token_indices: Tensor | None = None, on_text: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The arguments of ``contrastive_loss``: image (b, E), text (b, E), both fp32 of norm 1, the logit scale (1,),
         and with objective siglip the logit bias (1,).
 
-        The scale is exp of the parameter clamped to [0, ln max]; outside, its gradient is zero. The towers are called
+        Text is encoded first; ``on_text`` is called with it before the images are encoded (``TextGather.start``). The
+        scale is exp of the parameter clamped to [0, ln max]; outside, its gradient is zero. The towers are called
         directly, as encode_image and encode_text are entry points of their own under sharding.
         """
-        image, text = self.image(patches, keep_indices), self.text(tokens, position_ids, token_indices)
-        scale = self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
-        outputs = _normalise(image), _normalise(text), scale
+        text = _normalise(self.text(tokens, position_ids, token_indices))
+        if on_text is not None:
+            on_text(text)
+        image = _normalise(self.image(patches, keep_indices))
+        outputs = image, text, self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
         # A computed value: under sharding, a parameter that is returned itself would not be gathered.
         return outputs if self.logit_bias is None else (*outputs, self.logit_bias.float() + 0.0)
 

@@ -23,22 +23,69 @@ _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all
 _reduce_scatter = getattr(distributed, "reduce_scatter_single", None) or distributed.reduce_scatter_tensor
 
 
-class _AllGatherWithGrad(torch.autograd.Function):
-    """(b, E) on each rank -> (B, E), ranks in order; backward: the sum over ranks of the gradients of our rows."""
+class TextGather:
+    """Gathers the texts of all ranks while the image tower computes, and sums their gradients while it back-propagates.
+
+    ``start`` is called between the forward passes of the towers, text first. Autograd runs nodes in reverse order, so
+    the sum over ranks, which starts as soon as the loss has its gradients, has to be complete only when the backward
+    pass of the image tower has ended. The values do not depend on when it is called.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self.group, self._transfer = group, _Transfer()
+        self.world_size = distributed.get_world_size(group) if distributed.is_initialized() else 1
+
+    def start(self, text: Tensor) -> None:
+        """Start the gather of this rank's features (b, E). Collective."""
+        self._texts = text if text.dtype == torch.float64 else text.float()
+        if self.world_size > 1:
+            self._texts = _StartGather.apply(self._texts, self._transfer, self.group, self.world_size)
+
+    def finish(self) -> Tensor:
+        """(B, E), ranks in order. The sum over ranks of its gradient becomes that of this rank's features."""
+        return _FinishGather.apply(self._texts, self._transfer, self.group) if self.world_size > 1 else self._texts
+
+
+class _Transfer:
+    """A collective in the background, and the tensor that it fills."""
+
+    def start(self, collective: Callable[..., Any], output: Tensor, given: Tensor, group: Any) -> Tensor:
+        self._output, self._work = output, collective(output, given.contiguous(), group=group, async_op=True)
+        return output
+
+    def finish(self) -> Tensor:
+        output, work = self._output, self._work
+        del self._output, self._work  # the graph refers to this object
+        work.wait()
+        return output
+
+
+class _StartGather(torch.autograd.Function):
+    """(b, E) -> (B, E), which ``_FinishGather`` completes; backward: completes the sum that it starts."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, group: Any, world_size: int) -> Tensor:
-        ctx.group, ctx.local = group, len(features)
+    def forward(ctx: Any, features: Tensor, transfer: _Transfer, group: Any, world_size: int) -> Tensor:
+        ctx.transfer = transfer
         gathered = features.new_empty(len(features) * world_size, *features.shape[1:])
-        _all_gather(gathered, features.contiguous(), group=group)
-        return gathered
+        return transfer.start(_all_gather, gathered, features, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.transfer.finish(), None, None, None
+
+
+class _FinishGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, texts: Tensor, transfer: _Transfer, group: Any) -> Tensor:
+        ctx.transfer, ctx.group = transfer, group
+        return transfer.finish().view_as(texts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        own = gradient.new_empty(ctx.local, *gradient.shape[1:])
-        _reduce_scatter(own, gradient.contiguous(), group=ctx.group)
-        return own, None, None
+        own = gradient.new_empty(len(gradient) // distributed.get_world_size(ctx.group), *gradient.shape[1:])
+        ctx.transfer.start(_reduce_scatter, own, gradient, ctx.group)
+        return gradient, None, None
 
 
 def _mean_over_ranks(loss: Tensor, correct: Tensor, group: Any) -> tuple[Tensor, Tensor]:
@@ -189,8 +236,9 @@ class _OnlineLogSumExp:
 
 
 def contrastive_loss(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, group: Any = None, tile: int = LOSS_TILE
-) -> tuple[Tensor, Tensor]:
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, group: Any = None, tile: int = LOSS_TILE,
+    gather: TextGather | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss and accuracy of the global batch, both () fp32 (fp64 if the features are) and equal on all ranks.
 
     Args:
@@ -200,15 +248,19 @@ def contrastive_loss(
             logits for SigLIP's loss: the sum of -log sigmoid of the logit of each of the B own pairs, and of minus that
             of each of the B^2 - B others, over B.
         tile: columns of logits computed at once (``flip.costs.loss_bytes``).
+        gather: of ``text`` over ``group``, if it was started before.
 
     Accuracy is the share of images whose own text has the largest logit.
     """
-    world_size = distributed.get_world_size(group) if distributed.is_initialized() else 1
+    if gather is None:
+        gather = TextGather(group)
+        gather.start(text)
+    world_size = gather.world_size
     first = distributed.get_rank(group) * len(image) if world_size > 1 else 0
     with torch.autocast(image.device.type, enabled=False):
         if image.dtype != torch.float64:
-            image, text, scale = image.float(), text.float(), scale.float()
-        texts = _AllGatherWithGrad.apply(text, group, world_size) if world_size > 1 else text
+            image, scale = image.float(), scale.float()
+        texts = gather.finish()
         group = (group or distributed.group.WORLD) if world_size > 1 else None
         if bias is None:
             loss, correct = _TiledInfoNCE.apply(image, texts, scale, first, tile, group)

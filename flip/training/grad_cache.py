@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from flip.costs import LOSS_TILE
-from flip.models.loss import contrastive_loss
+from flip.models.loss import TextGather, contrastive_loss
 
 Inputs = tuple[Tensor, ...]
 """patches (b, K, p*p*3), keep_indices (b, K), tokens (b, T), for shortened captions also position_ids (b, T); on the
@@ -38,7 +38,9 @@ def grad_cache_backward(
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
     if num_micro_batches == 1:
-        loss, accuracy = contrastive_loss(*_encode(model, batches[0], device, autocast), tile=tile)
+        gather = TextGather()
+        outputs = _encode(model, batches[0], device, autocast, on_text=gather.start)
+        loss, accuracy = contrastive_loss(*outputs, tile=tile, gather=gather)
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
@@ -63,13 +65,16 @@ def mean_text_tokens(model: nn.Module, tokens: Tensor) -> float:
     return tokens.shape[1] if indices is None else len(indices) / len(tokens)
 
 
-def _encode(model: nn.Module, batch: Any, device: torch.device, autocast: AbstractContextManager[Any]) -> list[Tensor]:
+def _encode(
+    model: nn.Module, batch: Any, device: torch.device, autocast: AbstractContextManager[Any], on_text: Any = None
+) -> list[Tensor]:
     indices = model.text.token_indices(batch[2])  # type: ignore[operator, union-attr]
     if indices is not None and device.type == "cuda":
         indices = indices.pin_memory()  # like the batch: the host would wait for a copy from pageable memory
     fields = [field.to(device, non_blocking=True) for field in batch]
+    indices = None if indices is None else indices.to(device, non_blocking=True)
     with autocast:
-        return list(model(*fields, token_indices=None if indices is None else indices.to(device, non_blocking=True)))
+        return list(model(*fields, token_indices=indices, on_text=on_text))
 
 
 def _set_last_micro_batch(model: nn.Module, last: bool) -> None:

@@ -7,9 +7,11 @@ import os
 import pytest
 import torch
 from torch import distributed
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from flip.config import schema
 from flip.distributed import parallel
+from flip.models import loss
 from flip.models.loss import contrastive_loss
 from flip.training import grad_cache
 from tests.flip.models.test_clip import captions, inputs, tiny
@@ -30,10 +32,10 @@ def batch():
 
 
 def found(pair, fields, micro):
-    loss, accuracy = grad_cache.grad_cache_backward(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
+    value, accuracy = grad_cache.grad_cache_backward(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
     whole = {name: parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
     pair.zero_grad(set_to_none=True)
-    return {"loss": loss, "accuracy": accuracy} | whole
+    return {"loss": value, "accuracy": accuracy} | whole
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -55,9 +57,9 @@ def farthest(one, other):
 
 def test_at_once(whole, kind):
     pair = tiny(**kind)
-    loss, accuracy = contrastive_loss(*pair(*batch()))
-    loss.backward()
-    assert torch.equal(loss, whole["loss"]) and torch.equal(accuracy, whole["accuracy"])
+    value, accuracy = contrastive_loss(*pair(*batch()))
+    value.backward()
+    assert torch.equal(value, whole["loss"]) and torch.equal(accuracy, whole["accuracy"])
     assert all(torch.equal(p.grad, whole[name]) for name, p in pair.named_parameters())
 
 
@@ -74,6 +76,45 @@ def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole, kind):
         (contrastive_loss(*pair(*part))[0] / 3).backward()
     naive = {name: p.grad for name, p in pair.named_parameters()}
     assert farthest(naive, {name: whole[name] for name in naive}) > 0.1
+
+
+@pytest.fixture
+def two_fake_ranks():
+    distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+def test_texts_travel_while_the_image_tower_computes(two_fake_ranks, kind, monkeypatch):
+    """Forward: gathered from the end of the text tower; backward: summed until the text tower needs the gradient."""
+    events, pair = [], tiny(**kind)
+
+    class Work:
+        def __init__(self, name):
+            self.name = name
+
+        def wait(self):
+            events.append(f"{self.name} is complete")
+
+    def collective(name):
+        def run(output, given, group, async_op):
+            assert async_op
+            events.append(name)
+            output.copy_(given[: len(output)].repeat(len(output) // len(given) or 1, 1))
+            return Work(name)
+
+        return run
+
+    monkeypatch.setattr(loss, "_all_gather", collective("gather"))
+    monkeypatch.setattr(loss, "_reduce_scatter", collective("sum"))
+    for name, tower in (("text", pair.text), ("image", pair.image)):
+        tower.projection.register_forward_hook(lambda *_, name=name: events.append(f"{name} forward"))
+        tower.blocks[0].register_full_backward_hook(lambda *_, name=name: events.append(f"{name} backward"))
+    grad_cache.grad_cache_backward(pair, batch(), 1, torch.device("cpu"), contextlib.nullcontext())
+    assert events == [
+        "text forward", "gather", "image forward", "gather is complete",
+        "sum", "image backward", "sum is complete", "text backward",
+    ]  # fmt: skip
 
 
 def rank_main(rank, world, port, kind, micro, results):
