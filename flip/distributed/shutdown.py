@@ -1,4 +1,5 @@
-"""Stops a run: signals and files set a flag, all ranks agree on the step, and a watchdog ends a process that hangs.
+"""Stops a run: signals and files set a flag, all ranks agree on the step, and watchers end a process that hangs or has
+lost a peer.
 
 docs/contracts.md, Stop and resume, has the rules. This file imports no torch: the signal handlers are installed before
 anything slow is loaded.
@@ -6,6 +7,8 @@ anything slow is loaded.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import faulthandler
 import logging
 import os
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flip.runs.errors import HANG, STOPPED
+from flip.runs.errors import CAUSES, HANG, STOPPED
 from flip.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,12 @@ ORPHAN_GRACE_SECONDS = 90.0
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal; SIGUSR1 means the same."""
+
+PEER_GRACE_SECONDS = 10.0
+"""Time to end by itself after another rank has ended. Over gloo the next collective raises an error at once."""
+
+EndCallback = Callable[[str, str], None]
+"""Called with the cause (``flip.runs.errors.CAUSES``) and a message before a watcher ends this process."""
 
 CANCELLED = "cancelled"
 """Reason of a stop because cancel.json exists."""
@@ -154,16 +163,78 @@ class CoordinatedStop:
         return bool(request[0] > 0), bool(request[1] > 0)
 
 
+class PeerWatcher:
+    """Ends this process if another rank has ended without ``close``, whatever this rank waits for: code 70.
+
+    A GPU waits for a collective of NCCL without end if a peer is gone. So rank r waits in a thread for a byte from rank
+    r + 1, over a connection that breaks when that process ends, and passes the loss on to rank r - 1: all know within
+    milliseconds. A machine that vanishes breaks no connection; then Slurm or the watchdog ends the ranks.
+
+    ``group``: a gloo group of all ``size`` ranks. ``on_end`` gets the cause peer_lost after ``seconds`` in which the
+    main thread may end by itself.
+    """
+
+    _TAG, _CLOSED, _LOST = 1, 0, 1
+
+    def __init__(
+        self, group: Any, rank: int, size: int, on_end: EndCallback, seconds: float = PEER_GRACE_SECONDS
+    ) -> None:
+        self._group, self._rank, self._size = group, rank, size
+        self._on_end, self._seconds = on_end, seconds
+        if size > 1:
+            threading.Thread(target=self._watch, name="peer-watcher", daemon=True).start()
+
+    def close(self) -> None:
+        """This rank is about to end as agreed by all."""
+        if self._size > 1:
+            self._send(self._CLOSED)
+
+    def _send(self, state: int) -> None:
+        import torch
+        from torch import distributed
+
+        with contextlib.suppress(RuntimeError):  # that rank has ended itself
+            byte = torch.tensor([state], dtype=torch.uint8)
+            distributed.send(byte, group=self._group, group_dst=(self._rank - 1) % self._size, tag=self._TAG)
+
+    def _watch(self) -> None:
+        import torch
+        from torch import distributed
+
+        byte, peer = torch.empty(1, dtype=torch.uint8), (self._rank + 1) % self._size
+        try:
+            work = distributed.irecv(byte, group=self._group, group_src=peer, tag=self._TAG)
+            assert work is not None
+            work.wait(datetime.timedelta(days=1000))
+            message = "another rank has ended" if int(byte) == self._LOST else ""
+        except RuntimeError as error:
+            message = f"rank {peer} has ended: {error}"
+        if message:
+            self._send(self._LOST)
+            time.sleep(self._seconds)
+            try:
+                self._on_end("peer_lost", message)
+            finally:
+                os._exit(CAUSES["peer_lost"])
+
+
+def flight_record() -> bytes:
+    """The newest collectives of this process, from PyTorch's flight recorder: JSON, empty if there are none."""
+    c10d: Any = sys.modules.get("torch._C._distributed_c10d")  # absent if torch was not loaded yet
+    dump = getattr(c10d, "_dump_nccl_trace_json", None) or getattr(c10d, "_dump_fr_trace_json", None)
+    return dump() if dump is not None else b""
+
+
 class Watchdog:
     """Ends a process that makes no progress: without a ``heartbeat`` for ``seconds`` it exits with code 71.
 
-    Before that it writes the stacks of all threads to stderr and calls ``on_hang`` with a message. The time to the
+    Before that it writes the stacks of all threads to stderr and calls ``on_end`` with cause hang. The time to the
     first heartbeat is ``LONG_OPERATION_FACTOR`` times as long. ``seconds`` 0: never. A thread that holds the
     interpreter's lock for good stops this one too; then the ranks that wait for it end.
     """
 
-    def __init__(self, seconds: float, on_hang: Callable[[str], None]) -> None:
-        self._seconds, self._on_hang, self._closed = seconds, on_hang, threading.Event()
+    def __init__(self, seconds: float, on_end: EndCallback) -> None:
+        self._seconds, self._on_end, self._closed = seconds, on_end, threading.Event()
         self.heartbeat("starting", LONG_OPERATION_FACTOR)
         if seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -185,6 +256,6 @@ class Watchdog:
             return
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         try:
-            self._on_hang(f"no progress for {waited:.0f} s: {what}; the stacks are in the log")
+            self._on_end("hang", f"no progress for {waited:.0f} s: {what}; the stacks are in the log")
         finally:
             os._exit(HANG)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.distributed.shutdown import LONG_OPERATION_FACTOR, StopFlag, Watchdog
+from flip.distributed.shutdown import LONG_OPERATION_FACTOR, EndCallback, StopFlag, Watchdog
 from flip.evaluation import datasets, open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
 from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
@@ -46,13 +45,13 @@ class EvaluationStopped(Exception):
     """This rank received a stop request; there is nothing to save."""
 
 
-def evaluate(job: RunDir, attempt: int, flag: StopFlag, hung: Callable[[str], None]) -> None:
+def evaluate(job: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> None:
     """Run the job's task.json: write results to the subject's eval/, then result.json, which completes the job.
 
     Raises EvaluationStopped or FlipError.
     """
     config, task = merge.read_config(job.config), Task.read(job)
-    watchdog = Watchdog(60 * config.monitor.hang_minutes, hung)
+    watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
     try:
         results = Evaluation(job, attempt, task, config, world, watchdog, flag).run()

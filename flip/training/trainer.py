@@ -11,7 +11,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,16 @@ from flip.data.view import EvaluationView
 from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup, run_on_first
-from flip.distributed.shutdown import CANCELLED, LONG_OPERATION_FACTOR, CoordinatedStop, RunWatcher, StopFlag, Watchdog
+from flip.distributed.shutdown import (
+    CANCELLED,
+    LONG_OPERATION_FACTOR,
+    CoordinatedStop,
+    EndCallback,
+    PeerWatcher,
+    RunWatcher,
+    StopFlag,
+    Watchdog,
+)
 from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
@@ -54,15 +63,17 @@ class TrainingStopped(Exception):
     """All ranks agreed to stop, and the position is saved."""
 
 
-def train(run: RunDir, attempt: int, flag: StopFlag, on_hang: Callable[[str], None]) -> None:
+def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> None:
     """Train the run from its newest commit to its end and write result.json.
 
-    If no progress is made within ``monitor.hang_minutes``, ``on_hang(message)`` is called and the process exits with
-    code 71. Raises TrainingStopped after all ranks have agreed to stop, FlipError for expected failures.
+    ``on_end`` is called before the process exits because no progress is made within ``monitor.hang_minutes`` (code 71),
+    or because another rank has ended and this one cannot (code 70). Raises TrainingStopped after all ranks have agreed
+    to stop, FlipError for expected failures.
     """
     config = merge.read_config(run.config)
-    watchdog = Watchdog(60 * config.monitor.hang_minutes, on_hang)
+    watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
+    peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
     phase, reason = "complete", ""
     try:
@@ -72,6 +83,8 @@ def train(run: RunDir, attempt: int, flag: StopFlag, on_hang: Callable[[str], No
         raise
     finally:
         trainer.close(phase, reason)
+        if phase != "failed":
+            peers.close()
 
 
 def ending(error: BaseException) -> tuple[str, str]:

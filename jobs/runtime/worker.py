@@ -16,6 +16,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,8 @@ from jobs.host.restart_policy import PEER_GONE
 STORAGE_ERRNOS = (
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG,
 )  # fmt: skip
+
+FLIGHT_RECORD_SECONDS = 10.0  # a process that hangs may hold the recorder's lock
 
 #: The work of a rank in an attempt -> (cause, reason) of its end.
 Work = Callable[[RunDir, int, shutdown.StopFlag], tuple[str, str]]
@@ -83,9 +86,20 @@ def _record_stop(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
         run.record_stop_signal(attempt, flag.signal)
 
 
-def record_hang(run: RunDir, attempt: int, what: str) -> None:
-    """Called by the watchdog before it ends this process."""
-    run.write_cause(attempt, int(os.environ.get("RANK", 0)), "hang", CAUSES["hang"], what, host=host())
+def record_end(run: RunDir, attempt: int, cause: str, what: str) -> None:
+    """Record the cause for which a watcher is about to end this process, and of a hang the newest collectives."""
+    rank = int(os.environ.get("RANK", 0))
+    run.write_cause(attempt, rank, cause, CAUSES[cause], what, host=host())
+    if cause == "hang":
+        recorder = threading.Thread(target=_write_flight_record, args=(run, attempt, rank), daemon=True)
+        recorder.start()
+        recorder.join(FLIGHT_RECORD_SECONDS)
+
+
+def _write_flight_record(run: RunDir, attempt: int, rank: int) -> None:
+    with contextlib.suppress(OSError):
+        if record := shutdown.flight_record():
+            run.logs.joinpath(str(attempt), f"collectives.{rank}.json").write_bytes(record)
 
 
 def host() -> str:
@@ -101,7 +115,7 @@ def _train(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, str
     from flip.training.trainer import TrainingStopped, train
 
     try:
-        train(run, attempt, flag, partial(record_hang, run, attempt))
+        train(run, attempt, flag, partial(record_end, run, attempt))
     except TrainingStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
@@ -112,7 +126,7 @@ def evaluate(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> tuple[str, s
     from flip.evaluation import job
 
     try:
-        job.evaluate(run, attempt, flag, partial(record_hang, run, attempt))
+        job.evaluate(run, attempt, flag, partial(record_end, run, attempt))
     except job.EvaluationStopped as stopped:
         return "stopped", str(stopped)
     return "complete", ""
@@ -140,7 +154,7 @@ def in_process(run: RunDir, attempt: int) -> None:
     start_logging(sys.stdout)
     _check_identity(run)
     try:
-        train(run, attempt, shutdown.install(), lambda what: None)
+        train(run, attempt, shutdown.install(), lambda *_: None)
     except TrainingStopped as stopped:
         logging.info("%s", stopped)
 

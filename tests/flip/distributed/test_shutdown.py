@@ -11,7 +11,7 @@ import time
 import pytest
 
 from flip.distributed.shutdown import RunWatcher, StopFlag
-from flip.runs.errors import HANG
+from flip.runs.errors import CAUSES, HANG
 from flip.runs.rundir import RunDir
 
 SCRIPT = """
@@ -143,7 +143,7 @@ def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
 HANGING = """
 import sys, threading, time
 from flip.distributed.shutdown import Watchdog
-dog = Watchdog({seconds}, lambda what: print(what, flush=True))
+dog = Watchdog({seconds}, lambda cause, what: print(cause, what, flush=True))
 def waits_for_nobody():
     threading.Event().wait(60)
 for _ in range(40):
@@ -161,12 +161,12 @@ def run_watched(seconds, end, times=1.0):
 def test_no_beat_is_the_end():
     ended = run_watched(0.5, "waits_for_nobody()")
     assert ended.returncode == HANG == 71
-    assert ended.stdout.startswith("no progress for ") and "a step from S = 7" in ended.stdout
+    assert ended.stdout.startswith("hang no progress for ") and "a step from S = 7" in ended.stdout
     assert "in waits_for_nobody" in ended.stderr
 
 
 def test_a_cause_that_cannot_be_told_holds_nobody_up():
-    ended = run_watched(0.5, "dog._on_hang = None; waits_for_nobody()")
+    ended = run_watched(0.5, "dog._on_end = None; waits_for_nobody()")
     assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
 
 
@@ -175,3 +175,55 @@ def test_who_moves_or_is_allowed_to_take_long_lives_on():
     assert run_watched(0.5, "dog.close(); time.sleep(1.5); sys.exit(3)").returncode == 3
     assert run_watched(0.5, "time.sleep(1.5); sys.exit(3)", times=60).returncode == 3
     assert run_watched(0, "time.sleep(1.5); sys.exit(3)").returncode == 3
+
+
+WATCHED = """
+import os, signal, sys, threading
+from torch import distributed
+from flip.distributed.shutdown import PeerWatcher
+rank = int(sys.argv[2])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=4)
+peers = PeerWatcher(distributed.group.WORLD, rank, 4, lambda cause, what: print(cause, what, flush=True), seconds=0.1)
+distributed.barrier()
+print("up", flush=True)
+if sys.stdin.readline() == "close\\n":
+    peers.close()
+    print("closed", flush=True)
+    [thread.join() for thread in threading.enumerate() if thread.name == "peer-watcher"]
+    os._exit(3)
+threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def watched_ranks(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED, tmp_path / "store", str(rank)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )
+        for rank in range(4)
+    ]  # fmt: skip
+    assert [rank.stdout.readline() for rank in ranks] == ["up\n"] * 4
+    yield ranks
+    for rank in ranks:
+        rank.kill()
+        rank.communicate()
+
+
+@pytest.mark.long
+def test_the_loss_of_a_rank_ends_all_whatever_they_wait_for(watched_ranks):
+    watched_ranks[2].kill()
+    ends = {n: (rank.communicate(timeout=100)[0], rank.returncode) for n, rank in enumerate(watched_ranks) if n != 2}
+    assert {code for _, code in ends.values()} == {CAUSES["peer_lost"]} == {70}
+    assert ends[1][0].startswith("peer_lost rank 2 has ended: ")
+    assert [ends[n][0] for n in (0, 3)] == ["peer_lost another rank has ended\n"] * 2
+
+
+@pytest.mark.long
+def test_a_rank_that_ends_as_agreed_is_not_lost(watched_ranks):
+    for rank in reversed(watched_ranks):
+        assert rank.poll() is None
+        rank.stdin.write("close\n")
+    ends = [(rank.communicate(timeout=100)[0], rank.returncode) for rank in watched_ranks]
+    assert ends == [("closed\n", 3)] * 4

@@ -41,7 +41,7 @@ def test_a_run_trains_and_is_committed(data, tmp_path, accumulate, compiled, pad
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config))
     try:
-        train(run, run.start_attempt({}), StopFlag(), lambda what: None)
+        train(run, run.start_attempt({}), StopFlag(), lambda *_: None)
     finally:
         parallel.stop()
     assert read_json(run.result)["samples"] == 8 * BATCH

@@ -48,7 +48,7 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
     world = parallel.World(0, 1, torch.device(device), None, None)
     with pytest.raises(Asked) as error:
         Trainer(
-            run, run.start_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda what: None)
+            run, run.start_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda *_: None)
         )
     assert error.value.args == (device == "cuda",)
 
@@ -101,7 +101,7 @@ def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, ph
     run.config.write_text(dump(config))
     try:
         with pytest.raises(type(error)) if error is not None else contextlib.nullcontext():
-            train(run, run.start_attempt({}), StopFlag(), lambda what: None)
+            train(run, run.start_attempt({}), StopFlag(), lambda *_: None)
     finally:
         parallel.stop()
     status = read_json(run.status)
@@ -124,7 +124,7 @@ def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
     run.config.write_text(dump(config))
     try:
         with caplog.at_level(logging.INFO, logger="flip"):
-            train(run, run.start_attempt({}), StopFlag(), lambda what: None)
+            train(run, run.start_attempt({}), StopFlag(), lambda *_: None)
     finally:
         parallel.stop()
     found = {one["name"]: one for one in read_json(run.result)["evaluations"]}

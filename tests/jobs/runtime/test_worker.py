@@ -1,5 +1,6 @@
 """The worker as a process: codes and causes of ends that need no training."""
 
+import json
 import os
 import shutil
 import signal
@@ -122,3 +123,20 @@ def test_errors_are_classed(run, error, cause):
 
     got, reason, trace = worker._run_work(fail, run, 1, shutdown.StopFlag())
     assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace
+
+
+def test_a_hang_leaves_the_newest_collectives_in_the_log(run):
+    import torch
+    from torch import distributed
+
+    folder = run.open_logs(1)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        distributed.all_reduce(torch.ones(3))
+        worker.record_end(run, 1, "hang", "no progress for 1200 s")
+    finally:
+        distributed.destroy_process_group()
+    (cause,) = run.causes(1)
+    assert (cause["cause"], cause["code"], cause["reason"]) == ("hang", 71, "no progress for 1200 s")
+    names = [entry["profiling_name"] for entry in json.loads((folder / "collectives.0.json").read_text())["entries"]]
+    assert names[-1] == "gloo:all_reduce"
