@@ -209,11 +209,12 @@ def loader_memory(config: Config, stage: Stage) -> int:
 
 
 def checkpoint_memory(config: Config) -> int:
-    """Bytes on a rank's host while a checkpoint is saved: its file, and a copy before.
+    """Upper bound of the bytes on a rank's host while a checkpoint is saved: the buffer with its file.
 
-    A foreground save from host memory needs no copy. From a GPU, DCP copies all tensors before it writes a file.
+    Twice for GPUs, because torch rounds page-locked memory up to a power of two; fsspec copies what it writes.
     """
-    copies = 2 if config.checkpoint.background == "yes" or config.compute.device == "cuda" else 1
+    url = config.checkpoint.url
+    copies = 2 if config.compute.device == "cuda" or (url and not url.startswith("s3://")) else 1
     return copies * STATE_BYTES * parameters(config.model)["total"] // world_size(config)
 
 

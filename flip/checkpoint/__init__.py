@@ -1,7 +1,8 @@
 """When and how is the training state saved, committed and restored?
 
 - ``manager``: the checkpoints of one attempt, and the time between two of them.
-- ``saver`` writes and commits, ``restorer`` finds, verifies and loads; ``safetensors_io``: the files of a checkpoint.
+- ``saver`` writes and commits, ``restorer`` finds, verifies and loads.
+- ``staging``: the copy in host memory that is written; ``safetensors_io``: the files of a checkpoint.
 - ``remote``: checkpoints in object storage; ``export_record``: the record of an exported folder.
 
 May import ``flip.distributed``, ``flip.data.storage`` and ``flip.runs``.

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
-from flip.distributed.parallel import local, local_offsets, replica_of
+from flip.distributed.parallel import local, local_offsets
 from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import DataError
 
@@ -33,11 +32,12 @@ HEADER_BYTES = 1 << 18
 """Bytes of a file that are read first for its header."""
 GAP_BYTES, REQUEST_BYTES = 1 << 20, 1 << 26
 """Regions of a file at most ``GAP_BYTES`` apart are read by one request of at most ``REQUEST_BYTES``."""
-_METADATA, _SHARDS, _OFFSETS = "__metadata__", "DCP_SHARDING_INFO", "saved_offsets"
+METADATA, SHARDS, OFFSETS = "__metadata__", "DCP_SHARDING_INFO", "saved_offsets"
 _DTYPES = {
     "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8, "U8": torch.uint8,
     "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16,
 }  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -52,41 +52,19 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
-def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The tensors of which this rank writes its part, so that every part is written once.
-
-    All ranks decide alike, by the order of the names and the full sizes, and need not exchange plans. Rank 0 writes
-    tensors that are not sharded, so a rank that loads opens one other file. Replicas write about as much each.
-    """
-    own, written = {}, Counter[int]()
-    for name, tensor in state.items():
-        writes = rank == 0
-        if hasattr(tensor, "placements"):
-            replica, count = replica_of(tensor)
-            writer = min(range(count), key=written.__getitem__)
-            written[writer] += tensor.numel()
-            writes = replica == writer
-        if writes:
-            own[name] = tensor
-    return own
-
-
 def write_shard(
-    folder: Path, state: Mapping[str, Tensor], rank: int, remote: RemoteCheckpoint | None = None
+    folder: Path, data: memoryview, rank: int, remote: RemoteCheckpoint | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Write this rank's part of ``state`` and return file -> bytes, sha256 of the bytes in memory (and ETag)."""
-    part = own_part(state, rank)
-    if not part:
+    """Write this rank's file and return file -> bytes, sha256 of the bytes in memory (and ETag). ``data``: empty if the
+    rank has no file."""
+    if not data:
         return {}
-    offsets = {name: {_OFFSETS: local_offsets(tensor)} for name, tensor in part.items()}
-    tensors = {name: local(tensor).detach().cpu().contiguous() for name, tensor in part.items()}
-    data = save(tensors, {_SHARDS: json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"})
     name = f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
     record = _write_file(folder / name, data) if remote is None else remote.put(name, data)
     return {name: record | {"sha256": hashlib.sha256(data).hexdigest()}}
 
 
-def _write_file(path: Path, data: bytes) -> dict[str, Any]:
+def _write_file(path: Path, data: memoryview) -> dict[str, Any]:
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -146,10 +124,10 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
         headers = list(pool.map(partial(_read_header, files), files.names))
     tensors: dict[str, tuple[str, list[list[int]]]] = {}
     for number, (start, header) in enumerate(headers):
-        saved = json.loads(header.pop(_METADATA, {}).get(_SHARDS, "{}"))
+        saved = json.loads(header.pop(METADATA, {}).get(SHARDS, "{}"))
         for name, entry in header.items():
             shape, rows = entry["shape"], tensors.setdefault(name, (entry["dtype"], []))[1]
-            offsets = saved[name][_OFFSETS] if saved else [0] * len(shape)
+            offsets = saved[name][OFFSETS] if saved else [0] * len(shape)
             rows.append([*offsets, *shape, start + entry["data_offsets"][0], number])
     return {"files": files.names, "tensors": tensors}
 

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from flip.checkpoint.remote import RemoteCheckpoint, encode_commit, url_prefix, verify
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
+from flip.checkpoint.staging import StagedShard
 from flip.concurrency import DaemonExecutor
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import RankFailure, all_gather_json, run_on_all
-from flip.distributed.parallel import World, local
+from flip.distributed.parallel import World
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.rundir import RunDir
@@ -84,15 +84,8 @@ class Checkpointer:
         self.last_save_seconds = 0.0
         """Seconds of the newest save, until its commit was read back."""
         self._pending: Future[None] | None = None
-        self._executor: DaemonExecutor | None = None
-        self._stager: DefaultStager | None = None
-        if background:
-            self._executor = DaemonExecutor(1, "checkpoint")
-            cuda = world.device.type == "cuda"
-            options = StagingOptions(
-                use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
-            )
-            self._stager = DefaultStager(options)
+        self._executor = DaemonExecutor(1, "checkpoint") if background else None
+        self._staged: StagedShard | None = None
 
     def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
         """Write ``state``, commit it as S = ``samples``, and delete commits that are no longer needed.
@@ -106,10 +99,19 @@ class Checkpointer:
         self.restorer.close()
         self.blocked_seconds += time.perf_counter() - start_time
         write = partial(self._write, stage=stage, samples=samples, record=record, start_time=time.perf_counter())
-        if self._executor is None or self._stager is None:
-            write(state)
+        staged = self._stage(state)
+        if self._executor is None:
+            write(staged)
         else:
-            self._pending = self._executor.submit(write, self._stager.stage(state))
+            self._pending = self._executor.submit(write, staged)
+
+    def _stage(self, state: dict[str, torch.Tensor]) -> StagedShard:
+        """A copy of this rank's part of ``state``, in the buffer of the previous save if the layout is the same."""
+        if self._staged is None or not self._staged.fits(state):
+            self._staged = None  # frees its buffer before the next one is allocated
+            self._staged = StagedShard(state, self._world.rank, pinned=self._world.device.type == "cuda")
+        self._staged.fill(state)
+        return self._staged
 
     @property
     def failed(self) -> bool:
@@ -124,28 +126,26 @@ class Checkpointer:
         if pending is not None:
             pending.result()
 
-    def _write(
-        self, state: dict[str, torch.Tensor], stage: str, samples: int, record: dict[str, Any], start_time: float
-    ) -> None:
+    def _write(self, staged: StagedShard, stage: str, samples: int, record: dict[str, Any], start_time: float) -> None:
         if self._world.device.type == "cuda":
             torch.cuda.set_device(self._world.device)  # a new thread uses the first GPU
         path = commit.folder(self._run, stage, samples, self._attempt)
-        self._check_saveable(state, samples)
+        self._check_saveable(staged, samples)
         record = dict(record, stage=stage, samples=samples, attempt=self._attempt, parent=self.restorer.parent)
-        failure = self._save_once(path, state, record, start_time)
+        failure = self._save_once(path, staged, record, start_time)
         if failure is not None and failure.is_transient and not self._url:  # at a URL each request was repeated
             if self._world.is_rank0:
                 log.warning("the checkpoint could not be written, retrying: %s", failure.text)
-            failure = self._save_once(path, state, record, start_time)
+            failure = self._save_once(path, staged, record, start_time)
         if failure is not None:
-            raise self._to_error(failure, path, state)
+            raise self._to_error(failure, path, staged)
         self.restorer.parent, self.last_save_seconds = f"{stage}/{path.name}", time.perf_counter() - start_time
         if self._world.is_rank0:
             log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.last_save_seconds)
             self._retain([path])
 
     def _save_once(
-        self, path: Path, state: dict[str, torch.Tensor], record: dict[str, Any], start_time: float
+        self, path: Path, staged: StagedShard, record: dict[str, Any], start_time: float
     ) -> RankFailure | None:
         """Write and commit. A failure of one rank is that of all, and frees what was written."""
         remote: RemoteCheckpoint | None = None
@@ -159,7 +159,7 @@ class Checkpointer:
             remote = RemoteCheckpoint(self._url_of(path), self._retry_policy) if self._url else None
 
         def write() -> None:
-            files.update(write_shard(path, state, rank, remote))
+            files.update(write_shard(path, staged.data, rank, remote))
 
         def mark() -> None:
             if self._world.is_rank0:
@@ -211,11 +211,11 @@ class Checkpointer:
             RemoteCheckpoint(url or self._url_of(path), retry_policy).remove()
         commit.remove(path)
 
-    def _check_saveable(self, state: dict[str, torch.Tensor], samples: int) -> None:
+    def _check_saveable(self, staged: StagedShard, samples: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""
         problem = "superseded" if self._world.is_rank0 and not self._run.is_current_attempt(self._attempt) else ""
-        for name, tensor in state.items():
-            if name.startswith("model.") and not bool(local(tensor).isfinite().all()):
+        for name, tensor in staged.tensors.items():
+            if name.startswith("model.") and not bool(tensor.isfinite().all()):
                 problem = problem or f"{name.removeprefix('model.')} is not finite"
         problems = [text for text in all_gather_json(problem, self._world.checkpoint_group) if text]
         if "superseded" in problems:
@@ -224,11 +224,11 @@ class Checkpointer:
             remedy = "Lower `base_lr` or lengthen `warmup`; the newest commit is from before."
             raise Diverged(f"weights have diverged: {problems[0]}", f"S = {samples}", remedy=remedy)
 
-    def _to_error(self, failure: RankFailure, path: Path, state: dict[str, torch.Tensor]) -> FlipError:
+    def _to_error(self, failure: RankFailure, path: Path, staged: StagedShard) -> FlipError:
         """The error for a save that failed, with sizes if more space may help. Collective."""
         what, remedy = f"the checkpoint could not be written: {failure.text}", ""
         if failure.is_transient:
-            needed = sum(all_gather_json(sum(local(t).nbytes for t in state.values()), self._world.checkpoint_group))
+            needed = sum(all_gather_json(staged.data.nbytes, self._world.checkpoint_group))
             what += f"; it takes {needed:,} bytes"
             if not self._url:
                 what += f", {shutil.disk_usage(self._run.path).free:,} are free, and a second try failed as well"

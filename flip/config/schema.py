@@ -424,8 +424,7 @@ class Checkpoint:
     """Values of S at which a commit is saved and kept for good, so that other runs can start from it."""
     background: str = option("yes", choices=YES_NO)
     """``yes``: training continues while a copy of the state in host memory is written; at most one save is in progress.
-    ``no``: training waits, and on a CPU no memory is used for the copy. On CUDA both need the same host memory, since
-    the state is copied there first."""
+    ``no``: training waits. Both need the same memory, because the state is always copied first."""
     url: str = ""
     """Where checkpoints are stored instead of the run directory, as ``s3://bucket/prefix`` or another fsspec protocol:
     below ``<sweep>/<run>-<token>/``. Their commit.json is also in the run directory. ``""``: the run directory."""

@@ -80,7 +80,7 @@ def smallest_change(config: Config, fits: Callable[[Config], bool], nodes: bool 
     ``nodes``: whether more nodes are available.
     """
     changes: list[str] = []
-    kinds = (_foreground_saves, _recompute, _accumulate, _recompute_and_accumulate, _more_nodes, _smaller_batch)
+    kinds = (_recompute, _accumulate, _recompute_and_accumulate, _more_nodes, _smaller_batch)
     for kind in kinds:
         if (kind is _more_nodes and not nodes) or (kind is _recompute_and_accumulate and changes):
             continue
@@ -97,11 +97,6 @@ def _changed(config: Config, key: str, value: Any) -> tuple[str, Config]:
     other, (section, name) = copy.deepcopy(config), key.split(".")
     setattr(getattr(other, section), name, value)
     return f"{key}={value}", other
-
-
-def _foreground_saves(config: Config) -> Iterator[tuple[str, Config]]:
-    if config.checkpoint.background == "yes" and config.compute.device != "cuda":  # saves no memory on GPUs
-        yield _changed(config, "checkpoint.background", "no")
 
 
 def _recompute(config: Config) -> Iterator[tuple[str, Config]]:

@@ -1,4 +1,4 @@
-"""Files of checkpoints: which rank writes what, which bytes a rank reads, and permissions."""
+"""Files of checkpoints: their format, which bytes a rank reads, and permissions."""
 
 import math
 import os
@@ -14,58 +14,25 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.distributed import checkpoint as dcp
 
-from flip.checkpoint.safetensors_io import CheckpointFiles, own_part, read_tensors, save_tensors, write_shard
-from flip.distributed.parallel import replica_of
+from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors, save_tensors, write_shard
+from flip.checkpoint.staging import StagedShard
 from flip.evaluation.features import FeatureCache
 from flip.runs.errors import DataError
-
-
-class Mesh:
-    """Two copies over three ranks each, as ``compute.replicate: 2`` makes it; rank 0 is (0, 0), rank 5 (1, 2)."""
-
-    def __init__(self, rank, sizes=(2, 3)):
-        self.sizes, self.at = sizes, divmod(rank, 3)
-
-    def size(self, dimension):
-        return self.sizes[dimension]
-
-    def get_local_rank(self, dimension):
-        return self.at[dimension]
-
-
-def sharded(rank, numbers):
-    places = [SimpleNamespace(is_replicate=lambda: True), SimpleNamespace(is_replicate=lambda: False)]
-    return SimpleNamespace(placements=places, device_mesh=Mesh(rank), numel=lambda: numbers)
-
-
-SIZES = {"a": 100, "b": 10, "c": 100, "d": 10, "e": 60}
-
-
-def state(rank):
-    return {**{name: sharded(rank, size) for name, size in SIZES.items()}, "step": torch.zeros(())}
-
-
-def test_each_part_is_written_by_one_copy_and_what_is_whole_by_rank_0():
-    parts = [own_part(state(rank), rank) for rank in range(6)]
-    for shard in range(3):
-        first, second = parts[shard].keys() - {"step"}, parts[3 + shard].keys() - {"step"}
-        assert first | second == SIZES.keys() and not first & second
-        assert abs(sum(SIZES[name] for name in first) - sum(SIZES[name] for name in second)) <= 60
-    assert ["step" in part for part in parts] == [True] + [False] * 5
-
-
-@pytest.mark.parametrize(("rank", "number"), [(0, 0), (2, 0), (3, 1), (5, 1)])
-def test_ranks_of_a_copy(rank, number):
-    assert replica_of(sharded(rank, 1)) == (number, 2) and replica_of(torch.zeros(2)) == (0, 1)
 
 
 def shard(full, offsets, part):
     """One rank's part of a tensor, as far as a DTensor is needed."""
     chunks = [SimpleNamespace(offsets=offsets, sizes=part.shape)]
     return SimpleNamespace(
-        shape=full.shape, ndim=full.ndim, numel=full.numel, placements=(), device_mesh=None, to_local=lambda: part,
-        __create_chunk_list__=lambda: chunks,
+        dtype=full.dtype, shape=full.shape, ndim=full.ndim, numel=full.numel, placements=(), device_mesh=None,
+        to_local=lambda: part, __create_chunk_list__=lambda: chunks,
     )  # fmt: skip
+
+
+def write(folder, state, rank):
+    staged = StagedShard(state, rank)
+    staged.fill(state)
+    return write_shard(folder, staged.data, rank)
 
 
 @st.composite
@@ -85,7 +52,7 @@ def test_a_part_is_that_of_the_tensor_however_it_was_split(box, dtype, rows):
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for rank, part in enumerate(saved):
-            files |= write_shard(Path(folder), {"b": part, "a": torch.zeros(3)}, rank)
+            files |= write(Path(folder), {"b": part, "a": torch.zeros(3)}, rank)
         read_tensors(CheckpointFiles(Path(folder), files), {"b": shard(full, offsets, found)})
     assert torch.equal(found, full[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))])
 
@@ -93,7 +60,7 @@ def test_a_part_is_that_of_the_tensor_however_it_was_split(box, dtype, rows):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_files_are_those_of_torchs_distributed_checkpoint(tmp_path):
     state = {"a": torch.arange(6.0).view(2, 3), "step": torch.tensor(7.0)}
-    write_shard(tmp_path, state, 0)
+    write(tmp_path, state, 0)
     loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     dcp.load(loaded, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path)), no_dist=True)
     assert all(torch.equal(loaded[name], state[name]) for name in state)
@@ -108,7 +75,7 @@ def test_files_are_those_of_torchs_distributed_checkpoint(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     full = torch.zeros(4, 3)
-    files = CheckpointFiles(tmp_path, write_shard(tmp_path, {"a": shard(full, [0, 0], full[:3])}, 0))
+    files = CheckpointFiles(tmp_path, write(tmp_path, {"a": shard(full, [0, 0], full[:3])}, 0))
     for name, tensor, text in [
         ("b", full, "has no tensor b"),
         ("a", torch.zeros(4, 3), r"a has the shape \[3, 3\], the model needs \[4, 3\]"),
@@ -120,7 +87,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_a_missing_shard_is_an_error(tmp_path):
     full, files = torch.zeros(4, 3), {}
     for rank in (0, 2, 3):
-        files |= write_shard(tmp_path, {"a": shard(full, [rank, 0], full[rank : rank + 1])}, rank)
+        files |= write(tmp_path, {"a": shard(full, [rank, 0], full[rank : rank + 1])}, rank)
     with pytest.raises(DataError, match="a lacks 3 of its values"):
         read_tensors(CheckpointFiles(tmp_path, files), {"a": full})
 

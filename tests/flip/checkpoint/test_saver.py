@@ -104,6 +104,26 @@ def test_a_save_in_the_background_holds_the_state_of_its_start(run, world, monke
         assert all(torch.equal(before[name] + more, state[name]) for name in before)
 
 
+def test_saves_before_and_after_a_change_of_the_tensors_are_restored(run, world):
+    """As at a border of stages at which some weights are frozen: their moments are no longer saved."""
+    pair, optimizer = trained()
+    saver, buffers = checkpoint.Checkpointer(run, 1, world, keep=9, background=True), []
+    states = {16: state_of(pair, optimizer), 32: state_of(pair, optimizer), 48: checkpoint.model_state(pair)}
+    values = {}
+    for samples, state in states.items():
+        with torch.no_grad():
+            pair[0].weight += 1
+        values[samples] = {name: tensor.clone() for name, tensor in state.items()}
+        saver.save(state, "pretrain", samples)
+        buffers.append(saver._staged)
+    saver.wait()
+    assert buffers[0] is buffers[1] is not buffers[2]
+    for found in commit.commits(run):
+        loaded = {name: torch.zeros_like(tensor) for name, tensor in values[found.samples].items()}
+        saver.restorer.load(found, loaded)
+        assert all(torch.equal(loaded[name], values[found.samples][name]) for name in loaded)
+
+
 def test_an_error_in_the_background_is_raised_once_by_the_next_wait(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2, background=True)
     pair, optimizer = trained()

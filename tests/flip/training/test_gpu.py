@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flip.checkpoint.staging import StagedShard
 from flip.config.merge import dump
 from flip.distributed import parallel
 from flip.distributed.shutdown import StopFlag
@@ -27,6 +28,22 @@ def data(tmp_path_factory):
 def test_batches_are_pinned(data):
     batch = next(loader(data, pinned=True, chunk=4).batches(0, READ, "0.5"))
     assert all(field.is_pinned() for field in (batch.patches, batch.keep_indices, batch.tokens))
+
+
+def test_a_save_in_the_background_has_the_bits_of_the_device():
+    """Also while later kernels change the tensors, and in one page-locked buffer."""
+    state = {f"model.{i}": torch.randn(257, 129 + i, device="cuda") for i in range(200)}
+    state["optim.step"] = torch.zeros((), device="cuda")
+    staged = StagedShard(state, 0, pinned=True)
+    for _ in range(3):
+        for tensor in state.values():
+            tensor.add_(1)
+        expected = {name: tensor.clone() for name, tensor in state.items()}
+        staged.fill(state)
+        for tensor in state.values():
+            tensor.zero_()
+        assert all(staged.tensors[name].is_pinned() for name in state)
+        assert all(torch.equal(staged.tensors[name], expected[name].cpu()) for name in state)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from flip import costs
+from flip.config.derived import world_size
 from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
@@ -97,16 +99,14 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     assert "resources.nodes" in refused(config, ClusterProfile(kind="slurm", memory_gb=60), small).remedy
 
 
-def test_waiting_for_saves_frees_memory_of_a_host_without_cards_alone():
-    """From a card DCP copies all tensors to the host before it makes a file, as a save in the background does."""
-    no, cpu = "checkpoint.background=no", ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
-    assert memory_fit.host_bytes(planned(no)) == memory_fit.host_bytes(planned())
-    least = memory_fit.host_bytes(planned(no, *cpu))
-    assert least < memory_fit.host_bytes(planned(*cpu))
-    assert f"change that fits: {no}." in memory_fit.smallest_change(
-        planned(*cpu), lambda one: memory_fit.host_bytes(one) <= least
-    )
-    assert no not in memory_fit.smallest_change(planned(), lambda one: True)
+def test_a_checkpoint_needs_the_bytes_of_its_file_and_room_for_what_torch_or_fsspec_adds():
+    cpu = ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
+    once = costs.checkpoint_memory(planned(*cpu))
+    assert once == costs.STATE_BYTES * costs.parameters(planned().model)["total"] // 2
+    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x")) == once
+    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.url=memory://x")) == 2 * once
+    gpus = planned()
+    assert costs.checkpoint_memory(gpus) == 2 * (2 * once) // world_size(gpus)
 
 
 def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():
