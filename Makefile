@@ -15,7 +15,7 @@ LONG := $(ALONE) or s3 or browser or long
 PYTEST := $(BIN)/python -m pytest --durations 30
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev lock slurm browser bsdtar check test test-all lint types quickstart study audit storm bench bench-install clean
+.PHONY: help install dev lock slurm browser bsdtar check test test-all lint types quickstart study audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -129,6 +129,13 @@ bench: $(PEERS)/.ready  ## measure FLIP and the peers; write benchmarks/RESULTS.
 	done; \
 	$(PEERS)/python benchmarks/table.py $(if $(QUICK),--results $$folder) || failed="$$failed table"; \
 	$(if $(QUICK),rm -r $$folder;) test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+# Installs nothing: a node with GPUs may have no network. Its own Python will do if it has torch, timm and numpy.
+GPU_PYTHON ?= $(firstword $(wildcard $(PEERS)/python $(BIN)/python) $(PYTHON))
+
+bench-gpu:  ## measure steps, memory, loss and saves on one GPU (25 minutes at most; the next call continues; ONLY="step_b16 save")
+	$(GPU_PYTHON) benchmarks/gpu.py $(if $(ONLY),--only $(ONLY))
+	$(GPU_PYTHON) benchmarks/table.py
 
 clean:  ## remove .venv and caches (never runs/)
 	rm -rf .venv .venv-bench .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,9 @@ Ranks on this machine hold a model's weights and both moments, sharded, and mult
 steps. In every round each way saves once, in rotating order. Reported are medians over rounds: ``stall``, seconds for
 which the call blocks the loop; ``written``, seconds until the checkpoint is committed; ``slowed``, the time of a matrix
 product during the save relative to one without.
+
+``planning``: what rank 0 computes, and what ranks exchange, before and during a save on 512 simulated ranks, by DCP's
+planner and by ours (``benchmarks/lib/save_planning.py``).
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
-from benchmarks.lib import results
+from benchmarks.lib import results, save_planning
 from benchmarks.lib.results import rounded
+from flip.config.schema import MODEL_PRESETS
 
 WIDTH = 1024
 BLOCKING, BACKGROUND, TORCH = "blocking", "background", "torch async_save"
@@ -39,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="where checkpoints are written (default: the temporary folder)")
     parser.add_argument("--threads", type=int, default=1, help="of a rank (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--planning", type=int, default=512, help="simulated ranks; 0: none (default: %(default)s)")
+    parser.add_argument("--size", choices=MODEL_PRESETS, default="H/14", help="simulated (default: %(default)s)")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     results.options(parser, "checkpoint")
     chosen = parser.parse_args(arguments)
@@ -46,16 +55,24 @@ def main(arguments: list[str] | None = None) -> int:
         return _rank(json.loads(chosen.rank))
     if chosen.quick:
         chosen.bytes, chosen.ranks, chosen.rounds = 40_000_000, [2], 1
+        chosen.planning, chosen.size = min(chosen.planning, 8), "tiny"
     rows = [row for size in chosen.ranks for row in _cases(size, chosen)]
     facts = results.machine() | results.versions(["torch"])
-    results.publish({"benchmark": "checkpoint", "machine": facts, "threads": chosen.threads, "cases": rows}, chosen)
+    report = {"benchmark": "checkpoint", "machine": facts, "threads": chosen.threads, "cases": rows}
+    results.publish(report | ({"planning": _planning(chosen)} if chosen.planning else {}), chosen)
     return 0
+
+
+def _planning(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    context = get_context("spawn")  # its process group has no peers
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder, ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(save_planning.rows, chosen.size, chosen.planning, folder).result()
 
 
 def _cases(size: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per way, of so many ranks."""
     folder = Path(tempfile.mkdtemp(dir=chosen.folder))
-    work = {"folder": str(folder), "bytes": chosen.bytes, "rounds": chosen.rounds, "threads": chosen.threads}
+    work = {"folder": str(folder)} | {name: getattr(chosen, name) for name in ("bytes", "rounds", "threads", "device")}
     port = _port()
     try:
         ranks = []
@@ -105,20 +122,23 @@ def _rank(work: dict[str, Any]) -> int:
     from flip.distributed import parallel
     from flip.training import optimizer
 
-    world = parallel.start(schema.Compute(device="cpu", threads=work["threads"], deterministic="no"))
+    world = parallel.start(schema.Compute(device=work["device"], threads=work["threads"], deterministic="no"))
     layers = max(1, work["bytes"] // (12 * WIDTH**2))
     pair = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
+    pair.to(world.device)
     if world.size > 1:
         for layer in pair:
             fully_shard(layer)
         fully_shard(pair)
     state = checkpoint.model_state(pair)
     state |= checkpoint.optimizer_state(pair, optimizer.build(pair.named_parameters(), schema.Optim()))
-    left = torch.ones(256, 256)
+    left = torch.ones(256, 256, device=world.device)
 
     def product() -> float:
         start_time = time.perf_counter()
         left @ left @ left
+        if world.device.type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - start_time
 
     ways = {BLOCKING: _ours(work, world, False), BACKGROUND: _ours(work, world, True), TORCH: _torch(work, world)}

@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--local", type=int, nargs="+", default=[4096, 8192], help="b (default: %(default)s)")
     batches = [8192, 16_384, 65_536]
     parser.add_argument("--batch", type=int, nargs="+", default=batches, help="B (default: %(default)s)")
+    parser.add_argument("--tiles", type=int, nargs="+", default=TILES, help="columns at once (default: %(default)s)")
+    parser.add_argument("--tf32", action="store_true", help="products in TF32 instead of fp32, on CUDA")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
     results.options(parser, "loss")
@@ -60,7 +62,7 @@ def device(name: str) -> dict[str, str]:
 
 def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one size: milliseconds, their ratio to full logits, and memory without the features."""
-    forms = {"whole": 0} | {f"tiles of {tile}": tile for tile in TILES if tile < batch}
+    forms = {"whole": 0} | {f"tiles of {tile}": tile for tile in chosen.tiles if tile <= batch}
     if b == batch and importlib.util.find_spec("open_clip"):
         forms["open_clip"] = 0
     fits = DENSE_MATRICES * 4 * b * batch <= 0.6 * memory(chosen.device)
@@ -88,7 +90,7 @@ def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespa
         pools = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in forms}
         for _ in range(chosen.repeats):
             for name, pool in pools.items():
-                seconds, more = pool.submit(_case, name, forms[name], b, batch, chosen.device, chosen.seed).result()
+                seconds, more = pool.submit(_case, name, forms[name], b, batch, chosen).result()
                 times[name].append(seconds)
                 extra.setdefault(name, round(more / 1e6))  # later rounds find the process at its peak
     return times, extra
@@ -105,11 +107,13 @@ def memory(device: str) -> int:
     return torch.cuda.get_device_properties(0).total_memory
 
 
-def _case(name: str, tile: int, b: int, batch: int, device: str, seed: int) -> tuple[float, int]:
+def _case(name: str, tile: int, b: int, batch: int, chosen: argparse.Namespace) -> tuple[float, int]:
     """Seconds of one forward and backward pass, and its peak bytes without the features."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    device = chosen.device
+    torch.set_float32_matmul_precision("high" if chosen.tf32 else "highest")
+    generator = torch.Generator().manual_seed(chosen.seed)
     shapes = (b, batch, batch)  # own images, all texts, and all images, which only the whole form needs
     image, texts, images = (
         torch.nn.functional.normalize(torch.randn(n, WIDTH, generator=generator), dim=1).to(device) for n in shapes

@@ -3,12 +3,13 @@
 Both use the same model (open_clip's towers as in our exports), batch, precision and threads: forward, backward and
 optimiser on a batch in memory as each loader delivers it (uint8 patches, or float images). open_clip's loop is that of
 its trainer: its CLIP and ClipLoss, torch's AdamW with its arguments, autocast. Each form runs in its own process, so
-that peaks of memory are separate (interpreter and libraries included); all take steps in turn, so that other load
-affects all alike. One copy of the large model serves all masks: three of L/16 with optimiser states would need 21 GB.
+that peaks of memory are separate (interpreter and libraries included). On a CPU all take steps in turn, so that other
+load affects all alike; a GPU has memory for one at a time. One copy of the large model serves all masks: three of L/16
+with optimiser states would need 21 GB.
 
 Examples:
   python benchmarks/step.py --out benchmarks/results/step.json
-  python benchmarks/step.py --device cuda --batch 1024 --compile --out benchmarks/results/step_gpu.json
+  python benchmarks/step.py --device cuda --batch 256 --large-batch 64 --compile
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WARM = {"cpu": 2, "cuda": 4}
 """Warm-up steps: optimiser states, caches, compilation."""
 LONGEST = 8
 """Operations that a profile names."""
-GPU = "not measured; python benchmarks/step.py --device cuda --batch 1024 --compile"
+GPU = "not measured; make bench-gpu"
 
 
 class Steps(NamedTuple):
@@ -63,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--large-batch", type=int, default=0, help="pairs of its step (default: half of --batch)")
     parser.add_argument("--beside", nargs="*", default=["0.5", "0.75"], help="masks beside the peer (%(default)s)")
-    parser.add_argument("--masks", nargs="+", default=["0", "0.5", "0.75"], help="of the large one (%(default)s)")
+    parser.add_argument("--forms", nargs="+", choices=(OURS, LEFT_OUT, PEER), default=(OURS, LEFT_OUT, PEER))
+    parser.add_argument("--masks", nargs="*", default=["0", "0.5", "0.75"], help="of the large one (%(default)s)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of each (default: all cores)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -92,8 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one mask ratio: milliseconds of a step, pairs per second, peak memory, and ratios to the peer."""
-    names = [OURS, LEFT_OUT, *([PEER] if importlib.util.find_spec("open_clip") else [])]
-    measured = _in_turn([Case(form, chosen.size, chosen.batch, (mask,)) for form in names], chosen)
+    names = [form for form in chosen.forms if form != PEER or importlib.util.find_spec("open_clip")]
+    cases = [Case(form, chosen.size, chosen.batch, (mask,)) for form in names]
+    groups = [[case] for case in cases] if chosen.device == "cuda" else [cases]
+    measured = [form_steps for group in groups for form_steps in _in_turn(group, chosen)]
     peer = dict(zip(names, measured, strict=True)).get(PEER)
     rows = []
     for form, form_steps in zip(names, measured, strict=True):
@@ -109,6 +113,8 @@ def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Our steps at all mask ratios, in turn, relative to the smallest mask, with the ratio of FLOPs."""
+    if not chosen.masks:
+        return []
     batch = chosen.large_batch or max(1, chosen.batch // 2)
     measured = _in_turn([Case(OURS, chosen.large, batch, tuple(chosen.masks))], chosen)
     work = [costs.training_flops(training_steps.model(chosen.large), mask)["total"] for mask in chosen.masks]

@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from benchmarks.lib import gpu_rows
 from benchmarks.lib.profiles import profiles
 from benchmarks.lib.table_rows import NOT_MEASURED, ROWS, Row, number
 from flip.runs.rundir import write_text
@@ -31,17 +32,6 @@ from flip.runs.rundir import write_text
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md"
 QUOTED = re.compile(r"(<!-- figure (\w+): (.+?) -->)(.*?)(<!-- end -->)")
-ON_A_GPU = {
-    "step_gpu": ("step of B/16 on a GPU, both compiled", "--device cuda --batch 1024 --compile", ">= 1.5"),
-    "step_gpu_h14": (
-        "step of H/14, mask 0.5 on a GPU: model FLOPs of the card's peak",
-        "--device cuda --beside --large H/14 --large-batch 256 --masks 0.5 --compile", ">= 0.5",
-    ),
-    "memory_gpu": (
-        "memory of a step on a GPU: the most above what is foretold", "--device cuda --batch 256 512 1024", "<= 1.1",
-    ),
-}  # fmt: skip
-"""Benchmarks that need a GPU: what, options of the script, goal."""
 HEAD = """# Results of the benchmarks
 
 `make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of them
@@ -49,6 +39,12 @@ again. Ours and the peer take turns on the same machine; a ratio is that of ours
 with the least and the most in brackets. Missed goals are reported too; [where the time
 goes](#where-the-time-goes) shows why.
 """
+ON_A_GPU = """## On a GPU
+
+`make bench-gpu` measures these rows on one GPU in 25 minutes at most, and continues after an interruption. Each row has
+its own process, so that one that runs out of memory costs no other.
+"""
+GPU_COLUMNS = ("what", "result", "card", "seconds")
 COLUMNS = ("benchmark", "what", "ours", "peer", "ratio", "goal", "reached")
 
 
@@ -57,16 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="a folder of other results: print their table, write nothing")
     chosen = parser.parse_args(arguments)
     results_by_name = read(chosen.results or RESULTS)
+    on_gpu = gpu_rows.read((chosen.results or RESULTS) / "gpu")
     if chosen.results:
-        print(page(results_by_name), end="")
+        print(page(results_by_name, on_gpu), end="")
         return 0
-    quick = [name for name, entry in results_by_name.items() if entry.get("quick")]
+    quick = [name for name, entry in (results_by_name | on_gpu).items() if entry.get("quick")]
     if quick:
         print(
             f"{', '.join(quick)}: made with --quick, whose figures mean nothing; nothing was written", file=sys.stderr
         )
         return 1
-    write_text(PAGE, page(results_by_name))
+    write_text(PAGE, page(results_by_name, on_gpu))
     for path in quoting():
         write_text(path, filled(path.read_text(encoding="utf-8"), results_by_name, path))
     return 0
@@ -90,23 +87,26 @@ def rows(results_by_name: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 def missing(name: str) -> Row:
     """A row with the command that measures it."""
-    if name in ON_A_GPU:
-        what, options, goal = ON_A_GPU[name]
-        script = name.split("_")[0]
-        command = f"python benchmarks/{script}.py {options} --out benchmarks/results/{name}.json"
-        return Row(what, NOT_MEASURED, f"`{command}`", goal=goal)
     return Row(f"all of benchmarks/{name}.py", NOT_MEASURED, f"`make bench ONLY={name}`")
 
 
-def page(results_by_name: Mapping[str, Any]) -> str:
-    """The text of RESULTS.md."""
+def page(results_by_name: Mapping[str, Any], on_gpu: Mapping[str, Any]) -> str:
+    """The text of RESULTS.md. ``on_gpu``: name of a row of `make bench-gpu` -> its file."""
     cells = []
     for name, some in rows(results_by_name).items():
         for row in some:
             reached = {True: "yes", False: "**no**", None: NOT_MEASURED if row.goal else ""}[row.reached]
             figure = row.figure if row.ratio is not None else ""
-            cells.append([name.split("_")[0], row.what, row.own, row.peer, figure, row.goal, reached])
-    parts = [HEAD, table(COLUMNS, cells), "## Where the time goes\n", *profiles(results_by_name), "## Measured on\n"]
+            cells.append([name, row.what, row.own, row.peer, figure, row.goal, reached])
+    parts = [
+        HEAD,
+        table(COLUMNS, cells),
+        ON_A_GPU,
+        table(GPU_COLUMNS, gpu_rows.cells(on_gpu)),
+        "## Where the time goes\n",
+        *profiles(results_by_name),
+        "## Measured on\n",
+    ]
     return "\n".join(
         [*parts, table(("results", "on", "versions", "took", "cores that others used"), machines(results_by_name))]
     )

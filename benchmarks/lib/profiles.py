@@ -15,9 +15,8 @@ def profiles(results: Mapping[str, Any]) -> Iterator[str]:
     """Paragraphs of the page, in Markdown."""
     if "stream" in results:
         yield from _stream(results["stream"])
-    for name in ("step", "step_gpu"):
-        if name in results:
-            yield from _step(results[name], name)
+    if "step" in results:
+        yield from _step(results["step"])
     if "report" in results and "cpu_seconds" in results["report"]["report"]:
         entry = results["report"]["report"]
         yield f"report: {number(entry['cpu_seconds'])} s of computing in {number(entry['seconds'])} s.\n"
@@ -38,14 +37,14 @@ def _stream(results: Mapping[str, Any]) -> Iterator[str]:
     yield "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _step(results: Mapping[str, Any], name: str) -> Iterator[str]:
+def _step(results: Mapping[str, Any]) -> Iterator[str]:
     """Operations of ours and of the peer."""
     rows = [(f"{results['size']}, mask {row['mask']}, {row['form']}", row) for row in results["beside_the_peer"]]
     rows += [(f"{results['masked']['size']}, mask {row['mask']}, ours", row) for row in results["masked"]["cases"]]
     profiled = [(what, row) for what, row in rows if row.get("profile")]
     if not profiled:
         return
-    yield f"{name}: share of a step that torch's operations take by themselves, the longest ones.\n"
+    yield "step: share of a step that torch's operations take by themselves, the longest ones.\n"
     lines = [["step", "ms", "operations"], ["---"] * 3]
     for what, row in profiled:
         ordered = sorted(row["profile"].items(), key=lambda entry: (entry[0] == REST, -entry[1]))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from flip.runs.rundir import write_json
 
@@ -109,9 +108,12 @@ def _used() -> tuple[float, float]:
     if Path("/proc/stat").exists():
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
         busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
-    for child in psutil.Process().children(recursive=True):  # a forkserver has waited for workers, we have not for it
-        with contextlib.suppress(psutil.NoSuchProcess):
-            own += sum(child.cpu_times()[:4])  # those of its own children that have ended are the last two
+    with contextlib.suppress(ModuleNotFoundError):  # a machine with a GPU may lack it
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):  # a forkserver has waited for workers, we have not
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own += sum(child.cpu_times()[:4])  # those of its own children that have ended are the last two
     return busy, own
 
 

@@ -61,8 +61,6 @@ def limited(what: str, result: Mapping[str, Any], peer: str = "") -> Row:
 
 Found = Mapping[str, Any]
 """Results of a script."""
-PEAK = 989e12
-"""FLOP/s of an H100 in bf16, from its data sheet."""
 EXACT = 1e-12
 
 
@@ -97,14 +95,6 @@ def _masked(row: Found, size: str, gpu: bool) -> Row:
     ratio, work = row["time_to_FLOPs"], row["FLOPs_ratio"]
     times, flops = f"{number(row['time_ratio'])} of the time", f"{number(work)} of the FLOPs"
     return Row(what, times, flops, ratio, spread(row, 1 / work), **goal(ratio, "<=", 1.1))
-
-
-def step_gpu_h14(result: Found) -> list[Row]:
-    """Share of a GPU's peak."""
-    row = next(row for row in result["masked"]["cases"] if row["mask"] == "0.5")
-    share = row["GFLOPS"] * 1e9 / PEAK
-    what = f"step of {result['masked']['size']}, b = {row['b']}, mask 0.5 on a GPU: model FLOPs of the card's peak"
-    return [Row(what, f"{number(row['GFLOPS'])} GFLOP/s", f"{PEAK / 1e9:,.0f}", share, **goal(share, ">=", 0.5))]
 
 
 def loss(result: Found) -> list[Row]:
@@ -192,6 +182,17 @@ def checkpoint(result: Found) -> list[Row]:
         to_peer = flip_row.get("stall_to_torch") or {"ratio": flip_row["stall_s"] / torchs["stall_s"]}
         peer = f"{number(torchs['stall_s'])} s"
         rows.append(Row(f"{what}, beside torch's async_save", seconds, peer, to_peer["ratio"], spread(to_peer)))
+    return rows + (_planning(*result["planning"]) if "planning" in result else [])
+
+
+def _planning(flip_row: Found, dcp: Found, cached: Found) -> list[Row]:
+    """What rank 0 computes for a save of many simulated ranks after the first, and what the ranks exchange for it."""
+    what, spent = f"save of {flip_row['size']} on {flip_row['ranks']} simulated ranks", flip_row["save_s"]
+    rows = [Row(f"{what}: processor time of rank 0", f"{number(spent)} s", **goal(spent, "<", 2.0, " s"))]
+    for name, row in (("DCP", dcp), ("DCP with cached plans", cached)):
+        for field, unit, of in (("planning_s", "s", "planning on rank 0"), ("exchanged_MB", "MB", "exchanged for it")):
+            values = f"{number(flip_row[field])} {unit}", f"{name} {number(row[field])} {unit}"
+            rows.append(Row(f"{what}: {of}, beside {name}", *values, flip_row[field] / row[field]))
     return rows
 
 
@@ -288,6 +289,5 @@ def report(result: Found) -> list[Row]:
 ROWS: dict[str, Callable[[Found], list[Row]]] = {
     "step": step, "loss": loss, "stream": stream, "resume": resume, "checkpoint": checkpoint, "memory": memory,
     "launcher": launcher, "order": order, "prefetch": prefetch, "evaluation": evaluation, "report": report,
-    "step_gpu": step, "step_gpu_h14": step_gpu_h14, "memory_gpu": memory,
 }  # fmt: skip
 """Name of a file of results -> its rows."""

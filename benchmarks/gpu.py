@@ -1,0 +1,180 @@
+"""Measures our training on one GPU: steps, memory, loss, saves and attention, a process and a file of results per row.
+
+Rows that have a file are skipped, so an interrupted run continues where it was. Running out of memory, or of the time
+of a row, is a result. Rows for which no time is left stay "not run". Nothing is downloaded; a peer that is not
+installed is left out. `make bench-gpu` runs this and writes benchmarks/RESULTS.md.
+
+Examples:
+  python benchmarks/gpu.py                                        # all rows, 25 minutes at most
+  python benchmarks/gpu.py --only step_b16 step_h14 --again       # measure two rows again
+  python benchmarks/gpu.py --device cpu --quick --folder /tmp/x   # every row at a small size; the figures mean nothing
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import time
+from typing import Any
+
+from benchmarks.lib import results
+from benchmarks.lib.gpu_rows import FAILED, MEASURED, OUT_OF_MEMORY, ROWS, TIME_LIMIT, GpuRow
+from flip.runs.rundir import write_json
+
+FOLDER = Path(__file__).resolve().parent
+SHAPE = 256, 16, 129, 80
+"""Pairs, heads, tokens and head size of H/14 at mask 0.5: 128 visible patches and the class token."""
+QUICK_LIMIT = 1200
+"""Seconds of a row with ``--quick``, on a machine that may be busy."""
+MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--folder", type=Path, default=FOLDER / "results" / "gpu", help="(default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=25.0, help="of all rows together (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=[row.name for row in ROWS], metavar="ROW", help="these rows alone")
+    parser.add_argument("--again", action="store_true", help="measure rows that have a file, too")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    results.options(parser, "gpu/ROW")
+    chosen = parser.parse_args(arguments)
+    if chosen.case:
+        results.publish({"benchmark": "gpu", **CASES[chosen.case](chosen)}, chosen)
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the row's processes too
+    facts, end = _facts(chosen.device), time.monotonic() + 60 * chosen.minutes
+    rows = [row for row in ROWS if not chosen.only or row.name in chosen.only]
+    for row in rows:
+        file = chosen.folder / f"{row.name}.json"
+        if file.exists() and not chosen.again:
+            continue
+        left = end - time.monotonic()
+        if left <= 0:
+            print(f"no time is left for {row.name}; the next call continues there", file=sys.stderr)
+            break
+        limit = QUICK_LIMIT if chosen.quick else row.limit
+        entry = facts | measure(row, chosen.device, chosen.quick, min(limit, left))
+        if entry["status"] == TIME_LIMIT and left < limit:
+            break  # it had less than its own limit
+        write_json(file, entry)
+        print(f"{row.name:24} {entry['status']}, {entry['seconds']:.0f} s {entry['detail']}", flush=True)
+    return 0
+
+
+def measure(row: GpuRow, device: str, quick: bool, limit: float) -> dict[str, Any]:
+    """Run a row in processes of its own: its status, seconds, results of the script, and the last line of an error."""
+    script, *options = row.words
+    command = [
+        sys.executable,
+        str(FOLDER / script),
+        *options,
+        "--device",
+        device,
+        *(row.quick if quick else ()),
+        "--json",
+    ]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    start_time, result = time.monotonic(), {}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=limit)
+        status = OUT_OF_MEMORY if MEMORY_ERRORS.search(errors) else FAILED
+        if process.returncode == 0:
+            status, result, errors = MEASURED, json.loads(output), ""
+    except subprocess.TimeoutExpired:
+        status, errors = TIME_LIMIT, ""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what the script started, and on an interruption the script
+        process.wait()
+    lines = [line for line in errors.strip().splitlines() if MEMORY_ERRORS.search(line)] or errors.strip().splitlines()
+    return {
+        "row": row.name, "what": row.what, "command": " ".join(["python", f"benchmarks/{script}", *command[2:]]),
+        "status": status, "seconds": round(time.monotonic() - start_time, 1), "detail": lines[-1][:300] if lines else
+        "", "quick": quick, "result": result,
+    }  # fmt: skip
+
+
+def _facts(device: str) -> dict[str, Any]:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU here. To try the rows without one: --device cpu --quick --folder FOLDER")
+    card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    return {"card": card, "cuda": torch.version.cuda or "", "machine": results.machine()} | {
+        "versions": results.versions(["torch", "timm", "open_clip_torch"])
+    }
+
+
+def _tests(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The tests marked ``gpu``, or without a GPU none."""
+    files = [path for path in (FOLDER.parent / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *map(str, sorted(files))]
+    command += ["--collect-only"] if chosen.device == "cpu" else []
+    done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-1000:]}")
+    return {"summary": done.stdout.strip().splitlines()[-1].strip("= ")}
+
+
+def _attention(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of each kernel of scaled_dot_product_attention, forward and backward, in bf16."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    shape = (2, 2, 9, 16) if chosen.quick else SHAPE
+    cuda = chosen.device == "cuda"
+    generator = torch.Generator().manual_seed(chosen.seed)
+    query, key, value = (
+        torch.randn(shape, generator=generator).to(chosen.device, torch.bfloat16).requires_grad_() for _ in range(3)
+    )
+
+    def passes() -> None:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+        if cuda:
+            torch.cuda.synchronize()
+
+    rows = []
+    for backend in ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"):
+        try:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                passes()
+                milliseconds: Any = results.rounded(
+                    1000 * statistics.median(results.seconds(passes) for _ in range(10))
+                )
+        except RuntimeError as error:  # no kernel for this device or shape
+            if MEMORY_ERRORS.search(type(error).__name__):
+                raise
+            milliseconds = "no kernel"
+        rows.append({"backend": backend.removesuffix("_ATTENTION").lower(), "milliseconds": milliseconds})
+    return {"shape": shape, "cases": rows}
+
+
+def _matmul(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The rate that ``matmul_utilisation`` of a run is a share of."""
+    import torch
+
+    from flip.monitoring.collector import measure_matmul_flops
+
+    rate = measure_matmul_flops(torch.device(chosen.device), torch.bfloat16, 0.05 if chosen.quick else 1.0)
+    return {"TFLOPS": results.rounded(rate / 1e12)}
+
+
+CASES = {"tests": _tests, "matmul": _matmul, "attention": _attention}
+
+if __name__ == "__main__":
+    sys.exit(main())
