@@ -96,7 +96,7 @@ class StagedShard:
     @property
     def data(self) -> memoryview:
         """The bytes of the file; empty if this rank writes none."""
-        return memoryview(self._buffer.numpy())
+        return self._buffer.numpy().data
 
 
 def _layout(state: Mapping[str, Tensor]) -> list[tuple[Any, ...]]:
