@@ -11,34 +11,41 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common.cli import Parser, quietly, run_command
 
 _ABOUT = """\
-Fetch and build the demonstration data: pictures of about 1,400 emoji by nine vendors, with Unicode's
-names and keywords.
+Fetch and build demonstration data below the cache: pictures of 64 px with captions, held-out test sets with their
+classes, a manifest each, tokenizer.json, LICENCES.md and done.json (counts and digests).
 
-Below the cache it leaves emoji/train (six vendors), emoji/noto-v1 (validation vendor), emoji/twemoji and emoji/openmoji
-(test vendors), emoji/unseen (classes that training never sees), each with its manifest, and classes.json,
-tokenizer.json and LICENCES.md. The fetched packages stay in packages/; they may be deleted."""
+emoji   about 1,400 emoji by nine vendors, with Unicode's names and keywords; a minute
+        train (six vendors), noto-v1 (validation vendor), twemoji and openmoji (test vendors), unseen (classes that
+        training never sees), classes.json
+icons   about 300,000 drawings of 220 icon sets, with their names; ten minutes of a core
+        train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler, carbon and
+        game-icons (test families), retrieval, probe
+
+An interrupted build continues when the command is repeated. The fetched packages stay in packages/; they may be
+deleted."""
 
 _EXAMPLES = """\
 examples:
-  python tools/demo_data.py                      into FLIP_CACHE, default ~/.cache/flip; returns at once if it exists
-  python tools/demo_data.py --cache /data/flip
+  python tools/demo_data.py                      emoji, into FLIP_CACHE, default ~/.cache/flip; at once if they exist
+  python tools/demo_data.py icons --cache /data/flip
   python tools/demo_data.py --force --json       build again from the fetched packages; print facts as JSON"""
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=_ABOUT, epilog=_EXAMPLES)
+    parser.add_argument("data", nargs="?", choices=("emoji", "icons"), default="emoji", help="default: emoji")
     parser.add_argument("--cache", type=Path, help="folder of the cache (default: FLIP_CACHE, else ~/.cache/flip)")
     parser.add_argument("--force", action="store_true", help="build again even if the data exists")
     return run_command(prepare, parser.parse_args(argv))
 
 
 def prepare(options: argparse.Namespace) -> int:
+    import importlib
     import json
     import os
     import time
 
-    from tools.emoji_dataset import build
-
+    build = importlib.import_module(f"tools.demo_datasets.{options.data}.build")
     cache = (options.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
     start_time = time.monotonic()
     facts = None if options.force else build.ready(cache)
@@ -50,14 +57,13 @@ def prepare(options: argparse.Namespace) -> int:
 
 
 def _text(facts: dict) -> str:
-    counts = facts["counts"]
-    lines = [
-        f"{facts['state']}: {facts['path']} ({facts['seconds']} s)",
-        f"emoji with a name {counts['named']}, drawn by enough vendors {counts['drawn']}, "
-        f"distinct {counts['distinct']}: {counts['training']} training classes, {counts['unseen']} unseen",
-    ]
+    lines = [f"{facts['state']}: {facts['path']} ({facts['seconds']} s)"]
+    lines.append(", ".join(f"{name} {count:,}" for name, count in facts["counts"].items()))
     for name, item in sorted(facts["sets"].items()):
-        lines.append(f"  {name:10} {item['role']:10} {item['samples']:6d} samples  {item['digest'][:12]}")
+        lines.append(f"  {name:12} {item['role']:10} {item['samples']:7,d} samples  {item['digest'][:12]}")
+    for family, item in facts.get("leakage", {}).items():
+        before, after = (f"{100 * item[key]:.1f} %" for key in ("near_before", "near_after"))
+        lines.append(f"  {family}: {before} of its pictures had a near-duplicate in training, now {after}")
     return "\n".join(lines)
 
 

@@ -31,8 +31,12 @@ MACHINE_DEPENDENT = (
 )  # fmt: skip
 """Fields of the identity that an existing run keeps if the configuration leaves them to ``auto``: those that depend on
 the machine, and those whose ``auto`` is newer than some runs."""
-DEMONSTRATION = tuple(f"cache:emoji/{name}" for name in ("train", "noto-v1", "twemoji", "openmoji", "unseen"))
-"""The manifests that tools/demo_data.py creates."""
+_DEMONSTRATION = {
+    "emoji": "train noto-v1 twemoji openmoji unseen",
+    "icons": "train train-1of8 train-1of64 bi tabler carbon game-icons retrieval probe/train probe/test",
+}
+DEMONSTRATION = {f"cache:{data}/{name}": data for data, names in _DEMONSTRATION.items() for name in names.split()}
+"""The manifests that tools/demo_data.py creates -> its argument."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,8 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
     plan = "--dry-run plans without them." if data.samples else f"To plan without them, set {key}.samples."
-    if os.path.normpath(data.manifest) in DEMONSTRATION:
-        remedy = "Fetch the demonstration data: python tools/demo_data.py"
+    if made := DEMONSTRATION.get(os.path.normpath(data.manifest)):
+        remedy = f"Fetch the demonstration data: python tools/demo_data.py {made}"
     elif data.manifest.startswith("cache:"):
         remedy = "Index the shards, with this folder as --out: python tools/shards.py index. Which shards: the sweep's"
         remedy += f" head or docs/reproduce.md lists them. {plan}"

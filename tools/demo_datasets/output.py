@@ -1,0 +1,106 @@
+"""Writes a demonstration data set below the cache: shards, manifests, done.json; complete or absent."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flip.runs.rundir import fsync_path, read_json, write_json
+from jobs.common.filesystem import unwritable
+from tools.demo_datasets import npm
+from tools.demo_datasets.npm import Package
+
+T = TypeVar("T")
+Facts = dict[str, Any]
+Write = Callable[[Path, Path, Path], Facts]
+"""Writes a data set into a folder, from the folder of the packages, with a folder for intermediate results."""
+
+
+def source(version: int, packages: Sequence[Package]) -> Facts:
+    """What a data set is built from. A higher ``version``, or other packages, make the next call build again."""
+    return {"version": version, "packages": {p.name: [p.version, p.sha512] for p in packages}}
+
+
+def ready(folder: Path, built_from: Facts) -> Facts | None:
+    """The facts in done.json if the data set exists and was built from this source, else None."""
+    try:
+        done = read_json(folder / "done.json")
+    except (ValueError, OSError):  # damaged or unreadable: building repairs it or reports why it cannot
+        return None
+    return done if done and {key: done.get(key) for key in built_from} == built_from else None
+
+
+def build(cache: Path, name: str, version: int, packages: Sequence[Package], write: Write, force: bool) -> Facts:
+    """Build ``cache``/``name`` unless it is ready, and return the facts of its done.json.
+
+    Concurrent builders wait for each other. An interrupted build continues with its intermediate results, in
+    ``name``.work, if they are of the same source. Raises StorageError (network, disk), PermissionDenied and DataError
+    (a wrong tarball); nothing is half-written.
+    """
+    built_from = source(version, packages)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return (None if force else ready(cache / name, built_from)) or _build(
+                cache, name, built_from, packages, write
+            )
+    except OSError as error:
+        raise unwritable(error, cache, "Name another folder with --cache or FLIP_CACHE.") from error
+
+
+def _build(cache: Path, name: str, built_from: Facts, packages: Sequence[Package], write: Write) -> Facts:
+    part, work, final, old = (cache / f"{name}{end}" for end in (".partial", ".work", "", ".old"))
+    npm.fetch(packages, cache / "packages")
+    if ready(work, built_from) is None:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        write_json(work / "done.json", built_from)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    facts = built_from | write(part, cache / "packages", work)
+    write_json(part / "done.json", facts)
+    fsync_path(part)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(part, final)
+    fsync_path(cache)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    return facts
+
+
+def write_shards(folder: Path, samples: Sequence[Mapping[str, Any]], shards: int = 1) -> Any:
+    """Write samples to webdataset shards in order, and their manifest. Equal samples give equal bytes."""
+    from webdataset import TarWriter
+
+    from flip.data.manifest.build import index
+
+    folder.mkdir(parents=True)
+    paths = []
+    for number, part in enumerate(parts(samples, shards)):
+        paths.append(str(folder / f"{number:05d}.tar"))
+        with TarWriter(paths[-1], mtime=0, user="flip", group="flip") as writer:
+            for sample in part:
+                writer.write(sample)
+    return index(paths, folder)
+
+
+def parts(samples: Sequence[T], shards: int) -> Iterator[Sequence[T]]:
+    """The samples of each shard."""
+    for s in range(shards):
+        yield samples[len(samples) * s // shards : len(samples) * (s + 1) // shards]
+
+
+def licence_row(info: Mapping[str, Any], *columns: object) -> str:
+    """A row of a Markdown table on a set of drawings by the ``info`` of Iconify: name, columns, author, licence."""
+    author, licence = info["author"], info["license"]
+    by = f"[{author['name']}]({author['url']})" if author.get("url") else author["name"]
+    title = licence.get("spdx") or licence["title"]
+    terms = f"[{title}]({licence['url']})" if licence.get("url") else title
+    return f"| {' | '.join([info['name'], *map(str, columns), by, terms])} |"
