@@ -3,8 +3,6 @@
 Worker processes ignore the signals that stop a run, hold nothing worth saving, and exit when the main process exits.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ A draw is a pure function of its counters (seed, epoch, sample id, purpose, ...)
 release. docs/contracts.md, Randomness, has the purposes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Each command is a file of jobs/ or tools/ and runs exactly as ``python jobs/submit.py ...`` does.
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """python jobs/cancel.py SWEEP | SWEEP/RUN | SWEEP/PATTERN ...: save and stop runs; they do not start again."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

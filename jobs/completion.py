@@ -1,7 +1,5 @@
 """flip completion bash | zsh: print what a shell evaluates to complete commands, options, sweeps and runs."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

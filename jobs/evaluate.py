@@ -1,7 +1,5 @@
 """python jobs/evaluate.py RUN ... | --model open_clip:FOLDER: score committed checkpoints, locally or on a cluster."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

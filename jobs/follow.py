@@ -1,7 +1,5 @@
 """python jobs/follow.py RUN: send the metrics of runs to an experiment tracker, such as Weights & Biases."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

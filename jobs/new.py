@@ -1,7 +1,5 @@
 """python jobs/new.py NAME: write NAME.yaml, a short commented sweep on one's own data."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,8 +3,6 @@
 The shipped files name their schema in the first line; ``--write`` makes sweeps/schemas/ anew.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,8 +1,6 @@
 """python jobs/status.py [SWEEP | SWEEP/RUN | PATTERN | DIR ...]: state of runs, from the run directories and the
 cluster."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

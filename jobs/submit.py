@@ -1,7 +1,5 @@
 """python jobs/submit.py SWEEP: check a sweep, show its cost, start the runs that are missing."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 docs/contracts.md defines them. S, the samples seen, runs on from stage to stage.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace

@@ -1,7 +1,5 @@
 """What this machine offers to ranks: cores, memory, fast bf16, a CUDA driver."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The hash covers the values themselves, not differences from defaults, so a later
 runs look alike. The hashed values are stored with the hash, so that differences can be named.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -4,8 +4,6 @@ Types, bounds and choices come from the fields (``flip.config.schema.option``), 
 them. Rules between fields are not in the schema: ``flip.config.validate`` checks those at submission.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import inspect

@@ -4,8 +4,6 @@ A layer is checked against the schema before it is merged, so that an error name
 Interpolation is off: a value with ``${`` is refused.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import difflib

@@ -3,8 +3,6 @@
 The resolved values are stored in config.yaml and are part of the run's identity. No torch: a login node has none.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

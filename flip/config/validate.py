@@ -1,7 +1,5 @@
 """Checks of a configuration: each field by its rules, then what fields must agree on. The numbers of its plan."""
 
-from __future__ import annotations
-
 import difflib
 import math
 import operator

@@ -9,8 +9,6 @@ A file appears complete, and its CRC32 is checked at each read: nothing is synce
 crash. Processes and runs of one user share the folder, with mode 0700; bytes of other users are not trusted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import itertools

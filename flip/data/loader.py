@@ -1,7 +1,5 @@
 """Batches for the trainer."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Iterator

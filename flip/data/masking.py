@@ -4,8 +4,6 @@ Draw i of a sample for one purpose is ``key(seed, epoch, id, purpose, i)``, so t
 decodes the sample, in which batch, or how often.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -7,8 +7,6 @@ does not delay training. The order of samples does not depend on any of this (be
 effect).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future

@@ -4,8 +4,6 @@ Yields what webdataset's readers yield: dictionaries of ``__key__``, ``__url__``
 extension.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

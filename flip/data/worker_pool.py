@@ -5,8 +5,6 @@ clients do not survive a fork. They ignore the signals that stop a run, have no 
 process exits.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import dataclasses

@@ -6,8 +6,6 @@ COCO        *.json: {"images": [{"id", "file_name"}], "annotations": [{"image_id
 table       *.csv, *.txt: the header image,caption, then one caption per line, quoted or not (CLIP_benchmark)
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -5,8 +5,6 @@ batch. ``view_id`` (the kind of view) and ``precision`` (``fp32`` or ``bf16``) a
 cache.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path

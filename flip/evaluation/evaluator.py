@@ -1,7 +1,5 @@
 """Evaluates a model on a data set; the results are equal on all ranks. Training and evaluation jobs call it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

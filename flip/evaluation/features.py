@@ -4,8 +4,6 @@ A batch is the positions k * b .. (k + 1) * b - 1 of the data set, whichever ran
 bits for every number of ranks; in bf16, for every number above one (``parallel.autocast``).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

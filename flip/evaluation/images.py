@@ -5,8 +5,6 @@ for equal data, wherever they are stored; ``cache_key`` changes whenever a conte
 image in messages, and ``remedy`` says what to do if it cannot be decoded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 A restarted job skips the results that it has already written; features are cached.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time

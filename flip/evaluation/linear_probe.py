@@ -6,8 +6,6 @@ This is the objective of scikit-learn's LogisticRegression; b is not penalised. 
 depend on memory or world size. A fit ends at a gradient of ``TOLERANCE``.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@
 datasets.yaml): of DataComp's evaluation (Gadre et al. 2023, arXiv 2304.14108, appendix N). No value is weighted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -1,7 +1,5 @@
 """A model folder of open_clip: files, configuration, checksums, and the run directory of its results. No torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

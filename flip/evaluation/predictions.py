@@ -6,8 +6,6 @@ further line is one image, in the order of the data set: ``image`` (its id in th
 ``where``), ``label``, and the ``classes`` that are nearest with their ``scores`` (cosine similarities), best first.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Class names and prompt templates of zero-shot data sets. No torch: checks before submission read them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

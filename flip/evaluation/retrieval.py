@@ -4,8 +4,6 @@ R@k of images is the share of captions whose image is among the k nearest. R@k o
 any of their captions among the k nearest (as papers on CLIP count it).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Zero-shot classification: an image gets the class whose prompts are nearest (docs/recipe.md, Zero-shot)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Writes a model as a folder for other libraries: open_clip and timm, transformers, or ONNX (docs/export.md)."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

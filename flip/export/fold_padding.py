@@ -12,8 +12,6 @@ Position 0 must never be padding; it is [CLS] (``model.text.prepend_cls``), or e
 Letters: D width, H heads, d = D / H, D' = D + H.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 

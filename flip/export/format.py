@@ -4,8 +4,6 @@ read.
 A configuration names every key whose default would be another model (docs/export.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

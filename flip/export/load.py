@@ -1,7 +1,5 @@
 """Loads a trained model from a run or an export: ``flip.load(path)``."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

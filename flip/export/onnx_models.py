@@ -1,7 +1,5 @@
 """Writes both encoders as ONNX models for any batch size (docs/export.md)."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Converts pictures and texts of users to inputs of a trained model."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass

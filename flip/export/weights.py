@@ -4,8 +4,6 @@
 embedding, P patches, p the side of a patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Measures the steps of an attempt: metric lines, device utilisation, and what limits the training speed."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

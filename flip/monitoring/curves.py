@@ -3,8 +3,6 @@
 The x axis of every curve is S, samples seen, so that batch sizes can be compared. No torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

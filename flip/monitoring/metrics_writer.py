@@ -1,7 +1,5 @@
 """Writes the metric lines, TensorBoard events, status.json and progress bar of a run (rank 0), and a log of samples."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -1,7 +1,5 @@
 """Profiles steps: traces for viewers, and samples of the time that steps wait for other ranks."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -4,8 +4,6 @@ Runs may be unfinished or failed. A damaged file hides neither other files of it
 names it, and the state is ``unknown`` if it depends on that file.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -3,8 +3,6 @@
 Imported before arguments are parsed, so it imports nothing large.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,7 +1,5 @@
 """Cluster profiles: YAML files that describe a cluster (``sweeps/clusters/NAME.yaml``)."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import re

@@ -1,7 +1,5 @@
 """Shell completion of commands, options, sweeps, runs and profiles, by argcomplete (docs/commands.md)."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

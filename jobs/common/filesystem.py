@@ -1,7 +1,5 @@
 """File locks, trust in files, and errors of the file system as FlipErrors."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -3,8 +3,6 @@
 ``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.runs.clusters`` chooses between them.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

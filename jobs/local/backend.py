@@ -1,7 +1,5 @@
 """The local backend: runs on this machine, managed by one detached supervisor per sweep folder."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -3,8 +3,6 @@
 A process is identified by its pid and its start time, because the pid may belong to a later process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -7,8 +7,6 @@ see the end of their lifeline and stop; the next supervisor adopts them. Problem
 affect the others; any other error ends the supervisor, with the traceback in .supervisor/log.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging

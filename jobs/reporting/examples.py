@@ -1,7 +1,5 @@
 """Test pictures with their nearest captions, and the classes that the best run confuses."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

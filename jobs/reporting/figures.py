@@ -1,7 +1,5 @@
 """Figures of a report (accuracy against cost, scaling curves, training curves) and their SVG and PNG files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path

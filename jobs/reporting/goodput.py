@@ -7,8 +7,6 @@ after the last line of one that was killed. ``unknown``: the files do not say. `
 submission, or the end of the attempt before, to the start. It compares clocks of two hosts.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A report as one self-contained HTML page without scripts or requests; readable on phones and on paper."""
 
-from __future__ import annotations
-
 import re
 from base64 import b64encode
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A report as Markdown. Its figures are files (jobs/reporting/figures.py)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from html import escape

@@ -3,8 +3,6 @@
 The blocks of the page and of the Markdown report come from ``jobs.reporting.report``.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """Compares results with those of the paper, row by row: the gap, a verdict, and what prevents a comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

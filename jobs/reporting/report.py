@@ -1,7 +1,5 @@
 """The content of a report as blocks (jobs/reporting/document.py), for finished, running and failed sweeps."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import time

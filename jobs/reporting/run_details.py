@@ -1,7 +1,5 @@
 """Details of one run for ``jobs/explain.py``, from its files and its cluster."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import time

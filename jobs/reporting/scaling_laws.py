@@ -4,8 +4,6 @@ A law is error = a * x^-b, fitted by least squares in the logarithms. Its 95 % i
 (2000 draws, seed 0).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

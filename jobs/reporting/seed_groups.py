@@ -1,7 +1,5 @@
 """Groups runs that differ only in their seed: the rows of a results table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise

@@ -3,8 +3,6 @@
 ``watch`` redraws a screen on a terminal, and prints a line per change otherwise. Ctrl-C does not stop the runs.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections import Counter

@@ -3,8 +3,6 @@
 job.json of a run names the kind of its backend; one call may concern runs of several backends.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The command that submits a run again: recorded in job.json, and shown to users."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Mapping

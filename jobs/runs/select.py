@@ -3,8 +3,6 @@
 ``roots``: folders of sweeps in order of priority, see ``jobs.common.cluster_profile.roots``.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from fnmatch import fnmatchcase

@@ -5,8 +5,6 @@ before any rank started. Signal handlers are installed before slow imports. The 
 interpreter's shutdown can hang on loader workers that ignore SIGTERM.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import faulthandler

@@ -6,8 +6,6 @@ called, so a job can be found whatever happens to this process, and a job that w
 them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

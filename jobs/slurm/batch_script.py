@@ -4,8 +4,6 @@ The script's exit trap decides on the host, outside the trainer and its containe
 (docs/contracts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh`` and ``srun_functions.sh``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

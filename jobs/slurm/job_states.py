@@ -1,7 +1,5 @@
 """States of runs on Slurm, from their files and one call of squeue."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

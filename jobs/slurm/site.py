@@ -1,7 +1,5 @@
 """Reads the properties of a Slurm site through its commands on this machine, and checks profiles against them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

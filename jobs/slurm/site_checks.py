@@ -1,7 +1,5 @@
 """Which guarantees of the launcher hold on a Slurm site: pure functions of what ``jobs/slurm/site.py`` has read."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from flip.runs.errors import CAUSES

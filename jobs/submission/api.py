@@ -1,7 +1,5 @@
 """``flip.submit``: a sweep from Python, as ``jobs/submit.py`` does from a shell."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

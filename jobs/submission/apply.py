@@ -4,8 +4,6 @@ No run directory is ever overwritten or deleted: it is created under a temporary
 RUNS_ROOT/.trash/<time>/.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import platform

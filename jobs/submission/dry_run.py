@@ -1,7 +1,5 @@
 """The jobs that a plan would submit to Slurm: batch scripts and expected start times. Writes and queues nothing."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ so backends, the restart policy, and `status`, `logs`, `cancel` (given its path)
 eval/.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """A plan as text for people and as JSON for programs."""
 
-from __future__ import annotations
-
 import itertools
 import shlex
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Only files that a run needs are copied (``is_code``). Other files below the copi
 because they may be credentials, whatever their names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

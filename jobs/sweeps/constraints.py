@@ -5,8 +5,6 @@ comparison = KEY ("==" | "!=" | "<" | "<=" | ">" | ">=") VALUE  |  KEY ["not"] "
 VALUE      = number | text | "text" | true | false | null | KEY
 """
 
-from __future__ import annotations
-
 import difflib
 import operator
 import re

@@ -1,7 +1,5 @@
 """Results of the paper from sweeps/paper.yaml: rows of tables, and the settings that a run needs to reproduce them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

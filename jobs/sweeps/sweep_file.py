@@ -13,8 +13,6 @@ paper: {baseline: "8, baseline"}              # published numbers, for reports: 
 table: "8"                      # a table of paper.yaml; the report shows all of its rows
 """
 
-from __future__ import annotations
-
 import fnmatch
 import itertools
 from collections.abc import Callable, Mapping, Sequence

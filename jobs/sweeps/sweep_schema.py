@@ -1,7 +1,5 @@
 """JSON Schema of the YAML files that users write: sweeps, recipes and cluster profiles."""
 
-from __future__ import annotations
-
 from flip.config import json_schema
 from flip.config.json_schema import Node
 

@@ -10,8 +10,6 @@ The position is in ``trackers/<tracker>.json``, written when the tracker has clo
 the rest to the next. Training never waits for a follower, and does not notice it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

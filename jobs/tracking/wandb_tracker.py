@@ -5,8 +5,6 @@ Online, the server knows which steps it holds. Offline (WANDB_MODE=offline), a s
 is in one of them. ``wandb sync RUN_DIR/trackers/wandb/from-*/wandb`` uploads all of them to one run.
 """
 
-from __future__ import annotations
-
 import secrets
 import shutil
 from collections.abc import Mapping

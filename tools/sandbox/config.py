@@ -1,7 +1,5 @@
 """Options, paths, ports and configuration files of the Slurm in a folder."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import random

@@ -3,8 +3,6 @@
 All run in the foreground in a session of their own: no pid files are needed, and Ctrl-C does not reach them.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -4,8 +4,6 @@ Every daemon is started in a working directory of its own below the folder, and 
 has its node's spool directory. A user's editor, shell or ``tail`` in the folder has another name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

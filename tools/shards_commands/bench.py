@@ -4,8 +4,6 @@ Each stage runs alone in this process for an equal share of the time, over chunk
 `measure_stages` measures, `find_bottleneck` names the limiting stage and the number of workers, `bench` is the command.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math

@@ -3,8 +3,6 @@
 `compare` computes the difference, `diff` is the command. Exit code 1 means different, as for diff(1).
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """`shards index`: scans tar shards and writes their manifest."""
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 import glob

@@ -4,8 +4,6 @@
 samples as training. `inspect` is the command.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math

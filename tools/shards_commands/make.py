@@ -4,8 +4,6 @@ Pictures are stored as they are. A row whose picture cannot be decoded, or witho
 sources give equal bytes.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import hashlib

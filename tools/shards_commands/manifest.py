@@ -1,7 +1,5 @@
 """`shards info`, `exclude` and `drop`: describe a manifest, exclude samples from it, rebuild it without them."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections import Counter

@@ -3,8 +3,6 @@
 The samples, their order and the digest stay, so runs continue with the new manifest.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from os.path import commonprefix, dirname

@@ -1,7 +1,5 @@
 """What the shards commands share: results and their display, errors while writing."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ once for all rows, and the footer can state other sizes than the pages. pyarrow 
 therefore read from the headers of pages before pyarrow decompresses anything, and text stays dictionary-encoded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Python's tarfile and webdataset treat an invalid or missing header as the end of
 Here an archive that is not valid to its last byte raises ``InvalidTar``.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 A storage tries each request once and raises ``RequestError``; ``retry.py`` decides about retries for all of them.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """CRC32 of bytes and of concatenations, and ETags of objects."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Storage over fsspec, for all protocols except S3: ``gs://``, ``abfs://``, ``file://``, ... One attempt per call."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any

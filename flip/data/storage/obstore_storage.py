@@ -4,8 +4,6 @@ Sizes, listings, address and credentials come from s3fs, so that both clients us
 fork, also in the child; loader processes come from the fork server, which has read nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any

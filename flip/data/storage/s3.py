@@ -6,8 +6,6 @@ expired credentials. Retries of s3fs and botocore are off: only ``RetryState`` k
 checksum.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib
