@@ -131,8 +131,8 @@ def _write_held_out(folder: Path, training: Sequence[Drawing], held_out: Mapping
         facts[name] = _write_classes(folder / name, role, list(chosen), chosen.values())
 
     test = [drawing for name in families.TEST for drawing in held_out[name]]
-    chosen = selection.retrieval(test, drawn)
-    samples = [{"__key__": d.key, "png": d.png, "txt": f"an icon of {d.icon.subject}"} for d in chosen]
+    pairs = selection.retrieval(test, drawn)
+    samples = [{"__key__": d.key, "png": d.png, "txt": f"an icon of {d.icon.subject}"} for d in pairs]
     facts["retrieval"] = _facts("test", output.write_shards(folder / "retrieval", samples))
 
     tested, *others = families.PROBE
