@@ -20,9 +20,6 @@ from flip.distributed.parallel import local, local_offsets, replica_of
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 8
-"""Bytes. The tensors start at a multiple of it, as safetensors requires."""
-
 
 def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """The tensors of which this rank writes its part, so that every part is written once.
@@ -64,7 +61,7 @@ class StagedShard:
             dtype, shape = DTYPE_NAMES[tensors[name].dtype], list(tensors[name].shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, size]}
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % ALIGNMENT)
+        text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8, as safetensors requires
         first = 8 + len(text)
         self._buffer = _host_buffer(first + size if part else 0, pinned)
         self.tensors: dict[str, Tensor] = {}
@@ -84,14 +81,10 @@ class StagedShard:
     @torch.no_grad()
     def fill(self, state: Mapping[str, Tensor]) -> None:
         """Copy the values of ``state``, which may change as soon as this returns."""
-        devices = set()
         for name, target in self.tensors.items():
-            source = local(state[name])
-            target.copy_(source, non_blocking=True)
-            devices.add(source.device)
-        for device in devices:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            target.copy_(local(state[name]), non_blocking=True)
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the copies, on the rank's device
 
     @property
     def data(self) -> memoryview:
