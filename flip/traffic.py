@@ -39,19 +39,18 @@ class Collective(NamedTuple):
     calls: int
     bytes: int
 
-    @property
-    def is_sum(self) -> bool:
-        return self.kind != "gather"
-
     def nodes(self, links: Links) -> int:
         """Nodes over which the group extends."""
         return -(-self.ranks // min(self.ranks, max(1, links.node_ranks // self.stride)))
 
     def seconds(self, links: Links) -> float:
-        """Of all calls, one after the other, in rings through all GPUs of a node in turn.
+        """Of all calls, one after the other, in rings through all GPUs of a node in turn, also where NCCL prefers
+        trees.
 
         Each GPU's network adapter carries its own ring, so that a group with m ranks a node has m adapters.
         """
+        if self.ranks == 1:
+            return 0.0
         nodes, turns = self.nodes(links), 2 if self.kind == "reduction" else 1
         members = self.ranks // nodes
         speed = links.nvlink_gbps
@@ -65,19 +64,23 @@ class Collective(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A part of a step, run ``times`` times: collectives during ``share`` of the arithmetic of the step each time."""
+    """A part of a step, run ``times`` times: collectives during ``share`` of the arithmetic of the step each time.
+
+    ``ends``: those of the first or last unit among them, which nothing hides.
+    """
 
     times: int
     share: float
     collectives: Sequence[Collective]
+    ends: Sequence[Collective] = ()
 
 
 def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[Phase]:
     """The phases of a step of ``local`` pairs on each of ``ranks`` ranks.
 
     Full weights are gathered for the first forward pass, and with ``reshard`` again for each further pass, except that
-    a micro-batch finds those of the backward pass before it. The last micro-batch sums gradients over the shards of a
-    copy, then over the copies. Features of all texts are exchanged in fp32.
+    a micro-batch uses those of the backward pass before it. The last micro-batch sums gradients over the shards of a
+    copy, then over the copies. The features of all texts are exchanged in fp32, without micro-batches behind a tower.
     """
     passes, micro, shards = forward_passes(compute), compute.accumulate, ranks // compute.replicate
     forward, backward = 1 / passes / micro, (2 + (compute.recompute == "block")) / passes / micro
@@ -85,27 +88,34 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
     units = model.image.layers + model.text.layers + 4  # two projections, two rests of towers; and the root
     weights = size * count + (4 - size) * model.embed * (model.image.width + model.text.width)
     gather = Collective("gather", shards, 1, units, weights)
-    once, again = [gather._replace(calls=units + 1)], [gather] if compute.reshard != "no" else []
+    once, again = gather._replace(calls=units + 1), [gather] if compute.reshard != "no" else []
     sums = [
         Collective("scatter", shards, 1, units + 1, 4 * count),
         Collective("reduction", compute.replicate, shards, units + 1, 4 * count // shards),
     ]
     batch, features = local * ranks, 4 * local * ranks * model.embed
+    exchange = [Collective("gather", ranks, 1, 1, features), Collective("scatter", ranks, 1, 1, features)]
     reductions, values = (1, 2) if model.objective == "siglip" else (3, 2 * batch + 2)
-    loss = [
-        Collective("gather", ranks, 1, 1, features),
-        Collective("scatter", ranks, 1, 1, features),
-        Collective("reduction", ranks, 1, reductions, 4 * values),
-    ]
-    phases = [Phase(1, forward, once), Phase(1, 0.0, loss)]
+    loss = [Collective("reduction", ranks, 1, reductions, 4 * values)]
+    first, last = [once], [*again, *sums]
+    if micro == 1:  # behind the image tower, as text is encoded first
+        first, last = [once, exchange[0]], [*last, exchange[1]]
+    else:
+        loss = [*exchange, *loss]
+    phases = [Phase(1, forward, first, [_one(once)]), Phase(1, 0.0, loss)]
     if micro > 1:  # features of all micro-batches first, without a graph
         phases += [Phase(micro - 1, forward, again), Phase(1, forward, again), Phase(micro - 1, forward, [])]
-    phases += [Phase(micro - 1, backward, again), Phase(1, backward, [*again, *sums])]
+    phases += [Phase(micro - 1, backward, again), Phase(1, backward, last, [_one(each) for each in sums])]
     return [
-        Phase(times, share, [each for each in collectives if each.ranks > 1])
-        for times, share, collectives in phases
-        if times
+        phase._replace(collectives=[each for each in phase.collectives if each.ranks > 1])
+        for phase in phases
+        if phase.times
     ]
+
+
+def _one(collective: Collective) -> Collective:
+    """A single call, of mean size."""
+    return collective._replace(calls=1, bytes=collective.bytes // collective.calls)
 
 
 def exposed_seconds(phases: Sequence[Phase], arithmetic: float, links: Links) -> float:
@@ -113,12 +123,13 @@ def exposed_seconds(phases: Sequence[Phase], arithmetic: float, links: Links) ->
 
     A phase hides the collectives of neighbouring units behind its share of the arithmetic, so that it exposes
     max(0, communication - arithmetic). Nothing hides the gather of the first unit, the sums of the last one, and the
-    loss. Kernels of collectives slow others down, which is not counted.
+    reductions of the loss. Kernels of collectives slow others down, which is not counted.
     """
-    exposed = 0.0
-    for times, share, collectives in phases:
-        seconds = sum(each.seconds(links) for each in collectives)
-        exposed += times * max(0.0, seconds - share * arithmetic)
-    ends = [each for each in phases[0].collectives if not each.is_sum]
-    ends += [each for each in phases[-1].collectives if each.is_sum]
-    return exposed + sum(each.seconds(links) / each.calls for each in ends)
+    return sum(
+        times * (max(0.0, _seconds(collectives, links) - share * arithmetic) + _seconds(ends, links))
+        for times, share, collectives, ends in phases
+    )
+
+
+def _seconds(collectives: Sequence[Collective], links: Links) -> float:
+    return sum(each.seconds(links) for each in collectives)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.lib.interruptions import Life
 from benchmarks.lib.results import rounded
 from flip import costs
 from flip.checkpoint.manager import MIN_SECONDS
-from flip.config.derived import buffer_bytes, world_size
+from flip.config.derived import buffer_bytes, for_stage, world_size
 from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Config, Stage
@@ -27,10 +28,12 @@ from flip.data.manifest.manifest import BLOCK
 from flip.data.order import SampleOrder
 from flip.data.prefetch import MAX_LOOKAHEAD, THREADS
 from flip.data.storage.retry import SHARE
+from flip.traffic import Links, step_phases
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.paths import SWEEPS
 from jobs.planning import memory_fit
 from jobs.planning.cost import estimate
+from jobs.planning.step_time import changed, step_time
 from jobs.sweeps import sweep_file
 
 SWEEP = SWEEPS / "joint_scaling.yaml"
@@ -65,6 +68,7 @@ def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]
     run = the_run(config, profile)
     figures = {
         "run": run,
+        "step": {name: step(*form) for name, form in forms(config, profile).items()},
         "storage": storage(config, run, speeds),
         "host": host(config),
         "device": {"card_gb": profile.gpu_bytes / 1e9} | {stage.name: device(config, stage) for stage in config.stages},
@@ -76,19 +80,54 @@ def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]
 
 def the_run(config: Config, profile: ClusterProfile) -> dict[str, Any]:
     plan = estimate(config, profile)
-    step = plan.devices[0].step_seconds or 0.0
+    seconds = plan.devices[0].step_seconds or 0.0
     return {
         "parameters": plan.parameters["total"],
         "gpus": plan.numbers["world"],
         "batch": config.stages[0].batch,
+        "utilisation": 100 * plan.devices[0].step.utilisation if plan.devices[0].step else 0.0,
         "samples": config.data.samples,
         "shards": synthetic.SHARDS,
         "steps": plan.cost.steps,
-        "step_s": step,
-        "samples_per_s": config.stages[0].batch / step,
+        "step_s": seconds,
+        "samples_per_s": config.stages[0].batch / seconds,
         "passes": plan.cost.samples / config.data.samples,
         "gpu_hours": plan.cost.gpu_hours,
         "hours": (plan.cost.gpu_hours or 0.0) / plan.numbers["world"],
+    }
+
+
+def forms(config: Config, profile: ClusterProfile) -> dict[str, tuple[Config, ClusterProfile]]:
+    """Name -> the run with other settings of communication, on other numbers of nodes, or another network."""
+    return {
+        "copy_a_node": (config, profile),
+        "copy_a_node_reshard": (changed(config, 64, "yes", 64), profile),
+        "one_copy": (changed(config, 1, "no", 64), profile),
+        "one_copy_reshard": (changed(config, 1, "yes", 64), profile),
+        "half_the_nodes": (changed(config, 32, "no", 32), profile),
+        "quarter_of_the_nodes": (changed(config, 16, "no", 16), profile),
+        "quarter_of_the_network": (config, replace(profile, network_gbps=profile.network_gbps / 4)),
+    }
+
+
+def step(config: Config, profile: ClusterProfile) -> dict[str, float]:
+    """Seconds of a masked step, its collectives, and GB that a rank exchanges with ranks on other nodes."""
+    stage, ranks = config.stages[0], world_size(config)
+    local = stage.batch // ranks
+    phases = step_phases(for_stage(config, stage).model, config.compute, local, ranks)
+    links = Links(config.resources.processes, profile.nvlink_gbps, profile.network_gbps)
+    calls = [(phase.times, each) for phase in phases for each in phase.collectives]
+    parts = step_time(config, stage, profile)
+    assert parts is not None  # the profile names its GPU
+    return {
+        "pairs_a_gpu": local,
+        "collectives": sum(times * each.calls for times, each in calls),
+        "gb_between_nodes": sum(times * each.bytes for times, each in calls if each.nodes(links) > 1) / 1e9,
+        "all_ms": 1000 * sum(times * each.seconds(links) for times, each in calls),
+        "exposed_ms": 1000 * parts.communication_seconds,
+        "arithmetic_ms": 1000 * parts.compute_seconds,
+        "step_ms": 1000 * parts.total,
+        "utilisation": 100 * parts.utilisation,
     }
 
 

@@ -36,7 +36,7 @@ class Device:
     step: StepTime | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        parts = {} if self.step is None else self.step.as_dict()
+        parts = {} if self.step is None else asdict(self.step)
         return {"memory": self.memory, "step_seconds": self.step_seconds, **parts}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from flip.config.derived import for_stage, world_size
 from flip.config.schema import Config, Stage
@@ -17,7 +17,7 @@ from jobs.planning.memory_fit import largest_stage
 ARITHMETIC = 0.4
 """Assumed share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an
 H100 (650 TFLOP/s, 2.8 TB/s) gives 0.38 (B/16 at 75 %) to 0.47 (H/14 at 50 %); nothing was measured."""
-WORTH, GAIN = 0.05, 1.02
+WORTH, GAIN = 0.03, 1.01
 """Share of a step that communication must take for advice, and the least factor of a change that it names."""
 MARGIN = 1.25
 """Loader processes for each one that the GPUs need on average."""
@@ -42,9 +42,6 @@ class StepTime:
     @property
     def total(self) -> float:
         return self.compute_seconds + self.communication_seconds + self.data_seconds
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime | None:
@@ -125,8 +122,8 @@ def advice(config: Config, profile: ClusterProfile) -> str:
         return ""
     gains = []
     for words, other, faster in _changes(config, profile):
-        changed = next(each for each in other.stages if each.name == stage.name)
-        better = step_time(other, changed, faster)
+        same = next(each for each in other.stages if each.name == stage.name)
+        better = step_time(other, same, faster)
         if better is not None and better.utilisation > GAIN * step.utilisation:
             gains.append((better.utilisation, words))
     helps = ", ".join(f"{words} {100 * value:.1f} %" for value, words in sorted(gains, reverse=True))
@@ -137,26 +134,26 @@ def advice(config: Config, profile: ClusterProfile) -> str:
     )
 
 
+def changed(config: Config, replicate: int, reshard: str, nodes: int) -> Config:
+    """A copy with other settings of communication."""
+    other = copy.deepcopy(config)
+    other.compute.replicate, other.compute.reshard, other.resources.nodes = replicate, reshard, nodes
+    return other
+
+
 def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Config, ClusterProfile]]:
     """Changes that may save communication and fit the GPUs: words, configuration, profile."""
-    nodes, compute = config.resources.nodes, config.compute
-
-    def fits(other: Config) -> bool:
-        return not profile.gpu_bytes or largest_stage(other)[1]["total"] <= profile.gpu_bytes
-
-    other = copy.deepcopy(config)
-    other.compute.replicate, other.compute.reshard = nodes, "no"
-    if compute.replicate != nodes and fits(other):
-        yield f"compute.replicate={nodes} and compute.reshard=no", other, profile
-    other = copy.deepcopy(config)
-    other.compute.reshard = "no"
-    if compute.reshard != "no" and fits(other):
-        yield "compute.reshard=no", other, profile
-    other = copy.deepcopy(config)
-    other.resources.nodes = nodes // 2
-    other.compute.replicate = max(1, compute.replicate // 2)
-    if nodes % 2 == 0 and world_size(other) % other.compute.replicate == 0 and fits(other):
-        yield f"resources.nodes={nodes // 2} (twice the pairs a GPU)", other, profile
-    if nodes > 1:
-        faster = 2 * profile.network_gbps
-        yield f"network_gbps={faster:g}", config, replace(profile, network_gbps=faster)
+    nodes, copies = config.resources.nodes, config.compute.replicate
+    settings = {
+        f"compute.replicate={nodes} and compute.reshard=no": (nodes, "no", nodes),
+        "compute.reshard=no": (copies, "no", nodes),
+    }
+    if nodes % 2 == 0 and (copies == 1 or copies % 2 == 0):
+        few = max(1, copies // 2), config.compute.reshard, nodes // 2
+        settings[f"resources.nodes={nodes // 2} (twice the pairs a GPU)"] = few
+    for words, values in settings.items():
+        other = changed(config, *values)
+        if not profile.gpu_bytes or largest_stage(other)[1]["total"] <= profile.gpu_bytes:
+            yield words, other, profile
+    faster = 2 * profile.network_gbps
+    yield f"network_gbps={faster:g}", config, replace(profile, network_gbps=faster)

@@ -52,7 +52,7 @@ def test_what_arithmetic_hides():
     slow, fast = (exposed_seconds(step, seconds, H100) for seconds in (0.001, 1.0))
     everything = sum(phase.times * each.seconds(H100) for phase in step for each in phase.collectives)
     assert 0 < fast < 0.2 * everything < slow < 1.1 * everything
-    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100), "the loss, the first and the last unit"
+    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100), "reductions of the loss, ends"
     assert exposed_seconds(phases(ranks=1), 1.0, H100) == 0
 
 
