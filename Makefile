@@ -15,7 +15,7 @@ LONG := $(ALONE) or s3 or browser or long
 PYTEST := $(BIN)/python -m pytest --durations 30
 TOGETHER := $(PYTEST) -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help install dev lock slurm browser bsdtar check test test-all lint types quickstart study audit storm bench bench-gpu bench-install clean
+.PHONY: help install dev lock slurm browser bsdtar check test test-all lint types quickstart study scaling-study audit storm bench bench-gpu bench-install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -107,6 +107,10 @@ endif
 study: install  ## compare trainings at equal cost with paired seeds; write docs/study.md (80 minutes), STUDY=cheapest: docs/cheapest.md
 	@$(BIN)/python tools/demo_data.py
 	@$(BIN)/python tools/study.py $(if $(STUDY),--study $(STUDY))
+
+scaling-study: install  ## train what is missing of the scaling study; write docs/scaling_study.md (at most 12 hours; MINUTES=80: a part)
+	@$(BIN)/python tools/demo_data.py icons
+	@$(BIN)/python tools/study.py --study scaling $(if $(MINUTES),--minutes $(MINUTES))
 
 audit: install  ## list known vulnerabilities of the installed packages with pip-audit (69: the index could not be reached)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'

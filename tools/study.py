@@ -1,4 +1,4 @@
-"""A small study on real data: trainings at equal measured cost, with paired seeds."""
+"""Small studies on real data: trainings at equal measured cost, and scaling of model, data and length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ EXAMPLES = """examples:
   python tools/study.py --calibrate     measure step times again (minutes, on a quiet machine): a new study
   python tools/study.py --study cheapest   small images beside masks: docs/cheapest.md
   python tools/study.py --plan          show the arms, their lengths and cost
-The data: python tools/demo_data.py
+  python tools/study.py --study scaling --minutes 80   train the next part of the scaling study, most important first
+  python tools/study.py --study scaling --predict      predict the joint corner, before it is trained
+The data: python tools/demo_data.py, for scaling: python tools/demo_data.py icons
 """
 
 
@@ -26,12 +28,22 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument("--calibrate", action="store_true", help="measure step times and write the calibration file")
     action.add_argument("--page", action="store_true", help="write the page from the complete runs")
     action.add_argument("--plan", action="store_true", help="show the arms and their cost; start nothing")
-    about = "masking: docs/study.md; cheapest: docs/cheapest.md, small images beside masks (default masking)"
-    parser.add_argument("--study", choices=["masking", "cheapest"], default="masking", help=about)
+    action.add_argument(
+        "--predict", action="store_true", help="scaling: write prediction.json; the joint corner waits for it"
+    )
+    about = (
+        "masking: docs/study.md; cheapest: docs/cheapest.md, small images beside masks; scaling: docs/scaling_study.md"
+    )
+    parser.add_argument("--study", choices=["masking", "cheapest", "scaling"], default="masking", help=about)
+    how = "scaling: train for at most M minutes; the next call continues (default: until all is complete)"
+    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=how)
     parser.add_argument("--cluster", default="pair", metavar="NAME", help="profile (default: pair, two runs at a time)")
     docs = Path(__file__).resolve().parents[1] / "docs"
     parser.add_argument("--docs", type=Path, default=docs, metavar="FOLDER", help="folder for the page and its files")
-    return run_command(run, parser.parse_args(arguments))
+    args = parser.parse_args(arguments)
+    if args.study != "scaling" and (args.predict or args.minutes != float("inf")):
+        parser.error("--predict and --minutes are for --study scaling")
+    return run_command(run, args)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from tools.studies.runner import Unfinished
 
     try:
-        _run(options)
+        (_scaling if options.study == "scaling" else _run)(options)
     except Unfinished as error:
         print("the study is not complete; run the same command again to continue", file=sys.stderr)
         return int(error.args[0])
@@ -56,10 +68,7 @@ def _run(options: argparse.Namespace) -> None:
     design = STUDIES[options.study]
     path, choices = (options.docs / design.name / name for name in ("calibration.json", "choices.json"))
     if options.calibrate:
-        before = runner.machine()
-        timed = runner.calibrate(design, options.cluster)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, runner.calibration_record(design, timed, before))
+        runner.write_calibration(design, path, options.cluster)
         choices.unlink(missing_ok=True)
     record = runner.read_calibration(design, path)
     times = runner.seconds_per_sample(record)
@@ -73,6 +82,24 @@ def _run(options: argparse.Namespace) -> None:
     if not recorded and study.chosen.keys() == design.arms.keys():
         write_json(choices, study.chosen)
     for written in masking_page.write(options.docs, record, study):
+        print(written)
+
+
+def _scaling(options: argparse.Namespace) -> None:
+    from tools.studies import runner, scaling_design, scaling_page, scaling_runner
+
+    folder = options.docs / scaling_design.NAME
+    if options.calibrate:
+        runner.write_calibration(scaling_design, folder / "calibration.json", options.cluster)
+    study = scaling_runner.read(folder)
+    if options.calibrate or options.plan:
+        print(scaling_page.plan(study))
+        return
+    if options.predict:
+        scaling_runner.predict(study)
+    elif not options.page:
+        study = scaling_runner.train(folder, options.cluster, 60 * options.minutes)
+    for written in scaling_page.write(options.docs, scaling_runner.read(folder)):
         print(written)
 
 

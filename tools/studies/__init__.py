@@ -1,11 +1,12 @@
-"""The studies in docs/study.md and docs/cheapest.md: trainings at equal measured cost, with paired seeds.
+"""The studies in docs/study.md, docs/cheapest.md and docs/scaling_study.md, on real data and two cores.
 
 What is compared, what does it cost, and what is the result?
 
-- `design`: arms, rounds and the sweeps that train them; arithmetic without files. `definitions`: the two studies.
-- `runner`: measures core-seconds per sample, submits the sweeps of each round and reads the complete runs.
-- `paired_stats`: chosen learning rates, and paired differences with 95 % intervals.
-- `masking_page`: writes the page of a study, its figures and the table of runs.
+- `runner`: measures core-seconds per sample, submits sweeps and reads the complete runs.
+- `design`, `definitions`, `paired_stats`, `masking_page`: trainings at equal measured cost, with paired seeds: arms,
+  rounds and sweeps; the two studies; differences with 95 % intervals; the pages, their figures and tables of runs.
+- `scaling_design`, `scaling_runner`, `scaling_stats`, `scaling_page`: scaling of model, data and length: runs in order
+  of importance and their sweep; what is missing beside the committed results; pure statistics; the page.
 
 The command is ``tools/study.py``. Imports flip (runs, config, monitoring) and jobs (reporting, submission), no torch.
 """

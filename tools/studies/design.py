@@ -152,8 +152,8 @@ class StudyDesign:
 
     def calibration(self) -> dict[str, Any]:
         """The calibration sweep: a short run per kind of work, two at a time, as in the study."""
-        fields = {}
-        for work, arm in self.calibrated().items():
+        fields, arms = {}, {work: arm for arm in self.arms.values() if not arm.after for work in arm.works}
+        for work, arm in arms.items():
             stage = stages(arm, PEAKS[0], dict.fromkeys(arm.works, 1.0))["pretrain"]
             if work != next(iter(arm.works)):
                 stage = {"mask": arm.mask, "batch": arm.batch, "base_lr": stage["base_lr"]}
@@ -163,9 +163,9 @@ class StudyDesign:
             }
         return _sweep(f"{self.name}_calibration", "Step times", fields, evaluate=[]) | {"seeds": [0, 1]}
 
-    def calibrated(self) -> dict[str, Arm]:
-        """Kind of work -> an arm from scratch that has it."""
-        return {work: arm for arm in self.arms.values() if not arm.after for work in arm.works}
+    def calibrated(self) -> dict[str, str]:
+        """Run of the calibration sweep -> its kind of work."""
+        return {work_name(work): work for arm in self.arms.values() if not arm.after for work in arm.works}
 
     def trials(self, round_: Round, times: Times, chosen: Mapping[str, float]) -> dict[str, Any]:
         """One run per arm and peak, scored on the validation vendor only. ``chosen``: arm -> peak of earlier rounds."""

@@ -1,4 +1,4 @@
-"""Runs of the study: measures step times, submits the sweeps of each round, and reads the complete runs.
+"""Runs of a study: measures step times, submits sweeps, and reads the complete runs.
 
 Step times are processor seconds per sample, not wall-clock time, so that other load on the machine does not count. They
 are measured once and determine the step counts.
@@ -7,31 +7,44 @@ are measured once and determine the step counts.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED, ConfigError
-from flip.runs.rundir import read_json, write_text
+from flip.runs.rundir import read_json, write_json, write_text
 from jobs.common.paths import runs_root
 from jobs.submission.apply import move_to_trash
 from tools.studies import paired_stats
-from tools.studies.design import Round, StudyDesign, Times, work_name
+from tools.studies.design import Round, StudyDesign, Times
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = 2
 """Logged intervals at the start of a run that are not timed, because caches and threads are cold."""
+POLL = 15.0
+"""Seconds between looks at the runs of a submission."""
 UNEVEN = 0.2
 """Maximum distance of the quartiles as a share of the median; above it, the machine was too busy."""
+
+
+class Calibrated(Protocol):
+    """A study whose lengths follow from measured step times."""
+
+    def calibration(self) -> dict[str, Any]:
+        """The calibration sweep."""
+
+    def calibrated(self) -> dict[str, str]:
+        """Run of the calibration sweep -> its kind of work."""
 
 
 class Unfinished(Exception):
@@ -74,7 +87,7 @@ def study(design: StudyDesign, times: Times, profile: str, recorded: Mapping[str
         submit(design.runs(round_, times, state.chosen), profile)
 
 
-def calibrate(design: StudyDesign, profile: str, tries: int = 4) -> list[Outcome]:
+def calibrate(design: Calibrated, profile: str, tries: int = 4) -> list[Outcome]:
     """Run the calibration. Runs with uneven step times go to the trash and are repeated, up to ``tries`` times in all.
 
     Raises Unfinished, also if step times stay uneven.
@@ -107,16 +120,32 @@ def collect(design: StudyDesign, recorded: Mapping[str, float]) -> Study:
     return state
 
 
-def submit(sweep: Mapping[str, Any], profile: str) -> None:
-    """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end. Raises Unfinished, OSError."""
+def submit(
+    sweep: Mapping[str, Any], profile: str, seconds: float = float("inf"), poll: Callable[[], object] = lambda: None
+) -> None:
+    """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end, calling ``poll`` meanwhile.
+
+    After ``seconds`` the runs save a checkpoint and stop; the next submission continues them. Raises Unfinished,
+    OSError.
+    """
     path = runs_root() / "study" / f"{sweep['name']}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_yaml(dict(sweep)))
     print(f"\n{sweep['title']}: {path}", flush=True)
     command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--sweep", str(path), "--cluster", profile]
-    done = subprocess.run([*command, "--watch", "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())})
-    if done.returncode:
-        raise Unfinished(done.returncode)
+    command += ["--watch"] if seconds == float("inf") else ["--foreground", "--retry"]
+    end = time.monotonic() + seconds
+    with subprocess.Popen([*command, "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())}) as process:
+        while process.poll() is None:
+            try:
+                process.wait(min(POLL, max(0.0, end - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= end:
+                    process.send_signal(signal.SIGINT)
+                    end = float("inf")
+            poll()
+    if process.returncode:
+        raise Unfinished(process.returncode)
 
 
 def outcomes(sweep: str) -> dict[str, Outcome]:
@@ -135,7 +164,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measured(design: StudyDesign, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def measured(design: Calibrated, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Kind of work -> {seconds per sample (the median), quartiles, intervals timed}, of complete calibration runs.
 
     An interval lies between two metric lines. Raises ConfigError if a kind of work was not timed.
@@ -153,7 +182,7 @@ def measured(design: StudyDesign, outcomes: Sequence[Outcome]) -> dict[str, Any]
     return spreads
 
 
-def noisy(design: StudyDesign, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def noisy(design: Calibrated, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The runs of the kinds of work whose intervals vary too much to be used."""
     spreads = measured(design, outcomes)
     widths = {
@@ -162,32 +191,37 @@ def noisy(design: StudyDesign, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if widths[_work(design, outcome)] > UNEVEN]
 
 
-def _work(design: StudyDesign, outcome: Outcome) -> str:
-    name = outcome.run.name.removesuffix("-s1")
-    return next(work for work in design.calibrated() if work_name(work) == name)
+def _work(design: Calibrated, outcome: Outcome) -> str:
+    return design.calibrated()[outcome.run.name.removesuffix("-s1")]
 
 
-def calibration_record(design: StudyDesign, outcomes: Sequence[Outcome], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The calibration record. ``before``: the machine when the measurement started."""
-    return {
+def write_calibration(design: Calibrated, path: Path, profile: str) -> None:
+    """Measure step times and write the record. Raises Unfinished, OSError."""
+    before = machine()  # when the measurement starts
+    record = {
         "what": "processor seconds per sample of the one process that a run is: reading, decoding, cropping, forward,"
         " backward, optimiser; two runs side by side; median over intervals between metric lines, and quartiles",
-        "machine": dict(before),
+        "machine": before,
+        "work": measured(design, calibrate(design, profile)),
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "work": measured(design, outcomes),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
 
 
-def read_calibration(design: StudyDesign, path: Path) -> dict[str, Any]:
-    """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work."""
-    remedy = "Measure on a quiet machine: python tools/study.py --calibrate"
+def read_calibration(design: Calibrated, path: Path, study: str = "") -> dict[str, Any]:
+    """Read the record. Raises ConfigError if it is missing, damaged or lacks a kind of work.
+
+    ``study``: the option of tools/study.py that names the study, in the remedy.
+    """
+    remedy = f"Measure on a quiet machine: python tools/study.py {study}--calibrate"
     try:
         calibration = read_json(path)
     except ValueError as error:
         raise ConfigError("the calibration cannot be read", str(path), str(error), remedy) from error
     if calibration is None:
         raise ConfigError("there is no calibration", str(path), remedy=remedy)
-    for work in design.calibrated():
+    for work in design.calibrated().values():
         if work not in calibration.get("work", {}):
             raise ConfigError("the calibration lacks a kind of work", str(path), work, remedy)
     return dict(calibration)

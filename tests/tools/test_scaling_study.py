@@ -1,0 +1,284 @@
+"""The scaling study: its plan, what is missing beside committed results, the prediction, and the page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from flip.config.yaml_io import dump_yaml
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import write_json
+from jobs.sweeps.sweep_file import load
+from tests.synthetic import make_dataset, make_tokenizer
+from tools import study as command
+from tools.studies import runner, scaling_design, scaling_page, scaling_runner
+from tools.studies.scaling_design import PART, Group, Job
+
+SECONDS = {"0.5M/8": 2e-3, "2M/8": 5e-3, "8M/8": 15e-3}
+TIMES = {
+    f"{model}, mask {mask}": SECONDS[model] * {"0": 2, "0.5": 1, "0.75": 0.6}[mask]
+    for model, mask in scaling_design.ARMS
+}
+CALIBRATION = {
+    "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
+    "time": "2026-01-01 00:00",
+    "work": {work: {"seconds": seconds} for work, seconds in TIMES.items()},
+}
+PEAKS = dict.fromkeys(scaling_design.ARMS, 1e-3)
+SIZE = scaling_design.unit(TIMES)
+PARAMETERS = {"0.5M/8": 527_809, "2M/8": 1_960_065, "8M/8": 8_317_697}
+PICTURES = {"1/64": 5_000, "1/8": 40_000, "all": 320_000}
+
+
+def top1(job: Job) -> float:
+    """The middle trial is the best; a mask of 50 % costs no accuracy, one of 75 % two points; 0.2 points of noise."""
+    group = job.group
+    if group.peak:
+        return 0.2 + 0.1 * (group.peak == 1e-3)
+    x = PARAMETERS[group.model] ** -0.02 * PICTURES[group.data] ** -0.01 * max(1, job.length) ** -0.05
+    noise = np.random.default_rng([group.seed, *job.name.encode()]).standard_normal()
+    return 1 - 1.3 * x - 0.02 * (group.mask == "0.75") + 0.002 * noise
+
+
+def record(job: Job) -> dict[str, Any]:
+    score, samples = top1(job), job.length * SIZE or 3 * SIZE
+    items = [("validation", "validation", "zeroshot"), ("tabler", "test", "zeroshot"), ("carbon", "test", "zeroshot")]
+    items += [("icons-text", "test", "retrieval"), ("icons-carbon-probe", "test", "probe")]
+    return {
+        "run": job.name,
+        "kind": job.kind,
+        "settings": scaling_design.settings(scaling_design.entry(job, SIZE, PEAKS)),
+        "configuration": f"digest of {job.name}",
+        "data": "digest",
+        "data_samples": PICTURES[job.group.data],
+        "parameters": PARAMETERS[job.group.model],
+        "samples": samples,
+        "seconds": 3.0,
+        "evaluations": [{"name": n, "role": r, "task": t, "top1": score, "chance": 0.001} for n, r, t in items],
+        "curve": [{"samples": samples // 2, "seconds": 1.5, "top1": score / 2}],
+        "hours": {"useful": 1.0, "lost": 0.25},
+        "attempts": 2,
+        "machine": {"processor": "Abacus", "cores": 2},
+        "time": "2026-01-02 00:00",
+    }
+
+
+def complete(docs: Path, jobs: list[Job]) -> scaling_runner.Study:
+    """A study with the results of these runs."""
+    folder = docs / scaling_design.NAME
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "calibration.json", CALIBRATION)
+    for job in jobs:
+        write_json(folder / "results" / f"{job.name}.json", record(job))
+    return scaling_runner.read(folder)
+
+
+def single() -> list[Job]:
+    """All runs outside the joint corner."""
+    return [job for job in scaling_design.all_jobs() if not scaling_runner.is_predicted(job)]
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_runs_fit_the_hours_and_each_part_its_minutes() -> None:
+    jobs = scaling_design.all_jobs()
+    assert len({job.name for job in jobs}) == len(jobs)
+    parts = scaling_design.parts(jobs, TIMES)
+    assert all(seconds <= PART for _, seconds in parts) and sum(seconds for _, seconds in parts) < 12 * 3600
+    order = [job for part, _ in parts for job in part]
+    assert sorted(job.name for job in order) == sorted(job.name for job in jobs)
+    places = {job: i for i, job in enumerate(order)}
+    assert all(places[job.trunk] < places[job] for job in jobs if job.trunk)
+    assert all(job.kind == "trial" for job in order[:15])
+
+
+def test_the_sweep_is_an_ordinary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials and trunks see only the validation family; a cooldown extends its trunk at a commit that this keeps."""
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    path, jobs = tmp_path / "sweep.yaml", {job.name: job for job in scaling_design.all_jobs()}
+    path.write_text(dump_yaml(scaling_design.sweep(jobs.values(), SIZE, PEAKS)), encoding="utf-8")
+    runs = {run.name: run.config for run in load(path, [], None, None).runs}
+    assert runs.keys() == jobs.keys()
+    for name, config in runs.items():
+        (stage,), job = config.stages, jobs[name]
+        roles = {each.role for each in config.evaluate.sets}
+        assert roles == ({"validation"} if job.kind in ("trial", "trunk") else {"validation", "test"})
+        assert (config.seed == 9) == (job.kind == "trial") and config.model.size == job.group.model
+        if job.trunk:
+            trunk = runs[job.trunk.name]
+            assert config.init.run == f"scaling_study/{job.trunk.name}" and config.init.extend
+            assert config.init.samples == stage.samples - stage.cooldown and stage.schedule == "wsd"
+            assert config.init.samples in trunk.checkpoint.keep_at and trunk.stages[0].samples >= config.init.samples
+            assert (trunk.stages[0].warmup, trunk.stages[0].base_lr) == (stage.warmup, stage.base_lr)
+    assert len(scaling_design.calibration()["runs"]) == len(scaling_design.calibrated()) == 5
+
+
+# -- what is missing ---------------------------------------------------------------------------------------------------
+
+
+def test_trials_come_first_and_choose_by_the_validation_family_alone(tmp_path: Path) -> None:
+    study = complete(tmp_path, [])
+    assert {job.kind for job in study.ready({})} == {"trial"} and study.peaks == {}
+    trials = [job for job in single() if job.kind == "trial"]
+    study = complete(tmp_path, trials)
+    assert study.peaks == PEAKS
+    ready = study.ready({})
+    assert ready[0].name == "2m-data8-mask0.5-s0-trunk" and not any(job.trunk for job in ready)
+    assert not any(scaling_runner.is_predicted(job) for job in ready), "the joint corner waits for its prediction"
+
+
+def test_a_trunk_is_trained_again_only_if_a_cooldown_is_missing(tmp_path: Path) -> None:
+    cooldown = next(job for job in single() if job.name == "2m-data8-mask0-s0-x4")
+    study = complete(tmp_path, [job for job in single() if job != cooldown])
+    assert study.ready({}) == [cooldown.trunk]
+    local: Any = {"2m-data8-mask0-s0-trunk": None}
+    assert study.ready(local) == [cooldown]
+    assert complete(tmp_path, [cooldown]).ready({}) == []
+
+
+def test_no_further_seed_if_the_difference_is_clear(tmp_path: Path) -> None:
+    """1/64 of the data is two points worse, 8M three better; the noise between seeds is 0.2 points."""
+    first = [job for job in single() if job.group.seed in (0, 9) or len(job.group.lengths) > 1]
+    study = complete(tmp_path, first)
+    assert study.missing() and all(scaling_runner.is_predicted(job) for job in study.missing())
+    near = Group(data="all")
+    path = tmp_path / scaling_design.NAME / "results" / f"{near.name}-x2.json"
+    close = record(Job(near, 2)) | {"evaluations": record(Job(Group(), 2))["evaluations"]}
+    write_json(path, close)
+    missing = {job.group for job in scaling_runner.read(path.parents[1]).missing()}
+    assert {Group(data="all", seed=1), Group(data="all", seed=2)} <= missing
+
+
+def test_a_result_of_another_design_is_refused(tmp_path: Path) -> None:
+    study = complete(tmp_path, single())
+    write_json(study.folder / "calibration.json", CALIBRATION | {"work": {w: {"seconds": 0.1} for w in TIMES}})
+    with pytest.raises(ConfigError, match="run with other settings"):
+        scaling_runner.read(study.folder)
+    (study.folder / "results" / "damaged.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        scaling_runner.read(study.folder)
+
+
+# -- the prediction ----------------------------------------------------------------------------------------------------
+
+
+def test_the_joint_corner_is_predicted_once_and_before_it_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is missing"):
+        scaling_runner.predict(complete(tmp_path, single()[:20]))
+    study = complete(tmp_path, single())
+    made = scaling_runner.predict(study)
+    corner = [job for job in scaling_design.all_jobs() if scaling_runner.is_predicted(job) and job.length]
+    for job in corner:
+        errors = made["errors"][str(job.length)]
+        assert errors["low"] < 1 - top1(job) < errors["high"] and errors["high"] - errors["low"] < 0.03
+    study = scaling_runner.read(study.folder)
+    assert {job.name for job in study.ready({})} >= {"8m-data1-mask0.5-s0-trunk"}
+    with pytest.raises(ConfigError, match="exists"):
+        scaling_runner.predict(study)
+    os.unlink(study.folder / "prediction.json")
+    with pytest.raises(ConfigError, match="is complete"):
+        scaling_runner.predict(complete(tmp_path, corner))
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def page(study: scaling_runner.Study) -> str:
+    docs = study.folder.parent
+    for path in scaling_page.write(docs, study):
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+    return (docs / "scaling_study.md").read_text(encoding="utf-8")
+
+
+def row(text: str, start: str) -> list[str]:
+    """The cells of the first table row that starts with a text."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_page_of_a_complete_study(tmp_path: Path) -> None:
+    study = complete(tmp_path, single())
+    scaling_runner.predict(study)
+    leakage = {"pictures": 5000, "near_before": 0.12, "near_after": 0.0, "near_before_2x": 0.2, "near_after_2x": 0.1}
+    write_json(study.folder / "data.json", {"leakage": {"tabler": leakage}})
+    text = page(complete(tmp_path, scaling_design.all_jobs()))
+    assert "runs are missing" not in text
+    assert row(text, "A larger model is more accurate")[-1] == "shown"
+    assert row(text, "More data gain more than longer training")[-1] == "opposite"
+    assert row(text, "Mask 75 % is less accurate than 50 %")[-1] == "shown"
+    assert row(text, "Mask 50 % reaches the accuracy")[-1] == "shown"
+    assert row(text, "joint")[1:3] == ["78.8", "+4.5"], "the paper's numbers"
+    assert row(text, "50 %")[1] == "69.6", "the paper's number"
+    assert 1.7 < float(row(text, "50 %")[3]) < 2.3, "half the cost at equal accuracy"
+    assert row(text, "length 4")[-1] == "yes" and row(text, "chance")[2:] == ["0.10"] * 5
+    assert row(text, "tabler")[2:4] == ["12.00 %", "0.00 %"]
+    assert "0.5m-data8-mask0.5-s0-repeat-x2" in text and "docs/sweeps.md" in text
+    for name in ("axes-1", "axes-2", "axes-3", "cost-1", "cost-2"):
+        assert f"](scaling_study/{name}.svg)" in text
+
+
+def test_an_incomplete_study_gives_no_verdict_where_runs_are_missing(tmp_path: Path) -> None:
+    text = page(complete(tmp_path, []))
+    assert "runs are missing" in text and row(text, "A larger model is more accurate")[1:] == ["-", "-"]
+    masks = [job for job in single() if job.kind == "trial" or len(job.group.lengths) > 1]
+    text = page(complete(tmp_path, masks))
+    assert row(text, "Mask 50 % reaches the accuracy")[-1] == "shown"
+    assert row(text, "A larger model is more accurate")[1:] == ["-", "-"]
+    assert "The joint corner is not predicted yet" in text
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = ["--study", "scaling", "--docs", str(tmp_path)]
+    assert command.main([*study, "--plan"]) == 78
+    assert "--study scaling --calibrate" in capsys.readouterr().err
+    complete(tmp_path, single())
+    assert command.main([*study, "--predict"]) == 0 and (tmp_path / "scaling_study" / "prediction.json").exists()
+    capsys.readouterr()
+    assert command.main([*study, "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "8m-data1-mask0.5-s0-x4" in shown and "2m-data8" not in shown, "only what is missing"
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--minutes", "80"])
+
+
+@pytest.mark.slow
+def test_a_small_study_is_trained_in_parts_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial, a trunk with two cooldowns and a repeat; the first call is stopped. Results survive without the runs."""
+    cache = tmp_path / "cache" / "icons"
+    for name in ("train-1of8", "bi", "tabler", "carbon", "game-icons", "retrieval", "probe/train", "probe/test"):
+        make_dataset(cache / name, samples=640 if name.startswith("train") else 32, shards=1, classes=16)
+    make_tokenizer(cache / "tokenizer.json")
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    group, arm = Group("0.5M/8", lengths=(1, 2)), ("0.5M/8", "0.5")
+    trial = Group("0.5M/8", lengths=(1,), seed=9, peak=1e-3)
+    rounds = (("trials", (trial,)), ("runs", (group,)), ("repeats", (Group("0.5M/8", repeat=True),)))
+    for name, value in (("ROUNDS", rounds), ("ARMS", (arm,)), ("PEAKS", (1e-3,)), ("GRAIN", 1280), ("BUDGET", 1.0)):
+        monkeypatch.setattr(scaling_design, name, value)
+    monkeypatch.setattr(scaling_design, "START", 1.0)
+    docs = tmp_path / "docs"
+    study = complete(docs, [])
+    assert study.unit == 1280
+    with suppress(runner.Unfinished):
+        scaling_runner.train(study.folder, "pair", 6.0)
+    assert scaling_runner.read(study.folder).missing(), "six seconds do not even start them all"
+    study = scaling_runner.train(study.folder, "pair", float("inf"))
+    assert not study.missing() and len(study.results) == 5
+    first, again = (study.results[f"{group.name}{end}-x2"] for end in ("", "-repeat"))
+    assert scaling_runner.score(first) == scaling_runner.score(again), "a trunk and its cooldown are a run"
+    assert first["data_samples"] == 640 and first["data"].startswith("digest:") and len(first["configuration"]) == 64
+    assert {item["task"] for item in first["evaluations"]} == {"zeroshot", "retrieval", "probe"}
+    assert study.results[f"{group.name}-trunk"]["curve"] and first["hours"]["useful"] > 0
+    shutil.rmtree(tmp_path / "runs")
+    assert scaling_runner.train(study.folder, "pair", float("inf")).results == study.results
+    assert not (tmp_path / "runs" / "scaling_study").exists(), "nothing is trained again"
+    assert "0.5M/8" in page(study)

@@ -1,0 +1,279 @@
+"""The scaling study: its runs in order of importance, their lengths by the calibration, and the sweep that trains them.
+
+A group is a model, a data set, a mask and a seed. At several lengths it trains one trunk at a constant rate and a
+cooldown per length; a single length is a run of its own, with the same steps (docs/sweeps.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flip.config.identity import flatten
+
+NAME = "scaling_study"
+"""Of the page, of the folder beside it, and of the sweep."""
+MODELS = ("0.5M/8", "2M/8", "8M/8")
+DATA = {"1/64": "cache:icons/train-1of64", "1/8": "cache:icons/train-1of8", "all": "cache:icons/train"}
+MASKS = ("0", "0.5", "0.75")
+LENGTHS = (1, 2, 4)
+"""In units (``unit``)."""
+PEAKS = (5e-4, 1e-3, 2e-3)
+"""Peak learning rates that are tried for each model and mask."""
+SEEDS = (0, 1, 2)
+TRIAL_SEED = 9
+"""Seed of trials, not used by other runs."""
+BATCH = 128
+WARMUP, COOLDOWN = 0.1, 0.2
+"""Warm-up as a share of a unit, the same at every length; cooldown as a share of the run."""
+
+GRAIN = 12_800
+"""A unit is a multiple of this: cooldowns then start at the end of a step."""
+CORES = 2
+BUDGET, PART = 10 * 3600.0, 4800.0
+"""Seconds of all runs on CORES cores, and of a part of the study. The rest of the 12 hours is for start-up, evaluation
+and cores that wait."""
+RESERVE, START = 0.9, 60.0
+"""Share of a part that is planned, and seconds to start and to score a run."""
+PROBE = 2560
+"""Samples of a calibration run."""
+
+Times = Mapping[str, float]
+"""Kind of work (``Group.work``) -> core-seconds per sample."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is compared: runs that differ in nothing but their seed."""
+
+    model: str = "2M/8"
+    data: str = "1/8"
+    mask: str = "0.5"
+    length: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.data} of the data, mask {self.mask}, length {self.length}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that share a trunk. ``peak``: the learning rate of a trial; 0: the chosen one. ``repeat``: trained again."""
+
+    model: str = "2M/8"
+    data: str = "1/8"
+    mask: str = "0.5"
+    lengths: tuple[int, ...] = (2,)
+    seed: int = 0
+    peak: float = 0.0
+    repeat: bool = False
+
+    @property
+    def work(self) -> str:
+        """Kind of work, which determines the time per sample."""
+        return f"{self.model}, mask {self.mask}"
+
+    @property
+    def name(self) -> str:
+        share = self.data.partition("/")[2] or "1"
+        end = f"-lr{self.peak:g}" if self.peak else f"-s{self.seed}" + "-repeat" * self.repeat
+        return f"{self.model.partition('/')[0].lower()}-data{share}-mask{self.mask}{end}"
+
+    def point(self, length: int) -> Point:
+        return Point(self.model, self.data, self.mask, length)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. ``length``: in units; 0: the trunk of the group."""
+
+    group: Group
+    length: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.group.name}-x{self.length}" if self.length else f"{self.group.name}-trunk"
+
+    @property
+    def kind(self) -> str:
+        return "trial" if self.group.peak else "trunk" if not self.length else "repeat" if self.group.repeat else "run"
+
+    @property
+    def trunk(self) -> Job | None:
+        """The run that this one extends."""
+        return Job(self.group, 0) if self.length and len(self.group.lengths) > 1 else None
+
+    @property
+    def units(self) -> float:
+        """What it trains itself, in units."""
+        if not self.length:
+            return (1 - COOLDOWN) * max(self.group.lengths)
+        return self.length * (COOLDOWN if self.trunk else 1.0)
+
+    def cost(self, times: Times, size: int) -> float:
+        """Core-seconds of training by the calibration, with units of ``size`` samples."""
+        return self.units * size * times[self.group.work]
+
+
+REFERENCE = Point()
+MASKED = tuple(Group(mask=mask, lengths=LENGTHS) for mask in ("0.5", "0", "0.75"))
+"""The reference at three lengths, without a mask, and with a larger one."""
+AXES = (Group(model="8M/8"), Group(data="all"), Group(model="0.5M/8"), Group(data="1/64"))
+"""One step along an axis from the reference."""
+JOINT = Group("8M/8", "all", lengths=(2, 4))
+ARMS = tuple(dict.fromkeys((each.model, each.mask) for each in (*MASKED, *AXES)))
+"""(model, mask) that get learning rates of their own; other data sets and lengths use those."""
+ROUNDS: tuple[tuple[str, tuple[Group, ...]], ...] = (
+    (
+        "trials of learning rates",
+        tuple(Group(model, mask=mask, lengths=(1,), seed=TRIAL_SEED, peak=p) for model, mask in ARMS for p in PEAKS),
+    ),
+    ("masks and lengths, first seed", MASKED),
+    ("model and data, first seed", AXES),
+    ("masks and lengths, other seeds", tuple(replace(g, seed=seed) for seed in SEEDS[1:] for g in MASKED)),
+    ("model and data, other seeds", tuple(replace(g, seed=seed) for seed in SEEDS[1:] for g in AXES)),
+    ("model, data and length together", tuple(replace(JOINT, seed=seed) for seed in SEEDS)),
+    ("repeated runs", tuple(Group(model, repeat=True) for model in MODELS)),
+)
+"""In order of importance: if the study is stopped early, the last are missing."""
+
+
+def jobs_of(group: Group) -> list[Job]:
+    """The trunk of a group, if it has several lengths, and its runs."""
+    trunk = [Job(group, 0)] if len(group.lengths) > 1 else []
+    return trunk + [Job(group, length) for length in group.lengths]
+
+
+def all_jobs() -> list[Job]:
+    return [job for _, groups in ROUNDS for group in groups for job in jobs_of(group)]
+
+
+def unit(times: Times) -> int:
+    """Samples of a unit: all runs fit BUDGET, and the longest run fits a part. A multiple of GRAIN."""
+    costs = [job.cost(times, 1) for job in all_jobs()]
+    samples = min(CORES * BUDGET / sum(costs), (RESERVE * PART - START) / max(costs))
+    return max(1, int(samples // GRAIN)) * GRAIN
+
+
+def startable(missing: Sequence[Job], complete: Collection[str]) -> list[Job]:
+    """The jobs whose trunk is ``complete`` (names of runs); trials come before all others, which need their result."""
+    trials = [job for job in missing if job.kind == "trial" and job.name not in complete]
+    return [
+        job for job in trials or missing if job.name not in complete and (not job.trunk or job.trunk.name in complete)
+    ]
+
+
+def fitting(ready: Iterable[Job], times: Times, seconds: float) -> tuple[list[Job], float]:
+    """The jobs, in their order, that CORES cores complete within ``seconds``, and the seconds that they take."""
+    size, cores, chosen = unit(times), [0.0] * CORES, []
+    for job in ready:
+        end = min(cores) + job.cost(times, size) + START
+        if end <= seconds * RESERVE:
+            cores[cores.index(min(cores))] = end
+            chosen.append(job)
+    return chosen, max(cores)
+
+
+def parts(missing: Sequence[Job], times: Times) -> list[tuple[list[Job], float]]:
+    """The jobs of each part, and its seconds."""
+    planned, complete = [], set[str]()
+    while len(complete) < len(missing):
+        part, seconds = list[Job](), 0.0
+        while (wave := fitting(startable(missing, complete), times, PART - seconds))[0]:
+            part, seconds = part + wave[0], seconds + wave[1]
+            complete |= {job.name for job in wave[0]}
+        if not part:
+            raise ValueError("a run does not fit a part")
+        planned.append((part, seconds))
+    return planned
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def calibration() -> dict[str, Any]:
+    """The calibration sweep: two short runs per kind of work, two at a time, as in the study."""
+    runs = {}
+    for model, mask in ARMS:
+        stage = {"samples": PROBE, "batch": BATCH, "mask": mask, "base_lr": _base_lr(PEAKS[0]), "warmup": BATCH}
+        fields = {"stages.pretrain": stage, "model.size": model, "monitor.log_every": 2, "evaluate.sets": []}
+        runs[_work_name(Group(model, mask=mask).work)] = fields
+    return _sweep(f"{NAME}_calibration", "Step times", runs) | {"seeds": [0, 1]}
+
+
+def calibrated() -> dict[str, str]:
+    """Run of the calibration sweep -> its kind of work."""
+    works = (Group(model, mask=mask).work for model, mask in ARMS)
+    return {_work_name(work): work for work in works}
+
+
+def _work_name(work: str) -> str:
+    return work.replace("/8, mask ", "-mask").lower()
+
+
+def sweep(jobs: Iterable[Job], size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """A sweep with these runs. ``size``: samples of a unit. ``peaks``: (model, mask) -> chosen peak."""
+    return _sweep(NAME, "Scaling study", {job.name: entry(job, size, peaks) for job in jobs})
+
+
+def entry(job: Job, size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """The settings of a run, as in the sweep file. Equal entries train equal runs."""
+    group, peak = job.group, job.group.peak or peaks[job.group.model, job.group.mask]
+    stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask, "base_lr": _base_lr(peak)}
+    stage["warmup"] = warmup(size)
+    fields: dict[str, Any] = {"seed": group.seed, "model.size": group.model, "data.manifest": DATA[group.data]}
+    fields["evaluate.every"] = size // 2 // BATCH * BATCH
+    if job.length:
+        stage |= {"samples": job.length * size, "schedule": "wsd", "cooldown": _cooldown(job.length, size)}
+    else:
+        ends = [length * size - _cooldown(length, size) for length in group.lengths]
+        stage |= {"samples": max(ends), "schedule": "constant"}
+        fields["checkpoint.keep_at"] = ends
+    if job.kind in ("trial", "trunk"):
+        fields["evaluate.sets"] = [VALIDATION]
+    if job.trunk:
+        start = stage["samples"] - stage["cooldown"]
+        fields["init"] = {"run": f"{NAME}/{job.trunk.name}", "samples": start, "extend": True}
+    return fields | {"stages.pretrain": stage}
+
+
+DATA_KEY = "data.manifest"
+SETTINGS = tuple(f"stages.pretrain.{key}" for key in ("samples", "batch", "mask", "base_lr", "warmup", "schedule"))
+SETTINGS += ("stages.pretrain.cooldown", "seed", "model.size", "init.samples")
+
+
+def settings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree between a run and its design, of an ``entry`` or of the resolved configuration by dotted keys."""
+    flat = flatten(table)
+    return {key: flat.get(key) or 0 for key in SETTINGS} | {DATA_KEY: str(flat[DATA_KEY]).rpartition("/")[2]}
+
+
+VALIDATION = {
+    "name": "validation",
+    "manifest": "cache:icons/bi",
+    "classes": "cache:icons/bi/classes.json",
+    "role": "validation",
+}
+"""The only evaluation set of trials and trunks; other runs use those of the recipe icons."""
+
+
+def warmup(size: int) -> int:
+    """Samples of warm-up, with units of ``size`` samples."""
+    return round(WARMUP * size / BATCH) * BATCH
+
+
+def _cooldown(length: int, size: int) -> int:
+    return int(length * size * COOLDOWN) // BATCH * BATCH
+
+
+def _base_lr(peak: float) -> float:
+    return float(f"{peak * 256 / BATCH:.6g}")  # a sweep's learning rate is per 256 samples
+
+
+def _sweep(name: str, title: str, runs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "title": title, "cluster": "pair", "recipe": "icons", "runs": dict(runs)}
+
+
+def points() -> list[Point]:
+    """The compared points, in order."""
+    return list(dict.fromkeys(job.group.point(job.length) for job in all_jobs() if job.kind == "run"))

@@ -1,0 +1,368 @@
+"""Writes docs/scaling_study.md: the paper's table and figures beside those of the study, and a verdict per claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from flip.runs.rundir import read_json, write_text
+from jobs.common.text import percent, table
+from jobs.reporting import charts, scaling_laws
+from jobs.reporting.charts import Mark, Plot, Series
+from jobs.reporting.document import Block, Figure, Table, Text, heading
+from jobs.reporting.figures import files
+from jobs.reporting.markdown import markdown
+from jobs.sweeps.published import rows
+from tools.studies import scaling_design, scaling_stats
+from tools.studies.scaling_design import JOINT, LENGTHS, MASKS, PART, REFERENCE, Group, Job, Point
+from tools.studies.scaling_runner import Study, is_family, score
+from tools.studies.scaling_stats import Estimate, SpeedUp
+
+MODEL, DATA, LONG = Point("8M/8"), Point(data="all"), Point(length=4)
+BOTH, ALL = JOINT.point(2), JOINT.point(4)
+TABLE_8 = {"baseline": REFERENCE, "model": MODEL, "data": DATA, "schedule": LONG, "model+data": BOTH, "joint": ALL}
+"""Row of the paper's Table 8 -> our point."""
+Terms = Sequence[tuple[float, Point]]
+CLAIMS: tuple[tuple[str, Terms], ...] = (
+    ("A larger model is more accurate.", ((1, MODEL), (-1, REFERENCE))),
+    ("More data are more accurate at equal training.", ((1, DATA), (-1, REFERENCE))),
+    ("More data gain more than longer training.", ((1, DATA), (-1, LONG))),
+    ("A larger model gains more than longer training.", ((1, MODEL), (-1, LONG))),
+    (
+        "Model and data together gain more than the sum of both.",
+        ((1, BOTH), (-1, MODEL), (-1, DATA), (1, REFERENCE)),
+    ),
+    ("With a larger model and more data, longer training gains, too.", ((1, ALL), (-1, BOTH))),
+    ("Mask 50 % is more accurate at equal samples.", ((1, REFERENCE), (-1, Point(mask="0")))),
+    ("Mask 75 % is less accurate than 50 % at equal samples.", ((1, REFERENCE), (-1, Point(mask="0.75")))),
+)
+"""Claim of the paper -> our difference that is above 0 if it holds."""
+
+HEAD = """\
+# A scaling study: model, data and length on 300,000 icons
+
+`make scaling-study` trains what is missing beside the committed results and writes this page (`tools/study.py --study
+scaling`). It asks the questions of the paper's scaling section at a size that two CPU cores train in less than 12
+hours. Model, data and length are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
+
+    python tools/demo_data.py icons
+    python tools/study.py --study scaling --plan           # runs and hours of each part
+    make scaling-study MINUTES=80                          # a part; the next call continues
+    python tools/study.py --study scaling --predict        # before the joint corner is trained
+
+Every complete run leaves a file in scaling_study/results with the digests of its configuration and of its data. Runs
+with such a file are not trained again, so that another machine goes on with what is missing."""
+
+RULES = """\
+Accuracy is zero-shot top-1, the mean over the test families, which neither training nor selection sees. The validation
+family alone selects learning rates.
+
+Learning rates. For each model and mask {peaks} are tried, with seed {trial_seed}, on 1/8 of the data at length 1. The
+best on the validation family is used for all data and lengths of that model and mask; of equals, the smallest.
+
+Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, take
+at most {budget:g} hours of two cores. Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the
+last {cooldown:.0%} of a run. Runs that differ only in their length share their trunk (docs/sweeps.md).
+
+Seeds. Masks and lengths at the reference have three seeds. Every other point gets a first seed; seeds 1 and 2 follow
+unless its difference from the reference exceeds {clear:g} times the half-width of its 95 % interval. The joint corner
+has three.
+
+Intervals. The standard deviation between seeds is pooled over all points with several seeds; a difference has an
+interval by Student's t. It covers the variation of training, not the choice of test pictures or families, and is not
+widened for multiple comparisons. A claim is shown if the interval of its difference is above 0, opposite if it is below
+0, else not shown. Without all its runs a claim has no verdict.
+
+Speed-up. Cost is core-seconds of training by the calibration, so that runs may share the machine. It is compared at the
+highest accuracy that both designs reach at one of three lengths, on the line between lengths (logarithmic cost), never
+beyond. Its interval is a bootstrap of {draws} draws over the deviations of runs from their means.
+
+Prediction. The error of the joint corner is predicted from all other runs at mask 50 % by one power law over
+parameters, data and samples, and committed before the corner is trained (scaling_study/prediction.json).
+
+Calibration: two runs side by side on {cores} cores of {processor}, load {load} before, {time} UTC
+(scaling_study/calibration.json)."""
+
+SIZE = """\
+The differences between models, data sets and lengths depend on where a study stands on their
+curves: here, small models see each picture a few times, while the paper's see theirs 32 times. A mask saves less at 64
+pixels than in the paper, because decoding, the text tower and the optimizer cost the same with and without a mask. All
+icons are drawings: photographs have more redundant patches. Batches of {batch} pairs have few negatives; the paper
+gains from the larger batch that a mask allows, which is not tested here."""
+
+
+def plan(study: Study) -> str:
+    """Runs of each part, with parameters, samples and hours, as text. It counts every seed that the rule may ask
+    for."""
+    parts = scaling_design.parts(study.missing(), study.times)
+    columns = ("part", "run", "parameters", "samples", "core-hours")
+    lines = [
+        (number, job.name, job.group.model.partition("/")[0], f"{round(job.units * study.unit):,}",
+         f"{job.cost(study.times, study.unit) / 3600:.2f}")
+        for number, (jobs, _) in enumerate(parts, 1) for job in jobs
+    ]  # fmt: skip
+    hours = [seconds / 3600 for _, seconds in parts]
+    shown = ", ".join(f"{number}: {each:.2f}" for number, each in enumerate(hours, 1))
+    summary = f"hours of each part, at most {PART / 3600:.2f} on two cores: {shown or 'nothing is missing'}"
+    text = table([dict(zip(columns, map(str, line), strict=True)) for line in lines])
+    return f"{text}\nunit: {study.unit:,} samples\n{summary}\ntotal: {sum(hours):.1f} hours of two cores"
+
+
+def write(docs: Path, study: Study) -> list[Path]:
+    """Write the page and its figures; returns the paths. Raises OSError."""
+    name, calibration = scaling_design.NAME, read_json(study.folder / "calibration.json") or {}
+    drawn = [figure for figure in (axes(study), cost(study)) if figure.plots]
+    rules = RULES.format(
+        **calibration["machine"], time=calibration["time"], unit=study.unit, clear=scaling_stats.CLEAR,
+        peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS), trial_seed=scaling_design.TRIAL_SEED,
+        budget=scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit), draws=scaling_stats.DRAWS,
+        cooldown=scaling_design.COOLDOWN,
+    )  # fmt: skip
+    blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
+    blocks += [*claims(study), *beside(study), *masks(study), *drawn, *laws(study), *measures(study)]
+    blocks += [*learning_rates(study), *repeats(study), *leakage(study), *machine_time(study)]
+    blocks += [heading("What hangs on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
+    content = {f"{file}.svg": charts.svg(plot) for figure in drawn for file, plot in files(figure)}
+    for file, text in content.items():
+        write_text(study.folder / file, text)
+    write_text(docs / f"{name}.md", f"{HEAD}\n\n{markdown(blocks, name)}")
+    return [docs / f"{name}.md", *(study.folder / file for file in content)]
+
+
+def paragraphs(text: str) -> list[Block]:
+    return [Text(" ".join(paragraph.split())) for paragraph in text.split("\n\n")]
+
+
+def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str = "", text: str = "") -> list[Block]:
+    """A heading, a table and a note; nothing without lines. ``columns``, and those with text, are separated by |."""
+    cells = [dict(zip(columns.split("|"), line, strict=True)) for line in lines]
+    return [heading(title, 3), Table(cells, text=text.split("|")), *([Text(note)] if note else [])] if cells else []
+
+
+def missing(study: Study) -> list[Block]:
+    jobs = [job.name for job in study.missing() if job.length]
+    note = f"{len(jobs)} runs are missing: {', '.join(jobs)}. What needs them has no verdict."
+    return [Text(note, tone="note")] if jobs else []
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def claims(study: Study) -> list[Block]:
+    """A verdict per claim of the paper. Without all runs of a point that the rule asks for: none."""
+    estimates = [(claim, difference(study, terms)) for claim, terms in CLAIMS]
+    lines = [(claim, interval(made), made.verdict() if made else "-") for claim, made in estimates]
+    for mask in MASKS[1:]:
+        made = speed_up(study, mask)
+        claim = f"Mask {percent(float(mask), 0)} % reaches the accuracy without a mask at less cost."
+        lines.append((claim, factor(made), made.estimate.verdict(1.0) if made else "-"))
+    note = "Differences in points, the last two as ratios of costs; in brackets 95 % intervals."
+    note += " The claims are those of the paper (Table 1a, Table 8, Figure 1)."
+    return section("Claims", "claim|difference|verdict", lines, note, "verdict")
+
+
+def difference(study: Study, terms: Terms) -> Estimate | None:
+    """In points; None if runs are missing."""
+    if study.spread is None or not all(study.complete(point) for _, point in terms):
+        return None
+    return scaling_stats.contrast([(100.0 * sign, study.scores(point)) for sign, point in terms], study.spread)
+
+
+def interval(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:+.1f} ({estimate.low:+.1f} to {estimate.high:+.1f})"
+
+
+def mean(scores: Sequence[float]) -> str:
+    return percent(fmean(scores)) if scores else "-"
+
+
+def beside(study: Study) -> list[Block]:
+    """The paper's Table 8 beside ours."""
+    paper = {name.partition(", ")[2]: row["imagenet"] for name, row in rows("8").items()}
+    lines = []
+    for name, point in TABLE_8.items():
+        gain = difference(study, ((1, point), (-1, REFERENCE))) if point != REFERENCE else None
+        scores, published = study.scores(point), (f"{paper[name]:.1f}", f"{paper[name] - paper['baseline']:+.1f}")
+        ours = (mean(scores), interval(gain), str(len(scores)))
+        lines.append((name, *published, *ours, point.model, point.data, str(point.length)))
+    note = (
+        "Paper: ImageNet-1K, ViT-L to H, LAION-400M to 2B, 12.8 to 25.6 billion samples. Ours: mean over test families."
+    )
+    columns = "scaled|paper, top-1|paper, gain|ours, top-1|ours, gain|seeds|model|data|length"
+    return section("The paper's Table 8 beside ours", columns, lines, note, "model|data|ours, gain")
+
+
+# -- masks -------------------------------------------------------------------------------------------------------------
+
+
+def lengths(study: Study, mask: str) -> list[tuple[float, list[float]]]:
+    """Per length: calibrated core-seconds of a run of the reference with a mask, and the scores."""
+    seconds = study.times[f"{REFERENCE.model}, mask {mask}"] * study.unit
+    return [(length * seconds, study.scores(Point(mask=mask, length=length))) for length in LENGTHS]
+
+
+def speed_up(study: Study, mask: str) -> SpeedUp | None:
+    """Over the reference without a mask; None if runs are missing."""
+    points = (Point(mask=each, length=length) for each in ("0", mask) for length in LENGTHS)
+    known = all(study.complete(point) for point in points)
+    return scaling_stats.speed_up(lengths(study, "0"), lengths(study, mask)) if known else None
+
+
+def factor(made: SpeedUp | None) -> str:
+    if made is None:
+        return "-"
+    return f"{made.bound} {made.estimate.value:.2f} ({made.estimate.low:.2f} to {made.estimate.high:.2f})".strip()
+
+
+def masks(study: Study) -> list[Block]:
+    """The speed-up at equal accuracy, and at equal samples (the ratio of calibrated costs); the paper's Table 1a."""
+    lines, unmasked = [], study.times[f"{REFERENCE.model}, mask 0"]
+    for mask in MASKS:
+        made, share = speed_up(study, mask) if mask != "0" else None, f"{percent(float(mask), 0)} %"
+        top1 = f"{rows('1a')[f'1a, mask {share}']['imagenet']:.1f}", mean(study.scores(Point(mask=mask)))
+        equal = f"{unmasked / study.times[f'{REFERENCE.model}, mask {mask}']:.2f}"
+        lines.append((share, *top1, factor(made), percent(made.level) if made else "-", equal))
+    note = "top-1 at equal samples, ours at the reference; the paper's batch is two and four times larger with a mask."
+    columns = "mask|paper, top-1|ours, top-1|speed-up at equal accuracy|at accuracy|at equal samples"
+    return section("Speed-up by masking, and the paper's Table 1a", columns, lines, note)
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+AXES = (
+    ("parameters", "parameters", [Point(model) for model in scaling_design.MODELS]),
+    ("pictures in the data set", "data_samples", [Point(data=data) for data in scaling_design.DATA]),
+    ("samples seen", "samples", [Point(length=length) for length in LENGTHS]),
+)
+"""(label of an axis, field of a record, points on it)."""
+
+
+def marked(name: str, placed: Sequence[tuple[float, Sequence[float]]], style: int = 0) -> list[Series]:
+    """Means at x as a line, each with its lowest and highest seed; nothing without scores."""
+    known = [(x, fmean(scores), min(scores), max(scores)) for x, scores in placed if scores]
+    points = [Mark(x, 100 * y, 100 * low, 100 * high, f"{name}: {percent(y)}") for x, y, low, high in known]
+    return [Series(name, [[(x, 100 * y) for x, y, _, _ in known]], points, style)] if known else []
+
+
+def axes(study: Study) -> Figure:
+    """Accuracy along each axis with the others fixed."""
+    plots = []
+    for label, field, points in AXES:
+        placed = [(next(iter(r.values()))[field], study.scores(p)) for p in points if (r := study.records(p))]
+        if placed:
+            plots.append(Plot(label, "test families, top-1, %", marked("ours", placed), log_x=True))
+    return Figure("axes", plots, "One axis at a time; the others as in the reference. Bars: lowest and highest seed.")
+
+
+def cost(study: Study) -> Figure:
+    """Accuracy against calibrated cost for each mask: complete runs of three lengths, and the course of the trunks."""
+    final, course = list[Series](), list[Series]()
+    for style, mask in enumerate(MASKS):
+        final += marked(f"mask {mask}", [(x / 3600, scores) for x, scores in lengths(study, mask)], style)
+        group = Group(mask=mask, lengths=LENGTHS)
+        curve = study.results.get(Job(group, 0).name, {}).get("curve", ())
+        line = [(point["samples"] * study.times[group.work] / 3600, 100 * point["top1"]) for point in curve]
+        course += [Series(f"mask {mask}", [line], (), style)] if line else []
+    sets = (("test families", final), ("validation family", course))
+    plots = [Plot("core-hours, calibrated", f"{name}, top-1, %", series) for name, series in sets if series]
+    caption = (
+        "Left: complete runs of three lengths; bars: lowest and highest seed. Right: during training of the trunks at"
+    )
+    return Figure("cost", plots, f"{caption} a constant rate, first seed.")
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def laws(study: Study) -> list[Block]:
+    """Power laws of the error along each axis, and the prediction of the joint corner beside its result."""
+    lines = []
+    for label, field, points in AXES:
+        runs = [record for point in points for record in study.records(point).values()]
+        known = all(map(study.complete, points))
+        law = scaling_laws.fit([run[field] for run in runs], [1 - score(run) for run in runs]) if known else None
+        shown = (f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", str(law.runs)) if law else ("-", "-")
+        lines.append((label, *shown))
+    note = "Error = a * x^-b, by least squares in the logarithms; intervals: bootstrap over runs."
+    blocks = section("Power laws", "along|exponent b|runs", lines, note)
+    if not study.prediction:
+        return [*blocks, Text("The joint corner is not predicted yet.", tone="note")]
+    corner = []
+    for length in JOINT.lengths:
+        made, scores = study.prediction["errors"][str(length)], study.scores(JOINT.point(length))
+        inside = "-" if not scores else "yes" if made["low"] <= 1 - fmean(scores) <= made["high"] else "no"
+        bounds = f"{percent(1 - made['high'])} to {percent(1 - made['low'])}"
+        corner.append((f"length {length}", percent(1 - made["value"]), bounds, mean(scores), inside))
+    note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."
+    columns = "length|predicted top-1|95 % interval|result|inside"
+    return [*blocks, *section("The joint corner, predicted", columns, corner, note)]
+
+
+# -- other measures ----------------------------------------------------------------------------------------------------
+
+
+def measures(study: Study) -> list[Block]:
+    """Every score of every point: the mean over its seeds. The last line is chance."""
+    points = {p: list(study.records(p).values()) for p in scaling_design.points() if study.records(p)}
+    items = next(iter(points.values()))[0]["evaluations"] if points else []
+    names = [item["name"] for item in items]
+    lines = [
+        (str(point), str(len(runs)), *(percent(fmean(score(run, name) for run in runs)) for name in names))
+        for point, runs in points.items()
+    ]
+    chance = ("chance", "-", *(percent(item["chance"], 2) if item.get("chance") else "-" for item in items))
+    families = ", ".join(item["name"] for item in items if is_family(item))
+    note = f"top-1 in per cent. Zero-shot on the test families ({families}) and on validation; retrieval in both"
+    note += " directions (-text, -image); linear probe on frozen features (-probe)."
+    return section("All measures", "|".join(["point", "seeds", *names]), [*lines, chance] if lines else [], note)
+
+
+def learning_rates(study: Study) -> list[Block]:
+    """Validation scores of the trials; a choice at the edge of the tried range is marked."""
+    lines, edges = [], (scaling_design.PEAKS[0], scaling_design.PEAKS[-1])
+    for (model, mask), scores in study.trials().items():
+        chosen = study.peaks.get((model, mask))
+        edge = " (at the edge of the range)" if chosen in edges else ""
+        tried = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in scores.items()) or "-"
+        lines.append((model, mask, tried, f"{chosen:g}{edge}" if chosen else "-"))
+    columns = "model|mask|validation top-1, %, by peak|chosen"
+    return section("Learning rates", columns, lines, text="validation top-1, %, by peak|chosen")
+
+
+def repeats(study: Study) -> list[Block]:
+    """Runs that were trained again, beside the first ones."""
+    lines = []
+    for job in scaling_design.all_jobs():
+        again, first = study.results.get(job.name), study.records(job.group.point(job.length)).get(job.group.seed)
+        if job.kind == "repeat" and again and first:
+            shown = [f"{percent(score(run))} ({run['time']})" for run in (first, again)]
+            lines.append((job.name, *shown, f"{100 * (score(again) - score(first)):+.2f}"))
+    return section("Repeated runs", "run|first|again|difference", lines, text="first|again")
+
+
+def leakage(study: Study) -> list[Block]:
+    """Shares of test pictures with a near-duplicate in training, from the report of the data."""
+    facts: Mapping[str, Any] = (read_json(study.folder / "data.json") or {}).get("leakage", {})
+    shares = ("near_before", "near_after", "near_before_2x", "near_after_2x")
+    lines = [
+        (family, f"{each['pictures']:,}", *(percent(each[share], 2) for share in shares))
+        for family, each in facts.items()
+    ]
+    note = "Held-out pictures with a near-duplicate in training, per cent, before and after the check of the data;"
+    columns = "family|pictures|before|after|before, twice|after, twice"
+    return section("Leakage", columns, lines, f"{note} the last two columns at twice the limit of the check.")
+
+
+def machine_time(study: Study) -> list[Block]:
+    """Where the core-hours of all complete runs went (``flip status --goodput``)."""
+    runs = list(study.results.values())
+    if not runs:
+        return []
+    parts = {part: f"{sum(run['hours'][part] for run in runs):.2f}" for part in runs[0]["hours"]}
+    machines = sorted({f"{run['machine']['cores']} cores of {run['machine']['processor']}" for run in runs})
+    note = f"Core-hours by use, on {'; '.join(machines)}. More attempts than runs: runs that were stopped or killed"
+    line = (str(len(runs)), str(sum(run["attempts"] for run in runs)), *parts.values())
+    columns = "|".join(["runs", "attempts", *parts])
+    return section("Time", columns, [line], f"{note} continued from their checkpoints.")

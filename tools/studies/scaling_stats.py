@@ -1,0 +1,183 @@
+"""Statistics of the scaling study: pure functions of scores, with 95 % intervals.
+
+Scores vary between seeds by a standard deviation that is pooled over all points with several seeds, because three seeds
+alone determine it badly. Bootstraps resample the deviations of runs from the mean of their point, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+DRAWS = 2000
+CLEAR = 2.0
+"""A difference of first seeds that exceeds its interval's half-width this many times needs no further seeds."""
+QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t; from 30 degrees of freedom on, that of 30, which is the larger."""
+    return QUANTILES[min(freedom, len(QUANTILES)) - 1]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def verdict(self, level: float = 0.0) -> str:
+        """Whether the value is above ``level``: shown, opposite, or not shown if the interval includes the level."""
+        return "shown" if self.low > level else "opposite" if self.high < level else "not shown"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation between seeds of one point, and its degrees of freedom."""
+
+    deviation: float
+    freedom: int
+
+
+def spread(scores: Mapping[Any, Sequence[float]]) -> Spread | None:
+    """Pooled over points, the variance being sum (x - mean of its point)^2 / sum (n - 1); None without repeats."""
+    deviations = _deviations(scores.values())
+    freedom = sum(len(values) - 1 for values in scores.values() if values)
+    return Spread(sqrt(float((deviations**2).sum()) / freedom), freedom) if freedom else None
+
+
+def contrast(terms: Sequence[tuple[float, Sequence[float]]], between: Spread) -> Estimate | None:
+    """Sum of factor * mean of the scores, as a difference of points; None if a point has no score.
+
+    The interval is t * s * sqrt(sum factor^2 / n), s being the pooled deviation. Seeds are not paired: points differ in
+    what a seed means for them.
+    """
+    if not all(scores for _, scores in terms):
+        return None
+    value = sum(factor * float(np.mean(scores)) for factor, scores in terms)
+    error = between.deviation * sqrt(sum(factor**2 / len(scores) for factor, scores in terms))
+    half = t_quantile(between.freedom) * error
+    return Estimate(value, value - half, value + half)
+
+
+def is_clear(difference: Estimate) -> bool:
+    """Whether a difference is so large that no further seeds are trained."""
+    return abs(difference.value) > CLEAR * (difference.high - difference.value)
+
+
+# -- speed-up ----------------------------------------------------------------------------------------------------------
+
+Lengths = Sequence[tuple[float, Sequence[float]]]
+"""Per length, ascending: cost of a run, and the score of each seed."""
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times less the second design costs at equal accuracy.
+
+    ``level``: the accuracy, the highest that both reach. ``bound``: ``at least`` (``at most``) if the second (the
+    first) has that accuracy at its shortest length already; else empty.
+    """
+
+    estimate: Estimate
+    level: float
+    bound: str = ""
+
+
+def speed_up(first: Lengths, second: Lengths, draws: int = DRAWS, seed: int = 0) -> SpeedUp | None:
+    """Cost of the first design at the level, divided by that of the second; None if a length has no score.
+
+    Accuracy between two lengths is linear in the logarithm of the cost, never extrapolated. The interval is a
+    bootstrap: each draw adds resampled deviations of all runs of both designs to the means.
+    """
+    if not first or not second or not all(scores for _, scores in (*first, *second)):
+        return None
+    random, designs = np.random.default_rng(seed), (first, second)
+    pool = _scaled([scores for each in designs for _, scores in each])
+    a, b = ([float(np.mean(scores)) for _, scores in each] for each in designs)
+    ratios = list[float]()
+    if len(pool):
+        noise = [[random.choice(pool, (draws, len(scores))).mean(axis=1) for _, scores in each] for each in designs]
+        drawn = (np.asarray(means) + np.transpose(each) for means, each in zip((a, b), noise, strict=True))
+        ratios = [_ratio(first, one, second, other)[0] for one, other in zip(*drawn, strict=True)]
+    ratio, level = _ratio(first, a, second, b)
+    low, high = np.quantile(ratios, (0.025, 0.975)) if ratios else (0.0, np.inf)
+    bound = "at least" if b[0] >= level else "at most" if a[0] >= level else ""
+    return SpeedUp(Estimate(ratio, float(low), float(high)), level, bound)
+
+
+def _ratio(
+    first: Lengths, a: Sequence[float] | Array, second: Lengths, b: Sequence[float] | Array
+) -> tuple[float, float]:
+    """(ratio of costs, accuracy at which they are compared) for mean accuracies ``a`` and ``b`` per length."""
+    level = min(max(a), max(b))
+    logs = [
+        np.interp(level, np.maximum.accumulate(means), np.log([cost for cost, _ in each]))
+        for each, means in ((first, a), (second, b))
+    ]
+    return float(np.exp(logs[0] - logs[1])), level
+
+
+# -- law ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JointLaw:
+    """error = scale * product over axes of x^-exponent. ``draws``: (draws, 1 + axes), of the bootstrap."""
+
+    coefficients: Array
+    """(1 + axes): logarithm of the scale, exponents."""
+    draws: Array
+    residuals: Array
+
+    def exponents(self) -> list[Estimate]:
+        low, high = np.quantile(self.draws[:, 1:], (0.025, 0.975), axis=0)
+        return [Estimate(*map(float, each)) for each in zip(self.coefficients[1:], low, high, strict=True)]
+
+    def predict(self, x: Sequence[float], runs: int, seed: int = 1) -> Estimate:
+        """The mean error of ``runs`` runs at a point: the interval includes their own variation, not that of the law's
+        form."""
+        row = np.concatenate([[1.0], -np.log(x)])
+        noise = np.random.default_rng(seed).choice(self.residuals, (len(self.draws), runs)).mean(axis=1)
+        low, high = np.quantile(np.exp(self.draws @ row + noise), (0.025, 0.975))
+        return Estimate(float(np.exp(self.coefficients @ row)), float(low), float(high))
+
+
+def joint_law(xs: Sequence[Sequence[float]], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> JointLaw:
+    """Fit one law over all axes by least squares in the logarithms. ``xs``: (runs, axes), above 0.
+
+    The bootstrap resamples residuals. Raises ValueError if the runs do not determine the law.
+    """
+    logs = np.log(np.asarray(xs, float))
+    design, y = np.column_stack([np.ones(len(logs)), -logs]), np.log(np.asarray(errors, float))
+    if len(y) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ValueError("too few runs, or an axis with a single value")
+    solve = np.linalg.pinv(design)
+    coefficients = solve @ y
+    residuals = (y - design @ coefficients) * sqrt(len(y) / (len(y) - design.shape[1]))
+    drawn = np.random.default_rng(seed).choice(residuals, (draws, len(y)))
+    return JointLaw(coefficients, (design @ coefficients + drawn) @ solve.T, residuals)
+
+
+def _deviations(points: Iterable[Sequence[float]]) -> Array:
+    """Deviations of all scores from the mean of their point."""
+    return np.concatenate([np.zeros(0), *(np.asarray(v, float) - np.mean(v) for v in points if len(v))])
+
+
+def _scaled(points: Sequence[Sequence[float]]) -> Array:
+    """Deviations of points with several scores, times sqrt(n / (n - 1)), so that they vary as scores do."""
+    several = [values for values in points if len(values) > 1]
+    return np.concatenate([np.zeros(0), *(_deviations([v]) * sqrt(len(v) / (len(v) - 1)) for v in several)])
