@@ -150,6 +150,9 @@ def test_no_further_seed_if_the_difference_is_clear(tmp_path: Path) -> None:
     study = complete(tmp_path, first)
     assert study.missing() and all(scaling_runner.is_predicted(job) for job in study.missing())
     near = Group(data="all")
+    undecided = complete(tmp_path / "early", [job for job in first if job.name != "2m-data8-mask0-s2-x4"])
+    assert not [job for job in undecided.ready({}) if job.kind == "run"], "further seeds wait for the spread"
+    assert Job(Group(data="all", seed=1), 2) in undecided.missing(), "but they may be needed"
     path = tmp_path / scaling_design.NAME / "results" / f"{near.name}-x2.json"
     close = record(Job(near, 2)) | {"evaluations": record(Job(Group(), 2))["evaluations"]}
     write_json(path, close)

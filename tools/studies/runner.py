@@ -121,20 +121,20 @@ def collect(design: StudyDesign, recorded: Mapping[str, float]) -> Study:
 
 
 def submit(
-    sweep: Mapping[str, Any], profile: str, seconds: float = float("inf"), poll: Callable[[], object] = lambda: None
+    sweep: Mapping[str, Any], profile: str, seconds: float | None = None, poll: Callable[[], object] = lambda: None
 ) -> None:
     """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end, calling ``poll`` meanwhile.
 
-    After ``seconds`` the runs save a checkpoint and stop; the next submission continues them. Raises Unfinished,
-    OSError.
+    With ``seconds``, the runs save a checkpoint and stop then, and on Ctrl-C; the next submission continues them.
+    Raises Unfinished, OSError.
     """
     path = runs_root() / "study" / f"{sweep['name']}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_yaml(dict(sweep)))
     print(f"\n{sweep['title']}: {path}", flush=True)
     command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--sweep", str(path), "--cluster", profile]
-    command += ["--watch"] if seconds == float("inf") else ["--foreground", "--retry"]
-    end = time.monotonic() + seconds
+    command += ["--watch"] if seconds is None else ["--foreground", "--retry"]
+    end = time.monotonic() + (float("inf") if seconds is None else seconds)
     with subprocess.Popen([*command, "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())}) as process:
         while process.poll() is None:
             try:

@@ -72,26 +72,32 @@ class Study:
         return not any(job.group.point(job.length) == point for job in self.missing() if job.kind == "run")
 
     @cached_property
+    def unsettled(self) -> bool:
+        """Whether runs of the reference, which determine the spread between seeds, have no result."""
+        jobs = (job for job in scaling_design.all_jobs() if job.trunk and not is_predicted(job))
+        return not all(job.name in self.results for job in jobs)
+
+    @cached_property
     def spread(self) -> Spread | None:
         """Between seeds, pooled over the points with several."""
         return scaling_stats.spread({point: self.scores(point) for point in scaling_design.points()})
 
-    def wanted(self, job: Job) -> bool:
-        """Whether a run belongs to the study: no further seed if the difference from the reference is clear."""
+    def asked(self, job: Job) -> bool | None:
+        """Whether a run belongs to the study: no further seed if the difference from the reference is clear. None: not
+        known yet, because the first seed or runs that determine the spread have no result."""
         group = job.group
         if group.seed not in SEEDS[1:] or len(group.lengths) > 1:
             return True
-        between = self.spread
-        scores = [self.records(point).get(0) for point in (group.point(job.length), REFERENCE)]
-        if between is None or not all(scores):
-            return True
-        terms = [(sign, [score(each)]) for sign, each in zip((1.0, -1.0), scores, strict=True) if each]
-        difference = scaling_stats.contrast(terms, between)
-        return difference is None or not scaling_stats.is_clear(difference)
+        first = [self.records(point).get(0) for point in (group.point(job.length), REFERENCE)]
+        if not all(first) or self.unsettled:
+            return None
+        terms = [(sign, [score(each)]) for sign, each in zip((1.0, -1.0), first, strict=True) if each]
+        difference = self.spread and scaling_stats.contrast(terms, self.spread)
+        return not difference or not scaling_stats.is_clear(difference)
 
     def missing(self) -> list[Job]:
         """Runs without a result, in order, and trunks that they extend."""
-        jobs = [job for job in scaling_design.all_jobs() if self.wanted(job)]
+        jobs = [job for job in scaling_design.all_jobs() if self.asked(job) is not False]
         needed = {job.trunk for job in jobs if job.length and job.name not in self.results}
         return [job for job in jobs if (job.name not in self.results if job.length else job in needed)]
 
@@ -101,7 +107,7 @@ class Study:
         A trunk whose result was committed is trained again if its run directory is elsewhere, because cooldowns start
         from its checkpoints. Runs of the joint corner wait for their prediction.
         """
-        jobs = [job for job in self.missing() if self.prediction or not is_predicted(job)]
+        jobs = [job for job in self.missing() if self.asked(job) and (self.prediction or not is_predicted(job))]
         return scaling_design.startable(jobs, local.keys())
 
     def check(self) -> None:
