@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tools.studies import scaling_stats
-from tools.studies.scaling_stats import Estimate, Spread
+from tools.studies.scaling_stats import Interval, Spread
 
 
 def test_the_spread_is_pooled_over_points() -> None:
@@ -22,7 +22,7 @@ def test_a_contrast_has_the_interval_of_all_its_points() -> None:
     assert made is not None and made.value == 6.0
     assert (made.low, made.high) == pytest.approx((6 - 5.157, 6 + 5.157), abs=1e-2)
     assert made.verdict() == "shown" and made.verdict(6.5) == "not shown" and made.verdict(12.0) == "opposite"
-    assert not scaling_stats.is_clear(made) and scaling_stats.is_clear(Estimate(6.0, 4.0, 8.0))
+    assert not scaling_stats.is_clear(made) and scaling_stats.is_clear(Interval(6.0, 4.0, 8.0))
     assert scaling_stats.contrast([(1.0, [10.0]), (-1.0, [])], Spread(2.0, 8)) is None
     assert scaling_stats.t_quantile(500) == scaling_stats.t_quantile(30) == 2.042
 

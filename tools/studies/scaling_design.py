@@ -44,7 +44,7 @@ Times = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Point:
+class StudyPoint:
     """What is compared: runs that differ in nothing but their seed."""
 
     model: str = "2M/8"
@@ -79,12 +79,12 @@ class Group:
         end = f"-lr{self.peak:g}" if self.peak else f"-s{self.seed}" + "-repeat" * self.repeat
         return f"{self.model.partition('/')[0].lower()}-data{share}-mask{self.mask}{end}"
 
-    def point(self, length: int) -> Point:
-        return Point(self.model, self.data, self.mask, length)
+    def point(self, length: int) -> StudyPoint:
+        return StudyPoint(self.model, self.data, self.mask, length)
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyRun:
     """One run. ``length``: in units; 0: the trunk of the group."""
 
     group: Group
@@ -99,9 +99,9 @@ class Job:
         return "trial" if self.group.peak else "trunk" if not self.length else "repeat" if self.group.repeat else "run"
 
     @property
-    def trunk(self) -> Job | None:
+    def trunk(self) -> StudyRun | None:
         """The run that this one extends."""
-        return Job(self.group, 0) if self.length and len(self.group.lengths) > 1 else None
+        return StudyRun(self.group, 0) if self.length and len(self.group.lengths) > 1 else None
 
     @property
     def units(self) -> float:
@@ -115,7 +115,7 @@ class Job:
         return self.units * size * times[self.group.work]
 
 
-REFERENCE = Point()
+REFERENCE = StudyPoint()
 MASKED = tuple(Group(mask=mask, lengths=LENGTHS) for mask in ("0.5", "0", "0.75"))
 """The reference at three lengths, without a mask, and with a larger one."""
 AXES = (Group(model="8M/8"), Group(data="all"), Group(model="0.5M/8"), Group(data="1/64"))
@@ -138,13 +138,13 @@ ROUNDS: tuple[tuple[str, tuple[Group, ...]], ...] = (
 """In order of importance: if the study is stopped early, the last are missing."""
 
 
-def jobs_of(group: Group) -> list[Job]:
+def jobs_of(group: Group) -> list[StudyRun]:
     """The trunk of a group, if it has several lengths, and its runs."""
-    trunk = [Job(group, 0)] if len(group.lengths) > 1 else []
-    return trunk + [Job(group, length) for length in group.lengths]
+    trunk = [StudyRun(group, 0)] if len(group.lengths) > 1 else []
+    return trunk + [StudyRun(group, length) for length in group.lengths]
 
 
-def all_jobs() -> list[Job]:
+def all_jobs() -> list[StudyRun]:
     return [job for _, groups in ROUNDS for group in groups for job in jobs_of(group)]
 
 
@@ -155,7 +155,7 @@ def unit(times: Times) -> int:
     return max(1, int(samples // GRAIN)) * GRAIN
 
 
-def startable(missing: Sequence[Job], complete: Collection[str]) -> list[Job]:
+def startable(missing: Sequence[StudyRun], complete: Collection[str]) -> list[StudyRun]:
     """The jobs whose trunk is ``complete`` (names of runs); trials come before all others, which need their result."""
     trials = [job for job in missing if job.kind == "trial" and job.name not in complete]
     return [
@@ -163,7 +163,7 @@ def startable(missing: Sequence[Job], complete: Collection[str]) -> list[Job]:
     ]
 
 
-def fitting(ready: Iterable[Job], times: Times, seconds: float) -> tuple[list[Job], float]:
+def fitting(ready: Iterable[StudyRun], times: Times, seconds: float) -> tuple[list[StudyRun], float]:
     """The jobs, in their order, that CORES cores complete within ``seconds``, and the seconds that they take."""
     size, cores, chosen = unit(times), [0.0] * CORES, []
     for job in ready:
@@ -174,11 +174,11 @@ def fitting(ready: Iterable[Job], times: Times, seconds: float) -> tuple[list[Jo
     return chosen, max(cores)
 
 
-def parts(missing: Sequence[Job], times: Times) -> list[tuple[list[Job], float]]:
+def parts(missing: Sequence[StudyRun], times: Times) -> list[tuple[list[StudyRun], float]]:
     """The jobs of each part, and its seconds."""
     planned, complete = [], set[str]()
     while len(complete) < len(missing):
-        part, seconds = list[Job](), 0.0
+        part, seconds = list[StudyRun](), 0.0
         while (wave := fitting(startable(missing, complete), times, PART - seconds))[0]:
             part, seconds = part + wave[0], seconds + wave[1]
             complete |= {job.name for job in wave[0]}
@@ -211,12 +211,12 @@ def _work_name(work: str) -> str:
     return work.replace("/8, mask ", "-mask").lower()
 
 
-def sweep(jobs: Iterable[Job], size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+def sweep(jobs: Iterable[StudyRun], size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
     """A sweep with these runs. ``size``: samples of a unit. ``peaks``: (model, mask) -> chosen peak."""
     return _sweep(NAME, "Scaling study", {job.name: entry(job, size, peaks) for job in jobs})
 
 
-def entry(job: Job, size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+def entry(job: StudyRun, size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
     """The settings of a run, as in the sweep file. Equal entries train equal runs."""
     group, peak = job.group, job.group.peak or peaks[job.group.model, job.group.mask]
     stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask, "base_lr": _base_lr(peak)}
@@ -274,6 +274,6 @@ def _sweep(name: str, title: str, runs: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "title": title, "cluster": "pair", "recipe": "icons", "runs": dict(runs)}
 
 
-def points() -> list[Point]:
+def points() -> list[StudyPoint]:
     """The compared points, in order."""
     return list(dict.fromkeys(job.group.point(job.length) for job in all_jobs() if job.kind == "run"))

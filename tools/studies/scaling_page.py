@@ -16,15 +16,15 @@ from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_stats
-from tools.studies.scaling_design import JOINT, LENGTHS, MASKS, PART, REFERENCE, Group, Job, Point
-from tools.studies.scaling_runner import Study, is_family, score
-from tools.studies.scaling_stats import Estimate, SpeedUp
+from tools.studies.scaling_design import JOINT, LENGTHS, MASKS, PART, REFERENCE, Group, StudyPoint, StudyRun
+from tools.studies.scaling_runner import ScalingStudy, is_family, score
+from tools.studies.scaling_stats import Interval, SpeedUp
 
-MODEL, DATA, LONG = Point("8M/8"), Point(data="all"), Point(length=4)
+MODEL, DATA, LONG = StudyPoint("8M/8"), StudyPoint(data="all"), StudyPoint(length=4)
 BOTH, ALL = JOINT.point(2), JOINT.point(4)
 TABLE_8 = {"baseline": REFERENCE, "model": MODEL, "data": DATA, "schedule": LONG, "model+data": BOTH, "joint": ALL}
 """Row of the paper's Table 8 -> our point."""
-Terms = Sequence[tuple[float, Point]]
+Terms = Sequence[tuple[float, StudyPoint]]
 CLAIMS: tuple[tuple[str, Terms], ...] = (
     ("A larger model is more accurate.", ((1, MODEL), (-1, REFERENCE))),
     ("More data are more accurate at equal training.", ((1, DATA), (-1, REFERENCE))),
@@ -35,8 +35,8 @@ CLAIMS: tuple[tuple[str, Terms], ...] = (
         ((1, BOTH), (-1, MODEL), (-1, DATA), (1, REFERENCE)),
     ),
     ("With a larger model and more data, longer training gains, too.", ((1, ALL), (-1, BOTH))),
-    ("Mask 50 % is more accurate at equal samples.", ((1, REFERENCE), (-1, Point(mask="0")))),
-    ("Mask 75 % is less accurate than 50 % at equal samples.", ((1, REFERENCE), (-1, Point(mask="0.75")))),
+    ("Mask 50 % is more accurate at equal samples.", ((1, REFERENCE), (-1, StudyPoint(mask="0")))),
+    ("Mask 75 % is less accurate than 50 % at equal samples.", ((1, REFERENCE), (-1, StudyPoint(mask="0.75")))),
 )
 """Claim of the paper -> our difference that is above 0 if it holds."""
 
@@ -93,7 +93,7 @@ icons are drawings: photographs have more redundant patches. Batches of {batch} 
 gains from the larger batch that a mask allows, which is not tested here."""
 
 
-def plan(study: Study) -> str:
+def plan(study: ScalingStudy) -> str:
     """Runs of each part, with parameters, samples and hours, as text. It counts every seed that the rule may ask
     for."""
     parts = scaling_design.parts(study.missing(), study.times)
@@ -110,7 +110,7 @@ def plan(study: Study) -> str:
     return f"{text}\nunit: {study.unit:,} samples\n{summary}\ntotal: {sum(hours):.1f} hours of two cores"
 
 
-def write(docs: Path, study: Study) -> list[Path]:
+def write(docs: Path, study: ScalingStudy) -> list[Path]:
     """Write the page and its figures; returns the paths. Raises OSError."""
     name, calibration = scaling_design.NAME, read_json(study.folder / "calibration.json") or {}
     drawn = [figure for figure in (axes(study), cost(study)) if figure.plots]
@@ -141,7 +141,7 @@ def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str 
     return [heading(title, 3), Table(cells, text=text.split("|")), *([Text(note)] if note else [])] if cells else []
 
 
-def missing(study: Study) -> list[Block]:
+def missing(study: ScalingStudy) -> list[Block]:
     jobs = [job.name for job in study.missing() if job.length]
     note = f"{len(jobs)} runs are missing: {', '.join(jobs)}. What needs them has no verdict."
     return [Text(note, tone="note")] if jobs else []
@@ -150,7 +150,7 @@ def missing(study: Study) -> list[Block]:
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
-def claims(study: Study) -> list[Block]:
+def claims(study: ScalingStudy) -> list[Block]:
     """A verdict per claim of the paper. Without all runs of a point that the rule asks for: none."""
     estimates = [(claim, difference(study, terms)) for claim, terms in CLAIMS]
     lines = [(claim, interval(made), made.verdict() if made else "-") for claim, made in estimates]
@@ -163,14 +163,14 @@ def claims(study: Study) -> list[Block]:
     return section("Claims", "claim|difference|verdict", lines, note, "verdict")
 
 
-def difference(study: Study, terms: Terms) -> Estimate | None:
+def difference(study: ScalingStudy, terms: Terms) -> Interval | None:
     """In points; None if runs are missing."""
     if study.spread is None or not all(study.complete(point) for _, point in terms):
         return None
     return scaling_stats.contrast([(100.0 * sign, study.scores(point)) for sign, point in terms], study.spread)
 
 
-def interval(estimate: Estimate | None) -> str:
+def interval(estimate: Interval | None) -> str:
     return "-" if estimate is None else f"{estimate.value:+.1f} ({estimate.low:+.1f} to {estimate.high:+.1f})"
 
 
@@ -178,7 +178,7 @@ def mean(scores: Sequence[float]) -> str:
     return percent(fmean(scores)) if scores else "-"
 
 
-def beside(study: Study) -> list[Block]:
+def beside(study: ScalingStudy) -> list[Block]:
     """The paper's Table 8 beside ours."""
     paper = {name.partition(", ")[2]: row["imagenet"] for name, row in rows("8").items()}
     lines = []
@@ -197,15 +197,15 @@ def beside(study: Study) -> list[Block]:
 # -- masks -------------------------------------------------------------------------------------------------------------
 
 
-def lengths(study: Study, mask: str) -> list[tuple[float, list[float]]]:
+def lengths(study: ScalingStudy, mask: str) -> list[tuple[float, list[float]]]:
     """Per length: calibrated core-seconds of a run of the reference with a mask, and the scores."""
     seconds = study.times[f"{REFERENCE.model}, mask {mask}"] * study.unit
-    return [(length * seconds, study.scores(Point(mask=mask, length=length))) for length in LENGTHS]
+    return [(length * seconds, study.scores(StudyPoint(mask=mask, length=length))) for length in LENGTHS]
 
 
-def speed_up(study: Study, mask: str) -> SpeedUp | None:
+def speed_up(study: ScalingStudy, mask: str) -> SpeedUp | None:
     """Over the reference without a mask; None if runs are missing."""
-    points = (Point(mask=each, length=length) for each in ("0", mask) for length in LENGTHS)
+    points = (StudyPoint(mask=each, length=length) for each in ("0", mask) for length in LENGTHS)
     known = all(study.complete(point) for point in points)
     return scaling_stats.speed_up(lengths(study, "0"), lengths(study, mask)) if known else None
 
@@ -216,12 +216,12 @@ def factor(made: SpeedUp | None) -> str:
     return f"{made.bound} {made.estimate.value:.2f} ({made.estimate.low:.2f} to {made.estimate.high:.2f})".strip()
 
 
-def masks(study: Study) -> list[Block]:
+def masks(study: ScalingStudy) -> list[Block]:
     """The speed-up at equal accuracy, and at equal samples (the ratio of calibrated costs); the paper's Table 1a."""
     lines, unmasked = [], study.times[f"{REFERENCE.model}, mask 0"]
     for mask in MASKS:
         made, share = speed_up(study, mask) if mask != "0" else None, f"{percent(float(mask), 0)} %"
-        top1 = f"{rows('1a')[f'1a, mask {share}']['imagenet']:.1f}", mean(study.scores(Point(mask=mask)))
+        top1 = f"{rows('1a')[f'1a, mask {share}']['imagenet']:.1f}", mean(study.scores(StudyPoint(mask=mask)))
         equal = f"{unmasked / study.times[f'{REFERENCE.model}, mask {mask}']:.2f}"
         lines.append((share, *top1, factor(made), percent(made.level) if made else "-", equal))
     note = "top-1 at equal samples, ours at the reference; the paper's batch is two and four times larger with a mask."
@@ -232,9 +232,9 @@ def masks(study: Study) -> list[Block]:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 AXES = (
-    ("parameters", "parameters", [Point(model) for model in scaling_design.MODELS]),
-    ("pictures in the data set", "data_samples", [Point(data=data) for data in scaling_design.DATA]),
-    ("samples seen", "samples", [Point(length=length) for length in LENGTHS]),
+    ("parameters", "parameters", [StudyPoint(model) for model in scaling_design.MODELS]),
+    ("pictures in the data set", "data_samples", [StudyPoint(data=data) for data in scaling_design.DATA]),
+    ("samples seen", "samples", [StudyPoint(length=length) for length in LENGTHS]),
 )
 """(label of an axis, field of a record, points on it)."""
 
@@ -246,7 +246,7 @@ def marked(name: str, placed: Sequence[tuple[float, Sequence[float]]], style: in
     return [Series(name, [[(x, 100 * y) for x, y, _, _ in known]], points, style)] if known else []
 
 
-def axes(study: Study) -> Figure:
+def axes(study: ScalingStudy) -> Figure:
     """Accuracy along each axis with the others fixed."""
     plots = []
     for label, field, points in AXES:
@@ -256,13 +256,13 @@ def axes(study: Study) -> Figure:
     return Figure("axes", plots, "One axis at a time; the others as in the reference. Bars: lowest and highest seed.")
 
 
-def cost(study: Study) -> Figure:
+def cost(study: ScalingStudy) -> Figure:
     """Accuracy against calibrated cost for each mask: complete runs of three lengths, and the course of the trunks."""
     final, course = list[Series](), list[Series]()
     for style, mask in enumerate(MASKS):
         final += marked(f"mask {mask}", [(x / 3600, scores) for x, scores in lengths(study, mask)], style)
         group = Group(mask=mask, lengths=LENGTHS)
-        curve = study.results.get(Job(group, 0).name, {}).get("curve", ())
+        curve = study.results.get(StudyRun(group, 0).name, {}).get("curve", ())
         line = [(point["samples"] * study.times[group.work] / 3600, 100 * point["top1"]) for point in curve]
         course += [Series(f"mask {mask}", [line], (), style)] if line else []
     sets = (("test families", final), ("validation family", course))
@@ -276,7 +276,7 @@ def cost(study: Study) -> Figure:
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 
-def laws(study: Study) -> list[Block]:
+def laws(study: ScalingStudy) -> list[Block]:
     """Power laws of the error along each axis, and the prediction of the joint corner beside its result."""
     lines = []
     for label, field, points in AXES:
@@ -303,7 +303,7 @@ def laws(study: Study) -> list[Block]:
 # -- other measures ----------------------------------------------------------------------------------------------------
 
 
-def measures(study: Study) -> list[Block]:
+def measures(study: ScalingStudy) -> list[Block]:
     """Every score of every point: the mean over its seeds. The last line is chance."""
     points = {p: list(study.records(p).values()) for p in scaling_design.points() if study.records(p)}
     items = next(iter(points.values()))[0]["evaluations"] if points else []
@@ -319,7 +319,7 @@ def measures(study: Study) -> list[Block]:
     return section("All measures", "|".join(["point", "seeds", *names]), [*lines, chance] if lines else [], note)
 
 
-def learning_rates(study: Study) -> list[Block]:
+def learning_rates(study: ScalingStudy) -> list[Block]:
     """Validation scores of the trials; a choice at the edge of the tried range is marked."""
     lines, edges = [], (scaling_design.PEAKS[0], scaling_design.PEAKS[-1])
     for (model, mask), scores in study.trials().items():
@@ -331,7 +331,7 @@ def learning_rates(study: Study) -> list[Block]:
     return section("Learning rates", columns, lines, text="validation top-1, %, by peak|chosen")
 
 
-def repeats(study: Study) -> list[Block]:
+def repeats(study: ScalingStudy) -> list[Block]:
     """Runs that were trained again, beside the first ones."""
     lines = []
     for job in scaling_design.all_jobs():
@@ -342,7 +342,7 @@ def repeats(study: Study) -> list[Block]:
     return section("Repeated runs", "run|first|again|difference", lines, text="first|again")
 
 
-def leakage(study: Study) -> list[Block]:
+def leakage(study: ScalingStudy) -> list[Block]:
     """Shares of test pictures with a near-duplicate in training, from the report of the data."""
     facts: Mapping[str, Any] = (read_json(study.folder / "data.json") or {}).get("leakage", {})
     shares = ("near_before", "near_after", "near_before_2x", "near_after_2x")
@@ -355,7 +355,7 @@ def leakage(study: Study) -> list[Block]:
     return section("Leakage", columns, lines, f"{note} the last two columns at twice the limit of the check.")
 
 
-def machine_time(study: Study) -> list[Block]:
+def machine_time(study: ScalingStudy) -> list[Block]:
     """Where the core-hours of all complete runs went (``flip status --goodput``)."""
     runs = list(study.results.values())
     if not runs:

@@ -19,7 +19,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json, sorted_glob, write_json
 from jobs.reporting import goodput
 from tools.studies import runner, scaling_design, scaling_stats
-from tools.studies.scaling_design import JOINT, REFERENCE, SEEDS, Job, Point, Times
+from tools.studies.scaling_design import JOINT, REFERENCE, SEEDS, StudyPoint, StudyRun, Times
 from tools.studies.scaling_stats import JointLaw, Spread
 
 Record = Mapping[str, Any]
@@ -27,7 +27,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass
-class Study:
+class ScalingStudy:
     """The calibration and the results so far. ``results``: name of a run -> its record."""
 
     folder: Path
@@ -58,16 +58,16 @@ class Study:
                 scores[job.group.model, job.group.mask][job.group.peak] = top1
         return scores
 
-    def records(self, point: Point) -> dict[int, Record]:
+    def records(self, point: StudyPoint) -> dict[int, Record]:
         """Seed -> record of the runs of a point."""
         jobs = [job for job in scaling_design.all_jobs() if job.kind == "run" and job.group.point(job.length) == point]
         return {job.group.seed: self.results[job.name] for job in jobs if job.name in self.results}
 
-    def scores(self, point: Point) -> list[float]:
+    def scores(self, point: StudyPoint) -> list[float]:
         """Accuracy of each run of a point: the mean over the test families."""
         return [score(each) for each in self.records(point).values()]
 
-    def complete(self, point: Point) -> bool:
+    def complete(self, point: StudyPoint) -> bool:
         """Whether all runs of a point that the study asks for have a result."""
         return not any(job.group.point(job.length) == point for job in self.missing() if job.kind == "run")
 
@@ -82,7 +82,7 @@ class Study:
         """Between seeds, pooled over the points with several."""
         return scaling_stats.spread({point: self.scores(point) for point in scaling_design.points()})
 
-    def asked(self, job: Job) -> bool | None:
+    def asked(self, job: StudyRun) -> bool | None:
         """Whether a run belongs to the study: no further seed if the difference from the reference is clear. None: not
         known yet, because the first seed or runs that determine the spread have no result."""
         group = job.group
@@ -95,13 +95,13 @@ class Study:
         difference = self.spread and scaling_stats.contrast(terms, self.spread)
         return not difference or not scaling_stats.is_clear(difference)
 
-    def missing(self) -> list[Job]:
+    def missing(self) -> list[StudyRun]:
         """Runs without a result, in order, and trunks that they extend."""
         jobs = [job for job in scaling_design.all_jobs() if self.asked(job) is not False]
         needed = {job.trunk for job in jobs if job.length and job.name not in self.results}
         return [job for job in jobs if (job.name not in self.results if job.length else job in needed)]
 
-    def ready(self, local: Mapping[str, Outcome]) -> list[Job]:
+    def ready(self, local: Mapping[str, Outcome]) -> list[StudyRun]:
         """The missing runs that can start. ``local``: run directories of complete runs.
 
         A trunk whose result was committed is trained again if its run directory is elsewhere, because cooldowns start
@@ -125,13 +125,15 @@ def results_folder(folder: Path) -> Path:
     return folder / "results"
 
 
-def read(folder: Path) -> Study:
+def read(folder: Path) -> ScalingStudy:
     """The study in docs/scaling_study. Raises ConfigError if a file is damaged or of another design."""
     calibration = runner.read_calibration(scaling_design, folder / "calibration.json", "--study scaling ")
     paths = sorted_glob(results_folder(folder), "*.json")
     try:
         results = {path.stem: read_json(path) or {} for path in paths}
-        study = Study(folder, runner.seconds_per_sample(calibration), results, read_json(folder / "prediction.json"))
+        study = ScalingStudy(
+            folder, runner.seconds_per_sample(calibration), results, read_json(folder / "prediction.json")
+        )
         study.check()
     except (ValueError, KeyError, TypeError) as error:
         remedy = "Restore the file from the repository."
@@ -150,7 +152,7 @@ def is_family(item: Mapping[str, Any]) -> bool:
     return item["role"] == "test" and item["task"] == "zeroshot"
 
 
-def is_predicted(job: Job) -> bool:
+def is_predicted(job: StudyRun) -> bool:
     """Whether a run belongs to the joint corner, whose accuracy is predicted before it is trained."""
     return (job.group.model, job.group.data) == (JOINT.model, JOINT.data)
 
@@ -158,7 +160,7 @@ def is_predicted(job: Job) -> bool:
 # -- prediction --------------------------------------------------------------------------------------------------------
 
 
-def law(study: Study) -> tuple[JointLaw, list[Record]]:
+def law(study: ScalingStudy) -> tuple[JointLaw, list[Record]]:
     """The law over parameters, data and samples of the runs at mask 0.5 outside the joint corner, and their records.
 
     Raises ValueError if they do not determine it.
@@ -170,7 +172,7 @@ def law(study: Study) -> tuple[JointLaw, list[Record]]:
     return scaling_stats.joint_law(xs, errors), records
 
 
-def predict(study: Study) -> dict[str, Any]:
+def predict(study: ScalingStudy) -> dict[str, Any]:
     """Predict the error of each run of the joint corner, by the law of the others, and write prediction.json.
 
     Raises ConfigError if runs of the law are missing, or if one of the joint corner is complete.
@@ -202,7 +204,7 @@ def predict(study: Study) -> dict[str, Any]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def train(folder: Path, profile: str, seconds: float) -> Study:
+def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
     """Train what is missing for at most ``seconds``, and write the result of each complete run.
 
     Raises Unfinished if a submission failed or was stopped.
@@ -232,7 +234,7 @@ def collect(folder: Path, local: Mapping[str, Outcome], machine: Mapping[str, An
             write_json(path, record(job, local[job.name], machine))
 
 
-def record(job: Job, outcome: Outcome, machine: Mapping[str, Any]) -> dict[str, Any]:
+def record(job: StudyRun, outcome: Outcome, machine: Mapping[str, Any]) -> dict[str, Any]:
     """The file of a complete run: what was trained, with digests, what came out, and where its time went.
 
     ``curve``: accuracy on the validation family during training; ``hours``: core-hours by use (``goodput``).

@@ -32,7 +32,7 @@ def t_quantile(freedom: int) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A value and its 95 % interval."""
 
     value: float
@@ -59,7 +59,7 @@ def spread(scores: Mapping[Any, Sequence[float]]) -> Spread | None:
     return Spread(sqrt(float((deviations**2).sum()) / freedom), freedom) if freedom else None
 
 
-def contrast(terms: Sequence[tuple[float, Sequence[float]]], between: Spread) -> Estimate | None:
+def contrast(terms: Sequence[tuple[float, Sequence[float]]], between: Spread) -> Interval | None:
     """Sum of factor * mean of the scores, as a difference of points; None if a point has no score.
 
     The interval is t * s * sqrt(sum factor^2 / n), s being the pooled deviation. Seeds are not paired: points differ in
@@ -70,10 +70,10 @@ def contrast(terms: Sequence[tuple[float, Sequence[float]]], between: Spread) ->
     value = sum(factor * float(np.mean(scores)) for factor, scores in terms)
     error = between.deviation * sqrt(sum(factor**2 / len(scores) for factor, scores in terms))
     half = t_quantile(between.freedom) * error
-    return Estimate(value, value - half, value + half)
+    return Interval(value, value - half, value + half)
 
 
-def is_clear(difference: Estimate) -> bool:
+def is_clear(difference: Interval) -> bool:
     """Whether a difference is so large that no further seeds are trained."""
     return abs(difference.value) > CLEAR * (difference.high - difference.value)
 
@@ -92,7 +92,7 @@ class SpeedUp:
     first) has that accuracy at its shortest length already; else empty.
     """
 
-    estimate: Estimate
+    estimate: Interval
     level: float
     bound: str = ""
 
@@ -116,7 +116,7 @@ def speed_up(first: Lengths, second: Lengths, draws: int = DRAWS, seed: int = 0)
     ratio, level = _ratio(first, a, second, b)
     low, high = np.quantile(ratios, (0.025, 0.975)) if ratios else (0.0, np.inf)
     bound = "at least" if b[0] >= level else "at most" if a[0] >= level else ""
-    return SpeedUp(Estimate(ratio, float(low), float(high)), level, bound)
+    return SpeedUp(Interval(ratio, float(low), float(high)), level, bound)
 
 
 def _ratio(
@@ -143,17 +143,17 @@ class JointLaw:
     draws: Array
     residuals: Array
 
-    def exponents(self) -> list[Estimate]:
+    def exponents(self) -> list[Interval]:
         low, high = np.quantile(self.draws[:, 1:], (0.025, 0.975), axis=0)
-        return [Estimate(*map(float, each)) for each in zip(self.coefficients[1:], low, high, strict=True)]
+        return [Interval(*map(float, each)) for each in zip(self.coefficients[1:], low, high, strict=True)]
 
-    def predict(self, x: Sequence[float], runs: int, seed: int = 1) -> Estimate:
+    def predict(self, x: Sequence[float], runs: int, seed: int = 1) -> Interval:
         """The mean error of ``runs`` runs at a point: the interval includes their own variation, not that of the law's
         form."""
         row = np.concatenate([[1.0], -np.log(x)])
         noise = np.random.default_rng(seed).choice(self.residuals, (len(self.draws), runs)).mean(axis=1)
         low, high = np.quantile(np.exp(self.draws @ row + noise), (0.025, 0.975))
-        return Estimate(float(np.exp(self.coefficients @ row)), float(low), float(high))
+        return Interval(float(np.exp(self.coefficients @ row)), float(low), float(high))
 
 
 def joint_law(xs: Sequence[Sequence[float]], errors: Sequence[float], draws: int = DRAWS, seed: int = 0) -> JointLaw:
