@@ -131,6 +131,8 @@ def apply_parallelism(
         torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
         for block in (*model.image.blocks, *model.text.blocks):  # type: ignore[union-attr, misc]
             block.compile(dynamic=False)  # type: ignore[operator]
+        if world.device.type == "cuda":
+            model.image.scale_pixels = torch.compile(model.image.scale_pixels, dynamic=False)  # type: ignore
     if world.size > 1:
         _shard(model, compute, mesh or _mesh(world, compute.replicate))
     tables = dict(model.named_buffers())

@@ -42,6 +42,11 @@ def _project(pooled: Tensor, projection: nn.Linear) -> Tensor:
         return projection(pooled.float())
 
 
+def scale_pixels(patches: Tensor, scale: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """(b, K, p*p*3) uint8 -> normalised, of ``dtype``. Compiled on a GPU: one kernel that writes nothing in fp32."""
+    return (patches * scale).add_(offset).to(dtype)
+
+
 class ImageEncoder(nn.Module):
     """Vision transformer of the visible patches and a class token; pooled at it, or by the mean over patches or all
     tokens."""
@@ -55,6 +60,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         tower, eps = model.image, model.norm_eps
         self.pool, self.learned_positions = tower.pool, tower.positions == "learned"
+        self.scale_pixels = scale_pixels
         self.patch = nn.Linear(3 * tower.patch**2, tower.width, bias=not tower.norm_pre)
         self.class_token = nn.Parameter(torch.zeros(tower.width))
         if self.learned_positions:
@@ -72,7 +78,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """(b, K, p*p*3) uint8 and patch indices (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
-        x = self.patch((patches * self.pixel_scale).add_(self.pixel_offset).to(self.patch.weight.dtype))  # (b, K, D)
+        x = self.patch(self.scale_pixels(patches, self.pixel_scale, self.pixel_offset, self.patch.weight.dtype))
         first, positions = self.class_token.to(x.dtype), self.positions.to(x.dtype)
         if self.learned_positions:
             first, positions = first + positions[0], positions[1:]

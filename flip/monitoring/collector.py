@@ -5,6 +5,7 @@ import gc
 import logging
 import math
 import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,8 @@ REMEDIES = {
 
 BOUND = 0.1
 """Share of the time from which the largest part but compute is reported as the bottleneck."""
+MAX_RECOMPILATIONS = 8
+"""Graphs compiled in a stage after its first metric line that are no reason for a warning: rare lengths of texts."""
 LINES = 10
 """Number of metric lines over which shares are averaged."""
 
@@ -140,6 +143,28 @@ class BottleneckDetector:
         return f"{name}: {share}; {help.format(workers=self._workers)}", changed
 
 
+class CompiledGraphs:
+    """Counts the graphs that torch has compiled in this process, and detects shapes that keep changing in a stage."""
+
+    def __init__(self) -> None:
+        self._stage, self._first, self._limit = "", 0, math.inf
+
+    @staticmethod
+    def count() -> int:
+        dynamo: Any = sys.modules.get("torch._dynamo.utils")  # loading it takes a second
+        return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
+
+    def update(self, stage: str, graphs: int) -> str:
+        """A warning, once per stage, if more than MAX_RECOMPILATIONS graphs came after its first metric line."""
+        if stage != self._stage:
+            self._stage, self._first, self._limit = stage, graphs, MAX_RECOMPILATIONS
+        more = graphs - self._first
+        if more <= self._limit:
+            return ""
+        self._limit = math.inf
+        return f"stage {stage}: {more} graphs were compiled after its first steps, since shapes of its batches change"
+
+
 class RankCounters:
     """Counts of one rank in this attempt, and their totals. ``source``: the commit from which the attempt resumed."""
 
@@ -180,7 +205,7 @@ class MetricsCollector:
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
         steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.is_rank0 else (0, 0.0)
         self.profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
-        self._bottleneck = BottleneckDetector(config.data.workers)
+        self._bottleneck, self._graphs = BottleneckDetector(config.data.workers), CompiledGraphs()
         self.use_model(pair)
         self.reset()
 
@@ -230,12 +255,22 @@ class MetricsCollector:
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             **self._utilisation.of(flops * speed), "masking_speedup": unmasked_flops / flops,
             "shares": shares, "bound": self._bottleneck.bound, "verdict": verdict,
-            "replaced": self._counters.total_replaced(), "storage": self._counters.total_storage(),
-            "saves": self._checkpoints.saves, "saving": self._checkpoints.blocked_seconds, "memory":
-            self._counters.peak_memory(), "save_wait": self._checkpoints.checkpointer.blocked_seconds,
-            "device_memory": torch.cuda.max_memory_allocated() if self._world.device.type == "cuda" else None,
-            "cpu_seconds": time.process_time(), "time": time.time(),
+            **self._compiled(span.stage.name), "replaced": self._counters.total_replaced(), "storage":
+            self._counters.total_storage(), "saves": self._checkpoints.saves, "saving":
+            self._checkpoints.blocked_seconds, "memory": self._counters.peak_memory(), "save_wait":
+            self._checkpoints.checkpointer.blocked_seconds, "device_memory": torch.cuda.max_memory_allocated() if
+            self._world.device.type == "cuda" else None, "cpu_seconds": time.process_time(), "time": time.time(),
         }  # fmt: skip
+
+    def _compiled(self, stage: str) -> dict[str, int]:
+        """The graphs that rank 0 has compiled in this attempt, if the run compiles its blocks."""
+        if self._config.compute.compile != "yes":
+            return {}
+        graphs = self._graphs.count()
+        warning = self._graphs.update(stage, graphs)
+        if warning and self._world.is_rank0:
+            log.warning("%s", warning)
+        return {"compiled_graphs": graphs}
 
     def _logit_bias(self) -> dict[str, float | None]:
         """SigLIP's bias of the logits, if any. Collective if it is sharded."""

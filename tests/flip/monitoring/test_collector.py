@@ -6,6 +6,7 @@ import torch
 from flip import costs
 from flip.monitoring import collector
 
+LIMIT = collector.MAX_RECOMPILATIONS
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -53,3 +54,23 @@ def test_the_measured_peak_is_a_rate_and_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     assert 1e8 < collector.measure_matmul_flops(CPU, torch.float32, seconds=0.05) < 1e15
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_shapes_that_keep_changing_are_reported_once_per_stage():
+    graphs = collector.CompiledGraphs()
+    warned = [bool(graphs.update("masked", 12 + n)) for n in range(LIMIT + 4)]
+    assert warned == [False] * (LIMIT + 1) + [True] + [False] * 2
+    assert not graphs.update("unmasked", 100) and not graphs.update("unmasked", 100 + LIMIT)
+    assert graphs.update("unmasked", 101 + LIMIT).startswith(f"stage unmasked: {LIMIT + 1} graphs")
+
+
+def test_graphs_are_counted():
+    class Doubled(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    before, model = collector.CompiledGraphs.count(), Doubled()
+    model.compile(dynamic=False, backend="eager")
+    for rows in (3, 3, 4):
+        model(torch.ones(rows))
+    assert collector.CompiledGraphs.count() == before + 2
