@@ -88,12 +88,19 @@ class _FinishGather(torch.autograd.Function):
         return gradient, None, None
 
 
-def _mean_over_ranks(loss: Tensor, correct: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """Values only: the gradient of the loss stays that of this rank's rows, as the trainer averages over ranks."""
+def _mean_over_ranks(loss: Tensor, correct: Tensor, requests: Tensor | None, group: Any) -> tuple[Tensor, Tensor]:
+    """Values only: the gradient of the loss stays that of this rank's rows, as the trainer averages over ranks.
+
+    The same all-reduce sums ``requests`` in place.
+    """
     if group is None:
         return loss, correct
     values = torch.stack([loss, correct]) / distributed.get_world_size(group)
+    if requests is not None:
+        values = torch.cat([values, requests])
     distributed.all_reduce(values, group=group)
+    if requests is not None:
+        requests.copy_(values[2:])
     return values[0].clone(), values[1].clone()
 
 
@@ -105,8 +112,9 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, first: int, tile: int, group: Any
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, first: int, tile: int, requests: Tensor | None,
+        group: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows, columns = _OnlineLogSumExp(image, len(image)), _OnlineLogSumExp(image, len(texts))
         argmax = torch.zeros(len(image), dtype=torch.int64, device=image.device)
         scaled = scale * image
@@ -125,7 +133,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         ctx.save_for_backward(image, texts, scale, row, column)
         ctx.first, ctx.tile = first, tile
         loss = ((row + column[own]) / 2 - diagonal).mean()
-        loss, correct = _mean_over_ranks(loss, (argmax == own).to(image.dtype).mean(), group)
+        loss, correct = _mean_over_ranks(loss, (argmax == own).to(image.dtype).mean(), requests, group)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
@@ -140,7 +148,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 
         return *_tiled_gradients(image, texts, scale, ctx.tile, grad_logits, gradients[0] / (2 * len(image))), *(
             None,
-        ) * 3
+        ) * 4
 
 
 class _TiledSigmoidLoss(torch.autograd.Function):
@@ -151,8 +159,9 @@ class _TiledSigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int, tile: int, group: Any
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int, tile: int,
+        requests: Tensor | None, group: Any,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(image, texts, scale, bias)
         ctx.first, ctx.tile = first, tile
         total, scaled = image.new_zeros(()), scale * image
@@ -166,7 +175,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
             _positive_pairs(logits.neg_(), first, start).neg_()
             total = total - torch.nn.functional.logsigmoid(logits).sum()  # softplus turns linear too early for fp64
         own = torch.arange(first, first + len(image), device=image.device)
-        loss, correct = _mean_over_ranks(total / len(image), (argmax == own).to(image.dtype).mean(), group)
+        loss, correct = _mean_over_ranks(total / len(image), (argmax == own).to(image.dtype).mean(), requests, group)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
@@ -185,7 +194,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
 
         factor = gradients[0] / len(image)
         grads = _tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor)
-        return *grads, (factor * grad_bias).reshape(bias.shape), *(None,) * 3
+        return *grads, (factor * grad_bias).reshape(bias.shape), *(None,) * 4
 
 
 def _tiled_gradients(
@@ -237,7 +246,7 @@ class _OnlineLogSumExp:
 
 def contrastive_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, group: Any = None, tile: int = LOSS_TILE,
-    gather: TextGather | None = None,
+    gather: TextGather | None = None, requests: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss and accuracy of the global batch, both () fp32 (fp64 if the features are) and equal on all ranks.
 
@@ -249,6 +258,7 @@ def contrastive_loss(
             of each of the B^2 - B others, over B.
         tile: columns of logits computed at once (``flip.costs.loss_bytes``).
         gather: of ``text`` over ``group``, if it was started before.
+        requests: some numbers of this rank, replaced by their sums over ranks: they share the all-reduce of the loss.
 
     Accuracy is the share of images whose own text has the largest logit.
     """
@@ -263,7 +273,8 @@ def contrastive_loss(
         texts = gather.finish()
         group = (group or distributed.group.WORLD) if world_size > 1 else None
         if bias is None:
-            loss, correct = _TiledInfoNCE.apply(image, texts, scale, first, tile, group)
+            loss, correct = _TiledInfoNCE.apply(image, texts, scale, first, tile, requests, group)
         else:
-            loss, correct = _TiledSigmoidLoss.apply(image, texts, scale, bias.to(image.dtype), first, tile, group)
+            bias = bias.to(image.dtype)
+            loss, correct = _TiledSigmoidLoss.apply(image, texts, scale, bias, first, tile, requests, group)
     return loss, correct.detach()

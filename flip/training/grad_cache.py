@@ -8,6 +8,8 @@ learning batch size"). The masks travel with the batch, so this is exact. It cos
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,17 +32,18 @@ def grad_cache_backward(
     device: torch.device,
     autocast: AbstractContextManager[Any],
     tile: int = LOSS_TILE,
+    requests: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy.
 
     ``num_micro_batches`` divides b. Both results are (), of the global batch, without a graph. ``autocast`` is entered
-    around every pass. ``tile``: columns of logits computed at once. Collective.
+    around every pass. ``tile``, ``requests``: of ``contrastive_loss``. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
     if num_micro_batches == 1:
         gather = TextGather()
         outputs = _encode(model, batches[0], device, autocast, on_text=gather.start)
-        loss, accuracy = contrastive_loss(*outputs, tile=tile, gather=gather)
+        loss, accuracy = contrastive_loss(*outputs, tile=tile, gather=gather, requests=requests)
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
@@ -48,7 +51,7 @@ def grad_cache_backward(
     leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
     for leaf in leaves:
         leaf.requires_grad_()
-    loss, accuracy = contrastive_loss(*leaves, tile=tile)
+    loss, accuracy = contrastive_loss(*leaves, tile=tile, requests=requests)
     grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
     grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
     for number, (batch, grad_features) in enumerate(zip(batches, grads, strict=True)):
@@ -71,10 +74,31 @@ def _encode(
     indices = model.text.token_indices(batch[2])  # type: ignore[operator, union-attr]
     if indices is not None and device.type == "cuda":
         indices = indices.pin_memory()  # like the batch: the host would wait for a copy from pageable memory
-    fields = [field.to(device, non_blocking=True) for field in batch]
-    indices = None if indices is None else indices.to(device, non_blocking=True)
+    fields = _copy([*batch, *([] if indices is None else [indices])], device)
+    indices = None if indices is None else fields.pop()
     with autocast:
         return list(model(*fields, token_indices=indices, on_text=on_text))
+
+
+def _copy(fields: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The fields on the device, copied on a stream of their own while the device computes what was launched before.
+
+    The host is a step ahead of a GPU, so the batch of the next step arrives during this one.
+    """
+    if device.type != "cuda":
+        return [field.to(device) for field in fields]
+    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        copies = [field.to(device, non_blocking=True) for field in fields]
+    computing.wait_stream(copying)
+    for copy in copies:
+        copy.record_stream(computing)
+    return copies
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _set_last_micro_batch(model: nn.Module, last: bool) -> None:

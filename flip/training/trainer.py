@@ -110,7 +110,7 @@ class Trainer:
         self.spans = stage_spans(config)
         self.total, self.steps = self.spans[-1].end, sum(span.steps for span in self.spans)
         self.samples, self.step, self.seconds = 0, 0, 0.0
-        self.coordinated_stop = CoordinatedStop(world.control_group, world.size)
+        self.coordinated_stop = CoordinatedStop(world.control_group, world.size, world.device.type == "cuda")
         self.watcher = RunWatcher(run, attempt, flag) if world.is_rank0 else None
         self.checkpoints = CheckpointManager(run, attempt, world, config, watchdog)
         section = config.monitor
@@ -273,9 +273,11 @@ class Trainer:
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
+        requests = self.coordinated_stop.requests(self.world.device)
         loss, accuracy = grad_cache.grad_cache_backward(
-            self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile
+            self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile, requests
         )
+        self.coordinated_stop.submit(requests)
         norm = optim.gradient_norm(self.model)
         after = self.samples + span.stage.batch
         step = anomaly.Step(self.step + 1, after, span.stage.name, rate, batch.ids)

@@ -140,6 +140,42 @@ def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
     assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == ["[False, True, False, False, True]"] * 2
 
 
+WITH_LOSS = """
+import sys, torch
+from torch import distributed
+from flip.distributed.shutdown import CoordinatedStop
+from flip.models.loss import contrastive_loss
+rank = int(sys.argv[2])
+distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+agreement, seen, losses = CoordinatedStop(distributed.group.WORLD, 2, with_loss=True), [], []
+features = [torch.nn.functional.normalize(torch.randn(3, 4)) for _ in range(2)]
+for step in range(8):
+    seen.append(agreement.poll(rank == 1 and step >= 3, rank == 0 and step in (1, 2)))
+    if any(seen[-1]):
+        agreement.flush()
+    if seen[-1][0]:
+        break
+    bias, requests = [torch.zeros(1)] * (step % 2), agreement.requests(torch.device("cpu"))
+    plain = contrastive_loss(*features, torch.ones(1), *bias)
+    assert contrastive_loss(*features, torch.ones(1), *bias, requests=requests) == plain
+    agreement.submit(requests)
+print(["none save stop both".split()[2 * stop + save] for stop, save in seen], agreement.poll_blocking(rank == 0))
+"""
+
+
+@pytest.mark.long
+def test_requests_travel_with_the_loss_and_a_save_happens_once(tmp_path):
+    """Rank 0 requests a save in steps 1 and 2, rank 1 a stop from step 3 on; both are read two steps later."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", WITH_LOSS, tmp_path / "store", str(rank)], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    agreed = "['none', 'none', 'none', 'save', 'none', 'none', 'stop'] True"
+    assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == [agreed] * 2
+
+
 HANGING = """
 import sys, threading, time
 from flip.distributed.shutdown import Watchdog
