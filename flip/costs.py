@@ -73,11 +73,11 @@ def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE) -
     return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + 4 * (local + batch))
 
 
-SAVED, SELECTED, TEMPORARY, QUICK_GELU = 17, 9, 12, 4
+SAVED, SELECTED, TEMPORARY, QUICK_GELU = 16, 9, 12, 4
 """Memory of a block in values per token and unit of width. SAVED for backward: its two inputs, two norms, q, k, v, the
-heads' output, the hidden layer before and after its activation (QUICK_GELU also saves the sigmoid of it), and
-attention's copies. SELECTED, with ``recompute: selective``: input, q, k, v, the heads' projection, the hidden layer
-(SDPA's output is extra). TEMPORARY: the rest of the peak in the backward pass of a block."""
+heads' output, and the hidden layer before and after its activation (QUICK_GELU also saves the sigmoid of it). SELECTED,
+with ``recompute: selective``: input, q, k, v, the heads' projection, the hidden layer (SDPA's output is extra).
+TEMPORARY: the rest of the peak in the backward pass of a block."""
 
 NORMS, SQUARES = 2, 3
 """Under autocast on CUDA (bf16 on a single rank) LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
@@ -103,8 +103,9 @@ def device_memory(
 
     ``left``: positions of a caption, if a text mask leaves fewer than all. Weights, gradients and moments are fp32 and
     sharded over the ranks of a replica, except gradients between micro-batches. The peak is at the end of the forward
-    pass, after the image tower's activations are freed (text is encoded first), or at the end of the backward pass or
-    the optimiser's step. Interpreter, libraries, and (on CUDA) context and kernels are not included.
+    pass, after the image tower's activations are freed (text is encoded first), at the end of the backward pass or the
+    optimiser's step, or in the loss of all micro-batches, which are encoded again after it. Interpreter, libraries, and
+    (on CUDA) context and kernels are not included.
     """
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     visible, micro = kept_patches(model.image, mask), -(-local // compute.accumulate)
@@ -126,10 +127,13 @@ def device_memory(
     loss = loss_bytes(local, ranks, model.embed, compute.loss_tile)
     saved = activations(model, compute, micro, mask, ranks, captions)
     texts = saved["text_activations"]
+    # After the loss of micro-batches both towers' features are left, with their gradients.
+    features = 4 * 2 * 2 * local * model.embed if compute.accumulate > 1 else loss
     moments = [
-        {"gradients": earlier, **saved, "temporary": work["image"], "loss": loss},
+        {"gradients": earlier, **saved, "temporary": work["image"], "loss": features},
         {"gradients": max(earlier, gradients["image"]), "text_activations": texts, "temporary": work["text"]},
         {"gradients": earlier or sum(gradients.values())},
+        {"loss": loss},
     ]  # fmt: skip
     if ranks > 1:
         for parts, gathered in zip(moments, _gathered(model, compute, size), strict=True):
@@ -143,22 +147,27 @@ def value_bytes(compute: Compute) -> int:
     return 2 if compute.precision == "bf16" else 4
 
 
-def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int]:
-    """Bytes of unsharded weights, and of gradients before their reduction, at the three moments of ``device_memory``.
+def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int, int]:
+    """Bytes of unsharded weights, and of gradients before their reduction, at the four moments of ``device_memory``.
 
-    Before the last micro-batch FSDP does not reshard weights in the backward pass (``flip.training.grad_cache``), and
-    projections are fp32. Until its end the gradients of the text embedding and of the current block are held too.
+    Before the last micro-batch FSDP does not reshard weights in the backward pass (``flip.training.grad_cache``). Fp32
+    projections are counted as if they stayed gathered from the forward pass to the end.
     """
     image, text, count = model.image, model.text, parameters(model)
     block, vocabulary = 12 * max(image.width, text.width) ** 2, text.vocabulary * text.width
-    # Two blocks, the current and the prefetched one, or the rest of a tower, with the gradients of one.
-    units = (2 * size + 4) * max(block, vocabulary)
-    unsharded = size * count["total"] + (4 - size) * model.embed * (image.width + text.width)
+    projections = 4 * model.embed * (image.width + text.width)
+    # The rest of a tower, the current and the prefetched block; gradients of the current one, as it computes them.
+    units = projections + size * (vocabulary + 3 * block)
+    # Gradients of the embedding or a block, and the fp32 copy that is being reduced.
+    end = projections + (2 * size + 4) * max(block, vocabulary)
+    unsharded = size * count["total"] + projections * (4 - size) // 4
     if compute.reshard == "no":
-        return (unsharded + 4 * max(block, vocabulary),) * 2 + (unsharded + size * (vocabulary + block),)
-    if compute.accumulate == 1:
-        return units, units, units
-    return units, units + size * count["image"], unsharded + size * (vocabulary + block)
+        units = unsharded + size * block
+    if compute.accumulate > 1:  # all weights, and the gradients of the embedding and of a block
+        end = unsharded + size * (vocabulary + block)
+    if compute.accumulate == 1 or compute.reshard == "no":
+        return units, units, end, units
+    return units, units + size * count["image"], end, units
 
 
 def activations(

@@ -77,6 +77,17 @@ def test_a_smaller_card_needs_more(gb, first):
     memory_fit.check(planned(*(way if "recompute" in way[0] else ["compute.recompute=no", *way])), profile, NODE)
 
 
+@pytest.mark.parametrize("room, chosen", [(1.01, "no"), (0.99, "yes"), (0, "no")])
+def test_weights_stay_gathered_where_gpus_have_room_for_them(room, chosen):
+    """Room in parts of what the run needs without resharding; 0: the profile does not give the memory."""
+    config = planned("compute.reshard=auto")
+    assert config.compute.reshard == "no"
+    needed = memory_fit.largest_stage(config)[1]["total"]
+    memory_fit.fit_reshard(config, ClusterProfile(kind="slurm", gpus_per_node=8, gpu_memory_gb=room * needed / 1e9))
+    assert config.compute.reshard == chosen
+    assert (memory_fit.largest_stage(config)[1]["total"] < needed) == (chosen == "yes")
+
+
 def test_where_nothing_helps_it_says_so():
     tiny = ClusterProfile(name="tiny", kind="slurm", gpus_per_node=8, gpu_memory_gb=0.05)
     assert "smaller model" in refused(planned(), tiny).remedy
