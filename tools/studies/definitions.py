@@ -63,7 +63,11 @@ drawings to train on.
 The published differences are between models a hundred to a thousand times larger, trained for a hundred thousand times
 more samples: [reproduce.md](reproduce.md#recipes-that-followed-the-paper). What does not show here may show there. On
 pictures of 48 px a patch of 8 px is a sixth of the side, so that 24 px leave 9 patches of larger parts, while a mask
-leaves 9 or 18 sharp ones.""",
+leaves 9 or 18 sharp ones. Emoji remain recognisable at 24 px, photographs less so.
+
+The masked arms end without unmasked tuning, which gained nothing in study.md (comparisons 4 to 7), whereas the last
+fifth of clipa is at the full size. Half of the tokens of a caption are cut in clipa's first part, and in no other
+arm.""",
     (
         Round(
             "arms",

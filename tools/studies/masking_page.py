@@ -30,7 +30,7 @@ pictures, and it is not widened for multiple comparisons."""
 
 SCORES = """\
 Zero-shot top-1 in per cent: the mean, in brackets each seed. Chance is 0.09. Cost: core-seconds of training by the
-calibration, including those of the run that a tuning run starts from. Samples of a tuning run are its own."""
+calibration."""
 
 
 def plan(plan_of: StudyDesign, times: Times) -> str:
@@ -182,20 +182,15 @@ METHOD = """\
 Cost. A run is one process on one core (data.workers 0), so its processor time, which other load hardly changes, is its
 total cost, including reading, decoding and cropping. Seconds per sample were measured once, before all runs, with two
 runs side by side, on {cores} cores of {processor} (load {load} before it, {time} UTC; {name}/calibration.json). Every
-arm gets {seconds:g} core-seconds, a tuning run {tuning:g} % more; the step counts follow from that and were fixed
-before training. Later measurements do not change them, so runs may share the machine.
+arm gets {seconds:g} core-seconds; the step counts follow from that and were fixed before training. Later measurements
+do not change them, so runs may share the machine.
 
 Learning rates. {peaks} per arm, the same in all arms, one trial each with seed {trial_seed}, which no compared run has;
-trials have {trial:g} of the length for arms from scratch and the full length for tuning runs. The best on the
-validation vendor (noto-v1) is used. Nothing else was tuned in any arm. {name}/choices.json records the choice, so that
-another machine trains the same arms.
+trials have {trial:g} of the length. The best on the validation vendor (noto-v1) is used. Nothing else was tuned in any
+arm. {name}/choices.json records the choice, so that another machine trains the same arms.
 
-Runs. Seeds {seeds} in every arm. A tuning run starts from the last weights of the run with the same seed, with fresh
-optimizer moments. For comparison, the run also continues for the same time with its mask, at a learning rate chosen the
-same way, because more training alone may help.
-
-Tests. twemoji and openmoji are vendors that training and selection never see. Trials do not load them; a compared run
-scores them once, when it is complete. The study was run once.
+{tuning}Tests. Every arm has seeds {seeds}. twemoji and openmoji are vendors that training and selection never see.
+Trials do not load them; a compared run scores them once, when it is complete. The study was run once.
 
 Evaluation view. {views} (docs/recipe.md): scores of an export in open_clip, which resizes before it crops, can differ
 for pictures that are not square.
@@ -203,6 +198,14 @@ for pictures that are not square.
 Spent: {spent:,.0f} s of training in {count} complete runs, as measured while they ran, on a machine that may have been
 shared. By the calibration, the complete plan takes {planned:,.0f} core-seconds, which is {minutes:.0f} minutes on two
 idle cores, plus some minutes for start-up and evaluation."""
+
+TUNING = """\
+Tuning runs. Each starts from the last weights of the run with the same seed, with fresh optimizer moments, and gets
+{share:g} % of its cost, which the table adds to that of the run; its samples are its own. For comparison, the run also
+continues for the same time with its mask, because more training alone may help. Learning rates are chosen the same way,
+by trials of the full length.
+
+"""
 
 COMPLETE_TABLE = """\
 All runs with their scores: {name}/results.csv. A masked step gains less here than in the paper: decoding, the text
@@ -213,8 +216,10 @@ def method(calibration: Mapping[str, Any], study: Study) -> list[Block]:
     outcomes = [*study.runs.values(), *study.trials.values()]
     # Runs from before this field have its default.
     views = {outcome.settings.get("evaluate.preprocess", "crop_resize") for outcome in outcomes} or {"crop_resize"}
+    has_tunings = any(arm.after for arm in study.design.arms.values())
     text = METHOD.format(
-        **calibration["machine"], time=calibration["time"], seconds=design.SECONDS, tuning=100 * design.TUNING,
+        **calibration["machine"], time=calibration["time"], seconds=design.SECONDS,
+        tuning=TUNING.format(share=100 * design.TUNING) if has_tunings else "",
         peaks=len(design.PEAKS), trial_seed=design.TRIAL_SEED, trial=design.TRIAL, seeds=", ".join(map(str, SEEDS)),
         views=f"evaluate.preprocess: {', '.join(sorted(views))}",
         spent=sum(outcome.result["seconds"] for outcome in outcomes), count=len(outcomes), name=study.design.name,
