@@ -4,6 +4,8 @@ KILL_STEP_SECONDS: a pause in every step, so that a fault can be aimed at one. K
 0 takes it away and dies by SIGKILL when all shards of a checkpoint are written and its commit.json is not.
 KILL_FILE_BYTES: no file may grow beyond it, as on a disk that fills. KILL_GRADIENT: RANK:STEP; that rank's gradient has
 a NaN in that step.
+KILL_REQUESTS: with-loss; requests to stop travel as on GPUs. KILL_STALL: RANK:STEP; that rank waits in that step
+without end, as for a GPU.
 FLIP_WITNESS (of the trainer itself): the ids and the hashes of the decoded images of every step.
 """
 
@@ -11,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,8 +31,14 @@ def arm() -> None:
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
     step, mark, save = trainer.Trainer.train_step, commit.commit, saver.Checkpointer.save
 
+    if os.environ.get("KILL_REQUESTS") == "with-loss":
+        stop = trainer.CoordinatedStop
+        trainer.CoordinatedStop = lambda group, size, _: stop(group, size, True)  # type: ignore[misc, assignment]
+
     def slow_step(self, *rest):
         time.sleep(pause)
+        if os.environ.get("KILL_STALL") == f"{self.world.rank}:{self.step + 1}" and self.attempt == 1:
+            threading.Event().wait()
         return step(self, *rest)
 
     hurt, gradients = os.environ.get("KILL_GRADIENT", ""), trainer.grad_cache.grad_cache_backward

@@ -107,6 +107,28 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
 
 
 @pytest.mark.slow
+def test_requests_travel_with_the_loss_and_a_rank_that_waits_without_end_learns_of_a_peers_death(data, tmp_path):
+    """As on GPUs: rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the signal to stop."""
+    config = configuration(data, world=2, samples=(12, 4))
+    config.evaluate.every = 0
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config, pause=0.2)
+    storm.env |= {"KILL_REQUESTS": "with-loss", "KILL_STALL": "0:8"}
+    storm.cluster.peer_grace = 600.0  # not the supervisor ends rank 0
+    calm.submit()
+    calm.wait_over()
+    storm.submit()
+    storm.wait_step(7)
+    storm.kill(rank=1)
+    storm.wait_attempt(2)
+    storm.wait_step(10, attempt=2)
+    storm.kill(rank=1, number=signal.SIGTERM)
+    storm.wait_over()
+    check_equal(calm, storm, scores=3)
+    causes = [sorted(cause["cause"] for cause in storm.run.causes(n)) for n in storm.run.attempt_numbers()]
+    assert causes == [["peer_lost"], ["stopped", "stopped"], ["complete", "complete"]]
+
+
+@pytest.mark.slow
 def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path):
     """Masked images and texts at 64 px, killed, then 96 px with resampled positions, killed."""
     train_byte_pairs([caption(i) for i in range(200)], 600, tmp_path / "tokenizer.json")

@@ -139,37 +139,38 @@ class CoordinatedStop:
         self._group, self._size = group, size
         self._with_loss = with_loss and size > 1
         self._request = False, False
+        self._stop = False
+        """Agreed. It stays, as what a rank sets to request a stop is never cleared."""
         self._pending: deque[tuple[Any, Any]] = deque()
-        """(what to wait for or None, (2,) sums on the host) of calls whose result was not returned yet."""
+        """(what to wait for or None, (2,) sums on the host) of calls whose result was not read yet."""
 
     def poll(self, stop: bool, save: bool) -> tuple[bool, bool]:
         """(stop, save) as agreed by an earlier call of all ranks; with one rank, as given. A collective."""
         if self._size == 1:
             return stop, save
+        agreed_save = self._read(leave=1 if self._with_loss else 0)
         if self._with_loss:
             self._request = stop, save
-            return self._read() if len(self._pending) > 1 else (False, False)
-        agreed = self.flush()
-        self._all_reduce(stop, save)
-        return agreed
+        else:
+            self._all_reduce(stop, save)
+        return self._stop, agreed_save
 
     def poll_blocking(self, stop: bool) -> bool:
         """Whether a rank wants to stop as of this call; waits for the slowest rank. A collective."""
         if self._size == 1:
             return stop
-        before, _ = self.flush()
+        self.flush()
         self._all_reduce(stop, False)
-        return self.flush()[0] or before
+        self.flush()
+        return self._stop
 
-    def flush(self) -> tuple[bool, bool]:
-        """Wait for all-reduces and return their results, which ``poll`` will not, so that the group is free for other
-        use.
+    def flush(self) -> None:
+        """Wait for the all-reduces, so that the group is free for other use. Call it before a save.
 
-        The requests of this step are withdrawn: what is still wanted is requested at the next call.
+        The next ``poll`` returns a stop that they agreed on. Requests to save are dropped, this step's too.
         """
-        self._request = False, False
-        results = [self._read() for _ in range(len(self._pending))]
-        return any(stop for stop, _ in results), any(save for _, save in results)
+        self._read(leave=0)
+        self._request = self._request[0], False
 
     def requests(self, device: Any) -> Any:
         """This rank's requests for ``contrastive_loss``, (2,) fp32 on the device; None if they do not travel with
@@ -203,11 +204,16 @@ class CoordinatedStop:
         work = distributed.all_reduce(request, distributed.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending.append((work.wait, request))
 
-    def _read(self) -> tuple[bool, bool]:
-        wait, request = self._pending.popleft()
-        if wait is not None:
-            wait()
-        return bool(request[0] > 0), bool(request[1] > 0)
+    def _read(self, leave: int) -> bool:
+        """Read all results but the newest ``leave``; whether one of them is a request to save."""
+        agreed_save = False
+        while len(self._pending) > leave:
+            wait, sums = self._pending.popleft()
+            if wait is not None:
+                wait()
+            self._stop = self._stop or bool(sums[0] > 0)
+            agreed_save = agreed_save or bool(sums[1] > 0)
+        return agreed_save
 
 
 class PeerWatcher:

@@ -123,8 +123,9 @@ from flip.distributed.shutdown import CoordinatedStop
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
 agreement = CoordinatedStop(distributed.group.WORLD, 2)
-print([agreement.poll_blocking(False), agreement.poll_blocking(rank == 1), *agreement.poll(rank == 0, False),
-agreement.poll_blocking(False)])
+later = CoordinatedStop(distributed.group.WORLD, 2)
+print([agreement.poll_blocking(False), agreement.poll_blocking(rank == 1), *agreement.poll(False, False),
+*later.poll(rank == 0, False), later.poll_blocking(False)])
 """
 
 
@@ -137,7 +138,9 @@ def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
         )
         for rank in range(2)
     ]
-    assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == ["[False, True, False, False, True]"] * 2
+    assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == [
+        "[False, True, True, False, False, False, True]"
+    ] * 2
 
 
 WITH_LOSS = """
@@ -172,7 +175,7 @@ def test_requests_travel_with_the_loss_and_a_save_happens_once(tmp_path):
         )
         for rank in range(2)
     ]
-    agreed = "['none', 'none', 'none', 'save', 'none', 'none', 'stop'] True"
+    agreed = "['none', 'none', 'none', 'save', 'none', 'stop'] True"
     assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == [agreed] * 2
 
 

@@ -2,6 +2,9 @@
 
 import contextlib
 import logging
+import multiprocessing
+import os
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -13,15 +16,16 @@ import flip
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
-from flip.distributed.shutdown import StopFlag, Watchdog
+from flip.distributed.shutdown import CoordinatedStop, StopFlag, Watchdog
 from flip.evaluation import predictions
 from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
+from flip.runs import commit
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.trainer import Trainer, TrainingStopped, train
-from tests.harness.training_run import configuration
+from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
 
@@ -159,3 +163,79 @@ def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
     assert tags == {tag for tag in events.Tags()["scalars"] if tag.endswith("_top1")}
     utilisation = {tag for tag in events.Tags()["scalars"] if "utilisation" in tag}
     assert utilisation == {"speed/matmul_utilisation"}, "a CPU has no datasheet peak"
+
+
+class SignalledTrainer(Trainer):
+    """Requests travel with the loss, as on GPUs. Rank 1 alone gets a signal, in step ``signal_step``."""
+
+    def __init__(self, *given, signal_step):
+        super().__init__(*given)
+        self.coordinated_stop = CoordinatedStop(self.world.control_group, self.world.size, with_loss=True)
+        self.signal_step = signal_step
+
+    def train_step(self, *given):
+        if self.world.rank == 1 and self.step + 1 == self.signal_step:
+            self.flag.set("signal SIGTERM")
+        return super().train_step(*given)
+
+
+def signalled_rank(rank, store, cases, results):
+    """How rank ``rank`` of two ends: for each (run, configuration, signal_step) its reason and number of steps."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", FLIP_STORE=store)
+    ends = []
+    try:
+        world = parallel.start(cases[0][1].compute)
+        for path, config, signal_step in cases:
+            watchdog = Watchdog(0, lambda *_: None)
+            trainer = SignalledTrainer(RunDir(path), 1, StopFlag(), config, world, watchdog, signal_step=signal_step)
+            reason = "complete"
+            try:
+                trainer.run_stages()
+            except TrainingStopped as error:
+                reason = str(error)
+            trainer.close("interrupted", reason)
+            ends.append((reason, trainer.step))
+        parallel.stop()
+    finally:
+        results.put((rank, ends, traceback.format_exc()))
+
+
+@pytest.mark.long
+def test_a_signal_on_one_of_two_ranks_stops_both_at_the_same_saved_step(data, tmp_path):
+    """Stages of four and three steps. A request made in one step is read two later, or when the stage ends or saves."""
+    expected = {
+        "early": (1, 3),
+        "late": (2, 4),
+        "last step": (4, 6),
+        "end of the run": (6, 7),
+        "each step saved": (1, 2),
+    }
+    cases = []
+    for name, (signal_step, _) in expected.items():
+        config = configuration(data, world=2, samples=(4, 3))
+        config.data.workers = config.evaluate.every = 0
+        config.evaluate.sets, config.compute.accumulate = [], 2
+        config.checkpoint.samples = BATCH if name == "each step saved" else 100 * BATCH
+        run = RunDir(tmp_path / "sweep" / name.replace(" ", "-"))
+        run.path.mkdir(parents=True)
+        run.config.write_text(dump(config))
+        run.start_attempt({})
+        cases.append((run.path, config, signal_step))
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    ranks = [
+        context.Process(target=signalled_rank, args=(rank, str(tmp_path / "store"), cases, results))
+        for rank in range(2)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        ends = {rank: (found, error) for rank, found, error in (results.get(timeout=240) for _ in ranks)}
+    finally:
+        for process in ranks:
+            process.kill()
+    for rank, reason in ((0, "another rank requested the stop"), (1, "signal SIGTERM")):
+        wanted = [("complete" if steps == 7 else reason, steps) for _, steps in expected.values()]
+        assert ends[rank][0] == wanted, ends[rank][1]
+    saved = [commit.commits(RunDir(path))[-1].samples for path, *_ in cases]
+    assert saved == [steps * BATCH for _, steps in expected.values()]
