@@ -45,13 +45,13 @@ def prepare(options: argparse.Namespace) -> int:
     import os
     import time
 
-    build = importlib.import_module(f"tools.demo_datasets.{options.data}.build")
+    data = importlib.import_module(f"tools.demo_datasets.{options.data}.build").DATA
     cache = (options.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
     start_time = time.monotonic()
-    facts = None if options.force else build.ready(cache)
+    facts = None if options.force else data.ready(cache / data.name)
     state = "ready" if facts else "built"
-    facts = facts or build.build(cache, options.force)
-    facts |= {"state": state, "seconds": round(time.monotonic() - start_time, 1), "path": str(cache / build.FOLDER)}
+    facts = facts or data.build(cache, options.force)
+    facts |= {"state": state, "seconds": round(time.monotonic() - start_time, 1), "path": str(cache / data.name)}
     print(json.dumps(facts, indent=1, sort_keys=True) if options.json else _text(facts))
     return 0
 

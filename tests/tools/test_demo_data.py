@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,13 +187,13 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = pack(store, vendors.NAMES, files)
     monkeypatch.setattr(vendors, "VENDORS", packages)
     monkeypatch.setattr(vendors, "NAMES", names)
-    monkeypatch.setattr(vendors, "ALL", (names, *packages.values()))
+    monkeypatch.setattr(build, "DATA", replace(build.DATA, packages=(names, *packages.values())))
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path / "cache"
 
 
 def test_build_whole_same_bytes_and_only_once(tiny: Path) -> None:
-    facts = build.build(tiny)
+    facts = build.DATA.build(tiny)
     folder = tiny / "emoji"
     assert facts["counts"] == {"named": 8, "drawn": 8, "distinct": 7, "unseen": 2, "training": 5}
     assert {name: item["samples"] for name, item in facts["sets"].items()} == {
@@ -219,22 +220,24 @@ def test_build_whole_same_bytes_and_only_once(tiny: Path) -> None:
 
     before = contents(folder)
     shutil.rmtree(tiny / "packages")
-    assert build.build(tiny) == facts, "a second call needs neither packages nor network"
+    assert build.DATA.build(tiny) == facts, "a second call needs neither packages nor network"
     assert contents(folder) == before
 
 
 def test_build_is_a_function_of_the_packages(tiny: Path) -> None:
-    build.build(tiny)
+    build.DATA.build(tiny)
     before = contents(tiny / "emoji")
     (tiny / "emoji" / "done.json").write_text('{"version": 0}')
-    build.build(tiny)
+    build.DATA.build(tiny)
     assert contents(tiny / "emoji") == before
     assert sorted(path.name for path in tiny.iterdir()) == ["emoji", "emoji.lock", "packages"]
 
 
 def test_ready_is_said_without_npm_or_packages(tmp_path: Path) -> None:
-    done = {"version": build.VERSION, "packages": {p.name: [p.version, p.sha512] for p in vendors.ALL}}
-    done |= {"counts": dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 1), "sets": {}}
+    done = build.DATA.source | {
+        "counts": dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 1),
+        "sets": {},
+    }
     (tmp_path / "emoji").mkdir()
     (tmp_path / "emoji" / "done.json").write_text(json.dumps(done))
     result = command(tmp_path, tmp_path, "--json")

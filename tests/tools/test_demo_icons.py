@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,12 +157,14 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sets["empty"] = collection("empty", {})
     files: dict[str, object] = {"collections.json": {prefix: item["info"] for prefix, item in sets.items()}}
     files |= {f"json/{prefix}.json": item for prefix, item in sets.items()}
-    monkeypatch.setattr(families, "PACKAGE", pack(tmp_path / "packages", families.PACKAGE, files))
+    package = pack(tmp_path / "packages", families.PACKAGE, files)
+    monkeypatch.setattr(families, "PACKAGE", package)
+    monkeypatch.setattr(build, "DATA", replace(build.DATA, packages=[package]))
     return tmp_path
 
 
 def test_build(tiny: Path) -> None:
-    facts, folder = build.build(tiny), tiny / "icons"
+    facts, folder = build.DATA.build(tiny), tiny / "icons"
     assert facts["counts"] == {
         "drawings": 152, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
     }  # fmt: skip
@@ -193,7 +196,7 @@ def test_build(tiny: Path) -> None:
     ]  # fmt: skip
     assert sets["tabler"].prompts and sets["tabler"].prompts.names[0] == "arrow left"
     licences = (folder / "LICENCES.md").read_text()
-    assert "| BB | bb | A | CC-BY-4.0 |" in licences and "NOTO" not in licences
+    assert "| BB (bb) | A | CC-BY-4.0 |" in licences and "NOTO" not in licences
 
     pattern, out = str(folder / "train" / "*.tar"), str(tiny / "permissive")
     assert shards.main(["index", pattern, "--out", out, "--filter", "licence==MIT", "--quiet"]) == 0
@@ -205,18 +208,18 @@ def test_build(tiny: Path) -> None:
 def test_an_interrupted_build_continues_with_the_sets_that_it_rendered(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = build.build(tiny)
+    complete = build.DATA.build(tiny)
     before = contents(tiny / "icons")
     with monkeypatch.context() as patch:
         patch.setattr(output, "write_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            build.build(tiny, force=True)
+            build.DATA.build(tiny, force=True)
     assert contents(tiny / "icons") == before, "the earlier data stay until the new ones are complete"
     (tiny / "icons.work" / "aa.npz").unlink()
     rendered = []
     original = render.render
     monkeypatch.setattr(render, "render", lambda pool, *rest: rendered.append(1) or original(pool, *rest))
-    assert build.build(tiny, force=True) == complete
+    assert build.DATA.build(tiny, force=True) == complete
     assert rendered == [1] and contents(tiny / "icons") == before
     assert sorted(path.name for path in tiny.iterdir()) == ["icons", "icons.lock", "packages"]
 

@@ -9,8 +9,7 @@ import pytest
 from flip.runs.rundir import write_json
 from tests.harness.common import ROOT
 from tests.synthetic import make_dataset, make_tokenizer
-from tools.demo_datasets import output
-from tools.demo_datasets.emoji import build, vendors
+from tools.demo_datasets.emoji.build import DATA
 
 FEW = ["stages.pretrain.samples=512", "stages.pretrain.warmup=0", "evaluate.every=0", "data.workers=0"]
 
@@ -31,7 +30,7 @@ def environment(tmp_path):
     (made / "classes.json").rename(folder / "classes.json")
     make_tokenizer(folder / "tokenizer.json")
     counts = dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 16)
-    write_json(folder / "done.json", output.source(build.VERSION, vendors.ALL) | {"counts": counts, "sets": {}})
+    write_json(folder / "done.json", DATA.source | {"counts": counts, "sets": {}})
     return os.environ | {"FLIP_CACHE": str(tmp_path / "cache"), "FLIP_RUNS": str(tmp_path / "runs")}
 
 

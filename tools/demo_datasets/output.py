@@ -1,4 +1,4 @@
-"""Writes a demonstration data set below the cache: shards, manifests, done.json; complete or absent."""
+"""Writes a demonstration data set below the cache: shards, manifests, done.json."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,63 +17,69 @@ from tools.demo_datasets.npm import Package
 
 T = TypeVar("T")
 Facts = dict[str, Any]
-Write = Callable[[Path, Path, Path], Facts]
-"""Writes a data set into a folder, from the folder of the packages, with a folder for intermediate results."""
 
 
-def source(version: int, packages: Sequence[Package]) -> Facts:
-    """What a data set is built from. A higher ``version``, or other packages, make the next call build again."""
-    return {"version": version, "packages": {p.name: [p.version, p.sha512] for p in packages}}
+@dataclass(frozen=True)
+class DemoData:
+    """A data set below the cache: complete or absent.
 
-
-def ready(folder: Path, built_from: Facts) -> Facts | None:
-    """The facts in done.json if the data set exists and was built from this source, else None."""
-    try:
-        done = read_json(folder / "done.json")
-    except (ValueError, OSError):  # damaged or unreadable: building repairs it or reports why it cannot
-        return None
-    return done if done and {key: done.get(key) for key in built_from} == built_from else None
-
-
-def build(cache: Path, name: str, version: int, packages: Sequence[Package], write: Write, force: bool) -> Facts:
-    """Build ``cache``/``name`` unless it is ready, and return the facts of its done.json.
-
-    Concurrent builders wait for each other. An interrupted build continues with its intermediate results, in
-    ``name``.work, if they are of the same source. Raises StorageError (network, disk), PermissionDenied and DataError
-    (a wrong tarball); nothing is half-written.
+    A higher ``version``, or other packages, make the next call of `build` build it again. ``write`` writes it into a
+    folder, from the folder of the packages, with a folder for intermediate results, and returns what done.json gets.
     """
-    built_from = source(version, packages)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return (None if force else ready(cache / name, built_from)) or _build(
-                cache, name, built_from, packages, write
-            )
-    except OSError as error:
-        raise unwritable(error, cache, "Name another folder with --cache or FLIP_CACHE.") from error
 
+    name: str
+    version: int
+    packages: Sequence[Package]
+    write: Callable[[Path, Path, Path], Facts]
 
-def _build(cache: Path, name: str, built_from: Facts, packages: Sequence[Package], write: Write) -> Facts:
-    part, work, final, old = (cache / f"{name}{end}" for end in (".partial", ".work", "", ".old"))
-    npm.fetch(packages, cache / "packages")
-    if ready(work, built_from) is None:
+    @property
+    def source(self) -> Facts:
+        """What the data set is built from."""
+        return {"version": self.version, "packages": {p.name: [p.version, p.sha512] for p in self.packages}}
+
+    def ready(self, folder: Path) -> Facts | None:
+        """The facts in the done.json of ``folder`` if it was built from this source, else None."""
+        try:
+            done = read_json(folder / "done.json")
+        except (ValueError, OSError):  # damaged or unreadable: building repairs it or reports why it cannot
+            return None
+        return done if done and {key: done.get(key) for key in self.source} == self.source else None
+
+    def build(self, cache: Path, force: bool = False) -> Facts:
+        """Build ``cache``/``name`` unless it is ready, and return the facts of its done.json.
+
+        Concurrent builders wait for each other. An interrupted build continues with its intermediate results, in
+        ``name``.work, if they are of the same source. Raises StorageError (network, disk), PermissionDenied and
+        DataError (a wrong tarball); nothing is half-written.
+        """
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with open(cache / f"{self.name}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                return (None if force else self.ready(cache / self.name)) or self._build(cache)
+        except OSError as error:
+            raise unwritable(error, cache, "Name another folder with --cache or FLIP_CACHE.") from error
+
+    def _build(self, cache: Path) -> Facts:
+        part, work, final, old = (cache / f"{self.name}{end}" for end in (".partial", ".work", "", ".old"))
+        npm.fetch(self.packages, cache / "packages")
+        if self.ready(work) is None:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            write_json(work / "done.json", self.source)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        facts = self.source | self.write(part, cache / "packages", work)
+        write_json(part / "done.json", facts)
+        fsync_path(part)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            os.rename(final, old)
+        os.rename(part, final)
+        fsync_path(cache)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        write_json(work / "done.json", built_from)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    facts = built_from | write(part, cache / "packages", work)
-    write_json(part / "done.json", facts)
-    fsync_path(part)
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.rename(final, old)
-    os.rename(part, final)
-    fsync_path(cache)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(work, ignore_errors=True)
-    return facts
+        return facts
 
 
 def write_shards(folder: Path, samples: Sequence[Mapping[str, Any]], shards: int = 1) -> Any:
@@ -97,10 +104,10 @@ def parts(samples: Sequence[T], shards: int) -> Iterator[Sequence[T]]:
         yield samples[len(samples) * s // shards : len(samples) * (s + 1) // shards]
 
 
-def licence_row(info: Mapping[str, Any], *columns: object) -> str:
+def licence_row(info: Mapping[str, Any], prefix: str, *columns: str) -> str:
     """A row of a Markdown table on a set of drawings by the ``info`` of Iconify: name, columns, author, licence."""
     author, licence = info["author"], info["license"]
     by = f"[{author['name']}]({author['url']})" if author.get("url") else author["name"]
     title = licence.get("spdx") or licence["title"]
     terms = f"[{title}]({licence['url']})" if licence.get("url") else title
-    return f"| {' | '.join([info['name'], *map(str, columns), by, terms])} |"
+    return f"| {info['name']} ({prefix}) | {' | '.join([*columns, by, terms])} |"

@@ -11,13 +11,10 @@ from jobs.common.terminal import ProgressBar
 from tools.demo_datasets import npm, output
 from tools.demo_datasets.emoji import split, vendors
 from tools.demo_datasets.emoji.split import Emoji
-from tools.demo_datasets.output import Facts
+from tools.demo_datasets.output import DemoData, Facts
 
-VERSION = 1
-"""Version of the build; a higher one makes the next call build again."""
 VOCABULARY = 4000
 SHARDS = {"train": 8, "unseen": 2}
-FOLDER = "emoji"
 
 LICENCES = """\
 # Licences of these pictures and captions
@@ -25,8 +22,8 @@ LICENCES = """\
 The pictures were rendered from the drawings below to 64 px on white, without other changes. CC-BY requires
 attribution, CC-BY-SA also that derived works have the same licence: comply with both before passing files on.
 
-| drawings | vendor | package | by | licence |
-|---|---|---|---|---|
+| drawings | package | by | licence |
+|---|---|---|---|
 {}
 
 Names and keywords: Unicode CLDR ({}, {}), whose licence follows.
@@ -38,19 +35,6 @@ Pictures = dict[tuple[str, str], bytes]
 """(vendor, slug) -> PNG."""
 Captions = Callable[[Emoji, str], list[str]]
 """(class, vendor) -> captions of a sample."""
-
-
-def ready(cache: Path) -> Facts | None:
-    """The facts in done.json if the data exists and was built by this version, else None."""
-    return output.ready(cache / FOLDER, output.source(VERSION, vendors.ALL))
-
-
-def build(cache: Path, force: bool = False) -> Facts:
-    """Build the data in ``cache``/emoji unless it is ready, and return the facts of its done.json.
-
-    Raises what `output.build` raises.
-    """
-    return output.build(cache, FOLDER, VERSION, vendors.ALL, _write, force)
 
 
 def _write(folder: Path, store: Path, _: Path) -> Facts:
@@ -140,3 +124,6 @@ def _write_licences(folder: Path, store: Path) -> None:
     licence = npm.member_json(vendors.NAMES, store, "package.json")["license"]
     text = npm.member(vendors.NAMES, store, "LICENSE").decode().strip()
     write_text(folder / "LICENCES.md", LICENCES.format("\n".join(rows), vendors.NAMES.spec, licence, text))
+
+
+DATA = DemoData("emoji", 1, vendors.ALL, _write)

@@ -13,11 +13,8 @@ from flip.runs.rundir import write_json, write_text
 from tools.demo_datasets import output
 from tools.demo_datasets.icons import drawings, families, names, selection
 from tools.demo_datasets.icons.drawings import Drawing
-from tools.demo_datasets.output import Facts
+from tools.demo_datasets.output import DemoData, Facts
 
-VERSION = 1
-"""Version of the build; a higher one makes the next call build again."""
-FOLDER = "icons"
 SHARDS = 64
 SUBSETS = {"train-1of8": 8, "train-1of64": 1}
 """Training subset -> how many of the shards it has."""
@@ -32,23 +29,10 @@ same licence: comply with them before passing files on. Logos may be trademarks 
 
 Package: {}
 
-| set | prefix | by | licence |
-|---|---|---|---|
+| set | by | licence |
+|---|---|---|
 {}
 """
-
-
-def ready(cache: Path) -> Facts | None:
-    """The facts in done.json if the data exists and was built by this version, else None."""
-    return output.ready(cache / FOLDER, output.source(VERSION, [families.PACKAGE]))
-
-
-def build(cache: Path, force: bool = False) -> Facts:
-    """Build the data in ``cache``/icons unless it is ready, and return the facts of its done.json.
-
-    Needs 1 GB of memory and, while it runs, 2 GB of disk. Raises what `output.build` raises.
-    """
-    return output.build(cache, FOLDER, VERSION, [families.PACKAGE], _write, force)
 
 
 def _write(folder: Path, store: Path, work: Path) -> Facts:
@@ -164,3 +148,7 @@ def _write_tokenizer(folder: Path, training: Sequence[Drawing]) -> None:
 
     lines = (line for d in training for line in (d.icon.subject, d.icon.style, d.icon.category) if line)
     train(lines, VOCABULARY, folder / "tokenizer.json")
+
+
+DATA = DemoData("icons", 1, [families.PACKAGE], _write)
+"""Building it needs 1 GB of memory and, meanwhile, 2 GB of disk."""
