@@ -39,34 +39,31 @@ def _write(folder: Path, store: Path, work: Path) -> Facts:
     everything, info = drawings.read(store, work)
     different, blank, copies = selection.different(everything, families.HELD_OUT)
     held_out = {name: [d for d in different if d.family == name] for name in families.HELD_OUT}
-    training, leakage = _without_duplicates(different, held_out)
+    candidates = [d for d in different if d.family not in held_out]
+    training, leakage = _without_duplicates(candidates, [d for chosen in held_out.values() for d in chosen])
     sets = _write_training(folder, training, info) | _write_held_out(folder, training, held_out)
     _write_tokenizer(folder, training)
     rows = [output.licence_row(info[prefix], prefix) for prefix in sorted(info)]
     write_text(folder / "LICENCES.md", LICENCES.format(families.PACKAGE.spec, "\n".join(rows)))
-    duplicates = len(different) - len(training) - sum(map(len, held_out.values()))
-    counts = {"drawings": len(everything), "blank": blank, "copies": copies, "near-duplicates": duplicates}
+    counts = {"drawings": len(everything), "blank": blank, "copies": copies}
+    counts["near-duplicates"] = len(candidates) - len(training)
     counts |= {"collections": len(info), "families": len({d.family for d in everything})}
     return {"counts": counts, "sets": sets, "leakage": leakage}
 
 
-def _without_duplicates(
-    different: Sequence[Drawing], held_out: Mapping[str, Sequence[Drawing]]
-) -> tuple[list[Drawing], Facts]:
+def _without_duplicates(training: Sequence[Drawing], held_out: Sequence[Drawing]) -> tuple[list[Drawing], Facts]:
     """The training pictures that are near no held-out one, and for each held-out family the share of its pictures with
     a near-duplicate in training, before and after."""
-    training = [d for d in different if d.family not in held_out]
-    before, near = {}, np.zeros(len(training), bool)
-    for family, chosen in held_out.items():
-        before[family], to_held_out = selection.nearest(chosen, training)
-        near |= to_held_out < selection.NEAR
-    kept = [d for d, drop in zip(training, near, strict=True) if not drop]
+    before, to_held_out = selection.nearest(held_out, training)
+    kept = [d for d, distance in zip(training, to_held_out, strict=True) if distance >= selection.NEAR]
+    after, _ = selection.nearest(held_out, kept)
+    owners = np.array([d.family for d in held_out])
     facts: Facts = {}
-    for family, chosen in held_out.items():
-        facts[family] = {"pictures": len(chosen)}
-        for when, distances in (("before", before[family]), ("after", selection.nearest(chosen, kept)[0])):
+    for family in dict.fromkeys(owners.tolist()):
+        facts[family] = {"pictures": int((owners == family).sum())}
+        for when, distances in (("before", before), ("after", after)):
             for name, limit in (("", selection.NEAR), ("_2x", 2 * selection.NEAR)):
-                facts[family][f"near_{when}{name}"] = round(float((distances < limit).mean()), 4)
+                facts[family][f"near_{when}{name}"] = round(float((distances[owners == family] < limit).mean()), 4)
     return kept, facts
 
 
@@ -121,8 +118,10 @@ def _write_held_out(folder: Path, training: Sequence[Drawing], held_out: Mapping
 
     tested, *others = families.PROBE
     shared = [name for name in classes[tested] if any(name in classes[other] for other in others)]
+    shown = [classes[tested][name] for name in shared]
     learned = [d for other in others for d in held_out[other] if d.icon.subject in set(shared)]
-    for split, pictures in (("train", learned), ("test", [classes[tested][name] for name in shared])):
+    learned, _ = _without_duplicates(learned, shown)
+    for split, pictures in (("train", learned), ("test", shown)):
         facts[f"probe/{split}"] = _write_classes(folder / "probe" / split, "test", shared, pictures)
     return facts
 

@@ -39,14 +39,14 @@ def nearest(a: Sequence[Drawing], b: Sequence[Drawing]) -> tuple[NDArray[np.floa
     """Distance of each drawing of ``a`` to the nearest of ``b``, (len(a),), and the converse, (len(b),).
 
     The distance is the root mean square difference of the shapes, 1 between black and white. It is the same on every
-    machine: sums of SIDE^2 products of 8-bit values are exact in float32.
+    machine: no sum of SIDE^2 products of 8-bit values reaches 2^24, so all are exact in float32.
     """
     x = np.stack([drawing.shape for drawing in a]).astype(np.float32)
-    squares, best = (x**2).sum(1).astype(np.int64), np.full(len(a), np.iinfo(np.int64).max)
-    converse = np.empty(len(b), np.int64)
+    x_squares, best, converse = (x**2).sum(1)[:, None], np.full(len(a), np.inf), np.empty(len(b))
     for start in range(0, len(b), _BLOCK):
         y = np.stack([drawing.shape for drawing in b[start : start + _BLOCK]]).astype(np.float32)
-        distances = squares[:, None] + (y**2).sum(1).astype(np.int64) - 2 * (x @ y.T).astype(np.int64)
+        products = x @ y.T
+        distances = (x_squares - products) + ((y**2).sum(1) - products)
         best = np.minimum(best, distances.min(1))
         converse[start : start + _BLOCK] = distances.min(0)
     return np.sqrt(best / x.shape[1]) / 255, np.sqrt(converse / x.shape[1]) / 255
