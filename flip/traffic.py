@@ -78,17 +78,18 @@ class Phase(NamedTuple):
 def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[Phase]:
     """The phases of a step of ``local`` pairs on each of ``ranks`` ranks.
 
-    Full weights are gathered for the first forward pass, and with ``reshard`` again for each further pass, except that
-    a micro-batch uses those of the backward pass before it. The last micro-batch sums gradients over the shards of a
-    copy, then over the copies. The features of all texts are exchanged in fp32, without micro-batches behind a tower.
+    Full weights are gathered for the first forward pass, and with ``reshard`` those of all units but the root again for
+    each further pass, except that a micro-batch uses those of the backward pass before it. The last micro-batch sums
+    gradients over the shards of a copy, then over the copies. The features of all texts are exchanged in fp32, without
+    micro-batches behind a tower.
     """
     passes, micro, shards = forward_passes(compute), compute.accumulate, ranks // compute.replicate
     forward, backward = 1 / passes / micro, (2 + (compute.recompute == "block")) / passes / micro
     count, size = parameters(model)["total"], value_bytes(compute)
-    units = model.image.layers + model.text.layers + 4  # two projections, two rests of towers; and the root
-    weights = size * count + (4 - size) * model.embed * (model.image.width + model.text.width)
-    gather = Collective("gather", shards, 1, units, weights)
-    once, again = gather._replace(calls=units + 1), [gather] if compute.reshard != "no" else []
+    units, root = model.image.layers + model.text.layers + 2, model.embed * (model.image.width + model.text.width)
+    gather = Collective("gather", shards, 1, units, size * (count - root))  # blocks, and the rests of towers
+    once = gather._replace(calls=units + 1, bytes=gather.bytes + 4 * root)
+    again = [gather] if compute.reshard != "no" else []
     sums = [
         Collective("scatter", shards, 1, units + 1, 4 * count),
         Collective("reduction", compute.replicate, shards, units + 1, 4 * count // shards),

@@ -177,22 +177,30 @@ def in_fp32(model: _Model, build: Callable[[], _Model], world: World, compute: s
 
 
 def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
-    """Shard in units that are gathered and freed together: each block, each projection, the rest of each tower.
+    """Shard in units that are gathered and freed together: each block, the rest of each tower, and the root.
 
     Only the full weights of one block are in memory at a time. With bf16 the weights of blocks and towers are gathered
     and multiplied in bf16; shards, sums of gradients over ranks and the optimiser stay fp32. Projections and the logit
-    scale, which belongs to the root unit, are always fp32: they decide the precision of the loss.
+    scale (and bias) are always fp32: they decide the precision of the loss. On CUDA the root unit has them all. On a
+    CPU projections are units of their own: gloo adds a value in an order that depends on its place in the buffer, so
+    that another unit changes the last bits of existing runs from three ranks on (measured).
     """
     policy = MixedPrecisionPolicy()
     if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    free = compute.reshard != "no"
+    free, projections = compute.reshard != "no", nn.ModuleList()
     for tower in (model.image, model.text):
         for block in tower.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
-        fully_shard(tower.projection, mesh=mesh, reshard_after_forward=free)  # type: ignore[union-attr, arg-type]
-        fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=free)  # type: ignore[arg-type]
+        projections.append(tower.projection)  # type: ignore[union-attr, arg-type]
+        if compute.device != "cuda":
+            fully_shard(tower.projection, mesh=mesh, reshard_after_forward=free)  # type: ignore[union-attr, arg-type]
+        apart = set(tower.projection.parameters())  # type: ignore[union-attr]
+        fully_shard(tower, mesh=mesh, mp_policy=policy, reshard_after_forward=free, ignored_params=apart)  # type: ignore[arg-type]
+    # A unit takes the parameters of submodules, but not those below another unit: projections are below towers.
+    model.projections = projections
     fully_shard(model, mesh=mesh)
+    del model.projections
     for method in ("encode_image", "encode_text"):
         torch.distributed.fsdp.register_fsdp_forward_method(model, method)
 

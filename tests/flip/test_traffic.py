@@ -8,7 +8,7 @@ import pytest
 
 from flip.config.schema import Compute
 from flip.traffic import CALL, NETWORK_HOP, NVLINK_HOP, PAYLOAD, Collective, Links, exposed_seconds, step_phases
-from tests.flip.distributed.rehearsal import STEPS
+from tests.flip.distributed.rehearsal import CASES
 from tests.flip.test_flops import sized
 
 GOLDEN = json.loads((Path(__file__).parent / "distributed" / "rehearsal.json").read_text(encoding="utf-8"))
@@ -19,16 +19,16 @@ def phases(size="H/14", ranks=512, local=128, **compute):
     return step_phases(sized(size), Compute(precision="bf16", **compute), local, ranks)
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_counts_and_bytes_of_a_traced_step(name):
-    size, _, ranks, replicate, local, accumulate, reshard = STEPS[name]
-    calls, gigabytes = Counter(), Counter()
-    for phase in phases(size, ranks, local, replicate=replicate, accumulate=accumulate, reshard=reshard):
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_counts_and_bytes_of_a_traced_step(case):
+    compute, calls, gigabytes = case.config().compute, Counter(), Counter()
+    for phase in step_phases(sized(case.size), compute, case.local, case.ranks):
         for each in phase.collectives:
             kind = f"{each.kind}s of {each.ranks}"
             calls[kind] += phase.times * each.calls
             gigabytes[kind] += phase.times * each.bytes / 1e9
-    assert {kind: [calls[kind], pytest.approx(gigabytes[kind], abs=0.0051)] for kind in sorted(calls)} == GOLDEN[name]
+    counts = {kind: [calls[kind], pytest.approx(gigabytes[kind], abs=0.0051)] for kind in sorted(calls)}
+    assert counts == GOLDEN[str(case)]["collectives"]
 
 
 @pytest.mark.parametrize("compute", [{}, {"accumulate": 4}, {"recompute": "block"}, {"accumulate": 2, "reshard": "no"}])
