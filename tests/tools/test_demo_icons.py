@@ -71,6 +71,7 @@ def test_a_name_is_what_is_drawn_without_the_words_of_its_variant() -> None:
     stroke = '<path stroke="#000" d="M0 0h9"/>'
     item = collection("aa", dict.fromkeys(["home-24-filled", "traffic-light", "round-star-02", "sun-outline"], ""))
     item["icons"]["traffic-light"]["body"] = stroke
+    item["icons"]["empty"] = {"body": "", "width": 0, "height": 0}
     item |= {"suffixes": {"24-filled": "24 Filled"}, "prefixes": {"round": "Round"}}
     item["categories"] = {"FoodDrink": ["sun-outline"]}
     item["aliases"] = {

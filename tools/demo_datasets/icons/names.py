@@ -40,7 +40,8 @@ class Icon:
 
 
 def icons(collection: Mapping[str, Any]) -> Iterator[Icon]:
-    """The drawings of an icons.json in the order of their names; aliases that mirror or turn one are left out."""
+    """The drawings of an icons.json in the order of their names, without those of size 0 and aliases that mirror or
+    turn one."""
     aliases: dict[str, list[str]] = {}
     for alias, item in collection.get("aliases", {}).items():
         if set(item) <= {"parent", "hidden"}:
@@ -48,7 +49,9 @@ def icons(collection: Mapping[str, Any]) -> Iterator[Icon]:
     categories = {name: title for title, names in collection.get("categories", {}).items() for name in names}
     variants = sorted({*collection.get("suffixes", ()), *collection.get("prefixes", ())} - {""}, key=len, reverse=True)
     logo = "logo" if collection["info"].get("category") == "Logos" else ""
-    for name in sorted(collection["icons"]):
+    for name, drawing in sorted(collection["icons"].items()):
+        if 0 in (drawing.get("width"), drawing.get("height")):
+            continue
         subject, words = _split(name, variants)
         others = (_split(alias, variants)[0] for alias in sorted(aliases.get(name, ())))
         yield Icon(
