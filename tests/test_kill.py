@@ -129,6 +129,23 @@ def test_requests_travel_with_the_loss_and_a_rank_that_waits_without_end_learns_
 
 
 @pytest.mark.slow
+def test_a_second_attempt_finds_the_compiled_code_which_a_complete_run_deletes(data, tmp_path):
+    config = configuration(data, world=1, samples=(12, 4))
+    config.stages, config.compute.compile = config.stages[:1], "yes"
+    config.evaluate.every, config.evaluate.sets = 0, []
+    storm = TrainingRun(tmp_path, "storm", config, pause=0.2)
+    storm.submit()
+    storm.wait(lambda: storm.lines(1), "the first compiled step", seconds=280)
+    first = {path.name for path in storm.run.compiled.rglob("*.so")}
+    storm.kill(number=signal.SIGTERM)
+    storm.wait(lambda: storm.lines(2), "a step of the second attempt", seconds=280)
+    assert {path.name for path in storm.run.compiled.rglob("*.so")} == first != set()
+    storm.wait_over()
+    assert storm.run.result.exists() and storm.run.newest_attempt() == 2
+    storm.wait(lambda: not storm.run.compiled.exists(), "the deletion of the compiled code")
+
+
+@pytest.mark.slow
 def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path):
     """Masked images and texts at 64 px, killed, then 96 px with resampled positions, killed."""
     train_byte_pairs([caption(i) for i in range(200)], 600, tmp_path / "tokenizer.json")

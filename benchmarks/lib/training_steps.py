@@ -57,6 +57,8 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
     config.compute = schema.Compute(chosen.device, chosen.precision, threads=chosen.threads)
     config.resources.gpus = int(chosen.device == "cuda")
     _resolve_compute(config, Host(1, 0))
+    if chosen.compile:
+        parallel.set_compile_caches()
     if config.compute.deterministic == "yes":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does

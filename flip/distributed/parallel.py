@@ -50,14 +50,17 @@ class World:
         return self.rank == 0
 
 
-def start(compute: schema.Compute, hang_minutes: float = 20.0) -> World:
-    """Join the other ranks (RANK, WORLD_SIZE, ``open_store``) and set threads and numeric modes.
+def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | None = None) -> World:
+    """Join the other ranks (RANK, WORLD_SIZE, ``open_store``) and set threads, numeric modes and the folder for
+    compiled code (``set_compile_caches``).
 
     If LOCAL_WORLD_SIZE equals WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them.
     """
     timeout = datetime.timedelta(minutes=(hang_minutes or 20.0) + TIMEOUT_MARGIN_MINUTES)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
+    if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic
+        set_compile_caches(compiled)
     if compute.deterministic == "yes":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -124,7 +127,6 @@ def apply_parallelism(
     stay, and activation checkpointing is compiled with the block. ``mesh``: of another model, to shard this one alike.
     """
     if compute.compile == "yes":
-        set_compile_caches()
         model.text.bucket_lengths = True  # type: ignore[union-attr]
         # All blocks share one code object, compiled again for every shape. Beyond torch's limit of 8, further shapes
         # would run eagerly for good, for example those of the last stage.
@@ -146,15 +148,20 @@ def apply_parallelism(
     return model.to(world.device)
 
 
-def set_compile_caches() -> None:
+def set_compile_caches(folder: Path | None = None) -> None:
     """Keep compiled code, which torch loads as pickles and shared objects, in a folder that only this user can write.
 
-    torch's default is /tmp/torchinductor_USER, whoever owns it. Variables that are set already stay.
+    ``folder``: of the run, so that later attempts find the code on whatever nodes they run (default: of this user on
+    this node). Ranks of all nodes may write at once: torch names files by their content, writes each under a temporary
+    name, and locks what is slow to compile. torch's default is /tmp/torchinductor_USER, whoever owns it. Variables that
+    are set already stay.
     """
     try:
-        folder = private_folder(Path(tempfile.gettempdir()) / f"flip-compile-{os.geteuid()}")
+        folder = private_folder(folder or Path(tempfile.gettempdir()) / f"flip-compile-{os.geteuid()}")
     except PermissionError:  # it belongs to another user
         folder = Path(tempfile.mkdtemp(prefix="flip-compile-"))
+    # Code for a CPU is compiled for its instructions, which torch does not make a part of the name.
+    folder /= torch.backends.cpu.get_cpu_capability()
     for name, part in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
         os.environ.setdefault(name, str(folder / part))
 

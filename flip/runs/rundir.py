@@ -177,6 +177,7 @@ class RunDir:
         self.traces = self.path / "traces"
         self.export = self.path / "export"
         self.logs = self.path / "logs"
+        self.compiled = self.path / "compiled"
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -72,7 +73,7 @@ def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> Non
     """
     config = merge.read_config(run.config)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
-    world = parallel.start(config.compute, config.monitor.hang_minutes)
+    world = parallel.start(config.compute, config.monitor.hang_minutes, run.compiled)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     trainer = Trainer(run, attempt, flag, config, world, watchdog)
     phase, reason = "complete", ""
@@ -410,6 +411,7 @@ class Trainer:
             "attempts": self.attempt, "replaced": replaced, "manifest": self.loader.digest,
             "peak_memory": self.counters.peak_memory(), "time": time.time(),
         })  # fmt: skip
+        shutil.rmtree(self.run.compiled, ignore_errors=True)
 
     def close(self, phase: str, reason: str) -> None:
         self.watchdog.close()

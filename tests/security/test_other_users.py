@@ -321,8 +321,9 @@ def test_prepared_folders_for_temporary_files_are_not_used(users, precious):
     assert len(lines) == 2
     for temporary, *caches in lines:
         for cache in caches:
-            assert cache.parent.parent == temporary and cache.parent.name != f"flip-compile-{users.alice.uid}"
-            assert cache.parent.stat().st_uid == users.alice.uid and cache.parent.stat().st_mode & 0o77 == 0
+            folder = cache.parents[1]
+            assert folder.parent == temporary and folder.name != f"flip-compile-{users.alice.uid}"
+            assert folder.stat().st_uid == users.alice.uid and folder.stat().st_mode & 0o77 == 0
     assert record.exists()
 
 

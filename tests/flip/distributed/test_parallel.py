@@ -395,9 +395,11 @@ def test_compiled_code_lies_where_nobody_else_can_write(tmp_path, monkeypatch, p
         (tmp_path / f"flip-compile-{os.geteuid()}").symlink_to(tmp_path / "other")
     parallel.set_compile_caches()
     places = [Path(os.environ[name]) for name in names]
-    folder = places[0].parent
-    assert places == [folder / "inductor", folder / "triton"] and folder.parent == tmp_path
+    folder = places[0].parent.parent
+    assert places == [places[0].parent / part for part in ("inductor", "triton")] and folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700 and not folder.is_symlink()
     monkeypatch.setenv(names[0], "/mine")
-    parallel.set_compile_caches()
-    assert os.environ[names[0]] == "/mine"
+    monkeypatch.delenv(names[1])
+    parallel.set_compile_caches(tmp_path / "run" / "compiled")
+    assert os.environ[names[0]] == "/mine" and Path(os.environ[names[1]]).parents[1] == tmp_path / "run" / "compiled"
+    assert (tmp_path / "run" / "compiled").stat().st_mode & 0o777 == 0o700
