@@ -17,7 +17,7 @@ classes, a manifest each, tokenizer.json, LICENCES.md and done.json (counts and 
 emoji   about 1,400 emoji by nine vendors, with Unicode's names and keywords; a minute
         train (six vendors), noto-v1 (validation vendor), twemoji and openmoji (test vendors), unseen (classes that
         training never sees), classes.json
-icons   about 300,000 drawings of 220 icon sets, with their names; ten minutes of a core
+icons   308,000 drawings of 222 icon sets to train on, with their names; 15 minutes of a core
         train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler, carbon and
         game-icons (test families), retrieval, probe
 

@@ -227,14 +227,14 @@ def test_an_interrupted_build_continues_with_the_sets_that_it_rendered(
     assert sorted(path.name for path in tiny.iterdir()) == ["icons", "icons.lock", "packages"]
 
 
-@pytest.mark.slow  # renders 350,000 drawings once into the cache, in about ten minutes of a core
+@pytest.mark.slow  # renders 357,876 drawings once into the cache, in about 15 minutes of a core
 def test_the_real_package() -> None:
     command = [sys.executable, str(ROOT / "tools" / "demo_data.py"), "icons", "--json"]
     facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     sizes = {name: item["samples"] for name, item in facts["sets"].items()}
-    assert sizes["train"] > 250_000
+    assert sizes["train"] > 300_000
     assert abs(sizes["train"] - 8 * sizes["train-1of8"]) <= 64 and abs(sizes["train"] - 64 * sizes["train-1of64"]) <= 64
-    assert all(facts["sets"][name]["classes"] >= 300 for name in families.HELD_OUT)
+    assert all(facts["sets"][name]["classes"] > 450 for name in families.HELD_OUT)
     assert all(item["near_after"] == 0 for item in facts["leakage"].values())
     folder = Path(facts["path"])
     shard = next(iter(sorted((folder / "train").glob("*.tar"))))
