@@ -229,7 +229,8 @@ def checkpoint_memory(config: Config) -> int:
 
 def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     """``device_memory`` of a stage of a resolved configuration."""
-    ranks, model = world_size(config), for_stage(config, stage).model
+    ranks, config = world_size(config), for_stage(config, stage)
+    model = config.model
     left = kept_tokens(model.text, stage.text_mask)
     return device_memory(model, config.compute, stage.batch // ranks, stage.mask, ranks, left)
 

@@ -41,10 +41,12 @@ def stage_spans(config: Config) -> list[StageSpan]:
 
 
 def for_stage(config: Config, stage: Stage) -> Config:
-    """The configuration with the image size, patch, text length and augmentation of one of its stages."""
+    """The configuration with what one of its stages overrides: image size, patch, text length, augmentation,
+    recompute."""
     model = config.model
     model = replace(model, image=_override(model.image, stage.image), text=_override(model.text, stage.text))
-    return replace(config, model=model, augment=_override(config.augment, stage.augment))
+    augment, compute = _override(config.augment, stage.augment), _override(config.compute, stage.compute)
+    return replace(config, model=model, augment=augment, compute=compute)
 
 
 def _override(section: Any, values: Any) -> Any:

@@ -315,14 +315,53 @@ class Augment:
     """Normalisation of RGB values in [0, 1]."""
 
 
+@dataclass
+class Compute:
+    """How the ranks compute."""
+
+    device: str = option("auto", auto="auto", choices=("auto", "cpu", "cuda"))
+    """``cpu`` or ``cuda``."""
+    precision: str = option("auto", auto="auto", choices=("auto", "fp32", "bf16"))
+    """``fp32`` or ``bf16``; auto: bf16 if the processor or GPU is fast at it."""
+    attention: str = option("auto", auto="auto", choices=("auto", "explicit", "sdpa"))
+    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured)."""
+    threads: int = option(0, auto=0, ge=0, le=4096)
+    """Threads for the arithmetic of a rank; 0: auto. Part of the identity: it changes the last bits."""
+    deterministic: str = option("auto", auto="auto", choices=("auto", *YES_NO))
+    """``yes`` or ``no``; auto: yes on a CPU."""
+    recompute: str = option("no", choices=("no", "selective", "block"), identity=False)
+    """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all
+    but matrix products and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything,
+    which costs a second forward pass and saves much more memory."""
+    compile: str = option("no", auto="auto", choices=("auto", *YES_NO), omit_if="no")
+    """``yes``: compile the blocks (torch.compile), minutes at the start of every stage. Changes the last bits. ``auto``
+    (the recipes): yes on CUDA."""
+    replicate: int = option(1, auto=0, ge=0, le=2**20, omit_if=1)
+    """Copies of the sharded weights (hybrid sharding). Each lies on W / this neighbouring ranks, for example those of a
+    node; only gradients are exchanged between copies. 1: one copy over all ranks. 0 (the recipes): auto, a copy per
+    node on CUDA. Changes the last bits."""
+    loss_tile: int = option(1024, auto=0, ge=0, le=2**24, omit_if=1024)
+    """Columns of logits that the loss computes at once. 0 (the recipes): auto, on CUDA about 2^23 / b for the b pairs
+    of a rank, as a tile then takes 32 MB; 1024 on a CPU. Changes the last bits."""
+    reshard: str = option("yes", auto="auto", choices=("auto", *YES_NO), identity=False)
+    """Whether the full weights of a block are freed after its forward pass and gathered again for the next pass.
+    ``no`` needs memory for all of them and halves the traffic, more so with ``accumulate``; the same bits. ``auto``
+    (the recipes): no on GPUs if the plan fits their memory, else yes."""
+    accumulate: int = option(1, ge=1, le=2**20, omit_if=1)
+    """Micro-batches into which a rank splits its share of a batch: less memory for activations, a second forward pass,
+    the same gradient (pairs are still contrasted with the whole batch). Changes the last bits."""
+
+
 if TYPE_CHECKING:
     StageImage = ImageTower
     StageText = TextTower
     StageAugment = Augment
+    StageCompute = Compute
 else:
     StageImage = overrides("StageImage", ImageTower, "size", "patch")
     StageText = overrides("StageText", TextTower, "length")
     StageAugment = overrides("StageAugment", Augment)
+    StageCompute = overrides("StageCompute", Compute, "recompute")
 
 
 @dataclass
@@ -360,6 +399,9 @@ class Stage:
     """Tokens per caption in this stage; absent: ``model.text.length``."""
     augment: StageAugment = option(StageAugment)
     """Fields of ``augment`` that differ in this stage."""
+    compute: StageCompute = option(StageCompute)
+    """What blocks compute again in this stage; absent: ``compute.recompute``. Only a stage without a mask may need
+    it."""
 
 
 @dataclass
@@ -374,43 +416,6 @@ class Optim:
     """True in recipe: paper. Class token and token embedding are decayed in both; biases, gains, positions never."""
     clip: float = option(0.0, ge=0)
     """Largest global gradient norm; 0: no clipping."""
-
-
-@dataclass
-class Compute:
-    """How the ranks compute."""
-
-    device: str = option("auto", auto="auto", choices=("auto", "cpu", "cuda"))
-    """``cpu`` or ``cuda``."""
-    precision: str = option("auto", auto="auto", choices=("auto", "fp32", "bf16"))
-    """``fp32`` or ``bf16``; auto: bf16 if the processor or GPU is fast at it."""
-    attention: str = option("auto", auto="auto", choices=("auto", "explicit", "sdpa"))
-    """``explicit`` (matmul, softmax, matmul) or ``sdpa``; auto: explicit for bf16 on a CPU, else sdpa (measured)."""
-    threads: int = option(0, auto=0, ge=0, le=4096)
-    """Threads for the arithmetic of a rank; 0: auto. Part of the identity: it changes the last bits."""
-    deterministic: str = option("auto", auto="auto", choices=("auto", *YES_NO))
-    """``yes`` or ``no``; auto: yes on a CPU."""
-    recompute: str = option("no", choices=("no", "selective", "block"), identity=False)
-    """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all
-    but matrix products and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything,
-    which costs a second forward pass and saves much more memory."""
-    compile: str = option("no", auto="auto", choices=("auto", *YES_NO), omit_if="no")
-    """``yes``: compile the blocks (torch.compile), minutes at the start of every stage. Changes the last bits. ``auto``
-    (the recipes): yes on CUDA."""
-    replicate: int = option(1, auto=0, ge=0, le=2**20, omit_if=1)
-    """Copies of the sharded weights (hybrid sharding). Each lies on W / this neighbouring ranks, for example those of a
-    node; only gradients are exchanged between copies. 1: one copy over all ranks. 0 (the recipes): auto, a copy per
-    node on CUDA. Changes the last bits."""
-    loss_tile: int = option(1024, auto=0, ge=0, le=2**24, omit_if=1024)
-    """Columns of logits that the loss computes at once. 0 (the recipes): auto, on CUDA about 2^23 / b for the b pairs
-    of a rank, as a tile then takes 32 MB; 1024 on a CPU. Changes the last bits."""
-    reshard: str = option("yes", auto="auto", choices=("auto", *YES_NO), identity=False)
-    """Whether the full weights of a block are freed after its forward pass and gathered again for the next pass.
-    ``no`` needs memory for all of them and halves the traffic, more so with ``accumulate``; the same bits. ``auto``
-    (the recipes): no on GPUs if the plan fits their memory, else yes."""
-    accumulate: int = option(1, ge=1, le=2**20, omit_if=1)
-    """Micro-batches into which a rank splits its share of a batch: less memory for activations, a second forward pass,
-    the same gradient (pairs are still contrasted with the whole batch). Changes the last bits."""
 
 
 @dataclass

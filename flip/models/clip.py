@@ -190,13 +190,17 @@ class CLIPModel(nn.Module):
         self.image = ImageEncoder(model, augment, attention)
         self.text = TextEncoder(model, attention)
         self.initialisation = model.initialisation
-        for block in (*self.image.blocks, *self.text.blocks):
-            block.activation_checkpointing = recompute  # type: ignore[assignment]
+        self.set_recompute(recompute)
         self.first_logit_scale, self.first_logit_bias = math.log(1 / model.temperature), model.logit_bias
         self.max_logit_scale = math.log(model.max_logit_scale)
         # Shape (1,): fully_shard refuses scalars.
         self.logit_scale = nn.Parameter(torch.full((1,), self.first_logit_scale))
         self.logit_bias = nn.Parameter(torch.full((1,), model.logit_bias)) if model.objective == "siglip" else None
+
+    def set_recompute(self, recompute: str) -> None:
+        """Change what blocks recompute, from the next forward pass on."""
+        for block in (*self.image.blocks, *self.text.blocks):
+            block.activation_checkpointing = recompute  # type: ignore[assignment]
 
     def forward(
         self, patches: Tensor, keep_indices: Tensor | None, tokens: Tensor, position_ids: Tensor | None = None,

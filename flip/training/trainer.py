@@ -167,6 +167,7 @@ class Trainer:
         before, self.stage_config = self.stage_config, derived.for_stage(self.config, stage)
         shapes = [(config.model, config.augment.mean, config.augment.std) for config in (before, self.stage_config)]
         if shapes[0] == shapes[1]:
+            self.model.set_recompute(self.stage_config.compute.recompute)
             return
         self.checkpoints.wait()  # a save in the background reads the old weights
         self.watchdog.heartbeat(f"converting the model for stage {stage.name}", times=LONG_OPERATION_FACTOR)

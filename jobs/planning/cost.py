@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flip.config.derived import for_stage
 from flip.config.schema import Config
 from flip.config.validate import plan_numbers
 from flip.costs import forward_passes, parameters, stage_flops, stage_memory
@@ -80,7 +81,7 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
         work = float(samples * stage_flops(config, stage))
         step, hours, price, seconds = step_time(config, stage, profile), None, None, None
         if not config.resources.gpus:
-            again = forward_passes(config.compute) / 3
+            again = forward_passes(for_stage(config, stage).compute) / 3
             hours = 0.0
             seconds = again * work / (1e9 * profile.core_gflops * config.compute.threads * numbers["world"])
         elif step is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flip import costs
-from flip.config.derived import world_size
+from flip.config.derived import for_stage, world_size
 from flip.config.host import Host
 from flip.config.schema import Config, Stage
 from flip.runs.errors import ConfigError
@@ -100,8 +100,13 @@ def _changed(config: Config, key: str, value: Any) -> tuple[str, Config]:
 
 
 def _recompute(config: Config) -> Iterator[tuple[str, Config]]:
-    modes = ("no", "selective", "block")
-    for mode in modes[modes.index(config.compute.recompute) + 1 :]:
+    """In the stage with the most memory alone, if there are several, or in all."""
+    largest, modes = largest_stage(config)[0], ("no", "selective", "block")
+    for mode in modes[modes.index(for_stage(config, largest).compute.recompute) + 1 :]:
+        if len(config.stages) > 1:
+            other = copy.deepcopy(config)
+            next(each for each in other.stages if each.name == largest.name).compute.recompute = mode
+            yield f"stages.{largest.name}.compute.recompute={mode}", other
         yield _changed(config, "compute.recompute", mode)
 
 

@@ -53,7 +53,7 @@ def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime
     if not config.resources.gpus or not profile.tflops:
         return None
     work = stage.batch * stage_flops(config, stage) / (world_size(config) * profile.tflops * 1e12)
-    compute = work * forward_passes(config.compute) / 3 / (profile.utilisation or ARITHMETIC)
+    compute = work * forward_passes(for_stage(config, stage).compute) / 3 / (profile.utilisation or ARITHMETIC)
     exposed = 0.0 if profile.utilisation else _exposed(config, stage, profile, compute)
     loading = stage.batch / config.resources.nodes / profile.core_samples  # seconds of one core
     busy = compute + exposed
@@ -67,7 +67,8 @@ def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: flo
     links = Links(asked.processes, profile.nvlink_gbps, profile.network_gbps)
     if (asked.processes > 1 and not links.nvlink_gbps) or (asked.nodes > 1 and not links.network_gbps):
         return 0.0
-    phases = step_phases(for_stage(config, stage).model, config.compute, stage.batch // ranks, ranks)
+    own = for_stage(config, stage)
+    phases = step_phases(own.model, own.compute, stage.batch // ranks, ranks)
     return exposed_seconds(phases, compute, links)
 
 

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import traceback
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -239,3 +240,20 @@ def test_a_signal_on_one_of_two_ranks_stops_both_at_the_same_saved_step(data, tm
         assert ends[rank][0] == wanted, ends[rank][1]
     saved = [commit.commits(RunDir(path))[-1].samples for path, *_ in cases]
     assert saved == [steps * BATCH for _, steps in expected.values()]
+
+
+def test_a_stage_recomputes_what_it_names():
+    """Also if it has the shapes of the stage before, whose model it goes on with."""
+    config = configuration(Path("unused"), world=1)
+    config.stages[1].compute.recompute = "block"
+    trainer = Trainer.__new__(Trainer)
+    trainer.config, trainer.world, trainer.stage_config = (
+        config,
+        parallel.World(0, 1, torch.device("cpu"), None, None),
+        config,
+    )
+    trainer.model = trainer.allocate(config)
+    for stage, expected in zip(config.stages, ("no", "block"), strict=True):
+        trainer.enter(stage)
+        assert {block.activation_checkpointing for block in trainer.model.image.blocks} == {expected}
+        assert trainer.allocate(trainer.stage_config).text.blocks[0].activation_checkpointing == expected

@@ -9,9 +9,10 @@ import pytest
 from flip import costs
 from flip.config.derived import world_size
 from flip.config.host import Host
+from flip.config.identity import identity
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
-from flip.costs import ACCELERATORS, find_accelerator
+from flip.costs import ACCELERATORS, find_accelerator, stage_memory
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.planning import cost, memory_fit
@@ -60,21 +61,35 @@ def test_each_proposal_fits_and_the_one_before_it_does_not():
     assert "stage unmasked needs about" in error.what and "80 GB" in error.what
     ways = proposals(error)
     assert [way[0].partition("=")[0] for way in ways] == [
-        "compute.recompute", "compute.accumulate", "resources.nodes", "stages.pretrain.batch",
+        "stages.unmasked.compute.recompute", "compute.accumulate", "resources.nodes", "stages.pretrain.batch",
     ]  # fmt: skip
     for way in ways:
         memory_fit.check(planned(none, *way), load_profile("h100"), NODE)
-    assert ways[0] == ["compute.recompute=selective"] and ways[1] == ["compute.accumulate=2"]
+    assert ways[0] == ["stages.unmasked.compute.recompute=selective"] and ways[1] == ["compute.accumulate=2"]
 
 
-@pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
+@pytest.mark.parametrize("gb, first", [(40, "stages.unmasked.compute.recompute=block"), (9, "compute.accumulate=")])
 def test_a_smaller_card_needs_more(gb, first):
     profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
     config = planned("compute.recompute=no")
     error = refused(config, profile)
     way = proposals(error)[0]
     assert way[0].startswith(first), way
-    memory_fit.check(planned(*(way if "recompute" in way[0] else ["compute.recompute=no", *way])), profile, NODE)
+    memory_fit.check(planned(*["compute.recompute=no", *way]), profile, NODE)
+
+
+def test_a_stage_recomputes_alone():
+    """The other stage has its memory and its hours, and the run its identity."""
+    plain, alone, everywhere = (
+        planned("compute.recompute=no", *more)
+        for more in ((), ["stages.unmasked.compute.recompute=block"], ["compute.recompute=block"])
+    )
+    memory = [[stage_memory(config, stage) for stage in config.stages] for config in (plain, alone, everywhere)]
+    assert memory[1] == [memory[0][0], memory[2][1]]
+    estimates = [cost.estimate(config, load_profile("h100")) for config in (plain, alone, everywhere)]
+    hours = [[stage.gpu_hours for stage in estimate.stages] for estimate in estimates]
+    assert hours[1] == [hours[0][0], hours[2][1]]
+    assert identity(plain, "")["hash"] == identity(alone, "")["hash"]
 
 
 @pytest.mark.parametrize("room, chosen", [(1.01, "no"), (0.99, "yes"), (0, "no")])
@@ -106,7 +121,10 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     small = Host(cores=8, memory=60 * 10**9)
     error = refused(config, ClusterProfile(), small)
     assert "a node that has" in error.what and "resources.nodes" not in error.remedy
-    assert [way[0] for way in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
+    assert [way[0] for way in proposals(error)][:2] == [
+        "stages.unmasked.compute.recompute=block",
+        "compute.accumulate=4",
+    ]
     assert "resources.nodes" in refused(config, ClusterProfile(kind="slurm", memory_gb=60), small).remedy
 
 
