@@ -212,6 +212,17 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
         torch.distributed.fsdp.register_fsdp_forward_method(model, method)
 
 
+def separate_reductions(model: nn.Module, world: World) -> None:
+    """Sum gradients in a process group of their own: NCCL runs the collectives of a group in turn, so that gathers of
+    weights would wait for sums. For a model that is trained; has no effect before torch 2.13. Collective.
+
+    The group has torch's default timeout, which is long enough: all ranks are in the same backward pass.
+    """
+    enable = getattr(model, "set_separate_reduce_scatter_group", None)
+    if enable is not None and world.device.type == "cuda":
+        enable()
+
+
 def _mesh(world: World, replicas: int) -> DeviceMesh:
     """All ranks in a row, or a row of neighbouring ranks for each replica of the weights."""
     if replicas == 1:

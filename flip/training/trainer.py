@@ -157,6 +157,7 @@ class Trainer:
         with torch.device("meta"):
             model = clip.CLIPModel(config.model, config.augment, compute.attention, compute.recompute)
         parallel.apply_parallelism(model, self.world, compute, mesh)
+        parallel.separate_reductions(model, self.world)
         return model
 
     def enter(self, stage: Stage) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
 from flip import costs
@@ -39,20 +40,23 @@ def compute(**fields):
     return schema.Compute(**given | fields)
 
 
-def built(how, world, meta=True, radford=False):
+def built(how, world, meta=True, radford=False, sharded=False):
+    """``sharded``: also if there is one rank."""
     with torch.device("meta" if meta else "cpu"):
         pair = clip.CLIPModel(sized("tiny", radford=radford), schema.Augment(), how.attention, how.recompute)
     if not meta:
         return pair
+    if sharded:
+        parallel._shard(pair, how, init_device_mesh(world.device.type, (1,)))
     parallel.apply_parallelism(pair, world, how)
     clip.init_weights(pair, SEED)
     parallel.check_initialised(pair)
     return pair
 
 
-def trained(how, world, folder=None, radford=False):
+def trained(how, world, folder=None, radford=False, sharded=False):
     """First weights and tables, gradients of the first global batch, losses and weights of some steps."""
-    pair = built(how, world, radford=radford)
+    pair = built(how, world, radford=radford, sharded=sharded)
     found = {f"first.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     found |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
     found["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
@@ -66,7 +70,7 @@ def trained(how, world, folder=None, radford=False):
         fields = (visible(patches, keep), keep, tokens.roll(t, dims=1))
         mine = tuple(field[world.rank * share : (world.rank + 1) * share] for field in fields)
         loss, _ = grad_cache.grad_cache_backward(
-            pair, mine, how.accumulate, world.device, parallel.autocast(how, world)
+            pair, mine, how.accumulate, world.device, parallel.autocast(how, world), how.loss_tile
         )
         if t == 0:
             found |= {f"gradient.{name}": parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
@@ -77,7 +81,7 @@ def trained(how, world, folder=None, radford=False):
     found["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
     found["losses"] = torch.stack(losses)
     with torch.no_grad(), parallel.autocast(how, world):  # an entry point of its own
-        found["encoded"] = pair.encode_image(inputs(B)[0])
+        found["encoded"] = pair.encode_image(inputs(B)[0].to(world.device))
     parallel.reshard(pair)
     found |= {f"weight.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     if folder:
@@ -192,6 +196,9 @@ def launch(world, cases, folder=None, work=trained):
     return [{name: torch.from_numpy(value) for name, value in one.items()} for one in found]
 
 
+GPU_DEFAULTS = {"reshard": "no", "loss_tile": 4096}
+"""What the recipes' ``auto`` becomes on CUDA, with ``replicate``, the number of nodes."""
+
 CASES = {
     "fp32": compute(),
     "accumulated": compute(accumulate=2, recompute="selective"),
@@ -280,8 +287,8 @@ def test_bf16_weights_are_bf16_arithmetic_over_fp32_weights(at):
 
 
 def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
-    """Two copies over two ranks each; saved by four ranks, loaded by this one."""
-    (found,) = launch(4, [compute(replicate=2)], tmp_path)
+    """Two copies over two ranks each, with the other defaults of GPUs; saved by four ranks, loaded by this one."""
+    (found,) = launch(4, [compute(replicate=2, **GPU_DEFAULTS)], tmp_path)
     alone = at[1]["fp32"]
     assert int(alone["held"]) / 2 <= int(found["held"]) < 1.02 * int(alone["held"]) / 2
     assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
@@ -293,6 +300,47 @@ def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
     saver.restorer.load(saver.restorer.newest(), checkpoint.model_state(pair))
     parallel.stop()
     assert all(torch.equal(found[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "world, fields",
+    [
+        (2, {}),
+        (2, {"replicate": 2}),
+        (4, {"accumulate": 3}),
+        (4, {"replicate": 2, "accumulate": 3}),
+        (4, {"replicate": 4}),
+    ],
+)
+def test_defaults_of_gpus_train_as_one_process(at, world, fields):
+    (found,) = launch(world, [compute(**GPU_DEFAULTS, **fields)])
+    assert torch.allclose(found["norms"], at[1]["fp32"]["norms"], rtol=1e-3)
+    assert farthest(found, at[1]["fp32"], "gradient") < (2e-5, "")
+    assert farthest(found, at[1]["fp32"], "weight") < (1e-3, "")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("fields", [{}, {"accumulate": 3, "recompute": "selective", "reshard": "no"}])
+def test_sharding_over_one_rank_changes_no_bit(device, fields):
+    """fp32: in bf16 a single process has autocast, and a sharded model bf16 weights."""
+    how = compute(device=device, deterministic="yes" if device == "cuda" else "no", **fields)
+    try:
+        plain, sharded = (launch(1, [how], work=partial(trained, sharded=sharded))[0] for sharded in (False, True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert plain.keys() == sharded.keys()
+    assert [name for name in plain if not torch.equal(plain[name], sharded[name])] == []
+
+
+@pytest.mark.parametrize("device, expected", [("cpu", []), ("cuda", [True])])
+def test_gradients_are_summed_in_a_group_of_their_own_on_cuda(device, expected):
+    calls = []
+    world, model = parallel.World(0, 2, torch.device(device), None, None), nn.Linear(1, 1)
+    parallel.separate_reductions(model, world)  # not sharded, or an older torch
+    model.set_separate_reduce_scatter_group = lambda: calls.append(True)
+    parallel.separate_reductions(model, world)
+    assert calls == expected and callable(FSDPModule.set_separate_reduce_scatter_group)
 
 
 def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
