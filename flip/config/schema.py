@@ -343,6 +343,9 @@ class Compute:
     loss_tile: int = option(1024, auto=0, ge=0, le=2**24, omit_if=1024)
     """Columns of logits that the loss computes at once. 0 (the recipes): auto, on CUDA about 2^23 / b for the b pairs
     of a rank, as a tile then takes 32 MB; 1024 on a CPU. Changes the last bits."""
+    loss_tf32: str = option("no", choices=YES_NO, omit_if="no")
+    """``yes``: the loss multiplies in TF32 on CUDA, with an error of about 4e-4 of its gradients, beside 1 % of bf16
+    towers. Changes the last bits there; no effect on a CPU. All other fp32 arithmetic stays fp32."""
     reshard: str = option("yes", auto="auto", choices=("auto", *YES_NO), identity=False)
     """Whether the full weights of a block are freed after its forward pass and gathered again for the next pass.
     ``no`` needs memory for all of them and halves the traffic, more so with ``accumulate``; the same bits. ``auto``

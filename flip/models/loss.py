@@ -10,7 +10,8 @@ gradients of gathered texts are summed over ranks, and the average over ranks tu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         own = torch.arange(first, first + len(image), device=image.device)
         diagonal = (scaled * texts[own]).sum(dim=1)
         ctx.save_for_backward(image, texts, scale, row, column)
-        ctx.first, ctx.tile = first, tile
+        ctx.first, ctx.tile, ctx.tf32 = first, tile, torch.backends.cuda.matmul.allow_tf32
         loss = ((row + column[own]) / 2 - diagonal).mean()
         loss, correct = _mean_over_ranks(loss, (argmax == own).to(image.dtype).mean(), requests, group)
         ctx.mark_non_differentiable(correct)
@@ -146,9 +147,9 @@ class _TiledInfoNCE(torch.autograd.Function):
             _positive_pairs(grad, ctx.first, start).sub_(2)
             return grad
 
-        return *_tiled_gradients(image, texts, scale, ctx.tile, grad_logits, gradients[0] / (2 * len(image))), *(
-            None,
-        ) * 4
+        factor = gradients[0] / (2 * len(image))
+        with _allow_tf32(ctx.tf32):
+            return *_tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor), *(None,) * 4
 
 
 class _TiledSigmoidLoss(torch.autograd.Function):
@@ -163,7 +164,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
         requests: Tensor | None, group: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(image, texts, scale, bias)
-        ctx.first, ctx.tile = first, tile
+        ctx.first, ctx.tile, ctx.tf32 = first, tile, torch.backends.cuda.matmul.allow_tf32
         total, scaled = image.new_zeros(()), scale * image
         max_logit = image.new_full((len(image),), -torch.inf)
         argmax = torch.zeros(len(image), dtype=torch.int64, device=image.device)
@@ -193,7 +194,8 @@ class _TiledSigmoidLoss(torch.autograd.Function):
             return grad
 
         factor = gradients[0] / len(image)
-        grads = _tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor)
+        with _allow_tf32(ctx.tf32):
+            grads = _tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor)
         return *grads, (factor * grad_bias).reshape(bias.shape), *(None,) * 4
 
 
@@ -210,6 +212,17 @@ def _tiled_gradients(
             grad_text[cols] = grad.T @ image
         grad_scale = (factor * (grad_image * image).sum()).reshape(scale.shape)
         return grad_image * (factor * scale), grad_text * (factor * scale), grad_scale
+
+
+@contextlib.contextmanager
+def _allow_tf32(allowed: bool) -> Iterator[None]:
+    """Switch TF32 for matrix products on CUDA."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _positive_pairs(tile: Tensor, first: int, start: int) -> Tensor:
@@ -246,7 +259,7 @@ class _OnlineLogSumExp:
 
 def contrastive_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, group: Any = None, tile: int = LOSS_TILE,
-    gather: TextGather | None = None, requests: Tensor | None = None,
+    tf32: bool = False, gather: TextGather | None = None, requests: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Loss and accuracy of the global batch, both () fp32 (fp64 if the features are) and equal on all ranks.
 
@@ -257,6 +270,7 @@ def contrastive_loss(
             logits for SigLIP's loss: the sum of -log sigmoid of the logit of each of the B own pairs, and of minus that
             of each of the B^2 - B others, over B.
         tile: columns of logits computed at once (``flip.costs.loss_bytes``).
+        tf32: multiply in TF32 on CUDA, forward and backward.
         gather: of ``text`` over ``group``, if it was started before.
         requests: some numbers of this rank, replaced by their sums over ranks: they share the all-reduce of the loss.
 
@@ -267,7 +281,7 @@ def contrastive_loss(
         gather.start(text)
     world_size = gather.world_size
     first = distributed.get_rank(group) * len(image) if world_size > 1 else 0
-    with torch.autocast(image.device.type, enabled=False):
+    with torch.autocast(image.device.type, enabled=False), _allow_tf32(tf32 or torch.backends.cuda.matmul.allow_tf32):
         if image.dtype != torch.float64:
             image, scale = image.float(), scale.float()
         texts = gather.finish()

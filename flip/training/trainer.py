@@ -278,8 +278,9 @@ class Trainer:
         autocast = parallel.autocast(compute, self.world)
         requests = self.coordinated_stop.requests(self.world.device)
         loss, accuracy = grad_cache.grad_cache_backward(
-            self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile, requests
-        )
+            self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile,
+            compute.loss_tf32 == "yes", requests,
+        )  # fmt: skip
         self.coordinated_stop.submit(requests)
         norm = optim.gradient_norm(self.model)
         after = self.samples + span.stage.batch

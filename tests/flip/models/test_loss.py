@@ -104,6 +104,26 @@ def test_bf16_features_make_an_fp32_loss():
     assert loss.item() == pytest.approx(dense(image, text, 100.0).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("shared", [[10.0], [10.0, -10.0]])
+def test_tf32_is_for_the_products_of_the_loss_alone(shared):
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+                seen.add(torch.backends.cuda.matmul.allow_tf32)
+            return function(*args, **(kwargs or {}))
+
+    leaves = [x.requires_grad_() for x in (*features(24, dtype=torch.float32), *torch.tensor(shared)[:, None])]
+    for tf32 in (True, False):
+        with Watch():
+            loss, _ = contrastive_loss(*leaves, tf32=tf32)
+            assert seen == {tf32} and not torch.backends.cuda.matmul.allow_tf32
+            loss.backward()
+        assert seen == {tf32} and not torch.backends.cuda.matmul.allow_tf32
+        seen.clear()
+
+
 def step(image, text, sigmoid=False):
     """Loss and gradients of a small model over some pairs, and its accuracy."""
     weight = torch.eye(16, dtype=torch.float64).add(0.1).requires_grad_()
