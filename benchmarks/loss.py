@@ -1,7 +1,8 @@
 """The tiled contrastive loss compared with full logits, and with open_clip's loss if it is installed.
 
 The work of one rank at local batch b and global batch B, forward and backward, with the features of all ranks given:
-its b rows of the logits, fp32. Each case runs in its own process, so that peaks of memory are separate.
+its b rows of the logits, fp32. ``kernels`` are counted on a fake process group. Each case runs in its own process, so
+that peaks of memory are separate.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def device(name: str) -> dict[str, str]:
 
 
 def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """All forms at one size: milliseconds, their ratio to full logits, and memory without the features."""
+    """All forms at one size: kernels, milliseconds, their ratio to full logits, and memory without the features."""
+    from tests.flip.distributed.rehearsal import loss_operations
+
     forms = {"whole": 0} | {f"tiles of {tile}": tile for tile in chosen.tiles if tile <= batch}
     if b == batch and importlib.util.find_spec("open_clip"):
         forms["open_clip"] = 0
@@ -70,8 +73,9 @@ def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, tile in forms.items():
         row = {"b": b, "B": batch, "form": name, "milliseconds": "does not fit"}
-        row |= dict.fromkeys(["to_whole", "least", "most", "extra_MB", "predicted_MB"], "")
+        row |= dict.fromkeys(["to_whole", "least", "most", "extra_MB", "predicted_MB", "kernels"], "")
         if tile:
+            row["kernels"] = loss_operations(b, batch // b, WIDTH, tile)
             row["predicted_MB"] = round(loss_bytes(b, batch // b, WIDTH, tile) / 1e6)
         if name in times:
             row |= {"milliseconds": rounded(1000 * statistics.median(times[name])), "extra_MB": extra[name]}

@@ -86,6 +86,7 @@ def test_loss(tmp_path):
         (512, "tiles of 256"),
     ]
     assert all(row["milliseconds"] > 0 for row in found["cases"])
+    assert all(row["kernels"] > 0 for row in found["cases"] if row["form"].startswith("tiles"))
 
 
 def test_checkpoint(tmp_path):
