@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
-from flip.models.transformer import PackedLayout, build_blocks, pack
+from flip.models.transformer import PackedLayout, build_blocks, pack, uses_varlen
 from flip.rng import key
 
 STD = 0.02
@@ -107,6 +107,7 @@ class TextEncoder(nn.Module):
         tower = model.text
         self.causal, self.ignores_padding = tower.causal, tower.causal or tower.padding == "mask"
         self.packed = self.ignores_padding
+        self.fused_attention, self.head_width = attention == "sdpa", tower.width // tower.heads
         self.bucket_lengths = False
         """Pad packed batches to one of 32 lengths, as compiled blocks are compiled once per length."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
@@ -127,8 +128,8 @@ class TextEncoder(nn.Module):
             return torch.arange(tokens.numel(), device=tokens.device)
         indices = self._token_mask(tokens).flatten().nonzero().squeeze(1)
         if self.bucket_lengths:
-            step = max(1, tokens.numel() // 32)
-            indices = F.pad(indices, (0, -len(indices) % step), value=tokens.numel())
+            filling = -len(indices) % self._bucket(tokens.numel())
+            indices = F.pad(indices, (0, filling), value=tokens.numel())
         return indices
 
     def forward(
@@ -155,10 +156,26 @@ class TextEncoder(nn.Module):
                 first = tokens.shape[1] * torch.arange(tokens.shape[0], device=tokens.device)
             pooled = first + lengths - 1 if self.causal else first
             layout = PackedLayout(token_indices, pooled, bias[:, None, None], self.causal)
+            if self.packed and uses_varlen(x.device, bias.dtype, self.fused_attention, self.head_width):
+                layout = layout._replace(offsets=self._offsets(lengths, tokens.shape[1], len(x)))
         x = x.to(_compute_dtype(x))
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, layout, pooled_only=number == len(self.blocks))
         return _project(self.norm(x), self.projection)
+
+    def _offsets(self, lengths: Tensor, length: int, rows: int) -> Tensor:
+        """``PackedLayout.offsets`` of captions of (b,) tokens, at most ``length`` each, in so many packed rows."""
+        ends = lengths.cumsum(0)
+        if self.bucket_lengths:
+            filling = -(-self._bucket(len(lengths) * length) // length)
+            more = ends[-1] + length * torch.arange(1, filling + 1, device=ends.device)
+            ends = torch.cat([ends, more.clamp_(max=rows)])
+        return F.pad(ends, (1, 0)).int()
+
+    @staticmethod
+    def _bucket(positions: int) -> int:
+        """Rows in whose multiples packed batches are padded."""
+        return max(1, positions // 32)
 
     def _positions(self, position_ids: Tensor | None) -> Tensor:
         return self.positions if position_ids is None else F.embedding(position_ids.long(), self.positions)

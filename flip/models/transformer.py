@@ -1,13 +1,15 @@
 """The pre-norm transformer block of both towers, which also takes packed captions.
 
 Dimensions: b sequences, T tokens each, D the tower's width, N tokens of a batch that are not padding. Packed
-activations are (N, D) in all layers; only attention unpacks them to (b, T, D), with a mask over padding.
+activations are (N, D) in all layers; only attention unpacks them to (b, T, D), with a mask over padding, unless it has
+a kernel for packed sequences (``uses_varlen``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from flip.config import schema
+
+
+def _load_varlen() -> Callable[..., Any] | None:
+    """Attention of packed sequences, or None: before torch 2.10 there is none, and 2.10 has other arguments."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in signature(varlen_attn).parameters else None
+
+
+varlen_attn = _load_varlen()
+
+
+def uses_varlen(device: torch.device, dtype: torch.dtype, fused: bool, head_width: int) -> bool:
+    """Whether ``varlen_attn`` attends to packed captions, without padding and mask: FlashAttention's kernel of torch.
+
+    It is for bf16 and fp16 on CUDA, from compute capability 8.0, and heads of 8 to 256 values in steps of 8. Its
+    backward pass is not deterministic.
+    """
+    return (
+        varlen_attn is not None
+        and fused
+        and device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and head_width % 8 == 0
+        and head_width <= 256
+        and not torch.are_deterministic_algorithms_enabled()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 class PackedLayout(NamedTuple):
@@ -29,6 +61,9 @@ class PackedLayout(NamedTuple):
     """(b, 1, 1, T): 0 at tokens, minus infinity at padding; in the dtype of activations."""
     causal: bool
     """Whether a token attends to earlier ones only. The pooled token is then each caption's last."""
+    offsets: Tensor | None = None
+    """(S + 1,) int32: first rows of the S sequences for ``varlen_attn``, and N; None: attend with the mask. Rows that
+    only fill up are in sequences of their own, as the kernel writes no row outside."""
 
 
 def unpack(x: Tensor, indices: Tensor, size: int) -> Tensor:
@@ -67,6 +102,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
         """(b, T, D), or (N, D) with a layout, -> the same shape; with ``pooled_only`` (b, D), the pooled tokens."""
         qkv, bias, causal = self.qkv(x), None, False
+        if layout is not None and layout.offsets is not None and not pooled_only:
+            packed: Tensor = self.proj(self._attend_packed(qkv, layout, layout.offsets))
+            return packed
         if layout is None:
             q, k, v = self._heads(qkv)
             if pooled_only:
@@ -93,6 +131,14 @@ class Attention(nn.Module):
             y = _Pack.apply(y.flatten(0, 1), layout.token_indices)
         out: Tensor = self.proj(y)
         return out
+
+    def _attend_packed(self, qkv: Tensor, layout: PackedLayout, offsets: Tensor) -> Tensor:
+        """(N, 3 D) -> (N, D)."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).unbind(1)  # (N, heads, D/heads)
+        length, window = layout.bias.shape[-1], (-1, 0 if layout.causal else -1)
+        assert varlen_attn is not None, "uses_varlen"
+        y: Tensor = varlen_attn(q, k, v, offsets, offsets, length, length, window_size=window)
+        return y.flatten(1)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """(b, T, 3 D) -> q, k and v, each (b, heads, T, D/heads)."""
@@ -121,13 +167,16 @@ class MLP(nn.Module):
         return out
 
 
+_FUSED = "scaled_dot_product", "varlen_attn"
+
+
 def _save_matmuls_policy(context: Any, op: Any, *inputs: Any, **_: Any) -> CheckpointPolicy:
-    """Save matrix products and SDPA's output; recompute norms, activation and explicit attention.
+    """Save matrix products and the output of fused attention; recompute norms, activation and explicit attention.
 
     The last product of a block narrows its input; the backward pass does not need its output.
     """
     product = op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
-    save = inputs[-1].shape[0] <= inputs[-1].shape[1] if product else "scaled_dot_product" in op.name()
+    save = inputs[-1].shape[0] <= inputs[-1].shape[1] if product else any(name in op.name() for name in _FUSED)
     return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -1,5 +1,6 @@
 """The towers against a naive reference written from the recipe, their first weights, and the count of them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from flip import costs
 from flip.config.schema import MODEL_PRESETS, Augment, Compute, ImageTower, Model, TextTower
 from flip.data.masking import visible_patches
-from flip.models import clip
+from flip.models import clip, transformer
 from flip.models.loss import contrastive_loss
 
 
@@ -191,6 +192,76 @@ def test_bucketed_lengths_fill_up_with_rows_that_count_nothing():
     assert torch.allclose(pair.text(tokens), again.text(tokens), atol=2e-6)
     for (name, p), q in zip(pair.text.named_parameters(), again.text.parameters(), strict=True):
         assert torch.allclose(p.grad, q.grad, atol=1e-5 * float(p.grad.abs().max())), name
+
+
+def attend_by_sequence(q, k, v, offsets, key_offsets, longest, longest_key, window_size):
+    """``varlen_attn`` by its definition: each sequence of rows alone, all other rows undefined."""
+    assert torch.equal(offsets, key_offsets) and offsets.dtype == torch.int32 and longest == longest_key
+    assert offsets[-1] == len(q) and offsets.diff().max() <= longest and offsets.diff().min() >= 0
+    parts = [
+        F.scaled_dot_product_attention(*(x[a:b].transpose(0, 1) for x in (q, k, v)), is_causal=window_size == (-1, 0))
+        for a, b in itertools.pairwise(offsets.tolist())
+        if a < b
+    ]
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+def text_gradients(pair, tokens):
+    towards = torch.randn(len(tokens), 48, generator=torch.Generator().manual_seed(2)).to(tokens.device)
+    features = F.normalize(pair.text(tokens), dim=-1)
+    parameters = dict(pair.text.named_parameters())
+    gradients = torch.autograd.grad((features * towards).sum(), list(parameters.values()))
+    return {"features": features.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("recompute", ["no", "selective"])
+@pytest.mark.parametrize("bucketed", [False, True])
+@pytest.mark.parametrize("kind", [{"padding": "mask"}, {"radford": True}])
+def test_packed_attention_is_that_of_the_mask(kind, bucketed, recompute, monkeypatch):
+    tokens, pair = captions(70), tiny(attention="sdpa", **kind)
+    masked = text_gradients(pair, tokens)
+    pair.text.bucket_lengths = bucketed
+    pair.set_recompute(recompute)
+    monkeypatch.setattr(clip, "uses_varlen", lambda *_: True)
+    monkeypatch.setattr(transformer, "varlen_attn", attend_by_sequence)
+    for name, value in text_gradients(pair, tokens).items():
+        assert torch.allclose(value, masked[name], atol=1e-5 * float(masked[name].abs().max())), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bucketed", [False, True])
+@pytest.mark.parametrize("kind", [{"padding": "mask"}, {"radford": True}])
+def test_packed_attention_is_that_of_the_mask_on_a_gpu(kind, bucketed, monkeypatch):
+    """In bf16: 2 % of the features, and of all gradients together."""
+    tokens, pair = captions(70).cuda(), tiny(attention="sdpa", **kind).cuda()
+    pair.text.bucket_lengths = bucketed
+    with torch.autocast("cuda", torch.bfloat16):
+        packed = text_gradients(pair, tokens)
+        monkeypatch.setattr(clip, "uses_varlen", lambda *_: False)
+        masked = text_gradients(pair, tokens)
+    apart, norm = (
+        sum(float(value.square().sum()) for value in values)
+        for values in ([packed[name] - masked[name] for name in masked], masked.values())
+    )
+    assert (packed["features"] - masked["features"]).abs().max() < 0.02 and 0 < apart < 0.02**2 * norm
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, True), ({"head_width": 80}, True), ({"dtype": torch.float16}, True), ({"dtype": torch.float32}, False),
+        ({"device": torch.device("cpu")}, False), ({"fused": False}, False), ({"head_width": 36}, False),
+        ({"head_width": 264}, False), ({"capability": (7, 5)}, False), ({"kernel": None}, False),
+        ({"deterministic": True}, False),
+    ],
+)  # fmt: skip
+def test_where_packed_attention_is_used(changes, expected, monkeypatch):
+    given = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "fused": True, "head_width": 64}
+    other = {"capability": (9, 0), "kernel": attend_by_sequence, "deterministic": False} | changes
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: other["capability"])
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: other["deterministic"])
+    monkeypatch.setattr(transformer, "varlen_attn", other["kernel"])
+    assert transformer.uses_varlen(**given | {name: v for name, v in changes.items() if name in given}) == expected
 
 
 @torch.no_grad()
