@@ -44,7 +44,10 @@ class TextGather:
 
     def finish(self) -> Tensor:
         """(B, E), ranks in order. The sum over ranks of its gradient becomes that of this rank's features."""
-        return _FinishGather.apply(self._texts, self._transfer, self.group) if self.world_size > 1 else self._texts
+        texts = self._texts
+        if self.world_size > 1:
+            texts = _FinishGather.apply(texts, self._transfer, self.group)
+        return texts
 
 
 class _Transfer:
