@@ -165,7 +165,7 @@ def _peak(torch: Any, device: str, reset: bool = False) -> int:
 def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:
     from flip.models.loss import _TiledInfoNCE
 
-    loss, _ = _TiledInfoNCE.apply(image, texts, scale, 0, tile, None)
+    loss, _ = _TiledInfoNCE.apply(image, texts, scale, 0, tile, None, None)
     torch.autograd.grad(loss, [image, texts, scale])
 
 
