@@ -107,6 +107,7 @@ def loss(result: Found) -> list[Row]:
         if form.startswith("tiles") or flip_row is None or not isinstance(row["milliseconds"], float):
             continue
         name, peer = f"loss in {tile}, b = {b:,}, B = {batch:,}", form.replace("whole", "whole logits")
+        name += "" if form == "whole" else f", beside {form}"
         rows.append(Row(
             f"{name}, time", f"{number(flip_row['milliseconds'])} ms", f"{peer} {number(row['milliseconds'])} ms",
             flip_row["milliseconds"] / row["milliseconds"], spread(flip_row) if form == "whole" else None,
