@@ -125,22 +125,31 @@ distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank
 agreement = CoordinatedStop(distributed.group.WORLD, 2)
 later = CoordinatedStop(distributed.group.WORLD, 2)
 print([agreement.poll_blocking(False), agreement.poll_blocking(rank == 1), *agreement.poll(False, False),
-*later.poll(rank == 0, False), later.poll_blocking(False)])
+*later.poll(rank == 0, False), later.poll_blocking(False)], flush=True)
+sys.stdin.read()
 """
+
+
+def lines_of_two_ranks(script, store):
+    """The line that each rank prints. No rank ends before both have printed."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, store, str(rank)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    lines = [rank.stdout.readline().strip() for rank in ranks]
+    for rank in ranks:
+        rank.communicate(timeout=100)
+    return lines
 
 
 @pytest.mark.long
 def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
     """``now``: a stop between two sets of an evaluation must not wait for the set after."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", AGREED, tmp_path / "store", str(rank)], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == [
-        "[False, True, True, False, False, False, True]"
-    ] * 2
+    expected = "[False, True, True, False, False, False, True]"
+    assert lines_of_two_ranks(AGREED, tmp_path / "store") == [expected] * 2
 
 
 WITH_LOSS = """
@@ -150,7 +159,7 @@ from flip.distributed.shutdown import CoordinatedStop
 from flip.models.loss import contrastive_loss
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
-agreement, seen, losses = CoordinatedStop(distributed.group.WORLD, 2, with_loss=True), [], []
+agreement, seen = CoordinatedStop(distributed.group.WORLD, 2, with_loss=True), []
 features = [torch.nn.functional.normalize(torch.randn(3, 4)) for _ in range(2)]
 for step in range(8):
     seen.append(agreement.poll(rank == 1 and step >= 3, rank == 0 and step in (1, 2)))
@@ -162,21 +171,17 @@ for step in range(8):
     plain = contrastive_loss(*features, torch.ones(1), *bias)
     assert contrastive_loss(*features, torch.ones(1), *bias, requests=requests) == plain
     agreement.submit(requests)
-print(["none save stop both".split()[2 * stop + save] for stop, save in seen], agreement.poll_blocking(rank == 0))
+seen = ["none save stop both".split()[2 * stop + save] for stop, save in seen]
+print(seen, agreement.poll_blocking(rank == 0), flush=True)
+sys.stdin.read()
 """
 
 
 @pytest.mark.long
 def test_requests_travel_with_the_loss_and_a_save_happens_once(tmp_path):
     """Rank 0 requests a save in steps 1 and 2, rank 1 a stop from step 3 on; both are read two steps later."""
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WITH_LOSS, tmp_path / "store", str(rank)], stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
     agreed = "['none', 'none', 'none', 'save', 'none', 'stop'] True"
-    assert [rank.communicate(timeout=100)[0].strip() for rank in ranks] == [agreed] * 2
+    assert lines_of_two_ranks(WITH_LOSS, tmp_path / "store") == [agreed] * 2
 
 
 HANGING = """
