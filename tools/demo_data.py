@@ -40,12 +40,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(options: argparse.Namespace) -> int:
-    import importlib
     import json
     import os
     import time
 
-    data = importlib.import_module(f"tools.demo_datasets.{options.data}.build").DATA
+    if options.data == "icons":
+        from tools.demo_datasets.icons.build import DATA as data
+    else:
+        from tools.demo_datasets.emoji.build import DATA as data
     cache = (options.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
     start_time = time.monotonic()
     facts = None if options.force else data.ready(cache / data.name)
