@@ -107,6 +107,25 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
 
 
 @pytest.mark.slow
+def test_the_defaults_of_gpus_resume_to_the_same_bits(data, tmp_path):
+    """Two copies of the weights, kept until the end of a step, and one tile of the loss."""
+    config = configuration(data, world=4, samples=(12, 4))
+    config.compute.replicate, config.compute.reshard, config.compute.loss_tile = 2, "no", 65_536
+    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    calm.submit()
+    calm.wait_over()
+    storm.submit()
+    storm.wait_step(7)
+    storm.kill(rank=3)
+    storm.wait_attempt(2)
+    storm.wait_step(13)
+    storm.kill(number=signal.SIGTERM)
+    storm.wait_over()
+    check_equal(calm, storm, scores=3)
+    assert storm.run.newest_attempt() == 3
+
+
+@pytest.mark.slow
 def test_requests_travel_with_the_loss_and_a_rank_that_waits_without_end_learns_of_a_peers_death(data, tmp_path):
     """As on GPUs: rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the signal to stop."""
     config = configuration(data, world=2, samples=(12, 4))
