@@ -1,6 +1,7 @@
 """Imports point one way: between packages, between files, and never to torch in a command that does not train."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,10 @@ def test_no_class_name_is_defined_twice():
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(name)
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_torch_keeps_its_folder_for_compiled_code_unset():
+    """The import of varlen sets it, after which ``parallel.set_compile_caches`` would leave it."""
+    code = "import os, flip.training.trainer; assert 'TORCHINDUCTOR_CACHE_DIR' not in os.environ"
+    environ = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, timeout=120)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
-from flip.models.transformer import PackedLayout, build_blocks, pack, uses_varlen
+from flip.models.transformer import PackedLayout, build_blocks, pack, varlen_kernel
 from flip.rng import key
 
 STD = 0.02
@@ -156,8 +156,9 @@ class TextEncoder(nn.Module):
                 first = tokens.shape[1] * torch.arange(tokens.shape[0], device=tokens.device)
             pooled = first + lengths - 1 if self.causal else first
             layout = PackedLayout(token_indices, pooled, bias[:, None, None], self.causal)
-            if self.packed and uses_varlen(x.device, bias.dtype, self.fused_attention, self.head_width):
-                layout = layout._replace(offsets=self._offsets(lengths, tokens.shape[1], len(x)))
+            kernel = varlen_kernel(x.device, bias.dtype, self.fused_attention, self.head_width)
+            if self.packed and kernel is not None:
+                layout = layout._replace(offsets=self._offsets(lengths, tokens.shape[1], len(x)), kernel=kernel)
         x = x.to(_compute_dtype(x))
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, layout, pooled_only=number == len(self.blocks))

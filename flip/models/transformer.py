@@ -2,13 +2,13 @@
 
 Dimensions: b sequences, T tokens each, D the tower's width, N tokens of a batch that are not padding. Packed
 activations are (N, D) in all layers; only attention unpacks them to (b, T, D), with a mask over padding, unless it has
-a kernel for packed sequences (``uses_varlen``).
+a kernel for packed sequences (``varlen_kernel``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -20,8 +20,12 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from flip.config import schema
 
 
+@cache
 def _load_varlen() -> Callable[..., Any] | None:
-    """Attention of packed sequences, or None: before torch 2.10 there is none, and 2.10 has other arguments."""
+    """Attention of packed sequences, or None: before torch 2.10 there is none, and 2.10 has other arguments.
+
+    Imported late: the import sets torch's own folder for compiled code, if none is set.
+    """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -29,18 +33,15 @@ def _load_varlen() -> Callable[..., Any] | None:
     return varlen_attn if "window_size" in signature(varlen_attn).parameters else None
 
 
-varlen_attn = _load_varlen()
-
-
-def uses_varlen(device: torch.device, dtype: torch.dtype, fused: bool, head_width: int) -> bool:
-    """Whether ``varlen_attn`` attends to packed captions, without padding and mask: FlashAttention's kernel of torch.
+def varlen_kernel(device: torch.device, dtype: torch.dtype, fused: bool, head_width: int) -> Callable[..., Any] | None:
+    """``varlen_attn``, which attends to packed captions without padding and mask (FlashAttention's kernel of torch), or
+    None.
 
     It is for bf16 and fp16 on CUDA, from compute capability 8.0, and heads of 8 to 256 values in steps of 8. Its
     backward pass is not deterministic.
     """
-    return (
-        varlen_attn is not None
-        and fused
+    usable = (
+        fused
         and device.type == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
         and head_width % 8 == 0
@@ -48,6 +49,7 @@ def uses_varlen(device: torch.device, dtype: torch.dtype, fused: bool, head_widt
         and not torch.are_deterministic_algorithms_enabled()
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+    return _load_varlen() if usable else None
 
 
 class PackedLayout(NamedTuple):
@@ -62,8 +64,10 @@ class PackedLayout(NamedTuple):
     causal: bool
     """Whether a token attends to earlier ones only. The pooled token is then each caption's last."""
     offsets: Tensor | None = None
-    """(S + 1,) int32: first rows of the S sequences for ``varlen_attn``, and N; None: attend with the mask. Rows that
-    only fill up are in sequences of their own, as the kernel writes no row outside."""
+    """(S + 1,) int32: first rows of the S sequences for ``kernel``, and N. Rows that only fill up are in sequences of
+    their own, as the kernel writes no row outside."""
+    kernel: Callable[..., Any] | None = None
+    """``varlen_kernel``; None: attend with the mask."""
 
 
 def unpack(x: Tensor, indices: Tensor, size: int) -> Tensor:
@@ -102,8 +106,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
         """(b, T, D), or (N, D) with a layout, -> the same shape; with ``pooled_only`` (b, D), the pooled tokens."""
         qkv, bias, causal = self.qkv(x), None, False
-        if layout is not None and layout.offsets is not None and not pooled_only:
-            packed: Tensor = self.proj(self._attend_packed(qkv, layout, layout.offsets))
+        if layout is not None and layout.kernel is not None and not pooled_only:
+            packed: Tensor = self.proj(self._attend_packed(qkv, layout, layout.kernel))
             return packed
         if layout is None:
             q, k, v = self._heads(qkv)
@@ -132,12 +136,11 @@ class Attention(nn.Module):
         out: Tensor = self.proj(y)
         return out
 
-    def _attend_packed(self, qkv: Tensor, layout: PackedLayout, offsets: Tensor) -> Tensor:
+    def _attend_packed(self, qkv: Tensor, layout: PackedLayout, kernel: Callable[..., Any]) -> Tensor:
         """(N, 3 D) -> (N, D)."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).unbind(1)  # (N, heads, D/heads)
         length, window = layout.bias.shape[-1], (-1, 0 if layout.causal else -1)
-        assert varlen_attn is not None, "uses_varlen"
-        y: Tensor = varlen_attn(q, k, v, offsets, offsets, length, length, window_size=window)
+        y: Tensor = kernel(q, k, v, layout.offsets, layout.offsets, length, length, window_size=window)
         return y.flatten(1)
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:

@@ -222,8 +222,7 @@ def test_packed_attention_is_that_of_the_mask(kind, bucketed, recompute, monkeyp
     masked = text_gradients(pair, tokens)
     pair.text.bucket_lengths = bucketed
     pair.set_recompute(recompute)
-    monkeypatch.setattr(clip, "uses_varlen", lambda *_: True)
-    monkeypatch.setattr(transformer, "varlen_attn", attend_by_sequence)
+    monkeypatch.setattr(clip, "varlen_kernel", lambda *_: attend_by_sequence)
     for name, value in text_gradients(pair, tokens).items():
         assert torch.allclose(value, masked[name], atol=1e-5 * float(masked[name].abs().max())), name
 
@@ -237,7 +236,7 @@ def test_packed_attention_is_that_of_the_mask_on_a_gpu(kind, bucketed, monkeypat
     pair.text.bucket_lengths = bucketed
     with torch.autocast("cuda", torch.bfloat16):
         packed = text_gradients(pair, tokens)
-        monkeypatch.setattr(clip, "uses_varlen", lambda *_: False)
+        monkeypatch.setattr(clip, "varlen_kernel", lambda *_: None)
         masked = text_gradients(pair, tokens)
     apart, norm = (
         sum(float(value.square().sum()) for value in values)
@@ -260,8 +259,9 @@ def test_where_packed_attention_is_used(changes, expected, monkeypatch):
     other = {"capability": (9, 0), "kernel": attend_by_sequence, "deterministic": False} | changes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: other["capability"])
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: other["deterministic"])
-    monkeypatch.setattr(transformer, "varlen_attn", other["kernel"])
-    assert transformer.uses_varlen(**given | {name: v for name, v in changes.items() if name in given}) == expected
+    monkeypatch.setattr(transformer, "_load_varlen", lambda: other["kernel"])
+    kernel = transformer.varlen_kernel(**given | {name: v for name, v in changes.items() if name in given})
+    assert (kernel is attend_by_sequence) == expected
 
 
 @torch.no_grad()
