@@ -62,8 +62,8 @@ family alone selects learning rates.
 Learning rates. For each model and mask {peaks} are tried, with seed {trial_seed}, on 1/8 of the data at length 1. The
 best on the validation family is used for all data and lengths of that model and mask; of equals, the smallest.
 
-Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, take
-at most {budget:g} hours of two cores. Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the
+Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, cost
+at most {budget:g} core-hours. Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the
 last {cooldown:.0%} of a run. Runs that differ only in their length share their trunk (docs/sweeps.md).
 
 Seeds. Masks and lengths at the reference have three seeds. Every other point gets a first seed; seeds 1 and 2 follow
@@ -117,8 +117,8 @@ def write(docs: Path, study: ScalingStudy) -> list[Path]:
     rules = RULES.format(
         **calibration["machine"], time=calibration["time"], unit=study.unit, clear=scaling_stats.CLEAR,
         peaks=", ".join(f"{peak:g}" for peak in scaling_design.PEAKS), trial_seed=scaling_design.TRIAL_SEED,
-        budget=scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit), draws=scaling_stats.DRAWS,
-        cooldown=scaling_design.COOLDOWN,
+        budget=scaling_design.CORES * scaling_design.BUDGET / 3600, warmup=scaling_design.warmup(study.unit),
+        draws=scaling_stats.DRAWS, cooldown=scaling_design.COOLDOWN,
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
     blocks += [*claims(study), *beside(study), *masks(study), *drawn, *laws(study), *measures(study)]
@@ -143,7 +143,8 @@ def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str 
 
 def missing(study: ScalingStudy) -> list[Block]:
     jobs = [job.name for job in study.missing() if job.length]
-    note = f"{len(jobs)} runs are missing: {', '.join(jobs)}. What needs them has no verdict."
+    names = ", ".join(jobs[:3]) + (" and others (--plan shows them)" if len(jobs) > 3 else "")
+    note = f"{len(jobs)} runs are missing: {names}. What needs them has no verdict."
     return [Text(note, tone="note")] if jobs else []
 
 
