@@ -10,7 +10,7 @@ from typing import Any
 from flip import costs
 from flip.config.derived import kept_tokens
 from flip.config.schema import ImageTower, Model, TextTower
-from flip.evaluation.task import precision
+from flip.evaluation.task import COLUMNS, precision
 from flip.monitoring.results import Outcome
 from jobs.common.job import read_lenient
 from jobs.common.text import percent
@@ -194,12 +194,14 @@ def _name(members: Sequence[Outcome]) -> str:
 
 
 def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
-    """Evaluation set -> role, tests first, as configured or as in results."""
+    """Name of a result -> role of its evaluation set, tests first, as configured or as in results."""
     roles: dict[str, str] = {}
     for outcome in outcomes:
-        for key, value in outcome.settings.items():
+        for key, role in outcome.settings.items():
             if key.startswith("evaluate.sets.") and key.endswith(".role"):
-                roles[key.removeprefix("evaluate.sets.").removesuffix(".role")] = value
+                task = outcome.settings.get(f"{key.removesuffix('role')}task", "zeroshot")
+                name = key.removeprefix("evaluate.sets.").removesuffix(".role")
+                roles.update({name + suffix: role for suffix in COLUMNS[task]})
         for item in outcome.evaluations:
             roles.setdefault(item["name"], item.get("role", "test"))
     return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))

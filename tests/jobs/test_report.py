@@ -106,6 +106,15 @@ def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
     assert "scored in fp32 unless a column says otherwise" in results.text(found["new"])
 
 
+def test_columns_are_those_of_the_tasks(tmp_path):
+    """Retrieval has two results and a probe one, with names of their own."""
+    made = outcomes(make(tmp_path / "demo", "mask50").path.parent)[0]
+    for name, task in (("icons", "retrieval"), ("carbon", "probe")):
+        made.settings.update({f"evaluate.sets.{name}.role": "test", f"evaluate.sets.{name}.task": task})
+    tests = ["twemoji", "openmoji", "icons-text", "icons-image", "carbon-probe"]
+    assert list(seed_groups.sets([made])) == [*tests, "validation"]
+
+
 def test_means_are_over_complete_seeds(tmp_path):
     for seed in (0, 1):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed)
