@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flip.data.storage.base import RequestError
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
-from flip.data.storage.s3 import S3Storage
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied
 from flip.runs.rundir import RunDir, create_json, read_record
+
+if TYPE_CHECKING:
+    from flip.data.storage.s3 import S3Storage
 
 PART_BYTES, PARALLEL_FILES = 1 << 24, 4
 """Bytes per read request, and files that are read at the same time."""
@@ -38,9 +40,7 @@ class RemoteCheckpoint:
     def __init__(self, url: str, retry_policy: RetryPolicy) -> None:
         self.url, self._retry_policy, self._has_ever_succeeded = url.rstrip("/"), retry_policy, False
         self._outages = OutageDetector()
-        self._storage: S3Storage | FsspecStorage = (
-            S3Storage(retry_policy.timeout) if url.startswith("s3://") else FsspecStorage()
-        )
+        self._storage = _storage(self.url, retry_policy.timeout)
 
     def put(self, name: str, data: bytes | memoryview) -> dict[str, Any]:
         """Write a file and return its record: bytes, and the ETag if the storage has ETags."""
@@ -123,6 +123,14 @@ class RemoteCheckpoint:
                 self._has_ever_succeeded = True
                 self._outages.succeeded()
                 return answer
+
+
+def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:
+    if not url.startswith("s3://"):
+        return FsspecStorage()
+    from flip.data.storage.s3 import S3Storage  # brings libraries that checkpoints on disk do not need
+
+    return S3Storage(timeout)
 
 
 def url_prefix(run: RunDir, url: str) -> str:

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from flip.config.schema import MODEL_PRESETS, SCHEMA, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
@@ -209,6 +207,8 @@ def _build(kind: Any, values: Any) -> Any:
 @functools.lru_cache(1024)
 def _build_section(kind: Any, values: str) -> Any:
     """Cached, as OmegaConf is slow and runs of a sweep share most sections."""
+    from omegaconf import OmegaConf  # benchmarks of one GPU import this file on machines without it
+
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), json.loads(values)))
 
 

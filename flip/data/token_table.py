@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,9 @@ from flip.config.identity import file_digest
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import read_regular
 from flip.runs.rundir import write_text
-from flip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from flip.tokenizer import Tokenizer
 
 NOUN, ADJECTIVE, OTHER, CONTINUATION = 0, 1, 2, -1
 """Parts of speech; CONTINUATION: the token continues a word and has the part of that word."""
@@ -40,6 +43,8 @@ class TokenTable:
     @classmethod
     def read(cls, path: str, tokenizer: str) -> TokenTable:
         """Read a table. Raises ConfigError if it is missing, damaged or of another tokenizer than that path."""
+        from flip.tokenizer import Tokenizer  # brings a library that masking without a table does not need
+
         remedy = "Make it: flip tokenizer table TOKENIZER --captions ... --out FILE."
         if not path:
             raise ConfigError("data.token_table: is not given", remedy=remedy)

@@ -22,6 +22,7 @@ from flip.data.loader import Loader
 from flip.distributed import parallel
 from flip.distributed.parallel import World
 from flip.monitoring.profiler import Profiler
+from flip.monitoring.utilisation import Utilisation
 from flip.runs.commit import Commit
 from flip.runs.rundir import RunDir
 
@@ -47,48 +48,6 @@ MAX_RECOMPILATIONS = 8
 """Graphs compiled in a stage after its first metric line that are no reason for a warning: rare lengths of texts."""
 LINES = 10
 """Number of metric lines over which shares are averaged."""
-
-
-def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of a large product of random matrices on this device, measured now."""
-    side = 4096 if device.type == "cuda" else 1024
-    source = torch.Generator(device).manual_seed(0)  # leaves the random state of training alone
-    left, right = (torch.randn(side, side, device=device, generator=source).to(dtype) for _ in range(2))
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    left @ right
-    start_time, count = clock(), 0
-    repeats = 20 if device.type == "cuda" else 1  # the host's wait for a GPU must not count
-    while (now := clock()) - start_time < seconds:
-        for _ in range(repeats):
-            left @ right
-        count += repeats
-    return count * 2 * side**3 / (now - start_time)
-
-
-class Utilisation:
-    """Share of the devices' arithmetic that a training speed uses.
-
-    ``mfu`` is a share of the datasheet peak; None if that is unknown, as on CPUs. ``matmul_utilisation`` is a share of
-    a matrix product that the constructor measures.
-    """
-
-    def __init__(self, device: torch.device, precision: str, world_size: int) -> None:
-        if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
-            precision = "tf32"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._datasheet, self._world_size = costs.peak_flops(name, precision), world_size
-        self._measured = measure_matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-
-    def of(self, speed: float) -> dict[str, float | None]:
-        """Both shares for ``speed``, the FLOP/s of all ranks together."""
-        each = speed / self._world_size
-        mfu = None if self._datasheet is None else each / self._datasheet
-        return {"mfu": mfu, "matmul_utilisation": each / self._measured}
 
 
 class TimeBreakdown:
