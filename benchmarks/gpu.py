@@ -26,15 +26,20 @@ import signal
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.lib import results
 from benchmarks.lib.gpu_rows import FAILED, MEASURED, OUT_OF_MEMORY, ROWS, TIME_LIMIT, GpuRow
+from benchmarks.lib.training_steps import OURS, Case, flip_steps
 from flip.runs.rundir import write_json
 
 FOLDER = Path(__file__).resolve().parent
-SHAPE = 256, 16, 129, 80
-"""Pairs, heads, tokens and head size of H/14 at mask 0.5: 128 visible patches and the class token."""
+SHAPES = (256, 16, 129, 80), (256, 16, 128, 80), (256, 16, 129, 64)
+"""Pairs, heads, tokens and head size of H/14 at mask 0.5, which has 128 visible patches and the class token; the same
+without the class token, and with the head size of B and L: kernels may be slow at odd sizes."""
+LONGEST = 8
+"""Kernels that the row of a trace names."""
 QUICK_LIMIT = 1200
 """Seconds of a row with ``--quick``, on a machine that may be busy."""
 MEMORY_ERRORS = re.compile(r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA error: out of memory")
@@ -54,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         results.publish({"benchmark": "gpu", **CASES[chosen.case](chosen)}, chosen)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the row's processes too
+    chosen.folder.mkdir(parents=True, exist_ok=True)
     facts, end = _facts(chosen.device), time.monotonic() + 60 * chosen.minutes
     rows = [row for row in ROWS if not chosen.only or row.name in chosen.only]
     for row in rows:
@@ -65,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"no time is left for {row.name}; the next call continues there", file=sys.stderr)
             break
         limit = QUICK_LIMIT if chosen.quick else row.limit
-        entry = facts | measure(row, chosen.device, chosen.quick, min(limit, left))
+        entry = facts | measure(row, chosen.device, chosen.quick, min(limit, left), chosen.folder)
         if entry["status"] == TIME_LIMIT and left < limit:
             break  # it had less than its own limit
         write_json(file, entry)
@@ -73,18 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(row: GpuRow, device: str, quick: bool, limit: float) -> dict[str, Any]:
+def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -> dict[str, Any]:
     """Run a row in processes of its own: its status, seconds, results of the script, and the last line of an error."""
     script, *options = row.words
-    command = [
-        sys.executable,
-        str(FOLDER / script),
-        *options,
-        "--device",
-        device,
-        *(row.quick if quick else ()),
-        "--json",
-    ]
+    words = [script, *options, "--device", device, *(row.quick if quick else ()), "--json"]
+    command = [sys.executable, str(FOLDER / script), *words[1:]]
+    command += ["--folder", str(folder)] if script == "gpu.py" else []
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     start_time, result = time.monotonic(), {}
     process = subprocess.Popen(
@@ -103,7 +103,7 @@ def measure(row: GpuRow, device: str, quick: bool, limit: float) -> dict[str, An
         process.wait()
     lines = [line for line in errors.strip().splitlines() if MEMORY_ERRORS.search(line)] or errors.strip().splitlines()
     return {
-        "row": row.name, "what": row.what, "command": " ".join(["python", f"benchmarks/{script}", *command[2:]]),
+        "row": row.name, "what": row.what, "command": f"python benchmarks/{' '.join(words)}",
         "status": status, "seconds": round(time.monotonic() - start_time, 1), "detail": lines[-1][:300] if lines else
         "", "quick": quick, "result": result,
     }  # fmt: skip
@@ -132,49 +132,87 @@ def _tests(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 def _attention(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of each kernel of scaled_dot_product_attention, forward and backward, in bf16."""
+    """Milliseconds of each kernel of scaled_dot_product_attention at each shape, forward and backward, in bf16."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    shape = (2, 2, 9, 16) if chosen.quick else SHAPE
     cuda = chosen.device == "cuda"
     generator = torch.Generator().manual_seed(chosen.seed)
-    query, key, value = (
-        torch.randn(shape, generator=generator).to(chosen.device, torch.bfloat16).requires_grad_() for _ in range(3)
-    )
 
-    def passes() -> None:
-        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
-        if cuda:
-            torch.cuda.synchronize()
+    def milliseconds(backend: str, shape: Sequence[int]) -> Any:
+        query, key, value = (
+            torch.randn(*shape, generator=generator).to(chosen.device, torch.bfloat16).requires_grad_()
+            for _ in range(3)
+        )
 
-    rows = []
-    for backend in ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION"):
+        def passes() -> None:
+            torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+            if cuda:
+                torch.cuda.synchronize()
+
         try:
             with sdpa_kernel(getattr(SDPBackend, backend)):
                 passes()
-                milliseconds: Any = results.rounded(
-                    1000 * statistics.median(results.seconds(passes) for _ in range(10))
-                )
+                return results.rounded(1000 * statistics.median(results.seconds(passes) for _ in range(10)))
         except RuntimeError as error:  # no kernel for this device or shape
             if MEMORY_ERRORS.search(type(error).__name__):
                 raise
-            milliseconds = "no kernel"
-        rows.append({"backend": backend.removesuffix("_ATTENTION").lower(), "milliseconds": milliseconds})
-    return {"shape": shape, "cases": rows}
+            return "no kernel"
+
+    backends = ("MATH", "EFFICIENT_ATTENTION", "FLASH_ATTENTION", "CUDNN_ATTENTION")
+    return {
+        "cases": [
+            {"tokens": shape[2], "head": shape[3]}
+            | {each.removesuffix("_ATTENTION").lower(): milliseconds(each, shape) for each in backends}
+            for shape in ([(2, 2, 9, 16)] if chosen.quick else SHAPES)
+        ]
+    }
+
+
+def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Three steps of B/16 under torch's profiler, written to trace.json.gz (for ui.perfetto.dev).
+
+    ``busy``: time of kernels as a share of the steps, above 1 if streams overlap; ``longest``: shares of kernels.
+    """
+    import torch
+
+    cuda, steps = chosen.device == "cuda", 3
+    options = {"compile": cuda, "precision": "bf16", "threads": 1} | vars(chosen)
+    size, batch = ("tiny", 4) if chosen.quick else ("B/16", 256)
+    (step,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options))
+    kind = torch.profiler.ProfilerActivity
+
+    def run(times: int) -> float:
+        start_time = time.perf_counter()
+        for _ in range(times):
+            step()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start_time
+
+    run(5)
+    with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
+        seconds = run(steps)
+    profile.export_chrome_trace(str(chosen.folder / "trace.json.gz"))
+    field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in profile.key_averages() if getattr(row, field)]
+    longest = {name: results.rounded(spent / seconds) for spent, name, _ in sorted(rows, reverse=True)[:LONGEST]}
+    count = sum(count for _, _, count in rows) // steps
+    busy = results.rounded(sum(spent for spent, _, _ in rows) / seconds)
+    return {"milliseconds": results.rounded(1000 * seconds / steps), "busy": busy, "kernels": count, "longest": longest}
 
 
 def _matmul(chosen: argparse.Namespace) -> dict[str, Any]:
     """The rate that ``matmul_utilisation`` of a run is a share of."""
     import torch
 
-    from flip.monitoring.collector import measure_matmul_flops
+    from flip.monitoring.utilisation import measure_matmul_flops
 
     rate = measure_matmul_flops(torch.device(chosen.device), torch.bfloat16, 0.05 if chosen.quick else 1.0)
     return {"TFLOPS": results.rounded(rate / 1e12)}
 
 
-CASES = {"tests": _tests, "matmul": _matmul, "attention": _attention}
+CASES = {"tests": _tests, "matmul": _matmul, "attention": _attention, "trace": _trace}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -71,7 +71,18 @@ def _save(result: Mapping[str, Any], card: str) -> str:
 
 
 def _attention(result: Mapping[str, Any], card: str) -> str:
-    return ", ".join(f"{row['backend']} {row['milliseconds']}" for row in result["cases"])
+    return "; ".join(
+        f"{row['tokens']} tokens, head size {row['head']}: "
+        + ", ".join(f"{backend} {value}" for backend, value in row.items() if backend not in ("tokens", "head"))
+        for row in result["cases"]
+    )
+
+
+def _trace(result: Mapping[str, Any], card: str) -> str:
+    first = sorted(result["longest"].items(), key=lambda item: -item[1])[:3]
+    longest = ", ".join(f"{name[:30]} {100 * share:.0f} %" for name, share in first)
+    ms = number(result["milliseconds"])
+    return f"{ms} ms a step, kernels {100 * result['busy']:.0f} %, {result['kernels']:,} of them: {longest}"
 
 
 def _step_row(name: str, size: str, batch: int, mask: str, form: str, compiled: bool, limit: int = 150) -> GpuRow:
@@ -106,8 +117,10 @@ ROWS = (
     *(_memory_row(batch, mask) for batch in (128, 256, 512) for mask in ("0.75", "0.5", "0")),
     *(_loss_row(b, tile) for b in (128, 8192) for tile in (1024, 8192, 65_536)),
     *(_loss_row(b, tile, tf32=True) for b, tile in ((128, 65_536), (8192, 8192))),
-    GpuRow("attention", "attention at (256, 16, 129, 80), forward and backward, ms",
+    GpuRow("attention", "attention of 256 pairs, 16 heads, forward and backward, ms",
            ("gpu.py", "--case", "attention"), _attention),
+    GpuRow("trace", "three steps of B/16, b = 256, mask 0.5, compiled, profiled", ("gpu.py", "--case", "trace"), _trace,
+           150),
 )  # fmt: skip
 
 

@@ -1,10 +1,13 @@
 """`make bench-gpu` on a CPU: its rows at small sizes, running out of memory, and a run that was interrupted."""
 
+import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 
@@ -23,6 +26,7 @@ def command(folder, *options):
 
 
 def test_an_interrupted_run_continues_and_becomes_a_table(tmp_path):
+    tmp_path /= "absent"
     first = subprocess.Popen(command(tmp_path, "--only", *QUICK), stdout=subprocess.DEVNULL, start_new_session=True)
     names = [row.name for row in ROWS if row.name in QUICK]
     written = tmp_path / f"{names[0]}.json"
@@ -42,27 +46,73 @@ def test_an_interrupted_run_continues_and_becomes_a_table(tmp_path):
     assert page.count("| not run |") == len(ROWS) - len(QUICK) and page.count("| CPU |") == len(QUICK)
 
 
-def test_a_row_that_runs_out_of_memory_is_a_result():
+def test_a_row_that_runs_out_of_memory_is_a_result(tmp_path):
     """A real one: 8 TB of features."""
     row = GpuRow("large", "", ("loss.py", "--local", "64", "--batch", str(2**32), "--tiles", "64"), gpu_rows._loss)
-    found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT)
+    found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
     assert (found["status"], found["result"]) == (gpu_rows.OUT_OF_MEMORY, {}) and "memory" in found["detail"]
 
 
-def test_a_row_that_takes_too_long_ends_with_its_processes():
+def test_a_row_that_takes_too_long_ends_with_its_processes(tmp_path):
     row = next(row for row in ROWS if row.name == "step_b16")
-    found = gpu.measure(row, "cpu", True, 1.0)
+    found = gpu.measure(row, "cpu", True, 1.0, tmp_path)
     assert found["status"] == gpu_rows.TIME_LIMIT
 
 
-def test_a_row_that_fails_has_its_error():
-    found = gpu.measure(GpuRow("wrong", "", ("loss.py", "--wrong"), gpu_rows._loss), "cpu", False, gpu.QUICK_LIMIT)
+def test_a_row_that_fails_has_its_error(tmp_path):
+    row = GpuRow("wrong", "", ("loss.py", "--wrong"), gpu_rows._loss)
+    found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
     assert found["status"] == gpu_rows.FAILED and "--wrong" in found["detail"]
 
 
 def test_rows_without_time_are_not_run(tmp_path):
     subprocess.run(command(tmp_path, "--minutes", "0"), check=True, capture_output=True)
     assert not list(tmp_path.iterdir())
+
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if path is None and name not in {known}:
+            spec = PathFinder.find_spec(name)
+            if spec and "site-packages" in str(spec.origin or spec.submodule_search_locations):
+                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing)
+"""
+"""A sitecustomize.py that hides all packages but some."""
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """An environment with torch, timm, numpy, what they need, and pytest for the first row."""
+    known, left = set(), ["torch", "timm", "numpy", "pytest"]
+    while left:
+        name = left.pop()
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            if name not in known:
+                known.add(name)
+                needed = [each for each in metadata.requires(name) or [] if "extra ==" not in each]
+                left += [re.split(r"[^\w.-]", each)[0] for each in needed]
+    modules = {module for module, names in metadata.packages_distributions().items() if known & set(names)}
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "sitecustomize.py").write_text(BARE.format(known=sorted(modules)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
+
+
+def test_rows_need_little_more_than_torch(tmp_path, bare):
+    """No library but those of a machine on which torch runs: others cannot be installed without a network."""
+    rows = "step_b16_eager", "loss_128_1024", "memory_128_0.75", "save", "trace"
+    subprocess.run(command(tmp_path, "--only", *rows), check=True)
+    found = gpu_rows.read(tmp_path)
+    assert {name: (each["status"], each["detail"]) for name, each in found.items()} == {
+        name: (gpu_rows.MEASURED, "") for name in rows
+    }
+    assert (tmp_path / "trace.json.gz").exists()
 
 
 @pytest.mark.slow
