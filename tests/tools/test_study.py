@@ -18,6 +18,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
+from tests.harness.common import wait_until
 from tools.studies import design, masking_page, paired_stats, runner
 from tools.studies.definitions import CHEAPEST, MASKING
 from tools.studies.design import SEEDS
@@ -235,6 +236,41 @@ def test_what_is_compared_waits_for_no_trial_where_its_learning_rates_are_known(
     runner.study(MASKING, TIMES, "on", chosen)
     assert set(made) == {name for each in names for name in _both(each)}
     assert len(runner.collect(MASKING, chosen).trials) == 3 * len(ARMS)
+
+
+SUBMISSION = """
+import pathlib, sys, time
+try:
+    pathlib.Path(sys.argv[2]).with_suffix(".started").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(75)
+"""
+STUDY = """
+import pathlib, signal, sys
+from tools.studies import runner
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+runner.ROOT = pathlib.Path(sys.argv[1])
+try:
+    runner.submit({"name": "demo", "title": "A demonstration"}, "pair", float(sys.argv[2]))
+except runner.Unfinished as error:
+    sys.exit(int(error.args[0]))
+"""
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_a_part_ends_after_its_time_and_on_sigterm(
+    tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the background of a shell, which ignores SIGINT there: the submission has to stop its runs."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "submit.py").write_text(SUBMISSION)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
+    study = subprocess.Popen([sys.executable, "-c", STUDY, str(tmp_path), str(seconds)], cwd=ROOT)
+    if seconds == 60:
+        wait_until((tmp_path / "study" / "demo.started").exists, "the submission")
+        study.terminate()
+    assert study.wait(50) == 75
 
 
 def _both(name: str) -> tuple[str, str]:

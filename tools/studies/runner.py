@@ -125,9 +125,10 @@ def submit(
 ) -> None:
     """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end, calling ``poll`` meanwhile.
 
-    With ``seconds``, the runs save a checkpoint and stop then, and on Ctrl-C; the next submission continues them.
-    Raises Unfinished, OSError.
+    With ``seconds``, the runs save a checkpoint and stop then, and on Ctrl-C and SIGTERM; the next submission continues
+    them. Raises Unfinished, OSError.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # with nohup it is ignored, and then by the submission too
     path = runs_root() / "study" / f"{sweep['name']}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, dump_yaml(dict(sweep)))
@@ -136,6 +137,7 @@ def submit(
     command += ["--watch"] if seconds is None else ["--foreground", "--retry"]
     end = time.monotonic() + (float("inf") if seconds is None else seconds)
     with subprocess.Popen([*command, "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())}) as process:
+        signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
         while process.poll() is None:
             try:
                 process.wait(min(POLL, max(0.0, end - time.monotonic())))
@@ -144,6 +146,7 @@ def submit(
                     process.send_signal(signal.SIGINT)
                     end = float("inf")
             poll()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if process.returncode:
         raise Unfinished(process.returncode)
 
