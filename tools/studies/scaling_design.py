@@ -21,7 +21,9 @@ LENGTHS = (1, 2, 4)
 """In units (``unit``)."""
 PEAKS = (5e-4, 1e-3, 2e-3)
 """Peak learning rates that are tried for each model and mask."""
-SEEDS = (0, 1, 2)
+TRIAL = 0.5
+"""Length of a trial."""
+SEEDS = (0, 1)
 TRIAL_SEED = 9
 """Seed of trials, not used by other runs."""
 BATCH = 128
@@ -31,11 +33,8 @@ WARMUP, COOLDOWN = 0.1, 0.2
 GRAIN = 12_800
 """A unit is a multiple of this: cooldowns then start at the end of a step."""
 CORES = 2
-BUDGET, PART = 10 * 3600.0, 4800.0
-"""Seconds of all runs on CORES cores, and of a part of the study. The rest of the 12 hours is for start-up, evaluation
-and cores that wait."""
-RESERVE, START = 0.9, 60.0
-"""Share of a part that is planned, and seconds to start and to score a run."""
+BUDGET = 10.5 * 3600
+"""Seconds of all runs on CORES cores. The rest of the 12 hours is for start-up, evaluation and cores that wait."""
 PROBE = 2560
 """Samples of a calibration run."""
 
@@ -50,10 +49,10 @@ class StudyPoint:
     model: str = "2M/8"
     data: str = "1/8"
     mask: str = "0.5"
-    length: int = 2
+    length: float = 2
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.data} of the data, mask {self.mask}, length {self.length}"
+        return f"{self.model}, {self.data} of the data, mask {self.mask}, length {self.length:g}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Group:
     model: str = "2M/8"
     data: str = "1/8"
     mask: str = "0.5"
-    lengths: tuple[int, ...] = (2,)
+    lengths: tuple[float, ...] = (2,)
     seed: int = 0
     peak: float = 0.0
     repeat: bool = False
@@ -79,7 +78,7 @@ class Group:
         end = f"-lr{self.peak:g}" if self.peak else f"-s{self.seed}" + "-repeat" * self.repeat
         return f"{self.model.partition('/')[0].lower()}-data{share}-mask{self.mask}{end}"
 
-    def point(self, length: int) -> StudyPoint:
+    def point(self, length: float) -> StudyPoint:
         return StudyPoint(self.model, self.data, self.mask, length)
 
 
@@ -88,11 +87,11 @@ class StudyRun:
     """One run. ``length``: in units; 0: the trunk of the group."""
 
     group: Group
-    length: int
+    length: float
 
     @property
     def name(self) -> str:
-        return f"{self.group.name}-x{self.length}" if self.length else f"{self.group.name}-trunk"
+        return f"{self.group.name}-x{self.length:g}" if self.length else f"{self.group.name}-trunk"
 
     @property
     def kind(self) -> str:
@@ -126,13 +125,15 @@ ARMS = tuple(dict.fromkeys((each.model, each.mask) for each in (*MASKED, *AXES))
 ROUNDS: tuple[tuple[str, tuple[Group, ...]], ...] = (
     (
         "trials of learning rates",
-        tuple(Group(model, mask=mask, lengths=(1,), seed=TRIAL_SEED, peak=p) for model, mask in ARMS for p in PEAKS),
+        tuple(
+            Group(model, mask=mask, lengths=(TRIAL,), seed=TRIAL_SEED, peak=p) for model, mask in ARMS for p in PEAKS
+        ),
     ),
     ("masks and lengths, first seed", MASKED),
     ("model and data, first seed", AXES),
-    ("masks and lengths, other seeds", tuple(replace(g, seed=seed) for seed in SEEDS[1:] for g in MASKED)),
-    ("model and data, other seeds", tuple(replace(g, seed=seed) for seed in SEEDS[1:] for g in AXES)),
-    ("model, data and length together", tuple(replace(JOINT, seed=seed) for seed in SEEDS)),
+    ("masks and lengths, second seed", tuple(replace(g, seed=SEEDS[1]) for g in MASKED)),
+    ("model and data, second seed", tuple(replace(g, seed=SEEDS[1]) for g in AXES)),
+    ("model, data and length together", (JOINT,)),
     ("repeated runs", tuple(Group(model, repeat=True) for model in MODELS)),
 )
 """In order of importance: if the study is stopped early, the last are missing."""
@@ -149,10 +150,9 @@ def all_jobs() -> list[StudyRun]:
 
 
 def unit(times: Times) -> int:
-    """Samples of a unit: all runs fit BUDGET, and the longest run fits a part. A multiple of GRAIN."""
+    """Samples of a unit, so that all runs fit BUDGET; a multiple of GRAIN."""
     costs = [job.cost(times, 1) for job in all_jobs()]
-    samples = min(CORES * BUDGET / sum(costs), (RESERVE * PART - START) / max(costs))
-    return max(1, int(samples // GRAIN)) * GRAIN
+    return max(1, int(CORES * BUDGET / sum(costs) // GRAIN)) * GRAIN
 
 
 def startable(missing: Sequence[StudyRun], complete: Collection[str]) -> list[StudyRun]:
@@ -161,31 +161,6 @@ def startable(missing: Sequence[StudyRun], complete: Collection[str]) -> list[St
     return [
         job for job in trials or missing if job.name not in complete and (not job.trunk or job.trunk.name in complete)
     ]
-
-
-def fitting(ready: Iterable[StudyRun], times: Times, seconds: float) -> tuple[list[StudyRun], float]:
-    """The jobs, in their order, that CORES cores complete within ``seconds``, and the seconds that they take."""
-    size, cores, chosen = unit(times), [0.0] * CORES, []
-    for job in ready:
-        end = min(cores) + job.cost(times, size) + START
-        if end <= seconds * RESERVE:
-            cores[cores.index(min(cores))] = end
-            chosen.append(job)
-    return chosen, max(cores)
-
-
-def parts(missing: Sequence[StudyRun], times: Times) -> list[tuple[list[StudyRun], float]]:
-    """The jobs of each part, and its seconds."""
-    planned, complete = [], set[str]()
-    while len(complete) < len(missing):
-        part, seconds = list[StudyRun](), 0.0
-        while (wave := fitting(startable(missing, complete), times, PART - seconds))[0]:
-            part, seconds = part + wave[0], seconds + wave[1]
-            complete |= {job.name for job in wave[0]}
-        if not part:
-            raise ValueError("a run does not fit a part")
-        planned.append((part, seconds))
-    return planned
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------------
@@ -224,9 +199,9 @@ def entry(job: StudyRun, size: int, peaks: Mapping[tuple[str, str], float]) -> d
     fields: dict[str, Any] = {"seed": group.seed, "model.size": group.model, "data.manifest": DATA[group.data]}
     fields["evaluate.every"] = size // 2 // BATCH * BATCH
     if job.length:
-        stage |= {"samples": job.length * size, "schedule": "wsd", "cooldown": _cooldown(job.length, size)}
+        stage |= {"samples": int(job.length * size), "schedule": "wsd", "cooldown": _cooldown(job.length, size)}
     else:
-        ends = [length * size - _cooldown(length, size) for length in group.lengths]
+        ends = [int(length * size) - _cooldown(length, size) for length in group.lengths]
         stage |= {"samples": max(ends), "schedule": "constant"}
         fields["checkpoint.keep_at"] = ends
     if job.kind in ("trial", "trunk"):
@@ -262,7 +237,7 @@ def warmup(size: int) -> int:
     return round(WARMUP * size / BATCH) * BATCH
 
 
-def _cooldown(length: int, size: int) -> int:
+def _cooldown(length: float, size: int) -> int:
     return int(length * size * COOLDOWN) // BATCH * BATCH
 
 

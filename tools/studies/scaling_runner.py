@@ -1,4 +1,4 @@
-"""Runs of the scaling study: what is missing beside the committed results, in order of importance, in parts.
+"""Runs of the scaling study: what is missing beside the committed results, in order of importance.
 
 Each complete run leaves a file in docs/scaling_study/results, so that another machine goes on with what is missing.
 """
@@ -205,7 +205,8 @@ def predict(study: ScalingStudy) -> dict[str, Any]:
 
 
 def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
-    """Train what is missing for at most ``seconds``, and write the result of each complete run.
+    """Train what is missing for at most ``seconds``, and write the result of each complete run. A run that is stopped
+    then continues in the next call on this machine.
 
     Raises Unfinished if a submission failed or was stopped.
     """
@@ -214,9 +215,8 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
         local = runner.outcomes(scaling_design.NAME)
         collect(folder, local, machine)
         study = read(folder)
-        left = end - time.monotonic()
-        jobs, _ = scaling_design.fitting(study.ready(local), study.times, left)
-        if not jobs:
+        left, jobs = end - time.monotonic(), study.ready(local)
+        if not jobs or left <= 0:
             return study
         sweep = scaling_design.sweep(jobs, study.unit, study.peaks)
         runner.submit(sweep, profile, left, lambda: collect(folder, runner.outcomes(scaling_design.NAME), machine))
