@@ -31,7 +31,7 @@ CALIBRATION = {
     "time": "2026-01-01 00:00",
     "work": {work: {"seconds": seconds} for work, seconds in TIMES.items()},
 }
-PEAKS = dict.fromkeys(scaling_design.ARMS, 1e-3)
+PEAKS = dict.fromkeys(scaling_design.ARMS, 5e-4)
 SIZE = scaling_design.unit(TIMES)
 PARAMETERS = {"0.5M/8": 527_809, "2M/8": 1_960_065, "8M/8": 8_317_697}
 PICTURES = {"1/64": 5_000, "1/8": 40_000, "all": 320_000}
@@ -41,7 +41,7 @@ def top1(job: StudyRun) -> float:
     """The middle trial is the best; a mask of 50 % costs no accuracy, one of 75 % two points; 0.2 points of noise."""
     group = job.group
     if group.peak:
-        return 0.2 + 0.1 * (group.peak == 1e-3)
+        return 0.2 + 0.1 * (group.peak == 5e-4)
     x = PARAMETERS[group.model] ** -0.02 * PICTURES[group.data] ** -0.01 * max(1, job.length) ** -0.05
     noise = np.random.default_rng([group.seed, *job.name.encode()]).standard_normal()
     return 1 - 1.3 * x - 0.02 * (group.mask == "0.75") + 0.002 * noise

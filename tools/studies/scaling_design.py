@@ -19,7 +19,7 @@ DATA = {"1/64": "cache:icons/train-1of64", "1/8": "cache:icons/train-1of8", "all
 MASKS = ("0", "0.5", "0.75")
 LENGTHS = (1, 2, 4)
 """In units (``unit``)."""
-PEAKS = (5e-4, 1e-3, 2e-3)
+PEAKS = (2.5e-4, 5e-4, 1e-3)
 """Peak learning rates that are tried for each model and mask."""
 TRIAL = 0.5
 """Length of a trial."""

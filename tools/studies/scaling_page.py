@@ -65,7 +65,7 @@ family.
 
 Learning rates. For each model and mask {peaks} are tried, with seed {trial_seed}, on 1/8 of the data at length
 {trial:g}. The best on the validation family is used for all data and lengths of that model and mask; of equals, the
-smallest.
+smallest. The range ended at 0.002 until two trials were complete, of which the lower rate was better.
 
 Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, cost
 at most {budget:g} core-hours. Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the
