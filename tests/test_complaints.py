@@ -1,4 +1,4 @@
-"""docs/complaints.md names tests: each of them exists."""
+"""Tests that every test named in docs/complaints.md exists."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,11 @@ ROWS = [
 ][1:]
 
 
-def test_every_row_has_three_cells():
+def test_complaints_rows_have_three_filled_cells():
     assert len(ROWS) > 30 and {len(row) for row in ROWS} == {3} and all(all(row) for row in ROWS)
 
 
 @pytest.mark.parametrize("named", sorted({row[2] for row in ROWS} - {"not yet"}))
-def test_the_test_exists(named):
+def test_complaints_name_existing_tests(named):
     path, function = re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)`", named).groups()
     assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)

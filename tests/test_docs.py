@@ -1,4 +1,4 @@
-"""The examples of docs/sweeps.md are planned, and make the runs that the page says."""
+"""Tests that the examples of docs/sweeps.md can be planned and yield the runs that the page states."""
 
 import json
 import re
@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```\n(?:\nMakes (.*?)\.\n)?", PAGE, re.DOTAL
 
 
 @pytest.mark.parametrize("number", range(1, len(BLOCKS)))
-def test_an_example_makes_what_the_page_says(number, tmp_path, monkeypatch, capsys):
+def test_sweeps_page_example_plans_stated_runs(number, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PATH", "/nowhere")  # no Slurm
@@ -26,5 +26,5 @@ def test_an_example_makes_what_the_page_says(number, tmp_path, monkeypatch, caps
     assert {run["action"] for run in plan["runs"]} == {"new"}
 
 
-def test_every_example_says_what_it_makes():
+def test_sweeps_page_states_runs_of_every_example():
     assert len(BLOCKS) == PAGE.count("```yaml") == PAGE.count("\nMakes ") + 1

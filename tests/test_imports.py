@@ -1,4 +1,4 @@
-"""Imports point one way: between packages, between files, and never to torch in a command that does not train."""
+"""Tests the direction of imports between packages and files, and that commands without training import no torch."""
 
 import ast
 import os
@@ -39,7 +39,7 @@ ORDER = [
 ]
 LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 
-#: Modules that need no torch, beside all of jobs/ but its worker: the launcher, the host and loader processes use them.
+#: Modules without torch, in addition to jobs/ except its worker: launcher, host and loader processes use them.
 LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown", "flip.monitoring.results")
 LIGHT += ("flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
@@ -58,7 +58,7 @@ FILES = dict(modules())
 
 
 def imports(path, everywhere=True):
-    """Names that a file imports; with everywhere=False only those of its top level. Imports for types do not count."""
+    """Yield the names that a file imports, only at top level if everywhere=False. Ignore imports for types."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing = {
         inner
@@ -77,7 +77,7 @@ def imports(path, everywhere=True):
 
 
 def package(name):
-    """The package in ORDER that a module of flip/ or jobs/ belongs to."""
+    """Return the package in ORDER of a module of flip/ or jobs/."""
     return name if name in LEVEL and FILES[name].name == "__init__.py" else name.rpartition(".")[0] or name
 
 
@@ -86,7 +86,7 @@ def under(name, *rooms):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if under(name, "flip", "jobs")])
-def test_a_file_imports_only_packages_below_its_own(name):
+def test_file_imports_only_lower_packages(name):
     own = LEVEL[package(name)]
     for other in {other for other in imports(FILES[name]) if other in FILES and under(other, "flip", "jobs")}:
         if FILES[other].name == "__init__.py" or package(other) == package(name) or name in ("flip", "jobs.__main__"):
@@ -95,8 +95,8 @@ def test_a_file_imports_only_packages_below_its_own(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_rooms(name):
-    """flip/ never imports the launcher or tools; of the launcher, only the worker waits for the trainer."""
+def test_file_respects_boundaries_of_flip_jobs_and_tools(name):
+    """flip/ imports neither the launcher nor tools; of the launcher, only the worker imports the trainer."""
     found = set(imports(FILES[name]))
     if under(name, "flip"):
         assert not [x for x in found if under(x, "jobs", "tools", "tests", "benchmarks")]
@@ -106,7 +106,7 @@ def test_rooms(name):
         assert not [x for x in found if under(x, "flip.training.trainer", "tools", *HEAVY)]
 
 
-def test_no_file_is_in_a_cycle():
+def test_imports_form_no_cycle():
     edges = {name: {x for x in imports(path) if x in FILES and x != name} for name, path in FILES.items()}
     edges = {name: {x for x in found if FILES[x].name != "__init__.py"} for name, found in edges.items()}
     done, cycles = set(), []
@@ -135,8 +135,8 @@ for name in sys.argv[2:]:
 """
 
 
-def test_no_torch():
-    """Each by itself, in one process: to start one for each takes a minute."""
+def test_light_modules_import_no_torch():
+    """A single process imports each module by itself: a process per module takes a minute."""
     names = [name for name in FILES if under(name, *LIGHT) or (under(name, "jobs") and not under(name, "jobs.runtime"))]
     assert len(names) > 80 and not [light for light in LIGHT if light not in FILES]
     done = subprocess.run(
@@ -146,13 +146,13 @@ def test_no_torch():
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_packages_import_nothing(room):
+def test_package_init_files_import_nothing(room):
     for path in (ROOT / room).rglob("__init__.py"):
         assert not list(imports(path, everywhere=False))
 
 
 def test_no_class_name_is_defined_twice():
-    """A class name has one meaning in all packages."""
+    """A class name has the same meaning in all packages."""
     places = {}
     for name, path in FILES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -161,8 +161,8 @@ def test_no_class_name_is_defined_twice():
     assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
-def test_torch_keeps_its_folder_for_compiled_code_unset():
-    """The import of varlen sets it, after which ``parallel.set_compile_caches`` would leave it."""
+def test_trainer_import_leaves_inductor_cache_dir_unset():
+    """The import of varlen would set TORCHINDUCTOR_CACHE_DIR, and ``parallel.set_compile_caches`` keeps a set value."""
     code = "import os, flip.training.trainer; assert 'TORCHINDUCTOR_CACHE_DIR' not in os.environ"
     environ = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, timeout=120)

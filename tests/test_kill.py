@@ -1,4 +1,4 @@
-"""Kill and resume: one run left alone, one killed many times, and nothing tells them apart afterwards."""
+"""Tests that a run which is killed and resumed many times ends with the same bits as an undisturbed run."""
 
 import random
 import signal
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 
 def hurt(arena):
-    """The faults, each at its place: both stages and their border, all signals, twice in a row, mid-commit, rot."""
+    """Cause faults in both stages and at their border: all signals, twice in a row, in a commit, a damaged commit."""
     arena.submit()
     arena.wait_step(7)  # the first commit is at step 5
     arena.kill(rank=arena.world - 1)
@@ -48,7 +48,7 @@ def hurt(arena):
     arena.faults += 1
     arena.wait(lambda: not arena.trap.exists(), "a death before the commit")
     arena.wait_attempt(5)
-    arena.kill()  # the second in a row, before anything was committed
+    arena.kill()  # the second kill in a row, before any commit
     arena.wait_attempt(6)
     arena.wait_step(26)
     arena.kill_supervisor()
@@ -70,13 +70,13 @@ def hurt(arena):
 
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
+def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
     config = configuration(data, world)
     config.checkpoint.background = "no" if world == 1 else "yes"
     calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
     (tmp_path / "tmp").mkdir()
     calm.env["TMPDIR"] = str(tmp_path / "tmp")
-    calm.env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "compiled")  # torch makes a folder for it when it is imported
+    calm.env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "compiled")  # otherwise torch creates a folder on import
     calm.submit()
     calm.wait_over()
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -88,7 +88,7 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(world, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, tmp_path):
+def test_siglip_with_masked_unpadded_texts_resumes_to_same_bits(data, tmp_path):
     config = configuration(data, world=2, samples=(12, 4))
     config.model.objective, config.model.temperature, config.model.max_logit_scale = "siglip", 0.1, 10_000.0
     config.model.text.padding = "mask"
@@ -103,12 +103,12 @@ def test_siglip_on_masked_texts_without_padding_resumes_to_the_same_bits(data, t
     check_equal(calm, storm, scores=3)
     assert storm.run.newest_attempt() == 2
     biases = [line["logit_bias"] for line in calm.lines(1)]
-    assert len(biases) == 16 and len(set(biases)) > 10 and abs(biases[0] + 10) < 0.1  # it is trained
+    assert len(biases) == 16 and len(set(biases)) > 10 and abs(biases[0] + 10) < 0.1  # the bias is trained
 
 
 @pytest.mark.slow
-def test_the_defaults_of_gpus_resume_to_the_same_bits(data, tmp_path):
-    """Two copies of the weights, kept until the end of a step, and one tile of the loss."""
+def test_gpu_defaults_resume_to_same_bits(data, tmp_path):
+    """The run has two copies of the weights, kept until the end of a step, and a single tile of the loss."""
     config = configuration(data, world=4, samples=(12, 4))
     config.compute.replicate, config.compute.reshard, config.compute.loss_tile = 2, "no", 65_536
     calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config, pause=0.2)
@@ -126,13 +126,13 @@ def test_the_defaults_of_gpus_resume_to_the_same_bits(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_requests_travel_with_the_loss_and_a_rank_that_waits_without_end_learns_of_a_peers_death(data, tmp_path):
-    """As on GPUs: rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the signal to stop."""
+def test_stop_request_travels_with_loss_and_stalled_rank_detects_dead_peer(data, tmp_path):
+    """As on GPUs, rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the stop signal."""
     config = configuration(data, world=2, samples=(12, 4))
     config.evaluate.every = 0
     calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config, pause=0.2)
     storm.env |= {"KILL_REQUESTS": "with-loss", "KILL_STALL": "0:8"}
-    storm.cluster.peer_grace = 600.0  # not the supervisor ends rank 0
+    storm.cluster.peer_grace = 600.0  # so that the supervisor does not end rank 0
     calm.submit()
     calm.wait_over()
     storm.submit()
@@ -148,7 +148,7 @@ def test_requests_travel_with_the_loss_and_a_rank_that_waits_without_end_learns_
 
 
 @pytest.mark.slow
-def test_a_second_attempt_finds_the_compiled_code_which_a_complete_run_deletes(data, tmp_path):
+def test_second_attempt_reuses_compiled_code_and_complete_run_deletes_it(data, tmp_path):
     config = configuration(data, world=1, samples=(12, 4))
     config.stages, config.compute.compile = config.stages[:1], "yes"
     config.evaluate.every, config.evaluate.sets = 0, []
@@ -165,8 +165,8 @@ def test_a_second_attempt_finds_the_compiled_code_which_a_complete_run_deletes(d
 
 
 @pytest.mark.slow
-def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path):
-    """Masked images and texts at 64 px, killed, then 96 px with resampled positions, killed."""
+def test_clip_recipe_with_two_resolutions_resumes_to_same_bits(data, tmp_path):
+    """A rank is killed with masked images and texts at 64 px, then again at 96 px with resampled positions."""
     train_byte_pairs([caption(i) for i in range(200)], 600, tmp_path / "tokenizer.json")
     config = configuration(data, world=2, samples=(12, 8))
     as_radford(config.model)
@@ -189,7 +189,7 @@ def test_recipe_clip_at_two_resolutions_resumes_to_the_same_bits(data, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_over_moved_shards_to_the_same_bits(tmp_path):
+def test_stopped_run_resumes_over_moved_shards_to_same_bits(tmp_path):
     data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(data / "tokenizer.json")
     config = configuration(data, world=1, samples=(12, 4))
@@ -217,8 +217,8 @@ def test_a_stopped_run_resumes_over_moved_shards_to_the_same_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
-    """The peers of a stopped process see no error: they wait. The same bits at the end."""
+def test_hung_rank_is_ended_and_run_resumes_to_same_bits(data, tmp_path):
+    """The peers of a stopped process get no error: they wait. The run ends with the same bits."""
     config = configuration(data, world=2)
     calm = TrainingRun(tmp_path, "calm", config, pause=0)
     calm.submit()
@@ -239,8 +239,8 @@ def test_a_rank_that_hangs_is_ended_and_the_run_goes_on(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_is_waited_for(data, tmp_path):
-    """69, the partial checkpoint freed, the older commits kept, and it goes on by itself when there is room again."""
+def test_run_requeues_after_full_disk_and_completes_with_space(data, tmp_path):
+    """The attempt ends with 69 and deletes its partial checkpoint; the run completes when space is available."""
     arena = TrainingRun(tmp_path, "full", configuration(data, world=1, samples=(12, 4)))
     arena.env["KILL_FILE_BYTES"] = "300000"
     arena.submit()
@@ -256,7 +256,7 @@ def test_a_disk_that_fills_is_waited_for(data, tmp_path):
     assert arena.leftovers() == ([], [])
 
 
-def test_a_diverging_run_stops_for_good_and_commits_nothing_of_it(data, tmp_path):
+def test_diverged_run_stops_for_good_without_commit(data, tmp_path):
     config = configuration(data, world=1, samples=(12, 4))
     config.stages[0].base_lr = 1e30
     arena = TrainingRun(tmp_path, "wild", config, pause=0)
@@ -267,12 +267,12 @@ def test_a_diverging_run_stops_for_good_and_commits_nothing_of_it(data, tmp_path
     assert commit.commits(arena.run) == []
 
 
-def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
-    """76 on all ranks, with the samples of each written down, and the commit before stays the newest."""
+def test_nonfinite_gradient_on_single_rank_stops_run_before_commit(data, tmp_path):
+    """The attempt ends with 76 and records the samples of each rank; the previous commit stays the newest."""
     config = configuration(data, world=2, samples=(12, 4))
     config.monitor.log_every = 100
     arena = TrainingRun(tmp_path, "nan", config, pause=0)
-    arena.env["KILL_GRADIENT"] = "1:10"  # a multiple of the interval: it would be committed next
+    arena.env["KILL_GRADIENT"] = "1:10"  # a multiple of the interval: the step would be committed
     arena.submit()
     arena.wait(lambda: arena.run.newest_attempt() and ends(arena, 1)[0], "the end of the attempt")
     (end,) = ends(arena, 1)
@@ -286,8 +286,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_not_taken(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
-    """Within a step, and not by the launcher's hand: a rank that is killed leaves no cause of its own."""
+def test_rank_exits_by_itself_after_losing_peer(data, tmp_path):
+    """The rank exits within a step, without the launcher. The killed rank leaves no cause."""
     arena = TrainingRun(tmp_path, "lost", configuration(data, world=2, samples=(12, 4)))
     arena.cluster = LocalBackend(load_profile("local"), peer_grace=100)
     arena.submit()
@@ -301,7 +301,7 @@ def test_who_lost_a_peer_ends_by_himself(data, tmp_path):
 
 
 def check_story(arena, damaged):
-    """Every attempt went on from the newest good commit; no fault cost more than its price."""
+    """Check that every attempt resumed from the newest valid commit and that no fault cost more than its price."""
     steps = sum(span.steps for span in stage_spans(arena.config))
     trained = arena.witnessed()
     assert arena.run.newest_attempt() >= 10
@@ -316,7 +316,7 @@ def check_story(arena, damaged):
         if n != int(damaged.name.rpartition("-")[2]) + 1:
             assert start == commits > 0, (n, arena.story())
             assert replayed <= (0 if before[-1]["cause"] == "stopped" else price(arena) * BATCH)
-        else:  # the newest was damaged: the one before it
+        else:  # the newest commit was damaged: resumed from the previous commit
             assert 0 < start < commits and replayed <= (INTERVAL + price(arena)) * BATCH
         done = max(trained[n]) + BATCH
         assert done > start
@@ -328,8 +328,8 @@ def check_story(arena, damaged):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_random_faults(seed, data, tmp_path):
-    """The same by chance: faults of random kinds at random steps, both world sizes."""
+def test_random_faults_leave_same_bits(seed, data, tmp_path):
+    """Faults of random kinds occur at random steps, with both world sizes."""
     rng = random.Random(seed)
     config = configuration(data, world=1 + seed % 2, precision=("fp32", "bf16")[seed // 2 % 2])
     calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)

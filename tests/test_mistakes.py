@@ -1,4 +1,4 @@
-"""The mistakes that people make most: one paragraph with what, where, the value, the remedy; the right exit code."""
+"""Tests that common mistakes yield a single line with mistake, place, value and remedy, and the right exit code."""
 
 import importlib
 import subprocess
@@ -16,7 +16,7 @@ DRY = ["--dry-run"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with runs of one sweep, in which nothing else is; no Slurm, no credentials, no data."""
+    """Work in a folder that holds only runs of a sweep, without Slurm, credentials or data."""
     for name in ("mask50", "mask75"):
         (tmp_path / "runs" / "emoji" / name).mkdir(parents=True)
         (tmp_path / "runs" / "emoji" / name / "config.yaml").write_text("schema: 1\n", encoding="utf-8")
@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
 
 
 def said(capsys, script, words):
-    """(exit code, the one line on standard error)."""
+    """Return (exit code, the only line on standard error)."""
     code = importlib.import_module(script.replace("/", ".")).main([str(word) for word in words])
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and len(err) < 800, out + err
@@ -41,7 +41,7 @@ def said(capsys, script, words):
 
 
 SWEEPS = [
-    # the file's text, the command line, the code, what is said
+    # the file's text, the command line, the exit code, parts of the message
     ("sett: {seed: 3}\nruns: {a: }", [], 78, ["my.yaml:3", "sett: unknown key", "Did you mean set?"]),
     ("set: {data.worker: 2}\nruns: {a: }", [], 78, ["my.yaml:3", "data.worker", "Did you mean data.workers?"]),
     ("set: {optim.lr: 1e-3}\nruns: {a: }", [], 78, ["optim.lr", "Did you mean stages.NAME.base_lr?"]),
@@ -77,7 +77,7 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize("text, words, code, parts", SWEEPS, ids=[parts[-2] for *_, parts in SWEEPS])
-def test_sweeps(here, capsys, text, words, code, parts):
+def test_submit_explains_sweep_mistake_in_single_line(here, capsys, text, words, code, parts):
     Path("my.yaml").write_text(EMOJI + text, encoding="utf-8")
     Path("bad.yaml").write_text("kind: local\nhourss: 3\n", encoding="utf-8")
     found, line = said(capsys, "jobs/submit", ["--sweep", "my.yaml", *DRY, *words])
@@ -115,14 +115,14 @@ COMMANDS = [
 @pytest.mark.parametrize(
     "script, words, code, parts", COMMANDS, ids=[" ".join(map(str, [s, *w])) for s, w, *_ in COMMANDS]
 )
-def test_commands(here, capsys, script, words, code, parts):
+def test_command_explains_mistake_in_single_line(here, capsys, script, words, code, parts):
     Path("bad.yaml").write_text("not a tar", encoding="utf-8")
     found, line = said(capsys, script, words)
     assert found == code and not [part for part in parts if part not in line], line
 
 
-def test_wrong_names_are_said_before_torch_is_loaded(here):
-    """It takes seconds, which a person who mistyped does not wait."""
+def test_tools_reject_wrong_run_name_before_loading_torch(here):
+    """The import of torch takes seconds, which is too long for a typing error."""
     for script, words in (("predict", ["x.png", "--labels", "a"]), ("export", [])):
         text = f"import sys; from tools.{script} import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
         line = [sys.executable, "-c", text, "other/run", *words]

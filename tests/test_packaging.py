@@ -1,4 +1,4 @@
-"""What the package and its commands bring, and what they must not hide: files of the wheel, names of other modules."""
+"""Tests of packaging: files of the wheel, installed commands, README badges, and names that hide no other module."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted(path.name for path in (ROOT / "jobs").glob("*.py") if "sys.path" in path.read_text(encoding="utf-8"))
 
-#: As Python starts a script: its folder comes first in sys.path. Prints the file of each module of these names.
+#: Runs a command as Python starts a script, with its folder first in sys.path. Prints the file of each named module.
 SCRIPT = """
 import contextlib, importlib.util, io, json, runpy, sys
 folder, command, *names = sys.argv[1:]
@@ -31,8 +31,8 @@ print(json.dumps({name: spec and spec.origin for name, spec in specs.items()}))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_hide_no_module_of_others(command, tmp_path):
-    """torch and TensorBoard import modules that are called as files in jobs/ are: profile, site, tensorboard."""
+def test_command_scripts_shadow_no_foreign_module(command, tmp_path):
+    """torch and TensorBoard import modules with the names of files in jobs/: profile, site, tensorboard."""
     names = ["profile", "site", "tensorboard", "jobs", "flip"]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(ROOT / "jobs"), command, *names],
@@ -46,7 +46,7 @@ def test_commands_hide_no_module_of_others(command, tmp_path):
     assert not [origin for origin in found.values() if origin and origin.startswith(str(ROOT / "jobs"))]
 
 
-def test_the_badges_of_the_readme_are_true():
+def test_readme_badges_match_project_metadata():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     badges = re.findall(r"^\[!\[(.*?)\]\(.*?/badge/(\S*?)\)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     assert [words for words, _ in badges] == [
@@ -58,13 +58,13 @@ def test_the_badges_of_the_readme_are_true():
         assert words.split()[1] in unquote(path).replace("--", "-")
 
 
-def test_the_list_of_commands_is_whole():
+def test_commands_list_contains_main_scripts():
     assert {"submit.py", "status.py", "report.py", "debug.py", "tensorboard.py"} <= set(COMMANDS)
 
 
 @pytest.mark.long
-def test_make_install_installs_the_command(tmp_path):
-    """The rule of the Makefile, with the packages of this environment and without a network, in a copy of the tree."""
+def test_make_install_installs_flip_command(tmp_path):
+    """The Makefile's rule runs in a copy of the tree, with the packages of this environment and without a network."""
     copy, site = tmp_path / "copy", sysconfig.get_paths()["purelib"]
     for name in ("flip", "jobs", "tools", "sweeps"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -87,7 +87,7 @@ def test_make_install_installs_the_command(tmp_path):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The folder of an installed wheel, built without a network from a copy of the repository."""
+    """Return the folder of an unpacked wheel, built without a network from a copy of the repository."""
     copy = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
         shutil.copy(ROOT / name, copy)
@@ -102,14 +102,14 @@ def wheel(tmp_path_factory):
     return copy / "installed"
 
 
-def test_the_wheel_holds_every_file_of_the_package(wheel):
+def test_wheel_holds_every_file_of_package(wheel):
     ours = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
     ours = {str(path) for path in ours if "__pycache__" not in path.parts}
     assert {"flip/py.typed", "flip/evaluation/datasets.yaml"} <= ours
     assert ours == {str(path.relative_to(wheel)) for path in (wheel / "flip").rglob("*") if path.is_file()}
 
 
-def test_the_wheel_works_where_the_repository_is_not(wheel, tmp_path):
+def test_wheel_works_outside_repository(wheel, tmp_path):
     script = (
         "import flip, importlib.metadata\n"
         "from flip.evaluation.datasets import entries\n"

@@ -1,4 +1,4 @@
-"""What README, docs/ and --help tell a person to type can be typed; what they point to is there."""
+"""Tests that commands, links, files, settings and scripts in README, docs/ and --help are valid."""
 
 import argparse
 import ast
@@ -39,16 +39,16 @@ SETTING = re.compile(
 )
 
 THEIRS = ("sweeps/clusters/mine.yaml", "sweeps/recipes/NAME.yaml", "docs/study.md")
-"""Files that a user makes, or a command that a page names."""
+"""Files that a user, or a command on a page, creates."""
 
 
 class Parsed(Exception):
-    """The arguments were understood."""
+    """Raised when the parser has accepted the arguments."""
 
 
 @cache
 def commands() -> dict[str, str]:
-    """A command as a user may type it -> its place. Explanations stand three spaces behind, or after a #."""
+    """Return command -> its place in the documentation. Explanations follow after three spaces or a #."""
     found = {}
     for path in SPEAKING:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -63,12 +63,12 @@ def commands() -> dict[str, str]:
 
 
 def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
-    """``kind`` and all classes derived from it."""
+    """Return ``kind`` and all its subclasses."""
     return [kind, *(below for child in kind.__subclasses__() for below in parsers(child))]
 
 
 def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Nothing, or what the command's own parser says of the arguments. No command gets further than its parser."""
+    """Return the error of the command's parser, or an empty string. Stop each command after its parser."""
     _, name, *words = shlex.split(command)
     script = name.removesuffix(".py") if "/" in name else f"{SCRIPTS[name.replace('-', '_')]}/{name.replace('-', '_')}"
     module = importlib.import_module(script.replace("/", "."))
@@ -94,20 +94,20 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return "it parsed nothing"
 
 
-def test_commands_can_be_typed(monkeypatch):
+def test_documented_commands_parse(monkeypatch):
     assert len(commands()) > 120
     wrong = {where: f"{line}: {said}" for line, where in commands().items() if (said := understood(line, monkeypatch))}
     assert not wrong
 
 
 def anchors(path: Path) -> set[str]:
-    """Of the headings, as they are made on the sites that show such pages."""
+    """Return the anchors of the headings, as sites that render Markdown create them."""
     titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_page_links_resolve(page):
     dead = []
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in link:
@@ -118,12 +118,12 @@ def test_links_lead_somewhere(page):
     assert not dead
 
 
-def test_every_page_is_in_the_index():
+def test_docs_index_lists_every_page():
     listed = LINK.findall((ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
     assert {path.name for path in PAGES if path.parent == ROOT / "docs" and path.stem != "index"} <= set(listed)
 
 
-def test_files_and_settings_that_are_named_exist():
+def test_pages_name_existing_files_and_settings():
     keys = {re.sub(r"\.NAME\b", "", key) for key in _paths()}
     kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     gone = []
@@ -140,8 +140,8 @@ def test_files_and_settings_that_are_named_exist():
     assert not gone
 
 
-def test_examples_of_help_are_examples():
-    """A command that a person types has some."""
+def test_command_help_has_usage_examples():
+    """Every command with arguments has examples in its help and a docstring."""
     for path in [*(ROOT / "jobs").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
         text = path.read_text(encoding="utf-8")
         if "add_argument" in text and "__main__" in text:
@@ -150,15 +150,15 @@ def test_examples_of_help_are_examples():
 
 
 def block(page: str, first: str) -> str:
-    """The indented lines of a page from one that says ``first`` on."""
+    """Return the indented lines of a page from the line that starts with ``first`` on."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     lines = text[text.index(f"    {first}") :].splitlines()
     end = next(i for i, line in enumerate(lines) if line and not line.startswith("    "))
     return "\n".join(line[4:] for line in lines[:end])
 
 
-def test_scripts_for_laion_run(tmp_path):
-    """What docs/laion.md tells to write into a file: the filter of metadata, and the count of what came."""
+def test_laion_page_scripts_run(tmp_path):
+    """docs/laion.md has two scripts: the filter of metadata, and the count of downloaded samples."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -182,7 +182,7 @@ def test_scripts_for_laion_run(tmp_path):
 
 
 def settings() -> list[tuple[str, str]]:
-    """Blocks of YAML on pages but sweeps.md, whose own test plans its examples: (page, text)."""
+    """Return (page, text) of YAML blocks on all pages except sweeps.md, whose examples test_docs.py plans."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -194,8 +194,8 @@ def settings() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page, text", settings(), ids=[page for page, _ in settings()])
-def test_yaml_on_pages_is_understood(page, text, tmp_path):
-    """Fields of a run, parts of a sweep, or a cluster's profile."""
+def test_yaml_blocks_on_pages_are_valid(page, text, tmp_path):
+    """A block holds fields of a run, parts of a sweep, or a cluster profile."""
     path = tmp_path / "block.yaml"
     path.write_text(text, encoding="utf-8")
     keys = {key.split(".")[0] for key in read_yaml(path)}
@@ -209,8 +209,8 @@ def test_yaml_on_pages_is_understood(page, text, tmp_path):
         load_profile(str(path))
 
 
-def test_filtered_shards_are_written_again(tmp_path):
-    """What docs/shards.md tells to write into a file."""
+def test_shards_page_rewrite_script_keeps_texts(tmp_path):
+    """The script rewrite.py of docs/shards.md writes the samples of a manifest into new shards."""
     data = make_dataset(tmp_path / "data", samples=12, shards=2, size=16)
     (tmp_path / "rewrite.py").write_text(block("shards.md", "# rewrite.py"), encoding="utf-8")
     line = [sys.executable, "rewrite.py", str(data), str(tmp_path / "small")]

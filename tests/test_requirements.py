@@ -1,4 +1,4 @@
-"""The lock files hold every requirement, in a release that its range admits, with hashes."""
+"""Tests that the lock files hold every requirement with hashes, in a release within its range."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,14 @@ UNLOCKED = re.compile(r"^UNLOCKED := (.*)$", re.MULTILINE).search((ROOT / "Makef
 
 
 def requirements(*names):
-    """Requirements of some files, without those whose build depends on the machine."""
+    """Return the requirements of these files, except packages whose build depends on the machine."""
     lines = [line.split("#")[0].strip() for name in names for line in (ROOT / name).read_text().splitlines()]
     found = [Requirement(line) for line in lines if line]
     return [entry for entry in found if not re.fullmatch(UNLOCKED, entry.name)]
 
 
 def locked(name):
-    """Package -> its locked releases (one per range of Python versions), after checking that each has hashes."""
+    """Return package -> its locked releases (one per range of Python versions). Check that each has hashes."""
     releases = {}
     for block in re.split(r"\n(?=[a-z])", (ROOT / name).read_text())[1:]:
         package, version = re.match(r"(\S+)==([^\s;]+)", block).groups()
@@ -43,6 +43,6 @@ def test_every_requirement_is_locked(lock, files):
         assert all(entry.specifier.contains(version) for version in versions), f"{entry}: run `make lock`"
 
 
-def test_both_locks_agree():
+def test_development_lock_agrees_with_runtime_lock():
     runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
     assert {name: development.get(name) for name in runtime} == runtime

@@ -1,4 +1,4 @@
-"""What SECURITY.md says: nothing that is read is run, no secret stays in a file, no server listens to the world."""
+"""Tests of SECURITY.md: no secret reaches a file or output, no server binds to all interfaces, named tests exist."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path for room in ("flip", "jobs", "tools") for path in (ROOT / room).rglob("*.py"))
 
 
-def test_servers_of_tests_listen_to_this_machine_alone():
+def test_sources_bind_no_server_to_all_interfaces():
     everywhere = re.compile(r"""["'](0[.]0[.]0[.]0|::|\[::\])["']""")
     rooms = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert not [path.name for path in rooms if everywhere.search(path.read_text(encoding="utf-8"))]
@@ -29,13 +29,13 @@ SECRET = "hush-hush-4711"
 
 
 @pytest.mark.parametrize("key", ["checkpoint.url", "data.manifest", "stages.pretrain.name"])
-def test_an_address_with_a_password_is_no_setting(key):
+def test_merge_rejects_address_with_password(key):
     with pytest.raises(ConfigError) as error:
         merge([("x.yaml", {key: f"https://me:{SECRET}@host/place"})])
     assert SECRET not in str(error.value) and "host/place" in str(error.value)
 
 
-def test_no_error_shows_a_password():
+def test_errors_hide_passwords():
     error = StorageError(
         "no answer from http://me:" + SECRET + "@proxy:3128/", f"https://{SECRET}@b", f"s3://a:{SECRET}@c"
     )
@@ -50,7 +50,7 @@ def test_no_error_shows_a_password():
         "https://h/x?X-Goog-Credential=hush-4711",
     ],
 )  # fmt: skip
-def test_the_scrubber_leaves_no_secret_and_the_rest(text, tmp_path):
+def test_scrub_removes_secrets_and_keeps_other_text(text, tmp_path):
     shown = scrub(f"no answer from {text} (refused)")
     assert "hush" not in shown and shown.startswith("no answer from ") and shown.endswith(" (refused)")
     assert "hush" not in StorageError(text, text, text, text).paragraph()
@@ -61,12 +61,12 @@ def test_the_scrubber_leaves_no_secret_and_the_rest(text, tmp_path):
         merge([("x.yaml", {"checkpoint.url": text.split(" ")[0]})])
 
 
-def test_addresses_without_secrets_stay():
+def test_scrub_keeps_addresses_without_secrets():
     text = "s3://bucket/a@b and https://h/x?prefix=a&max-keys=2 by me@host"
     assert scrub(text) == text
 
 
-def test_a_link_to_a_secret_is_not_copied(tmp_path):
+def test_snapshot_omits_link_to_file_outside_repository(tmp_path):
     home, repository = tmp_path / "home" / ".ssh", tmp_path / "repository"
     for folder in (home, repository / "flip"):
         folder.mkdir(parents=True)
@@ -80,8 +80,8 @@ def test_a_link_to_a_secret_is_not_copied(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["jobs/status.py", "--json"], ["jobs/submit.py", "--sweep", "x.yaml", "--dry-run"]])
-def test_no_command_prints_the_environment(tmp_path, words):
-    """What a command says and leaves of variables that hold secrets: nothing."""
+def test_commands_print_no_secret_environment_variable(tmp_path, words):
+    """The secrets appear neither in the output of a command nor in files that it writes."""
     (tmp_path / "x.yaml").write_text("recipe: paper\nset: {data.manifest: m, data.tokenizer: t}\nruns: {a: }\n")
     names = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY")
     environment = {**os.environ, "FLIP_RUNS": str(tmp_path / "runs"), **dict.fromkeys(names, f"http://me:{SECRET}@h")}
@@ -91,7 +91,7 @@ def test_no_command_prints_the_environment(tmp_path, words):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET in path.read_text()]
 
 
-def test_every_test_that_the_page_names_exists():
+def test_security_page_names_existing_tests_and_files():
     page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     names = re.findall(r"::(test_\w+)", page)
@@ -102,7 +102,7 @@ def test_every_test_that_the_page_names_exists():
     assert len(files) > 15 and not [file for file in files if not (ROOT / file).is_file()]
 
 
-def test_no_log_line_of_a_library_shows_a_password():
+def test_library_log_lines_hide_passwords():
     program = (
         "import logging, sys; from flip.runs.errors import start_logging; start_logging(sys.stdout, 'rank 0 ')\n"
         "logging.getLogger('urllib3').warning('retry %s', 'https://me:p@ss@proxy/x?sig=s3cret')\n"

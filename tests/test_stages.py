@@ -1,4 +1,4 @@
-"""Stages of other image sizes, patches, text lengths and augmentation: kill and resume across their borders."""
+"""Tests of kill and resume across stages with different image sizes, patches, text lengths and augmentation."""
 
 import signal
 from dataclasses import replace
@@ -21,7 +21,7 @@ from tests.verdicts import check_equal
 pytestmark = pytest.mark.kill
 
 STEPS = 8
-"""Of each stage; the model has 64 px, patches of 8 px and 32 tokens."""
+"""Steps of each stage. The model has 64 px, patches of 8 px and 32 tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 
 def configured(data, world):
-    """Small images and short texts; the model's own sizes; a larger patch."""
+    """Return three stages: small images and short texts; the model's own sizes; a larger patch."""
     config = configuration(data, world, samples=(STEPS, STEPS))
     first, last = config.stages
     first.image, first.text = StageImage(size=32), StageText(length=16)
@@ -44,7 +44,7 @@ def configured(data, world):
 
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_run_killed_around_its_borders_ends_with_the_same_bits(world, data, tmp_path):
+def test_run_killed_around_stage_borders_ends_with_same_bits(world, data, tmp_path):
     config = configured(data, world)
     calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
     calm.submit()
@@ -70,7 +70,7 @@ def test_a_run_killed_around_its_borders_ends_with_the_same_bits(world, data, tm
 
 
 def check_weights(arena):
-    """Evaluation, cost and the loaded model have the sizes of the stage that made the weights."""
+    """Check that evaluation, cost and the loaded model have the sizes of the stage that trained the weights."""
     config, result = arena.config, read_json(arena.run.result)
     spans = stage_spans(config)
     assert result["flops"] == sum((span.end - span.start) * costs.stage_flops(config, span.stage) for span in spans)
@@ -90,8 +90,8 @@ def check_weights(arena):
 
 
 @pytest.mark.slow
-def test_two_ranks_then_one_then_two(data, tmp_path):
-    """Over both borders: the same global batches; losses as those of two ranks to 1e-5."""
+def test_run_moves_from_two_ranks_to_single_rank_and_back(data, tmp_path):
+    """Across both borders, the global batches are the same, and the losses equal the losses of two ranks to 1e-5."""
     calm = TrainingRun(tmp_path, "calm", configured(data, 2), pause=0)
     calm.submit()
     calm.wait_over()
@@ -110,7 +110,7 @@ def test_two_ranks_then_one_then_two(data, tmp_path):
     assert len(own) == 3 * STEPS and own == pytest.approx(other, rel=1e-5)
 
 
-def test_a_stage_without_sizes_has_those_of_the_model(data):
+def test_for_stage_uses_model_sizes_if_stage_sets_none(data):
     config = configured(data, 1)
     assert for_stage(config, config.stages[1]) == config
     changed = for_stage(config, config.stages[0])

@@ -1,4 +1,4 @@
-"""Checkpoints and the number of ranks: bit for bit on as many, the same data and losses on others."""
+"""Tests of resuming: the same bits on the same number of ranks, the same data and close losses on other numbers."""
 
 import signal
 from copy import deepcopy
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calm(data, tmp_path_factory):
-    """Four ranks, left alone."""
+    """Train an undisturbed run with four ranks."""
     arena = TrainingRun(tmp_path_factory.mktemp("calm"), "calm", configured(data), pause=0)
     arena.submit()
     arena.wait_over(240)
@@ -39,7 +39,7 @@ def configured(data, samples=LENGTHS):
     return config
 
 
-def test_four_ranks_go_on_bit_for_bit(data, calm, tmp_path):
+def test_four_ranks_resume_to_same_bits(data, calm, tmp_path):
     arena = TrainingRun(tmp_path, "storm", configured(data))
     arena.submit()
     arena.wait_step(8)
@@ -53,8 +53,8 @@ def test_four_ranks_go_on_bit_for_bit(data, calm, tmp_path):
     check_data(arena, decoded_hashes(data))
 
 
-def test_four_ranks_then_two_then_four(data, calm, tmp_path):
-    """The same global batches; losses as those of four ranks to 1e-5."""
+def test_run_moves_from_four_ranks_to_two_and_back(data, calm, tmp_path):
+    """The global batches are the same, and the losses equal the losses of four ranks to 1e-5."""
     arena = TrainingRun(tmp_path, "moved", configured(data))
     for size, step in ((4, 8), (2, 16), (4, None)):
         arena.config.resources.processes = arena.world = size
@@ -74,8 +74,8 @@ def test_four_ranks_then_two_then_four(data, calm, tmp_path):
     assert own == pytest.approx(other, rel=1e-5) and own != other
 
 
-def test_copies_of_the_weights_go_on_bit_for_bit_from_a_url(data, tmp_path):
-    """Two copies over two ranks each: what a killed run saved in the background holds all moments, on a disk or not."""
+def test_replicated_weights_resume_from_url_to_same_bits(data, tmp_path):
+    """With two copies over two ranks each, a background save to disk or to a URL holds all optimizer moments."""
     config = configured(data, (8, 3))
     config.compute.replicate = 2
     calm, storm = (
@@ -87,7 +87,7 @@ def test_copies_of_the_weights_go_on_bit_for_bit_from_a_url(data, tmp_path):
     storm.save_config()
     storm.submit()
     storm.wait_step(7)
-    storm.kill(rank=3)  # of the second copy, which writes nothing
+    storm.kill(rank=3)  # a rank of the second copy, which writes nothing
     storm.wait_over(240)
     check_equal(calm, storm, scores=3)
     check_attempts(storm)
@@ -95,7 +95,7 @@ def test_copies_of_the_weights_go_on_bit_for_bit_from_a_url(data, tmp_path):
 
 
 def check_ids(arena):
-    """As ``check_data``, by the parts that there are: attempts had different numbers of ranks."""
+    """Check the samples of each batch as ``check_data`` does, for attempts with different numbers of ranks."""
     order, seen = arena.order(), set()
     for n in arena.run.attempt_numbers():
         rows = witness(arena, n)
@@ -106,6 +106,6 @@ def check_ids(arena):
 
 
 def witness(arena, n):
-    """S -> ids of the global batch in attempt n, where all its ranks finished the step."""
+    """Return samples -> ids of the global batch in attempt n, for steps that all its ranks finished."""
     arena.world = len(list((arena.run.path / "witness").glob(f"{n}.*.jsonl")))
     return {samples: ids for samples, (ids, _) in arena.witnessed_of(n).items()} if arena.world else {}

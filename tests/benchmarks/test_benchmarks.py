@@ -1,4 +1,4 @@
-"""Every benchmark runs at a small size and writes what it found; how fast it was is no test's business."""
+"""Tests that every benchmark runs at a small size and writes its results; no test checks a speed."""
 
 import json
 import os
@@ -26,7 +26,10 @@ def run(name, *arguments, cwd):
 
 
 def report(name, *arguments, cwd):
-    """What a script prints as JSON, which is what it writes, and of which the table can be made."""
+    """Run a benchmark and return its JSON.
+
+    Checks that it prints the same as it writes, and that the table accepts it.
+    """
     result = run(name, *arguments, "--json", "--out", cwd / "results" / f"{name}.json", cwd=cwd)
     assert result.returncode == 0, result.stderr
     written = json.loads((cwd / "results" / f"{name}.json").read_text(encoding="utf-8"))
@@ -39,7 +42,7 @@ def report(name, *arguments, cwd):
     return written
 
 
-def test_order(tmp_path):
+def test_order_benchmark_reports_disk_size_and_first_batch_times(tmp_path):
     found = report("order", "--quick", cwd=tmp_path)
     assert found["data"]["shards"] == 600 and found["data"]["L"] % 512 == 0
     assert found["disk"]["bytes"] == sum(size for name, size in found["disk"].items() if "." in name)
@@ -48,7 +51,7 @@ def test_order(tmp_path):
     assert [row["check"] for row in found["load"]] == [False, True]
 
 
-def test_prefetch(tmp_path):
+def test_prefetch_benchmark_repeats_without_stalls_at_constant_latency(tmp_path):
     found = report("prefetch", "--quick", cwd=tmp_path)
     again = report("prefetch", "--quick", cwd=tmp_path)
     assert found == again | {"machine": found["machine"], "took": found["took"]}
@@ -56,7 +59,7 @@ def test_prefetch(tmp_path):
     assert calm and all(case["stalled_share"] == 0 for case in calm)
 
 
-def test_report(tmp_path):
+def test_report_benchmark_measures_page_and_plain_json(tmp_path):
     found = report("report", "--quick", cwd=tmp_path)
     assert found["data"]["runs"] == 7 and found["data"]["metrics_bytes"] > 7 * 60 * 400
     for part in ("report", "plain_json"):
@@ -65,7 +68,7 @@ def test_report(tmp_path):
 
 
 @pytest.mark.slow
-def test_step(tmp_path):
+def test_step_benchmark_measures_forms_and_masks(tmp_path):
     found = report("step", "--quick", "--beside", 0.75, "--masks", 0, 0.75, cwd=tmp_path)
     ours = [row for row in found["beside_the_peer"] if row["form"] != "open_clip"]
     assert [(row["mask"], row["form"]) for row in ours] == [("0.75", "ours"), ("0.75", "ours, padding left out")]
@@ -76,7 +79,7 @@ def test_step(tmp_path):
     assert "not measured" in found["gpu"]
 
 
-def test_loss(tmp_path):
+def test_loss_benchmark_compares_tiled_and_untiled_forms(tmp_path):
     found = report("loss", "--quick", cwd=tmp_path)
     assert found["farthest_from_float64"] <= table_rows.EXACT
     assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [
@@ -89,7 +92,7 @@ def test_loss(tmp_path):
     assert all(row["kernels"] > 0 for row in found["cases"] if row["form"].startswith("tiles"))
 
 
-def test_checkpoint(tmp_path):
+def test_checkpoint_benchmark_measures_stalls_and_planning(tmp_path):
     found = report("checkpoint", "--quick", cwd=tmp_path)
     assert [row["way"] for row in found["cases"]] == ["blocking", "background", "torch async_save"]
     assert all(0 < row["stall_s"] <= row["written_s"] for row in found["cases"])
@@ -98,7 +101,7 @@ def test_checkpoint(tmp_path):
     assert ours["exchanged_MB"] < cached["exchanged_MB"] < dcp["exchanged_MB"] == cached["exchanged_first_MB"]
 
 
-def test_memory(tmp_path):
+def test_memory_benchmark_reports_predicted_and_measured_bytes(tmp_path):
     found = report("memory", "--quick", cwd=tmp_path)
     assert [row["recompute"] for row in found["cases"]] == ["no", "selective"]
     assert all(row["measured_MB"] >= 0 < row["predicted_MB"] for row in found["cases"])
@@ -107,7 +110,7 @@ def test_memory(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.s3
-def test_stream(tmp_path):
+def test_stream_benchmark_measures_installed_pipelines_and_stage_costs(tmp_path):
     found = report("stream", "--quick", cwd=tmp_path)
     one = found["sets"]["256 px"]
     assert [row["pipeline"] for row in one["pipelines"]] == list(pipelines.PIPELINES)
@@ -121,7 +124,7 @@ def test_stream(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.s3
-def test_resume(tmp_path):
+def test_resume_benchmark_times_first_batch_at_several_starts(tmp_path):
     found = report("resume", "--quick", cwd=tmp_path)
     starts = [row["S"] for row in found["ours"]]
     assert starts == sorted(set(starts)) and starts[-1] < found["data"]["N"]
@@ -132,8 +135,8 @@ def test_resume(tmp_path):
     )
 
 
-def test_pictures_cost_what_photographs_do():
-    """A JPEG decodes in a time that its bytes set: they are as many as LAION's, and no two pictures are equal."""
+def test_photo_shards_have_file_sizes_of_photographs():
+    """The bytes of a JPEG determine its decoding time: they are about as many as LAION's, and all images differ."""
     for kind, low, high in zip(photo_shards.KINDS, (20_000, 45_000), (28_000, 65_000), strict=True):
         made = photo_shards.samples(kind, 12, 1)
         assert low < np.mean([len(image) for image, _ in made]) < high and len({image for image, _ in made}) == 12
@@ -142,7 +145,7 @@ def test_pictures_cost_what_photographs_do():
         assert made == photo_shards.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in made)
 
 
-def test_launcher(tmp_path):
+def test_launcher_benchmark_counts_sbatch_and_squeue_calls(tmp_path):
     found = report("launcher", "--quick", cwd=tmp_path)
     assert found["plan"]["runs"] == found["submit"]["runs"] == 4 and found["status"]["runs"] == 6
     ours, loop, *_ = found["submit"]["ways"]
@@ -153,7 +156,7 @@ def test_launcher(tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluation(tmp_path):
+def test_evaluation_benchmark_measures_zero_shot_and_retrieval(tmp_path):
     found = report("evaluation", "--quick", cwd=tmp_path)
     assert set(found["tasks"]) == {"zero-shot", "retrieval"}
     for task in found["tasks"].values():
@@ -161,7 +164,7 @@ def test_evaluation(tmp_path):
         assert all(row["milliseconds"] > 0 for row in task["forms"])
 
 
-def test_text_and_mistakes(tmp_path):
+def test_prefetch_benchmark_prints_text_and_rejects_invalid_ranks(tmp_path):
     size = ["--ranks", 2, "--lanes", 4, "--batch", 128, "--steps", 40, "--shards", 200]
     assert "stalled share" in run("prefetch", *size, cwd=tmp_path).stdout
     refused = run("prefetch", "--ranks", 3, "--lanes", 4, cwd=tmp_path)
@@ -170,19 +173,19 @@ def test_text_and_mistakes(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(table_rows.ROWS))
-def test_help(name, tmp_path):
+def test_benchmark_help_lists_out_option(name, tmp_path):
     assert "--out" in run(name, "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(("words", "quick"), [((), False), (("QUICK=1",), True)])
-def test_make_bench_is_quick_where_that_is_asked_for(words, quick):
+def test_make_bench_is_quick_only_if_requested(words, quick):
     environment = {name: value for name, value in os.environ.items() if name not in ("QUICK", "MAKEFLAGS")}
     command = ["make", "-n", "bench", "ONLY=order", *words]
     shown = subprocess.run(command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True, check=True)
     assert "benchmarks/$name.py" in shown.stdout and ("--quick" in shown.stdout) == quick
 
 
-def test_synthetic_tables_are_consistent():
+def test_synthetic_table_has_consistent_chunk_reads():
     table = synthetic.table(700)
     assert table.chunks == -(-table.samples // table.chunk) and (table.shards[:, 2] <= table.shards[:, 1]).all()
     length = synthetic.SAMPLE_BLOCKS * 512
@@ -194,7 +197,7 @@ def test_synthetic_tables_are_consistent():
     assert table.chunk_reads(crossing)[1][1] == 0
 
 
-def test_the_plan_asks_the_real_order_and_the_real_rule():
+def test_prefetch_plan_follows_sample_order_and_chunks_due():
     table = synthetic.table(300)
     stream, fleet = SampleOrder(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
     needs = prefetch.plan(stream, table, fleet)
@@ -215,6 +218,6 @@ def test_the_plan_asks_the_real_order_and_the_real_rule():
         assert begin[mine].tolist() == [n // fleet.count for n in moments]
 
 
-def test_the_order_held_is_counted():
+def test_synthetic_held_bytes_counts_cached_blocks():
     stream = SampleOrder(1, 100_000, 16, 4, 512)
     assert synthetic.held_bytes(stream, 8) == 2 * 2 * 8 * 64 * stream.block_samples

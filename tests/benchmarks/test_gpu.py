@@ -1,4 +1,4 @@
-"""`make bench-gpu` on a CPU: its rows at small sizes, running out of memory, and a run that was interrupted."""
+"""Tests `make bench-gpu` on a CPU: its rows at small sizes, out of memory, and an interrupted run."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def command(folder, *options):
     return [sys.executable, script, "--device", "cpu", "--quick", "--folder", str(folder), *options]
 
 
-def test_an_interrupted_run_continues_and_becomes_a_table(tmp_path):
+def test_gpu_benchmark_continues_after_sigterm_and_fills_table(tmp_path):
     tmp_path /= "absent"
     first = subprocess.Popen(command(tmp_path, "--only", *QUICK), stdout=subprocess.DEVNULL, start_new_session=True)
     names = [row.name for row in ROWS if row.name in QUICK]
@@ -46,26 +46,26 @@ def test_an_interrupted_run_continues_and_becomes_a_table(tmp_path):
     assert page.count("| not run |") == len(ROWS) - len(QUICK) and page.count("| CPU |") == len(QUICK)
 
 
-def test_a_row_that_runs_out_of_memory_is_a_result(tmp_path):
-    """A real one: 8 TB of features."""
+def test_gpu_row_records_out_of_memory_as_result(tmp_path):
+    """The script really runs out of memory: it allocates 8 TB of features."""
     row = GpuRow("large", "", ("loss.py", "--local", "64", "--batch", str(2**32), "--tiles", "64"), gpu_rows._loss)
     found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
     assert (found["status"], found["result"]) == (gpu_rows.OUT_OF_MEMORY, {}) and "memory" in found["detail"]
 
 
-def test_a_row_that_takes_too_long_ends_with_its_processes(tmp_path):
+def test_gpu_row_records_time_limit_if_script_takes_too_long(tmp_path):
     row = next(row for row in ROWS if row.name == "step_b16")
     found = gpu.measure(row, "cpu", True, 1.0, tmp_path)
     assert found["status"] == gpu_rows.TIME_LIMIT
 
 
-def test_a_row_that_fails_has_its_error(tmp_path):
+def test_gpu_row_records_error_of_failed_script(tmp_path):
     row = GpuRow("wrong", "", ("loss.py", "--wrong"), gpu_rows._loss)
     found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
     assert found["status"] == gpu_rows.FAILED and "--wrong" in found["detail"]
 
 
-def test_rows_without_time_are_not_run(tmp_path):
+def test_gpu_benchmark_runs_no_row_without_time_left(tmp_path):
     subprocess.run(command(tmp_path, "--minutes", "0"), check=True, capture_output=True)
     assert not list(tmp_path.iterdir())
 
@@ -83,17 +83,17 @@ class Bare(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 """
-"""A sitecustomize.py that hides all packages but some."""
+"""A sitecustomize.py that hides all installed modules except ``known``."""
 
 
 def _normal(name):
-    """The name of a distribution as PEP 503 compares it."""
+    """The name of a distribution, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
-    """An environment with torch, timm, numpy, what they need, and pytest for the first row."""
+    """An environment with torch, timm, numpy, their dependencies, and pytest for the first row."""
     known, left = set(), ["torch", "timm", "numpy", "pytest"]
     while left:
         name = left.pop()
@@ -111,8 +111,8 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bare"))
 
 
-def test_rows_need_little_more_than_torch(tmp_path, bare):
-    """No library but those of a machine on which torch runs: others cannot be installed without a network."""
+def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
+    """The rows need no further library: a machine without a network cannot install any."""
     rows = "loss_128_1024", "save", "trace"
     subprocess.run(command(tmp_path, "--only", *rows), check=True)
     found = gpu_rows.read(tmp_path)
@@ -123,7 +123,7 @@ def test_rows_need_little_more_than_torch(tmp_path, bare):
 
 
 @pytest.mark.slow
-def test_every_row_at_a_small_size(tmp_path, bare):
+def test_gpu_benchmark_measures_every_row_at_quick_size(tmp_path, bare):
     subprocess.run(command(tmp_path, "--minutes", "300"), check=True)
     found = gpu_rows.read(tmp_path)
     assert {name: entry["status"] for name, entry in found.items()} == {row.name: gpu_rows.MEASURED for row in ROWS}

@@ -1,4 +1,4 @@
-"""Pipelines take turns: while one works, the others stand still with all their threads."""
+"""Tests that pipelines take turns: while one works, the others are stopped with all their threads."""
 
 import atexit
 import os
@@ -19,7 +19,10 @@ NAP, TURNS, TICK = 0.2, 10, 0.002
 
 
 def busy(log, name):
-    """Batches of one sample that each take a while, beside a thread that counts on. Each puts the name into the log."""
+    """Yield batches of one sample, each after NAP seconds of work that it logs by name, while a thread counts ticks.
+
+    The names "fails" and "dies" raise an error or kill their process in their second turn.
+    """
     if name in ("fails", "dies"):
         yield 1
         if name == "dies":
@@ -54,7 +57,7 @@ def processes():
         yield {"one": one, "two": two}
 
 
-def test_each_has_its_turn_and_its_own_clock(processes, tmp_path):
+def test_interleaved_passes_alternate_and_time_each_pipeline_alone(processes, tmp_path):
     begin, log = time.monotonic(), tmp_path / "log"
     found = interleaved.passes(processes, partial(busy, log), TURNS)
     took = time.monotonic() - begin
@@ -65,10 +68,10 @@ def test_each_has_its_turn_and_its_own_clock(processes, tmp_path):
 
 
 @pytest.mark.parametrize("name, error", [("fails", ValueError), ("dies", BrokenProcessPool)])
-def test_one_that_fails_leaves_none_behind(processes, tmp_path, name, error):
+def test_interleaved_passes_leave_other_pipeline_usable_after_failure(processes, tmp_path, name, error):
     with pytest.raises(error):
         interleaved.passes({"one": processes["one"], name: processes["two"]}, partial(busy, tmp_path / "log"), TURNS)
-    process = processes["one"].submit(os.getpid).result()  # it stood still, closed its batches, and can be used again
+    process = processes["one"].submit(os.getpid).result()  # its batches are closed and it accepts new work
     assert process in [child.pid for child in psutil.Process().children(recursive=True)]
 
 
@@ -76,7 +79,7 @@ def leave_a_note(path):
     atexit.register(path.write_text, "released")
 
 
-def test_what_a_pipeline_registers_for_its_exit_is_done(tmp_path):
+def test_pipeline_process_runs_atexit_handlers_at_shutdown(tmp_path):
     with s3_datasets.alone() as one:
         one.submit(leave_a_note, tmp_path / "note").result()
     assert (tmp_path / "note").read_text() == "released"
@@ -88,7 +91,7 @@ def burn(seconds):
         pass
 
 
-def test_what_a_process_used_is_ours_after_its_end_too():
+def test_used_cpu_time_includes_pipeline_process_after_its_end():
     _, before = results._used()
     with s3_datasets.alone() as one:
         one.submit(burn, 1).result()

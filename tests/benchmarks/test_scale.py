@@ -1,4 +1,4 @@
-"""docs/scale.md: its numbers are those of the file, the file's arithmetic is today's, and the simulations are right."""
+"""Tests docs/scale.md, its results file and the simulations and formulas behind both."""
 
 import json
 import math
@@ -20,28 +20,28 @@ FOUND = json.loads((FOLDER / "results" / "scale.json").read_text(encoding="utf-8
 LIVES = [Life(3600.0, 120.0, 4.0, 0.0), Life(7200.0, 300.0, 1.0, 60.0), Life(400.0, 100.0, 20.0, 30.0)]
 
 
-def test_the_page_has_the_numbers_of_the_file():
+def test_scale_page_shows_numbers_of_results_file():
     assert page_numbers.fill(PAGE, FOUND) == PAGE
     rows = re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)
     assert len(rows) == len(set(rows)) > 60
     assert page_numbers.fill(PAGE.replace(f"| {FOUND['run']['step_s']} |", "| 0.5 |"), FOUND) == PAGE
 
 
-def test_the_arithmetic_of_the_file_is_that_of_the_code():
+def test_scale_results_equal_arithmetic_of_current_code():
     config, profile = fleet.planned()
-    computed = fleet.arithmetic(config, profile, FOUND["measured"])  # what others measured since may differ
+    computed = fleet.arithmetic(config, profile, FOUND["measured"])  # not with later measurements
     assert {name: FOUND[name] for name in computed} == computed
     assert fleet.measured().keys() == FOUND["measured"].keys()
     assert FOUND["run"]["gpus"] == 512 and to_dict(config)["model"]["size"] == "H/14"
 
 
-def test_events_of_the_file_agree_with_the_formula():
+def test_scale_results_of_simulation_agree_with_formula():
     for row in FOUND["simulated"].values():
         assert abs(row["errors_apart"]) < 4 and abs(row["learning"] - row["formula"]) < max(0.1, 4 * row["error"])
 
 
 @pytest.mark.long
-def test_the_script(tmp_path):
+def test_scale_script_fills_page_and_rejects_unknown_number(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("| | |\n| `run.gpus` | 3 | of them |\n\nat 1.5 (`run.step_s`) seconds\n\n| | `events` |\n"
                     "| `simulated.8_h_blocking` | 0 |\n", encoding="utf-8")  # fmt: skip
@@ -60,14 +60,14 @@ def test_the_script(tmp_path):
 
 
 @pytest.mark.parametrize("life", LIVES)
-def test_events_agree_with_the_formula(life):
+def test_simulated_goodput_agrees_with_formula(life):
     for every in (60.0, 600.0):
         share, error = interruptions.simulate(life, lambda history, every=every: every, 20_000, 1)
         assert abs(share - interruptions.goodput(life, every)) < 4 * error and error < 0.01
 
 
 @pytest.mark.parametrize("life", LIVES)
-def test_the_formula_is_dalys_and_its_first_order_youngs(life):
+def test_goodput_formula_equals_daly_and_its_optimum_approaches_young(life):
     """Daly's expected time of T seconds of work: m exp(R / m) (exp((t + c) / m) - 1) T / t."""
     every, m = 300.0, life.between
     start = life.start + life.written
@@ -79,7 +79,7 @@ def test_the_formula_is_dalys_and_its_first_order_youngs(life):
     assert max(around) == around[2] and all(a < b for a, b in pairwise(around[:3]))
 
 
-def test_a_simulated_run_asks_for_the_interval_as_a_real_one(tmp_path, monkeypatch):
+def test_learning_rule_equals_save_interval_of_real_run(tmp_path, monkeypatch):
     life, now = Life(7200.0, 300.0, 10.0, 20.0), 1000.0
     monkeypatch.setattr(manager.time, "monotonic", lambda: now)
     real, rule = manager.SaveInterval(0.0, RunDir(tmp_path), 1), interruptions.learning(life)
@@ -90,14 +90,14 @@ def test_a_simulated_run_asks_for_the_interval_as_a_real_one(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("limit", [10_000.0, 300.0, 100.0])
-def test_a_burst_is_answered_as_fast_as_it_may_be(limit):
+def test_burst_completes_close_to_storage_request_limit(limit):
     found = burst.simulate(Burst(readers=250, each=4, limit=limit, megabytes=1.0), seed=3)
     assert found["given_up"] == 0 and (found["refused"] == 0) == (limit == 10_000.0)
     assert found["seconds"] > found["requests"] / limit - 1 and found["longest_pause_s"] <= 30
     assert found["seconds"] < 30 * found["requests"] / limit + 5
 
 
-def test_a_storm_takes_what_the_bucket_gives():
+def test_storm_duration_follows_token_bucket():
     found = controller.storm(50, 3, seed=0, bucket=30, refill=2.0)
     assert found["seconds"] == 1 + (50 * 3 - 30) / 2 and found["requests"] > 150
     assert controller.storm(50, 3, seed=0, bucket=150) == {

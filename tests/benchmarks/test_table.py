@@ -1,4 +1,4 @@
-"""RESULTS.md and what is quoted from it are what the generator makes of the files in benchmarks/results/."""
+"""Tests that RESULTS.md and the figures quoted from it match the files in benchmarks/results/."""
 
 import pytest
 
@@ -9,18 +9,18 @@ from benchmarks.lib.table_rows import NOT_MEASURED, Row, goal, limited
 FOUND, ON_GPU = table.read(table.RESULTS), gpu_rows.read(table.RESULTS / "gpu")
 
 
-def test_the_page_is_that_of_the_results():
+def test_results_page_is_up_to_date():
     assert table.PAGE.read_text(encoding="utf-8") == table.page(FOUND, ON_GPU), "python benchmarks/table.py"
 
 
 @pytest.mark.parametrize("path", table.quoting(), ids=lambda path: path.name)
-def test_quoted_figures_are_those_of_the_table(path):
+def test_quoted_figures_equal_those_of_results(path):
     text = path.read_text(encoding="utf-8")
     assert text == table.filled(text, FOUND, path), "python benchmarks/table.py"
     assert text.count("<!-- figure") == len(table.QUOTED.findall(text))
 
 
-def test_the_readme_quotes_and_a_wrong_figure_is_seen():
+def test_table_corrects_wrong_readme_figure_and_rejects_unknown_row():
     text = table.quoting()[0].read_text(encoding="utf-8")
     name, what, value = table.QUOTED.search(text).group(2, 3, 4)
     assert any(row.what == what for row in table.rows(FOUND)[name]) or value == NOT_MEASURED
@@ -30,9 +30,9 @@ def test_the_readme_quotes_and_a_wrong_figure_is_seen():
         table.filled("<!-- figure order: nothing -->1<!-- end -->", FOUND, "README.md")
 
 
-def test_every_benchmark_has_its_place():
+def test_every_benchmark_script_has_table_rows_and_make_entry():
     scripts = {p.stem for p in (table.ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text("utf-8")}
-    assert set(table.ROWS) == scripts - {"table", "scale", "gpu"}  # docs/scale.md is made of scale.py
+    assert set(table.ROWS) == scripts - {"table", "scale", "gpu"}  # scale.py writes docs/scale.md
     assert not [name for name, entry in ON_GPU.items() if entry["quick"]]
     assert {path.stem for path in table.RESULTS.glob("*.json")} <= {*table.ROWS, "scale"}
     assert not [name for name, one in FOUND.items() if one.get("quick")]
@@ -40,13 +40,13 @@ def test_every_benchmark_has_its_place():
     assert set(listed.split(":=")[1].split()) == set(table.ROWS)
 
 
-def test_what_was_not_measured_says_how():
+def test_results_page_names_command_for_missing_results():
     page = table.page({}, {})
     assert "`make bench ONLY=stream`" in page and page.count("| not run |") == len(gpu_rows.ROWS)
     assert page.count("| not measured | `") == len(table.ROWS)
 
 
-def test_goals():
+def test_table_rows_format_figures_and_judge_goals():
     assert goal(0.9, ">=", 0.85) == {"goal": ">= 0.85", "reached": True}
     assert goal(0.8, ">=", 0.85)["reached"] is goal(1.1, "<", 1.0)["reached"] is False
     row = Row("what", "3 s", "4 s", 0.75, (0.7, 1234.4))

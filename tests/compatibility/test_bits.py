@@ -1,6 +1,6 @@
-"""The same bits as an earlier release: small runs trained by two checkouts on this machine, compared at their end.
+"""Tests that this checkout trains small runs to the same weights, bit for bit, as an earlier release.
 
-The release's checkout is a worktree of this repository. Without the history, as in a source archive, tests are skipped.
+The release's checkout is a git worktree. Without the history, as in a source archive, the tests are skipped.
 """
 
 import json
@@ -18,7 +18,7 @@ from tests.synthetic import make_dataset, make_tokenizer
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-#: The last commit before the packages were rearranged and their defects were fixed.
+#: Commit of the release: the last before the packages were rearranged and their defects fixed.
 RELEASE = "f634574"
 BASE = """
 title: Bits
@@ -91,7 +91,7 @@ def wait(condition, what):
 
 
 def weights(run):
-    """(file, tensor) -> bytes of the last commit. Step counts are equal on all ranks, so their file does not matter."""
+    """Return (file, tensor) -> bytes of the last commit. Step counts are equal on all ranks: their file is ignored."""
     (commit,) = run.glob("checkpoints/unmasked/768-*")
     found = {}
     for path in sorted(commit.glob("*.safetensors")):
@@ -104,7 +104,7 @@ def weights(run):
 
 @pytest.fixture(scope="module")
 def trained(release, sweep, tmp_path_factory):
-    """The runs folders of both checkouts. The release's run ``interrupted`` is crashed, and continued by this one."""
+    """Train in both checkouts and return the runs folders. This checkout resumes the release's run ``interrupted``."""
     folders = []
     for checkout in (release, ROOT):
         runs = tmp_path_factory.mktemp("runs")
@@ -125,10 +125,10 @@ def trained(release, sweep, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "interrupted"])
-def test_the_weights_are_equal(trained, name):
+def test_training_gives_same_weights_as_release(trained, name):
     before, after = (weights(folder / name) for folder in trained)
     assert before and before == after
 
 
-def test_a_run_of_the_release_is_continued_to_the_same_weights(trained):
+def test_training_resumes_interrupted_run_of_release_to_same_weights(trained):
     assert weights(trained[0] / "interrupted") == weights(trained[0] / "fp32")

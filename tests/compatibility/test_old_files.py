@@ -1,4 +1,4 @@
-"""Files that an earlier release wrote are read: manifests, a complete and a stopped run, an export (``make.py``)."""
+"""Tests that files of an earlier release are read: manifests, a complete and a stopped run, an export (``make.py``)."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ import flip
 from flip.data.manifest.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Manifest -> (version, samples, digest) as the release wrote them.
+#: Manifest -> (version, samples, digest) as written by the release.
 MANIFESTS = {
     "v1": (1, 24, "b2016530317bc1bea58c062d944ab0b1f4ee9c5d91b20911e3fbe3ac51f2d5f0"),
     "v2": (2, 24, "b2016530317bc1bea58c062d944ab0b1f4ee9c5d91b20911e3fbe3ac51f2d5f0"),
@@ -25,7 +25,7 @@ MANIFESTS = {
 
 @pytest.fixture
 def old(tmp_path):
-    """A copy of the files, as if the release had written them to where they are now."""
+    """Copy the release's files and insert the paths of this machine, as if the release had written them here."""
     folder = shutil.copytree(Path(__file__).with_name("old"), tmp_path / "old")
     for path in folder.rglob("*"):
         if path.suffix in (".json", ".yaml", ".txt"):
@@ -45,13 +45,13 @@ def call(old, *words):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_manifests(old, name):
+def test_manifest_loads_all_versions_written_by_release(old, name):
     manifest = Manifest.load(old / "data" / name)
     version = json.loads((old / "data" / name / "manifest.json").read_text())["version"]
     assert (version, manifest.samples, manifest.digest) == MANIFESTS[name]
 
 
-def test_status_explain_and_report(old):
+def test_status_explain_and_report_read_runs_of_release(old):
     rows = {row["run"]: row for row in json.loads(call(old, "jobs/status.py", "old", "--json"))}
     assert {name: row["state"] for name, row in rows.items()} == {"complete": "complete", "stopped": "cancelled"}
     assert "cancelled by root" in call(old, "jobs/explain.py", "old/stopped")
@@ -60,7 +60,7 @@ def test_status_explain_and_report(old):
     assert report["complete"]["state"] == "complete" and report["stopped"]["state"] == "cancelled"
 
 
-def test_the_unchanged_sweep_changes_nothing(old):
+def test_submit_plans_no_change_for_unchanged_sweep_of_release(old):
     plan = json.loads(call(old, "jobs/submit.py", "--sweep", str(old / "old.yaml"), "--dry-run", "--json"))
     rows = {row["name"]: row for row in plan["runs"]}
     assert {name: row["action"] for name, row in rows.items()} == {"complete": "complete", "stopped": "cancelled"}
@@ -69,7 +69,7 @@ def test_the_unchanged_sweep_changes_nothing(old):
         assert (row["identity"], row["changes"], row["starts"]) == (stored["hash"], [], False)
 
 
-def test_results_and_weights(old):
+def test_read_runs_and_load_accept_run_and_export_of_release(old):
     runs = old / "runs" / "old"
     rows = {row["run"]: row for row in flip.read_runs(runs)}
     assert (rows["complete"]["state"], rows["stopped"]["state"]) == ("complete", "cancelled")
@@ -79,7 +79,7 @@ def test_results_and_weights(old):
 
 
 @pytest.mark.long
-def test_export_and_evaluation(old):
+def test_export_and_evaluate_repeat_results_of_release(old):
     run = old / "runs" / "old" / "complete"
     call(old, "tools/export.py", str(run), "--out", str(old / "again"))
     for name in ("open_clip_model.safetensors", "timm/model.safetensors"):

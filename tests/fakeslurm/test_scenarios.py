@@ -1,4 +1,4 @@
-"""What the Slurm that does not exist does is what the real one was seen to do: every recorded scenario."""
+"""Tests that the simulated Slurm behaves as the real Slurm did in every recorded scenario."""
 
 import itertools
 
@@ -9,11 +9,11 @@ from tests.slurm import recording
 from tests.slurm.scenarios import SCENARIOS
 
 BRIEF = ("COMPLETING", "SIGNALING")
-"""States that a poll of squeue may miss, on either."""
+"""Short states that a poll of squeue may miss, on the real and on the simulated Slurm."""
 
 
 def looks(record):
-    """What the exit traps saw of the job: the fields that they read; of the time of a preemption that there is one."""
+    """Return the job fields that the exit traps read. Of the preemption time, return only whether it is set."""
     found = []
     for read in (attempt["read"] or {} for attempt in record["attempts"]):
         fields = {key: read.get(key) for key in ("JobState", "Reason", "Restarts", "TimeLimit", "SLURM_RESTART_COUNT")}
@@ -22,13 +22,13 @@ def looks(record):
 
 
 def course(record):
-    """States in squeue from the first start on."""
+    """Return the states in squeue from the first start on, without repetitions."""
     states = [state for attempt in record["attempts"] for state in attempt["states"] if state not in BRIEF]
     return [state for state, _ in itertools.groupby(states)]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_as_recorded(name, tmp_path):
+def test_simulated_slurm_replays_recorded_scenario(name, tmp_path):
     torn, recorded = SCENARIOS[name].torn, recording.load()[name]
     played = play(name, tmp_path)
     assert recording.essence(played, torn) == recording.essence(recorded, torn), recording.text(played)

@@ -1,4 +1,4 @@
-"""Ends that the exit trap or the watcher meets in an unusual way, on the Slurm that does not exist."""
+"""Tests of the exit trap and the watcher after unusual ends of a job, on the simulated Slurm."""
 
 from flip.runs.rundir import read_json
 from jobs.host import batch_hooks
@@ -11,8 +11,8 @@ def end(scene, n=1):
     return read_json(scene.runs[0].attempt(n) / "end.json")
 
 
-def test_a_full_disk_that_only_the_trap_meets_is_storage(tmp_path):
-    """The ranks end with 70 and without causes, as they cannot write any; three such crashes would stop the run."""
+def test_exit_trap_reports_storage_if_only_trap_meets_full_disk(tmp_path):
+    """The ranks exit with 70 and without causes, which they cannot write. Three such crashes would stop the run."""
     kind = [""]
     with staged("full", tmp_path, storage=lambda life: trouble(tmp_path, kind[0]), kill_wait=5.0) as scene:
         scene.submit({"steps": SHORT, "attempts": {"1": {"exit": 70}}})
@@ -25,8 +25,8 @@ def test_a_full_disk_that_only_the_trap_meets_is_storage(tmp_path):
         assert (end(scene)["cause"], end(scene)["delay"], end(scene, 2)["cause"]) == ("storage", 30.0, "complete")
 
 
-def test_a_watcher_of_a_job_that_slurm_does_not_know_asks_no_more(tmp_path):
-    """The controller has lost its state, and the batch shell was killed."""
+def test_watcher_stops_polling_if_slurm_has_forgotten_job(tmp_path):
+    """The controller loses its state, and the batch shell is killed."""
     with staged("gone", tmp_path, kill_wait=5.0) as scene:
         scene.submit(AGAIN)
         scene.ready()
@@ -40,8 +40,8 @@ def test_a_watcher_of_a_job_that_slurm_does_not_know_asks_no_more(tmp_path):
         assert not any(process.alive for process in life._beside) and len(scene.commands.noted) == asked
 
 
-def test_a_lost_node_of_a_job_that_is_not_requeued_is_nobodys_wish(tmp_path):
-    """The exit trap, on the node that is alive, sees NODE_FAIL and submits the next job."""
+def test_exit_trap_resubmits_job_without_requeue_after_node_failure(tmp_path):
+    """The exit trap on the surviving node reads NODE_FAIL, which no user requested, and submits the next job."""
     with staged("lost", tmp_path, kill_wait=5.0, node_timeout=5.0, requeue=False) as scene:
         scene.submit(AGAIN)
         scene.ready()

@@ -1,4 +1,4 @@
-"""A year of a sweep under all that a cluster does, in seconds; what must hold at its end is in ``verdicts.py``."""
+"""Tests that simulate a year of a sweep on a faulty cluster in seconds; ``verdicts.py`` defines what must hold."""
 
 import tempfile
 from collections import Counter
@@ -17,7 +17,7 @@ MEMORY = Path("/dev/shm")
 
 @pytest.fixture
 def folder(tmp_path):
-    """In memory where there is such a place: every file is synced, thousands of times."""
+    """Return a folder in memory if /dev/shm exists: every file is synced, thousands of times."""
     with tempfile.TemporaryDirectory(prefix="year", dir=MEMORY if MEMORY.is_dir() else tmp_path) as made:
         yield Path(made) / "sweep"
 
@@ -31,8 +31,8 @@ def live(folder, seed, runs, nodes, weather=None):
 
 
 @pytest.mark.slow
-def test_two_hundred_runs(folder):
-    """Enough weather that every cause and every way to end is there; without it this test would prove little."""
+def test_year_of_200_runs_meets_common_causes_and_violates_nothing(folder):
+    """The faults produce almost every cause and every final state; otherwise the test would prove little."""
     world, states = live(folder, 0, runs=200, nodes=40)
     ends = Counter(state.state for state in states.values())
     assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
@@ -47,12 +47,12 @@ def test_two_hundred_runs(folder):
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
-def test_by_chance(seed, folder):
+def test_year_of_30_runs_violates_nothing_for_random_seed(seed, folder):
     live(folder, seed, runs=30, nodes=8)
 
 
-def test_a_straggler_that_was_still_starting_leaves_with_its_first_step(folder):
-    """Its node is cut off before it trains; when it does, the next attempt has begun. Nobody kills it for hours."""
+def test_straggler_exits_at_first_step_after_newer_attempt_started(folder):
+    """The node is cut off before its first step, and the next attempt starts. Nothing kills the straggler for hours."""
     world = World(folder, 0, runs=1, nodes=2, calm=0.0)
     world.likes["run000"] = Run(total=1000 * BATCH, startup=500.0)
     world.clock.at(MINUTE, lambda: world.controller.cut_off(world.lives[0].host.name))
@@ -64,7 +64,7 @@ def test_a_straggler_that_was_still_starting_leaves_with_its_first_step(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 130))
-def test_many_more_years(seed, folder):
-    """With outages of storage that last more than a day, and many nodes that are lost."""
+def test_year_violates_nothing_under_day_long_storage_outages(seed, folder):
+    """Storage outages last up to 40 hours, and many nodes are lost."""
     weather = Weather(outages=(2 * MINUTE, HOUR, 12 * HOUR, 40 * HOUR), node_lost=1.0, node_cut_off=2.0, reset=60.0)
     live(folder, seed, runs=60, nodes=12, weather=weather)

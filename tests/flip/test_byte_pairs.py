@@ -1,4 +1,4 @@
-"""Byte pairs: the ids of open_clip and transformers, damaged files, and training on one's own captions."""
+"""Tests the byte-pair tokenizer: ids of open_clip and transformers, damaged files, and training on own captions."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ TEXTS = [
 
 
 def odd_texts():
-    """Every fifth assigned character between letters and digits, and random ASCII."""
+    """Texts with every fifth assigned character between letters and digits, and random ASCII texts."""
     draw = random.Random(1)
     assigned = [c for c in map(chr, range(32, 0x1F000, 5)) if unicodedata.category(c)[0] != "C" and c != "\u0345"]
     ascii = ["".join(chr(draw.randint(32, 126)) for _ in range(draw.randint(1, 40))) for _ in range(500)]
@@ -43,7 +43,7 @@ def published():
     return Tokenizer.of(PUBLISHED, TOWER)
 
 
-def test_published_file_gives_the_ids_of_open_clip(published):
+def test_published_file_gives_ids_of_open_clip(published):
     texts = TEXTS + odd_texts()
     ours, theirs = published(texts), open_clip.SimpleTokenizer()(texts).numpy()
     different = [text for text, row, other in zip(texts, ours, theirs, strict=True) if not np.array_equal(row, other)]
@@ -51,12 +51,12 @@ def test_published_file_gives_the_ids_of_open_clip(published):
     assert published(["!"]).tolist()[0][:3] == [49406, 256, 49407] and (published(["x" * 999])[:, -1] == 49407).all()
 
 
-def test_file_of_transformers_gives_its_ids(published, tmp_path):
+def test_transformers_file_gives_ids_of_transformers(published, tmp_path):
     content = json.loads(published._tokenizer.to_str())["model"]
     theirs = transformers.CLIPTokenizerFast(content["vocab"], [tuple(pair) for pair in content["merges"]])
     theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.of(tmp_path / "tokenizer.json", TOWER)
-    texts = [text for text in TEXTS if "\u03a3" not in text]  # theirs lowers it alike at the end of a word
+    texts = [text for text in TEXTS if "\u03a3" not in text]  # CLIPTokenizerFast has no final sigma
     cleaned = [open_clip.tokenizer.basic_clean(text) for text in texts]
     for text, row, plain in zip(texts, ours(texts), cleaned, strict=True):
         ids = theirs(plain, truncation=True, max_length=77)["input_ids"]
@@ -64,7 +64,7 @@ def test_file_of_transformers_gives_its_ids(published, tmp_path):
     assert np.array_equal(ours(TEXTS), published(TEXTS))
 
 
-def test_own_json_gives_the_same_ids_to_both(published, tmp_path):
+def test_exported_json_gives_same_ids_here_and_in_transformers(published, tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text(published.to_json(), encoding="utf-8")
     assert np.array_equal(Tokenizer.of(file, TOWER)(TEXTS), published(TEXTS))
@@ -73,15 +73,15 @@ def test_own_json_gives_the_same_ids_to_both(published, tmp_path):
     assert published(["a photo of a cat!"])[0][: len(ids)].tolist() == ids and len(ids) == 8
 
 
-def test_special_tokens_in_a_caption_are_letters(published):
+def test_special_tokens_in_caption_are_plain_text(published):
     row = published([f"{START} cat {END} dog"])[0]
     assert (row == 49407).sum() == 1 and (row == 49406).sum() == 1
     assert published.piece(int(published.without_padding(row)[-2])) == "dog</w>"
-    assert published.without_padding(published(["!a?!"])[0])[1:-1].tolist() != []  # id 0 is a byte, not padding
+    assert published.without_padding(published(["!a?!"])[0])[1:-1].tolist() != []  # id 0 is "!", not padding
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-def test_a_tower_needs_its_kind(kind, tmp_path):
+def test_tokenizer_rejects_kind_that_text_tower_does_not_use(kind, tmp_path):
     make = {"wordpiece": train, "bpe": train_byte_pairs}[kind]
     make(["a red cat"], 600, tmp_path / "tokenizer.json")
     with pytest.raises(ConfigError, match=r"model\.text\.causal"):
@@ -109,15 +109,15 @@ def own_json(change):
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_files(name, tmp_path):
+def test_tokenizer_rejects_damaged_file(name, tmp_path):
     make, words = DAMAGED[name]
     (tmp_path / "tokenizer.json").write_bytes(make())
     with pytest.raises(ConfigError, match=words):
         Tokenizer(tmp_path / "tokenizer.json", 77, False)
 
 
-def test_training_is_a_function_of_the_captions(tmp_path):
-    """In other processes and orders the same file, whose ids open_clip computes from its merges."""
+def test_train_byte_pairs_is_deterministic_and_matches_open_clip(tmp_path):
+    """Other processes and orders of captions give the same file. open_clip computes the same ids from its merges."""
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghij\u00e9", k=draw.randint(1, 8))) for _ in range(300)]
     captions = [" ".join(draw.choices(words, k=5)) for _ in range(200)]
@@ -145,7 +145,7 @@ def test_training_is_a_function_of_the_captions(tmp_path):
     assert np.array_equal(stock(captions).numpy(), Tokenizer.of(tmp_path / "0.json", TOWER)(captions))
 
 
-def test_command(tmp_path, capsys):
+def test_tokenizer_command_trains_and_shows_byte_pairs(tmp_path, capsys):
     lines, out = tmp_path / "captions.txt", tmp_path / "bpe.json"
     lines.write_text("a red square\na red circle\n")
     arguments = ["train", "--kind", "bpe", "--captions", str(lines), "--out", str(out), "--vocabulary"]

@@ -1,4 +1,7 @@
-"""What processes answer, and what is made of one that ends early. What they inherit is in test_verify.py."""
+"""Tests map_in_processes: answers, errors and early ends of workers.
+
+test_verify.py tests what workers inherit.
+"""
 
 import multiprocessing
 import os
@@ -30,14 +33,14 @@ def _refuse(kind, task):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_every_task_is_answered_once(workers):
+def test_map_in_processes_answers_every_task_once(workers):
     assert sorted(concurrency.map_in_processes(adding, (10,), range(20), workers, "adder")) == list(range(10, 30))
     assert list(concurrency.map_in_processes(adding, (10,), [], workers, "adder")) == []
     assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_of_a_process_is_raised_as_it_was(workers):
+def test_map_in_processes_raises_worker_error_unchanged(workers):
     with pytest.raises(DataError) as error:
         list(concurrency.map_in_processes(refusing, ("at once",), range(9), workers, "refuser"))
     assert (error.value.where, error.value.value, error.value.remedy) == ("here", 7, "Look elsewhere.")
@@ -45,7 +48,7 @@ def test_an_error_of_a_process_is_raised_as_it_was(workers):
         list(concurrency.map_in_processes(refusing, ("later",), range(9), workers, "refuser"))
 
 
-def test_the_error_of_one_that_ended_before_it_got_its_tasks():
+def test_map_in_processes_raises_error_of_worker_that_ended_before_its_task():
     def tasks():
         yield 1
         end = time.monotonic() + 60
@@ -58,13 +61,13 @@ def test_the_error_of_one_that_ended_before_it_got_its_tasks():
         list(concurrency.map_in_processes(refusing, ("at once",), tasks(), 1, "refuser"))
 
 
-def test_one_that_dies_is_noticed():
+def test_map_in_processes_detects_worker_that_dies():
     with pytest.raises(FlipError, match="ended by itself.*fewer workers") as error:
         list(concurrency.map_in_processes(refusing, ("dies",), range(9), 2, "refuser"))
     assert error.value.code == 70
 
 
-def test_closing_ends_the_processes():
+def test_map_in_processes_ends_workers_when_closed():
     answers = concurrency.map_in_processes(adding, (1,), range(1000), 2, "adder")
     assert next(answers) in range(1, 5)
     answers.close()

@@ -1,4 +1,7 @@
-"""The arithmetic of memory; benchmarks/memory.py holds it against real steps, test_model.py against autograd."""
+"""Tests the memory estimates of costs.device_memory.
+
+benchmarks/memory.py compares them with real steps, models/test_clip.py with autograd.
+"""
 
 import pytest
 
@@ -13,14 +16,14 @@ def bytes(name="L/16", local=256, mask="0.5", ranks=1, precision="bf16", attenti
     )
 
 
-def test_parts_add_up():
+def test_device_memory_parts_add_up_to_total():
     for ranks in (1, 8):
         for local in (1, 256):
             parts = bytes(local=local, ranks=ranks)
             assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
 
 
-def test_it_follows_mask_and_world():
+def test_device_memory_scales_with_mask_and_ranks():
     whole, half = (bytes(mask=mask) for mask in ("0", "0.5"))
     assert whole["image_activations"] == pytest.approx(half["image_activations"] * 197 / 99, rel=0.01)
     spread = bytes(ranks=8)
@@ -28,29 +31,29 @@ def test_it_follows_mask_and_world():
     assert spread["gathered"] > 0 and "bf16_weights" not in spread and "gathered" not in half
 
 
-def test_small_steps_end_with_all_gradients_and_large_ones_begin_with_all_activations():
+def test_device_memory_peak_is_gradients_or_activations_by_batch_size():
     small, large = bytes(local=1), bytes(local=512)
     assert small["gradients"] == pytest.approx(small["weights"], rel=1e-6) and "image_activations" not in small
     assert large["gradients"] < small["gradients"] and large["image_activations"] > large["weights"]
 
 
-def test_what_saves_activations():
+def test_device_memory_shrinks_with_recomputation_or_accumulation():
     plain = bytes()["total"]
     selective, block, parts = (
         bytes(**how)["total"] for how in ({"recompute": "selective"}, {"recompute": "block"}, {"accumulate": 8})
     )
     assert plain > selective > block and plain > parts
     once = bytes(accumulate=2, recompute="block")
-    assert once["gradients"] == pytest.approx(once["weights"], rel=1e-6)  # of the micro-batch before
+    assert once["gradients"] == pytest.approx(once["weights"], rel=1e-6)  # the gradients of the previous micro-batch
 
 
-def test_explicit_attention_keeps_its_squares_unless_they_are_computed_again():
+def test_explicit_attention_needs_more_memory_unless_recomputed():
     assert bytes(attention="explicit")["total"] > bytes()["total"]
     again = [bytes(attention=attention, recompute="selective")["total"] for attention in ("explicit", "sdpa")]
     assert again[0] < again[1] * 1.05
 
 
-def test_micro_batches_hold_the_gradient_of_the_whole_model_on_each_of_many_ranks():
+def test_micro_batches_hold_unsharded_gradients_on_every_rank():
     few, many = (bytes(local=2, ranks=ranks, accumulate=2) for ranks in (2, 256))
     assert few["gradients"] == many["gradients"] == bytes(local=2, accumulate=2)["gradients"]
     assert few["gathered"] == many["gathered"] > few["gradients"] / 2

@@ -1,4 +1,7 @@
-"""The arithmetic against published numbers; the built model is compared in test_model.py."""
+"""Tests parameter counts, FLOPs and loss memory of costs against published numbers.
+
+models/test_clip.py compares them with the built model.
+"""
 
 import pytest
 
@@ -12,11 +15,11 @@ def sized(name):
 
 
 @pytest.mark.parametrize("name, millions", [("B/16", 139.8), ("L/16", 413.0), ("H/14", 966.4)])
-def test_parameters(name, millions):
+def test_parameters_match_published_numbers(name, millions):
     assert costs.parameters(sized(name))["total"] == pytest.approx(millions * 1e6, rel=1e-3)
 
 
-def test_parameters_of_b16_to_the_last_one():
+def test_parameters_of_b16_are_exact():
     assert costs.parameters(sized("B/16"))["total"] == 139_776_001
 
 
@@ -28,12 +31,12 @@ def test_parameters_of_b16_to_the_last_one():
         ("H/14", (334.59, 165.43, 82.87), 19.43, 5.81, (0.522, 0.289)),
     ],
 )
-def test_forward_flops(name, image, text, share, ratios):
+def test_forward_flops_match_published_numbers(name, image, text, share, ratios):
     model = sized(name)
     found = [costs.forward_flops(model, mask) for mask in ("0", "0.5", "0.75")]
     for count, mask in zip(
         found, (0, 0.5, 0.75), strict=True
-    ):  # the table embeds masked patches too; ours never sees them
+    ):  # the table also embeds masked patches; our model never does
         masked = mask * (model.image.size // model.image.patch) ** 2 * 2 * 3 * model.image.patch**2 * model.image.width
         count["image"], count["total"] = count["image"] + masked, count["total"] + masked
     assert [f["image"] / 1e9 for f in found] == pytest.approx(image, abs=0.006)
@@ -43,21 +46,21 @@ def test_forward_flops(name, image, text, share, ratios):
     assert costs.training_flops(model, "0.5")["text"] == 3 * found[1]["text"]
 
 
-def test_cost_of_masking_as_published():
-    """The paper reports 0.52 and 0.28 of the unmasked cost for L/16."""
+def test_cost_of_masked_images_matches_paper():
+    """For L/16 the paper reports 0.52 and 0.28 of the unmasked cost."""
     whole, half, quarter = (costs.forward_flops(sized("L/16"), mask)["total"] for mask in ("0", "0.5", "0.75"))
     assert (round(half / whole, 2), round(quarter / whole, 2)) == (0.52, 0.28)
 
 
-def test_cost_of_masked_text_as_published():
-    """Table 1c: half of the positions, at 75 % of the patches masked, take 0.92 of the time."""
+def test_cost_of_masked_text_matches_paper():
+    """Table 1c: with 75 % of patches masked, half of the text positions take 0.92 of the time."""
     whole, half = (costs.training_flops(sized("L/16"), "0.75", positions)["total"] for positions in (None, 16))
     assert round(half / whole, 2) == 0.92
     assert costs.training_flops(sized("L/16"), "0.75", 32)["total"] == whole
 
 
-def test_the_loss_grows_with_the_texts_and_not_with_the_square_of_the_batch():
+def test_loss_bytes_grow_linearly_with_texts():
     sizes = [costs.loss_bytes(256, world, 768, tile=512) for world in (1, 2, 4, 8)]
-    per_text = 4 * (2 * 768 + 4)  # it, its gradient, and what is kept of its column
+    per_text = 4 * (2 * 768 + 4)  # a text feature, its gradient, and the statistics of its column
     assert [b - a for a, b in zip(sizes[1:], sizes[2:], strict=False)] == [512 * per_text, 1024 * per_text]
-    assert sizes[1] - sizes[0] == 256 * per_text + 4 * 3 * 256 * 256  # the tile was not full before
+    assert sizes[1] - sizes[0] == 256 * per_text + 4 * 3 * 256 * 256  # the tile was not full with 1 rank

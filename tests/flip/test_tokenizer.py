@@ -1,3 +1,5 @@
+"""Tests the WordPiece tokenizer: ids, cleaning and repair of text, foreign and damaged files, and training."""
+
 import html
 import json
 import random
@@ -36,27 +38,27 @@ def pieces(path, text, length=32):
     return [vocabulary[i] for i in Tokenizer(path, length, prepend_cls=False)([text])[0] if i]
 
 
-def test_ids(path):
+def test_tokenizer_pads_cuts_and_prepends_cls(path):
     tokenizer = Tokenizer(path, 8, prepend_cls=False)
     rows = tokenizer(["cat", "", "a a a a a a a a a a"])
     assert (rows.shape, rows.dtype) == ((3, 8), np.int32)
     assert rows[0, 0] > 4 and not rows[0, 4:].any() and not rows[1].any() and rows[2].all()
     first = Tokenizer(path, 8, prepend_cls=True)(["cat", "", "a a a a a a a a a a"])
     assert (first[:, 0] == SPECIAL.index("[CLS]")).all()
-    assert np.array_equal(first[:, 1:], rows[:, :7])  # cut after [CLS] is there; no [SEP]
+    assert np.array_equal(first[:, 1:], rows[:, :7])  # [CLS] counts towards the length; no [SEP]
     vocabulary = json.loads(path.read_text())["model"]["vocab"]
     assert [vocabulary[special] for special in SPECIAL] == [0, 1, 2, 3, 4]
     assert tokenizer.size == len(vocabulary) <= 200
 
 
 BROKEN = "The cat doesn\u00c3\u00a2\u00e2\u201a\u00ac\u00e2\u201e\u00a2t sleep \u2013 \u201cred\u201d"
-"""UTF-8 that was read as Windows-1252, twice."""
+"""UTF-8 text that was decoded as Windows-1252 twice."""
 
 
 @pytest.mark.parametrize(
     "text", [BROKEN, "a  red\tcat", "Tom &amp;amp;amp; Jerry", "\x1b[31mred\x07", "cat < dog &lt;"]
 )
-def test_repair_is_what_open_clip_does(path, text):
+def test_repair_matches_open_clip(path, text):
     repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
     assert clean(text, repair=True) == " ".join(repaired.split())
     assert "doesn't sleep" in clean(BROKEN, repair=True) and "doesn't" not in clean(BROKEN)
@@ -65,11 +67,11 @@ def test_repair_is_what_open_clip_does(path, text):
 
 
 @given(st.text(st.characters(codec="ascii")))
-def test_what_repair_leaves_to_itself(text):
+def test_repair_of_ascii_text_matches_ftfy_and_html_unescape(text):
     assert clean(text, repair=True) == " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
-def test_cleaning_and_lower_case(path):
+def test_tokenizer_cleans_whitespace_entities_case_and_accents(path):
     assert pieces(path, "  A\tRED \n cat ") == pieces(path, "a red cat")
     assert pieces(path, "cats &amp;amp; dogs") == pieces(path, "cats & dogs")
     assert pieces(path, "CAF\u00c9") == pieces(path, "cafe")
@@ -79,7 +81,7 @@ PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size
 
 
 @given(st.lists(st.one_of(PRINTABLE, st.text(max_size=40), st.sampled_from(CAPTIONS)), max_size=4))
-def test_words_that_are_known_change_nothing(path, texts):
+def test_word_cache_does_not_change_ids(path, texts):
     tokenizer = Tokenizer(path, 1000, prepend_cls=False)
     for _ in range(2):
         for text, row in zip(texts, tokenizer(texts), strict=True):
@@ -87,20 +89,20 @@ def test_words_that_are_known_change_nothing(path, texts):
             assert row[: len(ids)].tolist() == ids and not row[len(ids) :].any()
 
 
-def test_known_words_are_bounded(path, monkeypatch):
+def test_word_cache_is_bounded(path, monkeypatch):
     monkeypatch.setattr("flip.tokenizer.MAX_CACHED_WORDS", 3)
     tokenizer, text = Tokenizer(path, 32, prepend_cls=False), "the cats & the dogs [all of them]"
     assert (tokenizer([text, text]) == Tokenizer(path, 32, False)([text, text])).all() and len(tokenizer._word_ids) <= 3
 
 
-def test_special_tokens_in_a_caption_are_letters(path):
+def test_special_tokens_in_caption_are_plain_text(path):
     assert pieces(path, "[PAD] cat")[:3] == ["[", "pad", "]"]
     assert "[UNK]" not in pieces(path, "[CAT]")
     assert pieces(path, "\u4e2d cat")[0] == "[UNK]"
 
 
-def test_a_foreign_file_adds_nothing(path, tmp_path):
-    """The template, padding and added tokens that a published tokenizer.json has do not count."""
+def test_tokenizer_ignores_template_truncation_and_added_tokens_of_file(path, tmp_path):
+    """A published tokenizer.json has a template, truncation and added tokens. The tokenizer ignores them."""
     content = json.loads(path.read_text())
     content["post_processor"] = {
         "type": "TemplateProcessing",
@@ -117,8 +119,8 @@ def test_a_foreign_file_adds_nothing(path, tmp_path):
     assert np.array_equal(Tokenizer(other, 32, False)(text), Tokenizer(path, 32, False)(text))
 
 
-def test_a_file_that_does_not_say_its_type(path, tmp_path):
-    """BERT's published one is of 2020, when the package did not write it, and still reads such files."""
+def test_file_without_model_type_is_read_as_wordpiece(path, tmp_path):
+    """BERT's published file is from 2020. The tokenizers package then wrote no type, and still reads such files."""
     content = json.loads(path.read_text())
     assert content["model"].pop("type") == "WordPiece"
     old = tmp_path / "old.json"
@@ -129,14 +131,14 @@ def test_a_file_that_does_not_say_its_type(path, tmp_path):
         theirs = tokenizers.Tokenizer.from_file(str(old)).encode(clean(text), add_special_tokens=False).ids
         assert ids[0, : len(theirs)].tolist() == theirs
     del content["model"]["max_input_chars_per_word"]
-    old.write_text(json.dumps({**content, "model": {**content["model"], "merges": []}}))  # BPE, say
+    old.write_text(json.dumps({**content, "model": {**content["model"], "merges": []}}))  # for example BPE
     with pytest.raises(ConfigError, match="not byte pairs"):
         Tokenizer(old, 32, False)
 
 
 @pytest.mark.parametrize("folder", ["bert-uncased", "google/bert-base-uncased"])
-def test_nobody_is_told_to_train_what_is_published(path, tmp_path, folder):
-    """Recipe paper names BERT's: another one would make another model."""
+def test_error_for_published_tokenizer_does_not_suggest_training(path, tmp_path, folder):
+    """Recipe paper names the tokenizer of BERT. A newly trained tokenizer would give another model."""
     file = tmp_path / folder / "tokenizer.json"
     file.parent.mkdir(parents=True)
     for text in (None, "{}", path.read_text().replace("[PAD]", "[PAAD]")):
@@ -149,8 +151,8 @@ def test_nobody_is_told_to_train_what_is_published(path, tmp_path, folder):
         Tokenizer(tmp_path / "bert-uncased.json", 32, False)
 
 
-def test_training_is_a_function_of_the_captions(tmp_path):
-    """Ties everywhere: words of random letters. The package's own trainer gives another file in each process."""
+def test_train_is_deterministic_for_any_process_and_order(tmp_path):
+    """Words of random letters give many ties. The trainer of the tokenizers package writes another file per process."""
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 8))) for _ in range(300)]
     captions = [" ".join(draw.choices(words, k=5)) for _ in range(200)]
@@ -166,13 +168,13 @@ def test_training_is_a_function_of_the_captions(tmp_path):
     assert made[0] == made[1] == made[2]
 
 
-def test_rare_characters_do_not_fill_the_vocabulary(tmp_path):
+def test_train_limits_vocabulary_despite_rare_characters(tmp_path):
     captions = ["common words here"] * 5 + ["".join(chr(0x4E00 + i) for i in range(3000))]
     assert train(captions, 1300, tmp_path / "t.json") <= 1300
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"model": {"type": "BPE"}, "normalizer": {}}'])
-def test_what_is_no_tokenizer(tmp_path, text):
+def test_tokenizer_rejects_missing_or_invalid_file(tmp_path, text):
     file = tmp_path / "tokenizer.json"
     if text is not None:
         file.write_text(text)
@@ -180,7 +182,7 @@ def test_what_is_no_tokenizer(tmp_path, text):
         Tokenizer(file, 32, False)
 
 
-def test_pad_must_be_zero(path, tmp_path):
+def test_tokenizer_rejects_file_if_pad_is_not_id_0(path, tmp_path):
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
     vocabulary["[PAD]"], vocabulary["[UNK]"] = vocabulary["[UNK]"], vocabulary["[PAD]"]

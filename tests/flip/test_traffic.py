@@ -1,4 +1,4 @@
-"""The model of a step's collectives, held against the counts of a traced step."""
+"""Tests the model of the collectives of a step against the counts of a traced step, and its time estimates."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ def phases(size="H/14", ranks=512, local=128, **compute):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_counts_and_bytes_of_a_traced_step(case):
+def test_step_phases_match_counts_and_bytes_of_traced_step(case):
     compute, calls, gigabytes = case.config().compute, Counter(), Counter()
     for phase in step_phases(sized(case.size), compute, case.local, case.ranks):
         for each in phase.collectives:
@@ -32,22 +32,22 @@ def test_counts_and_bytes_of_a_traced_step(case):
 
 
 @pytest.mark.parametrize("compute", [{}, {"accumulate": 4}, {"recompute": "block"}, {"accumulate": 2, "reshard": "no"}])
-def test_phases_hold_all_the_arithmetic_of_a_step(compute):
+def test_step_phases_shares_sum_to_1(compute):
     assert sum(phase.times * phase.share for phase in phases(**compute)) == pytest.approx(1)
 
 
-def test_seconds_of_rings():
-    """Full bytes less the rank's own, over the slowest link; each hop of a ring takes its latency."""
+def test_collective_seconds_follow_ring_model():
+    """A ring moves all bytes except the rank's own over the slowest link. Each hop adds its latency."""
     inside = Collective("gather", 8, 1, 2, 8_000_000)
     assert inside.seconds(H100) == pytest.approx(7e6 / (450e9 * PAYLOAD) + 2 * (CALL + 7 * NVLINK_HOP))
     across = Collective("scatter", 16, 1, 1, 16_000_000)  # two nodes: eight adapters of 50 GB/s are slower than NVLink
     assert across.seconds(H100) == pytest.approx(15e6 / (400e9 * PAYLOAD) + CALL + 14 * NVLINK_HOP + NETWORK_HOP)
-    copies = Collective("reduction", 64, 8, 1, 64_000_000)  # a rank a node: its own adapter, there and back
+    copies = Collective("reduction", 64, 8, 1, 64_000_000)  # one rank per node: its own adapter, both directions
     assert copies.seconds(H100) == pytest.approx(2 * 63e6 / (50e9 * PAYLOAD) + CALL + 2 * 63 * NETWORK_HOP)
     assert copies.nodes(H100) == 64 and across.nodes(H100) == 2 and inside.nodes(H100) == 1
 
 
-def test_what_arithmetic_hides():
+def test_exposed_seconds_shrink_with_longer_computation():
     step = phases(replicate=64, reshard="no")
     slow, fast = (exposed_seconds(step, seconds, H100) for seconds in (0.001, 1.0))
     everything = sum(phase.times * each.seconds(H100) for phase in step for each in phase.collectives)
@@ -56,7 +56,7 @@ def test_what_arithmetic_hides():
     assert exposed_seconds(phases(ranks=1), 1.0, H100) == 0
 
 
-def test_copies_per_node_and_kept_weights_save_time():
+def test_exposed_seconds_shrink_without_resharding_and_with_replicas():
     sharded, kept, copies = (
         exposed_seconds(phases(**compute), 0.18, H100)
         for compute in ({}, {"reshard": "no"}, {"reshard": "no", "replicate": 64})

@@ -1,4 +1,4 @@
-"""What a person types: found or refused in one paragraph, and quick to answer --help."""
+"""Commands that select runs and profiles: accepted and refused arguments, and a fast --help."""
 
 import importlib
 import io
@@ -52,7 +52,7 @@ def names(runs):
     return [f"{run.sweep}/{run.name}" for run in runs]
 
 
-def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
+def test_status_row_shows_storage_outage_only_for_running_attempt(root):
     run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
     write_json(run.status, {"attempt": 1, "storage": text, "unsteady": True})
     assert run_status.row(run, JobState("running", 1))["reason"] == text
@@ -61,7 +61,7 @@ def test_an_outage_of_storage_is_told_while_the_attempt_runs(root):
     assert run_status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
 
 
-def test_what_is_typed_is_found(root, monkeypatch):
+def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeypatch):
     assert names(select.select(None, [root])) == ["one/a", "one/b", "two/a"]
     assert names(select.select("one", [root])) == ["one/a", "one/b"]
     assert names(select.select("sweeps/one.yaml", [root])) == ["one/a", "one/b"]
@@ -80,7 +80,7 @@ def test_what_is_typed_is_found(root, monkeypatch):
         select.select_one("one", [root])
 
 
-def test_status_shows_what_the_directories_say(root, tmp_path):
+def test_status_reports_progress_and_exit_codes_from_run_directories(root, tmp_path):
     rows = json.loads(call("status", "--root", str(root), "one", "--json", cwd="/").stdout)
     assert [(row["run"], row["state"], row["attempts"]) for row in rows] == [("a", "complete", 0), ("b", "stopped", 1)]
     assert rows[1]["samples"] == 51200 and rows[1]["eta_seconds"] is None
@@ -96,7 +96,7 @@ def test_status_shows_what_the_directories_say(root, tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
-def test_commands_take_several_names(root, capsys):
+def test_commands_accept_several_runs_and_sweeps(root, capsys):
     def answer(command, *words):
         assert command.main([*words, "--root", str(root)]) == 0
         return capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_commands_take_several_names(root, capsys):
     assert [Path(path).read_text() for path in paths] == ["a warning\n", "an error\n"]
 
 
-def test_models_are_runs_and_folders_of_their_own(root, monkeypatch):
+def test_select_models_accepts_runs_and_exported_folders(root, monkeypatch):
     (root / "export").mkdir()
     monkeypatch.chdir(root)
     exported, a, b = root / "export", root / "one" / "a", root / "one" / "b"
@@ -125,7 +125,7 @@ def test_models_are_runs_and_folders_of_their_own(root, monkeypatch):
         select.models(["export", "one/c"], str(root))
 
 
-def test_logs_of_several_runs_name_the_file(root):
+def test_logs_prints_file_headers_for_several_runs_and_with_follow(root):
     folder = root / "one" / "a" / "logs" / "1"
     folder.mkdir(parents=True)
     RunDir(root / "one" / "a").start_attempt({})
@@ -138,17 +138,17 @@ def test_logs_of_several_runs_name_the_file(root):
 
 
 def whole(row, numbers):
-    """A row of ``status``: every key is there."""
+    """Whether a row of ``status`` has all keys and the given samples and loss."""
     return len(row) == 20 and (row["samples"], row["loss"]) == numbers
 
 
 @pytest.mark.parametrize("name, numbers", [("status.json", (None, None)), ("attempts/1/end.json", (51200, 2.5))])
 @pytest.mark.parametrize("text, words", [("{", "not JSON"), ("5", "holds no mapping"), ("{}", "")])
 @pytest.mark.parametrize("kind", ["local", "slurm"])
-def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
+def test_status_lists_all_runs_despite_damaged_file(
     root, commands, capsys, monkeypatch, name, numbers, text, words, kind
 ):
-    """Nor from the page about it, nor from who watches."""
+    """``explain`` and ``status --watch`` work, too."""
     bad, record = RunDir(root / "one" / "b"), {"kind": kind, "name": "one.77aa", "token": "77aa", "index": 0}
     write_json(bad.path / "job.json", {**record, "after": 0, "order": 0})
     (bad.path / name).write_text(text)
@@ -163,7 +163,7 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
         assert status.main(["one", *more, "--root", str(root)]) == 0
     assert "b" in explain.page(run_details.explain(bad))
     if row["state"] == "unknown":
-        return  # the watcher waits until the file is repaired
+        return  # the watch waits until the file is repaired
     monkeypatch.setattr(run_status, "poll_interval", lambda _: 0.0)
     lines = io.StringIO()
     assert run_status.watch([bad.path, root / "one" / "a"], lines, poll=0.01) in (70, 75)
@@ -173,7 +173,7 @@ def test_a_damaged_file_of_one_run_takes_no_other_from_the_table(
 @pytest.mark.parametrize(
     "text", ['{"loss": "high", "eta_seconds": [1]}', '{"samples": NaN, "total": 1e999, "time": {}}']
 )
-def test_what_is_no_number_is_not_shown_as_one(root, capsys, text):
+def test_status_shows_dash_for_non_numeric_values(root, capsys, text):
     (root / "one" / "b" / "status.json").write_text(text)
     assert status.main(["one", "--root", str(root)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:5] == ["b", "stopped", "-", "-", "-"]
@@ -192,14 +192,14 @@ def test_what_is_no_number_is_not_shown_as_one(root, capsys, text):
         "report --markdown - --folder results",
     ],
 )
-def test_contradictory_or_ignored_flags_are_refused(words, capsys):
+def test_commands_refuse_contradictory_or_ignored_flags(words, capsys):
     name, *rest = words.split()
     with pytest.raises(SystemExit) as caught:
         importlib.import_module(f"jobs.{name}").main(rest)
     assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
 
 
-def test_logs(root):
+def test_logs_selects_files_by_stream_node_and_attempt(root):
     assert call("logs", "--root", str(root), "one/b", "--err").stdout == "a warning\n"
     assert call("logs", "--root", str(root), "one/b", "--err", "-f").stdout.endswith("a warning\n")
     (root / "one" / "b" / "logs" / "1" / "node0.out").touch()
@@ -215,7 +215,7 @@ def test_logs(root):
     assert wrong.returncode == 78 and "Attempts begun: 1." in wrong.stderr
 
 
-def test_patterns_choose_runs(root):
+def test_select_many_supports_patterns_and_exclusions(root):
     assert names(select.select_many(["*/a"], [root])) == ["one/a", "two/a"]
     assert names(select.select_many(["one", "!*/a"], [root])) == ["one/b"]
     assert names(select.select_many(["!one/b"], [root])) == ["one/a", "two/a"], "all but that"
@@ -233,8 +233,8 @@ def test_patterns_choose_runs(root):
             select.select_many(words, [root])
 
 
-def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, capsys):
-    """``submit --cluster mine`` put them there; the commands that read know no profile."""
+def test_commands_search_runs_roots_of_all_profiles(root, tmp_path, monkeypatch, capsys):
+    """``submit --cluster mine`` puts runs there. Commands that read runs do not know the profile."""
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     (profiles / "mine.yaml").write_text(f"kind: slurm\nruns_root: {tmp_path}/shared\n")
@@ -261,7 +261,7 @@ def test_runs_below_a_profiles_runs_root_are_found(root, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
-def test_status_of_runs_that_are_all_unknown_has_an_exit_code_of_its_own(root, monkeypatch, words):
+def test_status_exits_with_69_if_all_runs_are_unknown(root, monkeypatch, words):
     monkeypatch.setenv("PATH", "/nowhere")
     for name in ("a", "b"):
         write_json(root / "one" / name / "job.json", {"kind": "slurm", "name": "one.77aa", "token": "77aa", "index": 0})
@@ -269,14 +269,14 @@ def test_status_of_runs_that_are_all_unknown_has_an_exit_code_of_its_own(root, m
     assert status.main(["one/b", "--root", str(root), *words]) == 69
 
 
-def test_cancel_by_pattern(root):
+def test_cancel_selects_runs_by_pattern(root):
     for name in ("one/b", "two/a"):
         write_json(root / name / "job.json", {"after": 0})
     done = call("cancel", "--root", str(root), "--yes", "--json", "*/*", "!two")
     assert json.loads(done.stdout) == ["b"] and not (root / "two" / "a" / "cancel.json").exists()
 
 
-def test_cancel_asks_first(root):
+def test_cancel_requires_confirmation_or_yes_option(root):
     write_json(root / "two" / "a" / "job.json", {"after": 0})
     refused = call("cancel", "--root", str(root), "two")
     assert refused.returncode == 78 and "--yes" in refused.stderr and not (root / "two" / "a" / "cancel.json").exists()
@@ -284,7 +284,7 @@ def test_cancel_asks_first(root):
     assert call("cancel", "--root", str(root), "two", "--yes").stdout.startswith("nothing to cancel")
 
 
-def test_processes_of_another_user_keep_no_other_run_from_being_cancelled(root, monkeypatch, capsys):
+def test_cancel_continues_if_processes_belong_to_another_user(root, monkeypatch, capsys):
     bad, me = RunDir(root / "one" / "b"), os.getpid()
     write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": rank_processes.start_time(me)}])
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
@@ -293,7 +293,7 @@ def test_processes_of_another_user_keep_no_other_run_from_being_cancelled(root, 
     assert bad.cancel.exists() and (root / "two" / "a" / "cancel.json").exists()
 
 
-def test_the_end_of_input_cancels_nothing(root, monkeypatch):
+def test_cancel_does_nothing_at_end_of_input(root, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
     assert cancel.main(["one", "--root", str(root)]) == 0 and not list(root.glob("*/*/cancel.json"))
@@ -307,7 +307,7 @@ def test_the_end_of_input_cancels_nothing(root, monkeypatch):
         ("host/batch_hooks", ("flip", "flip.runs", "jobs", "jobs.host")),
     ],
 )
-def test_help_ends_with_examples_and_imports_little_of_ours(command, allowed):
+def test_help_shows_examples_and_imports_few_project_modules(command, allowed):
     line = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / f"{command}.py"), "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "examples:" in done.stdout
@@ -318,7 +318,7 @@ def test_help_ends_with_examples_and_imports_little_of_ours(command, allowed):
     }
 
 
-def test_profiles(tmp_path, monkeypatch):
+def test_builtin_profiles_load_and_use_runs_root_variable(tmp_path, monkeypatch):
     h100 = load_profile("h100")
     assert (h100.name, h100.kind, h100.gpus_per_node, h100.peak_tflops) == ("h100", "slurm", 8, 989.0)
     assert load_profile("local").parallel == 1
@@ -343,7 +343,7 @@ def test_profiles(tmp_path, monkeypatch):
         ("env: WANDB\n", "list of texts"),
     ],
 )
-def test_bad_profiles_are_refused_in_one_paragraph(tmp_path, text, words):
+def test_load_profile_refuses_invalid_fields(tmp_path, text, words):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words) as caught:
@@ -351,6 +351,6 @@ def test_bad_profiles_are_refused_in_one_paragraph(tmp_path, text, words):
     assert str(path) in str(caught.value)
 
 
-def test_an_unknown_profile_names_those_there_are():
+def test_load_profile_lists_known_profiles_for_unknown_name():
     with pytest.raises(ConfigError, match="h100, local"):
         load_profile("h1000")

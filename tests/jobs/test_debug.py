@@ -1,4 +1,4 @@
-"""One run here and now, in a copy; and what a branch and an extended run make of another's commit."""
+"""``debug`` runs a copy of a run; branches and extended runs start from the commit of another run."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, data):
-    """With a run ``base`` that is complete."""
+    """A command line with a complete run ``base``."""
     made = JobsCommandLine(tmp_path_factory.mktemp("desk"), data)
     made.type("submit", "--watch")
     return made
@@ -49,7 +49,7 @@ def weights(run, samples, kind="model."):
     return found
 
 
-def test_the_run_itself_is_not_touched_and_the_copy_goes_on_from_its_commit(desk):
+def test_debug_resumes_copy_from_commit_and_leaves_run_untouched(desk):
     before = desk.tree()
     (desk.run("base").checkpoints / "pretrain" / "48-1").rename(desk.folder / "aside")
     (desk.run("base").result).rename(desk.folder / "result")
@@ -66,7 +66,7 @@ def test_the_run_itself_is_not_touched_and_the_copy_goes_on_from_its_commit(desk
     assert not str(copy.path).startswith(str(desk.runs))
 
 
-def test_an_error_comes_out_as_it_is(desk):
+def test_debug_shows_traceback_of_failing_run_and_refuses_unknown_run(desk):
     said = desk.type("debug", "--run", "base", "--fresh", "stages.pretrain.base_lr=1e38", code=76)
     assert "Traceback" in said and "Diverged" in said
     assert "no run of the sweep matches" in desk.type("debug", "--run", "other", code=78)
@@ -75,12 +75,12 @@ def test_an_error_comes_out_as_it_is(desk):
 @pytest.mark.parametrize(
     "words, tasks", [("2(x3),1", [2, 2, 2, 1]), ("8", [8]), ("1(x2)", [1, 1]), ("4,2(x2)", [4, 2, 2])]
 )
-def test_the_tasks_of_an_allocation(words, tasks):
+def test_allocation_parses_slurm_tasks_per_node(words, tasks):
     assert debug.allocation({"SLURM_JOB_ID": "5", "SLURM_TASKS_PER_NODE": words}) == tasks
     assert debug.allocation({"SLURM_TASKS_PER_NODE": words}) == []
 
 
-def test_a_branch_begins_with_the_weights_of_another_run(desk):
+def test_branch_starts_with_weights_of_other_run(desk):
     runs = """runs:
   base: {}
   branch: {init: {run: base, samples: 32}, stages.pretrain.base_lr: 0}
@@ -95,7 +95,7 @@ def test_a_branch_begins_with_the_weights_of_another_run(desk):
     assert "nothing to start" in desk.type("submit", runs=runs), "it is the same run"
 
 
-def test_an_extended_run_is_as_if_it_had_been_longer(desk):
+def test_extended_run_equals_longer_run(desk):
     runs = """runs:
   long: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}}
   extended: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}, init: {run: base, extend: true}}
@@ -108,8 +108,8 @@ def test_an_extended_run_is_as_if_it_had_been_longer(desk):
     assert read_json(desk.run("extended").result)["steps"] == 5
 
 
-def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commit(desk):
-    """Two ranks, each of which fills its part; then a stop before the end, and no export any more."""
+def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
+    """Two ranks each fill their part. The run then resumes without the export; a new run is refused."""
     made = desk.folder / "made"
     desk.call("export", "demo/base", "--out", made, room="tools")
     runs = f"""runs:
@@ -119,7 +119,7 @@ def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commi
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
     run, theirs = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
     for name, ours in flip.load(run.path).pair.named_parameters():
-        if name == "image.patch.weight":  # by the threads of this process
+        if name == "image.patch.weight":  # resampled again with the threads of this process
             assert torch.allclose(ours, resample_patch_embed(theirs[name].detach(), 16), atol=1e-6)
         else:
             assert torch.equal(ours, theirs[name]), name
@@ -135,7 +135,7 @@ def test_a_branch_of_an_export_with_other_patches_needs_it_until_its_first_commi
     assert "init.export: no such export" in desk.type("submit", runs=runs, code=78)
 
 
-def test_a_commit_that_is_gone_when_the_run_starts_is_the_end_of_it(desk):
+def test_submit_refuses_branch_if_commit_disappears_after_plan(desk):
     runs = "runs:\n  lost: {init: {run: base, samples: 16}}\n"
     plan = json.loads(desk.type("submit", "--dry-run", "--json", runs=runs))
     assert plan["runs"][0]["action"] == "new"

@@ -1,4 +1,4 @@
-"""Reading a Slurm site: what is promised there, the profile that follows, and mistakes in one paragraph each."""
+"""``doctor``: the checks of a Slurm site, the profile that it writes, and its error messages."""
 
 import json
 import os
@@ -38,7 +38,7 @@ NO_QOS = {"PreemptType": "preempt/qos"}
 
 
 def site(config=(), partition=(), **fields):
-    """A site on which all promises hold, but for what is given."""
+    """A site that passes all checks, except for the given settings."""
     whole = {
         "nodes": {EIGHT: 4},
         "errors": {"sbatch --test-only": "", "sacct": "sacct: accounting storage is disabled"},
@@ -53,7 +53,7 @@ def judged(one, promise, profile=PROFILE):
     return found
 
 
-def test_a_good_site_keeps_all_promises():
+def test_check_site_passes_all_checks_on_good_site():
     assert {(f.verdict, f.then) for f in site_checks.check_site(site(), PROFILE)} == {(OK, "")}
 
 
@@ -92,7 +92,7 @@ SITES = [
     (site({"AuthInfo": "cred_expire=1200"}), "starts soon", DEGRADED, "1201 s"),
     (site(), "starts soon", OK, "about 121 s"),
     (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", OK, "about 5 s"),
-    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", DEGRADED, "about 1201 s"),  # it does not know it
+    (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", DEGRADED, "about 1201 s"),  # no requeue_delay
     (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", DEGRADED, "600 s"),
     (site(), "not trained again", OK, "before 26.05"),
     (site({"SLURM_VERSION": "26.05.0"}), "not trained again", OK, "a job that is started once more"),
@@ -116,13 +116,13 @@ SITES = [
 
 
 @pytest.mark.parametrize("one, promise, verdict, words", SITES)
-def test_what_a_site_lacks_is_said(one, promise, verdict, words):
+def test_check_site_reports_verdict_and_remedy(one, promise, verdict, words):
     found = judged(one, promise)
     assert found.verdict == verdict and words in f"{found.read} {found.then}", found
     assert bool(found.then) == (verdict != OK), "a remedy or a consequence where it does not hold, and only there"
 
 
-def test_what_a_profile_asks_for_is_judged_too():
+def test_check_site_judges_profile_options():
     of = PROFILE.__class__
     linear = of("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
     assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == OK
@@ -133,7 +133,7 @@ def test_what_a_profile_asks_for_is_judged_too():
     assert judged(site(), "before the time limit", of("far", signal_seconds=20)).verdict == DEGRADED
 
 
-def test_nodes_by_their_shape():
+def test_parse_nodes_counts_usable_nodes_by_shape():
     found = reading.parse_nodes(
         "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\n"
         "a2|96|1031000|gpu:h100:8|mixed\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
@@ -155,7 +155,7 @@ def test_nodes_by_their_shape():
         ({"SelectType": "select/linear"}, {}, {"options": {"gres": "gpu:8"}}),
     ],
 )
-def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition, fields):
+def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition, fields):
     one = site(config, partition)
     made = doctor.draft(ClusterProfile(kind="slurm", account="007", runs_root="/data/runs"), one)
     doctor.write(tmp_path / "mine.yaml", doctor.text(made, one))
@@ -167,7 +167,7 @@ def test_the_profile_that_is_written_loads_and_fits(tmp_path, config, partition,
         assert judged(one, promise, loaded).verdict == OK or "signal_seconds" in judged(one, promise, loaded).then
 
 
-def test_what_a_profile_says_beside_the_site_is_kept(tmp_path):
+def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
     fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
     one = site()
     doctor.write(tmp_path / "mine.yaml", doctor.text(doctor.draft(ClusterProfile(kind="slurm", **fields), one), one))
@@ -177,7 +177,7 @@ def test_what_a_profile_says_beside_the_site_is_kept(tmp_path):
 
 @pytest.fixture
 def far(commands, tmp_path, monkeypatch):
-    """Stand-ins for the commands of a Slurm with the partitions cpu and gpu."""
+    """Stand-ins for the commands of a Slurm cluster with the partitions cpu and gpu."""
     rows = ["PartitionName=cpu Default=NO", " ".join(f"{key}={value}" for key, value in PARTITION.items())]
     config = "\n".join(f"{key:24}= {value}" for key, value in CONFIG.items())
     one = f'[ "$*" = "-a -o show partition gpu" ] && echo "{rows[1]}"'
@@ -194,7 +194,7 @@ def far(commands, tmp_path, monkeypatch):
     return commands
 
 
-def test_the_command_reads_writes_and_does_not_overwrite(far, tmp_path, capsys):
+def test_doctor_writes_profile_and_overwrites_only_with_force(far, tmp_path, capsys):
     target = tmp_path / "new.yaml"
     assert doctor.main(["--write", str(target), "--account", "vision"]) == 0
     out = capsys.readouterr().out
@@ -210,15 +210,15 @@ def test_the_command_reads_writes_and_does_not_overwrite(far, tmp_path, capsys):
     assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "it leaves nothing behind"
 
 
-def test_the_sites_own_refusal_is_shown(far, capsys):
-    """A job_submit plugin says why before Slurm says that it does not know."""
+def test_doctor_shows_refusal_of_job_submit_plugin(far, capsys):
+    """The plugin prints the reason before Slurm prints an unspecified error."""
     own, last = "sbatch: error: Site policy: give an account.", "allocation failure: Unspecified error"
     far("sbatch", f"echo '{own}' >&2; echo '{last}' >&2; exit 1")
     assert doctor.main([]) == 78
     assert f"{own}; {last}" in " ".join(capsys.readouterr().out.split())
 
 
-def test_limits_of_the_association_and_its_qos_are_read(far, capsys):
+def test_doctor_reads_limits_of_association_and_qos(far, capsys):
     text = far.text.replace("ClusterName", "AccountingStorageType = accounting_storage/slurmdbd\nClusterName", 1)
     far("scontrol", text)
     far(
@@ -235,7 +235,7 @@ def test_limits_of_the_association_and_its_qos_are_read(far, capsys):
     assert "MaxSubmitJobs of the association 7" in capsys.readouterr().out
 
 
-def test_json_for_programs_and_a_profile_that_does_not_fit(far, tmp_path, capsys):
+def test_doctor_json_lists_failed_checks_of_unsuitable_profile(far, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("kind: slurm\nhours: 100\nenv: [FLIP_NO_SUCH_NAME]\noptions: {qos: x}\n")
     assert doctor.main(["--cluster", str(tmp_path / "mine.yaml"), "--json"]) == 78
     report = json.loads(capsys.readouterr().out)
@@ -252,13 +252,13 @@ def test_json_for_programs_and_a_profile_that_does_not_fit(far, tmp_path, capsys
         (["--cluster", "nowhere"], "no such cluster profile"),
     ],
 )
-def test_mistakes_are_one_paragraph(far, words, said, capsys):
+def test_doctor_reports_wrong_arguments_on_single_line(far, words, said, capsys):
     assert doctor.main(words) == 78
     err = capsys.readouterr().err
     assert said in err and len(err.splitlines()) == 1
 
 
-def test_no_commands_no_controller_no_default(far, tmp_path, monkeypatch, capsys):
+def test_doctor_reports_missing_commands_controller_or_default_partition(far, tmp_path, monkeypatch, capsys):
     far("scontrol", "[ $2 = config ] && exit 0; echo 'PartitionName=cpu Default=NO'")
     assert doctor.main([]) == 78 and "Name one of: cpu" in capsys.readouterr().err
     far("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
@@ -273,8 +273,8 @@ def test_no_commands_no_controller_no_default(far, tmp_path, monkeypatch, capsys
     assert doctor.main([]) == 78 and "srun" in capsys.readouterr().err
 
 
-def test_a_python_that_does_not_run_as_jobs_call_it_is_found_out_before_a_node_is_blamed(far, tmp_path, monkeypatch):
-    """One from a module that sets LD_LIBRARY_PATH: on a node it would be a missing interpreter, a hundred times."""
+def test_check_ready_refuses_python_failing_in_job_environment(far, tmp_path, monkeypatch):
+    """A Python of a module needs LD_LIBRARY_PATH. Nodes would report it as missing, a hundred times."""
     lacks = "error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file"
     needs = f'[ "$LD_LIBRARY_PATH" = /apps/lib ] || {{ echo "python: {lacks}" >&2; exit 127; }}'
     far("modpython", f'{needs}\nexec {sys.executable} "$@"')
@@ -290,7 +290,7 @@ def test_a_python_that_does_not_run_as_jobs_call_it_is_found_out_before_a_node_i
         assert reading.check_ready(ClusterProfile(python=own, **fields, **more)).startswith("the cluster far answers")
 
 
-def test_help_ends_with_examples_and_imports_nothing_of_ours():
+def test_doctor_help_shows_examples_and_imports_only_cli_module():
     line = [sys.executable, "-X", "importtime", str(ROOT / "jobs" / "doctor.py"), "--help"]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -304,8 +304,8 @@ def test_help_ends_with_examples_and_imports_nothing_of_ours():
 
 
 @pytest.mark.slurm
-def test_a_real_site(tmp_path):
-    """What is written for it is taken by it; a partition that cancels what it preempts is found out."""
+def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path):
+    """The cluster accepts the written profile. A partition that cancels preempted jobs is reported as degraded."""
     from tests.slurm_site import require
     from tools.sandbox.cluster import SandboxCluster
 

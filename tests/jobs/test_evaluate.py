@@ -1,4 +1,4 @@
-"""jobs/evaluate.py to the end: real ranks under a real supervisor, on a committed checkpoint and on a foreign model."""
+"""jobs/evaluate.py end to end: real ranks under a real supervisor score committed checkpoints and foreign models."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def committed(run, config, samples, attempt):
-    """A checkpoint with random weights of its own."""
+    """Commit a checkpoint with random weights; the seed is the number of samples."""
     pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, samples)
     path = commit.folder(run, "pretrain", samples, attempt)
@@ -45,7 +45,7 @@ def committed(run, config, samples, attempt):
 
 
 def make_place(root):
-    """A run of two commits and data sets, under one folder."""
+    """Write a run with two commits, and data sets, to the folder."""
     data = make_dataset(root / "data" / "own", samples=30, shards=2, classes=5)
     make_tokenizer(root / "tokenizer.json")
     wds(root / "data" / "wds_flickr30k", captions=True)
@@ -92,7 +92,7 @@ def called(capsys, *words):
 
 
 @pytest.mark.timeout(600)
-def test_sets_of_all_forms_with_two_ranks(place, capsys):
+def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
     words = ["sweep/run", "--sets", "flickr30k", "faces=" + str(place / "data" / "faces"), "mnist", "probe:mnist"]
     found = called(capsys, *words, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--probe-c", "1")
@@ -120,14 +120,14 @@ def test_sets_of_all_forms_with_two_ranks(place, capsys):
     assert row["test.flickr30k-text.top1"] == found[0]["top1"] and row["test.mnist-probe.n"] == 10
     assert report.main([str(run.path)]) == 0
     assert "mnist-probe" in capsys.readouterr().out
-    one = called(capsys, *words[:2], "mnist", "--batch", "4")  # by one rank, of cached features
+    one = called(capsys, *words[:2], "mnist", "--batch", "4")  # one rank, cached features
     (same,) = [other for other in found if other["name"] == "mnist"]
     assert one[0]["predictions"] == same["predictions"] and one[0]["correct5"] == same["correct5"]
 
 
 @pytest.mark.timeout(600)
-def test_a_suite_is_scored_by_the_metrics_of_its_sets_and_missing_members_are_named(place, capsys, tmp_path):
-    """Tiny stand-ins of four of the 38 sets of DataComp."""
+def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys, tmp_path):
+    """The data are tiny stand-ins for four of the 38 sets of DataComp."""
     wds(tmp_path / "wds_vtab-pets")
     wds(tmp_path / "wds_wilds-fmow", metadata=lambda i: [i % 4, 2000])
     wds(tmp_path / "wds_flickr30k", captions=True)
@@ -151,7 +151,7 @@ def test_a_suite_is_scored_by_the_metrics_of_its_sets_and_missing_members_are_na
 
 
 @pytest.mark.timeout(600)
-def test_all_commits_on_the_sets_of_the_run(place, capsys):
+def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
     found = called(capsys, "sweep/run", "--commit", "all")
     assert [(one["name"], one["n"], one["samples"]) for one in found] == [("own", 30, 32), ("own", 30, 64)]
@@ -165,7 +165,7 @@ def test_all_commits_on_the_sets_of_the_run(place, capsys):
 
 
 @pytest.mark.timeout(600)
-def test_a_foreign_model_stands_in_our_tables(place, capsys):
+def test_evaluate_adds_foreign_model_to_report(place, capsys):
     theirs = make_folder(place / "models" / "theirs")
     found = called(capsys, "--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/theirs")
     output = [(one["name"], one["n"], one["stage"], one["precision"]) for one in found]
@@ -179,7 +179,7 @@ def test_a_foreign_model_stands_in_our_tables(place, capsys):
 
 
 def damage(folder, into):
-    """A copy with export.json, whose weights have changed since."""
+    """Copy the model and add an export.json whose checksum does not match the weights."""
     shutil.copytree(folder, into)
     weights = into / "open_clip_model.safetensors"
     facts = {"bytes": weights.stat().st_size, "sha256": commit.sha256(weights)}
@@ -192,7 +192,7 @@ def damage(folder, into):
 
 
 @pytest.mark.timeout(600)
-def test_a_damaged_foreign_model_ends_at_once_and_is_no_run_of_the_report(place, tmp_path, capsys):
+def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_path, capsys):
     theirs = damage(make_folder(tmp_path / "whole"), tmp_path / "damaged")
     words = ["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into"]
     assert evaluate.main([*words, "damaged/theirs"]) == 65
@@ -203,7 +203,7 @@ def test_a_damaged_foreign_model_ends_at_once_and_is_no_run_of_the_report(place,
 
 
 @pytest.mark.parametrize("kind, code, message", [("none", 78, "is no folder of open_clip"), ("short", 65, "be read")])
-def test_a_folder_that_is_no_model_starts_and_writes_nothing(place, tmp_path, capsys, kind, code, message):
+def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_path, capsys, kind, code, message):
     theirs = tmp_path / kind
     theirs.mkdir()
     if kind == "short":
@@ -228,15 +228,15 @@ def test_a_folder_that_is_no_model_starts_and_writes_nothing(place, tmp_path, ca
         (["--model", "open_clip:/nowhere", "--sets", "mnist"], "no such folder"),
     ],
 )
-def test_mistakes_start_nothing(place, words, output, capsys):
+def test_evaluate_refuses_wrong_arguments_and_starts_no_job(place, words, output, capsys):
     before = sorted((place / "runs").rglob("job.json"))
     assert evaluate.main(words) == 78
     assert output in capsys.readouterr().err
     assert sorted((place / "runs").rglob("job.json")) == before
 
 
-def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys, monkeypatch, tmp_path):
-    """As of runs: no Slurm here; variables that lead to the bucket of a set and do not go with jobs."""
+def test_evaluate_reports_missing_slurm_and_variables_before_submission(place, capsys, monkeypatch, tmp_path):
+    """The checks are those of runs: Slurm is missing; jobs do not get the variables for the bucket of a set."""
     write_text(tmp_path / "our.yaml", "kind: slurm\nenv: [AWS_REGION]\n")
     words = ["sweep/run", "--cluster", str(tmp_path / "our.yaml"), "--sets", "probe:far=s3://b/far", "mnist"]
     before = sorted((place / "runs").rglob("task.json"))
@@ -253,8 +253,8 @@ def test_what_no_job_would_get_through_is_said_before_it_is_queued(place, capsys
     assert sorted((place / "runs").rglob("task.json")) == before
 
 
-def test_several_runs_get_a_job_each(place, tmp_path, capsys, monkeypatch):
-    """The results are one document; a failed job is reported beside the results of the others."""
+def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, monkeypatch):
+    """The results form one JSON document. It holds the results of the other jobs if a job fails."""
     for name in "ab":
         shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / "two" / name)
     submitted = []
@@ -286,14 +286,14 @@ def test_several_runs_get_a_job_each(place, tmp_path, capsys, monkeypatch):
     assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "the only one"
 
 
-def test_the_list_of_names(place, capsys):
+def test_evaluate_list_shows_sets_and_local_availability(place, capsys):
     assert evaluate.main(["--list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert (rows["mnist"]["here"], rows["imagenet1k"]["here"]) == ("yes", "no")
     assert rows["imagenet1k"]["images"] == "50000"
 
 
-def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
+def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_path):
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
@@ -309,8 +309,8 @@ def test_a_commit_that_is_evaluated_is_kept(place, tmp_path):
     assert [one.samples for one in commit.commits(run)] == [32]
 
 
-def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_chosen(place, tmp_path, monkeypatch):
-    """The run makes newer ones, and clears away, before the pin is there and after."""
+def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_path, monkeypatch):
+    """The run commits and applies retention both before and after the pin is written."""
     run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
@@ -332,7 +332,7 @@ def test_the_newest_commit_of_a_run_that_trains_is_kept_from_the_moment_it_is_ch
     assert [one.samples for one in commit.commits(run)] == [24, 32]
 
 
-def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, capsys, monkeypatch):
+def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
     run = RunDir(place / "runs" / "sweep" / "run")
     before, pin = sorted((place / "runs").rglob("job.json")), commit.pin
     gone = commit.commits(run)[0].path
@@ -352,7 +352,7 @@ def test_a_commit_that_is_deleted_before_its_pin_is_there_is_a_paragraph(place, 
 
 
 @pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (commit, "pin")])
-def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, monkeypatch, fails):
+def test_evaluate_reports_full_disk_and_leaves_no_partial_job(place, capsys, monkeypatch, fails):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -365,7 +365,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_of_a_job(place, capsys, mo
 
 
 @pytest.mark.timeout(600)
-def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
+def test_evaluate_prints_pairing_of_folders_with_class_names(place, capsys):
     assert evaluate.main(["sweep/run", "--sets", f"faces={place / 'data' / 'faces'}", "--precision", "bf16"]) == 0
     output = capsys.readouterr().out
     assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in output
@@ -375,13 +375,13 @@ def test_a_pairing_of_folders_and_names_by_order_is_printed(place, capsys):
     assert ("cpu", "bf16") in kept, "features of another precision are kept apart"
 
 
-def test_help_is_quick_and_without_torch():
+def test_evaluate_modules_do_not_import_torch():
     script = "import sys; from jobs import evaluate; from jobs.submission import evaluation; "
     script += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 
-def test_an_address_in_another_users_record_is_followed_only_below_the_given_one(place, tmp_path, capsys):
+def test_evaluate_follows_url_of_untrusted_record_only_below_url_option(place, tmp_path, capsys):
     source, run = place / "runs" / "sweep" / "run", RunDir(tmp_path / "sweep" / "run")
     shutil.copytree(source, run.path, ignore=shutil.ignore_patterns("eval"))
     last, there = commit.commits(run)[-1], tmp_path / "there"

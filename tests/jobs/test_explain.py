@@ -1,4 +1,4 @@
-"""One page about a run: from its files, in every state, whatever its files hold."""
+"""``explain``: the page about a run in every state, also from damaged or hostile files."""
 
 import json
 import os
@@ -23,7 +23,7 @@ HOSTILE = "a\x1b]0;owned\x07\x1b[2J\u202eb<script>"
 
 @pytest.fixture
 def place(tmp_path):
-    """Two runs of one sweep that was submitted to Slurm; nothing has begun."""
+    """Two runs of a sweep that was submitted to Slurm; no attempt has started."""
     for name, mask in (("mask50", "0.5"), ("mask75", "0.75")):
         run = make(tmp_path / "demo", name, mask, steps=0, complete=False)
         record = {"kind": "slurm", "cluster": "far", "site": "far", "name": "demo.77aa", "token": "77aa", "index": 0}
@@ -47,7 +47,7 @@ def queue(commands, *rows):
     commands("scontrol", "echo 'ClusterName = far'")
 
 
-def test_a_run_that_waits_in_slurm_for_its_third_attempt(place, commands):
+def test_explain_describes_run_waiting_for_third_attempt(place, commands):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "crash", 70, lines=["first", "", *(f"line {i}" for i in range(9)), "RuntimeError: boom"])
     attempt(run, "crash", 70, lines=["RuntimeError: boom again"])
@@ -70,7 +70,7 @@ def test_a_run_that_waits_in_slurm_for_its_third_attempt(place, commands):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_what_holds_it_up_and_its_bad_steps(place, commands):
+def test_explain_shows_bottleneck_and_anomalies(place, commands):
     run = RunDir(place / "demo" / "mask50")
     queue(commands, "RUNNING||None|N/A")
     assert (run_details.explain(run)["verdict"], run_details.explain(run)["anomalies"]) == (None, [])
@@ -87,7 +87,7 @@ def test_what_holds_it_up_and_its_bad_steps(place, commands):
     assert "input-bound: data-wait is 41 %" in shown and "3, the last one: anomalies/2-10.0.json" in shown
 
 
-def test_a_failed_run_names_the_command_and_a_complete_one_needs_none(place, commands):
+def test_explain_suggests_retry_for_failed_run_and_nothing_if_complete(place, commands):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "config", 78, lines=["wrong"])
     queue(commands)
@@ -102,7 +102,7 @@ def test_a_failed_run_names_the_command_and_a_complete_one_needs_none(place, com
     assert run_details.explain(run)["next"]["estimate"] is None
 
 
-def test_a_delay_is_told_with_its_end(place, commands, monkeypatch):
+def test_explain_shows_end_of_retry_delay(place, commands, monkeypatch):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "storage", 69)
     queue(commands, "PENDING||BeginTime|N/A")
@@ -111,15 +111,15 @@ def test_a_delay_is_told_with_its_end(place, commands, monkeypatch):
     assert "not before 20" in explain.page(found)
 
 
-def test_a_log_of_many_gigabytes_is_read_from_its_end(tmp_path):
+def test_last_lines_reads_huge_log_from_end(tmp_path):
     with open(tmp_path / "log", "wb") as file:
-        file.truncate(1 << 40)  # sparse
+        file.truncate(1 << 40)  # a sparse file
         file.seek(0, os.SEEK_END)
         file.write(b"\nthe end\n")
     assert run_details.last_lines(tmp_path / "log")[-1] == "the end"
 
 
-def test_the_log_is_that_of_the_root_causes_node(place):
+def test_explain_selects_log_of_root_cause_node(place):
     run = RunDir(place / "demo" / "mask50")
     folder = run.open_logs(attempts.start_attempt(run, {}))
     for name in ("node0.err", "node1.out", "job.err"):
@@ -127,7 +127,7 @@ def test_the_log_is_that_of_the_root_causes_node(place):
     assert [run_details._log(run, 1, node).name for node in (0, 1)] == ["node0.err", "job.err"]
 
 
-def test_damaged_files_are_said_and_nothing_is_thrown(place, commands):
+def test_explain_reports_damaged_files_without_exception(place, commands):
     run = RunDir(place / "demo" / "mask50")
     queue(commands, "RUNNING|n1|None|N/A")
     run.status.write_text("{")
@@ -137,7 +137,7 @@ def test_damaged_files_are_said_and_nothing_is_thrown(place, commands):
     assert "unknown" in explain.page(run_details.explain(run))
 
 
-def test_hostile_names_and_texts_reach_no_terminal(place, commands, capsys):
+def test_commands_escape_control_characters_in_names_and_logs(place, commands, capsys):
     run = make(place / "demo", HOSTILE, steps=0, complete=False)
     attempt(run, "crash", 70, lines=[HOSTILE])
     for shown in (explain.page(run_details.explain(run)), render(table([run]))):
@@ -150,7 +150,7 @@ def test_hostile_names_and_texts_reach_no_terminal(place, commands, capsys):
     assert "<script" not in (place / "page.html").read_text()
 
 
-def test_the_command(place):
+def test_explain_command_prints_page_for_each_run_without_slurm(place):
     line = [sys.executable, str(ROOT / "jobs" / "explain.py"), "--root", str(place)]
     environment = {**os.environ, "PATH": "/nowhere"}
     done = subprocess.run([*line, "demo/mask50"], capture_output=True, text=True, env=environment)
@@ -159,15 +159,15 @@ def test_the_command(place):
     assert done.returncode == 0 and done.stdout.count("\ndiffers ") == 2, "a page for each run"
 
 
-def test_when_slurm_expects_to_start_it(place, commands):
+def test_job_states_read_expected_start_from_squeue(place, commands):
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
     run = RunDir(place / "demo" / "mask50")
     assert job_states.states([run])[run.path].starts == "2026-11-25T14:00:00"
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
-def test_a_broken_result_is_no_complete_run(place, commands, kind):
-    """Every command names the file; explain still shows the attempts, and says how the result comes back."""
+def test_run_with_damaged_result_is_not_complete(place, commands, kind):
+    """Every command names the file. ``explain`` still shows the attempts and how to restore the result."""
     run = RunDir(place / "demo" / "mask50")
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": kind})
     attempt(run, "complete", 0)
@@ -187,8 +187,8 @@ def test_a_broken_result_is_no_complete_run(place, commands, kind):
 
 
 @pytest.mark.parametrize("cause", ["", "storage"])
-def test_an_end_that_nobody_recorded_is_that_of_the_newest_attempt(place, commands, cause):
-    """As after a killed supervisor: the attempt before it was decided, the newest one was not."""
+def test_explain_shows_newest_attempt_if_end_was_not_recorded(place, commands, cause):
+    """This happens if the supervisor is killed: it recorded the end of attempt 1 but not of attempt 2."""
     run = RunDir(place / "demo" / "mask50")
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "local"})
     attempt(run, "crash", 70, lines=["RuntimeError: the first"])

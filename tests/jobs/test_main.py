@@ -1,4 +1,4 @@
-"""``flip COMMAND`` and ``python -m jobs COMMAND``: what all commands have in common."""
+"""``flip COMMAND`` and ``python -m jobs COMMAND``: the behaviour common to all commands."""
 
 import argparse
 import functools
@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = {"torch", "torchvision", "timm", "numpy", "pandas", "rich", "matplotlib", "tqdm", "transformers", "wandb"}
 LIGHT = HEAVY | {"yaml", "logging", "asyncio", "importlib.metadata", "flip.config.schema"}
 NO_RESULT = {"debug", "tensorboard", "follow", "completion", "study"}
-"""Commands that print no result, so --json would have no meaning."""
+"""Commands without --json, because they print no result."""
 HEAVY_PARSERS = {"slurm_sandbox"}
-"""Commands whose parser shows options of a package that imports more."""
+"""Commands whose parser shows the options of a package with heavier imports."""
 
 
 def run(*words, cwd=ROOT):
@@ -35,7 +35,7 @@ def imported(done):
 
 @functools.cache
 def parsers(name):
-    """The parser of a command and those of its subcommands, as the command makes them."""
+    """The parsers of a command and of its subcommands, captured when the command creates them."""
     found = []
     with pytest.MonkeyPatch.context() as patched:
 
@@ -46,14 +46,14 @@ def parsers(name):
         patched.setattr(Parser, "parse_args", capture)
         with pytest.raises(SystemExit):
             importlib.import_module(f"{SCRIPTS[name]}.{name}").main([])
-    for parser in found:  # grows
+    for parser in found:  # the loop appends to the list
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 found += dict.fromkeys(action.choices.values())
     return found
 
 
-def test_every_command_is_a_script():
+def test_command_table_matches_scripts():
     assert all((ROOT / folder / f"{name}.py").is_file() for name, folder in SCRIPTS.items())
     for folder in COMMANDS:
         scripts = {path.stem for path in (ROOT / folder).glob("*.py") if "quietly(main)" in path.read_text()}
@@ -61,7 +61,7 @@ def test_every_command_is_a_script():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_command_has_the_common_options_and_an_example(name):
+def test_every_command_has_common_options_and_example(name):
     wanted = {"--quiet", "--verbose", "--version", "--help"} | (
         {"--json"} - ({"--json"} if name in NO_RESULT else set())
     )
@@ -70,7 +70,7 @@ def test_every_command_has_the_common_options_and_an_example(name):
         assert parser.description and f"{name}" in parser.epilog and "examples:" in parser.epilog, parser.prog
 
 
-def test_help_lists_commands_and_imports_nothing_large():
+def test_help_lists_all_commands_without_heavy_imports():
     done = run("--help")
     assert done.returncode == 0 and "flip submit quickstart" in done.stdout and "  shards  " in done.stdout
     assert all(f"\n  {name} " in done.stdout for name in SCRIPTS) and "exit codes: 0 complete, 2 wrong" in done.stdout
@@ -78,7 +78,7 @@ def test_help_lists_commands_and_imports_nothing_large():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_of_a_command_imports_nothing_large(name):
+def test_command_help_avoids_heavy_imports(name):
     done = run(name, "--help")
     assert done.returncode == 0 and f"usage: python -m jobs {name} [options]" in done.stdout
     assert "python jobs/" not in done.stdout, "examples are shown as the command was started"
@@ -86,25 +86,25 @@ def test_help_of_a_command_imports_nothing_large(name):
 
 
 @pytest.mark.parametrize("words", [["status", "--goodputt"], ["shards", "info", "x", "--batchs=3"]])
-def test_a_wrong_line_is_answered_with_2(words):
+def test_unknown_option_exits_with_2_and_suggestion(words):
     done = run(*words)
     assert done.returncode == 2 and "unrecognized arguments" in done.stderr and "did you mean --" in done.stderr
 
 
 @pytest.mark.parametrize("words", [["--version"], ["status", "--version"], ["shards", "info", "--version"]])
-def test_version(words):
+def test_version_option_prints_version_path_and_python(words):
     from flip import __version__
 
     assert run(*words).stdout == f"flip {__version__} ({ROOT}, Python {sys.version.split()[0]})\n"
 
 
-def test_unknown_command(capsys):
+def test_main_refuses_unknown_command_with_suggestion(capsys):
     assert main(["statsu"]) == 2
     assert "unknown command: statsu. Did you mean status?" in capsys.readouterr().err
     assert main([]) == 2 and "usage: flip COMMAND" in capsys.readouterr().err
 
 
-def test_a_dash_in_a_command_is_an_underscore(monkeypatch):
+def test_main_accepts_dash_for_underscore_in_command(monkeypatch):
     started = []
     monkeypatch.setattr(runpy, "run_path", lambda path, run_name: started.append((path, sys.argv)))
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/flip"])

@@ -1,4 +1,4 @@
-"""``new NAME``: the sweep that it writes is valid and can be submitted."""
+"""``new NAME`` writes a valid sweep file that ``submit`` accepts."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ def written(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_new_sweep_passes_a_dry_run(tmp_path, data, monkeypatch, capsys):
+def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     report = written(capsys, "mine", "--data", str(data), "--tokenizer", str(data / "tokenizer.json"))
@@ -35,7 +35,7 @@ def test_a_new_sweep_passes_a_dry_run(tmp_path, data, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "words", [[], ["--cluster", "h100"], ["--size", "L/14", "--data", "a: b/'#\""], ["--recipe", "clip"]]
 )
-def test_the_file_fits_the_schema_that_it_names(tmp_path, monkeypatch, capsys, words):
+def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     written(capsys, "mine", *words)
     table = json.loads(json.dumps(read_yaml(tmp_path / "mine.yaml")))
@@ -60,7 +60,7 @@ def test_the_file_fits_the_schema_that_it_names(tmp_path, monkeypatch, capsys, w
         (["absent/other"], "absent"),
     ],
 )
-def test_refused(tmp_path, monkeypatch, capsys, words, message):
+def test_new_refuses_wrong_arguments_and_preserves_existing_file(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("own")
     assert new.main(words) in (69, 77, 78)
@@ -68,7 +68,7 @@ def test_refused(tmp_path, monkeypatch, capsys, words, message):
     assert (tmp_path / "mine.yaml").read_text() == "own"
 
 
-def test_a_file_in_the_repository_names_the_schema_by_a_relative_path(tmp_path, monkeypatch, capsys):
+def test_new_sweep_in_repository_uses_relative_schema_path(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "REPOSITORY", tmp_path)
     monkeypatch.setattr(paths, "SWEEPS", tmp_path / "sweeps")
     (tmp_path / "sweeps").mkdir()

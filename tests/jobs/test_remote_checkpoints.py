@@ -1,4 +1,4 @@
-"""Runs whose checkpoints lie at a URL: what begins from them, tries them and scores them finds them there."""
+"""Runs with checkpoints at a URL: branches, ``debug`` and ``evaluate`` read the checkpoints from the URL."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 
 
 class Away(JobsCommandLine):
-    """Checkpoints go to a folder that stands for a bucket, and are scored on the data that they are trained on."""
+    """Runs save checkpoints to a folder that stands for a bucket, and score them on their training data."""
 
     def __init__(self, folder, data):
         super().__init__(folder, data)
@@ -25,13 +25,13 @@ class Away(JobsCommandLine):
         self.head += f"  evaluate: {{sets: [{{name: own, manifest: {data}, classes: {data}/classes.json}}]}}\n"
 
     def files(self):
-        """What lies in the bucket, and since when."""
+        """The files in the bucket and their modification times."""
         return {path: path.stat().st_mtime_ns for path in self.bucket.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory):
-    """With a run ``base`` that is complete."""
+    """A command line with a complete run ``base``."""
     data = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
     make_tokenizer(data / "tokenizer.json")
     made = Away(tmp_path_factory.mktemp("desk"), data)
@@ -39,7 +39,7 @@ def away(tmp_path_factory):
     return made
 
 
-def test_the_run_directory_has_the_marks_alone(away):
+def test_run_directory_holds_only_commit_files_if_checkpoints_are_remote(away):
     run = away.run("base")
     made = commit.commits(run)
     assert [one.samples for one in made] == [16, 32, 48]
@@ -52,7 +52,7 @@ def test_the_run_directory_has_the_marks_alone(away):
     assert [one["name"] for one in read_json(run.result)["evaluations"]] == ["own"]
 
 
-def test_a_branch_and_an_extended_run_begin_there(away):
+def test_branch_and_extended_run_start_from_remote_checkpoint(away):
     before = away.files()
     runs = """runs:
   base: {}
@@ -69,7 +69,7 @@ def test_a_branch_and_an_extended_run_begin_there(away):
     assert before.items() <= away.files().items(), "what lies there of the other run is as it was"
 
 
-def test_a_try_leaves_what_lies_there_alone(away):
+def test_debug_leaves_remote_checkpoints_untouched(away):
     run, before = away.run("base"), away.files()
     newest = commit.commits(run)[-1].path
     newest.rename(away.folder / "aside")
@@ -83,17 +83,17 @@ def test_a_try_leaves_what_lies_there_alone(away):
     copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
     assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
     assert read_config(copy.config).checkpoint.url == ""
-    for one in commit.commits(copy):  # the one that was copied, and the one that it made
+    for one in commit.commits(copy):  # the copied commit and the new commit
         assert "url" not in one.record and {path.name for path in one.path.iterdir()} > {commit.COMMIT_FILE}
 
 
-def test_an_evaluation_reads_it_there(away):
+def test_evaluate_reads_remote_checkpoint(away):
     run = away.run("base")
     (evaluation,) = read_json(run.result)["evaluations"]
-    for path in run.eval.rglob("*"):  # else it would have nothing to do
+    for path in run.eval.rglob("*"):  # with these results, evaluate would do nothing
         if path.is_file():
             path.unlink()
     words = ["--commit", "48", "--no-cache", "--json"]
-    (found,), _ = json.JSONDecoder().raw_decode(away.call("evaluate", "demo/base", *words))  # then notes on stderr
+    (found,), _ = json.JSONDecoder().raw_decode(away.call("evaluate", "demo/base", *words))  # notes from stderr follow
     assert (found["samples"], found["predictions"]) == (48, evaluation["predictions"])
     assert found["commit"] == commit.summary(commit.commits(run)[-1])

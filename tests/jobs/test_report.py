@@ -1,4 +1,4 @@
-"""The report of finished, failed, half-finished and hostile sweeps."""
+"""``report``: tables, charts and pages of complete, failed, partial and hostile sweeps."""
 
 import csv
 import io
@@ -36,7 +36,7 @@ CRASH = {"action": "stop", "cause": "crash", "reason": "three crashes without a 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two complete arms, one that failed half way, one that never began."""
+    """Two complete arms, one that failed half way, and one that never started."""
     folder = tmp_path / "runs" / "demo"
     make(folder, "mask50", "0.5", top1=0.25)
     make(folder, "clip", "0", top1=0.2, speed=200.0)
@@ -63,7 +63,7 @@ def outcomes(folder):
     return results.outcomes([read_run(path.parent).run for path in sorted(folder.glob("*/config.yaml"))])
 
 
-def test_table(sweep):
+def test_report_prints_results_table_in_sweep_order(sweep):
     done = command("demo", root=sweep.parent)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -78,7 +78,7 @@ def test_table(sweep):
     assert (sweep / "report.html").exists()
 
 
-def test_seeds_are_one_arm(tmp_path):
+def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     for seed, top1 in enumerate((0.2, 0.3, 0.1)):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=top1)
     found = outcomes(tmp_path / "demo")
@@ -89,8 +89,8 @@ def test_seeds_are_one_arm(tmp_path):
     assert "20.0 (10.0-30.0)" in results.text(found) and "cannot rank" not in results.text(found)
 
 
-def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
-    """Unless all are fp32; results of earlier versions do not say it."""
+def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path):
+    """Results of earlier versions do not record the precision."""
     for name, precision in (("old", None), ("new", "fp32"), ("fast", "bf16")):
         run = make(tmp_path / name, name)
         result = read_json(run.result)
@@ -106,8 +106,8 @@ def test_a_column_says_in_which_precision_scores_were_computed(tmp_path):
     assert "scored in fp32 unless a column says otherwise" in results.text(found["new"])
 
 
-def test_columns_are_those_of_the_tasks(tmp_path):
-    """Retrieval has two results and a probe one, with names of their own."""
+def test_sets_include_columns_of_retrieval_and_probe_tasks(tmp_path):
+    """Retrieval has two result columns and a probe has one; each has its own suffix."""
     made = outcomes(make(tmp_path / "demo", "mask50").path.parent)[0]
     for name, task in (("icons", "retrieval"), ("carbon", "probe")):
         made.settings.update({f"evaluate.sets.{name}.role": "test", f"evaluate.sets.{name}.task": task})
@@ -115,7 +115,7 @@ def test_columns_are_those_of_the_tasks(tmp_path):
     assert list(seed_groups.sets([made])) == [*tests, "validation"]
 
 
-def test_means_are_over_complete_seeds(tmp_path):
+def test_arm_progress_averages_only_complete_seeds(tmp_path):
     for seed in (0, 1):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed)
     make(tmp_path / "demo", "mask50-s2", seed=2, steps=20, end=CRASH, complete=False, speed=10.0)
@@ -126,19 +126,19 @@ def test_means_are_over_complete_seeds(tmp_path):
     assert result_cells([arm], found)[0]["seeds"] == "2 of 3"
 
 
-def test_a_file_that_cannot_be_is_named_before_anything_is_printed(sweep):
+def test_report_refuses_unwritable_output_path_before_printing(sweep):
     for option in ("--out", "--csv"):
         done = command("demo", option, "absent/results", root=sweep.parent)
         assert (done.returncode, done.stdout) == (78, ""), done.stderr
         assert "absent/results: " in done.stderr and "mkdir -p" in done.stderr and "Free space" not in done.stderr
 
 
-def test_text_in_a_table_is_no_formula_of_a_spreadsheet():
+def test_csv_text_escapes_spreadsheet_formulas():
     rows = [{"run": "=HYPERLINK(1)", "reason": "@x", "loss": -1.5, "sweep": "a"}]
     assert results.csv_text(rows) == "run,reason,loss,sweep\n'=HYPERLINK(1),'@x,-1.5,a\n"
 
 
-def test_csv_and_json_have_a_row_per_run(sweep):
+def test_report_csv_and_json_have_row_per_run(sweep):
     rows = json.loads(command("demo", "--json", root=sweep.parent).stdout)
     assert [row["run"] for row in rows] == ["mask50", "mask75", "clip", "mask90"]
     assert rows[0]["test.twemoji.top1"] == 0.25 and rows[1]["test.twemoji.top1"] is None
@@ -151,7 +151,7 @@ def test_csv_and_json_have_a_row_per_run(sweep):
 
 
 class Texts(HTMLParser):
-    """Tags in balance, and the text between them."""
+    """A parser that checks the balance of tags and collects tags and text."""
 
     VOID = ("meta", "br")
 
@@ -181,7 +181,7 @@ def parsed(html):
     return found
 
 
-def test_page_shows_everything_and_fetches_nothing(sweep):
+def test_html_page_shows_all_results_without_external_resources(sweep):
     html = page(outcomes(sweep))
     found = parsed(html)
     for words in (
@@ -208,7 +208,7 @@ def test_page_shows_everything_and_fetches_nothing(sweep):
     assert "mask50: 24.0 % (21.6 to 26.4)" in found.text, "and that of the other set"
 
 
-def test_page_of_a_hostile_run(tmp_path):
+def test_html_page_escapes_hostile_names(tmp_path):
     name = "<script>alert(1)<&'\""
     run = make(tmp_path / "demo", name.replace("/", "_"), steps=20, end={**CRASH, "reason": name}, complete=False)
     write_json(run.path.parent / "sweep.json", {"title": name, "notes": name, "runs": []})
@@ -217,7 +217,7 @@ def test_page_of_a_hostile_run(tmp_path):
     assert found.text.count(name) >= 5
 
 
-def test_core_hours_are_no_gpu_hours(tmp_path):
+def test_result_cells_show_no_gpu_hours_for_cpu_run(tmp_path):
     for name, gpus in (("cpu", 0), ("gpu", 2)):
         run = make(tmp_path / "s", name, mask="0.5" if gpus else "0.75")
         config = merge.read_config(run.config)
@@ -228,38 +228,38 @@ def test_core_hours_are_no_gpu_hours(tmp_path):
     assert [(row["run"], row["GPU-hours"] == "-") for row in rows] == [("cpu", True), ("gpu", False)]
 
 
-def test_page_of_nothing_but_a_damaged_run(tmp_path):
+def test_html_page_renders_sweep_with_only_damaged_run(tmp_path):
     run = make(tmp_path / "demo", "broken", steps=20, complete=False)
     run.status.write_text("{")
     html = page(outcomes(tmp_path / "demo"))
     assert "not JSON" in html and "No run is complete yet" in html
 
 
-def test_thinning_and_ticks():
+def test_thin_averages_points_and_tick_formats_numbers():
     assert thin(np.arange(1000), 2 * np.arange(1000), 10)[0] == (49.5, 99) and thin(np.empty(0), np.empty(0)) == []
     assert [tick(v) for v in (0, 0.25, 400, 12_800, 2.56e9, 5.1e20, 1e-5)] == [
         "0", "0.25", "400", "12,800", "2.56 B", "5.1e20", "1e-5",
     ]  # fmt: skip
 
 
-def test_styles_differ_without_colour():
+def test_look_gives_28_styles_distinct_without_colour():
     looks = [look(i) for i in range(28)]
     assert len(set(looks)) == len({(dash, shape) for _, dash, shape in looks}) == 28
 
 
 def lines_of(drawn):
-    """(title, points) of the lines in an SVG."""
+    """The (title, number of points) of each line in an SVG."""
     found = re.findall(r'<g><title>([^<]*)</title>\s*<path d="([^"]*)"', drawn)
     return [(title, path.count("L") + 1) for title, path in found]
 
 
-def test_charts_of_few_points():
+def test_svg_draws_empty_and_single_point_plots():
     assert "Nothing to draw" in svg(Plot("x", "y", [Series("a")]))
     assert lines_of(svg(Plot("x", "y", [Series("a", [[(0.0, 0.0)]])]))) == [("a", 1)], "one point at the origin"
     assert lines_of(svg(Plot("x", "y", [Series("a", [[(3.0, 2.0)]])], log_x=True, log_y=True))) == [("a", 1)]
 
 
-def test_charts_are_deterministic_and_names_are_text():
+def test_charts_are_deterministic_and_escape_names():
     harm = "$x^2$ <script>&\x1b"
     plot = Plot(harm, "y", [Series(harm, [[(1.0, 2.0), (2.0, 3.0)]], [Mark(1, 2, 1, 3, harm)])], level=(2, harm))
     assert svg(plot) == svg(plot) and png(plot) == png(plot)
@@ -268,7 +268,7 @@ def test_charts_are_deterministic_and_names_are_text():
     assert not re.search(r"<metadata|date|id=\"\w+_\d+\"", svg(plot))
 
 
-def test_a_folder_holds_all_of_it(sweep, tmp_path):
+def test_report_folder_contains_page_markdown_csv_and_figures(sweep, tmp_path):
     out = tmp_path / "deep" / "results"
     done = command("demo", "--folder", str(out), root=sweep.parent)
     assert done.returncode == 0, done.stderr
@@ -292,7 +292,7 @@ def test_a_folder_holds_all_of_it(sweep, tmp_path):
     assert [row["run"] for row in csv.DictReader(io.StringIO((out / "results.csv").read_text()))][0] == "mask50"
 
 
-def test_markdown(sweep):
+def test_report_markdown_has_headline_summary_and_tables(sweep):
     done = command("demo", "--markdown", "-", root=sweep.parent)
     assert done.returncode == 0 and done.stdout.startswith(
         "# A demonstration\n\n**mask50 25.0, clip 20.0 on twemoji**\n"
@@ -304,7 +304,7 @@ def test_markdown(sweep):
     assert "| mask75 | failed | 50 % |" in done.stdout and "figures/" not in done.stdout
 
 
-def test_markdown_of_hostile_texts():
+def test_markdown_escapes_hostile_texts():
     harm = "a|b <script>x</script> [l](javascript:y) *b* `c` # ~ $z$\n\n# head"
     made = markdown([Table([{"run": harm, "why": "x"}], long=["why"]), Text(harm)])
     assert "<script" not in made and "\n# head" not in made and "](" not in made.replace("\\](", "")
@@ -312,7 +312,7 @@ def test_markdown_of_hostile_texts():
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
-def test_more_arms_than_eyes_can_tell_are_grey(tmp_path):
+def test_focus_colours_best_seven_arms_and_greys_rest(tmp_path):
     for i in range(20):
         make(tmp_path / "demo", f"r{i:02}", f"0.{i + 10}", top1=0.1 + 0.01 * i)
     found = outcomes(tmp_path / "demo")
@@ -321,7 +321,7 @@ def test_more_arms_than_eyes_can_tell_are_grey(tmp_path):
     assert styles[19] == 0 and "Grey: 13 others." in parsed(page(found)).text
 
 
-def test_labels_do_not_cover_each_other():
+def test_spread_separates_overlapping_labels():
     boxes = [(0, 50, 100.0), (40, 90, 101.0), (60, 99, 99.0), (200, 250, 100.0), (0, 9, -5.0)]
     heights = spread(boxes, 0, 200)
     assert heights[3] == 100 and heights[4] == 0, "nothing beside it; inside the frame"
@@ -331,7 +331,7 @@ def test_labels_do_not_cover_each_other():
     assert all(f">name{i} 5<" in drawn for i in range(3))
 
 
-def test_an_axis_that_does_not_start_at_zero_shows_a_break():
+def test_svg_shows_axis_break_if_axis_does_not_start_at_zero():
     def broken(*ys, **more):
         plot = Plot("x", "y", [Series("a", [list(enumerate(ys))])], **more)
         return svg(plot).count("#ffffff") > svg(Plot("x", "y", [Series("a", [[(0, 0.0), (1, 1.0)]])], **more)).count(
@@ -341,7 +341,7 @@ def test_an_axis_that_does_not_start_at_zero_shows_a_break():
     assert not broken(1.0, 5.0) and not broken(-1.0, 5.0) and broken(4.0, 5.0)
 
 
-def test_raw_values_are_behind_smoothed_ones(tmp_path):
+def test_charts_draw_raw_values_behind_smoothed_values(tmp_path):
     values = np.arange(100.0) + 10 * (-1.0) ** np.arange(100)
     assert np.abs(np.diff(smooth(values), 2)[2:-2]).max() < 9 and np.abs(np.diff(values, 2)).max() == 40
     assert smooth(values[:19]) == pytest.approx(values[:19]) and len(smooth(np.empty(0))) == 0
@@ -352,7 +352,7 @@ def test_raw_values_are_behind_smoothed_ones(tmp_path):
     assert f'viewBox="0 0 {LARGE[0]} {LARGE[1]}"' in svg(Plot("x", "y", [Series("a", [[(0, 1)]])], large=True))
 
 
-def test_the_headline_ranks_and_says_what_cannot_be_ranked(tmp_path):
+def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
     folder = tmp_path / "demo"
     for name, mask, top1 in (("clip", "0", 0.188), ("mask75", "0.75", 0.276), ("mask50", "0.5", 0.269)):
         make(folder, name, mask, top1=top1)
@@ -371,8 +371,8 @@ def test_the_headline_ranks_and_says_what_cannot_be_ranked(tmp_path):
     assert seed_groups.headlines(seed_groups.group(found), found[:0]) == []
 
 
-def test_the_best_of_a_column_is_set_apart(tmp_path):
-    """Speed and costs of an unsteady run do not count."""
+def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
+    """The speed and costs of an unsteady run are never marked as the best."""
     folder = tmp_path / "demo"
     make(folder, "a", "0.5", top1=0.2, speed=400.0)
     make(folder, "b", "0.75", top1=0.3, speed=500.0)
@@ -391,7 +391,7 @@ def test_the_best_of_a_column_is_set_apart(tmp_path):
     assert "**30.0 (27.4-32.6)**" in markdown(findings(found))
 
 
-def test_settings_that_differ_are_a_matrix(tmp_path):
+def test_findings_tabulate_differing_settings_by_run(tmp_path):
     for i in range(10):
         make(tmp_path / "demo", f"r{i}", f"0.{i}5")
     blocks = findings(outcomes(tmp_path / "demo"))
@@ -400,8 +400,8 @@ def test_settings_that_differ_are_a_matrix(tmp_path):
     assert first.rows == [{"setting": "stages.pretrain.mask", **{f"r{i}": f"0.{i}5" for i in range(8)}}]
 
 
-def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
-    """Table 1b needs two runs of the sweep masking; one row is not complete, one run is another recipe."""
+def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
+    """Table 1b needs two runs of the sweep ``masking``. One row is not complete; one run has another recipe."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     gallery.sweep(tmp_path, "masking")
     more = ["stages.pretrain.warmup=25.6e6"]
@@ -423,7 +423,7 @@ def test_rows_of_other_sweeps_stand_beside(tmp_path, monkeypatch):
     )
 
 
-def test_flops_of_a_run_are_those_that_a_plan_adds_up(tmp_path, monkeypatch):
+def test_flops_of_run_match_plan(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     for name in ("tuning", "tuning_small", "text_masking"):
         for outcome in outcomes(gallery.sweep(tmp_path, name)):

@@ -1,4 +1,4 @@
-"""Readers of runs other than the user who submitted them: an unreadable run does not hide the others."""
+"""Commands of users other than the submitter: they show the same states; an unreadable run hides no other run."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ SUBMITTED = "its job is not in Slurm's queue any more: submit again"
 
 @pytest.fixture
 def tmp_path():
-    """One that other users may enter, which pytest's is not."""
+    """A temporary folder that other users may enter, unlike pytest's folder."""
     made = Path(tempfile.mkdtemp())
     made.chmod(0o755)
     yield made
@@ -41,7 +41,7 @@ def tmp_path():
 
 @contextlib.contextmanager
 def another(*private: Path):
-    """As another user, who is kept out of the ``private`` folders; without root by their modes."""
+    """Act as another user, who cannot enter the ``private`` folders. Without root, set their modes to 0 instead."""
     modes = [(path, path.stat().st_mode) for path in private]
     assert all(mode & 0o077 == 0 for _, mode in modes), "they are private without our help"
     if os.geteuid() == 0:
@@ -60,7 +60,7 @@ def another(*private: Path):
 
 @pytest.fixture
 def sweep(tmp_path, commands):
-    """A canary a, on nodes, and b and c behind it. ``sweep.queue``: what squeue lists of (a, b and c)."""
+    """The canary a runs, b and c wait. ``sweep.queue`` sets the rows of squeue for a, and for b and c."""
     commands("sbatch", 'echo "Submitted batch job 5$$"')
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
@@ -73,7 +73,7 @@ def sweep(tmp_path, commands):
         rows = [(ahead, "N/A", "57", first), (behind, 0, "58_0", others), (behind, 1, "58_1", others)]
         lines = ["{}|{}|{}|{}|n1|{}|N/A".format(*row[:3], *row[3].split("|")) for row in rows if row[3]]
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
-        (tmp_path / "calls").chmod(0o666)  # in which the stand-ins note who calls
+        (tmp_path / "calls").chmod(0o666)  # the stand-ins record calls of all users here
 
     commands.queue, commands.runs, commands.root = queue, runs, tmp_path / "runs"
     commands.tokens = list((tmp_path / "runs" / "demo" / ".slurm").iterdir())
@@ -99,13 +99,13 @@ WAITS = ("queued", "waits for its canary a")
         ("FAILED|None", "", [("stopped", "its job ended (FAILED): submit again")] + 2 * [("stopped", SUBMITTED)]),
     ],
 )
-def test_where_runs_stand_is_seen_by_others_in_slurms_words(sweep, first, others, expected):
+def test_job_states_are_visible_to_other_users_from_squeue(sweep, first, others, expected):
     sweep.queue(first, others)
     assert seen(sweep) == expected
 
 
-def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monkeypatch):
-    """squeue lists nothing of them: they may run. Records of before name no user: the file's owner it is."""
+def test_job_states_of_other_users_are_unknown_if_slurm_hides_jobs(sweep, monkeypatch):
+    """squeue lists no jobs of others, so they may run. If an older record names no user, the file's owner counts."""
     run, mine, complete = sweep.runs
     sweep.queue("", "")
     sweep("scancel", "")
@@ -136,7 +136,7 @@ def test_where_slurm_hides_the_jobs_of_others_their_runs_are_unknown(sweep, monk
     assert stand("'PrivateData = jobs'") == seen, "root sees all"
 
 
-def test_what_waits_for_a_canary_that_has_failed_is_seen_by_others(sweep):
+def test_job_states_show_failed_canary_to_other_users(sweep):
     n = attempts.start_attempt(sweep.runs[0], {})
     sweep.runs[0].write_cause(n, 0, "config", 78, "a key is unknown")
     attempts.end_attempt(sweep.runs[0], n, 78, "RUNNING")
@@ -145,14 +145,14 @@ def test_what_waits_for_a_canary_that_has_failed_is_seen_by_others(sweep):
     assert seen(sweep) == [("failed", "rank 0: a key is unknown"), stuck, stuck]
 
 
-def test_a_hold_after_the_canary_is_another_one(sweep):
+def test_job_states_name_release_command_for_hold_after_canary(sweep):
     write_json(sweep.runs[0].result, {})
     held = ("queued", "in Slurm: JobHeldUser (release it with `scontrol release {}`)")
     assert seen(sweep)[1:] == [(held[0], held[1].format(id_)) for id_ in ("58_0", "58_1")]
 
 
 def looks(sweep, capsys, command, *words):
-    """The same command once as ourselves, so that all modules are there, and once as another."""
+    """The output of a command as this user, which imports all modules, and then as another user."""
     found = []
     for as_whom in (contextlib.nullcontext, lambda: another(*sweep.tokens)):
         with as_whom():
@@ -161,7 +161,7 @@ def looks(sweep, capsys, command, *words):
     return found
 
 
-def test_the_commands_that_only_read_serve_others(sweep, capsys):
+def test_read_only_commands_give_same_output_to_other_users(sweep, capsys):
     ours, theirs = looks(sweep, capsys, status, "demo", "--json")
     assert ours == theirs and [row["state"] for row in json.loads(theirs)] == ["running", "queued", "queued"]
     for command, words in ((explain, ["demo/b"]), (report, ["demo", "--json"]), (status, ["demo", "--goodput"])):
@@ -169,7 +169,7 @@ def test_the_commands_that_only_read_serve_others(sweep, capsys):
         assert ours == theirs
 
 
-def test_a_run_that_may_not_be_read_hides_no_other(sweep, capsys):
+def test_commands_list_unreadable_run_and_all_other_runs(sweep, capsys):
     hidden = sweep.runs[1].path
     hidden.chmod(0o700)
     sweep.tokens.append(hidden)

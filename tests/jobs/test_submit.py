@@ -1,4 +1,4 @@
-"""The command as a person types it, from another directory, on small real data."""
+"""``submit`` from another directory on a small real data set: plans, checks, questions and runs."""
 
 import json
 import os
@@ -32,7 +32,7 @@ SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
 
 
 @pytest.mark.parametrize("name", SCALING)
-def test_dry_run_of_the_papers_sweeps(desk, name):
+def test_dry_run_plans_paper_sweeps(desk, name):
     done = desk.submit("--dry-run", sweep=f"sweeps/{name}.yaml")
     assert done.returncode == 0, done.stderr
     for words in (
@@ -47,11 +47,11 @@ def test_dry_run_of_the_papers_sweeps(desk, name):
     assert not desk.runs.exists() and "nothing started" in done.stdout and "#SBATCH" not in done.stdout
 
 
-def test_the_numbers_of_a_plan(desk):
+def test_plan_matches_hand_calculated_costs(desk):
     plan = json.loads(desk.submit("--dry-run", "--json", sweep="model_scaling").stdout)
     baseline, model = plan["runs"]
     pretrain = baseline["stages"][0]
-    # As the head of the sweep file says; by hand: 3 * forward FLOPs * 12.8e9 pairs / (0.4 * 989e12 FLOP/s) / 3600 s.
+    # As in the head of the sweep file. By hand: 3 * forward FLOPs * 12.8e9 pairs / (0.4 * 989e12 FLOP/s) / 3600 s.
     for run, hours in ((baseline, 1790), (model, 4979)):
         arithmetic = run["stages"][0]["compute_seconds"] * run["stages"][0]["steps"]
         assert arithmetic * run["world"] / 3600 == pytest.approx(hours, abs=0.5)
@@ -63,8 +63,8 @@ def test_the_numbers_of_a_plan(desk):
     assert plan["cost"]["gpu_hours"] == pytest.approx(sum(run["cost"]["gpu_hours"] for run in plan["runs"]))
 
 
-def test_a_trunk_and_its_cooldowns_cost_their_sum(desk):
-    """The trunk is not trained yet: a plan needs no commit of it, a submission does."""
+def test_plan_counts_only_added_samples_for_cooldown_runs(desk):
+    """The trunk is not trained yet. A plan needs no commit of the trunk; a submission does."""
     settings = desk.text.split("runs:")[0]
     desk.sweep.write_text(
         settings
@@ -84,7 +84,7 @@ def test_a_trunk_and_its_cooldowns_cost_their_sum(desk):
     desk.refuses(78, "init.run: no such run")
 
 
-def test_planning_loads_no_torch(desk):
+def test_dry_run_imports_no_torch_or_rich(desk):
     script = (
         "import sys; from jobs.submit import main; code = main(['--sweep', sys.argv[1], '--dry-run']);"
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'torchvision', 'timm', 'rich')))"
@@ -94,7 +94,7 @@ def test_planning_loads_no_torch(desk):
     assert "128 samples in 2 shards" in done.stdout, "it looked at the data"
 
 
-def test_a_machine_without_slurm_says_so(desk, tmp_path):
+def test_submit_needs_slurm_commands_but_dry_run_does_not(desk, tmp_path):
     (tmp_path / "far.yaml").write_text("kind: slurm\npartition: gpu\n")
     done = desk.submit("--cluster", str(tmp_path / "far.yaml"), env={"PATH": "/nowhere"})
     assert done.returncode == 78 and "sbatch, srun, squeue, scancel, scontrol" in done.stderr, done.stderr
@@ -104,7 +104,7 @@ def test_a_machine_without_slurm_says_so(desk, tmp_path):
 
 
 @pytest.mark.long
-def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
+def test_submit_refuses_invalid_settings_and_writes_nothing(desk, data, tmp_path):
     desk.refuses(78, "stages.pretrain.batch", "stages.pretrain.batch=15", "resources.processes=2")
     desk.refuses(78, "no run of the sweep matches", "--only", "nothing*")
     desk.refuses(78, "vocabulary", "model.text.vocabulary=20")
@@ -119,7 +119,7 @@ def test_mistakes_are_one_paragraph_and_leave_nothing(desk, data, tmp_path):
     desk.refuses(78, "a template needs one {}", f"evaluate.sets.small.classes={few}")
 
 
-def test_a_dry_run_writes_nothing(desk, monkeypatch):
+def test_dry_run_checks_writability_without_writing(desk, monkeypatch):
     monkeypatch.setattr(preflight, "probe", lambda _: pytest.fail("wrote a probe"))
     place = desk.folder / "runs" / "x"
     assert "writable" in preflight._writable(ClusterProfile(name="local"), place, True).detail
@@ -129,7 +129,7 @@ def test_a_dry_run_writes_nothing(desk, monkeypatch):
             preflight._writable(ClusterProfile(name="local"), place, True)
 
 
-def test_the_end_of_input_is_a_no(monkeypatch):
+def test_confirm_treats_end_of_input_as_refusal(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", Mock(side_effect=EOFError))
     with pytest.raises(ConfigError, match="nothing was done"):
@@ -137,7 +137,7 @@ def test_the_end_of_input_is_a_no(monkeypatch):
 
 
 @pytest.mark.long
-def test_from_submission_to_report_and_nothing_twice(desk):
+def test_submit_trains_reports_and_starts_nothing_on_second_call(desk):
     done = desk.submit("--watch")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "half: complete" in done.stdout and "cannot rank the arms" in done.stdout
@@ -159,7 +159,7 @@ def test_from_submission_to_report_and_nothing_twice(desk):
 
 
 @pytest.mark.long
-def test_ctrl_c_in_the_foreground_saves_and_stops_the_runs(desk):
+def test_foreground_submit_saves_and_stops_runs_on_ctrl_c(desk):
     words = [desk.sweep, "--foreground", "--only", "half", "stages.pretrain.samples=1e6", "checkpoint.minutes=60"]
     run = RunDir(desk.runs / "demo" / "half")
     command = subprocess.Popen(
@@ -178,14 +178,14 @@ def test_ctrl_c_in_the_foreground_saves_and_stops_the_runs(desk):
     "words",
     ["--script", "--json --watch", "--dry-run --watch", "--dry-run --foreground"],
 )
-def test_contradictory_or_ignored_flags_are_refused(typed, capsys, words):
+def test_submit_refuses_contradictory_or_ignored_flags(typed, capsys, words):
     with pytest.raises(SystemExit) as caught:
         typed(*words.split())
     assert caught.value.code == 2 and ": error: " in capsys.readouterr().err
     assert not typed.started
 
 
-def test_a_scheduler_that_does_not_answer_has_an_exit_code_of_its_own(typed, monkeypatch):
+def test_submit_exits_with_69_if_states_of_all_runs_are_unknown(typed, monkeypatch):
     typed()
     states = {"half": JobState("unknown", 1, "Slurm does not answer"), "whole": JobState("unknown")}
     monkeypatch.setattr(planning, "states", lambda runs: {run.path: states[run.name] for run in runs})
@@ -194,8 +194,8 @@ def test_a_scheduler_that_does_not_answer_has_an_exit_code_of_its_own(typed, mon
     assert typed()[0] == 0
 
 
-def test_a_default_that_moved_is_named(desk, typed, monkeypatch):
-    """As a newer version would: the sweep file is the same, the schema's default is not."""
+def test_submit_names_changed_schema_default(desk, typed, monkeypatch):
+    """A newer version may do this: the sweep file is the same, but the default of the schema differs."""
     typed()
     monkeypatch.setattr(schema.Optim, "weight_decay", 0.3)
     monkeypatch.setattr(schema.Optim.__init__, "__defaults__", tuple(
@@ -211,7 +211,7 @@ def test_a_default_that_moved_is_named(desk, typed, monkeypatch):
     assert kept[0] == 0 and typed.started == ["half", "whole"]
 
 
-def test_what_differs_from_the_base_is_shown_resolved(desk, typed):
+def test_dry_run_shows_differences_from_base_with_resolved_values(desk, typed):
     text = desk.text.replace("  half: {", "  half: {model.size: B/16, data.workers: -1, ")
     code, out, _ = typed("--dry-run", sweep=text)
     assert code == 0 and "model.size: tiny -> B/16" in out and "model.image.width" not in out
@@ -220,13 +220,13 @@ def test_what_differs_from_the_base_is_shown_resolved(desk, typed):
     assert base["model.image.width"]["now"] == 768 and base["data.workers"]["now"] >= 0
 
 
-def test_a_size_that_is_overridden_is_not_called_by_its_name_alone(desk, typed):
+def test_dry_run_shows_overrides_of_model_size(desk, typed):
     text = desk.text.replace("  half: {", "  half: {model.image.layers: 1, ")
     code, out, _ = typed("--dry-run", sweep=text)
     assert code == 0 and "  model        tiny with image.layers 1: " in out and "  model        tiny: " in out
 
 
-def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
+def test_submit_asks_before_expensive_runs(desk, typed, monkeypatch):
     real = submission.estimate
 
     def dear(config, profile):
@@ -243,8 +243,8 @@ def test_what_costs_much_is_asked_for(desk, typed, monkeypatch):
 
 
 @pytest.mark.parametrize("second", [None, 0.0])
-def test_an_unknown_or_a_cpu_cost_does_not_silence_the_question(desk, typed, monkeypatch, second):
-    """``half`` costs 120 GPU-hours; ``whole`` costs an unknown number of them, or runs on CPUs."""
+def test_submit_asks_despite_unknown_or_zero_gpu_hours_of_another_run(desk, typed, monkeypatch, second):
+    """``half`` costs 120 GPU-hours. ``whole`` costs an unknown number of GPU-hours, or runs on CPUs."""
     real = submission.estimate
 
     def costs(config, profile):
@@ -260,7 +260,7 @@ def test_an_unknown_or_a_cpu_cost_does_not_silence_the_question(desk, typed, mon
     assert (code, bool(typed.started)) == ((78, False) if second is None else (0, True)), err
 
 
-def test_a_gpu_run_on_a_profile_without_a_gpu_name_asks(desk, typed, tmp_path):
+def test_plan_asks_for_gpu_run_if_profile_has_no_gpu_name(desk, typed, tmp_path):
     (tmp_path / "bare.yaml").write_text("kind: slurm\ngpus_per_node: 8\ncpus_per_node: 8\nmemory_gb: 64\n")
     words = ["--cluster", str(tmp_path / "bare.yaml"), "--only", "half", "--dry-run", "--json"]
     plan = json.loads(typed(*words, "resources.gpus=1")[1])
@@ -269,7 +269,7 @@ def test_a_gpu_run_on_a_profile_without_a_gpu_name_asks(desk, typed, tmp_path):
     assert plan["cost"]["gpu_hours"] == 0 and plan["question"] == "", "a CPU run never asks"
 
 
-def test_a_dry_run_exits_as_the_submission_would(desk, typed):
+def test_dry_run_exits_with_code_of_submission(desk, typed):
     typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n  more: {seed: 3}\n")
     changed = desk.text.replace("mask: 0.5", "mask: 0.25")
     for words, says in (([], "another configuration"), (["--changed", "keep", "--prune"], "3 of 5 runs")):
@@ -280,20 +280,20 @@ def test_a_dry_run_exits_as_the_submission_would(desk, typed):
     assert not typed.trashed() and not typed.started
 
 
-def test_what_is_implausible_is_said_at_the_submission_too(typed):
+def test_submit_and_dry_run_warn_of_implausible_settings(typed):
     code, out, _ = typed("stages.pretrain.base_lr=2000", "--only", "half")
     assert code == 0 and "warning (half): stage pretrain: the peak learning rate is 125 (" in out and typed.started
     runs = json.loads(typed("--dry-run", "--json", "stages.pretrain.base_lr=2000", "--changed", "keep")[1])["runs"]
     assert len(runs[1]["warnings"]) == 1 and "warning: stage pretrain" in typed("--dry-run", "--only", "half")[1]
 
 
-def test_batch_scripts_on_request(desk):
+def test_dry_run_prints_batch_scripts_with_script_option(desk):
     shown = desk.submit("--dry-run", "--script", sweep="model_scaling").stdout
     assert "16 nodes, 8 ranks a node, 8 GPUs a node, 24 h: baseline\n" in shown, "no Slurm answers here"
     assert "#SBATCH --nodes=16\n" in shown and "#SBATCH --nodes=32\n" in shown
 
 
-def test_a_dry_run_executes_nothing_that_a_sweep_names(desk, tmp_path):
+def test_dry_run_executes_no_program_named_in_sweep(desk, tmp_path):
     """A sweep from another person may bring its own profile."""
     folder, ran = tmp_path / "bin", tmp_path / "ran"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""TensorBoard shows runs by their names, also those that begin later, and leaves nothing behind."""
+"""``tensorboard`` shows runs by name, adds later runs, and removes its scratch folder."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def events(run, value):
-    """What the trainer's writer leaves, without torch: a scalar in an event file."""
+    """Write a scalar to an event file, as the trainer's writer does, but without torch."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -32,7 +32,7 @@ def events(run, value):
     writer.close()
 
 
-def test_runs_go_by_their_names(tmp_path):
+def test_add_links_new_runs_under_unique_names(tmp_path):
     runs = [make(tmp_path / "one", name) for name in ("a", "b")]
     for run in runs[:1]:
         run.tensorboard.mkdir()
@@ -48,7 +48,7 @@ def test_runs_go_by_their_names(tmp_path):
 
 
 @pytest.mark.timeout(180)
-def test_the_command_serves_a_sweep_and_ends_clean(tmp_path):
+def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
     for name, value in (("mask50", 3.0), ("clip", 4.0)):
         events(make(tmp_path / "runs" / "demo", name), value)
     with socket.socket() as found:
@@ -85,7 +85,7 @@ def _until(url, condition):
         time.sleep(0.3)
 
 
-def test_a_sweep_that_is_not_there(tmp_path):
+def test_tensorboard_command_refuses_unknown_sweep(tmp_path):
     command = [sys.executable, str(ROOT / "jobs" / "tensorboard.py"), "absent", "--root", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 78 and "no such sweep" in done.stderr

@@ -1,4 +1,4 @@
-"""What stands in shards and beside them: captions, labels, pictures, tokenizers, lists of images, heads of replies."""
+"""Fuzz tests of the parsers of captions, labels, images, tokenizers, image lists and response headers."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from tools.shards_commands.inspect_samples import _json
 
 pytestmark = pytest.mark.timeout(60)
 
-#: Text as a JSON file can hold it: half of a pair, which UTF-8 has not, included.
+#: Text as a JSON file can hold it, including lone surrogates, which UTF-8 cannot encode.
 ANY = st.text(st.characters(), max_size=30) | st.sampled_from(["&#1114112;", "&" * 40, "\ud800", "&amp;amp;lt;", "\0"])
 
 
@@ -39,14 +39,14 @@ def path(tmp_path_factory):
 @given(st.lists(ANY, max_size=3), st.booleans(), st.booleans())
 @example(["\ud800 a"], False, True)
 @example(["&" + "a" * 100_000], True, True)
-def test_any_caption(path, texts, first, repair):
+def test_tokenizer_encodes_any_caption(path, texts, first, repair):
     tokenizer = Tokenizer(path, 8, first, repair)
     ids = tokenizer(texts)
     assert ids.shape == (len(texts), 8) and (ids >= 0).all() and (ids < tokenizer.size).all()
 
 
 @given(ANY)
-def test_cleaning_twice_is_cleaning_once_but_for_entities(text):
+def test_clean_is_idempotent_except_for_entities(text):
     done = clean(text)
     assert done == " ".join(done.split()) and ("&" in done or clean(done) == done)
 
@@ -57,7 +57,7 @@ def test_cleaning_twice_is_cleaning_once_but_for_entities(text):
 @example({"json": DEEP})
 @example({"cls": b"9" * 5000})
 @example({"cls": b"99999999999999999999"})
-def test_any_members(sample):
+def test_sample_parsers_raise_only_decode_error_on_any_members(sample):
     try:
         assert all(isinstance(caption, str) and "\n" not in caption for caption in captions_of(sample, ["txt"]))
     except DecodeError:
@@ -70,7 +70,7 @@ def test_any_members(sample):
     _json(sample)
 
 
-def test_a_json_member_nested_without_end():
+def test_inspect_shows_raw_text_of_deeply_nested_json_member():
     assert _json({"json": DEEP}) == DEEP.decode()
 
 
@@ -84,7 +84,7 @@ PICTURES = [picture(form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIF
 
 
 @given(st.sampled_from(PICTURES).flatmap(spoiled) | st.binary(max_size=40))
-def test_any_picture(data):
+def test_decode_returns_rgb_or_decode_error_for_any_bytes(data):
     for decoder in ("pillow", "simplejpeg"):
         with suppress(decode.DecodeError):
             pixels = decode.decode(data, decoder)
@@ -92,14 +92,14 @@ def test_any_picture(data):
 
 
 @given(data=st.data())
-def test_any_tokenizer(data, path, tmp_path):
+def test_tokenizer_raises_only_config_error_on_any_json(data, path, tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(data.draw(texts(json.loads(path.read_text(encoding="utf-8")))))
     read(file)
 
 
 @pytest.mark.parametrize("text", [DEEP, b'{"model": {"type": "WordPiece", "vocab": ' + DEEP, b"1" * 5000])
-def test_a_tokenizer_nested_without_end(text, tmp_path):
+def test_tokenizer_rejects_overly_nested_or_overlong_json(text, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(text)
     assert read(tmp_path / "tokenizer.json") is None
 
@@ -116,7 +116,7 @@ def read(file):
 
 @given(texts({"names": ["cat", "dog"], "templates": ["a {}"]}))
 @example(DEEP)
-def test_any_names_of_classes(tmp_path, text):
+def test_read_prompts_raises_only_config_error_on_any_json(tmp_path, text):
     (tmp_path / "classes.json").write_bytes(text)
     with suppress(ConfigError):
         found = prompts.read_prompts(str(tmp_path / "classes.json"))
@@ -129,7 +129,7 @@ KARPATHY = {"images": [{"split": "test", "filename": "a.jpg", "filepath": "b", "
 
 @given(st.sampled_from([COCO, KARPATHY]).flatmap(texts) | texts({"image": "a.jpg", "label": 1, "captions": ["b"]}))
 @example(DEEP)
-def test_any_list_of_images(tmp_path, text):
+def test_read_annotations_raises_only_data_error_on_any_list(tmp_path, text):
     for name in ("list.json", "list.jsonl", "list.csv"):
         (tmp_path / name).write_bytes(text)
         with suppress(DataError):
@@ -139,7 +139,7 @@ def test_any_list_of_images(tmp_path, text):
 
 
 @given(spoiled(b'image,caption\na.jpg,one\nb.jpg,"two, three"\n'))
-def test_any_table_of_images(tmp_path, text):
+def test_read_annotations_raises_only_data_error_on_any_csv(tmp_path, text):
     (tmp_path / "table.csv").write_bytes(text)
     with suppress(DataError):
         assert all(
@@ -153,8 +153,8 @@ def test_any_table_of_images(tmp_path, text):
     changed({"ContentRange": "bytes 5-9/20", "ContentLength": 5, "ETag": '"ab"'}),
     st.sampled_from(["bytes 5-9/20", "bytes 5-9/*", "bytes 9-5/20", "", "bytes " + "9" * 5000 + "-9/20"]),
 )
-def test_any_head_of_a_reply(reply, wanted):
-    """Of the types that a client gives: what a server chose to say is the text."""
+def test_s3_check_raises_only_known_errors_on_any_response_header(reply, wanted):
+    """The values have the types that a client returns; the server controls only their text."""
     if not isinstance(reply, dict):
         return
     reply = {"ContentRange": wanted} | {key: value for key, value in reply.items() if key == "ContentLength"}
@@ -165,7 +165,7 @@ def test_any_head_of_a_reply(reply, wanted):
 
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.lists(st.integers(1, 40), max_size=4))
-def test_an_etag_is_that_of_the_parts_however_the_bytes_come(pieces, parts):
+def test_etag_is_independent_of_chunking_and_matches_multipart_md5(pieces, parts):
     whole, found = b"".join(pieces), ETag(parts)
     for piece in pieces:
         found.update(piece)

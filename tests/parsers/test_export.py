@@ -1,4 +1,4 @@
-"""export.json of a foreign folder: a commit of that folder, or an error that says why not."""
+"""Tests that export.json of a foreign folder is read as a commit of that folder or rejected with a reason."""
 
 import json
 from contextlib import suppress
@@ -16,7 +16,7 @@ FILES = {"a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae22
 @given(texts({"form": 1, "files": FILES, "stage": "pretrain", "samples": 64, "attempt": 1}))
 @example(DEEP)
 @example(json.dumps({"form": 1, "files": {"../escaped": FILES["a.safetensors"]}, "stage": "a"}).encode())
-def test_any_mark_of_an_export(tmp_path, text):
+def test_read_export_verifies_or_rejects_any_record(tmp_path, text):
     (tmp_path / export_record.EXPORT_FILE).write_bytes(text)
     with suppress(DataError, ConfigError, commit.CorruptCheckpoint):
         found = export_record.read_export(tmp_path)

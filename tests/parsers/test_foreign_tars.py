@@ -1,7 +1,7 @@
-"""Tars of other writers: our index and reader yield the samples that webdataset yields, or the index refuses the shard.
+"""Tests that tars of other writers yield the samples that webdataset yields, or that the index refuses them.
 
-Each case is written here, by GNU tar, bsdtar, Python's tarfile or webdataset, and some are then damaged. A difference
-from webdataset is an error with exit code 65, never other bytes, keys or a missing sample.
+GNU tar, bsdtar, Python's tarfile or webdataset writes each case, and some are then damaged. If the index cannot agree
+with webdataset, it ends with exit code 65; it never yields other bytes or keys, and never omits a sample.
 """
 
 import bz2
@@ -29,11 +29,11 @@ FORMATS = {
     "tarfile": ("ustar", "gnu", "pax"),
 }
 SAME = ""
-"""What is expected of a case that is not refused; else words of the error."""
+"""Expected result of a case that is accepted; any other value is a pattern of the expected error."""
 
 
 class Case(NamedTuple):
-    """``damage``: what is made of the archive's bytes; ``options``: more for the writer."""
+    """An archive. ``damage``: change of the archive's bytes; ``options``: further options of the writer."""
 
     content: str
     writer: str
@@ -50,7 +50,7 @@ class Case(NamedTuple):
 
 
 def files(folder, *names):
-    """Write each name's own bytes; a name that ends with / is a folder."""
+    """Write a file with unique bytes for each name; a name that ends with / is a folder."""
     for number, name in enumerate(names):
         path = os.path.join(os.fsencode(folder), os.fsencode(name))
         os.makedirs(path if path.endswith(b"/") else os.path.dirname(path), exist_ok=True)
@@ -73,7 +73,7 @@ def links(folder):
 
 
 def first_a_link(folder):
-    """The first name of a hard linked file holds the data, whichever it is."""
+    """Put a hard link first: the first name of a hard-linked file in the archive holds the data."""
     files(folder, "z.jpg")
     os.link(folder / "z.jpg", folder / "a.jpg")
     return ["a.jpg", *files(folder, "a.txt"), "z.jpg", *files(folder, "z.txt")]
@@ -142,13 +142,13 @@ CANNOT = {
     "long_names": ("v7", "v7tar", "ustar"),
     "specials": ("v7", "v7tar"),
 }
-"""Contents that a format cannot hold."""
+"""Contents -> formats that cannot hold them."""
 REFUSED = {
     **{("line_breaks", writer): "a line break" for writer in FORMATS},
     **{("equal_but_for_case", writer): "holds two members jpg" for writer in FORMATS},
-    # GNU tar stores a file that is named twice once.
+    # GNU tar stores a file once even if it is named twice.
     **{("twice_beside", writer): "holds two members jpg" for writer in ("bsdtar", "tarfile")},
-    # bsdtar ends with 0, although it has written nothing.
+    # bsdtar writes nothing, but exits with 0.
     ("names_of_100", "bsdtar", "v7tar"): "zeros alone",
 }
 
@@ -164,7 +164,7 @@ CASES += [
     for content in ("plain", "names_in_the_prefix", "long_names", "unicode_names", "dots", "empties")
     for form in ("mtime", "fixed")
 ]
-#: Options of the writers that change what is in the archive.
+#: Pattern of the error for sparse members, which some options of the writers produce.
 SPARSE = "sparse"
 CASES += [Case("holes", "gnutar", format, SPARSE, ("-S",)) for format in ("oldgnu", "gnu", "pax")]
 CASES += [Case("holes", "gnutar", "pax", SPARSE, ("-S", f"--sparse-version={v}")) for v in ("0.0", "0.1", "1.0")]
@@ -189,7 +189,7 @@ CASES += [
     *(Case("plain", "bsdtar", form, "zeros alone", ("--uid=2000000",)) for form in ("v7tar", "ustar")),
     Case("holes", "bsdtar", "pax", SAME, ("--no-read-sparse",)),
 ]
-#: What becomes of an archive, and what is expected then.
+#: Damage of an archive -> expected result.
 DAMAGES = {
     "concatenated": "data after a zeroed header",
     "one_zero_block": SAME,
@@ -251,7 +251,7 @@ def write_samples(case, names, folder, archive):
 
 
 def damaged(data, damage):
-    """The bytes of an archive after ``damage``."""
+    """Return the bytes of an archive after ``damage``."""
     if not damage:
         return data
     headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
@@ -287,16 +287,16 @@ def damaged(data, damage):
 
 
 def theirs(path):
-    """(key, extension -> bytes) of each sample that webdataset yields; the error that it raises."""
+    """Return (key, extension -> bytes) of each sample that webdataset yields, or the error that it raises."""
     try:
         samples = list(webdataset.tariterators.tarfile_samples([{"url": str(path)}]))
-    except Exception as error:  # any: nothing is promised
+    except Exception as error:  # webdataset documents no specific error
         return error
     return [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__") or k == "__x__"}) for s in samples]
 
 
 def ours(path, out):
-    """The same by our index and reader."""
+    """Return the same, read by the index and reader of this repository."""
     try:
         manifest = index([str(path)], out, chunk=1)
     except DataError as error:
@@ -307,7 +307,7 @@ def ours(path, out):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_as_webdataset_or_refused(case, tmp_path):
+def test_index_matches_webdataset_or_refuses_shard(case, tmp_path):
     if case.writer == "bsdtar" and not BSDTAR:
         stop = pytest.fail if os.environ.get("FLIP_REQUIRE_BSDTAR") == "1" else pytest.skip
         stop("needs bsdtar: make bsdtar, or Debian's package libarchive-tools")
@@ -317,7 +317,7 @@ def test_as_webdataset_or_refused(case, tmp_path):
     data = archive.read_bytes()
     archive.write_bytes(damaged(data, case.damage))
     expected = case.expected
-    if case.content == "holes" and not expected and b"GNU.sparse" in data:  # bsdtar, if the file system tells of holes
+    if case.content == "holes" and not expected and b"GNU.sparse" in data:  # bsdtar, if the file system reports holes
         expected = SPARSE
     their, our = theirs(archive), ours(archive, tmp_path / "m")
     if expected:
@@ -328,5 +328,5 @@ def test_as_webdataset_or_refused(case, tmp_path):
         assert their
 
 
-def test_there_are_enough():
+def test_cases_are_unique_and_at_least_118():
     assert len(set(map(str, CASES))) == len(CASES) >= 118

@@ -1,4 +1,4 @@
-"""Manifests: a folder of any bytes is a manifest whose parts fit each other, or a DataError."""
+"""Fuzz tests of manifests: a folder of any bytes is a consistent manifest or raises DataError."""
 
 import copy
 import hashlib
@@ -27,7 +27,7 @@ def table(filtered):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "filtered"])
 def good(request, tmp_path_factory):
-    """Name -> bytes of the files of a manifest."""
+    """Return name -> bytes of the files of a valid manifest."""
     folder = tmp_path_factory.mktemp("manifest") / "good"
     manifests.write(folder, table(request.param), np.arange(4, dtype=np.uint32), {1: "no image"}, {"left_out": []})
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 
 
 def sealed(files):
-    """With checksums and digest as whoever wrote these bytes would have written them, where that can be."""
+    """Return the files with checksums and digest that match their bytes, if these can be computed."""
     try:
         facts = json.loads(files["manifest.json"])
         for name, entry in facts["files"].items():
@@ -51,7 +51,7 @@ def sealed(files):
 
 
 def read(files, folder, check=True):
-    """Every question that training asks is answered, by places that exist; or DataError."""
+    """Load the manifest and check all that training reads from it. Return None if it raises DataError."""
     for path in folder.iterdir():
         path.unlink()
     for name, content in files.items():
@@ -79,19 +79,19 @@ def read(files, folder, check=True):
     return found
 
 
-def test_the_good_one_is_read(good, place):
+def test_manifest_loads_valid_files(good, place):
     assert read(good, place).samples == 7 and read(sealed(good), place).digest == read(good, place).digest
 
 
 @given(data=st.data(), check=st.booleans())
-def test_any_facts(data, check, good, place):
+def test_manifest_with_any_facts_is_consistent_or_data_error(data, check, good, place):
     facts = data.draw(texts(json.loads(good["manifest.json"])))
     read(sealed({**good, "manifest.json": facts}), place, check)
     read({**good, "manifest.json": facts}, place, check)
 
 
 @given(data=st.data())
-def test_any_file(data, good, place):
+def test_manifest_rejects_any_damaged_file(data, good, place):
     name = data.draw(st.sampled_from(sorted(good.keys() - {"manifest.json"})))
     content = data.draw(spoiled(good[name]))
     assert content == good[name] or read({**good, name: content}, place) is None
@@ -99,13 +99,13 @@ def test_any_file(data, good, place):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "exceptions.jsonl"])
-def test_nested_too_deeply(name, good, place):
+def test_manifest_rejects_json_nested_too_deeply(name, good, place):
     assert read(sealed({**good, name: DEEP}), place) is None
 
 
 @given(data=st.data())
-def test_any_number_of_an_array(data, good, place):
-    """What only one who means it can write: the checksums hold."""
+def test_manifest_with_any_array_value_is_consistent_or_data_error(data, good, place):
+    """The checksums match, so only deliberate manipulation produces such a manifest."""
     name, kind = data.draw(st.sampled_from([("shards.i64", "<i8"), ("offsets.u32", "<u4")]))
     numbers = np.frombuffer(good[name], kind).copy()
     numbers[data.draw(st.integers(0, len(numbers) - 1))] = data.draw(st.sampled_from([0, 1, 2, 4, 2**31, 2**32 - 1]))
@@ -113,12 +113,12 @@ def test_any_number_of_an_array(data, good, place):
 
 
 @given(data=st.data())
-def test_any_exceptions(data, good, place):
+def test_manifest_with_any_exception_line_is_consistent_or_data_error(data, good, place):
     line = data.draw(changed(copy.deepcopy({"id": 1, "shard": "a.tar", "ordinal": 1, "reason": "no image"})))
     read(sealed({**good, "exceptions.jsonl": json.dumps(line).encode() + b"\n"}), place)
 
 
-def test_a_file_that_is_missing_or_a_folder(good, place):
+def test_manifest_rejects_missing_file_or_folder_in_its_place(good, place):
     for name in good:
         rest = {other: content for other, content in good.items() if other != name}
         assert read(rest, place) is None
@@ -132,7 +132,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\0
 
 
 @given(data=st.data())
-def test_what_was_written_comes_back(data, tmp_path_factory):
+def test_manifest_round_trips_through_write_and_load(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("written") / "m"
     counts = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any))
     keys = [f"s3://b/{name}" for name in data.draw(st.lists(TEXT, min_size=len(counts), max_size=len(counts)))]

@@ -1,4 +1,4 @@
-"""Parquet files beside shards: the columns that are asked for, or a documented error."""
+"""Tests that parquet files of filters yield the requested columns or a documented error."""
 
 import io
 
@@ -47,7 +47,7 @@ def read(path, data):
 
 
 @pytest.mark.parametrize("data", FORMS)
-def test_any_form_gives_the_same(tmp_path, data):
+def test_filters_read_same_columns_from_any_parquet_encoding(tmp_path, data):
     keys, (text, number, count) = read(tmp_path / "a.parquet", data)
     rows = TABLE.to_pydict()
     assert keys.to_pylist() == rows["key"]
@@ -57,7 +57,7 @@ def test_any_form_gives_the_same(tmp_path, data):
 
 
 @given(st.sampled_from(FORMS).flatmap(spoiled))
-def test_any_damage(tmp_path, data):
+def test_filters_name_damaged_parquet_file_in_error(tmp_path, data):
     try:
         keys, found = read(tmp_path / "a.parquet", data)
         assert all(len(one) == len(keys) for one in found)

@@ -1,4 +1,4 @@
-"""JSON that runs leave: commits, causes, metric lines, exports. Damage is one documented error, or as if not there."""
+"""Fuzz tests of a run's JSON: commits, pins, causes, metrics. Damage raises a documented error or is ignored."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mark(run):
-    """Of one checkpoint; there is another one, which is good."""
+    """Return the path of the commit file of a checkpoint; a second checkpoint stays valid."""
     for samples in (64, 32):
         folder = commit.folder(run, "pretrain", samples, 1)
         folder.mkdir(parents=True)
@@ -50,7 +50,7 @@ def mark(run):
 @example(DEEP)
 @example(json.dumps(dict(COMMIT, files={"../../../escaped": COMMIT["files"]["a.safetensors"]})).encode())
 @example(json.dumps(dict(COMMIT, files={"/etc/passwd": COMMIT["files"]["a.safetensors"]})).encode())
-def test_any_commit(run, mark, text):
+def test_read_commit_verifies_or_rejects_any_record(run, mark, text):
     mark.write_bytes(text)
     try:
         found = commit.read_commit(mark.parent)
@@ -64,7 +64,7 @@ def test_any_commit(run, mark, text):
 
 @given(texts({"by": "/x", "stage": "pretrain", "samples": 64, "time": 1.0}))
 @example(DEEP)
-def test_a_pin_is_understood_or_nothing_goes(run, mark, text):
+def test_retention_deletes_no_commit_for_any_pin_content(run, mark, text):
     write_json(mark, COMMIT)
     run.pins.mkdir(exist_ok=True)
     (run.pins / "one.json").write_bytes(text)
@@ -75,7 +75,7 @@ def test_a_pin_is_understood_or_nothing_goes(run, mark, text):
 
 @given(texts(CAUSE))
 @example(DEEP)
-def test_any_cause(run, text):
+def test_causes_have_typed_fields_for_any_cause_file(run, text):
     (run.attempt(1) / "cause.0.json").write_bytes(text)
     (cause,) = run.causes(1)
     assert isinstance(cause["cause"], str) and isinstance(cause["rank"], int)
@@ -83,7 +83,7 @@ def test_any_cause(run, text):
 
 @given(st.lists(texts(LINE) | st.just(json.dumps(LINE).encode()), max_size=4), st.sampled_from([b"", b"\n"]))
 @example([DEEP], b"\n")
-def test_any_metric_lines(run, lines, end):
+def test_read_metrics_survives_any_lines(run, lines, end):
     (run.metrics / "1.jsonl").write_bytes(b"\n".join(lines) + end)
     found = metrics_reader.read_metrics(run)
     assert all(isinstance(step, float) for step in found["step"].tolist())
@@ -92,14 +92,14 @@ def test_any_metric_lines(run, lines, end):
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=5))
-def test_metric_lines_come_back(run, losses):
+def test_read_metrics_returns_losses_as_written(run, losses):
     lines = [dict(LINE, step=step, loss=loss) for step, loss in enumerate(losses)]
     (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert metrics_reader.read_metrics(run)["loss"].tolist() == losses and metrics_reader.newest(run) == lines[-1]
 
 
 @pytest.mark.parametrize("name", ["²", "x", "1.tmp.7"])
-def test_what_is_no_number_is_no_attempt(tmp_path, name):
+def test_run_ignores_attempts_with_non_numeric_names(tmp_path, name):
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
     (run.attempts / name).mkdir()
@@ -113,7 +113,7 @@ def test_what_is_no_number_is_no_attempt(tmp_path, name):
 @given(spoiled(b'{"a": [1, 2.5, null, "b"]}') | st.binary(max_size=20))
 @example(DEEP)
 @example(b"1" * 5000)
-def test_any_file_is_json_or_said_not_to_be(tmp_path, data):
+def test_read_json_names_file_in_error_for_any_bytes(tmp_path, data):
     path = tmp_path / "some.json"
     path.write_bytes(data)
     try:
@@ -123,14 +123,14 @@ def test_any_file_is_json_or_said_not_to_be(tmp_path, data):
 
 
 @given(VALUES)
-def test_json_comes_back_or_is_refused_before_it_is_written(tmp_path, value):
+def test_write_json_round_trips_or_rejects_any_value(tmp_path, value):
     path = tmp_path / "some.json"
     try:
         write_json(path, value)
-    except ValueError:  # not finite, or no text that UTF-8 has
+    except ValueError:  # not finite, or text that UTF-8 cannot encode
         return
     assert read_json(path) == value
 
 
-def test_every_cause_has_a_code():
+def test_causes_have_valid_exit_codes():
     assert set(CAUSES.values()) <= set(range(128))

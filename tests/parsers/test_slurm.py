@@ -1,4 +1,4 @@
-"""What Slurm's commands print, cut off, mixed up, or of another release: rows and words, or SlurmUnavailable."""
+"""Fuzz tests of the parsers of Slurm's output, which may be cut off, mixed up or of another release."""
 
 import subprocess
 from pathlib import Path
@@ -33,13 +33,13 @@ CONFIG = (
 )
 PARTITION = "PartitionName=p Default=YES GraceTime=60 MaxTime=1-00:00:00 PreemptMode=REQUEUE DefMemPerCPU=100\n"
 NODES = "n1|8|64000|gpu:h100:8(S:0-1)|idle\nn2|8|64000|(null)|drained*\n"
-#: Words that int() takes for no number, or for one too many.
+#: Words that int() rejects, and numbers that are out of range.
 ODD = ("²", "٣", "9" * 5000, "-1", "99999999999999999999", "0001-01-01T00:00:00", "4294967294-4294967295")
 
 
 @st.composite
 def printed(draw, good):
-    """Bytes on standard output: with other numbers in it, and spoiled."""
+    """Draw bytes of standard output with exchanged numbers, possibly damaged."""
     words = good.split()
     for _ in range(draw(st.integers(0, 2))):
         old = draw(st.sampled_from(["0", "1", "2", "3", "30", "120", "2026-11-25T09:24:14", "1-00:00:00", *words]))
@@ -50,7 +50,7 @@ def printed(draw, good):
 
 @pytest.fixture
 def answers(monkeypatch):
-    """Slurm's command -> what it prints."""
+    """Replace Slurm's commands: a mutable mapping of command -> output."""
     found = {}
 
     def run(words, **_):
@@ -70,7 +70,7 @@ def run(tmp_path_factory):
 
 @given(printed(QUEUE))
 @example("s.1f|²|50_0|RUNNING|n|None|N/A\n".encode())
-def test_any_queue(answers, run, text):
+def test_queue_parses_any_squeue_output(answers, run, text):
     answers |= {"squeue": text, "scontrol": CONFIG.encode()}
     rows = slurm_cli.queue(["s.1f"])
     assert all(isinstance(name, str) and index >= 0 for name, index in rows)
@@ -81,14 +81,14 @@ WORD = st.text(st.sampled_from("abcdefgh[]-,.0123 ()"), max_size=8)
 
 
 @given(st.dictionaries(st.integers(0, 999), st.tuples(WORD, WORD, st.text("ab| (),:", max_size=9)), max_size=4))
-def test_a_queue_comes_back(answers, jobs):
+def test_queue_returns_printed_rows(answers, jobs):
     answers["squeue"] = "".join(f"s.1f|{i}|7_{i}|{a}|{b}|{why}|N/A\n" for i, (a, b, why) in jobs.items()).encode()
     expected = {("s.1f", i): slurm_cli.QueueRow(f"7_{i}", a, why, b) for i, (a, b, why) in jobs.items()}
     assert slurm_cli.queue(["s.1f"]) == expected
 
 
 @given(printed(JOB))
-def test_any_job(answers, text):
+def test_job_state_parses_any_scontrol_output(answers, text):
     answers["scontrol"] = text
     assert slurm_cli.job_state("50_3", 2) is None or slurm_cli.job_state("50_3", 2).strip()
     mark = slurm_cli.read_failed_starts("50_3", 2)
@@ -100,21 +100,21 @@ def test_any_job(answers, text):
 @example("1-" + "9" * 5000 + ":00:00")
 @example("0001-01-01T00:00:00")
 @example("9999-12-31T23:59:59")
-def test_any_time(text):
+def test_time_parsers_return_value_or_none_for_any_text(text):
     assert slurm_cli.parse_duration(text) is None or slurm_cli.parse_duration(text) >= 0
     assert slurm_cli.timestamp(text) is None or isinstance(slurm_cli.timestamp(text), float)
     assert slurm_cli.parse_int(text) is None or slurm_cli.parse_int(text) >= 0
 
 
 @given(st.integers(0, 400), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
-def test_a_time_comes_back(days, hours, minutes, rest):
+def test_parse_duration_returns_printed_seconds(days, hours, minutes, rest):
     text = (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest:02d}"
     assert slurm_cli.parse_duration(text) == ((days * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 @given(printed(CONFIG), printed(PARTITION), printed(NODES), st.text("REQU,|0123:-", max_size=20))
 @example(b"RequeueExit = 0-99999999999\nMaxArraySize = " + b"9" * 5000, PARTITION.encode(), NODES.encode(), "")
-def test_any_site(answers, config, partition, nodes, qos):
+def test_check_site_gives_verdicts_for_any_slurm_output(answers, config, partition, nodes, qos):
     answers |= {"scontrol": config}
     read = slurm_cli.config()
     answers |= {"scontrol": partition}

@@ -1,4 +1,4 @@
-"""Tar headers: what is no archive to its last byte is Broken at a byte of it. Nothing else is raised, nothing hangs."""
+"""Fuzz tests of the tar parser: bytes that are no valid archive raise InvalidTar at an offset; nothing hangs."""
 
 import io
 import re
@@ -14,10 +14,10 @@ from tests.parsers.spoil import spoiled
 
 pytestmark = pytest.mark.timeout(20)
 
-#: webdataset's own rule for keys and extensions, and for files that describe a shard.
+#: webdataset's rule for keys and extensions, and for metadata files of a shard.
 KEY, META = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$"), re.compile(r"__[^/]*__($|/)")
 NAMES = st.text(st.sampled_from("ab./_"), min_size=1, max_size=14)
-#: Fields of a size: octal as it should be, and what stands there otherwise.
+#: Size fields: valid octal numbers, and other content that occurs in archives.
 SIZES = st.one_of(
     st.integers(0, 1200).map(lambda n: b"%011o\0" % n),
     st.sampled_from(
@@ -25,7 +25,7 @@ SIZES = st.one_of(
     ),
     st.binary(max_size=12),
 )
-#: Records of a pax header: length, field, value, as they should be or not.
+#: Records of a pax header (length, field, value), most of them invalid.
 RECORDS = st.one_of(
     st.sampled_from(
         [
@@ -64,7 +64,7 @@ def archives(draw):
 
 
 def walked(data, whole):
-    """Members and samples of bytes, or the place where they are broken. They lie in the bytes, in their order."""
+    """Return the members, or None for InvalidTar. Check that members and samples lie in the data, in order."""
     try:
         found = list(tar.members(memoryview(data), whole))
         samples = list(tar.samples(memoryview(data), whole))
@@ -82,24 +82,24 @@ def walked(data, whole):
 @given(archives(), st.booleans())
 @example(header(b"a.jpg", b"-0000001000", b"0"), False)
 @example(header(b"a.jpg", b"00000000014", b"x") + b"12 size=-512".ljust(512, b"\0"), True)
-def test_any_headers(data, whole):
+def test_members_and_samples_stay_in_bounds_for_any_headers(data, whole):
     walked(data, whole)
 
 
 def webdatasets(data):
-    """Key, extension -> bytes of each sample that webdataset finds; None if it raises an error."""
+    """Return (key, extension -> bytes) of each sample that webdataset yields, or None if it raises an error."""
     files = webdataset.tariterators.tar_file_iterator(io.BytesIO(data))
     files = ({**one, "__url__": ""} for one in files)
     try:
         found = list(webdataset.tariterators.group_by_keys(files))
-    except Exception:  # any: nothing is promised
+    except Exception:  # webdataset documents no specific error
         return None
     return [(s["__key__"], {k: v for k, v in s.items() if k not in ("__key__", "__url__")}) for s in found]
 
 
 @given(archives())
 @example(header(b"a.jpg/", b"%011o\0" % 0, b"\0") + bytes(1024))
-def test_any_headers_that_are_not_refused_are_webdatasets(data):
+def test_strict_samples_equal_webdataset_unless_rejected(data):
     data += bytes(1024)
     try:
         found = list(tar.samples(memoryview(data), strict=True))
@@ -110,7 +110,7 @@ def test_any_headers_that_are_not_refused_are_webdatasets(data):
 
 
 @given(st.data(), st.booleans())
-def test_any_bytes(data, whole):
+def test_members_and_samples_stay_in_bounds_for_any_bytes(data, whole):
     good = header(b"a.jpg", b"%011o\0" % 3, b"0") + b"abc".ljust(512, b"\0") + b"\0" * 1024
     walked(data.draw(spoiled(good) | st.binary(max_size=600)), whole)
 
@@ -125,7 +125,7 @@ def test_any_bytes(data, whole):
     ),
     st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
 )
-def test_what_was_written_comes_back(files, form):
+def test_members_return_files_written_by_tarfile(files, form):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as archive:
         for name, content in files.items():
@@ -139,14 +139,14 @@ def test_what_was_written_comes_back(files, form):
 
 
 @given(NAMES)
-def test_keys_are_webdatasets(name):
+def test_split_follows_webdataset_key_rule(name):
     match = KEY.match(name)
     expected = None if match is None or META.match(name) else (match[1], match[2])
     assert tar.split(name) == expected
 
 
 def grouped(names):
-    """Keys and extensions of neighbours by webdataset's rule; None where a sample holds one extension twice."""
+    """Group neighbours by webdataset's rule into (key, extensions). Return None if a sample repeats an extension."""
     found = []
     for name in names:
         match = KEY.match(name)
@@ -164,7 +164,7 @@ def grouped(names):
 @example(["/.b"])
 @example(["a.b", "a.__b__", "a.b/a.b", "a.a"])
 @example(["__a.b", "__a.b__", "__a.a"])
-def test_neighbours_of_one_key_are_one_sample(names):
+def test_samples_group_neighbours_with_equal_keys(names):
     data = b"".join(header(name.encode(), b"%011o\0" % 0, b"0") for name in names)
     try:
         found = [(sample.key, list(sample.members)) for sample in tar.samples(memoryview(data))]
@@ -175,21 +175,21 @@ def test_neighbours_of_one_key_are_one_sample(names):
 
 
 @pytest.mark.parametrize("name", ["a/" * 500_000, "_" * 1_000_000 + "x", "/." * 500_000])
-def test_a_name_of_a_megabyte_takes_its_length_and_not_the_square_of_it(name):
+def test_samples_read_megabyte_names_in_linear_time(name):
     data = header(b"", b"%011o\0" % len(name), b"L") + name.encode().ljust(-len(name) % 512 + len(name), b"\0")
     data += header(b"", b"%011o\0" % 0, b"0") + b"\0" * 1024
     assert list(tar.samples(memoryview(data), strict=True)) == []
 
 
 @pytest.mark.parametrize("rest", [b"x", b"1" * 40, b"12size=-512 "])
-def test_a_pax_header_that_goes_on_with_no_record(rest):
+def test_samples_reject_pax_header_with_trailing_garbage(rest):
     records = b"12 path=a/b\n" + rest
     data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(512, b"\0") + header(b"a", b"0" * 11, b"0")
     with pytest.raises(tar.InvalidTar, match="a damaged pax header"):
         list(tar.samples(memoryview(data)))
 
 
-def test_a_pax_header_of_many_records():
+def test_samples_accept_pax_header_with_many_records():
     records = b"5 =a\n" * (tar.EXTENSION_LIMIT // 5)
     data = header(b"", b"%011o\0" % len(records), b"x") + records.ljust(-len(records) % 512 + len(records), b"\0")
     data += header(b"a.jpg", b"%011o\0" % 0, b"0") + b"\0" * 1024

@@ -1,4 +1,4 @@
-"""Sweep files and profiles as people and editors leave them: runs, a profile, or a ConfigError that says where."""
+"""Fuzz tests of sweep files, cluster profiles and configurations: damaged text raises only ConfigError."""
 
 import contextlib
 
@@ -31,7 +31,7 @@ PROFILE = {
     "kind": "slurm", "gpus_per_node": 8, "gpu": "H100 SXM", "hours": 24, "options": {"mem": "10G"},
     "env": ["HTTPS_PROXY"], "setup": ["true"], "canary": 0, "container_mounts": ["/a:/b"],
 }  # fmt: skip
-#: As ``BOMB`` of nine letters, nine deep: 9^9 entries in the memory of a few.
+#: A YAML bomb of nested aliases, nine levels deep: 9^9 entries in the memory of a few.
 BOMB = "".join(f"{a}: &{a} [{', '.join([f'*{b}'] * 9)}]\n" for a, b in zip("bcdefghij", "abcdefghi", strict=True))
 MERGED = "".join(
     f"{a}: &{a} {{<<: [{', '.join([f'*{b}'] * 9)}]}}\n" for a, b in zip("bcdefghij", "abcdefghi", strict=True)
@@ -83,18 +83,18 @@ def understood(path, text, reader):
 @example("runs: {a: {seed: " + "1" * 10_000 + "}}")
 @example("runs: {a: {model: {size: ${oc.env:HOME}}}}")
 @example("runs: {a: {stages: {" + "9" * 5000 + ": {mask: 0}}}}")
-def test_any_sweep(tmp_path, text):
+def test_load_sweep_raises_only_config_error_on_any_text(tmp_path, text):
     loaded = understood(tmp_path / "trial.yaml", text, load)
     assert loaded is None or all(run.name and run.config for run in loaded.runs)
 
 
 @pytest.mark.parametrize("text", TAGGED + [f"runs: {{a: {{seed: {text}}}}}" for text in UNSAFE])
-def test_tags_are_plain_values_or_refused(tmp_path, text):
+def test_load_sweep_raises_only_config_error_on_yaml_tags(tmp_path, text):
     understood(tmp_path / "trial.yaml", text, load)
 
 
 @pytest.mark.parametrize("text", UNSAFE)
-def test_nothing_of_python_is_made_of_a_tag(text):
+def test_parse_yaml_rejects_python_tags(text):
     with pytest.raises(ConfigError, match="constructor|tag"):
         parse_yaml(text, "x")
 
@@ -103,7 +103,7 @@ def test_nothing_of_python_is_made_of_a_tag(text):
 @example("hours: 1" + "0" * 400)
 @example("options: &a {b: *a}")
 @example("hours: 1e999")
-def test_any_profile(tmp_path, text):
+def test_load_profile_raises_only_config_error_on_any_text(tmp_path, text):
     found = understood(tmp_path / "trial.yaml", text, lambda path: load_profile(str(path)))
     assert found is None or (isinstance(found, ClusterProfile) and found.gpu_bytes >= 0 and found.tflops >= 0)
 
@@ -116,7 +116,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_what_is_written_comes_back(value):
+def test_dump_yaml_round_trips_any_value(value):
     try:
         text = dump_yaml(value)
         text.encode()
@@ -126,7 +126,7 @@ def test_what_is_written_comes_back(value):
 
 
 @given(text_of({"schema": 1, "model": {"size": "B/16"}, "stages": [{"name": "a", "mask": 0.5}], "seed": 3}))
-def test_any_configuration(tmp_path, text):
+def test_read_config_round_trips_or_rejects_any_text(tmp_path, text):
     found = understood(tmp_path / "config.yaml", text, read_config)
     if found is not None:
         (tmp_path / "again.yaml").write_text(dump(found), encoding="utf-8")
@@ -136,12 +136,12 @@ def test_any_configuration(tmp_path, text):
 @given(
     st.lists(st.tuples(st.sampled_from(["seed", "optim.beta1", "stages.0.mask", "evaluate.sets"]), st.text(max_size=8)))
 )
-def test_any_override(words):
+def test_merge_raises_only_config_error_on_any_override(words):
     with contextlib.suppress(ConfigError):
         merge([], [f"{key}={value}" for key, value in words])
 
 
 @given(st.binary(max_size=40))
-def test_any_bytes(tmp_path, data):
+def test_read_yaml_returns_mapping_or_config_error_for_any_bytes(tmp_path, data):
     found = understood(tmp_path / "some.yaml", data, read_yaml)
     assert found is None or isinstance(found, dict)

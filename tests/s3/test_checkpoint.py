@@ -1,4 +1,4 @@
-"""Checkpoints in a bucket, on real servers: what remains after kills and outages, and which errors are reported."""
+"""Tests of checkpoints in a bucket on real S3 servers: kills, outages and reported errors."""
 
 import contextlib
 import hashlib
@@ -57,7 +57,7 @@ def saver_of(run, world, url=URL, deadline=30.0, **more):
     )
 
 
-def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
+def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
     lead_to(monkeypatch, server.address)
     saver, expected = saver_of(run, world, background=True), state_of(*trained())
     for samples in (16, 32):
@@ -77,7 +77,7 @@ def test_what_is_loaded_is_what_was_saved(server, world, run, monkeypatch):
     assert newest.samples == 32 and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_large_files_go_in_parts(server, monkeypatch, tmp_path):
+def test_remote_checkpoint_uploads_large_file_in_parts(server, monkeypatch, tmp_path):
     lead_to(monkeypatch, server.address)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data = os.urandom((11 << 20) + 17)
@@ -94,7 +94,7 @@ def test_large_files_go_in_parts(server, monkeypatch, tmp_path):
 
 
 @on_nanio
-def test_one_that_is_damaged_falls_back(server, world, run, monkeypatch):
+def test_restorer_falls_back_to_older_commit_if_object_is_damaged(server, world, run, monkeypatch):
     lead_to(monkeypatch, server.address)
     saver = saver_of(run, world)
     saver.save(state_of(*trained()), "first", 16)
@@ -106,7 +106,7 @@ def test_one_that_is_damaged_falls_back(server, world, run, monkeypatch):
     assert [c.samples for c in commit.commits(run)] == [16]
 
 
-def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
+def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world, run, monkeypatch):
     lead_to(monkeypatch, own.address)
     saver = saver_of(run, world, background=True)
     saver.save(state_of(*trained()), "pretrain", 16)
@@ -129,7 +129,7 @@ def test_an_outage_is_ridden_out_or_told(own, world, run, monkeypatch):
 
 
 @on_nanio
-def test_writes_that_meet_a_storm_of_answers_are_sent_again(server, proxied, tmp_path):
+def test_put_retries_slowdown_server_and_throttle_errors(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
     proxy.plan(("slowdown", "server", "throttle"), 1, limit=3, writes=True)
     there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
@@ -141,7 +141,7 @@ def test_writes_that_meet_a_storm_of_answers_are_sent_again(server, proxied, tmp
 
 
 @on_nanio
-def test_what_cannot_pass_is_told_at_once(server, world, run, monkeypatch):
+def test_save_fails_at_once_for_missing_bucket_or_wrong_secret(server, world, run, monkeypatch):
     lead_to(monkeypatch, server.address)
     with pytest.raises(DataError, match="the place of the checkpoint is missing") as error:
         saver_of(run, world, "s3://nowhere/x").save(state_of(*trained()), "pretrain", 16)
@@ -151,7 +151,7 @@ def test_what_cannot_pass_is_told_at_once(server, world, run, monkeypatch):
         saver_of(run, world, "s3://nowhere/x").save(state_of(*trained()), "pretrain", 16)
 
 
-def test_another_protocol(world, run, tmp_path):
+def test_checkpoint_saves_and_loads_at_local_path_url(world, run, tmp_path):
     saver, expected = saver_of(run, world, str(tmp_path / "elsewhere")), state_of(*trained())
     saver.save(expected, "pretrain", 16)
     saver.save(expected, "pretrain", 32)
@@ -163,8 +163,8 @@ def test_another_protocol(world, run, tmp_path):
     assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 2
 
 
-def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run, tmp_path, monkeypatch):
-    """A newer attempt deletes what it began while its last file is on its way: no one would look there any more."""
+def test_save_leaves_no_object_if_newer_attempt_removed_its_folder(world, run, tmp_path, monkeypatch):
+    """A newer attempt deletes the folder during the last upload. No later attempt would remove its objects."""
     real = commit.commit
 
     def taken(path, *rest):
@@ -182,7 +182,7 @@ def test_a_straggler_whose_folder_was_taken_leaves_nothing_at_the_url(world, run
 @pytest.mark.kill
 @on_nanio
 @pytest.mark.parametrize("size, least", [(1, 16), (2, 22)])
-def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(server, size, least, monkeypatch, tmp_path):
+def test_bucket_holds_loadable_checkpoint_after_kill_at_any_write(server, size, least, monkeypatch, tmp_path):
     lead_to(monkeypatch, server.address)
     url = f"{URL}/{tmp_path.name}"
     command = [
@@ -200,8 +200,8 @@ def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(server, size, least,
 
 @pytest.mark.slow
 @pytest.mark.kill
-def test_a_run_with_its_checkpoints_in_a_bucket(tmp_path, monkeypatch):
-    """Killed and stopped, it ends with the same bits as one with a disk, of two ranks on one node."""
+def test_run_with_checkpoints_in_bucket_resumes_to_same_bits(tmp_path, monkeypatch):
+    """A killed and stopped run of two ranks ends with the same bits as a run with checkpoints on disk."""
     data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(data / "tokenizer.json")
     server = Nanio(tmp_path / "nanio").start()
@@ -210,7 +210,7 @@ def test_a_run_with_its_checkpoints_in_a_bucket(tmp_path, monkeypatch):
         calm, storm = (TrainingRun(tmp_path, name, configured(data)) for name in ("calm", "storm"))
         calm.submit()
         storm.env |= environment(server.address)
-        lead_to(monkeypatch, server.address)  # weights() reads from there as well
+        lead_to(monkeypatch, server.address)  # weights() reads from this server, too
         storm.config.checkpoint.url = URL
         storm.save_config()
         storm.submit()
@@ -233,8 +233,8 @@ def configured(data):
     return config
 
 
-def test_the_last_answer_of_an_upload_in_parts_is_lost(server, proxied, monkeypatch, tmp_path):
-    """The server has made the object then, and knows of no upload any more."""
+def test_put_succeeds_if_last_answer_of_multipart_upload_is_lost(server, proxied, monkeypatch, tmp_path):
+    """The server has created the object by then and no longer knows the upload."""
     proxy = proxied(server)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data, url = os.urandom((5 << 20) + 17), f"{URL}/{tmp_path.name}"
@@ -256,7 +256,7 @@ def twice(request):
 
 
 @on_nanio
-def test_a_byte_that_the_network_spoils_costs_no_checkpoint(server, proxied, tmp_path):
+def test_verify_refetches_object_after_corrupt_download(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
     there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     files = {"one": there.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
@@ -269,8 +269,8 @@ def test_a_byte_that_the_network_spoils_costs_no_checkpoint(server, proxied, tmp
     there.remove()
 
 
-def test_errors_of_other_protocols_are_faults_too():
-    """Those of their packages are of no class that they share: here aiohttp's, for a server that hangs up."""
+def test_fsspec_storage_turns_protocol_errors_into_request_errors():
+    """The errors of the protocols' packages share no class: here aiohttp's, for a server that closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=hang_up, args=(server,), daemon=True).start()
         with pytest.raises(RequestError, match="ServerDisconnectedError") as error:

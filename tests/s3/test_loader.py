@@ -1,4 +1,4 @@
-"""Batches from object storage are those from local files, byte for byte, whatever the network does in between."""
+"""Tests that batches from object storage equal batches from local files, byte for byte, despite network faults."""
 
 import re
 import shlex
@@ -24,7 +24,7 @@ from tools.shards import main
 pytestmark = pytest.mark.s3
 
 STEPS = 6
-"""More than a pass, so that all is read."""
+"""More than a pass over the data, so that every shard is read."""
 
 
 def take(source, count=STEPS, between=lambda t: None):
@@ -47,7 +47,7 @@ def same(found, expected):
 
 
 def until(condition, seconds=20):
-    """Whether it comes true: what was read ahead ends by itself, and is counted then."""
+    """Wait for the condition and return its value: requests that were read ahead are counted when they end."""
     limit = time.monotonic() + seconds
     while not (true := condition()) and time.monotonic() < limit:
         time.sleep(0.02)
@@ -63,7 +63,7 @@ def expected(original):
     return take(loader(original), 6)
 
 
-def test_nothing_happens(original, server, proxied, remote, expected):
+def test_batches_from_bucket_equal_local_batches(original, server, proxied, remote, expected):
     proxied(server)
     made, reader = remote(), ChunkReader()
     assert reader.list(made.keys[0]) == {made.keys[0]: reader.stat(made.keys[0])}
@@ -76,14 +76,14 @@ def test_nothing_happens(original, server, proxied, remote, expected):
 
 @on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_shows_of_a_fault(original, server, proxied, remote, expected, fault):
+def test_batches_are_unchanged_by_network_fault(original, server, proxied, remote, expected, fault):
     proxy, kind = proxied(server), COUNTED_AS[fault]
     manifest = remote()
     proxy.plan([fault], 0.3, seed=1, limit=3 if kind in ("stall", "checksum", "expired") else 12)
     source = loader(original, folder=manifest.folder, timeout=1 if kind == "stall" else 10, hedge=0)
     assert same(take(source), expected)
     assert proxy.counts[fault] > 2
-    if fault == "refuse":  # on a connection that was used before, aiohttp asks once more by itself
+    if fault == "refuse":  # on a reused connection aiohttp itself retries once
         assert until(lambda: list(retries(source)) == [kind] and retries(source)[kind] <= proxy.counts[fault])
     elif kind == "stall":  # on a busy machine other answers may be as late
         assert until(lambda: retries(source).get(kind, 0) >= proxy.counts[fault]) and list(retries(source)) == [kind]
@@ -94,7 +94,7 @@ def test_nothing_shows_of_a_fault(original, server, proxied, remote, expected, f
 
 
 @either
-def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected, workers):
+def test_batches_are_unchanged_by_all_faults_combined(original, server, proxied, remote, expected, workers):
     proxy = proxied(server)
     manifest = remote()
     proxy.plan(FAULTS, 0.3, seed=2, limit=2 * len(FAULTS))
@@ -104,14 +104,14 @@ def test_nothing_shows_of_all_faults(original, server, proxied, remote, expected
     assert until(lambda: set(retries(source)) == {COUNTED_AS[fault] for fault in FAULTS}), retries(source)
     counters = source.counters()
     assert counters.resumed > 0
-    take(source, 1)  # the next stage's readers count on
+    take(source, 1)  # the readers of the next stage continue the counters
     assert source.counters().requests > counters.requests
 
 
 @on_nanio
 @pytest.mark.parametrize("after", [0, 20])
-def test_nobody_waits_for_an_answer_that_does_not_come(original, server, proxied, remote, expected, after):
-    """Neither among the first requests, before anything is known of the storage, nor later."""
+def test_loader_hedges_request_that_gets_no_answer(original, server, proxied, remote, expected, after):
+    """This holds for the first requests, before latencies of the storage are known, and for later ones."""
     proxy = proxied(server)
     manifest = remote()
     proxy.plan(["silence"], 1, limit=1, after=after)
@@ -122,7 +122,7 @@ def test_nobody_waits_for_an_answer_that_does_not_come(original, server, proxied
 
 
 @either
-def test_access_that_goes_and_comes_back(original, server, proxied, remote, expected, workers):
+def test_batches_are_unchanged_by_temporary_denial(original, server, proxied, remote, expected, workers):
     proxy = proxied(server)
     source = loader(original, folder=remote().folder, workers=workers)
     assert same(take(source, between=lambda t: t or proxy.plan(["denied"], 0.5, limit=4)), expected)
@@ -130,7 +130,7 @@ def test_access_that_goes_and_comes_back(original, server, proxied, remote, expe
 
 
 @either
-def test_a_server_killed_and_started_again(original, server, proxied, remote, expected, workers):
+def test_batches_are_unchanged_by_server_restart(original, server, proxied, remote, expected, workers):
     proxy = proxied(server)
     source = loader(original, folder=remote().folder, workers=workers)
 
@@ -153,8 +153,8 @@ def test_a_server_killed_and_started_again(original, server, proxied, remote, ex
 
 @pytest.mark.slow
 @on_nanio
-def test_an_outage_is_seen_while_it_lasts(original, server, proxied, remote, expected, caplog):
-    """From a loader process, whose storage is away until the outage has been seen."""
+def test_loader_reports_outage_while_it_lasts(original, server, proxied, remote, expected, caplog):
+    """The outage occurs in a loader process and lasts until the parent process has shown it."""
     proxy, shown = proxied(server), []
     source = loader(original, folder=remote().folder, workers=1, deadline=60)
 
@@ -170,11 +170,11 @@ def test_an_outage_is_seen_while_it_lasts(original, server, proxied, remote, exp
     assert lines[0].startswith("storage does not answer since ") and "answers again" in lines[1]
 
 
-# -- what cannot pass -------------------------------------------------------------------------------------------------
+# -- permanent errors --------------------------------------------------------------------------------------------------
 
 
 @on_nanio
-def test_no_access(original, server, proxied, remote, monkeypatch):
+def test_loader_raises_permission_denied_for_wrong_secret(original, server, proxied, remote, monkeypatch):
     proxy = proxied(server)
     manifest = remote()
     lead_to(monkeypatch, proxy.address, secret="another")
@@ -185,7 +185,7 @@ def test_no_access(original, server, proxied, remote, monkeypatch):
 
 @either
 @pytest.mark.parametrize("fault", ["denied", "slowdown"])
-def test_an_outage_longer_than_the_deadline(original, server, proxied, remote, fault, workers):
+def test_loader_raises_storage_error_after_deadline(original, server, proxied, remote, fault, workers):
     proxy = proxied(server)
     source = loader(original, folder=remote().folder, workers=workers, deadline=1)
     with pytest.raises(StorageError, match="reading failed for 1 s, at last with: ") as error:
@@ -194,7 +194,7 @@ def test_an_outage_longer_than_the_deadline(original, server, proxied, remote, f
 
 
 @on_nanio
-def test_an_evaluation_has_its_patience_too(server, proxied, remote):
+def test_evaluation_raises_storage_error_after_deadline(server, proxied, remote):
     proxy = proxied(server)
     manifest = remote()
     proxy.plan(["slowdown"], 1)
@@ -203,8 +203,8 @@ def test_an_evaluation_has_its_patience_too(server, proxied, remote):
 
 
 @on_nanio
-def test_a_set_in_a_bucket_has_the_splits_that_lie_there(original, server, proxied, tmp_path, monkeypatch):
-    """A listing of objects holds all that lies below: what is in a folder of another split is none of this one."""
+def test_locate_split_returns_only_splits_present_in_bucket(original, server, proxied, tmp_path, monkeypatch):
+    """A listing contains all objects below a prefix; objects in folders of other splits do not belong to a split."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     proxied(server)
     there, shard = files(server.address), min(original.glob("*.tar")).read_bytes()
@@ -220,7 +220,9 @@ def test_a_set_in_a_bucket_has_the_splits_that_lie_there(original, server, proxi
 
 @either
 @pytest.mark.parametrize("change, words", [("removed", "the shard is missing"), ("replaced", "its ETag is ")])
-def test_a_shard_that_changes_while_we_read(original, server, prefix, proxied, remote, change, words, workers):
+def test_loader_raises_data_error_if_shard_is_removed_or_replaced(
+    original, server, prefix, proxied, remote, change, words, workers
+):
     proxied(server)
     source, there = loader(original, folder=remote(prefix).folder, workers=workers), files(server.address)
 
@@ -235,8 +237,8 @@ def test_a_shard_that_changes_while_we_read(original, server, prefix, proxied, r
 
 
 @either
-def test_rot_at_rest_stops_until_it_is_excepted(original, server, proxied, remote, tmp_path, workers):
-    """The error's own command, run as it stands there, makes the manifest that goes on."""
+def test_loader_stops_at_damaged_chunk_until_samples_are_excluded(original, server, proxied, remote, tmp_path, workers):
+    """The command in the error message, run unchanged, writes a manifest with which training continues."""
     proxy = proxied(server)
     manifest = remote()
     bad = int(manifest.samples - 5)

@@ -1,4 +1,4 @@
-"""The same promises over the other client: the reader's tests, and each fault of the network."""
+"""Tests of the obstore client: the tests of the reader, and each network fault."""
 
 import sys
 
@@ -13,15 +13,15 @@ from tests.s3.servers import BUCKET
 from tests.s3.test_loader import COUNTED_AS, same, take
 from tests.s3.test_reader import (  # noqa: F401
     impatient,
-    test_a_body_that_broke_off_is_gone_on_with,
-    test_a_second_request_answers_for_one_that_does_not,
-    test_an_object_that_ends_early,
-    test_another_object_under_the_key,
-    test_denied_after_a_success_is_an_outage,
-    test_denied_at_once,
-    test_expired_credentials_are_fetched_anew,
-    test_missing,
-    test_no_credentials_at_all,
+    test_hedge_replaces_silent_or_stalled_request,
+    test_read_fails_at_once_if_first_request_is_denied,
+    test_read_of_missing_object_or_bucket_raises_data_error,
+    test_read_rejects_object_with_other_etag,
+    test_read_rejects_truncated_object,
+    test_read_resumes_interrupted_body,
+    test_read_retries_denial_after_earlier_success,
+    test_read_without_credentials_raises_permission_denied,
+    test_reader_reloads_expired_credentials,
     texts,
 )
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.s3
 
 @pytest.fixture(autouse=True)
 def client(monkeypatch):
-    """Readers have obstore, and give up pieces as small as the shards here."""
+    """Use obstore in all readers, with pieces small enough for the shards of these tests."""
     monkeypatch.setattr("flip.data.storage.s3.S3Storage", obstore_storage.ObstoreStorage)
     monkeypatch.setattr(obstore_storage, "_PIECE", 1)
 
 
 @on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
+def test_obstore_reads_are_unchanged_by_network_fault(server, proxied, remote, fault):
     proxy, made = proxied(server), remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
     expected = texts(made, reader)
@@ -54,14 +54,14 @@ def test_nothing_shows_of_a_fault(server, proxied, remote, fault):
 
 
 @on_nanio
-def test_workers_have_it(original, server, proxied, remote):
+def test_obstore_is_used_by_loader_workers(original, server, proxied, remote):
     proxied(server)
     source = loader(original, folder=remote().folder, workers=1, client="obstore")
     assert same(take(source, 3), take(loader(original), 3)) and source.counters().requests > 20
 
 
 @on_nanio
-def test_without_the_package(server, proxied, monkeypatch):
+def test_obstore_missing_package_raises_config_error(server, proxied, monkeypatch):
     proxied(server)
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ConfigError, match="obstore is not installed.*pip install obstore"):

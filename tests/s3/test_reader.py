@@ -1,4 +1,4 @@
-"""What cannot pass ends a read with the right code, what may is waited for; and what an index of objects holds."""
+"""Tests of reads from a bucket: permanent errors, retries, resumed bodies and hedges; and the index of a bucket."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def texts(manifest, reader):
 # -- the manifest -----------------------------------------------------------------------------------------------------
 
 
-def test_an_index_of_objects_is_that_of_the_files(original, server, proxied, remote):
+def test_index_of_bucket_equals_index_of_files(original, server, proxied, remote):
     proxy = proxied(server)
     proxy.plan((), 0)
     made, local = remote(), Manifest.load(original)
@@ -44,16 +44,16 @@ def test_an_index_of_objects_is_that_of_the_files(original, server, proxied, rem
 
 
 @on_nanio
-def test_an_index_notices_a_byte_that_the_network_spoils(server, proxied, remote):
+def test_index_detects_byte_flipped_by_network(server, proxied, remote):
     proxy = proxied(server)
-    for seed in range(6):  # in a header it is no tar, elsewhere only the ETag tells
+    for seed in range(6):  # a flip in a header breaks the tar; elsewhere only the ETag differs
         proxy.plan(["flip"], 1, seed, limit=1)
         with pytest.raises((StorageError, DataError)):
             remote()
 
 
 @on_nanio
-def test_a_listing_in_pages(server, proxied):
+def test_list_returns_all_pages(server, proxied):
     proxied(server)
     (server.folder / BUCKET / "many").mkdir()
     for i in range(1005):
@@ -65,10 +65,10 @@ def test_a_listing_in_pages(server, proxied):
     assert reader.list(key) == {key: reader.stat(key)} and reader.stat(key).etag
 
 
-# -- what cannot pass -------------------------------------------------------------------------------------------------
+# -- permanent errors --------------------------------------------------------------------------------------------------
 
 
-def test_denied_at_once(server, proxied, monkeypatch):
+def test_read_fails_at_once_if_first_request_is_denied(server, proxied, monkeypatch):
     proxy = proxied(server)
     reader = impatient(deadline=60)
     lead_to(monkeypatch, proxy.address, secret="wrong-" + SECRET)
@@ -78,7 +78,7 @@ def test_denied_at_once(server, proxied, monkeypatch):
 
 
 @on_nanio
-def test_no_credentials_at_all(server, proxied, monkeypatch, tmp_path):
+def test_read_without_credentials_raises_permission_denied(server, proxied, monkeypatch, tmp_path):
     proxied(server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -87,7 +87,7 @@ def test_no_credentials_at_all(server, proxied, monkeypatch, tmp_path):
         impatient(deadline=60).read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
 
 
-def test_denied_after_a_success_is_an_outage(server, proxied):
+def test_read_retries_denial_after_earlier_success(server, proxied):
     proxy, reader, patient = proxied(server), impatient(), impatient(deadline=60)
     for one in (reader, patient):
         one.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
@@ -95,12 +95,12 @@ def test_denied_after_a_success_is_an_outage(server, proxied):
     with pytest.raises(StorageError, match="reading failed for 1.5 s, at last with: 403 AccessDenied"):
         reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
     assert reader.counters.retries["denied"] == proxy.counts["denied"] > 0
-    proxy.plan(["denied"], 1, limit=2)  # each takes a new client, which is slow on a busy machine
+    proxy.plan(["denied"], 1, limit=2)  # each denial creates a new client, which is slow on a busy machine
     assert len(patient.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
 
 
-def test_expired_credentials_are_fetched_anew(server, proxied, monkeypatch, tmp_path):
-    """The new client looks where the old one did, and finds what is there now: here first a wrong secret."""
+def test_reader_reloads_expired_credentials(server, proxied, monkeypatch, tmp_path):
+    """The new client reads the present content of the credentials file: first a wrong secret, then the right secret."""
     proxy, reader, path = proxied(server), impatient(), tmp_path / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -134,8 +134,10 @@ PAST = GOOD | {"Expiration": "2020-02-02T00:00:00Z"}
 
 
 @pytest.mark.parametrize("answers", [[WRONG, GOOD], [PAST, PAST, GOOD]], ids=["denied", "expired"])
-def test_the_providers_next_credentials_are_taken(server, proxied, monkeypatch, tmp_path, request, answers):
-    """A process hands them out, as a company's login does: wrong ones, or ones that have expired, before the good."""
+def test_reader_asks_credential_process_again_after_bad_credentials(
+    server, proxied, monkeypatch, tmp_path, request, answers
+):
+    """A process returns credentials, as a company's login does: wrong or expired ones before valid ones."""
     proxied(server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -152,18 +154,18 @@ def test_the_providers_next_credentials_are_taken(server, proxied, monkeypatch, 
     assert len(handed.read_text()) >= len(answers)
 
 
-def test_missing(server, proxied):
+def test_read_of_missing_object_or_bucket_raises_data_error(server, proxied):
     proxied(server)
     for key in (f"s3://{BUCKET}/set/00099.tar", "s3://nowhere/set/00000.tar"):
         with pytest.raises(DataError, match="the shard is missing"):
             impatient().read(key, 0, 512)
 
 
-def test_another_object_under_the_key(original, server, prefix, proxied, remote):
+def test_read_rejects_object_with_other_etag(original, server, prefix, proxied, remote):
     proxied(server)
     made = remote(prefix)
     data = bytearray((original / "00002.tar").read_bytes())
-    data[-1] = 1  # in the end mark, which no chunk reads: only the ETag tells
+    data[-1] = 1  # in the end mark, which no chunk reads: only the ETag differs
     files(server.address).pipe_file(f"{BUCKET}/{prefix}/00002.tar", bytes(data))
     with pytest.raises(DataError, match=r"00002\.tar: the shard is not the one that was indexed: its ETag") as error:
         texts(made, impatient())
@@ -172,7 +174,7 @@ def test_another_object_under_the_key(original, server, prefix, proxied, remote)
     assert len(texts(old, impatient())) == old.samples, "version 1 knows no ETags"
 
 
-def test_an_object_that_ends_early(original, server, prefix, proxied, remote):
+def test_read_rejects_truncated_object(original, server, prefix, proxied, remote):
     proxied(server)
     old = without_etags(remote(prefix).folder)
     files(server.address).pipe_file(f"{BUCKET}/{prefix}/00002.tar", (original / "00002.tar").read_bytes()[:5120])
@@ -181,11 +183,11 @@ def test_an_object_that_ends_early(original, server, prefix, proxied, remote):
 
 
 @on_nanio
-def test_rot_at_rest(server, prefix, proxied, remote):
+def test_read_chunk_reports_samples_damaged_at_rest(server, prefix, proxied, remote):
     proxied(server)
     made, reader = remote(prefix), impatient(deadline=60)
     key, start, _, _ = made.chunk_reads(7)[0]
-    path = server.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # under the server's feet: the ETag stays
+    path = server.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # unknown to the server: the ETag stays
     with open(path, "r+b") as file:
         file.seek(start + 600)
         byte = file.read(1)[0]
@@ -198,8 +200,8 @@ def test_rot_at_rest(server, prefix, proxied, remote):
 
 @pytest.mark.slow
 @on_weed
-def test_rot_that_the_server_sees_itself(server, proxied):
-    """It has checksums of its own, and answers 500, as it does for much that passes: an outage."""
+def test_read_treats_server_side_checksum_failure_as_outage(server, proxied):
+    """The server has its own checksums and answers 500, as it does for many temporary faults."""
     proxied(server)
     reader, body = impatient(timeout=60), os.urandom(8192)
     files(server.address).pipe_file(f"{BUCKET}/rot/00000.tar", body)
@@ -211,10 +213,10 @@ def test_rot_that_the_server_sees_itself(server, proxied):
         reader.read(f"s3://{BUCKET}/rot/00000.tar", 0, 4096)
 
 
-# -- going on ---------------------------------------------------------------------------------------------------------
+# -- retries and hedges -----------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_broke_off_is_gone_on_with(original, server, proxied, remote):
+def test_read_resumes_interrupted_body(original, server, proxied, remote):
     proxy, made, reader = proxied(server), remote(), impatient(deadline=30)
     size = int(made.shards[0, 1])
     proxy.plan(["reset"], 1, limit=3)
@@ -224,7 +226,7 @@ def test_a_body_that_broke_off_is_gone_on_with(original, server, proxied, remote
     assert counters.resumed > size * 0.8 and counters.bytes == size, "no byte was asked for twice"
 
 
-def test_the_rest_of_another_object_is_not_appended(original, server, prefix, proxied):
+def test_read_restarts_if_object_is_replaced_before_resume(original, server, prefix, proxied):
     proxy, reader, key = proxied(server), impatient(deadline=30), f"s3://{BUCKET}/{prefix}/00000.tar"
     size = (original / "00000.tar").stat().st_size
     proxy.plan(["reset"], 1, limit=1)
@@ -240,13 +242,13 @@ def test_the_rest_of_another_object_is_not_appended(original, server, prefix, pr
 
 @on_nanio
 @pytest.mark.parametrize("fault", ["silence", "stall"])
-def test_a_second_request_answers_for_one_that_does_not(original, server, proxied, fault):
+def test_hedge_replaces_silent_or_stalled_request(original, server, proxied, fault):
     proxy, reader, key = (
         proxied(server),
         impatient(timeout=600, deadline=600, hedge=0.3),
         f"s3://{BUCKET}/set/00000.tar",
     )
-    assert reader.read(key, 0, 512)  # on a busy machine this may take two requests as well
+    assert reader.read(key, 0, 512)  # on a busy machine this, too, may take two requests
     before = reader.counters
     proxy.plan([fault], 1, limit=1)
     threads, whole = threading.active_count(), (original / "00000.tar").read_bytes()
@@ -256,7 +258,7 @@ def test_a_second_request_answers_for_one_that_does_not(original, server, proxie
 
 
 @on_nanio
-def test_answers_that_come_are_not_asked_for_twice(server, proxied, remote):
+def test_hedge_sends_no_request_if_answers_arrive(server, proxied, remote):
     proxy, made, reader = proxied(server), remote(), impatient(deadline=30, hedge=10)
     proxy.plan((), 0)
     texts(made, reader)
@@ -264,7 +266,7 @@ def test_answers_that_come_are_not_asked_for_twice(server, proxied, remote):
 
 
 @on_nanio
-def test_slow_down_is_heeded_by_all_threads(server, proxied, remote):
+def test_slowdown_lowers_request_cap_of_all_threads(server, proxied, remote):
     proxy, made, reader = proxied(server), remote(), impatient(deadline=30, requests=8)
     proxy.plan(["slowdown"], 0.3, seed=5, limit=12)
     with ThreadPoolExecutor(8) as pool:
@@ -276,8 +278,8 @@ def test_slow_down_is_heeded_by_all_threads(server, proxied, remote):
 
 
 @on_nanio
-def test_a_client_does_not_survive_a_fork(server, proxied, remote):
-    """The child of a process that has read makes its own client: with the inherited one it would hang or fail."""
+def test_reader_creates_new_client_after_fork(server, proxied, remote):
+    """With the client inherited from a parent that has read, the child would hang or fail."""
     proxied(server)
     script = (
         "import os, sys; from flip.data.chunk_reader import ChunkReader as Reader\n"
@@ -291,13 +293,13 @@ def test_a_client_does_not_survive_a_fork(server, proxied, remote):
     assert done.returncode == 0
 
 
-def test_s3fs_is_imported_where_it_is_needed():
+def test_worker_import_loads_no_s3fs_botocore_or_torch():
     script = "import flip.data.worker, sys; sys.exit(any(m in sys.modules for m in ('s3fs', 'botocore', 'torch')))"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
 
 
 def without_etags(folder):
-    """The same manifest as version 1 wrote it."""
+    """Return a copy of the manifest in format version 1, which has no ETags."""
     old = shutil.copytree(folder, folder.parent / "old")
     facts = json.loads((old / "manifest.json").read_text())
     facts["version"] = 1

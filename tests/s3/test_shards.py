@@ -1,4 +1,4 @@
-"""The command that indexes a bucket."""
+"""Tests of the command tools/shards.py on a bucket: index, move, verify and except."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "shards.py"
 pytestmark = pytest.mark.s3
 
 
-def test_wildcards_and_braces_in_a_bucket(original, own, proxied, tmp_path, capsys):
+def test_index_expands_wildcards_and_braces_in_bucket(original, own, proxied, tmp_path, capsys):
     proxied(own)
     files(own.address).pipe_file(f"{BUCKET}/set/deeper/00009.tar", b"not to be taken")
     for number, pattern in enumerate(["set/*.tar", "s?t/0000[0-4].tar", "set/{00000..00004}.tar"]):
@@ -40,8 +40,8 @@ def test_wildcards_and_braces_in_a_bucket(original, own, proxied, tmp_path, caps
     assert f"s3://{BUCKET}/none/*.tar: the shard is missing" in capsys.readouterr().err
 
 
-def test_killed_in_the_middle_only_the_rest_is_read(own, proxied, tmp_path, capsys):
-    """The third request for bytes gets no answer, ever: there the command is killed."""
+def test_index_reads_only_remaining_shards_after_kill(own, proxied, tmp_path, capsys):
+    """The third request for bytes never gets an answer; the command is killed at this point."""
     proxy = proxied(own)
     command = ["index", f"s3://{BUCKET}/set/*.tar", "--chunk", "4", "--json", "--workers", "1", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
@@ -67,7 +67,7 @@ def test_killed_in_the_middle_only_the_rest_is_read(own, proxied, tmp_path, caps
     ]
 
 
-def test_an_object_that_was_replaced_is_scanned_again(original, own, proxied, tmp_path, capsys):
+def test_index_rescans_replaced_object(original, own, proxied, tmp_path, capsys):
     proxy, pattern = proxied(own), f"s3://{BUCKET}/set/*.tar"
     assert main(["index", pattern, "--out", str(tmp_path / "m"), "--part", "1/1"]) == 0
     files(own.address).put_file(original / "00001.tar", f"{BUCKET}/set/00003.tar")
@@ -80,7 +80,7 @@ def test_an_object_that_was_replaced_is_scanned_again(original, own, proxied, tm
     assert made.shards[3].tolist() == made.shards[1].tolist() and made.etags[3] == made.etags[1]
 
 
-def test_processes_over_a_bucket(own, proxied, tmp_path, monkeypatch):
+def test_index_is_independent_of_number_of_processes(own, proxied, tmp_path, monkeypatch):
     proxy = proxied(own)
     monkeypatch.setattr("flip.data.manifest.build._BYTES_PER_PROCESS", 1 << 10)
     for workers in "12":
@@ -92,8 +92,8 @@ def test_processes_over_a_bucket(own, proxied, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("server, readings", [("weed", 1), ("own", 2)])
-def test_an_object_uploaded_in_parts(server, readings, request, proxied, tmp_path):
-    """One reading is enough where the server tells of the parts, which need not be equal; the small one does not."""
+def test_index_verifies_etag_of_multipart_object(server, readings, request, proxied, tmp_path):
+    """A single pass suffices if the server lists the parts, whose sizes may differ. The server ``own`` does not."""
     server = request.getfixturevalue(server)
     write_tar(tmp_path / "x.tar", [(f"{i}.txt", bytes([i]) * 2_900_000) for i in range(2)])
     data = (tmp_path / "x.tar").read_bytes()
@@ -102,7 +102,7 @@ def test_an_object_uploaded_in_parts(server, readings, request, proxied, tmp_pat
             file.write(data[at : at + 700_000])
     proxy = proxied(server)
     proxy.plan((), 0)
-    command = ["index", f"s3://{BUCKET}/parts/*.tar", "--min-complete", "0", "--out"]  # there are no images
+    command = ["index", f"s3://{BUCKET}/parts/*.tar", "--min-complete", "0", "--out"]  # the shard holds no images
     assert main([*command, str(tmp_path / "m")]) == 0
     made = Manifest.load(tmp_path / "m")
     assert made.etags[0].endswith("-2") and made.samples == 2 and proxy.counts["gets"] == readings
@@ -110,7 +110,7 @@ def test_an_object_uploaded_in_parts(server, readings, request, proxied, tmp_pat
     assert main([*command, str(tmp_path / "n")]) == 69
 
 
-def test_filters_read_the_parquet_objects(original, own, proxied, tmp_path, capsys):
+def test_index_filters_read_parquet_objects(original, own, proxied, tmp_path, capsys):
     proxied(own)
     for shard in range(5):
         first, stop = 203 * shard // 5, 203 * (shard + 1) // 5
@@ -135,7 +135,7 @@ def test_filters_read_the_parquet_objects(original, own, proxied, tmp_path, caps
     assert json.loads(capsys.readouterr().out)["damaged"] == [{"shard": shard, "reason": reason}]
 
 
-def test_shards_that_were_uploaded_train_alike_without_being_read(original, own, proxied, tmp_path, capsys):
+def test_move_to_bucket_reads_no_shard_and_keeps_batches(original, own, proxied, tmp_path, capsys):
     proxy, prefix = proxied(own), f"s3://{BUCKET}/set"
     assert main(["move", str(original), "--to", prefix, "--out", str(tmp_path / "m"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -147,7 +147,7 @@ def test_shards_that_were_uploaded_train_alike_without_being_read(original, own,
     assert same(take(remote), take(local))
 
 
-def test_moved_objects_are_compared_by_their_etags(original, own, proxied, tmp_path, capsys):
+def test_move_compares_objects_by_etag(original, own, proxied, tmp_path, capsys):
     proxied(own)
     store = files(own.address)
     assert main(["index", f"s3://{BUCKET}/set/*.tar", "--chunk", "4", "--out", str(tmp_path / "old")]) == 0

@@ -1,7 +1,7 @@
-"""Small files that expand to gigabytes. A process with limited memory reads each, and must end with a FlipError.
+"""Tests that small files which expand to gigabytes end with a FlipError in a process with limited memory.
 
-A child process imports what it needs, limits its address space (RLIMIT_AS) to what it has by then and an allowance, and
-reads. A MemoryError, or any other exception than a FlipError, fails the test.
+A child process performs its imports, limits its address space (RLIMIT_AS) to the present size plus an allowance, and
+reads the file. A MemoryError, or any other exception than a FlipError, fails the test.
 """
 
 import io
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /
 def read(imports, call, cases, allowance=ALLOWANCE):
     """Evaluate ``call``, an expression in ``values``, for each of the cases in a process with limited memory.
 
-    Returns for each name the exit code (0 without an error, -1 for an error that is not ours) and the text.
+    Return for each name the exit code (0 without an error, -1 for an error other than FlipError) and the text.
     """
     program = CHILD.format(imports=textwrap.dedent(imports), call=call, allowance=allowance)
     # One malloc arena, and Arrow on malloc: otherwise they reserve gigabytes of addresses that they never use.
@@ -64,7 +64,7 @@ def read(imports, call, cases, allowance=ALLOWANCE):
 
 
 def hole(path, size, *parts):
-    """A file of ``size`` bytes that takes almost no space on disk; ``parts``: (place, bytes) that are not zeros."""
+    """Write a sparse file of ``size`` bytes that takes almost no disk space; ``parts``: (offset, bytes) of data."""
     with open(path, "wb") as file:
         for at, data in parts:
             file.seek(at)
@@ -77,7 +77,7 @@ def hole(path, size, *parts):
 
 
 def footer_of(chunks):
-    """A footer with three bytes per column chunk, which become objects several hundred times as large."""
+    """Return a footer with three bytes per column chunk, which become objects several hundred times as large."""
 
     def varint(number):
         return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
@@ -92,7 +92,7 @@ def footer_of(chunks):
 
 
 def lying(data, size):
-    """A parquet file whose footer states 2 MB where its pages state ``size``."""
+    """Return a parquet file whose footer states 2 MB although its pages state ``size``."""
 
     def zigzag(number, width=1):
         out, number = [], 2 * number
@@ -135,7 +135,7 @@ def tables(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_tables_of_filters(tables):
+def test_filters_refuse_parquet_bombs(tables):
     bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
     assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
     found = read(
@@ -144,7 +144,7 @@ def test_tables_of_filters(tables):
         "filters.parse(['score==7'], '').predicate(values, Reader()) and 'read'",
         bombs,
     )
-    assert found["sound"] == found["dictionary"] == [0, "read"]  # a text that all rows share is held once
+    assert found["sound"] == found["dictionary"] == [0, "read"]  # a text shared by all rows is held once
     sentences = {
         "keys": "the parquet file has rows of one key",
         "pages": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
@@ -173,7 +173,7 @@ def header(name, size, kind=b"0"):
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
-def test_sparse_shards(tmp_path):
+def test_scan_shard_refuses_sparse_tar_bombs(tmp_path):
     half, limit = 512 * MB, f"{tar.SAMPLE_LIMIT:,}"
     hole(tmp_path / "member.tar", half, (0, header("a.jpg", half - 2048)))
     hole(tmp_path / "stated.tar", half, (0, header("a.jpg", 1 << 60)))
@@ -207,7 +207,7 @@ def test_sparse_shards(tmp_path):
 
 
 def zeros(size):
-    """The zlib stream of so many zeros, without compressing them all: a block that ends with a full flush repeats."""
+    """Return the zlib stream of ``size`` zeros. Compress a block that ends with a full flush once, and repeat it."""
     pack = zlib.compressobj(9)
     first, block = (pack.compress(bytes(MB)) + pack.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     rest = pack.compress(bytes(size % MB)) + pack.flush()
@@ -215,7 +215,7 @@ def zeros(size):
 
 
 def png(side, depth, colour, *chunks):
-    """A PNG of zeros, with further chunks: (type, data)."""
+    """Return a PNG of zeros with further chunks (type, data)."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -227,7 +227,7 @@ def png(side, depth, colour, *chunks):
 
 
 def tiff_with_tile(side):
-    """16 x 16 pixels, in one tile of ``side`` x ``side`` zeros."""
+    """Return a TIFF of 16 x 16 pixels in a single tile of ``side`` x ``side`` zeros."""
     data = zeros(side * side)
     tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 134, 325: len(data)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -235,8 +235,8 @@ def tiff_with_tile(side):
 
 
 @pytest.mark.long
-def test_pictures(tmp_path):
-    """A picture with the maximum number of pixels takes 8 bytes for each; larger ones are refused by their header."""
+def test_decode_refuses_image_bombs(tmp_path):
+    """An image with the maximum number of pixels takes 8 bytes per pixel; larger images are refused by their header."""
     text = b"a\0\0" + zlib.compress(bytes(MB - 1))
     webp = b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0\x2f" + struct.pack("<I", 16382 | 16382 << 14) + bytes(9)
     gif = b"GIF89a" + struct.pack("<HHBBB", 50000, 50000, 0, 0, 0)
@@ -324,8 +324,8 @@ READERS = """
     """
 
 
-def test_files_with_holes(tmp_path):
-    """A terabyte of zeros is refused by its size, before it is read."""
+def test_readers_refuse_sparse_terabyte_files(tmp_path):
+    """A terabyte of zeros is refused by its size before it is read."""
     size = 1 << 40
     files = ("yaml", "tokenizer", "classes", "listing", "picture", "made")
     for name in files:
@@ -366,8 +366,8 @@ def test_files_with_holes(tmp_path):
 # -- captions ---------------------------------------------------------------------------------------------------------
 
 
-def test_captions(tmp_path):
-    """A caption of megabytes is cut; encoding took 280 bytes for each character."""
+def test_tokenizer_and_filters_bound_memory_for_huge_captions(tmp_path):
+    """A caption of megabytes is cut: encoding it in full took 280 bytes per character."""
     train(["a red cat"], 60, tmp_path / "tokenizer.json")
     program = f"""
         from flip.data.decode import DecodeError

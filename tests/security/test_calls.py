@@ -1,4 +1,4 @@
-"""No module of flip/, jobs/ or tools/ makes a dangerous call, and the search finds all known forms."""
+"""Tests that no module of flip/, jobs/ or tools/ makes a dangerous call, and that the search reports known forms."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from tests.security.calls import dangerous_calls
 
 ROOT = Path(__file__).resolve().parents[2]
-#: (file, name) -> why it is allowed there.
+#: (file, name) -> reason why the call is allowed.
 ALLOWED = {
     ("flip/__init__.py", "importlib.import_module"): "modules are named in the file itself",
     ("tools/shards.py", "importlib.import_module"): "modules are named in the file itself",
@@ -36,7 +36,7 @@ def test_no_module_makes_a_dangerous_call():
     assert used == set(ALLOWED), "an exception that nothing needs any more"
 
 
-#: One module a line.
+#: One module per line.
 DANGEROUS = """
 eval('1')
 exec(text)
@@ -140,10 +140,10 @@ import torch; getattr(torch, 'float32')
 
 
 @pytest.mark.parametrize("source", DANGEROUS.split("\n")[1:-1])
-def test_every_form_is_seen(source):
+def test_dangerous_calls_reports_every_known_form(source):
     assert list(dangerous_calls(source))
 
 
 @pytest.mark.parametrize("source", HARMLESS.split("\n")[1:-1])
-def test_harmless_calls_are_not_reported(source):
+def test_dangerous_calls_ignores_harmless_code(source):
     assert not list(dangerous_calls(source))

@@ -1,4 +1,4 @@
-"""A hostile or damaged run in a shared sweep stops no command that reads the others."""
+"""Tests that a hostile or damaged run in a shared sweep stops no command that reads the other runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ RECORDS = (
 
 @pytest.fixture
 def sweep(tmp_path):
-    """One sound run, and one run per record that is a FIFO without a writer."""
+    """Create a valid run, and for each record a run in which it is a FIFO without a writer."""
     make(tmp_path / "demo", "sound", "0.5")
     for record in RECORDS:
         run = make(tmp_path / "demo", record.replace("/", "-"), "0.5")
@@ -38,7 +38,7 @@ def call(sweep, *words):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_status_and_report_have_a_row_for_every_run(sweep):
+def test_status_and_report_list_every_run_despite_fifos(sweep):
     for words in (("jobs/status.py", "demo", "--json"), ("jobs/report.py", "demo", "--json")):
         done = call(sweep, *words)
         assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_status_and_report_have_a_row_for_every_run(sweep):
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_explain_ends(sweep, record):
+def test_explain_finishes_if_record_is_fifo(sweep, record):
     done = call(sweep, "jobs/explain.py", f"demo/{record.replace('/', '-')}")
     assert "Traceback" not in done.stderr, done.stderr
 
@@ -72,13 +72,13 @@ WRONG = {
     "attempts/1/pids.json": ("7", "[7]", '[{"pid": "x"}]', '[{"pid": 1, "start": 7}]'),
     "eval/pretrain-8.json": ('{"stage": {}, "samples": 8, "evaluations": [7]}', '{"samples": 8, "evaluations": 7}'),
 }  # fmt: skip
-"""Record -> values that its readers do not expect, in addition to the general ones."""
+"""Record -> values that its readers do not expect, in addition to ``GENERAL``."""
 GENERAL = ("null", "[]", "7", '"text"', "{", "{}")
 
 
 @pytest.mark.long
-def test_values_of_wrong_types_end_no_command(tmp_path, capsys):
-    """One sweep per run."""
+def test_commands_survive_record_values_of_wrong_type(tmp_path, capsys):
+    """Each damaged run has its own sweep."""
     cases = [(record, value) for record, values in WRONG.items() for value in (*values, *GENERAL)]
     for number, (record, value) in enumerate(cases):
         complete = record in ("result.json", "eval/pretrain-8.json")

@@ -1,7 +1,7 @@
-"""Files of another user are never executed by me, never overwrite my files, and stop none of my commands.
+"""Tests that files of another user are never executed, overwrite no files of the caller and stop no command.
 
-Mallory prepares files; alice runs the real command. Both have user ids of their own (``tests.security.users``). Every
-test runs with fs.protected_symlinks 0 and 1: the code must not depend on the kernel's protection.
+Mallory prepares files; Alice runs the real command. Each has a separate user id (``tests.security.users``). Every test
+runs with fs.protected_symlinks 0 and 1: the code must not depend on the kernel's protection.
 """
 
 import json
@@ -21,11 +21,11 @@ from tests.security.users import ROOT, TEAM, tree
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
 PIDS = 1000
-"""Number of future process ids for which mallory prepares links."""
+"""Number of future process ids for which Mallory prepares links."""
 
 
 def prepare_links(folder: Path, name: str, target: Path) -> None:
-    """Links to alice's file at the name itself and at every temporary name that contains a process id."""
+    """Link the name itself, and every temporary name with a future process id, to Alice's file."""
     newest = int(Path("/proc/loadavg").read_text().split()[-1])
     for suffix in ["", *(f".tmp.{pid}" for pid in range(newest, newest + PIDS))]:
         (folder / f"{name}{suffix}").symlink_to(target)
@@ -33,7 +33,7 @@ def prepare_links(folder: Path, name: str, target: Path) -> None:
 
 @pytest.fixture
 def precious(users):
-    """A file of alice's that no attack may change."""
+    """Create a file of Alice's, and check at the end that no attack has changed it."""
     with users.alice.acts():
         file = users.alice.home / "precious"
         file.write_text("alice's")
@@ -44,7 +44,7 @@ def precious(users):
 
 @pytest.fixture
 def hers(users):
-    """A complete run of mallory's in a sweep to which every user may write."""
+    """Create a complete run of Mallory's in a sweep to which every user may write."""
     with users.mallory.acts(umask=0):
         run = make(users.shared / "demo", "run")
         run.path.parent.chmod(0o777)
@@ -54,7 +54,7 @@ def hers(users):
 # -- 1: temporary names ------------------------------------------------------------------------------------------------
 
 
-def test_report_writes_nothing_into_the_sweep_of_another_user(users, hers, precious):
+def test_report_writes_nothing_into_sweep_of_other_user(users, hers, precious):
     sweep = hers.path.parent
     with users.mallory.acts():
         prepare_links(sweep, "report.html", precious)
@@ -76,8 +76,8 @@ def test_report_writes_nothing_into_the_sweep_of_another_user(users, hers, preci
     assert tree(sweep) == before
 
 
-def test_report_into_a_prepared_folder_overwrites_nothing(users, hers, precious):
-    """``--folder`` names a folder to which mallory can write, too."""
+def test_report_replaces_prepared_links_in_output_folder(users, hers, precious):
+    """``--folder`` names a folder to which Mallory can also write."""
     done = users.alice.python("jobs/report.py", hers.path.parent, "--folder", "made")
     names = [path.relative_to(users.alice.home / "made") for path in (users.alice.home / "made").rglob("*.*")]
     assert done.returncode == 0 and any(name.suffix == ".png" for name in names), done.stderr
@@ -92,7 +92,7 @@ def test_report_into_a_prepared_folder_overwrites_nothing(users, hers, precious)
     assert all((users.shared / "pages" / name).stat().st_uid == users.alice.uid for name in names)
 
 
-def test_cancel_follows_no_prepared_name(users, hers, precious):
+def test_cancel_follows_no_prepared_link(users, hers, precious):
     hers.result.unlink()
     with users.mallory.acts(umask=0):
         prepare_links(hers.path, "cancel.json", precious)
@@ -108,7 +108,7 @@ def test_cancel_follows_no_prepared_name(users, hers, precious):
 SITECUSTOMIZE = "import os; open(os.environ['HOME'] + '/executed', 'w').close()"
 
 
-def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users, desk):
+def test_submit_refuses_sweep_folder_or_code_of_other_user(users, desk):
     take = "import sys, pathlib; from jobs.submission import snapshot; "
     take += "print(snapshot.take(*map(pathlib.Path, sys.argv[1:])).path)"
     root = users.shared
@@ -121,7 +121,7 @@ def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users,
         (code / "sitecustomize.py").write_text(SITECUSTOMIZE)
     done = desk.submit(users.alice, root)
     assert done.returncode == 77 and f"it belongs to uid {users.mallory.uid}" in done.stderr, done.stderr
-    os.chown(root / "demo", users.alice.uid, users.alice.uid)  # created by her, open to all and closed later
+    os.chown(root / "demo", users.alice.uid, users.alice.uid)  # created by Alice, writable for all, closed later
     (root / "demo").chmod(0o755)
     done = desk.submit(users.alice, root)
     assert done.returncode == 77 and str(root / "demo" / ".code") in done.stderr, done.stderr
@@ -135,8 +135,8 @@ def test_submit_refuses_a_sweep_folder_or_code_that_another_user_prepared(users,
     desk.until_complete(users.alice, users.alice.home / "runs")
 
 
-def test_submit_takes_no_code_from_outside_the_sweep(users, desk):
-    """A copied run may name any folder as its code."""
+def test_submit_uses_no_code_from_outside_sweep(users, desk):
+    """The record of a copied run may name any folder as its code."""
     first, second = users.shared / "first", users.shared / "second"
     with users.alice.acts():
         first.mkdir(), second.mkdir()
@@ -160,7 +160,7 @@ def test_submit_takes_no_code_from_outside_the_sweep(users, desk):
 
 
 def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
-    """A run whose ranks leave a file in HOME and complete."""
+    """Submit a run whose ranks create a marker file in HOME and complete."""
     run = RunDir(folder / name)
     run.path.mkdir()
     program = run.path / "program"
@@ -173,7 +173,7 @@ def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
 
 
 def supervise(user, sweep: Path, **environment) -> str:
-    """Run a supervisor until it ends by itself, and return its log."""
+    """Run a supervisor until it exits by itself, and return its log."""
     words = ["-c", 'exec "$0" -m jobs.local.supervisor "$1" > "$HOME/log" 2>&1', sys.executable, sweep]
     done = user.run("sh", *words, PYTHONPATH=ROOT, **environment)
     log = user.home / "log"
@@ -182,11 +182,11 @@ def supervise(user, sweep: Path, **environment) -> str:
     return log.read_text()
 
 
-def test_the_supervisor_starts_no_run_that_another_user_wrote(users):
+def test_supervisor_starts_no_run_of_other_user(users):
     sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
     with alice.acts():
         sweep.mkdir()
-        sweep.chmod(0o777)  # once, for a while
+        sweep.chmod(0o777)  # temporarily writable for all
         submitted(sweep, "mine", "mine", 9)
         half = submitted(sweep, "half-mine", "executed", 1)
         half.path.chmod(0o777)
@@ -203,7 +203,7 @@ def test_the_supervisor_starts_no_run_that_another_user_wrote(users):
         assert f"{sweep / name} is not trusted: {reason}" in log, log
 
 
-def test_the_supervisor_starts_runs_in_a_folder_of_a_group_only_if_the_group_is_named(users):
+def test_supervisor_starts_runs_in_group_folder_only_if_group_is_trusted(users):
     sweep, alice = users.shared / "demo", users.alice
     with alice.acts(umask=0o002, groups=[TEAM]):
         sweep.mkdir()
@@ -230,7 +230,7 @@ print(cache.failures)
 
 
 @pytest.mark.parametrize("prepared", ["nothing", "link", "folder"])
-def test_the_cache_of_chunks_deletes_and_trusts_nothing_of_another_place(users, precious, prepared):
+def test_chunk_cache_neither_uses_nor_deletes_prepared_folder(users, precious, prepared):
     folder = users.shared / f"flip-chunks-{users.alice.uid}"
     with users.mallory.acts(umask=0):
         if prepared == "link":
@@ -252,7 +252,7 @@ def test_the_cache_of_chunks_deletes_and_trusts_nothing_of_another_place(users, 
 # -- 7: processes and jobs ---------------------------------------------------------------------------------------------
 
 
-def test_cancel_ends_no_process_that_a_record_of_another_user_names(users, hers):
+def test_cancel_kills_no_process_named_in_record_of_other_user(users, hers):
     started = users.alice.run("sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!")
     pid = int(started.stdout)
     begin = rank_processes.start_time(pid)
@@ -269,8 +269,8 @@ def test_cancel_ends_no_process_that_a_record_of_another_user_names(users, hers)
     assert rank_processes.alive(pid, begin)
 
 
-def test_cancel_signals_no_job_of_mine_that_a_record_of_another_user_names(users, hers):
-    """Slurm's commands are stand-ins that record their calls."""
+def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, hers):
+    """Slurm's commands are replaced by scripts that record their calls."""
     commands, calls = users.folder / "bin", users.folder / "calls"
     commands.mkdir()
     calls.touch()
@@ -304,8 +304,8 @@ for tempfile.tempdir in sys.argv[2:]:
 """
 
 
-def test_prepared_folders_for_temporary_files_are_not_used(users, precious):
-    """Under the name that a worker uses: a link to a folder of alice, and a folder to which all may write."""
+def test_worker_ignores_prepared_temporary_folders(users, precious):
+    """The names that a worker uses are taken by a link to a folder of Alice's and by a folder writable for all."""
     with users.alice.acts():
         record = precious.parent / "keep" / "flip.json"
         record.parent.mkdir()
@@ -337,8 +337,8 @@ FIFOS = [
 WRONG = '{"attempt": "x", "samples": {}, "kind": [], "cause": 1, "order": {}, "action": [], "who": 7, "time": "x"}'
 
 
-def test_no_record_of_another_user_stops_the_commands_that_read(users):
-    """A FIFO without a writer, and values of wrong types: the sound run keeps its row."""
+def test_status_report_and_explain_survive_records_of_other_user(users):
+    """Records are FIFOs without a writer or hold values of wrong types; the valid run keeps its row."""
     sweep = users.shared / "demo"
     with users.mallory.acts():
         make(sweep, "sound")

@@ -1,4 +1,4 @@
-"""Records of a run with any value in any place: commands report the run as damaged, and the others as usual."""
+"""Fuzz tests of a run's records: commands report the run as damaged and the other runs as usual."""
 
 import contextlib
 import csv
@@ -84,9 +84,9 @@ RECORDS = {
     "eval/pretrain-3200/imagenet.json": SCORE,
     "../sweep.json": ABOUT,
 }  # fmt: skip
-"""Records of the damaged run, in addition to those that ``make`` writes."""
+"""Records of the damaged run, in addition to the records that ``make`` writes."""
 
-#: Stops of a run: what is there of it.
+#: States of the damaged run.
 SCENES = ("failed", "running", "complete", "slurm")
 NAMES = (*RECORDS, "config.yaml", "identity.json", "result.json", "eval/pretrain-3200.json", "metrics/1.jsonl")
 
@@ -137,7 +137,7 @@ def replaced(path, content):
 
 
 def printed(text):
-    """Output of ``report --csv -`` and ``--markdown -``."""
+    """Return the output of ``report --csv -`` and ``--markdown -``."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         report._save("-", text)
     return out.getvalue()
@@ -185,7 +185,7 @@ def read_by_commands(run, asked):
 
 
 def read_by_hosts(run):
-    """Readers of the supervisor, the exit trap and the trainer, which pass on OSError and ValueError."""
+    """Call the readers of the supervisor, the exit trap and the trainer, which may raise OSError or ValueError."""
     calls = (
         lambda: attempts.last_end(run), lambda: attempts.current_end(run), lambda: attempts.submitted_after(run),
         lambda: attempts.earlier_ends(run, 0, 9),
@@ -211,7 +211,7 @@ def check(run, name, content, asked):
 @pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES)
 @given(data=st.data())
-def test_any_value_in_any_record(scenes, asked, scene, data):
+def test_commands_survive_any_value_in_any_record(scenes, asked, scene, data):
     run = scenes[scene]
     name = data.draw(st.sampled_from([n for n in NAMES if n.endswith(".json") and (run.path / n).exists()]))
     check(run, name, data.draw(texts(json.loads((run.path / name).read_text()))), asked)
@@ -221,8 +221,8 @@ SIZES = [10**18, 10**30, 10**400, -1, 1e308, "x" * 100_000, True, None, [], {}, 
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_each_field_with_each_kind_of_value(scenes, asked, name):
-    """All fields with one value each; with the profile ``search`` all fields with all values."""
+def test_commands_survive_extreme_value_in_each_field(scenes, asked, name):
+    """Each field gets a single value; with the profile ``search`` each field gets all values."""
     record = RECORDS[name]
     for i, field in enumerate(record if isinstance(record, dict) else {}):
         for value in SIZES if SEARCHING else [SIZES[(i + len(name)) % len(SIZES)]]:
@@ -237,7 +237,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_record_as_something_else(scenes, asked, name):
+def test_commands_survive_records_replaced_by_other_content(scenes, asked, name):
     at = NAMES.index(name)
     for i in range(len(WHOLE)) if SEARCHING else (at, at + 4, at + 7):
         check(scenes[SCENES[i % 3]], name, WHOLE[i % len(WHOLE)], asked)
@@ -245,7 +245,7 @@ def test_each_record_as_something_else(scenes, asked, name):
 
 @pytest.mark.slow
 @given(data=st.data())
-def test_any_value_in_a_configuration(scenes, asked, data):
+def test_commands_survive_any_value_in_config(scenes, asked, data):
     values = to_dict(config())
     *above, last = data.draw(st.sampled_from([path for path in places(values) if path]))
     section = values
@@ -263,7 +263,7 @@ def test_any_value_in_a_configuration(scenes, asked, data):
     ("result.json", {"evaluations": [{"name": "x"}]}, "result.json: lacks `evaluations.0.top1`"),
     ("cancel.json", [], "cancel.json: holds no mapping"),
 ])  # fmt: skip
-def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, words):
+def test_status_names_file_and_field_of_damaged_record(scenes, name, content, words):
     run = scenes["failed"]
     with replaced(run.path / name, json.dumps(content).encode()):
         (row,) = run_status.table([run])
@@ -279,7 +279,7 @@ def test_the_row_says_which_field_of_which_file_is_wrong(scenes, name, content, 
     ["jobs/submit.py", "--sweep", "a.yaml", "seed=1\x1b[2J"],
     ["jobs/submit.py", "--sweep", "--yes", "--prune-most"],
 ])  # fmt: skip
-def test_a_command_of_another_form_is_never_shown(scenes, monkeypatch, words):
+def test_explain_hides_recorded_command_of_unexpected_form(scenes, monkeypatch, words):
     monkeypatch.setattr(job_states.slurm_cli, "queue", lambda names: {})
     for scene, kind, state in (("failed", "local", "failed"), ("running", "slurm", "stopped")):
         run = scenes[scene]
@@ -289,20 +289,20 @@ def test_a_command_of_another_form_is_never_shown(scenes, monkeypatch, words):
             assert "--only victim" in found["next"]["what"] and found["next"]["command"] is None
 
 
-def test_a_command_that_is_shown_is_quoted_and_the_users_own(scenes):
+def test_explain_quotes_command_and_hides_it_if_record_is_world_writable(scenes):
     run = scenes["failed"]
     words = ["jobs/submit.py", "--sweep", "/a b/$(reboot).yaml", "data.manifest=`reboot`; reboot", "--only", "victim"]
     with replaced(run.path / "job.json", json.dumps({**JOB, "command": words}).encode()):
         command = run_details.explain(run)["next"]["command"]
         assert shlex.split(command) == ["python", *words, "--retry"] and command == shlex.join(shlex.split(command))
         assert command in explain.page(run_details.explain(run))
-        (run.path / "job.json").chmod(0o666)  # every user may have written it
+        (run.path / "job.json").chmod(0o666)  # any user may have written the record
         found = run_details.explain(run)["next"]
         assert found["command"] is None and "reboot" not in found["what"]
         (run.path / "job.json").chmod(0o644)
 
 
-def test_a_log_cannot_control_the_terminal(scenes, capfdbinary):
+def test_logs_escape_control_characters_and_refuse_links(scenes, capfdbinary):
     run = scenes["failed"]
     logs.follow([run], None, True, False)
     assert capfdbinary.readouterr().out == b"\\x1b[2Jlast words\\xff\n"
@@ -312,7 +312,7 @@ def test_a_log_cannot_control_the_terminal(scenes, capfdbinary):
     (run.logs / "1" / "node1.err").unlink()
 
 
-def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
+def test_select_ignores_run_folder_with_undecodable_name(tmp_path, asked):
     run = build(tmp_path, "failed")
     copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
     shutil.copytree(run.path, copied)
@@ -323,7 +323,7 @@ def test_a_folder_whose_name_is_no_text_is_no_run(tmp_path, asked):
     read_by_commands(run, asked)
 
 
-def test_no_cell_and_no_heading_of_a_csv_is_a_formula(tmp_path):
+def test_csv_text_escapes_formulas_in_cells_and_headings(tmp_path):
     run = make(tmp_path / "demo", "=1+1", steps=100, complete=False, end={**END, "reason": "@SUM(A1)"})
     result = {"stage": "pretrain", "samples": 3200, "evaluations": [{**SCORE, "role": "=cmd()"}]}
     write_json(run.result, result)

@@ -1,7 +1,7 @@
-"""Ordinary use of one runs root by members of a group, with real user ids: nothing is refused.
+"""Tests of ordinary use of a shared runs root by members of a group, with real user ids.
 
-Alice and Bob share a group. The runs root belongs to it and has the
-setgid bit, as administrators set up project folders.
+Alice and Bob share a group. The runs root belongs to it and has the setgid bit, as administrators set up project
+folders.
 """
 
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def root(users):
-    """The runs root of a group: mode 2775, of an administrator."""
+    """Create the runs root of the group: mode 2775, owned by an administrator."""
     folder = users.folder / "team"
     folder.mkdir()
     os.chown(folder, 0, TEAM)
@@ -29,7 +29,7 @@ def root(users):
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022], ids=["umask=002", "umask=022"])
-def test_a_colleague_reads_my_runs_and_writes_nothing_there(users, root, umask):
+def test_group_member_reads_runs_of_colleague_without_writing(users, root, umask):
     alice, bob = users.alice, users.bob
     with alice.acts(umask, [TEAM]):
         make(root / "demo", "complete")
@@ -50,8 +50,8 @@ def test_a_colleague_reads_my_runs_and_writes_nothing_there(users, root, umask):
     assert tree(root) == before
 
 
-def test_two_members_submit_sweeps_in_one_runs_root(users, desk, root):
-    """Each member starts, continues and deletes own runs; the sweep of another member is refused."""
+def test_group_members_submit_sweeps_in_shared_runs_root(users, desk, root):
+    """Each member starts, restarts and deletes their own runs; a restart of another member's sweep is refused."""
     text = desk.sweep.read_text()
     for user, name, umask in ((users.alice, "alices", 0o022), (users.bob, "bobs", 0o002)):
         options = {"groups": [TEAM], "umask": umask}
@@ -68,7 +68,7 @@ def test_two_members_submit_sweeps_in_one_runs_root(users, desk, root):
     assert done.returncode == 77 and "bobs" in done.stderr, done.stderr
 
 
-def test_a_colleague_evaluates_and_exports_a_copy_of_my_run(users, data, root):
+def test_group_member_evaluates_and_exports_copy_of_run(users, data, root):
     place, bob, options = users.folder / "data", users.bob, {"groups": [TEAM], "umask": 0o002}
     shutil.copytree(data, place)
     run = RunDir(root / "demo" / "run")

@@ -1,4 +1,4 @@
-"""The first run of a shape starts first on a real Slurm; and a run tried in an allocation that is there already."""
+"""Tests of canary runs, and of jobs/debug.py in an existing allocation, on a real Slurm."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def reasons(desk):
     return {name: (row["state"], row["reason"]) for name, row in desk.status().items()}
 
 
-def test_the_others_are_held_until_the_first_has_passed(desk):
+def test_canary_holds_other_runs_until_first_run_passes(desk):
     desk.text = desk.text.replace(f"samples: {STEPS * 16}", "samples: 160000")
     assert f"canary: ahead starts first; after {CANARY} steps: second, other" in desk.submit()
     desk.until_step("ahead", 1)
@@ -44,7 +44,7 @@ def test_the_others_are_held_until_the_first_has_passed(desk):
     assert desk.processes() == []
 
 
-def test_where_it_stops_for_good_nothing_else_starts_and_the_next_submission_goes_on(desk):
+def test_canary_failure_stops_held_runs_until_next_submission(desk):
     desk.text = desk.text.replace("ahead", "crashing")
     desk.submit()
     desk.until(lambda: desk.status()["crashing"]["state"] == "failed", "the canary's end")
@@ -61,7 +61,7 @@ def test_where_it_stops_for_good_nothing_else_starts_and_the_next_submission_goe
     assert desk.processes() == []
 
 
-def test_a_run_is_tried_in_an_allocation_with_all_its_tasks(desk):
+def test_debug_uses_all_tasks_of_existing_allocation(desk):
     desk.sweep.write_text(desk.text)
     own = [sys.executable, ROOT / "jobs" / "debug.py", "--sweep", desk.sweep, "--run", "ahead", "--out", desk.folder]
     line = ["salloc", "-p", "low", "-N", "2", "--ntasks-per-node=1", *own, "stages.pretrain.samples=160"]

@@ -1,4 +1,4 @@
-"""A sweep that is edited between submissions, on a real Slurm: what runs, what is kept, what goes."""
+"""Tests of a sweep that is edited between submissions, on a real Slurm."""
 
 import json
 
@@ -18,7 +18,7 @@ def desk(start_slurm, tmp_path, emoji):
 
 
 def edited(desk, **runs):
-    """The sweep with these runs alone."""
+    """Replace the runs of the sweep by the given runs."""
     lines = [f"  {name}: {{stages.pretrain.{setting}}}\n" for name, setting in runs.items()]
     desk.text = desk.text.split("runs:\n")[0] + "runs:\n" + "".join(lines)
     return desk
@@ -28,27 +28,27 @@ def states(desk):
     return {name: row["state"] for name, row in desk.status().items()}
 
 
-def test_an_edited_sweep(desk):
+def test_submit_keeps_forks_restarts_and_prunes_runs_of_edited_sweep(desk):
     said = edited(desk, one="mask: 0.5", long="samples: 160000").submit("--dry-run", "--script")
     assert "#SBATCH" in said and "would start at" in said and not desk.runs.exists()
     desk.submit()
     desk.until_step("long", 7)
-    # another configuration under a known name is refused; kept, it changes nothing
+    # a changed configuration under a known name is refused; with `keep` it changes nothing
     edited(desk, one="mask: 0.25", long="samples: 160000")
     assert "--changed" in desk.submit(code=78)
     desk.until(lambda: states(desk)["one"] == "complete", "the end of one")
     desk.submit("--changed", "keep")
     assert states(desk) == {"one": "complete", "long": "running"}
-    # a dropped run saves, ends and goes to the trash; the changed one begins again beside the old one, and is watched
+    # a dropped run saves, ends and goes to the trash; the changed run starts anew next to the old run, and is watched
     said = edited(desk, one="mask: 0.25").submit("--prune", "--changed", "fork", "--watch", "--yes")
     assert "one-v2: complete" in said and states(desk) == {"one": "complete", "one-v2": "complete"}
     assert [path.name for path in desk.runs.glob(".trash/*/demo/*")] == ["long"]
-    # or in its place
+    # with `restart` the changed run replaces the old run
     edited(desk, one="mask: 0.75").submit("--changed", "restart", "--watch", "--yes")
     assert desk.run("one").result.exists() and "mask: '0.75'" in desk.run("one").config.read_text()
     desk.until_idle()
     assert desk.processes() == []
-    # what is there afterwards
+    # the report and the doctor work afterwards
     desk.type("report", "demo")
     page = (desk.runs / "demo" / "report.html").read_text("utf-8")
     assert "one-v2" in page

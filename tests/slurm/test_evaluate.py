@@ -1,4 +1,4 @@
-"""An evaluation as a Slurm job: two ranks by srun, preempted once, the numbers of this machine alone."""
+"""Tests that an evaluation as a Slurm job of two ranks, requeued once, gives the numbers of a local evaluation."""
 
 import json
 import time
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 @pytest.mark.timeout(900)
-def test_as_a_job(start_slurm, tmp_path, monkeypatch, capsys):
+def test_evaluate_job_gives_local_results_after_requeue(start_slurm, tmp_path, monkeypatch, capsys):
     here = start_slurm()
     place = make_place(tmp_path / "place")
     for name, folder in (("RUNS", "runs"), ("CACHE", "cache"), ("DATA", "data")):

@@ -1,4 +1,4 @@
-"""A real Slurm does today what it did when it was recorded, and each event leads to the right end."""
+"""Tests that a real Slurm behaves as recorded, and that each recorded event leads to the right end."""
 
 import pytest
 
@@ -11,12 +11,12 @@ GROUPS = [options for i, options in enumerate(s.options for s in SCENARIOS.value
     s.options for s in list(SCENARIOS.values())[:i]
 ]]  # fmt: skip
 ORDER = sorted(SCENARIOS, key=lambda name: GROUPS.index(SCENARIOS[name].options))
-"""Those with equal options one after the other: they share a Slurm."""
+"""Names of the scenarios, grouped by options: scenarios with equal options share a Slurm."""
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """``stage(options)``: (here, squeue, folder) of a Slurm with them; another one is stopped first."""
+    """Return ``stage(options)``, which gives (here, squeue, folder) of a Slurm with these options and stops others."""
     running = []
 
     def leave():
@@ -43,20 +43,20 @@ def stage(tmp_path_factory):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if SCENARIOS[name].ci else [pytest.mark.slow]) for name in ORDER]
 )
-def test_as_recorded(name, stage):
+def test_real_slurm_replays_recorded_scenario(name, stage):
     played = recording.perform(name, *stage(SCENARIOS[name].options))
     torn, recorded = SCENARIOS[name].torn, recording.load()[name]
     assert recording.essence(played, torn) == recording.essence(recorded, torn), recording.text(played)
 
 
-def test_every_scenario_is_recorded_and_ends_as_it_must():
+def test_recording_holds_every_scenario_with_expected_end():
     records = recording.load()
     assert list(records) == list(SCENARIOS)
     ends = {name: (len(record["attempts"]), record["end"]["state"]) for name, record in records.items()}
     assert ends == {name: scenario.ends for name, scenario in SCENARIOS.items()}
 
 
-def test_a_sibling_in_the_array_is_left_alone():
+def test_recording_shows_array_siblings_unaffected():
     siblings = [record["sibling"] for record in recording.load().values() if "sibling" in record]
     assert siblings and all(len(s["attempts"]) == 1 and s["end"]["state"] == "complete" for s in siblings)
     assert {record["own_id"] for record in recording.load().values()} == {True, False}

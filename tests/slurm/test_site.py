@@ -1,4 +1,4 @@
-"""The foreign site of the tests has the form that its options promise."""
+"""Tests that the foreign site of the tests behaves as its options specify."""
 
 import json
 import re
@@ -33,12 +33,12 @@ def until(here, number, **wanted):
 
 
 def doctor(*words):
-    """Promise -> what doctor read."""
+    """Return promise -> value that doctor read."""
     done = subprocess.run([sys.executable, DOCTOR, "--json", *words], capture_output=True, text=True)
     return {row["promise"]: row["read"] for row in json.loads(done.stdout)["promises"]}
 
 
-def test_foreign_site(foreign_site):
+def test_foreign_site_enforces_its_limits_and_preempts_by_qos(foreign_site):
     here = foreign_site
     found = doctor()
     assert found["a preempted run starts again"].startswith("preempt/qos, PreemptMode=REQUEUE, GraceTime=0 s")

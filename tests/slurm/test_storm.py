@@ -1,4 +1,4 @@
-"""The short storm, as `make storm` runs it: twelve faults over four runs, and nothing tells afterwards."""
+"""Tests the short storm of `make storm`: twelve faults over four runs leave no trace in the results."""
 
 import subprocess
 import sys
@@ -11,18 +11,18 @@ from tests.slurm_site import require
 pytestmark = [pytest.mark.slurm, pytest.mark.s3, pytest.mark.kill]
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 1
-"""Its twelve kinds are among the longest; time limit, straggler and node loss are among them."""
+"""This seed gives twelve of the longest kinds of faults, including time limit, straggler and node loss."""
 
 
-def test_short_storm(tmp_path):
+def test_short_storm_of_12_faults_violates_no_property(tmp_path):
     require()
     words = [sys.executable, "-m", "tests.storm", "--seed", str(SEED), "--out", str(tmp_path / "storm.md")]
-    words += ["--folder", str(tmp_path / "s")]  # Slurm's sockets want it short
+    words += ["--folder", str(tmp_path / "s")]  # Slurm's sockets need a short path
     storm = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said, _ = storm.communicate(timeout=540)
     finally:
-        storm.terminate()  # it takes its Slurm with it
+        storm.terminate()  # this also stops its Slurm
         storm.wait(60)
     assert storm.returncode == 0, said
     page = (tmp_path / "storm.md").read_text()

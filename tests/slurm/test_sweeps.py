@@ -1,4 +1,4 @@
-"""Sweeps of several runs on a real Slurm, as a person submits and cancels them."""
+"""Tests of submitting and cancelling sweeps of several runs on a real Slurm."""
 
 import time
 
@@ -15,7 +15,7 @@ def desk(start_slurm, tmp_path, emoji):
     return SlurmCommandLine(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji)
 
 
-def test_an_array_of_three_one_preempted_one_crashing_one_clean(desk):
+def test_array_job_completes_preempted_run_and_stops_crashing_run(desk):
     desk.submit()
     arrays = list((desk.runs / "demo" / ".slurm").iterdir())
     assert len(arrays) == 1 and len((arrays[0] / "runs").read_text().splitlines()) == 3
@@ -40,7 +40,7 @@ def test_an_array_of_three_one_preempted_one_crashing_one_clean(desk):
     assert len(list((desk.runs / "demo" / ".slurm").iterdir())) == 1, "a second submit starts nothing"
 
 
-def test_cancelled_by_us_and_by_hand_for_good_until_retried(desk):
+def test_cancelled_runs_stay_stopped_until_retry(desk):
     desk.text = desk.text.replace(f"samples: {STEPS * 16}", "samples: 160000").replace("crashing", "by_hand")
     desk.submit("--only", "[pb]*")
     for name in ("preempted", "by_hand"):
@@ -66,7 +66,7 @@ def test_cancelled_by_us_and_by_hand_for_good_until_retried(desk):
         assert read_json(desk.run(name).attempt(2) / "start.json")["resumes_from"] == saved[name]
     create_json(desk.run("by_hand").cancel, {"who": "ann", "why": "the signal came before anybody listened"})
     desk.until(lambda: desk.status()["by_hand"]["state"] == "cancelled", "a run that only saw cancel.json")
-    for _ in range(2):  # the second time it is not waited for
+    for _ in range(2):  # the second cancel kills the job even if it is still saving
         desk.type("cancel", "demo/preempted", "--yes")
     desk.until(lambda: desk.status()["preempted"]["state"] == "cancelled", "its end")
     desk.until_idle()

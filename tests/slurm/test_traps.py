@@ -1,4 +1,4 @@
-"""A full disk, a lost node and a killed batch shell on a real Slurm like a foreign site's (scenarios.FOREIGN)."""
+"""Tests of a full disk, a lost node and a killed batch shell on a real Slurm with the options scenarios.FOREIGN."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def submit(folder, *names, play=AGAIN, module="tests.slurm.scripted", nodes=1):
-    """Runs below ``folder``, one job."""
+    """Submit runs below ``folder`` as a single job."""
     runs = [RunDir(folder / name) for name in names]
     for run in runs:
         if not run.path.exists():
@@ -37,7 +37,7 @@ def state(run):
 
 
 def job(run):
-    """The fields of the run's job."""
+    """Return the fields of the run's job."""
     record = read_json(run.path / "job.json")
     row = slurm_cli.queue([record["name"]])[record["name"], record["index"]]
     return slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", row.id))
@@ -47,8 +47,8 @@ def ready(run, ranks=1):
     wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == ranks, "its ranks")
 
 
-def test_a_full_disk_is_waited_for(foreign_site, tmp_path):
-    """Neither causes nor logs can be written and the exit codes say crash; the exit trap meets the full disk itself."""
+def test_exit_trap_retries_run_after_full_disk(foreign_site, tmp_path):
+    """The ranks can write neither causes nor logs and exit with a crash code. The exit trap meets the full disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]).returncode:
@@ -60,7 +60,7 @@ def test_a_full_disk_is_waited_for(foreign_site, tmp_path):
             lambda: filler.exists() and not os.statvfs(disk).f_bavail and not of(f"tests.slurm.filling {run.path}"),
             "a full disk",
         )
-        time.sleep(2.0)  # the trap meets it
+        time.sleep(2.0)  # the exit trap meets the full disk
         assert not run.causes(1) and not (run.attempt(1) / "end.json").exists()
         filler.unlink()
         wait_until(lambda: state(run) == "complete", "its second attempt")
@@ -71,18 +71,18 @@ def test_a_full_disk_is_waited_for(foreign_site, tmp_path):
 
 
 def of(text):
-    """Pids of processes with this in their command line."""
+    """Return the pids of processes with this text in their command line."""
     return [int(pid) for pid in subprocess.run(["pgrep", "-f", text], capture_output=True, text=True).stdout.split()]
 
 
 @pytest.mark.parametrize("lost", [1, 2])
-def test_a_job_without_requeue_continues_after_lost_nodes(lost, start_slurm, tmp_path):
-    """Slurm ends the job as NODE_FAIL, which shows as COMPLETING, as a cancel does.
+def test_job_without_requeue_continues_after_lost_nodes(lost, start_slurm, tmp_path):
+    """Slurm ends the job as NODE_FAIL, but shows COMPLETING, as for a cancelled job.
 
-    If several nodes are lost at once, srun waits for the tasks of the second one until the batch shell is killed, and
-    the exit trap never runs: the watcher submits the successor.
+    If several nodes are lost at once, srun waits for the tasks of the second node until the batch shell is killed, and
+    the exit trap never runs: the watcher submits the next job.
     """
-    here = start_slurm(nodes=6, **FOREIGN)  # with a short SlurmdTimeout the batch host is taken for lost, too
+    here = start_slurm(nodes=6, **FOREIGN)  # with a short SlurmdTimeout Slurm also declares the batch host lost
     (run,) = submit(tmp_path / "requeue_disabled", "run", nodes=lost + 1)
     ready(run, ranks=lost + 1)
     fields = job(run)
@@ -97,8 +97,10 @@ def test_a_job_without_requeue_continues_after_lost_nodes(lost, start_slurm, tmp
     assert run.newest_attempt() == 2
 
 
-def test_what_a_killed_batch_shell_leaves_ends_with_its_job_or_with_the_next_start(start_slurm, tmp_path):
-    """Both watchers sleep until Slurm knows their job no more. One then asks, the other meets the next attempt."""
+def test_watcher_of_killed_batch_shell_exits_with_job_or_next_attempt(start_slurm, tmp_path):
+    """Both watchers are stopped until Slurm has forgotten their job. The first then polls Slurm and exits; the second
+    exits when the next attempt starts.
+    """
     here = start_slurm(nodes=4, **{**FOREIGN, "settings": ["MinJobAge=2"]})
     runs = submit(tmp_path / "orphans", "asks", "stays")
     watchers = []

@@ -1,6 +1,4 @@
-"""What a person types, and what a launcher does beside the runs' own story, on one real Slurm with ranks that train
-nothing: a delay, a node left out, news of ends, two profiles at once, patterns, and a log that is followed.
-"""
+"""Tests of commands and launcher features on a real Slurm, with scripted ranks instead of training."""
 
 import json
 import subprocess
@@ -45,7 +43,7 @@ def sweep(start_slurm, tmp_path):
         run.path.mkdir(parents=True)
         write_json(run.path / "play.json", play)
         write_json(run.identity, {"hash": name})
-        run.config.write_text("schema: 1\n")  # commands find runs by it
+        run.config.write_text("schema: 1\n")  # commands recognise runs by this file
         cluster = {"done": "second", "lacking": "third"}.get(name, "first")
         shape = JobResources(nodes=2 if name == "lacking" else 1, cpus=1, hours=0.5)
         jobs.append(Job(run, ROOT, shape, module="tests.slurm.scripted", cluster=cluster))
@@ -59,7 +57,7 @@ def sweep(start_slurm, tmp_path):
     return here, {job.run.name: job.run for job in jobs}, heard
 
 
-def test_verbs(sweep, tmp_path):
+def test_launcher_delays_excludes_notifies_cancels_and_follows_logs(sweep, tmp_path):
     here, runs, heard = sweep
 
     def typed(command, *words):
@@ -81,30 +79,30 @@ def test_verbs(sweep, tmp_path):
         text = here.call("scontrol", "show", "job", row.id)
         return row.id, dict(word.split("=", 1) for word in text.split() if "=" in word)
 
-    # two profiles, each with its partition
+    # each profile uses its partition
     assert fields("done")[1]["Partition"] == "high" and fields("stays")[1]["Partition"] == "low"
-    # a log that is followed goes on to the run's end
+    # `logs --follow` continues until the run ends
     wait_until(lambda: state("stays").attempt == 1, "its start")
     follower = typed("logs", "demo/stays", "--follow")
-    # storage that is away is waited for, by Slurm
+    # Slurm delays the retry if storage is unavailable
     wait_until(lambda: state("away").state == "waiting", "an attempt without storage")
     assert read_json(runs["away"].attempt(1) / "end.json")["delay"] == 30
     wait_until(lambda: fields("away")[1]["JobState"] == "PENDING", "its requeue")
     job, shown = fields("away")
     ahead = slurm_cli.timestamp(shown["StartTime"]) - read_json(runs["away"].attempt(1) / "end.json")["time"]
     assert 25 < ahead < 60 and state("away").starts == shown["StartTime"]
-    # sooner, but not within the second of the requeue: the node would still hold the job's old credential for revoked
+    # start sooner, but not within the second of the requeue: the node would still treat the job's credential as revoked
     here.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
-    # a node whose card is broken is left out
+    # a node with a broken GPU is excluded
     wait_until(lambda: state("broken").state == "complete", "another node")
     first, second = (read_json(runs["broken"].attempt(n) / "start.json")["nodes"] for n in (1, 2))
     assert first != second and fields("broken")[1]["ExcNodeList"] == first
-    # so is one that can start no rank, though the job's first node, where the batch script runs, can
+    # a node that can start no rank is excluded, although the job's first node, which runs the batch script, can
     wait_until(lambda: state("lacking").state == "complete", "two other nodes")
     end = read_json(runs["lacking"].attempt(1) / "end.json")
     nodes = here.call("scontrol", "show", "hostnames", read_json(runs["lacking"].attempt(1) / "start.json")["nodes"])
     assert (end["cause"], end["exclude"]) == ("node", nodes.split()[1:]) and len(end["exclude"]) == 1
-    # cancel by patterns: those after a ! are left alone
+    # cancel by patterns: runs that match a pattern after ! continue
     for name in ("gone1", "gone2"):
         wait_until(lambda name=name: (runs[name].path / "signals" / "1.0.jsonl").exists(), "its ranks")
     assert json.loads(said("cancel", "demo/[gs]*", "!demo/stays", "--yes", "--json")) == ["gone1", "gone2"]
@@ -112,7 +110,7 @@ def test_verbs(sweep, tmp_path):
     assert state("stays").state == "running" and follower.poll() is None
     said("cancel", "demo/stays", "--yes")
     assert "==> logs/1/job.out <==" in follower.communicate(timeout=60)[0] and follower.returncode == 0
-    # events: one for the run that stopped for good, and one for the end of all
+    # a single event for the run that stopped for good, and another for the end of the sweep
     wait_until(lambda: state("away").state == "complete", "the run that waited")
     wait_until(lambda: heard.exists() and "sweep_ended" in heard.read_text(), "the end of the sweep")
     events = [json.loads(line) for line in heard.read_text().splitlines()]

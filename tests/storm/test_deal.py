@@ -1,4 +1,4 @@
-"""A seed means the same storm everywhere."""
+"""Tests that a seed determines the faults of a storm."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.storm.faults import COMMON, EVERY
 
 
 @pytest.mark.parametrize("count", [1, 12, len(COMMON), 100])
-def test_a_seed_deals_faults_of_many_kinds_to_runs_that_they_fit(count):
+def test_deal_is_deterministic_and_gives_runs_suitable_faults(count):
     dealt = deal(7, count)
     assert dealt == deal(7, count) != deal(8, count)
     strikes = [strike for run in dealt.strikes.values() for strike in run]

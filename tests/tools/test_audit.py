@@ -1,4 +1,4 @@
-"""make audit: the report of pip-audit; a missing report is an error."""
+"""Tests of make audit: the summary of pip-audit's report, and the error if the report is missing."""
 
 import json
 import os
@@ -17,7 +17,7 @@ BAD = {"name": "jinja2", "version": "2.10", "vulns": [{"id": "PYSEC-1", "fix_ver
 UNKNOWN = {"name": "torch", "skip_reason": "not found"}
 
 
-def test_what_is_known():
+def test_summary_lists_vulnerabilities_and_skipped_packages():
     assert summary({"dependencies": [GOOD]}) == (["1 of 1 packages looked up: no known vulnerabilities"], 0)
     lines, found = summary({"dependencies": [GOOD, BAD, UNKNOWN]})
     assert found == 2 and lines == [
@@ -29,7 +29,7 @@ def test_what_is_known():
 
 
 @pytest.mark.parametrize("packages", [[UNKNOWN], []])
-def test_no_package_looked_up_is_an_error(packages):
+def test_summary_raises_error_if_no_package_is_looked_up(packages):
     with pytest.raises(StorageError, match="could be looked up"):
         summary({"dependencies": packages})
 
@@ -38,7 +38,7 @@ def test_no_package_looked_up_is_an_error(packages):
     "packages, code, words",
     [(None, 69, "no route to host"), ([UNKNOWN], 69, "none of 1"), ([BAD], 1, "PYSEC-1"), ([GOOD], 0, "1 of 1")],
 )
-def test_the_command(tmp_path, packages, code, words):
+def test_audit_command_exit_code_depends_on_report(tmp_path, packages, code, words):
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"dependencies": packages}))
     copied = f"import shutil, sys; shutil.copy({str(report)!r}, sys.argv[sys.argv.index('--output') + 1])"

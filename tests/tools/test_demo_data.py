@@ -1,4 +1,4 @@
-"""The demonstration data: split, rendering, download and its failures, and a complete build from tiny packages."""
+"""Tests of the emoji data: split, rendering, download and its failures, and a complete build from tiny packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SQUARE = '<rect width="{0}" height="{0}" fill="{1}"/>'
 
 
 def command(cache: Path, path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The real command, with only ``path`` on PATH."""
+    """Run the real command with only ``path`` on PATH."""
     return subprocess.run(
         [sys.executable, str(ROOT / "tools" / "demo_data.py"), "--cache", str(cache), *arguments],
         env=os.environ | {"PATH": str(path)} | environment,
@@ -37,7 +37,7 @@ def command(cache: Path, path: Path, *arguments: str, **environment: str) -> sub
 
 
 def fake_npm(folder: Path, body: str) -> Path:
-    """A folder with an npm that executes ``body``."""
+    """Create a folder with an npm that executes ``body``."""
     folder.mkdir()
     npm = folder / "npm"
     npm.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{body}\n")
@@ -48,7 +48,7 @@ def fake_npm(folder: Path, body: str) -> Path:
 # -- the split ---------------------------------------------------------------------------------------------------------
 
 
-def test_named_drops_what_cannot_be_told_apart_or_has_no_name() -> None:
+def test_named_drops_variants_and_emoji_without_name() -> None:
     slugs = "fox fox-dark-skin-tone family-boy man-cook woman kiss-mark one-thirty person-facing-right heart letter-a"
     characters = {f"{0x1F400 + i:x}": slug for i, slug in enumerate(slugs.split())}
     characters["2764-fe0f"] = characters.pop(next(k for k, v in characters.items() if v == "heart"))
@@ -65,7 +65,7 @@ def test_named_drops_what_cannot_be_told_apart_or_has_no_name() -> None:
     ]
 
 
-def test_drawn_needs_both_test_vendors_two_others_and_a_drawing_of_its_own() -> None:
+def test_drawn_requires_test_vendors_two_others_and_distinct_drawing() -> None:
     icons: dict[str, dict] = {vendor: {"icons": {}, "aliases": {}} for vendor in split.DRAWERS}
 
     def draw(name: str, *vendors: str) -> None:
@@ -89,7 +89,7 @@ def test_drawn_needs_both_test_vendors_two_others_and_a_drawing_of_its_own() -> 
     assert found["cricket"]["noto-v1"] == "old-cricket" and "emojione" not in found["cricket"]
 
 
-def test_of_two_alike_the_unseen_stays_then_the_more_often_drawn() -> None:
+def test_distinct_prefers_unseen_then_more_often_drawn_emoji() -> None:
     def emoji(slug: str, vendors: int) -> split.Emoji:
         return split.Emoji(slug, slug, (), dict.fromkeys(split.DRAWERS[:vendors], slug))
 
@@ -105,7 +105,7 @@ def test_of_two_alike_the_unseen_stays_then_the_more_often_drawn() -> None:
     assert [e.slug for e in split.distinct(emojis, pairs)] == ["cat-face", "grinning-cat", "sun"]
 
 
-def test_three_captions_in_ten_are_keyword_lists_and_vary_by_vendor() -> None:
+def test_captions_contain_three_keyword_lists_in_ten_and_vary_by_vendor() -> None:
     emoji = split.Emoji("fox", "fox", ("animal", "face", "orange", "wood"), {})
     lines = split.captions(emoji, "noto")
     lists = [line for line in lines if "fox" not in line]
@@ -117,7 +117,7 @@ def test_three_captions_in_ten_are_keyword_lists_and_vary_by_vendor() -> None:
 # -- the rendering -----------------------------------------------------------------------------------------------------
 
 
-def test_a_drawing_lies_whole_and_centred_on_white() -> None:
+def test_picture_is_complete_and_centred_on_white() -> None:
     icons = {"icons": {"bar": {"body": SQUARE.format(32, "#f00"), "height": 8}}, "width": 32, "height": 32}
     pixels = render.picture(render.svg(icons, "bar"))
     assert pixels.shape == (64, 64, 3)
@@ -125,7 +125,7 @@ def test_a_drawing_lies_whole_and_centred_on_white() -> None:
     assert (np.asarray(Image.open(io.BytesIO(render.png(pixels)))) == pixels).all()
 
 
-def test_alike_is_a_distance_of_thumbnails() -> None:
+def test_alike_compares_distance_of_thumbnails() -> None:
     grey = [render.thumbnail(np.full((64, 64, 3), value, np.uint8)) for value in (100, 104, 106)]
     assert render.alike(["a", "b", "c"], grey) == {("a", "b"), ("b", "c")}
 
@@ -133,7 +133,7 @@ def test_alike_is_a_distance_of_thumbnails() -> None:
 # -- the fetch ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_network_is_69_and_leaves_nothing(tmp_path: Path) -> None:
+def test_command_exits_with_69_and_leaves_nothing_without_network(tmp_path: Path) -> None:
     path = fake_npm(tmp_path / "bin", "sys.exit('request failed: getaddrinfo')")
     result = command(tmp_path / "cache", path)
     assert result.returncode == 69 and "Traceback" not in result.stderr
@@ -141,7 +141,7 @@ def test_no_network_is_69_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "cache" / "emoji").exists() and not list((tmp_path / "cache" / "packages").iterdir())
 
 
-def test_a_wrong_tarball_is_65_and_removed(tmp_path: Path) -> None:
+def test_command_exits_with_65_and_removes_tarball_of_wrong_checksum(tmp_path: Path) -> None:
     body = f"(Path(sys.argv[sys.argv.index('--pack-destination') + 1]) / {vendors.NAMES.file!r}).write_bytes(b'evil')"
     result = command(tmp_path / "cache", fake_npm(tmp_path / "bin", body))
     assert result.returncode == 65 and "Traceback" not in result.stderr
@@ -149,26 +149,26 @@ def test_a_wrong_tarball_is_65_and_removed(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache" / "packages").iterdir())
 
 
-def test_a_cache_that_cannot_be_is_69(tmp_path: Path) -> None:
+def test_command_exits_with_69_if_cache_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = command(tmp_path / "file", tmp_path)
     assert result.returncode == 69 and str(tmp_path / "file") in result.stderr and "--cache" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_without_npm_it_is_taken_from_a_wheel(tmp_path: Path) -> None:
+def test_command_requests_npm_wheel_if_npm_is_absent(tmp_path: Path) -> None:
     result = command(tmp_path / "cache", tmp_path, PIP_NO_INDEX="1")
     assert result.returncode == 69 and npm.NODE in result.stderr
 
 
-# -- the whole ---------------------------------------------------------------------------------------------------------
+# -- the build ---------------------------------------------------------------------------------------------------------
 
 SLUGS = ["cat-face", "grinning-cat", "sun", "cricket", "bee", "owl", "kiss", "bat", "tree"]
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache whose packages have nine emoji, five of them in training: bat and tree look the same."""
+    """Create a cache whose packages have nine emoji, five of them for training; bat and tree look the same."""
     store = tmp_path / "cache" / "packages"
     store.mkdir(parents=True)
 
@@ -192,7 +192,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_build_whole_same_bytes_and_only_once(tiny: Path) -> None:
+def test_build_writes_all_sets_and_second_call_reuses_them(tiny: Path) -> None:
     facts = build.DATA.build(tiny)
     folder = tiny / "emoji"
     assert facts["counts"] == {"named": 8, "drawn": 8, "distinct": 7, "unseen": 2, "training": 5}
@@ -224,7 +224,7 @@ def test_build_whole_same_bytes_and_only_once(tiny: Path) -> None:
     assert contents(folder) == before
 
 
-def test_build_is_a_function_of_the_packages(tiny: Path) -> None:
+def test_build_writes_equal_bytes_from_equal_packages(tiny: Path) -> None:
     build.DATA.build(tiny)
     before = contents(tiny / "emoji")
     (tiny / "emoji" / "done.json").write_text('{"version": 0}')
@@ -233,7 +233,7 @@ def test_build_is_a_function_of_the_packages(tiny: Path) -> None:
     assert sorted(path.name for path in tiny.iterdir()) == ["emoji", "emoji.lock", "packages"]
 
 
-def test_ready_is_said_without_npm_or_packages(tmp_path: Path) -> None:
+def test_command_reports_ready_without_npm_or_packages(tmp_path: Path) -> None:
     done = build.DATA.source | {
         "counts": dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 1),
         "sets": {},

@@ -1,4 +1,4 @@
-"""The icon set: families, names, near-duplicates, and a complete build from a tiny package."""
+"""Tests of the icon data: families, names, near-duplicates, and a complete build from a tiny package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TRAINING = ("aa", "bb", "cc", "dd", "lucide", "feather")
 
 
 def grid(*seed: object, fill: str = "#000") -> str:
-    """A drawing on 4 x 4 cells of 8 px, with both corners; other seeds give other drawings."""
+    """Draw on 4 x 4 cells of 8 px. Two opposite corners are always filled; the seed determines the other cells."""
     bits = int(hashlib.sha1(repr((1, *seed)).encode(), usedforsecurity=False).hexdigest(), 16) | 1 | 1 << 15
     cells = (f"M{8 * (i % 4)} {8 * (i // 4)}h8v8h-8z" for i in range(16) if bits >> i & 1)
     return f'<path fill="{fill}" d="{"".join(cells)}"/>'
@@ -44,7 +44,7 @@ def collection(prefix: str, bodies: dict[str, str], licence: str = "MIT", **info
 # -- families and names ------------------------------------------------------------------------------------------------
 
 
-def test_variants_and_forks_of_a_set_are_its_family() -> None:
+def test_family_contains_variants_and_forks_of_icon_set() -> None:
     assert {families.family(p) for p in ("fa", "fa6-solid", "la")} == {"fontawesome"}
     assert families.family("streamline-plump-color") == families.family("covid") == "streamline"
     assert families.family("ri") == "ri"
@@ -63,11 +63,11 @@ def test_variants_and_forks_of_a_set_are_its_family() -> None:
         ("fluent-emoji", "MIT", "", "emoji"),
     ],
 )
-def test_emoji_and_restrictive_licences_are_left_out(prefix: str, licence: str, category: str, reason: str) -> None:
+def test_refusal_rejects_emoji_and_restrictive_licences(prefix: str, licence: str, category: str, reason: str) -> None:
     assert families.refusal(prefix, {"license": {"spdx": licence}, "category": category}) == reason
 
 
-def test_a_name_is_what_is_drawn_without_the_words_of_its_variant() -> None:
+def test_icon_names_are_split_into_subject_style_and_aliases() -> None:
     stroke = '<path stroke="#000" d="M0 0h9"/>'
     item = collection("aa", dict.fromkeys(["home-24-filled", "traffic-light", "round-star-02", "sun-outline"], ""))
     item["icons"]["traffic-light"]["body"] = stroke
@@ -103,7 +103,7 @@ def drawing(number: int, body: str, family: str = "aa", subject: str = "star") -
     return selection.Drawing(number, family, family, icon, png, shape)
 
 
-def test_a_copy_in_another_colour_size_and_place_is_a_near_duplicate() -> None:
+def test_nearest_detects_copy_in_other_colour_size_and_position() -> None:
     original, other = drawing(0, grid(1)), drawing(1, grid(2))
     copy = drawing(2, f'<g transform="translate(9 2) scale(.5)">{grid(1, fill="#203060")}</g>')
     to_others, converse = selection.nearest([original], [other, copy])
@@ -111,20 +111,20 @@ def test_a_copy_in_another_colour_size_and_place_is_a_near_duplicate() -> None:
     assert selection.nearest([original], [original])[0][0] == 0
 
 
-def test_copies_and_blank_pictures_are_dropped_but_not_copies_of_held_out_ones() -> None:
+def test_different_drops_copies_and_blanks_but_no_held_out_drawings() -> None:
     items = [drawing(0, grid(1)), drawing(1, grid(1)), drawing(2, grid(1), "tabler"), drawing(3, "")]
     kept, blank, copies = selection.different(items, ["tabler"])
     assert ([d.number for d in kept], blank, copies) == ([0, 2], 1, 1)
 
 
-def test_the_order_does_not_depend_on_which_other_pictures_there_are() -> None:
+def test_shuffled_order_is_independent_of_other_drawings() -> None:
     items = [drawing(n, "") for n in range(40)]
     order = [d.number for d in selection.shuffled(items)]
     assert order != list(range(40)) and sorted(order) == list(range(40))
     assert [n for n in order if n % 2] == [d.number for d in selection.shuffled(items[1::2])]
 
 
-def test_classes_are_what_enough_families_draw_and_look_different() -> None:
+def test_classes_require_enough_families_and_distinct_drawings() -> None:
     training = {
         "star": {"a", "b", "c", "d"},
         "sun": {"a", "b", "c", "d", "e"},
@@ -141,7 +141,7 @@ def test_classes_are_what_enough_families_draw_and_look_different() -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache whose package has six training sets in five families, the held-out ones, and three that are left out."""
+    """Create a cache whose package has six training sets in five families, all held-out and three refused sets."""
     (tmp_path / "packages").mkdir()
     sets = {}
     for prefix in (*TRAINING, *families.HELD_OUT):
@@ -165,7 +165,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_build(tiny: Path) -> None:
+def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> None:
     facts, folder = build.DATA.build(tiny), tiny / "icons"
     assert facts["counts"] == {
         "drawings": 152, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
@@ -208,9 +208,7 @@ def test_build(tiny: Path) -> None:
     assert Manifest.load(tiny / "elsewhere" / "train-1of8").samples == 11
 
 
-def test_an_interrupted_build_continues_with_the_sets_that_it_rendered(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_reuses_rendered_sets_after_interrupt(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complete = build.DATA.build(tiny)
     before = contents(tiny / "icons")
     with monkeypatch.context() as patch:
@@ -228,7 +226,7 @@ def test_an_interrupted_build_continues_with_the_sets_that_it_rendered(
 
 
 @pytest.mark.slow  # renders 357,876 drawings once into the cache, in about 15 minutes of a core
-def test_the_real_package() -> None:
+def test_build_of_real_package_has_expected_sizes_and_no_leakage() -> None:
     command = [sys.executable, str(ROOT / "tools" / "demo_data.py"), "icons", "--json"]
     facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     sizes = {name: item["samples"] for name, item in facts["sets"].items()}

@@ -1,8 +1,7 @@
-"""A real img2dataset downloads from a server on loopback; the test indexes and verifies its shards and reads every
-sample.
+"""Tests that shards index and verify accept the shards of a real img2dataset, which downloads from a loopback server.
 
-FLIP_IMG2DATASET names an img2dataset command. Without it the test installs img2dataset into an environment of its own
-(about 800 MB), as its requirements are not ours.
+FLIP_IMG2DATASET names an img2dataset command. Without it the test installs img2dataset into a separate environment
+(about 800 MB), because its requirements differ from those of this project.
 """
 
 import json
@@ -26,16 +25,16 @@ from tools.shards_commands import inspect_samples
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 COUNT, PER_SHARD, SIDE = 70, 16, 64
 LOST = range(2 * PER_SHARD, 3 * PER_SHARD)
-"""A shard of dead links: img2dataset leaves a tar without a member."""
+"""Numbers of the dead links of a shard, for which img2dataset writes a tar without members."""
 
 
 def status(i):
-    """The response of the server to a request for picture i."""
+    """Return the HTTP status of the server for picture i."""
     return 404 if i in LOST or i % 11 == 3 else 200
 
 
 def served(i):
-    """The file behind link i, and further headers. Every fifth is larger than SIDE, which img2dataset resizes."""
+    """Return the file of link i and additional headers. img2dataset resizes every fifth image, which exceeds SIDE."""
     if i % 11 == 5:
         return b"<html>not a picture</html>", {}
     return encode(picture(i, 2 * SIDE if i % 5 == 4 else SIDE), "jpg"), {"X-Robots-Tag": "noai"} if i % 11 == 7 else {}
@@ -66,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """img2dataset's command."""
+    """Provide the img2dataset command."""
     if "FLIP_IMG2DATASET" in os.environ:
         yield os.environ["FLIP_IMG2DATASET"]
         return
@@ -90,7 +89,7 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(command, tmp_path_factory):
-    """The folder that img2dataset wrote."""
+    """Return the folder that img2dataset wrote."""
     root = tmp_path_factory.mktemp("shards")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -116,7 +115,7 @@ def shards(command, tmp_path_factory):
 
 
 def samples(folder):
-    """Number of the link -> the members of its sample."""
+    """Map the number of each link to the members of its sample."""
     manifest, found = Manifest.load(folder), {}
     for j in range(manifest.chunks):
         for id, sample in zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True):
@@ -129,7 +128,7 @@ def samples(folder):
     return found
 
 
-def test_every_sample_comes_back(shards, tmp_path, capsys):
+def test_index_contains_every_img2dataset_sample(shards, tmp_path, capsys):
     assert sorted(path.name for path in shards.glob("*.tar")) == [f"{n:05d}.tar" for n in range(5)]
     code, text = call(capsys, "index", shards / "*.tar", "--out", tmp_path / "none")
     assert code == 65 and "00002.tar: not a whole tar: zeros alone, without a single member" in text
@@ -151,7 +150,7 @@ def test_every_sample_comes_back(shards, tmp_path, capsys):
         assert (members["jpg"] == served(i)[0]) == (i % 5 != 4)
 
 
-def test_filters_find_its_rows(shards, tmp_path, capsys):
+def test_index_filters_match_img2dataset_rows(shards, tmp_path, capsys):
     command = ["index", shards / "*.tar", "--skip-damaged", "--out", tmp_path / "m", "--json"]
     code, report = call(capsys, *command, "--filter", "similarity>=0.5", "--filter", "status==success")
     assert code == 0 and sorted(samples(tmp_path / "m")) == [i for i in range(COUNT) if good(i) and 2 * i >= COUNT]

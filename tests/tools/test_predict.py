@@ -1,4 +1,4 @@
-"""Pictures of a test set with their nearest captions, as text, as JSON, and drawn on a terminal with colours."""
+"""Tests of predict, which shows test images with their nearest captions as text, as JSON, and on a colour terminal."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ from tools.predict import main
 
 @pytest.fixture
 def words(tmp_path):
-    """The command line for a run that takes pictures 0 and 2 of 12 for dogs; 20 % right is what its result says."""
+    """Return the arguments for a run that classifies images 0 and 2 of 12 as dogs; its result records 20 % accuracy."""
     data = make_dataset(tmp_path / "data", samples=12, shards=2, chunk=5)
     run = scored(tmp_path / "s", "masked", data, range(12), Manifest.load(data).digest, wrong=[0, 2])
     return [str(run.path), "--set", "twemoji"]
 
 
-def test_pictures_with_their_nearest_captions(words, capsys):
+def test_predict_shows_images_with_nearest_captions(words, capsys):
     assert main(words) == 0
     head, *blocks = capsys.readouterr().out.split("\n\n")
     assert (
@@ -38,7 +38,7 @@ def test_pictures_with_their_nearest_captions(words, capsys):
     assert list(rows["0"]["captions"]) == ["dog", "<script>bird"] and rows["0"]["label"] == "cat"
 
 
-def test_a_terminal_with_colours_shows_the_picture(words, monkeypatch):
+def test_predict_draws_images_on_colour_terminal(words, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
@@ -54,7 +54,7 @@ def test_a_terminal_with_colours_shows_the_picture(words, monkeypatch):
     assert [text.count("  <- right") for text in drawn] == [3, 3]
 
 
-def test_what_cannot_be_shown_is_named(words, capsys):
+def test_predict_rejects_unknown_set_and_arguments(words, capsys):
     assert main([*words[:2], "openmoji"]) == 78
     error = capsys.readouterr().err
     assert "openmoji" in error and "Sets with final scores: validation, twemoji, openmoji" in error

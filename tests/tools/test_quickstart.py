@@ -1,4 +1,4 @@
-"""The commands of ``make quickstart``, one after the other, with a small data set and few samples."""
+"""Tests of the commands of ``make quickstart``, which run in order with a small data set and few samples."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ FEW = ["stages.pretrain.samples=512", "stages.pretrain.warmup=0", "evaluate.ever
 
 
 def lines(*words):
-    """The command lines of the target, without the installation and without what a pipe or echo does."""
+    """Return the flip commands of the target, without installation, pipes and echo."""
     done = subprocess.run(["make", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     shown = [line.partition("|")[0].split() for line in done.stdout.splitlines()]
     return [words[1:] for words in shown if words and words[0] == ".venv/bin/flip"]
@@ -23,7 +23,7 @@ def lines(*words):
 
 @pytest.fixture
 def environment(tmp_path):
-    """A cache with the sets of the demonstration data, complete for ``flip demo-data``."""
+    """Create a cache with small demonstration sets that ``flip demo-data`` accepts as complete."""
     folder = tmp_path / "cache" / "emoji"
     for name, samples in (("train", 512), ("noto-v1", 16), ("twemoji", 16), ("openmoji", 16)):
         made = make_dataset(folder / name, samples=samples, shards=1, classes=16, seed=samples)
@@ -34,13 +34,13 @@ def environment(tmp_path):
     return os.environ | {"FLIP_CACHE": str(tmp_path / "cache"), "FLIP_RUNS": str(tmp_path / "runs")}
 
 
-def test_the_longer_quickstart_has_three_seeds():
+def test_full_quickstart_submits_three_seeds():
     submit = next(words for words in lines("FULL=1") if words[0] == "submit")
     assert submit[1] == "quickstart_full" and submit[-3:] == ["0", "1", "2"]
 
 
 @pytest.mark.long
-def test_from_data_to_predictions_and_a_comparison(environment, tmp_path):
+def test_quickstart_commands_run_from_data_to_report(environment, tmp_path):
     shown = {}
     for words in lines():
         few = FEW if words[0] == "submit" else []

@@ -1,4 +1,4 @@
-"""Simulated node failures: all processes of a node die at once, so that none can report the end of another."""
+"""Tests of simulated node failures: all processes of a node die at once, so none can report the death of another."""
 
 import subprocess
 import time
@@ -13,7 +13,7 @@ REPORTS = 'echo started > "$1/started"; sleep 60; echo "its child has died" > "$
 
 @pytest.fixture
 def family(tmp_path):
-    """A shell, a child that waits for its own child and reports its end, and that grandchild."""
+    """Start a shell, a child that reports the death of its own child, and that grandchild."""
     shell = subprocess.Popen(
         ["bash", "-c", f"(set -m; {REPORTS}) & wait; echo reported > $1/reported", "_", str(tmp_path)]
     )
@@ -31,19 +31,19 @@ def own(pid):
     return processes.running()[pid]
 
 
-def test_no_process_sees_the_end_of_another(family, tmp_path):
+def test_kill_after_freeze_lets_no_process_report_death_of_another(family, tmp_path):
     processes.freeze(family)
     assert {processes.state(process.pid) for process in family} == {"T"}
     order = processes.children_first(family)
-    for process in order:  # slowly: a process that could still run would report
+    for process in order:  # slowly: any process that could still run would report a death
         processes.kill([process])
         time.sleep(0.2)
     assert processes.wait(family, 10)
     assert [path.name for path in tmp_path.iterdir()] == ["started"]
 
 
-def test_a_process_is_there_until_its_last_thread_ends():
-    """Until then its children keep their parent; a stopped child would get SIGHUP when it loses it."""
+def test_process_is_alive_until_last_thread_ends():
+    """Its children keep their parent until then; stopped children that lose their parent receive SIGHUP."""
     with only_first_thread_ended() as pid:
         assert processes.state(pid) == "Z"
         process = own(pid)
@@ -52,7 +52,7 @@ def test_a_process_is_there_until_its_last_thread_ends():
         assert processes.wait([process], 10)
 
 
-def test_children_come_first(family):
+def test_children_first_orders_children_before_parents(family):
     order = [process.pid for process in processes.children_first(family)]
     for process in family:
         if process.parent in order:

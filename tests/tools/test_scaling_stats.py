@@ -1,4 +1,4 @@
-"""Statistics of the scaling study on made-up results: what is known comes out, with its interval."""
+"""Tests of the scaling study's statistics on synthetic results with known values and intervals."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tools.studies import scaling_stats
 from tools.studies.scaling_stats import Interval, Spread
 
 
-def test_the_spread_is_pooled_over_points() -> None:
-    """Deviations -1, 0, 1 and -2, 2: variance (2 + 8) / (2 + 1)."""
+def test_spread_is_pooled_over_points() -> None:
+    """Deviations are -1, 0, 1 and -2, 2, so the variance is (2 + 8) / (2 + 1)."""
     made = scaling_stats.spread({"a": [1.0, 2.0, 3.0], "b": [5.0, 9.0], "c": [7.0], "d": []})
     assert made is not None and made.freedom == 3 and made.deviation == pytest.approx((10 / 3) ** 0.5)
     assert scaling_stats.spread({"a": [1.0], "b": [2.0]}) is None
 
 
-def test_a_contrast_has_the_interval_of_all_its_points() -> None:
-    """s = 2, one and four scores: half-width t(8) * 2 * sqrt(1 + 1 / 4) = 2.306 * 2.236."""
+def test_contrast_interval_includes_all_points() -> None:
+    """With s = 2 and with one and four scores, the half-width is t(8) * 2 * sqrt(1 + 1 / 4) = 2.306 * 2.236."""
     made = scaling_stats.contrast([(1.0, [10.0]), (-1.0, [3.0, 5.0, 3.0, 5.0])], Spread(2.0, 8))
     assert made is not None and made.value == 6.0
     assert (made.low, made.high) == pytest.approx((6 - 5.157, 6 + 5.157), abs=1e-2)
@@ -28,14 +28,14 @@ def test_a_contrast_has_the_interval_of_all_its_points() -> None:
 
 
 def lengths(factor: float, noise: float, seed: int) -> list[tuple[float, list[float]]]:
-    """Accuracy 0.1 + 0.05 log(cost) without a mask; the other design costs ``factor`` times less."""
+    """Return (cost, scores) of three lengths: accuracy is 0.1 + 0.05 log(cost * ``factor``), plus noise."""
     random = np.random.default_rng(seed)
     means = [(length * 100 / factor, 0.1 + 0.05 * np.log(length * 100)) for length in (1, 2, 4)]
     return [(cost, (mean + noise * random.standard_normal(3)).tolist()) for cost, mean in means]
 
 
-def test_a_known_speed_up_lies_inside_its_interval() -> None:
-    """About 95 % of the intervals contain it; they are not wide enough to contain anything."""
+def test_speed_up_interval_contains_known_value() -> None:
+    """About 95 % of the intervals contain the known value, and their median width stays below a factor of 1.6."""
     inside, widths = [], []
     for seed in range(30):
         made = scaling_stats.speed_up(lengths(1, 0.004, seed), lengths(2, 0.004, 100 + seed), draws=300)
@@ -47,8 +47,8 @@ def test_a_known_speed_up_lies_inside_its_interval() -> None:
     assert exact is not None and exact.estimate.value == pytest.approx(3)
 
 
-def test_a_speed_up_is_never_extrapolated() -> None:
-    """The second design is more accurate at its shortest length than the first at its longest, or less."""
+def test_speed_up_is_bound_instead_of_extrapolation() -> None:
+    """Accuracies do not overlap: one design is more accurate at its shortest length than the other at its longest."""
     low, high = [(100.0, [0.1, 0.1]), (200.0, [0.2, 0.2])], [(50.0, [0.3, 0.3]), (100.0, [0.4, 0.4])]
     faster, slower = scaling_stats.speed_up(low, high), scaling_stats.speed_up(high, low)
     assert faster is not None and (faster.bound, faster.estimate.value) == ("at least", pytest.approx(4))
@@ -56,8 +56,8 @@ def test_a_speed_up_is_never_extrapolated() -> None:
     assert scaling_stats.speed_up(low, [(50.0, [0.3]), (100.0, [])]) is None
 
 
-def test_a_known_law_and_its_prediction_are_recovered() -> None:
-    """About 95 % of the intervals contain what is known."""
+def test_joint_law_recovers_known_exponents_and_prediction() -> None:
+    """About 95 % of the intervals contain the known values."""
     axes = np.array([(n, d, s) for n in (0.5e6, 2e6, 8e6) for d in (5e3, 4e4, 3e5) for s in (1e5, 4e5)])
     corner, exponents, inside = np.array([8e6, 3e5, 8e5]), np.array([0.05, 0.03, 0.02]), []
     for seed in range(40):

@@ -1,4 +1,4 @@
-"""The scaling study: its plan, what is missing beside committed results, the prediction, and the page."""
+"""Tests of the scaling study: its plan, the runs missing from the committed results, the prediction, and the page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ PICTURES = {"1/64": 5_000, "1/8": 40_000, "all": 320_000}
 
 
 def top1(job: StudyRun) -> float:
-    """The middle trial is the best; a mask of 50 % costs no accuracy, one of 75 % two points; 0.2 points of noise."""
+    """Return a synthetic score with 0.2 points of noise.
+
+    The middle trial is the best. A mask of 50 % costs no accuracy; a mask of 75 % costs two points.
+    """
     group = job.group
     if group.peak:
         return 0.2 + 0.1 * (group.peak == 5e-4)
@@ -71,7 +74,7 @@ def record(job: StudyRun) -> dict[str, Any]:
 
 
 def complete(docs: Path, jobs: list[StudyRun]) -> scaling_runner.ScalingStudy:
-    """A study with the results of these runs."""
+    """Return a study with results of these runs."""
     folder = docs / scaling_design.NAME
     (folder / "results").mkdir(parents=True, exist_ok=True)
     write_json(folder / "calibration.json", CALIBRATION)
@@ -81,14 +84,14 @@ def complete(docs: Path, jobs: list[StudyRun]) -> scaling_runner.ScalingStudy:
 
 
 def single() -> list[StudyRun]:
-    """All runs outside the joint corner."""
+    """Return all runs outside the joint corner."""
     return [job for job in scaling_design.all_jobs() if not scaling_runner.is_predicted(job)]
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_runs_fit_the_hours_and_come_in_order() -> None:
+def test_all_jobs_fit_budget_and_follow_their_trunks() -> None:
     jobs = scaling_design.all_jobs()
     assert len({job.name for job in jobs}) == len(jobs)
     assert 9 * 3600 < sum(job.cost(TIMES, SIZE) for job in jobs) / scaling_design.CORES < 12 * 3600
@@ -97,8 +100,8 @@ def test_all_runs_fit_the_hours_and_come_in_order() -> None:
     assert all(job.kind == "trial" for job in jobs[:15])
 
 
-def test_the_sweep_is_an_ordinary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials and trunks see only the validation family; a cooldown extends its trunk at a commit that this keeps."""
+def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials and trunks use only validation sets. A cooldown extends its trunk at a commit that the trunk keeps."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     path, jobs = tmp_path / "sweep.yaml", {job.name: job for job in scaling_design.all_jobs()}
     path.write_text(dump_yaml(scaling_design.sweep(jobs.values(), SIZE, PEAKS)), encoding="utf-8")
@@ -118,10 +121,10 @@ def test_the_sweep_is_an_ordinary_one(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(scaling_design.calibration()["runs"]) == len(scaling_design.calibrated()) == 5
 
 
-# -- what is missing ---------------------------------------------------------------------------------------------------
+# -- missing runs -----------------------------------------------------------------------------------------------------
 
 
-def test_trials_come_first_and_choose_by_the_validation_family_alone(tmp_path: Path) -> None:
+def test_trials_run_first_and_determine_peak_learning_rates(tmp_path: Path) -> None:
     study = complete(tmp_path, [])
     assert {job.kind for job in study.ready({})} == {"trial"} and study.peaks == {}
     trials = [job for job in single() if job.kind == "trial"]
@@ -132,7 +135,7 @@ def test_trials_come_first_and_choose_by_the_validation_family_alone(tmp_path: P
     assert not any(scaling_runner.is_predicted(job) for job in ready), "the joint corner waits for its prediction"
 
 
-def test_a_trunk_is_trained_again_only_if_a_cooldown_is_missing(tmp_path: Path) -> None:
+def test_trunk_is_trained_again_only_if_cooldown_is_missing(tmp_path: Path) -> None:
     cooldown = next(job for job in single() if job.name == "2m-data8-mask0-s0-x4")
     study = complete(tmp_path, [job for job in single() if job != cooldown])
     assert study.ready({}) == [cooldown.trunk]
@@ -141,8 +144,8 @@ def test_a_trunk_is_trained_again_only_if_a_cooldown_is_missing(tmp_path: Path) 
     assert complete(tmp_path, [cooldown]).ready({}) == []
 
 
-def test_no_further_seed_if_the_difference_is_clear(tmp_path: Path) -> None:
-    """1/64 of the data is two points worse, 8M three better; the noise between seeds is 0.2 points."""
+def test_further_seeds_are_skipped_if_difference_is_clear(tmp_path: Path) -> None:
+    """1/64 of the data costs two points, 8M gains three points, and the noise between seeds is 0.2 points."""
     first = [job for job in single() if job.group.seed in (0, 9) or len(job.group.lengths) > 1]
     study = complete(tmp_path, first)
     assert study.missing() and all(scaling_runner.is_predicted(job) for job in study.missing())
@@ -157,7 +160,7 @@ def test_no_further_seed_if_the_difference_is_clear(tmp_path: Path) -> None:
     assert Group(data="all", seed=1) in missing
 
 
-def test_a_result_of_another_design_is_refused(tmp_path: Path) -> None:
+def test_read_rejects_results_of_other_settings_and_damaged_files(tmp_path: Path) -> None:
     study = complete(tmp_path, single())
     write_json(study.folder / "calibration.json", CALIBRATION | {"work": {w: {"seconds": 0.1} for w in TIMES}})
     with pytest.raises(ConfigError, match="run with other settings"):
@@ -170,7 +173,7 @@ def test_a_result_of_another_design_is_refused(tmp_path: Path) -> None:
 # -- the prediction ----------------------------------------------------------------------------------------------------
 
 
-def test_the_joint_corner_is_predicted_once_and_before_it_is_trained(tmp_path: Path) -> None:
+def test_joint_corner_is_predicted_once_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is missing"):
         scaling_runner.predict(complete(tmp_path, single()[:20]))
     study = complete(tmp_path, single())
@@ -200,12 +203,12 @@ def page(study: scaling_runner.ScalingStudy) -> str:
 
 
 def row(text: str, start: str) -> list[str]:
-    """The cells of the first table row that starts with a text."""
+    """Return the cells of the first table row that starts with ``start``."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_page_of_a_complete_study(tmp_path: Path) -> None:
+def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     study = complete(tmp_path, single())
     scaling_runner.predict(study)
     leakage = {"pictures": 5000, "near_before": 0.12, "near_after": 0.0, "near_before_2x": 0.2, "near_after_2x": 0.1}
@@ -226,7 +229,7 @@ def test_the_page_of_a_complete_study(tmp_path: Path) -> None:
         assert f"](scaling_study/{name}.svg)" in text
 
 
-def test_an_incomplete_study_gives_no_verdict_where_runs_are_missing(tmp_path: Path) -> None:
+def test_page_states_no_verdict_if_runs_are_missing(tmp_path: Path) -> None:
     text = page(complete(tmp_path, []))
     assert "runs are missing" in text and row(text, "A larger model is more accurate")[1:] == ["-", "-"]
     masks = [job for job in single() if job.kind == "trial" or len(job.group.lengths) > 1]
@@ -236,7 +239,7 @@ def test_an_incomplete_study_gives_no_verdict_where_runs_are_missing(tmp_path: P
     assert "The joint corner is not predicted yet" in text
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_command_plans_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = ["--study", "scaling", "--docs", str(tmp_path)]
     assert command.main([*study, "--plan"]) == 78
     assert "--study scaling --calibrate" in capsys.readouterr().err
@@ -251,8 +254,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.slow
-def test_a_small_study_is_trained_in_parts_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial, a trunk with two cooldowns and a repeat; the first call is stopped. Results survive without the runs."""
+def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains a trial, a trunk with two cooldowns, and a repeat.
+
+    The first call is stopped. Results remain after the run folders are deleted.
+    """
     cache = tmp_path / "cache" / "icons"
     for name in ("train-1of8", "bi", "tabler", "carbon", "game-icons", "retrieval", "probe/train", "probe/test"):
         make_dataset(cache / name, samples=640 if name.startswith("train") else 32, shards=1, classes=16)

@@ -1,3 +1,5 @@
+"""Tests of the shards command in a subprocess: index, info, except, error messages and help."""
+
 import json
 import subprocess
 import sys
@@ -15,7 +17,7 @@ def run(*arguments, cwd=None):
     return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
-def test_index_info_except(tmp_path):
+def test_shards_indexes_shows_and_excepts_samples(tmp_path):
     make_dataset(tmp_path / "data", samples=30, shards=3, size=16)
     made = run("index", "data/{00000..00001}.tar", "data/00002.*", "--out", "m", "--chunk", 4, "--json", cwd=tmp_path)
     facts = json.loads(made.stdout)
@@ -45,7 +47,7 @@ def test_index_info_except(tmp_path):
         (["index", "folder.png", "--out", "m"], 65, "a folder is no shard"),
     ],
 )
-def test_mistakes_are_one_paragraph(tmp_path, arguments, code, words):
+def test_shards_reports_mistake_in_single_line(tmp_path, arguments, code, words):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "good.csv").write_text("image,caption\nfolder.png,a folder\n")
     (tmp_path / "text.csv").write_text("image,caption\ngood.csv,a table\n")
@@ -55,6 +57,6 @@ def test_mistakes_are_one_paragraph(tmp_path, arguments, code, words):
     assert not (tmp_path / "m" / "manifest.json").exists()
 
 
-def test_help_ends_with_examples():
+def test_shards_help_ends_with_examples():
     *_, examples = run("make", "--help").stdout.partition("examples:\n")
     assert examples and all(" make " in line for line in examples.rstrip().splitlines())

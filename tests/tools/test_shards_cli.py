@@ -1,4 +1,4 @@
-"""Output and exit codes of verify, inspect, diff, exclude, drop, bench and info."""
+"""Tests of the output and exit codes of shards verify, inspect, diff, exclude, drop, bench and info."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def data(tmp_path):
 
 
 def call(capsys, *arguments):
-    """(exit code, output; with --json the parsed value)."""
+    """Return the exit code and the output; with --json the parsed output."""
     code = main([str(one) for one in arguments])
     out = capsys.readouterr()
     text = out.out + out.err
@@ -42,7 +42,7 @@ def rot(manifest, j):
         file.write(b"rot")
 
 
-def test_verify(data, capsys):
+def test_verify_reports_damage_and_writes_manifest_with_exceptions(data, capsys):
     code, text = call(capsys, "verify", data, "--workers", 1)
     assert code == 0 and re.match(r"120 samples in 30 of 30 chunks read and decoded; .* 0 bad\n$", text)
     manifest = Manifest.load(data)
@@ -69,8 +69,8 @@ def test_verify(data, capsys):
     )
 
 
-def test_verify_finds_shards_of_zeros(data, capsys):
-    """Earlier releases indexed them as shards without samples, which no chunk reads."""
+def test_verify_reports_shards_of_zeros(data, capsys):
+    """Earlier releases indexed such shards as shards without samples, so no chunk reads them."""
     old, zeros, meta = Manifest.load(data), data / "zeros.tar", data / "meta.tar"
     zeros.write_bytes(bytes(10_240))
     write_tar(meta, [("README", b"")])
@@ -87,8 +87,8 @@ def test_verify_finds_shards_of_zeros(data, capsys):
     assert code == 65 and found["bad"] == 0 and len(found["shards_without_members"]) == 2
 
 
-def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatch):
-    def parts(*_):  # must be a generator: it is closed
+def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch):
+    def parts(*_):  # must be a generator, because verify closes it
         yield Report(3, 1, 12, 1000, {5: "ugly"})
         raise StorageError("away", "there")
 
@@ -100,7 +100,7 @@ def test_what_was_found_before_the_storage_went_is_told(data, capsys, monkeypatc
     assert code == 69 and "until then: 12 samples in 3 of 30" in text and "%" not in text, "the first three are no draw"
 
 
-def test_verify_a_part(data, capsys):
+def test_verify_checks_random_part_of_chunks(data, capsys):
     code, found = call(capsys, "verify", data, "--sample", 0.5, "--no-decode", "--json", "--workers", 1)
     assert code == 0 and (found["chunks_checked"], found["samples_checked"], found["decoded"]) == (15, 60, False)
     assert found["bad_share_at_most"] == pytest.approx(1 - 0.05 ** (1 / 15))
@@ -119,7 +119,7 @@ def test_verify_a_part(data, capsys):
         assert code == 78 and words in text and text.count("\n") == 1
 
 
-def test_inspect_a_sample(data, capsys, tmp_path):
+def test_inspect_shows_and_saves_sample(data, capsys, tmp_path):
     code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
     assert code == 0 and (tmp_path / "x.png").read_bytes() == encode(picture(41, 16))
     for words in ("00001.tar", "ordinal   1\n", "excepted  -", "width   16", "a green stripe number 41"):
@@ -135,7 +135,7 @@ def test_inspect_a_sample(data, capsys, tmp_path):
         assert call(capsys, "inspect", *arguments)[0] == 78
 
 
-def test_captions_in_a_json_member(tmp_path, capsys):
+def test_commands_read_captions_from_field_of_json_member(tmp_path, capsys):
     own = [("a.png", encode(picture(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
     write_tar(tmp_path / "0.tar", own)
     index([str(tmp_path / "0.tar")], tmp_path / "m")
@@ -149,8 +149,8 @@ def test_captions_in_a_json_member(tmp_path, capsys):
         assert code == 78 and "as json:caption" in text, text
 
 
-def test_text_of_a_shard_reaches_no_terminal_as_it_is(tmp_path, capsys):
-    """A caption could clear the screen."""
+def test_inspect_escapes_control_characters(tmp_path, capsys):
+    """Unescaped, a caption could clear the screen."""
     own = [("a\x1b[2J.png", encode(picture(1, 16))), ("a\x1b[2J.txt", b"red\x1b]0;owned\x07")]
     write_tar(tmp_path / "0.tar", own)
     index([str(tmp_path / "0.tar")], tmp_path / "m")
@@ -159,15 +159,15 @@ def test_text_of_a_shard_reaches_no_terminal_as_it_is(tmp_path, capsys):
     assert r"red\x1b]0;owned\x07" in text
 
 
-def test_inspect_a_key_that_is_no_text(tmp_path):
+def test_inspect_escapes_undecodable_bytes_in_key(tmp_path):
     write_tar(tmp_path / "0.tar", [("caf\udce9.png", encode(picture(1, 16))), ("caf\udce9.txt", "é".encode())])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     shown = run("inspect", tmp_path / "m", "--id", 0)
     assert shown.returncode == 0 and "caf\\udce9\n" in shown.stdout and "\n  é\n" in shown.stdout, shown.stderr
 
 
-def test_what_json_does_not_know_is_null(tmp_path, capsys):
-    """img2dataset writes missing values as NaN, which JSON readers other than Python's refuse."""
+def test_inspect_json_replaces_nan_and_infinity_with_null(tmp_path, capsys):
+    """img2dataset writes missing values as NaN, which most JSON parsers besides Python's reject."""
     own = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
     write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", own)])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
@@ -199,7 +199,7 @@ def a_run(data):
         (("--samples", 1), "pretrain", 1, 0, 48),
     ],
 )
-def test_inspect_a_step(a_run, capsys, arguments, stage, step, start, size):
+def test_inspect_shows_batch_of_step(a_run, capsys, arguments, stage, step, start, size):
     code, found = call(capsys, "inspect", "--run", a_run, *arguments, "--json")
     assert code == 0 and (found["stage"], found["step"], found["samples_before"]) == (stage, step, start)
     ids, visits = SampleOrder(5, 120, 4, 2, 6).batch(start, size)
@@ -208,7 +208,7 @@ def test_inspect_a_step(a_run, capsys, arguments, stage, step, start, size):
     assert all(str(one["id"]) in one["caption"] for one in found["batch"]) and found["replaced"] == 0
 
 
-def test_inspect_what_is_no_step(a_run, capsys):
+def test_inspect_rejects_steps_outside_run(a_run, capsys):
     for arguments, words in (((), "no step given"), (("--step", 4), "1 .. 3"), (("--samples", 121), "1 .. 120")):
         code, text = call(capsys, "inspect", "--run", a_run, *arguments)
         assert code == 78 and words in text
@@ -216,7 +216,7 @@ def test_inspect_what_is_no_step(a_run, capsys):
     assert code == 0 and text.count("\nlane ") == 48 and "number" not in text
 
 
-def test_inspect_a_run_by_name_and_only_with_its_own_data(a_run, data, capsys, monkeypatch):
+def test_inspect_accepts_run_name_and_rejects_other_manifest(a_run, data, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(a_run.parent.parent))
     name = f"{a_run.parent.name}/{a_run.name}"
     assert call(capsys, "inspect", "--run", name, "--step", 1, "--no-read")[0] == 0
@@ -228,7 +228,7 @@ def test_inspect_a_run_by_name_and_only_with_its_own_data(a_run, data, capsys, m
     assert call(capsys, "inspect", "--run", "nowhere/there", "--step", 1)[0] == 78
 
 
-def test_diff(data, capsys):
+def test_diff_reports_exceptions_and_removed_shards(data, capsys):
     assert call(capsys, "diff", data, data)[0] == 0
     call(capsys, "exclude", data, "--ids", "3", "--reason", "ugly", "--out", data.parent / "less")
     code, text = call(capsys, "diff", data, data.parent / "less")
@@ -241,7 +241,7 @@ def test_diff(data, capsys):
     assert call(capsys, "diff", data, data.parent / "nowhere")[0] == 65
 
 
-def test_filters(data, capsys):
+def test_index_filters_are_applied_and_recorded(data, capsys):
     index = ("index", data / "*.tar", "--chunk", 4)
     code, found = call(capsys, *index, "--caption-length", "42:", "--out", data.parent / "m", "--json")
     assert code == 0 and found["seen"] == 120 and found["samples_read_per_sample"] == round(120 / found["samples"], 2)
@@ -264,7 +264,7 @@ def test_filters(data, capsys):
         assert found == code and words in text and text.count("\n") == 1 and not (data.parent / "no").exists()
 
 
-def test_drop_leaves_out_what_is_excepted(data, capsys):
+def test_drop_removes_excepted_samples(data, capsys):
     call(capsys, "except", data, "--ids", "3,40-47,119", "--out", data.parent / "less")
     code, found = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
     assert code == 0 and (found["samples"], found["exceptions"], found["chunk"]) == (110, 0, 4), found
@@ -285,7 +285,7 @@ def test_drop_leaves_out_what_is_excepted(data, capsys):
     assert code == 65 and "00001.tar: the shard has" in text and not (data.parent / "none" / "manifest.json").exists()
 
 
-def test_info_says_more(data, capsys):
+def test_info_reports_shard_sizes_exceptions_and_shuffling(data, capsys):
     call(capsys, "except", data, "--ids", "3,5", "--reason", "short by 7 bytes", "--out", data.parent / "less")
     code, found = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")
     assert found["samples_per_shard"] == {"min": 40, "median": 40.0, "max": 40}
@@ -297,7 +297,7 @@ def test_info_says_more(data, capsys):
     assert call(capsys, "info", data, "--batch", 0)[0] == 78
 
 
-def test_bench(data, capsys):
+def test_bench_reports_stages_and_rejects_invalid_options(data, capsys):
     small = ("--seconds", 0.2, "--resize", "pillow", "--size", 32, "--patch", 8)
     code, found = call(capsys, "bench", data, *small, "--want", 1e6, "--json")
     assert code == 0 and [one["stage"] for one in found["stages"]] == ["read", "walk", "decode", "whole"]
@@ -320,13 +320,13 @@ def test_bench(data, capsys):
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "diff", "bench"])
-def test_help(command):
+def test_help_contains_examples(command):
     shown = run(command, "--help")
     assert shown.returncode == 0 and "examples:" in shown.stdout
 
 
-def test_no_torch_where_none_is_needed(data):
-    """verify, inspect, info and diff start quickly: they do not import torch."""
+def test_commands_that_only_read_do_not_import_torch(data):
+    """verify, inspect, info and diff start quickly because they do not import torch."""
     script = (
         "import sys; from tools.shards import main\n"
         f"codes = [main([name, {str(data)!r}, *more]) for name, more in (('info', ()), ('verify', ('--workers', '1')), "

@@ -1,4 +1,4 @@
-"""shards index: parts, damaged shards, and progress output."""
+"""Tests of shards index: parts, damaged shards, URLs, incomplete samples, and errors."""
 
 import bz2
 import gzip
@@ -32,7 +32,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
+def test_index_parts_run_concurrently_and_merge_into_manifest(data, tmp_path, capsys):
     command = ["index", data / "*.tar", "--chunk", 4, "--json", "--out"]
     whole = call(capsys, *command, tmp_path / "whole")[1]
     assert (whole["shards_scanned"], whole["shards_scanned_before"]) == (7, 0)
@@ -61,8 +61,8 @@ def test_shares_at_once_and_then_the_manifest(data, tmp_path, capsys):
     assert code == 78 and "there is a manifest already" in text
 
 
-def test_the_same_command_twice_at_once(data, tmp_path, capsys):
-    """Both have started; one is slower and still scans when the other is done."""
+def test_index_run_twice_concurrently_writes_single_manifest(data, tmp_path, capsys):
+    """Both commands scan at the same time; the slower command still scans when the faster one has finished."""
     script = (
         "import glob, sys, time; from flip.data.manifest import build; from tools.shards import main\n"
         "def slow(*rest, scan=build.scan_shard):\n"
@@ -86,7 +86,7 @@ def test_the_same_command_twice_at_once(data, tmp_path, capsys):
     assert contents(out) == contents(tmp_path / "whole") and not part_folder(out).exists()
 
 
-def test_more_shares_than_shards(data, tmp_path, capsys):
+def test_index_accepts_more_parts_than_shards(data, tmp_path, capsys):
     counts = [call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--part", f"{i}/9") for i in
               range(1, 10)]  # fmt: skip
     assert [code for code, _ in counts] == [0] * 9
@@ -94,7 +94,7 @@ def test_more_shares_than_shards(data, tmp_path, capsys):
     assert call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json")[1]["shards_scanned"] == 0
 
 
-def test_what_is_a_share():
+def test_share_parses_fraction_and_slurm_variables():
     def slurm(task, first, count):
         names = ("ID", "MIN", "COUNT")
         return {f"SLURM_ARRAY_TASK_{name}": str(x) for name, x in zip(names, (task, first, count), strict=True)}
@@ -110,7 +110,7 @@ def test_what_is_a_share():
         share("slurm", slurm(7, 0, 3))
 
 
-def test_damaged_shards(data, tmp_path, capsys):
+def test_index_reports_or_skips_damaged_shards(data, tmp_path, capsys):
     for number in range(5):
         (data / f"{number:05d}.tar").write_bytes(b"<html>")
     command = ["index", data / "{00000..00006}.tar", "--chunk", 4, "--out", tmp_path / "m"]
@@ -132,7 +132,7 @@ def test_damaged_shards(data, tmp_path, capsys):
     assert code == 65 and "00000.tar: not a whole tar" in text
 
 
-def test_shards_without_stats_are_a_hint(data, tmp_path, capsys):
+def test_index_counts_shards_without_stats_json(data, tmp_path, capsys):
     def lacking(out):
         code, found = call(capsys, "index", data / "*.tar", "--out", tmp_path / out, "--json")
         return found.get("shards_without_stats_json") if code == 0 else code
@@ -144,7 +144,7 @@ def test_shards_without_stats_are_a_hint(data, tmp_path, capsys):
     assert lacking("all") is None
 
 
-def test_add(data, tmp_path, capsys):
+def test_index_add_appends_shards_to_manifest(data, tmp_path, capsys):
     old, new = tmp_path / "old", tmp_path / "new"
     call(capsys, "index", data / "0000[3-6].tar", "--out", old, "--chunk", 3)
     command = ["index", data / "0000[0-2].tar", "--add", old, "--out", new, "--json"]
@@ -172,14 +172,14 @@ def test_add(data, tmp_path, capsys):
         "00000.tar::00001.tar", "s3://b/00000.tar::s3://b/00001.tar", "hdfs://h:9000/00000.tar",
     )), ("gs://b/0.tar", "--part", "2/2"), ("gs://b/0.tar", "--skip-damaged"), ("gs://b/0.tar", "--add", "data")],
 )  # fmt: skip
-def test_what_is_in_no_storage_of_ours(data, tmp_path, capsys, monkeypatch, arguments):
+def test_index_rejects_unsupported_urls(data, tmp_path, capsys, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     code, text = call(capsys, "index", "more/*.tar", *arguments, "--out", "m")
     assert code == 78 and ("shards are files or s3:// objects" in text) != ("several shards in one name" in text)
     assert text.count("\n") == 1 and "secret" not in text and os.listdir(tmp_path) == ["data"]
 
 
-def test_a_file_by_its_url(data, tmp_path, capsys, monkeypatch):
+def test_index_accepts_file_urls(data, tmp_path, capsys, monkeypatch):
     odd = data.rename(tmp_path / "a::b 100%\udce9")
     digest = call(capsys, "index", odd / "*.tar", "--out", tmp_path / "m", "--json")[1]["digest"]
     url = f"{tmp_path}/a::b%20100%25%E9/"
@@ -194,7 +194,7 @@ def test_a_file_by_its_url(data, tmp_path, capsys, monkeypatch):
     assert call(capsys, "index", "run:/*.tar", "--out", "n", "--json")[1]["digest"] == digest
 
 
-def test_what_is_no_tar_is_named(data, tmp_path, capsys):
+def test_index_names_format_of_non_tar_file(data, tmp_path, capsys):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -218,8 +218,8 @@ def test_what_is_no_tar_is_named(data, tmp_path, capsys):
 
 
 @pytest.mark.timeout(60)
-def test_what_is_no_file_is_not_waited_for(data, tmp_path, capsys):
-    """Opening a FIFO waits for a writer."""
+def test_index_rejects_fifo_socket_and_device_without_waiting(data, tmp_path, capsys):
+    """Opening a FIFO would block until a writer opens it."""
     os.mkfifo(data / "fifo.tar")
     code, text = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m")
     assert code == 65 and "fifo.tar: a FIFO is no shard" in text and text.count("\n") == 1
@@ -232,8 +232,8 @@ def test_what_is_no_file_is_not_waited_for(data, tmp_path, capsys):
     assert code == 0 and found["samples"] == 70 and len(found["left_out"]) == 2
 
 
-def test_complete_samples(data, tmp_path, capsys):
-    """30 samples have a caption without an image; ``._`` files and folders are skipped or are no samples."""
+def test_index_counts_complete_and_incomplete_samples(data, tmp_path, capsys):
+    """30 samples have a caption without an image. Meta files and names without extension are skipped."""
     command = ["index", data / "*.tar", tmp_path / "half.tar", "--out", tmp_path / "m"]
     members = [("README", b""), *((f"{i}.txt", b"text") for i in range(30)), ("__info__/a.jpg", b"")]
     write_tar(tmp_path / "half.tar", members)
@@ -247,7 +247,7 @@ def test_complete_samples(data, tmp_path, capsys):
     assert "\nincomplete by reason\n  caption without an image  30\nskipped members\n  names " in text
 
 
-def test_a_data_set_of_incomplete_samples_is_refused(data, tmp_path, capsys):
+def test_index_rejects_data_set_of_incomplete_samples(data, tmp_path, capsys):
     command = ["index", data / "*.tar", "--out", tmp_path / "m", "--captions", "alt"]
     code, text = call(capsys, *command)
     assert code == 65 and f"{tmp_path}/m: 0 of 70 samples have an image and a caption (alt)" in text
@@ -267,7 +267,7 @@ def test_a_data_set_of_incomplete_samples_is_refused(data, tmp_path, capsys):
     assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0, "a set to evaluate on"
 
 
-def test_a_compressed_tar(data, tmp_path, capsys):
+def test_index_rejects_gzip_compressed_tar(data, tmp_path, capsys):
     for number in range(2):
         (data / f"{number}.tar.gz").write_bytes(gzip.compress((data / f"{number:05d}.tar").read_bytes()))
     code, text = call(capsys, "index", data / "0.tar.gz", "--out", tmp_path / "m")
@@ -279,7 +279,7 @@ def test_a_compressed_tar(data, tmp_path, capsys):
     assert code == 65 and "compressed with gzip" in text
 
 
-def test_mistakes(data, tmp_path):
+def test_index_rejects_invalid_arguments(data, tmp_path):
     result = run("index", data / "{0..3.tar", "--out", tmp_path / "m")
     assert result.returncode == 78 and "unbalanced braces" in result.stderr and result.stderr.count("\n") == 1
     for arguments, words in (

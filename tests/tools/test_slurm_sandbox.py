@@ -1,4 +1,4 @@
-"""The real Slurm of one machine: start, use, loss of a node, stop with jobs in the queue; nothing is left."""
+"""Tests of the real Slurm sandbox on one machine: start, jobs, preemption, loss of a node, stop, and cleanup."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "slurm_sandbox.py"
 
 @pytest.fixture
 def folder():
-    """A short path, because unix sockets are below it; all users may enter."""
+    """Create a folder with a short path, because it contains unix sockets. All users may enter it."""
     require()
     made = Path(tempfile.mkdtemp(prefix="flip"))
     made.chmod(0o755)
@@ -75,12 +75,12 @@ def node(here, name):
 
 
 def named(folder, mark=""):
-    """Command lines of processes with the folder in their command line or environment, and the mark in the latter."""
+    """Return command lines of processes with ``folder`` in command line or environment, and ``mark`` in environment."""
     found = []
     for pid in processes.running():
         try:
             words, values = (Path(f"/proc/{pid}/{file}").read_bytes() for file in ("cmdline", "environ"))
-        except OSError:  # ended, or another user's
+        except OSError:  # the process has ended or belongs to another user
             continue
         if os.fsencode(folder) in words + values and os.fsencode(mark) in values:
             found.append(words.replace(b"\0", b" ").decode().strip())
@@ -96,21 +96,21 @@ def listening(here):
     return [port for port in range(first, first + here.site.options.ports) if daemons.listens("127.0.0.1", port)]
 
 
-def test_two_nodes_and_their_gpus(here):
+def test_job_runs_on_two_nodes_with_requested_gpus(here):
     script = "srun bash -c 'echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES'"
     number, out = submit(here, script, "--nodes=2", "--gpus-per-node=2")
     until(lambda: not job(here, number))
     assert sorted(out.read_text().split("\n")) == ["", "n1 0,1", "n2 0,1"]
 
 
-def test_profile_is_one(here):
+def test_sandbox_profile_is_valid_cluster_profile(here):
     profile = load_profile(str(here.profile))
     assert (profile.kind, profile.partition, profile.gpus_per_node) == ("slurm", "low", 4)
     assert profile.env == ["SLURM_CONF"]
 
 
 @pytest.mark.slow
-def test_preempted_and_started_again(here):
+def test_preempted_job_is_restarted(here):
     number, out = submit(here, "trap 'echo term' TERM; echo on; sleep 600 & wait; wait", "--nodes=3")
     until(lambda: runs(here, number) and out.exists() and "on" in out.read_text())
     other = here.preempt(nodes=3, seconds=1)
@@ -121,7 +121,7 @@ def test_preempted_and_started_again(here):
 
 
 @pytest.mark.slow
-def test_preempt_takes_the_nodes_it_is_told_to(here):
+def test_preempt_uses_given_nodelist(here):
     number = here.preempt(nodelist="n[2-3]", seconds=600)
     assert until(lambda: runs(here, number))["nodes"] == "n[2-3]"
     here.call("scancel", number)
@@ -129,7 +129,7 @@ def test_preempt_takes_the_nodes_it_is_told_to(here):
 
 
 @pytest.mark.slow
-def test_lost_node(here):
+def test_lose_ends_processes_of_node_and_slurm_requeues_job(here):
     script = "srun bash -c 'setsid sleep 601 & exec sleep 602'"
     number, _ = submit(here, script, "--nodes=2", "--nodelist=n[2-3]", "--requeue")
     mark = "SLURMD_NODENAME=n3"
@@ -146,13 +146,13 @@ def test_lost_node(here):
 
 
 @pytest.mark.slow
-def test_set_grace(here):
+def test_set_grace_changes_grace_time_of_partition(here):
     here.set_grace(7)
     assert "GraceTime=7" in here.call("scontrol", "show", "partition", "low")
     here.set_grace(0)
 
 
-def test_a_second_start_leaves_it_alone(here):
+def test_second_start_leaves_running_sandbox_unchanged(here):
     second = SandboxCluster(here.folder, nodes=1)
     before = here.status()["daemons"]
     assert not second.start()
@@ -160,7 +160,7 @@ def test_a_second_start_leaves_it_alone(here):
     assert second.status()["daemons"] == before
 
 
-def test_mistakes_are_named(here):
+def test_errors_name_unknown_node_invalid_partition_and_timeout(here):
     with pytest.raises(ConfigError, match="n1, n2, n3"):
         here.lose("n4")
     with pytest.raises(FlipError, match="[Ii]nvalid"):
@@ -170,10 +170,10 @@ def test_mistakes_are_named(here):
 
 
 @pytest.mark.slow
-def test_stop_leaves_nothing(folder):
+def test_stop_ends_all_processes_and_frees_ports(folder):
     here = SandboxCluster(folder, nodes=2, kill_wait=2)
     here.start()
-    # deaf, and out of the reach of its step
+    # The sleeps ignore TERM or run in other sessions, out of reach of their step.
     script = "trap '' TERM; setsid sleep 603 & srun bash -c 'trap \"\" TERM; setsid sleep 604 & sleep 605'"
     number, _ = submit(here, script, "--nodes=2")
     until(lambda: runs(here, number) and len(sleepers(folder)) == 5)
@@ -184,7 +184,7 @@ def test_stop_leaves_nothing(folder):
     assert not here.stop()
 
 
-def test_what_a_crash_left_is_cleaned(folder):
+def test_start_removes_jobs_and_processes_of_crashed_sandbox(folder):
     here = SandboxCluster(folder, nodes=1)
     here.start()
     number, _ = submit(here, "sleep 606")
@@ -200,7 +200,7 @@ def test_what_a_crash_left_is_cleaned(folder):
 
 
 @pytest.mark.slow
-def test_keep_goes_on_with_the_numbers(folder):
+def test_start_with_keep_continues_job_numbers(folder):
     here = SandboxCluster(folder, nodes=1)
     here.start()
     first = here.preempt(nodes=1)
@@ -212,13 +212,13 @@ def test_keep_goes_on_with_the_numbers(folder):
     assert here.preempt(nodes=1) == "1"
 
 
-def test_what_does_not_come_up_says_why_and_leaves_nothing(folder):
+def test_failed_start_names_cause_and_leaves_no_process(folder):
     with pytest.raises(FlipError, match="NoSuchKey"):
         SandboxCluster(folder, nodes=1, settings=["NoSuchKey=1"]).start()
     assert not named(folder)
 
 
-def test_port_in_use(folder):
+def test_start_rejects_port_in_use(folder):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -227,7 +227,7 @@ def test_port_in_use(folder):
 
 
 @pytest.mark.slow
-def test_accounting_and_whole_nodes(folder):
+def test_sandbox_supports_accounting_and_linear_selection(folder):
     require(accounting=True)
     here = SandboxCluster(folder, nodes=2, accounting=True, select="linear", settings=["killwait=3"])
     here.start()
@@ -243,9 +243,9 @@ def test_accounting_and_whole_nodes(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can change the user")
-def test_without_root(folder):
+def test_sandbox_runs_without_root(folder):
     shutil.chown(folder.parent, "nobody")
-    "x".encode("idna")  # loaded while its file can still be read
+    "x".encode("idna")  # load the codec while its file is readable
     child = os.fork()
     if not child:
         code = 1
@@ -273,7 +273,7 @@ def test_without_root(folder):
     assert not named(folder)
 
 
-def test_command(folder):
+def test_command_starts_controls_and_stops_sandbox(folder):
     def tool(*words):
         words = [sys.executable, TOOL, *words, "--folder", folder]
         return subprocess.run(words, capture_output=True, text=True, cwd="/", timeout=120)
@@ -298,7 +298,7 @@ def test_command(folder):
 @pytest.mark.parametrize(
     "name, said", [("a b", "other characters"), ("x" * 90, "too long"), ("", "has other files")], ids=str
 )
-def test_folders_that_cannot_be(tmp_path, capsys, name, said):
+def test_start_rejects_unusable_folder(tmp_path, capsys, name, said):
     require()
     (tmp_path / "thesis.txt").touch()
     assert main(["start", "--folder", str(tmp_path / name)]) == 78
@@ -306,12 +306,12 @@ def test_folders_that_cannot_be(tmp_path, capsys, name, said):
 
 
 @pytest.mark.parametrize("options", [{"preempt": "qos"}, {"max_submit": 1}, {"preempt": "none"}], ids=str)
-def test_options_that_cannot_be(tmp_path, options):
+def test_sandbox_rejects_invalid_options(tmp_path, options):
     with pytest.raises(ConfigError, match="--accounting|partition, qos"):
         SandboxCluster(tmp_path, **options)
 
 
-def test_a_job_submit_script_that_is_not_there(tmp_path, capsys):
+def test_start_rejects_missing_job_submit_script(tmp_path, capsys):
     assert main(["start", "--folder", str(tmp_path / "s"), "--job-submit", str(tmp_path / "no.lua")]) == 78
     assert "no.lua" in capsys.readouterr().err and not (tmp_path / "s").exists()
 

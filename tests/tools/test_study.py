@@ -1,4 +1,4 @@
-"""The study: equal cost, fair trials, paired differences and intervals, and the page for made-up results."""
+"""Tests of the study: equal cost, fair trials, paired differences and intervals, and the page of synthetic results."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ KEPT = {
 
 
 def outcome(folder: Path, name: str, samples: int = 1280, **top1: float) -> Outcome:
-    """A complete run."""
+    """Return a complete run."""
     evaluations = [{"name": key, "top1": value, "role": "test"} for key, value in top1.items()]
     result = {"samples": samples, "seconds": 3.0, "steps": 10, "evaluations": evaluations}
     return Outcome(RunDir(folder / name), "complete", result=result)
 
 
 def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Study:
-    """A study with ``rounds`` rounds: twemoji is 0.2 + the arm's gain + 0.01 per seed; the middle trial is the best."""
+    """Return a study with ``rounds`` rounds.
+
+    twemoji scores 0.2 + the arm's gain + 0.01 per seed. The middle trial is the best.
+    """
     made = Study(MASKING)
     for each in ROUNDS[:rounds]:
         for one in each.arms:
@@ -68,7 +71,7 @@ def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) 
 
 
 @pytest.mark.parametrize("one", [*ARMS, CHEAPEST.arms["clipa"]], ids=lambda one: one.name)
-def test_arms_cost_the_same_but_for_a_part_of_a_batch(one: design.Arm) -> None:
+def test_arms_have_equal_cost_up_to_part_of_batch(one: design.Arm) -> None:
     parts = design.stages(one, one.peaks[0], TIMES_OF_ALL)
     assert abs(design.cost(one, TIMES_OF_ALL, parts) - one.seconds) <= len(parts) * one.batch * 1.5e-3 / 2
     assert [part["base_lr"] * one.batch / 256 for part in parts.values()] == pytest.approx(
@@ -78,7 +81,9 @@ def test_arms_cost_the_same_but_for_a_part_of_a_batch(one: design.Arm) -> None:
         assert part["samples"] % one.batch == 0 and 0 < part["warmup"] < part["samples"] / 10
 
 
-def test_small_images_come_first_and_take_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_image_stage_comes_first_with_planned_share_of_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = CHEAPEST.arms["clipa"]
     parts = design.stages(one, 1e-3, TIMES_OF_ALL)
     assert list(parts) == ["pretrain", "full"] and "image" not in parts["full"]
@@ -94,7 +99,7 @@ def test_small_images_come_first_and_take_their_share(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("plan", [MASKING, CHEAPEST], ids=lambda plan: plan.name)
-def test_the_design_is_fair(plan: design.StudyDesign) -> None:
+def test_design_has_equal_trials_per_arm_and_three_seeds(plan: design.StudyDesign) -> None:
     assert len(SEEDS) >= 3 and design.TRIAL_SEED not in SEEDS
     for each in plan.rounds:
         assert len({one.peaks for one in each.arms}) == 1, "equally many trials, of the same learning rates"
@@ -102,8 +107,8 @@ def test_the_design_is_fair(plan: design.StudyDesign) -> None:
     assert plan.core_seconds() / 120 < 90, "minutes on two cores; start-up and evaluation come on top"
 
 
-def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials see only the validation vendor; runs of one seed differ only by their arm."""
+def test_sweeps_load_and_trials_see_only_validation_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials use only the validation vendor. Runs of the tuning round start from runs of equal seed."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     chosen = {one.name: one.peaks[1] for one in ARMS}
     for each in ROUNDS:
@@ -127,7 +132,7 @@ def test_the_sweeps_are_ordinary_ones(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def timed(folder: Path, name: str, each: list[float]) -> Outcome:
-    """A calibration run whose metric lines are 128 samples apart, at ``each`` seconds per sample."""
+    """Return a calibration run with a metric line per 128 samples, at ``each`` seconds per sample."""
     run, seconds, lines = RunDir(folder / name), 9.0, []
     for i, value in enumerate([0.0, *each], 1):
         seconds += 128 * value
@@ -137,8 +142,8 @@ def timed(folder: Path, name: str, each: list[float]) -> Outcome:
     return Outcome(run, "complete")
 
 
-def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Path) -> None:
-    """The first steps are slow; both runs of the work with uneven times are returned."""
+def test_calibration_is_median_of_intervals_after_warmup(tmp_path: Path) -> None:
+    """The first steps are slow and do not count. noisy returns both runs of the work with uneven times."""
     runs = [
         timed(tmp_path, "m0-b128", [0.9, 0.9] + 5 * [0.002]),
         timed(tmp_path, "m0-b128-s1", [0.9, 0.9] + 5 * [0.004]),
@@ -149,7 +154,7 @@ def test_a_calibration_is_the_median_of_intervals_behind_the_first(tmp_path: Pat
     assert [one.run.name for one in runner.noisy(MASKING, runs)] == ["m0-b128", "m0-b128-s1"]
 
 
-def test_a_calibration_that_lacks_a_kind_of_work_is_none(tmp_path: Path) -> None:
+def test_read_calibration_rejects_missing_or_incomplete_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     with pytest.raises(ConfigError, match="there is no calibration"):
         runner.read_calibration(MASKING, path)
@@ -163,7 +168,7 @@ def test_a_calibration_that_lacks_a_kind_of_work_is_none(tmp_path: Path) -> None
 # -- choice and pairs --------------------------------------------------------------------------------------------------
 
 
-def test_the_best_on_the_validation_vendor_is_chosen_and_of_equals_the_smallest(tmp_path: Path) -> None:
+def test_choose_prefers_best_validation_score_then_smallest_rate(tmp_path: Path) -> None:
     one = ROUNDS[0].arms[0]
     trials = {
         one.trial(peak): outcome(tmp_path, one.trial(peak), validation=v, twemoji=t)
@@ -175,8 +180,8 @@ def test_the_best_on_the_validation_vendor_is_chosen_and_of_equals_the_smallest(
         paired_stats.choose(one, trials)
 
 
-def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
-    """If two trials are almost equal, another processor would choose the other."""
+def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
+    """If two trials are almost equal, another processor could choose differently; the record prevents that."""
     made = {one.name: one.peaks[0] for one in ARMS}
     path = tmp_path / "choices.json"
     assert paired_stats.recorded(MASKING, path) == {}
@@ -197,8 +202,8 @@ def test_what_was_chosen_once_is_trained_everywhere(tmp_path: Path) -> None:
     assert kept.keys() == made.keys()
 
 
-def test_differences_are_of_pairs() -> None:
-    """1, 2, 3 points: mean 2, s = 1, t(2) = 4.303: half-width 4.303 / sqrt(3) = 2.484."""
+def test_difference_compares_runs_of_equal_seeds() -> None:
+    """Differences of 1, 2, 3 points: mean 2, s = 1, t(2) = 4.303, half-width 4.303 / sqrt(3) = 2.484."""
     made = paired_stats.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
     assert made is not None and list(made.each) == [0, 1, 2]
     assert (made.mean, made.low, made.high) == pytest.approx((2.0, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
@@ -211,10 +216,10 @@ def test_differences_are_of_pairs() -> None:
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_what_is_compared_waits_for_no_trial_where_its_learning_rates_are_known(
+def test_study_trains_compared_runs_first_if_learning_rates_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
-    """Compared runs come first, so that a study that is stopped early has its table; a new study needs trials first."""
+    """Compared runs come first, so that a study that stops early has its table. A new study needs trials first."""
     made: dict[str, dict[str, Outcome]] = {}
 
     def submit(sweep: dict[str, Any], profile: str) -> None:
@@ -259,10 +264,10 @@ except runner.Unfinished as error:
 
 
 @pytest.mark.parametrize("seconds", [1, 60])
-def test_a_part_ends_after_its_time_and_on_sigterm(
+def test_submit_stops_after_time_limit_and_on_sigterm(
     tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in the background of a shell, which ignores SIGINT there: the submission has to stop its runs."""
+    """A study in the background of a shell ignores SIGINT. Its submission has to stop its runs nevertheless."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "submit.py").write_text(SUBMISSION)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
@@ -280,7 +285,7 @@ def _both(name: str) -> tuple[str, str]:
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> None:
+def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     gains = {"mask50": 0.05, "mask75": -0.05, "mask50-unmasked": 0.05, "mask50-masked": 0.05}
     study = found(tmp_path, 3, gains)
     written = masking_page.write(tmp_path / "docs", KEPT, study)
@@ -300,7 +305,7 @@ def test_the_page_says_what_came_out_also_against_the_claim(tmp_path: Path) -> N
     assert {row["twemoji"] for row in rows if row["kind"] == "trial"} == {""}
 
 
-def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
+def test_page_of_unfinished_study_names_missing_answers(tmp_path: Path) -> None:
     study = found(tmp_path, 2)
     del study.runs[ROUNDS[1].arms[0].run(0)]
     masking_page.write(tmp_path, KEPT, study)
@@ -310,7 +315,7 @@ def test_a_study_that_is_not_done_says_what_is_missing(tmp_path: Path) -> None:
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "tools" / "study.py"), "--docs", str(tmp_path), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)

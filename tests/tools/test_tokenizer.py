@@ -1,3 +1,5 @@
+"""Tests of the tokenizer command: training, captions from JSON members, errors, and fast help."""
+
 import json
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from tools import tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_trains_on_lines_and_on_a_manifest_alike(tmp_path, capsys):
+def test_train_yields_equal_tokenizers_from_lines_and_manifest(tmp_path, capsys):
     data = make_dataset(tmp_path / "data", samples=30, shards=2)
     lines = tmp_path / "captions.txt"
     lines.write_text("\n".join(caption(i) for i in range(30)) + "\n")
@@ -23,20 +25,20 @@ def test_trains_on_lines_and_on_a_manifest_alike(tmp_path, capsys):
         report = json.loads(capsys.readouterr().out)
         assert report["captions"] == 60 and report["entries"] == Tokenizer(tmp_path / out, 32, True).size
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    assert tokenizer.main(command) == 78  # never over another file
+    assert tokenizer.main(command) == 78  # it never overwrites a file
     assert "already exists" in capsys.readouterr().err
     assert tokenizer.main(["show", str(tmp_path / "a.json"), "red square"]) == 0
     assert "red:" in capsys.readouterr().out
 
 
-def test_the_captions_of_a_manifest_may_stand_in_a_json_member(tmp_path):
-    data = make_dataset(tmp_path / "data", samples=30, shards=2)  # every third sample has a json, {"number": n}
+def test_captions_in_json_member_require_field_name(tmp_path):
+    data = make_dataset(tmp_path / "data", samples=30, shards=2)  # every third sample has a JSON member {"number": n}
     with pytest.raises(ConfigError, match="json:caption"):
         list(tokenizer.captions(str(data), "json"))
     assert list(tokenizer.captions(str(data), "json:number")) == []
 
 
-def test_an_unwritable_place_is_a_sentence(tmp_path, capsys):
+def test_train_rejects_unwritable_output_path(tmp_path, capsys):
     (tmp_path / "lines.txt").write_text("a\u2028b\r\n\nc\n", newline="")
     assert list(tokenizer.captions(str(tmp_path / "lines.txt"), "txt")) == ["a\u2028b", "c"]
     out = tmp_path / "lines.txt" / "t.json"
@@ -45,14 +47,14 @@ def test_an_unwritable_place_is_a_sentence(tmp_path, capsys):
     assert "a file is where a folder must be" in capsys.readouterr().err
 
 
-def test_missing_captions_are_a_sentence(tmp_path, capsys):
+def test_train_rejects_missing_captions_path(tmp_path, capsys):
     command = ["train", "--captions", "/nonexistent", "--vocabulary", "99", "--out", str(tmp_path / "t.json")]
     assert tokenizer.main(command) == 65
     assert "/nonexistent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tool", ["tokenizer", "predict", "export"])
-def test_help_imports_nothing_heavy(tool, tmp_path):
+def test_tool_help_imports_no_large_packages(tool, tmp_path):
     script = (
         "import runpy, sys\n"
         "sys.argv = sys.argv[1:] + ['--help']\n"

@@ -1,4 +1,4 @@
-"""When an attempt saves: what all ranks agree on, and Young's interval within its bounds."""
+"""Tests when CheckpointManager saves: decisions that all ranks share, and the Young-Daly interval."""
 
 import json
 import math
@@ -21,8 +21,8 @@ def world():
 
 
 @pytest.mark.parametrize("here, there", [(True, False), (False, True)])
-def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path, world, monkeypatch, here, there):
-    """The other rank's file says something else, or is not there yet: a save is collective."""
+def test_manager_takes_first_commit_flag_from_rank_0(tmp_path, world, monkeypatch, here, there):
+    """Saves are collective. The file of the other rank may differ or not exist yet, so rank 0 decides for all."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({"first_commit": here})
     saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
@@ -35,7 +35,7 @@ def test_the_first_ranks_start_decides_whether_the_first_step_is_saved(tmp_path,
     assert second.save_after_first_step == there
 
 
-def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, monkeypatch):
+def test_manager_reads_logs_of_older_attempts_on_rank_0_only(tmp_path, world, monkeypatch):
     read = []
     monkeypatch.setattr(
         "flip.checkpoint.manager.uptime_and_interruptions", lambda run, attempt: (read.append(attempt), (0.0, 0))[1]
@@ -48,7 +48,7 @@ def test_the_first_rank_alone_reads_what_older_attempts_logged(tmp_path, world, 
 
 
 def attempts(run, *lives):
-    """(seconds trained or None where it never could, exit code) of attempts before."""
+    """Records earlier attempts. ``lives``: (seconds trained, or None if training never started; exit code)."""
     for lived, code in lives:
         n = run.start_attempt({})
         write_json(run.attempt(n) / "end.json", {"code": code})
@@ -60,7 +60,7 @@ def attempts(run, *lives):
         (run.metrics / f"{n}.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "ti')
 
 
-def test_what_was_observed(tmp_path):
+def test_interruptions_exclude_clean_stops_and_untrained_attempts(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, None), (None, 70), (50.0, 75), (30.0, 70))
     n = run.start_attempt({})
@@ -69,7 +69,7 @@ def test_what_was_observed(tmp_path):
     )
 
 
-def test_youngs_interval_within_its_bounds():
+def test_young_daly_interval_stays_within_its_bounds():
     assert manager.young_daly_interval(10, 3600 * 8, 1) == pytest.approx(math.sqrt(2 * 10 * 3600 * 8))
     assert manager.young_daly_interval(0.01, 3600, 1) == manager.MIN_SECONDS
     assert manager.young_daly_interval(0.01, 3600, 50) == 200, "four times its length"
@@ -77,7 +77,7 @@ def test_youngs_interval_within_its_bounds():
     assert manager.young_daly_interval(100, 1e7, 3000) == 12_000
 
 
-def test_more_interruptions_make_it_shorter(tmp_path):
+def test_save_interval_shrinks_with_more_interruptions(tmp_path):
     calm, stormy = RunDir(tmp_path / "sweep" / "calm"), RunDir(tmp_path / "sweep" / "stormy")
     attempts(calm, (3600.0, 70))
     attempts(stormy, *[(600.0, None)] * 100)
@@ -89,8 +89,9 @@ def test_more_interruptions_make_it_shorter(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["\0\0\0", '{"step": 2, "ti', "[1]", '{"step": 2}', '{"step": 2, "time": "late"}'])
-def test_a_damaged_metric_line_costs_only_itself(tmp_path, line):
-    """Telemetry never stops training: the newest whole line with a time counts, or the attempt counts as no time."""
+def test_uptime_skips_damaged_metric_lines(tmp_path, line):
+    """Damaged telemetry never stops training. The newest valid line with a time counts; without one the attempt counts
+    as 0 seconds."""
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, None), (50.0, None))
     whole = json.dumps({"step": 1, "time": 1030.0})
@@ -100,7 +101,7 @@ def test_a_damaged_metric_line_costs_only_itself(tmp_path, line):
 
 
 @pytest.mark.parametrize("text", ["\0\0", "[]", "{}", '{"time": null}'])
-def test_a_damaged_record_of_an_attempt_is_skipped(tmp_path, text):
+def test_uptime_skips_damaged_ready_and_end_records(tmp_path, text):
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, 75), (50.0, 75))
     (run.attempt(1) / "ready.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Checkpoints at a URL: whose record may name the address."""
+"""Tests which commit records ``local_copy`` trusts to name the URL of a checkpoint."""
 
 import os
 
@@ -14,7 +14,7 @@ ADDRESS = "s3://others/runs/demo/a-1"
 
 @pytest.fixture
 def made(tmp_path):
-    """A commit whose record another user may write."""
+    """Returns a function that makes a commit. By default other users may write its record."""
 
     def make(address=ADDRESS, mode=0o666):
         record = {"url": address, "files": {}, "stage": "pretrain", "samples": 8, "attempt": 1}
@@ -26,18 +26,18 @@ def made(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["", "s3://other", "s3://another", "s3://others/runs/demo/a-12"])
-def test_an_address_in_another_users_record_is_not_read(made, url):
-    """It could be any host, or a file of the reader's own."""
+def test_local_copy_rejects_url_of_untrusted_record_outside_given_prefix(made, url):
+    """The URL could name any host, or a private file of the reader."""
     with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted.*url=ADDRESS"):
         local_copy(made(), url=url).__enter__()
 
 
-def test_nor_one_that_leads_out_of_the_place_that_was_named(made):
+def test_local_copy_rejects_url_that_leaves_given_prefix_via_dotdot(made):
     with pytest.raises(PermissionDenied):
         local_copy(made("file:///data/../etc"), url="file:///data").__enter__()
 
 
 @pytest.mark.parametrize(("mode", "url"), [(0o600, ""), (0o666, "file:///"), (0o666, "file:///runs/")])
-def test_ones_own_record_and_a_named_place_are(made, mode, url):
+def test_local_copy_accepts_own_record_or_url_below_given_prefix(made, mode, url):
     with local_copy(made("file:///runs/a-1", mode), url=url) as folder:
         assert not os.listdir(folder), "it names no files"

@@ -1,4 +1,4 @@
-"""Reading a checkpoint at a URL: by ranges of its files, of which a rank reads what it needs."""
+"""Tests that CheckpointRestorer reads a remote checkpoint by byte ranges and rejects untrusted or damaged files."""
 
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ def world():
 
 @pytest.fixture
 def saved(tmp_path, world, monkeypatch):
-    """A run with one commit at a URL, its checkpointer, what was saved, and the ranges that are read from now on."""
+    """A run with one commit at a URL, its checkpointer, the saved state, and a list of the ranges read from now on."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
     saver = checkpoint.Checkpointer(
@@ -36,7 +36,7 @@ def saved(tmp_path, world, monkeypatch):
     )
     expected = state_of(*trained())
     saver.save(expected, "pretrain", 16)
-    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # nothing is copied to the node
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # a copy on the node would fail
     ranges, get = [], FsspecStorage._get
     monkeypatch.setattr(
         FsspecStorage,
@@ -46,7 +46,7 @@ def saved(tmp_path, world, monkeypatch):
     return run, saver, expected, ranges
 
 
-def test_all_of_it_comes_without_a_copy_on_the_node(saved):
+def test_restorer_loads_remote_checkpoint_without_local_copy(saved):
     run, saver, expected, ranges = saved
     (size,) = (facts["bytes"] for facts in commit.commits(run)[0].record["files"].values())
     newest = saver.restorer.newest()
@@ -56,7 +56,7 @@ def test_all_of_it_comes_without_a_copy_on_the_node(saved):
     assert found.keys() == expected.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_of_one_tensor_its_bytes_are_read_and_the_header(saved, monkeypatch):
+def test_restorer_reads_only_header_and_bytes_of_requested_tensor(saved, monkeypatch):
     _, saver, expected, ranges = saved
     monkeypatch.setattr(safetensors_io, "HEADER_BYTES", 64)
     monkeypatch.setattr(safetensors_io, "GAP_BYTES", 0)
@@ -69,7 +69,7 @@ def test_of_one_tensor_its_bytes_are_read_and_the_header(saved, monkeypatch):
     assert (head, after) == (64, 64) and start >= begin and stop - start == expected[name].nbytes
 
 
-def test_what_goes_wrong_while_it_is_read_keeps_its_cause(saved):
+def test_restorer_raises_data_error_if_remote_file_is_missing(saved):
     run, saver, _, _ = saved
     newest = saver.restorer.newest()
     saver.restorer.load(newest, state_of(*trained(steps=0)))
@@ -79,7 +79,7 @@ def test_what_goes_wrong_while_it_is_read_keeps_its_cause(saved):
         saver.restorer.load(newest, state_of(*trained(steps=0)))
 
 
-def test_another_object_is_found_by_its_etag(saved, monkeypatch):
+def test_checkpoint_files_reject_object_with_other_etag(saved, monkeypatch):
     run, _, _, _ = saved
     (made,) = commit.commits(run)
     ((name, facts),) = made.record["files"].items()
@@ -91,17 +91,17 @@ def test_another_object_is_found_by_its_etag(saved, monkeypatch):
         )
 
 
-def test_a_header_that_states_gigabytes_is_not_read(tmp_path):
+def test_read_headers_rejects_oversized_header_length(tmp_path):
     size = 1 << 40
     with open(tmp_path / "a.safetensors", "wb") as file:
         file.write((size - 8).to_bytes(8, "little"))
-        file.truncate(size)  # a hole
+        file.truncate(size)  # sparse: occupies no disk space
     with pytest.raises(commit.CorruptCheckpoint, match=f"states a header of {size:,} bytes, at most"):
         read_headers(CheckpointFiles(tmp_path, {"a.safetensors": {"bytes": size}}))
 
 
-def test_an_address_in_another_users_record_is_followed_only_below_a_named_place(saved, world, tmp_path):
-    """What evaluation jobs, and runs that begin from another one, read."""
+def test_restorer_follows_untrusted_record_only_below_given_url(saved, world, tmp_path):
+    """Evaluation jobs and warm-started runs read records of other users."""
     run, saver, expected, ranges = saved
     (made,) = commit.commits(run)
     (made.path / commit.COMMIT_FILE).chmod(0o666)

@@ -1,4 +1,4 @@
-"""Files of checkpoints: their format, which bytes a rank reads, and permissions."""
+"""Tests the files of checkpoints: their format, partial reads, and permissions."""
 
 import math
 import os
@@ -21,7 +21,7 @@ from flip.runs.errors import DataError
 
 
 def shard(full, offsets, part):
-    """One rank's part of a tensor, as far as a DTensor is needed."""
+    """A stand-in for a DTensor: the part of a tensor that one rank holds."""
     chunks = [SimpleNamespace(offsets=offsets, sizes=part.shape)]
     return SimpleNamespace(
         dtype=full.dtype, shape=full.shape, ndim=full.ndim, numel=full.numel, placements=(), device_mesh=None,
@@ -43,7 +43,7 @@ def boxes(draw):
 
 
 @given(boxes(), st.sampled_from([torch.float32, torch.bfloat16, torch.int64]), st.integers(1, 3))
-def test_a_part_is_that_of_the_tensor_however_it_was_split(box, dtype, rows):
+def test_read_tensors_returns_requested_slice_for_any_row_split(box, dtype, rows):
     shape, offsets, lengths = box
     full = torch.arange(1, math.prod(shape) + 1).reshape(shape).to(dtype)
     split = enumerate(full.split(rows)) if shape else ()
@@ -58,7 +58,7 @@ def test_a_part_is_that_of_the_tensor_however_it_was_split(box, dtype, rows):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_files_are_those_of_torchs_distributed_checkpoint(tmp_path):
+def test_files_are_interchangeable_with_torch_distributed_checkpoint(tmp_path):
     state = {"a": torch.arange(6.0).view(2, 3), "step": torch.tensor(7.0)}
     write(tmp_path, state, 0)
     loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
@@ -73,7 +73,7 @@ def test_files_are_those_of_torchs_distributed_checkpoint(tmp_path):
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_read_tensors_rejects_unknown_name_or_other_shape(tmp_path):
     full = torch.zeros(4, 3)
     files = CheckpointFiles(tmp_path, write(tmp_path, {"a": shard(full, [0, 0], full[:3])}, 0))
     for name, tensor, text in [
@@ -84,7 +84,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
             read_tensors(files, {name: tensor})
 
 
-def test_a_missing_shard_is_an_error(tmp_path):
+def test_read_tensors_fails_if_shard_is_missing(tmp_path):
     full, files = torch.zeros(4, 3), {}
     for rank in (0, 2, 3):
         files |= write(tmp_path, {"a": shard(full, [rank, 0], full[rank : rank + 1])}, rank)
@@ -94,7 +94,7 @@ def test_a_missing_shard_is_an_error(tmp_path):
 
 @pytest.fixture(params=[0o022, 0o027, 0o002])
 def mode(request):
-    """Permissions that a new file has under the umask of this test."""
+    """Sets a umask. The value is the mode that a new file has under it."""
     before = os.umask(request.param)
     yield 0o666 & ~request.param
     os.umask(before)
@@ -104,7 +104,7 @@ def permissions(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_file_has_the_permissions_of_the_umask(mode, tmp_path):
+def test_save_tensors_respects_umask_on_create_and_replace(mode, tmp_path):
     path = tmp_path / "weights.safetensors"
     for value in (1.0, 2.0):  # new, then replaced
         save_tensors({"a": torch.full((3, 2), value).T}, path)
@@ -112,7 +112,7 @@ def test_a_file_has_the_permissions_of_the_umask(mode, tmp_path):
     assert os.listdir(tmp_path) == ["weights.safetensors"]
 
 
-def test_cached_features_have_the_permissions_of_the_umask(mode, tmp_path):
+def test_feature_cache_respects_umask(mode, tmp_path):
     cache = FeatureCache(tmp_path, "model")
     path = cache.path("images", 1)
     cache.put(path, {"features": torch.zeros(2, 3)})

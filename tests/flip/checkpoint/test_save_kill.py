@@ -1,4 +1,4 @@
-"""Killed at every write of a save, a run has a checkpoint that can be loaded."""
+"""Tests that a run keeps a loadable checkpoint if it is killed at any write of a save."""
 
 import subprocess
 import sys
@@ -12,9 +12,9 @@ pytestmark = pytest.mark.kill
 
 
 @pytest.mark.parametrize("world, least", [(1, 10), (2, 12)])
-def test_a_kill_at_every_write_leaves_a_loadable_checkpoint(world, least, tmp_path):
-    """``least``: folders, shards opened and half written, commit.json opened and renamed, and the old commit
-    deleted."""
+def test_save_leaves_loadable_checkpoint_if_killed_at_any_write(world, least, tmp_path):
+    """``least`` is the minimum number of kills. The writes are: folders created, shards opened and half written,
+    commit.json opened and renamed, and the old commit deleted."""
     command = [sys.executable, "-m", "tests.flip.checkpoint.save_worker", str(tmp_path / "sweep" / "run"), str(world)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trips, what is never committed, and what is never deleted."""
+"""Tests Checkpointer: exact round trips, background saves, refused saves, and recovery from errors."""
 
 import resource
 import threading
@@ -46,7 +46,7 @@ def state_of(pair, optimizer):
     return checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
 
 
-def test_what_is_loaded_is_what_was_saved(run, world):
+def test_checkpointer_round_trip_restores_all_tensors(run, world):
     pair, optimizer = trained()
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     saver.save(state_of(pair, optimizer), "pretrain", 16, step=2)
@@ -59,7 +59,7 @@ def test_what_is_loaded_is_what_was_saved(run, world):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
+def test_restorer_reads_headers_once_for_weights_and_moments(run, world, monkeypatch):
     read, reads = safetensors_io._read_header, []
     monkeypatch.setattr(
         safetensors_io, "_read_header", lambda files, name: reads.append(files.folder) or read(files, name)
@@ -75,8 +75,8 @@ def test_headers_are_read_once_for_weights_and_moments(run, world, monkeypatch):
         reads.clear()
 
 
-def test_a_save_in_the_background_holds_the_state_of_its_start(run, world, monkeypatch):
-    """Training continues meanwhile, and the next save waits for it: only one save runs at a time."""
+def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
+    """Training continues during a background save. Only one save runs at a time, so the next save waits."""
     pair, optimizer = trained()
     before = {name: tensor.clone() for name, tensor in state_of(pair, optimizer).items()}
     saver, go, mark = checkpoint.Checkpointer(run, 1, world, keep=2, background=True), threading.Event(), commit.commit
@@ -104,8 +104,8 @@ def test_a_save_in_the_background_holds_the_state_of_its_start(run, world, monke
         assert all(torch.equal(before[name] + more, state[name]) for name in before)
 
 
-def test_saves_before_and_after_a_change_of_the_tensors_are_restored(run, world):
-    """As at a border of stages at which some weights are frozen: their moments are no longer saved."""
+def test_background_saves_restore_if_set_of_tensors_changes(run, world):
+    """The set of tensors changes between stages if weights are frozen: their moments are no longer saved."""
     pair, optimizer = trained()
     saver, buffers = checkpoint.Checkpointer(run, 1, world, keep=9, background=True), []
     states = {16: state_of(pair, optimizer), 32: state_of(pair, optimizer), 48: checkpoint.model_state(pair)}
@@ -124,7 +124,7 @@ def test_saves_before_and_after_a_change_of_the_tensors_are_restored(run, world)
         assert all(torch.equal(loaded[name], values[found.samples][name]) for name in loaded)
 
 
-def test_an_error_in_the_background_is_raised_once_by_the_next_wait(run, world):
+def test_background_save_error_is_raised_once_by_next_save(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2, background=True)
     pair, optimizer = trained()
     pair[0].weight.data[0, 0] = float("inf")
@@ -138,7 +138,7 @@ def test_an_error_in_the_background_is_raised_once_by_the_next_wait(run, world):
     assert not saver.failed and commit.commits(run) == []
 
 
-def test_nothing_that_executes_is_written_or_read(run, world):
+def test_checkpoint_contains_and_loads_no_pickle(run, world):
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     (found,) = commit.commits(run)
     assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
@@ -147,7 +147,7 @@ def test_nothing_that_executes_is_written_or_read(run, world):
     checkpoint.Checkpointer(run, 1, world, keep=2).restorer.load(found, state_of(other, fresh))
 
 
-def test_weights_that_are_not_finite_are_never_committed(run, world):
+def test_save_rejects_non_finite_weights(run, world):
     pair, optimizer = trained()
     pair[0].weight.data[0, 0] = float("nan")
     with pytest.raises(Diverged, match="0.weight"):
@@ -155,14 +155,14 @@ def test_weights_that_are_not_finite_are_never_committed(run, world):
     assert commit.commits(run) == []
 
 
-def test_a_straggler_commits_nothing(run, world):
+def test_save_of_superseded_attempt_commits_nothing(run, world):
     run.start_attempt({})
     with pytest.raises(Superseded):
         checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     assert not run.checkpoints.exists()
 
 
-def test_a_damaged_newest_is_set_aside_and_all_damaged_is_an_end(run, world):
+def test_restorer_falls_back_to_older_commit_and_fails_if_all_are_damaged(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     for samples in (16, 32):
         saver.save(state_of(*trained()), "pretrain", samples)
@@ -171,12 +171,12 @@ def test_a_damaged_newest_is_set_aside_and_all_damaged_is_an_end(run, world):
     assert saver.restorer.newest().path == old.path
     assert [c.path for c in commit.commits(run)] == [old.path]
     (old.path / commit.COMMIT_FILE).write_text("{")
-    for _ in range(2):  # and a second try does not begin from zero either
+    for _ in range(2):  # a second try must not start from zero either
         with pytest.raises(DataError, match="all checkpoints are damaged"):
             saver.restorer.newest()
 
 
-def test_clean_up_that_fails_costs_no_commit(run, world, monkeypatch):
+def test_save_commits_even_if_retention_fails(run, world, monkeypatch):
     saver = checkpoint.Checkpointer(run, 1, world, keep=1)
     saver.save(state_of(*trained()), "pretrain", 16)
 
@@ -188,7 +188,7 @@ def test_clean_up_that_fails_costs_no_commit(run, world, monkeypatch):
     assert [c.samples for c in commit.commits(run)] == [16, 32]
 
 
-def test_trouble_with_storage_frees_what_was_begun(run, world):
+def test_save_raises_storage_error_if_folder_cannot_be_created(run, world):
     run.checkpoints.mkdir()
     (run.checkpoints / "pretrain").write_text("a file is in the way")
     with pytest.raises(StorageError, match="could not be written"):
@@ -197,7 +197,10 @@ def test_trouble_with_storage_frees_what_was_begun(run, world):
 
 @contextmanager
 def full_disk():
-    """No file may grow beyond a hundred bytes, until the call or the end: what pytest itself writes may be a file."""
+    """Limits files to 100 bytes until the yielded function is called or the block ends.
+
+    The old limit must return, because the output of pytest itself may be a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
@@ -206,7 +209,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_keeps_the_old_commit_and_the_error_has_numbers(run, world):
+def test_save_on_full_disk_keeps_old_commit_and_reports_bytes(run, world):
     saver, text = checkpoint.Checkpointer(run, 1, world, keep=1), r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
     saver.save(state_of(*trained()), "pretrain", 16)
     with pytest.raises(StorageError, match=f"{text}, and a second"), full_disk():
@@ -215,7 +218,7 @@ def test_a_full_disk_keeps_the_old_commit_and_the_error_has_numbers(run, world):
     commit.verify(commit.commits(run)[0])
 
 
-def test_a_second_try_has_the_room_of_the_first_and_of_leftovers(run, world, monkeypatch):
+def test_save_retries_after_removing_first_try_and_leftovers(run, world, monkeypatch):
     left = commit.folder(run, "pretrain", 8, 0)
     left.mkdir(parents=True)
     remove, freed = commit.remove, []
@@ -234,7 +237,7 @@ def test_a_second_try_has_the_room_of_the_first_and_of_leftovers(run, world, mon
     assert freed == [made.path, left]
 
 
-def test_moments_of_other_tensors_than_the_optimisers_are_refused():
+def test_optimizer_state_rejects_parameters_unknown_to_optimizer():
     pair, optimizer = trained()
     pair[0].weight = torch.nn.Parameter(pair[0].weight.detach().clone())
     with pytest.raises(AssertionError, match="0.weight"):

@@ -1,4 +1,4 @@
-"""The copy of a checkpoint in host memory: which rank writes what, and the layout that saves share."""
+"""Tests the copy of a checkpoint in host memory: which rank writes which tensors, and the reuse of its buffer."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from flip.distributed.parallel import replica_of
 
 
 class Mesh:
-    """Two copies over three ranks each, as ``compute.replicate: 2`` makes it; rank 0 is (0, 0), rank 5 (1, 2)."""
+    """A mesh of two replicas of three ranks, as with ``compute.replicate: 2``: rank 0 is (0, 0), rank 5 is (1, 2)."""
 
     def __init__(self, rank, sizes=(2, 3)):
         self.sizes, self.at = sizes, divmod(rank, 3)
@@ -36,7 +36,7 @@ def state(rank):
     return {**{name: sharded(rank, size) for name, size in SIZES.items()}, "step": torch.zeros(())}
 
 
-def test_each_part_is_written_by_one_copy_and_what_is_whole_by_rank_0():
+def test_own_part_splits_shards_across_replicas_and_gives_scalars_to_rank_0():
     parts = [own_part(state(rank), rank) for rank in range(6)]
     for shard in range(3):
         first, second = parts[shard].keys() - {"step"}, parts[3 + shard].keys() - {"step"}
@@ -46,12 +46,12 @@ def test_each_part_is_written_by_one_copy_and_what_is_whole_by_rank_0():
 
 
 @pytest.mark.parametrize(("rank", "number"), [(0, 0), (2, 0), (3, 1), (5, 1)])
-def test_ranks_of_a_copy(rank, number):
+def test_replica_of_returns_replica_index_and_count(rank, number):
     assert replica_of(sharded(rank, 1)) == (number, 2) and replica_of(torch.zeros(2)) == (0, 1)
 
 
 def tensors(start=0.0):
-    """All sizes of values, an empty shard and a value without dimensions, in an order that is not that of the file."""
+    """Tensors of all item sizes, an empty shard and a scalar, in another order than in the file."""
     return {
         "model.b": torch.arange(5, dtype=torch.bfloat16) + start,
         "model.a": (torch.arange(6.0) + start).view(2, 3),
@@ -62,7 +62,7 @@ def tensors(start=0.0):
     }
 
 
-def test_saves_of_one_layout_share_a_buffer_and_keep_every_bit(tmp_path):
+def test_staged_shard_reuses_buffer_and_keeps_every_bit(tmp_path):
     staged = StagedShard(tensors(), 0)
     for start in (0.0, 1.5, -3.0):
         state = tensors(start)
@@ -79,7 +79,7 @@ def test_saves_of_one_layout_share_a_buffer_and_keep_every_bit(tmp_path):
             assert torch.equal(found[name], tensor) and torch.equal(read_by_safetensors[name], tensor)
 
 
-def test_a_copy_holds_the_values_of_its_time():
+def test_staged_shard_is_independent_of_later_tensor_changes():
     state = tensors()
     staged = StagedShard(state, 0)
     staged.fill(state)
@@ -93,7 +93,7 @@ MESH = Mesh(0)
 
 
 def layouts(mesh=MESH, placements=("shard",)):
-    """Tensors of which only the layout is read."""
+    """Stand-ins for tensors of which only the layout is read."""
     fields = {"dtype": torch.float32, "shape": (4, 3), "placements": placements, "device_mesh": mesh}
     return {name: SimpleNamespace(**fields) for name in ("a", "b")}
 
@@ -111,13 +111,13 @@ def layouts(mesh=MESH, placements=("shard",)):
     ],
     ids=["one less", "one more", "another order", "another mesh", "other placements", "another type", "another shape"],
 )
-def test_another_layout_does_not_fit(other, monkeypatch):
+def test_staged_shard_does_not_fit_other_layout(other, monkeypatch):
     monkeypatch.setattr("flip.checkpoint.staging.own_part", lambda state, rank: {})
     staged = StagedShard(layouts(), 0)
     assert staged.fits(layouts()) and not staged.fits(other)
 
 
-def test_a_rank_without_tensors_writes_no_file(tmp_path):
+def test_write_shard_writes_no_file_for_rank_without_tensors(tmp_path):
     state = {"step": torch.zeros(())}
     staged = StagedShard(state, 1)
     staged.fill(state)
@@ -125,7 +125,7 @@ def test_a_rank_without_tensors_writes_no_file(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can lock pages")
-def test_pageable_memory_replaces_memory_that_cannot_be_locked(caplog):
+def test_staged_shard_falls_back_to_pageable_memory(caplog):
     state = tensors()
     staged = StagedShard(state, 0, pinned=True)
     staged.fill(state)

@@ -10,7 +10,7 @@ from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Optim
 
 GOLDEN = "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7"
-"""A change of this hash makes every stored run look changed: it needs a new schema number."""
+"""A change of this hash makes every stored run look changed and needs a new schema number."""
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def run(folder, *overrides, cores=2):
     return resolve(config, Host(cores=cores, memory=10**10), dataset_facts(config))
 
 
-def test_the_hash_is_pinned(data):
+def test_identity_hash_is_pinned(data):
     assert identity(run(data), "code")["hash"] == GOLDEN
 
 
-def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_path):
+def test_identity_ignores_data_location_and_runtime_settings(data, tmp_path):
     before = identity(run(data), "code")
     shutil.move(data, tmp_path / "moved")
     others = ["data.workers=3", "data.buffer=5e9", "data.deadline=60", "data.timeout=5", "data.hedge=2"]
@@ -52,7 +52,7 @@ def test_a_moved_data_set_and_other_circumstances_keep_the_identity(data, tmp_pa
     assert str(tmp_path) not in json.dumps(before["config"])
 
 
-def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypatch):
+def test_identity_omits_newer_field_at_its_omit_if_value(data, monkeypatch):
     before = identity(run(data), "code")
     monkeypatch.setattr(Optim.__dataclass_fields__["clip"], "metadata", {"omit_if": 0.0})
     same, other = identity(run(data), "code"), identity(run(data, "optim.clip=1"), "code")
@@ -83,7 +83,7 @@ def test_a_field_that_came_later_counts_where_it_is_not_as_before(data, monkeypa
         ("evaluate.preprocess=resize_crop", "evaluate.preprocess"),
     ],
 )
-def test_what_matters_to_science_changes_it_and_is_named(data, override, key):
+def test_identity_hash_and_diff_reveal_setting_that_affects_results(data, override, key):
     before, config = identity(run(data), "code"), run(data, override)
     assert identity(config, "code")["hash"] != before["hash"]
     changes = diff_identity(json.loads(json.dumps(before)), config)
@@ -91,13 +91,13 @@ def test_what_matters_to_science_changes_it_and_is_named(data, override, key):
     assert "->" in str(changes[0])
 
 
-def test_other_data_are_another_run(data):
+def test_identity_changes_with_tokenizer_content(data):
     before = identity(run(data), "code")
     (data / "tokenizer.json").write_text("{ }")
     assert [change.key for change in diff_identity(before, run(data))] == ["data.tokenizer"]
 
 
-def test_an_added_stage_is_named_by_its_fields(data):
+def test_diff_identity_lists_fields_of_added_stage(data):
     changes = diff_identity(
         identity(run(data), "code"), run(data, "stages.unmasked.samples=10", "stages.unmasked.batch=128")
     )
@@ -107,7 +107,7 @@ def test_an_added_stage_is_named_by_its_fields(data):
     assert changes[0].was is None
 
 
-def test_the_order_of_stages_matters_and_that_of_evaluation_sets_does_not(data):
+def test_identity_depends_on_order_of_stages_but_not_of_evaluation_sets(data):
     def ordered(stages, sets):
         common = {"batch": 128, "samples": 1000}
         place = {"manifest": str(data), "classes": str(data / "classes.json")}
@@ -126,7 +126,7 @@ def test_the_order_of_stages_matters_and_that_of_evaluation_sets_does_not(data):
     assert [tuple(change) for change in diff_identity(before, changed)] == [("stages", ["a", "b"], ["b", "a"])]
 
 
-def test_flatten_keeps_plain_lists_and_empty_ones():
+def test_flatten_keeps_plain_and_empty_lists():
     assert flatten({"a": {"b": [1, 2]}, "c": [], "d": [{"name": "x", "e": 1}]}) == {
         "a.b": [1, 2],
         "c": [],

@@ -14,7 +14,7 @@ BASE = ("base.yaml", {"stages": [{"name": "pretrain", "samples": 1000, "batch": 
 
 
 def mistake(call, *args, **kwargs):
-    """The paragraph of the ConfigError that a call raises: one line, with the configuration's code."""
+    """The text of the ConfigError that a call raises. Asserts that it is one line and has exit code 78."""
     with pytest.raises(ConfigError) as caught:
         call(*args, **kwargs)
     assert caught.value.code == 78
@@ -23,7 +23,7 @@ def mistake(call, *args, **kwargs):
     return text
 
 
-def test_later_layers_win_and_the_size_lies_under_what_is_named():
+def test_merge_prefers_later_layers_and_explicit_fields_to_size_preset():
     over = ("over.yaml", {"model": {"size": "H/14", "image.width": 64}, "optim.beta2": 0.9})
     config = merge([BASE, over], ["optim.beta2=0.98", "optim.beta2=0.99"])
     assert config.model.image.width == 64
@@ -33,7 +33,7 @@ def test_later_layers_win_and_the_size_lies_under_what_is_named():
     assert merge([("empty", {})]) == dataclasses.replace(Config(), stages=[])
 
 
-def test_configurations_share_nothing():
+def test_merge_returns_configs_without_shared_state():
     layer = ("layer", {"augment.mean": [0.5, 0.5, 0.5], "stages": [{"name": "pretrain", "samples": 10, "batch": 2}]})
     one, other = merge([layer]), merge([layer])
     assert one == other and one.augment.std == Config().augment.std
@@ -41,7 +41,7 @@ def test_configurations_share_nothing():
     assert other == merge([layer]) and other.model.image.width == Config().model.image.width
 
 
-def test_numbers_as_people_write_them(tmp_path):
+def test_merge_parses_numbers_in_common_notations(tmp_path):
     path = tmp_path / "numbers.yaml"
     path.write_text(
         "stages: [{name: a, samples: 12.8e9, batch: 65_536, warmup: '1e3', base_lr: 4e-6, mask: .50}]\n"
@@ -55,14 +55,14 @@ def test_numbers_as_people_write_them(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["0.5", "0.50", ".5", "5e-1"])
-def test_a_mask_has_one_form(written):
+def test_merge_normalises_spelling_of_mask(written):
     assert merge([BASE], [f"stages.pretrain.mask={written}"]).stages[0].mask == "0.5"
     assert merge([("x", {"stages": [{"mask": float(written)}]})]).stages[0].mask == "0.5"
     assert merge([BASE], ["stages.pretrain.mask=0.0"]).stages[0].mask == "0"
     assert merge([BASE], [f"stages.pretrain.text_mask={written}"]).stages[0].text_mask == "0.5"
 
 
-def test_members_of_named_lists_change_by_name_or_position():
+def test_merge_overrides_named_list_members_by_name_or_position():
     more = {"stages": {"pretrain": {"mask": "0.75"}, "unmasked": {"samples": 50, "batch": 5}}}
     config = merge([BASE, ("more", more)], ["stages.0.samples=7", "evaluate.sets.t.manifest=x"])
     assert [(s.name, s.samples, s.batch, s.mask) for s in config.stages] == [
@@ -102,14 +102,14 @@ def test_members_of_named_lists_change_by_name_or_position():
         ("seed=[", ["command line, seed", "not valid YAML"]),
     ],
 )
-def test_a_wrong_override_is_named(override, words):
+def test_merge_rejects_invalid_override_and_names_key(override, words):
     text = mistake(merge, [BASE], [override])
     assert "command line" in text
     for word in words:
         assert word in text
 
 
-def test_an_error_names_file_line_and_key(tmp_path):
+def test_merge_error_names_file_line_and_key(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("seed: 1\nmodel:\n  image:\n    width: wide\n")
     assert f"{path}:4: model.image.width: needs a whole number (found: 'wide')." == mistake(
@@ -117,7 +117,7 @@ def test_an_error_names_file_line_and_key(tmp_path):
     )
 
 
-def test_one_key_in_two_ways():
+def test_merge_rejects_key_in_both_dotted_and_nested_form():
     assert "twice" in mistake(merge, [("x", {"optim.eps": 1e-8, "optim": {"eps": 1e-6}})])
     assert "twice" in mistake(merge, [("x", {"optim": 3, "optim.eps": 1e-8})])
 
@@ -135,7 +135,7 @@ def test_one_key_in_two_ways():
         (b"[a, b]: 1\n", ["plain text"]),
     ],
 )
-def test_files_that_are_no_mapping(tmp_path, content, words):
+def test_read_yaml_rejects_file_without_valid_mapping(tmp_path, content, words):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     text = mistake(read_yaml, path)
@@ -143,12 +143,12 @@ def test_files_that_are_no_mapping(tmp_path, content, words):
         assert word in text
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_read_yaml_rejects_missing_file_and_folder(tmp_path):
     assert "no such file" in mistake(read_yaml, tmp_path / "none.yaml")
     assert "folder" in mistake(read_yaml, tmp_path)
 
 
-def test_a_file_that_may_not_be_read(tmp_path):
+def test_read_yaml_raises_permission_denied_for_unreadable_file(tmp_path):
     path = tmp_path / "secret.yaml"
     path.write_text("a: 1\n")
     path.chmod(0)
@@ -164,7 +164,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
     assert caught.value.code == 77 and str(path) in str(caught.value)
 
 
-def test_keys_are_text_and_scalars_those_of_yaml_1_2(tmp_path):
+def test_read_yaml_returns_text_keys_and_yaml_1_2_scalars(tmp_path):
     path = tmp_path / "scalars.yaml"
     path.write_text("0.5: yes\non: 010\nx: 1:30\ny: 1e3\nz:\n<<: {w: 1}\n")
     table = read_yaml(path)
@@ -172,7 +172,7 @@ def test_keys_are_text_and_scalars_those_of_yaml_1_2(tmp_path):
     assert isinstance(table, LocatedDict) and table.lines["x"] == 3
 
 
-def test_what_is_dumped_is_read_back(tmp_path):
+def test_read_config_round_trips_dump_and_rejects_unknown_schema(tmp_path):
     config = merge(
         [BASE], ["recipe='1e3'", "data.manifest='caf\u00e9: x'", "compute.deterministic=no", "model.size=tiny"]
     )
@@ -184,7 +184,7 @@ def test_what_is_dumped_is_read_back(tmp_path):
     assert "99" in mistake(read_config, path) and str(path) in mistake(read_config, path)
 
 
-def test_the_import_brings_no_torch():
+def test_config_modules_do_not_import_torch():
     code = (
         "import sys, flip.config.merge, flip.config.validate, flip.config.identity; assert 'torch' not in sys.modules"
     )

@@ -31,7 +31,7 @@ def write_manifest(folder, **facts):
     return str(folder)
 
 
-def test_nothing_automatic_is_left_and_the_given_stays():
+def test_resolve_replaces_every_auto_and_keeps_explicit_values():
     made = config(None, "data.workers=0", "compute.precision=bf16")
     before = dataclasses.replace(made)
     done = resolve(made, LAPTOP, dataset_facts(made))
@@ -42,7 +42,7 @@ def test_nothing_automatic_is_left_and_the_given_stays():
     assert resolve(done, Host(cores=64, memory=10**12, bf16=True, cuda=True), dataset_facts(done)) == done
 
 
-def test_a_gpu_run_does_not_follow_the_machine_that_submits():
+def test_resolve_ignores_submitting_host_for_gpu_run():
     gpu = ("resources.gpus=8", "resources.processes=8", "resources.nodes=4", "data.buffer=1e12", "data.chunk=64")
     first, second = resolved(LAPTOP, *gpu), resolved(Host(cores=96, memory=10**12, bf16=True), *gpu)
     assert first == second
@@ -50,7 +50,7 @@ def test_a_gpu_run_does_not_follow_the_machine_that_submits():
     assert first.data.workers == 8 and first.compute.deterministic == "no"
 
 
-def test_precision_and_threads_on_a_cpu():
+def test_resolve_chooses_precision_and_threads_for_cpu_host():
     fast = resolved(Host(cores=8, memory=10**11, bf16=True), "resources.processes=2")
     assert (fast.compute.precision, fast.compute.attention) == ("bf16", "explicit")
     assert (fast.data.workers, fast.compute.threads) == (1, 3)
@@ -58,7 +58,7 @@ def test_precision_and_threads_on_a_cpu():
     assert (slow.compute.precision, slow.compute.attention, slow.compute.threads) == ("fp32", "sdpa", 1)
 
 
-def test_lanes_are_the_largest_number_that_fits():
+def test_default_lanes_is_largest_number_that_fits():
     def lanes(samples, chunk, batches, world=1, block=4, mean=1000.0, buffer=10**15):
         stages = [{"name": f"s{i}", "samples": 1, "batch": b} for i, b in enumerate(batches)]
         made = config({"stages": stages, "data.block": block, "resources.processes": world})
@@ -77,11 +77,11 @@ def test_lanes_are_the_largest_number_that_fits():
 
 
 @pytest.mark.parametrize("samples, chunk", [(1, 1), (8191, 1), (8192, 2), (2**20 - 1, 128), (2**20, 256), (10**9, 256)])
-def test_the_chunk_of_nominal_data(samples, chunk):
+def test_default_chunk_grows_with_number_of_samples(samples, chunk):
     assert default_chunk(samples) == chunk
 
 
-def test_paths(tmp_path, monkeypatch):
+def test_resolve_path_expands_cache_prefix_and_relative_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert resolve_path("cache:emoji/train") == str(tmp_path / "cache/emoji/train")
@@ -94,7 +94,7 @@ def test_paths(tmp_path, monkeypatch):
     assert done.evaluate.sets[0].classes == str(tmp_path / "c.json")
 
 
-def test_facts_come_from_the_manifest(tmp_path):
+def test_dataset_facts_come_from_manifest_and_contradicting_chunk_is_rejected(tmp_path):
     made = config(
         {"data.manifest": write_manifest(tmp_path), "data.samples": 7, "stages": [{"samples": 1, "batch": 128}]}
     )
@@ -108,7 +108,7 @@ def test_facts_come_from_the_manifest(tmp_path):
         resolve(made, LAPTOP, found)
 
 
-def test_no_manifest(tmp_path):
+def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.manifest"):
         dataset_facts(config({}))
     missing = str(tmp_path / "none")
@@ -127,12 +127,12 @@ def test_no_manifest(tmp_path):
         ("cache:emoji/train", "python tools/demo_data.py"),
         ("cache:emoji/train/", "python tools/demo_data.py emoji"),
         ("cache:icons/train-1of8", "python tools/demo_data.py icons"),
-        ("cache:emoji/half", "python tools/shards.py index"),  # of sweeps/grid_small.yaml
+        ("cache:emoji/half", "python tools/shards.py index"),  # used by sweeps/grid_small.yaml
         ("cache:laion400m", "python tools/shards.py index"),
         ("cache:imagenet/validation", "python tools/shards.py index"),
     ],
 )
-def test_what_makes_a_manifest_that_is_not_in_the_cache(manifest, made_by, tmp_path, monkeypatch):
+def test_missing_manifest_error_names_command_that_creates_manifest(manifest, made_by, tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path))
     with pytest.raises(DataError) as caught:
         dataset_facts(config({"data.manifest": manifest}))
@@ -141,7 +141,7 @@ def test_what_makes_a_manifest_that_is_not_in_the_cache(manifest, made_by, tmp_p
     assert ("docs/reproduce.md" in said) == ("index" in made_by)
 
 
-def test_a_damaged_or_forbidden_manifest(tmp_path):
+def test_dataset_facts_reject_damaged_or_unreadable_manifest(tmp_path):
     folder = write_manifest(tmp_path / "m")
     path = tmp_path / "m/manifest.json"
     made = config({"data.manifest": folder})
@@ -162,18 +162,18 @@ def test_a_damaged_or_forbidden_manifest(tmp_path):
         os.seteuid(was)
 
 
-def test_a_value_out_of_range_is_found_before_any_arithmetic():
+def test_resolve_checks_ranges_before_arithmetic():
     with pytest.raises(ConfigError, match=r"resources\.processes: must be at least 1"):
         resolved(LAPTOP, "resources.processes=0")
 
 
-def test_this_machine():
+def test_this_host_reports_cores_and_memory():
     here = this_host()
     assert here.cores >= 1 and here.memory > 10**8
 
 
 NONE = 9223372036854771712
-"""What version 1 of cgroups says where there is no limit."""
+"""The value that cgroups version 1 reports if there is no limit."""
 JOB = "/system.slice/slurmstepd.scope/job_57"
 
 
@@ -183,7 +183,7 @@ JOB = "/system.slice/slurmstepd.scope/job_57"
         (f"0::{JOB}/step_0/task_0", {f"{JOB}/memory.max": 2**32, f"{JOB}/step_0/memory.max": "max"}, 2**32),
         (f"0::{JOB}", {f"{JOB}/memory.max": "max", "/system.slice/memory.max": "max"}, None),
         (f"0::{JOB}", {f"{JOB}/memory.max": 2**40, "/system.slice/memory.max": 2**30}, 2**30),
-        ("0::/", {"/memory.max": 2**30}, 2**30),  # a container
+        ("0::/", {"/memory.max": 2**30}, 2**30),  # in a container
         ("0::/../../elsewhere", {"/memory.max": 2**30}, 2**30),
         (
             "12:cpu,cpuacct:/slurm/job_57\n4:memory:/slurm/uid_0/job_57/step_0\n1:name=systemd:/memory\n0::/user:1",
@@ -196,12 +196,12 @@ JOB = "/system.slice/slurmstepd.scope/job_57"
             },
             64 * 2**30,
         ),
-        ("4:memory,blkio:/docker/3f", {"/memory/memory.limit_in_bytes": 2**31}, 2**31),  # the path is the host's
+        ("4:memory,blkio:/docker/3f", {"/memory/memory.limit_in_bytes": 2**31}, 2**31),  # path of the host
         ("4:memory:/", {"/memory/memory.limit_in_bytes": NONE}, NONE),
         ("", {"/memory.max": 1}, None),
     ],
 )
-def test_the_memory_of_a_job_is_that_of_the_least_cgroup_above(own, limits, least, tmp_path):
+def test_memory_limits_include_smallest_limit_of_enclosing_cgroups(own, limits, least, tmp_path):
     (tmp_path / "own").write_text(own + "\n" if own else "")
     for path, limit in limits.items():
         file = tmp_path / "mounts" / path.strip("/")
@@ -210,7 +210,7 @@ def test_the_memory_of_a_job_is_that_of_the_least_cgroup_above(own, limits, leas
     assert min(memory_limits(f"{tmp_path}/own", f"{tmp_path}/mounts"), default=None) == least
 
 
-def test_this_machine_within_a_limit(monkeypatch):
+def test_this_host_caps_memory_at_cgroup_limit(monkeypatch):
     whole = this_host().memory
     monkeypatch.setattr("flip.config.host.memory_limits", lambda: [2**20, NONE])
     assert this_host().memory == 2**20 < whole
@@ -218,8 +218,8 @@ def test_this_machine_within_a_limit(monkeypatch):
     assert this_host().memory >= whole
 
 
-def test_seconds_of_other_processes_on_the_cores_of_this_process(tmp_path, monkeypatch):
-    """In a second, our cores 0 and 2 were in use for 0.6 s, of which 0.25 s by us; core 1 all the time."""
+def test_core_seconds_exclude_own_time_and_cores_outside_affinity(tmp_path, monkeypatch):
+    """In one second, the allowed cores 0 and 2 are busy for 0.6 s, 0.25 s by this process. Core 1 is always busy."""
     ticks, statistics = os.sysconf("SC_CLK_TCK"), tmp_path / "stat"
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
 

@@ -1,4 +1,4 @@
-"""The lanes of several data sets."""
+"""Tests how several data sets share the lanes of a run."""
 
 import json
 from fractions import Fraction
@@ -19,14 +19,14 @@ HOST = Host(cores=2, memory=10**10)
 
 
 @given(st.integers(1, 4096), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
-def test_lanes_follow_the_weights(lanes, weights):
+def test_allocate_lanes_is_within_1_lane_of_exact_share(lanes, weights):
     found = allocate_lanes(lanes, weights)
     assert sum(found) == lanes
     wishes = [lanes * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
     assert all(abs(held - wish) < 1 + 1e-6 for held, wish in zip(found, wishes, strict=True))
 
 
-def test_the_miss():
+def test_weight_error_is_largest_relative_deviation_of_lanes():
     assert allocate_lanes(8, [3, 1]) == [6, 2] and weight_error([6, 2], [3, 1]) == 0
     assert allocate_lanes(10, [1, 1, 1]) == [4, 3, 3] and weight_error([4, 3, 3], [1, 1, 1]) == pytest.approx(0.2)
 
@@ -56,7 +56,7 @@ def run(settings, *overrides):
     return resolve(config, HOST, dataset_facts(config))
 
 
-def test_resolved(settings):
+def test_resolve_assigns_lanes_to_data_sets_by_weight(settings):
     done = run(settings)
     assert done.data.lanes == 96 and done.data.samples == 25_000 and done.data.chunk == 0
     assert [(one.lanes, one.samples, one.chunk) for one in done.data.sets] == [(72, 20_000, 4), (24, 5_000, 1)]
@@ -70,11 +70,11 @@ def test_resolved(settings):
     ]
 
 
-def test_lanes_are_chosen_so_that_the_weights_can_be_kept(settings):
+def test_resolve_chooses_lanes_that_match_weights(settings):
     done = run(settings, "data.sets.big.weight=2", "stages.pretrain.batch=96")
     assert [one.lanes for one in done.data.sets] == [64, 32]
     small = run(settings, "data.sets.small.samples=0", "data.block=40")
-    assert [one.lanes for one in small.data.sets] == [36, 12]  # 2 * 72 lanes * 40 chunks are more than 5000
+    assert [one.lanes for one in small.data.sets] == [36, 12]  # 2 * 72 lanes * 40 chunks exceed the 5000 of big
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_lanes_are_chosen_so_that_the_weights_can_be_kept(settings):
         (["data.manifest=/somewhere"], ["data.sets", "/somewhere", "data.manifest to ''"]),
     ],
 )
-def test_refusals(settings, overrides, words):
+def test_validate_rejects_invalid_data_sets(settings, overrides, words):
     with pytest.raises(ConfigError) as caught:
         validate(run(settings, *overrides))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_identity(settings, tmp_path):
+def test_identity_of_data_sets_depends_on_lanes_and_order_not_location(settings, tmp_path):
     before = identity(run(settings), "")
     assert [one["manifest"] for one in before["config"]["data"]["sets"]] == ["digest:d20000", "digest:d5000"]
     (tmp_path / "big").rename(tmp_path / "moved")

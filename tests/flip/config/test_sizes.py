@@ -1,4 +1,4 @@
-"""The label of a model: a size's name stands for all of its fields."""
+"""Tests the label of a model: the name of its size, and the fields that differ from that size."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def settings(*overrides):
 
 
 @pytest.mark.parametrize("size", MODEL_PRESETS)
-def test_a_size_as_it_is_has_its_name(size):
+def test_model_label_is_size_name_if_preset_is_unchanged(size):
     assert model_label(settings(f"model.size={size}", "model.text.length=16", "model.image.pool=all")) == size
 
 
@@ -26,9 +26,9 @@ def test_a_size_as_it_is_has_its_name(size):
         ([f"model.{key}=4" for key in ("embed", "image.width", "image.heads", "text.width")], "custom size"),
     ],
 )
-def test_a_size_that_is_overridden_is_not_called_by_its_name_alone(overrides, expected):
+def test_model_label_lists_overridden_fields_or_says_custom_size(overrides, expected):
     assert model_label(settings(*overrides)) == expected
 
 
-def test_a_run_without_a_readable_configuration_has_no_label():
+def test_model_label_is_none_without_size_and_repeats_unknown_size():
     assert model_label({}) is None and model_label({"model.size": "of a later version"}) == "of a later version"

@@ -20,7 +20,7 @@ BASE = {
 
 
 def run(*overrides, **resolved):
-    """A resolved configuration; ``resolved`` are fields of data that are set after that."""
+    """A resolved configuration. ``resolved`` sets fields of ``data`` after the resolution."""
     config = merge([("test", BASE)], overrides)
     config = resolve(config, Host(cores=2, memory=10**10), dataset_facts(config))
     for name, value in resolved.items():
@@ -38,12 +38,12 @@ def run(*overrides, **resolved):
         (["stages.pretrain.base_lr=0"], ""),
     ],
 )
-def test_an_implausible_learning_rate_is_a_warning(words, said):
+def test_warnings_report_implausible_learning_rate(words, said):
     found = warnings(run(*words, "stages.unmasked.base_lr=1e-3"))
     assert (len(found), all(said in words for words in found)) == (bool(said), True), found
 
 
-def test_a_batch_that_is_larger_than_the_data_set_is_a_warning():
+def test_warnings_report_batch_larger_than_data_set():
     made = run("stages.pretrain.base_lr=1e-3", "stages.unmasked.base_lr=1e-3")
     assert not warnings(made)
     made.data.samples = made.stages[0].batch - 1
@@ -51,7 +51,7 @@ def test_a_batch_that_is_larger_than_the_data_set_is_a_warning():
     assert "more pairs than the data set" in found
 
 
-def test_a_good_one_passes_and_has_notes():
+def test_validate_accepts_valid_config_and_returns_notes():
     notes = validate(run())
     assert any("24 samples more" in note for note in notes) and any("no evaluation set" in note for note in notes)
 
@@ -129,7 +129,7 @@ def test_a_good_one_passes_and_has_notes():
         (["evaluate.sets=[{name: a, role: tst}]"], ["evaluate.sets.a.role", "'tst'"]),
     ],
 )
-def test_what_cannot_run_is_named_with_its_remedy(overrides, words):
+def test_validate_error_names_invalid_setting_and_reason(overrides, words):
     with pytest.raises(ConfigError) as caught:
         validate(run(*overrides))
     text = caught.value.paragraph()
@@ -138,29 +138,29 @@ def test_what_cannot_run_is_named_with_its_remedy(overrides, words):
         assert word in text
 
 
-def test_what_is_not_resolved_is_refused():
+def test_validate_rejects_unresolved_values():
     for name, value in (("workers", -1), ("lanes", 0), ("chunk", 0), ("decoder", "auto")):
         with pytest.raises(ConfigError, match=rf"data\.{name}: is not resolved"):
             validate(run(**{name: value}))
 
 
-def test_more_ranks_than_tiny_data_allows():
+def test_validate_rejects_more_ranks_than_tiny_data_set_allows():
     with pytest.raises(ConfigError, match="the data set has 40"):
         validate(run("data.samples=40", "resources.processes=16"))
 
 
-def test_s_runs_on_over_stages_and_no_batch_is_cut():
+def test_stage_spans_are_contiguous_and_hold_full_batches():
     first, second = stage_spans(run())
     assert (first.start, first.end, first.steps) == (0, 1024, 8)
     assert (second.start, second.end, second.steps) == (1024, 1664, 10)
 
 
-def test_patches_are_kept_in_exact_arithmetic():
+def test_kept_patches_uses_exact_arithmetic():
     image = run("model.image.size=80").model.image
     assert [kept_patches(image, mask) for mask in ("0", "0.5", "0.9", "0.7", "0.29")] == [100, 50, 10, 30, 71]
 
 
-def test_the_numbers_of_a_plan():
+def test_plan_numbers_reports_world_data_and_stages():
     numbers = plan_numbers(run("resources.processes=2", "data.lanes=8"))
     assert json.loads(json.dumps(numbers)) == numbers
     assert numbers["world"] == 2 and numbers["worlds"] == [1, 2, 4, 8]

@@ -1,3 +1,5 @@
+"""Tests crops, resizing, affine maps and colours of training views."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ def draws(n=1, **fixed):
     return drawn._replace(**{name: np.full_like(getattr(drawn, name), value) for name, value in fixed.items()})
 
 
-def test_crop_boxes_are_those_of_the_recipe():
+def test_crop_boxes_span_configured_areas_and_aspects():
     augment, many = Augment(), draws(2000)
     boxes = np.array([augmenting.crop_box(300, 200, augment, row) for row in many.crop])
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
@@ -28,19 +30,19 @@ def test_crop_boxes_are_those_of_the_recipe():
     assert boxes[:, 0].max() > 0 and boxes[:, 1].max() > 0
 
 
-def test_no_box_fits():
+def test_crop_box_is_central_if_no_drawn_box_fits():
     assert augmenting.crop_box(1000, 100, Augment(), draws().crop[0]) == (433, 0, 566, 100)
 
 
 @pytest.mark.parametrize("resize", ["pillow", "torchvision"])
-def test_the_whole_picture_stays_itself(resize):
+def test_view_without_crop_equals_image_or_its_mirror(resize):
     image = picture(3, 32)
     assert np.array_equal(augmenting.view(image, 32, Augment(**WHOLE), draws(), 0, resize), image)
     mirrored = augmenting.view(image, 32, Augment(**WHOLE | {"flip": 1.0}), draws(), 0, resize)
     assert np.array_equal(mirrored, image[:, ::-1])
 
 
-def test_both_resizes_see_the_same():
+def test_resize_backends_agree_within_three_levels():
     image = np.kron(picture(3, 32), np.ones((4, 4, 1), dtype=np.uint8))
     many = draws(8)
     for row in range(8):
@@ -48,8 +50,8 @@ def test_both_resizes_see_the_same():
         assert np.abs(a.astype(int) - b).max() <= 3
 
 
-def test_resized_as_torchvision_does():
-    """Bit for bit: a run's views must not depend on how we call the kernel."""
+def test_torchvision_resize_equals_public_torchvision_function():
+    """The results are equal bit for bit: views of a run must not depend on how the kernel is called."""
     image, many = np.kron(picture(5, 32), np.ones((3, 3, 1), dtype=np.uint8)), draws(16)
     for row in range(16):
         left, top, right, bottom = augmenting.crop_box(96, 96, Augment(), many.crop[row])
@@ -59,8 +61,8 @@ def test_resized_as_torchvision_does():
         assert np.array_equal(augmenting.view(image, 48, Augment(), many, row, "torchvision"), expected)
 
 
-def test_affine_map():
-    """At rest it is the identity; mirror, shift and a right angle move pixels to where they belong."""
+def test_affine_view_mirrors_rotates_and_shifts_pixels():
+    """Draws of 0.5 change nothing; mirror, quarter turn and shift move pixels to the expected places."""
     image, rest = picture(4, 32), draws(augment=0.5)
     turned = Augment(**WHOLE, rotate=180.0)
     assert np.array_equal(augmenting.view(image, 32, turned, rest, 0), image)
@@ -77,13 +79,13 @@ def test_affine_map():
     assert np.array_equal(moved[:, :24], image[:, 8:]) and (moved[:, 24:] == 255).all()
 
 
-def test_a_large_picture_is_averaged_before_it_is_sampled():
+def test_affine_view_averages_large_image_before_sampling():
     stripes = np.tile(np.array([[[0] * 3], [[255] * 3]], dtype=np.uint8).reshape(1, 2, 3), (256, 128, 1))
     view = augmenting.view(stripes, 32, Augment(**WHOLE, rotate=1.0), draws(augment=0.5), 0)
     assert np.abs(view.astype(int) - 127).max() <= 2
 
 
-def test_colour():
+def test_colour_augmentation_scales_values_and_removes_saturation():
     assert augmenting.colour_matrix(Augment(), draws().augment[0]) is None
     image = picture(2, 16)
     for name in ("brightness", "contrast", "saturation"):

@@ -1,4 +1,4 @@
-"""The node's cache of chunks: batches are the same with it, without it, and with whatever is left of it."""
+"""Tests the chunk cache of a node: batches are equal with it, without it and after damage to its files."""
 
 import contextlib
 import logging
@@ -60,7 +60,7 @@ def expected(original):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_same_with_it(original, tmp_path, expected, workers):
+def test_batches_are_equal_with_empty_filled_or_damaged_chunk_cache(original, tmp_path, expected, workers):
     folder = tmp_path / "node"
     found, before = take(loader(original, workers=workers, cache=str(folder)))
     assert same(found, expected) and before.cache_misses > 0 == before.cache_failures
@@ -73,7 +73,7 @@ def test_batches_are_the_same_with_it(original, tmp_path, expected, workers):
     assert same(found, expected) and poisoned.cache_failures > 50 and poisoned.requests > 50
 
 
-def test_what_is_damaged_is_replaced(manifest, tmp_path):
+def test_chunk_cache_replaces_damaged_chunk(manifest, tmp_path):
     cache = ChunkCache(tmp_path, 10**9)
     reader = ChunkReader(cache=cache)
     texts = [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)]
@@ -90,7 +90,7 @@ def test_what_is_damaged_is_replaced(manifest, tmp_path):
     assert (counters.cache_hits, counters.cache_misses, counters.cache_failures) == (1, 3, 2)
 
 
-def test_a_chunk_in_two_shards(manifest, tmp_path):
+def test_chunk_cache_restores_chunk_across_two_shards(manifest, tmp_path):
     j = next(j for j in range(manifest.chunks) if len(manifest.chunk_reads(j)) == 2)
     reader = ChunkReader(cache=ChunkCache(tmp_path, 10**9))
     first, again = (reader.read_chunk(manifest, j) for _ in range(2))
@@ -98,7 +98,7 @@ def test_a_chunk_in_two_shards(manifest, tmp_path):
     assert [bytes(v) for s in first for v in s.values()] == [bytes(v) for s in again for v in s.values()]
 
 
-def test_the_oldest_give_way(manifest, tmp_path):
+def test_chunk_cache_evicts_oldest_files_within_size_limit(manifest, tmp_path):
     sizes = [sum(map(len, whole(manifest, j))) for j in range(30)]
     cache = ChunkCache(tmp_path, sum(sizes[:10]))
     fill(cache, manifest, range(10))
@@ -106,7 +106,7 @@ def test_the_oldest_give_way(manifest, tmp_path):
     for age, j in enumerate((4, 7, 0)):  # 4 is the oldest
         path = next(path for path in kept(tmp_path) if path.name == str(j))
         os.utime(path, (1000 + age, 1000 + age))
-    left = kept(tmp_path)[0].with_name("99.tmp.1.1")  # of a process that was killed
+    left = kept(tmp_path)[0].with_name("99.tmp.1.1")  # left by a killed process
     left.write_bytes(bytes(100))
     os.utime(left, (999, 999))
     fill(cache, manifest, [10])
@@ -118,15 +118,15 @@ def test_the_oldest_give_way(manifest, tmp_path):
     assert "0" not in {path.name for path in kept(tmp_path)}, "one that is larger than all that may be"
 
 
-def test_only_its_own_files_give_way(manifest, tmp_path):
+def test_chunk_cache_evicts_only_its_own_files(manifest, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "1").write_bytes(bytes(10**6))
     fill(ChunkCache(tmp_path, 30_000), manifest, range(30))
     assert kept(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
 
 
-def test_links_are_not_followed(manifest, tmp_path):
-    """Eviction once deleted files of any folder that a link in the cache led to."""
+def test_chunk_cache_eviction_follows_no_links(manifest, tmp_path):
+    """Regression test: eviction deleted files in any folder that a link in the cache pointed to."""
     others, cache = tmp_path / "others", tmp_path / "cache"
     others.mkdir()
     for name in ("1", "2"):
@@ -142,7 +142,7 @@ def test_links_are_not_followed(manifest, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
-def test_a_folder_that_another_user_prepared_is_not_used(manifest, tmp_path, caplog):
+def test_chunk_cache_rejects_folder_of_other_user(manifest, tmp_path, caplog):
     folder = tmp_path / f"flip-chunks-{os.geteuid()}"
     folder.mkdir()
     os.chown(folder, 12345, -1)
@@ -152,8 +152,8 @@ def test_a_folder_that_another_user_prepared_is_not_used(manifest, tmp_path, cap
     assert "remove it or choose another place" in caplog.text
 
 
-def test_processes_share_it(original, manifest, tmp_path):
-    """Four of them, with less room than they want: all read what is right, and together they keep to the bytes."""
+def test_chunk_cache_is_shared_by_processes_within_size_limit(original, manifest, tmp_path):
+    """Four processes with too little space for all chunks read correct data and together stay within the limit."""
     script = (
         "import sys; from flip.data.chunk_reader import ChunkCache; from flip.data.manifest.manifest import Manifest\n"
         "from flip.data.chunk_reader import ChunkReader as Reader\n"
@@ -174,7 +174,7 @@ def test_processes_share_it(original, manifest, tmp_path):
 
 @contextlib.contextmanager
 def no_room(size):
-    """Files may have ``size`` bytes at most: as a full disk, for this process alone."""
+    """Limit files of this process to ``size`` bytes, which fails like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -183,7 +183,7 @@ def no_room(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
+def test_chunk_reader_continues_if_cache_disk_is_full(manifest, tmp_path, caplog):
     cache = ChunkCache(tmp_path, 10**9)
     reader = ChunkReader(cache=cache)
     with caplog.at_level(logging.WARNING, "flip.data"), no_room(512):
@@ -195,13 +195,13 @@ def test_a_full_disk_is_no_error(manifest, tmp_path, caplog):
     assert len(kept(tmp_path)) == 1, "and when there is room again it goes on"
 
 
-def test_no_folder_is_no_error(manifest, tmp_path):
+def test_chunk_reader_continues_if_cache_path_is_a_file(manifest, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     reader = ChunkReader(cache=ChunkCache(tmp_path / "file", 10**9))
     assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and reader.counters.cache_failures > 0
 
 
-def test_threads_share_it(manifest, tmp_path):
+def test_chunk_cache_is_shared_by_threads(manifest, tmp_path):
     reader = ChunkReader(cache=ChunkCache(tmp_path, 60_000))
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(lambda j: len(reader.read_chunk(manifest, j % 40)), range(400)))

@@ -1,7 +1,7 @@
-"""Every damage that shards are known to have: what the index makes of it, what verify finds, what training does.
+"""Tests how the index, verify and training treat every known kind of damage to shards.
 
-Before the index: a shard that is not whole is refused, a sample that cannot be used is found by verify and replaced by
-training. After the index: training stops with 65, and goes on with the manifest that verify writes.
+Damage before indexing: the index rejects an incomplete shard; verify reports an unusable sample, and training replaces
+it. Damage after indexing: training stops with exit code 65, and continues with the manifest that verify writes.
 """
 
 import io
@@ -23,13 +23,13 @@ from tests.synthetic import caption, encode, picture
 from tools.shards_commands.verify import Report, VerificationPlan, check, resized
 
 HURT, AT = 2, 20
-"""The damage is in sample AT of shard HURT."""
+"""Sample AT of shard HURT is damaged."""
 STEPS = 8
-"""More than a pass, so that all is read."""
+"""More than a pass, so that training reads every sample."""
 
 
 class Spots:
-    """Where things are in a shard, around sample AT."""
+    """Byte offsets in a shard around sample AT."""
 
     def __init__(self, data):
         self.data = data
@@ -62,22 +62,22 @@ WHOLE = {
     "a web page": lambda _: b"<!DOCTYPE html><html>503 Slow Down</html>" * 400,
     "missing": lambda _: None,
 }
-"""Damages that leave no whole tar."""
+"""Kinds of damage that leave no complete, valid tar."""
 UNSEEN_BY_INDEX = {
     "a flipped byte in an image": lambda s: s.flip((s.image + s.image_end) // 2),
     "a flipped byte in a caption": lambda s: s.flip(s.text_header + 512),
     "another sample in its place": lambda s: s.put(s.image, s.data[s.image : s.image_end][::-1]),
 }
-"""A valid tar all the same: only the CRC of the index detects it."""
+"""Kinds of damage that leave a valid tar: only the CRC in the index detects them."""
 AROUND = {
     "garbage after the end": lambda s: s.data + b"<html>",
     "no end mark": lambda s: s.data[: s.end],
 }
-"""What lies outside of all samples: refused by the index, no matter to who reads by a manifest."""
+"""Damage outside all samples: the index rejects it, and readers with a manifest ignore it."""
 
 
 def hurt(folder, damage):
-    """Damage a shard; the path of it."""
+    """Damage shard HURT and return its path."""
     path = folder / f"{HURT:05d}.tar"
     data = damage(Spots(path.read_bytes()))
     path.unlink()
@@ -105,7 +105,7 @@ def arrays(batches):
 
 
 def assert_in_place(batches, manifest, bad):
-    """Every position holds the sample that the order names, but for the bad ones: there stands a good one."""
+    """Every position holds the sample of the order, or a good sample in place of a bad one."""
     order = SampleOrder(11, manifest.samples, CHUNK, BLOCK, LANES)
     met = 0
     for t, batch in enumerate(batches):
@@ -116,7 +116,7 @@ def assert_in_place(batches, manifest, bad):
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *AROUND])
-def test_index_refuses_what_is_no_whole_tar(folder, tmp_path, name):
+def test_index_rejects_incomplete_or_malformed_tar(folder, tmp_path, name):
     path = hurt(folder, {**WHOLE, **AROUND}[name])
     with pytest.raises(DataError, match=f"{path.name}: ") as error:
         index([str(folder / f"{i:05d}.tar") for i in range(5)], tmp_path / "m")
@@ -124,7 +124,7 @@ def test_index_refuses_what_is_no_whole_tar(folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *UNSEEN_BY_INDEX])
-def test_damage_after_the_index_stops_training_until_it_is_excepted(original, folder, tmp_path, name):
+def test_damage_after_indexing_stops_training_until_excepted(original, folder, tmp_path, name):
     manifest = Manifest.load(folder)
     path = hurt(folder, {**WHOLE, **UNSEEN_BY_INDEX}[name])
     with pytest.raises(DataError, match=path.name) as error:
@@ -134,17 +134,17 @@ def test_damage_after_the_index_stops_training_until_it_is_excepted(original, fo
     report, first = verified(manifest), int(manifest.first[HURT])
     assert first + AT in report.bad
     assert set(report.bad) <= set(range(first - CHUNK, int(manifest.first[HURT + 1]) + CHUNK))
-    if len(report.bad) > CHUNK:  # the rest of the shard has moved or gone
+    if len(report.bad) > CHUNK:  # the rest of the shard has moved or is missing
         assert set(range(first + AT, int(manifest.first[HURT + 1]))) <= set(report.bad)
 
     known = write(tmp_path / "known", manifest, manifest.checksums, report.bad)
     healed = train(original, known.folder, max_replaced=0)
     assert_in_place(healed, known, report.bad)
-    assert sum(batch.replaced for batch in healed) == 0  # known, so not counted
+    assert sum(batch.replaced for batch in healed) == 0  # excepted samples do not count as replaced
 
 
 @pytest.mark.parametrize("name", AROUND)
-def test_what_lies_outside_of_all_samples_is_found_and_no_matter(original, folder, name):
+def test_damage_outside_samples_is_reported_and_changes_no_batch(original, folder, name):
     manifest, before = Manifest.load(folder), train(original, folder)
     path = hurt(folder, AROUND[name])
     after = train(original, folder)
@@ -155,8 +155,8 @@ def test_what_lies_outside_of_all_samples_is_found_and_no_matter(original, folde
     ]
 
 
-def test_stats_files_are_not_looked_at(folder, tmp_path):
-    """img2dataset writes 00000_stats.json when a shard is done; the tar's own end mark says so as well."""
+def test_index_ignores_stats_files_of_img2dataset(folder, tmp_path):
+    """img2dataset writes 00000_stats.json when a shard is complete; the end mark of the tar shows the same."""
     digest = Manifest.load(folder).digest
     for i in range(4):
         (folder / f"{i:05d}_stats.json").write_text('{"successes": 99999}')
@@ -180,11 +180,11 @@ SAMPLES = {
     "no caption": ({"png": GOOD, "txt": None}, "no caption ['txt'] among its members ['png']"),
     "neither": ({"json": b"{}", "txt": None}, "no image among its members ['json']"),
 }
-"""Members in place of sample 37's image and caption, and the expected reason."""
+"""Members that replace the image and caption of sample 37, and the expected reason."""
 
 
 def make(folder, change):
-    """64 samples in two shards; sample 37 as ``change`` has it."""
+    """Write and index 64 samples in two shards; ``change``: replaces members of sample 37."""
     for shard in range(2):
         members = []
         for i in range(32 * shard, 32 * shard + 32):
@@ -196,7 +196,7 @@ def make(folder, change):
 
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_bad_sample_is_found_and_replaced(original, tmp_path, caplog, name, decoder):
+def test_bad_sample_is_reported_by_verify_and_replaced_in_training(original, tmp_path, caplog, name, decoder):
     change, words = SAMPLES[name]
     manifest = make(tmp_path, change)
     report = verified(manifest)
@@ -210,9 +210,11 @@ def test_a_bad_sample_is_found_and_replaced(original, tmp_path, caplog, name, de
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_equal_keys(tmp_path, format):
-    """Samples are known by their place: the same key elsewhere is another sample; two of one kind beside each other are
-    indistinguishable, and refused."""
+def test_index_accepts_distant_equal_keys_and_rejects_adjacent_duplicates(tmp_path, format):
+    """Position identifies a sample, so an equal key elsewhere is another sample.
+
+    Adjacent samples with equal keys are indistinguishable, so the index rejects them.
+    """
     parts = [("0.txt", b"first"), ("1.txt", b"other"), ("0.txt", b"second")]
     for shard in range(2):
         write_tar(tmp_path / f"{shard}.tar", parts, format)
@@ -223,7 +225,7 @@ def test_equal_keys(tmp_path, format):
         index([str(tmp_path / "1.tar")], tmp_path / "n")
 
 
-def test_a_missing_shard_is_named_once_for_all_of_its_samples(folder):
+def test_verify_groups_samples_of_missing_shard_under_single_reason(folder):
     manifest = Manifest.load(folder)
     os.unlink(manifest.keys[HURT])
     assert verified(manifest).reasons() == {"the shard is missing (N.tar)": 42}

@@ -1,3 +1,5 @@
+"""Tests decoding: colour modes, limits, damage, EXIF orientation, patches and the evaluation view."""
+
 import io
 
 import numpy as np
@@ -21,13 +23,13 @@ RGB = Image.fromarray(picture(5, 32))
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
-def test_every_mode_becomes_rgb(mode, decoder):
+def test_decode_converts_every_image_mode_to_rgb(mode, decoder):
     format = "JPEG" if mode == "CMYK" else "TIFF" if mode == "LA" else "PNG"
     pixels = decode.decode(saved(RGB.convert(mode), format), decoder)
     assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
 
 
-def test_values():
+def test_decode_scales_16_bits_and_puts_transparency_on_white():
     assert np.array_equal(decode.decode(encode(picture(5, 32))), picture(5, 32))
     deep = Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16))
     assert (decode.decode(saved(deep, "PNG")) == 0x80).all()
@@ -38,7 +40,7 @@ def test_values():
 
 
 @pytest.mark.parametrize("conversion", ["flatten", "convert"])
-def test_strips_give_the_same_as_the_whole(monkeypatch, conversion):
+def test_conversion_in_strips_equals_conversion_of_full_image(monkeypatch, conversion):
     deep = np.random.default_rng(0).integers(0, 1 << 16, (32, 32), np.uint16)
     files = [saved(RGB.convert(mode), "PNG") for mode in ("L", "1", "P", "RGB", "RGBA", "LA")]
     files += [saved(Image.fromarray(deep), form) for form in ("PNG", "TIFF")]
@@ -51,7 +53,7 @@ def test_strips_give_the_same_as_the_whole(monkeypatch, conversion):
         assert np.array_equal(decode.to_rgb(decode.open_image(data), conversion), expected)
 
 
-def test_both_jpeg_decoders_see_the_same():
+def test_jpeg_decoders_agree_within_eight_levels():
     data = encode(picture(2, 64), "jpg")
     difference = decode.decode(data).astype(int) - decode.decode(memoryview(data), "simplejpeg").astype(int)
     assert np.abs(difference).max() <= 8
@@ -59,14 +61,14 @@ def test_both_jpeg_decoders_see_the_same():
 
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 @pytest.mark.parametrize("fmt", ["png", "jpg"])
-def test_damage_is_undecodable(decoder, fmt):
+def test_decode_rejects_damaged_data(decoder, fmt):
     intact = encode(picture(1, 64), fmt)
     for data in (b"", b"no picture", intact[: len(intact) // 2], intact[:20]):
         with pytest.raises(DecodeError):
             decode.decode(data, decoder)
 
 
-def test_pixel_limit_is_read_from_the_header(monkeypatch):
+def test_decode_rejects_images_above_pixel_limit(monkeypatch):
     monkeypatch.setattr(decode, "LIMIT", 32 * 32 - 1)
     for data in (saved(RGB, "PNG"), saved(RGB, "JPEG")):
         for decoder in ("pillow", "simplejpeg"):
@@ -74,7 +76,7 @@ def test_pixel_limit_is_read_from_the_header(monkeypatch):
                 decode.decode(data, decoder)
 
 
-def test_patches_and_evaluation_view():
+def test_patches_are_row_major_and_evaluation_view_crops_centre():
     image = np.arange(6 * 6 * 3, dtype=np.uint8).reshape(6, 6, 3)
     rows = decode.patches(image, 2)
     assert rows.shape == (9, 12) and np.array_equal(rows[4], image[2:4, 2:4].ravel())
@@ -115,7 +117,7 @@ def test_exif_orientation_of_jpeg_is_equal_in_all_decoders(orientation):
 
 
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
-def test_unreadable_or_unknown_orientations_are_ignored(decoder):
+def test_exif_apply_ignores_unreadable_or_unknown_orientations(decoder):
     data = oriented(smooth(23, 40), 6, "JPEG")
     entry = b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06"  # the tag, its type, one value: 6
     assert entry in data and b"Exif\0\0MM\0*" in data

@@ -1,4 +1,4 @@
-"""Odd and damaged images as crawlers bring them: both decoders give one verdict, and the same pixels."""
+"""Tests that both decoders accept or reject odd and damaged images alike, and return the same pixels."""
 
 import io
 import random
@@ -16,7 +16,7 @@ from tests.synthetic import picture
 
 DECODERS = ("pillow", "simplejpeg")
 TOLERANCE = 2
-"""Largest difference of a channel between the decoders on a sound JPEG; 0 where both are built on one libjpeg-turbo."""
+"""Largest difference of a channel between the decoders on an undamaged JPEG; 0 if both use the same libjpeg-turbo."""
 SMALL = Image.fromarray(picture(5, 16)).resize((64, 48), Image.Resampling.BICUBIC)
 
 
@@ -27,7 +27,7 @@ def saved(image, format, **options):
 
 
 def png(colour, *values, size=4):
-    """A 16-bit PNG of one colour, as Pillow does not write them. ``colour``: 0 grey, 2 RGB, 4 and 6 with alpha."""
+    """A 16-bit PNG of a single colour, as Pillow does not write it. ``colour``: 0 grey, 2 RGB, 4 and 6 with alpha."""
     rows = (b"\0" + struct.pack(f">{len(values)}H", *values) * size) * size
 
     def chunk(kind, data):
@@ -45,7 +45,7 @@ def exif(orientation):
 
 def verdict(data, decoder):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's about EXIF
+        warnings.simplefilter("ignore")  # EXIF warnings of Pillow
         try:
             return decode.decode(data, decoder)
         except DecodeError as error:
@@ -82,7 +82,7 @@ def test_decoders_agree_on_sound_jpegs(name):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_values_of_every_format(decoder):
+def test_decode_returns_expected_pixels_for_every_format(decoder):
     original = np.asarray(SMALL)
     for format, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("PPM", {})):
         assert np.array_equal(decode.decode(saved(SMALL, format, **options), decoder), original), format
@@ -94,7 +94,7 @@ def test_values_of_every_format(decoder):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_transparency_lies_on_white(decoder):
+def test_decode_composites_transparency_on_white(decoder):
     half = Image.new("RGBA", (8, 8), (200, 0, 0, 128))
     for format in ("PNG", "WEBP", "TIFF"):
         pixels = decode.decode(saved(half, format, **({"lossless": True} if format == "WEBP" else {})), decoder)
@@ -108,7 +108,7 @@ def test_transparency_lies_on_white(decoder):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_16_bits_are_scaled_not_clipped(decoder):
+def test_decode_scales_16_bit_png_without_clipping(decoder):
     assert (decode.decode(png(0, 0x8012), decoder) == 0x80).all()
     assert (decode.decode(png(2, 0x10FF, 0x8012, 0xFFFF), decoder) == (0x10, 0x80, 0xFF)).all()
     assert (decode.decode(png(4, 0x8012, 0xFFFF), decoder) == 0x80).all()
@@ -117,7 +117,7 @@ def test_16_bits_are_scaled_not_clipped(decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8, 77])
-def test_orientation_is_not_followed(decoder, orientation):
+def test_decode_ignores_exif_orientation_by_default(decoder, orientation):
     turned = decode.decode(saved(SMALL, "JPEG", quality=92, exif=exif(orientation)), decoder)
     assert np.array_equal(turned, decode.decode(JPEG, decoder))
 
@@ -150,14 +150,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_both_decoders_refuse(name):
+def test_decoders_reject_damaged_and_foreign_files(name):
     data, words = REFUSED[name]
     reasons = [verdict(memoryview(data), decoder) for decoder in DECODERS]
     assert all(isinstance(reason, str) and words in reason for reason in reasons)
-    assert reasons[0] == verdict(data, "pillow") and " at 0x" not in reasons[0]  # the same words in every process
+    assert reasons[0] == verdict(data, "pillow") and " at 0x" not in reasons[0]  # equal in every process
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
+def test_decode_rejects_decompression_bomb_before_unpacking(monkeypatch):
     def unpack(*_):
         raise AssertionError("was decoded")
 
@@ -169,8 +169,8 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["baseline", "progressive", "grey", "CMYK"])
-def test_one_verdict_on_damaged_jpegs(name):
-    """libjpeg warns of much that can be read; what Pillow makes of it is what both make of it."""
+def test_decoders_agree_on_damaged_jpegs(name):
+    """libjpeg only warns about much damage; both decoders then return what Pillow returns."""
     draw, read = random.Random(name), 0
     for _ in range(150):
         data = bytearray(SOUND[name])

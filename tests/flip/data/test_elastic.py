@@ -1,6 +1,6 @@
-"""Fifty global batches are the same on every layout of ranks and workers, handed from one to another twice.
+"""Tests that fifty global batches are equal if a run changes its layout of ranks and workers twice.
 
-With one data set and with two; N is 203 and 203 + 120, so that fifty batches of 48 go over the end of several passes.
+Runs with one data set and with two; N is 203 and 203 + 120, so that fifty batches of 48 cover several passes.
 """
 
 import random
@@ -17,7 +17,7 @@ from tests.synthetic import make_dataset
 pytestmark = pytest.mark.long
 
 LAYOUTS = [(1, 0), (1, 1), (2, 1), (2, 3), (4, 2), (8, 1)]
-"""Ranks, workers of each."""
+"""Ranks, and workers per rank."""
 STEPS, BATCH, LANES = 50, 48, 24
 
 
@@ -33,7 +33,7 @@ def data(request, original, tmp_path_factory):
 
 
 def batches(data, layout, steps):
-    """Global batches t of ``steps``, put together of all ranks'."""
+    """Global batches of ``steps``, concatenated from all ranks."""
     world, workers = layout
     data.workers, parts = workers, []
     for rank in range(world):
@@ -52,7 +52,7 @@ def reference(data):
 
 
 @pytest.mark.parametrize("first", range(len(LAYOUTS)), ids=["x".join(map(str, layout)) for layout in LAYOUTS])
-def test_a_run_handed_on_twice(data, reference, first):
+def test_batches_are_equal_across_two_changes_of_layout(data, reference, first):
     draw = random.Random(first)
     others = draw.sample([layout for layout in LAYOUTS if layout != LAYOUTS[first]], 2)
     borders = [0, *sorted(draw.sample(range(1, STEPS), 2)), STEPS]

@@ -1,4 +1,4 @@
-"""Batches are a function of configuration, manifest and S: not of ranks, workers, restarts or luck."""
+"""Tests that batches depend on configuration, manifest and S only: not on ranks, workers, restarts or chance."""
 
 import hashlib
 from functools import partial
@@ -31,7 +31,7 @@ def take(source, start, count, batch=BATCH, mask="0.5"):
 
 
 def joined(original, world, workers, start, count, **fields):
-    """Global batches, put together from the loaders of all ranks."""
+    """Global batches, concatenated from the loaders of all ranks."""
     parts = [take(loader(original, rank, world, workers, **fields), start, count) for rank in range(world)]
     names = ("patches", "keep_indices", "tokens", "ids", "witness")
     return [{n: torch.cat([getattr(part[t], n) for part in parts]) for n in names} for t in range(count)]
@@ -46,7 +46,7 @@ def reference(original, request):
     return request.param, joined(original, 1, 0, 0, 8, augment=request.param)
 
 
-def test_batch(original, reference):
+def test_batch_matches_order_masks_and_images(original, reference):
     batch = reference[1][0]
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in batch.items()}
     assert shapes["patches"] == ((BATCH, 4, 192), torch.uint8) and shapes["keep_indices"] == ((BATCH, 4), torch.int16)
@@ -59,19 +59,19 @@ def test_batch(original, reference):
 
 
 @pytest.mark.parametrize("world, workers", [(1, 3), (2, 1), (2, 3), (4, 2), (LANES, 0)])
-def test_ranks_and_workers_change_nothing(original, reference, world, workers):
+def test_batches_are_independent_of_ranks_and_workers(original, reference, world, workers):
     augment, expected = reference
     assert same(joined(original, world, workers, 0, 8, augment=augment), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_anywhere_and_over_a_pass(original, reference, workers):
+def test_batches_are_equal_after_resume_beyond_first_pass(original, reference, workers):
     augment, expected = reference
     assert same(joined(original, 1, workers, 5 * BATCH, 3, augment=augment), expected[5:])
 
 
-def test_batches_lie_where_a_device_copies_from_by_itself(original, monkeypatch):
-    """All that a step sends: from other memory the host would wait for each copy."""
+def test_batches_use_pinned_memory_only_if_requested(original, monkeypatch):
+    """All tensors that a step copies to the device are pinned: copies from other memory block the host."""
     asked, empty = [], torch.empty
 
     def recorded(*shape, pin_memory=False, **more):
@@ -85,13 +85,13 @@ def test_batches_lie_where_a_device_copies_from_by_itself(original, monkeypatch)
         assert len(asked) >= 5 and set(asked) == {pinned}
 
 
-def test_another_batch_size_goes_on_in_the_same_stream(original, reference):
+def test_larger_batch_continues_same_sample_stream(original, reference):
     some = take(loader(original), 2 * BATCH, 1, batch=2 * BATCH)[0].ids.reshape(LANES, -1)
     before = [batch["ids"].reshape(LANES, -1) for batch in reference[1][2:4]]
     assert torch.equal(some, torch.cat(before, dim=1))
 
 
-def test_captions_are_drawn(original):
+def test_captions_of_a_sample_are_drawn_about_equally_often(original):
     batch = take(loader(original, lanes=1, block=1), 0, 1, batch=200, mask="0")[0]
     tokenizer = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)
     picked = [
@@ -102,8 +102,8 @@ def test_captions_are_drawn(original):
 
 
 @pytest.mark.parametrize("kind", ["random", "prioritised"])
-def test_text_is_masked_in_the_worker(original, kind):
-    """Alike whatever the ranks and workers: of the whole caption the positions that the hash leaves."""
+def test_text_masking_is_independent_of_ranks_and_workers(original, kind):
+    """Every layout keeps the same positions of a caption: those that the counter hash selects."""
     unmasked = take(loader(original), 0, 2)
     short = [_shortened(original, kind, workers=workers) for workers in (0, 3)]
     halves = [_shortened(original, kind, rank=rank, world=2, workers=1) for rank in range(2)]
@@ -137,7 +137,7 @@ def _shortened(original, kind, **fields):
 
 
 def spoil(folder, bad):
-    """The same data set with samples that are no pictures; the manifest is made anew."""
+    """Replace the data set by one of 200 samples; the images of ``bad`` are broken. Returns the new manifest."""
     for path in folder.iterdir():
         path.unlink()
     for shard in range(2):
@@ -149,7 +149,7 @@ def spoil(folder, bad):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_next_good_sample_of_the_block_stands_in(original, folder, workers, caplog):
+def test_bad_sample_is_replaced_by_next_good_sample_of_block(original, folder, workers, caplog):
     bad = {3, 50, 51, 120}
     spoil(folder, bad)
     unmasked = take(loader(original, folder=folder, workers=workers, max_replaced=0.1), 0, 4, batch=48)
@@ -176,7 +176,7 @@ def test_next_good_sample_of_the_block_stands_in(original, folder, workers, capl
     assert len(lines) == len(set(lines)) and any("0.tar, sample 3 replaced: " in line for line in lines)
 
 
-def test_excepted_samples_are_replaced_like_undecodable_ones(original, folder):
+def test_excepted_samples_are_replaced_like_undecodable_samples(original, folder):
     bad = {3, 50, 51, 120}
     manifest = spoil(folder, bad)
     unknown = take(loader(original, folder=folder, max_replaced=0.1), 0, 4, batch=48)
@@ -191,12 +191,12 @@ def test_excepted_samples_are_replaced_like_undecodable_ones(original, folder):
     take(loader(original, folder=known.folder, max_replaced=0), 0, 4, batch=48)
 
 
-def test_a_caption_ends_at_a_line_feed_alone():
+def test_captions_are_split_at_line_feeds_only():
     text = "one\u2028two\x85three\x0bfour\r\n\n five \n".encode()
     assert captions_of({"txt": memoryview(text)}, ["txt"]) == ["one\u2028two\x85three\x0bfour", "five"]
 
 
-def test_a_rotten_chunk_can_be_left_out(original, folder):
+def test_damaged_chunk_is_left_out_if_manifest_excepts_its_samples(original, folder):
     manifest = Manifest.load(folder)
     key, start, *_ = manifest.chunk_reads(7)[0]
     with open(key, "r+b") as file:
@@ -210,27 +210,27 @@ def test_a_rotten_chunk_can_be_left_out(original, folder):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_too_many_bad_samples_stop_the_run(original, folder, workers):
+def test_loader_raises_data_error_if_too_many_samples_are_bad(original, folder, workers):
     spoil(folder, range(0, 200, 5))
     with pytest.raises(DataError, match="max_replaced") as error:
         take(loader(original, folder=folder, workers=workers), 0, 4)
     assert error.value.code == 65 and error.value.remedy
 
 
-def test_a_block_without_a_good_sample_stops_the_run(original, folder):
+def test_loader_raises_data_error_if_block_has_no_good_sample(original, folder):
     spoil(folder, range(200))
     with pytest.raises(DataError, match="none of the 6 samples of block 0"):
         take(loader(original, folder=folder), 0, 1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_missing_shard_is_a_data_error_in_the_main_process(original, folder, workers):
+def test_missing_shard_raises_data_error_in_main_process(original, folder, workers):
     (folder / "00002.tar").unlink()
     with pytest.raises(DataError, match=r"00002\.tar: the shard is missing.*Restore it"):
         take(loader(original, folder=folder, workers=workers), 0, 8)
 
 
-def test_numbers_that_do_not_fit(original):
+def test_loader_rejects_incompatible_chunk_ranks_workers_and_start(original):
     with pytest.raises(ConfigError, match="chunks of 2"):
         loader(original, chunk=4)
     with pytest.raises(ConfigError, match="5 ranks"):
@@ -245,7 +245,7 @@ def test_numbers_that_do_not_fit(original):
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_evaluation_is_exact(original, world):
+def test_evaluation_reads_every_image_once_across_ranks(original, world):
     images = Shards(original)
     shares = [range(rank * images.count // world, (rank + 1) * images.count // world) for rank in range(world)]
     images_found = [

@@ -1,3 +1,5 @@
+"""Tests the draws and masks of image patches and of text tokens."""
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from flip.data import masking
 from flip.data.text_masking import WAYS, PrioritisedMasking
 
 
-def test_keep_is_ascending_and_belongs_to_the_sample():
+def test_visible_patches_are_ascending_and_independent_of_batch():
     ids, epochs = np.arange(500), np.arange(500) % 3
     keep = masking.visible_patches(9, epochs, ids, 36, 18)
     assert keep.dtype == np.int16 and (np.diff(keep, axis=1) > 0).all()
@@ -14,12 +16,12 @@ def test_keep_is_ascending_and_belongs_to_the_sample():
     assert (masking.visible_patches(9, epochs, ids, 36, 36) == np.arange(36)).all()
 
 
-def test_equal_keys_go_by_position():
+def test_argsmallest_breaks_ties_by_position():
     keys = np.array([[5, 1, 5, 5, 0], [9, 8, 7, 6, 5]], dtype=np.uint64)
     assert masking.argsmallest(keys, 3).tolist() == [[0, 1, 4], [2, 3, 4]]
 
 
-def test_draws_are_uniform():
+def test_draw_is_uniform_in_unit_interval():
     values = masking.draw(2**64 - 1, 0, np.arange(20000), masking.CROP, 0)
     assert abs(values.mean() - 0.5) < 0.01 and values.min() >= 0 and values.max() < 1
 
@@ -27,7 +29,7 @@ def test_draws_are_uniform():
 # -- text -------------------------------------------------------------------------------------------------------------
 
 LENGTHS = [0, 1, 3, 8, 16]
-"""Of captions of at most 16 tokens."""
+"""Tokens per caption, of at most 16."""
 IDS = [0, 1, 2**48 + 5, 41, 10**9]
 RANDOM = [[0, 3, 9, 11, 12, 13], [0, 1, 2, 3, 6, 9], [0, 3, 4, 5, 13, 14], [0, 4, 6, 7, 9, 13], [0, 2, 6, 8, 10, 15]]
 PRIORITISED = [
@@ -44,7 +46,7 @@ def tokens():
 
 
 @pytest.mark.parametrize("way", ["random", "prioritised"])
-def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sample(way):
+def test_visible_tokens_keep_first_position_and_are_independent_of_batch(way):
     ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, WAYS[way]())
     many = np.tile(tokens(), (80, 1))
     places = masking.visible_tokens(9, epochs, ids, many, masks)
@@ -53,12 +55,12 @@ def test_the_first_position_of_a_caption_stays_and_the_rest_belongs_to_the_sampl
     alone = masking.visible_tokens(9, epochs[77:78], ids[77:78], many[77:78], masks)
     assert (alone == places[77]).all()
     assert (masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 16, WAYS[way]())) == np.arange(16)).all()
-    unpadded = places[4::5]  # captions without padding: both ways are one
+    unpadded = places[4::5]  # captions without padding: both ways select the same positions
     assert (unpadded == masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 6))[4::5]).all()
     assert np.bincount(unpadded.ravel(), minlength=16)[1:].min() > 10
 
 
-def test_padding_goes_first_where_tokens_are_prioritised():
+def test_prioritised_masking_drops_padding_first():
     places = masking.visible_tokens(9, 0, np.arange(5), tokens(), masking.MaskSpec(1, 6, PrioritisedMasking()))
     held = [(row < max(n, 1)).sum() for row, n in zip(places, LENGTHS, strict=True)]
     assert held == [1, 1, 3, 6, 6]
@@ -67,8 +69,8 @@ def test_padding_goes_first_where_tokens_are_prioritised():
     assert (random < 3).sum() / 1000 == pytest.approx(1 + 2 * 5 / 15, abs=0.1)
 
 
-def test_the_end_token_stays_and_what_follows_it_is_padding():
-    """Id 0 is a token, and the highest id is the end token, whatever stands after it."""
+def test_causal_masking_keeps_end_token_and_treats_rest_as_padding():
+    """Id 0 is a token, and the first occurrence of the highest id is the end token, whatever follows it."""
     rows = np.array([[8, *([0] * n), 9, *([9] * (14 - n))] for n in range(15)], dtype=np.int32)
     for way in ("random", "prioritised"):
         spec = masking.MaskSpec(1, 6, WAYS[way](), causal=True)
@@ -80,16 +82,16 @@ def test_the_end_token_stays_and_what_follows_it_is_padding():
         assert (shortened.max(axis=1) == 9).all()
 
 
-def test_places_are_pinned():
-    """Other places are another run."""
+def test_visible_tokens_equal_pinned_positions():
+    """Other positions would change the results of every run."""
     for way, golden in (("random", RANDOM), ("prioritised", PRIORITISED)):
         result = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, WAYS[way]()))
         assert result.tolist() == golden
 
 
 @pytest.mark.parametrize("way", ["random", "prioritised"])
-def test_places_are_those_of_the_contract(way):
-    """docs/contracts.md, Randomness, with Python's integers alone."""
+def test_visible_tokens_match_reference_of_contract(way):
+    """The reference follows docs/contracts.md, Randomness, with Python integers only."""
 
     def mix(z):
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64

@@ -1,4 +1,4 @@
-"""Memory of the loader: bounded however long it runs, logged, and counted by the plan."""
+"""Tests the memory of the loader: bounded in long runs, logged, and predicted by the plan."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ def chunk_bytes(folder):
 
 
 def really(stream):
-    """Bytes of all buffers behind the samples of a stream; waits for them."""
+    """Wait for all chunks of a stream and return the bytes of their buffers."""
     futures = [one for lane in stream._prefetcher._chunks for chunks in lane.values() for one in chunks.values()]
     return sum(len(piece) for one in futures for piece in one.result(60).pieces)
 
 
 @pytest.mark.parametrize("lead", [0.0, prefetch.LOOKAHEAD_SECONDS])
-def test_what_is_held_is_counted_and_bounded(original, monkeypatch, lead):
+def test_held_bytes_are_counted_exactly_and_bounded(original, monkeypatch, lead):
     monkeypatch.setattr(prefetch, "LOOKAHEAD_SECONDS", lead)
     held, reads = [], prefetch.THREADS * chunk_bytes(original)
     block = 6 * BLOCK * chunk_bytes(original)
@@ -46,7 +46,7 @@ def test_what_is_held_is_counted_and_bounded(original, monkeypatch, lead):
 
 
 @pytest.mark.long
-def test_ten_thousand_steps_hold_no_more_than_a_thousand(original):
+def test_loader_memory_does_not_grow_over_ten_thousand_steps(original):
     command = [sys.executable, "-m", "tests.flip.data.many_steps", str(original)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -56,18 +56,18 @@ def test_ten_thousand_steps_hold_no_more_than_a_thousand(original):
     assert found["bytes"] > 30e6 and after - before < 4e6, "what was read is not kept"
 
 
-def test_the_loader_logs_its_memory(original, caplog):
+def test_first_rank_logs_memory_of_raw_samples(original, caplog):
     with caplog.at_level(logging.INFO, "flip.data"):
         for rank in range(2):
             source = loader(original, rank, 2)
             source.batches(0, BATCH, "0.5").close()
-    (line,) = (record.getMessage() for record in caplog.records)  # the first rank's
+    (line,) = (record.getMessage() for record in caplog.records)  # only the first rank logs
     assert f"raw samples of 6 lanes take up to {12 * BLOCK * chunk_bytes(original) / 1e6:.1f} MB" in line
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_plan_counts_all_batches_that_are_held(original, workers):
-    """Batches prepared in shared memory, and two of the rank: one in use, one being assembled."""
+def test_loader_memory_plan_counts_all_held_batches(original, workers):
+    """The plan counts batches in shared memory and two of the rank: one in use and one being assembled."""
     source = loader(original, workers=workers)
     batches = source.batches(0, BATCH, "0.5")
     arrays = [array for array in next(batches) if isinstance(array, torch.Tensor) and array.ndim]

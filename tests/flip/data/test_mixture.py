@@ -1,4 +1,4 @@
-"""Several data sets in one run: each its own stream on lanes of its own, docs/contracts.md."""
+"""Tests runs with several data sets: each has its own stream on its own lanes (docs/contracts.md)."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def take(data, start, count, workers=0):
 
 
 @pytest.mark.parametrize("start", [0, 7 * BATCH])
-def test_a_batch_is_each_set_s_own_stream(original, other, start):
+def test_mixed_batch_joins_independent_streams_of_data_sets(original, other, start):
     batch = take(mixed(original, other), start, 1)[0]
     each = BATCH // LANES
     first = SampleOrder(11, SAMPLES, CHUNK, BLOCK, 8).batch(start // LANES * 8, 8 * each)
@@ -57,7 +57,7 @@ def test_a_batch_is_each_set_s_own_stream(original, other, start):
 
 
 @pytest.mark.parametrize("start", [0, 7 * BATCH])
-def test_what_is_shown_of_a_step_is_the_loader_s_batch(original, other, start):
+def test_inspect_samples_shows_batch_of_loader(original, other, start):
     data = mixed(original, other)
     taken = list(inspect_samples.batch(schema.Config(seed=11, data=data), load_sources(data), start, BATCH))
     batch = take(data, start, 1)[0]
@@ -68,7 +68,7 @@ def test_what_is_shown_of_a_step_is_the_loader_s_batch(original, other, start):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_sample_is_replaced_inside_its_set(original, tmp_path, workers, caplog):
+def test_bad_sample_is_replaced_within_its_data_set(original, tmp_path, workers, caplog):
     bad = {3, 50, 51}
     with webdataset.TarWriter(str(tmp_path / "0.tar"), mtime=0) as writer:
         for i in range(OTHER):
@@ -84,7 +84,7 @@ def test_a_bad_sample_is_replaced_inside_its_set(original, tmp_path, workers, ca
     assert not bad & set(used) and "0.tar, sample 50 replaced" in caplog.text
 
 
-def test_the_digest_is_that_of_all_sets(original, other):
+def test_datasets_digest_depends_on_all_data_sets_and_lanes(original, other):
     entry, two = load_sources(mixed(original, other))
     assert datasets_digest([entry]) == entry.manifest.digest
     both = datasets_digest([entry, two])
@@ -92,7 +92,7 @@ def test_the_digest_is_that_of_all_sets(original, other):
     assert len({both, datasets_digest([two, entry]), datasets_digest(changed), entry.manifest.digest}) == 4
 
 
-def test_a_worker_opens_the_sets_of_its_lanes(original, other, tmp_path):
+def test_load_sources_opens_only_data_sets_of_given_lanes(original, other, tmp_path):
     data = mixed(original, other)
     assert [entry.number for entry in load_sources(data, range(6))] == [0]
     assert [entry.number for entry in load_sources(data, range(8, 9))] == [1]
@@ -103,7 +103,7 @@ def test_a_worker_opens_the_sets_of_its_lanes(original, other, tmp_path):
         load_sources(data, range(9))
 
 
-def test_a_set_of_another_chunk_is_named(original, other):
+def test_loader_names_data_set_with_wrong_chunk_size(original, other):
     data = mixed(original, other)
     data.sets[1].chunk = 2
     with pytest.raises(ConfigError, match=r"chunks of 1 .*data\.sets\.b\.chunk|data\.sets\.b\.chunk.*chunks of 1"):

@@ -1,4 +1,4 @@
-"""The order is fixed for ever: vectors, golden digests, and the properties that users rely on."""
+"""Tests the order of samples, which must never change: vectors, golden digests and promised properties."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ GOLDEN = [
 ]
 
 
-def test_vectors():
+def test_key_permutation_order_and_mask_match_stored_vectors():
     for values, expected in VECTORS["key"]:
         assert int(rng.key(*values)) == int(expected, 16)
     for seed, epoch, chunks, expected in VECTORS["pi"]:
@@ -47,19 +47,19 @@ def test_vectors():
         assert masking.visible_patches(seed, [epoch], [id], patches, kept).tolist() == [expected]
 
 
-def test_the_version_is_that_of_these_digests():
-    """It stands in checkpoints: whoever changes it makes runs that are under way begin anew."""
+def test_order_version_is_pinned():
+    """Checkpoints hold the version: a new version forces running experiments to start again."""
     assert order.VERSION == 1
 
 
 @pytest.mark.parametrize("n, r, q, lanes, start, count, golden", GOLDEN)
-def test_golden(n, r, q, lanes, start, count, golden):
+def test_order_matches_golden_digest(n, r, q, lanes, start, count, golden):
     ids, epochs = SampleOrder(2**64 - 3, n, r, q, lanes).batch(start, count)
     digest = hashlib.sha256(ids.astype("<i8").tobytes() + epochs.astype("<i8").tobytes()).hexdigest()
     assert digest == golden
 
 
-def test_uniform_numbers_are_the_upper_bits():
+def test_uniform_uses_upper_bits_of_key():
     keys = np.array([0, 2**11 - 1, 2**11, 2**63, 2**64 - 1], dtype=np.uint64)
     assert rng.uniform(keys).tolist() == [0.0, 0.0, 2.0**-53, 0.5, 1 - 2.0**-53]
 
@@ -72,7 +72,7 @@ def test_permutation_is_a_bijection(chunks, seed, epoch):
 @given(st.data())
 def test_every_pass_holds_every_chunk_once(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (5, 4, 6))
-    chunks = data.draw(st.integers(1, 12)) * lanes * q  # whole blocks per pass: the passes' borders are sharp
+    chunks = data.draw(st.integers(1, 12)) * lanes * q  # no block spans two passes
     samples = chunks * r + data.draw(st.integers(0, r - 1))
     stream = SampleOrder(data.draw(st.integers(0, 2**64 - 1)), samples, r, q, lanes)
     for epoch in range(3):
@@ -81,7 +81,7 @@ def test_every_pass_holds_every_chunk_once(data):
 
 
 @given(st.data())
-def test_any_start_any_batch_any_lanes(data):
+def test_order_is_independent_of_start_batch_size_and_lane_range(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (4, 3, 6))
     stream = SampleOrder(5, data.draw(st.integers(r, 300)), r, q, lanes)
     per_lane = data.draw(st.integers(1, 40))
@@ -93,14 +93,14 @@ def test_any_start_any_batch_any_lanes(data):
     assert stream.positions(range(first, first + 1), at, per_lane - at)[0].tolist() == [whole[first, at:].tolist()]
 
 
-def test_memory_does_not_grow():
+def test_order_cache_stays_small_over_many_batches():
     stream = SampleOrder(1, 5513, 1, 4, 8)
     for step in range(200):
         stream.batch(step * 64, 64)
     assert len(stream._block_cache) <= 4
 
 
-def test_senseless_numbers_are_refused():
+def test_order_rejects_chunk_above_sample_count_and_unaligned_start():
     with pytest.raises(ValueError, match="no order"):
         SampleOrder(0, 3, 4, 1, 1)
     with pytest.raises(ValueError, match="multiples"):
@@ -108,7 +108,7 @@ def test_senseless_numbers_are_refused():
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(1, 3000))
-def test_unpermute_is_the_inverse(seed, epoch, chunks):
+def test_unpermute_inverts_permute(seed, epoch, chunks):
     places = np.arange(chunks)
     assert order.unpermute(seed, epoch, chunks, order.permute(seed, epoch, chunks, places)).tolist() == places.tolist()
 
@@ -117,7 +117,7 @@ def test_unpermute_is_the_inverse(seed, epoch, chunks):
     st.integers(0, 2**64 - 1), st.integers(8, 60), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4),
     st.integers(0, 90), st.integers(1, 400), st.data(),
 )  # fmt: skip
-def test_the_first_block_without_a_good_chunk(seed, chunks, chunk, q, lanes, start, count, data):
+def test_block_within_returns_first_block_of_bad_chunks(seed, chunks, chunk, q, lanes, start, count, data):
     one = SampleOrder(seed, chunks * chunk, chunk, q, lanes)
     bad = data.draw(st.sets(st.integers(0, chunks - 1)))
     expected = None
@@ -130,7 +130,7 @@ def test_the_first_block_without_a_good_chunk(seed, chunks, chunk, q, lanes, sta
     assert one.block_within(np.array(sorted(bad), dtype=np.int64), start, start + count) == expected
 
 
-def test_the_search_for_such_a_block_takes_batches(monkeypatch):
+def test_block_within_result_is_independent_of_search_batches(monkeypatch):
     monkeypatch.setattr(order, "_SEARCHED", 64)
     one = SampleOrder(5, 40, 1, 4, 2)
     bad = np.arange(20)

@@ -1,7 +1,7 @@
-"""The order of samples and the mask against a plain reference, written from the specification alone.
+"""Tests the order of samples and the mask against a plain reference that follows the specification.
 
-The reference uses Python's integers only, one sample at a time, so that it shares no trick with the vectorised product:
-an error in wrapping, in a type's width or in broadcasting cannot be made twice.
+The reference uses Python integers only, one sample at a time. It shares no code with the vectorised product, so that an
+error in wrapping, integer width or broadcasting cannot occur in both.
 """
 
 import random
@@ -43,7 +43,7 @@ def pi(seed: int, epoch: int, chunks: int, c: int) -> int:
 
 
 def block(seed: int, n: int, r: int, q: int, lanes: int, lane: int, k: int) -> list[tuple[int, int]]:
-    """(sample id, visit) of block k of a lane, in the order in which they are read."""
+    """(sample id, visit) of block k of a lane, in reading order."""
     chunks = n // r
     stream = []
     for number in range(k * q, (k + 1) * q):
@@ -58,7 +58,7 @@ def block(seed: int, n: int, r: int, q: int, lanes: int, lane: int, k: int) -> l
 def lane_stream(
     seed: int, n: int, r: int, q: int, lanes: int, lane: int, start: int, count: int
 ) -> list[tuple[int, int]]:
-    """`count` samples of a lane from its position `start` on."""
+    """`count` samples of a lane, starting at its position `start`."""
     first, last = start // (q * r), (start + count - 1) // (q * r)
     stream = []
     for k in range(first, last + 1):
@@ -90,13 +90,13 @@ def divisors(n: int) -> list[int]:
 
 
 def starts(n: int, lanes: int, b: int) -> list[int]:
-    """Multiples of L: the beginning, both sides of the first border between passes, and far beyond it."""
+    """Multiples of L: zero, both sides of the first border between passes, and far beyond."""
     near = [0, lanes, b, n - b, n, n + b, 3 * n, 7 * n + b, 1000 * n]
     return sorted({max(0, s) // lanes * lanes for s in near})
 
 
 @pytest.mark.parametrize("count", range(1, 7))
-def test_key(count):
+def test_rng_key_matches_reference(count):
     draw = random.Random(count)
     edges = (0, 1, 2**32, 2**63 - 1, 2**63, 2**63 + 1, 2**63 + 2, TOP)
     for _ in range(50):
@@ -105,8 +105,8 @@ def test_key(count):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_permute(seed):
-    # Both sides of powers of two: there the halves change their width and the walk back below C is longest.
+def test_permute_matches_reference(seed):
+    # Both sides of powers of two, at which the halves change their width and the walk back below C is longest.
     for chunks in (1, 2, 3, 4, 5, 15, 16, 17, 64, 65, 257):
         for epoch in (0, 1, 5):
             expected = [pi(seed, epoch, chunks, c) for c in range(chunks)]
@@ -115,7 +115,7 @@ def test_permute(seed):
 
 
 @pytest.mark.parametrize("case", range(60))
-def test_batch_of_random_parameters(case):
+def test_batch_matches_reference_for_random_parameters(case):
     draw = random.Random(f"batch {case}")
     n = draw.randint(1, 400)
     r = draw.randint(1, min(8, n))
@@ -130,19 +130,19 @@ def test_batch_of_random_parameters(case):
 
 @pytest.mark.parametrize("seed", [3, TOP])
 @pytest.mark.parametrize(("n", "r", "q", "lanes", "b"), [(1, 1, 4, 4, 8), (7, 2, 3, 2, 6), (100, 8, 4, 8, 32)])
-def test_batch_of_tiny_data_sets(n, r, q, lanes, b, seed):
+def test_batch_matches_reference_for_tiny_data_sets(n, r, q, lanes, b, seed):
     for s in starts(n, lanes, b):
         assert product_batch(seed, n, r, q, lanes, s, b) == global_batch(seed, n, r, q, lanes, s, b), s
 
 
 @pytest.mark.parametrize("seed", [3, TOP])
-def test_batch_of_a_small_data_set(seed):
+def test_batch_matches_reference_for_small_data_set(seed):
     n, r, q, lanes, b = 5513, 1, 4, 64, 256
     for s in starts(n, lanes, b):
         assert product_batch(seed, n, r, q, lanes, s, b) == global_batch(seed, n, r, q, lanes, s, b), s
 
 
-def test_a_pass_reads_every_sample_of_whole_chunks_once():
+def test_pass_reads_every_sample_of_complete_chunks_once():
     n, r, q, lanes = 100, 4, 1, 5
     used = n // r * r
     ids, epochs = order.SampleOrder(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, used)
@@ -150,9 +150,9 @@ def test_a_pass_reads_every_sample_of_whole_chunks_once():
     assert {int(v) for v in epochs} == {0}
 
 
-# N is a multiple of L here: the second start is the last position before the first border, the third lies past it.
+# N is a multiple of L: the second start is the last position before the first border; the third lies after it.
 @pytest.mark.parametrize("s", [0, 1_920_000_000 - 4096, 1_920_000_000 + 4096 * 1024, 10**10])
-def test_batch_at_full_size(s):
+def test_batch_matches_reference_at_full_size(s):
     n, r, q, lanes = 1_920_000_000, 256, 4, 4096
     s = s // lanes * lanes
     samples = product_batch(TOP - 5, n, r, q, lanes, s, 2 * lanes)
@@ -162,7 +162,7 @@ def test_batch_at_full_size(s):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_keep(seed):
+def test_visible_patches_match_reference(seed):
     draw = random.Random(seed)
     for patches, visible in ((1, 1), (16, 4), (196, 49), (196, 98), (196, 196), (256, 1)):
         samples = [

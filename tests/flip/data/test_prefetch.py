@@ -1,4 +1,4 @@
-"""Prefetching: each chunk is read once, in time, spread over lanes, in the background; and its errors."""
+"""Tests prefetching: each chunk is read once, in time, in the background; and errors of reads."""
 
 import subprocess
 import sys
@@ -16,12 +16,12 @@ ORDER = {"seed": 5, "samples": 4000, "chunk": 8, "block": 4, "lanes": 16}
 
 
 def len_of(j):
-    """Bytes of a chunk, one like no other."""
+    """Bytes of a chunk; unique per chunk."""
     return 1000 + j
 
 
 class Storage:
-    """Notes what is read; ``hold`` keeps reads from being answered."""
+    """Records all reads; reads wait until ``hold`` is set."""
 
     def __init__(self):
         self.reads, self.lock, self.hold = [], threading.Lock(), threading.Event()
@@ -42,7 +42,7 @@ def storage():
 
 
 def walk(prefetcher, order, lanes, start, stop):
-    """Use positions start .. stop - 1 of all lanes; the chunks that each lane asked for, block by block."""
+    """Use positions start .. stop - 1 of all lanes. Returns the chunks used per (lane, block)."""
     used = {}
     for position in range(start, stop):
         k, n = divmod(position, order.block_samples)
@@ -54,7 +54,7 @@ def walk(prefetcher, order, lanes, start, stop):
     return used
 
 
-def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(storage):
+def test_prefetch_reads_each_chunk_once_per_block(storage):
     order, lanes = SampleOrder(**ORDER), range(4, 8)
     prefetcher = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
     used = walk(prefetcher, order, lanes, 10, 3 * order.block_samples)
@@ -72,7 +72,7 @@ def test_each_chunk_is_read_once_per_block_and_only_what_is_left_of_the_first(st
     prefetcher.close()
 
 
-def test_reads_run_in_the_background_and_are_waited_for_when_needed(storage):
+def test_prefetch_reads_in_background_and_waits_only_for_needed_chunks(storage):
     order, lanes = SampleOrder(**ORDER), range(1)
     prefetcher = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
     walk(prefetcher, order, lanes, 0, order.block_samples // 2)
@@ -92,7 +92,7 @@ def test_reads_run_in_the_background_and_are_waited_for_when_needed(storage):
     prefetcher.close()
 
 
-def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
+def test_prefetch_chunk_raises_error_of_its_read(storage):
     order = SampleOrder(**ORDER)
     prefetcher = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
     with pytest.raises(DataError, match="rot"):
@@ -100,7 +100,7 @@ def test_what_a_read_raises_is_raised_where_the_chunk_is_asked_for(storage):
     prefetcher.close()
 
 
-def test_chunks_without_a_good_sample_are_not_read(storage):
+def test_prefetch_skips_chunks_without_good_sample(storage):
     order, lanes = SampleOrder(**ORDER), range(1)
     bad = int(order.cached_block(lanes, 0)[0][0][0]) // order.chunk
     prefetcher = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad, len_of)
@@ -110,7 +110,7 @@ def test_chunks_without_a_good_sample_are_not_read(storage):
     assert len(storage.reads) == ORDER["block"] - 1 and bad not in storage.reads
 
 
-def test_the_end_of_the_interpreter_waits_for_no_read():
+def test_interpreter_exit_waits_for_no_prefetch_read():
     script = (
         "import time; from flip.data.order import SampleOrder; from flip.data.prefetch import Prefetch\n"
         f"order = SampleOrder(**{ORDER!r})\n"
@@ -119,7 +119,7 @@ def test_the_end_of_the_interpreter_waits_for_no_read():
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 
-def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
+def test_prefetch_lookahead_follows_measured_rate_within_bound(storage, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
     order = SampleOrder(**{**ORDER, "block": 16})
@@ -143,15 +143,15 @@ def test_all_is_asked_for_the_lead_before_its_block(storage, monkeypatch):
 
 
 @pytest.mark.parametrize("lanes", [8, 100, 4096])
-def test_lanes_ask_at_moments_that_are_spread(lanes):
-    """Whoever they belong to: as many in each eighth of the time, give or take two."""
+def test_prefetch_phases_of_lanes_are_spread_evenly(lanes):
+    """Each eighth of the time holds an eighth of the moments, within two."""
     moments = np.array([phase(lane) for lane in range(lanes)])
     assert ((moments > 0) & (moments <= 1)).all()
     counts = np.histogram(moments, 8, (0, 1))[0]
     assert abs(counts - lanes / 8).max() <= 2
 
 
-def test_due_grows_from_none_to_all():
+def test_chunks_due_grows_from_zero_to_all_chunks_of_block():
     for at in (0.001, 0.5, 1.0):
         counts = [chunks_due(n, 32, 4, at) for n in range(-1, 40)]
         assert counts[0] == 0 and counts[32:] == [4] * 9 and counts == sorted(counts)

@@ -1,4 +1,4 @@
-"""Ways of text masking beside random and prioritised, and the table of tokens that two of them need."""
+"""Tests truncation, frequency and syntax masking of text, and the token table that the last two need."""
 
 import json
 from dataclasses import replace
@@ -27,20 +27,20 @@ def test_truncation_keeps_the_first_positions():
     assert visible(WAYS["truncation"](), [7] * LENGTH, 3).tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
-def test_frequent_tokens_are_dropped_and_padding_stays_before_them():
+def test_frequency_masking_prefers_padding_to_dropped_frequent_tokens():
     keep = np.array([1.0, 1.0, 0.25, 1.0])  # by id: padding, [CLS], a frequent word, a rare one
     way = FrequencyMasking(keep)
     tokens = [1, 2, 2, 2, 2, 2, 3, 3, 0, 0, 0, 0]
     rows = visible(way, tokens, 4000)
     frequent, rare, padding = (((rows >= a) & (rows < b)).sum(axis=1) for a, b in ((1, 6), (6, 8), (8, LENGTH)))
-    undropped = np.random.default_rng(0).binomial(5, 0.25, 10**6)  # four places for them and two rare words
+    undropped = np.random.default_rng(0).binomial(5, 0.25, 10**6)  # 4 places for these and 2 rare words
     assert frequent.mean() == pytest.approx(np.minimum(undropped, undropped * 4 / (undropped + 2)).mean(), abs=0.05)
     assert (rare[padding > 0] == 2).all(), "rare words stay if there is room"
     assert (padding == np.maximum(2 - frequent, 0))[rare == 2].all(), "padding fills up, not a dropped word"
     assert (visible(way, tokens, 4000) == rows).all() and (visible(way, tokens, 4000, seed=8) != rows).any()
 
 
-def test_nouns_stay_before_adjectives_and_both_before_other_words():
+def test_syntax_masking_prefers_nouns_then_adjectives_then_other_words():
     parts = np.array([CONTINUATION, CONTINUATION, OTHER, ADJECTIVE, NOUN, CONTINUATION], np.int8)
     #           CLS a  red dog ##s and old house pad
     tokens = [1, 2, 3, 4, 5, 2, 3, 4, 0, 0, 0, 0]
@@ -58,7 +58,7 @@ def tokenizer(tmp_path):
     return str(make_tokenizer(tmp_path / "tokenizer.json"))
 
 
-def test_a_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
+def test_token_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
     pytest.importorskip("textblob")
     read = Tokenizer(tokenizer, 64, prepend_cls=False)
     captions = ["a red circle", "a blue circle", "the red square"]
@@ -75,7 +75,7 @@ def test_a_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
     assert SyntaxMasking.of(data).parts.tolist() == table.parts
 
 
-def test_a_table_that_does_not_serve_is_refused(tokenizer, tmp_path):
+def test_token_table_is_rejected_if_missing_damaged_or_foreign(tokenizer, tmp_path):
     path = tmp_path / "table.json"
     table = count_tokens(Tokenizer(tokenizer, 64, prepend_cls=False), ["a red circle"], parts_of_speech=False)
     table.write(path)

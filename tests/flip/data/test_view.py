@@ -1,4 +1,4 @@
-"""The view of evaluation: in today's default order, and pixel for pixel as open_clip's own transform makes it."""
+"""Tests the evaluation view against open_clip, transformers and Pillow, and the colours of training."""
 
 import io
 
@@ -23,7 +23,7 @@ FILES = odd_pictures(SIZE)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_resize_crop_and_convert_are_the_pixels_of_open_clip(name):
+def test_resize_crop_with_convert_equals_open_clip_transform(name):
     transform = pytest.importorskip("open_clip.transform").image_transform
     reference = transform(SIZE, False, mean=(0, 0, 0), std=(1, 1, 1))(Image.open(io.BytesIO(FILES[name])))
     result = EvaluationView(SIZE, "resize_crop", "convert")(decode.open_image(FILES[name]))
@@ -31,8 +31,8 @@ def test_resize_crop_and_convert_are_the_pixels_of_open_clip(name):
 
 
 @pytest.mark.parametrize("name", sorted(FILES.keys() - {"RGBA", "LA", "clear palette"}))
-def test_resize_crop_floor_is_the_view_of_transformers(name):
-    """But for transparency, which its versions convert differently."""
+def test_resize_crop_floor_with_convert_equals_transformers_processor(name):
+    """Images with transparency are left out: versions of transformers convert them differently."""
     library = pytest.importorskip("transformers")
     processor = getattr(library, "CLIPImageProcessorPil", library.CLIPImageProcessor)  # version 5, version 4
     crop = {"height": SIZE, "width": SIZE}
@@ -43,7 +43,7 @@ def test_resize_crop_floor_is_the_view_of_transformers(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_default_crops_in_whole_floats_and_lays_on_white(name):
+def test_default_view_resizes_central_square_of_decoded_image(name):
     pixels = decode.decode(FILES[name])
     height, width = pixels.shape[:2]
     side = min(height, width)
@@ -55,7 +55,7 @@ def test_the_default_crops_in_whole_floats_and_lays_on_white(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_view_is_its_own_view(name):
+def test_evaluation_view_is_idempotent(name):
     for view in (EvaluationView(SIZE), EvaluationView(SIZE, "resize_crop", "convert")):
         once = view(decode.open_image(FILES[name]))
         assert once.shape == (SIZE, SIZE, 3) and once.dtype == np.uint8 and np.array_equal(view(once), once)
@@ -63,13 +63,13 @@ def test_a_view_is_its_own_view(name):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
-def test_training_converts_as_pillow_does_where_it_is_asked(name, decoder):
+def test_decode_with_convert_equals_pillow_convert(name, decoder):
     expected = np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGB"))
     found = decode.decode(FILES[name], decoder, "convert").astype(int)
     assert np.abs(found - expected).max() <= (2 if decoder == "simplejpeg" else 0)
 
 
-def test_what_decides_a_view_is_in_its_label():
+def test_view_label_names_all_settings():
     views = [EvaluationView(SIZE, *more) for more in ((), ("resize_crop",), ("resize_crop", "convert"))]
     assert [view.label for view in views] == ["48px", "48px-resize_crop", "48px-resize_crop-convert"]
     config = schema.Config()
@@ -77,7 +77,7 @@ def test_what_decides_a_view_is_in_its_label():
     assert EvaluationView.of(config).label == f"{config.model.image.size}px-exif"
 
 
-def test_a_damaged_file_has_no_view():
+def test_open_image_rejects_damaged_or_empty_file():
     with pytest.raises(DecodeError):
         decode.open_image(FILES["tall"][:200])
     with pytest.raises(DecodeError):
@@ -85,8 +85,8 @@ def test_a_damaged_file_has_no_view():
 
 
 @pytest.mark.parametrize("conversion, colour", [("flatten", (255, 255, 255)), ("convert", (10, 200, 30))])
-def test_training_sees_transparent_pictures_as_the_field_says(conversion, colour, tmp_path):
-    """Pictures of one colour that are fully transparent: on white, or as they are without the alpha channel."""
+def test_training_batch_converts_transparent_images_by_to_rgb_field(conversion, colour, tmp_path):
+    """Fully transparent images of a single colour become white, or drop only their alpha channel."""
     pixels = np.zeros((24, 24, 4), np.uint8)
     pixels[..., :3] = 10, 200, 30
     with webdataset.TarWriter(str(tmp_path / "0.tar"), mtime=0) as writer:

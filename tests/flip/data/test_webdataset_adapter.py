@@ -1,4 +1,4 @@
-"""Our order at the head of the real webdataset's pipelines."""
+"""Tests the adapter that feeds samples in training order to pipelines of webdataset."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def ids(samples):
 
 
 @pytest.mark.parametrize("start", [0, 5 * BATCH])
-def test_the_order_is_training_s(original, start):
+def test_adapter_yields_samples_in_training_order(original, start):
     order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     expected = [id for t in range(3) for id in order.batch(start + t * BATCH, BATCH)[0].tolist()]
     found = some(original, 3 * BATCH, start=start)
@@ -32,14 +32,14 @@ def test_the_order_is_training_s(original, start):
     assert {"__key__", "__url__", "png", "txt", "cls"} <= set(found[0]) and found[0]["__url__"].endswith(".tar")
 
 
-def test_ranks_share_a_batch(original):
+def test_adapter_splits_batch_between_ranks(original):
     whole = ids(some(original, 2 * BATCH))
     parts = [ids(some(original, BATCH, rank=rank, world=2)) for rank in range(2)]
     half = BATCH // 2
     assert whole == parts[0][:half] + parts[1][:half] + parts[0][half:] + parts[1][half:]
 
 
-def test_stages_of_webdataset_follow(original):
+def test_adapter_feeds_pipeline_stages_of_webdataset(original):
     pipeline = webdataset.DataPipeline(
         Samples(original, BATCH, LANES, seed=11, block=BLOCK),
         webdataset.decode("rgb8"),
@@ -51,7 +51,7 @@ def test_stages_of_webdataset_follow(original):
     assert list(labels) == [int(key) % 7 for key in keys]
 
 
-def test_what_the_manifest_excepts_is_replaced(original, tmp_path):
+def test_adapter_replaces_samples_excepted_by_manifest(original, tmp_path):
     manifest = Manifest.load(original)
     left = write(tmp_path / "left", manifest, manifest.checksums, dict.fromkeys(range(0, 40), "bad"))
     before, after = ids(some(original, 2 * BATCH)), ids(some(left.folder, 2 * BATCH))
@@ -59,8 +59,8 @@ def test_what_the_manifest_excepts_is_replaced(original, tmp_path):
     assert sorted(set(changed)) == sorted(id for id in set(before) if id < 40) != [] and min(after) >= 40
 
 
-def test_several_workers_of_a_data_loader_are_refused(original):
-    """Each would yield the same samples."""
+def test_adapter_rejects_several_data_loader_workers(original):
+    """Every worker would yield the same samples."""
     samples = Samples(original, BATCH, LANES, seed=11, block=BLOCK)
     batches = DataLoader(
         webdataset.DataPipeline(samples), batch_size=None, num_workers=2, multiprocessing_context="fork"
@@ -69,7 +69,7 @@ def test_several_workers_of_a_data_loader_are_refused(original):
         next(iter(batches))
 
 
-def test_numbers_that_do_not_fit(original):
+def test_adapter_rejects_start_and_ranks_incompatible_with_lanes(original):
     for fields in ({"start": 5}, {"world": 5}):
         with pytest.raises(ConfigError, match="L must divide"):
             some(original, 1, **fields)

@@ -1,4 +1,4 @@
-"""What is taken of a sample: its image, and its captions, one or many, in one member or several."""
+"""Tests which image and captions are read from the members of a sample."""
 
 import numpy as np
 import pytest
@@ -17,21 +17,21 @@ def sample(**members):
     [
         (["txt"], ["one", "two"]),
         (["txt", "alt"], ["one", "two", "three"]),
-        (["alt", "txt"], ["three", "one", "two"]),  # in the order of the configuration: a draw picks by position
+        (["alt", "txt"], ["three", "one", "two"]),  # in configured order: a draw selects by position
         (["missing", "alt"], ["three"]),
         (["empty", "alt"], ["three"]),
         (["empty"], [""]),
     ],
 )
-def test_captions_of_several_members(members, expected):
+def test_captions_of_reads_members_in_configured_order(members, expected):
     assert captions_of(sample(txt="one\n\n  two  \n", alt="three", empty=""), members) == expected
 
 
-def test_captions_that_are_not_utf8():
+def test_captions_of_replaces_invalid_utf8():
     assert captions_of(sample(txt=b"caf\xe9 noir"), ["txt"]) == ["caf\ufffd noir"]
 
 
-def test_no_caption_is_undecodable():
+def test_captions_of_raises_decode_error_without_caption():
     with pytest.raises(DecodeError, match=r"no caption \['txt', 'alt'\] among its members \['json', 'png'\]"):
         captions_of(sample(png=b"", json="{}"), ["txt", "alt"])
 
@@ -44,13 +44,13 @@ JSON = '{"url": "http://x", "n": 3, "caption": "a\\n cat", "texts": ["one", "two
     [
         (["json:caption"], ["a cat"]),
         (["json:texts"], ["one", "two"]),
-        (["json:a:b"], ["three"]),  # the field is what follows the first colon
+        (["json:a:b"], ["three"]),  # the field starts after the first colon
         (["txt", "json:texts", "json:caption"], ["first", "one", "two", "a cat"]),
         (["json:none", "json:texts"], ["one", "two"]),
         (["more.json:caption"], ["another"]),
     ],
 )
-def test_captions_in_a_field_of_a_json_member(members, expected):
+def test_captions_of_reads_fields_of_json_members(members, expected):
     given = sample(txt="first", json=JSON) | sample(**{"more.json": '{"caption": "another"}'})
     assert captions_of(given, members) == expected
 
@@ -67,29 +67,29 @@ def test_captions_in_a_field_of_a_json_member(members, expected):
         ("[" * 100_000, "caption", "its json is not JSON"),
     ],
 )
-def test_a_json_member_without_such_a_caption_is_undecodable(text, field, why):
+def test_captions_of_rejects_json_without_usable_caption(text, field, why):
     with pytest.raises(DecodeError, match=why):
         captions_of(sample(json=text), [f"json:{field}"])
 
 
-def test_an_empty_field_is_one_empty_caption_like_an_empty_file():
+def test_captions_of_returns_empty_caption_for_empty_json_field():
     assert captions_of(sample(json='{"caption": ""}'), ["json:caption"]) == [""]
 
 
-def test_the_text_of_a_run_that_named_a_whole_json_member_stays_what_it_was():
+def test_captions_of_returns_raw_json_if_no_field_is_named():
     assert captions_of(sample(json='{"caption": "a"}'), ["json"]) == ['{"caption": "a"}']
 
 
-def test_fields_that_could_be_captions():
+def test_json_fields_lists_possible_caption_fields():
     assert json_fields(sample(jpg=b"", txt="x", json=JSON)) == ["json:caption", "json:texts", "json:url", "json:a:b"]
     assert json_fields(sample(json="{")) == json_fields(sample(json="[1]")) == json_fields(sample(txt="x")) == []
 
 
-def test_cleaning_is_the_tokenizer_s_and_as_open_clip_s_but_for_ftfy():
+def test_clean_unescapes_html_twice_and_collapses_whitespace():
     assert clean("  Tom &amp;amp; Jerry&nbsp;\t &lt;b&gt;1940 ") == "Tom & Jerry <b>1940"
 
 
-def test_the_first_known_extension_is_the_image():
+def test_image_of_uses_first_known_extension_and_rejects_missing_image():
     first, second = picture(1, 8), picture(2, 8)
     assert np.array_equal(image_of(sample(webp=encode(second), png=encode(first)), "pillow"), first)
     with pytest.raises(DecodeError, match=r"no image among its members \['json', 'txt'\]"):

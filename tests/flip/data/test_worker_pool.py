@@ -1,4 +1,4 @@
-"""Loader processes: they outlive no main process, stop for no signal, and are missed when they die."""
+"""Tests loader processes: they end with the main process, survive signals, and report their failures."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ def assert_gone(family):
 
 
 @pytest.mark.long
-def test_nothing_is_left_after_sigkill_of_main(process):
+def test_workers_end_after_sigkill_of_main_process(process):
     child, family = process
     child.kill()
     child.wait()
@@ -85,10 +85,10 @@ def test_nothing_is_left_after_sigkill_of_main(process):
 
 
 @pytest.mark.long
-def test_nothing_is_left_where_workers_hang_in_a_read(folder, original, tmp_path):
+def test_workers_end_after_sigkill_of_main_process_during_hanging_read(folder, original, tmp_path):
     for shard in folder.glob("*.tar"):
         shard.unlink()
-        os.mkfifo(shard)  # opening it waits for ever
+        os.mkfifo(shard)  # opening a FIFO without a writer blocks
     shutil.copy(original.parent / "tokenizer.json", folder.parent)
     with running(folder, tmp_path / "main.py", take=0) as (child, family):
         time.sleep(1)
@@ -98,7 +98,7 @@ def test_nothing_is_left_where_workers_hang_in_a_read(folder, original, tmp_path
 
 
 @pytest.mark.long
-def test_signals_to_the_whole_group_do_not_disturb(process):
+def test_workers_ignore_signals_to_process_group(process):
     child, family = process
     for name in (signal.SIGTERM, signal.SIGUSR2):
         os.killpg(child.pid, name)
@@ -123,7 +123,7 @@ def test_exit_with_live_workers_does_not_hang(process):
 
 
 @pytest.mark.long
-def test_a_job_may_have_a_tmpdir_whose_path_is_too_long_for_a_socket(original, tmp_path):
+def test_workers_start_if_tmpdir_is_too_long_for_socket_path(original, tmp_path):
     place = tmp_path / ("job-" + "1" * 100)
     place.mkdir()
     with running(original, tmp_path / "main.py", TMPDIR=str(place)) as (child, family):
@@ -135,12 +135,12 @@ def test_a_job_may_have_a_tmpdir_whose_path_is_too_long_for_a_socket(original, t
 
 
 def mapped(pid):
-    """Shared memory of multiprocessing that a process has mapped: lines of its map."""
+    """Lines of the memory map of a process that belong to shared memory of multiprocessing."""
     return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pym-" in line]
 
 
 def test_shared_memory_has_no_name_and_is_freed_with_the_pool(original):
-    """So nothing of it outlives the processes, however they end."""
+    """Unnamed shared memory never outlives its processes, however they end."""
     source = loader(original, workers=2)
     batches = source.batches(0, BATCH, "0.5")
     next(batches)
@@ -151,7 +151,7 @@ def test_shared_memory_has_no_name_and_is_freed_with_the_pool(original):
     assert [slot() for slot in slots] == [None, None]
 
 
-def test_a_worker_that_dies_is_noticed(original):
+def test_killed_worker_raises_runtime_error_in_main_process(original):
     source = loader(original, workers=2)
     batches = source.batches(0, BATCH, "0.5")
     next(batches)
@@ -162,8 +162,8 @@ def test_a_worker_that_dies_is_noticed(original):
     source.close()
 
 
-def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
-    """What it had made before is used, then comes its error: not a broken pipe."""
+def test_failed_worker_delivers_finished_batches_before_its_error(original, folder):
+    """The main process gets the finished batches, then the error of the worker instead of a broken pipe."""
     manifest, order = Manifest.load(folder), SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     first, second, third = (set((order.batch(t * BATCH, BATCH)[0] // CHUNK).tolist()) for t in range(3))
     shard, start, _, _ = manifest.chunk_ranges(min(third - first - second))[0]
@@ -182,7 +182,7 @@ def test_a_worker_that_ended_while_we_computed_tells_why(original, folder):
 
 
 @pytest.mark.parametrize("kind", [FlipError, ConfigError, DataError, PermissionDenied, StorageError])
-def test_an_error_of_a_worker_is_of_its_kind_and_keeps_its_words(kind):
+def test_worker_error_retains_type_and_message(kind):
     sent = kind("what", "where", 3, "remedy")
     fields = {"cause": sent.cause, "what": sent.what, "where": sent.where, "value": sent.value, "remedy": sent.remedy}
     got = _error(json.loads(json.dumps(fields)))

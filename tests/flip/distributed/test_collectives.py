@@ -1,4 +1,4 @@
-"""Values that travel between ranks as JSON: exact, with errors, and never as pickles."""
+"""Tests the collectives that send values and errors between ranks as JSON, never as pickles."""
 
 import errno
 import math
@@ -36,7 +36,7 @@ EXACT = [
 
 
 @pytest.mark.parametrize("value", [*EXACT, math.inf, -math.inf], ids=repr)
-def test_a_value_arrives_as_it_was(value):
+def test_collectives_preserve_json_values_exactly(value):
     for found in (broadcast_json(value, None), *all_gather_json(value, None), run_on_first(lambda: value, None)):
         assert found == value and type(found) is type(value)
         if isinstance(value, float):
@@ -45,7 +45,7 @@ def test_a_value_arrives_as_it_was(value):
 
 
 @pytest.mark.parametrize("value", [b"bytes", {1, 2}, object(), ConfigError], ids=["bytes", "set", "object", "class"])
-def test_a_value_that_is_not_of_json_is_refused(value):
+def test_broadcast_json_rejects_values_outside_json(value):
     with pytest.raises(TypeError, match="not JSON serializable"):
         broadcast_json(value, None)
 
@@ -58,7 +58,7 @@ def test_a_value_that_is_not_of_json_is_refused(value):
         (ConfigError("a key"), "config", ConfigError),
     ],
 )
-def test_a_failure_of_a_rank_is_returned(error, cause, kind):
+def test_run_on_all_returns_failure_of_rank(error, cause, kind):
     def fail():
         raise error
 
@@ -67,13 +67,13 @@ def test_a_failure_of_a_rank_is_returned(error, cause, kind):
     assert run_on_all(lambda: None, None) is None
 
 
-def test_every_class_of_errors_travels():
+def test_error_table_covers_every_error_class():
     known = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, FlipError)}
     assert set(ERRORS.values()) == known
 
 
 class Narrower(ConfigError):
-    """An error class that is not in the table."""
+    """An error class that the table ERRORS lacks."""
 
 
 class Opaque:
@@ -89,7 +89,7 @@ def fails(error):
 
 
 def work(rank, group):
-    """What each rank sees. ``distributed.new_group`` and the like are torch's own."""
+    """Runs all collectives and returns the results that this rank sees."""
     seen = {}
     seen["first"] = broadcast_json({"rank": rank, "text": "x" * 70000} if rank == 0 else None, group)
     seen["all"] = all_gather_json(["y" * rank * 1000, rank / 3], group)
@@ -110,7 +110,7 @@ def work(rank, group):
 
 def rank_main(rank, folder, results):
     try:
-        distributed_c10d._unpickler = None  # whatever unpickles fails
+        distributed_c10d._unpickler = None  # any unpickling fails
         store = distributed.FileStore(f"{folder}/store", 2)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
         group = distributed.new_group(backend="gloo")
@@ -122,7 +122,7 @@ def rank_main(rank, folder, results):
 
 
 @pytest.mark.long
-def test_two_ranks(tmp_path):
+def test_collectives_agree_across_two_ranks_without_pickle(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=rank_main, args=(rank, tmp_path, results)) for rank in range(2)]

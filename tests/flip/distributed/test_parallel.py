@@ -1,4 +1,4 @@
-"""Real ranks over gloo: first weights, gradients and steps are those of one process, at every world size."""
+"""Tests with real gloo ranks that initial weights, gradients and steps match a single process at every world size."""
 
 import datetime
 import multiprocessing
@@ -41,7 +41,7 @@ def compute(**fields):
 
 
 def built(how, world, meta=True, radford=False, sharded=False):
-    """``sharded``: also if there is one rank."""
+    """Builds a CLIP model. ``sharded``: shards it even over a single rank."""
     with torch.device("meta" if meta else "cpu"):
         pair = clip.CLIPModel(sized("tiny", radford=radford), schema.Augment(), how.attention, how.recompute)
     if not meta:
@@ -55,12 +55,12 @@ def built(how, world, meta=True, radford=False, sharded=False):
 
 
 def trained(how, world, folder=None, radford=False, sharded=False):
-    """First weights and tables, gradients of the first global batch, losses and weights of some steps."""
+    """Trains some steps. Returns initial and final weights, buffers, losses, and gradients of the first batch."""
     pair = built(how, world, radford=radford, sharded=sharded)
     found = {f"first.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     found |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
     found["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
-    # A key's bias has no gradient but rounding, which a small eps would blow up into a full step.
+    # The gradient of a key bias is only rounding error, which a small eps would amplify to a full step.
     optimizer = optim.build(pair.named_parameters(), schema.Optim(eps=1e-4))
     for group in optimizer.param_groups:
         group["lr"] = RATE
@@ -80,7 +80,7 @@ def trained(how, world, folder=None, radford=False, sharded=False):
         losses.append(loss)
     found["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
     found["losses"] = torch.stack(losses)
-    with torch.no_grad(), parallel.autocast(how, world):  # an entry point of its own
+    with torch.no_grad(), parallel.autocast(how, world):  # a separate entry point
         found["encoded"] = pair.encode_image(inputs(B)[0].to(world.device))
     parallel.reshard(pair)
     found |= {f"weight.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
@@ -96,8 +96,10 @@ def bytes_of(parameter):
 
 
 def held(how, world, folder=None):
-    """Bytes that FSDP holds in addition to the shards of this rank: between micro-batches, and the most at any end of a
-    block."""
+    """Returns the bytes that FSDP holds in addition to the shards of this rank.
+
+    ``between``: between micro-batches. ``within``: the maximum at the end of the backward pass of any block.
+    """
     pair, seen, last = built(how, world), {"between": [], "within": []}, grad_cache._set_last_micro_batch
     units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
     parameters = [one for unit in units if unit for one in unit.fsdp_params]
@@ -121,8 +123,10 @@ def held(how, world, folder=None):
 
 
 def restored(how, world, folder):
-    """Saved by all ranks and loaded again: how many files each rank opened, whether all values are equal; damage fails
-    on all."""
+    """Saves on all ranks and loads again. Returns per rank: number of opened files, whether all values are equal.
+
+    Then damages the files and checks that loading fails on every rank.
+    """
     opened, read = [], CheckpointFiles.read
     pair = built(how, world)
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
@@ -152,7 +156,7 @@ def restored(how, world, folder):
 
 
 def rank_main(rank, world, port, cases, folder, results, work):
-    """No rank ever unpickles what another one sends: neither in our code nor in torch's below it."""
+    """Runs ``work`` for each case on this rank. Any unpickling of data from other ranks fails, in torch's code too."""
     try:
         distributed_c10d._unpickler = None
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -168,7 +172,7 @@ def rank_main(rank, world, port, cases, folder, results, work):
 
 
 def launch(world, cases, folder=None, work=trained):
-    """What rank 0 of so many real processes (this one, where it is one) finds, case by case."""
+    """Runs ``work`` in ``world`` processes (in this one if ``world`` is 1). Returns the result of rank 0 per case."""
     if world == 1:
         here = parallel.start(cases[0])
         found = [work(how, here) for how in cases]
@@ -197,7 +201,7 @@ def launch(world, cases, folder=None, work=trained):
 
 
 GPU_DEFAULTS = {"reshard": "no", "loss_tile": 4096}
-"""What the recipes' ``auto`` becomes on CUDA, with ``replicate``, the number of nodes."""
+"""Values to which ``auto`` resolves on CUDA. ``replicate`` resolves to the number of nodes."""
 
 CASES = {
     "fp32": compute(),
@@ -208,12 +212,12 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def at():
-    """world -> case -> what was found."""
+    """world -> case -> results."""
     return {world: dict(zip(CASES, launch(world, list(CASES.values())), strict=True)) for world in (1, 2, 3)}
 
 
 def farthest(one, other, kind):
-    """The largest difference in values of a kind, as a share of the largest number of its tensor; and where."""
+    """The largest difference in tensors of a kind, relative to the largest value of its tensor; and its name."""
     names = [name for name in other if name.startswith(kind)]
     return max(
         (float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1e-6)), name) for name in names
@@ -221,7 +225,7 @@ def farthest(one, other, kind):
 
 
 def distance(one, other, kind="gradient"):
-    """Of all values of a kind together, as a share of the other's norm."""
+    """The norm of the difference over all tensors of a kind, relative to the norm of ``other``."""
     names = [name for name in other if name.startswith(kind)]
     apart = sum(float((one[name] - other[name]).square().sum()) for name in names)
     return (apart / sum(float(other[name].square().sum()) for name in names)) ** 0.5
@@ -229,7 +233,7 @@ def distance(one, other, kind="gradient"):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_first_weights_are_the_same_bits_at_every_world_size(at, world, case):
+def test_initial_weights_are_bitwise_equal_at_every_world_size(at, world, case):
     alone = built(CASES[case], None, meta=False)
     clip.init_weights(alone, SEED)
     found = at[world][case]
@@ -240,7 +244,7 @@ def test_first_weights_are_the_same_bits_at_every_world_size(at, world, case):
     assert found["dtypes"].all()
 
 
-def test_a_rank_holds_its_part_alone(at):
+def test_rank_holds_only_its_shard_of_parameters(at):
     whole = int(at[1]["fp32"]["held"])
     for world in (2, 3):
         assert whole / world <= int(at[world]["fp32"]["held"]) < 1.02 * whole / world
@@ -248,8 +252,8 @@ def test_a_rank_holds_its_part_alone(at):
 
 @pytest.mark.parametrize("case", ["fp32", "accumulated"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_sharded_training_is_that_of_one_process(at, world, case):
-    """The same global batches. fp32 sums in another order: 2e-5 of a gradient, 1e-3 of a weight after three steps."""
+def test_sharded_training_matches_single_process(at, world, case):
+    """The global batches are equal. fp32 sums in another order: 2e-5 of a gradient, 1e-3 of a weight after 3 steps."""
     alone, found = at[1]["fp32"], at[world][case]
     assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
     assert farthest(found, alone, "gradient") < (2e-5, "")
@@ -257,8 +261,8 @@ def test_sharded_training_is_that_of_one_process(at, world, case):
     assert farthest(found, alone, "weight") < (1e-3, "")
 
 
-def test_recipe_clip_is_sharded_as_it_is_in_one_process():
-    """With the units of CUDA too: gloo sums in another order there, to the same tolerance."""
+def test_sharded_recipe_clip_matches_single_process():
+    """Covers the FSDP units of CUDA too. gloo sums in another order with them; the tolerance is the same."""
     cases, work = [CASES["fp32"], CASES["accumulated"], CASES["bf16"]], partial(trained, radford=True)
     of_cuda = [compute(device="cuda"), compute(device="cuda", accumulate=2)]
     (alone, *_, rounded) = launch(1, cases, work=work)
@@ -270,8 +274,8 @@ def test_recipe_clip_is_sharded_as_it_is_in_one_process():
     assert distance(bf16, alone) < 1.5 * distance(rounded, alone)
 
 
-def test_bf16_weights_are_bf16_arithmetic_over_fp32_weights(at):
-    """Sharded bf16 weights are as far from fp32 as one process under autocast is, and closer to each other."""
+def test_sharded_bf16_training_is_as_close_to_fp32_as_autocast(at):
+    """Sharded bf16 runs differ from fp32 as much as autocast does in one process, and less from each other."""
     exact, alone = at[1]["fp32"], at[1]["bf16"]
     rounding = distance(alone, exact)
     assert 1e-3 < rounding < 0.03
@@ -280,14 +284,14 @@ def test_bf16_weights_are_bf16_arithmetic_over_fp32_weights(at):
         assert distance(found, exact) < 1.5 * rounding
         assert torch.allclose(found["losses"], alone["losses"], rtol=0.02)
         assert ((found["encoded"] * alone["encoded"][: len(found["encoded"])]).sum(-1) > 0.999).all()
-        # The scale and the projections compute in fp32: no more off than under autocast.
+        # The scale and the projections compute in fp32: their error is no larger than under autocast.
         for name in ("gradient.logit_scale", "gradient.image.projection.weight", "gradient.text.projection.weight"):
             assert distance(found, exact, name) < max(2 * distance(alone, exact, name), 0.02), name
     assert distance(at[2]["bf16"], at[3]["bf16"]) < rounding
 
 
-def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
-    """Two copies over two ranks each, with the other defaults of GPUs; saved by four ranks, loaded by this one."""
+def test_replicated_shards_match_single_process_and_restore(at, tmp_path):
+    """Trains two replicas of two ranks with the defaults of GPUs. Four ranks save; this process loads."""
     (found,) = launch(4, [compute(replicate=2, **GPU_DEFAULTS)], tmp_path)
     alone = at[1]["fp32"]
     assert int(alone["held"]) / 2 <= int(found["held"]) < 1.02 * int(alone["held"]) / 2
@@ -313,7 +317,7 @@ def test_copies_of_the_weights_train_alike_and_are_saved_once(at, tmp_path):
         (4, {"replicate": 4}),
     ],
 )
-def test_defaults_of_gpus_train_as_one_process(at, world, fields):
+def test_gpu_defaults_match_single_process(at, world, fields):
     (found,) = launch(world, [compute(**GPU_DEFAULTS, **fields)])
     assert torch.allclose(found["norms"], at[1]["fp32"]["norms"], rtol=1e-3)
     assert farthest(found, at[1]["fp32"], "gradient") < (2e-5, "")
@@ -322,8 +326,8 @@ def test_defaults_of_gpus_train_as_one_process(at, world, fields):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("fields", [{}, {"accumulate": 3, "recompute": "selective", "reshard": "no"}])
-def test_sharding_over_one_rank_changes_no_bit(device, fields):
-    """fp32: in bf16 a single process has autocast, and a sharded model bf16 weights."""
+def test_sharding_over_single_rank_is_bitwise_equal(device, fields):
+    """Uses fp32: in bf16 a single process uses autocast, but a sharded model has bf16 weights."""
     how = compute(device=device, deterministic="yes" if device == "cuda" else "no", **fields)
     try:
         plain, sharded = (launch(1, [how], work=partial(trained, sharded=sharded))[0] for sharded in (False, True))
@@ -334,36 +338,37 @@ def test_sharding_over_one_rank_changes_no_bit(device, fields):
 
 
 @pytest.mark.parametrize("device, expected", [("cpu", []), ("cuda", [True])])
-def test_gradients_are_summed_in_a_group_of_their_own_on_cuda(device, expected):
+def test_separate_reductions_sets_own_group_on_cuda_only(device, expected):
     calls = []
     world, model = parallel.World(0, 2, torch.device(device), None, None), nn.Linear(1, 1)
-    parallel.separate_reductions(model, world)  # not sharded, or an older torch
+    parallel.separate_reductions(model, world)  # no effect: the model is not sharded, or torch is older
     model.set_separate_reduce_scatter_group = lambda: calls.append(True)
     parallel.separate_reductions(model, world)
     assert calls == expected and callable(FSDPModule.set_separate_reduce_scatter_group)
 
 
-def test_arithmetic_foretells_what_sharding_holds_between_micro_batches():
-    """The gradient and the weights of the whole model, whatever the number of ranks."""
+def test_device_memory_predicts_bytes_held_between_micro_batches():
+    """FSDP holds the gradient and the weights of the entire model between micro-batches, for any number of ranks."""
     cases = [compute(accumulate=n, precision=precision) for n in (2, 3) for precision in ("fp32", "bf16")]
     for how, found in zip(cases, launch(2, cases, work=held), strict=True):
         plan = costs.device_memory(sized("tiny"), how, how.accumulate, "0.5", 2)
         most = plan["gradients"] + plan["gathered"]
         between, within = (int(found[kind].sum()) for kind in ("between", "within"))
         assert 0.9 * most < between <= most, (found, plan)
-        assert within < 1.05 * most, (found, plan)  # the plan leaves out biases, and has activations besides
+        assert within < 1.05 * most, (found, plan)  # the plan omits biases, and counts activations separately
         assert found["between"].tolist() == [pytest.approx(plan["gathered"], rel=0.3), plan["gradients"]]
 
 
-def test_one_rank_alone_opens_all_files_for_their_headers(tmp_path):
-    """Once; then each opens its own for weights and for moments, the second the first's too, where the steps lie."""
+def test_restore_opens_all_headers_on_single_rank_only(tmp_path):
+    """Rank 0 opens both files once for their headers. Each rank then opens its own file for weights and for moments.
+    Rank 1 also opens the file of rank 0, which holds the step counts."""
     (found,) = launch(2, [compute()], tmp_path, work=restored)
     assert found["opened"].tolist() == [[2 + 1 + 1, 1], [1 + 2, 1]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [compute(compile="yes"), compute(compile="yes", recompute="selective")])
-def test_compiled_blocks_of_two_ranks_train_as_eager_ones_of_one(at, how):
+def test_compiled_blocks_on_two_ranks_match_eager_single_process(at, how):
     (found,) = launch(2, [how])
     alone = at[1]["fp32"]
     assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
@@ -373,9 +378,10 @@ def test_compiled_blocks_of_two_ranks_train_as_eager_ones_of_one(at, how):
 
 
 @pytest.mark.slow
-def test_every_shape_is_compiled():
-    """By itself torch compiles eight, the others run eagerly: a process started later would compute other bits."""
-    torch._dynamo.reset()  # other tests of this process may have compiled blocks of these shapes
+def test_compiled_block_compiles_every_sequence_length():
+    """By default torch compiles 8 shapes and runs further ones eagerly. A process that starts later would then compute
+    different bits."""
+    torch._dynamo.reset()  # other tests may have compiled blocks of these shapes in this process
     torch._dynamo.utils.counters.clear()
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
@@ -392,7 +398,7 @@ def test_every_shape_is_compiled():
     assert compiled >= 9 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
 
 
-def test_an_interface_that_the_user_chose_stays(monkeypatch):
+def test_stay_on_loopback_keeps_interface_set_by_user(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # restored after the test
     monkeypatch.delenv("NCCL_SOCKET_IFNAME")
@@ -403,7 +409,7 @@ def test_an_interface_that_the_user_chose_stays(monkeypatch):
 @pytest.mark.parametrize(
     "given", [{"LOCAL_WORLD_SIZE": "1"}, {}, {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}]
 )
-def test_several_hosts_and_torchrun_meet_at_the_address_that_they_are_given(given, monkeypatch):
+def test_open_store_is_none_for_several_hosts_and_torchrun(given, monkeypatch):
     for name in ("FLIP_STORE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
@@ -411,7 +417,7 @@ def test_several_hosts_and_torchrun_meet_at_the_address_that_they_are_given(give
     assert parallel.open_store(1, 2, datetime.timedelta(seconds=1)) is None
 
 
-def test_what_nobody_gives_a_value_is_found():
+def test_check_initialised_reports_unset_parameters_and_buffers():
     world = parallel.World(0, 1, torch.device("cpu"), None, None)
     with torch.device("meta"):
         pair = clip.CLIPModel(sized("tiny"), schema.Augment(), "sdpa")
@@ -431,14 +437,14 @@ def test_what_nobody_gives_a_value_is_found():
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_compiled_code_lies_where_nobody_else_can_write(tmp_path, monkeypatch, prepared):
-    """It is pickles and shared objects that torch loads: a folder that another user prepared is not used."""
+def test_compile_caches_use_private_folders(tmp_path, monkeypatch, prepared):
+    """Torch loads pickles and shared objects from these caches, so a folder that another user prepared is not used."""
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     for name in names:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    if prepared:  # a link does what another owner does, without being root
+    if prepared:  # a symlink has the same effect as another owner, and needs no root
         (tmp_path / "other").mkdir()
         (tmp_path / f"flip-compile-{os.geteuid()}").symlink_to(tmp_path / "other")
     parallel.set_compile_caches()

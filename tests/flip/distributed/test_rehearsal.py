@@ -1,5 +1,7 @@
-"""Large runs without their GPUs: traffic, memory and graphs of a step, which change only with a reason in the
-commit."""
+"""Tests traced steps of large runs, without GPUs: traffic, memory and graphs match the golden file.
+
+A commit that changes these numbers must give the reason.
+"""
 
 import json
 import os
@@ -15,7 +17,7 @@ from tests.flip.distributed.rehearsal import CASES, PARTS
 from tests.harness.common import ROOT
 
 GOLDEN = Path(__file__).with_name("rehearsal.json")
-"""Rewritten with FLIP_GOLDEN=write."""
+"""FLIP_GOLDEN=write updates this file."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def golden():
 EXPENSIVE = [str(CASES[3]), *(f"memory of {case}" for case in CASES[1:4])]
 EXPENSIVE += ["graphs of steps, accumulate 4, padding attend"]
 SLOWEST = [f"memory of {CASES[0]}"]
-"""These take 62 and 32 s of processor time, all others together 42 s."""
+"""EXPENSIVE and SLOWEST take 62 and 32 s of processor time, all other parts together 42 s."""
 
 
 @pytest.mark.parametrize("parts", [
@@ -34,8 +36,8 @@ SLOWEST = [f"memory of {CASES[0]}"]
     pytest.param(EXPENSIVE, marks=pytest.mark.long, id="expensive"),
     pytest.param(SLOWEST, marks=pytest.mark.slow, id="slowest"),
 ])  # fmt: skip
-def test_steps_of_large_runs(golden, parts):
-    """Traced again: all collectives, peaks of memory, kernels and graphs are those of the file."""
+def test_rehearsal_of_large_runs_matches_golden_file(golden, parts):
+    """Traces the steps again and compares collectives, memory peaks, kernels and graphs with the file."""
     command = [sys.executable, "-m", "tests.flip.distributed.rehearsal", *parts]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -47,12 +49,12 @@ def test_steps_of_large_runs(golden, parts):
     assert seen == {name: golden[name] for name in parts}
 
 
-def test_every_part_has_its_numbers(golden):
+def test_golden_file_lists_every_part(golden):
     assert list(golden) == list(PARTS)
 
 
-def test_limits_of_traffic(golden):
-    """H/14: 59 units of weights, 58 of them in bf16, are gathered once per step, and the texts."""
+def test_golden_traffic_stays_within_limits(golden):
+    """For H/14 a step gathers 59 units of weights once, 58 of them in bf16, and the text features."""
     accumulating, nodes = (golden[str(case)]["collectives"] for case in CASES[:2])
     assert accumulating["gathers of 8"][0] <= 60
     between = {kind: gigabytes for kind, (_, gigabytes) in nodes.items() if not kind.endswith(" of 8")}
@@ -62,23 +64,23 @@ def test_limits_of_traffic(golden):
     assert golden["loss of 128 pairs on 512 ranks, tile 65536"] <= 120
 
 
-def test_auto_means_a_copy_per_node_and_no_resharding(golden):
+def test_auto_resolves_to_replica_per_node_without_resharding(golden):
     resolved = [(golden[str(case)]["replicate"], golden[str(case)]["reshard"]) for case in CASES]
     assert resolved == [(max(1, case.ranks // 8), "yes" if case.reshard == "yes" else "no") for case in CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_planned_memory_is_near_that_of_an_independent_tracker(golden, case):
+def test_planned_memory_matches_traced_peak(golden, case):
     config, seen = case.config(), golden[f"memory of {case}"]
     plan = costs.stage_memory(config, config.stages[0])
     assert plan["total"] / 1e9 == pytest.approx(seen["passes"], rel=0.06)
-    # AdamW's step needs no more than weights, moments and gradients, for which ``device_memory`` has room.
+    # The AdamW step needs only weights, moments and gradients, which ``device_memory`` includes.
     held = (plan["weights"] + plan["moments"]) / 3 * 4
     assert seen["optimiser"] <= 1.02 * (held + plan["batch"]) / 1e9
 
 
-def test_a_stage_compiles_in_its_first_step_alone(golden):
-    """Six steps, the last three unmasked: other shapes of images. A graph break would have failed."""
+def test_stage_compiles_graphs_in_its_first_step_only(golden):
+    """Six steps; the last three are unmasked, so their images have other shapes. A graph break would fail the trace."""
     for name, graphs in golden.items():
         if name.startswith("graphs"):
             assert (

@@ -1,5 +1,4 @@
-"""Signals set a flag and none is lost while helpers start; the end of the parent pipe is a stop; a hang ends the
-process."""
+"""Tests how training stops: signals, the supervisor pipe, cancels, agreement of ranks, hangs, and lost ranks."""
 
 import os
 import signal
@@ -29,14 +28,14 @@ def run(body, **options):
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_a_signal_sets_the_flag_and_nothing_else(name):
+def test_stop_flag_records_first_signal_and_process_continues(name):
     done = run(f"os.kill(os.getpid(), signal.{name})\nos.kill(os.getpid(), signal.SIGTERM)")
     assert (done.returncode, done.stdout.strip()) == (0, f"signal {name}")
 
 
 @pytest.mark.parametrize("leash", [False, True])
-def test_a_signal_while_the_fork_server_starts_is_not_lost_and_does_not_reach_it(leash):
-    """The leash's thread is there in production: the kernel may hand a signal to it."""
+def test_forkserver_start_loses_no_signal_and_server_ignores_signals(leash):
+    """In production the leash has its own thread, to which the kernel may deliver a signal."""
     body = (
         "import threading, time, multiprocessing\n"
         "from multiprocessing import forkserver\n"
@@ -59,7 +58,7 @@ def test_a_signal_while_the_fork_server_starts_is_not_lost_and_does_not_reach_it
     assert (done.returncode, done.stdout.strip() in ("signal SIGTERM", "signal SIGUSR2")) == (0, True), done.stderr
 
 
-def test_the_end_of_the_supervisor_is_a_stop():
+def test_stop_flag_is_set_when_supervisor_pipe_closes():
     reader, writer = os.pipe()
     body = "import time\nfor _ in range(200):\n    time.sleep(0.05)\n    if flag: break"
     child = subprocess.Popen(
@@ -82,7 +81,7 @@ def watched(tmp_path):
     return run, flag, is_set, watcher
 
 
-def test_a_cancel_before_the_start_is_seen_at_the_start(tmp_path):
+def test_run_watcher_sees_earlier_cancel_at_start(tmp_path):
     run, flag, _, watcher = watched(tmp_path)
     run.cancel.touch()
     watcher.start()
@@ -91,7 +90,7 @@ def test_a_cancel_before_the_start_is_seen_at_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["cancelled", "superseded by a newer attempt"])
-def test_a_cancel_or_a_newer_attempt_is_seen_later(tmp_path, what):
+def test_run_watcher_sees_later_cancel_or_newer_attempt(tmp_path, what):
     run, flag, is_set, watcher = watched(tmp_path)
     watcher.start()
     assert not flag
@@ -102,8 +101,8 @@ def test_a_cancel_or_a_newer_attempt_is_seen_later(tmp_path, what):
     assert is_set.wait(60) and flag.reason == what
 
 
-def test_a_file_system_that_fails_is_asked_again(tmp_path, caplog):
-    """ENOTDIR stands for an outage: the folder of attempts is away for a while and comes back."""
+def test_run_watcher_retries_after_file_system_error(tmp_path, caplog):
+    """ENOTDIR simulates an outage: the folder of attempts disappears for a while and returns."""
     run, flag, is_set, watcher = watched(tmp_path)
     os.rename(run.attempts, run.path / "away")
     run.attempts.touch()
@@ -131,7 +130,7 @@ sys.stdin.read()
 
 
 def lines_of_two_ranks(script, store):
-    """The line that each rank prints. No rank ends before both have printed."""
+    """Returns the line that each rank prints. No rank ends before both have printed."""
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script, store, str(rank)],
@@ -146,8 +145,8 @@ def lines_of_two_ranks(script, store):
 
 
 @pytest.mark.long
-def test_all_ranks_know_at_once_or_at_the_next_call(tmp_path):
-    """``now``: a stop between two sets of an evaluation must not wait for the set after."""
+def test_coordinated_stop_reaches_all_ranks_now_or_at_next_poll(tmp_path):
+    """``poll_blocking`` answers at once: a stop between two evaluation sets must not wait for the next set."""
     expected = "[False, True, True, False, False, False, True]"
     assert lines_of_two_ranks(AGREED, tmp_path / "store") == [expected] * 2
 
@@ -178,8 +177,8 @@ sys.stdin.read()
 
 
 @pytest.mark.long
-def test_requests_travel_with_the_loss_and_a_save_happens_once(tmp_path):
-    """Rank 0 requests a save in steps 1 and 2, rank 1 a stop from step 3 on; both are read two steps later."""
+def test_coordinated_stop_sends_requests_with_loss_and_saves_once(tmp_path):
+    """Rank 0 requests a save in steps 1 and 2, rank 1 a stop from step 3 on. Ranks read a request two steps later."""
     agreed = "['none', 'none', 'none', 'save', 'none', 'stop'] True"
     assert lines_of_two_ranks(WITH_LOSS, tmp_path / "store") == [agreed] * 2
 
@@ -202,20 +201,20 @@ def run_watched(seconds, end, times=1.0):
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
 
 
-def test_no_beat_is_the_end():
+def test_watchdog_ends_process_without_heartbeats():
     ended = run_watched(0.5, "waits_for_nobody()")
     assert ended.returncode == HANG == 71
     assert ended.stdout.startswith("hang no progress for ") and "a step from S = 7" in ended.stdout
     assert "in waits_for_nobody" in ended.stderr
 
 
-def test_a_cause_that_cannot_be_told_holds_nobody_up():
+def test_watchdog_ends_process_if_its_callback_fails():
     ended = run_watched(0.5, "dog._on_end = None; waits_for_nobody()")
     assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
 
 
 @pytest.mark.long
-def test_who_moves_or_is_allowed_to_take_long_lives_on():
+def test_watchdog_spares_process_if_closed_disabled_or_given_longer_limit():
     assert run_watched(0.5, "dog.close(); time.sleep(1.5); sys.exit(3)").returncode == 3
     assert run_watched(0.5, "time.sleep(1.5); sys.exit(3)", times=60).returncode == 3
     assert run_watched(0, "time.sleep(1.5); sys.exit(3)").returncode == 3
@@ -256,7 +255,7 @@ def watched_ranks(tmp_path):
 
 
 @pytest.mark.long
-def test_the_loss_of_a_rank_ends_all_whatever_they_wait_for(watched_ranks):
+def test_peer_watcher_ends_all_ranks_if_a_rank_dies(watched_ranks):
     watched_ranks[2].kill()
     ends = {n: (rank.communicate(timeout=100)[0], rank.returncode) for n, rank in enumerate(watched_ranks) if n != 2}
     assert {code for _, code in ends.values()} == {CAUSES["peer_lost"]} == {70}
@@ -265,7 +264,7 @@ def test_the_loss_of_a_rank_ends_all_whatever_they_wait_for(watched_ranks):
 
 
 @pytest.mark.long
-def test_a_rank_that_ends_as_agreed_is_not_lost(watched_ranks):
+def test_peer_watcher_ignores_ranks_that_close(watched_ranks):
     for rank in reversed(watched_ranks):
         assert rank.poll() is None
         rank.stdin.write("close\n")

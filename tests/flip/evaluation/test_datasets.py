@@ -1,4 +1,4 @@
-"""Finding data sets in all formats: images and labels in order, and the errors for missing ones."""
+"""Tests how evaluation data sets of all formats are located and read, and the errors for missing data sets."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def images(folder, names):
 
 
 def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg", metadata=None):
-    """The layout of CLIP_benchmark's wds_* sets. ``metadata``: of image i."""
+    """Writes a data set in the layout of CLIP_benchmark's wds_* sets. ``metadata(i)`` gives the metadata of image i."""
     (folder / split).mkdir(parents=True)
     (folder / split / "nshards.txt").write_text(f"{shards}\n")
     for shard in range(shards):
@@ -50,7 +50,7 @@ def samples(place):
     return [sample for _, sample in opened.samples(range(opened.count))]
 
 
-def test_the_layout_of_clip_benchmark(tmp_path, cache):
+def test_resolve_dataset_reads_clip_benchmark_layout(tmp_path, cache):
     wds(tmp_path / "wds_fgvc_aircraft")
     found = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path))
     assert (found.task, [label_of(one) for one in samples(found.location)]) == ("zeroshot", [i % 3 for i in range(10)])
@@ -60,7 +60,7 @@ def test_the_layout_of_clip_benchmark(tmp_path, cache):
     (made,) = (cache / "manifests").iterdir()
     before = made.stat().st_mtime_ns
     assert datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == found.location
-    assert made.stat().st_mtime_ns == before  # indexed once
+    assert made.stat().st_mtime_ns == before  # the second call does not index again
     wds(tmp_path / "wds_fgvc_aircraft", "train", 6)
     probe = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft", "probe"), str(tmp_path))
     assert (probe.location, probe.train.open().count, probe.prompts) == (found.location, 6, None)
@@ -73,8 +73,8 @@ def test_the_layout_of_clip_benchmark(tmp_path, cache):
     )
 
 
-def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_path):
-    """The layout of timm's imagenet-1k-wds; training images do not belong to the test split."""
+def test_locate_split_selects_shards_by_split_in_file_name(tmp_path):
+    """In the layout of timm's imagenet-1k-wds, all splits share a folder. The test split has no training images."""
     wds(tmp_path / "made", count=5, shards=1), wds(tmp_path / "made", "train", count=6)
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -88,8 +88,8 @@ def test_shards_beside_each_other_are_of_the_split_that_their_names_tell(tmp_pat
     assert datasets.locate_split(str(flat)).open().count == 6 and datasets.locate_split(str(flat), "train") is None
 
 
-def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache, monkeypatch):
-    """The second process finds the manifest of the first one."""
+def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, monkeypatch):
+    """The first process has finished its manifest when the second process starts to write."""
     place, whole = wds(tmp_path / "set"), datasets.index
 
     def slow(keys, out):
@@ -102,7 +102,7 @@ def test_evaluations_beside_each_other_index_a_set_once_for_all(tmp_path, cache,
     assert [str(one) for one in (cache / "manifests").iterdir()] == [found.manifest] and found.open().count == 10
 
 
-def test_folders_of_images(tmp_path):
+def test_resolve_dataset_labels_images_by_class_folder(tmp_path):
     images(tmp_path / "imagenet1k" / "val", ["b/b.JPEG", "b/a.png", "a/c.jpg", "c/d.webp", "a/notes.txt"])
     with pytest.raises(ConfigError, match="folders match no class name: a .*, b .*, c .*1000"):
         datasets.resolve_dataset(DatasetRequest("imagenet1k", templates="80"), str(tmp_path))
@@ -127,7 +127,7 @@ def test_folders_of_images(tmp_path):
 
 
 def named(tmp_path, folders, names):
-    """A folder of one image per class, and the file of class names."""
+    """Writes a folder with one image per class and a file of class names. Returns the request for both."""
     images(tmp_path / "set", [f"{folder}/x.png" for folder in folders])
     (tmp_path / "names.json").write_text(json.dumps({"names": names, "templates": ["a photo of a {}"]}))
     return DatasetRequest("set", path=str(tmp_path / "set"), templates=str(tmp_path / "names.json"))
@@ -141,7 +141,7 @@ def named(tmp_path, folders, names):
         (["0", "1", "2", "10"], ["2", "10", "0", "1"]),
     ],
 )
-def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, names):
+def test_class_folders_match_class_names_despite_other_order_and_spelling(tmp_path, folders, names):
     found = datasets.resolve_dataset(named(tmp_path, folders, names), "")
     letters = [name.lower().replace(" ", "") for name in names]
     expected = {folder: letters.index(re.sub("[ _-]", "", folder.lower())) for folder in folders}
@@ -163,13 +163,13 @@ def test_folders_that_are_class_names_are_matched_by_name(tmp_path, folders, nam
         (["n01440764", "n01443537"], ["tench"], "not as many class names.*2 folders, 1 names"),
     ],
 )
-def test_folders_that_match_no_class_name_are_refused(tmp_path, folders, names, message):
+def test_class_folders_without_matching_class_names_are_rejected(tmp_path, folders, names, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
         datasets.resolve_dataset(named(tmp_path, folders, names), "")
 
 
 @pytest.mark.parametrize("folders", [["n01440764", "n01443537", "n01484850"], ["0", "7", "10"]])
-def test_numbers_and_wnids_go_by_order_and_a_note_says_so(tmp_path, folders, caplog):
+def test_numeric_and_wnid_folders_are_matched_by_order_with_note(tmp_path, folders, caplog):
     caplog.set_level("INFO")
     found = datasets.resolve_dataset(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
     assert [(file.key.split("/")[-2], file.label) for file in found.location.files] == list(
@@ -179,7 +179,7 @@ def test_numbers_and_wnids_go_by_order_and_a_note_says_so(tmp_path, folders, cap
     assert found.note in caplog.text
 
 
-def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
+def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
     expected = [(f"{i}.jpg", [f"first of {i}", f"second of {i}, with a comma"]) for i in range(4)]
     flickr, coco, kaggle = tmp_path / "flickr30k", tmp_path / "coco", tmp_path / "kaggle"
     images(flickr / "flickr30k-images", [name for name, _ in expected])
@@ -224,8 +224,8 @@ def test_captions_as_karpathy_coco_and_tables_have_them(tmp_path):
         ('caption,image,more\n"one, two",a.png,3\n', ["one, two"]),
     ],
 )
-def test_tables_of_captions(tmp_path, text, captions):
-    """Quoted as by spreadsheets, or not quoted as in CLIP_benchmark, which splits a line at its first comma only."""
+def test_caption_tables_are_read_with_and_without_quotes(tmp_path, text, captions):
+    """Spreadsheets quote captions. CLIP_benchmark does not, and splits a line at its first comma only."""
     images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(text.encode())
     (one,) = datasets.locate_split(str(tmp_path)).files
@@ -233,13 +233,13 @@ def test_tables_of_captions(tmp_path, text, captions):
 
 
 @pytest.mark.parametrize("text", ["image,caption\na.png,one, two\nno comma\n", "name,caption\na.png,b\n", "image\na\n"])
-def test_tables_that_are_none(tmp_path, text):
+def test_invalid_caption_table_is_rejected(tmp_path, text):
     (tmp_path / "captions.csv").write_text(text)
     with pytest.raises(DataError, match="is no list of images"):
         datasets.locate_split(str(tmp_path))
 
 
-def test_captions_hold_any_letter(tmp_path):
+def test_jsonl_captions_may_contain_unicode_line_separator(tmp_path):
     images(tmp_path, ["a.png"])
     lines = [{"image": "a.png", "captions": ["one\u2028line"]}, {"image": "a.png", "captions": ["b"]}]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -247,7 +247,7 @@ def test_captions_hold_any_letter(tmp_path):
     assert [file.captions for file in datasets.locate_split(str(tmp_path)).files] == [("one\u2028line",), ("b",)]
 
 
-def test_coco_as_it_is_unpacked(tmp_path):
+def test_resolve_dataset_reads_unpacked_coco_folder(tmp_path):
     images(tmp_path / "val2017", ["1.jpg", "2.jpg"]), images(tmp_path / "train2017", ["3.jpg"])
     (tmp_path / "annotations").mkdir()
     for split, numbers in (("val", (1, 2)), ("train", (3,))):
@@ -264,7 +264,7 @@ def test_coco_as_it_is_unpacked(tmp_path):
     assert [file.captions for file in datasets.locate_split(str(tmp_path), "train").files] == [("of 3",)]
 
 
-def test_lists(tmp_path):
+def test_resolve_dataset_reads_jsonl_list_and_rejects_invalid_list(tmp_path):
     images(tmp_path / "there", ["a.png", "b.png"])
     lines = [{"image": "there/b.png", "label": 1}, {"image": str(tmp_path / "there" / "a.png"), "label": 0}]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -286,7 +286,7 @@ def test_lists(tmp_path):
         datasets.locate_split(str(tmp_path / "mine.jsonl"))
 
 
-def test_what_is_missing_is_named_with_how_to_get_it(tmp_path):
+def test_resolve_dataset_error_explains_how_to_get_missing_set(tmp_path):
     with pytest.raises(ConfigError, match="imagenet1k is not here.*clip-benchmark/wds_imagenet1k.*NAME=PATH"):
         datasets.resolve_dataset(DatasetRequest("imagenet1k"), str(tmp_path))
     with pytest.raises(ConfigError, match="Known names: imagenet1k, "):
@@ -299,7 +299,7 @@ def test_what_is_missing_is_named_with_how_to_get_it(tmp_path):
         datasets.resolve_dataset(DatasetRequest("pets", "probe"), str(tmp_path))
 
 
-def test_words_of_a_set():
+def test_dataset_request_parse_accepts_task_name_and_path():
     assert DatasetRequest.parse("imagenet1k") == DatasetRequest("imagenet1k")
     assert DatasetRequest.parse("probe:x=/a=b:c") == DatasetRequest("x", "probe", "/a=b:c")
     for text in ("", "=/x", "nothing:x", "a b", "../x"):
@@ -307,7 +307,7 @@ def test_words_of_a_set():
             DatasetRequest.parse(text)
 
 
-def test_every_entry_can_be_understood():
+def test_dataset_entries_have_only_known_tasks_and_fields():
     for name, entry in datasets.entries().items():
         assert entry["task"] in datasets.COLUMNS and entry["get"], name
         assert set(entry) <= {"task", "count", "folders", "words", "templates", "get", "metric", "group", "note"}, name
@@ -315,7 +315,7 @@ def test_every_entry_can_be_understood():
 
 
 @pytest.mark.parametrize("templates", [7, 80])
-def test_names_and_templates_of_imagenet(templates):
+def test_imagenet_prompts_match_open_clip_templates(templates):
     found = prompts.imagenet_prompts(templates)
     assert (len(found.names), len(set(found.names)), len(found.templates)) == (1000, 998, templates)
     source = {7: zero_shot_metadata.SIMPLE_IMAGENET_TEMPLATES, 80: zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES}
@@ -324,14 +324,14 @@ def test_names_and_templates_of_imagenet(templates):
         prompts.imagenet_prompts(81)
 
 
-def test_an_image_is_not_read_before_it_is_needed(tmp_path):
+def test_locate_split_does_not_read_images(tmp_path):
     buffer = io.BytesIO(b"no image")
     images(tmp_path / "set", ["0/a.png"])
     (tmp_path / "set" / "0" / "b.png").write_bytes(buffer.getvalue())
     assert len(datasets.locate_split(str(tmp_path / "set")).files) == 2
 
 
-def test_names_and_templates_as_a_file_for_training(tmp_path, capsys):
+def test_prompts_command_writes_names_and_templates(tmp_path, capsys):
     folder = wds(tmp_path / "wds_pets")
     assert prompts_command.main([str(folder), "--out", str(tmp_path / "pets.json")]) == 0
     assert prompts.read_prompts(str(tmp_path / "pets.json")) == prompts.read_folder(folder)

@@ -1,4 +1,4 @@
-"""OpenClipEncoder: the features of open_clip and the accuracies of clip_benchmark."""
+"""Tests that OpenClipEncoder computes the features of open_clip and rejects damaged or hostile folders."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ MODEL = {
 
 
 def make_folder(folder):
-    """A small model with random weights and the usual tokenizer of open_clip, which needs nothing else."""
+    """Writes a small model with random weights. open_clip's default tokenizer needs no further files."""
     folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODEL, "preprocess_cfg": {}}))
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 @torch.no_grad()
-def test_features_are_open_clips(folder):
+def test_open_clip_encoder_features_match_open_clip(folder):
     ours = encoders.OpenClipEncoder(str(folder))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
@@ -61,7 +61,7 @@ def test_features_are_open_clips(folder):
     assert ours.width == 24
 
 
-def test_on_a_data_set(folder, data):
+def test_open_clip_encoder_scores_data_set_in_fp32_and_bf16(folder, data):
     item = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
     (found,) = Evaluator(encoders.OpenClipEncoder(str(folder)), 16).score(item)
     assert (found["n"], found["classes"], found["view"], found["precision"]) == (50, 7, "open_clip", "fp32")
@@ -69,14 +69,14 @@ def test_on_a_data_set(folder, data):
     assert other["precision"] == "bf16"
 
 
-def test_bf16_is_bf16_and_fp32_is_the_default(folder):
+def test_open_clip_encoder_in_bf16_differs_from_default_precision(folder):
     exact, rounded = (encoders.OpenClipEncoder(str(folder), **more) for more in ({}, {"precision": "bf16"}))
     texts = ["a red square", "a blue stripe"]
     difference = (exact.text(texts) - rounded.text(texts)).abs().max()
     assert 1e-5 < difference < 0.1
 
 
-def test_what_is_no_folder_of_open_clip(folder, tmp_path):
+def test_open_clip_encoder_rejects_incomplete_or_invalid_folder(folder, tmp_path):
     with pytest.raises(ConfigError, match="open_clip_config.json is missing"):
         encoders.OpenClipEncoder(str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}, "nonsense": 1}}')
@@ -86,7 +86,7 @@ def test_what_is_no_folder_of_open_clip(folder, tmp_path):
     assert open_clip_folder.verified_digest(str(folder)) != open_clip_folder.verified_digest(str(tmp_path))
 
 
-def test_truncated_weights_are_data_that_no_retry_mends(folder, tmp_path):
+def test_truncated_open_clip_weights_raise_data_error(folder, tmp_path):
     theirs = shutil.copytree(folder, tmp_path / "theirs")
     weights = theirs / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -95,8 +95,8 @@ def test_truncated_weights_are_data_that_no_retry_mends(folder, tmp_path):
             check(str(theirs))
 
 
-def test_files_beside_checksums_are_verified(folder, tmp_path):
-    """An exported folder has sizes and SHA-256 of its files; two files may be edited."""
+def test_open_clip_folder_verify_allows_edited_config_but_not_weights(folder, tmp_path):
+    """An exported folder records the sizes and SHA-256 of its files. Two files may be edited."""
     theirs = shutil.copytree(folder, tmp_path / "theirs")
     open_clip_folder.verify(str(theirs))
     (theirs / "README.md").write_text("a card")
@@ -145,19 +145,19 @@ def evil(folder, tmp_path, monkeypatch):
     return make, place
 
 
-def test_no_code_of_a_folder_is_run(evil):
+def test_open_clip_encoder_runs_no_code_from_folder(evil):
     make, place = evil
     with pytest.raises(ConfigError, match="tokenizer_kwargs: an argument that is not allowed"):
         encoders.OpenClipEncoder(make(tokenizer_kwargs={"trust_remote_code": True}))
-    with contextlib.suppress(ConfigError):  # or a plain tokenizer is made of the file
+    with contextlib.suppress(ConfigError):  # either an error or a plain tokenizer is correct
         encoders.OpenClipEncoder(make())
     assert not place.exists()
-    with contextlib.suppress(Exception):  # what open_clip alone would do with the first one
+    with contextlib.suppress(Exception):  # open_clip alone runs the code of the first folder
         open_clip.get_tokenizer(f"local-dir:{make(tokenizer_kwargs={'trust_remote_code': True})}")
     assert place.exists(), "the folder is not what this test believes"
 
 
-def test_no_encoder_is_fetched_by_its_name(evil):
+def test_open_clip_encoder_rejects_text_encoder_from_hub(evil):
     make, _ = evil
     with pytest.raises(ConfigError, match="names an encoder of a hub"):
         encoders.OpenClipEncoder(make(hf_model_name="user/model"))

@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn's, on the same features."""
+"""Tests the linear probe against scikit-learn's logistic regression on the same features."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ from tests.synthetic import make_dataset
 
 
 def clouds(count, classes=6, width=16, seed=0, noise=0.5):
-    """Features of norm 1 around a centre per class, with overlap, and their classes."""
+    """Features of norm 1 around one centre per class, with overlap, and their labels."""
     centres = normalize(torch.randn(classes, width, generator=torch.Generator().manual_seed(99)), dim=1)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
@@ -28,13 +28,13 @@ def clouds(count, classes=6, width=16, seed=0, noise=0.5):
 
 
 @pytest.mark.parametrize("cost", [0.1, 3.0, 300.0])
-def test_scikit_learn_finds_the_same(cost, monkeypatch):
-    monkeypatch.setattr(probing, "TILE", 150)  # a fit is over several tiles
+def test_probe_matches_scikit_learn_logistic_regression(cost, monkeypatch):
+    monkeypatch.setattr(probing, "TILE", 150)  # a fit spans several tiles
     train, test = clouds(400), clouds(500, seed=1)
     theirs = LogisticRegression(C=cost, solver="lbfgs", tol=1e-9, max_iter=5000)
     theirs.fit(train[0].double().numpy(), train[1].numpy())
     ours = fit(*train, 6, cost)
-    shift = theirs.intercept_.mean()  # the softmax does not see what all classes share
+    shift = theirs.intercept_.mean()  # softmax ignores an offset common to all classes
     assert np.allclose(ours.weight.numpy(), theirs.coef_, atol=2e-4 * np.abs(theirs.coef_).max())
     assert np.allclose(ours.bias.numpy() - ours.bias.numpy().mean(), theirs.intercept_ - shift, atol=2e-3)
     predicted = ours.scores(test[0]).argmax(dim=1).numpy()
@@ -46,7 +46,7 @@ def test_scikit_learn_finds_the_same(cost, monkeypatch):
 
 
 def narrow(count, seed, classes=6, width=32):
-    """Features like those of encoders: norm 1, a large common mean, and little spread in most directions."""
+    """Features with norm 1, a large common mean and little spread in most directions, as encoders give, and labels."""
     common, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
     mean, scales = torch.randn(width, generator=common), torch.logspace(0, -4, width)
     centres = 0.02 * scales * torch.randn(classes, width, generator=common)
@@ -57,7 +57,7 @@ def narrow(count, seed, classes=6, width=32):
 
 
 @pytest.mark.parametrize("cost", [1.0, 1e4])
-def test_a_fit_of_narrow_features_converges(cost):
+def test_fit_converges_on_features_with_little_spread(cost):
     train, test = narrow(1000, seed=0), narrow(600, seed=1)
     theirs = LogisticRegression(C=cost, solver="newton-cg", tol=1e-9, max_iter=1000)
     theirs.fit(train[0].double().numpy(), train[1].numpy())
@@ -72,7 +72,7 @@ def test_a_fit_of_narrow_features_converges(cost):
     assert (result["converged"], result["C"], "note" in result) == (True, cost, False)
 
 
-def test_a_fit_that_does_not_converge_and_a_choice_at_the_edge_are_noted(monkeypatch, caplog):
+def test_probe_notes_missing_convergence_and_cost_at_edge_of_range(monkeypatch, caplog):
     train, test = clouds(400), clouds(300, seed=1)
     monkeypatch.setattr(probing, "ITERATIONS", 2)
     found = probe(train, test, "synthetic", C=100.0)
@@ -88,15 +88,15 @@ def test_a_fit_that_does_not_converge_and_a_choice_at_the_edge_are_noted(monkeyp
     assert "note" not in probe(train, test, "synthetic", C=costs[0]), "C was given, not chosen"
 
 
-def test_the_cost_is_chosen_on_what_is_held_out():
+def test_choose_selects_cost_on_held_out_samples():
     features, labels = clouds(600, noise=1.5)
     chosen = choose(features, labels, 6)
-    assert chosen < max(probing.C_VALUES)  # a fit to such noise does not generalise
+    assert chosen < max(probing.C_VALUES)  # with such noise, the largest C overfits
     assert probe((features, labels), clouds(300, seed=1, noise=1.5), "x")["cost"] == chosen
     assert choose(features[:2], labels[:2], 6) == probing.C_VALUES[-2]
 
 
-def test_what_cannot_be_fitted():
+def test_probe_rejects_missing_training_classes_and_negative_labels():
     train, (features, labels) = clouds(50, classes=3), clouds(50)
     with pytest.raises(DataError, match=r"no training image.*\[3, 4, 5\]"):
         probe(train, (features, labels), "x")
@@ -104,7 +104,7 @@ def test_what_cannot_be_fitted():
         probe((features, labels - 1), (features, labels), "x")
 
 
-def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
+def test_probe_of_shards_reuses_and_repairs_cached_features(encoder, data, tmp_path, monkeypatch):
     other = make_dataset(tmp_path / "train", samples=80, shards=2, classes=7, seed=5)
     item = ResolvedDataset.from_config(EvaluationSet("squares", str(data), task="probe", train=str(other)))
     cache = FeatureCache(tmp_path / "cache", "model")
@@ -113,7 +113,7 @@ def test_of_shards_with_kept_features(encoder, data, tmp_path, monkeypatch):
     assert first["train"]["data"] != first["data"]
     assert len(list(cache.folder.iterdir())) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "image", None)  # not called again
+        patch.setattr(encoder, "image", None)  # features come from the cache
         (again,) = Evaluator(encoder, 16, cache=cache, C=1.0).score(item)
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     for path in cache.folder.iterdir():

@@ -1,4 +1,4 @@
-"""Masked inference and the ensemble of complementary masks (paper, Table 1d)."""
+"""Tests masked inference and the ensemble of complementary masks (paper, Table 1d)."""
 
 import numpy as np
 import pytest
@@ -14,13 +14,13 @@ IDS = np.array([3, 0, 41])
 
 
 @pytest.mark.parametrize("count, kept", [(64, 32), (64, 16), (64, 25), (9, 4), (10, 1)])
-def test_an_ensemble_shows_every_patch(count, kept):
+def test_ensemble_masks_cover_every_patch(count, kept):
     views = masks(IDS, count, kept, every=True)
     assert len(views) == -(-count // kept) and all(view.shape == (3, kept) for view in views)
     for row in range(3):
         seen = np.concatenate([view[row] for view in views])
         assert set(seen.tolist()) == set(range(count))
-        assert len(seen) - count < kept  # and twice only what the last one lacks
+        assert len(seen) - count < kept  # patches repeat only to fill the last view
         assert all((np.diff(view[row]) > 0).all() for view in views)
     assert np.array_equal(views[0], masking.visible_patches(0, 0, IDS, count, kept))
     assert np.array_equal(views[0], masks(IDS, count, kept, every=False)[0])
@@ -28,7 +28,7 @@ def test_an_ensemble_shows_every_patch(count, kept):
 
 @torch.no_grad()
 @pytest.mark.parametrize("mask", ["0.5", "0.75"])
-def test_features_of_masked_images(pair, data, mask):
+def test_encoder_uses_first_mask_and_ensemble_averages_all_masks(pair, data, mask):
     ids = torch.from_numpy(IDS)
     whole = encoder_of(pair, data)
     views = torch.from_numpy(np.stack([whole.view(picture(i)) for i in range(3)]))
@@ -45,11 +45,11 @@ def test_features_of_masked_images(pair, data, mask):
         one.view_id
         for one in (whole, encoder_of(pair, data, mask=mask), encoder_of(pair, data, mask=mask, ensemble=True))
     }
-    assert len(names) == 3  # cached features of one are not those of another
+    assert len(names) == 3  # each view has its own cached features
 
 
 @torch.no_grad()
-def test_no_mask_is_the_whole_image(pair, data):
+def test_encoder_uses_all_patches_for_mask_0_and_rejects_mask_of_all(pair, data):
     whole, none = encoder_of(pair, data), encoder_of(pair, data, mask="0", ensemble=True)
     views = torch.from_numpy(whole.view(picture(0))[None])
     assert torch.equal(whole.image(views, torch.tensor([0])), none.image(views, torch.tensor([0])))

@@ -1,4 +1,4 @@
-"""Metrics of data sets, against scikit-learn on the same answers, and WinoGAViL's by its definition."""
+"""Tests the metrics of data sets against scikit-learn on the same answers, and WinoGAViL's against its definition."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def answers():
     return Answers(labels, np.argsort(-scores, axis=1, kind="stable")[:, :5], groups), scores
 
 
-def test_metrics_equal_those_of_scikit_learn(answers):
+def test_metrics_match_scikit_learn(answers):
     (labels, nearest, groups), _ = answers
     best = nearest[:, 0]
     assert METRICS["mean_per_class"](answers[0]) == pytest.approx(balanced_accuracy_score(labels, best), abs=1e-12)
@@ -43,14 +43,14 @@ def test_metrics_equal_those_of_scikit_learn(answers):
     assert METRICS["worst_group"](answers[0]) == pytest.approx(min(by_group), abs=1e-12) and len(set(by_group)) == 4
 
 
-def test_top5_of_the_worst_group_equals_that_of_scikit_learn(answers):
+def test_worst_group_top5_matches_scikit_learn(answers):
     (labels, _, groups), scores = answers
     own = [groups == g for g in range(2, 6)]
     by_group = [top_k_accuracy_score(labels[rows], scores[rows], k=5, labels=range(CLASSES)) for rows in own]
     assert METRICS["worst_group_top5"](answers[0]) == pytest.approx(min(by_group), abs=1e-12)
 
 
-def test_nearest_classes_are_those_of_the_accuracy():
+def test_nearest_classes_agree_with_classify_accuracy():
     features, classes = (torch.nn.functional.normalize(torch.randn(n, 8), dim=1) for n in (50, CLASSES))
     labels = torch.arange(50) % CLASSES
     nearest = nearest_classes(features, classes, 5)[0].numpy()
@@ -64,7 +64,7 @@ def metadata(*values):
     return file.getvalue()
 
 
-def test_a_group_is_a_column_of_the_metadata():
+def test_label_and_group_reads_group_from_metadata_column():
     assert label_and_group(1, {"cls": b"3", "npy": metadata(5, 2, 9)}) == [3, 2]
     for sample in (
         {"cls": b"3"},
@@ -91,7 +91,7 @@ def winogavil(tmp_path):
     return tmp_path, rows
 
 
-def test_associations_are_scored_by_the_jaccard_index(winogavil):
+def test_associations_score_matches_jaccard_index(winogavil):
     folder, rows = winogavil
     files, instances = associations.read(str(folder))
     assert [associations.prompt(i.cue) for i in instances] == ["An owl", "A tree", "A sea"] and len(files) == 12
@@ -108,7 +108,7 @@ def test_associations_are_scored_by_the_jaccard_index(winogavil):
     assert result["all"] == pytest.approx(np.mean(expected))
 
 
-def test_an_instance_that_contradicts_itself_is_named(tmp_path):
+def test_associations_read_rejects_contradictory_or_missing_instances(tmp_path):
     (tmp_path / "associations.jsonl").write_text('{"cue": "a", "candidates": ["x"], "associations": ["y"]}\n')
     with pytest.raises(DataError, match="line 1"):
         associations.read(str(tmp_path))

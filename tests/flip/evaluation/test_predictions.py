@@ -1,4 +1,4 @@
-"""The prediction for each image: what the evaluator collects, and its file."""
+"""Tests the predictions per image that the evaluator collects, and their file."""
 
 import json
 
@@ -19,7 +19,7 @@ from tests.flip.evaluation.conftest import CONFIG
 
 
 @torch.no_grad()
-def test_predictions_are_those_that_were_counted(pair, data, tmp_path):
+def test_predictions_file_agrees_with_reported_accuracy(pair, data, tmp_path):
     evaluator = Evaluator(ModelEncoder(pair, Tokenizer(data / "tokenizer.json", 32, True), CONFIG.image), 8)
     item = EvaluationSet("synthetic", str(data), str(data / "classes.json"))
     (found,) = evaluator.score(ResolvedDataset.from_config(item))
@@ -35,17 +35,17 @@ def test_predictions_are_those_that_were_counted(pair, data, tmp_path):
     ]
 
 
-def test_lower_class_of_equal_scores_is_first():
+def test_nearest_classes_puts_lower_class_first_if_scores_are_equal():
     classes, scores = nearest_classes(torch.ones(3, 2), torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 5)
     assert classes.tolist() == [[1, 2, 0]] * 3 and scores.tolist() == [[1.0, 1.0, 0.0]] * 3
 
 
-def test_images_in_files_are_named_by_their_paths():
+def test_image_files_are_named_by_relative_paths():
     images = ImageFiles([File("/d/cat/1.png", 0), File("/d/dog/2.png", 1)], "/d")
     assert images.names([1, 0]) == ["dog/2.png", "cat/1.png"]
 
 
-def test_fifty_thousand_images_take_few_megabytes(tmp_path):
+def test_predictions_file_of_50000_images_is_below_7_megabytes(tmp_path):
     n = 50_000
     scores = np.random.default_rng(0).random((n, 5), np.float32)
     classes = np.full((n, 5), 999)
@@ -72,7 +72,7 @@ ROW = {"image": 0, "label": 1, "classes": [1, 0], "scores": [0.5, 0.25]}
         ([], ROW),
     ],
 )
-def test_an_invalid_file_is_refused(tmp_path, head, row):
+def test_predictions_read_rejects_invalid_file(tmp_path, head, row):
     path = tmp_path / "a.predictions.jsonl"
     path.write_text(f"{json.dumps(HEAD)}\n{json.dumps(ROW)}\n")
     assert predictions.read(path).images == [0]

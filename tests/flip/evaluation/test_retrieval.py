@@ -1,4 +1,4 @@
-"""Recall against clip_benchmark's own functions, on the same features."""
+"""Tests recall against clip_benchmark's functions on the same features."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.synthetic import encode, picture
 
 
 def drawn(images, captions, seed=0, noise=0.6):
-    """Features of images and, in mixed order, of ``captions[i]`` similar texts for image i."""
+    """Features of images, of ``captions[i]`` similar texts for image i in random order, and the image of each text."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.tensor(captions)
     owners = torch.arange(images).repeat_interleave(counts)
@@ -27,7 +27,7 @@ def drawn(images, captions, seed=0, noise=0.6):
 
 
 class Table:
-    """A model for clip_benchmark: features by number."""
+    """A model for clip_benchmark that looks features up by number."""
 
     def __init__(self, images, texts):
         self.images, self.texts = images, texts
@@ -53,7 +53,7 @@ def theirs(images, texts, owners, among=(1, 5, 10)):
 @pytest.mark.parametrize(
     "images, captions", [(60, [5] * 60), (50, [1] * 50), (33, [1 + i % 7 for i in range(33)])], ids=["5", "1", "mixed"]
 )
-def test_the_numbers_of_clip_benchmark(images, captions):
+def test_retrieve_matches_clip_benchmark_recall(images, captions):
     features = drawn(images, captions)
     ours, reference = retrieve(*features, "synthetic"), theirs(*features)
     for direction in ("image", "text"):
@@ -64,21 +64,21 @@ def test_the_numbers_of_clip_benchmark(images, captions):
     assert 0 < ours["text"]["correct1"] < ours["text"]["correct10"] and 0.1 < ours["image"]["top1"] < 0.95
 
 
-def test_more_than_a_tile():
+def test_retrieve_matches_clip_benchmark_recall_over_several_tiles():
     features = drawn(TILE + 10, [2] * (TILE + 10), seed=3, noise=0.3)
     ours, reference = retrieve(*features, "synthetic"), theirs(*features, among=(1, 5))
     assert ours["image"]["top5"] == pytest.approx(reference["image_retrieval_recall@5"], abs=1e-6)
     assert ours["text"]["top1"] == pytest.approx(reference["text_retrieval_recall@1"], abs=1e-6)
 
 
-def test_chance_and_equal_scores():
+def test_retrieve_breaks_ties_by_order_and_reports_chance():
     same = torch.ones(4, 2)
     found = retrieve(same, torch.ones(12, 2), torch.arange(4).repeat(3), "synthetic")
-    assert (found["image"]["correct1"], found["text"]["correct1"]) == (3, 1)  # those of the first image and caption
+    assert (found["image"]["correct1"], found["text"]["correct1"]) == (3, 1)  # only the first image and caption
     assert (found["image"]["chance"], found["text"]["chance"]) == (0.25, 0.25)
 
 
-def test_what_cannot_be_scored():
+def test_retrieve_rejects_image_without_caption_and_nan_features():
     images, texts, owners = drawn(5, [2] * 5)
     with pytest.raises(DataError, match="no caption.*found: 3"):
         retrieve(images, texts[owners != 3], owners[owners != 3], "synthetic")
@@ -86,8 +86,8 @@ def test_what_cannot_be_scored():
         retrieve(images, texts.index_fill(0, torch.tensor([2]), torch.nan), owners, "synthetic")
 
 
-def test_of_shards(pair, encoder, data):
-    """Every line of a caption file is a caption (two each), as retrieval sets have them."""
+def test_evaluator_scores_retrieval_from_shards_in_both_directions(pair, encoder, data):
+    """Each line of a caption file is a caption, as in retrieval sets: two per image."""
     found = Evaluator(encoder, 8).score(
         ResolvedDataset.from_config(EvaluationSet("pairs", str(data), task="retrieval"))
     )
@@ -96,7 +96,7 @@ def test_of_shards(pair, encoder, data):
     assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == Shards(data).digest
 
 
-def test_a_line_break_in_a_caption_of_a_file_makes_no_second_one(tmp_path):
+def test_image_files_do_not_split_caption_at_line_break(tmp_path):
     (tmp_path / "0.png").write_bytes(encode(picture(0)))
     files = ImageFiles([File(str(tmp_path / "0.png"), captions=("a dog\nruns", " a  cat"))], str(tmp_path))
     ((_, sample),) = files.samples(range(1))

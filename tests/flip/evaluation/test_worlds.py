@@ -1,4 +1,4 @@
-"""Real ranks under sharding: 1, 2 and 4 ranks get the same predictions for every image, task and view."""
+"""Tests that 1, 2 and 4 sharded ranks get the same predictions for every image, task and view."""
 
 import contextlib
 import gc
@@ -33,7 +33,7 @@ def empty():
 
 def rank_main(rank, world, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    # a world of two trains in bf16, and scores in fp32 all the same
+    # a world of two ranks trains in bf16 but scores in fp32
     precision = "bf16" if world == 2 else "fp32"
     compute = schema.Compute(device="cpu", precision=precision, attention="sdpa", threads=1)
     here = parallel.start(compute)
@@ -53,7 +53,7 @@ def rank_main(rank, world, port, folder, results):
         for item in sets if not looks else sets[:1]:
             found += evaluator.score(ResolvedDataset.from_config(item))
             parallel.reshard(pair)
-    if pair is not trained:  # an evaluation in training lets go of its copy
+    if pair is not trained:  # evaluation during training releases its fp32 copy
         copy = weakref.ref(parallel.in_fp32(trained, empty, here, compute))
         gc.collect()
         assert copy() is None
@@ -94,7 +94,7 @@ def run(world, folder):
         process.start()
     found = []
     while len(found) < world:
-        assert not any(process.exitcode for process in ranks)  # else the others wait for it
+        assert not any(process.exitcode for process in ranks)  # otherwise the other ranks wait for it forever
         with contextlib.suppress(queue.Empty):
             found.append(results.get(timeout=1))
     found.sort()
@@ -104,7 +104,7 @@ def run(world, folder):
     return found
 
 
-def test_worlds_find_the_same(folder):
+def test_evaluator_results_are_equal_for_1_2_and_4_ranks(folder):
     reports = [report for world in (1, 2, 4) for report in run(world, folder)]
     _, expected, errors = reports[0]
     for one in expected:
@@ -118,8 +118,7 @@ def test_worlds_find_the_same(folder):
         assert messages == errors
 
 
-def test_single_files_are_as_good_as_shards(pair, encoder, data, tmp_path):
-    """The same pictures in files: the same predictions."""
+def test_evaluator_predictions_are_equal_for_files_and_shards(pair, encoder, data, tmp_path):
     names = []
     for i in range(50):
         (tmp_path / f"{i:03}.png").write_bytes(encode(picture(i)))

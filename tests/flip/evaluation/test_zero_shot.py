@@ -1,4 +1,4 @@
-"""Zero-shot scores against a loop over the images and clip_benchmark's functions; ranks are in test_worlds.py."""
+"""Tests zero-shot scores of one rank against a loop over the images and against clip_benchmark's functions."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 
 
 def score(pair, folder, batch, manifest, classes, role="test"):
-    """The result of a zero-shot set."""
+    """The result of the evaluator on a zero-shot set."""
     encoder = ModelEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
     (found,) = Evaluator(encoder, batch).score(
         ResolvedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes))), role
@@ -36,7 +36,7 @@ def score(pair, folder, batch, manifest, classes, role="test"):
 
 
 @torch.no_grad()
-def test_counts_are_exact(pair, data):
+def test_zero_shot_counts_match_loop_over_images(pair, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     found = score(pair, data, 8, data, data / "classes.json", "validation")
     wording = json.loads((data / "classes.json").read_text())
@@ -52,7 +52,7 @@ def test_counts_are_exact(pair, data):
         for k in right:
             right[k] += i % 7 in ranking[:k]
     assert (found["n"], found["correct1"], found["correct5"]) == (50, right[1], right[5])
-    assert 0 < right[1] < right[5] < 50  # else the test could not tell
+    assert 0 < right[1] < right[5] < 50  # otherwise the comparison proves nothing
     assert (found["top1"], found["top5"], found["chance"]) == (right[1] / 50, right[5] / 50, 1 / 7)
     assert (found["name"], found["role"], found["data"]) == ("synthetic", "validation", Manifest.load(data).digest)
     assert found["interval"] == wilson(right[1], 50)
@@ -60,7 +60,7 @@ def test_counts_are_exact(pair, data):
 
 
 @torch.no_grad()
-def test_prompts_of_many_classes_in_chunks(pair, data):
+def test_class_embeddings_are_independent_of_batch_size(pair, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"red square {i}" for i in range(11)]
     encoder = ModelEncoder(pair, tokenizer, CONFIG.image)
@@ -70,7 +70,7 @@ def test_prompts_of_many_classes_in_chunks(pair, data):
     assert torch.allclose(whole.norm(dim=-1), torch.ones(11), atol=1e-6)
 
 
-def test_fewer_than_five_classes_and_a_label_without_a_name(pair, data, tmp_path):
+def test_zero_shot_accepts_2_classes_and_rejects_label_without_class_name(pair, data, tmp_path):
     (tmp_path / "few.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
     with pytest.raises(DataError, match="no class name"):
         score(pair, data, 8, data, tmp_path / "few.json")
@@ -79,8 +79,8 @@ def test_fewer_than_five_classes_and_a_label_without_a_name(pair, data, tmp_path
     assert (found["n"], found["top5"]) == (6, 1.0)
 
 
-def test_equal_scores_do_not_count_as_right(pair, data, tmp_path):
-    """Two classes of one name: the second is never first."""
+def test_zero_shot_ranks_lower_class_first_if_scores_are_equal(pair, data, tmp_path):
+    """Two classes share a name, so the second class never ranks first."""
     (tmp_path / "same.json").write_text(json.dumps({"names": ["same"] * 2, "templates": ["{}"]}))
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
         for i in range(10):
@@ -92,7 +92,7 @@ def test_equal_scores_do_not_count_as_right(pair, data, tmp_path):
     assert (found["correct1"], found["correct5"]) == (5, 10)
 
 
-def test_scores_that_are_no_numbers(data):
+def test_zero_shot_never_counts_nan_as_correct_and_raises_diverged(data):
     nan = float("nan")
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
     assert rank_of_target(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
@@ -104,7 +104,7 @@ def test_scores_that_are_no_numbers(data):
         score(sick, data, 8, data, data / "classes.json")
 
 
-def test_wilson():
+def test_wilson_interval_matches_reference_values():
     assert wilson(0, 0) == [0.0, 1.0]
     assert wilson(50, 100) == pytest.approx([0.40383, 0.59617], abs=1e-5)
     assert wilson(0, 10) == pytest.approx([0.0, 0.27753], abs=1e-5)
@@ -121,7 +121,7 @@ def test_wilson():
         ('{"names": ["a"], "templates": []}', "needs one"),
     ],
 )
-def test_class_files_that_are_none(tmp_path, text, problem):
+def test_read_prompts_rejects_invalid_file(tmp_path, text, problem):
     file = tmp_path / "classes.json"
     if text is not None:
         file.write_text(text)
@@ -129,15 +129,14 @@ def test_class_files_that_are_none(tmp_path, text, problem):
         prompts.read_prompts(str(file))
 
 
-def test_braces_in_a_name_mean_themselves():
+def test_fill_templates_leaves_braces_in_class_name_unchanged():
     assert prompts.fill_templates("a {0} b", ["see {}"]) == ["see a {0} b"]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("classes", [7, 40])
-def test_the_numbers_of_clip_benchmark(pair, data, classes, monkeypatch):
-    """The classifier and accuracy of clip_benchmark on the same features."""
-    # NumPy 2.4 does not take an array of one element for a number any more, which theirs relies on
+def test_zero_shot_matches_clip_benchmark_classifier_and_accuracy(pair, data, classes, monkeypatch):
+    # clip_benchmark converts an array of one element to a number, which NumPy 2.4 no longer allows
     monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"{COLOURS[c % 8]} {SHAPES[c // 8 % 4]} {c}" for c in range(classes)]

@@ -1,4 +1,4 @@
-"""Exported folders: open_clip and timm compute the same features, and flip.load returns the same weights."""
+"""Tests exported folders: open_clip and timm compute the same features, and flip.load returns the same weights."""
 
 import json
 import os
@@ -43,7 +43,7 @@ TEXTS = [
     "don't 3.5-inch", "\U0001f600 \u200b zero", "\u0130stanbul STRASSE", "nul \x00 bell \x07",
 ]  # fmt: skip
 FILES = odd_pictures(64)
-"""Pictures that are not square, transparent, of 16 bits, ...: name -> encoded."""
+"""name -> encoded picture: not square, transparent, 16 bits, ..."""
 BROKEN = ["caf\u00c3\u00a9", "\u201cquoted\u201d it\u2019s", "\uff21\uff22"]
 
 
@@ -58,7 +58,10 @@ def configured(recipe, tokenizer, size="tiny", *settings):
 
 @torch.no_grad()
 def randomised(config, seed=1):
-    """No bias is 0, no gain is 1, and the logit scale is above its limit: a wrong fold or a forgotten one shows."""
+    """A model in which no bias is 0, no gain is 1, and the logit scale exceeds its limit.
+
+    A wrong or missing step of the export then changes outputs.
+    """
     pair = clip.CLIPModel(config.model, config.augment, "sdpa")
     clip.init_weights(pair, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -76,13 +79,13 @@ def loaded_of(config, folder, seed=1):
 
 
 class Given:
-    """What both sides compute with: n pictures, twice as large as the model's, texts, names of up to n * n classes."""
+    """Inputs of both implementations: n pictures of twice the model's size, texts, names of up to n * n classes."""
 
     def __init__(self, config, texts, n):
         tower = config.model.image
         self.names = [f"{colour} {shape}" for colour in COLOURS[:n] for shape in SHAPES[:n]]
         self.texts, self.pictures = texts, np.stack([picture(i, 2 * tower.size) for i in range(n)])
-        small = tower.width <= 64  # large models see a few, to save time
+        small = tower.width <= 64  # large models get few files, to save time
         self.files = {name: FILES[name] for name in (FILES if small else ("square", "wide", "tall", "RGBA", "16 bit"))}
         view = EvaluationView.of(config)
         views = [view(one) for one in self.pictures]
@@ -92,7 +95,7 @@ class Given:
 
 
 def stock(folder, given, scratch):
-    """What open_clip_reference.py finds: in a process and a working directory of its own, without hub and network."""
+    """Runs open_clip_reference.py in its own process and working directory, without hub and network; its outputs."""
     for name, data in given.files.items():
         (scratch / name).write_bytes(data)
     files = [str(scratch / name) for name in given.files]
@@ -123,7 +126,7 @@ def scale_of(pair):
 
 @torch.no_grad()
 def same(loaded, given, found, raw=True):
-    """Outputs of the script equal those of our model. ``raw``: also features before normalisation."""
+    """Asserts that the outputs of the script equal those of our model. ``raw``: also features before normalisation."""
     pair = loaded.pair
     tokens, theirs = torch.from_numpy(loaded.tokenizer(given.texts)), found["tokens"]
     if loaded.config.model.text.causal:  # transformers pads with the end token
@@ -149,7 +152,10 @@ def same(loaded, given, found, raw=True):
 
 
 def files_are_as_promised(loaded, given, found, scratch, differences):
-    """Predictions of open_clip for files equal ours with recipe portable2; other exports list the differences."""
+    """Asserts that open_clip's predictions for files equal ours with preprocess resize_crop.
+
+    Other exports list the differences.
+    """
     ours = loaded.classify([scratch / name for name in given.files], given.names, TEMPLATES)
     gap = (found["file_scores"].softmax(-1) - ours).abs().amax(dim=1)
     differs = {name for name, value in zip(given.files, gap.tolist(), strict=True) if value > 1e-5}
@@ -169,7 +175,7 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
-#: A model of 400 million weights and more is written, read and run twice.
+#: Models of 140 million weights and more are written, read and run twice.
 SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
 CASES = [
     pytest.param("portable", "tiny", "native", id="tiny-portable"),
@@ -187,7 +193,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("recipe, size, variant", CASES)
-def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, tokenizer, tmp_path):
+def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenizer, tmp_path):
     published = recipe == "clip" and variant == "native"
     settings = [f"data.tokenizer={PUBLISHED}", "evaluate.preprocess=resize_crop"] if published else []
     if recipe == "clip" and not published:
@@ -197,9 +203,9 @@ def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, token
     record = exporter.export(loaded, tmp_path / "made", variant)
     assert record["variant"] == variant
     text = json.loads((tmp_path / "made" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    assert ("hf_tokenizer_name" in text) != published  # open_clip's own needs no transformers
+    assert ("hf_tokenizer_name" in text) != published  # open_clip's own tokenizer needs no transformers
     folder = tmp_path / "made"
-    if variant != "timm-tower":  # which is bound to its place
+    if variant != "timm-tower":  # this variant cannot be moved
         folder = tmp_path / "else" / "where"
         folder.parent.mkdir()
         (tmp_path / "made").rename(folder)
@@ -217,9 +223,9 @@ def test_open_clip_and_timm_compute_what_we_compute(recipe, size, variant, token
 
 
 @torch.no_grad()
-def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer, tmp_path):
+def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
     loaded = loaded_of(configured("siglip", tokenizer, "tiny", "model.text.padding=mask"), tmp_path)
-    loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the scale of logits is 5 here
+    loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the parameter is 5 here, above the limit
     exporter.export(loaded, tmp_path / "made")
     given = Given(loaded.config, TEXTS + BROKEN, 4)
     found, tokens = stock(tmp_path / "made", given, tmp_path), torch.from_numpy(loaded.tokenizer(given.texts))
@@ -236,14 +242,14 @@ def test_siglip_that_sees_no_padding_is_exported_as_the_same_function(tokenizer,
     assert torch.equal(again.pair.logit_bias, loaded.pair.logit_bias)
 
 
-def test_without_a_first_token_padding_cannot_be_left_out(tokenizer, tmp_path):
+def test_export_rejects_masked_padding_without_cls_token(tokenizer, tmp_path):
     config = configured("paper", tokenizer, "tiny", "model.text.padding=mask")
     with pytest.raises(ConfigError, match="empty caption"):
         exporter.export(loaded_of(config, tmp_path), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
 
-def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path):
+def test_open_clip_config_writes_keys_with_differing_defaults(tokenizer, tmp_path):
     config = configured("portable", tokenizer, "H/14")
     vision, text = (
         format.open_clip_config(config.model, config.augment, "native", tmp_path, 1e-6)["model_cfg"][key]
@@ -262,7 +268,7 @@ def test_every_key_whose_default_is_another_model_is_written(tokenizer, tmp_path
 
 @pytest.fixture
 def run(tokenizer, tmp_path):
-    """A run of recipe portable with commits pretrain/64-1, pretrain/64-2 and unmasked/96-2, each of other weights."""
+    """A run of recipe portable with commits pretrain/64-1, pretrain/64-2 and unmasked/96-2, all with other weights."""
     run = RunDir(tmp_path / "runs" / "sweep" / "run")
     run.path.mkdir(parents=True)
     stages = "stages=[{name: pretrain, samples: 64, batch: 8}, {name: unmasked, samples: 32, batch: 8}]"
@@ -304,7 +310,7 @@ def weights(source, **choice):
     return flip.load(source, **choice).pair.image.patch.bias
 
 
-def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, monkeypatch):
+def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     assert command.main(["sweep/run", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
@@ -331,14 +337,14 @@ def test_the_command_exports_the_commit_that_is_named(run, tmp_path, capsys, mon
         assert f"{out}" in capsys.readouterr().out
         assert torch.equal(weights(out), weights(run.path, at=f"pretrain/64-{attempt}"))
     assert not torch.equal(weights(tmp_path / "out" / "1"), weights(tmp_path / "out" / "2"))
-    assert command.main([str(folder)]) == 78  # an export of an export
+    assert command.main([str(folder)]) == 78  # exporting an export needs --out
     assert command.main([str(folder), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "README.md").read_text() == text
     assert torch.equal(weights(tmp_path / "again"), weights(folder))
 
 
-def test_the_card_takes_an_fp32_score_of_an_evaluation_job(run, tmp_path):
-    """The weights are exported in fp32, so the card shows a later score in fp32."""
+def test_model_card_prefers_fp32_score_of_evaluation_job(run, tmp_path):
+    """Exported weights are fp32, so the card shows the later fp32 score."""
     (run.eval / "unmasked-96").mkdir()
     later = {"name": "a-text", "task": "retrieval", "role": "test", "n": 2000, "top1": 0.5, "precision": "fp32"}
     write_json(run.eval / "unmasked-96" / "a-text.json", later | {"stage": "unmasked", "samples": 96})
@@ -349,7 +355,7 @@ def test_the_card_takes_an_fp32_score_of_an_evaluation_job(run, tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])
-def test_an_export_has_the_permissions_of_the_umask(run, tmp_path, umask):
+def test_export_respects_umask(run, tmp_path, umask):
     before = os.umask(umask)
     try:
         assert command.main([str(run.path), "--out", str(tmp_path / "out" / "x")]) == 0
@@ -359,7 +365,7 @@ def test_an_export_has_the_permissions_of_the_umask(run, tmp_path, umask):
         assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
-def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monkeypatch):
+def test_refused_or_failed_export_changes_no_files(run, tmp_path, capsys, monkeypatch):
     out, mine = tmp_path / "out", tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("mine")
@@ -376,7 +382,7 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
         assert command.main([str(run.path), *words]) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    monkeypatch.setattr(format, "model_card", lambda *_: 1 / 0)  # in the midst of it
+    monkeypatch.setattr(format, "model_card", lambda *_: 1 / 0)  # fails halfway
     with pytest.raises(ZeroDivisionError):
         exporter.export(flip.load(run.path), out, replace=True)
     monkeypatch.undo()
@@ -387,7 +393,7 @@ def test_what_is_refused_leaves_everything_as_it_was(run, tmp_path, capsys, monk
     assert {"out", "mine"} >= set(os.listdir(tmp_path)) - {"runs"}
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
+def test_export_on_full_disk_reports_error_and_leaves_no_files(run, tmp_path):
     script = (
         "import resource, sys\n"
         "from tools import export\n"
@@ -402,7 +408,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(run, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_variant_that_cannot_hold_the_model_is_refused():
+def test_choose_variant_rejects_variant_that_cannot_hold_model():
     config = configured("paper", "none.json", "emoji")
     with pytest.raises(ConfigError, match="Use the variant timm-tower"):
         exporter.choose_variant(config.model)
@@ -411,7 +417,7 @@ def test_a_variant_that_cannot_hold_the_model_is_refused():
         exporter.choose_variant(config.model, "native")
 
 
-def test_a_damaged_export_is_refused(run, tmp_path):
+def test_load_rejects_damaged_export(run, tmp_path):
     made = exporter.export(flip.load(run.path), tmp_path / "out")
     assert set(made["files"]) | {"export.json"} == {
         str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()

@@ -1,4 +1,4 @@
-"""A tower that sees no padding, and the wider one that sees all and gives the same numbers."""
+"""Tests that a text tower with masked padding equals a wider tower without a mask."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.flip.models.test_clip import captions, sized, tiny
 
 
 def wider(pair):
-    """The pair with its text tower as ``fold_padding_mask`` makes it."""
+    """The model with the text tower that ``fold_padding_mask`` returns."""
     config = sized("tiny", padding="mask")
     state, config.text, shrink = fold_padding.fold_padding_mask(pair.state_dict(), config.text)
     config.norm_eps *= shrink
@@ -22,7 +22,7 @@ def wider(pair):
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @torch.no_grad()
-def test_the_wider_tower_gives_the_same_numbers(noise):
+def test_folded_tower_matches_masked_tower(noise):
     pair = tiny(padding="mask")
     generator = torch.Generator().manual_seed(1)
     for parameter in pair.text.parameters():
@@ -33,11 +33,11 @@ def test_the_wider_tower_gives_the_same_numbers(noise):
     assert torch.allclose(found, wanted, atol=3e-6)
     attended = tiny(padding="attend")
     attended.load_state_dict(pair.state_dict())
-    assert not torch.allclose(attended.encode_text(tokens), wanted, atol=1e-3)  # the mask is what makes them one
+    assert not torch.allclose(attended.encode_text(tokens), wanted, atol=1e-3)  # without the mask the features differ
 
 
 @torch.no_grad()
-def test_it_comes_back_as_the_same_model():
+def test_unfold_padding_mask_restores_equivalent_model():
     pair, again, tokens = tiny(padding="mask"), tiny(padding="mask"), captions()
     text = sized("tiny", padding="mask").text
     state, _, _ = fold_padding.fold_padding_mask(pair.state_dict(), text)
@@ -49,7 +49,7 @@ def test_it_comes_back_as_the_same_model():
 
 
 @torch.no_grad()
-def test_in_bf16_it_errs_as_the_tower_itself_does():
+def test_folded_tower_in_bf16_is_as_accurate_as_masked_tower():
     pair, tokens = tiny(padding="mask"), captions()[1:]
     wanted = pair.encode_text(tokens)
     other = wider(pair)

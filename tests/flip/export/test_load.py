@@ -1,4 +1,4 @@
-"""A run trained, evaluated and saved by two sharded ranks, then loaded by one process: the same numbers."""
+"""Tests flip.load and prediction: one process loads a run that two sharded ranks evaluated and saved."""
 
 import ast
 import json
@@ -65,7 +65,7 @@ def rank_main(rank, port, path, results):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(run directory, what each rank scored). 3 shards of 5 chunks: the ranks have unequal numbers of batches."""
+    """(run directory, scores of each rank). 3 shards of 5 chunks: the ranks have unequal numbers of batches."""
     root = tmp_path_factory.mktemp("runs")
     data = make_dataset(root / "data", samples=45, shards=3, classes=7, chunk=9)
     make_tokenizer(root / "tokenizer.json")
@@ -93,7 +93,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_two_ranks_score_what_one_scores(run):
+def test_evaluator_on_two_ranks_matches_single_process(run):
     directory, found = run
     config = configuration.read_config(directory.config)
     one = score(built(config), config)
@@ -104,7 +104,7 @@ def test_two_ranks_score_what_one_scores(run):
 
 
 @pytest.mark.long
-def test_loaded_weights_are_those_saved_in_shards(run):
+def test_load_restores_weights_saved_in_shards(run):
     loaded = flip.load(run[0].path)
     assert len(list(loaded.source.path.glob("*.safetensors"))) == 2
     expected = dict(built(loaded.config).named_parameters())
@@ -115,7 +115,7 @@ def test_loaded_weights_are_those_saved_in_shards(run):
 
 @pytest.mark.long
 @torch.no_grad()
-def test_encode_and_classify(run, tmp_path):
+def test_encode_and_classify_match_model_outputs(run, tmp_path):
     loaded = flip.load(str(run[0].path))
     pictures = [Image.fromarray(picture(i)) for i in range(3)]
     pictures[2].save(tmp_path / "two.png")
@@ -131,7 +131,7 @@ def test_encode_and_classify(run, tmp_path):
 
 
 @pytest.mark.long
-def test_transparent_pictures_lie_on_white_however_they_come(run, tmp_path):
+def test_encode_image_flattens_transparency_for_images_and_files_alike(run, tmp_path):
     loaded = flip.load(run[0].path)
     glass = Image.fromarray(np.dstack([picture(1), np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))]), "RGBA")
     glass.save(tmp_path / "glass.png")
@@ -146,7 +146,7 @@ def loaded(run):
 
 
 @pytest.mark.long
-def test_one_input_is_a_batch_of_one(loaded, tmp_path):
+def test_single_input_is_encoded_as_batch_of_size_1(loaded, tmp_path):
     image = Image.fromarray(picture(1))
     image.save(tmp_path / "a.png")
     pixels = np.asarray(image)
@@ -166,8 +166,8 @@ def test_one_input_is_a_batch_of_one(loaded, tmp_path):
 
 
 @pytest.mark.long
-def test_many_of_any_kind(loaded, tmp_path):
-    """Pictures of other sizes than the model's, in one call."""
+def test_encode_image_accepts_mixed_input_types_and_sizes(loaded, tmp_path):
+    """One call takes pictures of other sizes than the model's."""
     arrays = [picture(i, 96)[:, : 96 - 7 * i] for i in range(4)]
     Image.fromarray(arrays[0]).save(tmp_path / "0.png")
     mixed = [tmp_path / "0.png", Image.fromarray(arrays[1]), arrays[2], torch.from_numpy(arrays[3]).permute(2, 0, 1)]
@@ -195,7 +195,7 @@ def test_many_of_any_kind(loaded, tmp_path):
         (b"bytes", "bytes"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_one_sentence(loaded, given, message):
+def test_encode_image_rejects_invalid_input_with_short_message(loaded, given, message):
     with pytest.raises(DataError, match=re.escape(message)) as error:
         loaded.encode_image(given)
     assert "\n" not in str(error.value) and "(3, height, width)" in str(error.value)
@@ -203,7 +203,7 @@ def test_what_is_no_picture_is_refused_in_one_sentence(loaded, given, message):
 
 @pytest.mark.long
 @pytest.mark.parametrize("given", [7, [7], b"bytes", None])
-def test_what_is_no_text_is_refused_in_one_sentence(loaded, given):
+def test_encode_text_rejects_input_that_is_not_text(loaded, given):
     with pytest.raises(DataError, match="is no text"):
         loaded.encode_text(given)
 
@@ -221,7 +221,7 @@ class Pictures(torch.utils.data.Dataset):
 
 @pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
-def test_preprocess_serves_a_data_loader(loaded, workers):
+def test_preprocess_is_picklable_and_works_in_data_loader(loaded, workers):
     transform = pickle.loads(pickle.dumps(loaded.preprocess))
     batches = list(torch.utils.data.DataLoader(Pictures(transform), batch_size=2, num_workers=workers))
     assert [(batch.shape, batch.dtype) for batch in batches[:1]] == [((2, 3, 64, 64), torch.uint8)]
@@ -230,7 +230,7 @@ def test_preprocess_serves_a_data_loader(loaded, workers):
 
 
 @pytest.mark.long
-def test_mistakes(run, tmp_path):
+def test_load_and_encode_image_reject_missing_run_checkpoint_or_image(run, tmp_path):
     loaded = flip.load(run[0].path)
     (tmp_path / "no.png").write_text("no picture")
     with pytest.raises(DataError, match=r"no.png: is no image that can be decoded\.$"):
@@ -245,7 +245,7 @@ def test_mistakes(run, tmp_path):
 
 
 @pytest.mark.long
-def test_predict_prints_a_table_and_json(run, tmp_path, capsys, monkeypatch):
+def test_predict_command_prints_table_and_json_and_rejects_mistakes(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(run[0].path.parents[1]))
     Image.fromarray(picture(0)).save(tmp_path / "0.png")
     arguments = [str(run[0].path), str(tmp_path / "0.png"), "--labels", "red square, blue stripe"]
@@ -268,8 +268,8 @@ def test_predict_prints_a_table_and_json(run, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_damaged_checkpoint_is_refused(run):
-    """Last: it damages the run."""
+def test_load_rejects_damaged_checkpoint(run):
+    """This test must run last, because it damages the run."""
     shard = sorted(commit.commits(run[0])[-1].path.glob("*.safetensors"))[1]
     content = bytearray(shard.read_bytes())
     content[-5] ^= 1
@@ -278,12 +278,12 @@ def test_a_damaged_checkpoint_is_refused(run):
         flip.load(run[0].path)
 
 
-def test_importing_the_package_is_cheap():
+def test_package_import_does_not_load_torch():
     script = "import flip, sys; dir(flip); sys.exit('torch' in sys.modules or hasattr(flip, 'nothing'))"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[3]).returncode == 0
 
 
-def test_the_package_names_what_it_offers():
+def test_package_declares_its_public_names_and_types():
     assert {"__version__", "load", "read_runs", "submit"} <= set(dir(flip)) and re.fullmatch(
         r"\d+\.\d+\.\d+", flip.__version__
     )

@@ -1,4 +1,4 @@
-"""Folders of `export --to onnx`: the real ONNX Runtime computes our features, and the model card's code works."""
+"""Tests `export --to onnx`: the real ONNX Runtime computes our features, and the code of the model card works."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def session(path):
 
 @pytest.fixture(scope="module")
 def exported(tokenizer, tmp_path_factory):
-    """recipe -> (its model, the folder of its export), exported once."""
+    """Returns a function: recipe -> (its model, the folder of its export). Each recipe is exported once."""
     made = {}
 
     def export(recipe, *settings):
@@ -46,7 +46,7 @@ def exported(tokenizer, tmp_path_factory):
             file = PUBLISHED if recipe == "clip" else tokenizer
             loaded = loaded_of(configured(recipe, file, "tiny", *settings), path)
             with pytest.MonkeyPatch.context() as patch:
-                if recipe == "paper":  # as a large model
+                if recipe == "paper":  # use external data files, as for a large model
                     patch.setattr(onnx_models, "_SINGLE_FILE_BYTES", 100_000)
                 exporter.export(loaded, path / "out", form="onnx")
             made[recipe] = loaded, path / "out"
@@ -60,7 +60,7 @@ RECIPES = [("paper", ("model.text.padding=mask",)), ("clip", ("model.objective=s
 
 @torch.no_grad()
 @pytest.mark.parametrize("recipe, settings", RECIPES)
-def test_onnx_runtime_computes_our_features_in_any_batch(recipe, settings, exported):
+def test_onnx_runtime_matches_model_features_for_any_batch_size(recipe, settings, exported):
     loaded, folder = exported(recipe, *settings)
     image, text = session(folder / "image_encoder.onnx"), session(folder / "text_encoder.onnx")
     given = Given(loaded.config, TEXTS, 5)
@@ -77,7 +77,7 @@ def test_onnx_runtime_computes_our_features_in_any_batch(recipe, settings, expor
 
 
 def card_logits(folder, picture_path, labels, scratch):
-    """``logits`` of the first code block of the folder's README.md, in a process without hub, network or our code."""
+    """Runs the first code block of README.md in a process without hub, network or our code. Returns ``logits``."""
     block = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     values = {'"..."': str(folder), '"a.png"': str(picture_path), '["a frog", "a toad"]': labels}
     for old, new in values.items():
@@ -92,7 +92,7 @@ def card_logits(folder, picture_path, labels, scratch):
 
 
 @torch.no_grad()
-def test_the_code_of_the_model_card_gives_our_logits(exported, tmp_path):
+def test_onnx_model_card_code_computes_model_logits(exported, tmp_path):
     loaded, folder = exported(*RECIPES[1][:1], *RECIPES[1][1])
     Image.fromarray(picture(3, 100)).save(tmp_path / "square.png")
     logits = card_logits(folder, tmp_path / "square.png", TEXTS, tmp_path)
@@ -102,7 +102,7 @@ def test_the_code_of_the_model_card_gives_our_logits(exported, tmp_path):
     assert ((logits - pair.logit_bias) / scale - cosines).abs().max() < 1e-5
 
 
-def test_the_toolkit_does_not_read_the_folder_back(exported, tmp_path, capsys):
+def test_onnx_export_lists_its_files_and_is_rejected_by_load(exported, tmp_path, capsys):
     loaded, folder = exported("paper")
     record = json.loads((folder / "export.json").read_text())
     assert record["format"] == "onnx" and set(record["files"]) == {
@@ -118,7 +118,7 @@ def test_the_toolkit_does_not_read_the_folder_back(exported, tmp_path, capsys):
     assert any("not square" in sentence for sentence in record["differences"])
 
 
-def test_what_cannot_be_exported_is_refused_first(tokenizer, tmp_path, capsys, monkeypatch):
+def test_choose_format_rejects_unknown_format_variant_or_missing_package(tokenizer, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as error:
         command.main(["run", "--to", "tensorflow"])
     assert error.value.code == 2 and "choose from" in capsys.readouterr().err

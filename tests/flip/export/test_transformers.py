@@ -1,4 +1,4 @@
-"""Folders of `export --to transformers`: AutoModel, AutoProcessor and the pipeline give our predictions, offline."""
+"""Tests `export --to transformers`: AutoModel, AutoProcessor and the pipeline give our predictions, offline."""
 
 import json
 import os
@@ -39,8 +39,7 @@ def bpe(path, vocabulary=700):
 
 
 def in_transformers(folder, scratch):
-    """What transformers_reference.py finds: in a process and a working directory of its own, without hub and
-    network."""
+    """Runs transformers_reference.py in its own process, without hub and network. Returns its outputs."""
     for name, data in FILES.items():
         (scratch / name).write_bytes(data)
     files = [str(scratch / name) for name in FILES]
@@ -60,10 +59,10 @@ def near(found, expected):
 
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [(), ("model.activation=gelu_tanh", "model.image.positions=sincos")])
-def test_transformers_computes_our_logits(settings, tmp_path):
+def test_transformers_matches_model_features_logits_and_scores(settings, tmp_path):
     tokenizer = bpe(tmp_path / "own.json") if settings else PUBLISHED
     loaded = loaded_of(configured("clip", tokenizer, "tiny", *settings), tmp_path)
-    scale = 100.0  # the limit: exp(5) is above it
+    scale = 100.0  # the limit, because exp(5) exceeds it
     if not settings:
         loaded.pair.logit_scale.fill_(2.66)
         scale = np.exp(2.66)
@@ -83,14 +82,14 @@ def test_transformers_computes_our_logits(settings, tmp_path):
     assert float(found["scale"]) == pytest.approx(scale, rel=1e-6)
     logits = scale * image @ text.T
     for name in ("logits", "shorter"):
-        unit = scale if settings else 1.0  # float32 does not have five digits behind the point of 100 x
+        unit = scale if settings else 1.0  # float32 logits of scale 100 are not exact to 1e-5
         assert near(found[name][alike] / unit, logits[alike] / unit)
     expected = loaded.classify(files, LABELS, "a {}")
     assert near(found["scores"][alike], expected[alike])
 
 
 @torch.no_grad()
-def test_the_code_of_the_model_card_gives_our_logits(tmp_path):
+def test_transformers_model_card_code_computes_model_logits(tmp_path):
     settings = ("evaluate.preprocess=resize_crop", "recipe=clip")
     loaded = loaded_of(configured("clip", bpe(tmp_path / "own.json"), "tiny", *settings), tmp_path)
     record = exporter.export(loaded, tmp_path / "out", form="transformers")
@@ -106,7 +105,7 @@ def test_the_code_of_the_model_card_gives_our_logits(tmp_path):
     assert re.search(r"\| recipe \| clip, objective clip \|", card) and "between `<|startoftext|>`" in card
 
 
-def test_a_model_that_clip_model_cannot_hold_is_refused_with_the_reasons(tmp_path):
+def test_choose_format_rejects_model_unfit_for_transformers_with_reasons(tmp_path):
     model = configured("siglip", "none.json").model
     with pytest.raises(ConfigError) as error:
         exporter.choose_format(model, "transformers")
@@ -124,8 +123,8 @@ def test_a_model_that_clip_model_cannot_hold_is_refused_with_the_reasons(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_own_pictures_become_a_model_of_transformers(tmp_path):
-    """The commands of docs/export.md, From your own pictures to transformers; trained for 100 steps."""
+def test_documented_commands_turn_own_pictures_into_transformers_model(tmp_path):
+    """Runs the commands of docs/export.md, "From your own pictures to transformers". Trains 100 steps."""
     for i in range(200):
         path = tmp_path / "shapes" / caption(i % 4).replace("/", " ") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +145,6 @@ def test_own_pictures_become_a_model_of_transformers(tmp_path):
     found = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
     loaded = flip.load(tmp_path / "runs/mine/mask0.5")
     image, text = loaded.encode_image([tmp_path / name for name in FILES]), loaded.encode_text(TEXTS)
-    scale = loaded.pair.logit_scale.detach().exp()  # about 14, so float32 leaves little below 1e-5
+    scale = loaded.pair.logit_scale.detach().exp()  # about 14: float32 logits have few digits below 1e-5
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
     assert (found["logits"] / scale - image @ text.T)[alike].abs().max() < 1e-6

@@ -1,4 +1,4 @@
-"""The towers against a naive reference written from the recipe, their first weights, and the count of them."""
+"""Tests the CLIP model against a naive reference, its initial weights, and the cost formulas for it."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from flip.models.loss import contrastive_loss
 
 
 def sized(name, pool="patches", padding="attend", radford=False, **fields):
-    """``radford``: the architecture of recipe clip."""
+    """The configuration of a preset. ``radford``: with the architecture of recipe clip."""
     row = MODEL_PRESETS[name]
     image, text = ImageTower(**row["image"], pool=pool), TextTower(**row["text"], padding=padding)
     model = Model(size=name, embed=row["embed"], image=image, text=text, **fields)
@@ -31,7 +31,7 @@ def as_radford(model):
 
 
 def tiny(pool="patches", attention="explicit", trained=True, padding="attend", **fields):
-    """A tiny pair; ``trained``: no bias is 0 and no gain 1, so that a forgotten one shows."""
+    """A tiny model. ``trained``: no bias is 0 and no gain is 1, so that a missing parameter changes outputs."""
     pair = clip.CLIPModel(sized("tiny", pool, padding, **fields), Augment(), attention)
     clip.init_weights(pair, 3)
     if trained:
@@ -61,7 +61,7 @@ def layer_norm(x, w, name):
 
 
 def captions(b=8):
-    """Token ids of captions of 0, 1, ... tokens, then of all 32: (b, 32)."""
+    """Token ids (b, 32) of captions with 0, 1, 4, 9, ... tokens; the last caption has all 32."""
     tokens = torch.from_numpy(np.random.default_rng(1).integers(1, 1000, (b, 32), dtype=np.int32))
     for i, row in enumerate(tokens[:-1]):
         row[i * i :] = 0
@@ -69,7 +69,7 @@ def captions(b=8):
 
 
 def reference_block(x, w, name, heads, held=None):
-    """``held``: (b, T), what attention may look at."""
+    """``held``: (b, T), the positions that attention may see."""
     y = layer_norm(x, w, name + ".norm1")
     rows = F.linear(y, w[name + ".attn.qkv.weight"], w[name + ".attn.qkv.bias"])
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in rows.chunk(3, dim=-1))
@@ -99,7 +99,7 @@ def reference_table(grid, width):
 
 
 def reference_image(pair, tower, patches, keep):
-    """Embed all patches, add positions, then drop: the recipe's order. float64."""
+    """Embeds all patches, adds positions, then drops masked patches: the order of the recipe. float64."""
     w = {name: p.double() for name, p in pair.image.named_parameters()}
     mean, std = (
         torch.tensor(v, dtype=torch.float64).repeat(patches.shape[-1] // 3) for v in (Augment().mean, Augment().std)
@@ -117,7 +117,7 @@ def reference_image(pair, tower, patches, keep):
 
 
 def reference_text(pair, tower, tokens, places=None):
-    """All positions are computed; where padding is masked, a mask keeps it out of sight."""
+    """Computes all positions. If padding is masked, attention does not see it."""
     w = {name: p.double() for name, p in pair.text.named_parameters()}
     x = w["tokens.weight"][tokens.long()] + (w["positions"] if places is None else w["positions"][places.long()])
     held = (tokens != 0) | (torch.arange(tokens.shape[1]) == 0) if tower.padding == "mask" else None
@@ -130,7 +130,7 @@ def reference_text(pair, tower, tokens, places=None):
 @pytest.mark.parametrize("pool", ["patches", "all"])
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @torch.no_grad()
-def test_forward_is_the_recipe(pool, attention):
+def test_forward_matches_reference(pool, attention):
     pair, config = tiny(pool, attention), sized("tiny", pool)
     patches, keep, tokens = inputs()
     image, text, scale = pair(visible(patches, keep), keep, tokens)
@@ -150,8 +150,8 @@ SHORTENED = torch.tensor([[0, 3, 4, 9, 20, 31], [0, 1, 2, 3, 4, 5]], dtype=torch
 @pytest.mark.parametrize("places", [None, SHORTENED], ids=["whole", "shortened"])
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @pytest.mark.parametrize("padding", ["attend", "mask"])
-def test_packed_text_is_padded_text_under_a_mask(padding, attention, places):
-    """Values, and the gradients of all parameters."""
+def test_text_tower_matches_padded_reference_in_features_and_gradients(padding, attention, places):
+    """Compares features and the gradients of all parameters. Only text with masked padding is packed."""
     pair, tower = tiny(attention=attention, padding=padding), sized("tiny", padding=padding).text
     tokens = captions() if places is None else captions().gather(1, places.long())
     towards = torch.randn(8, 48, generator=torch.Generator().manual_seed(2))
@@ -171,8 +171,8 @@ def test_packed_text_is_padded_text_under_a_mask(padding, attention, places):
 
 
 @torch.no_grad()
-def test_padding_moves_nothing_where_it_is_masked():
-    """A caption's features depend neither on how far it is padded nor on its neighbours."""
+def test_text_features_are_independent_of_padding_only_if_masked():
+    """With masked padding, features depend neither on the amount of padding nor on other captions of the batch."""
     short, padded = captions()[2:3, :4], captions()
     for padding, same in (("mask", True), ("attend", False)):
         text = tiny(padding=padding).text
@@ -180,7 +180,7 @@ def test_padding_moves_nothing_where_it_is_masked():
         assert torch.allclose(text(short, places), text(padded)[2:3], atol=2e-6) == same
 
 
-def test_bucketed_lengths_fill_up_with_rows_that_count_nothing():
+def test_bucketed_lengths_add_rows_without_effect():
     pair, again = tiny(padding="mask"), tiny(padding="mask")
     again.text.bucket_lengths = True
     tokens = captions(11)
@@ -195,7 +195,7 @@ def test_bucketed_lengths_fill_up_with_rows_that_count_nothing():
 
 
 def attend_by_sequence(q, k, v, offsets, key_offsets, longest, longest_key, window_size):
-    """``varlen_attn`` by its definition: each sequence of rows alone, all other rows undefined."""
+    """``varlen_attn`` by its definition: attention within each sequence of rows. Other rows are undefined."""
     assert torch.equal(offsets, key_offsets) and offsets.dtype == torch.int32 and longest == longest_key
     assert offsets[-1] == len(q) and offsets.diff().max() <= longest and offsets.diff().min() >= 0
     parts = [
@@ -217,7 +217,7 @@ def text_gradients(pair, tokens):
 @pytest.mark.parametrize("recompute", ["no", "selective"])
 @pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("kind", [{"padding": "mask"}, {"radford": True}])
-def test_packed_attention_is_that_of_the_mask(kind, bucketed, recompute, monkeypatch):
+def test_packed_attention_matches_masked_attention(kind, bucketed, recompute, monkeypatch):
     tokens, pair = captions(70), tiny(attention="sdpa", **kind)
     masked = text_gradients(pair, tokens)
     pair.text.bucket_lengths = bucketed
@@ -230,8 +230,8 @@ def test_packed_attention_is_that_of_the_mask(kind, bucketed, recompute, monkeyp
 @pytest.mark.gpu
 @pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("kind", [{"padding": "mask"}, {"radford": True}])
-def test_packed_attention_is_that_of_the_mask_on_a_gpu(kind, bucketed, monkeypatch):
-    """In bf16: 2 % of the features, and of all gradients together."""
+def test_packed_attention_matches_masked_attention_on_gpu(kind, bucketed, monkeypatch):
+    """bf16 tolerance: 2 % of the features, and 2 % of all gradients together."""
     tokens, pair = captions(70).cuda(), tiny(attention="sdpa", **kind).cuda()
     pair.text.bucket_lengths = bucketed
     with torch.autocast("cuda", torch.bfloat16):
@@ -254,7 +254,7 @@ def test_packed_attention_is_that_of_the_mask_on_a_gpu(kind, bucketed, monkeypat
         ({"deterministic": True}, False),
     ],
 )  # fmt: skip
-def test_where_packed_attention_is_used(changes, expected, monkeypatch):
+def test_varlen_kernel_is_used_only_on_supported_configurations(changes, expected, monkeypatch):
     given = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "fused": True, "head_width": 64}
     other = {"capability": (9, 0), "kernel": attend_by_sequence, "deterministic": False} | changes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: other["capability"])
@@ -265,7 +265,7 @@ def test_where_packed_attention_is_used(changes, expected, monkeypatch):
 
 
 @torch.no_grad()
-def test_all_patches_kept_is_no_mask():
+def test_encode_image_with_all_patches_visible_equals_unmasked():
     pair, (patches, _, _) = tiny(), inputs()
     everything = torch.arange(64, dtype=torch.int16).expand(3, -1)
     assert torch.equal(pair.encode_image(patches, everything), pair.encode_image(patches))
@@ -275,8 +275,8 @@ def test_all_patches_kept_is_no_mask():
 
 
 @torch.no_grad()
-def test_the_image_encoder_is_exported_with_any_batch():
-    """torch.export keeps the batch a symbol: a constant in the graph would freeze the batch of the example."""
+def test_image_encoder_exports_with_dynamic_batch():
+    """torch.export keeps the batch size symbolic. A constant in the graph would fix it to that of the example."""
     image = tiny(attention="sdpa").image.eval()
     patches = [inputs(b)[0] for b in (2, 1, 5)]
     batch = {0: torch.export.Dim("batch", min=1)}
@@ -286,7 +286,7 @@ def test_the_image_encoder_is_exported_with_any_batch():
 
 
 @pytest.mark.parametrize("radford", [False, True])
-def test_bf16_keeps_the_features_fp32(radford):
+def test_features_stay_fp32_under_bf16_autocast(radford):
     pair, (patches, keep, tokens) = tiny(radford=radford), inputs()
     image, text, scale = pair(visible(patches, keep), keep, tokens)
     with torch.autocast("cpu", torch.bfloat16):
@@ -310,7 +310,7 @@ def test_scale_is_clamped_in_the_forward_pass():
         assert (scale.item(), pair.logit_scale.grad.item()) == pytest.approx((expected, gradient))
 
 
-def test_siglip_begins_as_in_its_paper():
+def test_siglip_starts_with_published_scale_and_bias():
     pair = tiny(objective="siglip", temperature=0.1, max_logit_scale=10_000)
     patches, keep, tokens = inputs()
     *_, scale, bias = pair(visible(patches, keep), keep, tokens)
@@ -320,7 +320,7 @@ def test_siglip_begins_as_in_its_paper():
     assert set(dict(pair.named_parameters())) - set(dict(tiny().named_parameters())) == {"logit_bias"}
 
 
-def test_first_weights():
+def test_init_weights_follow_the_recipe_distributions():
     pair = tiny(trained=False)
     for name, p in pair.named_parameters():
         p = p.detach()
@@ -336,7 +336,7 @@ def test_first_weights():
             assert p.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05), name
 
 
-def test_first_weights_depend_on_seed_and_name_alone():
+def test_init_weights_depend_on_seed_and_name_only():
     pair, again, other = (clip.CLIPModel(sized("tiny"), Augment(), "sdpa") for _ in range(3))
     clip.init_weights(pair, 2**64 - 1)
     torch.manual_seed(99)
@@ -346,16 +346,16 @@ def test_first_weights_depend_on_seed_and_name_alone():
     weights, values = dict(pair.named_parameters()), [p for _, p in pair.named_parameters()]
     assert all(torch.equal(weights[name], p) for name, p in again.named_parameters())
     drawn = [p for p in values if p.numel() > 1 and p.std() > 0]
-    assert len({p.flatten()[0].item() for p in drawn}) == len(drawn)  # no two parameters share a stream
+    assert len({p.flatten()[0].item() for p in drawn}) == len(drawn)  # no two parameters share a random stream
     assert not torch.equal(pair.image.patch.weight, other.image.patch.weight)
-    # Pinned: other first weights are another run.
+    # Pinned: other initial weights would change every run.
     pinned = [0.11994761, -0.00418194]
     assert pair.image.patch.weight.flatten()[:2].tolist() == pytest.approx(pinned, abs=1e-8)
 
 
 @pytest.mark.parametrize("radford", [False, True])
 @pytest.mark.parametrize("name, objective", [("tiny", "clip"), ("tiny", "siglip"), ("B/16", "clip")])
-def test_arithmetic_counts_the_built_model(name, objective, radford):
+def test_costs_parameters_match_built_model(name, objective, radford):
     config = sized(name, objective=objective, radford=radford)
     with torch.device("meta"):
         pair = clip.CLIPModel(config, Augment(), "sdpa")
@@ -367,7 +367,7 @@ def test_arithmetic_counts_the_built_model(name, objective, radford):
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @pytest.mark.parametrize("precision, device", [("fp32", "cpu"), ("bf16", "cpu"), ("bf16", "cuda")])
 @pytest.mark.parametrize("radford", [False, True])
-def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precision, device, radford, monkeypatch):
+def test_activations_predict_bytes_saved_by_autograd(mask, count, attention, precision, device, radford, monkeypatch):
     if device == "cuda":
         monkeypatch.setattr(torch.nn.LayerNorm, "forward", _in_fp32)
         monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: torch.softmax(x, dim, dtype=torch.float32))
@@ -388,9 +388,9 @@ def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precisi
     how = Compute(device=device, precision=precision, attention=attention)
     config = sized("tiny", radford=radford)
     parts, numbers = costs.activations(config, how, 32, mask), costs.parameters(config)
-    towers = ("image",) if radford else ("image", "text")  # packed texts are computed by their lengths
+    towers = ("image",) if radford else ("image", "text")  # packed texts depend on their lengths
     foretold = sum(parts[f"{tower}_activations"] for tower in towers)
-    if precision == "bf16":  # autocast's copies of weights
+    if precision == "bf16":  # autocast copies weights
         foretold += 2 * sum(numbers[tower] for tower in towers)
         foretold -= 0 if radford else 2 * config.text.vocabulary * config.text.width
     assert outputs[0].requires_grad
@@ -398,7 +398,7 @@ def test_arithmetic_predicts_what_autograd_saves(mask, count, attention, precisi
 
 
 def _in_fp32(norm, x):
-    """LayerNorm as CUDA's autocast computes it."""
+    """LayerNorm in fp32, as CUDA autocast computes it."""
     with torch.autocast("cpu", enabled=False):
         return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
@@ -423,7 +423,7 @@ def _gradients(recompute, precision="fp32", compiled=False, kind="attend"):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["attend", "mask", "radford"])
 @pytest.mark.parametrize("recompute", ["selective", "block"])
-def test_recomputed_blocks_give_the_same_bits_and_keep_little(recompute, precision, kind):
+def test_recomputation_is_bitwise_equal_and_saves_less_memory(recompute, precision, kind):
     loss, plain, much = _gradients("no", precision, kind=kind)
     again, recomputed, little = _gradients(recompute, precision, kind=kind)
     assert torch.equal(loss, again) and plain.keys() == recomputed.keys()
@@ -433,7 +433,7 @@ def test_recomputed_blocks_give_the_same_bits_and_keep_little(recompute, precisi
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["attend", "mask", "radford"])
-def test_compiled_blocks_agree_with_eager_ones(kind):
+def test_compiled_blocks_match_eager_blocks(kind):
     loss, eager, _ = _gradients("no", kind=kind)
     for recompute in ("no", "selective", "block"):
         compiled, gradients, _ = _gradients(recompute, compiled=True, kind=kind)

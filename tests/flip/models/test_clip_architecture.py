@@ -1,4 +1,4 @@
-"""Recipe clip against CLIPModel of transformers and stock open_clip: the same weights give the same features."""
+"""Tests recipe clip against CLIPModel of transformers and stock open_clip: same weights, same features."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ END = 99
 
 
 def recipe(*settings):
-    """The model of recipe clip, small."""
+    """The configuration of recipe clip with a small model."""
     names = ("paper", "portable", "portable2", "clip")
     layers = [("recipe", configuration.read_yaml(RECIPES / f"{name}.yaml")) for name in names]
     for _, values in layers:
@@ -31,7 +31,7 @@ def recipe(*settings):
 
 
 def drawn(config, attention="sdpa", trained=True):
-    """A pair of this configuration; ``trained``: no bias is 0 and no gain is 1."""
+    """A model of this configuration. ``trained``: no bias is 0 and no gain is 1."""
     pair = clip.CLIPModel(config.model, config.augment, attention)
     clip.init_weights(pair, 3)
     generator = torch.Generator().manual_seed(5)
@@ -42,7 +42,7 @@ def drawn(config, attention="sdpa", trained=True):
 
 
 def inputs(config, b=6):
-    """Patches (b, P, p*p*3), the same as normalised pixels (b, 3, H, W), and captions of every length (b, T)."""
+    """Patches (b, P, p*p*3), the same images as normalised pixels (b, 3, H, W), and captions of all lengths (b, T)."""
     size, patch, generator = config.model.image.size, config.model.image.patch, torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (b, 3, size, size), generator=generator, dtype=torch.uint8)
     grid = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (b, 3, rows, columns, p, p)
@@ -50,14 +50,14 @@ def inputs(config, b=6):
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.augment.mean, config.augment.std))
     tokens = torch.zeros(b, config.model.text.length, dtype=torch.int32)
     for i, row in enumerate(tokens):
-        length = (0, 1, 3, 7, 13, 14)[i % 6]  # with 14 no padding is left
+        length = (0, 1, 3, 7, 13, 14)[i % 6]  # a caption of 14 tokens has no padding
         row[0], row[length + 1] = END - 1, END
         row[1 : length + 1] = torch.randint(0, END - 1, (length,), generator=generator)
     return patches.contiguous(), (pixels / 255 - mean) / std, tokens
 
 
 def to_transformers(pair, config):
-    """CLIPModel with the weights of a pair."""
+    """CLIPModel of transformers with the weights of a model of ours."""
     model = config.model
     towers = {}
     for name, tower, more in (
@@ -122,7 +122,7 @@ def near(found, expected):
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @torch.no_grad()
-def test_transformers_and_open_clip_compute_the_same(attention, activation):
+def test_recipe_clip_matches_transformers_and_open_clip(attention, activation):
     config = recipe(f"model.activation={activation}")
     pair = drawn(config, attention)
     patches, pixels, tokens = inputs(config)
@@ -137,8 +137,8 @@ def test_transformers_and_open_clip_compute_the_same(attention, activation):
 
 
 @torch.no_grad()
-def test_masks():
-    """With all patches a mask changes nothing; a masked image keeps class token and positions."""
+def test_image_tower_handles_masked_patches_by_position():
+    """With all patches visible a mask changes nothing. A masked image keeps its class token and positions."""
     config = recipe()
     pair, (patches, *_) = drawn(config), inputs(config)
     everything = torch.arange(64, dtype=torch.int16).expand(len(patches), -1)
@@ -151,7 +151,7 @@ def test_masks():
 
 
 @torch.no_grad()
-def test_padding_and_neighbours_change_nothing():
+def test_text_features_ignore_padding_and_neighbours():
     config = recipe()
     pair, (_, _, tokens) = drawn(config), inputs(config)
     text = pair.text(tokens)
@@ -165,8 +165,8 @@ def test_padding_and_neighbours_change_nothing():
 
 
 @pytest.mark.parametrize("size, patch, millions", [("B/32", 32, 151.3), ("B/16", 16, 149.6), ("L/14", 14, 427.6)])
-def test_published_numbers_of_parameters(size, patch, millions):
-    """Radford et al.'s models, as open_clip counts them."""
+def test_parameter_counts_match_published_models(size, patch, millions):
+    """Counts equal those of open_clip for the models of Radford et al."""
     model = recipe(f"model.size={size}", "model.text.length=77", "model.text.vocabulary=49408").model
     assert model.image.patch == patch == MODEL_PRESETS[size]["image"]["patch"]
     with torch.device("meta"):
@@ -178,8 +178,8 @@ def test_published_numbers_of_parameters(size, patch, millions):
     assert total / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-def test_first_weights_are_distributed_as_in_open_clip():
-    """open_clip keeps the initialisation of the published code."""
+def test_initial_weights_are_distributed_as_in_open_clip():
+    """open_clip uses the initialisation of the published code."""
     config = recipe("model.image.width=256", "model.text.width=256", "model.image.heads=4", "model.text.heads=4")
     ours = named_by_open_clip(drawn(config, trained=False))
     torch.manual_seed(0)

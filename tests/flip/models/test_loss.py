@@ -1,4 +1,4 @@
-"""The loss against a dense float64 one, in one process and over two."""
+"""Tests the tiled contrastive loss against a dense float64 reference, in one process and over two ranks."""
 
 import itertools
 import multiprocessing
@@ -20,7 +20,7 @@ def features(b, seed=0, dtype=torch.float64):
 
 
 def dense(image, text, scale):
-    """The definition, with a loop."""
+    """The CLIP loss by its definition, with a loop."""
     logits = scale * image.double() @ text.double().T
     total = 0.0
     for i in range(len(image)):
@@ -29,7 +29,7 @@ def dense(image, text, scale):
 
 
 def dense_sigmoid(image, text, scale, bias):
-    """SigLIP's definition (Zhai et al. 2023, equation 1), with loops."""
+    """The SigLIP loss by its definition (Zhai et al. 2023, equation 1), with loops."""
     logits = scale * image.double() @ text.double().T + bias
     total = 0.0
     for i in range(len(image)):
@@ -38,7 +38,7 @@ def dense_sigmoid(image, text, scale, bias):
     return total / len(image)
 
 
-#: objective -> the definition, and scale (and bias) with which to compare
+#: objective -> (definition, scale and bias to compare with)
 OBJECTIVES = {
     "clip": (dense, (14.3,)),
     "clip at the clamp": (dense, (100.0,)),
@@ -50,7 +50,7 @@ OBJECTIVES = {
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("tile", [1, 7, 8, 1024])
-def test_equals_the_definition(dtype, tolerance, objective, tile):
+def test_contrastive_loss_matches_definition_in_value_and_gradient(dtype, tolerance, objective, tile):
     definition, shared = OBJECTIVES[objective]
     values = *features(24, dtype=dtype), *(torch.tensor([value], dtype=dtype) for value in shared)
     leaves = [x.requires_grad_() for x in values]
@@ -63,7 +63,7 @@ def test_equals_the_definition(dtype, tolerance, objective, tile):
         assert gradient.shape == want.shape and torch.allclose(gradient.double(), want.double(), atol=tolerance * 10)
 
 
-def test_accuracy_counts_nearest_texts():
+def test_accuracy_is_share_of_images_nearest_to_their_text():
     image = torch.eye(4)
     text = image[[0, 1, 3, 2]]
     for tile, shared in itertools.product((1, 3, 4), ([10.0], [10.0, -10.0])):
@@ -71,15 +71,15 @@ def test_accuracy_counts_nearest_texts():
 
 
 @pytest.mark.parametrize("shared", [(3.0,), (3.0, -2.0)])
-def test_gradients_by_finite_differences(shared):
+def test_gradients_match_finite_differences(shared):
     values = *features(6), *(torch.tensor(value, dtype=torch.float64) for value in shared)
     leaves = [x.requires_grad_() for x in values]
     assert torch.autograd.gradcheck(lambda *x: contrastive_loss(*x, tile=4)[0], leaves)
 
 
 @pytest.mark.parametrize("shared", [[10.0], [10.0, -10.0]])
-def test_no_tensor_is_larger_than_a_tile(shared):
-    """Nothing of b * B numbers is ever made, forward or backward."""
+def test_contrastive_loss_allocates_no_tensor_larger_than_tile(shared):
+    """Neither forward nor backward allocates b * B numbers."""
     b, tile = 512, 32
     largest = 0
 
@@ -96,7 +96,7 @@ def test_no_tensor_is_larger_than_a_tile(shared):
     assert largest == b * tile
 
 
-def test_bf16_features_make_an_fp32_loss():
+def test_contrastive_loss_of_bf16_features_is_fp32():
     image, text = features(8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = contrastive_loss(image, text, torch.tensor([100.0]))
@@ -105,7 +105,7 @@ def test_bf16_features_make_an_fp32_loss():
 
 
 @pytest.mark.parametrize("shared", [[10.0], [10.0, -10.0]])
-def test_tf32_is_for_the_products_of_the_loss_alone(shared):
+def test_tf32_is_enabled_only_inside_contrastive_loss(shared):
     seen = set()
 
     class Watch(TorchDispatchMode):
@@ -125,7 +125,7 @@ def test_tf32_is_for_the_products_of_the_loss_alone(shared):
 
 
 def step(image, text, sigmoid=False):
-    """Loss and gradients of a small model over some pairs, and its accuracy."""
+    """Returns loss, accuracy and gradients of a small model for some pairs."""
     weight = torch.eye(16, dtype=torch.float64).add(0.1).requires_grad_()
     scale, bias = (torch.full((1,), value, dtype=torch.float64, requires_grad=True) for value in (2.0, -3.0))
     embed = [torch.nn.functional.normalize(x @ weight, dim=-1) for x in (image, text)]
@@ -144,9 +144,7 @@ def rank_main(rank, world, port, sigmoid, results):
     b = len(image) // world
     outputs = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], sigmoid)
     averaged = {name: outputs[name].item() for name in ("loss", "accuracy")}
-    for name in sorted(
-        outputs.keys() - averaged.keys()
-    ):  # what the trainer's sharding does: gradients are averaged over ranks
+    for name in sorted(outputs.keys() - averaged.keys()):  # as FSDP does, gradients are averaged over ranks
         distributed.all_reduce(outputs[name])
         averaged[name] = (outputs[name] / world).tolist()
     results.put((rank, averaged))
@@ -156,7 +154,7 @@ def rank_main(rank, world, port, sigmoid, results):
 
 @pytest.mark.long
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_two_ranks_equal_one(sigmoid, free_port):
+def test_contrastive_loss_on_two_ranks_matches_single_process(sigmoid, free_port):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, sigmoid, results)) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""The transformer block against timm's."""
+"""Tests the transformer block against the block of timm."""
 
 from functools import partial
 
@@ -12,8 +12,8 @@ from flip.models.transformer import TransformerBlock
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_block_computes_what_timm_computes(fused, precision):
-    """Outputs and gradients to the last bit; names of parameters, in timm's order."""
+def test_transformer_block_matches_timm_bitwise(fused, precision):
+    """Outputs and gradients are bitwise equal. Parameters have the names and the order of timm."""
     reference = Block(
         48, 3, qkv_bias=True, act_layer=partial(nn.GELU, approximate="tanh"), norm_layer=partial(nn.LayerNorm, eps=1e-6)
     )

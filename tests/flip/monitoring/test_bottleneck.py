@@ -1,4 +1,4 @@
-"""Shares of the time by part, and the sentence on the bottleneck."""
+"""Tests of TimeBreakdown, which splits the training time into parts, and of BottleneckDetector's verdict."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def clock(monkeypatch):
     return made
 
 
-def test_every_second_is_counted_once(clock):
+def test_time_breakdown_counts_each_second_once(clock):
     window = TimeBreakdown()
     for _ in range(4):
         window.add(samples=16, waited=0.5, seconds=2.0)
@@ -34,7 +34,7 @@ def test_every_second_is_counted_once(clock):
     })  # fmt: skip
 
 
-def test_communication_that_nobody_looked_at_is_not_known(clock):
+def test_time_breakdown_has_no_communication_share_if_not_measured(clock):
     window = TimeBreakdown()
     window.add(samples=16, waited=0.0, seconds=2.0)
     clock.now += 2.0
@@ -48,7 +48,7 @@ def of(**given):
     return found | {"compute": 1 - sum(given.values())}
 
 
-def test_the_verdict_names_the_largest_part_and_what_helps():
+def test_bottleneck_verdict_names_largest_part_and_remedy():
     assert BottleneckDetector(2).update(of(data_wait=0.41, checkpoint=0.2)) == (
         "input-bound: data-wait is 41 % of the time; more data.workers (now 2), smaller stored images, or data.cache",
         True,
@@ -64,7 +64,7 @@ def test_the_verdict_names_the_largest_part_and_what_helps():
         assert BottleneckDetector(2).update(of(**{part: 0.5}))[0].count(";") == 1
 
 
-def test_one_slow_line_is_no_verdict_and_a_lasting_one_is():
+def test_bottleneck_verdict_changes_only_after_lasting_slowdown():
     detector = BottleneckDetector(2)
     results = [detector.update(of(data_wait=0.02)) for _ in range(LINES)]
     results += [detector.update(of(data_wait=0.8)), detector.update(of(data_wait=0.02))]

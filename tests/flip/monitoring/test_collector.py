@@ -1,4 +1,4 @@
-"""Graphs that training compiles."""
+"""Tests of CompiledGraphs, which counts the graphs that training compiles."""
 
 import torch
 
@@ -7,7 +7,7 @@ from flip.monitoring import collector
 LIMIT = collector.MAX_RECOMPILATIONS
 
 
-def test_shapes_that_keep_changing_are_reported_once_per_stage():
+def test_compiled_graphs_warns_once_per_stage_if_shapes_keep_changing():
     graphs = collector.CompiledGraphs()
     warned = [bool(graphs.update("masked", 12 + n)) for n in range(LIMIT + 4)]
     assert warned == [False] * (LIMIT + 1) + [True] + [False] * 2
@@ -15,7 +15,7 @@ def test_shapes_that_keep_changing_are_reported_once_per_stage():
     assert graphs.update("unmasked", 101 + LIMIT).startswith(f"stage unmasked: {LIMIT + 1} graphs")
 
 
-def test_graphs_are_counted():
+def test_compiled_graphs_counts_graph_of_each_input_shape():
     class Doubled(torch.nn.Module):
         def forward(self, x):
             return 2 * x

@@ -1,4 +1,4 @@
-"""Every curve has a description, and docs/monitoring.md states it."""
+"""Tests of the tags and descriptions of TensorBoard curves, and of their table in docs/monitoring.md."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "monitoring.md").read_tex
 
 
 def line():
-    """A metric line with a value in every field that has a curve."""
+    """Return a metric line with a value in every field that has a curve."""
     nested = {"storage": dict.fromkeys(IOStats().flat(), 1.0), "shares": dict.fromkeys(PARTS, 0.1)}
     return dict.fromkeys(curves.CURVES, 1.0) | nested | {"step": 1, "samples": 8, "verdict": "compute-bound"}
 
 
-def test_every_tag_of_a_metric_line_has_a_description():
+def test_curve_tags_of_metric_line_have_descriptions():
     tags = CurvePoints().of(line())
     assert {"train/loss", "storage/retries_slowdown", "storage/cap", "time/communication_share"} <= set(tags)
     assert [tag for tag in tags if not curves.describe(tag)] == []
     assert curves.describe("storage/other") == curves.describe("train/other") == ""
 
 
-def test_every_score_has_a_description():
+def test_score_tags_have_descriptions():
     sets = [EvaluationSet(name="val", task=task) for task in ("zeroshot", "retrieval", "probe")]
     tags = curves.score_tags(Config(evaluate=Evaluate(sets=sets)))
     assert [curves.describe(tag) for tag in tags] == [
@@ -33,12 +33,12 @@ def test_every_score_has_a_description():
     ]  # fmt: skip
 
 
-def test_the_page_states_each_description():
+def test_monitoring_page_states_description_of_each_curve():
     rows = [f"| `{field}` | {tag} | {text} " for field, (tag, text) in curves.CURVES.items()]
     assert [row for row in rows if row not in PAGE] == []
 
 
-def test_counters_start_with_their_first_count():
+def test_counter_curve_starts_at_first_nonzero_count():
     points = CurvePoints()
     counts = [points.of({"replaced": replaced}).get("data/replaced_samples") for replaced in (0, 2, 0)]
     assert counts == [None, 2, 0]

@@ -1,4 +1,4 @@
-"""Columns of metric lines have the values of the lines."""
+"""Tests of read_metrics, which reads the metric lines of a run into columns, and of newest."""
 
 import json
 
@@ -19,7 +19,7 @@ def line(step, **more):
     return {"step": step, "samples": 8 * step, "stage": "pretrain", "loss": step / 10, "storage": {"held": 1.5}, **more}
 
 
-def test_a_step_counts_as_its_highest_attempt_wrote_it(tmp_path):
+def test_read_metrics_prefers_highest_attempt_for_repeated_steps(tmp_path):
     run = RunDir(tmp_path)
     write(run, 2, [line(3, loss=30.0), line(4, loss=40.0)], tail='{"step": 5, "sam')
     write(run, 1, [line(1), line(2), line(3), line(7)])
@@ -31,14 +31,17 @@ def test_a_step_counts_as_its_highest_attempt_wrote_it(tmp_path):
     assert (found.last("step"), found.last("seconds")) == (7, None)
 
 
-def test_seconds_at_a_position(tmp_path):
+def test_seconds_at_returns_value_of_last_line_up_to_samples(tmp_path):
     write(RunDir(tmp_path), 1, [line(10, seconds=1.0), line(20, seconds=2.5)])
     found = read_metrics(RunDir(tmp_path))
     assert [found.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
-def test_a_speed_is_unsteady_by_its_quartiles(tmp_path):
-    """Of any stage; the first line of an attempt and of a stage is warm-up, and stages may differ in speed."""
+def test_unsteady_depends_on_quartiles_of_speed_per_stage(tmp_path):
+    """The verdict is True if any stage is unsteady. Stages may differ in speed.
+
+    The first line of each attempt and of each stage is warm-up and does not count.
+    """
 
     def verdict(name, *attempts):
         run = RunDir(tmp_path / name)
@@ -70,7 +73,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("text", FILES)
-def test_a_file_that_is_none_hides_no_other(tmp_path, text):
+def test_read_metrics_reads_valid_file_despite_invalid_file(tmp_path, text):
     run = RunDir(tmp_path)
     write(run, 1, [line(1)])
     (run.metrics / "2.jsonl").write_text(text)
@@ -78,19 +81,19 @@ def test_a_file_that_is_none_hides_no_other(tmp_path, text):
     assert read_metrics(run)["step"].tolist() == [1]
 
 
-def test_nothing_logged(tmp_path):
+def test_read_metrics_returns_empty_columns_if_run_has_no_metrics(tmp_path):
     found = read_metrics(RunDir(tmp_path))
     assert len(found) == 0 and found.last("loss") is None and found.seconds_at(5) is None
     assert set(found.columns) == set(FIELDS)
 
 
-def test_many_lines_are_exact(tmp_path):
+def test_read_metrics_returns_exact_floats_of_many_lines(tmp_path):
     values = np.random.default_rng(0).normal(size=20_000)
     write(RunDir(tmp_path), 1, [line(i, loss=value) for i, value in enumerate(values.tolist())])
     assert (read_metrics(RunDir(tmp_path))["loss"] == values).all()
 
 
-def test_the_newest_line_is_the_newest_whole_one(tmp_path):
+def test_newest_skips_incomplete_and_damaged_lines(tmp_path):
     run = RunDir(tmp_path)
     write(run, 1, [line(1)])
     write(run, 2, [line(2), line(3)], tail='\0\0\0\n[4]\n{"step": 5')

@@ -1,4 +1,4 @@
-"""Metrics and status of a run: one curve over all attempts, and a status that only the newest attempt writes."""
+"""Tests of MetricsWriter: metric lines, TensorBoard curves over all attempts, and the status of the newest attempt."""
 
 import re
 
@@ -39,7 +39,7 @@ def attempt(run, begin, steps, loss):
     return writer
 
 
-def test_steps_done_again_stand_once_in_the_curve(run):
+def test_curve_contains_repeated_steps_only_once(run):
     attempt(run, 0, (1, 2, 3, 4), loss=1.0).close("stopped")
     attempt(run, 16, (3, 4, 5), loss=2.0).close("complete")
     events = EventAccumulator(str(run.tensorboard))
@@ -56,7 +56,7 @@ def read(run):
     return events
 
 
-def test_what_a_line_tells_has_a_curve(run):
+def test_curves_contain_all_known_values_of_metric_line(run):
     attempt(run, 0, (1, 2), loss=1.0).close("stopped")
     curves = {tag: [e.value for e in read(run).Scalars(tag)] for tag in read(run).Tags()["scalars"]}
     assert curves["train/grad_norm"] == [2, 2] and curves["train/update_norm"] == pytest.approx([0.1, 0.1])
@@ -66,8 +66,8 @@ def test_what_a_line_tells_has_a_curve(run):
     assert read_json(run.status)["verdict"] == "compute-bound"
 
 
-def test_counters_have_a_curve_from_their_first_count_on(run):
-    """A local run counts nothing in storage: TensorBoard would open on two dozen cards of zeros."""
+def test_counter_curve_starts_at_first_nonzero_count(run):
+    """Counters that stay 0 have no curve, because TensorBoard would show two dozen charts of zeros for local runs."""
     writer = attempt(run, 0, (), loss=1.0)
     for step, (replaced, retries) in enumerate([(0, 0), (0, 2), (3, 0)], 1):
         storage = {"retries": float(retries), "cache_hits": 0.0}
@@ -80,7 +80,7 @@ def test_counters_have_a_curve_from_their_first_count_on(run):
     assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], "metric lines have them all"
 
 
-def test_every_curve_has_a_description(run):
+def test_curves_have_descriptions_in_tensorboard(run):
     writer = attempt(run, 0, (1, 2), loss=1.0)
     writer.step(record(3, 1.0) | {"storage": {"retries_slowdown": 2.0}})
     writer.evaluation("pretrain", 24, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
@@ -93,7 +93,7 @@ def test_every_curve_has_a_description(run):
     assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars"), "as its fast data server needs it"
 
 
-def test_custom_scalars_begin_with_training_and_scores(run):
+def test_custom_scalars_layout_starts_with_training_and_scores(run):
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     writer = attempt(run, 8, (2,), loss=1.0)
     writer.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
@@ -109,8 +109,8 @@ def test_custom_scalars_begin_with_training_and_scores(run):
     assert shown == set(tags), "every curve is in the layout"
 
 
-def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
-    """As TensorBoard's plugin reads it: values and metrics in the run's own folder, no run below it."""
+def test_hparams_table_has_single_row_per_run(run):
+    """TensorBoard's plugin shows a single row if values and metrics are in the run's own folder, without subfolders."""
     attempt(run, 0, (1,), loss=1.0).close("stopped")
     writer = attempt(run, 8, (2,), loss=1.0)
     writer.evaluation("pretrain", 16, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
@@ -130,7 +130,7 @@ def test_a_run_is_one_row_of_the_table_of_hyperparameters(run):
     assert [path for path in run.tensorboard.iterdir() if path.is_dir()] == []
 
 
-def test_status_is_the_newest_attempts(run):
+def test_status_is_written_only_by_newest_attempt(run):
     old = attempt(run, 0, (1, 2), loss=1.0)
     assert read_json(run.status)["eta_seconds"] == (80 - 16) / 4
     new = attempt(run, 16, (), loss=1.0)
@@ -141,7 +141,7 @@ def test_status_is_the_newest_attempts(run):
     assert read_json(run.status)["phase"] == "complete"
 
 
-def test_status_says_whether_the_speed_is_unsteady(run):
+def test_status_reports_unsteady_speed(run):
     writer = attempt(run, 0, (), loss=1.0)
     verdicts = []
     for step in range(1, 31):  # the first step is warm-up
@@ -151,21 +151,21 @@ def test_status_says_whether_the_speed_is_unsteady(run):
     writer.close("complete")
 
 
-def test_an_attempt_that_resumes_at_the_end_keeps_step_and_loss(run):
-    """It trains no step and therefore writes no line of its own."""
+def test_status_keeps_step_and_loss_if_attempt_resumes_at_end(run):
+    """Such an attempt trains no step and writes no metric line."""
     attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
     attempt(run, 24, (), loss=9.0).close("complete")
     status = read_json(run.status)
     assert (status["step"], status["samples"], status["stage"], status["loss"]) == (3, 24, "pretrain", 1.5)
 
 
-def test_a_loss_that_is_trained_again_is_not_shown(run):
+def test_status_omits_loss_of_steps_to_be_repeated(run):
     attempt(run, 0, (1, 2, 3), loss=1.5).close("stopped")
     attempt(run, 16, (), loss=9.0)
     assert (read_json(run.status)["step"], read_json(run.status)["loss"]) == (2, None)
 
 
-def test_an_evaluation_is_kept_with_its_place(run):
+def test_evaluation_is_saved_with_stage_and_samples(run):
     writer = attempt(run, 0, (1,), loss=1.0)
     writer.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
     kept = read_json(run.eval / "pretrain-8.json")
@@ -177,7 +177,7 @@ def test_an_evaluation_is_kept_with_its_place(run):
     )
 
 
-def test_an_outage_of_storage_is_in_the_status_while_it_lasts(run):
+def test_status_shows_storage_outage_until_recovery(run):
     writer = attempt(run, 0, (1,), loss=1.0)
     for text in ("storage does not answer", None):
         writer.status(storage=text)

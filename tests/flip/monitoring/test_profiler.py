@@ -1,4 +1,4 @@
-"""Traces that open in a viewer, and the time that steps wait for other ranks."""
+"""Tests of Profiler: traces of the requested steps, and the share of time that steps wait for communication."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ from tests.flip.models.test_loss import free_port  # noqa: F401
 CPU = torch.device("cpu")
 
 
-def test_exposed_is_what_lies_beside_arithmetic():
+def test_exposed_communication_time_excludes_overlap_with_compute():
     assert exposed_communication_time([], [(0, 9)]) == 0 and exposed_communication_time([(2, 5)], []) == 3
     assert exposed_communication_time([(0, 10), (5, 12)], [(3, 4), (3, 6), (11, 20)]) == 8
     assert exposed_communication_time([(0, 4), (4, 8)], [(0, 8)]) == 0
@@ -31,7 +31,7 @@ def steps(profiler, count, start=0, batch=8):
             torch.ones(64, 64) @ torch.ones(64, 64)
 
 
-def test_the_steps_that_were_asked_for_are_traced(tmp_path):
+def test_profiler_traces_requested_steps(tmp_path):
     folder = tmp_path / "traces"
     steps(Profiler(folder, 3, 1, CPU, first=20, steps=2, minutes=10), 8)
     (path,) = folder.iterdir()
@@ -42,7 +42,7 @@ def test_the_steps_that_were_asked_for_are_traced(tmp_path):
 
 
 @pytest.mark.parametrize("first, count, start", [(20, 0, 0), (20, 2, 24)])
-def test_no_trace_where_none_is_wanted_or_its_place_is_passed(tmp_path, first, count, start):
+def test_profiler_writes_no_trace_if_disabled_or_start_has_passed(tmp_path, first, count, start):
     profiler = Profiler(tmp_path / "traces", 3, 1, CPU, first=first, steps=count, minutes=10)
     steps(profiler, 6, start)
     assert not (tmp_path / "traces").exists() and profiler.communication == 0
@@ -55,7 +55,7 @@ def rank_main(rank, port, folder, results):
     for i in range(3):
         found.append(profiler.communication)
         with profiler.step(i + 1, 8 * i, 8):
-            if rank == 1 and i == 1:  # the step that is looked into; its profiler may take a second to start
+            if rank == 1 and i == 1:  # the profiled step; its profiler may take a second to start
                 time.sleep(5.0)
             distributed.all_reduce(torch.ones(1000))
     results.put((rank, found))
@@ -64,7 +64,7 @@ def rank_main(rank, port, folder, results):
 
 
 @pytest.mark.long
-def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa: F811
+def test_profiler_counts_wait_for_other_rank_as_communication(tmp_path, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=rank_main, args=(rank, free_port, tmp_path, results)) for rank in range(2)]
@@ -74,4 +74,4 @@ def test_waiting_for_another_rank_is_communication(tmp_path, free_port):  # noqa
     for process in ranks:
         process.join(60)
     assert found[1] == [None, None, None] and found[0][:2] == [None, None]
-    assert 0.75 < found[0][2] <= 1  # about a half if no rank waits
+    assert 0.75 < found[0][2] <= 1  # about 0.5 if no rank waits

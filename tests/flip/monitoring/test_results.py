@@ -1,4 +1,4 @@
-"""The table of results, from complete, unfinished and damaged run directories."""
+"""Tests of the results table that is read from complete, unfinished and damaged run directories."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from flip.runs.rundir import read_json, write_json
 from tests.jobs.outcomes import make
 
 
-def test_rows_are_flat_and_alike(tmp_path):
+def test_read_runs_returns_flat_rows_with_equal_keys(tmp_path):
     make(tmp_path / "a", "mask50", "0.5")
     make(tmp_path / "a", "clip", "0", steps=30, complete=False)
     make(tmp_path / "b", "other", "0.5", seed=7)
@@ -30,7 +30,7 @@ def test_rows_are_flat_and_alike(tmp_path):
     assert flip.read_runs(tmp_path) == rows
 
 
-def test_states_follow_the_files(tmp_path):
+def test_read_run_derives_state_from_files(tmp_path):
     ends = {"requeue": "waiting", "stop": "failed", "nothing": "stopped"}
     for action, state in ends.items():
         run = make(
@@ -43,7 +43,7 @@ def test_states_follow_the_files(tmp_path):
     assert (read_run(run.path).state, read_run(run.path).reason) == ("cancelled", "wrong")
 
 
-def test_a_damaged_run_hides_no_other(tmp_path):
+def test_read_runs_returns_other_runs_despite_damaged_run(tmp_path):
     make(tmp_path / "s", "good")
     bad = make(tmp_path / "s", "bad")
     bad.result.write_text("{")
@@ -55,7 +55,7 @@ def test_a_damaged_run_hides_no_other(tmp_path):
 @pytest.mark.parametrize("name", ["config.yaml", "status.json", "identity.json", "result.json", "attempts/1/start.json",
                                   "attempts/1/end.json", "metrics/1.jsonl", "eval/pretrain-3200.json", "cancel.json",
                                   "job.json"])  # fmt: skip
-def test_every_damaged_file_is_named_and_hides_no_other(tmp_path, name):
+def test_read_run_names_damaged_file_and_reads_other_files(tmp_path, name):
     run = make(tmp_path / "s", "r")
     (run.path / name).write_text("{\n")
     outcome = read_run(run.path)
@@ -67,27 +67,27 @@ def test_every_damaged_file_is_named_and_hides_no_other(tmp_path, name):
         assert outcome.state == "complete" and outcome.evaluations
 
 
-def test_two_damaged_files_are_both_named(tmp_path):
+def test_read_run_names_both_damaged_files(tmp_path):
     run = make(tmp_path / "s", "r")
     for path in (run.result, run.status):
         path.write_text("\0\0")
     assert ["result.json" in words or "status.json" in words for words in read_run(run.path).damage] == [True, True]
 
 
-def test_where_runs_are_found(tmp_path):
+def test_find_runs_accepts_root_sweep_and_run_folders(tmp_path):
     run = make(tmp_path / "s", "r", steps=0, complete=False)
     make(tmp_path / "s", ".new-r.1", steps=0, complete=False)
     for root in (tmp_path, tmp_path / "s", run.path):
         assert [found.path for found in find_runs(root)] == [run.path]
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_read_runs_rejects_missing_folder(tmp_path):
     with pytest.raises(ConfigError, match="no such folder.*absent|absent.*no such folder"):
         read_runs(tmp_path / "absent")
     assert read_runs(tmp_path) == []
 
 
-def test_curve_has_training_seconds(tmp_path):
+def test_curve_points_have_training_seconds(tmp_path):
     run = make(tmp_path / "s", "r", top1=0.4)
     points = read_run(run.path).curve()
     assert [(point["samples"], point["seconds"]) for point in points] == [
@@ -99,7 +99,7 @@ def test_curve_has_training_seconds(tmp_path):
     assert points[-1]["evaluations"][0]["top1"] == 0.4
 
 
-def test_an_fp32_score_of_a_job_replaces_one_in_another_precision_and_no_other(tmp_path):
+def test_fp32_score_of_evaluation_job_replaces_only_score_of_other_precision(tmp_path):
     run = make(tmp_path / "s", "r", top1=0.4)
     result = read_json(run.result)
     own = {"name": "twemoji", "role": "test", "n": 9, "data": "d", "interval": [0, 1]}
@@ -114,12 +114,12 @@ def test_an_fp32_score_of_a_job_replaces_one_in_another_precision_and_no_other(t
         assert row["test.twemoji.precision"] == ("as trained" if "data" in more else "fp32")
 
 
-def test_differing_settings(tmp_path):
+def test_differing_lists_settings_that_vary_between_runs(tmp_path):
     for seed, mask in enumerate(("0.5", "0.75")):
         make(tmp_path / "s", f"m{mask}", mask, seed=seed)
     assert differing(read_outcomes(tmp_path)) == ["seed", "stages.pretrain.mask"]
 
 
-def test_no_torch():
+def test_results_module_does_not_import_torch():
     script = "import flip.monitoring.results, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

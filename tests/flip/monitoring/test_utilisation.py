@@ -1,4 +1,4 @@
-"""Device utilisation: shares of the datasheet peak and of a measured matrix product."""
+"""Tests of device utilisation as a share of the datasheet peak and of the measured rate of a matrix product."""
 
 import pytest
 import torch
@@ -26,15 +26,15 @@ def test_datasheet_peak_by_device_name_and_precision(name, precision, tflops):
     assert costs.peak_flops(name, precision) == (None if tflops is None else 1e12 * tflops)
 
 
-def test_mfu_is_a_share_of_the_datasheet_peak(monkeypatch):
-    """The measured rate of a matrix product is a metric of its own and never replaces the datasheet peak."""
+def test_mfu_is_share_of_datasheet_peak(monkeypatch):
+    """The measured rate of a matrix product is a separate metric. It never replaces the datasheet peak."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(utilisation, "measure_matmul_flops", lambda device, dtype: 500e12)
     found = utilisation.Utilisation(GPU, "bf16", world_size=4).of(4 * 200e12)
     assert found == pytest.approx({"mfu": 200 / 989, "matmul_utilisation": 200 / 500})
 
 
-def test_mfu_is_absent_without_a_datasheet_peak(monkeypatch):
+def test_mfu_is_none_without_datasheet_peak(monkeypatch):
     monkeypatch.setattr(utilisation, "measure_matmul_flops", lambda device, dtype: 1e12)
     assert utilisation.Utilisation(CPU, "bf16", world_size=2).of(1e12) == {"mfu": None, "matmul_utilisation": 0.5}
     assert utilisation.Utilisation(CPU, "fp32", world_size=1).of(1e12)["mfu"] is None
@@ -49,7 +49,7 @@ def test_fp32_uses_tf32_peak_only_if_torch_does(monkeypatch):
     assert utilisation.Utilisation(GPU, "fp32", world_size=1).of(78e12)["mfu"] == pytest.approx(0.5)
 
 
-def test_the_measured_peak_is_a_rate_and_leaves_the_random_state_alone():
+def test_measure_matmul_flops_returns_rate_and_preserves_random_state():
     before = torch.get_rng_state()
     assert 1e8 < utilisation.measure_matmul_flops(CPU, torch.float32, seconds=0.05) < 1e15
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""The commit protocol: a folder without commit.json does not exist, and what is kept."""
+"""Tests the commit protocol of checkpoints (a folder without commit.json is no commit) and retention."""
 
 import ctypes
 import hashlib
@@ -34,20 +34,20 @@ def write(run, stage, samples, attempt=1, mark=True):
     return path
 
 
-def test_only_what_is_marked_exists(run):
+def test_commits_lists_only_folders_with_commit_file(run):
     write(run, "pretrain", 8)
     write(run, "pretrain", 16, mark=False)
     assert [c.samples for c in commit.commits(run)] == [8]
 
 
-def test_newest_is_by_samples_then_attempt(run):
+def test_commits_are_ordered_by_samples_then_attempt(run):
     for stage, samples, attempt in (("unmasked", 24, 1), ("pretrain", 16, 2), ("pretrain", 16, 1), ("pretrain", 8, 3)):
         write(run, stage, samples, attempt)
     assert [(c.samples, c.attempt) for c in commit.commits(run)] == [(8, 3), (16, 1), (16, 2), (24, 1)]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
-def test_damage_is_found_by_the_reader_of_that_part(run, damage):
+def test_verify_detects_damage_only_in_the_given_part(run, damage):
     path = write(run, "pretrain", 8)
     (checkpoint,) = commit.commits(run)
     commit.verify(checkpoint)
@@ -66,7 +66,7 @@ def test_damage_is_found_by_the_reader_of_that_part(run, damage):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": 3}', "{}", "\x00"])
-def test_a_damaged_mark_is_no_commit(run, text):
+def test_commit_file_with_invalid_json_is_no_commit(run, text):
     path = write(run, "pretrain", 8)
     (path / commit.COMMIT_FILE).write_text(text)
     assert commit.commits(run) == []
@@ -74,7 +74,7 @@ def test_a_damaged_mark_is_no_commit(run, text):
         commit.read_commit(path)
 
 
-def test_retention_keeps_the_newest_the_last_of_a_stage_and_the_named(run):
+def test_retention_keeps_newest_last_of_stage_and_named_commits(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
     for samples in (32, 40, 48, 56):
@@ -85,14 +85,14 @@ def test_retention_keeps_the_newest_the_last_of_a_stage_and_the_named(run):
     assert unfinished in gone and not unfinished.exists()
 
 
-def test_retention_keeps_what_other_runs_will_start_from(run):
+def test_retention_keeps_commits_listed_in_keep_at(run):
     for samples in (8, 16, 24, 32):
         write(run, "pretrain", samples)
     commit.apply_retention(run, 1, keep=1, keep_at=[8, 24])
     assert [c.samples for c in commit.commits(run)] == [8, 24, 32]
 
 
-def test_only_the_newest_attempt_deletes_and_never_a_newer_ones_files(run):
+def test_retention_deletes_only_for_current_attempt_and_spares_newer_files(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
     theirs = write(run, "pretrain", 32, attempt=3, mark=False)
@@ -102,7 +102,7 @@ def test_only_the_newest_attempt_deletes_and_never_a_newer_ones_files(run):
     assert commit.apply_retention(run, 1, keep=1) == []
 
 
-def test_removal_takes_the_mark_first(run, monkeypatch):
+def test_remove_interrupted_at_rmdir_leaves_no_commit(run, monkeypatch):
     path = write(run, "pretrain", 8)
     monkeypatch.setattr("pathlib.Path.rmdir", lambda self: (_ for _ in ()).throw(OSError("killed here")))
     with pytest.raises(OSError, match="killed here"):
@@ -110,7 +110,7 @@ def test_removal_takes_the_mark_first(run, monkeypatch):
     assert commit.commits(run) == []
 
 
-def test_a_damaged_one_set_aside_no_longer_counts(run):
+def test_retention_ignores_commits_marked_corrupt(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
     commit.mark_corrupt(commit.folder(run, "pretrain", 24, 1))
@@ -118,7 +118,7 @@ def test_a_damaged_one_set_aside_no_longer_counts(run):
     assert [c.samples for c in commit.commits(run)] == [8, 16]
 
 
-def test_the_record_lists_every_file(run):
+def test_commit_record_lists_every_file_with_its_size(run):
     path = write(run, "pretrain", 2)
     files = json.loads((path / commit.COMMIT_FILE).read_text())["files"]
     assert {name: entry["bytes"] for name, entry in files.items()} == {
@@ -127,8 +127,8 @@ def test_the_record_lists_every_file(run):
     }
 
 
-def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
-    """A power cut leaves a whole checkpoint or none: every file, and every folder that is new, is synced first."""
+def test_commit_syncs_files_and_folders_before_commit_file(run, monkeypatch):
+    """A power cut leaves a complete checkpoint or none: all files and new folders are synced before commit.json."""
     synced, fsync = [], os.fsync
 
     def noted(handle):
@@ -154,7 +154,7 @@ def test_what_is_committed_is_on_the_disk_before_its_mark(run, monkeypatch):
     commit.uncommit(path)
 
 
-def test_files_that_are_known_are_not_read_and_may_lie_elsewhere(run):
+def test_commit_takes_known_files_without_reading_them(run):
     path = write(run, "pretrain", 8, mark=False)
     known = {"shard-1.safetensors": {"bytes": 1, "sha256": "x"}, "far": {"bytes": 2, "sha256": "y"}}
     record = {"stage": "pretrain", "samples": 8, "attempt": 1, "url": "s3://b/c"}
@@ -176,7 +176,7 @@ def test_files_that_are_known_are_not_read_and_may_lie_elsewhere(run):
         dict(files={"a": {"sha256": ""}}), dict(files={"a": 3}),
     ],
 )  # fmt: skip
-def test_a_record_of_another_shape_is_no_commit(run, change):
+def test_read_commit_rejects_record_with_invalid_fields(run, change):
     path = write(run, "pretrain", 8)
     good = json.loads((path / commit.COMMIT_FILE).read_text())
     for name in change.get("files", {}):
@@ -191,7 +191,7 @@ def test_a_record_of_another_shape_is_no_commit(run, change):
         commit.read_commit(path)
 
 
-def test_what_a_result_says_of_its_checkpoint(run):
+def test_summary_describes_commit_of_given_samples(run):
     write(run, "pretrain", 8)
     write(run, "pretrain", 8, attempt=2)
     path = write(run, "pretrain", 16)
@@ -201,7 +201,7 @@ def test_what_a_result_says_of_its_checkpoint(run):
     assert commit.summary_at(run, 8)["path"] == "pretrain/8-2" and commit.summary_at(run, 9) is None
 
 
-def test_the_commit_of_a_position_is_found_without_reading_the_others(run, monkeypatch):
+def test_summary_at_reads_only_the_matching_commit(run, monkeypatch):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
     read, names = commit.read_commit, []
@@ -210,7 +210,7 @@ def test_the_commit_of_a_position_is_found_without_reading_the_others(run, monke
 
 
 def resident(path):
-    """Share of a file's pages in the page cache."""
+    """The share of a file's pages that are in the page cache."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as pages:
         held = (ctypes.c_ubyte * -(-len(pages) // mmap.PAGESIZE))()
         start = ctypes.c_char.from_buffer(pages)
@@ -222,7 +222,7 @@ def resident(path):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="Linux drops single files from the page cache")
-def test_what_was_just_written_is_read_back_from_the_storage(run, monkeypatch):
+def test_verify_drops_page_cache_before_reading(run, monkeypatch):
     path = write(run, "pretrain", 1 << 20)
     held = {file: resident(file) for file in path.glob("*.safetensors")}
     os.sync()
@@ -232,7 +232,7 @@ def test_what_was_just_written_is_read_back_from_the_storage(run, monkeypatch):
     shares = []
 
     class Watched:
-        """``open``, and the share of the file's pages that are cached when its first block is read."""
+        """``open`` that records the cached share of the file's pages when its first block is read."""
 
         def __init__(self, name, mode):
             self.name, self.file, self.first = name, opened(name, mode), True
@@ -257,7 +257,7 @@ def test_what_was_just_written_is_read_back_from_the_storage(run, monkeypatch):
 
 
 def _drops(folder):
-    """Whether the file system lets go of clean pages when asked (tmpfs does not)."""
+    """Whether the file system drops clean pages on request (tmpfs does not)."""
     (folder / "probe").write_bytes(b"x" * (1 << 20))
     with open(folder / "probe", "rb") as file:
         os.fsync(file.fileno())
@@ -265,7 +265,7 @@ def _drops(folder):
     return resident(folder / "probe") < 0.5
 
 
-def test_traces_of_commits_good_or_damaged(run):
+def test_ever_committed_counts_valid_and_corrupt_commits(run):
     write(run, "pretrain", 8, mark=False)
     assert not commit.ever_committed(run)
     path = write(run, "pretrain", 16)
@@ -276,7 +276,7 @@ def test_traces_of_commits_good_or_damaged(run):
     assert not commit.ever_committed(run) and not path.exists()
 
 
-def test_what_is_no_checkpoint_of_ours_is_left_alone(run):
+def test_retention_spares_foreign_paths_and_newer_attempts(run):
     path = write(run, "pretrain", 8)
     (path.parent / "notes-1").write_text("a file")
     (path.parent / "copy-of").mkdir()
@@ -287,13 +287,13 @@ def test_what_is_no_checkpoint_of_ours_is_left_alone(run):
     assert (path.parent / "notes-1").exists() and (path.parent / "copy-of").exists() and newer.exists()
 
 
-def test_the_digest_is_that_of_the_whole_file(tmp_path):
+def test_sha256_covers_entire_large_file(tmp_path):
     data = b"0123456789abcdef" * (1 << 17)
     (tmp_path / "big").write_bytes(data)
     assert commit.sha256(tmp_path / "big") == hashlib.sha256(data).hexdigest()
 
 
-def test_readers_share_the_files(run):
+def test_verify_splits_files_among_parts(run):
     path = write(run, "pretrain", 8)
     (checkpoint,) = commit.commits(run)
     (path / "shard-1.safetensors").write_bytes(b"")
@@ -303,7 +303,7 @@ def test_readers_share_the_files(run):
             commit.verify(checkpoint, part, parts)
 
 
-def test_the_mark_is_the_first_file_to_go(run, monkeypatch):
+def test_remove_deletes_commit_file_first(run, monkeypatch):
     path, gone, unlink = write(run, "pretrain", 8), [], Path.unlink
     monkeypatch.setattr(Path, "unlink", lambda self, *more: (gone.append(self.name), unlink(self, *more)))
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(map(self.joinpath, os.listdir(self)), reverse=True)))
@@ -311,7 +311,7 @@ def test_the_mark_is_the_first_file_to_go(run, monkeypatch):
     assert gone[0] == commit.COMMIT_FILE and len(gone) == 3
 
 
-def test_what_is_pinned_stays(run):
+def test_retention_keeps_pinned_commit(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
     other = RunDir(run.path.parent / "other")
@@ -320,7 +320,7 @@ def test_what_is_pinned_stays(run):
     assert commit.apply_retention(run, 1, keep=1) == [commit.folder(run, "pretrain", 16, 1)]
 
 
-def test_one_that_cannot_be_deleted_keeps_no_other(run):
+def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run):
     for samples in (8, 16, 24, 32):
         write(run, "pretrain", samples)
     foreign = commit.folder(run, "pretrain", 16, 1) / ".ipynb_checkpoints"

@@ -1,4 +1,4 @@
-"""Ownership of paths, and access that prepared links and FIFOs cannot redirect or stop."""
+"""Tests ownership checks of paths, and file access that prepared symlinks and FIFOs cannot redirect or block."""
 
 import os
 import stat
@@ -15,28 +15,28 @@ def umask():
     os.umask(before)
 
 
-def test_my_closed_files_are_trusted(tmp_path):
+def test_own_file_without_write_access_for_others_is_trusted(tmp_path):
     (tmp_path / "a").write_text("")
     assert ownership.untrusted(tmp_path / "a") == ""
     assert ownership.untrusted_inside(tmp_path) == ""
 
 
 @pytest.mark.parametrize(("mode", "reason"), [(0o646, "every user"), (0o1777, "every user"), (0o600, ""), (0o755, "")])
-def test_write_permission_of_others_is_not(tmp_path, mode, reason):
+def test_path_writable_by_others_is_untrusted(tmp_path, mode, reason):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder").chmod(mode)
     assert reason in ownership.untrusted(tmp_path / "folder")
     assert bool(ownership.untrusted(tmp_path / "folder")) == bool(reason)
 
 
-def test_a_link_is_not(tmp_path):
+def test_symlink_is_untrusted(tmp_path):
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert "link" in ownership.untrusted(tmp_path / "link")
     assert ownership.untrusted_inside(tmp_path).startswith(f"{tmp_path / 'link'}: ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_another_users_file_is_not_and_a_trusted_group_is_named(tmp_path, monkeypatch):
+def test_file_of_other_user_or_untrusted_group_is_untrusted(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
     os.chown(file, 12345, 0)
@@ -54,21 +54,21 @@ def test_another_users_file_is_not_and_a_trusted_group_is_named(tmp_path, monkey
     assert ownership.untrusted(file) == "", "a group without a name"
 
 
-def test_a_fifo_is_refused_without_waiting(tmp_path):
+def test_read_json_rejects_fifo_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "status.json")
     with pytest.raises(ValueError, match=r"status.json: not a regular file"):
         rundir.read_json(tmp_path / "status.json")
 
 
-def test_a_large_file_is_refused_before_memory_is_taken(tmp_path):
+def test_read_json_rejects_huge_file_without_reading(tmp_path):
     with open(tmp_path / "status.json", "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match="more than the limit"):
         rundir.read_json(tmp_path / "status.json")
 
 
-def test_prepared_links_are_not_written_through(tmp_path, monkeypatch):
-    """The names that were predictable, and one that is hit by chance."""
+def test_json_writers_do_not_follow_prepared_symlinks(tmp_path, monkeypatch):
+    """Covers temporary names that were predictable in older versions, and a random name that exists by chance."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / f"status.json.tmp.{os.getpid()}").symlink_to(victim)
@@ -81,13 +81,13 @@ def test_prepared_links_are_not_written_through(tmp_path, monkeypatch):
     assert victim.read_text() == "mine" and rundir.read_json(tmp_path / "status.json") == {"a": 1}
 
 
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path):
+def test_write_json_respects_umask(tmp_path):
     os.umask(0o027)
     rundir.write_json(tmp_path / "status.json", {})
     assert stat.S_IMODE((tmp_path / "status.json").stat().st_mode) == 0o640
 
 
-def test_a_private_folder(tmp_path):
+def test_private_folder_has_mode_0700_and_rejects_symlink(tmp_path):
     folder = ownership.private_folder(tmp_path / "a" / "b")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)

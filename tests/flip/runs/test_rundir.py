@@ -1,4 +1,4 @@
-"""The run directory: atomic writes, the fencing token, causes, metrics that readers see."""
+"""Tests the run directory: attempt numbers, atomic writes, causes, and removal of temporary files."""
 
 import json
 import multiprocessing
@@ -18,7 +18,7 @@ def _win(path, out):
     out.put(rundir.RunDir(path).start_attempt({"host": "here"}))
 
 
-def test_each_attempt_number_is_won_once(run):
+def test_start_attempt_gives_each_number_to_a_single_racer(run):
     context = multiprocessing.get_context("forkserver")
     queue = context.Queue()
     racers = [context.Process(target=_win, args=(str(run.path), queue)) for _ in range(4)]
@@ -32,7 +32,7 @@ def test_each_attempt_number_is_won_once(run):
     assert json.loads((run.attempt(2) / "start.json").read_text())["attempt"] == 2
 
 
-def test_a_failed_write_leaves_the_old_text_and_no_temporary(tmp_path):
+def test_write_json_keeps_old_text_if_write_fails(tmp_path):
     path = tmp_path / "status.json"
     rundir.write_json(path, {"step": 1})
     with pytest.raises(ValueError):
@@ -41,7 +41,7 @@ def test_a_failed_write_leaves_the_old_text_and_no_temporary(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
 
 
-def test_the_first_cause_of_a_rank_stays(run):
+def test_write_cause_keeps_first_cause_of_each_rank(run):
     n = run.start_attempt({})
     assert run.write_cause(n, 1, "data", 65, "shard 3 is damaged")
     assert not run.write_cause(n, 1, "crash", 70, "later")
@@ -50,14 +50,14 @@ def test_the_first_cause_of_a_rank_stays(run):
     assert sorted(p.name for p in run.attempt(n).iterdir()) == ["cause.0.json", "cause.1.json", "start.json"]
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_read_json_names_damaged_file(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="x.json"):
         rundir.read_json(tmp_path / "x.json")
     assert rundir.read_json(tmp_path / "none.json") is None
 
 
-def test_a_new_attempt_clears_what_killed_writers_left(run):
+def test_start_attempt_removes_temporary_files_of_killed_writers(run):
     n = run.start_attempt({})
     left = [run.path / "status.json.tmp.123", run.attempt(n) / "cause.0.json.new.7"]
     for path in left:
@@ -67,7 +67,7 @@ def test_a_new_attempt_clears_what_killed_writers_left(run):
     assert not any(path.exists() for path in left) and rundir.read_json(run.status) == {"step": 1}
 
 
-def test_a_new_attempt_does_not_take_away_what_a_cancel_is_writing(run, monkeypatch):
+def test_start_attempt_spares_temporary_file_of_concurrent_cancel(run, monkeypatch):
     link = os.link
 
     def begins(*paths):

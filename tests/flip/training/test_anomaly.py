@@ -1,4 +1,4 @@
-"""A skipped step changes no bit of weights and moments on any rank; a loss that jumps is recorded."""
+"""Tests NonFiniteGuard (a skipped step changes no weight or moment on any rank) and LossSpikeDetector."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Training:
-    """A pair under a guard; ``go`` is a step as the trainer takes it."""
+    """A model under a guard. ``go`` runs a step as the trainer does."""
 
     def __init__(self, folder, pair=None, rank=0, fields=None, guarded=True, spike=0.0, window=3):
         self.run, self.pair = RunDir(folder), tiny() if pair is None else pair
@@ -67,12 +67,12 @@ def hurt_gradient(value):
 @pytest.mark.parametrize(
     "hurt", [lambda _, loss: loss * NAN, lambda _, loss: loss + INF, hurt_gradient(NAN), hurt_gradient(-INF)]
 )
-def test_a_step_that_is_not_finite_changes_nothing(tmp_path, hurt):
+def test_guard_skips_non_finite_step_and_raises_diverged(tmp_path, hurt):
     training = Training(tmp_path)
     training.go()
     training.go()
     before = training.state()
-    training.go(hurt)  # its numbers are read later
+    training.go(hurt)  # the guard reads its numbers one step later
     assert changed(before, training.state()) == []
     with pytest.raises(Diverged) as error:
         training.go()
@@ -84,15 +84,15 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, hurt):
     assert "nan" in (record["loss"], record["grad_norm"]) or "inf" in (record["loss"], record["grad_norm"])
 
 
-def test_what_is_committed_has_been_looked_at(tmp_path):
+def test_guard_flush_raises_diverged_once(tmp_path):
     training = Training(tmp_path)
     training.go(hurt_gradient(NAN))
     with pytest.raises(Diverged):
         training.guard.flush()
-    training.guard.flush()  # raised once
+    training.guard.flush()  # the error is raised only once
 
 
-def test_healthy_steps_have_the_bits_of_unguarded_ones(tmp_path):
+def test_guarded_finite_steps_are_bitwise_equal_to_unguarded(tmp_path):
     guarded, bare = Training(tmp_path), Training(tmp_path, guarded=False)
     for _ in range(3):
         guarded.go()
@@ -101,7 +101,7 @@ def test_healthy_steps_have_the_bits_of_unguarded_ones(tmp_path):
     assert changed(bare.state(), guarded.state()) == [] and not (tmp_path / "anomalies").exists()
 
 
-def test_a_full_disk_does_not_hide_what_happened(tmp_path):
+def test_guard_raises_diverged_even_if_record_cannot_be_written(tmp_path):
     (tmp_path / "anomalies").write_text("in the way")
     training = Training(tmp_path)
     training.go(hurt_gradient(NAN))
@@ -131,7 +131,7 @@ def rank_main(rank, world, port, folder, results):
 
 
 @pytest.mark.long
-def test_a_gradient_that_one_rank_has_stops_all(tmp_path, free_port):  # noqa: F811
+def test_guard_stops_both_ranks_if_gradient_of_rank_1_is_nan(tmp_path, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=rank_main, args=(r, 2, free_port, tmp_path, results)) for r in range(2)]
@@ -159,7 +159,7 @@ def falling(n, noise=0.02):
     return [5 * 0.995**i + noise * float(torch.randn((), generator=generator)) for i in range(n)]
 
 
-def test_a_jump_is_told_once_and_a_healthy_curve_never():
+def test_spike_detector_reports_each_jump_once():
     losses = falling(200)
     assert spikes_of(losses) == []
     losses[120:125] = [9.0, 8.0, 7.0, 6.0, 6.0]
@@ -168,16 +168,16 @@ def test_a_jump_is_told_once_and_a_healthy_curve_never():
     assert spikes_of(losses, factor=0.0) == []
 
 
-def test_the_first_losses_and_those_that_hardly_differ_are_no_spikes():
+def test_spike_detector_ignores_first_losses_and_tiny_jumps():
     assert spikes_of([9.0, *falling(18)]) == []
     assert spikes_of([2.0] * 30 + [2.005]) == [] and spikes_of([2.0] * 30 + [2.2]) == [30]
 
 
-def test_where_the_level_stays_up_it_is_the_new_level():
+def test_spike_detector_accepts_persistent_level_as_normal():
     assert spikes_of([2.0] * 30 + [3.0] * 40 + [4.0]) == [30, 70]
 
 
-def test_a_spike_is_written_down_and_the_run_goes_on(tmp_path, caplog):
+def test_guard_records_spike_and_training_continues(tmp_path, caplog):
     training = Training(tmp_path, spike=6.0)
     for _ in range(4):
         training.go()
@@ -189,7 +189,7 @@ def test_a_spike_is_written_down_and_the_run_goes_on(tmp_path, caplog):
     assert "3-5.0.json" in caplog.text and "a spike" in caplog.text
 
 
-def test_another_stage_has_other_losses(tmp_path):
+def test_spike_detection_restarts_with_new_stage(tmp_path):
     training = Training(tmp_path, spike=6.0)
     for _ in range(4):
         training.go()
@@ -199,7 +199,7 @@ def test_another_stage_has_other_losses(tmp_path):
     assert not (tmp_path / "anomalies").exists()
 
 
-def test_spikes_without_end_do_not_fill_the_disk(tmp_path):
+def test_guard_stops_recording_spikes_at_limit(tmp_path):
     training = Training(tmp_path, spike=6.0)
     training.guard._spike_count = MAX_RECORDS
     for _ in range(4):

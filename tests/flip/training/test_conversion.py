@@ -1,4 +1,4 @@
-"""Conversion of weights to other patches and text lengths, against timm, and what stays as it is."""
+"""Tests the conversion of weights to other patch sizes, grids and text lengths, against timm and open_clip."""
 
 from types import SimpleNamespace
 
@@ -23,24 +23,24 @@ def model(*settings, seed=3):
 
 
 @torch.no_grad()
-def test_patch_weights_of_a_larger_patch_see_the_enlarged_patch_as_the_smaller_saw_it():
+def test_resampled_patch_weights_give_same_output_for_enlarged_patch():
     generator = torch.Generator().manual_seed(0)
     weight, patch = torch.randn(5, 192, generator=generator), torch.randn(7, 3, 8, 8, generator=generator)
     enlarged = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
-    rows = [one.permute(0, 2, 3, 1).flatten(1) for one in (patch, enlarged)]  # by row, column, channel
+    rows = [one.permute(0, 2, 3, 1).flatten(1) for one in (patch, enlarged)]  # in the order row, column, channel
     assert torch.allclose(rows[1] @ resample_patch_embed(weight, 16).T, rows[0] @ weight.T, atol=1e-3)
     assert torch.equal(resample_patch_embed(weight, 8), weight)
 
 
 @pytest.mark.parametrize("patch", [4, 14, 16])
-def test_patch_weights_equal_those_of_timm(patch):
+def test_resampled_patch_weights_match_timm(patch):
     weight = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     own = weights.as_convolution(resample_patch_embed(weights.as_matrix(weight), patch))
     assert torch.allclose(own, timm_resample(weight, [patch, patch]), atol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [3, 8])
-def test_learned_positions_equal_those_of_open_clip(grid):
+def test_resized_image_positions_match_open_clip(grid):
     positions = torch.randn(1 + 25, 6, generator=torch.Generator().manual_seed(1))
     state = {"visual.positional_embedding": positions.clone()}
     tower = SimpleNamespace(positional_embedding=torch.zeros(1 + grid**2, 6), grid_size=(grid, grid))
@@ -49,14 +49,14 @@ def test_learned_positions_equal_those_of_open_clip(grid):
     assert torch.allclose(convert("image.positions", positions, expected.shape), expected, atol=1e-6)
 
 
-def test_text_positions_are_cut_or_extended():
+def test_resize_text_positions_cuts_or_repeats_last_position():
     positions = torch.randn(8, 4)
     assert torch.equal(resize_text_positions(positions, 5), positions[:5])
     longer = resize_text_positions(positions, 11)
     assert torch.equal(longer[:8], positions) and torch.equal(longer[8:], positions[-1:].expand(3, -1))
 
 
-def test_weights_of_the_same_shape_are_copied_and_others_converted():
+def test_copy_weights_copies_same_shapes_and_converts_others():
     source, target = model(), model("stages.a.image.patch=16", "stages.a.text.length=20", seed=4)
     copy_weights(source, target)
     values = dict(source.named_parameters())
@@ -67,6 +67,6 @@ def test_weights_of_the_same_shape_are_copied_and_others_converted():
     assert torch.equal(target.image.positions, clip.sincos(4, 64)), "positions belong to the grid of the new stage"
 
 
-def test_any_other_parameter_cannot_change_its_shape():
+def test_convert_rejects_new_shape_of_unsupported_parameter():
     with pytest.raises(ValueError, match="image.norm.weight"):
         convert("image.norm.weight", torch.ones(4), torch.Size([8]))

@@ -1,4 +1,4 @@
-"""What needs a card: `python -m pytest -m gpu` on a machine that has one."""
+"""Tests that need a GPU: run `python -m pytest -m gpu` on a machine with a GPU."""
 
 import pytest
 import torch
@@ -25,13 +25,13 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_batches_are_pinned(data):
+def test_loader_pins_batches(data):
     batch = next(loader(data, pinned=True, chunk=4).batches(0, READ, "0.5"))
     assert all(field.is_pinned() for field in (batch.patches, batch.keep_indices, batch.tokens))
 
 
-def test_a_save_in_the_background_has_the_bits_of_the_device():
-    """Also while later kernels change the tensors, and in one page-locked buffer."""
+def test_staged_shard_copies_cuda_tensors_bitwise():
+    """Copies stay exact in a reused page-locked buffer, even if later kernels change the tensors."""
     state = {f"model.{i}": torch.randn(257, 129 + i, device="cuda") for i in range(200)}
     state["optim.step"] = torch.zeros((), device="cuda")
     staged = StagedShard(state, 0, pinned=True)
@@ -49,7 +49,7 @@ def test_a_save_in_the_background_has_the_bits_of_the_device():
 @pytest.mark.parametrize(
     ("accumulate", "compiled", "padding"), [(1, "no", "attend"), (2, "no", "mask"), (1, "yes", "mask")]
 )
-def test_a_run_trains_and_is_committed(data, tmp_path, accumulate, compiled, padding):
+def test_train_on_gpu_completes_and_commits(data, tmp_path, accumulate, compiled, padding):
     config = configuration(data, world=1, samples=(6, 2), precision="bf16")
     config.compute.device, config.compute.attention, config.compute.deterministic = "cuda", "sdpa", "no"
     config.compute.accumulate, config.compute.compile, config.model.text.padding = accumulate, compiled, padding

@@ -1,4 +1,4 @@
-"""Accumulated gradients are those of the whole batch, with masks, in one process and under sharding."""
+"""Tests that grad_cache gives the gradients of the full batch, with masks, in one process and under sharding."""
 
 import contextlib
 import multiprocessing
@@ -23,7 +23,7 @@ KINDS = {
     "recipe clip": {"radford": True},
     "siglip, padding masked": {"objective": "siglip", "padding": "mask", "temperature": 0.1, "logit_bias": 0.0},
 }
-"""Fields of the model. At SigLIP's own bias of -10 the other pairs would weigh next to nothing."""
+"""Fields of the model. With SigLIP's own bias of -10 the negative pairs would have almost no weight."""
 
 
 def batch():
@@ -49,13 +49,13 @@ def whole(kind):
 
 
 def farthest(one, other):
-    """The largest difference of a value, as a share of the largest number of its tensor."""
+    """The largest difference of a value, relative to the largest value of its tensor."""
     return max(
         float((one[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)) for name, value in other.items()
     )
 
 
-def test_at_once(whole, kind):
+def test_grad_cache_with_single_micro_batch_is_bitwise_equal_to_backward(whole, kind):
     pair = tiny(**kind)
     value, accuracy = contrastive_loss(*pair(*batch()))
     value.backward()
@@ -64,13 +64,13 @@ def test_at_once(whole, kind):
 
 
 @pytest.mark.parametrize("micro", [2, 3, 12])
-def test_micro_batches_give_the_gradient_of_the_whole(whole, kind, micro):
+def test_grad_cache_micro_batches_match_full_batch_gradient(whole, kind, micro):
     parts = found(tiny(**kind), batch(), micro)
     assert parts.keys() == whole.keys()
     assert farthest(parts, whole) < 2e-5
 
 
-def test_the_mean_of_the_losses_of_micro_batches_is_something_else(whole, kind):
+def test_mean_of_micro_batch_losses_differs_from_full_batch_gradient(whole, kind):
     pair = tiny(**kind)
     for part in zip(*(field.chunk(3) for field in batch()), strict=True):
         (contrastive_loss(*pair(*part))[0] / 3).backward()
@@ -85,8 +85,9 @@ def two_fake_ranks():
     distributed.destroy_process_group()
 
 
-def test_texts_travel_while_the_image_tower_computes(two_fake_ranks, kind, monkeypatch):
-    """Forward: gathered from the end of the text tower; backward: summed until the text tower needs the gradient."""
+def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeypatch):
+    """Forward: the gather starts after the text tower and ends after the image tower. Backward: the reduce-scatter
+    overlaps the image tower and ends before the text tower needs the gradient."""
     events, pair = [], tiny(**kind)
 
     class Work:
@@ -128,7 +129,7 @@ def rank_main(rank, world, port, kind, micro, results):
     parallel.apply_parallelism(pair, here, compute)
     share = B // world
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
-    twice = [found(pair, fields, micro) for _ in range(2)]  # the second one after the first has left its state
+    twice = [found(pair, fields, micro) for _ in range(2)]  # the second call follows a used state
     results.put((rank, [{name: value.tolist() for name, value in one.items()} for one in twice]))
     distributed.barrier()
     parallel.stop()
@@ -136,7 +137,7 @@ def rank_main(rank, world, port, kind, micro, results):
 
 @pytest.mark.long
 @pytest.mark.parametrize("micro", [1, 3])
-def test_sharded_over_two_ranks(whole, kind, micro, free_port):  # noqa: F811
+def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(whole, kind, micro, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, kind, micro, results)) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""AdamW: its groups, its schedule, and the norms of what a step does."""
+"""Tests AdamW: its parameter groups, its learning-rate schedules, and the norms of a step."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tests.flip.training.test_anomaly import Training
 
 @pytest.mark.parametrize("radford", [False, True])
 @pytest.mark.parametrize("decay_logit_scale", [True, False])
-def test_decayed_parameters_are_the_recipes(decay_logit_scale, radford):
+def test_build_decays_only_the_parameters_of_the_recipe(decay_logit_scale, radford):
     built = tiny(radford=radford)
     optimizer = optim.build(built.named_parameters(), Optim(decay_logit_scale=decay_logit_scale))
     names = {id(p): name for name, p in built.named_parameters()}
@@ -34,7 +34,7 @@ def test_decayed_parameters_are_the_recipes(decay_logit_scale, radford):
     assert all(name.endswith((".bias", "positions")) or ".norm" in name or name == "logit_scale" for name in spared)
 
 
-def test_step_is_adamw_with_decoupled_decay():
+def test_optimizer_step_is_adamw_with_decoupled_decay():
     weight = torch.nn.Parameter(torch.tensor([[2.0, -1.0]]))
     optimizer = optim.build([("image.patch.weight", weight)], Optim(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.2))
     stage = Stage(samples=10 * 256, batch=256, base_lr=0.1)
@@ -46,17 +46,17 @@ def test_step_is_adamw_with_decoupled_decay():
     assert torch.allclose(weight.detach(), expected, atol=1e-6)
 
 
-def test_schedule():
+def test_learning_rate_warms_up_linearly_and_decays_by_cosine():
     stage = Stage(samples=1000 * 512, batch=512, base_lr=4e-6, warmup=100 * 512)
     rates = [optim.learning_rate(stage, step * 512) for step in range(1000)]
     assert rates[0] == pytest.approx(8e-6 * 0.5 / 100) and rates[99] == pytest.approx(8e-6 * 99.5 / 100)
     assert max(rates) == pytest.approx(8e-6, rel=1e-5) and rates.index(max(rates)) == 100
-    assert rates[549] + rates[550] == pytest.approx(8e-6)  # half way down
+    assert rates[549] + rates[550] == pytest.approx(8e-6)  # midpoint of the decay
     assert 0 < rates[-1] < 1e-11
-    assert sum(rates) * 512 == pytest.approx(8e-6 * (50 + 450) * 512, rel=1e-6)  # the area under the curve, exact
+    assert sum(rates) * 512 == pytest.approx(8e-6 * (50 + 450) * 512, rel=1e-6)  # the exact area under the curve
 
 
-def test_a_trunk_stays_at_its_peak_and_a_cooldown_ends_near_zero():
+def test_constant_schedule_stays_at_peak_and_wsd_cools_down_to_near_zero():
     trunk = Stage(samples=1000 * 512, batch=512, base_lr=4e-6, warmup=100 * 512, schedule="constant")
     short = replace(trunk, samples=500 * 512, schedule="wsd", cooldown=100 * 512)
     rates = [
@@ -68,7 +68,7 @@ def test_a_trunk_stays_at_its_peak_and_a_cooldown_ends_near_zero():
     assert rates[1][400:] == sorted(rates[1][400:], reverse=True)
 
 
-def test_last_step_of_an_uneven_stage_is_not_wasted():
+def test_learning_rate_of_last_partial_step_is_not_zero():
     stage = Stage(samples=1001, batch=500, base_lr=1.0)
     rates = [optim.learning_rate(stage, seen) for seen in (0, 500, 1000)]
     assert rates == sorted(rates, reverse=True) and rates[-1] > 0.05 * rates[0]
@@ -82,7 +82,7 @@ def norm(tensors):
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
-def test_norms_are_those_of_what_the_step_did(tmp_path):
+def test_norms_match_weights_update_and_gradients_of_step(tmp_path):
     training = Training(tmp_path)
     for _ in range(3):
         before = [p.detach().clone() for p in training.pair.parameters()]
@@ -96,7 +96,7 @@ def test_norms_are_those_of_what_the_step_did(tmp_path):
         assert float(optim.gradient_norm(training.pair)) == pytest.approx(norm(gradients), rel=1e-6)
 
 
-def test_a_gradient_that_is_not_finite_shows(tmp_path):
+def test_gradient_norm_is_not_finite_if_a_gradient_is_nan(tmp_path):
     training = Training(tmp_path)
     training.go()
     training.pair.image.patch.weight.grad[0, 0] = float("nan")
@@ -104,7 +104,7 @@ def test_a_gradient_that_is_not_finite_shows(tmp_path):
 
 
 class Dispatches(TorchDispatchMode):
-    """Counts the operations that are dispatched."""
+    """Counts dispatched operations."""
 
     count = 0
 
@@ -113,7 +113,7 @@ class Dispatches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_norms_take_few_operations_for_any_number_of_parameters(tmp_path, monkeypatch):
+def test_weight_norms_take_few_operations_for_any_parameter_count(tmp_path, monkeypatch):
     training = Training(tmp_path)
     training.go()
     with Dispatches() as whole:

@@ -1,4 +1,4 @@
-"""The loop in this process, with one rank: what is evaluated at the end, and where the results are written."""
+"""Tests the training loop: batches, stops, status, evaluation results, and stages."""
 
 import contextlib
 import logging
@@ -38,8 +38,8 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, device):
-    """As far as can be seen without one: what the loader is asked for (test_gpu.py has the rest)."""
+def test_trainer_requests_pinned_batches_on_cuda_only(data, tmp_path, monkeypatch, device):
+    """Without a GPU, checks only the ``pinned`` argument of the loader. test_gpu.py checks the batches."""
 
     class Asked(Exception):
         pass
@@ -58,8 +58,8 @@ def test_a_gpu_gets_its_batches_from_pinned_memory(data, tmp_path, monkeypatch, 
     assert error.value.args == (device == "cuda",)
 
 
-def test_a_step_asks_nothing_of_the_run_directory():
-    """A shared file system that stalls for a minute must not stall every rank for it: RunWatcher polls."""
+def test_poll_requests_does_not_access_run_directory():
+    """A stall of the shared file system must not stall every rank, so only RunWatcher polls the run directory."""
     trainer = Trainer.__new__(Trainer)
     trainer.world, trainer.flag = parallel.World(0, 1, torch.device("cpu"), None, None), StopFlag()
     trainer.checkpoints = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), is_due=lambda: False)
@@ -69,7 +69,7 @@ def test_a_step_asks_nothing_of_the_run_directory():
     assert trainer.poll_requests() == (True, False)
 
 
-def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypatch):
+def test_record_scores_looks_up_commit_on_rank_0_only(tmp_path, monkeypatch):
     looked = []
     monkeypatch.setattr(
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
@@ -93,7 +93,7 @@ def test_the_first_rank_alone_looks_up_the_commit_of_a_score(tmp_path, monkeypat
         (None, "complete", ""),
     ],
 )
-def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, phase, reason):
+def test_status_records_phase_and_reason_of_attempt_end(data, tmp_path, monkeypatch, error, phase, reason):
     def ends(self):
         if error is not None:
             raise error
@@ -113,9 +113,9 @@ def test_status_says_how_an_attempt_ended(data, tmp_path, monkeypatch, error, ph
     assert status["phase"] == phase and reason in status["reason"] and bool(reason) == bool(status["reason"])
 
 
-def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
-    """Columns, log, TensorBoard and its table of hyperparameters speak of the same results: those of the fp32 weights,
-    though training is in bf16."""
+def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, caplog):
+    """Result file, log, TensorBoard and its hyperparameter table show the same scores: those of the fp32 weights,
+    although training is in bf16."""
     config, place = configuration(data, world=1, samples=(2, 1), precision="bf16"), str(data)
     config.data.workers = config.evaluate.every = 0
     config.evaluate.sets = [
@@ -167,7 +167,7 @@ def test_sets_of_every_task_are_scored_and_reported(data, tmp_path, caplog):
 
 
 class SignalledTrainer(Trainer):
-    """Requests travel with the loss, as on GPUs. Rank 1 alone gets a signal, in step ``signal_step``."""
+    """Sends requests with the loss, as on GPUs. Only rank 1 gets a signal, in step ``signal_step``."""
 
     def __init__(self, *given, signal_step):
         super().__init__(*given)
@@ -181,7 +181,7 @@ class SignalledTrainer(Trainer):
 
 
 def signalled_rank(rank, store, cases, results):
-    """How rank ``rank`` of two ends: for each (run, configuration, signal_step) its reason and number of steps."""
+    """Trains as rank ``rank`` of two. Reports the stop reason and step of each (run, configuration, signal_step)."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", FLIP_STORE=store)
     ends = []
     try:
@@ -202,8 +202,8 @@ def signalled_rank(rank, store, cases, results):
 
 
 @pytest.mark.long
-def test_a_signal_on_one_of_two_ranks_stops_both_at_the_same_saved_step(data, tmp_path):
-    """Stages of four and three steps. A request made in one step is read two later, or when the stage ends or saves."""
+def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
+    """Stages have 4 and 3 steps. Ranks read a request two steps later, or when the stage ends or a save happens."""
     expected = {
         "early": (1, 3),
         "late": (2, 4),
@@ -242,8 +242,8 @@ def test_a_signal_on_one_of_two_ranks_stops_both_at_the_same_saved_step(data, tm
     assert saved == [steps * BATCH for _, steps in expected.values()]
 
 
-def test_a_stage_recomputes_what_it_names():
-    """Also if it has the shapes of the stage before, whose model it goes on with."""
+def test_stage_sets_its_own_recompute_mode():
+    """The mode changes even if the stage has the shapes of the previous stage and continues with its model."""
     config = configuration(Path("unused"), world=1)
     config.stages[1].compute.recompute = "block"
     trainer = Trainer.__new__(Trainer)

@@ -1,4 +1,4 @@
-"""Runs that start from another run or an export: sources are resolved, checked, pinned, opened, and converted."""
+"""Tests runs that start from another run or an export: sources are resolved, checked, pinned, opened, converted."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def save(run, samples, stage="pretrain", n=1, content="weights"):
 
 @pytest.fixture
 def source(tmp_path):
-    """A run of 12,800 samples with two commits and its end."""
+    """A run of 12,800 samples with two intermediate commits and its last commit."""
     run = RunDir(tmp_path / "runs" / "base" / "a")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config()))
@@ -51,7 +51,7 @@ def find(source, **fields):
     return made
 
 
-def test_by_samples_by_stage_and_by_its_end(source):
+def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
     for fields, samples in (({"samples": 6400}, 6400), ({"stage": "pretrain"}, 12_800), ({}, 12_800)):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
@@ -75,20 +75,20 @@ def replace_init(**fields):
         ({"samples": 6400, "commit": "0" * 16}, "another digest"),
     ],
 )
-def test_what_does_not_exist_is_an_error(source, fields, words):
+def test_resolve_init_rejects_missing_run_commit_stage_or_digest(source, fields, words):
     with pytest.raises(ConfigError, match=words):
         find(source, **fields)
     with pytest.raises(ConfigError, match="init.run: no such run"):
         warm_start.resolve_init(replace_init(run="base/b"), [source.path.parent.parent])
 
 
-def test_one_that_is_still_to_come(source):
+def test_resolve_init_rejects_commit_not_yet_reached(source):
     commit.remove(commit.folder(source, "pretrain", 12_800, 1))
     with pytest.raises(ConfigError, match="no commit at S = 12800.*once it exists"):
         find(source)
 
 
-def test_weights_must_fit(source):
+def test_resolve_init_rejects_incompatible_weights(source):
     other = replace_init(run="base/a")
     other.model.text.width *= 2
     with pytest.raises(ConfigError, match="model.text.width: cannot start from .*base/a"):
@@ -105,7 +105,7 @@ def test_weights_must_fit(source):
 
 @pytest.fixture
 def export(tmp_path):
-    """What submission sees of one; its weights are a line each."""
+    """An export as submission sees it. Each weight file holds a line of text."""
     folder = tmp_path / "made"
     (folder / "timm").mkdir(parents=True)
     (folder / export_record.CONFIG).write_text(dump(config()))
@@ -122,7 +122,7 @@ def seal(folder):
     write_json(folder / export_record.EXPORT_FILE, record)
 
 
-def test_an_export_is_known_by_its_weights(export, tmp_path):
+def test_export_source_is_identified_by_digest_of_its_weights(export, tmp_path):
     made = replace_init(export=str(export))
     made.model.image.size *= 2
     made.init = warm_start.resolve_init(made, [])
@@ -151,7 +151,7 @@ def test_an_export_is_known_by_its_weights(export, tmp_path):
     assert len(hashes | {identity(plain, "")["hash"]}) == 3
 
 
-def test_an_export_stands_alone_and_must_fit(export):
+def test_export_source_must_fit_and_excludes_other_init_keys(export):
     other = replace_init(export=str(export))
     other.model.embed *= 2
     with pytest.raises(ConfigError, match="model.embed: cannot start from"):
@@ -162,7 +162,7 @@ def test_an_export_stands_alone_and_must_fit(export):
         validate(replace_init(export=str(export)))
 
 
-def test_a_run_that_has_begun_needs_its_source_no_more(source, tmp_path):
+def test_stored_init_is_used_once_run_has_commit(source, tmp_path):
     run = RunDir(tmp_path / "runs" / "more" / "b")
     run.path.mkdir(parents=True)
     made = find(source, samples=6400)
@@ -175,7 +175,7 @@ def test_a_run_that_has_begun_needs_its_source_no_more(source, tmp_path):
         assert warm_start.stored_init(replace(asked, **other), run) is None
 
 
-def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
+def test_identity_depends_on_init_but_not_on_its_path(source, tmp_path):
     plain = config(samples=25_600)
     made = find(source, samples=6400)
     hashes = [identity(one, "")["hash"] for one in (plain, made, find(source), find(source, samples=6400, extend=True))]
@@ -186,7 +186,7 @@ def test_it_is_part_of_what_a_run_is_wherever_it_lies(source, tmp_path):
     assert identity(made, "")["hash"] == hashes[1]
 
 
-def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
+def test_validate_requires_extend_to_continue_at_step_of_same_stage(source):
     made = find(source, samples=6400, extend=True)
     validate(made)
     for change, words in (
@@ -207,7 +207,7 @@ def test_extending_goes_on_between_two_steps_of_the_same_stage(source):
         validate(without)
 
 
-def test_a_pinned_commit_is_never_deleted(source, tmp_path):
+def test_pinned_commit_is_retained_until_dependent_run_completes(source, tmp_path):
     made = find(source, samples=1280)
     by = RunDir(tmp_path / "runs" / "more" / "b")
     by.path.mkdir(parents=True)
@@ -229,7 +229,7 @@ def test_a_pinned_commit_is_never_deleted(source, tmp_path):
     assert [one.samples for one in commit.commits(source)] == [20_000], "who needed it is complete"
 
 
-def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
+def test_pin_removes_pins_of_deleted_runs(source, tmp_path):
     made, gone, there = find(source, samples=1280), RunDir(tmp_path / "gone"), RunDir(tmp_path / "there")
     for by in (gone, there):
         by.path.mkdir()
@@ -242,7 +242,7 @@ def test_pins_of_runs_that_are_gone_are_cleared_away(source, tmp_path):
     assert len(list(source.pins.iterdir())) == 1
 
 
-def test_gone_or_another_one_is_an_error(source, tmp_path):
+def test_pin_and_open_commit_reject_missing_or_replaced_commit(source, tmp_path):
     made = find(source, samples=6400)
     commit.remove(commit.folder(source, "pretrain", 6400, 1))
     with pytest.raises(DataError, match="no longer exists"):
@@ -252,7 +252,7 @@ def test_gone_or_another_one_is_an_error(source, tmp_path):
         warm_start.open_commit(made.init)
 
 
-def test_somebody_elses_run_must_be_complete(source, tmp_path, monkeypatch):
+def test_pin_requires_read_only_source_run_to_be_complete(source, tmp_path, monkeypatch):
     init = find(source, samples=6400).init
     monkeypatch.setattr(warm_start.os, "access", lambda *_: False)
     with pytest.raises(PermissionDenied, match="cannot be pinned"):
@@ -264,7 +264,7 @@ def test_somebody_elses_run_must_be_complete(source, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(exported folder, its tokenizer, the model)."""
+    """(exported folder, its tokenizer, the exported model)."""
     root = tmp_path_factory.mktemp("source")
     tokenizer = make_tokenizer(root / "tokenizer.json")
     loaded = loaded_of(configured("portable", tokenizer), root)
@@ -281,34 +281,34 @@ def fresh(tokenizer, *settings, recipe="portable"):
 
 
 @torch.no_grad()
-def test_a_higher_resolution_takes_all_weights_and_computes_its_positions(exported):
+def test_load_converted_at_higher_resolution_copies_all_weights(exported):
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, "model.image.size=96")
     differs = load_converted(pair, config, folder)
     assert all(torch.equal(value, loaded.pair.state_dict()[name]) for name, value in pair.state_dict().items())
     assert torch.equal(pair.image.positions, clip.sincos(12, 64))
     assert differs == {"model.image.size": [64, 96]}
-    # A picture of 12 x 12 patches of which the 8 x 8 at the top left are visible is the smaller model's picture.
+    # If only the 8 x 8 patches at the top left of 12 x 12 are visible, the input equals that of the smaller model.
     patches = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 192), dtype=np.uint8))
     keep = (torch.arange(8)[:, None] * 12 + torch.arange(8)).reshape(1, 64)
     assert torch.allclose(pair.encode_image(patches, keep), loaded.pair.encode_image(patches), atol=1e-6)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size, patch, grid", [(56, 7, 8), (64, 16, 4)])  # 8 -> 7 is what 16 -> 14 is
-def test_another_patch_changes_the_patch_weights_alone(exported, size, patch, grid):
+@pytest.mark.parametrize("size, patch, grid", [(56, 7, 8), (64, 16, 4)])  # 8 -> 7 has the ratio of 16 -> 14
+def test_load_converted_with_other_patch_size_changes_patch_weights_only(exported, size, patch, grid):
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, f"model.image.size={size}", f"model.image.patch={patch}")
     load_converted(pair, config, folder)
     own, source = pair.state_dict(), loaded.pair.state_dict()
     assert [name for name in own if not torch.equal(own[name], source[name])] == ["image.patch.weight"]
     assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
-    # An even picture has no detail that a resize could touch: the patch embedding of both is the same.
+    # A uniform picture has no detail that resizing could change: both patch embeddings are equal.
     even = torch.ones(3).repeat(patch**2) @ own["image.patch.weight"].T
     assert torch.allclose(even, torch.ones(192) @ source["image.patch.weight"].T, atol=1e-4)
 
 
-def test_what_fits_but_is_another_function_is_returned(exported):
+def test_load_converted_returns_settings_that_change_the_function(exported):
     folder, tokenizer, _ = exported
     pair, config = fresh(tokenizer, recipe="paper")
     differs = load_converted(pair, config, folder)
@@ -316,7 +316,7 @@ def test_what_fits_but_is_another_function_is_returned(exported):
     assert differs.keys() == keys and differs["model.image.pool"] == ["patches", "all"]
 
 
-def test_what_does_not_fit_is_refused(exported, tmp_path):
+def test_load_converted_rejects_incompatible_model_or_tokenizer(exported, tmp_path):
     folder, tokenizer, loaded = exported
     for setting, key in (("model.image.heads=4", "model.image.heads"), ("model.embed=32", "model.embed")):
         pair, config = fresh(tokenizer, setting)
@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_refused(exported, tmp_path):
 
 
 @torch.no_grad()
-def test_a_bias_that_only_one_of_them_has_is_its_own(exported, tmp_path):
+def test_load_converted_keeps_own_logit_bias_if_objectives_differ(exported, tmp_path):
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, recipe="siglip")
     assert load_converted(pair, config, folder).keys() == {"model.objective", "model.max_logit_scale"}
@@ -347,7 +347,7 @@ def test_a_bias_that_only_one_of_them_has_is_its_own(exported, tmp_path):
 
 
 @torch.no_grad()
-def test_recipe_clip_starts_from_its_own_kind_at_another_size(exported, tmp_path):
+def test_load_converted_resizes_learned_positions_of_recipe_clip(exported, tmp_path):
     folder, *_ = exported
     loaded = loaded_of(configured("clip", PUBLISHED), tmp_path)
     exporter.export(loaded, tmp_path / "made")
@@ -355,7 +355,7 @@ def test_recipe_clip_starts_from_its_own_kind_at_another_size(exported, tmp_path
     assert load_converted(pair, config, tmp_path / "made").keys() == {"model.image.size"}
     own, source = pair.state_dict(), loaded.pair.state_dict()
     changed = {name for name in own if not torch.equal(own[name], source[name])}
-    assert changed == {"image.positions", "logit_scale"}  # an export has the clamped scale
+    assert changed == {"image.positions", "logit_scale"}  # an export stores the clamped scale
     assert own["image.positions"].shape == (1 + 144, 64)
     with pytest.raises(ConfigError, match=r"model\.(text\.vocabulary|text\.causal|image\.positions)"):
         load_converted(pair, config, folder)

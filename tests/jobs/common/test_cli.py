@@ -1,4 +1,4 @@
-"""Commands end without a word when the reader of their output has gone."""
+"""Common behaviour of command lines: closed output, misspelled options, notes, --verbose and errors."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ COMMANDS += ["tools/demo_data", "tools/predict", "tools/shards", "tools/tokenize
 
 
 def unread(*arguments):
-    """The command with its standard output closed."""
+    """Run the command with a standard output whose reader has closed."""
     reader, writer = os.pipe()
     os.close(reader)
     line, buffered = [sys.executable, *arguments], {**os.environ, "PYTHONUNBUFFERED": ""}
@@ -31,12 +31,12 @@ def unread(*arguments):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help(command):
+def test_help_exits_silently_with_141_if_stdout_is_closed(command):
     done = unread(str(ROOT / f"{command}.py"), "--help")
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_long_logs(tmp_path):
+def test_logs_exits_silently_with_141_if_stdout_is_closed(tmp_path):
     folder = tmp_path / "sweep" / "run" / "logs" / "1"
     folder.mkdir(parents=True)
     (tmp_path / "sweep" / "run" / "config.yaml").write_text("schema: 1\n")
@@ -59,7 +59,7 @@ def test_long_logs(tmp_path):
         ("jobs/cancel", ["a", "--zzz"], "--zzz"),
     ],
 )
-def test_a_typing_error_in_an_option_names_the_nearest(capsys, script, words, hint):
+def test_parser_refuses_unknown_option_and_suggests_nearest_match(capsys, script, words, hint):
     with pytest.raises(SystemExit) as caught:
         importlib.import_module(script.replace("/", ".")).main(words)
     assert caught.value.code == 2 and f"unrecognized arguments: {hint}" in capsys.readouterr().err
@@ -75,19 +75,19 @@ def test_a_typing_error_in_an_option_names_the_nearest(capsys, script, words, hi
         (["--sweep", "my.yaml", "seed"], "my.yaml", ["seed"]),
     ],
 )
-def test_the_sweep_is_an_argument_or_an_option(words, sweep, overrides):
+def test_submit_accepts_sweep_as_positional_argument_or_option(words, sweep, overrides):
     args = submit.build_parser().parse_args(words)
     assert (args.sweep, args.overrides) == (sweep, overrides) and "name" not in args
 
 
 @pytest.mark.parametrize("words", [[], ["seed=1"], ["--dry-run"]])
-def test_a_missing_sweep_is_wrong_usage(words, capsys):
+def test_submit_exits_with_usage_error_if_sweep_is_missing(words, capsys):
     with pytest.raises(SystemExit) as caught:
         submit.main(words)
     assert caught.value.code == 2 and "the sweep is missing" in capsys.readouterr().err
 
 
-def test_a_choice_and_a_subcommand_name_the_nearest(capsys):
+def test_parser_suggests_nearest_choice_and_subcommand(capsys):
     for script, words, hint in [
         (submit, ["x", "--changed", "frok"], "Did you mean fork?"),
         (shards, ["verfy"], "Did you mean verify?"),
@@ -105,13 +105,13 @@ def test_a_choice_and_a_subcommand_name_the_nearest(capsys):
         (["-v", "info", "x", "--json"], {"json": True, "quiet": False, "verbose": True}),
     ],
 )
-def test_common_options_before_and_after_a_subcommand(words, expected):
+def test_common_options_work_before_and_after_subcommand(words, expected):
     options = shards._parser().parse_args(words)
     assert {name: getattr(options, name) for name in expected} == expected
 
 
-def test_notes_errors_and_debug_lines(capsys):
-    """A note is no result: it goes to standard error with --json, and --quiet hides it."""
+def test_note_goes_to_stderr_with_json_and_is_hidden_by_quiet(capsys):
+    """A note is not part of the result. The options apply only until the command ends."""
 
     def work(options):
         note("a note")
@@ -129,7 +129,7 @@ def test_notes_errors_and_debug_lines(capsys):
     assert capsys.readouterr().out == "after\n", "the options end with the command"
 
 
-def test_verbose_shows_files_and_calls(tmp_path):
+def test_verbose_logs_file_reads_and_external_commands(tmp_path):
     (tmp_path / "squeue").write_text("#!/bin/sh\n")
     (tmp_path / "squeue").chmod(0o755)
     (tmp_path / "sweep" / "run").mkdir(parents=True)
@@ -147,7 +147,7 @@ def test_verbose_shows_files_and_calls(tmp_path):
         assert [text in done.stderr for text in expected] == [bool(words)] * 2, done.stderr
 
 
-def test_verbose_shows_where_an_error_was_raised():
+def test_verbose_adds_traceback_to_error():
     for words, shown in ([], False), (["--verbose"], True):
         done = subprocess.run(
             [sys.executable, str(ROOT / "jobs" / "status.py"), "absent", "--root", "/nowhere", *words],
@@ -157,14 +157,14 @@ def test_verbose_shows_where_an_error_was_raised():
         assert ("Traceback" in done.stderr and " DEBUG jobs." in done.stderr) == shown
 
 
-def test_a_missing_package_is_named_with_the_remedy():
+def test_quietly_reports_missing_package_with_install_command():
     main = "def main():\n    import no_such_package\n"
     code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78 and "no_such_package is not installed" in done.stderr and "make install" in done.stderr
 
 
-def test_an_interrupt_ends_without_a_traceback():
+def test_quietly_ends_without_traceback_on_keyboard_interrupt():
     main = "def main():\n    raise KeyboardInterrupt\n"
     code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

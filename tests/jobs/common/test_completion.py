@@ -1,4 +1,4 @@
-"""Completion in real interactive shells: keys are typed into a terminal, and the line is read back."""
+"""Completion in interactive bash and zsh: the test types keys into a terminal and reads the line back."""
 
 import os
 import pty
@@ -40,7 +40,7 @@ class Terminal:
         self.type(SETUP[shell] + "echo read''y\n", "ready")
 
     def type(self, keys, expected):
-        """Type the keys; the output up to ``expected``, a pattern."""
+        """Type the keys and return the output up to the pattern ``expected``."""
         os.write(self.handle, keys.encode())
         output, limit = "", time.monotonic() + 60
         while not re.search(expected, output):
@@ -65,7 +65,7 @@ def terminal(request, tmp_path):
     made.close()
 
 
-def test_commands_options_sweeps_and_runs(terminal):
+def test_completion_completes_commands_options_sweeps_and_runs(terminal):
     clear = "\x15"  # Ctrl-U
     terminal.type("flip statu\t", "flip status")
     terminal.type(f"{clear}flip submit --swe\t", "--sweep")

@@ -1,4 +1,4 @@
-"""Tables, displays and progress bars: on a pseudo-terminal, and on a pipe."""
+"""Tables, displays and progress bars on a pseudo-terminal and on a pipe."""
 
 import io
 import logging
@@ -39,7 +39,7 @@ def shown(page, columns, lines=24):
 
 
 @pytest.mark.parametrize("columns", [36, 40, 60, 80, 200])
-def test_a_table_fits_every_width(columns):
+def test_text_table_fits_terminal_of_any_width(columns):
     text, _ = shown(Page(TABLE), columns)
     head, first, second = text.split("\n")
     for line, words in ((head, ["run", "state"]), (first, ["mask5", "eed1", "running"]), (second, ["failed"])):
@@ -48,17 +48,17 @@ def test_a_table_fits_every_width(columns):
     assert ("…" in second) == (columns < 100) and "[red]" in text
 
 
-def test_columns_without_values_disappear_first():
+def test_text_table_drops_columns_without_values_first():
     rows = [{"run": "a" * 20, "loss": "1.0", "step": "-", "why": ""}]
     assert list(TextTable(rows, drop=("loss", "step", "why")).widths(26)) == ["run", "loss"]
 
 
-def test_text_is_neither_markup_nor_control_characters():
+def test_page_escapes_control_characters_and_ignores_markup():
     raw = shown(Page(TABLE, HOSTILE, Verbatim(HOSTILE)), 80)[1].decode()
     assert raw.count("[red]a\\x1b[2J\\x07") >= 2 and "\x1b[2J" not in raw and "\x07" not in raw
 
 
-def test_states_have_colours_unless_they_are_unwanted(monkeypatch):
+def test_show_colours_states_unless_no_color_is_set_or_terminal_is_dumb(monkeypatch):
     assert b"\x1b[1;31mfailed" in shown(Page(TABLE), 80)[1]
     monkeypatch.setenv("NO_COLOR", "1")
     assert b"31m" not in shown(Page(TABLE), 80)[1]
@@ -67,7 +67,7 @@ def test_states_have_colours_unless_they_are_unwanted(monkeypatch):
     assert b"\x1b" not in shown(Page(TABLE), 80)[1]
 
 
-def test_a_pipe_gets_full_width_unless_colours_are_forced(monkeypatch):
+def test_show_writes_full_width_plain_text_to_pipe_unless_overridden(monkeypatch):
     out = io.StringIO()
     show(Page("head", TABLE), out)
     assert out.getvalue() == f"head\n{TABLE}\n" and "\x1b" not in out.getvalue()
@@ -79,7 +79,7 @@ def test_a_pipe_gets_full_width_unless_colours_are_forced(monkeypatch):
     assert "why" not in narrow.getvalue()
 
 
-def test_words_are_wrapped_but_not_paths_nor_verbatim_text():
+def test_show_wraps_words_but_not_paths_or_verbatim_text():
     path = "/a/long/path/" + "x" * 40
     text, _ = shown(Page("  warning: some words that do not fit", "one", Verbatim("#SBATCH words")), 24)
     assert text == "  warning: some words\n    that do not fit\none\n#SBATCH words"
@@ -88,12 +88,12 @@ def test_words_are_wrapped_but_not_paths_nor_verbatim_text():
         assert path.encode() in screen.close().raw
 
 
-def test_a_bar_is_text_where_nothing_else_is_possible():
+def test_share_is_ascii_bar_as_text_and_line_bar_on_terminal():
     assert str(Share(0.5)) == "#" * 10 + "." * 10 and str(Share(7)) == "#" * 20 and str(Share(-1)) == "." * 20
     assert "━━━━────" in shown(Page(TextTable([{"run": "a", "bar": Share(0.5)}], {"bar": 8})), 13)[0]
 
 
-def test_a_display_is_redrawn_below_all_other_output(monkeypatch):
+def test_display_is_redrawn_below_prints_and_log_lines(monkeypatch):
     with Terminal(40, 8) as screen:
         monkeypatch.setattr(sys, "stdout", screen.file)
         handler = logging.StreamHandler(screen.file)
@@ -113,7 +113,7 @@ def test_a_display_is_redrawn_below_all_other_output(monkeypatch):
         assert sum("second" in line for line in lines) == 1
 
 
-def test_output_that_goes_elsewhere_is_not_redirected(monkeypatch):
+def test_display_does_not_redirect_piped_stdout(monkeypatch):
     monkeypatch.setattr(sys, "stdout", piped := io.StringIO())
     with Terminal() as screen:
         with Display(screen.file):
@@ -121,7 +121,7 @@ def test_output_that_goes_elsewhere_is_not_redirected(monkeypatch):
         assert piped.getvalue() == "data\n" and b"data" not in screen.close().raw
 
 
-def test_a_display_follows_the_size_of_the_terminal():
+def test_display_follows_terminal_size():
     sizes = []
     with Terminal(80, 24) as screen:
         with Display(screen.file) as display:
@@ -133,7 +133,7 @@ def test_a_display_follows_the_size_of_the_terminal():
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_cursor_comes_back(number, code):
+def test_display_restores_cursor_on_signal(number, code):
     script = (
         "import sys, time; from jobs.common.terminal import Display, Page\n"
         "try:\n  with Display(sys.stdout) as display:\n"
@@ -150,7 +150,7 @@ def test_the_cursor_comes_back(number, code):
         assert screen.cursor
 
 
-def test_progress_on_a_terminal_leaves_nothing(monkeypatch):
+def test_progress_bar_is_erased_from_terminal_at_end(monkeypatch):
     monkeypatch.setattr(ProgressBar, "REDRAW", 0.0)
     with Terminal(60) as screen:
         monkeypatch.setattr(sys, "stderr", screen.file)
@@ -161,7 +161,7 @@ def test_progress_on_a_terminal_leaves_nothing(monkeypatch):
         assert b"indexing" in screen.raw and "━".encode() in screen.raw and b"1 GB of 2 GB" in screen.raw
 
 
-def test_progress_elsewhere_is_a_line_from_time_to_time(capsys):
+def test_progress_bar_prints_periodic_lines_without_terminal(capsys):
     with ProgressBar("indexing", "B") as bar:
         bar(4 * 10**12, 92 * 10**12)
     assert not capsys.readouterr().err, "not before its time"
@@ -172,7 +172,7 @@ def test_progress_elsewhere_is_a_line_from_time_to_time(capsys):
     assert first == "indexing: 4 %, 4 TB of 92 TB, 0 B/s, 1 of 23 shards" and second.endswith("left, 2 of 23 shards")
 
 
-def test_rich_is_imported_late_and_in_one_place():
+def test_rich_is_imported_lazily_and_only_in_terminal_module():
     importers = {name for name, path in FILES.items() if any(other.split(".")[0] == "rich" for other in imports(path))}
     assert importers == {"jobs.common.terminal"}
     script = "import sys, jobs.common.terminal as t; t.show(t.Page(t.TextTable([{'run': 'a'}])))"
@@ -180,7 +180,7 @@ def test_rich_is_imported_late_and_in_one_place():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_terminal_that_reports_no_size(monkeypatch):
+def test_terminal_size_defaults_to_80x24_or_columns_variable(monkeypatch):
     with Terminal(0, 0) as screen:
         assert terminal._size(screen.file) == (80, 24)
         monkeypatch.setenv("COLUMNS", "33")

@@ -1,4 +1,4 @@
-"""Ends are decided once, and attempts that ended unseen do not stay open."""
+"""Tests of attempt records: each end is decided once, and attempts that ended unobserved get an end."""
 
 from flip.runs import commit
 from flip.runs.errors import CAUSES
@@ -18,7 +18,7 @@ def save(run, samples, n):
     commit.commit(folder, {"stage": "pretrain", "samples": samples, "attempt": n})
 
 
-def test_the_first_verdict_stays(tmp_path):
+def test_end_attempt_keeps_first_decision_if_called_again(tmp_path):
     run = make(tmp_path)
     n = attempts.start_attempt(run, {"world": 2})
     first = attempts.end_attempt(run, n, 70, "RUNNING")
@@ -27,10 +27,10 @@ def test_the_first_verdict_stays(tmp_path):
     assert read_json(run.attempt(n) / "start.json")["world"] == 2
 
 
-def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
+def test_end_attempt_counts_only_newer_commits_as_progress(tmp_path):
     run = make(tmp_path)
     for _ in range(4):
-        save(run, 100, attempts.start_attempt(run, {}))  # the same S each time: a damaged newest one was made again
+        save(run, 100, attempts.start_attempt(run, {}))  # same S each time, as after a damaged commit
         attempts.end_attempt(run, run.newest_attempt(), 70, "RUNNING")
     rows = list(attempts.ends(run))[::-1]
     assert [row["committed"] for row in rows] == [True, False, False, False]
@@ -38,7 +38,7 @@ def test_progress_is_a_newer_commit_than_the_attempt_began_with(tmp_path):
     assert rows[-1]["commits"] == 100
 
 
-def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
+def test_end_abandoned_records_no_commit_for_attempt_without_start_record(tmp_path):
     run = make(tmp_path)
     save(run, 100, attempts.start_attempt(run, {}))
     attempts.end_attempt(run, 1, 75, "RUNNING")
@@ -51,8 +51,8 @@ def test_an_attempt_cut_off_before_its_first_file_made_no_commit(tmp_path):
     ]
 
 
-def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
-    """Rank 0 was asked to stop; then its node was cut off, from its peer and from the scheduler."""
+def test_end_attempt_reports_stopped_if_peer_is_lost_after_stop_signal(tmp_path):
+    """Rank 0 receives a stop signal; then its node loses the connection to its peer and to the scheduler."""
     run = make(tmp_path)
     n = attempts.start_attempt(run, {})
     run.record_stop_signal(n, "SIGTERM")
@@ -60,7 +60,7 @@ def test_an_echo_of_a_preemption_is_no_lost_node(tmp_path):
     assert attempts.end_attempt(run, n, 70, None).cause == "stopped"
 
 
-def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
+def test_end_abandoned_records_node_failure_for_unobserved_attempt(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
     attempts.end_abandoned(run)
@@ -70,7 +70,7 @@ def test_attempts_that_nobody_saw_end_are_settled_before_the_next(tmp_path):
     assert read_json(run.attempt(2) / "start.json")["first_commit"]
 
 
-def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
+def test_end_abandoned_records_storage_failure_for_unwritten_end(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
     attempts.end_abandoned(run, unwritten=1)
@@ -79,7 +79,7 @@ def test_an_end_that_could_not_be_written_is_put_down_to_storage(tmp_path):
     ]
 
 
-def test_an_end_that_is_written_late_has_no_part_in_later_commits(tmp_path):
+def test_end_abandoned_ignores_commits_of_later_attempts(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
     assert attempts.start_attempt(run, {}) == 2, "the end of attempt 1 is unknown"
@@ -95,7 +95,7 @@ def test_an_end_that_is_written_late_has_no_part_in_later_commits(tmp_path):
     ]
 
 
-def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):
+def test_new_submission_resets_current_end_but_not_last_end(tmp_path):
     run = make(tmp_path)
     attempts.end_attempt(run, attempts.start_attempt(run, {}), 78, "RUNNING")
     assert attempts.current_end(run)["action"] == "stop"
@@ -103,7 +103,7 @@ def test_a_new_submission_forgets_verdicts_but_not_history(tmp_path):
     assert attempts.current_end(run) is None and attempts.last_end(run)["action"] == "stop"
 
 
-def test_a_score_that_is_kept_is_progress(tmp_path):
+def test_end_attempt_counts_recorded_scores_as_progress(tmp_path):
     run = make(tmp_path)
     for _ in range(5):
         n = attempts.start_attempt(run, {})

@@ -1,4 +1,4 @@
-"""A node is left out when two runs fail on it and nowhere else; not when one run has a fault of its own."""
+"""Tests that nodes are excluded if two runs fail only there, or if no rank could be started there."""
 
 import pytest
 
@@ -12,7 +12,7 @@ NOW = 1_000_000.0
 
 @pytest.fixture
 def sweep(tmp_path):
-    """``failed(run, node, ...)``: an attempt of the run that failed on these nodes, so many seconds ago."""
+    """``failed(run, node, ...)`` records an attempt of the run that failed on these nodes ``ago`` seconds ago."""
 
     def failed(name, *nodes, cause="crash", ago=60.0, ended=True):
         run = RunDir(tmp_path / "sweep" / name)
@@ -31,18 +31,18 @@ def found(run, n):
     return bad_nodes.find_suspect(run, n, NOW)
 
 
-def test_two_runs_agree(sweep):
+def test_find_suspect_names_node_on_which_two_runs_failed(sweep):
     sweep("other", "n1", cause="hang")
     assert found(*sweep("mine", "n1", ended=False)) == ("n1", "other")
 
 
-def test_two_failures_of_one_run_are_no_two_runs(sweep):
+def test_find_suspect_ignores_repeated_failures_of_same_run(sweep):
     sweep("mine", "n1")
     sweep("other", "n2")
     assert found(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
-def test_who_fails_everywhere_accuses_nobody(sweep):
+def test_find_suspect_ignores_runs_that_failed_on_several_nodes(sweep):
     sweep("other", "n2")
     sweep("other", "n1")
     assert found(*sweep("mine", "n1", ended=False)) == ("", "")
@@ -51,19 +51,19 @@ def test_who_fails_everywhere_accuses_nobody(sweep):
     assert found(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
-def test_nor_what_names_several_nodes_or_none(sweep):
+def test_find_suspect_ignores_attempt_with_several_or_no_named_nodes(sweep):
     sweep("other", "n1")
     assert found(*sweep("mine", "n1", "n2", ended=False)) == ("", "")
     assert found(*sweep("mine", ended=False)) == ("", "")
 
 
 @pytest.mark.parametrize("cause, ago", [("crash", 90_000.0), ("storage", 60.0), ("stopped", 60.0)])
-def test_nor_what_is_long_ago_or_no_failure_of_a_node(sweep, cause, ago):
+def test_find_suspect_ignores_old_failures_and_causes_unrelated_to_nodes(sweep, cause, ago):
     sweep("other", "n1", cause=cause, ago=ago)
     assert found(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
-def test_a_damaged_neighbour_says_nothing(sweep):
+def test_find_suspect_skips_other_run_with_damaged_record(sweep):
     run, n = sweep("broken", "n1")
     (run.attempt(n) / "end.json").write_text("{")
     mine = sweep("mine", "n1", ended=False)
@@ -72,14 +72,14 @@ def test_a_damaged_neighbour_says_nothing(sweep):
     assert found(*mine) == ("n1", "other")
 
 
-def test_damage_to_its_own_records_accuses_nobody_and_ends_nothing(sweep):
+def test_find_suspect_returns_nothing_if_own_records_are_damaged(sweep):
     run, n = sweep("mine", "n2")
     (run.attempt(n) / "end.json").write_text("{")
     sweep("other", "n1")
     assert found(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
-def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, monkeypatch):
+def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     monkeypatch.setattr(bad_nodes, "RECENT", float("inf"))
     monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: None)
@@ -100,7 +100,7 @@ def test_its_job_starts_again_without_the_node_and_says_why(sweep, commands, mon
         ("it broke", 1, "crash", "requeue"),
     ],
 )
-def test_only_a_failure_that_is_tried_again_leaves_it_out(sweep, reason, before, cause, action):
+def test_end_attempt_excludes_suspect_only_for_retried_crash(sweep, reason, before, cause, action):
     for _ in range(before):
         attempts.end_attempt(*sweep("mine", "n1", ended=False), 70, "RUNNING")
     run, n = sweep("mine", ended=False)
@@ -111,7 +111,7 @@ def test_only_a_failure_that_is_tried_again_leaves_it_out(sweep, reason, before,
     assert decision.exclude == (("n1",) if left_out else ()) and ("without n1" in decision.reason) == left_out
 
 
-# -- nodes that could not start a rank, by the output of srun
+# -- nodes that could not start a rank, according to the output of srun
 
 LOST = "srun: error: n2: task 1: Exited with exit code 2\n"
 
@@ -122,23 +122,23 @@ def unstartable(tmp_path, text, among=4):
 
 
 @pytest.mark.parametrize("code", bad_nodes.UNSTARTED_CODES)
-def test_it_is_named(tmp_path, code):
+def test_unstartable_nodes_lists_node_that_started_no_rank(tmp_path, code):
     text = f"x\nsrun: error: n-2.site: tasks 4-5,7: Exited with exit code {code}\nsrun: error: n1: task 0: Killed\n"
     assert unstartable(tmp_path, text) == ["n-2.site"]
 
 
 @pytest.mark.parametrize("code", [1, 12, 65, 70, 75, 78, 137, 143])
-def test_other_ends_are_the_ranks_own(tmp_path, code):
+def test_unstartable_nodes_ignores_exit_codes_of_started_ranks(tmp_path, code):
     assert unstartable(tmp_path, f"srun: error: n2: task 1: Exited with exit code {code}\n") == []
 
 
-def test_most_of_the_nodes_are_not_left_out(tmp_path):
+def test_unstartable_nodes_is_empty_if_more_than_half_fail(tmp_path):
     three = LOST + LOST.replace("n2", "n3") + LOST.replace("n2", "n4")
     assert unstartable(tmp_path, three, 6) == ["n2", "n3", "n4"] and unstartable(tmp_path, three, 5) == []
     assert unstartable(tmp_path, LOST, 2) == ["n2"] and unstartable(tmp_path, LOST, 1) == []
 
 
-def test_a_log_that_is_not_there_or_long(tmp_path):
+def test_unstartable_nodes_accepts_missing_log_and_reads_only_its_tail(tmp_path):
     assert bad_nodes.unstartable_nodes(str(tmp_path / "nothing"), 4) == []
     assert unstartable(tmp_path, LOST + "x" * bad_nodes.TAIL_BYTES) == [] and unstartable(
         tmp_path, "x" * bad_nodes.TAIL_BYTES + "\n" + LOST

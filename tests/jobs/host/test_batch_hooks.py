@@ -1,4 +1,4 @@
-"""The end of an attempt is queried until Slurm answers; its cause is never guessed."""
+"""Tests that the batch hooks query Slurm until it answers, and never guess the cause of an attempt's end."""
 
 import pytest
 
@@ -13,7 +13,7 @@ AWAY = "[ $1 = show ] && printf 'JobState=RUNNING Restarts=1\\n Comment=away:1:0
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Of a job that was started again; its first attempt has no end."""
+    """A run whose job has restarted; its first attempt has no end."""
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     write_json(run.path / "job.json", {"token": "t", "after": 0})
@@ -28,8 +28,8 @@ def causes(run):
     return [(read_json(run.attempt(n) / "end.json") or {}).get("cause") for n in run.attempt_numbers()]
 
 
-def test_a_begin_that_hears_nothing_leaves_it_to_the_end_of_its_attempt(run, commands, capsys):
-    """A node that is cut off from Slurm, after an attempt whose end the storage did not take."""
+def test_open_attempt_is_ended_by_end_hook_if_slurm_was_silent_at_start(run, commands, capsys):
+    """The node has no connection to Slurm. The end of attempt 1 could not be written to storage."""
     commands("scontrol", SILENT)
     assert act("begin", run.path, "--token", "t") == 0
     assert causes(run) == [None, None] and "Slurm does not say how the last attempt ended" in capsys.readouterr().err
@@ -38,7 +38,7 @@ def test_a_begin_that_hears_nothing_leaves_it_to_the_end_of_its_attempt(run, com
     assert causes(run) == ["storage", "crash"]
 
 
-def test_or_to_the_next_begin(run, commands):
+def test_open_attempt_is_ended_by_next_start_if_slurm_was_silent_at_start(run, commands):
     commands("scontrol", SILENT)
     act("begin", run.path)
     commands("scontrol", AWAY)
@@ -47,14 +47,14 @@ def test_or_to_the_next_begin(run, commands):
 
 
 @pytest.mark.parametrize("said, cause", [(NONE, "node"), (AWAY, "storage")])
-def test_one_that_hears_settles_it(run, commands, said, cause):
+def test_open_attempt_is_ended_at_start_if_slurm_answers(run, commands, said, cause):
     commands("scontrol", said)
     act("begin", run.path)
     assert causes(run) == [cause, None]
 
 
-def test_the_word_for_the_next_start_waits_for_a_controller_that_is_away(run, commands, slept, tmp_path, monkeypatch):
-    """For longer than anybody asks what earlier starts left: it goes before the requeue, whenever that is."""
+def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands, slept, tmp_path, monkeypatch):
+    """The outage outlasts the query of earlier failed starts; the comment is still written before the requeue."""
     monkeypatch.setattr(batch_hooks, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(slurm_cli, "OUTAGE_SECONDS", 100.0)
     asked = f"$(wc -l < {tmp_path}/calls)"

@@ -1,4 +1,4 @@
-"""The first run of a new shape goes ahead: here with the real supervisor, for Slurm with stand-ins."""
+"""Tests of canaries: locally with the real supervisor, on Slurm with stub commands."""
 
 import json
 from dataclasses import replace
@@ -39,10 +39,10 @@ def state_of(run):
     return state.state, state.detail
 
 
-# -- which run goes ahead ----------------------------------------------------------------------------------------------
+# -- choice of the canary ----------------------------------------------------------------------------------------------
 
 
-def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
+def test_assign_canaries_picks_first_run_of_each_group_of_shape_and_code(tmp_path):
     large = JobResources(2)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b", large), job(tmp_path, "c"), job(tmp_path, "d", code="old")]
     found = apply.assign_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
@@ -53,7 +53,7 @@ def test_of_several_of_one_shape_and_code_the_first_goes_ahead(tmp_path):
 
 
 @pytest.mark.parametrize("last, goes_ahead", [(51, False), (50, True)])
-def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
+def test_assign_canaries_skips_shape_and_code_that_have_passed(tmp_path, last, goes_ahead):
     before = job(tmp_path, "z")
     record = {"shape": vars(JobResources()), "snapshot": str(tmp_path / "code"), "module": "jobs.worker", "after": 0}
     write_json(before.run.path / "job.json", record)
@@ -65,7 +65,7 @@ def test_a_shape_that_has_passed_needs_no_canary(tmp_path, last, goes_ahead):
         assert apply.assign_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
 
 
-def test_steps_count_since_the_submission_and_over_attempts(tmp_path):
+def test_passed_counts_steps_over_attempts_since_submission(tmp_path):
     run = job(tmp_path, "a").run
     write_json(run.path / "job.json", {"after": 1})
     for n, steps in ((1, (1, 100)), (2, (10, 30)), (3, (31, 59))):
@@ -76,23 +76,23 @@ def test_steps_count_since_the_submission_and_over_attempts(tmp_path):
     assert canary.passed(run, 50)
 
 
-def test_a_short_run_passes_when_it_is_complete(tmp_path):
+def test_passed_accepts_complete_run_without_logged_steps(tmp_path):
     run = job(tmp_path, "a").run
     write_json(run.result, {})
     assert canary.passed(run, 50)
 
 
-# -- here --------------------------------------------------------------------------------------------------------------
+# -- local cluster -----------------------------------------------------------------------------------------------------
 
 
 def ahead(field, steps, first, *others):
-    """Submit with a canary."""
+    """Submit runs with the first as their canary."""
     jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *others)]
     field.cluster.profile.parallel = 3
     field.cluster.submit(apply.assign_canaries(jobs, field.sweep, steps))
 
 
-def test_the_others_start_when_the_canary_has_passed(field):
+def test_local_runs_start_after_canary_has_passed(field):
     first, other = field.run("a", total=200), field.run("b")
     ahead(field, 5, first, other)
     field.until_moving(first, 1)
@@ -108,7 +108,7 @@ def test_the_others_start_when_the_canary_has_passed(field):
     field.until(lambda: not field.left())
 
 
-def test_where_the_canary_stops_the_others_never_start_and_the_next_submission_goes_on(field):
+def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
     first, *others = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b"), field.run("c")
     ahead(field, 5, first, *others)
     field.until_state(first, "failed")
@@ -126,7 +126,7 @@ def test_where_the_canary_stops_the_others_never_start_and_the_next_submission_g
 
 @pytest.fixture
 def submitted(tmp_path, commands):
-    """Two runs behind a canary. ``submitted.queue(*rows)``: what squeue lists, (job's name, index, state, reason)."""
+    """Submit canary a with waiting runs b and c. ``queue(first, others)`` sets their ``state|reason`` in squeue."""
     commands("sbatch", SBATCH)
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
@@ -153,7 +153,7 @@ def asked(submitted, *names):
     return [call for call in submitted.calls() if call.startswith(names)]
 
 
-def test_the_others_are_queued_before_it_and_held(submitted, tmp_path):
+def test_slurm_submits_waiting_runs_as_held_array_before_canary(submitted, tmp_path):
     a, b, c = submitted.runs
     texts = [path.read_text() for path in tmp_path.glob("sbatch.[0-9]*")]
     (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == wanted] for wanted in (True, False))
@@ -164,7 +164,7 @@ def test_the_others_are_queued_before_it_and_held(submitted, tmp_path):
     assert state_of(b) == state_of(c) == ("queued", "waits for its canary a")
 
 
-def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
+def test_held_jobs_are_released_once_after_canary_has_passed(submitted, monkeypatch):
     a, b, _ = submitted.runs
     a.start_attempt({})
     looks = []
@@ -181,7 +181,7 @@ def test_they_are_let_go_once_when_it_has_passed(submitted, monkeypatch):
     assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "it is another hold"
 
 
-def test_not_to_be_seen_is_not_let_go(submitted):
+def test_release_returns_jobs_missing_from_squeue_as_unreleased(submitted):
     a, b, _ = submitted.runs
     write_json(a.result, {})
     submitted.queue(others="")
@@ -191,8 +191,8 @@ def test_not_to_be_seen_is_not_let_go(submitted):
 
 
 @pytest.mark.parametrize("what", ["end", "begin", "release"])
-def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, monkeypatch):
-    """Somebody cancelled them: two answers without them are enough, one may be wrong."""
+def test_hooks_stop_waiting_for_held_jobs_missing_from_squeue(submitted, slept, what, monkeypatch):
+    """A user has cancelled them. A single answer of squeue may be wrong; two answers without them are enough."""
     a, b, _ = submitted.runs
     n = attempts.start_attempt(a, {})
     write_json(a.result, {})
@@ -207,7 +207,7 @@ def test_others_that_left_the_queue_are_not_waited_for(submitted, slept, what, m
     assert state_of(b) == ("stopped", "its canary a is complete: submit again")
 
 
-def test_a_wrong_answer_of_the_queue_is_asked_again(submitted, slept, tmp_path, monkeypatch):
+def test_job_start_queries_squeue_again_after_empty_answer(submitted, slept, tmp_path, monkeypatch):
     a, *_ = submitted.runs
     write_json(a.result, {})
     queue = (tmp_path / "squeue").read_text().partition("\n")[2].partition("\n")[2]
@@ -216,7 +216,7 @@ def test_a_wrong_answer_of_the_queue_is_asked_again(submitted, slept, tmp_path, 
 
 
 @pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', "\0\0"])
-def test_a_damaged_metrics_line_keeps_nobody_held(submitted, line):
+def test_release_ignores_damaged_metrics_lines(submitted, line):
     a, *_ = submitted.runs
     n = attempts.start_attempt(a, {})
     log(a, n, 1)
@@ -230,7 +230,7 @@ def test_a_damaged_metrics_line_keeps_nobody_held(submitted, line):
 @pytest.mark.parametrize(
     "cause, code, called", [("config", 78, "scancel 52"), ("stopped", 75, ""), ("complete", 0, "")]
 )
-def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypatch):
+def test_end_hook_releases_or_cancels_held_jobs_by_cause(submitted, cause, code, called, monkeypatch):
     a, b, _ = submitted.runs
     attempts.start_attempt(a, {})
     a.write_cause(1, 0, cause, code, f"why {cause}")
@@ -243,8 +243,8 @@ def test_its_end_is_told_to_the_others(submitted, cause, code, called, monkeypat
 
 
 @pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
-def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done, monkeypatch):
-    """Its node died; the next start finds that it has stopped for good."""
+def test_job_start_releases_or_cancels_held_jobs_after_unobserved_end(submitted, last, done, monkeypatch):
+    """The canary's node died. The next start sees that the canary has stopped for good."""
     a, b, _ = submitted.runs
     n = attempts.start_attempt(a, {})
     log(a, n, 1, last)
@@ -255,7 +255,7 @@ def test_an_end_that_nobody_saw_is_told_to_the_others_too(submitted, last, done,
 
 
 @pytest.mark.parametrize("row", ["PENDING|JobHeldUser", "CANCELLED|None", ""])
-def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(submitted, row):
+def test_waiting_runs_report_failed_canary_and_can_be_resubmitted(submitted, row):
     a, b, c = submitted.runs
     n = attempts.start_attempt(a, {})
     a.write_cause(n, 0, "config", 78, "a key is unknown")
@@ -273,14 +273,14 @@ def test_where_it_stopped_for_good_the_others_say_so_and_are_submitted_again(sub
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
 
-def test_a_canary_that_was_submitted_again_lets_only_its_own_go(submitted):
+def test_waiting_run_is_stopped_if_canary_is_resubmitted_alone(submitted):
     a, b, _ = submitted.runs
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit([Job(a, Path("/code"), canary=50)])
     submitted.queue()
     assert state_of(b) == ("stopped", "its canary a is running (starting): submit again")
 
 
-def test_by_hand_they_start_without_it(submitted):
+def test_waiting_run_reports_slurm_state_if_released_by_hand(submitted):
     _, b, _ = submitted.runs
     submitted.queue(others="PENDING|Priority")
     assert state_of(b) == ("queued", "in Slurm: Priority")
@@ -288,7 +288,7 @@ def test_by_hand_they_start_without_it(submitted):
     assert state_of(b) == ("running", "starting")
 
 
-def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
+def test_submit_cancels_held_jobs_if_sbatch_refuses_canary(tmp_path, submitted):
     jobs = apply.assign_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     refuse = "if grep -qx '#SBATCH --hold' $1; then echo 'Submitted batch job 60'; else echo too many >&2; exit 1; fi"
     submitted("sbatch", refuse)
@@ -299,8 +299,8 @@ def test_a_canary_that_is_refused_leaves_nothing_held(tmp_path, submitted):
     assert asked(submitted, "scancel") == ["scancel 60"]
 
 
-def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, submitted):
-    """They wait for a canary that runs; called off, they would stand there as cancelled."""
+def test_submit_keeps_held_jobs_if_sbatch_refuses_job_after_canary(tmp_path, submitted):
+    """They wait for a canary that runs; if they were cancelled, they would be reported as cancelled."""
     jobs = [*[job(tmp_path, name, JobResources(3)) for name in "xy"], job(tmp_path, "z", JobResources(4))]
     submitted("sbatch", "grep -q -- --nodes=4 $1 && { echo 'error: too many' >&2; exit 1; }\n" + SBATCH)
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
@@ -314,8 +314,8 @@ def test_a_refusal_after_a_canary_was_taken_leaves_its_others_held(tmp_path, sub
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("during", ["held", "canary"])
-def test_an_interrupted_submission_leaves_nothing_held(tmp_path, submitted, monkeypatch, error, during):
-    """Slurm has taken the array when Ctrl-C comes, or when the disk is full."""
+def test_submit_cancels_held_jobs_if_interrupted(tmp_path, submitted, monkeypatch, error, during):
+    """Slurm has accepted the job when Ctrl-C or a full disk interrupts the submission."""
     jobs = apply.assign_canaries([job(tmp_path, name, JobResources(3)) for name in "xy"], tmp_path / "demo", 50)
     submitted("sbatch", "echo 'Submitted batch job 60'")
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '

@@ -1,4 +1,4 @@
-"""Notifications are sent once, and nothing depends on them."""
+"""Tests that notifications are sent once, and that their failure changes nothing else."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two submitted runs. ``heard()``: the events so far."""
+    """Two submitted runs, a and b. ``heard()`` returns the events so far."""
 
     class Made:
         folder = tmp_path / "runs" / "demo"
@@ -43,7 +43,7 @@ def stops(run, cause="data", code=65):
     return act("end", run.path, "--code", code, "--state", "RUNNING")
 
 
-def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
+def test_notify_reports_stopped_run_and_end_of_sweep(sweep):
     assert stops(sweep.a) == 0
     (event,) = sweep.heard()
     assert abs(event.pop("time") - time.time()) < 60
@@ -60,7 +60,7 @@ def test_a_run_that_stops_for_good_and_the_end_of_the_sweep(sweep):
     assert notify.send_events(sweep.a, "stop") == [] and [e["event"] for e in sweep.heard()[2:]] == ["run_stopped"]
 
 
-def test_the_sweep_ends_once_more_after_a_retry(sweep):
+def test_notify_reports_end_of_sweep_again_after_retry(sweep):
     stops(sweep.a)
     stops(sweep.b)
     write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.words})
@@ -70,14 +70,14 @@ def test_the_sweep_ends_once_more_after_a_retry(sweep):
     ]  # fmt: skip
 
 
-def test_what_goes_on_or_was_cancelled_by_a_person_is_no_news(sweep):
+def test_notify_ignores_requeued_and_cancelled_runs(sweep):
     assert stops(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
     create_json(sweep.b.cancel, {"who": "ann"})
     stops(sweep.b, "stopped", 75)
     assert sweep.heard() == []
 
 
-def test_the_end_of_an_evaluation_is_not_that_of_a_sweep(sweep):
+def test_notify_ignores_end_of_evaluation_job(sweep):
     job = RunDir(sweep.folder / ".evaluate" / "a-1125")
     job.path.mkdir(parents=True)
     write_json(job.path / "job.json", {"after": 0, "notify": sweep.words})
@@ -96,14 +96,14 @@ def test_the_end_of_an_evaluation_is_not_that_of_a_sweep(sweep):
         (["true"], ""),
     ],
 )
-def test_a_command_that_fails_or_hangs_changes_nothing(sweep, words, said, monkeypatch, capsys):
+def test_failing_or_hanging_notify_command_leaves_decision_unchanged(sweep, words, said, monkeypatch, capsys):
     monkeypatch.setattr(notify, "DEADLINE", 0.5)
     write_json(sweep.a.path / "job.json", {"after": 0, "notify": words})
     assert stops(sweep.a) == 0
     assert said in capsys.readouterr().err and attempts.current_end(sweep.a)["action"] == "stop"
 
 
-def test_an_end_that_nobody_saw_is_told_when_it_is_settled(sweep, commands):
+def test_notify_reports_unobserved_end_once_at_next_start(sweep, commands):
     commands("scontrol", "")
     n = attempts.start_attempt(sweep.a, {})
     sweep.a.write_cause(n, 0, "config", 78, "a key is unknown")
@@ -112,7 +112,7 @@ def test_an_end_that_nobody_saw_is_told_when_it_is_settled(sweep, commands):
     assert act("begin", sweep.a.path) == 78 and len(sweep.heard()) == 1
 
 
-def test_the_supervisor_tells_too(field, tmp_path):
+def test_supervisor_sends_notifications(field, tmp_path):
     field.cluster.profile.notify = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
     bad, good = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b")
     write_json(field.sweep / "sweep.json", {"runs": ["a", "b"]})

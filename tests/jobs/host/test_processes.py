@@ -1,4 +1,4 @@
-"""What earlier attempts left on a host ends with the next start; real processes, found in /proc."""
+"""Tests that the next start removes leftovers of earlier attempts, with real processes found in /proc."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ JOB = {"SLURM_JOB_ID": "58", "SLURM_JOB_NAME": "demo.77aa", "SLURM_CLUSTER_NAME"
 
 @pytest.fixture
 def start():
-    """``start(words, **environment)``: a process that is ended with the test."""
+    """``start(*words, **environment)`` starts a process, which is killed after the test."""
     started = []
 
     def begin(*words, **environment):
@@ -41,7 +41,7 @@ def run(tmp_path):
 
 
 def watcher(start, commands, run, attempt):
-    """One that waits beside an attempt."""
+    """Start the watcher of an attempt and wait for its first query of Slurm."""
     before = len(commands.calls())
     named = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(attempt)}
     made = start(
@@ -60,7 +60,7 @@ def watcher(start, commands, run, attempt):
     return made
 
 
-def test_the_next_start_ends_watchers_of_earlier_attempts_of_its_run(start, commands, run, tmp_path):
+def test_job_start_kills_watchers_of_earlier_attempts_of_same_run(start, commands, run, tmp_path):
     commands("scontrol", RUNNING)
     other = RunDir(tmp_path / "sweep" / "other")
     other.start_attempt({})
@@ -71,7 +71,7 @@ def test_the_next_start_ends_watchers_of_earlier_attempts_of_its_run(start, comm
     assert old.wait(60) == -9 and new.poll() is None and theirs.poll() is None
 
 
-def test_the_next_start_of_a_job_ends_its_batch_shell_of_before(start, run, tmp_path, monkeypatch):
+def test_kill_orphans_kills_batch_shell_of_earlier_start_of_same_job(start, run, tmp_path, monkeypatch):
     script = tmp_path / "job00058" / "slurm_script"
     script.parent.mkdir()
     script.write_text(f"touch {tmp_path}/up.$1\nwhile :; do sleep 0.1; done\n")
@@ -86,7 +86,7 @@ def test_the_next_start_of_a_job_ends_its_batch_shell_of_before(start, run, tmp_
     assert old.wait(60) == -9 and [process.poll() for process in (same, *others)] == [None] * 4
 
 
-def test_temporary_folders_of_killed_ranks_are_deleted_by_the_next_attempt(run, tmp_path, monkeypatch):
+def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     program = "import os\nfrom flip import concurrency as pool\npool.prepare_forkserver()\nos.kill(os.getpid(), 9)"
     for path, n in ((run.path, 1), (run.path, 2), (tmp_path / "other", 1)):
@@ -99,7 +99,7 @@ def test_temporary_folders_of_killed_ranks_are_deleted_by_the_next_attempt(run, 
     assert left == sorted([(str(run.path), 2), (str(tmp_path / "other"), 1)]) and (tmp_path / "pymp-unowned").exists()
 
 
-def test_a_damaged_record_of_a_temporary_folder_is_left_alone(run, tmp_path, monkeypatch):
+def test_clear_temporaries_keeps_folders_with_damaged_owner_records(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for i, record in enumerate([[], {"run": str(run.path)}, {"run": str(run.path), "attempt": "1"}]):
         (tmp_path / f"pymp-{i}").mkdir()

@@ -1,4 +1,4 @@
-"""The names that ranks go by, from Slurm's; and what every task does before it becomes the worker."""
+"""Tests of rank_entry: the environment of ranks from Slurm's variables, and the steps before the worker starts."""
 
 import json
 import os
@@ -22,7 +22,7 @@ TASK = {
 }  # fmt: skip
 
 
-def test_environment_of_a_rank(monkeypatch):
+def test_environment_sets_torch_distributed_variables_from_slurm(monkeypatch):
     monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: [])
     found = rank_entry.environment(TASK)
     ours = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
@@ -31,7 +31,7 @@ def test_environment_of_a_rank(monkeypatch):
     assert rank_entry.environment({**TASK, "MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
 
 
-def test_the_port_is_the_same_on_all_ranks_and_another_one_in_the_next_attempt():
+def test_port_is_same_on_all_ranks_and_differs_between_attempts():
     ports = {rank_entry.environment({**TASK, "SLURM_PROCID": str(i)})["MASTER_PORT"] for i in range(4)}
     later = {rank_entry.port("57", str(n)) for n in range(100)}
     assert len(ports) == 1 and len(later) > 95 and all(10000 <= p < 30000 for p in later)
@@ -50,11 +50,11 @@ def test_the_port_is_the_same_on_all_ranks_and_another_one_in_the_next_attempt()
         ("", "", ""),
     ],
 )
-def test_first_and_last_host(nodes, first, last):
+def test_first_and_last_host_of_slurm_node_list(nodes, first, last):
     assert (rank_entry.first_host(nodes), rank_entry.last_host(nodes)) == (first, last)
 
 
-def test_where_no_name_service_knows_the_first_node_its_address_is_taken(monkeypatch):
+def test_environment_uses_launch_node_address_if_first_node_is_unresolvable(monkeypatch):
     def unknown_host(*_):
         raise OSError("Name or service not known")
 
@@ -63,13 +63,13 @@ def test_where_no_name_service_knows_the_first_node_its_address_is_taken(monkeyp
     assert rank_entry.environment(TASK)["MASTER_ADDR"] == "n03"
 
 
-def test_the_interface_of_a_way():
+def test_interface_returns_network_interface_of_address_except_loopback():
     assert rank_entry.interface("127.0.1.1") is None and rank_entry.interface("localhost") is None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("198.51.100.1", 9))
             mine = probe.getsockname()[0]
-        except OSError:  # a machine that has loopback alone
+        except OSError:  # a machine with only a loopback interface
             mine = "127.0.0.1"
     assert (rank_entry.interface(mine) in {name for _, name in socket.if_nameindex()} - {"lo"}) != mine.startswith(
         "127."
@@ -90,7 +90,7 @@ def test_the_interface_of_a_way():
         ({"SLURM_NNODES": "1"}, {"n03": "eth0"}, None),
     ],
 )
-def test_gloo_is_told_the_interface_that_leads_to_rank_0(given, ways, found, monkeypatch):
+def test_gloo_interface_leads_to_rank_0_if_hostname_resolves_to_loopback(given, ways, found, monkeypatch):
     def interface(toward):
         toward.encode("idna")
         if toward not in ways:
@@ -105,7 +105,7 @@ def test_gloo_is_told_the_interface_that_leads_to_rank_0(given, ways, found, mon
     assert rank_entry.gloo_interface(task) == {}, "what gloo finds by itself works"
 
 
-def test_whether_a_name_leads_back_to_its_own_machine(monkeypatch):
+def test_resolves_to_loopback_checks_first_bindable_address(monkeypatch):
     def rows(*names):
         kinds = [socket.AF_INET6 if ":" in name else socket.AF_INET for name in names]
         return [(kind, socket.SOCK_STREAM, 6, "", (name, 0)) for kind, name in zip(kinds, names, strict=True)]
@@ -119,7 +119,7 @@ def test_whether_a_name_leads_back_to_its_own_machine(monkeypatch):
 
 
 def spaces():
-    """Whether this user may open name spaces, with a network of its own in each."""
+    """Whether this user may create namespaces, each with its own network."""
     if not shutil.which("unshare") or not shutil.which("ip") or not shutil.which("hostname"):
         return False
     able = "mount --bind /etc/hosts /etc/hosts && hostname n0 && ip link add w1 type veth peer name w0"
@@ -138,8 +138,8 @@ wait
 
 @pytest.mark.long
 @pytest.mark.skipif(not spaces(), reason="may not open name spaces for networks here")
-def test_nodes_that_call_themselves_loopback_meet(tmp_path):
-    """Two nodes with the /etc/hosts of Debian, as name spaces that end with their processes."""
+def test_gloo_connects_nodes_with_hostnames_that_resolve_to_loopback(tmp_path):
+    """Two nodes with Debian's /etc/hosts, simulated by namespaces that end with their processes."""
     logs = tmp_path / "run" / "logs" / "2"
     logs.mkdir(parents=True)
     for n in range(2):
@@ -156,25 +156,25 @@ def test_nodes_that_call_themselves_loopback_meet(tmp_path):
     task = {**TASK, "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "n[0-1]"}
     environment = {**os.environ, **task, "FLIP_RUN": str(tmp_path / "run"), "FLIP_SNAPSHOT": str(tmp_path)}
     environment.pop("GLOO_SOCKET_IFNAME", None)
-    limit = ["timeout", "-s", "KILL", "100"]  # ranks hold TERM back
+    limit = ["timeout", "-s", "KILL", "100"]  # ranks delay their reaction to TERM
     command = ["unshare", "-rnmu", *limit, "bash", str(tmp_path / "node.sh"), "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     said = done.stderr + "".join(path.read_text() for path in sorted(logs.glob("*.err")))
     assert [path.read_text() for path in sorted(logs.glob("*.out"))] == ["met over w0\n", "met over w1\n"], said
 
 
-def test_a_node_without_the_folders_of_the_run_is_no_crash(tmp_path):
+def test_rank_entry_exits_with_storage_code_if_run_folder_is_missing(tmp_path):
     environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "away"), "FLIP_SNAPSHOT": str(tmp_path)}
     command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == rank_entry.STORAGE == errors.STORAGE and "No such file" in done.stderr
-    with open("/dev/full", "w") as full:  # as the log of a job whose disk is full
+    with open("/dev/full", "w") as full:  # like the log of a job on a full disk
         assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.STORAGE
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
-def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path, name):
-    """A signal sent while a task starts neither kills it nor is lost; its words are in the node's log at once."""
+def test_rank_entry_preserves_signal_received_before_worker_listens(tmp_path, name):
+    """A signal sent while a task starts neither kills it nor is lost. Output of the task reaches the log at once."""
     run = tmp_path / "run"
     (run / "logs" / "2").mkdir(parents=True)
     (tmp_path / "late.py").write_text(
@@ -205,7 +205,7 @@ def test_a_signal_that_comes_before_the_worker_listens_is_kept(tmp_path, name):
     assert json.loads(log.read_text().splitlines()[1]) == [f"signal {name}", "3", str(tmp_path), str(run)]
 
 
-def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
+def test_rank_entry_raises_soft_resource_limits_to_hard_limits(tmp_path):
     run = tmp_path / "run"
     (run / "logs" / "2").mkdir(parents=True)
     (tmp_path / "resources_of.py").write_text(
@@ -223,7 +223,7 @@ def test_soft_limits_of_the_shell_that_submits_end_no_rank(tmp_path):
     assert locked == [resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]] * 2
 
 
-def test_a_limit_that_cannot_be_raised_stays(monkeypatch):
+def test_raise_limits_ignores_limits_that_cannot_be_raised(monkeypatch):
     asked = []
 
     def refuse(kind, limits):
@@ -236,6 +236,6 @@ def test_a_limit_that_cannot_be_raised_stays(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_the_user_configures_the_allocator(name):
+def test_allocator_default_yields_to_user_configuration(name):
     assert rank_entry.allocator({"PATH": "/bin"}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     assert rank_entry.allocator({name: "max_split_size_mb:512"}) == {}

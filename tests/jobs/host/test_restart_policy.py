@@ -1,4 +1,4 @@
-"""The table of what follows from an end: one row per case, and that the files run on the oldest Python of a host."""
+"""Tests of the restart policy, with one table row per case, and that host code runs on old versions of Python."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ def c(cause, rank=0, **facts):
 
 
 def h(*causes):
-    """History rows; a name that ends in + made a new commit."""
+    """History rows; a trailing + marks an attempt with a new commit."""
     return [{"cause": cause.rstrip("+"), "committed": cause.endswith("+")} for cause in causes]
 
 
@@ -55,7 +55,7 @@ TABLE = [
     ("crash", dict(code=70), "requeue", "crash", 0),
     *((f"unknown code {n}", dict(code=n), "requeue", "crash", 0) for n in (1, 2, 134, 137, 139, 143, 255)),
     ("not observed", dict(code=None), "requeue", "node", 0),
-    # causes: by class, never by code
+    # causes: ranked by class, not by code
     ("65 beside SIGABRT", dict(code=134, causes=[c("data"), c("peer_lost", 1)]), "stop", "data", 0),
     ("78 beside a clean stop", dict(code=143, causes=[c("stopped"), c("config", 1)]), "stop", "config", 0),
     ("stop, the rest was killed", dict(code=137, causes=[c("stopped"), c("peer_lost", 1)]), "requeue", "stopped", 0),
@@ -98,7 +98,7 @@ TABLE = [
     ("the launcher leaves", dict(code=75, state=LAUNCHER_STOPPED), "nothing", "stopped", 0),
     ("the launcher leaves a finished run", dict(state=LAUNCHER_STOPPED, complete=True), "done", "complete", 0),
     ("the launcher leaves a bad configuration", dict(code=78, state=LAUNCHER_STOPPED), "stop", "config", 0),
-    # an end that was ordered, whoever carried it out
+    # requested stops, whichever process carried them out
     ("killed after its grace", dict(code=137, state=f"RUNNING,{STOP_REQUESTED}"), "requeue", "stopped", 0),
     ("asked to stop while it starts up", dict(code=143, state=f"RUNNING,{STOP_REQUESTED}"), "requeue", "stopped", 0),
     (
@@ -171,7 +171,7 @@ TABLE = [
         "crash",
         0,
     ),
-    # a whole wall limit
+    # attempts that used up the wall limit
     ("warned at the limit, nothing kept", dict(code=75, late=True), "requeue", "timeout", 0),
     ("the third time", dict(code=75, late=True, history=h("timeout", "timeout")), "stop", "timeout", 0),
     ("warned at the limit, saved", dict(code=75, late=True, committed=True), "requeue", "stopped", 0),
@@ -199,12 +199,12 @@ TABLE = [
 
 
 @pytest.mark.parametrize("arguments, action, cause, delay", [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_table(arguments, action, cause, delay):
+def test_decide_returns_action_cause_and_delay(arguments, action, cause, delay):
     decision = ask(**arguments)
     assert (decision.action, decision.cause, decision.delay) == (action, cause, delay), decision.reason
 
 
-def test_every_cause_has_a_row_and_every_stop_a_remedy():
+def test_decide_handles_every_cause_and_suggests_retry_after_limit():
     for cause, code in CAUSES.items():
         assert ask(causes=[c(cause)], code=code).action in ("requeue", "stop")
     assert "why crash" in ask(causes=[c("crash")], code=70).reason
@@ -225,7 +225,7 @@ def test_every_cause_has_a_row_and_every_stop_a_remedy():
         ),
     ],
 )
-def test_the_reason_says_what_was_seen(arguments, words):
+def test_decide_reason_starts_with_observation(arguments, words):
     assert ask(**arguments).reason.startswith(words)
 
 
@@ -253,15 +253,15 @@ def test_the_reason_says_what_was_seen(arguments, words):
         (dict(code=143, state=None), "killed by signal 15; the job's state could not be read"),
     ],
 )
-def test_the_reason_to_the_letter(arguments, words):
+def test_decide_reason_has_exact_text(arguments, words):
     assert ask(**arguments).reason == words
 
 
-def test_the_limits_are_those_of_the_contracts():
+def test_limits_defaults_match_contracts():
     assert Limits() == (3, 10, 10, 3, 60.0, 3600.0, 30.0, 1800.0, 86400)
 
 
-def test_each_allowance_is_its_own():
+def test_decide_applies_separate_limits_to_ports_nodes_and_failures():
     for cause, code in (("port", 70), ("node", None)):
         limits = Limits(failures=1, ports=2, nodes=3)
         most = {"port": 2, "node": 3}[cause]
@@ -273,19 +273,19 @@ def test_each_allowance_is_its_own():
     assert made.action == "requeue", "it made progress"
 
 
-def test_hosts_are_excluded_for_hardware_only():
+def test_decide_excludes_hosts_for_hardware_errors_and_unstarted_ranks():
     broken = "AcceleratorError: CUDA error: uncorrectable ECC error encountered"
     causes = [c("crash", host="n1", reason=broken), c("crash", 1, host="n2"), c("peer_lost", 2, host="n3")]
-    causes.append(c("peer_lost", 3, host="n4", reason=broken))  # tells of another's card
+    causes.append(c("peer_lost", 3, host="n4", reason=broken))  # quotes the error of another rank's GPU
     assert ask(causes=causes, code=70).exclude == ("n1",)
     started = ask(code=137, unstarted=["n7"])
     assert started.exclude == ("n7",) and started.reason.startswith("no rank could be started on n7: the mount")
-    full = ask(causes=[c("storage")], code=137, unstarted=["n7"])  # srun tells of its rank's 69 in the same words
+    full = ask(causes=[c("storage")], code=137, unstarted=["n7"])  # srun reports a rank's own 69 in the same words
     assert (full.cause, full.exclude) == ("storage", ())
 
 
 def old_python() -> str:
-    """The oldest Python >= 3.6 of this machine, empty where it has none older than ours."""
+    """The oldest Python >= 3.6 on this machine; empty if none is older than the one that runs the tests."""
     places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3")]
     found = [str(p) for p in sorted(places, key=lambda p: [int(n) for n in p.parts[-3].split(".")])]
     found += [p for p in (shutil.which(f"python3.{minor}") for minor in range(6, 11)) if p]
@@ -297,13 +297,13 @@ HOST_CODE += [*ROOT.glob("jobs/host/*.py")]
 
 
 @pytest.mark.parametrize("path", HOST_CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_hosts_files_are_python_3_6(path):
-    """Their syntax, on every machine; where an older Python is at hand, the test below runs them with it."""
+def test_host_code_parses_as_python_3_6(path):
+    """Checks the syntax on every machine. If an older Python is installed, the next test runs the code with it."""
     ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
 @pytest.mark.skipif(not old_python(), reason="no Python older than ours here")
-def test_the_hosts_old_python_begins_and_ends_attempts(tmp_path):
+def test_batch_hooks_run_on_oldest_available_python(tmp_path):
     run, script = tmp_path / "sweep" / "run", str(ROOT / "jobs" / "host" / "batch_hooks.py")
     run.mkdir(parents=True)
 
@@ -341,6 +341,6 @@ CRASHES = {
 
 
 @pytest.mark.parametrize("text", CRASHES)
-def test_a_message_is_taken_for_what_it_is(text):
+def test_crash_message_matches_only_its_own_pattern(text):
     known = [name for name in ("HARDWARE", "PORT_TAKEN", "PEER_GONE") if getattr(restart_policy, name).search(text)]
     assert known == ([CRASHES[text]] if CRASHES[text] else [])

@@ -1,4 +1,4 @@
-"""What Slurm's commands print, read by small stand-ins for them on PATH; tests/slurm asks the real ones."""
+"""Tests of slurm_cli with stub commands on PATH; tests/slurm uses the real commands."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ USUAL = {"state": "RUNNING", "restarts": 0, "ran": "00:10:00", "limit": "1-00:00
 
 @pytest.fixture
 def naps(monkeypatch):
-    """Seconds that the scheduler's callers would have slept, waits for a command's end left out."""
+    """The requested sleeps in seconds, without waiting; short waits for the end of a command are omitted."""
     naps = []
     monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: naps.append(seconds) if seconds >= 1 else None)
     return naps
@@ -36,12 +36,12 @@ def show(**fields):
         ({"state": "PENDING", "restarts": 3}, "PENDING"),
         ({"state": "COMPLETING", "ran": "1-00:00:28"}, "TIMEOUT"),
         ({"state": "COMPLETING", "ran": "1-00:00:28", "limit": "UNLIMITED"}, "CANCELLED"),
-        ({"state": "COMPLETING", "reason": "TimeLimit", "ran": "01:00:00"}, "TIMEOUT"),  # of a reservation
+        ({"state": "COMPLETING", "reason": "TimeLimit", "ran": "01:00:00"}, "TIMEOUT"),  # at the end of a reservation
         ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:13"}, "PREEMPTED"),
-        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:02"}, "CANCELLED"),  # in the grace
+        ({"state": "COMPLETING", "preempted": "2026-11-25T09:24:02"}, "CANCELLED"),  # cancelled in the grace period
         ({"state": "COMPLETING", "preempted": "Unknown"}, "CANCELLED"),
         ({"state": "NODE_FAIL"}, "NODE_FAIL"),
-        ({"state": "COMPLETING", "reason": "NodeDown"}, "NODE_FAIL"),  # Requeue=0: it was not cancelled
+        ({"state": "COMPLETING", "reason": "NodeDown"}, "NODE_FAIL"),  # with Requeue=0; not a cancellation
         ({"state": "COMPLETING", "reason": "NodeDown", "ran": "1-00:00:28"}, "NODE_FAIL"),
         ({"state": "COMPLETING", "reason": "RaisedSignal:9(Killed)"}, "FAILED"),
         ({"state": "COMPLETING", "reason": "DeadLine"}, "DEADLINE"),
@@ -51,7 +51,7 @@ def show(**fields):
         ({"state": "REQUEUE_HOLD", "restarts": 2}, "PENDING"),
     ],
 )
-def test_what_becomes_of_a_job_at_its_end(commands, fields, words):
+def test_job_state_maps_scontrol_fields_of_ending_job(commands, fields, words):
     commands("scontrol", show(**{"restarts": 2, **fields}))
     assert slurm_cli.job_state("50_3", 2) == words
     assert commands.calls() == ["scontrol show job 50_3"]
@@ -62,13 +62,13 @@ OUT_OF_MEMORY PENDING POWER_UP_NODE PREEMPTED RECONFIG_FAIL REQUEUED REQUEUE_FED
 REVOKED RUNNING SIGNALING SPECIAL_EXIT STAGE_OUT STOPPED SUSPENDED TIMEOUT UPDATE_DB"""
 
 
-def test_each_state_of_slurm_has_one_meaning():
-    """The states of squeue and sacct, up to Slurm 25.11."""
+def test_each_slurm_state_belongs_to_a_single_group():
+    """SLURMS lists the states of squeue and sacct, up to Slurm 25.11."""
     lists = slurm_cli.WAITING + slurm_cli.TRANSITIONAL + slurm_cli.ON_NODES + slurm_cli.ENDED
     assert sorted(lists) == sorted(SLURMS.split())
 
 
-def test_a_silent_controller_is_no_state(commands):
+def test_unreachable_controller_gives_no_state_and_raises_from_calls(commands):
     commands("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     assert slurm_cli.job_state("57", 0) is None
     with pytest.raises(slurm_cli.SlurmUnavailable, match="Unable to contact"):
@@ -79,18 +79,18 @@ def test_a_silent_controller_is_no_state(commands):
 
 
 @pytest.mark.parametrize("text, value", [("00:01:40", 100), ("1-02:00:00", 93600), ("UNLIMITED", None), ("", None)])
-def test_seconds(text, value):
+def test_parse_duration_returns_seconds_or_none(text, value):
     assert slurm_cli.parse_duration(text) == value
 
 
-def test_one_element_of_an_array_is_named_by_its_index():
-    """The array's number is also the id of one of its elements: a requeue by it would be one of all."""
+def test_own_job_names_array_element_by_index():
+    """The array's number is also the id of one of its elements; a requeue by that number would requeue all elements."""
     environ = {"SLURM_JOB_ID": "50", "SLURM_ARRAY_JOB_ID": "50", "SLURM_ARRAY_TASK_ID": "2"}
     assert slurm_cli.own_job(environ) == "50_2"
     assert slurm_cli.own_job({"SLURM_JOB_ID": "50"}) == "50" and slurm_cli.own_job({}) == ""
 
 
-def test_the_queue_is_read_in_one_call(commands):
+def test_queue_reads_all_jobs_with_single_squeue_call(commands):
     lines = [
         "demo.1f|0|50_0|RUNNING|n[1-2]|None|N/A",
         "demo.1f|1|50_1|PENDING||(held|by admin)|2026-11-25T14:00:00",
@@ -108,7 +108,7 @@ def test_the_queue_is_read_in_one_call(commands):
     assert slurm_cli.queue([]) == {}
 
 
-def test_requeue_then_delay_and_nodes(commands):
+def test_requeue_sets_start_time_and_excluded_nodes_afterwards(commands):
     commands("scontrol", f"[ $1 = show ] && {{ {show(out='n[1-2]')}\n}}; exit 0")
     assert slurm_cli.requeue("50_3", 0) == "requeued"
     said = slurm_cli.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
@@ -120,16 +120,14 @@ def test_requeue_then_delay_and_nodes(commands):
     ]
 
 
-def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_decided(
-    commands, naps, tmp_path, monkeypatch
-):
+def test_requeue_retries_during_outage_and_leaves_ended_jobs_alone(commands, naps, tmp_path, monkeypatch):
     away = tmp_path / "away"
     away.write_text("xx")
     commands("scontrol", f"[ $1 = show ] && exit 1\nif [ -s {away} ]; then truncate -s -1 {away}; exit 1; fi")
     assert slurm_cli.requeue("57", 0) == "requeued" and naps == [1.0, 2.0]
     away.write_text("xxxxxxxx")
     with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
-        patch.setattr(slurm_cli, "OUTAGE_SECONDS", 0.0)  # silence has its own patience
+        patch.setattr(slurm_cli, "OUTAGE_SECONDS", 0.0)  # silence has its own time limit
         slurm_cli.requeue("57", 0)
     commands("scontrol", f"[ $1 = requeue ] && exit 1\n{show()}")
     with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
@@ -142,8 +140,8 @@ def test_a_requeue_waits_for_the_controller_and_leaves_alone_what_slurm_has_deci
         assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
 
 
-def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands, slept, tmp_path):
-    """A controller that comes back answers one call, and not yet the next."""
+def test_requeue_retries_refusal_after_long_silence(commands, slept, tmp_path):
+    """A controller that comes back may answer one call and not the next."""
     tries = f"$(grep -c requeue {tmp_path}/calls)"
     commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 42))\n[ {tries} -lt 40 ] && exit 1\n{show()}")
     assert slurm_cli.requeue("57", 0) == "requeued" and slept[-1] > 2 * slurm_cli.RETRY_SECONDS
@@ -155,8 +153,8 @@ def test_the_first_refusal_after_hours_of_silence_is_not_the_last_word(commands,
     assert slurm_cli.RETRY_SECONDS < slept[-1] - begin < slurm_cli.OUTAGE_SECONDS, "nor is it tried for half a day"
 
 
-def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, slept):
-    """As on a node that was cut off while its job was preempted, or after the controller lost its state."""
+def test_unknown_job_is_given_up_long_before_outage_timeout(commands, slept):
+    """This happens if a node loses its connection while its job is preempted, or if the controller loses its state."""
     commands("scontrol", "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1")
     assert slurm_cli.read_failed_starts("57", 0, patience=slurm_cli.OUTAGE_SECONDS) is None and slept[-1] == 31.0
     with pytest.raises(slurm_cli.JobNotFound):
@@ -167,8 +165,8 @@ def test_a_job_that_slurm_knows_no_more_is_not_waited_for_half_a_day(commands, s
     assert slurm_cli.wait_for_time_limit("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
 
 
-def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monkeypatch):
-    """Between TERM and KILL there are 30 seconds: no question before, and none that takes them all."""
+def test_requeue_of_ending_job_tries_first_and_uses_short_deadlines(commands, naps, tmp_path, monkeypatch):
+    """Only 30 seconds pass between TERM and KILL: no query comes before the first try, and no call may use them up."""
     asked, real = [], slurm_cli.call
     monkeypatch.setattr(
         slurm_cli, "call", lambda *words, **options: asked.append((words[1], options)) or real(*words, **options)
@@ -180,8 +178,8 @@ def test_a_job_that_is_being_killed_loses_no_time(commands, naps, tmp_path, monk
     assert all(options["deadline"] == slurm_cli.SHORT_DEADLINE for _, options in asked)
 
 
-def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, naps, tmp_path):
-    """Else storage that is away would be tried again at once, on the node that is broken."""
+def test_requeue_sets_delay_and_nodes_if_answer_was_lost(commands, naps, tmp_path):
+    """Otherwise unavailable storage would be retried at once, and on the broken node."""
     done = tmp_path / "done"
     commands("scontrol", f"[ $1 = requeue ] && {{ touch {done}; exit 1; }}\n"
              f"[ $1 = show ] && {{ [ -e {done} ] && {{ {show(state='PENDING', restarts=1)}\n}} || {{ {show()}\n}}; }}\n"
@@ -194,7 +192,7 @@ def test_a_requeue_whose_answer_was_lost_keeps_its_delay_and_nodes(commands, nap
 @pytest.mark.parametrize(
     "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 12)), ("mine", (0, 0)), ("(null)", (0, 0))]
 )
-def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
+def test_failed_starts_are_passed_on_in_job_comment(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
     assert slurm_cli.read_failed_starts("57_3", 7) == mark
     commands("scontrol", "exit 1")
@@ -203,13 +201,13 @@ def test_a_life_leaves_word_for_the_next(commands, naps, comment, mark):
     assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
 
 
-def test_a_straggler_does_not_requeue_the_next_life_of_its_job(commands):
-    """Its node was silent for too long; the job runs elsewhere since, one restart later."""
+def test_requeue_leaves_job_alone_if_it_restarted_since(commands):
+    """Its node was unreachable for too long; since then Slurm has restarted the job elsewhere."""
     commands("scontrol", show(state="RUNNING", restarts=1))
     assert slurm_cli.requeue("57", 0) == "left alone: it is PENDING"
 
 
-def test_a_state_is_asked_for_until_slurm_answers(commands, naps, tmp_path, monkeypatch):
+def test_wait_for_state_retries_until_slurm_answers_or_time_is_up(commands, naps, tmp_path, monkeypatch):
     commands("scontrol", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && exit 1\n{show()}")
     assert slurm_cli.wait_for_state("57", 0) == "RUNNING" and naps == [1.0, 2.0]
     commands("scontrol", "exit 1")
@@ -220,7 +218,7 @@ def test_a_state_is_asked_for_until_slurm_answers(commands, naps, tmp_path, monk
 @pytest.fixture
 def lives(commands, naps, tmp_path):
     def outlived(*answers):
-        """What scontrol says, one after the other."""
+        """Wait for the limit while scontrol gives these answers in turn; returns the state and the sleeps."""
         for i, fields in enumerate(answers):
             (tmp_path / f"answer{i}").write_text("exit 1" if fields.get("gone") else show(**fields))
         (tmp_path / "asked").write_text("")
@@ -232,7 +230,7 @@ def lives(commands, naps, tmp_path):
     return outlived
 
 
-def test_a_watcher_notices_a_limit_that_is_lowered(lives):
+def test_wait_for_time_limit_notices_lowered_limit(lives):
     half = {"limit": "00:26:00", "ran": "00:25:10"}
     ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
     assert lives({"limit": "01:00:00"}, half, ending) == ("TIMEOUT", [900.0, 50.0])
@@ -242,7 +240,7 @@ def test_a_watcher_notices_a_limit_that_is_lowered(lives):
     assert lives(lowered, *silence, ending) == ("TIMEOUT", [900.0, 60.0, 1.0, 1.0]), "the limit comes meanwhile"
 
 
-def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypatch):
+def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(lives, monkeypatch):
     monkeypatch.setattr(slurm_cli, "LIMIT_POLL_SECONDS", 3600.0)
     hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
@@ -259,7 +257,7 @@ def test_a_watcher_sleeps_until_the_limit_and_knows_how_it_ends(lives, monkeypat
     assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
 
 
-def test_what_users_set_for_their_own_eyes_does_not_reach_slurm(commands, monkeypatch):
+def test_call_removes_user_settings_from_environment(commands, monkeypatch):
     for name in ("SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
@@ -278,7 +276,7 @@ SHOWN = "JobId=60 JobState={state} Restarts=0\n   Comment={comment}\n   ExcNodeL
 
 @pytest.fixture
 def slurm(commands, tmp_path, monkeypatch):
-    """``slurm(...)``: stand-ins for the commands; what sbatch was given is in tmp_path / given and env."""
+    """``slurm(...)`` writes stub commands. sbatch stores its script in tmp_path / given, its environment in env."""
     for name, value in {"SLURM_JOB_ID": "60", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "3"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_JOB_NAME", "demo.77aa")
@@ -295,14 +293,14 @@ def slurm(commands, tmp_path, monkeypatch):
     return make
 
 
-def test_the_same_script_for_this_element_alone_when_its_predecessor_has_ended(slurm, tmp_path):
+def test_submit_successor_submits_same_script_for_own_array_element(slurm, tmp_path):
     said = slurm_cli.submit_successor("57_3", 0, 4)
     assert said == "requeue is disabled for this job; submitted its successor 99"
     assert slurm.sbatch() == ["sbatch --parsable --dependency=afterany:60 --array=3"]
     assert (tmp_path / "given").read_text() == SCRIPT.replace("#SBATCH --hold\n", "#\n", 1), "not held once more"
 
 
-def test_delay_nodes_and_starts_that_came_to_nothing_are_handed_on(slurm):
+def test_submit_successor_passes_on_delay_nodes_and_failed_starts(slurm):
     slurm(comment="away:7:0:4", out="n[8-9]")
     slurm_cli.submit_successor("57_3", 0, 4, delay=59.6, exclude=("n3", "n2"))
     words = "--begin=now+60 --exclude=n[8-9],n2,n3 --comment=away:7:-1:4"
@@ -311,7 +309,7 @@ def test_delay_nodes_and_starts_that_came_to_nothing_are_handed_on(slurm):
 
 @pytest.fixture(params=["gone", "other"])
 def parent(request):
-    """The pid of a batch shell that was killed, or of the process that took its place: our own environment counts."""
+    """The parent's pid after the batch shell was killed: 0, or another process. The hook's own environment counts."""
     if request.param == "gone":
         yield 0
         return
@@ -320,7 +318,7 @@ def parent(request):
         other.kill()
 
 
-def test_it_gets_what_its_predecessor_was_given_and_not_what_belongs_to_that_job(slurm, tmp_path, monkeypatch, parent):
+def test_submit_successor_passes_on_environment_without_job_variables(slurm, tmp_path, monkeypatch, parent):
     monkeypatch.setattr(slurm_cli.os, "getppid", lambda: parent)
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
@@ -331,20 +329,20 @@ def test_it_gets_what_its_predecessor_was_given_and_not_what_belongs_to_that_job
     assert (given["OWN_NAME"], given["FLIP_FOLLOWS"]) == ("kept", "4")
 
 
-def test_there_is_one_successor(slurm):
+def test_submit_successor_submits_nothing_if_successor_exists(slurm):
     slurm(queue="demo.77aa|3|61_3|PENDING||Dependency")
     assert slurm_cli.submit_successor("57_3", 0, 4) == "left alone: job 61_3 continues its run"
     assert slurm.sbatch() == []
 
 
-def test_the_newest_job_of_a_run_is_the_one_that_counts(commands):
+def test_queue_returns_newest_job_with_same_name_and_index(commands):
     lines = ["demo.77aa|3|61_3|PENDING||Dependency", "demo.77aa|3|57_3|COMPLETED|n1|None"]
     commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
     assert slurm_cli.queue(["demo.77aa"])["demo.77aa", 3].id == "61_3"
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
-def test_a_refusal_is_final(slurm, state):
+def test_submit_successor_does_not_retry_refusal(slurm, state):
     slurm(
         state=state, sbatch="echo 'sbatch: error: Batch job submission failed: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
     )
@@ -356,11 +354,11 @@ def test_a_refusal_is_final(slurm, state):
     assert len(slurm.sbatch()) == 1
 
 
-def test_silence_is_not(slurm, commands, monkeypatch):
+def test_submit_successor_retries_while_slurm_is_silent(slurm, commands, monkeypatch):
     naps = []
 
     def nap(seconds):
-        naps.extend([seconds] if seconds >= 1 else [])  # those for a command's end left out
+        naps.extend([seconds] if seconds >= 1 else [])  # without the short waits for the end of a command
         if seconds == 2:
             slurm()
 
@@ -375,5 +373,5 @@ def test_silence_is_not(slurm, commands, monkeypatch):
     [({}, 9, False), ({"FLIP_FOLLOWS": "4"}, 4, False), ({"FLIP_FOLLOWS": "4"}, 5, True),
      ({"FLIP_FOLLOWS": "4", "SLURM_RESTART_COUNT": "1"}, 5, False)],
 )  # fmt: skip
-def test_a_successor_begins_where_no_other_job_has(environ, newest, over):
+def test_superseded_detects_newer_attempt_at_first_start_of_successor(environ, newest, over):
     assert slurm_cli.superseded(newest, environ) is over

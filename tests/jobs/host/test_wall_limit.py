@@ -1,4 +1,4 @@
-"""The wall limit against what starts and saves of a run take."""
+"""Tests of the wall limit in comparison with the measured times of start-up and saves."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def saved(run, took):
     commit.commit(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": took})
 
 
-def test_nothing_is_known_of_a_new_run(run):
+def test_wall_limit_reports_no_times_for_new_run(run):
     assert (
         wall_limit.startup_seconds(run),
         wall_limit.save_seconds(run),
@@ -39,17 +39,17 @@ def test_nothing_is_known_of_a_new_run(run):
     ) == (0.0, 0.0, "", "")
 
 
-def test_a_start_that_came_to_an_end_before_its_first_step_took_at_least_that(run):
+def test_startup_seconds_uses_longest_failed_start_until_measured(run):
     attempt(run, ended=40)
     attempt(run, ended=30)
-    attempt(run, ended=4000, code=None)  # its end was not observed: the time is unknown
+    attempt(run, ended=4000, code=None)  # its end was not observed, so its duration is unknown
     assert wall_limit.startup_seconds(run) == 40
     attempt(run, ready=50, ended=60)
     attempt(run)
     assert wall_limit.startup_seconds(run) == 50, "measured is better"
 
 
-def test_a_limit_below_start_and_save_is_named(run):
+def test_too_short_reports_limit_not_above_startup_plus_save_time(run):
     attempt(run, ready=50, ended=60)
     saved(run, 20.0)
     assert wall_limit.too_short(run, 71) == ""
@@ -79,14 +79,14 @@ def test_a_limit_below_start_and_save_is_named(run):
         ({"TimeLimit": "UNLIMITED"}, 60, ""),
     ],
 )
-def test_a_limit_is_used_up_when_its_warning_was_due(run, fields, lead, words):
+def test_limit_reached_from_time_of_warning_unless_preempted(run, fields, lead, words):
     attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": lead})
     assert wall_limit.limit_reached(run, {**FIELDS, **fields}) == words
     assert wall_limit.limit_reached(run, {}) == ""
 
 
-def test_the_limit_of_an_attempt_is_noted(run):
+def test_record_limit_stores_newest_limit_of_attempt(run):
     n = attempt(run)
     assert wall_limit.recorded_limit(run, n) == 0
     wall_limit.record_limit(run, n, 90)
@@ -95,5 +95,5 @@ def test_the_limit_of_an_attempt_is_noted(run):
 
 
 @pytest.mark.parametrize("seconds, words", [(48.4, "48 s"), (1800, "30 min"), (29880, "8.3 h")])
-def test_spans(seconds, words):
+def test_format_seconds_chooses_unit(seconds, words):
     assert wall_limit.format_seconds(seconds) == words

@@ -1,4 +1,4 @@
-"""The local cluster with real processes and real signals: whatever dies, runs end as they should and nothing stays."""
+"""Tests of the local backend with real processes and signals: runs end correctly and leave no processes."""
 
 import os
 import resource
@@ -32,14 +32,14 @@ def log(run):
 
 
 def begin(field, run):
-    """The first attempt of a run, managed by the test alone."""
+    """Start the first attempt of a run without a supervisor."""
     world = field.worlds[run.name]
     n = run.start_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
     job = {"python": sys.executable, "module": "fake_worker", "snapshot": str(field.snapshot), "env": {}}
     return rank_processes.start(run, n, {**job, "world": world}, grace=0.5)
 
 
-def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
+def test_runs_complete_in_order_and_leave_no_processes(field):
     first, second = field.run("b", world=2), field.run("a")
     field.submit(first, second)
     assert field.state(second) == "queued"
@@ -53,7 +53,7 @@ def test_runs_go_in_order_to_the_end_and_nothing_stays(field):
     assert first.newest_attempt() == second.newest_attempt() == 1
 
 
-def test_ranks_may_open_as_many_files_as_the_machine_lets_them(field):
+def test_ranks_get_open_file_limit_raised_to_hard_limit(field):
     run, kind = field.run(total=10_000), resource.RLIMIT_NOFILE
     soft, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (min(256, hard), hard))
@@ -65,7 +65,7 @@ def test_ranks_may_open_as_many_files_as_the_machine_lets_them(field):
     assert resource.prlimit(field.pids(run)[0], kind) == (hard, hard)
 
 
-def test_several_at_once(field):
+def test_parallel_setting_limits_concurrent_runs(field):
     runs = [field.run(name, total=40) for name in ("a", "b", "c")]
     field.submit(*runs, parallel=2)
     field.until_moving(runs[0], 1)
@@ -75,8 +75,8 @@ def test_several_at_once(field):
     assert [field.state(run) for run in runs] == ["complete"] * 3
 
 
-def test_each_run_has_gpus_of_its_own(field, monkeypatch):
-    """The next supervisor reads them from start.json."""
+def test_concurrent_runs_get_disjoint_gpus(field, monkeypatch):
+    """start.json records the GPUs, so that a later supervisor knows which are in use."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a,6")
     first, second = field.run("a", total=10_000), field.run("b", world=2, total=40)
     third = field.run("c", total=1)
@@ -94,7 +94,7 @@ def test_each_run_has_gpus_of_its_own(field, monkeypatch):
     field.until(lambda: not field.left())
 
 
-def test_three_crashes_without_a_commit_stop_the_run_and_a_new_submission_allows_three_more(field):
+def test_run_fails_after_three_crashes_and_restarts_after_resubmission(field):
     run = field.run(attempts={str(n): {"0": "crash"} for n in (1, 2, 3, 4)})
     field.submit(run)
     field.until_state(run, "failed")
@@ -106,14 +106,14 @@ def test_three_crashes_without_a_commit_stop_the_run_and_a_new_submission_allows
     assert ends(run)[3:] == [("requeue", "crash"), ("done", "complete")]
 
 
-def test_what_only_a_person_can_mend_stops_at_once(field):
+def test_configuration_error_fails_run_without_retry(field):
     run = field.run(attempts={"1": {"0": "exit:78"}})
     field.submit(run)
     field.until_state(run, "failed")
     assert ends(run) == [("stop", "config")]
 
 
-def test_a_killed_rank_takes_its_peers_along_and_the_run_goes_on_from_its_commit(field):
+def test_killed_rank_ends_peers_and_run_resumes_from_commit(field):
     run = field.run(world=2, total=60)
     field.submit(run)
     field.until_moving(run, 1, step=4)
@@ -126,7 +126,7 @@ def test_a_killed_rank_takes_its_peers_along_and_the_run_goes_on_from_its_commit
     assert attempts.last_end(run)["commits"] == 60
 
 
-def test_a_hung_peer_is_killed_and_the_root_cause_counts(field):
+def test_hung_peer_is_killed_and_root_cause_is_recorded(field):
     run = field.run(world=2, attempts={"1": {"0": "hang", "1": "diverge"}})
     field.submit(run)
     field.until_state(run, "failed")
@@ -134,7 +134,7 @@ def test_a_hung_peer_is_killed_and_the_root_cause_counts(field):
     field.until(lambda: not field.left())
 
 
-def test_a_stopped_run_starts_again(field):
+def test_run_restarts_after_stop_signals(field):
     run = field.run(total=20, every=1000)
     field.submit(run)
     for number, sent in enumerate((signal.SIGTERM, signal.SIGUSR2), 1):
@@ -146,7 +146,7 @@ def test_a_stopped_run_starts_again(field):
     assert [read_json(run.attempt(n) / "start.json")["first_commit"] for n in (1, 2, 3)] == [False] * 3
 
 
-def test_an_attempt_after_one_cut_short_commits_its_first_step(field):
+def test_attempt_commits_first_step_if_previous_was_interrupted_without_commit(field):
     run = field.run(every=1000, total=5, at=2, attempts={"1": {"0": "exit:75"}, "2": {"0": "kill"}})
     field.submit(run)
     field.until_state(run, "complete")
@@ -155,7 +155,7 @@ def test_an_attempt_after_one_cut_short_commits_its_first_step(field):
     assert ends(run) == [("requeue", "stopped"), ("requeue", "crash"), ("done", "complete")]
 
 
-def test_a_rank_deaf_to_a_cancel_is_killed(field):
+def test_rank_that_ignores_cancel_is_killed(field):
     field.cluster.profile.signal_seconds = 1
     run = field.run(attempts={"1": {"0": "hang"}})
     field.submit(run)
@@ -166,19 +166,19 @@ def test_a_rank_deaf_to_a_cancel_is_killed(field):
     assert field.state(run) == "cancelled"
 
 
-def test_a_supervisor_killed_is_replaced_and_its_ranks_adopted(field):
+def test_new_supervisor_adopts_ranks_of_killed_supervisor(field):
     run = field.run(world=2, total=60)
     field.submit(run)
     field.until_moving(run, 1, step=3)
     os.kill(field.supervisor(), signal.SIGKILL)
-    field.submit(run)  # at once: the ranks are still on their way out
+    field.submit(run)  # at once, while the ranks are still stopping
     field.until_state(run, "complete")
     assert ends(run) == [("requeue", "stopped"), ("done", "complete")]
     assert "adopting attempt 1" in field.journal()
     field.until(lambda: not field.left())
 
 
-def test_ranks_stop_by_the_leash_when_nobody_comes(field):
+def test_ranks_stop_by_themselves_if_supervisor_is_killed(field):
     run = field.run(world=2, total=10_000)
     field.submit(run)
     field.until_moving(run, 1, step=2)
@@ -188,7 +188,7 @@ def test_ranks_stop_by_the_leash_when_nobody_comes(field):
     assert field.state(run) == "stopped"
 
 
-def test_a_deaf_orphan_is_killed(field):
+def test_adopted_rank_that_ignores_stop_is_killed(field):
     run = field.run(attempts={"1": {"0": "hang"}}, total=4)
     field.submit(run)
     field.until(lambda: "starts at" in log(run))
@@ -200,7 +200,7 @@ def test_a_deaf_orphan_is_killed(field):
     assert supervisor.attempts.end_attempt(run, 1, attempt.code, "RUNNING").cause == "node"
 
 
-def test_cancel_saves_and_stays_ended_until_submitted_again(field):
+def test_cancel_saves_running_run_and_lasts_until_resubmission(field):
     run, queued = field.run("a", total=10_000, every=10_000), field.run("b")
     field.submit(run, queued)
     field.until_moving(run, 1, step=2)
@@ -216,7 +216,7 @@ def test_cancel_saves_and_stays_ended_until_submitted_again(field):
     assert field.state(run) == "cancelled"
 
 
-def test_a_supervisor_told_to_end_lets_runs_save_and_a_submission_goes_on(field):
+def test_terminated_supervisor_lets_runs_save_and_resubmission_resumes(field):
     run = field.run(total=60)
     field.submit(run)
     field.until_moving(run, 1, step=2)
@@ -228,13 +228,13 @@ def test_a_supervisor_told_to_end_lets_runs_save_and_a_submission_goes_on(field)
     assert read_json(run.attempt(2) / "start.json")["resumes_from"] >= 2
 
 
-def test_why_a_supervisor_does_not_start_is_said(field):
+def test_submit_reports_why_supervisor_does_not_start(field):
     (field.sweep / ".supervisor" / "lock").mkdir(parents=True)
     with pytest.raises(FlipError, match="the supervisor did not start .*Is a directory"):
         field.submit(field.run())
 
 
-def test_only_one_supervisor(field):
+def test_second_supervisor_of_same_sweep_exits(field):
     run = field.run(total=10_000)
     field.submit(run)
     field.until_moving(run, 1)
@@ -246,8 +246,8 @@ def test_only_one_supervisor(field):
     field.until(lambda: not field.left())
 
 
-def test_the_supervisor_comes_from_the_code_that_is_submitted_now(field):
-    """A run that goes on with its own older code, whose supervisor knows another protocol."""
+def test_supervisor_runs_from_hooks_code_instead_of_older_snapshot(field):
+    """The run continues with its older snapshot, whose supervisor uses another protocol."""
     (field.snapshot / "jobs").unlink()
     (field.snapshot / "jobs").mkdir()
     (field.snapshot / "jobs" / "supervisor.py").write_text("raise SystemExit('an older supervisor')\n")
@@ -258,7 +258,7 @@ def test_the_supervisor_comes_from_the_code_that_is_submitted_now(field):
     assert (job["snapshot"], job["hooks"]) == (str(field.snapshot), str(ROOT))
 
 
-def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):
+def test_missing_python_interpreter_fails_run_and_is_named(field):
     run = field.run()
     field.cluster.profile.python = "/nowhere/python"
     field.submit(run)
@@ -266,18 +266,18 @@ def test_a_python_that_is_not_there_stops_the_run_with_its_name(field):
     assert "/nowhere/python" in field.cluster.states([run])[run.path].detail
 
 
-def test_a_run_that_was_completed_without_a_supervisor_gets_its_end(field):
+def test_supervisor_records_missing_end_of_complete_run(field):
     done, other = field.run("a"), field.run("b")
     field.submit(done)
     field.until_state(done, "complete")
     field.until(lambda: not field.left())
-    (done.attempt(1) / "end.json").unlink()  # as when supervisor and ranks ended in one moment
+    (done.attempt(1) / "end.json").unlink()  # as if supervisor and ranks ended at the same moment
     field.submit(other)
     field.until(lambda: ends(done) == [("done", "complete")])
     field.until_state(other, "complete")
 
 
-def test_a_rank_deaf_to_a_supervisor_that_leaves_is_killed_and_that_is_no_strike(field):
+def test_rank_killed_by_leaving_supervisor_counts_as_stopped(field):
     field.cluster.profile.signal_seconds = 1
     run = field.run(attempts={"3": {"0": "hang"}, "1": {"0": "crash"}, "2": {"0": "crash"}})
     field.submit(run)
@@ -288,7 +288,7 @@ def test_a_rank_deaf_to_a_supervisor_that_leaves_is_killed_and_that_is_no_strike
     assert "asked to save and stop" in attempts.last_end(run)["reason"]
 
 
-def test_a_submission_while_the_supervisor_leaves_is_served(field):
+def test_submission_during_supervisor_shutdown_is_served(field):
     field.cluster.profile.signal_seconds = 2
     run = field.run(attempts={"1": {"0": "hang"}})
     field.submit(run)
@@ -302,7 +302,7 @@ def test_a_submission_while_the_supervisor_leaves_is_served(field):
     field.until(lambda: not field.left())
 
 
-def test_a_lost_signal_is_sent_again(field, monkeypatch):
+def test_terminate_repeats_lost_signal(field, monkeypatch):
     monkeypatch.setattr(rank_processes, "TERM_INTERVAL", 0.1)
     run = field.run(total=10_000, attempts={"1": {"0": "lose"}})
     attempt = begin(field, run)
@@ -312,7 +312,7 @@ def test_a_lost_signal_is_sent_again(field, monkeypatch):
     assert attempt.code == 75
 
 
-def test_a_peer_that_hangs_after_a_complete_end_is_killed(field, monkeypatch):
+def test_rank_that_hangs_after_peer_exits_successfully_is_killed(field, monkeypatch):
     monkeypatch.setattr(rank_processes, "STRAGGLER_SECONDS", 0.5)
     attempt = begin(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
     field.until(attempt.poll)
@@ -321,20 +321,20 @@ def test_a_peer_that_hangs_after_a_complete_end_is_killed(field, monkeypatch):
 
 
 @pytest.mark.parametrize("recorded", [0, 1])
-def test_ranks_that_nobody_recorded_are_waited_for(field, recorded):
+def test_adopted_attempt_waits_for_unrecorded_ranks_until_deadline(field, recorded):
     run = field.run(world=2, total=10_000)
     attempt = begin(field, run)
     field.until_moving(run, 1)
     write_json(run.attempt(1) / "pids.json", read_json(run.attempt(1) / "pids.json")[:recorded])
     adopted = rank_processes.adopt(run, 1, grace=0.5, patience=float("inf"))
-    attempt.close()  # the leash
+    attempt.close()  # closes the lifeline, so the ranks stop
     field.until(attempt.poll)
     assert not adopted.poll()
     adopted.shorten_deadline(0.0)
     assert adopted.poll()
 
 
-def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
+def test_each_rank_is_recorded_before_next_rank_starts(field, monkeypatch):
     run, known, rank = field.run(world=3), [], rank_processes.Rank
 
     def count(*args):
@@ -348,7 +348,7 @@ def test_every_rank_is_recorded_before_the_next_one_starts(field, monkeypatch):
     assert known == [0, 1, 2]
 
 
-def test_a_failed_start_leaves_nothing_open(field):
+def test_failed_start_leaks_no_file_descriptors(field):
     run = field.run()
     run.logs.write_text("no folder")
     before = os.listdir("/proc/self/fd")
@@ -357,7 +357,7 @@ def test_a_failed_start_leaves_nothing_open(field):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_start_that_the_machine_refuses_is_tried_again_later(field):
+def test_refused_process_start_is_retried_as_storage_failure(field):
     run = field.run()
     field.cluster.submit([Job(run, field.snapshot, env={"BIG": "x" * 200_000}, module="fake_worker")])
     field.until_state(run, "waiting")
@@ -366,7 +366,7 @@ def test_a_start_that_the_machine_refuses_is_tried_again_later(field):
     field.until(lambda: not field.left())
 
 
-def test_damage_to_one_run_is_no_matter_of_the_others(field):
+def test_damaged_records_of_a_run_do_not_affect_other_runs(field):
     crash = {str(n): {"0": "crash"} for n in (1, 2)}
     bad, worse, good = field.run("a", every=1000, total=60, at=20, attempts=crash), field.run("b"), field.run("c")
     field.submit(bad, worse, good)
@@ -380,7 +380,7 @@ def test_damage_to_one_run_is_no_matter_of_the_others(field):
     assert "damaged" in field.cluster.states([bad])[bad.path].detail
 
 
-def test_a_run_whose_folder_was_deleted_is_forgotten(field):
+def test_run_with_moved_folder_ends_without_supervisor_error(field):
     run = field.run(total=10_000)
     field.submit(run)
     field.until_moving(run, 1)
@@ -389,21 +389,21 @@ def test_a_run_whose_folder_was_deleted_is_forgotten(field):
     assert "1 ranks" in field.journal() and "Traceback" not in field.journal()
 
 
-def test_files_of_one_run_that_cannot_be_read_do_not_end_the_others(field):
+def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
     bad, good = field.run("a"), field.run("b", total=40)
     field.submit(good)
     field.until_moving(good, 1)
     bad.attempts.write_text("no folder")
     write_json(bad.path / "job.json", read_json(good.path / "job.json"))
     field.until_state(good, "complete")
-    assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # it waits to try again
+    assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # the supervisor waits to retry
     os.kill(field.supervisor(), signal.SIGTERM)
     field.until(lambda: not field.left())
 
 
 @pytest.mark.parametrize("place", ["", "job.json"])
-def test_a_run_that_others_may_write_to_is_not_started(field, place):
-    """job.json names what is executed: one that a colleague wrote must not run with this user's rights."""
+def test_supervisor_refuses_run_writable_by_other_users(field, place):
+    """job.json names the code to execute. Code chosen by another user must not run with this user's rights."""
     mine, theirs = field.run("a", total=40), field.run("b")
     field.submit(mine, theirs)
     (theirs.path / place).chmod(0o777)
@@ -413,7 +413,7 @@ def test_a_run_that_others_may_write_to_is_not_started(field, place):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_record_of_another_user_signals_nobody(field, monkeypatch):
+def test_requeue_ignores_process_record_of_another_user(field, monkeypatch):
     run, sent = field.run(total=10_000), []
     attempt = begin(field, run)
     field.until_moving(run, 1)

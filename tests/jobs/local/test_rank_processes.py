@@ -1,4 +1,4 @@
-"""Ranks of one host: where they listen, and what is left of their store."""
+"""Tests of the processes of ranks on one host: listening addresses, rendezvous store, start and end."""
 
 import os
 import socket
@@ -18,13 +18,13 @@ from tests.threads import only_first_thread_ended
 ROOT = Path(__file__).resolve().parents[3]
 LISTEN = "0A"
 LOOPBACK = {"0100007F", "00000000000000000000000001000000"}
-"""127.0.0.1 and ::1 as /proc/net has them on a little-endian machine."""
+"""127.0.0.1 and ::1 in the format of /proc/net on a little-endian machine."""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads /proc/net")
 
 
 def listening(pid):
-    """Addresses, as /proc/net has them, on which a process listens for TCP connections."""
+    """Addresses on which a process listens for TCP connections, in the format of /proc/net."""
     sockets = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -51,7 +51,7 @@ def run(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_interface(monkeypatch):
-    """The user has chosen none."""
+    """Unset the user's choice of network interfaces."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -63,7 +63,7 @@ def begin(run):
 
 
 def met(run):
-    """Process ids of the ranks once both have met."""
+    """Wait until both ranks have connected; returns their process ids."""
     files = [run.path / f"met.{rank}" for rank in range(2)]
     until(lambda: all(file.exists() for file in files))
     found = [read_json(file) for file in files]
@@ -72,7 +72,7 @@ def met(run):
 
 
 @pytest.mark.long
-def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(run):
+def test_local_ranks_listen_only_on_loopback_and_share_private_store(run):
     attempt = begin(run)
     try:
         assert stat.S_IMODE(attempt.store.stat().st_mode) == 0o700
@@ -90,8 +90,8 @@ def test_ranks_of_a_local_run_listen_on_loopback_alone_and_share_a_private_file(
 
 
 @pytest.mark.long
-def test_ranks_of_a_slurm_job_of_one_node_listen_on_loopback_alone(run):
-    """They share no private folder (each may be in a container), so that the store is a port."""
+def test_ranks_of_single_node_slurm_job_listen_only_on_loopback(run):
+    """They share no private folder, because each may run in a container; so their store listens on a port."""
     run.start_attempt({})
     run.open_logs(1)
     task = {
@@ -115,7 +115,7 @@ def test_ranks_of_a_slurm_job_of_one_node_listen_on_loopback_alone(run):
     assert [one.returncode for one in tasks] == [0, 0], (run.logs / "1" / "node0.err").read_text()
 
 
-def test_the_store_of_a_supervisor_that_was_killed_goes_with_the_next_attempt(run, tmp_path, monkeypatch):
+def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store, other = (
         rank_processes._make_store(run, 1),
@@ -128,8 +128,8 @@ def test_the_store_of_a_supervisor_that_was_killed_goes_with_the_next_attempt(ru
     assert not store.exists() and other.exists()
 
 
-def test_without_a_folder_for_the_store_the_attempt_waits(run, monkeypatch):
-    """On a full disk tempfile finds no folder: FileNotFoundError, as of an interpreter that is not there."""
+def test_failed_start_counts_as_storage_failure_without_temporary_folder(run, monkeypatch):
+    """On a full disk tempfile raises FileNotFoundError, the same type as for a missing interpreter."""
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [])
     with pytest.raises(FileNotFoundError) as error:
@@ -140,8 +140,8 @@ def test_without_a_folder_for_the_store_the_attempt_waits(run, monkeypatch):
     assert rank_processes.failed_start(run, 1, job, missing).failure[0] == "config"
 
 
-def test_a_process_runs_until_its_last_thread_ends():
-    """A rank that was killed may still write in another thread when its first one is a zombie."""
+def test_process_is_alive_until_last_thread_ends():
+    """Another thread of a killed rank may still write while the first thread is a zombie."""
     with only_first_thread_ended() as pid:
         start = rank_processes.start_time(pid)
         assert rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == [pid]

@@ -1,4 +1,4 @@
-"""What a run reads and its container does not see is named before anything is submitted, and what to mount for it."""
+"""Tests that submit refuses runs whose container does not mount all input paths, and names the missing mounts."""
 
 import shutil
 from pathlib import Path
@@ -28,8 +28,8 @@ runs: {{a: }}
 
 @pytest.fixture
 def there(tmp_path, monkeypatch):
-    """Data, and a cache below the home with the tokenizer."""
-    monkeypatch.setattr(environment_checks, "APPTAINER_BINDS", ("~",))  # tests live in /tmp
+    """A data set, and a tokenizer in the cache in the home directory."""
+    monkeypatch.setattr(environment_checks, "APPTAINER_BINDS", ("~",))  # without /tmp, where these tests run
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("FLIP_CACHE", raising=False)
     make_dataset(tmp_path / "data", samples=48, shards=2, size=16, classes=4)
@@ -57,7 +57,7 @@ def refused(there, *seen, **more):
     return caught.value
 
 
-def test_all_that_is_read_must_be_mounted(there):
+def test_container_check_requires_mounts_of_all_input_paths(there):
     cache = there / "home/.cache/flip"
     error = refused(there)
     assert error.code == 78 and error.where == str(there / "data") and "data.manifest" in error.what
@@ -77,7 +77,7 @@ def test_all_that_is_read_must_be_mounted(there):
     "mount, seen",
     [("{}", True), ("{}/", True), ("{}:{}", True), ("{}:{}/:ro", True), ("{}:/data", False), ("{}x", False)],
 )
-def test_a_mount_at_another_place_shows_nothing_there(there, mount, seen):
+def test_container_check_accepts_only_mounts_at_same_path(there, mount, seen):
     given = mount.replace("{}", str(there / "data"))
     assert mounts(ClusterProfile(container_mounts=[given]), there)[1].startswith(f"{there}/data")
     if seen:
@@ -86,7 +86,7 @@ def test_a_mount_at_another_place_shows_nothing_there(there, mount, seen):
         assert refused(there, given, str(there / "home")).where == str(there / "data")
 
 
-def test_the_sweeps_own_folder_is_seen(there):
+def test_container_check_needs_no_mount_for_sweep_folder(there):
     (there / "runs/demo").mkdir(parents=True)
     shutil.move(there / "data", there / "runs/demo/data")
     moved = [f"data.manifest={there}/runs/demo/data", f"evaluate.sets.small.manifest={there}/runs/demo/data"]
@@ -96,7 +96,7 @@ def test_the_sweeps_own_folder_is_seen(there):
 
 @pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
 @pytest.mark.parametrize("name", ["a:b", "a,b"])
-def test_a_runs_root_that_a_list_of_mounts_would_split_is_refused(there, runtime, name):
+def test_container_check_refuses_runs_root_with_colon_or_comma(there, runtime, name):
     (there / name).mkdir()
     profile = ClusterProfile(name="mine", kind="slurm", container="x.sqsh", container_runtime=runtime)
     with pytest.raises(ConfigError, match="PATH:TARGET.*must contain neither.*FLIP_RUNS=FOLDER") as caught:
@@ -105,12 +105,12 @@ def test_a_runs_root_that_a_list_of_mounts_would_split_is_refused(there, runtime
     assert environment_checks.check_container(config(there), ClusterProfile(kind="slurm"), there / name / "demo") == []
 
 
-def test_apptainer_brings_the_home(there):
+def test_container_check_needs_no_mount_for_home_with_apptainer(there):
     assert refused(there, runtime="apptainer").remedy.endswith(f": {there}/data.")
     check(there, str(there / "data"), runtime="apptainer")
 
 
-def test_shards_elsewhere_and_links_that_lead_out(there):
+def test_container_check_requires_mounts_of_shards_and_link_targets(there):
     index([str(path) for path in (there / "data").glob("*.tar")], there / "manifest", workers=1)
     seen = [str(there / "home"), str(there / "manifest")]
     other = [f"data.manifest={there}/manifest", "evaluate.sets=[]"]
@@ -119,7 +119,7 @@ def test_shards_elsewhere_and_links_that_lead_out(there):
     check(there, *seen, str(there / "data"), overrides=other)
     (there / "manifest/t.json").symlink_to(there / "data/tokenizer.json")
     make_tokenizer(there / "data/tokenizer.json")
-    (there / "link").symlink_to(there / "data")  # a mount is of what it leads to
+    (there / "link").symlink_to(there / "data")  # a mounted link gives access to its target
     check(there, str(there / "home"), f"{there}/link", overrides=[f"data.manifest={there}/link", "evaluate.sets=[]"])
     other += [f"data.tokenizer={there}/manifest/t.json"]
     check(there, *seen, str(there / "data"), overrides=other)
@@ -129,28 +129,28 @@ def test_shards_elsewhere_and_links_that_lead_out(there):
     assert refused(there, *seen, str(there / "data"), overrides=other).where == str(there / "t.json")
 
 
-def test_a_link_that_is_not_seen_leads_nowhere(there):
-    """Wherever it leads: inside there is no such path."""
+def test_container_check_refuses_unmounted_link_to_mounted_folder(there):
+    """A mounted target does not help: the path of the link does not exist in the container."""
     (there / "link").symlink_to(there / "data")
     seen, other = [str(there / "home"), str(there / "data")], [f"data.manifest={there}/link", "evaluate.sets=[]"]
     assert refused(there, *seen, overrides=other).where == str(there / "link")
 
 
-def test_many_folders_are_one(there):
+def test_remedy_replaces_many_folders_by_common_parent(there):
     assert environment_checks._folders([f"/big/part-{i}" for i in range(9)]) == "/big"
     assert environment_checks._folders(["/a/x", "/b/y"]) == "/a/x, /b/y"
 
 
-def test_where_there_is_no_container(there):
+def test_container_check_is_empty_without_container_or_slurm(there):
     assert check(there, container="") == check(there, kind="local") == []
 
 
-def test_a_plan_without_data_is_only_told(there):
+def test_container_check_is_skipped_in_plan_without_data(there):
     ((name, said, skipped),) = check(there, plan=True)
     assert (name, skipped) == ("container", True) and "container_mounts" in said
 
 
-def test_urls_need_no_mount():
+def test_container_check_needs_no_mount_for_urls():
     assert not environment_checks._hidden("s3://bucket/manifest", []) and environment_checks._hidden(
         str(Path("/data/m")), ["/dat"]
     )

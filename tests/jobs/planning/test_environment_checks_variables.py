@@ -1,4 +1,4 @@
-"""What submit reaches a bucket with goes with jobs, or is named before anything is submitted: all runs would end."""
+"""Tests that submit refuses runs that read buckets if their jobs would lack environment variables for access."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NAMES = re.compile("AWS_|FSSPEC_|GOOGLE_|.*_PROXY$", re.IGNORECASE)
 
 @pytest.fixture
 def there(tmp_path, monkeypatch):
-    """Data in files, and the same set as if in a bucket; no variable that leads anywhere."""
+    """The data set ``files``, and ``away`` with shards in a bucket; bucket and proxy variables are unset."""
     for name in filter(NAMES.match, list(os.environ)):
         monkeypatch.delenv(name)
     make_dataset(tmp_path / "files", samples=16, shards=2, size=16)
@@ -45,7 +45,7 @@ def refused(made, **fields):
     return caught.value
 
 
-def test_what_jobs_do_not_get_is_named_before_the_bucket_is_read(there, monkeypatch):
+def test_preflight_names_unforwarded_variables_before_reading_bucket(there, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "FSSPEC_S3_ANON", "https_proxy", "no_proxy", "SECRET"):
         monkeypatch.setenv(name, "hush")
     made = config(there, data="away")
@@ -62,7 +62,7 @@ def test_what_jobs_do_not_get_is_named_before_the_bucket_is_read(there, monkeypa
     assert name == "environment" and "AWS_ENDPOINT_URL" in said and skipped
 
 
-def test_only_runs_that_reach_a_bucket_need_them_and_only_on_slurm(there, monkeypatch):
+def test_variables_check_applies_only_to_slurm_runs_with_bucket_urls(there, monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "x")
     assert check(config(there), profile()) == []
     assert check(config(there, "checkpoint.url=file:///shared/c"), profile()) == []
@@ -75,7 +75,7 @@ def test_only_runs_that_reach_a_bucket_need_them_and_only_on_slurm(there, monkey
     assert refused(config(there, "checkpoint.url=gs://b/c", data="away")).remedy.count("AWS_PROFILE") == 1
 
 
-def test_what_changes_nothing_is_not_asked_for(there, monkeypatch):
+def test_variables_check_ignores_empty_and_irrelevant_variables(there, monkeypatch):
     for name in ("AWS_PAGER", "AWS_DEFAULT_OUTPUT", "AWS_EXECUTION_ENV", "AWS_EC2_METADATA_DISABLED", "no_proxy"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AWS_PROFILE", "")

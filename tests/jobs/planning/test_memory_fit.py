@@ -1,4 +1,4 @@
-"""What cannot fit is refused with the smallest change that fits, and that change does fit."""
+"""Tests of the memory checks of a plan and of the changes that they propose if a configuration does not fit."""
 
 import re
 from dataclasses import replace
@@ -42,12 +42,12 @@ def refused(config, profile, on=NODE):
 
 
 def proposals(error):
-    """Lists of overrides: the smallest change, then the others."""
+    """The proposed changes as lists of overrides, the smallest change first."""
     first, others = re.fullmatch(r"The smallest change that fits: (.*?)\.(?: Or: (.*)\.)?", error.remedy).groups()
     return [re.split(" with | and ", change) for change in [first, *(others or "").split("; ")] if change]
 
 
-def test_what_fits_says_what_it_takes():
+def test_memory_check_reports_gpu_and_host_memory_if_config_fits():
     seen = {
         name: (detail, skipped) for name, detail, skipped in memory_fit.check(planned(), load_profile("h100"), NODE)
     }
@@ -55,7 +55,7 @@ def test_what_fits_says_what_it_takes():
     assert not seen["GPU memory"][1] and "a node" in seen["memory"][0]
 
 
-def test_each_proposal_fits_and_the_one_before_it_does_not():
+def test_memory_check_proposes_changes_that_fit():
     none = "compute.recompute=no"
     error = refused(planned(none), load_profile("h100"))
     assert "stage unmasked needs about" in error.what and "80 GB" in error.what
@@ -69,7 +69,7 @@ def test_each_proposal_fits_and_the_one_before_it_does_not():
 
 
 @pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
-def test_a_smaller_card_needs_more(gb, first):
+def test_memory_check_proposes_larger_change_for_smaller_card(gb, first):
     profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
     config = planned("compute.recompute=no")
     error = refused(config, profile)
@@ -78,8 +78,8 @@ def test_a_smaller_card_needs_more(gb, first):
     memory_fit.check(planned(*["compute.recompute=no", *way]), profile, NODE)
 
 
-def test_a_stage_recomputes_alone():
-    """The other stage has its memory and its hours, and the run its identity."""
+def test_stage_recompute_affects_only_its_own_stage():
+    """Memory and hours of the other stage stay the same, and so does the identity of the run."""
     plain, alone, everywhere = (
         planned("compute.recompute=no", *more)
         for more in ((), ["stages.unmasked.compute.recompute=block"], ["compute.recompute=block"])
@@ -93,8 +93,8 @@ def test_a_stage_recomputes_alone():
 
 
 @pytest.mark.parametrize("room, chosen", [(1.01, "no"), (0.99, "yes"), (0, "no")])
-def test_weights_stay_gathered_where_gpus_have_room_for_them(room, chosen):
-    """Room in parts of what the run needs without resharding; 0: the profile does not give the memory."""
+def test_fit_reshard_keeps_weights_gathered_if_gpus_have_room(room, chosen):
+    """``room`` is GPU memory as a fraction of what the run needs without resharding; at 0 the profile gives none."""
     config = planned("compute.reshard=auto")
     assert config.compute.reshard == "no"
     needed = memory_fit.largest_stage(config)[1]["total"]
@@ -103,19 +103,19 @@ def test_weights_stay_gathered_where_gpus_have_room_for_them(room, chosen):
     assert (memory_fit.largest_stage(config)[1]["total"] < needed) == (chosen == "yes")
 
 
-def test_where_nothing_helps_it_says_so():
+def test_memory_check_advises_smaller_model_if_no_change_fits():
     tiny = ClusterProfile(name="tiny", kind="slurm", gpus_per_node=8, gpu_memory_gb=0.05)
     assert "smaller model" in refused(planned(), tiny).remedy
 
 
-def test_what_nobody_has_said_of_a_node_is_not_checked():
-    """Whoever submits may sit at a machine that is smaller than a node, or larger."""
+def test_memory_check_is_skipped_if_profile_lacks_memory_sizes():
+    """The submitting machine may be smaller or larger than a node, so its own memory does not count."""
     (gpu, memory) = memory_fit.check(planned(), ClusterProfile(kind="slurm", gpu="abacus"), Host(4, 10**9))
     assert gpu[2] and "gpu_memory_gb" in gpu[1]
     assert memory[2] and "(memory_gb)" in memory[1] and "GB a node" in memory[1]
 
 
-def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
+def test_memory_check_refuses_cpu_run_on_too_small_host():
     batches = [f"stages.{name}.batch=1024" for name in ("pretrain", "unmasked")]
     config = planned("resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8", *batches)
     small = Host(cores=8, memory=60 * 10**9)
@@ -125,7 +125,7 @@ def test_a_host_too_small_for_a_cpu_run_is_told_the_same_way():
     assert "resources.nodes" in refused(config, ClusterProfile(kind="slurm", memory_gb=60), small).remedy
 
 
-def test_a_checkpoint_needs_the_bytes_of_its_file_and_room_for_what_torch_or_fsspec_adds():
+def test_checkpoint_memory_is_doubled_on_gpus_or_with_memory_url():
     cpu = ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
     once = costs.checkpoint_memory(planned(*cpu))
     assert once == costs.STATE_BYTES * costs.parameters(planned().model)["total"] // 2
@@ -135,7 +135,7 @@ def test_a_checkpoint_needs_the_bytes_of_its_file_and_room_for_what_torch_or_fss
     assert costs.checkpoint_memory(gpus) == 2 * (2 * once) // world_size(gpus)
 
 
-def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():
+def test_memory_check_refuses_loaders_too_large_for_gpu_host():
     error = refused(planned(), load_profile("h100"), Host(cores=96, memory=10**9, cuda=True))
     assert "data.buffer" in error.remedy
 
@@ -149,24 +149,24 @@ def test_loaders_too_large_for_the_host_are_refused_with_gpus_too():
         ("NVIDIA L40S", "L40S"), ("l4", "L4"), ("nvidia a10", "A10"), ("a40", "A40"), ("", None), ("mi300x", None),
     ],
 )  # fmt: skip
-def test_names_of_cards(name, found):
+def test_find_accelerator_recognises_card_names(name, found):
     card = find_accelerator(name)
     assert (card and card.name) == found
 
 
-def test_the_table_says_where_it_is_from():
+def test_accelerator_table_has_sources_and_unique_names():
     assert all(card.source.startswith("NVIDIA ") and card.memory_gb > 0 for card in ACCELERATORS)
     assert len({card.name for card in ACCELERATORS}) == len(ACCELERATORS)
     assert all(find_accelerator(card.name) is card for card in ACCELERATORS)
 
 
-def test_a_profile_needs_to_name_its_card_alone():
+def test_profile_derives_tflops_and_memory_from_card_name():
     known, explicit = ClusterProfile(gpu="a100"), ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
     assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (explicit.tflops, explicit.gpu_bytes) == (300, 80e9)
     assert (ClusterProfile().tflops, ClusterProfile().gpu_bytes) == (0, 0)
 
 
-def test_steps_and_hours_count_what_is_done_again():
+def test_estimate_counts_recomputed_passes_in_steps_and_hours():
     profile = replace(load_profile("h100"), utilisation=0.4)
     plain, again, both = (
         cost.estimate(planned(*more), profile)

@@ -1,4 +1,4 @@
-"""What is wanted against what exists; and the one commit that leaves everything or nothing."""
+"""Tests of plans (requested runs against existing runs), and of ``apply``, which carries out a plan or nothing."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ from tests.jobs.outcomes import config, wanted
 
 
 class Fake:
-    """A cluster that remembers what it was given."""
+    """A cluster that records submitted jobs."""
 
     def __init__(self, states=None):
         self.known, self.jobs = states or {}, []
@@ -73,18 +73,18 @@ def decide(state, retry=False, changed="", **fields):
         ("cancelled", "cancelled", False, True),
     ],
 )
-def test_what_exists_decides(state, kind, starts, with_retry):
+def test_plan_derives_action_from_state_of_existing_run(state, kind, starts, with_retry):
     assert decide(state) == (kind, starts)
     assert decide(state, retry=True) == (kind, with_retry)
 
 
-def test_nothing_there_starts():
+def test_plan_starts_runs_without_existing_directory():
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, "runs")
     assert [(action.kind, action.starts) for action in plan.actions] == [("new", True)] * 2
     assert plan.cost.samples == 2 * 12_800 and plan.cost.gpu_hours == 0
 
 
-def test_another_configuration_is_refused(tmp_path):
+def test_plan_refuses_run_with_changed_configuration(tmp_path):
     assert decide("complete", mask="0.75") == ("changed", False)
     assert decide("complete", mask="0.75", retry=True) == ("changed", False)
     plan = planning.plan([wanted(mask="0.75")], {"a": found("complete")}, tmp_path)
@@ -98,12 +98,12 @@ def test_another_configuration_is_refused(tmp_path):
 
 
 def settled(wants, seen, names=(), **wishes):
-    """(directory, kind, starts) of each run."""
+    """Plan the runs, and return (directory, kind, starts) of each run."""
     plan = planning.plan(wants, seen, "runs", names, **wishes)
     return [(action.name, action.kind, action.starts) for action in plan.actions]
 
 
-def test_a_fork_is_where_that_configuration_lives_from_then_on():
+def test_plan_continues_fork_with_matching_configuration():
     old, new, newer = (found("running", mask=mask) for mask in ("0.5", "0.75", "0.9"))
     want = wanted(mask="0.75")
     assert settled([want], {"a": old}, changed="fork") == [("a-v2", "new", True)]
@@ -118,7 +118,7 @@ def test_a_fork_is_where_that_configuration_lives_from_then_on():
     assert list(plan.dropped) == ["b-v2"] and plan.actions[0].name == "a-v10"
 
 
-def test_dropped_runs_are_pruned_only_when_asked_and_not_the_most(tmp_path):
+def test_plan_prunes_dropped_runs_on_request_unless_majority(tmp_path):
     seen = {name: found("complete") for name in "abcd"}
     plan = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"])
     assert list(plan.dropped) == ["c", "d"] and not plan.pruned, "b is in the file, only not asked for"
@@ -135,7 +135,7 @@ def test_dropped_runs_are_pruned_only_when_asked_and_not_the_most(tmp_path):
         lost.refuse_prune(most=True)
 
 
-def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path):
+def test_plan_refuses_to_trash_run_with_pinned_commit(tmp_path):
     seen = {name: found("stopped") for name in "abcd"}
     base, child, score = (RunDir(tmp_path / name) for name in ("c", "d", ".evaluate/c-1"))
     for run in (base, child, score):
@@ -162,7 +162,7 @@ def test_a_run_whose_commit_another_one_needs_does_not_go_to_the_trash(tmp_path)
         both.refuse_pinned()
 
 
-def test_what_moved_is_named_and_whether_the_sweep_moved_it():
+def test_plan_names_changed_keys_and_marks_changed_defaults():
     stored = identity(config(), "")
     want = wanted(mask="0.75")
     want.config.optim.eps = 1e-6
@@ -176,7 +176,7 @@ def test_what_moved_is_named_and_whether_the_sweep_moved_it():
     assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: edited" in action.reason
 
 
-def test_pruning_ends_what_runs_and_leaves_the_others(field):
+def test_prune_stops_running_run_and_spares_others(field):
     a, b = field.run("a", step=0.1, total=10_000), field.run("b", step=0.1, total=10_000)
     field.submit(a, b, parallel=2)
     for run in (a, b):
@@ -198,7 +198,7 @@ def command_of(pid):
         return ""
 
 
-def test_one_that_does_not_end_stays_where_it_is(tmp_path, monkeypatch):
+def test_prune_leaves_running_run_in_place_after_timeout(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / "demo" / name).mkdir(parents=True)
     monkeypatch.setattr(folders, "PRUNE_SECONDS", 0.0)
@@ -208,7 +208,7 @@ def test_one_that_does_not_end_stays_where_it_is(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["a"]
 
 
-def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
+def test_apply_writes_complete_run_directories_before_submission(tmp_path, snapshot, monkeypatch):
     cluster, folder = Fake(), tmp_path / "demo"
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
     runs = [job.run for job in folders.apply(plan, snapshot, cluster, {"name": "demo"})]
@@ -222,7 +222,7 @@ def test_apply_makes_whole_directories(tmp_path, snapshot, monkeypatch):
     assert again["a"].state == "running" and again["a"].identity == stored and list(again) == ["a", "b"]
 
 
-def test_an_error_leaves_nothing_half_written(tmp_path, snapshot, monkeypatch):
+def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapshot, monkeypatch):
     folder, written = tmp_path / "demo", folders.write_json
 
     def full(path, value):
@@ -237,7 +237,7 @@ def test_an_error_leaves_nothing_half_written(tmp_path, snapshot, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == [".code"] and not cluster.jobs
 
 
-def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
+def test_apply_moves_changed_run_to_trash_on_restart(tmp_path, snapshot):
     cluster, folder = Fake(), tmp_path / "demo"
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
@@ -251,7 +251,7 @@ def test_changed_goes_to_the_trash_and_is_not_deleted(tmp_path, snapshot):
 @pytest.mark.parametrize(
     "state, starts", [("stopped", True), ("failed", True), ("cancelled", True), ("complete", False)]
 )
-def test_other_data_take_an_explicit_word(state, starts):
+def test_plan_adopts_other_data_only_on_request(state, starts):
     want = wanted(data="other")
     seen = {"a": found(state)}
     plan = planning.plan([want], seen, Path("runs"))
@@ -261,7 +261,7 @@ def test_other_data_take_an_explicit_word(state, starts):
     assert (action.starts, action.adopts, action.moves) == (starts, starts, False)
 
 
-def test_nothing_but_data_can_be_adopted():
+def test_plan_refuses_to_adopt_other_changes_or_data_of_running_run():
     (action,) = planning.plan(
         [wanted(data="other", mask="0.75")], {"a": found("stopped")}, "runs", changed="data"
     ).actions
@@ -270,7 +270,7 @@ def test_nothing_but_data_can_be_adopted():
         planning.plan([wanted(data="other")], {"a": found("running")}, "runs", changed="data")
 
 
-def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
+def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
     folder, cluster = tmp_path / "demo", Fake()
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
@@ -289,7 +289,7 @@ def test_adopted_data_are_the_run_s_from_now_on(tmp_path, snapshot):
     ]
 
 
-def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, snapshot):
+def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapshot):
     folder, want = tmp_path / "demo", wanted()
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
     old = folder / ".code" / ("01" * 8)
@@ -304,8 +304,8 @@ def test_a_stopped_run_keeps_its_code_and_a_retried_one_gets_todays(tmp_path, sn
 
 
 @pytest.mark.parametrize("code", ["../../elsewhere", "FOLDER/elsewhere", ".", "", "zz" * 8, 7, None])
-def test_code_outside_of_the_sweep_is_never_taken(tmp_path, snapshot, code):
-    """identity.json lies where others may have written it."""
+def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, code):
+    """Other users may have written identity.json, so a path in it is not trusted."""
     folder, want = tmp_path / "demo", wanted()
     folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
     (tmp_path / "elsewhere").mkdir()
@@ -317,7 +317,7 @@ def test_code_outside_of_the_sweep_is_never_taken(tmp_path, snapshot, code):
     assert cluster.jobs[0].snapshot == snapshot.path
 
 
-def test_a_sweep_folder_that_others_may_write_to_is_refused(tmp_path, monkeypatch):
+def test_lock_refuses_sweep_folder_writable_by_other_users(tmp_path, monkeypatch):
     folder = tmp_path / "demo"
     before = os.umask(0)
     try:
@@ -330,7 +330,7 @@ def test_a_sweep_folder_that_others_may_write_to_is_refused(tmp_path, monkeypatc
         pass
 
 
-def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, snapshot):
+def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snapshot):
     folder = tmp_path / "demo"
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
     want = wanted()
@@ -346,7 +346,7 @@ def test_a_run_that_goes_on_takes_what_is_new_outside_its_identity(tmp_path, sna
     assert folders.apply(planning.plan([want], seen, folder), snapshot, Looks(), {})
 
 
-def test_another_machine_makes_no_other_run(tmp_path, snapshot):
+def test_resolve_stable_keeps_identity_on_other_machine(tmp_path, snapshot):
     folder, asked = tmp_path / "demo", config()
     asked.data.lanes, asked.data.buffer, asked.compute.threads = 0, 0, 0
     asked.compute.precision = asked.compute.attention = "auto"
@@ -367,7 +367,7 @@ def test_another_machine_makes_no_other_run(tmp_path, snapshot):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number):
+def test_lock_reports_file_system_without_locks(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
     pattern = "demo: this file system has no locks .*-o flock, or choose another runs root with FLIP_RUNS"
     with pytest.raises(ConfigError, match=pattern), folders.lock(tmp_path / "demo"):
@@ -380,7 +380,7 @@ def test_a_file_system_without_locks_is_a_sentence(tmp_path, monkeypatch, number
         pass
 
 
-def test_one_submit_at_a_time(tmp_path):
+def test_lock_refuses_concurrent_submit(tmp_path):
     with folders.lock(tmp_path / "demo"):
         with pytest.raises(ConfigError, match="another submit"), folders.lock(tmp_path / "demo"):
             pass

@@ -31,7 +31,7 @@ from tools.shards import main as shards_main
 
 @pytest.fixture(scope="module")
 def with_json(tmp_path_factory, data):
-    """Samples of jpg + json alone, as some data sets come: the captions stand in a field of the json."""
+    """A data set of jpg and json members only, with captions in a field of the json, like some public data sets."""
     folder = tmp_path_factory.mktemp("json")
     with webdataset.TarWriter(str(folder / "0.tar"), mtime=0) as writer:
         for i in range(128):
@@ -42,7 +42,7 @@ def with_json(tmp_path_factory, data):
 
 
 def submitted(desk, folder, monkeypatch, capsys, *words):
-    """In this process: (exit code, both outputs)."""
+    """Run submit in this process; return its exit code and its output, stderr after stdout."""
     monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
     data = [f"data.manifest={folder}", "evaluate.sets=[]"]
     code = submit_main(["--sweep", str(desk.sweep), "--yes", *data, *words])
@@ -50,19 +50,19 @@ def submitted(desk, folder, monkeypatch, capsys, *words):
     return code, shown.out + shown.err
 
 
-def test_a_whole_json_member_is_refused_and_its_fields_are_named(desk, with_json, monkeypatch, capsys):
+def test_submit_refuses_json_member_as_caption_and_names_its_fields(desk, with_json, monkeypatch, capsys):
     code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
     assert code == 78 and "data.captions" in said and "as json:caption." in said and "json:url" in said, said
     nowhere = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
     assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *nowhere)[1]
-    code, said = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # txt
+    code, said = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # default caption member: txt
     assert code == 65 and "JSON fields with text: json:caption, json:url" in said, said
     code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
     assert code == 0, said
 
 
-def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, monkeypatch, capsys):
-    """As it was begun by a version that took it: the same sweep again changes nothing, another run is refused."""
+def test_submit_lets_existing_run_with_json_member_captions_continue(desk, with_json, monkeypatch, capsys):
+    """An older version accepted such runs. Submitting the same sweep again changes nothing; a new run is refused."""
     monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
     monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
     with monkeypatch.context() as before:
@@ -75,8 +75,8 @@ def test_a_run_that_trains_on_a_whole_json_member_may_go_on(desk, with_json, mon
     assert code == 78 and "run whole" in said, said
 
 
-def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(desk, data, monkeypatch, capsys):
-    """The order is known: the run would stop there with 65, and stop there again each time that it is started."""
+def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, monkeypatch, capsys):
+    """The sample order is known, so such a run would stop at this block with code 65 after every start."""
     manifest = Manifest.load(data)
     order, config = SampleOrder(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
     bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
@@ -93,7 +93,7 @@ def test_a_block_without_a_good_sample_is_refused_with_the_command_that_helps(de
     assert code == 0 and "127 samples" in said, said
 
 
-def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
+def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
     manifest = Manifest.load(data)
     bad = SampleOrder(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
     less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
@@ -109,7 +109,7 @@ def test_a_run_beyond_a_block_without_a_good_sample_may_go_on(data, tmp_path):
             preflight.refuse_blank_blocks(config, facts, run)
 
 
-def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_without_data(desk, data, tmp_path):
+def test_dry_run_refuses_unmounted_data_except_in_plan_without_data(desk, data, tmp_path):
     profile, sees = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
     profile.write_text("kind: slurm\ncontainer: /images/x.sqsh\ncpus_per_node: 8\nmemory_gb: 64\n")
     words = ("--cluster", str(profile), "--dry-run")
@@ -121,7 +121,7 @@ def test_what_a_container_does_not_see_refuses_what_starts_and_not_a_plan_withou
     assert done.returncode == 0 and "sees all that is read" in done.stdout, done.stderr
 
 
-def test_the_first_sample_of_an_evaluation_set_is_looked_at(desk, data, tmp_path):
+def test_preflight_checks_first_sample_of_evaluation_set(desk, data, tmp_path):
     plain = make_dataset(tmp_path / "plain", samples=8, shards=1)
     desk.refuses(65, "no label 'cls'", f"evaluate.sets.small.manifest={plain}")
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
@@ -130,7 +130,7 @@ def test_the_first_sample_of_an_evaluation_set_is_looked_at(desk, data, tmp_path
     desk.refuses(65, "the label has no class name", f"evaluate.sets.small.manifest={tmp_path}/labelled")
 
 
-def test_what_is_not_installed_is_said(monkeypatch):
+def test_libraries_check_refuses_decoder_if_not_installed(monkeypatch):
     monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     config = Config()
     config.data.decoder = "simplejpeg"
@@ -142,7 +142,7 @@ def test_what_is_not_installed_is_said(monkeypatch):
     "hours, start, words",
     [(24, 0, ""), (0.05, 0, "3 min, but"), (0.05, 60, "a start takes 60 s"), (0.1, 300, "a start takes 5 min")],
 )
-def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words):
+def test_wall_limit_check_warns_if_no_time_remains_for_training(tmp_path, hours, start, words):
     config, run = Config(), RunDir(tmp_path / "run")
     config.resources.hours = hours
     if start:
@@ -156,8 +156,8 @@ def test_a_wall_limit_that_leaves_no_time_to_train(tmp_path, hours, start, words
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("name, kind", [("link", "hard"), ("symlink", "symbolic")])
-def test_a_place_without_links_is_found_out_before_a_run_ends_there(tmp_path, monkeypatch, name, kind, number):
-    """gcsfuse, vfat: no end of an attempt could be recorded."""
+def test_writable_check_refuses_file_system_without_links(tmp_path, monkeypatch, name, kind, number):
+    """No end of an attempt could be recorded on gcsfuse or vfat."""
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
         preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
@@ -170,7 +170,7 @@ def test_a_place_without_links_is_found_out_before_a_run_ends_there(tmp_path, mo
     assert not list(tmp_path.iterdir()), "nothing is left"
 
 
-def test_damaged_shards_are_seen_before_anything_starts(desk, tmp_path):
+def test_submit_refuses_damaged_or_missing_shards(desk, tmp_path):
     broken = make_dataset(tmp_path / "broken", samples=64, shards=2)
     shard = broken / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
@@ -179,8 +179,8 @@ def test_damaged_shards_are_seen_before_anything_starts(desk, tmp_path):
     desk.refuses(65, "the shard is missing", f"data.manifest={broken}")
 
 
-def test_free_space_is_that_of_all_runs_that_start(desk, typed, monkeypatch):
-    """100 bytes a run, 150 are free."""
+def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypatch):
+    """Each run needs 100 bytes, and 150 bytes are free."""
     monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
     for words in ([], ["--dry-run"]):
@@ -194,7 +194,7 @@ def test_free_space_is_that_of_all_runs_that_start(desk, typed, monkeypatch):
     assert typed()[0] == 0 and typed.started == ["half", "whole"], "what a run holds is not needed again"
 
 
-def test_checks_name_the_runs_that_they_are_about(desk, typed):
+def test_checks_list_their_runs(desk, typed):
     text = desk.text.replace("mask: 0.5", "mask: 0.5, compute.threads: 2")
     checks = json.loads(typed("--dry-run", "--json", sweep=text)[1])["checks"]
     about = {check["name"]: check["runs"] for check in checks}
@@ -207,7 +207,7 @@ def test_checks_name_the_runs_that_they_are_about(desk, typed):
 
 
 @pytest.mark.parametrize("cores, skipped, words", [("", True, "gives no cpus_per_node"), (96, False, "on 96 cores")])
-def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_path, cores, skipped, words):
+def test_cores_check_uses_cores_of_profile_not_of_login_node(typed, tmp_path, cores, skipped, words):
     line = f"cpus_per_node: {cores}\n" if cores else ""
     (tmp_path / "far.yaml").write_text(f"kind: slurm\nmemory_gb: 64\n{line}")
     plan = json.loads(typed("--dry-run", "--json", "--cluster", str(tmp_path / "far.yaml"))[1])
@@ -215,8 +215,8 @@ def test_cores_are_those_of_the_profile_and_not_of_the_login_node(typed, tmp_pat
     assert check["skipped"] == skipped and words in check["detail"]
 
 
-def test_a_busy_machine_is_named_with_what_it_means_for_the_seconds(typed, monkeypatch):
-    """While submit worked for a second on two cores, others used 1.2 of them, then 0.2; then only a load is known."""
+def test_submit_warns_of_busy_machine_and_expected_slowdown(typed, monkeypatch):
+    """Other processes use 1.2 of two cores during a second of submit, then 0.2; at last only the load is known."""
     monkeypatch.setattr(submission, "core_seconds", lambda: (50.0, 100.0))
     monkeypatch.setattr(preflight, "cores", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
@@ -231,7 +231,7 @@ def test_a_busy_machine_is_named_with_what_it_means_for_the_seconds(typed, monke
     assert "other processes" not in typed("--dry-run")[1]
 
 
-def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, typed):
+def test_disk_check_refuses_full_disk_except_in_plan_without_data(desk, typed):
     much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for words in ([], ["--dry-run"]):
         code, _, err = typed("--only", "half", *much, *words)
@@ -241,7 +241,7 @@ def test_too_little_space_refuses_what_starts_and_not_a_plan_without_data(desk, 
     assert not desk.runs.exists()
 
 
-def test_the_place_is_written_and_left_as_it_was(tmp_path):
+def test_probe_url_writes_to_folder_and_leaves_no_files(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert "can be written" in preflight.probe_url(str(tmp_path / "checkpoints"))
     assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
@@ -250,7 +250,7 @@ def test_the_place_is_written_and_left_as_it_was(tmp_path):
         preflight.probe_url(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
 
 
-def test_the_time_that_a_save_takes(tmp_path):
+def test_describe_save_time_asks_for_earlier_signal_if_saves_are_slow(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     assert preflight.describe_save_time(run, 90) == ""
     for samples, took in ((8, 30.0), (16, 50.0)):
@@ -261,7 +261,7 @@ def test_the_time_that_a_save_takes(tmp_path):
     assert "raise signal_seconds" in preflight.describe_save_time(run, 90)
 
 
-def test_two_slow_steps_are_counted_in(tmp_path):
+def test_describe_save_time_includes_two_steps(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     path = commit.folder(run, "pretrain", 8, 1)
     path.mkdir(parents=True)

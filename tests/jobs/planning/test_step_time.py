@@ -1,4 +1,4 @@
-"""The calculated seconds of a step, and what the plan advises."""
+"""Tests of the calculated time of a training step, and of warnings and advice that follow from it."""
 
 import math
 import re
@@ -23,13 +23,13 @@ def first(config, profile=H100):
     return step_time.step_time(config, config.stages[0], profile)
 
 
-def test_parts_of_a_step():
+def test_step_time_consists_of_compute_and_communication():
     step = first(planned("resources.nodes=64"))
     assert 0 < step.communication_seconds < step.compute_seconds and step.data_seconds == 0
     assert step.utilisation == pytest.approx(0.4 * step.compute_seconds / step.total)
 
 
-def test_an_assumed_utilisation_includes_communication():
+def test_assumed_utilisation_includes_communication():
     config = planned("resources.nodes=64")
     step = first(config, replace(H100, utilisation=0.3))
     assert (step.communication_seconds, step.utilisation) == (0, pytest.approx(0.3))
@@ -37,7 +37,7 @@ def test_an_assumed_utilisation_includes_communication():
 
 
 @pytest.mark.parametrize("unknown", ["nvlink_gbps", "network_gbps"])
-def test_links_of_unknown_speed_are_not_counted_and_the_plan_says_so(unknown):
+def test_step_time_omits_communication_over_links_of_unknown_speed(unknown):
     profile = replace(H100, **{unknown: 0.0})
     config = planned("resources.nodes=64")
     assert first(config, profile).communication_seconds == 0 and not step_time.advice(config, profile)
@@ -45,12 +45,12 @@ def test_links_of_unknown_speed_are_not_counted_and_the_plan_says_so(unknown):
     assert "set" not in cost.assumption(H100) and "no communication" in cost.assumption(ClusterProfile(gpu="h100"))
 
 
-def test_a_step_is_unknown_without_the_peak_of_the_card():
+def test_step_time_is_none_without_peak_of_card():
     assert first(planned(), ClusterProfile(kind="slurm")) is None
 
 
-def test_the_plan_counts_the_wait_for_input():
-    """A node never trains on more than its cores decode: 64 of 96 are left for loaders."""
+def test_step_time_includes_wait_for_input():
+    """A node trains at most at the speed at which its cores decode: 64 of 96 cores are left for loaders."""
     config = planned(*MASKED)
     step = first(config)
     assert config.stages[0].batch / step.total == pytest.approx(64 * H100.core_samples)
@@ -65,8 +65,11 @@ def test_the_plan_counts_the_wait_for_input():
     "cores, cpus, workers",
     [(96, 0, 8), (48, 0, 2), (1024, 0, None), (1024, 30, 26), (0, 0, 8), (8, 0, 1)],
 )
-def test_loader_processes_of_a_node(cores, cpus, workers):
-    """As many as the GPUs need with a margin, if the node has so many cores; the profile may not know them."""
+def test_fit_workers_meets_gpu_demand_within_cores_of_node(cores, cpus, workers):
+    """The GPUs get as many workers as they need with a margin of 25 %, if the node has the cores.
+
+    At 0 cores the profile does not know them.
+    """
     config, profile = planned(*MASKED, f"resources.cpus={cpus}"), replace(H100, cpus_per_node=cores)
     needed = math.ceil(1.25 * first(config, replace(H100, cpus_per_node=10**6)).input_cores / 8)
     step_time.fit_workers(config, profile)
@@ -76,7 +79,7 @@ def test_loader_processes_of_a_node(cores, cpus, workers):
     assert few.data.workers == 2, "the lanes of a rank"
 
 
-def test_advice_names_changes_that_help():
+def test_advice_names_changes_that_raise_utilisation():
     config = planned("resources.nodes=64", "compute.replicate=1", "compute.reshard=yes")
     text = step_time.advice(config, H100)
     assert re.match(r"stage pretrain: communication takes \d+ % of a step, the utilisation is [\d.]+ %;", text)
@@ -86,5 +89,5 @@ def test_advice_names_changes_that_help():
     assert first(config).utilisation == pytest.approx(float(gains["compute.replicate"]) / 100, abs=0.0006)
 
 
-def test_no_advice_if_communication_takes_little():
+def test_advice_is_empty_if_communication_takes_little_time():
     assert step_time.advice(planned("resources.nodes=1", "compute.accumulate=8"), H100) == ""

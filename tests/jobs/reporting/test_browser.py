@@ -1,4 +1,4 @@
-"""The report's page in a real browser: on a desk, on a phone, on paper, and with names that mean harm."""
+"""Tests of the report's page in a real browser: on wide and narrow screens, in print, and with hostile names."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 CHROMIUMS = ("chromium-headless-shell", "chromium", "google-chrome")
 A4 = 688
-"""Width of a page of A4 in pixels, without its margins of 14 mm."""
+"""Width of an A4 page in pixels, without its margins of 14 mm."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # as root in a container its own sandbox cannot start; what it opens is ours
+        # Chromium's sandbox cannot start as root in a container; the pages are our own
         started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield started
         started.close()
@@ -34,7 +34,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Kind of sweep -> its page, as the command writes it."""
+    """Kind of sweep -> its page, written by the report command."""
     root = tmp_path_factory.mktemp("gallery")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLIP_CACHE", str(root / "cache"))
@@ -45,7 +45,7 @@ def pages(tmp_path_factory):
 
 
 class Look:
-    """A page that is open, and what it did."""
+    """An open page, with its console output, errors and dialogs (``said``) and its requests (``asked``)."""
 
     def __init__(self, browser, path, width, media="screen"):
         self.page = browser.new_page(viewport={"width": width, "height": 900})
@@ -72,7 +72,7 @@ KINDS = ("paper", "table", "half", "failed", "seeds")
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_fits_its_screen(browser, pages, kind, width):
+def test_page_fits_screen_width_without_cut_off_labels(browser, pages, kind, width):
     with Look(browser, pages[kind], width) as look:
         assert look.said == [] and look.asked == [pages[kind].as_uri()], "nothing is fetched, nothing goes wrong"
         assert look.of("document.documentElement.scrollWidth") == width, "the page itself does not scroll sideways"
@@ -93,8 +93,8 @@ def test_a_page_fits_its_screen(browser, pages, kind, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_has_contrast(browser, pages, scheme):
-    """WCAG's ratio of 4.5 for all text, of charts too."""
+def test_text_contrast_meets_wcag_ratio(browser, pages, scheme):
+    """All text, also in charts, has at least WCAG's ratio of 4.5."""
     ratios = """
         const light = colour => { const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(Number)
             .map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
@@ -110,7 +110,7 @@ def test_text_has_contrast(browser, pages, scheme):
         assert min(look.of(f"(() => {{ {ratios.replace('[...document', 'return [...document', 1)} }})()")) >= 4.5
 
 
-def test_a_run_links_to_its_details_and_contents_to_sections(browser, pages):
+def test_page_links_runs_to_details_and_contents_to_sections(browser, pages):
     with Look(browser, pages["failed"], 390) as look:
         assert look.page.locator("h1, h2").count() == look.page.locator("nav a").count() + 1
         look.page.click("tbody a >> text=mask50")
@@ -118,20 +118,20 @@ def test_a_run_links_to_its_details_and_contents_to_sections(browser, pages):
         assert -1 <= look.of("document.querySelector('h3:target').getBoundingClientRect().top") < 900
 
 
-def test_folded_parts_are_printed(browser, pages):
+def test_folded_sections_are_visible_in_print(browser, pages):
     with Look(browser, pages["half"], A4, "print") as look:
         assert look.of("document.querySelector('details figure').checkVisibility()")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_fits_on_paper(browser, pages, kind):
+def test_page_fits_a4_in_print(browser, pages, kind):
     with Look(browser, pages[kind], A4, "print") as look:
         wide = "[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right)"
         assert max(look.of(wide)) <= A4 + 1, "nothing runs over the edge"
         assert look.page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_what_needs_a_look_stands_first(browser, pages):
+def test_page_shows_problems_at_top_without_scrolling(browser, pages):
     with Look(browser, pages["failed"], 390) as look:
         words = look.page.inner_text("p.bad")
         assert "mask0 is failed: CUDA error" in words and "jobs/explain.py masking_small/mask0" in words
@@ -142,7 +142,7 @@ def test_what_needs_a_look_stands_first(browser, pages):
         assert look.page.locator("p.bad").count() == 0
 
 
-def test_names_that_mean_harm_are_text(browser, tmp_path):
+def test_page_escapes_html_in_names(browser, tmp_path):
     harm = "<img src=x onerror=alert(1)><script>alert(2)<!--&\"'"
     folder = tmp_path / "runs" / "<svg onload=alert(3)>"
     end = {"action": "stop", "cause": "crash", "reason": harm, "code": 70}
@@ -159,7 +159,7 @@ def test_names_that_mean_harm_are_text(browser, tmp_path):
         assert look.page.inner_text("body").count(harm) >= 5 and look.page.title() == harm
 
 
-def test_series_are_labelled_at_their_ends(browser, pages):
+def test_chart_labels_series_on_wide_screen_and_switches_to_narrow_svg(browser, pages):
     with Look(browser, pages["half"], 1280) as look:
         assert (
             look.page.locator(".large svg.full").is_visible()

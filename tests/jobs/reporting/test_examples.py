@@ -1,4 +1,4 @@
-"""Test pictures with their nearest captions, and worst classes, from the predictions of real shards and files."""
+"""Tests of the example pictures and worst classes in reports, from predictions on real shards and files."""
 
 import io
 
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 
 def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **more):
-    """A run whose predictions for twemoji are right but for the images ``wrong``, which are taken for dogs."""
+    """A run with correct predictions for twemoji, except that the images ``wrong`` are classified as dogs."""
     run = make(folder, name, top1=top1, **more)
     labels = np.arange(len(images)) % 3
     first = np.where(np.isin(np.arange(len(images)), wrong), 1, labels)
@@ -46,7 +46,7 @@ def shown(*runs, **more):
     return examples.examples(seed_groups.group(outcomes), outcomes, **more)
 
 
-def test_pictures_and_worst_classes_of_the_best_run(tmp_path, data):
+def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
     digest = Manifest.load(data).digest
     worse = scored(tmp_path / "s", "worse", data, range(12), digest, top1=0.1)
     best = scored(tmp_path / "s", "best", data, range(12), digest, wrong=[0, 3, 2], top1=0.3, mask="0.75")
@@ -69,7 +69,7 @@ def test_pictures_and_worst_classes_of_the_best_run(tmp_path, data):
     assert "wrong, label: cat" in markdown.markdown(blocks) and len(shown(best, pictures=0)) == 3
 
 
-def test_pictures_in_files(tmp_path, data):
+def test_examples_show_image_files_with_transparency_as_white(tmp_path, data):
     (tmp_path / "d" / "cat").mkdir(parents=True)
     Image.new("RGBA", (400, 200), (0, 0, 0, 0)).save(tmp_path / "d" / "cat" / "1.png")
     run = scored(tmp_path / "s", "a", tmp_path / "d", ["cat/1.png"], None)
@@ -90,7 +90,7 @@ def test_pictures_in_files(tmp_path, data):
         ("{data}", "00000.tar", None, "not an image"),
     ],
 )
-def test_what_cannot_be_read_is_named_and_not_shown(tmp_path, data, where, image, digest, why):
+def test_examples_report_unreadable_images_without_showing_them(tmp_path, data, where, image, digest, why):
     digest = digest or Manifest.load(data).digest
     run = scored(tmp_path / "s", "a", where.format(data=data), [image], digest, wrong=[0])
     blocks = shown(run)
@@ -98,14 +98,14 @@ def test_what_cannot_be_read_is_named_and_not_shown(tmp_path, data, where, image
     assert any(isinstance(block, Table) for block in blocks)
 
 
-def test_pictures_of_another_users_run_are_not_read(tmp_path, data, monkeypatch):
+def test_examples_show_no_pictures_of_another_users_run(tmp_path, data, monkeypatch):
     run = scored(tmp_path / "s", "a", data, range(12), Manifest.load(data).digest)
     monkeypatch.setattr(examples, "is_mine", lambda path: False)
     blocks = shown(run)
     assert not any(item.jpeg for item in blocks[2].items) and "belongs to another user" in blocks[1].words
 
 
-def test_runs_without_predictions_have_no_section(tmp_path, data):
+def test_examples_are_empty_without_predictions_and_report_damaged_file(tmp_path, data):
     run = scored(tmp_path / "s", "a", data, range(12), "x")
     path = path_of(run, "pretrain", 12_800, "twemoji")
     text = path.read_text()

@@ -1,4 +1,4 @@
-"""Where the time of runs went, to the second, from directories whose every second is known; and what is advised."""
+"""Tests of the goodput account: how runs spent each second of their time, and the advice that follows."""
 
 import json
 from itertools import pairwise
@@ -19,7 +19,7 @@ HOUR = 3600.0
 
 
 def run_of(folder, *attempts, submitted=1000.0, name="a", **settings):
-    """A run whose attempts are (start.json, ready.json or None, metric lines, end.json)."""
+    """A run with attempts (start.json, ready.json or None, metric lines, end.json)."""
     run = make(folder, name, steps=0, complete=False)
     made = config()
     made.resources.cpus, made.checkpoint.minutes = 4, 15.0
@@ -59,14 +59,14 @@ def end(time, commits, cause="crash", code=70, committed=True):
 
 
 TWO = (
-    # ready after 50 s, 100 + 100 s of steps, 20 s of saves and 10 s of other things between them, 5 s until its end
+    # 50 s of start-up, 100 + 100 s of steps, 20 s of saves and 10 s of other work in between, 5 s until the end
     (
         {"time": 1100.0, "resumes_from": 0},
         {"time": 1150.0, "samples": 0},
         [line(1250.0, 1000, saving=0.0, saves=0), line(1380.0, 2000, saving=20.0, saves=1)],
         end(1385.0, 1500),
     ),
-    # waits 15 s, is ready after 30 s, does 500 of its samples again, 1000 new ones, and 500 of which no line tells
+    # 15 s of waiting, 30 s of start-up; 500 repeated samples, 1000 new samples, and 500 without a metrics line
     (
         {"time": 1400.0, "resumes_from": 1500},
         {"time": 1430.0, "samples": 1500},
@@ -77,11 +77,11 @@ TWO = (
 
 
 def seconds(account):
-    """Part -> seconds, of a run on four cores."""
+    """Part -> seconds, for a run on four cores."""
     return {part: round(hours * HOUR / 4, 6) for part, hours in account.hours.items() if hours}
 
 
-def test_every_second_of_two_attempts(tmp_path):
+def test_of_run_assigns_every_second_of_two_attempts_to_a_part(tmp_path):
     account = goodput.of_run(read_run(run_of(tmp_path / "s", *TWO).path))
     assert account.unit == "core" and account.attempts == 2 and account.interruptions == 1
     assert seconds(account) == {
@@ -91,7 +91,7 @@ def test_every_second_of_two_attempts(tmp_path):
     assert account.waiting_hours * HOUR == pytest.approx(100 + 15)
 
 
-def test_older_directories_say_less_and_nothing_is_invented(tmp_path):
+def test_of_run_reports_unknown_time_if_older_records_lack_fields(tmp_path):
     (start, _, lines, ended), second = TWO[0], TWO[1]
     bare = [{key: value for key, value in row.items() if key not in ("saves", "saving")} for row in lines]
     old = run_of(tmp_path / "s", (start, None, bare, ended), (second[0], None, *second[2:]), submitted=None)
@@ -105,8 +105,8 @@ def test_older_directories_say_less_and_nothing_is_invented(tmp_path):
     assert goodput.cells([account])[0]["waited"] == "unknown"
 
 
-def test_an_end_that_nobody_saw_is_the_last_sign_of_life(tmp_path):
-    """Its end.json is written when the next attempt begins, hours later maybe: that is no time of the run's."""
+def test_of_run_counts_unobserved_end_at_last_logged_line(tmp_path):
+    """Its end.json is written at the start of the next attempt, maybe hours later; the run did not use that time."""
     unseen = {**end(9000.0, 0, "node", None, committed=False)}
     later = ({"time": 9000.0, "resumes_from": 0}, None, [], None)
     account = goodput.of_run(read_run(run_of(tmp_path / "s", (*TWO[0][:3], unseen), later).path))
@@ -114,25 +114,25 @@ def test_an_end_that_nobody_saw_is_the_last_sign_of_life(tmp_path):
     assert account.waiting_hours * HOUR == pytest.approx(100), "and the wait after it is not known"
 
 
-def test_an_attempt_of_which_nothing_was_kept_is_lost(tmp_path):
+def test_of_run_counts_attempt_without_commit_as_lost(tmp_path):
     gone = ({"time": 1100.0, "resumes_from": 0}, {"time": 1150.0, "samples": 0}, [], end(1300.0, 0, committed=False))
     assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", gone).path))) == {"starting": 50, "lost": 150}
 
 
-def test_a_damaged_commit_makes_more_to_be_repeated(tmp_path):
+def test_of_run_counts_more_repeated_time_after_damaged_commit(tmp_path):
     second = (TWO[1][0], {"time": 1430.0, "samples": 1000}, *TWO[1][2:])
     account = goodput.of_run(read_run(run_of(tmp_path / "s", TWO[0], second).path))
     assert seconds(account)["repeated"] == 100
 
 
-def test_a_running_attempt_counts_to_now(tmp_path):
+def test_of_run_counts_running_attempt_until_now(tmp_path):
     run = run_of(tmp_path / "s", (*TWO[0][:3], None))
     assert seconds(goodput.of_run(read_run(run.path), now=1400.0))["unknown"] == 20
     assert "unknown" not in seconds(goodput.of_run(read_run(run.path)))
 
 
 def cut(count=6):
-    """Attempts of 1000 s of steps each that commit once, at their half, and are killed."""
+    """Attempts with 1000 s of steps each, which commit once, halfway, and are killed."""
     rows = []
     for i in range(count):
         t, s = 2000.0 * i, 5000 * i
@@ -142,7 +142,7 @@ def cut(count=6):
     return rows
 
 
-def test_hours_and_workers(tmp_path):
+def test_advice_suggests_longer_wall_limit_or_more_data_workers(tmp_path):
     attempts = []
     for i, (a, b) in enumerate(pairwise(range(0, 12_000, 4000))):
         lines = [line(a + 3600.0, 3000 * (i + 1), data_wait=0.0)]
@@ -158,7 +158,7 @@ def test_hours_and_workers(tmp_path):
     assert account.gain == pytest.approx(0.25)
 
 
-def test_a_sweep_is_the_sum_and_the_page_shows_it(tmp_path):
+def test_with_sums_adds_up_runs_of_sweep_and_page_shows_sum(tmp_path):
     run_of(tmp_path / "s", *TWO)
     run_of(tmp_path / "s", *cut(), name="b")
     outcomes = [read_run(tmp_path / "s" / name) for name in "ab"]
@@ -171,14 +171,14 @@ def test_a_sweep_is_the_sum_and_the_page_shows_it(tmp_path):
     assert "How the time was spent" in html and "all of s" in html and "b: data.workers=" in html
 
 
-def test_gpus_are_the_unit_where_there_are_some():
+def test_resources_count_gpus_or_else_cores():
     assert goodput.resources({"resources.nodes": 2, "resources.gpus": 8, "resources.processes": 8}) == (16, "GPU")
     assert goodput.resources({"resources.processes": 2, "compute.threads": 3, "data.workers": 1}) == (8, "core")
 
 
 @pytest.mark.parametrize("resources", [{}, {"cpus": 6}, {"gpus": 2}, {"nodes": 3, "processes": 2}])
-def test_table_and_account_count_the_same_hours(tmp_path, resources):
-    """Reserved cores count, not only those that threads and loader processes would fill."""
+def test_goodput_and_results_table_count_same_hours(tmp_path, resources):
+    """All reserved cores count, not only those that threads and loader processes use."""
     run = make(tmp_path / "s", "a")
     made = merge.read_config(run.config)
     for key, value in resources.items():
@@ -189,7 +189,7 @@ def test_table_and_account_count_the_same_hours(tmp_path, resources):
     assert seed_groups.hours(outcome, f"{kind}-hours", 7200.0) == 2 * width
 
 
-def test_nothing_at_all(tmp_path):
+def test_account_of_run_without_attempts_is_empty(tmp_path):
     run = make(Path(tmp_path) / "s", "a", steps=0, complete=False)
     (account,) = goodput.with_sums([read_run(run.path)])
     assert account.total == 0 and account.advice == "" and goodput.render([account])

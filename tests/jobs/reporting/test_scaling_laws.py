@@ -1,4 +1,4 @@
-"""Power laws are found where there are any, with intervals that hold them; curves join what differs along one axis."""
+"""Tests of scaling laws: power-law fits with intervals, and curves of runs that differ along one axis."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.jobs import gallery
 from tests.jobs.outcomes import make
 
 
-def test_an_exact_law_is_found_exactly():
+def test_fit_recovers_exact_power_law():
     xs = [1e9, 2e9, 4e9, 8e9]
     law = fit(xs, [3.0 * x**-0.12 for x in xs])
     assert (law.exponent, law.scale, law.runs) == (pytest.approx(0.12), pytest.approx(3.0), 4)
@@ -21,7 +21,7 @@ def test_an_exact_law_is_found_exactly():
     assert low == pytest.approx(error) and high == pytest.approx(error)
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+def test_fit_interval_covers_true_exponent_at_nominal_rate():
     random, held = np.random.default_rng(1), 0
     for _ in range(200):
         xs = np.repeat(np.geomspace(1e8, 1e10, 8), 3)
@@ -31,7 +31,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 176 <= held <= 199, "95 % of 200, and what drawing 24 runs again loses"
 
 
-def test_a_fit_is_the_same_every_time():
+def test_fit_is_deterministic():
     xs, errors = [1.0, 2.0, 4.0, 8.0, 8.0], [0.5, 0.42, 0.36, 0.31, 0.3]
     assert (fit(xs, errors).low, fit(xs, errors).high) == (fit(xs, errors).low, fit(xs, errors).high)
 
@@ -40,15 +40,15 @@ def test_a_fit_is_the_same_every_time():
     "xs, errors",
     [
         ([1.0, 2.0, 4.0], [0.5, 0.4, 0.3]),  # too few runs
-        ([1.0, 1.0, 2.0, 2.0], [0.5, 0.5, 0.4, 0.4]),  # at two places alone
-        ([1.0, 2.0, 4.0, 8.0], [0.5, 0.4, 0.3, 0.0]),  # nothing is left to fall
+        ([1.0, 1.0, 2.0, 2.0], [0.5, 0.5, 0.4, 0.4]),  # only two distinct x
+        ([1.0, 2.0, 4.0, 8.0], [0.5, 0.4, 0.3, 0.0]),  # an error of 0 has no logarithm
     ],
 )
-def test_too_little_makes_no_law(xs, errors):
+def test_fit_returns_none_for_insufficient_data(xs, errors):
     assert fit(xs, errors) is None
 
 
-def test_curves_are_of_runs_alike_but_for_one_axis(tmp_path, monkeypatch):
+def test_curves_join_runs_that_differ_only_along_axis(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     folder = gallery.sweep(tmp_path, "grid_small", seeds=[0, 1])
     found = curves([read_run(path) for path in sorted(folder.glob("[!.]*/"))], "twemoji")
@@ -58,12 +58,12 @@ def test_curves_are_of_runs_alike_but_for_one_axis(tmp_path, monkeypatch):
         for curve in named[axis]:
             assert len({trial.x for trial in curve.trials}) == 2 and len(curve.trials) == 4 and curve.law is None
     assert len({curve.name for curve in named["samples seen"]}) == 4
-    for compute in named["training FLOPs"]:  # one per data set, whose size costs no FLOPs
+    for compute in named["training FLOPs"]:  # one curve per data set: its size costs no FLOPs
         assert len(compute.trials) == 8 and compute.law.low <= compute.law.exponent <= compute.law.high
 
 
 def run_with(folder, name, flops, edit=None, top1=0.2, **fields):
-    """A complete run that cost ``flops``; ``edit`` changes its configuration."""
+    """Write a complete run that cost ``flops``; ``edit`` changes its configuration."""
     run = make(folder, name, top1=top1, **fields)
     if edit is not None:
         config = merge.read_config(run.config)
@@ -87,14 +87,14 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_that_differ_share_no_curve_over_flops(tmp_path, method):
-    """Masked and unmasked runs cost different FLOPs, but nothing was scaled: no curve, and so no law."""
+def test_curves_over_flops_do_not_join_different_methods(tmp_path, method):
+    """Masked and unmasked runs cost different FLOPs, but nothing was scaled, so there is no curve and no law."""
     for i in range(4):
         run_with(tmp_path, str(i), 1e12 * 2**i, lambda config, i=i: METHODS[method](config, i), top1=0.2 + i / 50)
     assert curves_along(tmp_path, "training FLOPs") == []
 
 
-def test_model_size_and_length_share_a_curve_over_flops(tmp_path):
+def test_curves_over_flops_join_different_model_sizes_and_lengths(tmp_path):
     for i in range(4):
 
         def edit(config, i=i):
@@ -105,8 +105,8 @@ def test_model_size_and_length_share_a_curve_over_flops(tmp_path):
     assert curve.law is not None and curve.law.runs == 4
 
 
-def test_one_place_on_an_axis_holds_one_design(tmp_path):
-    """Two learning rates at every batch are two curves over the batch; a rate of its own for every batch is one."""
+def test_curves_over_batch_have_single_learning_rate_per_batch(tmp_path):
+    """Two learning rates at each batch size give two curves; a different rate for each batch size gives one curve."""
 
     def setting(batch, rate):
         return lambda config: (setattr(config.stages[0], "batch", batch), setattr(config.stages[0], "base_lr", rate))
@@ -119,7 +119,7 @@ def test_one_place_on_an_axis_holds_one_design(tmp_path):
     assert [len(curve.trials) for curve in curves_along(tmp_path / "zip", "batch")] == [2]
 
 
-def test_other_data_of_the_same_size_are_no_step_along_the_data_axis(tmp_path):
+def test_curves_over_data_do_not_join_different_captions(tmp_path):
     for i, captions in enumerate((["txt"], ["json"])):
 
         def edit(config, i=i, captions=captions):
@@ -129,7 +129,7 @@ def test_other_data_of_the_same_size_are_no_step_along_the_data_axis(tmp_path):
     assert curves_along(tmp_path, "samples in the data set") == []
 
 
-def test_half_a_run_is_on_no_curve(tmp_path):
+def test_curves_ignore_incomplete_runs_and_missing_flops(tmp_path):
     make(tmp_path / "s", "a")
     make(tmp_path / "s", "b", steps=50, complete=False)
     run = make(tmp_path / "s", "c")
@@ -139,7 +139,7 @@ def test_half_a_run_is_on_no_curve(tmp_path):
     assert curves(outcomes, "twemoji") == [] and curves(outcomes, "absent") == []
 
 
-def test_what_follows_from_others_separates_no_runs():
+def test_ignored_pattern_matches_no_settings_of_method():
     for key in ("resources.nodes", "data.lanes", "seed", "stages.pretrain.warmup", "compute.accumulate", "data.cache"):
         assert IGNORED.fullmatch(key)
     for key in ("recipe", "stages.pretrain.mask", "data.manifest", "model.image.width", "optim.beta2"):

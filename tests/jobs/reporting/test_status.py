@@ -1,4 +1,4 @@
-"""Watching runs: output, Ctrl-C and exit codes."""
+"""Tests of the status command and of watching runs: output, Ctrl-C and exit codes."""
 
 import io
 import signal
@@ -72,7 +72,7 @@ def terminal(monkeypatch):
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_status_on_a_terminal(terminal, columns):
+def test_status_matches_golden_file_on_terminal(terminal, columns):
     with Terminal(columns, 50) as screen:
         show(run_status.render(ROWS), screen.file)
         golden(GOLDEN / f"status-{columns}.txt", screen.close().text())
@@ -81,7 +81,7 @@ def test_status_on_a_terminal(terminal, columns):
 
 @pytest.mark.parametrize("lines", [10, 50])
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_watch_on_a_terminal(terminal, columns, lines):
+def test_watch_matches_golden_file_on_terminal(terminal, columns, lines):
     with Terminal(columns, lines) as screen:
         with run_status._live(screen.file) as draw:
             draw(ROWS[:3])
@@ -90,13 +90,13 @@ def test_watch_on_a_terminal(terminal, columns, lines):
         assert not screen.wrapped and screen.cursor
 
 
-def test_status_on_a_pipe(terminal):
+def test_status_matches_golden_file_on_pipe_without_escapes(terminal):
     text = run_status.render(ROWS)
     golden(GOLDEN / "status-piped.txt", text)
     assert "\x1b" not in text and "three crashes without a commit" in text
 
 
-def test_wall_clock_counts_every_attempt(tmp_path, monkeypatch):
+def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
     run = make_run(tmp_path / "sweep" / "run")
     write_json(run.path / "job.json", {"shape": {"nodes": 2, "gpus": 4}, "after": 0})
     for n, (start, end) in enumerate([(1000, 4600), (5000, None), (9000, None)], 1):
@@ -124,7 +124,7 @@ def test_wall_clock_counts_every_attempt(tmp_path, monkeypatch):
     assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, "up to its last sign"
 
 
-def test_two_sweeps_may_have_runs_of_one_name(terminal):
+def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
     rows = [row("a", "queued", 0), {**row("a", "queued", 0), "sweep": "other"}]
     lines = io.StringIO()
     with run_status._live(lines) as draw:
@@ -133,7 +133,7 @@ def test_two_sweeps_may_have_runs_of_one_name(terminal):
     assert lines.getvalue() == "masking/a: queued\nother/a: queued\n"
 
 
-def test_the_worst_code_and_both_ways_of_watching(field, terminal):
+def test_watch_returns_worst_exit_code_on_file_and_terminal(field, terminal):
     good = field.run("good", total=2)
     bad = field.run("bad", attempts={"1": {"0": "diverge"}})
     left = field.run("left")
@@ -149,7 +149,7 @@ def test_the_worst_code_and_both_ways_of_watching(field, terminal):
         assert "━" * 20 in screen.close().text() and b"\x1b[2K" in screen.raw
 
 
-def test_the_command_on_a_terminal_and_on_a_pipe(field, terminal):
+def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
     field.run("[red]run")
     words = (sys.executable, ROOT / "jobs" / "status.py", field.sweep)
     with Terminal(40, 10) as screen:
@@ -166,14 +166,14 @@ def test_the_command_on_a_terminal_and_on_a_pipe(field, terminal):
     assert done.returncode == 0 and "[red]run  stopped" in done.stdout and "\x1b" not in done.stdout, done.stderr
 
 
-def test_runs_that_nobody_looks_after_are_no_reason_to_wait(field):
+def test_watch_returns_at_once_if_no_supervisor_manages_run(field):
     assert run_status.watch([field.run().path], io.StringIO()) == 75
 
 
-def test_interrupt_leaves_the_runs_going(field):
+def test_watch_interrupt_leaves_run_running(field):
     run = field.run(total=40, step=0.1)
     field.submit(run)
-    # As from a terminal: a test run in the background inherits SIGINT ignored, and so would the command.
+    # Restores SIGINT as in a terminal: tests in the background inherit it ignored, and so would the command.
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from jobs.reporting.status import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"

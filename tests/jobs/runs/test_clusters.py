@@ -1,4 +1,4 @@
-"""A sweep whose runs go to several clusters: each remembers its own, and is asked there."""
+"""A sweep with runs on several clusters: each run records its cluster, and commands query that cluster."""
 
 import json
 
@@ -56,7 +56,7 @@ def plan(desk, capsys, *words):
     return capsys.readouterr().out
 
 
-def test_each_run_goes_to_its_own_and_the_plan_shows_it(desk, answering, capsys):
+def test_plan_batches_runs_by_cluster_and_shows_cluster_per_run(desk, answering, capsys):
     made = json.loads(plan(desk, capsys, "--json", "--script"))
     assert {run["name"][:4]: run["cluster"] for run in made["runs"]} == {"here": "near", "ther": "far"}
     assert [[name[:4] for name in batch["runs"]] for batch in made["batches"]] == [["here"] * 3, ["ther"] * 3]
@@ -68,19 +68,19 @@ def test_each_run_goes_to_its_own_and_the_plan_shows_it(desk, answering, capsys)
 
 
 @pytest.mark.parametrize("answer, asked", [("echo 'ClusterName = lab'", 2), ("echo 'no contact' >&2; exit 1", 2)])
-def test_slurm_is_asked_once_per_cluster_however_many_runs_there_are(desk, answering, capsys, answer, asked):
+def test_dry_run_queries_slurm_once_per_cluster(desk, answering, capsys, answer, asked):
     answering("scontrol", answer)
     plan(desk, capsys)
     assert sum(call == "scontrol show config" for call in answering.calls()) == asked
 
 
-def test_runs_of_a_sweep_share_a_folder(desk, answering, capsys):
+def test_submit_refuses_clusters_with_different_runs_roots(desk, answering, capsys):
     (desk / "far.yaml").write_text("kind: slurm\nruns_root: /elsewhere\n")
     assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run"]) == 78
     assert "the runs root of" in capsys.readouterr().err
 
 
-def test_jobs_are_handed_to_their_own_cluster_and_remember_it(desk, answering):
+def test_multi_backend_submits_each_job_to_own_cluster_and_records_cluster(desk, answering):
     answering("sbatch", 'cp "$1" "$0.$$"; echo "Submitted batch job 57"')
     jobs = []
     for name, where in (("a", "near"), ("b", "far"), ("c", "near")):
@@ -95,7 +95,7 @@ def test_jobs_are_handed_to_their_own_cluster_and_remember_it(desk, answering):
     assert "cluster" not in run_status.render([row for row in rows if row["cluster"] == "near"])
 
 
-def test_one_that_does_not_answer_keeps_no_other_from_being_told(desk, answering, field):
+def test_request_cancel_cancels_local_run_if_slurm_command_fails(desk, answering, field):
     run = field.run(total=10_000)
     field.submit(run)
     field.until_moving(run, 1)

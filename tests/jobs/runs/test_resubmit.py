@@ -1,4 +1,4 @@
-"""What is suggested to a person who wants a run to go on does that, typed from anywhere."""
+"""The command that is suggested for a stopped run resumes exactly that run, from any directory."""
 
 import shlex
 
@@ -28,7 +28,7 @@ runs: {{half: }}
 
 @pytest.fixture
 def desk(tmp_path, data, monkeypatch, capsys):
-    """``desk(*words)``: submit; the names of what starts. ``desk.write(mask)``: the sweep file."""
+    """``desk(*words)`` submits and returns the names of the started runs; ``desk.write(mask)`` writes the sweep."""
     started = []
 
     class Cluster(MultiBackend):
@@ -64,8 +64,8 @@ def coming(run):
     return found["next"]["what"], found["next"]["command"]
 
 
-def test_what_is_suggested_starts_the_run_and_nothing_else(desk, monkeypatch):
-    """The sweep's name is not its file's, the profile is a file elsewhere, and settings were typed."""
+def test_suggested_command_restarts_only_given_run_from_any_directory(desk, monkeypatch):
+    """The sweep and its file have different names, the profile is a file, and the command line has overrides."""
     words = ["--cluster", "here.yaml", "--seeds", "0", "1", "--changed", "fork"]
     assert desk("--sweep", "mine.yaml", "stages.pretrain.samples=64", *words) == ["half", "half-s1"]
     run = RunDir(desk.folder / "runs" / "other" / "half-s1")
@@ -77,14 +77,14 @@ def test_what_is_suggested_starts_the_run_and_nothing_else(desk, monkeypatch):
     assert (program, script) == ("python", "jobs/submit.py") and desk(*words) == ["half-s1"]
 
 
-def test_the_root_of_a_submission_is_that_of_the_next(desk, monkeypatch):
+def test_suggested_command_repeats_runs_root(desk, monkeypatch):
     assert desk("mine.yaml", "--root", "else where") == ["half"]
     _, typed = coming(RunDir(desk.folder / "else where" / "other" / "half"))
     monkeypatch.chdir(desk.folder / "away")
     assert desk(*shlex.split(typed)[2:]) == ["half"] and not (desk.folder / "runs").exists()
 
 
-def test_a_fork_goes_by_the_name_that_the_sweep_file_has(desk, monkeypatch):
+def test_suggested_command_resumes_fork_and_original_run(desk, monkeypatch):
     assert desk("--sweep", "mine.yaml") == ["half"]
     desk.write("0.25")
     assert desk("--sweep", "mine.yaml", "--changed", "fork") == ["half-v2"]
@@ -98,7 +98,7 @@ def test_a_fork_goes_by_the_name_that_the_sweep_file_has(desk, monkeypatch):
     assert desk(*shlex.split(typed)[2:]) == ["half"], "then"
 
 
-def test_a_run_that_was_kept_as_it_is_is_kept_again(desk):
+def test_suggested_command_repeats_changed_keep(desk):
     desk("--sweep", "mine.yaml")
     desk.write("0.25")
     assert desk("--sweep", "mine.yaml", "--changed", "keep") == ["half"]
@@ -107,13 +107,13 @@ def test_a_run_that_was_kept_as_it_is_is_kept_again(desk):
 
 
 def old(folder, name, sweep="quickstart", **record):
-    """A run as a version left it that did not note what was typed."""
+    """A run of an older version, whose job.json does not record the command line."""
     run = make(folder / sweep, name, steps=0, complete=False)
     write_json(run.path / "job.json", {"after": 0, "order": 0, **record})
     return run
 
 
-def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_path):
+def test_resubmit_command_is_derived_if_job_record_has_no_command(tmp_path):
     base, fork = (old(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
     said = "python jobs/submit.py --sweep quickstart --cluster local --only a"
     assert resubmit.command(fork) == ("to resume from its newest commit", said)
@@ -127,7 +127,7 @@ def test_of_runs_that_were_submitted_before_it_is_told_as_well_as_can_be(tmp_pat
     assert resubmit.command(old(tmp_path, "d", command=7))[1].endswith("--only d"), "damaged"
 
 
-def test_an_evaluation_is_ordered_anew_and_reported_with_its_sweep(tmp_path):
+def test_next_step_of_evaluation_is_new_request_or_report(tmp_path):
     run = old(tmp_path / "demo", "a-1126-0000", ".evaluate")
     assert coming(run) == (
         "nothing automatically: no process supervises it; request it again: jobs/evaluate.py does not resume an"

@@ -1,4 +1,4 @@
-"""The worker as a process: codes and causes of ends that need no training."""
+"""The worker process: exit codes and causes of ends that need no training."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def run(tmp_path):
 
 
 def work(run, before=None, **env):
-    """``before``: called in the new process, before it becomes a worker."""
+    """Run a worker process. The new process calls ``before`` before the worker starts."""
     command = [sys.executable, "-m", "jobs.worker", str(run.path)]
     named = {"FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(
@@ -37,26 +37,26 @@ def work(run, before=None, **env):
     )
 
 
-def test_a_complete_run_started_once_more_ends_at_once(run):
+def test_worker_exits_at_once_if_run_is_complete(run):
     write_json(run.result, {})
     done = work(run)
     assert done.returncode == 0 and run.causes(1) == []
 
 
-def test_other_code_than_the_snapshot_is_refused(run, tmp_path):
+def test_worker_refuses_code_other_than_snapshot(run, tmp_path):
     done = work(run, FLIP_SNAPSHOT=str(tmp_path))
     (cause,) = run.causes(1)
     assert done.returncode == CONFIG == cause["code"] and "snapshot" in cause["reason"]
     assert "Traceback" not in done.stderr
 
 
-def test_a_users_mistake_is_a_paragraph(run):
+def test_worker_reports_config_error_without_traceback(run):
     run.config.write_text("schema: 99\n")
     done = work(run)
     assert done.returncode == CONFIG and "Traceback" not in done.stderr and "schema" in run.causes(1)[0]["reason"]
 
 
-def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
+def test_worker_distinguishes_missing_data_from_replaced_data(run, tmp_path):
     data = make_dataset(tmp_path / "data", samples=40, shards=1, chunk=1)
     make_tokenizer(data / "tokenizer.json")
     config = configuration(data, world=1)
@@ -75,9 +75,8 @@ def test_another_data_set_at_the_same_path_is_refused(run, tmp_path):
     assert done.returncode == DATA and cause["cause"] == "data" and "data.manifest" in cause["reason"]
 
 
-def test_a_signal_that_came_before_anybody_listened_is_told_as_well(run):
-    """jobs/host/rank_entry.py holds it back. An attempt that is killed then was preempted; untold, it counts as a lost
-    node."""
+def test_worker_records_signal_received_before_handler_installation(run):
+    """jobs/host/rank_entry.py blocks the signal until then. Unrecorded, a preemption would count as a lost node."""
 
     def hurt():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -100,8 +99,8 @@ worker.exit_process(worker.main(sys.argv[1], fail))
 @pytest.mark.parametrize(
     "error, code", [("OSError(28, 'No space left')", STORAGE), ("DataError('x')", DATA), ("KeyError(3)", CRASH)]
 )
-def test_a_full_log_changes_neither_cause_nor_code(run, error, code):
-    """The log is on the disk that is full: what cannot be printed must not hide the cause."""
+def test_worker_preserves_cause_and_exit_code_if_log_disk_is_full(run, error, code):
+    """The log is on the full disk. A failed print must not hide the cause."""
     program = FAILS.format(error=error).replace("import sys", "import sys\nfrom flip.runs.errors import DataError")
     environment = {**os.environ, "FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT)}
     with open("/dev/full", "w") as full:
@@ -115,7 +114,7 @@ def test_a_full_log_changes_neither_cause_nor_code(run, error, code):
     [(OSError(28, "No space left on device"), "storage"), (OSError(2, "No such file"), "crash"), (KeyError(3), "crash"),
      (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:4"), "peer_lost")],
 )  # fmt: skip
-def test_errors_are_classed(run, error, cause):
+def test_worker_classifies_exceptions_by_cause(run, error, cause):
     from flip.distributed import shutdown
 
     def fail(*_):
@@ -125,7 +124,7 @@ def test_errors_are_classed(run, error, cause):
     assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace
 
 
-def test_a_hang_leaves_the_newest_collectives_in_the_log(run):
+def test_record_end_writes_recent_collectives_for_hang(run):
     import torch
     from torch import distributed
 

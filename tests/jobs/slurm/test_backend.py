@@ -1,4 +1,4 @@
-"""Where runs on Slurm stand and what is submitted, against small stand-ins for its commands (tests/slurm: the real)."""
+"""Tests of the Slurm backend with stand-ins for Slurm commands; tests in tests/slurm use a real Slurm."""
 
 import os
 import re
@@ -30,7 +30,7 @@ SBATCH = 'cp "$1" "$0.$$"; env | sort > "$0.env"; echo "Submitted batch job 57"'
 
 @pytest.fixture
 def sweep(tmp_path, commands):
-    """``sweep(name, row)``: a run that was submitted, with this row in squeue (state, reason); None: not listed."""
+    """``sweep(name, row)``: a submitted run with this row (state, reason) in squeue; None: not listed."""
     rows = []
 
     def make(name="a", row=None, site="far", after=0):
@@ -57,7 +57,7 @@ def state_of(run):
     return state.state, state.attempt, state.detail
 
 
-def test_queued_running_and_between_attempts(sweep):
+def test_states_distinguish_queued_running_and_waiting_runs(sweep):
     assert state_of(sweep("a", ("PENDING", "Priority"))) == ("queued", 0, "in Slurm: Priority")
     run = sweep("b", ("RUNNING", "None"))
     assert state_of(run) == ("running", 0, "starting")
@@ -76,7 +76,7 @@ def test_queued_running_and_between_attempts(sweep):
     assert state_of(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
 
 
-def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
+def test_states_name_too_short_wall_limit_of_running_run(sweep):
     run = sweep("a", ("RUNNING", "None"))
     n = attempts.start_attempt(run, {})
     write_json(run.attempt(n) / "start.json", {"time": 1000.0})
@@ -89,17 +89,17 @@ def test_a_limit_that_is_too_short_is_named_while_the_run_goes_on(sweep):
     )
 
 
-def test_a_restart_of_a_submission_is_not_an_old_attempt(sweep):
+def test_states_ignore_attempts_before_current_submission(sweep):
     run = sweep("a", ("PENDING", "Priority"), after=1)
     ended(run)
     assert state_of(run) == ("queued", 1, "in Slurm: Priority")
 
 
-def test_ends(sweep):
+def test_states_distinguish_ends_of_runs(sweep):
     failed = sweep("a")
     ended(failed, "config", 78)
     assert state_of(failed) == ("failed", 1, "rank 0: why config")
-    complete = sweep("b", ("PENDING", "BeginTime"))  # which Slurm is about to start once more
+    complete = sweep("b", ("PENDING", "BeginTime"))  # Slurm is about to restart this job
     write_json(complete.result, {})
     assert state_of(complete) == ("complete", 0, "")
     by_hand = sweep("c", ("CANCELLED", "None"))
@@ -124,7 +124,7 @@ def test_ends(sweep):
 
 
 @pytest.mark.parametrize("requeue", [0, 1])
-def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, capsys, requeue):
+def test_submit_warns_if_site_disables_requeue(sweep, commands, capsys, requeue):
     run = sweep("a")
     commands("sbatch", SBATCH)
     commands("scontrol", f"[ $2 = job ] && echo 'JobId=57\n   Requeue={requeue} Restarts=0'; {CONFIG}")
@@ -135,15 +135,15 @@ def test_a_site_that_disables_requeue_is_noticed_at_submission(sweep, commands, 
     assert read_json(run.path.parent / ".slurm" / token / "submitted.json")["requeue"] is bool(requeue)
 
 
-def test_no_requeue_in_the_profile_is_said_before_the_submission(sweep, commands, monkeypatch):
+def test_check_ready_notes_no_requeue_option_of_profile(sweep, commands, monkeypatch):
     for name in site.COMMANDS:
         commands(name, CONFIG)
     assert "each start is a new job" not in site.check_ready(replace(PROFILE, partition=""))
     assert "each start is a new job" in site.check_ready(replace(PROFILE, partition="", options={"no-requeue": ""}))
 
 
-def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands):
-    """As Slurm 24.11 says it; the second puts what is wrong before a hint."""
+def test_submit_reports_sbatch_error_and_leaves_run_stopped(sweep, commands):
+    """The messages are those of Slurm 24.11. In the last, a hint follows the error."""
     words = {
         "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "",
         "sbatch: error: Site policy: give an account.": "sbatch: error: Batch job submission failed: Unspecified error",
@@ -158,7 +158,7 @@ def test_what_sbatch_refuses_is_said_and_was_never_in_the_queue(sweep, commands)
         assert state_of(run) == ("stopped", 0, "Slurm did not confirm that it accepted its job: submit again")
 
 
-def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep, commands):
+def test_states_are_unknown_if_squeue_fails_unless_files_decide(sweep, commands):
     running, complete, failed, over = (sweep(name) for name in "abcd")
     attempts.start_attempt(running, {})
     write_json(complete.result, {})
@@ -172,12 +172,12 @@ def test_what_slurm_does_not_say_is_unknown_and_what_the_files_say_is_not(sweep,
     assert found[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
 
 
-def test_another_clusters_runs_are_unknown_here(sweep):
+def test_states_of_runs_on_other_cluster_are_unknown(sweep):
     state = state_of(sweep("a", site="near"))
     assert state == ("unknown", 0, "it was submitted to the Slurm cluster near; this is far")
 
 
-def test_damage_to_one_run_is_no_matter_of_the_others(sweep):
+def test_states_of_other_runs_survive_damaged_job_record(sweep):
     bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
     (bad.path / "job.json").write_text("{")
     found = job_states.states([bad, good])
@@ -185,7 +185,7 @@ def test_damage_to_one_run_is_no_matter_of_the_others(sweep):
     assert "job.json" in found[bad.path].detail
 
 
-def test_two_hundred_runs_are_one_question(sweep, commands):
+def test_states_call_squeue_once_for_many_runs(sweep, commands):
     runs = [sweep(f"r{i}", ("RUNNING", "None")) for i in range(200)]
     assert {state.state for state in clusters.states(runs).values()} == {"running"}
     assert [call.split()[0] for call in commands.calls()] == ["squeue"]
@@ -203,8 +203,8 @@ def jobs(tmp_path, *shapes):
     return made
 
 
-def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_path, commands, monkeypatch):
-    """When sbatch is called, job.json and the list of runs are there already: any job can be found afterwards."""
+def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, monkeypatch):
+    """job.json and the list of runs exist before sbatch runs, so that each job can be traced to its run."""
     small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
     look = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
     commands("sbatch", f"{look}; {SBATCH}")
@@ -229,10 +229,10 @@ def test_one_array_per_shape_and_the_place_of_each_run_is_written_before(tmp_pat
     assert "PROXY=y" in environment and "SECRET" not in environment and os.environ["SECRET"] == "x"
 
 
-def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
+def test_dry_run_shows_script_passed_to_sbatch(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
-    commands("srun", "exit 1")  # submitit looks for it
+    commands("srun", "exit 1")  # submitit looks for srun on PATH
     made = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
     shown = dry_run.script_text(PROFILE, made)
     backend.SlurmBackend(PROFILE).submit(made)
@@ -244,7 +244,7 @@ def test_what_a_dry_run_shows_is_what_sbatch_gets(tmp_path, commands):
 TO_START = "sbatch: Job 9 to start at 2026-11-25T14:00:00 using 16 processors on nodes n[1-2] in partition gpu"
 
 
-def test_slurm_is_asked_once_per_shape_and_nothing_is_queued(tmp_path, commands, monkeypatch):
+def test_dry_run_calls_sbatch_test_only_once_per_shape(tmp_path, commands, monkeypatch):
     commands("sbatch", f'cat > "$0.script"; env > "$0.env"; echo "{TO_START}" >&2')
     monkeypatch.setenv("SECRET", "x")
     wants = [wanted(name) for name in "abc"]
@@ -259,19 +259,19 @@ def test_slurm_is_asked_once_per_shape_and_nothing_is_queued(tmp_path, commands,
     assert "SECRET" not in (tmp_path / "sbatch.env").read_text() and not (tmp_path / "demo").exists()
 
 
-def test_what_slurm_says_against_a_script_is_shown(tmp_path, commands):
+def test_dry_run_shows_error_of_sbatch(tmp_path, commands):
     commands("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
     made = planning.plan([wanted("a")], {}, tmp_path / "demo")
     (batch,) = dry_run.planned_jobs(made, PROFILE)
     assert batch.start == "Slurm says: allocation failure: Invalid account"
 
 
-def test_many_runs_are_split_at_the_sites_limit(tmp_path):
+def test_group_into_arrays_splits_at_array_size_limit(tmp_path):
     groups = list(backend.group_into_arrays(jobs(tmp_path, *[JobResources()] * 7), 3))
     assert [len(group) for group in groups] == [3, 3, 1]
 
 
-def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
+def test_submit_reports_sbatch_error_in_single_paragraph(tmp_path, commands):
     commands("scontrol", CONFIG)
     commands("srun", "")
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1")
@@ -279,7 +279,7 @@ def test_a_refusal_of_sbatch_is_one_paragraph(tmp_path, commands):
         backend.SlurmBackend(PROFILE).submit(jobs(tmp_path, JobResources()))
 
 
-def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands):
+def test_cancel_signals_ranks_first_and_ends_job_on_second_call(sweep, commands):
     running, pending, over, ending = (
         sweep("a", ("RUNNING", "None")),
         sweep("b", ("PENDING", "Priority")),
@@ -288,14 +288,14 @@ def test_cancel_tells_ranks_first_and_ends_them_the_second_time(sweep, commands)
     )
     n = attempts.start_attempt(running, {})
     commands("scancel", "")
-    running.record_stop_signal(n, "SIGUSR2")  # by a preemption in grace: it saves, and must be let
+    running.record_stop_signal(n, "SIGUSR2")  # preemption with a grace time: cancel must let the run save
     clusters.cancel([running, pending, over, ending])
     assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
     clusters.cancel([running], [running.path])
     assert commands.calls()[-1] == "scancel 57_0"
 
 
-def test_calling_off_twice_does_not_wait_for_a_save(sweep, commands):
+def test_second_cancel_request_ends_job_without_save(sweep, commands):
     run = sweep("a", ("RUNNING", "None"))
     commands("scancel", "")
     for call in ("scancel --signal=USR2 57_0", "scancel 57_0"):
@@ -304,8 +304,8 @@ def test_calling_off_twice_does_not_wait_for_a_save(sweep, commands):
     assert read_json(run.cancel)["why"] == "no longer wanted"
 
 
-def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(sweep, commands, capsys, monkeypatch):
-    """Its job is ended at once: without cancel.json one that saves and leaves would start again."""
+def test_cancel_command_continues_after_unwritable_cancel_file(sweep, commands, capsys, monkeypatch):
+    """The job of such a run is ended at once: without cancel.json, a run that saves and stops would start again."""
     runs = [sweep(name, ("RUNNING", "None")) for name in "abc"]
     for run in runs:
         run.config.write_text("schema: 1\n")
@@ -331,7 +331,7 @@ def test_a_cancel_that_cannot_be_written_keeps_no_other_from_being_cancelled(swe
         clusters.request_cancel(runs, "")
 
 
-def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep, commands):
+def test_cancel_signals_remaining_runs_after_failure(sweep, commands):
     far, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
     commands("scancel", "case $* in *57_1) echo 'Access denied' >&2; exit 1;; esac")
     with pytest.raises(FlipError, match="a: it was submitted to the Slurm cluster near.*b: .*Access denied"):
@@ -341,19 +341,19 @@ def test_one_that_cannot_be_told_to_stop_does_not_keep_the_others_from_it(sweep,
     assert state_of(far)[0] == "unknown", "it cannot know"
 
 
-def test_a_cancel_that_slurm_does_not_take_is_an_error(sweep, commands):
+def test_cancel_raises_error_if_scancel_fails(sweep, commands):
     commands("scancel", "echo 'Access denied' >&2; exit 1")
     with pytest.raises(FlipError, match="Access denied"):
         clusters.cancel([sweep("a", ("RUNNING", "None"))])
 
 
-def test_names_hold_nothing_that_squeue_would_split():
+def test_job_token_consists_of_hex_digits():
     assert re.fullmatch(r"[0-9a-f]{8}", backend.secrets.token_hex(4))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_a_record_of_another_user_signals_only_that_users_jobs(sweep, commands):
-    """It may hold the name of a job of ours."""
+def test_cancel_limits_scancel_to_owner_of_job_record(sweep, commands):
+    """A record of another user may name a job of the current user."""
     run = sweep("a", ("RUNNING", "None"))
     os.chown(run.path / "job.json", 12345, -1)
     commands("scancel", "")

@@ -1,4 +1,4 @@
-"""The batch script as Slurm gets it: a golden text, and a real bash that runs its protocol with a stand-in for srun."""
+"""Tests of the batch script: its text against golden files, its protocol in a real bash with stand-ins for Slurm."""
 
 import contextlib
 import json
@@ -37,8 +37,8 @@ JOB = Job(
 
 
 def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
-    """What sbatch would be given."""
-    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # there may be no srun here
+    """The script that sbatch would get."""
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # without srun
     executor = executor_of(profile, job, Path(folder), "demo.0123abcd")
     if elements > 1:
         executor.parameters["map_count"] = elements
@@ -69,7 +69,7 @@ def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", mo
         ),
     ],
 )  # fmt: skip
-def test_the_script_is_the_golden_one(name, fields, monkeypatch):
+def test_script_matches_golden_file(name, fields, monkeypatch):
     job = replace(JOB, **{"canary": {"canary": 50}, "tracked": {"trackers": ["wandb"]}}.get(name, {}))
     text = script(
         ClusterProfile(name=name, kind="slurm", **{"python": "/opt/py/bin/python", **fields}),
@@ -86,8 +86,8 @@ def test_the_script_is_the_golden_one(name, fields, monkeypatch):
 @pytest.mark.parametrize(
     "hours, minutes", [(8.3, 498), (16.6, 996), (23.9, 1434), (1 / 3, 20), (0.501, 31), (24.0, 1440), (1e-9, 1)]
 )
-def test_a_limit_is_not_rounded_up_for_the_noise_of_a_product(hours, minutes, commands, tmp_path):
-    """8.3 * 60 is 498.00000000000006; a limit that is a site's own to the minute would be refused."""
+def test_time_limit_is_not_rounded_up_by_floating_point_noise(hours, minutes, commands, tmp_path):
+    """8.3 * 60 is 498.00000000000006. Rounded up, it would exceed a site limit of exactly 498 minutes."""
     wanted = batch_script.parameters(
         ClusterProfile(kind="slurm"), replace(JOB, shape=JobResources(hours=hours)), tmp_path, "demo.0123abcd"
     )
@@ -98,7 +98,7 @@ def test_a_limit_is_not_rounded_up_for_the_noise_of_a_product(hours, minutes, co
 
 
 class Stage:
-    """The protocol of one script in a real bash; srun and scontrol are small scripts in front on PATH."""
+    """Runs a batch script in a real bash; srun and scontrol are small scripts at the front of PATH."""
 
     def __init__(self, folder, commands, monkeypatch):
         self.folder, self.commands = folder / "my sweep" / ".slurm" / "77aa77aa", commands
@@ -126,7 +126,7 @@ def stage(tmp_path, commands, monkeypatch):
     return Stage(tmp_path, commands, monkeypatch)
 
 
-def test_a_bad_end_is_recorded_and_then_requeued(stage):
+def test_script_records_crash_and_requeues_job(stage):
     stage.commands("srun", "echo $FLIP_RUN $FLIP_ATTEMPT $*; exit 137")
     bash = stage.start()
     assert bash.wait(60) == 137
@@ -141,8 +141,9 @@ def test_a_bad_end_is_recorded_and_then_requeued(stage):
 
 @pytest.mark.long
 @pytest.mark.parametrize("project", ["masking", ""])
-def test_a_follower_sends_the_metrics_beside_the_ranks(stage, project, monkeypatch):
-    """The script waits for it after the end is recorded; without a project it ends, and the run does not notice."""
+def test_script_runs_metrics_follower_alongside_ranks(stage, project, monkeypatch):
+    """The script waits for the follower after it records the end. Without a project the follower exits by itself,
+    and the run is not affected."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     stage.run.config.write_text(f"monitor: {{wandb: '{project}'}}")
     profile = ClusterProfile(name="x", kind="slurm", python=sys.executable)
@@ -157,8 +158,8 @@ def test_a_follower_sends_the_metrics_beside_the_ranks(stage, project, monkeypat
     assert (state.get("step") == 2) if project else ("no project for this run" in output and not state), output
 
 
-def test_host_hooks_come_from_the_code_that_is_submitted_now(stage, tmp_path, monkeypatch):
-    """A run that goes on with its own older code: that code's batch_hooks.py knows other options."""
+def test_host_hooks_run_from_newly_submitted_code(stage, tmp_path, monkeypatch):
+    """A continued run keeps its older code, whose batch_hooks.py may have other options."""
     old = tmp_path / "old"
     (old / "jobs" / "host").mkdir(parents=True)
     for name in ("host/batch_hooks.py", "host/rank_entry.py"):
@@ -177,12 +178,12 @@ DISABLED = """case $1 in
     show) printf 'JobId=58\\n JobState=RUNNING Restarts=0\\n';;
     write) cat {script};;
     requeue) echo "57_1: Requested operation is presently disabled." >&2; exit 1;; esac"""
-"""scontrol, where the job has Requeue=0."""
+"""scontrol for a job with Requeue=0."""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_code_of_another_user_is_not_executed(stage, tmp_path, monkeypatch):
-    """As if a user who may write to the runs root had replaced the folder."""
+def test_script_does_not_execute_code_of_other_user(stage, tmp_path, monkeypatch):
+    """A user with write access to the runs root may have replaced the code folder."""
     code = tmp_path / "code"
     for name in ("flip", "jobs"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -202,7 +203,7 @@ def test_code_of_another_user_is_not_executed(stage, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_where_requeue_is_disabled_a_new_job_follows_or_the_run_ends_at_once(stage, tmp_path, refused):
+def test_script_submits_successor_job_if_requeue_is_disabled(stage, tmp_path, refused):
     stage.commands("srun", "export SLURM_RESTART_COUNT=7; exit 137")
     stage.commands("scontrol", DISABLED.format(script=stage.script))
     stage.commands("squeue", "")
@@ -220,13 +221,13 @@ def test_where_requeue_is_disabled_a_new_job_follows_or_the_run_ends_at_once(sta
     assert (tmp_path / "given").read_text() == stage.script.read_text()
     env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert env["FLIP_FOLLOWS"] == "1" and not {"FLIP_RUN", "FLIP_SNAPSHOT", "SLURM_JOB_ID"} & env.keys()
-    for restarts, begun in (("", 2), ("", 2), ("1", 3)):  # the successor; a second one; the first, requeued after all
+    for restarts, begun in (("", 2), ("", 2), ("1", 3)):  # successor, second successor, requeued first job
         more = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
         stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **more).wait(60)
         assert stage.run.newest_attempt() == begun
 
 
-def test_a_node_that_lacks_something_where_requeue_is_disabled(stage, tmp_path):
+def test_broken_node_submits_successor_job_if_requeue_is_disabled(stage, tmp_path):
     shutil.rmtree(stage.folder)
     stage.commands("scontrol", DISABLED.format(script=stage.script))
     stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
@@ -241,9 +242,9 @@ def test_a_node_that_lacks_something_where_requeue_is_disabled(stage, tmp_path):
 
 
 @pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])
-def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
-    """scancel --batch sends them to the shell alone. srun, which gets no ignored signal, passes USR1 and USR2 on; on
-    TERM it would kill the ranks."""
+def test_shell_forwards_signals_to_ranks(stage, tmp_path, sent, heard):
+    """scancel --batch sends signals to the shell alone. srun inherits no ignored signal and passes USR1 and USR2 on;
+    on TERM it would kill the ranks, so the shell sends USR1."""
     noted = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
     stage.commands("srun", f"{noted} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
     bash = stage.start()
@@ -254,13 +255,13 @@ def test_the_shell_forwards_signals_to_the_ranks(stage, tmp_path, sent, heard):
     assert (tmp_path / "heard").read_text().split() == [heard]
 
 
-def test_the_shell_keeps_the_code_of_a_step_that_a_signal_killed(stage, tmp_path):
+def test_shell_preserves_exit_code_of_step_killed_by_signal(stage, tmp_path):
     stage.commands("srun", "kill -9 $$")
     assert stage.start().wait(60) == 137 and stage.end()["code"] == 137
 
 
 @pytest.mark.parametrize("what", ["complete", "cancelled", "replaced", "failed"])
-def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
+def test_script_starts_no_attempt_of_ended_or_replaced_run(stage, what):
     stage.commands("srun", "exit 0")
     if what == "complete":
         write_json(stage.run.result, {})
@@ -279,7 +280,7 @@ def test_where_there_is_nothing_to_do_no_attempt_begins(stage, what):
     assert not [call for call in stage.commands.calls() if call.startswith(("srun", "scontrol requeue"))]
 
 
-def test_a_module_that_is_not_there_is_tried_on_other_nodes(stage, monkeypatch):
+def test_script_requeues_job_if_module_is_missing(stage, monkeypatch):
     job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker")
     profile = ClusterProfile(name="x", kind="slurm", modules=["nosuch/1.0"])
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
@@ -287,8 +288,9 @@ def test_a_module_that_is_not_there_is_tried_on_other_nodes(stage, monkeypatch):
     assert (stage.end()["cause"], stage.end()["action"]) == ("crash", "requeue")
 
 
-def test_a_node_that_starts_no_rank_is_left_out(stage):
-    """It is not the first of the job's: the ranks that wait for it are killed, and their codes tell nothing."""
+def test_script_excludes_node_that_starts_no_rank(stage):
+    """Such a node need not be the first of the job. The ranks that wait for it are killed, so their exit codes say
+    nothing about the cause."""
     stage.commands("srun", "echo 'srun: error: n2: tasks 4-7: Exited with exit code 127' >&2; exit 137")
     assert stage.start(SLURM_JOB_NUM_NODES="4").wait(60) == 137
     assert (stage.end()["cause"], stage.end()["action"], stage.end()["exclude"]) == ("node", "requeue", ["n2"])
@@ -296,7 +298,7 @@ def test_a_node_that_starts_no_rank_is_left_out(stage):
 
 
 @pytest.mark.parametrize("hours, late", [(1.0, True), (0.05, False)])
-def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hours, late):
+def test_script_stops_run_after_three_wall_limits_without_progress(stage, monkeypatch, hours, late):
     stage.commands("srun", "exit 75")
     job = Job(stage.run, ROOT, JobResources(hours=hours), {}, "jobs.worker")
     text = script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
@@ -317,8 +319,11 @@ def test_three_whole_wall_limits_for_nothing_are_the_end(stage, monkeypatch, hou
         ("n3,n3,n4", "n4,n7,n7"),
     ],
 )
-def test_nodes_that_are_left_out_stay_left_out_but_for_the_last_that_gave_the_job_back(stage, before, after):
-    """Nodes of the profile and nodes with broken hardware. A node that gave the job back is listed twice."""
+def test_broken_node_replaces_previous_broken_node_in_excluded_nodes(stage, before, after):
+    """Excluded nodes of the profile and nodes with broken hardware stay excluded.
+
+    A broken node that requeued the job is listed twice, and only the last such node stays in the list.
+    """
     stage.commands("scontrol", f"[ $1 = show ] && echo '   ReqNodeList=(null) ExcNodeList={before}'; exit 0")
     shutil.rmtree(stage.folder)
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
@@ -326,8 +331,8 @@ def test_nodes_that_are_left_out_stay_left_out_but_for_the_last_that_gave_the_jo
 
 
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
-def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
-    """It would be idle again at once, and the next element would come to it."""
+def test_broken_node_requeues_job_and_excludes_itself(stage, what):
+    """Such a node would be idle again at once, and Slurm would send it the next array element."""
     if what == "folder":
         shutil.rmtree(stage.folder)
     else:
@@ -346,8 +351,8 @@ def test_a_node_that_lacks_something_gives_the_job_back(stage, what):
     "what, requeues",
     [("silent", 9), ("started again", 1), ("refused", 20)],
 )
-def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, requeues):
-    """A node that is cut off sees neither files nor the controller, for as long as that takes."""
+def test_broken_node_retries_requeue_until_slurm_answers(stage, tmp_path, what, requeues):
+    """A node without network reaches neither files nor the controller until its network is back."""
     shutil.rmtree(stage.folder)
     stage.commands("sleep", "")
     tries = f"$(grep -c 'scontrol requeue' {tmp_path}/calls)"
@@ -366,7 +371,7 @@ def test_a_job_is_given_back_when_slurm_answers_again(stage, tmp_path, what, req
 
 
 @pytest.mark.parametrize("starts, before, again", [(7, 199, 8), (7, 150, 1), (100, 199, 0)])
-def test_starts_that_come_to_nothing_are_counted_in_a_row_and_apart_from_preemptions(stage, starts, before, again):
+def test_broken_node_counts_consecutive_failed_starts_without_preemptions(stage, starts, before, again):
     shutil.rmtree(stage.folder)
     stage.commands("scontrol", f"[ $1 = show ] && printf 'JobId=58\\n   Comment=away:{starts}:{before}:12 \\n'; exit 0")
     assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="200").wait(60) == 1
@@ -375,8 +380,8 @@ def test_starts_that_come_to_nothing_are_counted_in_a_row_and_apart_from_preempt
     assert len(changes) == (3 if again else 0), "not for ever"
 
 
-def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tmp_path):
-    """Slurm kills the shell with its trap then: what the watcher does is all that is done."""
+def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
+    """Slurm kills the shell at the limit, and the exit trap with it, so only the watcher can requeue the job."""
     limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
     stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
     stage.commands("scontrol", f"[ $1 = show ] && echo '{limit}'; exit 0")
@@ -393,8 +398,8 @@ def test_a_job_that_outlives_its_limit_is_requeued_before_it_is_killed(stage, tm
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
 
 
-def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(stage, tmp_path):
-    """The watcher has read a limit of a day, and asks again every 15 minutes; at its end a job is sent TERM."""
+def test_watcher_notices_lowered_time_limit_on_sigterm(stage, tmp_path):
+    """The watcher has read a limit of a day and asks Slurm every 15 minutes; Slurm sends TERM when a job ends."""
     (tmp_path / "shown").write_text("JobState=RUNNING Reason=None Restarts=0 RunTime=00:10:00 TimeLimit=1-00:00:00")
     stage.commands("scontrol", f"[ $1 = show ] && cat {tmp_path}/shown; exit 0")
     stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
@@ -405,7 +410,7 @@ def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(s
     (tmp_path / "ending").write_text(
         "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
     )
-    (tmp_path / "ending").replace(tmp_path / "shown")  # the watcher may read it at this moment
+    (tmp_path / "ending").replace(tmp_path / "shown")  # atomic: the watcher may read the file at this moment
     for pid in subprocess.run(words, capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGTERM)
     limit = time.monotonic() + 60
@@ -419,8 +424,8 @@ def test_a_limit_that_was_lowered_meanwhile_is_noticed_when_slurm_ends_the_job(s
     assert "the wall limit of 15 min passed, and nothing new was kept" in stage.end()["reason"]
 
 
-def test_three_attempts_within_a_limit_that_was_lowered_are_the_end_and_the_limit_is_named(stage):
-    """It was 24 hours at submission. Slurm says what it is now, and when a job was preempted."""
+def test_script_stops_run_after_three_timeouts_of_lowered_limit(stage):
+    """The limit was 24 hours at submission. Slurm reports the present limit, and when a job was preempted."""
     shown = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
     stage.commands("srun", "exit 75")
     for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
@@ -431,8 +436,8 @@ def test_three_attempts_within_a_limit_that_was_lowered_are_the_end_and_the_limi
 
 
 @pytest.mark.long
-def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
-    """Nothing of the exit trap runs then. The end of the attempt is written by the next start."""
+def test_watcher_requeues_job_after_kill_of_batch_shell(stage, tmp_path):
+    """The exit trap does not run then. The next start records the end of the attempt."""
     running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"
     killed = running.replace("RUNNING", "COMPLETING Reason=RaisedSignal:9(Killed)")
     stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
@@ -466,7 +471,7 @@ def test_where_the_batch_shell_is_killed_the_watcher_requeues(stage, tmp_path):
         ("RUNNING", "stop", False),
     ],
 )
-def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatch, state, what, requeued):
+def test_on_shell_gone_requeues_job_depending_on_job_and_run_state(stage, slept, monkeypatch, state, what, requeued):
     stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
     n = stage.run.start_attempt({})
     if what == "stop":
@@ -480,8 +485,8 @@ def test_what_the_watcher_does_for_a_shell_that_is_gone(stage, slept, monkeypatc
     assert stage.run.hit_time_limit(n) == ("TimeLimit" in state)
 
 
-def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
-    """For storage or for Slurm's answer, for ten minutes: the limit may come first, and ends the trap with the job."""
+def test_watcher_detects_time_limit_while_exit_trap_waits(stage, tmp_path):
+    """The trap waits up to ten minutes for storage or Slurm. The job may reach its limit first, which ends the trap."""
     limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
     stage.commands("srun", "exit 1")
     stage.commands(
@@ -500,8 +505,8 @@ def test_the_limit_is_looked_for_while_the_trap_waits(stage, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["begin", "end"])
-def test_a_full_disk_that_holds_the_logs_too_does_not_end_the_job(stage, what):
-    """What is said of it cannot be written either."""
+def test_batch_hooks_requeue_job_if_disk_and_logs_are_full(stage, what):
+    """Error messages cannot be written either."""
     file = stage.run.path / "job.json"
     command = [sys.executable, "-c", FULL, str(stage.run.path), what, *(["--attempt", "1"] if what == "end" else [])]
     stage.run.start_attempt({})
@@ -522,8 +527,8 @@ sys.exit(requeue.main([sys.argv[2], sys.argv[1], *sys.argv[3:]]))
 """
 
 
-def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
-    """The ranks could not write their causes either; their exit codes say crash."""
+def test_exit_trap_records_storage_cause_if_disk_is_full(tmp_path, small_disk):
+    """The ranks could not write their causes either, and their exit codes alone would mean a crash."""
     run = RunDir(small_disk / "sweep" / "run")
     run.start_attempt({})
     filler = small_disk / "filler"
@@ -550,20 +555,20 @@ def test_a_full_disk_that_the_trap_meets_is_the_cause(tmp_path, small_disk):
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sh")), ids=lambda path: path.stem)
-def test_shellcheck_finds_nothing_in_the_script(path):
-    # SC1091: /etc/profile is the node's, and not ours to look at
+def test_shellcheck_reports_no_problems_in_golden_scripts(path):
+    # SC1091: /etc/profile belongs to the node and is not checked here
     done = subprocess.run([require_shellcheck(), "--exclude=SC1091", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_python_of_the_script_is_the_one_that_submits():
+def test_profile_python_defaults_to_submitting_interpreter():
     assert ClusterProfile().jobs_python == ClusterProfile().hosts_python == sys.executable
     boxed = ClusterProfile(container="x.sif")
     assert (boxed.jobs_python, boxed.hosts_python) == ("python3", "python3")
 
 
 @pytest.mark.parametrize("line", ['partition: "gpu\\nrm"', 'options: {mem: "1\\r2"}', 'container_mounts: ["/a\\n/b"]'])
-def test_a_profile_puts_no_line_of_its_own_into_the_script(tmp_path, line):
+def test_profile_refuses_control_characters(tmp_path, line):
     (tmp_path / "bad.yaml").write_text(f"kind: slurm\n{line}\n")
     with pytest.raises(ConfigError, match=f"{line.partition(':')[0]}: a control character"):
         load_profile(str(tmp_path / "bad.yaml"))

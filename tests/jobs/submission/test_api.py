@@ -1,4 +1,4 @@
-"""``flip.submit`` from Python: typed, the same as the command, and independent of the process that calls it."""
+"""Tests of ``flip.submit`` from Python: same options and errors as the command, and typed results."""
 
 import re
 import subprocess
@@ -28,7 +28,7 @@ flip.submit("quickstart", dry=True)
 """
 
 
-def test_a_refusal_is_the_error_of_the_command(typed, desk):
+def test_submit_raises_config_errors_of_command(typed, desk):
     with pytest.raises(ConfigError, match="no such sweep file"):
         flip.submit("nothing-of-this-name")
     with pytest.raises(ConfigError, match="nothing"):
@@ -36,7 +36,7 @@ def test_a_refusal_is_the_error_of_the_command(typed, desk):
     assert typed.started == []
 
 
-def test_options_are_those_of_the_command(typed, desk, capsys):
+def test_submit_accepts_options_of_command(typed, desk, capsys):
     runs = flip.submit(desk.sweep, seeds=[0, 1], overrides=["stages.pretrain.samples=64"])
     assert runs.folder == desk.runs / "demo" and list(runs.names) == typed.started == typed.there()
     assert runs.names == ("half", "half-s1", "whole", "whole-s1")
@@ -44,7 +44,7 @@ def test_options_are_those_of_the_command(typed, desk, capsys):
     assert "4 runs on local" in capsys.readouterr().out
 
 
-def test_a_missing_tracker_is_a_warning(typed, desk, capsys, monkeypatch):
+def test_submit_warns_if_tracker_is_not_installed(typed, desk, capsys, monkeypatch):
     monkeypatch.setattr("jobs.tracking.tracker.find_spec", lambda name: None)
     jobs = []
     monkeypatch.setattr(typed, "submit", jobs.extend)
@@ -54,7 +54,7 @@ def test_a_missing_tracker_is_a_warning(typed, desk, capsys, monkeypatch):
     assert "wandb: masking" in (runs.folder / "half" / "config.yaml").read_text()
 
 
-def test_wait_and_cancel(tmp_path, monkeypatch):
+def test_submitted_runs_wait_for_ends_and_cancel_active_runs(tmp_path, monkeypatch):
     runs, answers = SubmittedRuns(tmp_path, ("a", "b")), iter([("running", "failed"), ("complete", "failed")])
     cancelled = []
 
@@ -72,14 +72,14 @@ def test_wait_and_cancel(tmp_path, monkeypatch):
     assert cancelled == [("a", "wrong data")]
 
 
-def test_a_scheduler_that_does_not_answer_is_an_error(typed, desk, monkeypatch):
+def test_submit_raises_storage_error_if_scheduler_does_not_answer(typed, desk, monkeypatch):
     monkeypatch.setattr("jobs.submission.submission.Submission.run", lambda self: (69, None))
     with pytest.raises(StorageError, match="the state of no run is known"):
         flip.submit(desk.sweep)
 
 
 @pytest.mark.long
-def test_a_sweep_is_submitted_waited_for_and_read(desk, monkeypatch):
+def test_submit_trains_sweep_and_returns_results(desk, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
     runs = flip.submit(desk.sweep, only="half", overrides=["stages.pretrain.samples=32"])
     with pytest.raises(TimeoutError, match="half"):
@@ -95,10 +95,10 @@ def test_a_sweep_is_submitted_waited_for_and_read(desk, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_type_checker_knows_the_interface(tmp_path):
+def test_mypy_infers_types_of_submit_interface(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "mypy", str(script)]  # with the options and so the cache of `make types`
+    command = [sys.executable, "-m", "mypy", str(script)]  # same options as `make types`, to share its cache
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     shown = re.findall(r"script\.py:(\d+): (note: Revealed type|error: .*?\"(\w+)\")", done.stdout)
     assert [int(line) for line, *_ in shown] == [5, 6, 7, 8, 9, 10], done.stdout

@@ -1,4 +1,4 @@
-"""Carrying out a plan: pruning, restarting and forking runs, and errors of the folder of runs."""
+"""Tests that submit carries out plans: pruned, restarted, forked and cancelled runs, and errors of the runs folder."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import wanted
 
 
-def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
+def test_prune_moves_dropped_runs_to_trash_with_consent(desk, typed):
     more = desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n"
     assert typed(sweep=more)[0] == 0 and typed.started == ["half", "whole", "other", "last"]
     code, out, _ = typed()
@@ -42,8 +42,8 @@ def test_dropped_runs_go_to_the_trash_when_a_person_agrees(desk, typed):
     assert typed.there() == ["mid", "whole"] and typed.started == ["mid", "whole"]
 
 
-def test_the_outcome_for_programs(desk, typed, tmp_path):
-    """Standard output is one document with --json, also if the plan is refused; hints go to standard error."""
+def test_json_option_prints_outcome_as_single_document(desk, typed, tmp_path):
+    """With --json, standard output is a single document, even if the plan is refused. Hints go to standard error."""
     code, out, err = typed("--json", sweep=desk.text + "  other: {seed: 1}\n")
     assert code == 0 and json.loads(out)["outcome"]["started"] == typed.started == ["half", "whole", "other"]
     assert "next:" in err
@@ -58,13 +58,13 @@ def test_the_outcome_for_programs(desk, typed, tmp_path):
     assert "next:" not in typed("--quiet")[1] and "half" in typed("--quiet")[1]
 
 
-def test_another_root(desk, typed, tmp_path):
+def test_root_option_places_runs_in_other_folder(desk, typed, tmp_path):
     assert typed("--root", str(tmp_path / "elsewhere"))[0] == 0 and not typed.there()
     record = read_json(tmp_path / "elsewhere" / "demo" / "half" / "identity.json")
     assert record["hash"] and not desk.runs.exists()
 
 
-def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypatch):
+def test_prune_asks_on_terminal_and_respects_refusal(desk, typed, monkeypatch):
     typed(sweep=desk.text + "  other: {seed: 1}\n")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     asked = Mock(return_value="n")
@@ -76,7 +76,7 @@ def test_pruning_asks_on_a_terminal_and_a_no_does_nothing(desk, typed, monkeypat
     assert typed("--prune")[0] == 0 and typed.trashed() == ["other"]
 
 
-def test_a_restart_asks_and_says_how_to_bring_the_old_run_back(desk, typed):
+def test_restart_asks_for_consent_and_prints_restore_command(desk, typed):
     typed()
     write_json(desk.runs / "demo" / "half" / "result.json", {"run": "half"})
     words = ["--changed", "restart"]
@@ -92,7 +92,7 @@ def test_a_restart_asks_and_says_how_to_bring_the_old_run_back(desk, typed):
     assert (desk.runs / "demo" / "half-old" / "result.json").exists() and (desk.runs / "demo" / "half").exists()
 
 
-def test_pruning_respects_only_and_says_how_to_bring_runs_back(desk, typed):
+def test_prune_respects_only_option_and_prints_restore_command(desk, typed):
     typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n")
     assert "no longer in the sweep" not in typed("--only", "half")[1]
     assert typed("--only", "half", "--prune", "--yes")[0] == 0 and not typed.trashed()
@@ -106,7 +106,7 @@ def test_pruning_respects_only_and_says_how_to_bring_runs_back(desk, typed):
     assert code == 78 and "no run of the sweep matches" in err
 
 
-def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
+def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     typed()
     changed = desk.text.replace("mask: 0.5", "mask: 0.25")
     code, out, err = typed(sweep=changed)
@@ -133,19 +133,19 @@ def test_changed_runs_are_kept_forked_or_begun_again(desk, typed):
     )
 
 
-def test_two_submits_at_once(desk):
+def test_submit_refuses_sweep_locked_by_other_submit(desk):
     with folders.lock(desk.runs / "demo"):
         done = desk.submit()
     assert done.returncode == 78 and "another submit is at work" in done.stderr
 
 
-def test_a_file_in_the_way_of_the_runs(desk):
+def test_submit_refuses_file_in_place_of_runs_folder(desk):
     desk.runs.write_text("")
     done = desk.submit()
     assert done.returncode == 78 and "a file is where a folder must be" in done.stderr
 
 
-def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
+def test_submit_reports_runs_cancelled_meanwhile(typed, monkeypatch):
     def cancelled(jobs):
         create_json(jobs[0].run.cancel, {"who": "ann"})
 
@@ -154,14 +154,14 @@ def test_who_is_cancelled_while_they_are_submitted_is_said(typed, monkeypatch):
     assert code == 0 and "cancelled meanwhile, so not started: half\n" in out
 
 
-# -- runs that are cancelled while they are submitted
+# -- runs that are cancelled during submission
 
 WHO = {"who": "ann", "why": "not needed"}
 
 
 @pytest.fixture(params=["local", "slurm"])
 def cluster(request, commands, monkeypatch):
-    """Takes what it gets and starts nothing."""
+    """A backend that accepts jobs and starts none."""
     monkeypatch.setattr(local, "start_supervisor", lambda *_: None)
     commands("sbatch", 'echo "Submitted batch job 57"')
     commands("srun", "")
@@ -173,7 +173,7 @@ def cluster(request, commands, monkeypatch):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """``sweep(*names, **words)``: the plan for these runs of the sweep."""
+    """``sweep(*names, **words)`` plans these runs; ``words`` are options of the plan."""
     place = tmp_path / "demo"
     (place / ".code" / "new").mkdir(parents=True)
 
@@ -186,11 +186,11 @@ def sweep(tmp_path):
 
 
 def apply(sweep, plan, cluster):
-    """Names of the jobs that are handed over."""
+    """Apply the plan, and return the names of the submitted jobs."""
     return [job.run.name for job in folder.apply(plan, sweep.snapshot, cluster, {})]
 
 
-def test_one_that_was_cancelled_since_it_was_planned_is_left_alone(sweep, cluster):
+def test_apply_skips_run_cancelled_after_planning(sweep, cluster):
     apply(sweep, sweep("a", "b"), cluster)
     before = read_json(sweep.place / "a" / "job.json")
     plan = sweep("a", "b")
@@ -200,7 +200,7 @@ def test_one_that_was_cancelled_since_it_was_planned_is_left_alone(sweep, cluste
     assert read_json(sweep.place / "a" / "cancel.json") == WHO and read_json(sweep.place / "a" / "job.json") == before
 
 
-def test_one_that_was_cancelled_before_starts_with_retry(sweep, cluster):
+def test_apply_starts_cancelled_run_only_with_retry(sweep, cluster):
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     assert apply(sweep, sweep("a"), cluster) == []
@@ -209,7 +209,7 @@ def test_one_that_was_cancelled_before_starts_with_retry(sweep, cluster):
     assert folder.cancelled_meanwhile(plan) == [] and not (sweep.place / "a" / "cancel.json").exists()
 
 
-def test_a_new_one_that_is_cancelled_before_it_is_handed_over_stays_cancelled(sweep, cluster, monkeypatch):
+def test_new_run_cancelled_before_submission_stays_cancelled(sweep, cluster, monkeypatch):
     plan, submit = sweep("a", "b"), cluster.submit
 
     def slowly(jobs):
@@ -222,7 +222,7 @@ def test_a_new_one_that_is_cancelled_before_it_is_handed_over_stays_cancelled(sw
     assert cluster.states([RunDir(sweep.place / "a")])[sweep.place / "a"].state == "cancelled"
 
 
-def test_one_that_is_begun_again_has_a_new_directory_and_no_cancel(sweep, cluster):
+def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster):
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     want = wanted("a", mask="0.75")
@@ -230,8 +230,8 @@ def test_one_that_is_begun_again_has_a_new_directory_and_no_cancel(sweep, cluste
     assert apply(sweep, plan, cluster) == ["a"] and folder.cancelled_meanwhile(plan) == []
 
 
-def test_it_is_the_new_order_that_is_no_longer_cancelled(tmp_path, cluster, monkeypatch):
-    """A supervisor that looks in between must not start what the old job.json says."""
+def test_backend_removes_cancel_file_after_writing_job_record(tmp_path, cluster, monkeypatch):
+    """A supervisor that reads the folder in between must not start the job of the old job.json."""
     run, seen = RunDir(tmp_path / "demo" / "a"), []
     run.path.mkdir(parents=True)
     create_json(run.cancel, WHO)

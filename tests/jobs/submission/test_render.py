@@ -1,4 +1,4 @@
-"""The plan as text: on terminals of several widths, and on a pipe."""
+"""Tests of plans as text on terminals of several widths and on a pipe, and of their estimates of time."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ DATA = {"quickstart_full": [DatasetFacts(55_070, 9, 1.0, "", True)]}
 
 
 def planned(name, profile, **options):
-    """A plan of sweeps/NAME.yaml: the first run is new, the second one has failed, the third one has changed."""
+    """A plan of sweeps/NAME.yaml: the first run is new, the second has failed, the third has changed."""
     sweep, actions = load(SWEEPS / f"{name}.yaml", **options), []
     for run, (kind, reason, starts) in zip(
         sweep.runs, [("new", "", True), ("failed", f"CUDA error {HOSTILE}", True), ("changed", "seed: 0 -> 1", False)],
@@ -37,7 +37,7 @@ def planned(name, profile, **options):
     ):  # fmt: skip
         config = resolve(run.config, NODE, DATA.get(name) or dataset_facts(run.config, nominal=True))
         known = estimate(config, profile)
-        devices = [replace(device, memory={"total": 20e9}) for device in known.devices]  # of another test
+        devices = [replace(device, memory={"total": 20e9}) for device in known.devices]  # fixed for the golden text
         known = replace(known, devices=devices)
         wanted = ResolvedRun(run.name, config, identity(config, ""), known, cluster=profile.name)
         actions.append(Action(wanted, kind, reason, starts))
@@ -46,7 +46,7 @@ def planned(name, profile, **options):
 
 @pytest.mark.parametrize("columns", [40, 80, 200, None])
 @pytest.mark.parametrize("name, cluster", [("quickstart_full", "local"), ("masking", "h100")])
-def test_the_plan(name, cluster, columns, monkeypatch):
+def test_plan_page_matches_golden_text(name, cluster, columns, monkeypatch):
     for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -70,7 +70,7 @@ def test_the_plan(name, cluster, columns, monkeypatch):
         assert b"\x1b[2J" not in screen.raw
 
 
-def test_the_command_on_a_terminal(desk):
+def test_submit_command_prints_styled_plan_on_terminal(desk):
     words = (sys.executable, ROOT / "jobs" / "submit.py", "--sweep", desk.sweep, "--dry-run")
     with Terminal(80, 50) as screen:
         env = {**os.environ, "FLIP_RUNS": str(desk.runs), "TERM": "xterm-256color"}
@@ -79,7 +79,7 @@ def test_the_command_on_a_terminal(desk):
         assert "wall-clock" in text and "attempts" in text and b"\x1b[1m" in screen.raw and screen.cursor
 
 
-def test_the_wall_clock_time_of_a_plan_on_cpus():
+def test_cpu_estimate_derives_wall_hours_from_core_gflops():
     (action, *_), profile = planned("quickstart_full", load_profile("local"))[0].actions, load_profile("local")
     known = action.wanted.estimate
     threads = action.wanted.config.compute.threads
@@ -89,7 +89,7 @@ def test_the_wall_clock_time_of_a_plan_on_cpus():
     assert twice.as_dict()["wall_hours"] == twice.wall_hours and twice.as_dict()["attempts"] == 1
 
 
-def test_the_attempts_of_a_plan_on_gpus():
+def test_gpu_estimate_derives_attempts_from_wall_limit():
     (action, *_), _ = planned("masking", profile := load_profile("h100"))[0].actions, None
     known, config = action.wanted.estimate, action.wanted.config
     world = config.resources.nodes * config.resources.processes
@@ -102,7 +102,7 @@ def test_the_attempts_of_a_plan_on_gpus():
 @pytest.mark.parametrize(
     "kind, parallel, hours", [("local", 0, 9.0), ("local", 2, 4.5), ("slurm", 0, 4.0), ("slurm", 1, 9.0)]
 )
-def test_the_time_until_all_runs_have_ended(kind, parallel, hours):
+def test_makespan_depends_on_backend_and_parallel_runs(kind, parallel, hours):
     profile = ClusterProfile(kind=kind, parallel=parallel)
     assert makespan([4.0, 3.0, 2.0], profile) == hours
     assert makespan([4.0, None], profile) is None and makespan([], profile) is None

@@ -1,4 +1,4 @@
-"""The code that runs is the code that was submitted, without secrets."""
+"""Tests of snapshots of the submitted code: their files, restored damage, and refusal of untrusted copies."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def taken(snapshot):
     return sorted(str(path.relative_to(snapshot.path)) for path in snapshot.path.rglob("*") if path.is_file())
 
 
-def test_takes_what_a_run_needs(repository, tmp_path):
+def test_snapshot_copies_code_without_tests_and_ignored_files(repository, tmp_path):
     (repository / "sweeps" / "schemas").mkdir(parents=True)
     (repository / "sweeps" / "schemas" / "sweep.json").write_text("{}")
     snapshot = take(repository, tmp_path / "code")
@@ -66,7 +66,7 @@ NO_CODE = (
 
 @pytest.mark.parametrize("name", NO_CODE)
 @pytest.mark.parametrize("folder", ["flip", "sweeps/clusters"])
-def test_files_that_are_no_code_are_not_copied(repository, tmp_path, folder, name):
+def test_snapshot_leaves_out_secrets_and_binary_files(repository, tmp_path, folder, name):
     (repository / ".gitignore").unlink(missing_ok=True)
     (repository / "flip/built.so").unlink(missing_ok=True)
     (repository / folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def test_files_that_are_no_code_are_not_copied(repository, tmp_path, folder, nam
     assert f"{folder}/{name}" in snapshot.left_out
 
 
-def test_the_digest_is_of_the_contents(repository, tmp_path):
+def test_snapshot_digest_depends_on_contents_of_copied_files(repository, tmp_path):
     first = take(repository, tmp_path / "code")
     (repository / "tests" / "t.py").write_text("changed")
     assert take(repository, tmp_path / "code") == first
@@ -87,14 +87,14 @@ def test_the_digest_is_of_the_contents(repository, tmp_path):
     assert (first.path / "flip/a.py").read_text() == "A = 1\n" and (second.path / "flip/a.py").read_text() == "A = 2\n"
 
 
-def test_a_deleted_file_is_not_missed(repository, tmp_path):
+def test_snapshot_omits_file_deleted_from_work_tree(repository, tmp_path):
     (repository / "flip" / "more.py").write_text("")
     (repository / "flip" / "a.py").unlink()
     assert taken(take(repository, tmp_path / "code")) == ["flip/more.py", "jobs/b.py", "pyproject.toml"]
 
 
-def test_what_scratch_has_purged_of_a_snapshot_is_put_back(repository, tmp_path):
-    """File by file: one is gone with its folder, one was cut off by a lost mount, and what is whole is left alone."""
+def test_snapshot_restores_purged_and_truncated_files(repository, tmp_path):
+    """A purged file, with its folder, and a truncated file are restored. Intact files stay untouched."""
     first = take(repository, tmp_path / "code")
     whole, gone, cut = (first.path / name for name in ("pyproject.toml", "jobs/b.py", "flip/a.py"))
     shutil.rmtree(gone.parent)
@@ -108,7 +108,7 @@ def test_what_scratch_has_purged_of_a_snapshot_is_put_back(repository, tmp_path)
     assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_snapshot_that_cannot_be_mended_is_a_sentence(repository, tmp_path, monkeypatch):
+def test_snapshot_reports_storage_error_if_restore_fails(repository, tmp_path, monkeypatch):
     first = take(repository, tmp_path / "code")
     (first.path / "jobs/b.py").unlink()
     monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
@@ -117,22 +117,22 @@ def test_a_snapshot_that_cannot_be_mended_is_a_sentence(repository, tmp_path, mo
     assert taken(first) == ["flip/a.py", "pyproject.toml"]
 
 
-def test_too_large_is_refused(repository, tmp_path):
+def test_snapshot_refuses_code_above_size_limit(repository, tmp_path):
     (repository / "flip" / "data.py").write_bytes(bytes(2000))
     with pytest.raises(ConfigError, match="larger.*data.py.*gitignore"):
         take(repository, tmp_path / "code", limit=1000)
     assert not (tmp_path / "code").exists()
 
 
-def test_a_file_that_was_not_submitted_is_refused(repository, tmp_path):
-    """Every Python imports a sitecustomize.py by itself."""
+def test_snapshot_refuses_existing_copy_with_unknown_file(repository, tmp_path):
+    """Python imports a sitecustomize.py on its path without being asked."""
     first = take(repository, tmp_path / "code")
     (first.path / "sitecustomize.py").write_text("")
     with pytest.raises(ConfigError, match="sitecustomize.py: a file in the copied code is not of the code"):
         take(repository, tmp_path / "code")
 
 
-def test_changed_bytes_of_the_same_length_are_put_back(repository, tmp_path):
+def test_snapshot_restores_changed_bytes_of_same_length(repository, tmp_path):
     first = take(repository, tmp_path / "code")
     (first.path / "flip/a.py").chmod(0o644)
     (first.path / "flip/a.py").write_text("A = 2\n")
@@ -140,7 +140,7 @@ def test_changed_bytes_of_the_same_length_are_put_back(repository, tmp_path):
 
 
 @pytest.mark.parametrize("place", [".", "flip", "flip/a.py"])
-def test_a_copy_that_others_may_write_to_is_refused(repository, tmp_path, place):
+def test_snapshot_refuses_copy_writable_by_other_users(repository, tmp_path, place):
     first = take(repository, tmp_path / "code")
     (first.path / place).chmod(0o666 | 0o111 * (place != "flip/a.py"))
     with pytest.raises(PermissionDenied, match="is not trusted: .*every user may write to it"):
@@ -149,7 +149,7 @@ def test_a_copy_that_others_may_write_to_is_refused(repository, tmp_path, place)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("place", ["code", "copy", "link"])
-def test_a_copy_that_another_user_prepared_is_refused(repository, tmp_path, place):
+def test_snapshot_refuses_symlink_or_copy_owned_by_other_user(repository, tmp_path, place):
     first = take(repository, tmp_path / "code")
     if place == "link":
         first.path.rename(tmp_path / "moved")
@@ -160,8 +160,8 @@ def test_a_copy_that_another_user_prepared_is_refused(repository, tmp_path, plac
         take(repository, tmp_path / "code")
 
 
-def test_bytecode_of_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):
-    """Python executes it, and would create its folder with the umask."""
+def test_snapshot_stays_trusted_after_import_under_open_umask(repository, tmp_path):
+    """Python executes bytecode, and would create __pycache__ with the permissions of the umask."""
     first = take(repository, tmp_path / "code")
     before = os.umask(0)
     try:
@@ -174,7 +174,7 @@ def test_bytecode_of_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_
     assert take(repository, tmp_path / "code") == first
 
 
-def test_a_copy_is_closed_whatever_the_umask_allows(repository, tmp_path):
+def test_snapshot_is_not_writable_by_others_under_open_umask(repository, tmp_path):
     before = os.umask(0)
     try:
         snapshot = take(repository, tmp_path / "code")

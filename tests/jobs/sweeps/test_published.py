@@ -1,4 +1,4 @@
-"""Sweeps of the paper: planned without data, heads that say what they cost, configurations that their rows need."""
+"""Tests of shipped sweeps against published results: plans without data, costs in file heads, settings and rows."""
 
 import json
 import re
@@ -35,7 +35,7 @@ H100_NODE, LAPTOP = Host(cores=96, memory=10**12, bf16=True, cuda=True), Host(co
 
 @pytest.fixture(autouse=True)
 def nothing_here(tmp_path, monkeypatch):
-    """No data, no Slurm."""
+    """An empty cache, an empty runs folder, and no Slurm commands."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PATH", "/nowhere")
@@ -47,7 +47,7 @@ def head(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "quickstart_full"])
-def test_a_sweep_is_planned_without_its_data(name, capsys):
+def test_shipped_sweep_is_planned_without_data(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
     assert {run["action"] for run in plan["runs"]} == {"new"}
@@ -56,7 +56,7 @@ def test_a_sweep_is_planned_without_its_data(name, capsys):
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (SWEEPS / "recipes").glob("*.yaml")))
-def test_a_recipe_is_planned_without_data(recipe, tmp_path, capsys):
+def test_shipped_recipe_is_planned_without_data(recipe, tmp_path, capsys):
     run = {"data.samples": 400_000_000, "compute.accumulate": 16}
     sweep = {"title": "T", "cluster": "h100", "recipe": recipe, "runs": {"a": run}}
     (tmp_path / "planned.yaml").write_text(json.dumps(sweep))
@@ -64,12 +64,12 @@ def test_a_recipe_is_planned_without_data(recipe, tmp_path, capsys):
 
 
 def arithmetic_hours(run):
-    """GPU-hours at 40 % of the peak: without communication and input, which depend on more of the profile."""
+    """GPU-hours at 40 % of the peak, without communication and input, which depend on further values of the profile."""
     return sum(stage["compute_seconds"] * stage["steps"] for stage in run["stages"]) * run["world"] / 3600
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
+def test_paper_sweep_head_states_published_top1_and_cost(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan, sweep = json.loads(capsys.readouterr().out), load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
@@ -80,8 +80,8 @@ def test_a_head_says_what_is_expected_and_what_it_costs(name, capsys):
 
 
 @pytest.mark.parametrize("name", OF_OTHERS)
-def test_heads_of_other_recipes_have_samples_and_cost_of_their_source(name, capsys):
-    """The costs of the heads are those of the sources' lengths by the arithmetic of our plans, within 2 %."""
+def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys):
+    """The head gives the cost that our plans calculate for the training length of the source, within 2 %."""
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan, sweep = json.loads(capsys.readouterr().out), load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
@@ -94,7 +94,7 @@ def test_heads_of_other_recipes_have_samples_and_cost_of_their_source(name, caps
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_sweep_is_what_its_rows_of_the_paper_need(name):
+def test_shipped_sweep_matches_settings_of_its_published_rows(name):
     sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart_full" else [])
     for run in sweep.runs:
         config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, dataset_facts(run.config))
@@ -109,7 +109,7 @@ def test_a_sweep_is_what_its_rows_of_the_paper_need(name):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_row_names_a_run_that_a_sweep_has(table):
+def test_published_row_names_existing_run_and_known_columns(table):
     for name, entry in paper.rows(table).items():
         row = published(entry)
         assert row.run or row.not_yet, name
@@ -129,7 +129,7 @@ def test_a_row_names_a_run_that_a_sweep_has(table):
         assert all(18 < number < 99 for number in row.top1.values())
 
 
-def test_twins_say_that_nothing_was_published():
+def test_small_sweep_head_states_lack_of_published_numbers():
     assert set(SMALL) == {"masking_small", "batch_small", "tuning_small", "grid_small"}
     for name in SMALL:
         sweep = load(SWEEPS / f"{name}.yaml")
@@ -138,7 +138,7 @@ def test_twins_say_that_nothing_was_published():
             assert (run.config.resources.gpus, run.config.resources.cpus, run.config.compute.threads) == (0, 2, 1)
 
 
-def test_an_unknown_row_is_named_with_those_that_are_there(tmp_path):
+def test_load_refuses_unknown_row_or_table_and_lists_known_names(tmp_path):
     path = tmp_path / "s.yaml"
     text = "set: {stages: [{name: pretrain, samples: 128, batch: 128}]}\nruns: {a: }\n"
     for line, words in (("paper: {a: '1a, mask 51 %'}", "1a, mask 50 %"), ("table: 9z", "1a, 1b")):
@@ -148,7 +148,7 @@ def test_an_unknown_row_is_named_with_those_that_are_there(tmp_path):
         assert words in caught.value.paragraph() and "s.yaml:3" in caught.value.paragraph()
 
 
-def test_what_makes_a_run_incomparable_is_told(tmp_path):
+def test_obstacles_list_reasons_against_comparison(tmp_path):
     outcome = read_run(make(tmp_path / "demo", "mask50", "0.5").path)
     row = published(paper.row("1a, mask 50 %"))
     reasons = obstacles(row, [outcome], "imagenet")
@@ -170,7 +170,7 @@ def test_what_makes_a_run_incomparable_is_told(tmp_path):
     assert obstacles(Published("", {}, not_yet="no masked test"), [outcome], "twemoji") == ["no masked test"]
 
 
-def test_what_a_gap_means():
+def test_verdict_depends_on_gap_and_tolerance():
     def verdict(ours, why=(), within=0.5):
         return Line(Published("r", {}, within=within), "imagenet", "a", 69.6, ours, None, None, list(why)).verdict
 
@@ -180,8 +180,8 @@ def test_what_a_gap_means():
     assert verdict(69.6, within=None) == "no tolerance given"
 
 
-def test_a_model_of_others_stands_beside_our_runs(tmp_path):
-    """Its published number, its score here, and no settings to differ."""
+def test_comparison_includes_registered_external_model(tmp_path):
+    """Such a model has a published number and a score measured here, but no settings to compare."""
     ours = read_run(make(tmp_path / "sizes", "flip-b16", "0.5").path)
     theirs = RunDir(tmp_path / "others" / "openclip-b16")
     open_clip_folder.register(theirs, "/models/openclip-b16")

@@ -1,3 +1,5 @@
+"""Tests that sweep files expand into named runs, and that mistakes in them are reported."""
+
 import re
 import shlex
 import subprocess
@@ -33,7 +35,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Write a sweep file and load it."""
+    """``sweep(text, ...)`` writes a sweep file and loads it."""
 
     def write(text, *args, **kwargs):
         path = tmp_path / "trial.yaml"
@@ -59,7 +61,7 @@ def mistake(sweep, text, *args, **kwargs):
         ("joint_scaling", {"model-data": (256, "H/14", 12.8e9), "joint": (256, "H/14", 25.6e9)}),
     ],
 )
-def test_the_papers_sweeps_expand_and_validate(name, runs):
+def test_paper_sweeps_expand_and_validate(name, runs):
     loaded = load(SWEEPS / f"{name}.yaml")
     assert (loaded.name, loaded.cluster, set(loaded.paper)) == (name, "h100", set(runs))
     for run in loaded.runs:
@@ -75,7 +77,7 @@ def test_the_papers_sweeps_expand_and_validate(name, runs):
         assert config.stages[0].warmup == (256e6 if config.model.size == "H/14" else 51.2e6)
 
 
-def test_the_quickstart_and_the_portable_recipe():
+def test_quickstart_sweep_uses_portable_recipe():
     loaded = load(SWEEPS / "quickstart_full.yaml", ["data.samples=5507"])
     assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
     for run in loaded.runs:
@@ -88,7 +90,7 @@ def test_the_quickstart_and_the_portable_recipe():
     assert loaded.runs[0].differs["stages.unmasked"] is True and loaded.runs[2].differs["stages.unmasked"] is False
 
 
-#: What people have run directories of. A name that moves is a run that is trained twice; so is an identity.
+#: Names and identities of runs that users already have. If either changes, submit trains the run a second time.
 PINNED = {
     "batch": {
         "mask50-16k": "d11f837c003dbf96",
@@ -164,15 +166,15 @@ PINNED = {
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_names_and_identities_of_the_shipped_sweeps_stay(name, monkeypatch):
-    monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # of data that are not there, the path stands in the identity
-    here = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # whatever is installed or fetched
+def test_shipped_sweeps_keep_pinned_names_and_identities(name, monkeypatch):
+    monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # without the data, the identity contains their path
+    here = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # same on every machine
     runs = load(SWEEPS / f"{name}.yaml", here).runs
     resolved = {run.name: resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
     assert {name: identity(config, "")["hash"][:16] for name, config in resolved.items()} == PINNED[name]
 
 
-def test_grid_runs_and_seeds_make_short_names(sweep):
+def test_grid_runs_and_seeds_have_short_names(sweep):
     text = COMMON + "grid: {stages.pretrain.mask: [0.5, 0.75], model.size: [tiny, L/16], seed: [3]}\n"
     loaded = sweep(text)
     assert [r.name for r in loaded.runs] == ["mask0.5-tiny", "mask0.5-l16", "mask0.75-tiny", "mask0.75-l16"]
@@ -211,7 +213,7 @@ grid:
 """
 
 
-def test_axes_nest_and_names_follow_the_way(sweep):
+def test_nested_axes_expand_and_run_names_follow_nesting(sweep):
     loaded = sweep(NESTED)
     names = [run.name for run in loaded.runs]
     tails = ["laion400m", "laion2b-mask0.5", "laion2b-mask0.75"]
@@ -227,7 +229,7 @@ def test_axes_nest_and_names_follow_the_way(sweep):
     ]  # fmt: skip
 
 
-def test_a_zip_goes_in_step_and_its_first_axis_names_it(sweep):
+def test_zip_pairs_values_and_names_runs_by_first_axis(sweep):
     text = COMMON + "zip: {stages.pretrain.mask: [0, 0.5, 0.75], stages.pretrain.batch: [64, 128, 128]}\n"
     assert [(r.name, r.config.stages[0].batch) for r in sweep(text).runs] == [
         ("mask0", 64), ("mask0.5", 128), ("mask0.75", 128),
@@ -251,13 +253,13 @@ def test_a_zip_goes_in_step_and_its_first_axis_names_it(sweep):
         ("model.text.prepend_cls == true or seed == 3", "all"),
     ],
 )  # fmt: skip
-def test_where_keeps_what_it_says(sweep, lines, left):
+def test_where_filters_runs_by_conditions(sweep, lines, left):
     text = COMMON + "grid: {stages.pretrain.mask: [0, 0.5, 0.75], model.size: [B/16, L/16]}\n"
     expected = [run.name for run in sweep(text).runs] if left == "all" else left
     assert [run.name for run in sweep(text + f"where: {lines}\n").runs] == expected
 
 
-def test_a_where_inside_is_about_its_own_runs_and_sees_the_whole_run(sweep):
+def test_nested_where_filters_own_runs_by_complete_configuration(sweep):
     inner = NESTED + "    where: model.size == B/16 or data.manifest == /a\n"
     names = [run.name for run in sweep(inner).runs]
     assert [name for name in names if "l16" in name] == ["plain-l16-laion400m", "tuned-l16-laion400m"]
@@ -266,7 +268,7 @@ def test_a_where_inside_is_about_its_own_runs_and_sees_the_whole_run(sweep):
     assert "absent" in mistake(sweep, NESTED + "where: stages.unmasked.batch < 1024\n")
 
 
-def test_what_the_sweep_sets_is_known_by_name(sweep):
+def test_given_lists_keys_set_by_sweep_and_overrides(sweep):
     one, other = sweep(
         "set: {stages: [{name: one, batch: 8}]}\nruns: {a: {model: {size: L/16}}, b: {}}", ["seed=3"]
     ).runs
@@ -274,13 +276,13 @@ def test_what_the_sweep_sets_is_known_by_name(sweep):
     assert "stages.one.mask" not in one.given and not {"model.size", "model.image.width"} & other.given
 
 
-def test_a_seed_can_be_left_to_some_runs(sweep):
+def test_where_restricts_seed_to_some_runs(sweep):
     text = COMMON + "runs: {a: , b: {optim.eps: 1e-6}}\nseeds: [0, 1]\nwhere: seed == 0 or optim.eps == 1e-6\n"
     assert [run.name for run in sweep(text).runs] == ["a", "b", "b-s1"]
     assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"], "the command line moves no run"
 
 
-def test_overrides_win_and_only_keeps(sweep):
+def test_overrides_take_precedence_and_only_selects_runs(sweep):
     text = COMMON + "runs: {a: , b: {seed: 4}}\ngrid: {optim.eps: [1e-8]}\n"
     loaded = sweep(text, ["seed=9"], only="b*")
     assert [(r.name, r.config.seed) for r in loaded.runs] == [("b", 9)]
@@ -305,7 +307,7 @@ def test_recipe_portable2_is_portable_with_the_image_transform_of_open_clip(swee
     assert config == other
 
 
-def test_recipes_lie_under_the_set(sweep, tmp_path):
+def test_set_values_override_recipe_values(sweep, tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes/mine.yaml").write_text("base: portable\noptim: {beta1: 0.8, beta2: 0.7}\n")
     config = sweep("recipe: mine\nset: {optim.beta1: 0.5}\nruns: {a: }\n").runs[0].config
@@ -376,7 +378,7 @@ def test_recipes_lie_under_the_set(sweep, tmp_path):
         (COMMON + "runs: {a: {data.tokenizer: '${x}'}}\n", ["interpolation is off"]),
     ],
 )
-def test_mistakes_name_file_line_and_key(sweep, text, words):
+def test_load_error_names_file_line_and_key(sweep, text, words):
     paragraph = mistake(sweep, text)
     for word in ["trial.yaml", *words]:
         assert word in paragraph
@@ -401,7 +403,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @given(name=HOSTILE)
-def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_path):
+def test_accepted_names_are_safe_for_paths_and_shells(form, name, tmp_path):
     path = tmp_path / "trial.yaml"
     path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")
     try:
@@ -420,14 +422,14 @@ def test_no_name_leaves_its_folder_or_means_anything_to_a_shell(form, name, tmp_
 
 
 @given(text=st.text("abc.seed01 =!<>\"'[],()${}&*#:\\n", max_size=30))
-def test_a_where_is_understood_or_refused(text):
+def test_where_parser_accepts_or_refuses_arbitrary_text(text):
     try:
         assert all(condition.any for condition in parse(text, SourceLocation("trial.yaml", "where", 3)))
     except ConfigError as error:
         assert "trial.yaml" in error.paragraph()
 
 
-def test_loading_brings_no_torch():
+def test_load_does_not_import_torch():
     root = Path(__file__).resolve().parents[3]
     code = "import sys; from jobs.sweeps.sweep_file import load; load('sweeps/model_scaling.yaml'); "
     code += "assert 'torch' not in sys.modules"
@@ -446,8 +448,8 @@ def test_recipe_clip_is_portable2_with_another_model(sweep):
     assert config == other
 
 
-def test_a_run_from_before_the_defaults_of_gpus_stays_the_same_run(monkeypatch, tmp_path):
-    """Recipes leave compile, replicate and loss_tile to auto; a run that was submitted before keeps what it has."""
+def test_resolve_stable_keeps_identity_of_run_before_gpu_defaults(monkeypatch, tmp_path):
+    """Recipes set compile, replicate and loss_tile to auto now; a run from before keeps its values."""
     monkeypatch.setenv("FLIP_CACHE", "/no/cache")
     before = ["compute.compile=no", "compute.replicate=1", "compute.loss_tile=1024"]
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]
@@ -467,4 +469,4 @@ def test_a_run_from_before_the_defaults_of_gpus_stays_the_same_run(monkeypatch, 
 
 
 BEFORE = ("compile", "replicate", "loss_tile")
-"""Keys that such a run does not have."""
+"""Keys that are missing in the configuration of such a run."""

@@ -1,4 +1,4 @@
-"""The JSON Schemas accept what the project accepts and refuse what it refuses, as an editor would see it."""
+"""Tests that the JSON Schemas for editors accept and refuse the same files as the loader."""
 
 import json
 
@@ -31,7 +31,7 @@ def validators():
 
 
 @pytest.mark.parametrize("kind, path", FILES, ids=[path.name for _, path in FILES])
-def test_every_shipped_file_is_accepted_and_names_its_schema(validators, kind, path):
+def test_shipped_file_matches_schema_and_names_it(validators, kind, path):
     validators[kind].validate(plain(read_yaml(path)))
     first = path.read_text().splitlines()[0]
     schema = path.parent / first.removeprefix("# yaml-language-server: $schema=")
@@ -39,7 +39,7 @@ def test_every_shipped_file_is_accepted_and_names_its_schema(validators, kind, p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_written_schemas_are_those_of_the_code(kind):
+def test_written_schemas_match_code(kind):
     written = (SWEEPS / "schemas" / f"{kind}.json").read_text(encoding="utf-8")
     assert written == text(SCHEMAS[kind]()), "run `python jobs/schema.py --write`"
 
@@ -54,7 +54,7 @@ def test_the_written_schemas_are_those_of_the_code(kind):
     "runs: {a: {data.sets: [{name: x, manifest: cache:x, weight: 2}]}}",
     "runs: {a: {evaluate.sets.emoji.role: validation}}\nset: {evaluate.sets: [{name: emoji}]}",
 ])  # fmt: skip
-def test_accepted(validators, values, tmp_path):
+def test_loader_and_schema_accept_valid_sweep(validators, values, tmp_path):
     (tmp_path / "some.yaml").write_text(values)
     sweep_file.load(tmp_path / "some.yaml")
     validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
@@ -76,7 +76,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("values", BROKEN)
-def test_refused_by_both(validators, values, tmp_path):
+def test_loader_and_schema_refuse_broken_sweep(validators, values, tmp_path):
     from flip.config.validate import check_fields
 
     (tmp_path / "some.yaml").write_text(values)
@@ -88,7 +88,7 @@ def test_refused_by_both(validators, values, tmp_path):
 
 
 @pytest.mark.parametrize("line", ["kinds: slurm", "hours: long", "env: HOME", "parallel: []", "options: [a]"])
-def test_refused_profiles(validators, line, tmp_path):
+def test_loader_and_schema_refuse_broken_profile(validators, line, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"{line}\n")
     with pytest.raises(ConfigError):
         load_profile(str(tmp_path / "mine.yaml"))
@@ -96,12 +96,12 @@ def test_refused_profiles(validators, line, tmp_path):
         validators["profile"].validate(plain(parse_yaml(line, "mine.yaml")))
 
 
-def test_every_setting_has_the_description_of_its_field(validators):
+def test_schema_takes_descriptions_and_limits_from_config_fields(validators):
     schema = validators["sweep"].schema["definitions"]["settings"]["properties"]
     assert "Side of the square input, pixels." in schema["model.image.size"]["description"]
     assert schema["data.timeout"]["maximum"] == 3600 and schema["data.decoder"]["enum"][0] == "auto"
 
 
 def plain(value):
-    """Mappings and lists as JSON has them."""
+    """Mappings and lists as plain JSON values."""
     return json.loads(json.dumps(value))

@@ -1,4 +1,4 @@
-"""A follower sends each step once, when it can no longer be lost, and continues where the tracker is."""
+"""``Follower`` sends each step once, after its commit, and resumes at the newest step of the tracker."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def sent(run):
     return [(line["step"], line["values"].get("train/loss")) for line in records(run, "step")]
 
 
-def test_a_step_is_sent_when_it_is_committed(run):
+def test_follower_sends_each_step_once_after_commit(run):
     n = attempt(run, 0, range(1, 8))
     each = once(run, close=False)
     assert not (run.path / "trackers").exists(), "nothing is final, so the tracker was not opened"
@@ -46,7 +46,7 @@ def test_a_step_is_sent_when_it_is_committed(run):
     assert len(sent(run)) == 5
 
 
-def test_lost_steps_are_never_sent(run):
+def test_follower_never_sends_lost_steps(run):
     n = attempt(run, 0, range(1, 8))
     save(run, n, 5)
     once(run)
@@ -58,31 +58,31 @@ def test_lost_steps_are_never_sent(run):
     assert sent(run)[5:] == [(6, 2.06), (7, 2.07), (8, 2.08)]
 
 
-def test_a_follower_that_starts_late_sends_each_step_as_it_counts(run):
+def test_follower_started_late_sends_only_surviving_steps(run):
     for resumes, stop, saved in ((0, 8, 5), (5, 7, None), (5, 12, 10)):
         n = attempt(run, resumes, range(resumes + 1, stop))
         if saved:
             save(run, n, saved)
     attempt(run, 10, ())
-    shutil.rmtree(run.checkpoints / "pretrain" / f"{5 * BATCH}-1")  # as retention does
+    shutil.rmtree(run.checkpoints / "pretrain" / f"{5 * BATCH}-1")  # retention deletes it
     once(run)
     assert sent(run) == [(s, 1 + s / 100) for s in range(1, 6)] + [(s, 3 + s / 100) for s in range(6, 11)]
 
 
-def test_steps_after_a_damaged_commit_are_sent_once(run):
+def test_follower_sends_steps_once_after_damaged_commit(run):
     save(run, attempt(run, 0, range(1, 11)), 10)
     once(run)
-    n = attempt(run, 5, range(6, 13))  # the commit of step 10 was damaged
+    n = attempt(run, 5, range(6, 13))  # the commit of step 10 is damaged
     save(run, n, 12)
     once(run)
     assert [step for step, _ in sent(run)] == list(range(1, 13))
     assert sent(run)[9:] == [(10, 1.1), (11, 2.11), (12, 2.12)]
 
 
-def test_a_killed_follower_continues_at_the_step_that_the_tracker_holds(run):
+def test_follower_continues_at_newest_tracker_step_after_kill(run):
     n = attempt(run, 0, range(1, 6))
     save(run, n, 5)
-    once(run, close=False)  # killed: its position was not stored
+    once(run, close=False)  # a killed follower does not store its position
     assert not (run.path / "trackers" / "lines.json").exists()
     log(run, n, range(6, 9))
     save(run, n, 8)
@@ -90,7 +90,7 @@ def test_a_killed_follower_continues_at_the_step_that_the_tracker_holds(run):
     assert [step for step, _ in sent(run)] == list(range(1, 9))
 
 
-def test_a_complete_run_without_checkpoints_is_sent(run):
+def test_follower_sends_complete_run_without_checkpoints(run):
     attempt(run, 0, range(1, 6))
     complete(run, 5)
     once(run)
@@ -101,7 +101,7 @@ def test_a_complete_run_without_checkpoints_is_sent(run):
     assert (run.path / "trackers" / "lines" / "project.jsonl").read_text() == before, "nothing is new"
 
 
-def test_scores_name_their_own_place(run):
+def test_follower_sends_scores_with_sample_count(run):
     n = attempt(run, 0, (1, 2, 3, 4))
     save(run, n, 4)
     score(run, 2, 0.25)
@@ -120,7 +120,7 @@ def test_scores_name_their_own_place(run):
     assert [step for step, _ in rows] == [1, 2, 3, 4, 5]
 
 
-def test_one_id_in_all_attempts_another_for_a_copy(run, tmp_path):
+def test_follower_uses_same_id_for_all_attempts_and_new_id_for_copy(run, tmp_path):
     first = attempt(run, 0, (1, 2))
     save(run, first, 2)
     once(run)
@@ -136,7 +136,7 @@ def test_one_id_in_all_attempts_another_for_a_copy(run, tmp_path):
     assert opened[0]["config"]["checkpoint.url"] == "s3://...@host/bucket"
 
 
-def test_damaged_lines_are_left_out(run):
+def test_follower_skips_damaged_metric_lines(run):
     n = attempt(run, 0, (1,))
     with open(run.metrics / "1.jsonl", "a") as file:
         file.write('not JSON\n{"step": 7}\n[]\n{"step": 2, "sam')
@@ -148,7 +148,7 @@ def test_damaged_lines_are_left_out(run):
     assert sent(run) == [(1, 1.01), (2, 1.02)]
 
 
-def test_an_unavailable_tracker_is_tried_again(run, monkeypatch):
+def test_follower_retries_unavailable_tracker(run, monkeypatch):
     from tests.jobs.tracking.lines_tracker import LinesTracker
 
     real, answers = LinesTracker.open, iter([False, True])
@@ -166,7 +166,7 @@ def test_an_unavailable_tracker_is_tried_again(run, monkeypatch):
     assert [step for step, _ in sent(run)] == [1, 2]
 
 
-def test_one_follower_at_a_time(run):
+def test_follower_lock_excludes_second_follower(run):
     with follower.lock(run, "lines") as first, follower.lock(run, "lines") as second:
         assert first and not second
         tries = iter([False, False, True])
@@ -176,7 +176,7 @@ def test_one_follower_at_a_time(run):
         assert again
 
 
-def test_the_command_catches_up_with_a_sweep(run, capsys):
+def test_follow_command_sends_sweep_once_and_refuses_bad_arguments(run, capsys):
     save(run, attempt(run, 0, (1, 2)), 2)
     words = [str(run.path.parent), "--tracker", "lines", "--root", str(run.path.parents[1])]
     assert main([*words, "--once", "--project", "project"]) == 0
@@ -188,6 +188,6 @@ def test_the_command_catches_up_with_a_sweep(run, capsys):
     assert "lines" in capsys.readouterr().err
 
 
-def test_a_run_without_a_project_is_refused(run):
+def test_follower_refuses_run_without_project(run):
     with pytest.raises(ConfigError, match="--project"):
         Follower(run, "wandb")

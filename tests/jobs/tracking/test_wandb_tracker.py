@@ -1,4 +1,4 @@
-"""The real wandb, offline: one run over all attempts, each step once, whatever was killed."""
+"""The tracker with the real wandb package: all attempts form one run with each step once, also after kills."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def offline(monkeypatch):
 
 
 def follower_of(arena):
-    """The follower's process in the newest attempt, or None."""
+    """The process of the run's follower, or None."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if "jobs.follow" in words and str(arena.run.path) in words:
@@ -42,7 +42,7 @@ def follower_of(arena):
 
 @pytest.mark.kill
 @pytest.mark.slow
-def test_a_run_killed_three_times_is_one_run_with_each_step_once(tmp_path):
+def test_wandb_shows_single_run_with_each_step_once_after_three_kills(tmp_path):
     data = make_dataset(tmp_path / "data", samples=200, shards=3, chunk=4, classes=8)
     make_tokenizer(data / "tokenizer.json")
     config = configuration(data, world=1)
@@ -83,7 +83,7 @@ def test_a_run_killed_three_times_is_one_run_with_each_step_once(tmp_path):
 
 
 @pytest.mark.long
-def test_sessions_continue_and_end_with_the_results(run):
+def test_wandb_session_continues_after_kill_and_ends_with_summary(run):
     words = [str(run.path), "--once", "--project", "masking"]
     save(run, attempt(run, 0, (1, 2, 3)), 3)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], cwd=ROOT, timeout=60)
@@ -100,8 +100,8 @@ def test_sessions_continue_and_end_with_the_results(run):
 
 
 @pytest.mark.long
-def test_the_server_knows_which_steps_it_holds(run, tmp_path):
-    """As after a follower that was killed before it could store its position."""
+def test_follow_resumes_from_wandb_server_if_local_position_is_lost(run, tmp_path):
+    """This happens if a follower is killed before it stores its position."""
     with wandb_server.serving() as server:
         env = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
         for resumes, steps in ((0, (1, 2, 3)), (2, (3, 4, 5))):
@@ -119,7 +119,7 @@ def test_the_server_knows_which_steps_it_holds(run, tmp_path):
     assert json.loads(about["config"])["seed"]["value"] == 3 and "secret" not in about["config"]
 
 
-def test_a_missing_package_is_named(run, monkeypatch, capsys):
+def test_follow_reports_missing_wandb_package(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     save(run, attempt(run, 0, (1,)), 1)
     assert main([str(run.path), "--once", "--project", "masking"]) == 78

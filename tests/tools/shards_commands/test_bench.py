@@ -1,4 +1,4 @@
-"""The arithmetic of the bench, and that its stages run; never their speed."""
+"""Tests of shards bench: its stages run and its arithmetic is correct; speed is not tested."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tools.shards_commands import bench
 from tools.shards_commands.bench import PipelineStage, find_bottleneck
 
 
-def test_stages_run(original):
+def test_measure_stages_runs_all_stages(original):
     manifest = Manifest.load(original)
     spec = bench.spec_of(manifest, ["txt"], "simplejpeg", "pillow", 24, 8, 0)
     stages = bench.measure_stages(manifest, spec, "0.5", 0.05)
@@ -19,7 +19,7 @@ def test_stages_run(original):
     assert bench.cached(manifest)
 
 
-def test_what_it_refuses(original):
+def test_bench_rejects_zero_seconds_missing_captions_and_indivisible_size(original):
     manifest = Manifest.load(original)
     spec = bench.spec_of(manifest, ["alt"], "pillow", "pillow", 24, 8, 0)
     with pytest.raises(ConfigError, match="seconds"):
@@ -30,7 +30,7 @@ def test_what_it_refuses(original):
         bench.spec_of(manifest, ["txt"], "pillow", "pillow", 25, 8, 0)
 
 
-def test_verdict():
+def test_find_bottleneck_names_slowest_stage_and_worker_count():
     costs = {"read": 100, "walk": 20, "decode": 300, "whole": 1000}
     stages = [PipelineStage(name, 1000, 1, 1e-3 * cost, 1e-3 * cost) for name, cost in costs.items()]
     found = find_bottleneck(stages, mean_bytes=40_000, want=2500)
@@ -44,7 +44,7 @@ def test_verdict():
     assert slower["limit"] == "read" and "workers" not in slower
 
 
-def test_chunks_are_drawn_without_end(original):
+def test_chunks_are_drawn_in_endless_shuffled_passes(original):
     chunks = bench._chunks(Manifest.load(original), 3)
     passes = [[next(chunks) for _ in range(SAMPLES // 2)] for _ in range(2)]
     assert sorted(passes[0]) == sorted(passes[1]) == list(range(SAMPLES // 2)) and passes[0] != passes[1]

@@ -1,4 +1,4 @@
-"""Differences of manifests, and what they mean for a run."""
+"""Tests of the comparison of two manifests and of its effects on the sample order and ids of a run."""
 
 import shutil
 
@@ -19,7 +19,7 @@ def shards(folder):
     return [str(path) for path in sorted(folder.glob("*.tar"))]
 
 
-def test_the_same_and_moved(folder):
+def test_compare_reports_no_difference_for_equal_and_moved_data_sets(folder):
     old = Manifest.load(folder)
     moved = Manifest.load(shutil.copytree(folder, folder.parent / "elsewhere"))
     for other in (old, moved):
@@ -27,7 +27,7 @@ def test_the_same_and_moved(folder):
         assert found.equal and not (found.added or found.removed or found.changed or found.order_changes)
 
 
-def test_shards_added_and_removed(folder):
+def test_compare_lists_added_and_removed_shards(folder):
     old = Manifest.load(folder)
     fewer = index(shards(folder)[1:], folder.parent / "fewer", chunk=4)
     found = compare(old, fewer)
@@ -38,7 +38,7 @@ def test_shards_added_and_removed(folder):
     assert compare(old, elsewhere).removed == ["00002.tar"]
 
 
-def test_shards_changed(folder):
+def test_compare_lists_changed_shards(folder):
     old = Manifest.load(folder)
     other = make_dataset(folder.parent / "other", samples=30, shards=3, size=16, seed=1, chunk=4)
     shutil.copy(other / "00001.tar", folder / "00001.tar")
@@ -53,7 +53,7 @@ def test_shards_changed(folder):
     assert found.order_changes
 
 
-def test_shards_added_at_the_end(folder):
+def test_compare_reports_stable_ids_if_shards_are_appended(folder):
     old = index(shards(folder)[:2], folder.parent / "old", chunk=4)
     more = compare(old, Manifest.load(folder))
     assert (
@@ -66,7 +66,7 @@ def test_shards_added_at_the_end(folder):
     assert not compare(other, Manifest.load(folder)).ids_stay and not compare(Manifest.load(folder), old).ids_stay
 
 
-def test_a_change_is_seen_before_what_was_added(folder):
+def test_compare_lists_changed_shard_before_appended_shard(folder):
     old = index(shards(folder)[:2], folder.parent / "old", chunk=4)
     other = make_dataset(folder.parent / "other", samples=30, shards=3, size=16, seed=1, chunk=4)
     shutil.copy(other / "00000.tar", folder / "00000.tar")
@@ -74,7 +74,7 @@ def test_a_change_is_seen_before_what_was_added(folder):
     assert [(one.name, one.content) for one in found.changed] == [(shards(folder)[0], True)] and len(found.added) == 1
 
 
-def test_chunks_and_exceptions(folder):
+def test_compare_reports_changes_of_chunk_size_and_exceptions(folder):
     old = Manifest.load(folder)
     assert compare(old, index(shards(folder), folder.parent / "r8", chunk=8)).order_changes
     some = write(folder.parent / "some", old, old.checksums, {3: "bad", 4: "bad"})
@@ -84,7 +84,7 @@ def test_chunks_and_exceptions(folder):
     assert not found.order_changes and not found.equal and not found.changed
 
 
-def test_names_below_what_all_share():
+def test_below_common_strips_shared_prefix():
     assert below_common(["/a/b/part_0/1.tar", "/a/b/part_1/1.tar"]) == ["part_0/1.tar", "part_1/1.tar"]
     assert below_common(["s3://bucket/x/1.tar", "s3://bucket/x/2.tar"]) == ["1.tar", "2.tar"]
     assert below_common(["/a/1.tar"]) == ["1.tar"] and below_common(["/a/1", "/b/1"]) == ["a/1", "b/1"]

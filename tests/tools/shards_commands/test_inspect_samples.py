@@ -1,4 +1,4 @@
-"""inspect shows the samples that training uses."""
+"""Tests that shards inspect shows the same samples as training uses."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ def whole(manifest):
     return [DatasetSource(0, manifest, range(LANES))]
 
 
-def test_a_sample(original):
+def test_sample_returns_members_and_position(original):
     manifest = Manifest.load(original)
     found = inspect_samples.sample(manifest, 123)
     assert (found.id, found.ordinal, found.chunk, found.key) == (123, 2, 61, "000030123")
@@ -33,14 +33,14 @@ def test_a_sample(original):
     assert found.image == ("png", encode(picture(123, 32))) and found.captions == caption(123).split("\n")
     assert found.picture == {"format": "PNG", "width": 32, "height": 32, "mode": "RGB"}
     assert found.json == {"number": 123} and list(found.members) == ["cls", "json", "png", "txt"]
-    assert inspect_samples.sample(manifest, 121).key == "000030121"  # the second shard of its chunk
+    assert inspect_samples.sample(manifest, 121).key == "000030121"  # in the second shard of its chunk
     assert inspect_samples.sample(manifest, 120).key == "000020120"
     for id in (-1, SAMPLES):
         with pytest.raises(ConfigError, match="0 .. 202"):
             inspect_samples.sample(manifest, id)
 
 
-def test_a_bad_sample(folder):
+def test_sample_reports_exception_and_damage(folder):
     manifest = spoil(folder, {3})
     known = write(folder.parent / "known", manifest, manifest.checksums, {3: "seen before"})
     found = inspect_samples.sample(known, 3)
@@ -52,7 +52,7 @@ def test_a_bad_sample(folder):
 
 
 @pytest.mark.parametrize("start", [0, 5 * BATCH])
-def test_a_step_is_the_loader_s_batch(original, start):
+def test_batch_equals_loader_batch(original, start):
     manifest = Manifest.load(original)
     taken = list(inspect_samples.batch(config(), whole(manifest), start, BATCH))
     batch = take(loader(original), start, 1)[0]
@@ -65,7 +65,7 @@ def test_a_step_is_the_loader_s_batch(original, start):
     assert [one._replace(caption=None) for one in taken] == ids
 
 
-def test_stand_ins_are_the_loader_s(original, folder):
+def test_batch_contains_same_replacements_as_loader_batch(original, folder):
     manifest = spoil(folder, {3, 50, 51, 120})
     known = write(folder.parent / "known", manifest, manifest.checksums, {7: "known", 90: "known"})
     taken = list(inspect_samples.batch(config(200), whole(known), 0, 192))
@@ -80,7 +80,7 @@ def test_stand_ins_are_the_loader_s(original, folder):
         list(inspect_samples.batch(config(200), whole(nothing), 0, 48, read=False))
 
 
-def test_another_manifest_is_refused(original):
+def test_batch_rejects_manifest_of_other_size(original):
     other = dataclasses.replace(config(), data=schema.Data(samples=200, chunk=CHUNK, lanes=LANES))
     with pytest.raises(ConfigError, match="planned for N = 200"):
         next(inspect_samples.batch(other, whole(Manifest.load(original)), 0, BATCH))

@@ -1,4 +1,4 @@
-"""shards make: from each source to a manifest, refused pictures, and nothing half-written."""
+"""Tests of shards make: manifests from each kind of source, rejected images, and no partial output after errors."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ def pictures(tmp_path):
 
 
 def members(folder):
-    """The samples of a manifest in order: extension -> bytes."""
+    """Return the samples of a manifest in order, each as a map from extension to bytes."""
     return [sample for chunk in samples(Manifest.load(folder)) for sample in chunk]
 
 
@@ -45,7 +45,7 @@ def write_table(path, rows):
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_a_table_of_paths(pictures, tmp_path, capsys, kind):
+def test_make_reads_table_of_image_paths(pictures, tmp_path, capsys, kind):
     rows = [{"Filepath": f"{i}.png", "text": f"number  {i}, ", "source": "here"} for i in range(5)]
     table, out = write_table(pictures / f"t.{kind}", rows), tmp_path / "out"
     code, report = call(capsys, "make", table, "--out", out, "--per-shard", 2, "--json")
@@ -59,7 +59,7 @@ def test_a_table_of_paths(pictures, tmp_path, capsys, kind):
     assert all(json.loads(sample["json"]) == {"source": "here"} for sample in found)
 
 
-def test_equal_sources_make_equal_bytes(pictures, tmp_path, capsys):
+def test_make_writes_equal_bytes_from_equal_sources(pictures, tmp_path, capsys):
     table = write_table(tmp_path / "t.csv", [{"path": f"{i}.png", "caption": f"{i}"} for i in range(5)])
     for name in ("a", "b"):
         command = ["make", table, "--images", pictures, "--out", tmp_path / name, "--per-shard", 2]
@@ -69,7 +69,7 @@ def test_equal_sources_make_equal_bytes(pictures, tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_several_processes_make_the_same(pictures, tmp_path, capsys, monkeypatch):
+def test_make_writes_equal_bytes_with_several_processes(pictures, tmp_path, capsys, monkeypatch):
     table = write_table(pictures / "t.csv", [{"path": f"{i % 7}.png", "caption": f"{i}"} for i in range(30)])
     for few, name in ((100, "a"), (10, "b")):
         monkeypatch.setattr(make, "FEW", few)
@@ -79,7 +79,7 @@ def test_several_processes_make_the_same(pictures, tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("form", ["bytes", "datasets"])
-def test_pictures_in_parquet_with_labels_and_keys(tmp_path, capsys, form):
+def test_make_reads_images_labels_and_keys_from_parquet(tmp_path, capsys, form):
     images = [encode(picture(i, 16), "jpg") for i in range(4)]
     wrapped = [image if form == "bytes" else {"bytes": image, "path": None} for image in images]
     rows = [{"image": image, "class": [10, 9, 10, 9][i], "id": f"x/{i}"} for i, image in enumerate(wrapped)]
@@ -99,7 +99,7 @@ def test_pictures_in_parquet_with_labels_and_keys(tmp_path, capsys, form):
     assert code == 0 and "x/3" in text
 
 
-def test_labels_and_captions(pictures, tmp_path, capsys):
+def test_make_fills_empty_captions_from_labels(pictures, tmp_path, capsys):
     rows = [{"path": f"{i}.png", "text": ["a pet", "", None][i], "class": "b_c"} for i in range(3)]
     table = write_table(pictures / "t.jsonl", rows)
     assert call(capsys, "make", table, "--label", "class", "--out", tmp_path / "out")[0] == 0
@@ -107,7 +107,7 @@ def test_labels_and_captions(pictures, tmp_path, capsys):
     assert texts == [(b"a pet", b"0"), (b"a photo of a b c", b"0"), (b"a photo of a b c", b"0")]
 
 
-def test_a_folder_per_class_is_an_evaluation_set(tmp_path, capsys):
+def test_make_converts_folder_per_class_into_evaluation_set(tmp_path, capsys):
     for i in range(6):
         path = tmp_path / "pets" / ("great_dane", "cat", "cat")[i % 3] / "deeper" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ def test_a_folder_per_class_is_an_evaluation_set(tmp_path, capsys):
         assert bytes(sample["txt"]).decode() == f"a photo of a {name.replace('_', ' ')}"
 
 
-def test_a_folder_of_pictures_and_texts(pictures, tmp_path, capsys):
+def test_make_reads_folder_of_images_and_text_files(pictures, tmp_path, capsys):
     for i in range(4):
         (pictures / f"{i}.txt").write_text(f"one {i}\n\n  two {i}\n")
     (pictures / ".hidden.png").write_bytes(b"")
@@ -133,7 +133,7 @@ def test_a_folder_of_pictures_and_texts(pictures, tmp_path, capsys):
     assert [sample["txt"].decode() for sample in members(tmp_path / "out")] == [f"one {i}\ntwo {i}" for i in range(4)]
 
 
-def test_refused_rows_are_reported_and_the_others_written(pictures, tmp_path, capsys):
+def test_make_reports_rejected_rows_and_writes_valid_rows(pictures, tmp_path, capsys):
     (pictures / "5.png").write_bytes(encode(picture(1, 64))[:300])
     (pictures / "6.jpg").write_text("<html>")
     (pictures / "7.png").mkdir()
@@ -176,7 +176,9 @@ def test_refused_rows_are_reported_and_the_others_written(pictures, tmp_path, ca
         ([{"image": "0.png", "caption": "a"}], ["--out", "pictures/0.png"], "a file is where a folder must be"),
     ],
 )  # fmt: skip
-def test_mistakes_write_nothing(pictures, tmp_path, capsys, monkeypatch, rows, more, words):
+def test_make_writes_nothing_if_options_or_columns_are_invalid(
+    pictures, tmp_path, capsys, monkeypatch, rows, more, words
+):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     write_table(tmp_path / "t.jsonl", rows)
@@ -197,14 +199,14 @@ def test_mistakes_write_nothing(pictures, tmp_path, capsys, monkeypatch, rows, m
         ("t.csv", None),
     ],
 )
-def test_tables_that_cannot_be_read(tmp_path, capsys, name, content):
+def test_make_rejects_unreadable_or_empty_table(tmp_path, capsys, name, content):
     if content is not None:
         (tmp_path / name).write_text(content)
     code, text = call(capsys, "make", tmp_path / name, "--out", tmp_path / "out")
     assert code == 78 and "the table" in text and name in text and not (tmp_path / "out").exists()
 
 
-def test_a_failure_leaves_nothing(pictures, tmp_path, capsys, monkeypatch):
+def test_make_leaves_no_output_if_disk_is_full(pictures, tmp_path, capsys, monkeypatch):
     table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
 
     def fail(*_):

@@ -1,4 +1,4 @@
-"""shards move: the same data set at another place, and the refusal of shards that are missing or differ there."""
+"""Tests of shards move: an equal data set at the new location, and rejection of missing or different shards."""
 
 import shutil
 
@@ -18,14 +18,14 @@ FILES = ("shards.i64", "offsets.u32", "checksums.u32", "exceptions.jsonl", "tars
 
 @pytest.fixture
 def moved(folder, tmp_path):
-    """A filtered manifest with exceptions, in a folder of its own; its shards have been moved to ``new``."""
+    """Return a filtered manifest with exceptions in a separate folder; its shards have been moved to ``new``."""
     first = index(paths(folder), tmp_path / "first", 4, filters=Filters(length=Length(41, 44)))
     old = write(tmp_path / "old", first, first.checksums, {7: "ugly", 9: "a copy"}, first.settings)
     folder.rename(tmp_path / "new")
     return old
 
 
-def test_a_moved_data_set_is_the_same(moved, tmp_path, capsys):
+def test_move_preserves_samples_and_digest(moved, tmp_path, capsys):
     code, report = call(capsys, "move", moved.folder, "--to", tmp_path / "new", "--out", tmp_path / "m", "--json")
     assert code == 0 and (report["compared_by_etag"], report["compared_by_size"]) == (0, 5)
     manifest = Manifest.load(tmp_path / "m")
@@ -33,17 +33,17 @@ def test_a_moved_data_set_is_the_same(moved, tmp_path, capsys):
     assert report["digest"] == manifest.digest == moved.digest and manifest.settings == moved.settings
     for name in FILES:
         assert (manifest.folder / name).read_bytes() == (moved.folder / name).read_bytes()
-    shutil.copytree(tmp_path / "new", moved.keys[0].rpartition("/")[0])  # so that the old manifest can be read again
+    shutil.copytree(tmp_path / "new", moved.keys[0].rpartition("/")[0])  # makes the old manifest readable again
     assert samples(manifest) == samples(moved)
     assert call(capsys, "diff", moved.folder, manifest.folder)[0] == 0
 
 
-def test_without_reading_a_shard(moved, tmp_path, capsys, monkeypatch):
+def test_move_reads_no_shard(moved, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ChunkReader, "read", lambda *_: pytest.fail("a shard was read"))
     assert call(capsys, "move", moved.folder, "--to", tmp_path / "new", "--out", tmp_path / "m")[0] == 0
 
 
-def test_missing_and_different_shards_are_listed_and_nothing_is_written(moved, tmp_path, capsys):
+def test_move_lists_missing_and_different_shards_and_writes_nothing(moved, tmp_path, capsys):
     (tmp_path / "new" / "00001.tar").unlink()
     with open(tmp_path / "new" / "00003.tar", "ab") as file:
         file.write(b"x")
@@ -67,7 +67,7 @@ def test_missing_and_different_shards_are_listed_and_nothing_is_written(moved, t
         (["--to", "new", "--out", "old"], "there is a manifest already"),
     ],
 )
-def test_mistakes_write_nothing(moved, tmp_path, capsys, monkeypatch, more, words):
+def test_move_writes_nothing_if_arguments_are_invalid(moved, tmp_path, capsys, monkeypatch, more, words):
     monkeypatch.chdir(tmp_path)
     code, text = call(capsys, "move", "old", "--out", "m", *more)
     assert code == 78 and words in text and not (tmp_path / "m").exists()
@@ -83,15 +83,15 @@ def test_mistakes_write_nothing(moved, tmp_path, capsys, monkeypatch, more, word
         (["/a/0.tar", "/ab/0.tar"], "/a", "/x", ["/x/0.tar", "/ab/0.tar"]),
     ],
 )
-def test_prefixes(keys, prefix, to, moved):
+def test_replace_prefix_maps_shard_paths_and_urls(keys, prefix, to, moved):
     assert replace_prefix(keys, prefix, to) == moved
 
 
-def test_two_shards_at_one_place_are_refused():
+def test_replace_prefix_rejects_two_shards_with_equal_target():
     with pytest.raises(ConfigError, match="two shards would be at one place"):
         replace_prefix(["/a/0.tar", "/b/0.tar"], "/a", "/b")
 
 
-def test_only_etags_of_whole_uploads_are_compared():
+def test_comparable_etags_excludes_differing_multipart_uploads():
     pairs = [("a1", "a1"), ("a1", "b2"), ("a1-3", "a1-3"), ("a1-3", "b2-3"), ("a1", "b2-3"), ("", "a1"), ("a1", "")]
     assert [comparable_etags(*pair) for pair in pairs] == [True, True, True, False, False, False, False]

@@ -1,4 +1,4 @@
-"""Findings of verify in one and several processes, and the bound from a part of the chunks."""
+"""Tests of shards verify: findings with one and several processes, and the upper bound from a part of the chunks."""
 
 import multiprocessing
 import os
@@ -37,7 +37,7 @@ def rot(manifest, j, at=5):
         file.write(b"rot")
 
 
-def test_whole_shards(original):
+def test_check_accepts_intact_shards_and_reports_missing_captions(original):
     manifest = Manifest.load(original)
     report = checked(manifest)
     assert (report.chunks, report.samples, report.bad, report.bad_chunks) == (manifest.chunks, SAMPLES, {}, 0)
@@ -51,7 +51,7 @@ def test_whole_shards(original):
     assert checked(manifest, captions=["alt"], decode=False).bad == {}
 
 
-def test_processes_find_the_same(folder):
+def test_check_reports_equal_findings_with_worker_processes(folder):
     manifest = Manifest.load(folder)
     rot(manifest, 7)
     os.unlink(manifest.keys[3])
@@ -59,15 +59,15 @@ def test_processes_find_the_same(folder):
     assert alone == together and {14, 15} < set(alone.bad)
     assert set(alone.bad) - {14, 15} == set(range(120, 162))
     assert alone.reasons() == {
-        "the shard is missing (N.tar)": 42,  # samples 121 to 161, and one that shares a chunk with the first of them
+        "the shard is missing (N.tar)": 42,  # samples 121 to 161, and sample 120 in the chunk of sample 121
         "chunk N (samples N to N) is damaged: CRC32 N, indexed was N": 2,
     }
     examples = [bad for bad in alone.examples(manifest, 1) if "CRC32" in bad["reason"]]
     assert [(bad["id"], bad["ordinal"], os.path.basename(bad["shard"])) for bad in examples] == [(14, 14, "00000.tar")]
-    assert str(folder) not in " ".join(alone.bad.values())  # a digest would move with the folder
+    assert str(folder) not in " ".join(alone.bad.values())  # otherwise the digest would depend on the folder
 
 
-def test_what_is_excepted_is_not_looked_at(folder):
+def test_check_skips_excepted_samples(folder):
     manifest = Manifest.load(folder)
     rot(manifest, 7)
     known = write(folder / "known", manifest, manifest.checksums, dict.fromkeys(manifest.chunk_ids(7), "rot"))
@@ -75,7 +75,7 @@ def test_what_is_excepted_is_not_looked_at(folder):
     assert not report.bad and report.samples == SAMPLES - CHUNK and report.chunks == manifest.chunks
 
 
-def test_a_changed_length_is_found(folder):
+def test_resized_reports_shard_of_changed_length(folder):
     manifest = Manifest.load(folder)
     plan = VerificationPlan(range(manifest.chunks))
     assert resized(manifest, plan) == []
@@ -87,7 +87,7 @@ def test_a_changed_length_is_found(folder):
     assert resized(manifest, VerificationPlan([inside])) == [line] and checked(manifest).bad == {}
 
 
-def test_storage_trouble_is_no_finding(folder, monkeypatch):
+def test_check_raises_storage_error_instead_of_finding(folder, monkeypatch):
     manifest = Manifest.load(folder)
     monkeypatch.setattr(
         verify.ChunkReader, "read_chunk", lambda *_: (_ for _ in ()).throw(StorageError("away", "there"))
@@ -96,7 +96,7 @@ def test_storage_trouble_is_no_finding(folder, monkeypatch):
         checked(manifest)
 
 
-def test_errors_of_processes_arrive(folder):
+def test_check_raises_error_of_worker_process(folder):
     manifest = Manifest.load(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="the manifest is damaged") as error:
@@ -104,7 +104,7 @@ def test_errors_of_processes_arrive(folder):
     assert error.value.code == 65
 
 
-def test_a_process_that_dies_is_noticed(original, monkeypatch):
+def test_check_raises_error_if_worker_process_is_killed(original, monkeypatch):
     monkeypatch.setattr(verify, "_TASK", CHUNK)
     manifest = Manifest.load(original)
     parts = check(manifest, VerificationPlan(range(manifest.chunks)), 2)
@@ -117,7 +117,7 @@ def test_a_process_that_dies_is_noticed(original, monkeypatch):
     assert error.value.code == 70 and not any(process.is_alive() for process in processes)
 
 
-def test_draw():
+def test_draw_returns_sorted_unique_chunks_by_seed():
     manifest = type("Fake", (), {"chunks": 1000})()
     assert draw(manifest, 1000, 3) == list(range(1000))
     some = draw(manifest, 100, 3)
@@ -131,16 +131,16 @@ def test_draw():
     "bad, n, bound",
     [(0, 1, 0.95), (0, 10, 0.2589), (0, 300, 0.009936), (1, 10, 0.3942), (3, 100, 0.0757), (5, 5, 1.0)],
 )
-def test_upper_bound_is_clopper_pearson_s(bad, n, bound):
+def test_upper_bound_equals_clopper_pearson_bound(bad, n, bound):
     assert upper_bound(bad, n) == pytest.approx(bound, rel=2e-3)
 
 
-def test_upper_bound_at_scale():
+def test_upper_bound_is_accurate_for_many_chunks():
     assert upper_bound(0, 75_000) == pytest.approx(3 / 75_000, rel=0.01)
     assert upper_bound(7500, 75_000) == pytest.approx(0.1018, rel=2e-3)
 
 
-def test_kinds_and_sums():
+def test_report_sums_parts_and_groups_reasons_by_kind():
     assert kind("chunk 7: CRC32 0xab12, 5 of 0007.tar") == "chunk N: CRC32 N, N of N.tar"
     report = Report()
     report.add(Report(2, 1, 4, 100, {3: "short by 3"}))
@@ -150,7 +150,7 @@ def test_kinds_and_sums():
 
 
 @pytest.mark.long
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
+def test_verify_ends_all_processes_on_ctrl_c(tmp_path):
     make_dataset(tmp_path / "data", samples=1200, shards=2, size=256, chunk=2)
     child = subprocess.Popen(
         [sys.executable, ROOT / "tools" / "shards.py", "verify", tmp_path / "data", "--workers", "2"],
@@ -158,7 +158,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # as from a terminal: tests that run in the background inherit SIGINT ignored, and so would the command
+        # Restore SIGINT as in a terminal: tests in the background ignore it, and the command would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     family, end = [], time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Shards scanned by several processes, stopped and gone on with: the manifest is that of one undisturbed pass."""
+"""Tests that indexing with several processes, after a stop or in parts gives the manifest of one undisturbed pass."""
 
 import base64
 import json
@@ -36,13 +36,13 @@ def folder(original, tmp_path):
 
 @pytest.fixture
 def whole(folder, tmp_path):
-    """The files of the manifest that an undisturbed pass makes."""
+    """The files of the manifest that an undisturbed pass writes."""
     return contents(index(shards(folder), tmp_path / "whole", 8).folder)
 
 
 @pytest.fixture
 def scanned(monkeypatch):
-    """The keys of the shards that are scanned in this process from now on."""
+    """The keys of the shards that this process scans, in order. Grows during the test."""
     keys = []
 
     def noted(key, *rest):
@@ -80,7 +80,7 @@ def stopped(folder, out, count):
     return kept
 
 
-def test_processes_make_the_same(folder, whole, tmp_path, monkeypatch):
+def test_index_with_several_workers_equals_single_process(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_BYTES_PER_PROCESS", 1 << 10)
     seen = set()
     made = index(
@@ -91,7 +91,7 @@ def test_processes_make_the_same(folder, whole, tmp_path, monkeypatch):
     assert contents(made.folder) == whole and not (tmp_path / "m.part").exists()
 
 
-def test_what_was_scanned_is_not_scanned_again(folder, whole, tmp_path, scanned):
+def test_index_resumes_without_rescanning_finished_shards(folder, whole, tmp_path, scanned):
     kept = stopped(folder, tmp_path / "m", 3)
     assert scanned == shards(folder)[:3] and len(kept.read_bytes().splitlines()) == 3
     seen = []
@@ -103,7 +103,7 @@ def test_what_was_scanned_is_not_scanned_again(folder, whole, tmp_path, scanned)
     assert seen[-1] == (sum(sizes), sum(sizes), "7 of 7 shards") and not kept.parent.exists()
 
 
-def test_a_changed_shard_is_scanned_again(folder, tmp_path, scanned):
+def test_index_rescans_shard_with_changed_content_or_mtime(folder, tmp_path, scanned):
     stopped(folder, tmp_path / "m", 3)
     first, second, third = shards(folder)[:3]
     write_tar(first, [("a.txt", b"1"), ("b.txt", b"2")])
@@ -131,7 +131,7 @@ def spoil(line):
         (lambda lines: [], 2),
     ],
 )
-def test_a_damaged_line_is_a_shard_not_scanned(folder, whole, tmp_path, scanned, damage, lost):
+def test_index_rescans_shards_of_damaged_journal_lines(folder, whole, tmp_path, scanned, damage, lost):
     kept = stopped(folder, tmp_path / "m", 2)
     kept.write_bytes(b"".join(damage(kept.read_bytes().splitlines(keepends=True))))
     del scanned[:]
@@ -139,8 +139,8 @@ def test_a_damaged_line_is_a_shard_not_scanned(folder, whole, tmp_path, scanned,
     assert len(scanned) == 5 + lost and contents(made.folder) == whole
 
 
-def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
-    """A field that Scan did not have then, or has no more."""
+def test_index_ignores_journal_with_other_scan_fields(folder, tmp_path, scanned):
+    """A journal of another release may lack a field of Scan or hold a field that Scan lacks."""
     kept = stopped(folder, tmp_path / "m", 2)
     text = kept.read_bytes().splitlines()[0][9:].replace(b'"crcs"', b'"sums"')
     kept.write_bytes(b"%08x %s\n" % (zlib.crc32(text), text))
@@ -149,7 +149,7 @@ def test_scans_of_another_kind_are_not_used(folder, tmp_path, scanned):
     assert len(scanned) == 7
 
 
-def test_scans_are_told_from_others_of_the_key(tmp_path):
+def test_scan_journal_returns_scan_only_for_same_etag(tmp_path):
     census = Census(Counter({SampleKind(("\udc80", "jpg"), ("jpg",), True): 2}), Counter({"why": 3}))
     found = Scan(*np.array([[1, 2], [3, 4], [0, 0]], dtype=np.uint32), np.zeros(2, dtype=np.uint8), census)
     before, after = (Shard("s3://b/\udc80.tar", ObjectStat(1536, etag)) for etag in ("one", "two"))
@@ -171,7 +171,7 @@ def test_scans_are_told_from_others_of_the_key(tmp_path):
     assert [one.name for one in (tmp_path / "part").iterdir()] == ["notes.txt"]
 
 
-def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
+def test_index_reports_damaged_shards_together_and_can_skip_them(folder, tmp_path, scanned):
     for number in (1, 2, 4, 5):
         with open(shards(folder)[number], "r+b") as file:
             file.truncate(700)
@@ -195,7 +195,7 @@ def test_damaged_shards_are_told_together(folder, tmp_path, scanned):
     assert made.digest == index(made.keys, tmp_path / "those", 8).digest
 
 
-def test_a_missing_shard_is_told_before_the_others_are_read(folder, tmp_path, scanned):
+def test_index_reports_missing_shard_before_reading_others(folder, tmp_path, scanned):
     gone = [str(folder / f"{i}.tar") for i in range(2)]
     with pytest.raises(
         DamagedShards, match=f"2 of 9 shards .*: {gone[0]}: the shard is missing; {gone[1]}: the shard is missing"
@@ -208,7 +208,7 @@ def test_a_missing_shard_is_told_before_the_others_are_read(folder, tmp_path, sc
         merge(build.scan_shards(gone, tmp_path / "none", skip_damaged=True), tmp_path / "none")
 
 
-def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monkeypatch):
+def test_index_stops_at_other_errors_and_preserves_finished_scans(folder, tmp_path, monkeypatch):
     def denied(key, *rest):
         if key == shards(folder)[2]:
             raise PermissionDenied("may not be read", key)
@@ -225,8 +225,9 @@ def test_other_trouble_ends_it_and_keeps_what_was_scanned(folder, tmp_path, monk
 
 
 @pytest.mark.parametrize("old, chunk", [(1, 8), (2, 1), (2, 8), (3, 4), (3, 25), (6, 20), (6, 52)])
-def test_added_shards_give_what_all_at_once_do(folder, tmp_path, scanned, old, chunk):
-    """52 samples in six shards: of 20 the last chunk holds 12 of two shards; of 52 and of 8 (one shard) it is full."""
+def test_merge_with_added_shards_equals_index_of_all_shards(folder, tmp_path, scanned, old, chunk):
+    """Six shards hold 52 samples, one shard holds 8. In chunks of 20, the last chunk holds 12 samples of two shards.
+    In chunks of 52, or of 8 with one shard, the last chunk is full."""
     before = index(shards(folder)[:old], tmp_path / "old", chunk)
     del scanned[:]
     found = build.scan_shards(shards(folder)[old:], tmp_path / "new")
@@ -235,7 +236,7 @@ def test_added_shards_give_what_all_at_once_do(folder, tmp_path, scanned, old, c
     assert contents(new.folder) == contents(index(shards(folder), tmp_path / "all", chunk).folder)
 
 
-def test_old_samples_keep_their_ids(folder, tmp_path):
+def test_merge_with_added_shards_preserves_ids_of_old_samples(folder, tmp_path):
     late, early = shards(folder)[:2], shards(folder)[2:]
     made = index(early, tmp_path / "m", 4)
     old = write(tmp_path / "old", made, made.checksums, {3: "bad"}, {"left_out": [{"shard": late[0], "reason": "cut"}]})
@@ -249,8 +250,8 @@ def test_old_samples_keep_their_ids(folder, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["asking", 0, 3, 6, "merging"])
-def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, monkeypatch, when):
-    """Whoever is done first removes the scans, also those of others: these find the manifest there."""
+def test_index_stops_if_concurrent_index_writes_manifest_first(folder, whole, tmp_path, monkeypatch, when):
+    """The process that finishes first removes all scans. The other processes then find its manifest."""
     out, keys, scanned = tmp_path / "m", shards(folder), []
 
     def sooner():
@@ -282,8 +283,9 @@ def test_another_index_of_the_manifest_that_is_sooner(folder, whole, tmp_path, m
     assert contents(out) == whole and not part_folder(out).exists()
 
 
-def test_scans_that_go_meanwhile_are_no_fault_of_the_folder(folder, tmp_path, monkeypatch):
-    """Without a manifest: a hand, or a file system that shows it late. And a folder that goes as it is made."""
+def test_scan_journal_reports_lost_scans_and_recreates_lost_folder(folder, tmp_path, monkeypatch):
+    """Scans may vanish although no manifest is visible: a user deletes them, or a file system shows the manifest late.
+    The folder may also vanish right after its creation."""
     found = build.scan_shards(shards(folder), tmp_path / "m")
     shutil.rmtree(part_folder(tmp_path / "m"))
     with pytest.raises(DataError, match=r"jsonl: it was changed or removed meanwhile\. Give the same command again"):
@@ -302,7 +304,7 @@ def test_scans_that_go_meanwhile_are_no_fault_of_the_folder(folder, tmp_path, mo
     assert len(made) == 2 and len(list((tmp_path / "part").iterdir())) == 1
 
 
-def test_unwritable_is_told_before_anything_is_read(folder, tmp_path, scanned):
+def test_index_reports_unwritable_output_before_reading_shards(folder, tmp_path, scanned):
     (tmp_path / "m.part").write_text("a file")
     with pytest.raises(FileExistsError):
         index(shards(folder), tmp_path / "m")

@@ -1,4 +1,4 @@
-"""How many samples have an image and a caption, and why the others have not."""
+"""Tests the count of samples with an image and a caption, and the reasons for incomplete samples."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from flip.data.manifest.tar import Sample
 
 
 def census(*samples):
-    """Of (key, members), a member being empty if its name ends with 0."""
+    """The census of samples given as (key, members). A member whose name ends with 0 is empty."""
     counting = Counting()
     for key, names in samples:
         counting.add([Sample(key, 0, {name.rstrip("0"): (512, not name.endswith("0")) for name in names.split()})])
@@ -36,7 +36,7 @@ def census(*samples):
         ),
     ],
 )
-def test_reasons(samples, reason):
+def test_completeness_classifies_samples_by_reason(samples, reason):
     found = Completeness(["txt", "alt"])
     found.add(Census.of_json(census(*samples).json()))
     assert found.complete == (0 if reason else len(samples)) and found.incomplete == (
@@ -44,7 +44,7 @@ def test_reasons(samples, reason):
     )
 
 
-def test_whole_samples_of_one_key_are_complete():
+def test_completeness_accepts_repeated_key_if_samples_are_complete():
     found = Completeness(["txt"])
     found.add(census(("a", "jpg txt"), ("b", "jpg txt"), ("a", "jpg txt"), ("a", "txt")))
     assert found.report() == {
@@ -52,14 +52,14 @@ def test_whole_samples_of_one_key_are_complete():
     }  # fmt: skip
 
 
-def test_captions_are_named_as_in_a_configuration():
+def test_completeness_accepts_caption_names_of_configuration():
     found = Completeness(["json:caption", "ALT"])
     found.add(census(("a", "jpg json"), ("b", "jpg alt"), ("c", "jpg txt")))
     assert (found.complete, found.incomplete.total()) == (2, 1)
 
 
-def test_kinds_without_end_take_no_memory_without_end():
-    """Dots in names: each file is a sample of a kind of its own."""
+def test_census_bounds_memory_for_many_sample_kinds():
+    """The names contain dots, so each file is a sample of a kind of its own."""
     found, shards = Completeness(["txt"]), 5
     for shard in range(shards):
         one = census(*((f"http{i}", f"www.{shard}.{i}.jpg") for i in range(3 * MOST)))
@@ -71,7 +71,7 @@ def test_kinds_without_end_take_no_memory_without_end():
     assert len(found._others) <= MOST
 
 
-def test_the_share_that_is_demanded():
+def test_completeness_check_fails_below_minimum_share():
     found = Completeness(["txt"], 0.5)
     found.check("nothing")
     found.add(census(("a", "jpg txt"), ("b", "jpg json")))
@@ -96,7 +96,7 @@ def test_the_share_that_is_demanded():
         ([("a", "jpg")], "with --captions"),
     ],
 )
-def test_remedies(samples, remedy):
+def test_incomplete_error_suggests_remedy_for_reason(samples, remedy):
     found = Completeness(["txt"], 1.0)
     found.add(census(*samples))
     with pytest.raises(Incomplete) as error:

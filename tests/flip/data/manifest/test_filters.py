@@ -1,4 +1,4 @@
-"""A filtered manifest is, to all who read by it, that of the shards written again without what was filtered out."""
+"""Tests that a filtered manifest reads like the manifest of shards rewritten without the dropped samples."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ from tools.shards_commands import bench, inspect_samples, verify
 from tools.shards_commands.diff import compare
 
 LONG = Filters(length=Length(10, None))
-"""Keeps what the tests give a long caption."""
+"""Keeps the samples to which the tests give a long caption."""
 
 
 def paths(folder):
@@ -37,13 +37,13 @@ def paths(folder):
 
 
 def samples(manifest):
-    """All members of all samples, chunk by chunk, as (extension, bytes)."""
+    """All members of all samples, per chunk and sample: extension -> bytes."""
     chunks = (ChunkReader().read_chunk(manifest, j) for j in range(manifest.chunks))
     return [[{name: bytes(data) for name, data in one.items()} for one in chunk] for chunk in chunks]
 
 
 def members(path):
-    """Of a tar: key -> [(name, bytes)], in order."""
+    """The members of a tar, in order: key -> [(name, bytes)]."""
     found = {}
     with tarfile.open(path) as file:
         for info in file:
@@ -51,7 +51,7 @@ def members(path):
     return found
 
 
-def test_an_unfiltered_manifest_is_byte_for_byte_what_it_was(tmp_path, monkeypatch):
+def test_manifest_without_filters_has_pinned_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(manifests, "TOOL", "flip 0.1.0")
     write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
     write_tar(tmp_path / "y.tar", [("d.txt", b"4" * 600), ("d.json", b"{}")])
@@ -73,13 +73,13 @@ def bits(*shards):
     return [[(bit == "1", 0) for bit in one] for one in shards]
 
 
-@example(bits("1111", "0110", "111"), 3)  # a chunk over a border, first and last of a shard left out
-@example(bits("0001", "0000", "", "0100"), 2)  # over shards with nothing kept, and one with nothing in it
-@example(bits("000", "00", "0010", "000"), 1)  # nothing kept before and after
-@example(bits("01", "10", "01"), 1)  # chunks that begin and end with a shard
-@example(bits("10110", "0100101"), 2)  # left out in the middle of a chunk
+@example(bits("1111", "0110", "111"), 3)  # chunk across shards, first and last sample of a shard dropped
+@example(bits("0001", "0000", "", "0100"), 2)  # chunk across a shard without kept samples and an empty shard
+@example(bits("000", "00", "0010", "000"), 1)  # no kept sample in the shards before and after
+@example(bits("01", "10", "01"), 1)  # chunks at the start and end of a shard
+@example(bits("10110", "0100101"), 2)  # dropped samples inside a chunk
 @given(shards.filter(lambda s: any(kept for one in s for kept, _ in one)), st.integers(1, 5))
-def test_reading_is_that_of_shards_without_them(tmp_path_factory, content, chunk):
+def test_filtered_manifest_reads_like_shards_without_dropped_samples(tmp_path_factory, content, chunk):
     root = tmp_path_factory.mktemp("shards")
     (root / "all").mkdir(), (root / "less").mkdir()
     for number, one in enumerate(content):
@@ -107,12 +107,12 @@ def test_reading_is_that_of_shards_without_them(tmp_path_factory, content, chunk
     )
 
 
-# -- what is above ----------------------------------------------------------------------------------------------------
+# -- users of filtered manifests --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def both(original, tmp_path_factory):
-    """(filtered manifest, manifest of shards without what was filtered out); about half of the samples."""
+    """(filtered manifest, manifest of shards without the dropped samples). About half of the samples remain."""
     root = tmp_path_factory.mktemp("both")
     some = filters.parse([], "41:44")
     found = index(paths(original), root / "filtered", CHUNK, filters=some)
@@ -123,7 +123,7 @@ def both(original, tmp_path_factory):
     return found, index(paths(root), root / "less", CHUNK)
 
 
-def test_training_and_evaluation_are_the_same(original, both):
+def test_filtered_manifest_and_rewritten_shards_train_and_evaluate_alike(original, both):
     found, less = both
     assert 0.4 * SAMPLES < found.samples < 0.7 * SAMPLES and found.samples == less.samples
     for workers in (0, 2):
@@ -139,7 +139,7 @@ def test_training_and_evaluation_are_the_same(original, both):
     assert len(ours) == found.samples and ours == theirs
 
 
-def test_verify_and_except_go_by_the_kept_samples(both, tmp_path):
+def test_verify_and_exceptions_count_only_selected_samples(both, tmp_path):
     found, _ = both
     report = checked(found, workers=1)
     assert (report.samples, report.bad, report.bytes) == (found.samples, {}, found.read_bytes)
@@ -156,7 +156,7 @@ def test_verify_and_except_go_by_the_kept_samples(both, tmp_path):
     assert f'"ordinal": {ordinal}' in line and ordinal > 7
 
 
-def test_bytes_of_what_is_read_over_are_checked_too(tmp_path):
+def test_chunk_checksum_covers_dropped_samples_inside_chunk(tmp_path):
     write_tar(tmp_path / "0.tar", [(f"{i}.txt", b"x" * (20 if i in (2, 5, 6) else 5)) for i in range(9)])
     found = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
     assert [(start, stop) for _, start, stop, _ in map(lambda j: found.chunk_reads(j)[0], (0, 1))] == [
@@ -168,7 +168,7 @@ def test_bytes_of_what_is_read_over_are_checked_too(tmp_path):
     assert len(ChunkReader().read_chunk(found, 1)) == 1
 
 
-def test_bench_counts_the_kept_samples_and_the_bytes_of_all(tmp_path):
+def test_bench_counts_selected_samples_and_bytes_of_all_samples(tmp_path):
     image, members = encode(picture(1, 16)), []
     for i in range(16):
         members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]
@@ -180,14 +180,14 @@ def test_bench_counts_the_kept_samples_and_the_bytes_of_all(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tars.u32", "kept.bits"])
-def test_damage_of_the_manifest_is_found(both, tmp_path, name):
+def test_manifest_load_detects_damaged_filter_files(both, tmp_path, name):
     copy = write(tmp_path / "m", both[0], both[0].checksums)
     (copy.folder / name).write_bytes(bytes(len((copy.folder / name).read_bytes())))
     with pytest.raises(DataError, match=f"{name}: the file does not have the checksum"):
         Manifest.load(copy.folder)
 
 
-# -- what is asked for ------------------------------------------------------------------------------------------------
+# -- parsing and applying filters -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_damage_of_the_manifest_is_found(both, tmp_path, name):
         ("NSFW==UNLIKELY yes", "NSFW", "==", "UNLIKELY yes"),
     ],
 )
-def test_filters_as_they_are_typed(text, column, op, value):
+def test_filter_parse_splits_column_operator_and_value(text, column, op, value):
     assert Filter.parse(text) == Filter(column, op, value)
     assert str(Filter.parse(text)) == f"{column}{op}{value}"
 
@@ -208,13 +208,13 @@ def test_filters_as_they_are_typed(text, column, op, value):
     "text", ["", "a", "a=1", "a=>1", "a<>1", ">1", "a>", "a>b", "a<nan", "a<inf", "a<0x1", "a<1 2", "a==='b'", "a=='b'",
              "a===1", "a<1<2", "__import__('os')"],
 )  # fmt: skip
-def test_no_filters(text):
+def test_filter_parse_rejects_invalid_text(text):
     with pytest.raises(ConfigError, match="--filter") as error:
         Filter.parse(text)
     assert error.value.remedy
 
 
-def test_lengths_as_they_are_typed():
+def test_length_parse_accepts_ranges_and_rejects_invalid_text():
     assert [Length.parse(text) for text in ("5:1000", "5:", ":7")] == [Length(5, 1000), Length(5, None), Length(0, 7)]
     for text in ("", ":", "5", "7:5", "-1:5", "a:b", "1:2:3"):
         with pytest.raises(ConfigError, match="--caption-length"):
@@ -222,7 +222,7 @@ def test_lengths_as_they_are_typed():
     assert filters.parse([], "") is None and filters.parse(["a<1"], "5:").names == ["a<1", "caption length 5:"]
 
 
-def test_a_length_counts_characters_of_the_cleaned_caption(tmp_path):
+def test_length_filter_counts_characters_of_cleaned_caption(tmp_path):
     texts = ["a&amp;b", "  \n ab  c\n", "äöü🙂", "abcde", "", None]
     groups = [[(f"{i}.txt", text.encode())] if text is not None else [] for i, text in enumerate(texts)]
     write_tar(tmp_path / "0.tar", [m for i, g in enumerate(groups) for m in [(f"{i}.jpg", b""), *g]])
@@ -235,7 +235,7 @@ def test_a_length_counts_characters_of_the_cleaned_caption(tmp_path):
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
-def test_bits_are_counted_piece_by_piece(monkeypatch, piece):
+def test_sample_filter_fits_only_exact_counts_for_any_piece_size(monkeypatch, piece):
     monkeypatch.setattr(manifests, "PIECE", piece)
     draw, keeping, counts = np.random.default_rng(3), manifests.SampleFilterBuilder(), []
     for size in (0, 9, 40, 0, 0, 1, 8, 0):
@@ -253,9 +253,9 @@ def test_bits_are_counted_piece_by_piece(monkeypatch, piece):
 
 @pytest.fixture
 def rows(tmp_path):
-    """A shard of ten samples, and its parquet file as img2dataset writes it: rows of failed links too, in any order."""
+    """A shard of ten samples and its parquet file as img2dataset writes it: in any order, with rows of failed links."""
     write_tar(tmp_path / "00000.tar", [(f"{i:09d}.{e}", b"a caption") for i in range(10) for e in ("jpg", "txt")])
-    keys = [f"{i:09d}" for i in (12, 3, 1, 0, 2, 4, 11, 6, 5, 8, 7)]  # none for sample 9
+    keys = [f"{i:09d}" for i in (12, 3, 1, 0, 2, 4, 11, 6, 5, 8, 7)]  # no row for sample 9
     table = pa.table({
         "URL": ["http"] * 11,
         "key": keys,
@@ -290,12 +290,12 @@ def kept(folder, *texts):
         (["mixed==1"], [0, 1, 2, 3, 4, 5, 6, 7, 8], {}),
     ],
 )
-def test_columns(rows, texts, ordinals, dropped):
+def test_column_filter_selects_expected_samples(rows, texts, ordinals, dropped):
     assert kept(rows, *texts) == (ordinals, {filters.NO_ROW: 1} | dropped)
 
 
-def test_a_column_without_any_value_in_one_shard(rows):
-    """pyarrow knows no type of it, and writes one of its own."""
+def test_column_filter_accepts_column_of_nulls_in_a_shard(rows):
+    """pyarrow cannot infer the type of such a column and writes the type null."""
     write_tar(rows / "00001.tar", [(f"{i}.{e}", b"a caption") for i in range(4) for e in ("jpg", "txt")])
 
     def made(values):
@@ -307,15 +307,15 @@ def test_a_column_without_any_value_in_one_shard(rows):
     assert found.digest == made(pa.nulls(4, pa.float64())).digest
 
 
-def test_a_key_that_is_no_text_has_no_row(rows):
-    """Not that of a row without a key either. Bytes of Latin-1."""
+def test_column_filter_drops_sample_with_non_utf8_key(rows):
+    """A key in Latin-1 matches no row, not even the row without a key."""
     table = pa.table({"key": ["b", None, "c"], "score": [1.0, 2.0, 3.0]})
     pq.write_table(table, rows / "00000.parquet")
     write_tar(rows / "00000.tar", [(f"{key}.jpg", b"") for key in ("caf\udce9", "b", "x/caf\udce9", "c")])
     assert kept(rows, "score>0") == ([1, 3], {filters.NO_ROW: 2})
 
 
-def test_scans_of_other_filters_are_not_used(rows):
+def test_scan_shards_reuses_only_scans_of_same_filters(rows):
     def scan(*texts):
         return scan_shards(paths(rows), rows / "m", filters=filters.parse(texts, "")).reused
 
@@ -328,7 +328,7 @@ def test_scans_of_other_filters_are_not_used(rows):
         merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=made)
 
 
-def test_what_differs_between_filters(rows):
+def test_compare_reports_differences_between_filtered_manifests(rows):
     made = {
         text: index(paths(rows), rows / text, 4, filters=filters.parse([text], ""))
         for text in ("width!=200", "width!=300", "width!=300.0")
@@ -356,16 +356,16 @@ def test_what_differs_between_filters(rows):
         ("width>1000", "no sample passes the filters .*width>1000"),
     ],
 )
-def test_what_no_column_answers(rows, text, words):
+def test_column_filter_error_explains_unusable_condition(rows, text, words):
     with pytest.raises(ConfigError, match=words):
         kept(rows, text)
 
 
-def test_filters_that_none_passes_say_why(rows):
+def test_filter_error_lists_reasons_if_all_samples_are_dropped(rows):
     table = pq.read_table(rows / "00000.parquet")
     with pytest.raises(ConfigError, match="Dropped were 1 x no row .*; 8 x width>1000; 1 x width>1000: no value"):
         kept(rows, "width>1000")
-    numbers = table["key"].cast(pa.int64())  # by whatever wrote the file again: 7 is not 000000007
+    numbers = table["key"].cast(pa.int64())  # as a tool may rewrite the file: 7 is not 000000007
     pq.write_table(table.set_column(1, "key", numbers), rows / "00000.parquet")
     with pytest.raises(ConfigError, match="Dropped were 10 x no row in the parquet file. Choose others"):
         kept(rows, "width>1")
@@ -374,7 +374,7 @@ def test_filters_that_none_passes_say_why(rows):
         kept(rows, "width>1")
 
 
-def test_parquet_files_that_do_not_serve(rows):
+def test_column_filter_rejects_unusable_parquet_file(rows):
     path = rows / "00000.parquet"
     whole = pq.read_table(path)
     pq.write_table(pa.concat_tables([whole, whole.slice(3, 1)]), path)
@@ -392,4 +392,4 @@ def test_parquet_files_that_do_not_serve(rows):
     path.unlink()
     with pytest.raises(DataError, match=r"00000\.parquet: the parquet file of this shard is missing.*img2dataset"):
         kept(rows, "width>1")
-    assert index(paths(rows), rows / "none", 1, filters=filters.parse([], "5:")).samples == 10  # who asks for no column
+    assert index(paths(rows), rows / "none", 1, filters=filters.parse([], "5:")).samples == 10  # reads no parquet

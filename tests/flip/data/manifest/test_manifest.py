@@ -1,4 +1,4 @@
-"""Shards as people have them, whole and damaged: what the index makes of them and what the reader gives back."""
+"""Tests the index and the chunk reader on intact and damaged shards of all common tar formats."""
 
 import errno
 import io
@@ -52,13 +52,13 @@ def test_chunks_across_shards_hold_every_sample_once(folder):
     )
 
 
-def test_a_moved_data_set_is_the_same(folder, original):
+def test_manifest_digest_is_independent_of_location(folder, original):
     assert Manifest.load(folder).digest == Manifest.load(original).digest
     elsewhere = index([str(path) for path in folder.glob("*.tar")], folder.parent / "apart", chunk=8)
     assert elsewhere.digest == Manifest.load(original).digest and texts(elsewhere)[60] == caption(60)
 
 
-def test_version_1_is_read_as_it_was(folder):
+def test_manifest_load_accepts_version_1_and_rejects_unknown_version(folder):
     now = Manifest.load(folder)
     facts = json.loads((folder / "manifest.json").read_text())
     facts["version"] = 1
@@ -73,14 +73,14 @@ def test_version_1_is_read_as_it_was(folder):
         Manifest.load(folder)
 
 
-def test_the_digest_is_pinned(tmp_path):
-    """Runs are identified by it: one that moves makes every run of before another one."""
+def test_manifest_digest_is_pinned(tmp_path):
+    """The digest is part of the identity of a run: a change makes every stored run look changed."""
     write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
     found = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=2)
     assert found.digest == "fb757d1e425edd7ee5b1acd7be8aeaf428175945539afe5ac995e27d0ed508fc"
 
 
-def test_etags_and_urls_are_kept_and_no_part_of_the_digest(folder, tmp_path):
+def test_manifest_stores_etags_and_urls_outside_digest(folder, tmp_path):
     local = Manifest.load(folder)
     urls = [f"s3://bucket/a b/{i}.tar" for i in range(7)]
     table = ChunkTable(urls, local.shards, local.chunk, local.offsets, ["", *"123456"])
@@ -92,7 +92,7 @@ def test_etags_and_urls_are_kept_and_no_part_of_the_digest(folder, tmp_path):
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_kind_of_tar(tmp_path, format):
+def test_index_reads_ustar_gnu_and_pax_archives(tmp_path, format):
     deep = "folder.with.dots/" + "d" * 90 + "/" + "k" * (60 if format == tarfile.USTAR_FORMAT else 150)
     members = [("./a.txt", b"1"), ("./a.seg.PNG", b"2" * 513), ("__meta__/x.txt", b"no"), ("nodot", b"no")]
     members += [("b.txt", bytes(1024)), ("b.json", b""), (deep + ".txt", b"3")]
@@ -109,7 +109,7 @@ def test_every_kind_of_tar(tmp_path, format):
     )
 
 
-def test_base_256_sizes(tmp_path):
+def test_tar_samples_reads_base_256_sizes(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.txt", b"hello")])
     data = bytearray((tmp_path / "x.tar").read_bytes())
     data[124:136] = b"\x80" + (5).to_bytes(11, "big")
@@ -143,7 +143,7 @@ def damaged(name, data):
         "a web page",
     ],
 )
-def test_index_finds_what_is_not_a_whole_tar(folder, name):
+def test_index_rejects_damaged_tar(folder, name):
     path = folder / "00003.tar"
     path.write_bytes(damaged(name, path.read_bytes()))
     with pytest.raises(DataError, match=r"00003\.tar.*(byte \d+|empty)") as error:
@@ -151,7 +151,7 @@ def test_index_finds_what_is_not_a_whole_tar(folder, name):
     assert error.value.remedy and not (folder / "m" / "manifest.json").exists()
 
 
-def test_index_refuses(folder, tmp_path):
+def test_index_rejects_invalid_output_and_shards(folder, tmp_path):
     shard = str(folder / "00000.tar")
     with pytest.raises(ConfigError, match="already"):
         index([shard], folder)
@@ -169,8 +169,8 @@ def test_index_refuses(folder, tmp_path):
         index([str(tmp_path / "twice.tar")], tmp_path / "m")
 
 
-def test_a_manifest_by_the_old_rule_for_names_is_read_as_it_was(tmp_path, monkeypatch):
-    """Releases before skipped members with ``__x__`` anywhere in their names. A run goes on with the samples it had."""
+def test_chunk_reader_reads_manifest_of_old_rule_for_member_names(tmp_path, monkeypatch):
+    """Earlier releases skipped members with ``__x__`` anywhere in their names. A resumed run keeps its samples."""
     members = [("a.txt", b"0"), ("d/__x__/b.txt", b"no"), ("d/__x__/b.TXT", b"no"), ("d/c.txt", b"1"), ("e.txt", b"2")]
     members += [("f/__x__/g.txt", b"no"), ("e.jpg", b"2"), ("h.txt", b"3"), ("h.__y__", b"no")]
     write_tar(tmp_path / "x.tar", members)
@@ -186,9 +186,9 @@ def test_a_manifest_by_the_old_rule_for_names_is_read_as_it_was(tmp_path, monkey
 
 @pytest.mark.parametrize("before", [0, 1, 3, 6, 7, 9])
 @pytest.mark.parametrize("chunk", [4, 8])
-def test_of_two_writers_at_once_one_writes(folder, tmp_path, monkeypatch, before, chunk):
-    """The other one writes its whole manifest, of the same or another R, while the first one syncs a file or, every
-    second time, the folder after it."""
+def test_manifest_write_succeeds_for_only_1_of_2_concurrent_writers(folder, tmp_path, monkeypatch, before, chunk):
+    """The second writer writes its complete manifest, with the same or another R, while the first writer syncs a file
+    or, every second time, the folder."""
     made, out, calls = Manifest.load(folder), tmp_path / "m", []
     other = index(made.keys, tmp_path / "other", chunk)
     sync = os.fsync
@@ -200,12 +200,12 @@ def test_of_two_writers_at_once_one_writes(folder, tmp_path, monkeypatch, before
         sync(file)
 
     monkeypatch.setattr("flip.data.manifest.manifest.os.fsync", interrupted)
-    collides = chunk == 4 and before > 6  # offsets.u32 is there already: then it is the other one that is refused
+    collides = chunk == 4 and before > 6  # offsets.u32 exists already: the second writer is refused
     with pytest.raises(ConfigError, match="another index writes" if collides else "there is a manifest already"):
         write(out, made, made.checksums)
     monkeypatch.undo()
     if collides:
-        write(out, made, made.checksums)  # as after a stop
+        write(out, made, made.checksums)  # resumes as after a stop
     found = Manifest.load(out)
     assert found.digest == (made if collides else other).digest
     assert found.settings == ({} if collides else {"by": "the other"})
@@ -213,8 +213,8 @@ def test_of_two_writers_at_once_one_writes(folder, tmp_path, monkeypatch, before
 
 
 @pytest.mark.parametrize("left", [1, 4, 6])
-def test_files_of_an_interrupted_writer(folder, tmp_path, left):
-    """They are used where they are of the same manifest, and else named with the remedy."""
+def test_index_reuses_only_matching_files_of_interrupted_writer(folder, tmp_path, left):
+    """Files of another manifest raise an error that names the files and the remedy."""
     made, names = Manifest.load(folder), ("keys.txt", "etags.txt", "shards.i64", "offsets.u32", "checksums.u32")
     done = index(made.keys, tmp_path / "done", 8)
     for name in (*names, "exceptions.jsonl")[:left]:
@@ -228,7 +228,7 @@ def test_files_of_an_interrupted_writer(folder, tmp_path, left):
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
-def test_a_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
+def test_manifest_write_works_on_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
     made = Manifest.load(folder)
 
     def link(*_):
@@ -241,7 +241,7 @@ def test_a_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "keys.txt", "shards.i64", "offsets.u32", "checksums.u32"])
-def test_damaged_manifest(folder, name):
+def test_manifest_load_rejects_damaged_or_missing_file(folder, name):
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
@@ -254,11 +254,11 @@ def test_damaged_manifest(folder, name):
             Manifest.load(folder, check)
 
 
-def test_unreadable_folder(folder):
+def test_manifest_load_raises_permission_denied_for_unreadable_folder(folder):
     folder.chmod(0)
     root = os.geteuid() == 0
     try:
-        if root:  # whom modes do not stop
+        if root:  # root ignores file modes
             os.seteuid(65534)
         with pytest.raises(PermissionDenied, match="may not be read"):
             Manifest.load(folder)
@@ -268,7 +268,7 @@ def test_unreadable_folder(folder):
         folder.chmod(0o700)
 
 
-def test_rot_names_the_samples_and_the_remedy(folder):
+def test_chunk_reader_names_samples_and_remedy_for_corrupt_chunk(folder):
     manifest = Manifest.load(folder)
     path, start, _, _ = manifest.chunk_reads(5)[0]
     with open(path, "r+b") as file:
@@ -281,7 +281,7 @@ def test_rot_names_the_samples_and_the_remedy(folder):
     ChunkReader().read_chunk(manifest, 3)
 
 
-def test_missing_and_shortened_shards(folder):
+def test_chunk_reader_reports_missing_or_truncated_shard(folder):
     manifest = Manifest.load(folder)
     os.truncate(manifest.keys[6], 512 * 9)
     with pytest.raises(DataError, match=r"00006\.tar: the shard ends at byte 4608"):
@@ -291,13 +291,13 @@ def test_missing_and_shortened_shards(folder):
         ChunkReader().read_chunk(manifest, 7)
 
 
-def test_other_trouble_is_retried_until_the_deadline(tmp_path):
+def test_chunk_reader_retries_other_io_errors_until_deadline(tmp_path):
     reader = ChunkReader(deadline=0.3)
     with pytest.raises(StorageError, match="Is a directory"):
         reader.read(str(tmp_path), 0, 10)
     assert reader.counters.retries["io"] > 1
 
 
-def test_crc_is_of_what_is_read(folder):
+def test_manifest_has_distinct_uint32_checksum_per_chunk(folder):
     manifest = Manifest.load(folder)
     assert manifest.checksums.dtype == np.uint32 and len(set(manifest.checksums.tolist())) == manifest.chunks

@@ -1,4 +1,4 @@
-"""A shard walked in pieces is a shard walked whole, whatever the pieces cut through."""
+"""Tests that a scan of a shard in pieces of any size equals a scan of the complete shard."""
 
 import hashlib
 import tarfile
@@ -21,12 +21,12 @@ def pieces(data, size):
 
 
 def judge(samples, _):
-    """Drops some, by their keys."""
+    """Drops about half of the samples, chosen by their keys."""
     return np.array([zlib.crc32(one.key.encode()) % 2 for one in samples], dtype=np.uint8)
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_any_pieces_give_the_same(tmp_path, format):
+def test_scan_tar_is_independent_of_piece_size(tmp_path, format):
     deep = "k" * (90 if format == tarfile.USTAR_FORMAT else 150)
     members = [("__meta__/x.txt", b"before"), ("a.txt", b"1"), ("a.png", bytes(range(256)) * 9), ("nodot", b"between")]
     members += [("b.txt", b""), (f"{deep}.txt", b"2" * 513), (f"{deep}.png", b"3"), ("c.txt", b"4")]
@@ -44,7 +44,7 @@ def test_any_pieces_give_the_same(tmp_path, format):
 
 
 @pytest.mark.parametrize("name", [name for name in (*WHOLE, *AROUND) if name not in ("empty", "missing")])
-def test_damage_is_told_alike(original, name):
+def test_scan_tar_reports_damage_alike_for_any_piece_size(original, name):
     data = {**WHOLE, **AROUND}[name](Spots((original / "00002.tar").read_bytes()))
     with pytest.raises(tar.InvalidTar) as whole:
         scan_tar([data])
@@ -54,7 +54,7 @@ def test_damage_is_told_alike(original, name):
         assert str(error.value) == str(whole.value), size
 
 
-def test_an_archive_without_samples(tmp_path):
+def test_scan_tar_of_archive_without_samples_is_empty(tmp_path):
     write_tar(tmp_path / "x.tar", [("__meta__/x.txt", b"1"), ("README", b"2")])
     data = (tmp_path / "x.tar").read_bytes()
     for size in (512, len(data)):
@@ -63,14 +63,14 @@ def test_an_archive_without_samples(tmp_path):
 
 
 @pytest.mark.parametrize("size", [512, 10_240, 1 << 20])
-def test_zeros_alone_are_no_archive(size):
-    """Also what tar writes of no files at all: it looks like a file whose content was lost."""
+def test_scan_tar_rejects_archive_of_zeros(size):
+    """This includes the archive that tar writes for no files: it looks like a file whose content was lost."""
     for piece in (512, 700, size):
         with pytest.raises(tar.InvalidTar, match="zeros alone, without a single member at byte 0"):
             scan_tar(pieces(bytes(size), piece))
 
 
-def test_the_census_is_that_of_the_kept_samples(tmp_path):
+def test_scan_tar_census_counts_only_selected_samples(tmp_path):
     members = [("__meta__/x.txt", b"before"), ("._a.txt", b""), ("a.txt", b"1"), ("a.png", b"2"), ("nodot", b"x")]
     members += [
         ("b.png", b"3"),
@@ -102,7 +102,7 @@ def test_the_census_is_that_of_the_kept_samples(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 3, 10, 100])
-def test_the_etag_of_parts(step):
+def test_etag_matches_multipart_and_single_part_md5(step):
     data = bytes(range(40))
     for parts in ([7, 7, 7, 7, 7, 5], [40], [1, 38, 1], [10, 10, 20]):
         borders = [sum(parts[:n]) for n in range(len(parts) + 1)]

@@ -1,4 +1,4 @@
-"""Lists of uids: which samples they select, whatever their form and order, and which files are refused."""
+"""Tests the samples that lists of uids select, in any form and order, and the files that are rejected."""
 
 import json
 
@@ -15,7 +15,7 @@ from flip.runs.errors import ConfigError
 from tests.flip.data.manifest.test_filters import paths, samples
 from tests.flip.data.manifest.test_manifest import write_tar
 
-#: Equal in the first or last half, at the ends of the range, and a uint64 that is no int64 or float64.
+#: Equal in the first or last half, at the ends of the range, and halves that fit neither int64 nor float64.
 UIDS = ["0" * 32, "0" * 31 + "1", "0" * 16 + "f" * 16, "8000000000000001" + "0" * 16, "8000000000000000" + "0" * 16]
 UIDS += ["0123456789abcdef" * 2, "f" * 32, "f" * 16 + "0" * 16]
 
@@ -31,7 +31,7 @@ def saved(path, rows):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Two shards of DataComp's form. The last sample has no json, the one before it another uid."""
+    """Two shards in the form of DataComp. The last sample has no json, the sample before has a uid of another form."""
     members = []
     for i, uid in enumerate([*UIDS, "7"]):
         text = json.dumps({"url": "http", "uid": uid.upper() if i % 2 else uid})
@@ -43,7 +43,7 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["numbers", "unsorted", "text", "bytes"])
-def test_samples_of_the_list_are_kept(shards, tmp_path, form):
+def test_uid_list_selects_listed_samples_in_any_array_form(shards, tmp_path, form):
     chosen, elsewhere = [UIDS[i] for i in (1, 3, 5, 6)], ["1" * 32, "e" * 32]
     rows = pairs(sorted(chosen + elsewhere))
     rows = {"numbers": rows, "unsorted": rows[::-1]}.get(
@@ -61,7 +61,7 @@ def test_samples_of_the_list_are_kept(shards, tmp_path, form):
     }  # fmt: skip
 
 
-def test_other_filters_do_not_change_what_is_counted(shards, tmp_path):
+def test_uid_list_counts_are_independent_of_other_filters(shards, tmp_path):
     chosen = UidList.open(saved(tmp_path / "list.npy", pairs(UIDS[:3])))
     every = Filters(length=Length(1, None), uids=chosen)
     manifest = index(paths(shards), tmp_path / "m", 1, filters=every)
@@ -71,7 +71,7 @@ def test_other_filters_do_not_change_what_is_counted(shards, tmp_path):
         index(paths(shards), tmp_path / "n", 1, filters=both)
 
 
-def test_scans_of_another_list_are_not_used(shards, tmp_path):
+def test_scan_shards_reuses_only_scans_of_same_uid_list(shards, tmp_path):
     for digits, reused in ((UIDS[:3], 0), (UIDS[:4], 0), (UIDS[:3], 2)):
         chosen = filters.parse([], "", saved(tmp_path / "list.npy", pairs(digits)))
         results = scan_shards(paths(shards), tmp_path / "m", filters=chosen)
@@ -80,14 +80,14 @@ def test_scans_of_another_list_are_not_used(shards, tmp_path):
 
 
 @given(st.lists(st.integers(0, 40), min_size=1), st.lists(st.integers(0, 40)))
-def test_the_search_agrees_with_a_set(tmp_path_factory, listed, wanted):
+def test_uid_list_search_agrees_with_set(tmp_path_factory, listed, wanted):
     spread = [(number // 7 * (1 << 61), number % 7 * (1 << 61)) for number in range(41)]
     path = saved(tmp_path_factory.mktemp("uids") / "list.npy", np.array([spread[i] for i in listed], "u8,u8"))
     chosen = np.array([spread[i] for i in wanted], "u8").reshape(-1, 2)
     assert UidList.open(path)._contains(chosen).tolist() == [i in listed for i in wanted]
 
 
-def test_order_is_checked_across_pieces(tmp_path, monkeypatch):
+def test_uid_list_checks_order_across_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(uids, "_PIECE", 2)
     for rows in ([1, 2, 3, 4, 5], [1, 2, 4, 3, 5], [1, 3, 2, 4, 5], [2, 2, 2, 2]):
         path = saved(tmp_path / "list.npy", np.array([(0, i) for i in rows], "u8,u8"))
@@ -103,14 +103,14 @@ def test_order_is_checked_across_pieces(tmp_path, monkeypatch):
     ],
     ids=lambda rows: f"{rows.dtype}{rows.shape}",
 )  # fmt: skip
-def test_what_is_no_list_is_refused(tmp_path, rows):
+def test_uid_list_rejects_invalid_array(tmp_path, rows):
     np.save(tmp_path / "list.npy", rows, allow_pickle=True)
     with pytest.raises(ConfigError, match="--uids"):
         UidList.open(str(tmp_path / "list.npy"))
 
 
 @pytest.mark.parametrize("data", [None, b"", b"uid\n", b"\x93NUMPY\x01\x00", b"\x80\x04\x95"])
-def test_what_is_no_npy_file_is_refused(tmp_path, data):
+def test_uid_list_rejects_missing_or_invalid_npy_file(tmp_path, data):
     if data is not None:
         (tmp_path / "list.npy").write_bytes(data)
     with pytest.raises(ConfigError, match="list"):

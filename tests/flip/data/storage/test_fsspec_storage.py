@@ -1,4 +1,4 @@
-"""Storage behind fsspec: what is listed is addressed as it was asked for."""
+"""Tests storage behind fsspec: listed keys have the form of the requested URL."""
 
 import fsspec
 import pytest
@@ -10,7 +10,10 @@ from flip.data.storage.retry import RetryPolicy
 
 
 class Accounts(MemoryFileSystem):
-    """As adlfs reads ``abfs://container@account/path``: the account is no part of the path, but chooses the store."""
+    """A file system that reads URLs as adlfs reads ``abfs://container@account/path``.
+
+    The account is no part of the path; it selects the store.
+    """
 
     protocol = "accounts"
     root_marker = ""
@@ -38,7 +41,7 @@ def accounts(monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["accounts://runs@mine/a", "accounts://runs@mine/a/"])
-def test_listed_keys_keep_the_account(accounts, folder):
+def test_listed_keys_keep_account_of_requested_url(accounts, folder):
     storage, prefix = FsspecStorage(), folder.rstrip("/")
     for name in ("commit.json", "deep/b.safetensors"):
         storage.put(f"{prefix}/{name}", b"1234")
@@ -48,16 +51,16 @@ def test_listed_keys_keep_the_account(accounts, folder):
     assert list(storage.list("accounts://runs@other/a")) == []
 
 
-def test_removing_a_checkpoint_leaves_that_of_another_account_alone(accounts):
+def test_remote_checkpoint_remove_spares_checkpoint_of_other_account(accounts):
     storage = FsspecStorage()
-    for account in ("mine", ""):  # without one it is what the environment names
+    for account in ("mine", ""):  # "": the account that the environment names
         storage.put(f"accounts://runs@{account}/a/commit.json", b"{}")
     RemoteCheckpoint("accounts://runs@mine/a", RetryPolicy(deadline=1.0)).remove()
     assert list(storage.list("accounts://runs@mine/a")) == []
     assert len(list(storage.list("accounts://runs@/a"))) == 1
 
 
-def test_files_are_listed_by_their_url(tmp_path):
+def test_local_files_are_listed_as_file_urls(tmp_path):
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "c").write_bytes(b"12")
     assert [key for key, _ in FsspecStorage().list(f"file://{tmp_path}/a b")] == [f"file://{tmp_path}/a b/c"]

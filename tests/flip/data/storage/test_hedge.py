@@ -1,4 +1,4 @@
-"""A second request where the first is late: who wins, what is counted, and when there is none."""
+"""Tests the second request that is sent if the first is late: its result, counters and limits."""
 
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ GOOD = RangeResponse(b"0123456789", "E")
 
 
 class Slow:
-    """A storage whose requests are answered when the test says so: by ``then``, called as each one is sent."""
+    """A storage whose requests the test answers: each request calls ``then`` with all futures so far."""
 
     def __init__(self, then):
         self.then, self.sent = then, []
@@ -30,7 +30,7 @@ class Slow:
 
 
 def reading(then, late=None, hedge=0.01):
-    """A reader of such a storage. ``late``: what to do instead of waiting for an answer; the request is late then."""
+    """A reader of a ``Slow`` storage. ``late``: called instead of waiting for a response; the request is late then."""
     time = Time()
     reader = ChunkReader(retry_policy=RetryPolicy(hedge=hedge), clock=time.clock, remote=Slow(then))
     reader.pauses, reader._ever_succeeded = time.pauses, True
@@ -50,19 +50,19 @@ def counts(reader):
     return counters.requests, counters.hedged, counters.hedges_won, counters.bytes
 
 
-def test_the_second_answers_for_one_that_does_not():
+def test_hedge_uses_second_response_if_first_request_hangs():
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
     assert read(reader) == GOOD.data and counts(reader) == (2, 1, 1, 10)
     assert reader._remote.sent[0].cancelled() and not any(reader.counters.retries.values())
 
 
-def test_the_first_may_still_win():
+def test_hedge_uses_first_response_if_it_comes_before_second():
     reader = reading(lambda sent: sent[0].set_result(GOOD) if len(sent) == 2 else None)
     assert read(reader) == GOOD.data and counts(reader) == (2, 1, 0, 10) and reader._remote.sent[1].cancelled()
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_one_that_fails_leaves_it_to_the_other(failing):
+def test_hedge_uses_remaining_response_if_either_request_fails(failing):
     def then(sent):
         if len(sent) == 2:
             sent[failing].set_exception(RequestError("slowdown", "503", b"0123", "E"))
@@ -74,7 +74,7 @@ def test_one_that_fails_leaves_it_to_the_other(failing):
     assert reader.counters.cap == 8
 
 
-def test_two_that_fail_are_one_failed_attempt():
+def test_hedge_counts_two_failed_requests_as_single_attempt():
     def then(sent):
         if len(sent) == 2:
             sent[1].set_exception(RequestError("server", "500"))
@@ -92,15 +92,15 @@ def answer(late):
     late.set_result(GOOD)
 
 
-def test_none_while_storage_asks_for_less():
+def test_hedge_sends_no_second_request_after_slowdown():
     reader = reading(lambda sent: None, answer)
     reader._gate.leave(reader._gate.enter(), "slowdown")
     assert read(reader) == GOOD.data and counts(reader) == (1, 0, 0, 10)
 
 
 @pytest.mark.parametrize("used_up", [False, True])
-def test_the_first_requests_of_all_get_a_second_one_too(used_up):
-    """Whether others have used up the share of second requests or not; only later than one of a client that is made."""
+def test_hedge_covers_first_request_of_process_after_long_delay(used_up):
+    """This holds even if the share of second requests is used up. The long delay covers the creation of the client."""
     waits = []
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
     reader._hedge.is_late = lambda answer, long=False: waits.append(long) or True
@@ -109,7 +109,7 @@ def test_the_first_requests_of_all_get_a_second_one_too(used_up):
     assert waits == [True] * (1 + used_up)
 
 
-def test_a_late_request_is_not_refused_its_second_one_for_ever():
+def test_hedge_exceeds_share_after_long_delay():
     waits = []
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
     reader._hedge.is_late = lambda answer, long=False: waits.append(long) or True
@@ -117,14 +117,14 @@ def test_a_late_request_is_not_refused_its_second_one_for_ever():
     assert read(reader) == GOOD.data and waits == [False, True] and reader.counters.hedges_won == 1
 
 
-def test_none_where_the_gate_is_full():
+def test_hedge_sends_no_second_request_if_concurrency_is_exhausted():
     reader = reading(lambda sent: None, answer)
     for _ in range(reader.retry_policy.requests - 1):
         reader._gate.enter()
     assert reader.read("s3://b/k", 10, 20) == GOOD.data and counts(reader) == (1, 0, 0, 10)
 
 
-def test_a_storage_that_is_late_with_all_is_seldom_asked_twice():
+def test_hedge_share_bounds_second_requests_if_all_are_late():
     reader = reading(lambda sent: None, answer)
     for n in range(1, 200):
         read(reader)
@@ -133,13 +133,13 @@ def test_a_storage_that_is_late_with_all_is_seldom_asked_twice():
     assert hedged == 11
 
 
-def test_never():
+def test_hedge_policy_reports_no_lateness_if_disabled_or_answered():
     assert (
         HedgePolicy(0.0).is_late(Future()) is False and HedgePolicy(1.0).is_late(completed_future(lambda: 1)) is False
     )
 
 
-def test_a_long_wait_is_some_times_the_usual_one(monkeypatch):
+def test_hedge_policy_long_delay_multiplies_usual_delay(monkeypatch):
     waited = []
     monkeypatch.setattr(retry, "wait", lambda answers, seconds: waited.append(seconds) or SimpleNamespace(done=()))
     assert (
@@ -149,7 +149,7 @@ def test_a_long_wait_is_some_times_the_usual_one(monkeypatch):
     )
 
 
-def test_late_is_what_few_were():
+def test_hedge_policy_delay_follows_quantile_of_recent_durations():
     one = HedgePolicy(1.0)
     assert one.delay == 1.0
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""An outage of storage is reported once it has lasted, on a simulated clock, and once it is over."""
+"""Tests reports of storage outages on a simulated clock: while an outage lasts, and when it is over."""
 
 import logging
 
@@ -15,13 +15,13 @@ FAULT = RequestError("slowdown", "503 SlowDown")
 
 @pytest.fixture
 def watched():
-    """A clock, reports with the time of each, and attempts of a read that fails."""
+    """A clock, the reports with the time of each, the detector, and the attempts of a failing read."""
     time, seen = Time(), []
     outages = OutageDetector(lambda outage: seen.append((time.t, outage)), time.clock)
     return time, seen, outages, RetryState(RetryPolicy(), lambda: True, time.clock, outages=outages)
 
 
-def test_it_is_reported_on_time_however_long_the_pauses_are(watched):
+def test_outage_is_reported_on_time_during_long_pauses(watched):
     time, seen, outages, attempts = watched
     while time.t < 60:
         attempts.failed("k", FAULT)
@@ -36,14 +36,14 @@ def test_it_is_reported_on_time_however_long_the_pauses_are(watched):
     assert len(seen) == count
 
 
-def test_a_request_that_brought_nothing_for_long_counts_from_its_begin(watched):
+def test_outage_counts_from_start_of_stalled_request(watched):
     time, seen, _, attempts = watched
     time.t = 15.0
     attempts.failed("k", RequestError("stall", "nothing came"))
     assert [(at, one.seconds, one.retries) for at, one in seen] == [(15.0, 15.0, 1)]
 
 
-def test_failures_between_successes_are_none(watched):
+def test_outage_detector_ignores_failures_between_successes(watched):
     time, seen, outages, attempts = watched
     for _ in range(100):
         attempts.failed("k", FAULT)
@@ -52,7 +52,7 @@ def test_failures_between_successes_are_none(watched):
     assert time.t > 100 and not seen
 
 
-def test_a_reader_reports_what_it_meets():
+def test_chunk_reader_reports_outage_and_its_end():
     class Down:
         def get(self, key, start, stop):
             return completed_future(self._get)
@@ -68,7 +68,7 @@ def test_a_reader_reports_what_it_meets():
     assert [one.over for one in seen][-1] and not any(one.over for one in seen[:-1]) and len(seen) >= 3
 
 
-def test_a_log_has_one_line_when_it_begins_and_one_when_it_ends(caplog):
+def test_outage_logs_single_warning_at_start_and_end(caplog):
     time = Time()
     outages = OutageDetector(clock=time.clock)
     attempts = RetryState(RetryPolicy(deadline=100), lambda: True, time.clock, outages=outages)
@@ -80,7 +80,7 @@ def test_a_log_has_one_line_when_it_begins_and_one_when_it_ends(caplog):
     assert len(lines) == 2 and lines[0].startswith("storage does not answer since ") and "again, after" in lines[1]
 
 
-def test_several_processes_are_one_outage(caplog):
+def test_outage_board_merges_outages_of_several_processes(caplog):
     board, shown = OutageBoard(), []
     board.show = shown.append
     with caplog.at_level(logging.WARNING):

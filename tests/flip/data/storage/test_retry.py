@@ -1,4 +1,4 @@
-"""What follows a failure, by its class, on a simulated clock."""
+"""Tests retries after each kind of failure on a simulated clock, and how reads resume."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 
 class Time:
-    """A clock that sleeping moves, and the longest of every pause."""
+    """A clock that only sleeping advances; every random pause has its upper bound."""
 
     def __init__(self):
         self.t, self.pauses = 0.0, []
@@ -24,7 +24,7 @@ def attempts(time, granted=True, **patience):
     return RetryState(RetryPolicy(**patience), lambda: granted, time.clock)
 
 
-def test_pauses_double_to_a_bound_until_the_deadline():
+def test_retry_pauses_double_to_bound_until_deadline():
     time = Time()
     one = attempts(time)
     with pytest.raises(StorageError, match="reading failed for 600 s, at last with: 503 SlowDown") as error:
@@ -34,7 +34,7 @@ def test_pauses_double_to_a_bound_until_the_deadline():
     assert time.pauses[:4] == [0.1, 0.2, 0.4, 0.8] and set(time.pauses[9:]) == {30.0}
 
 
-def test_pauses_are_jittered_down_to_nothing():
+def test_retry_pauses_have_full_jitter():
     drawn = []
     clock = Clock(lambda: 0.0, lambda seconds: None, lambda low, high: drawn.append((low, high)) or low)
     RetryState(RetryPolicy(), lambda: True, clock).failed("k", RequestError("server", "500"))
@@ -49,20 +49,20 @@ def test_pauses_are_jittered_down_to_nothing():
         if do in (RetryAction.AGAIN, RetryAction.SLOWER, RetryAction.RECONNECT)
     ],
 )
-def test_what_may_pass_is_tried_again(kind):
+def test_retry_repeats_request_after_transient_error(kind):
     time = Time()
     assert attempts(time).failed("k", RequestError(kind, "")) is ACTION_BY_KIND[kind] and time.pauses
 
 
 @pytest.mark.parametrize("kind, text", [("missing", "the shard is missing"), ("changed", "not the one")])
-def test_what_cannot_pass_is_not(kind, text):
+def test_retry_raises_permanent_error_without_pause(kind, text):
     time = Time()
     with pytest.raises(DataError, match=text):
         attempts(time).failed("k", RequestError(kind, ""))
     assert not time.pauses
 
 
-def test_denied():
+def test_denied_request_is_retried_longer_after_earlier_success():
     first, later = attempts(Time(), granted=False), attempts(Time(), deadline=60)
     assert first.failed("k", RequestError("denied", "403")) is RetryAction.RECONNECT
     with pytest.raises(PermissionDenied):
@@ -73,7 +73,7 @@ def test_denied():
 
 
 @pytest.mark.parametrize("granted, error", [(True, StorageError), (False, PermissionDenied)])
-def test_denied_once_and_no_time_left(granted, error):
+def test_denied_request_fails_without_pause_if_deadline_is_shorter(granted, error):
     time = Time()
     with pytest.raises(error):
         attempts(time, granted, deadline=0.05).failed("k", RequestError("denied", "403"))
@@ -81,7 +81,7 @@ def test_denied_once_and_no_time_left(granted, error):
 
 
 @pytest.mark.parametrize("granted, error", [(True, DataError), (False, PermissionDenied)])
-def test_refused_a_few_times_is_refused(granted, error):
+def test_refused_request_fails_after_three_retries(granted, error):
     time = Time()
     one = attempts(time, granted)
     with pytest.raises(error):
@@ -90,7 +90,7 @@ def test_refused_a_few_times_is_refused(granted, error):
     assert len(time.pauses) == 3
 
 
-def test_gate_halves_once_a_window_and_grows_by_one_a_window():
+def test_concurrency_limiter_halves_and_grows_once_per_window():
     gate = ConcurrencyLimiter(8)
     tickets = [gate.enter() for _ in range(8)]
     for ticket in tickets:
@@ -109,7 +109,7 @@ def test_gate_halves_once_a_window_and_grows_by_one_a_window():
 
 
 class Script:
-    """A storage that gives the prepared answers, in turn."""
+    """A storage that returns or raises the given answers in order."""
 
     def __init__(self, *answers):
         self.answers, self.asked, self.renewed = list(answers), [], 0
@@ -140,7 +140,7 @@ def read(script, etag=""):
     return reader.read("s3://b/k", 10, 20, etag), reader.counters
 
 
-def test_a_read_goes_on_from_the_byte_reached():
+def test_read_resumes_after_last_received_byte():
     script = Script(
         RequestError("connection", "", b"abc", "E"),
         RequestError("stall", ""),
@@ -153,30 +153,30 @@ def test_a_read_goes_on_from_the_byte_reached():
 
 
 @pytest.mark.parametrize("etag", ["F", ""])
-def test_it_does_not_go_on_with_another_object(etag):
+def test_read_restarts_if_etag_changes_or_disappears(etag):
     rest = RangeResponse(b"defghij", etag)
     script = Script(RequestError("connection", "", b"abc", "E"), rest, RangeResponse(b"ABCDEFGHIJ", etag))
     assert read(script)[0] == b"ABCDEFGHIJ" and script.asked[2] == (10, 20)
 
 
-def test_bytes_of_an_object_without_an_etag_are_asked_for_again():
+def test_read_restarts_if_object_has_no_etag():
     script = Script(RequestError("connection", "", b"abc", ""), RangeResponse(b"ABCDEFGHIJ", ""))
     assert read(script)[0] == b"ABCDEFGHIJ" and script.asked == [(10, 20), (10, 20)]
 
 
 @pytest.mark.parametrize("answer", [RangeResponse(b"0123456789", "F"), RequestError("connection", "", b"0", "F")])
-def test_another_etag_than_indexed_is_another_shard(answer):
+def test_read_rejects_etag_other_than_indexed(answer):
     with pytest.raises(DataError, match="its ETag is F, indexed was E"):
         read(Script(answer), "E")
 
 
-def test_expired_credentials_need_a_new_client():
+def test_expired_credentials_cause_single_reconnect():
     script = Script(RequestError("expired", ""), RangeResponse(b"0123456789", ""))
     assert read(script)[0] == b"0123456789" and script.renewed == 1
 
 
-def test_each_page_of_a_listing_has_its_own_deadline():
-    """A bucket of a hundred thousand objects takes minutes to list, and may meet a fault on any page."""
+def test_listing_gives_each_page_its_own_deadline():
+    """Listing a bucket of 100,000 objects takes minutes, and any page may fail."""
     time, patience = Time(), RetryPolicy(deadline=60.0)
     pages = [(f"s3://b/{number}", ObjectStat(1, "")) for number in range(300)]
 
