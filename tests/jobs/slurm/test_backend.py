@@ -347,10 +347,6 @@ def test_cancel_raises_error_if_scancel_fails(sweep, commands):
         clusters.cancel([sweep("a", ("RUNNING", "None"))])
 
 
-def test_job_token_consists_of_hex_digits():
-    assert re.fullmatch(r"[0-9a-f]{8}", backend.secrets.token_hex(4))
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_cancel_limits_scancel_to_owner_of_job_record(sweep, commands):
     """A record of another user may name a job of the current user."""

@@ -16,8 +16,7 @@ from jobs.common.job import Job
 from jobs.local import backend as local
 from jobs.planning import plan as planning
 from jobs.slurm import backend as slurm
-from jobs.submission import apply as folder
-from jobs.submission import apply as folders
+from jobs.submission import apply as submission
 from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import wanted
 
@@ -134,7 +133,7 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
 
 
 def test_submit_refuses_sweep_locked_by_other_submit(desk):
-    with folders.lock(desk.runs / "demo"):
+    with submission.lock(desk.runs / "demo"):
         done = desk.submit()
     assert done.returncode == 78 and "another submit is at work" in done.stderr
 
@@ -187,7 +186,7 @@ def sweep(tmp_path):
 
 def apply(sweep, plan, cluster):
     """Apply the plan, and return the names of the submitted jobs."""
-    return [job.run.name for job in folder.apply(plan, sweep.snapshot, cluster, {})]
+    return [job.run.name for job in submission.apply(plan, sweep.snapshot, cluster, {})]
 
 
 def test_apply_skips_run_cancelled_after_planning(sweep, cluster):
@@ -196,7 +195,7 @@ def test_apply_skips_run_cancelled_after_planning(sweep, cluster):
     plan = sweep("a", "b")
     assert [action.kind for action in plan.starting] == ["stopped"] * 2
     create_json(sweep.place / "a" / "cancel.json", WHO)
-    assert apply(sweep, plan, cluster) == ["b"] and folder.cancelled_meanwhile(plan) == ["a"]
+    assert apply(sweep, plan, cluster) == ["b"] and submission.cancelled_meanwhile(plan) == ["a"]
     assert read_json(sweep.place / "a" / "cancel.json") == WHO and read_json(sweep.place / "a" / "job.json") == before
 
 
@@ -206,7 +205,7 @@ def test_apply_starts_cancelled_run_only_with_retry(sweep, cluster):
     assert apply(sweep, sweep("a"), cluster) == []
     plan = sweep("a", retry=True)
     assert apply(sweep, plan, cluster) == ["a"]
-    assert folder.cancelled_meanwhile(plan) == [] and not (sweep.place / "a" / "cancel.json").exists()
+    assert submission.cancelled_meanwhile(plan) == [] and not (sweep.place / "a" / "cancel.json").exists()
 
 
 def test_new_run_cancelled_before_submission_stays_cancelled(sweep, cluster, monkeypatch):
@@ -218,7 +217,7 @@ def test_new_run_cancelled_before_submission_stays_cancelled(sweep, cluster, mon
 
     monkeypatch.setattr(cluster, "submit", slowly)
     assert apply(sweep, plan, cluster) == ["a", "b"]
-    assert folder.cancelled_meanwhile(plan) == ["a"] and read_json(sweep.place / "a" / "cancel.json") == WHO
+    assert submission.cancelled_meanwhile(plan) == ["a"] and read_json(sweep.place / "a" / "cancel.json") == WHO
     assert cluster.states([RunDir(sweep.place / "a")])[sweep.place / "a"].state == "cancelled"
 
 
@@ -227,7 +226,7 @@ def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
     want = wanted("a", mask="0.75")
     plan = planning.plan([want], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
-    assert apply(sweep, plan, cluster) == ["a"] and folder.cancelled_meanwhile(plan) == []
+    assert apply(sweep, plan, cluster) == ["a"] and submission.cancelled_meanwhile(plan) == []
 
 
 def test_backend_removes_cancel_file_after_writing_job_record(tmp_path, cluster, monkeypatch):

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import tarfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -298,6 +300,9 @@ def test_chunk_reader_retries_other_io_errors_until_deadline(tmp_path):
     assert reader.counters.retries["io"] > 1
 
 
-def test_manifest_has_distinct_uint32_checksum_per_chunk(folder):
+def test_manifest_checksums_are_crc32_of_chunk_bytes(folder):
     manifest = Manifest.load(folder)
-    assert manifest.checksums.dtype == np.uint32 and len(set(manifest.checksums.tolist())) == manifest.chunks
+    assert manifest.checksums.dtype == np.uint32 and len(manifest.checksums) == manifest.chunks
+    for j, checksum in enumerate(manifest.checksums.tolist()):
+        reads = manifest.chunk_reads(j)
+        assert checksum == zlib.crc32(b"".join(Path(key).read_bytes()[start:stop] for key, start, stop, _ in reads))
