@@ -148,7 +148,9 @@ def test_stop_request_travels_with_loss_and_stalled_rank_detects_dead_peer(data,
 
 
 @pytest.mark.slow
-def test_second_attempt_reuses_compiled_code_and_complete_run_deletes_it(data, tmp_path):
+def test_second_attempt_reuses_compiled_code_and_complete_run_deletes_it(data, tmp_path, monkeypatch):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # a test that compiled in this process has set them
+        monkeypatch.delenv(name, raising=False)
     config = configuration(data, world=1, samples=(12, 4))
     config.stages, config.compute.compile = config.stages[:1], "yes"
     config.evaluate.every, config.evaluate.sets = 0, []
