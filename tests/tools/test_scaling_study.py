@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +17,7 @@ from flip.runs.rundir import write_json
 from jobs.sweeps.sweep_file import load
 from tests.synthetic import make_dataset, make_tokenizer
 from tools import study as command
-from tools.studies import runner, scaling_design, scaling_page, scaling_runner
+from tools.studies import scaling_design, scaling_page, scaling_runner
 from tools.studies.scaling_design import Group, StudyRun
 
 SECONDS = {"0.5M/8": 2e-3, "2M/8": 5e-3, "8M/8": 15e-3}
@@ -273,8 +272,7 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     docs = tmp_path / "docs"
     study = complete(docs, [])
     assert study.unit == 1280
-    with suppress(runner.Unfinished):
-        scaling_runner.train(study.folder, "pair", 6.0)
+    scaling_runner.train(study.folder, "pair", 6.0)
     assert scaling_runner.read(study.folder).missing(), "six seconds do not even start them all"
     study = scaling_runner.train(study.folder, "pair", float("inf"))
     assert not study.missing() and len(study.results) == 5

@@ -208,7 +208,7 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
     """Train what is missing for at most ``seconds``, and write the result of each complete run. A run that is stopped
     then continues in the next call on this machine.
 
-    Raises Unfinished if a submission failed or was stopped.
+    Raises Unfinished if a submission failed or was stopped before.
     """
     end, machine = time.monotonic() + seconds, runner.machine()
     while True:
@@ -219,7 +219,11 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
         if not jobs or left <= 0:
             return study
         sweep = scaling_design.sweep(jobs, study.unit, study.peaks)
-        runner.submit(sweep, profile, left, lambda: collect(folder, runner.outcomes(scaling_design.NAME), machine))
+        try:
+            runner.submit(sweep, profile, left, lambda: collect(folder, runner.outcomes(scaling_design.NAME), machine))
+        except runner.Unfinished:
+            if time.monotonic() < end:
+                raise
 
 
 def collect(folder: Path, local: Mapping[str, Outcome], machine: Mapping[str, Any]) -> None:
