@@ -82,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -> dict[str, Any]:
     """Run a row in processes of its own: its status, seconds, results of the script, and the last line of an error."""
     script, *options = row.words
-    words = [script, *options, "--device", device, *(row.quick if quick else ()), "--json"]
-    command = [sys.executable, str(FOLDER / script), *words[1:]]
+    argv = [script, *options, "--device", device, *(row.quick if quick else ()), "--json"]
+    command = [sys.executable, str(FOLDER / script), *argv[1:]]
     command += ["--folder", str(folder)] if script == "gpu.py" else []
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     start_time, result = time.monotonic(), {}
@@ -103,7 +103,7 @@ def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -
         process.wait()
     lines = [line for line in errors.strip().splitlines() if MEMORY_ERRORS.search(line)] or errors.strip().splitlines()
     return {
-        "row": row.name, "what": row.what, "command": f"python benchmarks/{' '.join(words)}",
+        "row": row.name, "what": row.what, "command": f"python benchmarks/{' '.join(argv)}",
         "status": status, "seconds": round(time.monotonic() - start_time, 1), "detail": lines[-1][:300] if lines else
         "", "quick": quick, "result": result,
     }  # fmt: skip

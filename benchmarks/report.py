@@ -62,8 +62,8 @@ def measure(runs: int, lines: int, repeats: int, seed: int) -> dict[str, Any]:
         commands = {"report": command, "plain_json": [sys.executable, "-c", PLAIN, str(folder)]}
         ended = {name: [] for name in commands}
         for _ in range(repeats):
-            for name, words in commands.items():
-                ended[name].append(once(words))
+            for name, argv in commands.items():
+                ended[name].append(once(argv))
         rows = {name: report_row(each) for name, each in ended.items()}
         rows["report"] |= {"page_bytes": (folder / "report.html").stat().st_size}
         times = {name: [outcome.seconds for outcome in each] for name, each in ended.items()}

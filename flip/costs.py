@@ -210,7 +210,10 @@ def _saved(
 def loader_memory(config: Config, stage: Stage) -> int:
     """Peak bytes of one rank's loader on the host: two blocks of every lane, prepared batches, and those in hand."""
     ranks, data, model = world_size(config), config.data, for_stage(config, stage).model
-    raw = sum(len(one.lanes) * data.block * one.chunk * one.sample_bytes for one in dataset_lanes(data)) / ranks
+    raw = (
+        sum(len(dataset.lanes) * data.block * dataset.chunk * dataset.sample_bytes for dataset in dataset_lanes(data))
+        / ranks
+    )
     pixels = kept_patches(model.image, stage.mask) * (3 * model.image.patch**2 + 2)
     row = pixels + 6 * kept_tokens(model.text, stage.text_mask) + 16
     batches = (SLOTS if data.workers else 0) + IN_HAND

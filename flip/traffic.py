@@ -103,10 +103,10 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
         first, last = [once, exchange[0]], [*last, exchange[1]]
     else:
         loss = [*exchange, *loss]
-    phases = [Phase(1, forward, first, [_one(once)]), Phase(1, 0.0, loss)]
+    phases = [Phase(1, forward, first, [_mean_call(once)]), Phase(1, 0.0, loss)]
     if micro > 1:  # features of all micro-batches first, without a graph
         phases += [Phase(micro - 1, forward, again), Phase(1, forward, again), Phase(micro - 1, forward, [])]
-    phases += [Phase(micro - 1, backward, again), Phase(1, backward, last, [_one(each) for each in sums])]
+    phases += [Phase(micro - 1, backward, again), Phase(1, backward, last, [_mean_call(each) for each in sums])]
     return [
         phase._replace(collectives=[each for each in phase.collectives if each.ranks > 1])
         for phase in phases
@@ -114,7 +114,7 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
     ]
 
 
-def _one(collective: Collective) -> Collective:
+def _mean_call(collective: Collective) -> Collective:
     """A single call, of mean size."""
     return collective._replace(calls=1, bytes=collective.bytes // collective.calls)
 

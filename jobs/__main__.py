@@ -58,18 +58,18 @@ SCRIPTS = {command: folder for folder, commands in COMMANDS.items() for command 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    name = words[0].replace("-", "_") if words and not words[0].startswith("-") else ""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    name = argv[0].replace("-", "_") if argv and not argv[0].startswith("-") else ""
     if "_ARGCOMPLETE" in os.environ:
         from jobs.common import completion
 
         name = completion.command(SCRIPTS)
     if name not in SCRIPTS:
-        return _usage(words)
+        return _usage(argv)
     from jobs.common import cli
 
     cli.program = "flip" if Path(sys.argv[0]).name == "flip" else "python -m jobs"
-    sys.argv = [str(ROOT / SCRIPTS[name] / f"{name}.py"), *words[1:]]
+    sys.argv = [str(ROOT / SCRIPTS[name] / f"{name}.py"), *argv[1:]]
     if not Path(sys.argv[0]).exists():
         print(f"flip {name} needs a checkout of the repository: pip install --no-deps -e .", file=sys.stderr)
         return 78
@@ -77,22 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _usage(words: Sequence[str]) -> int:
+def _usage(argv: Sequence[str]) -> int:
     """Answer a line without a command: the usage, the version, or an error with the nearest command."""
-    if words[:1] == ["--version"]:
+    if argv[:1] == ["--version"]:
         from jobs.common.cli import version
 
         print(version())
         return 0
     rows = (f"  {name:14} {text}" for commands in COMMANDS.values() for name, text in commands.items())
     usage = USAGE.format(commands="\n".join(rows))
-    if words[:1] in (["-h"], ["--help"]):
+    if argv[:1] in (["-h"], ["--help"]):
         print(usage, end="")
         return 0
-    if words:
+    if argv:
         from jobs.common.text import suggestion
 
-        usage += f"\nunknown command: {words[0]}. {suggestion(words[0], SCRIPTS)}"
+        usage += f"\nunknown command: {argv[0]}. {suggestion(argv[0], SCRIPTS)}"
     print(usage.rstrip(), file=sys.stderr)
     return 2
 

@@ -158,8 +158,8 @@ def in_allocation(run: RunDir, n: int) -> int:
     run.open_logs(n)
     code, entry = str(REPOSITORY), str(COMMANDS / "host" / "rank_entry.py")
     variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": code, "PYTHONPATH": code}
-    words = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
-    done = subprocess.run(words, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
+    argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
+    done = subprocess.run(argv, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
     for path in sorted((run.logs / str(n)).iterdir()):
         print(f"--- {path}", *map(plain, last_lines(path, 20)), sep="\n")
     return done.returncode

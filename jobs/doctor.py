@@ -56,7 +56,7 @@ def examine(args: argparse.Namespace) -> int:
     from jobs.slurm.site_checks import FAIL, check_site
 
     target = place(args.write, args.force) if args.write else None
-    base = given(args)
+    base = requested_profile(args)
     site = reading.read(base)
     profile = base if args.cluster else draft(base, site)
     site = replace(site, errors={**site.errors, "sbatch --test-only": reading.rejection(profile)})
@@ -75,7 +75,7 @@ def examine(args: argparse.Namespace) -> int:
     return CONFIG if any(result.verdict == FAIL for result in results) else COMPLETE
 
 
-def given(args: argparse.Namespace) -> ClusterProfile:
+def requested_profile(args: argparse.Namespace) -> ClusterProfile:
     """The named profile or an empty one, with the options of the command line."""
     from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import ClusterProfile, load_profile
@@ -83,8 +83,8 @@ def given(args: argparse.Namespace) -> ClusterProfile:
     profile = load_profile(args.cluster) if args.cluster else ClusterProfile(kind="slurm")
     if profile.kind != "slurm":
         raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
-    words = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}
-    return replace(profile, **words)
+    settings = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}
+    return replace(profile, **settings)
 
 
 def place(name: str, force: bool) -> Path:

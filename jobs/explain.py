@@ -72,7 +72,7 @@ def page(facts: Mapping[str, Any]) -> Page:
         *_decision(facts["evidence"]),
         ("next", _coming(next_)),
     ]
-    heads += [("damaged", words) for words in facts["damaged"]]
+    heads += [("damaged", damage) for damage in facts["damaged"]]
     heads += [("speed", facts["verdict"])] if facts["verdict"] else []
     heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")] if (files := facts["anomalies"]) else []
     lines: list[str | TextTable] = [f"{name:<10}{text}" for name, text in heads]

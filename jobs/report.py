@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with exit code 2 if two outputs go to standard output, or if an option would have no effect."""
     streams = {"--json": args.json, "--csv -": args.csv == "-", "--markdown -": args.markdown == "-"}
-    chosen = [name for name, given in streams.items() if given]
+    chosen = [name for name, is_given in streams.items() if is_given]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} both write to standard output: choose one")
     if args.pictures < 0:

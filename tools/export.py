@@ -53,8 +53,8 @@ def export(options: argparse.Namespace) -> int:
     if options.out and len(sources) > 1:
         raise ConfigError(f"one folder for {len(sources)} models", "--out", options.out, "Export them one by one.")
     reports = [_export(source, options) for source in sources]
-    found = reports[0] if len(reports) == 1 else reports
-    print(json.dumps(found, indent=1) if options.json else "\n".join(map(_text, reports)))
+    payload = reports[0] if len(reports) == 1 else reports
+    print(json.dumps(payload, indent=1) if options.json else "\n".join(map(_text, reports)))
     return 0
 
 

@@ -96,7 +96,9 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         raise ConfigError("no predictions are stored for this set", str(outcome.run.path), options.set, remedy)
     pictures, problem = examples.choose_pictures(outcome, item, predicted, options.count, options.top)
     if options.json:
-        rows = [{"image": one.name, "label": one.label, "captions": dict(one.captions)} for one in pictures]
+        rows = [
+            {"image": picture.name, "label": picture.label, "captions": dict(picture.captions)} for picture in pictures
+        ]
         print(json.dumps(rows, indent=1))
         return 0
     top1, top5, chance = (100 * item[key] for key in ("top1", "top5", "chance"))
@@ -105,9 +107,9 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         f" with the nearest of {len(predicted.names):,} captions and their cosine similarities. Of all pictures"
         f" {top1:.1f} % are nearest to the right caption (chance {chance:.2g} %), {top5:.1f} % have it among five."
     )
-    for one in pictures:
-        lines = [f"  {score:6.3f}  {name}{'  <- right' * (name == one.label)}" for name, score in one.captions]
-        show_picture(one.jpeg, "\n".join([f"\n{one.label} ({one.name} of {predicted.where})", *lines]))
+    for picture in pictures:
+        lines = [f"  {score:6.3f}  {name}{'  <- right' * (name == picture.label)}" for name, score in picture.captions]
+        show_picture(picture.jpeg, "\n".join([f"\n{picture.label} ({picture.name} of {predicted.where})", *lines]))
     if problem:
         show(f"not drawn: {problem}")
     return 0

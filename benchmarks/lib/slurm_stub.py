@@ -75,8 +75,8 @@ class Site:
     def called(self, name: str) -> int:
         return self.calls.read_text().split().count(name) if self.calls.exists() else 0
 
-    def command(self, *words: object, cwd: Path | None = None) -> str:
-        line = [sys.executable, *map(str, words)]
+    def command(self, *argv: object, cwd: Path | None = None) -> str:
+        line = [sys.executable, *map(str, argv)]
         done = subprocess.run(line, capture_output=True, text=True, env=self.environment, cwd=cwd or self.folder)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(line)}: exit code {done.returncode}\n{done.stderr}")
@@ -142,9 +142,9 @@ def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
         rows.append(f"many.0f|{i}|57_{i}|RUNNING|n1|None|N/A\n")
     site.rows.write_text("".join(rows))
     before = site.called("squeue")
-    words = (ROOT / "jobs" / "status.py", "many", "--json")
-    judgement = judged("status", lambda: site.command(*words), repeats)
-    states = {row["state"] for row in json.loads(site.command(*words))}
+    argv = (ROOT / "jobs" / "status.py", "many", "--json")
+    judgement = judged("status", lambda: site.command(*argv), repeats)
+    states = {row["state"] for row in json.loads(site.command(*argv))}
     if states != {"running"}:
         raise SystemExit(f"the runs are taken as {states}")
     return judgement | {"squeue_calls": (site.called("squeue") - before) // (repeats + 1)}

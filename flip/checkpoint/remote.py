@@ -112,7 +112,7 @@ class RemoteCheckpoint:
             yield response.data
 
     def _with_retries(self, key: str, request: Callable[[], _T], wording: ErrorWording) -> _T:
-        state = RetryState(self._retry_policy, lambda: self._has_ever_succeeded, words=wording, outages=self._outages)
+        state = RetryState(self._retry_policy, lambda: self._has_ever_succeeded, wording=wording, outages=self._outages)
         while True:
             try:
                 answer = request()

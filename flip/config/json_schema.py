@@ -82,10 +82,10 @@ def descriptions(kind: Any) -> dict[str, str]:
     """Name of a field -> the docstring below it, as one line."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(getattr(kind, "base", kind)))).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    descriptions_by_field = {}
     for node, following in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = following.value if isinstance(following, ast.Expr) else None
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found[node.target.id] = " ".join(text.value.replace("``", "`").split())
-    return found
+                descriptions_by_field[node.target.id] = " ".join(text.value.replace("``", "`").split())
+    return descriptions_by_field

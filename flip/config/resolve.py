@@ -130,8 +130,8 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
     plan = "--dry-run plans without them." if data.samples else f"To plan without them, set {key}.samples."
-    if made := DEMONSTRATION.get(os.path.normpath(data.manifest)):
-        remedy = f"Fetch the demonstration data: python tools/demo_data.py {made}"
+    if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
+        remedy = f"Fetch the demonstration data: python tools/demo_data.py {demo_set}"
     elif data.manifest.startswith("cache:"):
         remedy = "Index the shards, with this folder as --out: python tools/shards.py index. Which shards: the sweep's"
         remedy += f" head or docs/reproduce.md lists them. {plan}"

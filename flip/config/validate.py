@@ -76,9 +76,9 @@ def check_fields(config: Config) -> None:
         choices = rules.get("choices")
         if choices and value not in choices:
             raise ConfigError(f"{key}: no such choice", value=value, remedy=f"One of: {', '.join(map(str, choices))}.")
-        for rule, (holds, words) in _BOUNDS.items():
+        for rule, (holds, requirement) in _BOUNDS.items():
             if rule in rules and not holds(value, rules[rule]):
-                what = f"{key}: must be {words} {rules[rule]}"
+                what = f"{key}: must be {requirement} {rules[rule]}"
                 raise ConfigError(what, value=value, remedy=_suggestion(config, key))
         if value == math.inf:
             raise ConfigError(f"{key}: must be finite", value=value)

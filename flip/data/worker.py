@@ -206,8 +206,8 @@ class DatasetStream:
             image = decode.image_of(sample, data.decoder, data.to_rgb, data.exif)
             return image, decode.captions_of(sample, data.captions)
 
-        found = decode.next_decodable(ids, n, self.bad, load)
-        if found is None:
+        decodable = decode.next_decodable(ids, n, self.bad, load)
+        if decodable is None:
             shard, ordinal = self.manifest.locate(int(ids[n]))
             raise DataError(
                 f"none of the {len(ids)} samples of block {k} of lane {self.lanes[lane]} can be decoded",
@@ -215,12 +215,12 @@ class DatasetStream:
                 self.bad[int(ids[n])],
                 f"Look for what is bad: python tools/shards.py verify {self.manifest.folder}",
             )
-        for step in range((found[0] - n) % len(ids)):
+        for step in range((decodable[0] - n) % len(ids)):
             id = int(ids[(n + step) % len(ids)])
             if id not in self._logged:
                 self._logged.add(id)
                 notes.append(ReplacedSample(id, *self.manifest.locate(id), self.bad[id]))
-        return found
+        return decodable
 
     def _skip_chunk(self, j: int) -> bool:
         return all(id in self.bad for id in self.manifest.chunk_ids(j))

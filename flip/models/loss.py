@@ -53,8 +53,8 @@ class TextGather:
 class _Transfer:
     """A collective in the background, and the tensor that it fills."""
 
-    def start(self, collective: Callable[..., Any], output: Tensor, given: Tensor, group: Any) -> Tensor:
-        self._output, self._work = output, collective(output, given.contiguous(), group=group, async_op=True)
+    def start(self, collective: Callable[..., Any], output: Tensor, input: Tensor, group: Any) -> Tensor:
+        self._output, self._work = output, collective(output, input.contiguous(), group=group, async_op=True)
         return output
 
     def finish(self) -> Tensor:

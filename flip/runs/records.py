@@ -21,19 +21,19 @@ DIGITS = 40
 
 
 class FieldType:
-    """A type with limits. ``words`` completes "is not ...". ``required``: a record without the field is invalid."""
+    """A type with limits. ``description`` completes "is not ...". ``required``: a record without the field is invalid."""
 
     def __init__(
         self,
-        words: str,
+        description: str,
         fits: Callable[[Any], bool],
         convert: Optional[Callable[[Any], Any]] = None,
         required: bool = False,
     ) -> None:
-        self.words, self.fits, self.convert, self.required = words, fits, convert, required
+        self.description, self.fits, self.convert, self.required = description, fits, convert, required
 
     def needed(self) -> "FieldType":
-        return FieldType(self.words, self.fits, self.convert, required=True)
+        return FieldType(self.description, self.fits, self.convert, required=True)
 
 
 def _is_number(value: Any) -> bool:
@@ -81,7 +81,7 @@ LIST = FieldType("a list", lambda v: isinstance(v, list))
 ANY_SETTING = FieldType("text, a number or a list", lambda v: LIST.fits(v) or SETTING.fits(v), printable)
 #: Text in Slurm's environment.
 DIGITS_OR_WHOLE = FieldType(
-    COUNT.words, lambda v: COUNT.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
+    COUNT.description, lambda v: COUNT.fits(v) or isinstance(v, str) and v.isdigit() and len(v) < 18, lambda v: int(v)
 )
 
 #: One result of an evaluation.
@@ -158,7 +158,7 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
     """
     if isinstance(kind, FieldType):
         if not kind.fits(value):
-            raise ValueError("`%s` is not %s (found: %s)" % (where, kind.words, _short(value)))
+            raise ValueError("`%s` is not %s (found: %s)" % (where, kind.description, _short(value)))
         return kind.convert(value) if kind.convert else value
     if isinstance(kind, list):
         if not isinstance(value, list):

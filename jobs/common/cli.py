@@ -61,8 +61,8 @@ class Parser(argparse.ArgumentParser):
 
             near = [nearest(word.partition("=")[0], self._options())[:1] for word in unknown]
             hints = [f" (did you mean {names[0]}?)" if names else "" for names in near]
-            words = (word + hint for word, hint in zip(unknown, hints, strict=True))
-            self.error(f"unrecognized arguments: {' '.join(words)}")
+            unknown_arguments = (word + hint for word, hint in zip(unknown, hints, strict=True))
+            self.error(f"unrecognized arguments: {' '.join(unknown_arguments)}")
         return options
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -130,13 +130,13 @@ class _SweepWords(argparse.Action):
     """Separates the sweep from the settings. Options are parsed before, positional arguments in order."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, *_: Any) -> None:
-        words = [*filter(None, [namespace.name]), *values]
+        positionals = [*filter(None, [namespace.name]), *values]
         del namespace.name
         if namespace.sweep is None:
-            if not words or "=" in words[0]:
+            if not positionals or "=" in positionals[0]:
                 parser.error("the sweep is missing: give its file, or its name in sweeps/")
-            namespace.sweep, *words = words
-        namespace.overrides = words
+            namespace.sweep, *positionals = positionals
+        namespace.overrides = positionals
 
 
 def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:

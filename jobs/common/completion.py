@@ -13,13 +13,13 @@ from jobs.common import paths
 def command(known: Iterable[str]) -> str:
     """The command on the line that the shell completes. If that is the word to complete: print those that fit, exit."""
     line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
-    words = [word for word in line[:-1] if word]
-    if len(words) < 2:
+    completed = [word for word in line[:-1] if word]
+    if len(completed) < 2:
         parser = argparse.ArgumentParser(add_help=False)
         parser.add_argument("command", choices=sorted(known))
         complete(parser)
     os.environ["_ARGCOMPLETE"] = "2"  # argcomplete drops the word flip, and this one
-    return words[1] if len(words) > 1 else ""
+    return completed[1] if len(completed) > 1 else ""
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -57,12 +57,12 @@ def _runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     from jobs.common.cluster_profile import roots
 
     sweep, slash, _rest = prefix.rpartition("/")
-    found = []
+    names = []
     for root in roots(getattr(parsed_args, "root", None)):
         for path in (root / sweep).glob("*") if root.is_dir() else ():
             if path.is_dir() and not path.name.startswith("."):
-                found.append(f"{sweep}{slash}{path.name}{'' if slash else '/'}")
-    return found
+                names.append(f"{sweep}{slash}{path.name}{'' if slash else '/'}")
+    return names
 
 
 _COMPLETERS = {

@@ -323,8 +323,8 @@ class ProgressBar:
         self.shown = now
         row = self.row(done, total, now - self.start_time, note)
         if self.display:
-            one = TextTable([row], {"note": 10, "bar": 8}, ["note", "speed", "left", "bar"], header=False)
-            self.display.draw(lambda width, height: Page(one))
+            table = TextTable([row], {"note": 10, "bar": 8}, ["note", "speed", "left", "bar"], header=False)
+            self.display.draw(lambda width, height: Page(table))
         else:
             del row["bar"]
             line = f"{row.pop('what')}: {', '.join(filter(None, row.values()))}"

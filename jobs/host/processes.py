@@ -54,8 +54,8 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     """
     killed = []
     for pid, started in _own_processes():
-        words, environ = _read(pid, "cmdline"), environment(pid)
-        if not (_is_watcher(words, environ, path, n) or _is_batch_shell(words, environ, job, restarts)):
+        argv, environ = _read(pid, "cmdline"), environment(pid)
+        if not (_is_watcher(argv, environ, path, n) or _is_batch_shell(argv, environ, job, restarts)):
             continue
         if pid != os.getppid() and start_time(pid) == started:  # else the pid belongs to another process by now
             try:
@@ -66,17 +66,17 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     return killed
 
 
-def _is_watcher(words: List[str], environ: Dict[str, str], path: str, n: int) -> bool:
-    hooks = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in words]
-    command = words[hooks.index(True) + 1 :][:1] if any(hooks) else []
+def _is_watcher(argv: List[str], environ: Dict[str, str], path: str, n: int) -> bool:
+    hooks = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in argv]
+    command = argv[hooks.index(True) + 1 :][:1] if any(hooks) else []
     attempt = slurm_cli.parse_int(environ.get("FLIP_ATTEMPT", ""))
     watches = bool(command) and command[0] in WATCHERS and environ.get("FLIP_RUN") == path
     return watches and attempt is not None and attempt < n
 
 
-def _is_batch_shell(words: List[str], environ: Dict[str, str], job: str, restarts: int) -> bool:
+def _is_batch_shell(argv: List[str], environ: Dict[str, str], job: str, restarts: int) -> bool:
     """Slurm names every batch script slurm_script. Another cluster may have a job of the same number."""
-    script = any(word.endswith("/slurm_script") for word in words[:2])
+    script = any(word.endswith("/slurm_script") for word in argv[:2])
     same = all(environ.get(name) == os.environ.get(name) for name in ("SLURM_JOB_NAME", "SLURM_CLUSTER_NAME"))
     return bool(job and script and same and slurm_cli.own_job(environ) == job) and (
         slurm_cli.restart_count(environ) < restarts

@@ -86,23 +86,23 @@ def decide(
         late: whether it used its wall limit, except for the time to save; True, or a sentence.
         unstarted: nodes that could not start any of its ranks.
     """
-    words = set(re.findall("[A-Z_]+", (state or "").upper()))
+    states = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
-    if cancelled or "CANCELLED" in words:
+    if cancelled or "CANCELLED" in states:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, words, stop_requested, unstarted)
+    cause, reason = root_cause(causes, code, states, stop_requested, unstarted)
     if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
         limit = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
         cause, reason = "timeout", "%s; %s: give it more hours" % (reason, limit)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
-    if "PENDING" in words:
+    if "PENDING" in states:
         return decision._replace(action="nothing", reason=reason + "; the scheduler has requeued it already")
-    if LAUNCHER_STOPPED in words:
+    if LAUNCHER_STOPPED in states:
         return decision._replace(action="nothing", delay=0.0, reason=reason + "; the launcher was asked to end")
-    unread = not words or (words == {UNKNOWN} and code is not None)  # without a code the job was restarted since
+    unread = not states or (states == {UNKNOWN} and code is not None)  # without a code the job was restarted since
     if unread and _ended_by_term(causes, code):
         # scancel and preemption both send TERM: a requeue could revive a cancelled job
         return decision._replace(action="nothing", reason=reason + "; the job's state could not be read")
@@ -116,7 +116,7 @@ def decide(
 def root_cause(
     causes: List[Dict[str, Any]],
     code: Optional[int],
-    words: Set[str],
+    states: Set[str],
     stop_requested: bool = False,
     unstarted: Sequence[str] = (),
 ) -> Tuple[str, str]:
@@ -126,28 +126,28 @@ def root_cause(
     echoes = ("crash", "hang", "stopped") if unstarted else ("crash",)
     if root and root["cause"] not in echoes:
         return root["cause"], _describe(root)
-    if words & {"NODE_FAIL", "BOOT_FAIL"}:
+    if states & {"NODE_FAIL", "BOOT_FAIL"}:
         return "node", "the node failed"
-    if UNKNOWN in words and code is None:  # a crash may be a rank that lost its peers with their node
+    if UNKNOWN in states and code is None:  # a crash may be a rank that lost its peers with their node
         return "node", "ended unseen: its host or its launcher went away"
-    if "PENDING" in words:  # a crash then is a rank that was cut off, or a peer of one
+    if "PENDING" in states:  # a crash then is a rank that was cut off, or a peer of one
         return "stopped", "preempted, or its node failed, before a clean stop"
     if unstarted:
         return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _describe(root)
-    if STOP_REQUESTED in words and code in (None, 137, 143):
+    if STOP_REQUESTED in states and code in (None, 137, 143):
         return "stopped", "killed: asked to save and stop, it did not do so in time"
-    if "TIMEOUT" in words:
+    if "TIMEOUT" in states:
         return "timeout", "the wall limit came before a clean stop"
-    if "PREEMPTED" in words:
+    if "PREEMPTED" in states:
         return "stopped", "preempted before a clean stop"
-    if "OUT_OF_MEMORY" in words:
+    if "OUT_OF_MEMORY" in states:
         return "crash", "out of memory (killed by the scheduler)"
     if code is None:
         return "node", "ended unseen: its host or its launcher went away"
-    if not words - {UNKNOWN} and any(c["cause"] == "peer_lost" for c in causes):
+    if not states - {UNKNOWN} and any(c["cause"] == "peer_lost" for c in causes):
         if stop_requested:
             return "stopped", "asked to save and stop, but a rank was lost before it had"
         return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"

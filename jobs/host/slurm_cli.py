@@ -68,26 +68,26 @@ class QueueRow(NamedTuple):
     start: str = ""  # start time, actual or expected; empty if unknown
 
 
-def call(*words: str, **options: Any) -> str:
+def call(*argv: str, **options: Any) -> str:
     """Standard output of one of Slurm's commands. Raises SlurmUnavailable with its error text.
 
     Options: ``deadline`` in seconds, ``text`` for standard input, ``env`` in place of this process's environment.
     """
     deadline, text = options.get("deadline", DEADLINE), options.get("text", "")
     env = {name: value for name, value in options.get("env", os.environ).items() if not USER_SETTINGS.match(name)}
-    line = [shutil.which(words[0]) or words[0]] + list(words[1:])  # on our PATH, not on that of ``env``
-    log.debug("running %s", " ".join(words))
+    line = [shutil.which(argv[0]) or argv[0]] + list(argv[1:])  # on our PATH, not on that of ``env``
+    log.debug("running %s", " ".join(argv))
     try:
         done = subprocess.run(
             line, input=text.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=deadline, env=env
         )
     except subprocess.TimeoutExpired:
-        raise SlurmUnavailable("%s did not answer for %g s" % (words[0], deadline)) from None
+        raise SlurmUnavailable("%s did not answer for %g s" % (argv[0], deadline)) from None
     except OSError as error:
-        raise SlurmUnavailable("%s: %s" % (words[0], error.strerror or error)) from error
+        raise SlurmUnavailable("%s: %s" % (argv[0], error.strerror or error)) from error
     if done.returncode != 0:
-        text = failure_text(words[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
-        raise command_error(words[0], text)
+        text = failure_text(argv[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
+        raise command_error(argv[0], text)
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -274,12 +274,12 @@ def config() -> Dict[str, str]:
     return {key.strip(): value.strip() for key, mark, value in lines if mark}
 
 
-def call_with_retry(*words: str, **options: float) -> str:
+def call_with_retry(*argv: str, **options: float) -> str:
     """``call``, retried after 1, 5 and 25 seconds, then every minute for ``patience`` seconds if the job is known."""
     end, wait = time.time() + options.get("patience", 0.0), 1.0
     while True:
         try:
-            return call(*words)
+            return call(*argv)
         except SlurmUnavailable as error:
             if wait > 25.0 and (time.time() > end or isinstance(error, JobNotFound)):
                 raise
@@ -381,14 +381,14 @@ def _submit_successor(job: str, restarts: int, attempt: Optional[int], delay: fl
     fields = job_fields(job)
     script = call("scontrol", "write", "batch_script", job, "-")
     script = re.sub(r"(?m)^#SBATCH --hold\s*$", "#", script)  # its canary has passed
-    words = ["--dependency=afterany:" + os.environ["SLURM_JOB_ID"]]
-    words += ["--array=" + index] if index else []
-    words += ["--begin=now+%d" % round(delay)] if delay >= 1 else []
+    options = ["--dependency=afterany:" + os.environ["SLURM_JOB_ID"]]
+    options += ["--array=" + index] if index else []
+    options += ["--begin=now+%d" % round(delay)] if delay >= 1 else []
     excluded = _excluded_nodes(fields) + sorted(exclude)
-    words += ["--exclude=" + ",".join(excluded)] if excluded else []
+    options += ["--exclude=" + ",".join(excluded)] if excluded else []
     left = COMMENT.match(fields.get("Comment", ""))
-    words += ["--comment=away:%s:-1:%s" % left.group(1, 3)] if left and left.group(2) == str(restarts) else []
-    id_ = call("sbatch", "--parsable", *words, text=script, env=_original_environment(attempt)).strip()
+    options += ["--comment=away:%s:-1:%s" % left.group(1, 3)] if left and left.group(2) == str(restarts) else []
+    id_ = call("sbatch", "--parsable", *options, text=script, env=_original_environment(attempt)).strip()
     return "requeue is disabled for this job; submitted its successor %s" % id_.partition(";")[0]
 
 
@@ -438,8 +438,8 @@ def read_failed_starts(job: str, restarts: int, patience: float = 0.0) -> Option
 
 def record_failed_starts(job: str, restarts: int, failed: FailedStarts, patience: float = 0.0) -> None:
     """Write the comment for the next start, before the requeue, after which this process may be killed at once."""
-    words = "JobId=" + job, "Comment=away:%d:%d:%d" % (failed.starts, restarts, failed.attempt)
+    changes = "JobId=" + job, "Comment=away:%d:%d:%d" % (failed.starts, restarts, failed.attempt)
     try:
-        call_with_retry("scontrol", "update", *words, patience=patience)
+        call_with_retry("scontrol", "update", *changes, patience=patience)
     except SlurmUnavailable:  # one start more than the limit
         pass

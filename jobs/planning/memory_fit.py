@@ -84,7 +84,7 @@ def smallest_change(config: Config, fits: Callable[[Config], bool], nodes: bool 
     for kind in kinds:
         if (kind is _more_nodes and not nodes) or (kind is _recompute_and_accumulate and changes):
             continue
-        first = next((words for words, other in kind(config) if fits(other)), "")
+        first = next((description for description, other in kind(config) if fits(other)), "")
         changes += [first] if first else []
     if not changes:
         return "No single change makes it fit: take a smaller model, or GPUs with more memory."
@@ -127,11 +127,11 @@ def _recompute_and_accumulate(config: Config) -> Iterator[tuple[str, Config]]:
 def _more_nodes(config: Config) -> Iterator[tuple[str, Config]]:
     factor = 2
     while factor <= MAX_NODE_FACTOR:
-        words, other = _changed(config, "resources.nodes", config.resources.nodes * factor)
+        description, other = _changed(config, "resources.nodes", config.resources.nodes * factor)
         ranks = world_size(other)
         even = all(stage.batch % ranks == 0 for stage in other.stages) and other.data.lanes % ranks == 0
         if even and all(stage.batch // ranks % other.compute.accumulate == 0 for stage in other.stages):
-            yield words, other
+            yield description, other
         factor *= 2
 
 

@@ -296,20 +296,20 @@ def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[l
     changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
         return changes, "its identity.json cannot be read"
-    words = [_list(changes, wanted.given)] if changes else []
+    sentences = [_list(changes, wanted.given)] if changes else []
     if digest(stored["config"]) != stored.get("hash"):
-        words.append("the text of its identity.json does not match its hash: edited, or from another version")
-    return changes, "; ".join(words)
+        sentences.append("the text of its identity.json does not match its hash: edited, or from another version")
+    return changes, "; ".join(sentences)
 
 
 def _list(changes: Sequence[ConfigChange], given: Collection[str], most: int = 5) -> str:
     """Changes in words; a changed key that the sweep file does not set has a new default."""
-    words = [
+    sentences = [
         f"{change}"
         + ("" if change.key in given or change.key == "world" else ", which the sweep does not set: a default moved")
         for change in changes[:most]
     ]
-    return "; ".join(words) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
+    return "; ".join(sentences) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
 
 
 def resources_of(config: Config) -> JobResources:

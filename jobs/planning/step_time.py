@@ -122,12 +122,12 @@ def advice(config: Config, profile: ClusterProfile) -> str:
     if share < WORTH:
         return ""
     gains = []
-    for words, other, faster in _changes(config, profile):
+    for description, other, faster in _changes(config, profile):
         same = next(each for each in other.stages if each.name == stage.name)
         better = step_time(other, same, faster)
         if better is not None and better.utilisation > GAIN * step.utilisation:
-            gains.append((better.utilisation, words))
-    helps = ", ".join(f"{words} {100 * value:.1f} %" for value, words in sorted(gains, reverse=True))
+            gains.append((better.utilisation, description))
+    helps = ", ".join(f"{description} {100 * value:.1f} %" for value, description in sorted(gains, reverse=True))
     return (
         f"stage {stage.name}: communication takes {100 * share:.0f} % of a step, the utilisation is"
         f" {100 * step.utilisation:.1f} %;"
@@ -152,9 +152,9 @@ def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Con
     if nodes % 2 == 0 and (copies == 1 or copies % 2 == 0):
         few = max(1, copies // 2), config.compute.reshard, nodes // 2
         settings[f"resources.nodes={nodes // 2} (twice the pairs a GPU)"] = few
-    for words, values in settings.items():
+    for description, values in settings.items():
         other = changed(config, *values)
         if not profile.gpu_bytes or largest_stage(other)[1]["total"] <= profile.gpu_bytes:
-            yield words, other, profile
+            yield description, other, profile
     faster = 2 * profile.network_gbps
     yield f"network_gbps={faster:g}", config, replace(profile, network_gbps=faster)

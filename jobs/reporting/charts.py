@@ -222,8 +222,8 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
 
 
 def _series(item: Series, axes: Axes, titles: list[str]) -> None:
-    def titled(words: str) -> str:
-        titles.append(plain(words))
+    def titled(text: str) -> str:
+        titles.append(plain(text))
         return f"title{len(titles) - 1}"
 
     colour, dash, shape = look(item.style)

@@ -14,11 +14,11 @@ from jobs.reporting.charts import Plot
 class Text:
     """A heading (``level`` 1 to 3) or a paragraph (0). ``tone``: headline, quiet, note, or trouble."""
 
-    words: str
+    text: str
     level: int = 0
     tone: str = ""
     anchor: str = ""
-    """Of a heading: the target of links to it, by default made of its words."""
+    """Of a heading: the target of links to it, by default made of its text."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Fold:
 Block = Text | Table | Figure | Pictures | Fold
 
 
-def anchor(words: str) -> str:
+def anchor(text: str) -> str:
     """The target of links to a heading: letters, digits and dashes."""
-    return re.sub(r"[^\w.]+", "-", words.lower()).strip("-") or "-"
+    return re.sub(r"[^\w.]+", "-", text.lower()).strip("-") or "-"
 
 
-def heading(words: str, level: int = 2, anchor: str = "") -> Text:
-    return Text(words, level, anchor=anchor)
+def heading(text: str, level: int = 2, anchor: str = "") -> Text:
+    return Text(text, level, anchor=anchor)

@@ -57,10 +57,10 @@ def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predi
 
 def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pictures: int) -> list[Block]:
     items, problem = choose_pictures(outcome, item, predicted, pictures, CAPTIONS)
-    words = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
-    words += " nearest captions and their cosine similarities; the right one is bold."
-    words += f" Not shown: {problem}." if problem else ""
-    shown: list[Block] = [heading("Test pictures"), Text(words, tone="quiet"), Pictures(items)] if items else []
+    note = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
+    note += " nearest captions and their cosine similarities; the right one is bold."
+    note += f" Not shown: {problem}." if problem else ""
+    shown: list[Block] = [heading("Test pictures"), Text(note, tone="quiet"), Pictures(items)] if items else []
     return [*shown, *_worst_classes(outcome, item, predicted)]
 
 
@@ -130,5 +130,5 @@ def _worst_classes(outcome: Outcome, item: dict[str, Any], predicted: Prediction
         })  # fmt: skip
     if not rows:
         return []
-    words = f"{outcome.run.name} on {item['name']}; taken for: the most frequent wrong answers, with their numbers."
-    return [heading("Worst classes"), Table(rows, long=["taken for"]), Text(words, tone="quiet")]
+    note = f"{outcome.run.name} on {item['name']}; taken for: the most frequent wrong answers, with their numbers."
+    return [heading("Worst classes"), Table(rows, long=["taken for"]), Text(note, tone="quiet")]

@@ -109,9 +109,9 @@ def _steps(parts: dict[str, float], timed: Columns, before: float, resumed: int 
     samples = timed["samples"]
     starts = np.concatenate([[before], samples[:-1]])
     windows = (samples - starts) / timed["samples_per_second"]
-    stands = samples if resumed is None else np.minimum(samples, np.maximum(starts, resumed))
+    useful_until = samples if resumed is None else np.minimum(samples, np.maximum(starts, resumed))
     counts = samples > starts
-    shares = np.where(counts, (stands - starts) / np.where(counts, samples - starts, 1.0), 1.0)
+    shares = np.where(counts, (useful_until - starts) / np.where(counts, samples - starts, 1.0), 1.0)
     parts["useful"] += float((windows * shares).sum())
     parts["repeated"] += float((windows * (1 - shares)).sum())
     return float(windows.sum())

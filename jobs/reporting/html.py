@@ -30,12 +30,12 @@ def render(name: str, blocks: Sequence[Block]) -> str:
 
 
 def _contents(headings: Sequence[Text]) -> str:
-    links = "".join(f'<li><a href="#{_id(block)}">{escape(block.words)}</a></li>' for block in headings)
+    links = "".join(f'<li><a href="#{_id(block)}">{escape(block.text)}</a></li>' for block in headings)
     return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
 
 
 def _id(block: Text) -> str:
-    return escape(block.anchor or anchor(block.words))
+    return escape(block.anchor or anchor(block.text))
 
 
 def _block(block: Block) -> str:
@@ -52,9 +52,9 @@ def _block(block: Block) -> str:
 def _text(block: Text) -> str:
     if block.level:
         id = f' id="{_id(block)}"' if block.level > 1 else ""
-        return f"<h{block.level}{id}>{escape(block.words)}</h{block.level}>"
+        return f"<h{block.level}{id}>{escape(block.text)}</h{block.level}>"
     kinds = {"": [], "trouble": ["bad"]}.get(block.tone, [block.tone])
-    return f"<p{_class(kinds)}>{escape(block.words)}</p>"
+    return f"<p{_class(kinds)}>{escape(block.text)}</p>"
 
 
 def _table(block: Table) -> str:

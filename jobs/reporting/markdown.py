@@ -33,10 +33,10 @@ def _block(block: Block, figures: str) -> str:
 
 def _text(block: Text) -> str:
     if block.level:
-        return f"{'#' * block.level} {plain(block.words)}"
+        return f"{'#' * block.level} {plain(block.text)}"
     if block.tone == "headline":
-        return f"**{plain(block.words)}**"
-    return f"> {plain(block.words)}" if block.tone in ("note", "trouble") else plain(block.words)
+        return f"**{plain(block.text)}**"
+    return f"> {plain(block.text)}" if block.tone in ("note", "trouble") else plain(block.text)
 
 
 def _table(block: Table) -> str:

@@ -37,14 +37,14 @@ def findings(
     about, grouped = seed_groups.about(outcomes), seed_groups.group(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
-    for words, caution in seed_groups.headlines(grouped, outcomes):
-        blocks += [Text(words, tone="headline"), *([Text(caution, tone="quiet")] if caution else [])]
+    for headline, caution in seed_groups.headlines(grouped, outcomes):
+        blocks += [Text(headline, tone="headline"), *([Text(caution, tone="quiet")] if caution else [])]
     blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
     blocks += [Text(about["notes"])] if about.get("notes") else []
     blocks += accuracy(grouped, outcomes, styles)
     blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
-    blocks += [Text(words, tone="note") for words in (_note(grouped), unsteady(outcomes)) if words]
+    blocks += [Text(note, tone="note") for note in (_note(grouped), unsteady(outcomes)) if note]
     blocks += _paper(grouped, outcomes, table)
     blocks += examples(grouped, outcomes, pictures)
     blocks += _differences(grouped, outcomes)
@@ -76,7 +76,7 @@ def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
 def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
     """Runs that stopped for good, and what to do about them; damaged files."""
     stopped = [outcome for outcome in outcomes if outcome.state in ("failed", "unknown", "stopped")]
-    damaged = [Text(words, tone="trouble") for words in damage(outcomes)]
+    damaged = [Text(problem, tone="trouble") for problem in damage(outcomes)]
     if not stopped:
         return [*damaged]
     first = stopped[0]
@@ -90,7 +90,10 @@ def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
 def damage(outcomes: Sequence[Outcome]) -> list[str]:
     """A sentence for each damaged file that the reason of its run does not name."""
     return [
-        f"A file of {o.run.name} is damaged: {words}" for o in outcomes for words in o.damage if words not in o.reason
+        f"A file of {o.run.name} is damaged: {problem}"
+        for o in outcomes
+        for problem in o.damage
+        if problem not in o.reason
     ]
 
 
@@ -192,11 +195,11 @@ def _paper(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: str
     comparison = Table(rows, [bool(line.obstacles) for line in lines], ["why"], ["run", "test", "verdict"])
     agree = sum(line.verdict.startswith("agrees") for line in lines)
     comparable = sum(not line.obstacles for line in lines)
-    words = (
+    summary = (
         f"Of {len(lines)} published numbers {comparable} can be compared, {agree} of these agree. The gap is the result"
         " minus the published number, in points. A row is comparable if data, recipe and test are those of the paper."
     )
-    return [heading("Comparison with the paper"), comparison, Text(words, tone="quiet")]
+    return [heading("Comparison with the paper"), comparison, Text(summary, tone="quiet")]
 
 
 # -- time and settings
@@ -217,7 +220,7 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
         parts = {key.removesuffix(" %"): value for key, value in row.items()}
         restarts = sum(len(outcome.attempts) - 1 for outcome in members)
         rows.append({**parts, "restarts": str(restarts), "incidents": incidents})
-    notes = [Text(words, tone="note") for words in goodput.advice(accounts)[:ROWS_PER_RUN]]
+    notes = [Text(advice, tone="note") for advice in goodput.advice(accounts)[:ROWS_PER_RUN]]
     explanation = (
         "Spent: what the run occupied; the following columns are shares of it, in per cent. Useful: steps whose result"
         " stands. Repeated: steps done again after an interruption. Lost: work that was not saved. Waited: for a start,"

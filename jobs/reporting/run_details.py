@@ -160,13 +160,13 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
         "stopped": ("nothing automatically: no process supervises it", None),
         "unknown": ("unknown: ask again when its cluster answers", None),
     }
-    words, command = steps[state.state]
+    step, command = steps[state.state]
     if state.state in ("failed", "cancelled", "stopped"):
         more, command = resubmit.command(run, retry=state.state != "stopped")
-        words += f"; {more}"
+        step += f"; {more}"
     estimate = state.starts or None
     return {
-        "what": words,
+        "what": step,
         "command": command,
         "not_before": until if until and until > now else None,
         "estimate": estimate,

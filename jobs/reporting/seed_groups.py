@@ -219,7 +219,7 @@ def headlines(arms: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tu
         best = ranked[:MAX_RANKED]
         parts = [f"{label} {percent(s.mean)}{_range(s) if s.runs > 1 else ''}" for label, s in best]
         parts += [f"and {len(ranked) - len(best)} more"] if len(ranked) > len(best) else []
-        close = [f"{one} and {other}" for (one, a), (other, b) in pairwise(best) if b.high >= a.low]
+        close = [f"{better} and {other}" for (better, a), (other, b) in pairwise(best) if b.high >= a.low]
         caution = f"Not distinguishable on {name}, as their intervals overlap: {'; '.join(close)}." if close else ""
         sentences += [(f"{', '.join(parts)} on {name}", caution)] if best else []
     return sentences[:MAX_HEADLINES]

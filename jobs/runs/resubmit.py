@@ -13,16 +13,16 @@ from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
 
 
-def submit_words(args: Any, file: Path) -> list[str]:
+def submit_argv(args: Any, file: Path) -> list[str]:
     """The arguments of ``jobs/submit.py`` for the same runs from any folder. ``file``: the sweep file."""
-    words = ["jobs/submit.py", "--sweep", _path(file), *args.overrides]
+    argv = ["jobs/submit.py", "--sweep", _path(file), *args.overrides]
     if args.cluster:
-        words += ["--cluster", _path(Path(args.cluster)) if args.cluster.endswith((".yaml", ".yml")) else args.cluster]
+        argv += ["--cluster", _path(Path(args.cluster)) if args.cluster.endswith((".yaml", ".yml")) else args.cluster]
     if args.root:
-        words += ["--root", str(Path(args.root).absolute())]
+        argv += ["--root", str(Path(args.root).absolute())]
     if args.seeds is not None:
-        words += ["--seeds", *map(str, args.seeds)]
-    return words
+        argv += ["--seeds", *map(str, args.seeds)]
+    return argv
 
 
 def _path(path: Path) -> str:
@@ -39,17 +39,17 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     if is_evaluation(run):
         return "request it again: jobs/evaluate.py does not resume an existing job", None
     record = record_of(run)
-    name, words, options = name_in_sweep(run, record), _words(record), ["--retry"] * retry
-    if words and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
+    name, argv, options = name_in_sweep(run, record), _stored_argv(record), ["--retry"] * retry
+    if argv and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
         return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
     newest = _newest(run, name)
     back = f" after restoring its old values in the sweep file, which now means {newest}" if newest != run.name else ""
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
-    if not words and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # a record of an older version
-        words = ["jobs/submit.py", "--sweep", run.sweep, *(["--cluster", cluster] if cluster else []), "--only", name]
-    if words:
-        return f"to resume from its newest commit{back}", f"python {shlex.join([*words, *options])}"
+    if not argv and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # a record of an older version
+        argv = ["jobs/submit.py", "--sweep", run.sweep, *(["--cluster", cluster] if cluster else []), "--only", name]
+    if argv:
+        return f"to resume from its newest commit{back}", f"python {shlex.join([*argv, *options])}"
     to = "" if known else f", with --cluster and the file of the profile {cluster}"
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
 
@@ -61,18 +61,18 @@ def is_evaluation(run: RunDir) -> bool:
 
 def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:
     """Name of the run in the sweep file. A fork NAME-v2 of the run NAME is called NAME there."""
-    words = _words(record)
-    if "--only" in words[:-1]:
-        return words[words.index("--only") + 1]
+    argv = _stored_argv(record)
+    if "--only" in argv[:-1]:
+        return argv[argv.index("--only") + 1]
     fork = re.fullmatch(r"(.+)-v[0-9]+", run.name)
     return fork[1] if fork and select.is_run(run.path.with_name(fork[1])) else run.name
 
 
-def _words(record: Mapping[str, Any]) -> list[str]:
+def _stored_argv(record: Mapping[str, Any]) -> list[str]:
     """The command in job.json if every word has the form that a submission writes, else empty."""
-    words = record.get("command", [])
-    text = "\n".join(words)
-    return words if all(word.isprintable() for word in words) and _COMMAND.fullmatch(text) else []
+    argv = record.get("command", [])
+    text = "\n".join(argv)
+    return argv if all(word.isprintable() for word in argv) and _COMMAND.fullmatch(text) else []
 
 
 _COMMAND = re.compile(
@@ -84,7 +84,7 @@ _COMMAND = re.compile(
     r"(\n--only\n\w[\w.-]*)?"
     r"(\n--changed\nkeep)?"
 )
-"""The words that ``submit_words`` and a submission write, a line each."""
+"""The arguments that ``submit_argv`` and a submission write, a line each."""
 
 
 def _newest(run: RunDir, name: str) -> str:

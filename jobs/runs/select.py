@@ -53,30 +53,30 @@ def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
     else:
         name = Path(word).stem if word.endswith((".yaml", ".yml")) else word
         places = [roots[0] / name, Path(name).expanduser().absolute(), *(place / name for place in roots[1:])]
-        runs = next((found for found in map(_at, places) if found), [])
+        runs = next((matches for matches in map(_at, places) if matches), [])
     if not runs:
         what = "no such sweep or run" if word else "no runs here"
         raise ConfigError(what, _names(roots), word, _existing(word, roots))
     return runs
 
 
-def select_many(words: Sequence[str], roots: Sequence[Path]) -> list[RunDir]:
+def select_many(names: Sequence[str], roots: Sequence[Path]) -> list[RunDir]:
     """The runs of several arguments, at least one run: as for ``select``, or patterns (``*``, ``?``, ``[..]``) of
     SWEEP/RUN.
 
     Without words: every sweep. A word with a leading ``!`` excludes runs (of all, if it is the only kind). Raises
     ConfigError if a word matches nothing. A pattern applies to the first root in which it matches a run.
     """
-    if not words:
+    if not names:
         return select(None, roots)
-    included = [word for word in words if not word.startswith("!")] or ["*"]
+    included = [word for word in names if not word.startswith("!")] or ["*"]
     chosen = {run.path: run for word in included for run in _matching(word, roots)}
-    for word in words:
+    for word in names:
         if word.startswith("!"):
             for run in _matching(word[1:], roots):
                 chosen.pop(run.path, None)
     if not chosen:
-        raise ConfigError("no run matches", _names(roots), " ".join(words))
+        raise ConfigError("no run matches", _names(roots), " ".join(names))
     return list(chosen.values())
 
 
@@ -85,10 +85,10 @@ def chosen(args: argparse.Namespace) -> list[RunDir]:
     return select_many(args.target, cluster_profile.roots(args.root))
 
 
-def models(words: Sequence[str], root: str | None) -> list[Path]:
+def models(names: Sequence[str], root: str | None) -> list[Path]:
     """Folders of models: of the runs that the words name, and folders that are no sweep, such as exported models."""
-    folders = [Path(word) for word in words if Path(word).is_dir() and not runs_below(Path(word))]
-    rest = [word for word in words if Path(word) not in folders]
+    folders = [Path(word) for word in names if Path(word).is_dir() and not runs_below(Path(word))]
+    rest = [word for word in names if Path(word) not in folders]
     return folders + [run.path for run in (select_many(rest, cluster_profile.roots(root)) if rest else ())]
 
 
@@ -98,8 +98,8 @@ def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
     pattern = word if "/" in word else f"{word}/*"
     for root in roots:
         runs = [run for sweep in sweeps(root) for run in runs_below(sweep)]
-        if found := [run for run in runs if fnmatchcase(f"{run.sweep}/{run.name}", pattern)]:
-            return found
+        if matches := [run for run in runs if fnmatchcase(f"{run.sweep}/{run.name}", pattern)]:
+            return matches
     raise ConfigError("no run matches", _names(roots), word, _existing(None, roots))
 
 

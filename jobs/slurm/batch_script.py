@@ -190,11 +190,11 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
 
     ``all``: output of tasks before they open their own logs goes to the log of the job.
     """
-    words = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
-    words.append(f"--cpus-per-task={job.shape.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
+    argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
+    argv.append(f"--cpus-per-task={job.shape.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
     if profile.container and profile.container_runtime == "pyxis":
-        words += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
-    return words
+        argv += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
+    return argv
 
 
 def command(profile: ClusterProfile, job: Job) -> str:
@@ -203,12 +203,12 @@ def command(profile: ClusterProfile, job: Job) -> str:
     return shlex.join(_in_container(profile, job, [profile.jobs_python, str(rank), job.module]))
 
 
-def _in_container(profile: ClusterProfile, job: Job, words: list[str]) -> list[str]:
+def _in_container(profile: ClusterProfile, job: Job, argv: list[str]) -> list[str]:
     """The command in the container of Apptainer, if there is one."""
     if not profile.container or profile.container_runtime != "apptainer":
-        return words
+        return argv
     gpus = ["--nv"] if job.shape.gpus else []
-    return ["apptainer", "exec", *gpus, "--bind", _mounts(profile, job), profile.container, *words]
+    return ["apptainer", "exec", *gpus, "--bind", _mounts(profile, job), profile.container, *argv]
 
 
 def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:

@@ -142,11 +142,11 @@ class Site:
         source, key = (self.qos, "preempt") if kind == "preempt/qos" else (self.partition, "PreemptMode")
         if kind == "preempt/qos" and not self.qos:
             return "", 0
-        words = source.get(key, "").upper()
-        if not words or words == "CLUSTER":
-            words = self.config.get("PreemptMode", "").upper()
+        modes = source.get(key, "").upper()
+        if not modes or modes == "CLUSTER":
+            modes = self.config.get("PreemptMode", "").upper()
         grace = source.get("grace" if kind == "preempt/qos" else "GraceTime", "")
-        mode = next((mode for mode in ("REQUEUE", "CANCEL", "SUSPEND", "OFF") if mode in words), "")
+        mode = next((mode for mode in ("REQUEUE", "CANCEL", "SUSPEND", "OFF") if mode in modes), "")
         return mode, slurm_cli.parse_duration(grace) or parse_int(grace) or 0
 
     @property
@@ -170,7 +170,7 @@ class Site:
         limits += [
             (parse_int(self.association.get(key, "")), f"{key} of the association") for key in ASSOCIATION_LIMITS
         ]
-        least = min(((limit, words) for limit, words in limits if limit is not None), default=(0, ""))
+        least = min(((limit, source) for limit, source in limits if limit is not None), default=(0, ""))
         return least[1], least[0]
 
     @property
@@ -236,11 +236,11 @@ def _qos(errors: dict[str, str], name: str) -> dict[str, str]:
     return dict(zip(("preempt", "grace", "wall", *QOS_LIMITS), line.split("|"), strict=False)) if line else {}
 
 
-def query(errors: dict[str, str], name: str, *words: str) -> str:
+def query(errors: dict[str, str], name: str, *argv: str) -> str:
     """Standard output of a command; "" if it failed, with the error text in ``errors[name]``."""
     errors[name] = ""
     try:
-        return slurm_cli.call(*words, deadline=DEADLINE)
+        return slurm_cli.call(*argv, deadline=DEADLINE)
     except slurm_cli.SlurmUnavailable as error:
         errors[name] = str(error)
         return ""
@@ -283,10 +283,10 @@ def rejection(profile: ClusterProfile) -> str:
     if profile.gpus_per_node and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
         options["gpus-per-node"] = str(profile.gpus_per_node)
     given = {key: value for key, value in options.items() if value or key == "requeue"} | profile.options
-    words = [f"--{key}={value}" if value else f"--{key}" for key, value in given.items()]
+    arguments = [f"--{key}={value}" if value else f"--{key}" for key, value in given.items()]
     errors: dict[str, str] = {}
     with clean_environment([*FORWARDED_ENV, *profile.env]):
-        query(errors, "sbatch", "sbatch", "--test-only", *words, "--wrap=true")
+        query(errors, "sbatch", "sbatch", "--test-only", *arguments, "--wrap=true")
     return errors["sbatch"]
 
 

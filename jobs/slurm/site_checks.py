@@ -234,10 +234,10 @@ def _runs_root(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _plain_output(site: Site, profile: ClusterProfile) -> Verdict:
-    words = [
+    sentences = [
         f"{name} {'does not answer' if site.errors.get(name) else 'answers'}" for name in ("squeue --json", "sacct")
     ]
-    return OK, "; ".join(words)
+    return OK, "; ".join(sentences)
 
 
 def _environment(site: Site, profile: ClusterProfile) -> Verdict:

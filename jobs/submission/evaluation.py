@@ -110,8 +110,8 @@ class EvaluationRequest:
     def _task(self, subject: RunDir) -> Task:
         args = self.args
         sets = self._requested or self._own(subject)
-        words = args.classes and str(Path(args.classes).expanduser().absolute())
-        requests = [self._located(request, words or args.templates) for request in sets]
+        classes = args.classes and str(Path(args.classes).expanduser().absolute())
+        requests = [self._located(request, classes or args.templates) for request in sets]
         names = [request.name for request in requests]
         if len({(request.name, request.task) for request in requests}) < len(requests):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")

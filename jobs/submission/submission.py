@@ -333,7 +333,7 @@ class Submission:
             note(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
-            again = resubmit.submit_words(self.options, self.file)
+            again = resubmit.submit_argv(self.options, self.file)
             jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, self._trashed)
             note(render.canaries(jobs))
             late = cancelled_meanwhile(plan)

@@ -236,6 +236,10 @@ def test_page_states_no_verdict_if_runs_are_missing(tmp_path: Path) -> None:
     assert row(text, "Mask 50 % reaches the accuracy")[-1] == "shown"
     assert row(text, "A larger model is more accurate")[1:] == ["-", "-"]
     assert "The joint corner is not predicted yet" in text
+    first = [job for job in masks if job.group.seed != 1]
+    text = page(complete(tmp_path / "first", first))
+    assert row(text, "Mask 50 % reaches the accuracy")[1:] == ["-", "-"]
+    assert "(no interval, one seed)" in row(text, "50 %")[3], "the speed-up so far"
 
 
 def test_study_command_plans_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,20 +95,20 @@ class SandboxCluster:
         pids = daemons.pids(self.site)
         return bool(pids["munged"] and pids["slurmctld"])
 
-    def call(self, *words: str, timeout: float = COMMAND_SECONDS) -> str:
+    def call(self, *argv: str, timeout: float = COMMAND_SECONDS) -> str:
         """Run a Slurm command and return its standard output. Raises FlipError if it fails or does not answer."""
         try:
             done = subprocess.run(
-                words, env=daemons.environment(self.site), timeout=timeout,
+                argv, env=daemons.environment(self.site), timeout=timeout,
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             remedy = f"See {self.folder}/log, or stop and start again."
-            raise FlipError(f"no answer for {timeout:g} s", words[0], remedy=remedy) from None
+            raise FlipError(f"no answer for {timeout:g} s", argv[0], remedy=remedy) from None
         except FileNotFoundError:
-            raise ConfigError("command not found", words[0], remedy="Install slurm-client.") from None
+            raise ConfigError("command not found", argv[0], remedy="Install slurm-client.") from None
         if done.returncode:
-            raise FlipError(done.stderr.strip() or f"ended with {done.returncode}", " ".join(words))
+            raise FlipError(done.stderr.strip() or f"ended with {done.returncode}", " ".join(argv))
         return done.stdout
 
     def lose(self, node: str) -> None:
@@ -148,9 +148,9 @@ class SandboxCluster:
         report = {"folder": str(self.folder), "port": self.site.options.port, "running": running}
         return report | {"daemons": daemons.pids(self.site), "nodes": nodes, "jobs": jobs}
 
-    def _rows(self, keys: str, *words: str) -> list[dict[str, str]]:
+    def _rows(self, keys: str, *argv: str) -> list[dict[str, str]]:
         names = keys.split()
-        lines = (line.split("|", len(names) - 1) for line in self.call(*words).splitlines())
+        lines = (line.split("|", len(names) - 1) for line in self.call(*argv).splitlines())
         return [dict(zip(names, map(str.strip, cells), strict=True)) for cells in lines if len(cells) == len(names)]
 
     def _node(self, name: str) -> str:
@@ -199,9 +199,9 @@ class SandboxCluster:
         for started, daemon, node in zip(children, nodes, site.names, strict=True):
             daemons.wait_ready(site, started, daemon, lambda node=node: self._usable(node))  # type: ignore[misc]
 
-    def _answers(self, *words: str) -> bool:
+    def _answers(self, *argv: str) -> bool:
         try:
-            return "UP" in self.call(*words, timeout=5)
+            return "UP" in self.call(*argv, timeout=5)
         except FlipError:
             return False
 

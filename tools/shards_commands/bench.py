@@ -83,7 +83,7 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
         _measure("read", share, lambda j: _read(manifest, reader, j), chunks),
         _measure("walk", share, lambda chunk: _walk(chunk, manifest.chunk), itertools.cycle(pieces)),
         _measure("decode", share, lambda chunk: _decode(chunk, spec), itertools.cycle(samples)),
-        _measure("whole", share, lambda j: _whole(manifest, reader, spec, kept_patches, j), chunks),
+        _measure("whole", share, lambda j: _all_stages(manifest, reader, spec, kept_patches, j), chunks),
     ]
 
 
@@ -93,17 +93,17 @@ def find_bottleneck(stages: list[PipelineStage], mean_bytes: float, want: float 
     ``view``: the time of "whole" that the other stages do not explain: crop, resize, patches.
     """
     microseconds = {stage.name: 1e6 * stage.seconds / stage.samples for stage in stages}
-    whole = microseconds.pop("whole")
-    costs = {name: min(cost, whole) for name, cost in microseconds.items()}
-    costs["view"] = max(0.0, whole - sum(costs.values()))
+    total = microseconds.pop("whole")
+    costs = {name: min(cost, total) for name, cost in microseconds.items()}
+    costs["view"] = max(0.0, total - sum(costs.values()))
     shares = {name: round(cost / sum(costs.values()), 3) for name, cost in costs.items()}
     report = {
         "limit": max(costs, key=costs.__getitem__),
         "shares": shares,
-        "samples_per_second_per_worker": round(1e6 / whole, 1),
+        "samples_per_second_per_worker": round(1e6 / total, 1),
     }
     if want:
-        report |= {"want": want, "workers": math.ceil(want * whole / 1e6)}
+        report |= {"want": want, "workers": math.ceil(want * total / 1e6)}
         report["megabytes_per_second_needed"] = round(want * mean_bytes / 1e6, 1)
     return report
 
@@ -174,7 +174,7 @@ def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
     return done, size, len(chunk) - done
 
 
-def _whole(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kept_patches: int, j: int) -> Work:
+def _all_stages(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kept_patches: int, j: int) -> Work:
     """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
     ids = np.array(manifest.chunk_ids(j))
     epochs = np.zeros_like(ids)

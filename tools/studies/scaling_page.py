@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -126,7 +127,7 @@ def write(docs: Path, study: ScalingStudy) -> list[Path]:
         draws=scaling_stats.DRAWS, cooldown=scaling_design.COOLDOWN,
     )  # fmt: skip
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
-    blocks += [*claims(study), *beside(study), *masks(study), *drawn, *laws(study), *measures(study)]
+    blocks += [*claims(study), *table_8(study), *masks(study), *drawn, *laws(study), *measures(study)]
     blocks += [*learning_rates(study), *repeats(study), *leakage(study), *machine_time(study)]
     blocks += [heading("What hangs on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
     content = {f"{file}.svg": charts.svg(plot) for figure in drawn for file, plot in files(figure)}
@@ -159,11 +160,11 @@ def missing(study: ScalingStudy) -> list[Block]:
 def claims(study: ScalingStudy) -> list[Block]:
     """A verdict per claim of the paper. Without all runs of a point that the rule asks for: none."""
     estimates = [(claim, difference(study, terms)) for claim, terms in CLAIMS]
-    lines = [(claim, interval(made), made.verdict() if made else "-") for claim, made in estimates]
+    lines = [(claim, interval(estimate), estimate.verdict() if estimate else "-") for claim, estimate in estimates]
     for mask in MASKS[1:]:
-        made = speed_up(study, mask)
+        speed = speed_up(study, mask) if has_all_seeds(study, mask) else None
         claim = f"Mask {percent(float(mask), 0)} % reaches the accuracy without a mask at less cost."
-        lines.append((claim, factor(made), made.estimate.verdict(1.0) if made else "-"))
+        lines.append((claim, factor(speed), speed.estimate.verdict(1.0) if speed else "-"))
     note = "Differences in points, the last two as ratios of costs; in brackets 95 % intervals."
     note += " The claims are those of the paper (Table 1a, Table 8, Figure 1)."
     return section("Claims", "claim|difference|verdict", lines, note, "verdict")
@@ -184,15 +185,15 @@ def mean(scores: Sequence[float]) -> str:
     return percent(fmean(scores)) if scores else "-"
 
 
-def beside(study: ScalingStudy) -> list[Block]:
+def table_8(study: ScalingStudy) -> list[Block]:
     """The paper's Table 8 beside ours."""
     paper = {name.partition(", ")[2]: row["imagenet"] for name, row in rows("8").items()}
     lines = []
     for name, point in TABLE_8.items():
         gain = difference(study, ((1, point), (-1, REFERENCE))) if point != REFERENCE else None
         scores, published = study.scores(point), (f"{paper[name]:.1f}", f"{paper[name] - paper['baseline']:+.1f}")
-        ours = (mean(scores), interval(gain), str(len(scores)))
-        lines.append((name, *published, *ours, point.model, point.data, str(point.length)))
+        measured = (mean(scores), interval(gain), str(len(scores)))
+        lines.append((name, *published, *measured, point.model, point.data, str(point.length)))
     note = (
         "Paper: ImageNet-1K, ViT-L to H, LAION-400M to 2B, 12.8 to 25.6 billion samples. Ours: mean over test families."
     )
@@ -210,26 +211,31 @@ def lengths(study: ScalingStudy, mask: str) -> list[tuple[float, list[float]]]:
 
 
 def speed_up(study: ScalingStudy, mask: str) -> SpeedUp | None:
-    """Over the reference without a mask; None if runs are missing."""
-    points = (StudyPoint(mask=each, length=length) for each in ("0", mask) for length in LENGTHS)
-    known = all(study.complete(point) for point in points)
-    return scaling_stats.speed_up(lengths(study, "0"), lengths(study, mask)) if known else None
+    """Over the reference without a mask, from the runs that are complete; None if a length has none."""
+    return scaling_stats.speed_up(lengths(study, "0"), lengths(study, mask))
 
 
-def factor(made: SpeedUp | None) -> str:
-    if made is None:
+def has_all_seeds(study: ScalingStudy, mask: str) -> bool:
+    """Whether all runs of ``speed_up`` have a result."""
+    return all(study.complete(StudyPoint(mask=each, length=length)) for each in ("0", mask) for length in LENGTHS)
+
+
+def factor(speed: SpeedUp | None) -> str:
+    if speed is None:
         return "-"
-    return f"{made.bound} {made.estimate.value:.2f} ({made.estimate.low:.2f} to {made.estimate.high:.2f})".strip()
+    low, high = speed.estimate.low, speed.estimate.high
+    between = f"{low:.2f} to {high:.2f}" if isfinite(high) else "no interval, one seed"
+    return f"{speed.bound} {speed.estimate.value:.2f} ({between})".strip()
 
 
 def masks(study: ScalingStudy) -> list[Block]:
     """The speed-up at equal accuracy, and at equal samples (the ratio of calibrated costs); the paper's Table 1a."""
     lines, unmasked = [], study.times[f"{REFERENCE.model}, mask 0"]
     for mask in MASKS:
-        made, share = speed_up(study, mask) if mask != "0" else None, f"{percent(float(mask), 0)} %"
+        speed, share = speed_up(study, mask) if mask != "0" else None, f"{percent(float(mask), 0)} %"
         top1 = f"{rows('1a')[f'1a, mask {share}']['imagenet']:.1f}", mean(study.scores(StudyPoint(mask=mask)))
         equal = f"{unmasked / study.times[f'{REFERENCE.model}, mask {mask}']:.2f}"
-        lines.append((share, *top1, factor(made), percent(made.level) if made else "-", equal))
+        lines.append((share, *top1, factor(speed), percent(speed.level) if speed else "-", equal))
     note = "top-1 at equal samples, ours at the reference; the paper's batch is two and four times larger with a mask."
     columns = "mask|paper, top-1|ours, top-1|speed-up at equal accuracy|at accuracy|at equal samples"
     return section("Speed-up by masking, and the paper's Table 1a", columns, lines, note)
@@ -297,10 +303,10 @@ def laws(study: ScalingStudy) -> list[Block]:
         return [*blocks, Text("The joint corner is not predicted yet.", tone="note")]
     corner = []
     for length in JOINT.lengths:
-        made, scores = study.prediction["errors"][str(length)], study.scores(JOINT.point(length))
-        inside = "-" if not scores else "yes" if made["low"] <= 1 - fmean(scores) <= made["high"] else "no"
-        bounds = f"{percent(1 - made['high'])} to {percent(1 - made['low'])}"
-        corner.append((f"length {length}", percent(1 - made["value"]), bounds, mean(scores), inside))
+        predicted, scores = study.prediction["errors"][str(length)], study.scores(JOINT.point(length))
+        inside = "-" if not scores else "yes" if predicted["low"] <= 1 - fmean(scores) <= predicted["high"] else "no"
+        bounds = f"{percent(1 - predicted['high'])} to {percent(1 - predicted['low'])}"
+        corner.append((f"length {length}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
     note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."
     columns = "length|predicted top-1|95 % interval|result|inside"
     return [*blocks, *section("The joint corner, predicted", columns, corner, note)]

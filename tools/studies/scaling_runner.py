@@ -190,15 +190,15 @@ def predict(study: ScalingStudy) -> dict[str, Any]:
     errors = {
         str(length): vars(fitted.predict((parameters, data, length * study.unit), runs=1)) for length in JOINT.lengths
     }
-    made = {
+    prediction = {
         "what": "zero-shot error of a run of the joint corner by its length in units, from the runs below",
         "errors": errors,
         "exponents": [vars(each) for each in fitted.exponents()],
         "runs": {each["run"]: each["configuration"] for each in records},
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
-    write_json(path, made)
-    return made
+    write_json(path, prediction)
+    return prediction
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class RetryState:
     retry_policy: RetryPolicy
     has_ever_succeeded: Callable[[], bool]
     clock: Clock = field(default_factory=Clock)
-    words: ErrorWording = ErrorWording()
+    wording: ErrorWording = ErrorWording()
     outages: OutageDetector | None = None
 
     def __post_init__(self) -> None:
@@ -108,45 +108,45 @@ class RetryState:
         """Sleep until the next attempt is due and return its action. Raises FlipError if no attempt is left."""
         action = ACTION_BY_KIND[error.kind]
         if action is RetryAction.NEVER:
-            raise _permanent(key, error, self.words) from error
+            raise _permanent(key, error, self.wording) from error
         if self.outages:
             self.outages.failed(self._start, error)
         denied = action is RetryAction.DENIED and not self.has_ever_succeeded()
         if action is RetryAction.DENIED:
             self._denied += 1
             if self._denied > 1 and denied:
-                raise _denied(key, error, self.words) from error
+                raise _denied(key, error, self.wording) from error
             action = RetryAction.RECONNECT
         if action is RetryAction.LIMITED:
             self._limited += 1
             if self._limited == _MAX_LIMITED:
-                raise (_permanent if self.has_ever_succeeded() else _denied)(key, error, self.words) from error
+                raise (_permanent if self.has_ever_succeeded() else _denied)(key, error, self.wording) from error
         pause = self.clock.uniform(0, self._wait)
         if self.clock.now() + pause > self._start + self.retry_policy.deadline:
             if denied:  # waiting did not help
-                raise _denied(key, error, self.words) from error
-            what = f"{self.words.doing} failed for {self.retry_policy.deadline:g} s, at last with: {error}"
+                raise _denied(key, error, self.wording) from error
+            what = f"{self.wording.doing} failed for {self.retry_policy.deadline:g} s, at last with: {error}"
             raise StorageError(what, key, remedy="The run may be started again later.") from error
         (self.outages or self.clock).sleep(pause)
         self._wait = min(2 * self._wait, self.retry_policy.longest)
         return action
 
 
-def _permanent(key: str, error: RequestError, words: ErrorWording) -> FlipError:
+def _permanent(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
     if error.kind == "missing":
-        return DataError(f"{words.thing} is missing ({error})", key, remedy=words.remedy)
-    if words.doing != "reading":
-        return DataError(f"{words.doing} {words.thing} was refused: {error}", key, remedy=words.remedy)
+        return DataError(f"{wording.thing} is missing ({error})", key, remedy=wording.remedy)
+    if wording.doing != "reading":
+        return DataError(f"{wording.doing} {wording.thing} was refused: {error}", key, remedy=wording.remedy)
     what = f"the shard is not the one that was indexed: {error}"
     return DataError(what, key, remedy="Restore it, or index the shards again.")
 
 
-def _denied(key: str, error: RequestError, words: ErrorWording) -> FlipError:
+def _denied(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
     remedy = (
         "Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws), AWS_ENDPOINT_URL, and the bucket's policy. "
         "Storage answers the same for a missing key if listing is not allowed."
     )
-    return PermissionDenied(f"the storage does not let us {words.verb}: {error}", key, remedy=remedy)
+    return PermissionDenied(f"the storage does not let us {wording.verb}: {error}", key, remedy=remedy)
 
 
 class ConcurrencyLimiter:

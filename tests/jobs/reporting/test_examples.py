@@ -94,7 +94,7 @@ def test_examples_report_unreadable_images_without_showing_them(tmp_path, data, 
     digest = digest or Manifest.load(data).digest
     run = scored(tmp_path / "s", "a", where.format(data=data), [image], digest, wrong=[0])
     blocks = shown(run)
-    assert [item.jpeg for item in blocks[2].items] == [b""] and why in blocks[1].words
+    assert [item.jpeg for item in blocks[2].items] == [b""] and why in blocks[1].text
     assert any(isinstance(block, Table) for block in blocks)
 
 
@@ -102,7 +102,7 @@ def test_examples_show_no_pictures_of_another_users_run(tmp_path, data, monkeypa
     run = scored(tmp_path / "s", "a", data, range(12), Manifest.load(data).digest)
     monkeypatch.setattr(examples, "is_mine", lambda path: False)
     blocks = shown(run)
-    assert not any(item.jpeg for item in blocks[2].items) and "belongs to another user" in blocks[1].words
+    assert not any(item.jpeg for item in blocks[2].items) and "belongs to another user" in blocks[1].text
 
 
 def test_examples_are_empty_without_predictions_and_report_damaged_file(tmp_path, data):
@@ -113,6 +113,6 @@ def test_examples_are_empty_without_predictions_and_report_damaged_file(tmp_path
     assert shown(run) == [], "the file is of another evaluation"
     path.write_text("{")
     (block,) = shown(run)
-    assert isinstance(block, Text) and block.tone == "trouble" and str(path) in block.words
+    assert isinstance(block, Text) and block.tone == "trouble" and str(path) in block.text
     path.unlink()
     assert shown(run) == [] and shown(make(tmp_path / "s", "old")) == []

@@ -55,8 +55,8 @@ def _without_duplicates(training: Sequence[Drawing], held_out: Sequence[Drawing]
     """The training pictures that are near no held-out one, and for each held-out family the share of its pictures with
     a near-duplicate in training, before and after."""
     before, to_held_out = selection.nearest(held_out, training)
-    kept = [d for d, distance in zip(training, to_held_out, strict=True) if distance >= selection.NEAR]
-    after, _ = selection.nearest(held_out, kept)
+    remaining = [d for d, distance in zip(training, to_held_out, strict=True) if distance >= selection.NEAR]
+    after, _ = selection.nearest(held_out, remaining)
     owners = np.array([d.family for d in held_out])
     facts: Facts = {}
     for family in dict.fromkeys(owners.tolist()):
@@ -64,7 +64,7 @@ def _without_duplicates(training: Sequence[Drawing], held_out: Sequence[Drawing]
         for when, distances in (("before", before), ("after", after)):
             for name, limit in (("", selection.NEAR), ("_2x", 2 * selection.NEAR)):
                 facts[family][f"near_{when}{name}"] = round(float((distances[owners == family] < limit).mean()), 4)
-    return kept, facts
+    return remaining, facts
 
 
 def _write_training(folder: Path, training: Sequence[Drawing], info: Mapping[str, Any]) -> Facts:

@@ -76,11 +76,11 @@ def classes(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> di
         subject = drawing.icon.subject
         if len(training.get(subject, ())) >= DRAWN and _WORD.search(subject):
             chosen.setdefault(subject, drawing)
-    kept: list[Drawing] = []
+    distinct: list[Drawing] = []
     for subject in sorted(chosen, key=lambda s: (-len(training[s]), s)):
-        if not kept or nearest([chosen[subject]], kept)[0][0] >= NEAR:
-            kept.append(chosen[subject])
-    return {drawing.icon.subject: drawing for drawing in sorted(kept, key=lambda d: d.icon.subject)}
+        if not distinct or nearest([chosen[subject]], distinct)[0][0] >= NEAR:
+            distinct.append(chosen[subject])
+    return {drawing.icon.subject: drawing for drawing in sorted(distinct, key=lambda d: d.icon.subject)}
 
 
 def retrieval(drawings: Sequence[Drawing], training: Mapping[str, set[str]]) -> list[Drawing]:
