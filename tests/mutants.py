@@ -67,7 +67,11 @@ def changes(node):
         yield "condition", other
     elif isinstance(node, ast.Call):
         commutes = isinstance(node.func, ast.Name) and node.func.id in ("min", "max")
-        if len(node.args) > 1 and not commutes and not any(isinstance(one, ast.Starred) for one in node.args[:2]):
+        if (
+            len(node.args) > 1
+            and not commutes
+            and not any(isinstance(argument, ast.Starred) for argument in node.args[:2])
+        ):
             other = copy.deepcopy(node)
             other.args[:2] = other.args[1::-1]
             yield "arguments", other
@@ -85,28 +89,28 @@ def places(node):
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
-        for i, one in enumerate(value) if isinstance(value, list) else [(None, value)]:
+        for i, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             hidden = (
-                not isinstance(one, ast.AST)
-                or (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
-                or (isinstance(one, ast.FunctionDef) and one.name == "__repr__")
-                or (isinstance(one, ast.If) and isinstance(one.test, ast.Constant))
-                or isinstance(one, ast.JoinedStr)
+                not isinstance(child, ast.AST)
+                or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant))
+                or (isinstance(child, ast.FunctionDef) and child.name == "__repr__")
+                or (isinstance(child, ast.If) and isinstance(child.test, ast.Constant))
+                or isinstance(child, ast.JoinedStr)
             )
             if not hidden:
-                yield node, field, i, one
-                yield from places(one)
+                yield node, field, i, child
+                yield from places(child)
 
 
 def mutants(source):
     """Yield (line, kind, before, after, text of the file) of every mutant, in the order of the file."""
     tree = ast.parse(source)
-    for owner, field, i, one in list(places(tree)):
-        for kind, other in changes(one):
-            _put(owner, field, i, ast.copy_location(other, one))
+    for owner, field, i, node in list(places(tree)):
+        for kind, other in changes(node):
+            _put(owner, field, i, ast.copy_location(other, node))
             text = ast.unparse(ast.fix_missing_locations(tree))
-            yield getattr(one, "lineno", 0), kind, _short(one), _short(other), text
-            _put(owner, field, i, one)
+            yield getattr(node, "lineno", 0), kind, _short(node), _short(other), text
+            _put(owner, field, i, node)
 
 
 def _put(owner, field, i, value):
@@ -121,7 +125,7 @@ def _short(node):
 
 
 def survives(copied, tests, deadline=DEADLINE):
-    """Whether the tests pass in the copy of the tree, in a fork of this process, which has done the slow imports."""
+    """Return whether the tests pass in the copy of the tree, in a fork of this process with the slow imports done."""
     pid = os.fork()
     if not pid:
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -144,22 +148,22 @@ def survives(copied, tests, deadline=DEADLINE):
 def judge(name, copied, most, seed):
     """Test at most ``most`` mutants of a file and print those that survive; returns (killed, tested)."""
     source = (ROOT / name).read_text(encoding="utf-8")
-    found = list(mutants(source))
-    chosen = sorted(random.Random(seed).sample(range(len(found)), min(most, len(found))))
-    begin = time.monotonic()
+    candidates = list(mutants(source))
+    chosen = sorted(random.Random(seed).sample(range(len(candidates)), min(most, len(candidates))))
+    start = time.monotonic()
     if not survives(copied, TESTS[name]):
         raise SystemExit(f"{name}: its tests fail without a mutation")
-    deadline = 5.0 + TIMES * (time.monotonic() - begin)
+    deadline = 5.0 + TIMES * (time.monotonic() - start)
     killed = 0
     for number in chosen:
-        line, kind, before, after, text = found[number]
+        line, kind, before, after, text = candidates[number]
         (copied / name).write_text(text, encoding="utf-8")
         if survives(copied, TESTS[name], deadline):
             print(f"{name}:{line}: survived: {kind}: {before}  ->  {after}", flush=True)
         else:
             killed += 1
     (copied / name).write_text(source, encoding="utf-8")
-    print(f"{name}: {killed} of {len(chosen)} mutants killed, of {len(found)} in total", flush=True)
+    print(f"{name}: {killed} of {len(chosen)} mutants killed, of {len(candidates)} in total", flush=True)
     return killed, len(chosen)
 
 
@@ -174,11 +178,11 @@ def main():
     if unknown:
         parser.error(f"no tests are known for {', '.join(unknown)}")
     with tempfile.TemporaryDirectory(prefix="flip-mutants-") as folder:
-        for room in ("flip", "jobs", "tests", "tools", "sweeps", "pyproject.toml"):
-            if (ROOT / room).is_dir():
-                shutil.copytree(ROOT / room, Path(folder) / room, ignore=shutil.ignore_patterns("__pycache__"))
+        for entry in ("flip", "jobs", "tests", "tools", "sweeps", "pyproject.toml"):
+            if (ROOT / entry).is_dir():
+                shutil.copytree(ROOT / entry, Path(folder) / entry, ignore=shutil.ignore_patterns("__pycache__"))
             else:
-                shutil.copy(ROOT / room, folder)
+                shutil.copy(ROOT / entry, folder)
         shares = [judge(name, Path(folder), args.most, args.seed) for name in args.files or TESTS]
     return int(any(10 * killed < 9 * tested for killed, tested in shares))
 

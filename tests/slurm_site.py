@@ -1,4 +1,4 @@
-"""What tests with a real Slurm share."""
+"""Requirements of tests that use a real Slurm."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from tools.sandbox import daemons
 
 
 def require(accounting: bool = False) -> None:
-    """Skip where Slurm's packages are missing; fail there with FLIP_REQUIRE_SLURM=1, as CI has it."""
+    """Skip the test if Slurm's packages are missing. Fail it if FLIP_REQUIRE_SLURM=1, which CI sets."""
     try:
         daemons.require_packages(accounting)
     except ConfigError as error:
@@ -19,11 +19,11 @@ def require(accounting: bool = False) -> None:
 
 
 def require_shellcheck() -> str:
-    """Its path; where there is none, as ``require``."""
+    """Return the path of shellcheck. Skip or fail the test as ``require`` does if it is missing."""
     return shutil.which("shellcheck") or _lacking("shellcheck is missing: apt-get install shellcheck")
 
 
-def _lacking(what: str) -> NoReturn:
+def _lacking(reason: str) -> NoReturn:
     if os.environ.get("FLIP_REQUIRE_SLURM") == "1":
-        pytest.fail(what, pytrace=False)
-    pytest.skip(what)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

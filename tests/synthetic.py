@@ -15,7 +15,7 @@ SHAPES = ("square", "stripe", "corner", "frame")
 
 
 def picture(i, size=64, seed=0):
-    """Picture i: a shape on a ground with a little noise of its own, so that no two are equal. (size, size, 3)."""
+    """Return picture i, (size, size, 3): a shape on a ground with its own noise, so that no two pictures are equal."""
     rng = np.random.default_rng([seed, i])
     image = np.empty((size, size, 3), dtype=np.uint8)
     image[:] = rng.integers(0, 255, 3)
@@ -32,14 +32,14 @@ def encode(image, fmt="png"):
 
 
 def smooth(height, width, channels=3, seed=0):
-    """A smooth picture of random colours: the resize of it depends on where it is sampled."""
+    """Return a smooth picture of random colours; its resized pixels depend on the sampling positions."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, channels), dtype=np.uint8)
     planes = [np.asarray(Image.fromarray(small[..., c]).resize((width, height), 3)) for c in range(channels)]
     return np.stack(planes, axis=-1)
 
 
 def odd_pictures(equal=48):
-    """Name -> encoded picture: sizes that are not square, and every mode that a file can have.
+    """Return name -> encoded picture: sizes that are not square, and every mode that a file can have.
 
     ``equal``: side of the picture that needs no resize.
     """
@@ -80,7 +80,7 @@ ORIENTATIONS = {
 
 
 def oriented(upright, orientation, form="PNG", **options):
-    """A file whose pixels are stored turned, with the EXIF orientation that makes it ``upright`` again."""
+    """Return a file with rotated or mirrored pixels and the EXIF orientation that restores ``upright``."""
     row, column = ORIENTATIONS[orientation]
     stored = upright.swapaxes(0, 1) if row in ("left", "right") else upright
     stored = stored[:: -1 if row in ("bottom", "right") else 1, :: -1 if column in ("bottom", "right") else 1]
@@ -98,7 +98,7 @@ def make_dataset(folder, samples=200, shards=4, size=64, classes=0, fmt="png", s
     """Write shards and their manifest into ``folder`` and return it.
 
     Every third sample has a json member. With classes > 0 each sample carries its class (i % classes) as ``cls``, and
-    ``classes.json`` with names and templates lies beside the manifest.
+    the folder has a ``classes.json`` with names and templates.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def make_dataset(folder, samples=200, shards=4, size=64, classes=0, fmt="png", s
 
 
 def make_tokenizer(path, texts=None, vocabulary=300):
-    """A small WordPiece tokenizer.json, trained on the captions of ``make_dataset``."""
+    """Write a small WordPiece tokenizer.json, trained on the captions of ``make_dataset``."""
     from flip.tokenizer import train
 
     path = Path(path)

@@ -17,12 +17,12 @@ def test_sweeps_page_example_plans_stated_runs(number, tmp_path, monkeypatch, ca
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PATH", "/nowhere")  # no Slurm
-    text, made = BLOCKS[number]
+    text, stated = BLOCKS[number]
     path = tmp_path / "example.yaml"
     path.write_text(BLOCKS[0][0] + text, encoding="utf-8")
     assert main(["--sweep", str(path), "--dry-run", "--json"]) == 0, capsys.readouterr().err
     plan = json.loads(capsys.readouterr().out)
-    assert [run["name"] for run in plan["runs"]] == re.findall(r"`([^`]+)`", made)
+    assert [run["name"] for run in plan["runs"]] == re.findall(r"`([^`]+)`", stated)
     assert {run["action"] for run in plan["runs"]} == {"new"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("flip", "jobs", "tools")
+TOP_FOLDERS = ("flip", "jobs", "tools")
 HEAVY = ("torch", "torchvision", "timm")
 
 #: Packages in their order: a file imports only its own package and packages of earlier rows. A row may hold several
@@ -48,8 +48,8 @@ LIGHT += ("flip.evaluation.open_clip_folder", "flip.data.worker", "flip.data.wor
 
 
 def modules():
-    for room in ROOMS:
-        for path in sorted((ROOT / room).rglob("*.py")):
+    for folder in TOP_FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             yield name.removesuffix(".__init__"), path
 
@@ -81,8 +81,8 @@ def package(name):
     return name if name in LEVEL and FILES[name].name == "__init__.py" else name.rpartition(".")[0] or name
 
 
-def under(name, *rooms):
-    return any(name == room or name.startswith(room + ".") for room in rooms)
+def under(name, *prefixes):
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if under(name, "flip", "jobs")])
@@ -97,18 +97,18 @@ def test_file_imports_only_lower_packages(name):
 @pytest.mark.parametrize("name", FILES)
 def test_file_respects_boundaries_of_flip_jobs_and_tools(name):
     """flip/ imports neither the launcher nor tools; of the launcher, only the worker imports the trainer."""
-    found = set(imports(FILES[name]))
+    imported = set(imports(FILES[name]))
     if under(name, "flip"):
-        assert not [x for x in found if under(x, "jobs", "tools", "tests", "benchmarks")]
+        assert not [x for x in imported if under(x, "jobs", "tools", "tests", "benchmarks")]
     if under(name, "jobs.host"):
-        assert not [x for x in found if under(x, "flip") and not under(x, "flip.runs") and x != "flip"]
+        assert not [x for x in imported if under(x, "flip") and not under(x, "flip.runs") and x != "flip"]
     if under(name, "jobs") and not under(name, "jobs.runtime"):
-        assert not [x for x in found if under(x, "flip.training.trainer", "tools", *HEAVY)]
+        assert not [x for x in imported if under(x, "flip.training.trainer", "tools", *HEAVY)]
 
 
 def test_imports_form_no_cycle():
     edges = {name: {x for x in imports(path) if x in FILES and x != name} for name, path in FILES.items()}
-    edges = {name: {x for x in found if FILES[x].name != "__init__.py"} for name, found in edges.items()}
+    edges = {name: {x for x in targets if FILES[x].name != "__init__.py"} for name, targets in edges.items()}
     done, cycles = set(), []
 
     def visit(name, trail):
@@ -145,7 +145,7 @@ def test_light_modules_import_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", TOP_FOLDERS)
 def test_package_init_files_import_nothing(room):
     for path in (ROOT / room).rglob("__init__.py"):
         assert not list(imports(path, everywhere=False))
@@ -158,7 +158,7 @@ def test_no_class_name_is_defined_twice():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(name)
-    assert not {name: found for name, found in places.items() if len(found) > 1}
+    assert not {name: definitions for name, definitions in places.items() if len(definitions) > 1}
 
 
 def test_trainer_import_leaves_inductor_cache_dir_unset():

@@ -31,7 +31,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def hurt(arena):
+def inject_faults(arena):
     """Cause faults in both stages and at their border: all signals, twice in a row, in a commit, a damaged commit."""
     arena.submit()
     arena.wait_step(7)  # the first commit is at step 5
@@ -80,9 +80,9 @@ def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
     calm.submit()
     calm.wait_over()
     assert list((tmp_path / "tmp").iterdir()) == []
-    damaged = hurt(storm)
+    damaged = inject_faults(storm)
     check_equal(calm, storm)
-    check_story(storm, damaged.path)
+    check_resumes(storm, damaged.path)
     check_data(calm, decoded_hashes(data))
     check_data(storm, decoded_hashes(data))
 
@@ -280,10 +280,10 @@ def test_nonfinite_gradient_on_single_rank_stops_run_before_commit(data, tmp_pat
     (end,) = ends(arena, 1)
     assert (end["cause"], end["code"], end["action"]) == ("diverged", 76, "stop"), arena.story()
     assert "step 10, S = 160" in end["reason"] and "anomalies/1-10.0.json" in end["reason"]
-    assert [found.samples for found in commit.commits(arena.run)] == [5 * BATCH]
-    kept = [read_json(arena.run.anomalies / f"1-10.{rank}.json") for rank in range(2)]
-    assert kept[0]["ids"] + kept[1]["ids"] == arena.order().batch(9 * BATCH, BATCH)[0].tolist()
-    assert {one["grad_norm"] for one in kept} == {"nan"}
+    assert [saved.samples for saved in commit.commits(arena.run)] == [5 * BATCH]
+    records = [read_json(arena.run.anomalies / f"1-10.{rank}.json") for rank in range(2)]
+    assert records[0]["ids"] + records[1]["ids"] == arena.order().batch(9 * BATCH, BATCH)[0].tolist()
+    assert {record["grad_norm"] for record in records} == {"nan"}
     assert arena.leftovers() == ([], [])
 
 
@@ -297,12 +297,12 @@ def test_rank_exits_by_itself_after_losing_peer(data, tmp_path):
     arena.kill(rank=1)
     arena.wait_attempt(2)
     (end,) = ends(arena, 1)
-    assert [(one["rank"], one["cause"]) for one in arena.run.causes(1)] == [(0, "peer_lost")], arena.story()
+    assert [(cause["rank"], cause["cause"]) for cause in arena.run.causes(1)] == [(0, "peer_lost")], arena.story()
     assert end["action"] == "requeue", arena.story()
     arena.wait_over()
 
 
-def check_story(arena, damaged):
+def check_resumes(arena, damaged):
     """Check that every attempt resumed from the newest valid commit and that no fault cost more than its price."""
     steps = sum(span.steps for span in stage_spans(arena.config))
     trained = arena.witnessed()

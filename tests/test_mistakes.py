@@ -15,7 +15,7 @@ DRY = ["--dry-run"]
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """Work in a folder that holds only runs of a sweep, without Slurm, credentials or data."""
     for name in ("mask50", "mask75"):
         (tmp_path / "runs" / "emoji" / name).mkdir(parents=True)
@@ -32,9 +32,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def said(capsys, script, words):
+def call_main(capsys, script, arguments):
     """Return (exit code, the only line on standard error)."""
-    code = importlib.import_module(script.replace("/", ".")).main([str(word) for word in words])
+    code = importlib.import_module(script.replace("/", ".")).main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and len(err) < 800, out + err
     return code, err
@@ -77,12 +77,12 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize("text, words, code, parts", SWEEPS, ids=[parts[-2] for *_, parts in SWEEPS])
-def test_submit_explains_sweep_mistake_in_single_line(here, capsys, text, words, code, parts):
+def test_submit_explains_sweep_mistake_in_single_line(workdir, capsys, text, words, code, parts):
     Path("my.yaml").write_text(EMOJI + text, encoding="utf-8")
     Path("bad.yaml").write_text("kind: local\nhourss: 3\n", encoding="utf-8")
-    found, line = said(capsys, "jobs/submit", ["--sweep", "my.yaml", *DRY, *words])
-    assert found == code and not [part for part in parts if part not in line], line
-    assert sorted(path.name for path in (here / "runs").iterdir()) == ["emoji"], "nothing was written"
+    actual, line = call_main(capsys, "jobs/submit", ["--sweep", "my.yaml", *DRY, *words])
+    assert actual == code and not [part for part in parts if part not in line], line
+    assert sorted(path.name for path in (workdir / "runs").iterdir()) == ["emoji"], "the command writes nothing"
 
 
 COMMANDS = [
@@ -115,16 +115,18 @@ COMMANDS = [
 @pytest.mark.parametrize(
     "script, words, code, parts", COMMANDS, ids=[" ".join(map(str, [s, *w])) for s, w, *_ in COMMANDS]
 )
-def test_command_explains_mistake_in_single_line(here, capsys, script, words, code, parts):
+def test_command_explains_mistake_in_single_line(workdir, capsys, script, words, code, parts):
     Path("bad.yaml").write_text("not a tar", encoding="utf-8")
-    found, line = said(capsys, script, words)
-    assert found == code and not [part for part in parts if part not in line], line
+    actual, line = call_main(capsys, script, words)
+    assert actual == code and not [part for part in parts if part not in line], line
 
 
-def test_tools_reject_wrong_run_name_before_loading_torch(here):
+def test_tools_reject_wrong_run_name_before_loading_torch(workdir):
     """The import of torch takes seconds, which is too long for a typing error."""
-    for script, words in (("predict", ["x.png", "--labels", "a"]), ("export", [])):
+    for script, arguments in (("predict", ["x.png", "--labels", "a"]), ("export", [])):
         text = f"import sys; from tools.{script} import main; code = main(sys.argv[1:]); print('torch' in sys.modules)"
-        line = [sys.executable, "-c", text, "other/run", *words]
-        done = subprocess.run(line, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"})
+        command = [sys.executable, "-c", text, "other/run", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": "/nowhere"}
+        )
         assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

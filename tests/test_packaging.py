@@ -40,22 +40,22 @@ def test_command_scripts_shadow_no_foreign_module(command, tmp_path):
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found.pop("jobs") == str(ROOT / "jobs" / "__init__.py")
-    assert found.pop("flip") == str(ROOT / "flip" / "__init__.py")
-    assert not [origin for origin in found.values() if origin and origin.startswith(str(ROOT / "jobs"))]
+    origins = json.loads(done.stdout)
+    assert origins.pop("jobs") == str(ROOT / "jobs" / "__init__.py")
+    assert origins.pop("flip") == str(ROOT / "flip" / "__init__.py")
+    assert not [origin for origin in origins.values() if origin and origin.startswith(str(ROOT / "jobs"))]
 
 
 def test_readme_badges_match_project_metadata():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     badges = re.findall(r"^\[!\[(.*?)\]\(.*?/badge/(\S*?)\)\]", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
-    assert [words for words, _ in badges] == [
+    assert [label for label, _ in badges] == [
         f"Licence: {project['license']}",
         f"Python {project['requires-python'].removeprefix('>=')} or newer",
         re.search(r"arXiv [\d.]+", project["description"])[0],
     ]
-    for words, path in badges:
-        assert words.split()[1] in unquote(path).replace("--", "-")
+    for label, path in badges:
+        assert label.split()[1] in unquote(path).replace("--", "-")
 
 
 def test_commands_list_contains_main_scripts():
@@ -80,8 +80,11 @@ def test_make_install_installs_flip_command(tmp_path):
         assert done.returncode == 0, done.stderr
     assert "Nothing to be done" in done.stdout
     flip = str(copy / ".venv" / "bin" / "flip")
-    for words, answer in (["--version"], f"({copy}, "), (["shards", "info", "--help"], "usage: flip shards info [op"):
-        done = subprocess.run([flip, *words], cwd="/", capture_output=True, text=True, timeout=60, env=environment)
+    for arguments, answer in (
+        (["--version"], f"({copy}, "),
+        (["shards", "info", "--help"], "usage: flip shards info [op"),
+    ):
+        done = subprocess.run([flip, *arguments], cwd="/", capture_output=True, text=True, timeout=60, env=environment)
         assert (done.returncode, done.stderr) == (0, "") and answer in done.stdout
 
 
@@ -103,10 +106,10 @@ def wheel(tmp_path_factory):
 
 
 def test_wheel_holds_every_file_of_package(wheel):
-    ours = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
-    ours = {str(path) for path in ours if "__pycache__" not in path.parts}
-    assert {"flip/py.typed", "flip/evaluation/datasets.yaml"} <= ours
-    assert ours == {str(path.relative_to(wheel)) for path in (wheel / "flip").rglob("*") if path.is_file()}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
+    sources = {str(path) for path in sources if "__pycache__" not in path.parts}
+    assert {"flip/py.typed", "flip/evaluation/datasets.yaml"} <= sources
+    assert sources == {str(path.relative_to(wheel)) for path in (wheel / "flip").rglob("*") if path.is_file()}
 
 
 def test_wheel_works_outside_repository(wheel, tmp_path):

@@ -28,8 +28,8 @@ from tests.synthetic import make_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-SPEAKING = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
-SPEAKING += [path for room in ("jobs", "tools", "benchmarks") for path in sorted((ROOT / room).glob("*.py"))]
+COMMAND_SOURCES = [*PAGES, *sorted((ROOT / "sweeps").rglob("*.yaml")), ROOT / "Makefile"]
+COMMAND_SOURCES += [path for folder in ("jobs", "tools", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
 COMMAND = r"(?:python3? (?:jobs|tools|benchmarks)/\w+\.py|flip (?!COMMAND)[a-z][\w-]*) "
 LINE = re.compile(rf"^(?:[#\s]|sbatch .*)*({COMMAND}.*)$|^\|[^|]*\| `({COMMAND}.*)` \|$")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -38,7 +38,7 @@ SETTING = re.compile(
     r"`((?:model|data|augment|stages|optim|compute|checkpoint|evaluate|monitor|resources|init)\.[\w.]+)"
 )
 
-THEIRS = ("sweeps/clusters/mine.yaml", "sweeps/recipes/NAME.yaml", "docs/study.md")
+CREATED_FILES = ("sweeps/clusters/mine.yaml", "sweeps/recipes/NAME.yaml", "docs/study.md")
 """Files that a user, or a command on a page, creates."""
 
 
@@ -49,17 +49,17 @@ class Parsed(Exception):
 @cache
 def commands() -> dict[str, str]:
     """Return command -> its place in the documentation. Explanations follow after three spaces or a #."""
-    found = {}
-    for path in SPEAKING:
+    places = {}
+    for path in COMMAND_SOURCES:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         for number, line in enumerate(text.splitlines(), 1):
             if match := LINE.match(line):
-                said = match[1] or match[2].replace("\\|", "|")
-                said = said.removesuffix('"') if said.count('"') % 2 else said  # of sbatch --wrap
-                for part in re.split(r"\s{3,}|\s+#\s", said):
+                command = match[1] or match[2].replace("\\|", "|")
+                command = command.removesuffix('"') if command.count('"') % 2 else command  # of sbatch --wrap
+                for part in re.split(r"\s{3,}|\s+#\s", command):
                     if re.match(COMMAND, part):
-                        found.setdefault(part.strip(), f"{path.relative_to(ROOT)}:{number}")
-    return found
+                        places.setdefault(part.strip(), f"{path.relative_to(ROOT)}:{number}")
+    return places
 
 
 def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
@@ -67,9 +67,9 @@ def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
     return [kind, *(below for child in kind.__subclasses__() for below in parsers(child))]
 
 
-def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def parser_error(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the error of the command's parser, or an empty string. Stop each command after its parser."""
-    _, name, *words = shlex.split(command)
+    _, name, *argv = shlex.split(command)
     script = name.removesuffix(".py") if "/" in name else f"{SCRIPTS[name.replace('-', '_')]}/{name.replace('-', '_')}"
     module = importlib.import_module(script.replace("/", "."))
 
@@ -80,23 +80,25 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
         return parse
 
-    said = io.StringIO()
-    with monkeypatch.context() as patched, contextlib.redirect_stderr(said):
+    stderr = io.StringIO()
+    with monkeypatch.context() as patched, contextlib.redirect_stderr(stderr):
         for kind in parsers():
             if "parse_args" in vars(kind):
                 patched.setattr(kind, "parse_args", stopping(kind.parse_args))
         try:
-            module.main(words)
+            module.main(argv)
         except Parsed:
             return ""
         except SystemExit as exited:
-            return exited.code and said.getvalue().strip().splitlines()[-1]
+            return exited.code and stderr.getvalue().strip().splitlines()[-1]
     return "it parsed nothing"
 
 
 def test_documented_commands_parse(monkeypatch):
     assert len(commands()) > 120
-    wrong = {where: f"{line}: {said}" for line, where in commands().items() if (said := understood(line, monkeypatch))}
+    wrong = {
+        place: f"{line}: {error}" for line, place in commands().items() if (error := parser_error(line, monkeypatch))
+    }
     assert not wrong
 
 
@@ -108,14 +110,14 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_links_resolve(page):
-    dead = []
+    broken = []
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" not in link:
             file, _, anchor = link.partition("#")
             target = (page.parent / file) if file else page
             if not target.exists() or (anchor and anchor not in anchors(target)):
-                dead.append(link)
-    assert not dead
+                broken.append(link)
+    assert not broken
 
 
 def test_docs_index_lists_every_page():
@@ -125,19 +127,21 @@ def test_docs_index_lists_every_page():
 
 def test_pages_name_existing_files_and_settings():
     keys = {re.sub(r"\.NAME\b", "", key) for key in _paths()}
-    kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
-    gone = []
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    missing = []
     for page in PAGES:
         text = (
             re.sub(r"^\| `.*", "", page.read_text(encoding="utf-8"), flags=re.M)
             if page.stem == "scale"
             else page.read_text(encoding="utf-8")
         )
-        gone += [f"{page.name}: {name}" for name in NAMED.findall(text) if name not in kept and name not in THEIRS]
+        missing += [
+            f"{page.name}: {name}" for name in NAMED.findall(text) if name not in tracked and name not in CREATED_FILES
+        ]
         for key in SETTING.findall(text):
             plain = re.sub(r"^(stages|evaluate\.sets|data\.sets)\.(NAME|\w+)(?=\.)", r"\1", key.rstrip("."))
-            gone += [f"{page.name}: {key}"] if not {key, plain} & keys else []
-    assert not gone
+            missing += [f"{page.name}: {key}"] if not {key, plain} & keys else []
+    assert not missing
 
 
 def test_command_help_has_usage_examples():
@@ -169,28 +173,30 @@ def test_laion_page_scripts_run(tmp_path):
     (tmp_path / "metadata").mkdir()
     pq.write_table(pa.table(rows), tmp_path / "metadata" / "part-00000-x.parquet")
     (tmp_path / "part-00000").mkdir()
-    for shard, (asked, had) in enumerate([(10_000, 7000), (10_000, 8000)]):
+    for shard, (requested, downloaded) in enumerate([(10_000, 7000), (10_000, 8000)]):
         file = tmp_path / "part-00000" / f"{shard:05d}_stats.json"
-        file.write_text(json.dumps({"count": asked, "successes": had}), encoding="utf-8")
+        file.write_text(json.dumps({"count": requested, "successes": downloaded}), encoding="utf-8")
 
-    def said(*words: str) -> str:
-        return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    def output(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, check=True
+        ).stdout
 
-    assert said("filter.py", "metadata/part-00000-x.parquet") == "part-00000-x.parquet 4 1\n"
+    assert output("filter.py", "metadata/part-00000-x.parquet") == "part-00000-x.parquet 4 1\n"
     assert pq.read_table(tmp_path / "filtered" / "part-00000-x.parquet")["url"].to_pylist() == ["a"]
-    assert said("stats.py", str(tmp_path)) == "2 shards, 15000 samples of 20000 links, 75.0 %\n"
+    assert output("stats.py", str(tmp_path)) == "2 shards, 15000 samples of 20000 links, 75.0 %\n"
 
 
 def settings() -> list[tuple[str, str]]:
     """Return (page, text) of YAML blocks on all pages except sweeps.md, whose examples test_docs.py plans."""
-    found = []
+    examples = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         blocks = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         blocks += [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)]
         blocks = [block for block in blocks if re.match(r"(?:[a-z_]+\.)*[a-z_]+:(?: |\n)", block)]
-        found += [(page.name, block) for block in blocks if page.stem != "sweeps"]
-    return found
+        examples += [(page.name, block) for block in blocks if page.stem != "sweeps"]
+    return examples
 
 
 @pytest.mark.parametrize("page, text", settings(), ids=[page for page, _ in settings()])
@@ -216,7 +222,7 @@ def test_shards_page_rewrite_script_keeps_texts(tmp_path):
     line = [sys.executable, "rewrite.py", str(data), str(tmp_path / "small")]
     subprocess.run(line, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, check=True)
     again = Manifest.load(index([str(tmp_path / "small-00000.tar")], tmp_path / "again", workers=1).folder)
-    before, after = ({id: bytes(s["txt"]) for id, s in texts(one)} for one in (Manifest.load(data), again))
+    before, after = ({id: bytes(s["txt"]) for id, s in texts(manifest)} for manifest in (Manifest.load(data), again))
     assert len(before) == 12 and before == after
 
 

@@ -14,8 +14,8 @@ UNLOCKED = re.compile(r"^UNLOCKED := (.*)$", re.MULTILINE).search((ROOT / "Makef
 def requirements(*names):
     """Return the requirements of these files, except packages whose build depends on the machine."""
     lines = [line.split("#")[0].strip() for name in names for line in (ROOT / name).read_text().splitlines()]
-    found = [Requirement(line) for line in lines if line]
-    return [entry for entry in found if not re.fullmatch(UNLOCKED, entry.name)]
+    entries = [Requirement(line) for line in lines if line]
+    return [entry for entry in entries if not re.fullmatch(UNLOCKED, entry.name)]
 
 
 def locked(name):

@@ -14,13 +14,13 @@ from flip.runs.rundir import RunDir
 from jobs.submission.snapshot import take
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(path for room in ("flip", "jobs", "tools") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for folder in ("flip", "jobs", "tools") for path in (ROOT / folder).rglob("*.py"))
 
 
 def test_sources_bind_no_server_to_all_interfaces():
     everywhere = re.compile(r"""["'](0[.]0[.]0[.]0|::|\[::\])["']""")
-    rooms = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    assert not [path.name for path in rooms if everywhere.search(path.read_text(encoding="utf-8"))]
+    paths = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert not [path.name for path in paths if everywhere.search(path.read_text(encoding="utf-8"))]
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------
@@ -74,9 +74,9 @@ def test_snapshot_omits_link_to_file_outside_repository(tmp_path):
     (repository / "flip" / "a.py").write_text("A = 1\n")
     (repository / "flip" / "b.py").symlink_to(home / "deploy")
     (repository / "flip" / "c.py").symlink_to(repository / "flip" / "a.py")
-    found = take(repository, tmp_path / "code")
-    assert found.left_out == ("flip/b.py",) and found.files == 2
-    assert not [path for path in found.path.rglob("*") if path.is_file() and SECRET in path.read_text()]
+    snapshot = take(repository, tmp_path / "code")
+    assert snapshot.left_out == ("flip/b.py",) and snapshot.files == 2
+    assert not [path for path in snapshot.path.rglob("*") if path.is_file() and SECRET in path.read_text()]
 
 
 @pytest.mark.parametrize("words", [["jobs/status.py", "--json"], ["jobs/submit.py", "--sweep", "x.yaml", "--dry-run"]])

@@ -12,7 +12,7 @@ TWO += "; ctypes.CDLL(None).pthread_exit(None)"
 
 @contextlib.contextmanager
 def only_first_thread_ended():
-    """Its pid: the kernel calls it a zombie while its other thread runs."""
+    """Yield the pid of a process whose first thread has ended: a zombie for the kernel while another thread runs."""
     child = subprocess.Popen([sys.executable, "-c", TWO], start_new_session=True)
     try:
         limit = time.monotonic() + 30

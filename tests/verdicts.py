@@ -1,4 +1,4 @@
-"""What must hold after faults, whatever they were: the bits, the data, the attempts."""
+"""Checks of the bits, the data and the attempts of a run after faults of any kind."""
 
 import torch
 
@@ -9,40 +9,40 @@ from tests.harness.training_run import BATCH, INTERVAL
 
 
 def check_equal(calm, storm, scores=6):
-    """Weights and moments bit for bit, losses, each step once in what readers see, and so many scores: by default
-    three times validation, once more at the end, and the test set."""
+    """Check that weights, moments and losses are equal bit for bit, that readers see each step once, and that there are
+    ``scores`` scores: by default three of the validation set, one more at the end, and one of the test set."""
     for arena in (calm, storm):
         assert arena.run.result.exists(), arena.story()
         assert arena.leftovers() == ([], [])
-    samples, ours = storm.weights()
-    expected_samples, theirs = calm.weights()
+    samples, actual = storm.weights()
+    expected_samples, expected = calm.weights()
     assert samples == expected_samples == stage_spans(calm.config)[-1].end
-    assert ours.keys() == theirs.keys() and len(ours) > 50
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert actual.keys() == expected.keys() and len(actual) > 50
+    assert [name for name in actual if not torch.equal(actual[name], expected[name])] == []
     reports = [
         [(line["step"], line["samples"], line["loss"]) for line in metric_lines(arena.run)] for arena in (calm, storm)
     ]
     assert reports[0] == reports[1]
     assert [step for step, _, _ in reports[0]] == list(range(1, len(reports[0]) + 1))
-    found = [
+    evaluations = [
         {
             (e["stage"], e["samples"], e["name"]): e["correct5"]
             for p in arena.run.eval.glob("*.json")
-            for e in told_by(p)
+            for e in evaluations_of(p)
         }
         for arena in (calm, storm)
     ]
-    assert found[0] == found[1] and len(found[0]) == scores
-    for score in [e for arena in (calm, storm) for p in arena.run.eval.glob("*.json") for e in told_by(p)]:
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == scores
+    for score in [e for arena in (calm, storm) for p in arena.run.eval.glob("*.json") for e in evaluations_of(p)]:
         assert score["commit"]["samples"] == score["samples"] and len(score["commit"]["digest"]) == 64
 
 
-def told_by(path):
+def evaluations_of(path):
     return read_json(path)["evaluations"]
 
 
 def check_data(arena, hashes):
-    """The ids of every global batch are the ordered ones, and the pictures that were decoded are those of the ids."""
+    """Check that the ids of every global batch follow the sample order, and that each picture belongs to its id."""
     order = arena.order()
     seen = set()
     for n, batches in arena.witnessed().items():
@@ -58,22 +58,22 @@ def ends(arena, upto):
 
 
 def price(arena):
-    """Steps that a fault may cost: an interval, and one more where the newest save may still be on its way."""
+    """Return the steps that a fault may cost: an interval, and a second if the newest save may be incomplete."""
     return INTERVAL * (1 + (arena.config.checkpoint.background == "yes"))
 
 
 def check_attempts(arena):
-    """Every attempt went on from the newest commit. A clean stop cost nothing, no fault more than its price."""
+    """Check that attempts resume from the newest commit, a clean stop costs no step, and a fault at most its price."""
     trained, done = arena.witnessed(), 0
     for n in arena.run.attempt_numbers():
-        begun = min(trained.get(n, ()), default=None)
-        if begun is None:
+        start = min(trained.get(n, ()), default=None)
+        if start is None:
             continue
         if n > 1:
             before = ends(arena, n - 1)[-1]
-            assert begun == before["commits"], (n, arena.story())
+            assert start == before["commits"], (n, arena.story())
             bound = 0 if before["code"] == 75 else price(arena) * BATCH
-            assert done - begun <= bound, (n, done, begun, arena.story())
+            assert done - start <= bound, (n, done, start, arena.story())
         done = max(trained[n]) + BATCH
     steps = sum(span.steps for span in stage_spans(arena.config))
     assert sum(len(batches) for batches in trained.values()) <= steps + arena.faults * price(arena)

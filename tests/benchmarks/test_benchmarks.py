@@ -36,88 +36,88 @@ def report(name, *arguments, cwd):
     assert written == json.loads(result.stdout) and written["benchmark"] == name
     assert set(written["machine"]) >= {"processor", "cores", "load_before", "python", "numpy"}
     assert written["took"]["seconds"] > 0 <= written["took"]["cores_of_others"]
-    made = table_rows.ROWS[name](written)
-    assert all(row.what and row.own for row in made) and len({row.what for row in made}) == len(made)
+    rows = table_rows.ROWS[name](written)
+    assert all(row.what and row.own for row in rows) and len({row.what for row in rows}) == len(rows)
     assert f"| {name}.json |" in table.page({name: written}, {})
     return written
 
 
 def test_order_benchmark_reports_disk_size_and_first_batch_times(tmp_path):
-    found = report("order", "--quick", cwd=tmp_path)
-    assert found["data"]["shards"] == 600 and found["data"]["L"] % 512 == 0
-    assert found["disk"]["bytes"] == sum(size for name, size in found["disk"].items() if "." in name)
-    assert [(row["passes"], row["W"]) for row in found["first_batch"][:4]] == [(0, 1), (0, 8), (0, 512), (0.01, 1)]
-    assert [row["W"] for row in found["afterwards"]] == [8, 512] and found["chunk_reads_per_second"] > 0
-    assert [row["check"] for row in found["load"]] == [False, True]
+    results = report("order", "--quick", cwd=tmp_path)
+    assert results["data"]["shards"] == 600 and results["data"]["L"] % 512 == 0
+    assert results["disk"]["bytes"] == sum(size for name, size in results["disk"].items() if "." in name)
+    assert [(row["passes"], row["W"]) for row in results["first_batch"][:4]] == [(0, 1), (0, 8), (0, 512), (0.01, 1)]
+    assert [row["W"] for row in results["afterwards"]] == [8, 512] and results["chunk_reads_per_second"] > 0
+    assert [row["check"] for row in results["load"]] == [False, True]
 
 
 def test_prefetch_benchmark_repeats_without_stalls_at_constant_latency(tmp_path):
-    found = report("prefetch", "--quick", cwd=tmp_path)
+    results = report("prefetch", "--quick", cwd=tmp_path)
     again = report("prefetch", "--quick", cwd=tmp_path)
-    assert found == again | {"machine": found["machine"], "took": found["took"]}
-    calm = [case for case in found["cases"] if case["latency"] == "constant" and case["step"] == 0.5]
+    assert results == again | {"machine": results["machine"], "took": results["took"]}
+    calm = [case for case in results["cases"] if case["latency"] == "constant" and case["step"] == 0.5]
     assert calm and all(case["stalled_share"] == 0 for case in calm)
 
 
 def test_report_benchmark_measures_page_and_plain_json(tmp_path):
-    found = report("report", "--quick", cwd=tmp_path)
-    assert found["data"]["runs"] == 7 and found["data"]["metrics_bytes"] > 7 * 60 * 400
+    results = report("report", "--quick", cwd=tmp_path)
+    assert results["data"]["runs"] == 7 and results["data"]["metrics_bytes"] > 7 * 60 * 400
     for part in ("report", "plain_json"):
-        assert found[part]["seconds"] > 0 and found[part]["peak_bytes"] > 10_000_000
-    assert found["report"]["page_bytes"] > 10_000
+        assert results[part]["seconds"] > 0 and results[part]["peak_bytes"] > 10_000_000
+    assert results["report"]["page_bytes"] > 10_000
 
 
 @pytest.mark.slow
 def test_step_benchmark_measures_forms_and_masks(tmp_path):
-    found = report("step", "--quick", "--beside", 0.75, "--masks", 0, 0.75, cwd=tmp_path)
-    ours = [row for row in found["beside_the_peer"] if row["form"] != "open_clip"]
-    assert [(row["mask"], row["form"]) for row in ours] == [("0.75", "ours"), ("0.75", "ours, padding left out")]
-    assert all(row["milliseconds"] > 0 and row["peak_MB"] > 50 for row in ours)
-    assert all(sum(row["profile"].values()) == pytest.approx(1, abs=0.01) for row in ours)
-    first, second = found["masked"]["cases"]
+    results = report("step", "--quick", "--beside", 0.75, "--masks", 0, 0.75, cwd=tmp_path)
+    own_rows = [row for row in results["beside_the_peer"] if row["form"] != "open_clip"]
+    assert [(row["mask"], row["form"]) for row in own_rows] == [("0.75", "ours"), ("0.75", "ours, padding left out")]
+    assert all(row["milliseconds"] > 0 and row["peak_MB"] > 50 for row in own_rows)
+    assert all(sum(row["profile"].values()) == pytest.approx(1, abs=0.01) for row in own_rows)
+    first, second = results["masked"]["cases"]
     assert first["time_ratio"] == first["FLOPs_ratio"] == 1 and second["FLOPs_ratio"] < 0.6 and first["b"] == 2
-    assert "not measured" in found["gpu"]
+    assert "not measured" in results["gpu"]
 
 
 def test_loss_benchmark_compares_tiled_and_untiled_forms(tmp_path):
-    found = report("loss", "--quick", cwd=tmp_path)
-    assert found["farthest_from_float64"] <= table_rows.EXACT
-    assert [(row["B"], row["form"]) for row in found["cases"] if row["form"] != "open_clip"] == [
+    results = report("loss", "--quick", cwd=tmp_path)
+    assert results["farthest_from_float64"] <= table_rows.EXACT
+    assert [(row["B"], row["form"]) for row in results["cases"] if row["form"] != "open_clip"] == [
         (256, "whole"),
         (256, "tiles of 256"),
         (512, "whole"),
         (512, "tiles of 256"),
     ]
-    assert all(row["milliseconds"] > 0 for row in found["cases"])
-    assert all(row["kernels"] > 0 for row in found["cases"] if row["form"].startswith("tiles"))
+    assert all(row["milliseconds"] > 0 for row in results["cases"])
+    assert all(row["kernels"] > 0 for row in results["cases"] if row["form"].startswith("tiles"))
 
 
 def test_checkpoint_benchmark_measures_stalls_and_planning(tmp_path):
-    found = report("checkpoint", "--quick", cwd=tmp_path)
-    assert [row["way"] for row in found["cases"]] == ["blocking", "background", "torch async_save"]
-    assert all(0 < row["stall_s"] <= row["written_s"] for row in found["cases"])
-    ours, dcp, cached = found["planning"]
-    assert [row["ranks"] for row in found["planning"]] == [8, 8, 8] and ours["items"] > 200
-    assert ours["exchanged_MB"] < cached["exchanged_MB"] < dcp["exchanged_MB"] == cached["exchanged_first_MB"]
+    results = report("checkpoint", "--quick", cwd=tmp_path)
+    assert [row["way"] for row in results["cases"]] == ["blocking", "background", "torch async_save"]
+    assert all(0 < row["stall_s"] <= row["written_s"] for row in results["cases"])
+    own, dcp, cached = results["planning"]
+    assert [row["ranks"] for row in results["planning"]] == [8, 8, 8] and own["items"] > 200
+    assert own["exchanged_MB"] < cached["exchanged_MB"] < dcp["exchanged_MB"] == cached["exchanged_first_MB"]
 
 
 def test_memory_benchmark_reports_predicted_and_measured_bytes(tmp_path):
-    found = report("memory", "--quick", cwd=tmp_path)
-    assert [row["recompute"] for row in found["cases"]] == ["no", "selective"]
-    assert all(row["measured_MB"] >= 0 < row["predicted_MB"] for row in found["cases"])
-    assert {row["measured_MB"] for row in found["on_cuda"]["cases"]} == {"not measured"}
+    results = report("memory", "--quick", cwd=tmp_path)
+    assert [row["recompute"] for row in results["cases"]] == ["no", "selective"]
+    assert all(row["measured_MB"] >= 0 < row["predicted_MB"] for row in results["cases"])
+    assert {row["measured_MB"] for row in results["on_cuda"]["cases"]} == {"not measured"}
 
 
 @pytest.mark.slow
 @pytest.mark.s3
 def test_stream_benchmark_measures_installed_pipelines_and_stage_costs(tmp_path):
-    found = report("stream", "--quick", cwd=tmp_path)
-    one = found["sets"]["256 px"]
-    assert [row["pipeline"] for row in one["pipelines"]] == list(pipelines.PIPELINES)
-    for row in one["pipelines"]:
+    results = report("stream", "--quick", cwd=tmp_path)
+    dataset = results["sets"]["256 px"]
+    assert [row["pipeline"] for row in dataset["pipelines"]] == list(pipelines.PIPELINES)
+    for row in dataset["pipelines"]:
         measured = row["samples_per_s"] is not None and row["cpu_us"] > 0 and row["ours_is"] > 0
         assert measured == (row["note"] != "not installed") and (measured or row["pipeline"] in stream.NEEDS)
-    costs = {row["stage"]: row["us"] for row in one["costs"]}
+    costs = {row["stage"]: row["us"] for row in dataset["costs"]}
     assert min(cost for stage, cost in costs.items() if stage != "all else") > 0
     assert sum(cost for stage, cost in costs.items() if stage != "whole") == pytest.approx(costs["whole"], rel=0.01)
 
@@ -125,41 +125,41 @@ def test_stream_benchmark_measures_installed_pipelines_and_stage_costs(tmp_path)
 @pytest.mark.slow
 @pytest.mark.s3
 def test_resume_benchmark_times_first_batch_at_several_starts(tmp_path):
-    found = report("resume", "--quick", cwd=tmp_path)
-    starts = [row["S"] for row in found["ours"]]
-    assert starts == sorted(set(starts)) and starts[-1] < found["data"]["N"]
-    assert all(row["first_batch_seconds"] > 0 and row["megabytes_read"] > 1 for row in found["ours"])
-    assert [row["computed_seconds"] > 0 for row in found["webdataset"]] == [True] * 3
+    results = report("resume", "--quick", cwd=tmp_path)
+    starts = [row["S"] for row in results["ours"]]
+    assert starts == sorted(set(starts)) and starts[-1] < results["data"]["N"]
+    assert all(row["first_batch_seconds"] > 0 and row["megabytes_read"] > 1 for row in results["ours"])
+    assert [row["computed_seconds"] > 0 for row in results["webdataset"]] == [True] * 3
     assert all(
-        row.get("note") == "not installed" or row["first_sample_seconds"] > 0 for row in found["mosaicml_streaming"]
+        row.get("note") == "not installed" or row["first_sample_seconds"] > 0 for row in results["mosaicml_streaming"]
     )
 
 
 def test_photo_shards_have_file_sizes_of_photographs():
     """The bytes of a JPEG determine its decoding time: they are about as many as LAION's, and all images differ."""
     for kind, low, high in zip(photo_shards.KINDS, (20_000, 45_000), (28_000, 65_000), strict=True):
-        made = photo_shards.samples(kind, 12, 1)
-        assert low < np.mean([len(image) for image, _ in made]) < high and len({image for image, _ in made}) == 12
-        shapes = [decode.decode(image).shape for image, _ in made]
+        photos = photo_shards.samples(kind, 12, 1)
+        assert low < np.mean([len(image) for image, _ in photos]) < high and len({image for image, _ in photos}) == 12
+        shapes = [decode.decode(image).shape for image, _ in photos]
         assert {min(shape[:2]) for shape in shapes} == {kind.side} and (len(set(shapes)) == 1) == kind.square
-        assert made == photo_shards.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in made)
+        assert photos == photo_shards.samples(kind, 12, 1) and all(3 <= len(text.split()) <= 20 for _, text in photos)
 
 
 def test_launcher_benchmark_counts_sbatch_and_squeue_calls(tmp_path):
-    found = report("launcher", "--quick", cwd=tmp_path)
-    assert found["plan"]["runs"] == found["submit"]["runs"] == 4 and found["status"]["runs"] == 6
-    ours, loop, *_ = found["submit"]["ways"]
-    assert ours["sbatch_calls"] == found["submit"]["shapes"] == 2 and found["status"]["squeue_calls"] == 1
-    assert {row["verdict"] for row in (found["plan"], found["status"], *found["help"])} <= {"ok", "missed"}
-    assert "jobs/explain.py" in [row["command"] for row in found["help"]]
+    results = report("launcher", "--quick", cwd=tmp_path)
+    assert results["plan"]["runs"] == results["submit"]["runs"] == 4 and results["status"]["runs"] == 6
+    own, loop, *_ = results["submit"]["ways"]
+    assert own["sbatch_calls"] == results["submit"]["shapes"] == 2 and results["status"]["squeue_calls"] == 1
+    assert {row["verdict"] for row in (results["plan"], results["status"], *results["help"])} <= {"ok", "missed"}
+    assert "jobs/explain.py" in [row["command"] for row in results["help"]]
     assert loop["sbatch_calls"] == 4
 
 
 @pytest.mark.slow
 def test_evaluation_benchmark_measures_zero_shot_and_retrieval(tmp_path):
-    found = report("evaluation", "--quick", cwd=tmp_path)
-    assert set(found["tasks"]) == {"zero-shot", "retrieval"}
-    for task in found["tasks"].values():
+    results = report("evaluation", "--quick", cwd=tmp_path)
+    assert set(results["tasks"]) == {"zero-shot", "retrieval"}
+    for task in results["tasks"].values():
         assert task["farthest"] <= 1e-6 and 0 < min(task["shares"].values()) < 1
         assert all(row["milliseconds"] > 0 for row in task["forms"])
 
@@ -202,20 +202,20 @@ def test_prefetch_plan_follows_sample_order_and_chunks_due():
     stream, fleet = SampleOrder(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
     needs = prefetch.plan(stream, table, fleet)
     lane, k = 3, 1
-    mine = (needs.lane == lane) & (needs.block == k)
+    selected = (needs.lane == lane) & (needs.block == k)
     ids = stream.positions(range(lane, lane + 1), k * stream.block_samples, stream.block_samples)[0][0]
     first = {int(j): int(np.flatnonzero(ids // table.chunk == j)[0]) for j in np.unique(ids // table.chunk)}
-    assert (needs.position[mine] - k * stream.block_samples).tolist() == list(first.values())
-    assert needs.requests[mine].tolist() == [len(table.chunk_reads(j)) for j in first]
+    assert (needs.position[selected] - k * stream.block_samples).tolist() == list(first.values())
+    assert needs.requests[selected].tolist() == [len(table.chunk_reads(j)) for j in first]
     for lead, span in (
         (0.0, stream.block_samples),
         (10.0, stream.block_samples - 256),
         (1.0, stream.block_samples - 32),
     ):
-        begin = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn", "spread", lead))
+        starts = prefetch.begins(stream, fleet, needs, prefetch.Case(0.5, 2, "waiting", "drawn", "spread", lead))
         counts = [chunks_due(n, span, prefetch.Q, phase(lane)) for n in range(stream.block_samples)]
         moments = [next(n for n, count in enumerate(counts) if count > i) for i in range(4)]
-        assert begin[mine].tolist() == [n // fleet.count for n in moments]
+        assert starts[selected].tolist() == [n // fleet.count for n in moments]
 
 
 def test_synthetic_held_bytes_counts_cached_blocks():

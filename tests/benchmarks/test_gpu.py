@@ -40,29 +40,29 @@ def test_gpu_benchmark_continues_after_sigterm_and_fills_table(tmp_path):
     again = subprocess.run(command(tmp_path, "--only", *QUICK), capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in again.stdout.splitlines()] == names[1:]
     assert written.stat().st_mtime_ns == before
-    found = gpu_rows.read(tmp_path)
-    assert found.keys() == set(QUICK) and {entry["status"] for entry in found.values()} == {gpu_rows.MEASURED}
-    page = table.page({}, found)
+    results = gpu_rows.read(tmp_path)
+    assert results.keys() == set(QUICK) and {entry["status"] for entry in results.values()} == {gpu_rows.MEASURED}
+    page = table.page({}, results)
     assert page.count("| not run |") == len(ROWS) - len(QUICK) and page.count("| CPU |") == len(QUICK)
 
 
 def test_gpu_row_records_out_of_memory_as_result(tmp_path):
     """The script really runs out of memory: it allocates 8 TB of features."""
     row = GpuRow("large", "", ("loss.py", "--local", "64", "--batch", str(2**32), "--tiles", "64"), gpu_rows._loss)
-    found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
-    assert (found["status"], found["result"]) == (gpu_rows.OUT_OF_MEMORY, {}) and "memory" in found["detail"]
+    entry = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
+    assert (entry["status"], entry["result"]) == (gpu_rows.OUT_OF_MEMORY, {}) and "memory" in entry["detail"]
 
 
 def test_gpu_row_records_time_limit_if_script_takes_too_long(tmp_path):
     row = next(row for row in ROWS if row.name == "step_b16")
-    found = gpu.measure(row, "cpu", True, 1.0, tmp_path)
-    assert found["status"] == gpu_rows.TIME_LIMIT
+    entry = gpu.measure(row, "cpu", True, 1.0, tmp_path)
+    assert entry["status"] == gpu_rows.TIME_LIMIT
 
 
 def test_gpu_row_records_error_of_failed_script(tmp_path):
     row = GpuRow("wrong", "", ("loss.py", "--wrong"), gpu_rows._loss)
-    found = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
-    assert found["status"] == gpu_rows.FAILED and "--wrong" in found["detail"]
+    entry = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
+    assert entry["status"] == gpu_rows.FAILED and "--wrong" in entry["detail"]
 
 
 def test_gpu_benchmark_runs_no_row_without_time_left(tmp_path):
@@ -87,21 +87,23 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 
 
 def _normal(name):
-    """The name of a distribution, normalised as in PEP 503."""
+    """Return the name of a distribution, normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
-    """An environment with torch, timm, numpy, their dependencies, and pytest for the first row."""
-    known, left = set(), ["torch", "timm", "numpy", "pytest"]
-    while left:
-        name = left.pop()
+    """Provide an environment with torch, timm, numpy, their dependencies, and pytest for the first row."""
+    known, queue = set(), ["torch", "timm", "numpy", "pytest"]
+    while queue:
+        name = queue.pop()
         with contextlib.suppress(metadata.PackageNotFoundError):
             if name not in known:
                 known.add(name)
-                needed = [each for each in metadata.requires(name) or [] if "extra ==" not in each]
-                left += [re.split(r"[^\w.-]", each)[0] for each in needed]
+                requirements = [
+                    requirement for requirement in metadata.requires(name) or [] if "extra ==" not in requirement
+                ]
+                queue += [re.split(r"[^\w.-]", requirement)[0] for requirement in requirements]
     known = {_normal(name) for name in known}
     modules = [
         module for module, names in metadata.packages_distributions().items() if known & set(map(_normal, names))
@@ -115,8 +117,8 @@ def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
     """The rows need no further library: a machine without a network cannot install any."""
     rows = "loss_128_1024", "save", "trace"
     subprocess.run(command(tmp_path, "--only", *rows), check=True)
-    found = gpu_rows.read(tmp_path)
-    assert {name: (each["status"], each["detail"]) for name, each in found.items()} == {
+    results = gpu_rows.read(tmp_path)
+    assert {name: (entry["status"], entry["detail"]) for name, entry in results.items()} == {
         name: (gpu_rows.MEASURED, "") for name in rows
     }
     assert (tmp_path / "trace.json.gz").exists()
@@ -125,7 +127,7 @@ def test_gpu_rows_run_with_torch_timm_and_numpy_alone(tmp_path, bare):
 @pytest.mark.slow
 def test_gpu_benchmark_measures_every_row_at_quick_size(tmp_path, bare):
     subprocess.run(command(tmp_path, "--minutes", "300"), check=True)
-    found = gpu_rows.read(tmp_path)
-    assert {name: entry["status"] for name, entry in found.items()} == {row.name: gpu_rows.MEASURED for row in ROWS}
-    assert all(json.loads((tmp_path / f"{name}.json").read_text())["quick"] for name in found)
-    assert all(words for _, words, *_ in gpu_rows.cells(found))
+    results = gpu_rows.read(tmp_path)
+    assert {name: entry["status"] for name, entry in results.items()} == {row.name: gpu_rows.MEASURED for row in ROWS}
+    assert all(json.loads((tmp_path / f"{name}.json").read_text())["quick"] for name in results)
+    assert all(figure for _, figure, *_ in gpu_rows.cells(results))

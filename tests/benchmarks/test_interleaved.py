@@ -30,22 +30,22 @@ def busy(log, name):
         raise ValueError("its second turn")
     count, over = [0], threading.Event()
 
-    def beside():
+    def count_ticks():
         while not over.wait(TICK):
             count[0] += 1
 
-    thread = threading.Thread(target=beside)
+    thread = threading.Thread(target=count_ticks)
     thread.start()
     try:
         for _ in range(TURNS):
-            begin = time.monotonic()
-            while time.monotonic() < begin + NAP:
+            start = time.monotonic()
+            while time.monotonic() < start + NAP:
                 pass
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"{name}\n")
             before = count[0]
             yield 1
-            assert count[0] < before + NAP / TICK / 2, "it went on while another worked"
+            assert count[0] < before + NAP / TICK / 2, "the thread counts while another pipeline works"
     finally:
         over.set()
         thread.join()
@@ -53,18 +53,20 @@ def busy(log, name):
 
 @pytest.fixture
 def processes():
-    with s3_datasets.alone() as one, s3_datasets.alone() as two:
-        yield {"one": one, "two": two}
+    with s3_datasets.alone() as first, s3_datasets.alone() as second:
+        yield {"one": first, "two": second}
 
 
 def test_interleaved_passes_alternate_and_time_each_pipeline_alone(processes, tmp_path):
-    begin, log = time.monotonic(), tmp_path / "log"
-    found = interleaved.passes(processes, partial(busy, log), TURNS)
-    took = time.monotonic() - begin
-    assert log.read_text(encoding="utf-8").split() == ["one", "two"] * TURNS and list(found) == ["one", "two"]
-    seconds = [(TURNS - interleaved.BEFORE) / each.rate for each in found.values()]
-    assert sum(seconds) < took and min(seconds) >= (TURNS - interleaved.BEFORE) * NAP, "no time belongs to both"
-    assert all(0 < each.cpu <= 1.05e6 / each.rate for each in found.values())
+    start, log = time.monotonic(), tmp_path / "log"
+    timings = interleaved.passes(processes, partial(busy, log), TURNS)
+    took = time.monotonic() - start
+    assert log.read_text(encoding="utf-8").split() == ["one", "two"] * TURNS and list(timings) == ["one", "two"]
+    seconds = [(TURNS - interleaved.BEFORE) / timing.rate for timing in timings.values()]
+    assert sum(seconds) < took and min(seconds) >= (TURNS - interleaved.BEFORE) * NAP, (
+        "no time counts for both pipelines"
+    )
+    assert all(0 < timing.cpu <= 1.05e6 / timing.rate for timing in timings.values())
 
 
 @pytest.mark.parametrize("name, error", [("fails", ValueError), ("dies", BrokenProcessPool)])
@@ -80,20 +82,20 @@ def leave_a_note(path):
 
 
 def test_pipeline_process_runs_atexit_handlers_at_shutdown(tmp_path):
-    with s3_datasets.alone() as one:
-        one.submit(leave_a_note, tmp_path / "note").result()
+    with s3_datasets.alone() as process:
+        process.submit(leave_a_note, tmp_path / "note").result()
     assert (tmp_path / "note").read_text() == "released"
 
 
 def burn(seconds):
-    begin = time.process_time()
-    while time.process_time() < begin + seconds:
+    start = time.process_time()
+    while time.process_time() < start + seconds:
         pass
 
 
 def test_used_cpu_time_includes_pipeline_process_after_its_end():
     _, before = results._used()
-    with s3_datasets.alone() as one:
-        one.submit(burn, 1).result()
+    with s3_datasets.alone() as process:
+        process.submit(burn, 1).result()
         assert results._used()[1] - before >= 1
     assert results._used()[1] - before >= 1

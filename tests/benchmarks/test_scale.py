@@ -16,27 +16,27 @@ from flip.runs.rundir import RunDir
 from tests.benchmarks.test_benchmarks import FOLDER, run
 
 PAGE = (FOLDER.parent / "docs" / "scale.md").read_text(encoding="utf-8")
-FOUND = json.loads((FOLDER / "results" / "scale.json").read_text(encoding="utf-8"))
+RESULTS = json.loads((FOLDER / "results" / "scale.json").read_text(encoding="utf-8"))
 LIVES = [Life(3600.0, 120.0, 4.0, 0.0), Life(7200.0, 300.0, 1.0, 60.0), Life(400.0, 100.0, 20.0, 30.0)]
 
 
 def test_scale_page_shows_numbers_of_results_file():
-    assert page_numbers.fill(PAGE, FOUND) == PAGE
+    assert page_numbers.fill(PAGE, RESULTS) == PAGE
     rows = re.findall(r"^\| `([\w.]+)` \|", PAGE, re.MULTILINE)
     assert len(rows) == len(set(rows)) > 60
-    assert page_numbers.fill(PAGE.replace(f"| {FOUND['run']['step_s']} |", "| 0.5 |"), FOUND) == PAGE
+    assert page_numbers.fill(PAGE.replace(f"| {RESULTS['run']['step_s']} |", "| 0.5 |"), RESULTS) == PAGE
 
 
 def test_scale_results_equal_arithmetic_of_current_code():
     config, profile = fleet.planned()
-    computed = fleet.arithmetic(config, profile, FOUND["measured"])  # not with later measurements
-    assert {name: FOUND[name] for name in computed} == computed
-    assert fleet.measured().keys() == FOUND["measured"].keys()
-    assert FOUND["run"]["gpus"] == 512 and to_dict(config)["model"]["size"] == "H/14"
+    computed = fleet.arithmetic(config, profile, RESULTS["measured"])  # not with later measurements
+    assert {name: RESULTS[name] for name in computed} == computed
+    assert fleet.measured().keys() == RESULTS["measured"].keys()
+    assert RESULTS["run"]["gpus"] == 512 and to_dict(config)["model"]["size"] == "H/14"
 
 
 def test_scale_results_of_simulation_agree_with_formula():
-    for row in FOUND["simulated"].values():
+    for row in RESULTS["simulated"].values():
         assert abs(row["errors_apart"]) < 4 and abs(row["learning"] - row["formula"]) < max(0.1, 4 * row["error"])
 
 
@@ -47,14 +47,14 @@ def test_scale_script_fills_page_and_rejects_unknown_number(tmp_path):
                     "| `simulated.8_h_blocking` | 0 |\n", encoding="utf-8")  # fmt: skip
     done = run("scale", "--quick", "--json", "--out", tmp_path / "scale.json", "--page", page, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
-    events = page_numbers.shown(found["simulated"]["8_h_blocking"]["events"])
+    results = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
+    events = page_numbers.shown(results["simulated"]["8_h_blocking"]["events"])
     assert page.read_text(encoding="utf-8") == (
-        f"| | |\n| `run.gpus` | 512 | of them |\n\nat {FOUND['run']['step_s']} (`run.step_s`) seconds\n\n"
+        f"| | |\n| `run.gpus` | 512 | of them |\n\nat {RESULTS['run']['step_s']} (`run.step_s`) seconds\n\n"
         "| | `events` |\n"
         f"| `simulated.8_h_blocking` | {events} |\n"
     )
-    assert found["slurm"]["calls"] == FOUND["slurm"]["calls"] and found["reads"].keys() == FOUND["reads"].keys()
+    assert results["slurm"]["calls"] == RESULTS["slurm"]["calls"] and results["reads"].keys() == RESULTS["reads"].keys()
     page.write_text("| `run.gpu` | 3 |\n", encoding="utf-8")
     assert "no number is called run.gpu" in run("scale", "--quick", "--page", page, cwd=tmp_path).stderr
 
@@ -71,8 +71,8 @@ def test_goodput_formula_equals_daly_and_its_optimum_approaches_young(life):
     """Daly's expected time of T seconds of work: m exp(R / m) (exp((t + c) / m) - 1) T / t."""
     every, m = 300.0, life.between
     start = life.start + life.written
-    whole = m * math.exp(start / m) * (math.exp((every + life.cost) / m) - 1) / every
-    assert interruptions.goodput(life, every) == pytest.approx(1 / whole, rel=1e-12)
+    expected_time = m * math.exp(start / m) * (math.exp((every + life.cost) / m) - 1) / every
+    assert interruptions.goodput(life, every) == pytest.approx(1 / expected_time, rel=1e-12)
     calm = Life(1e8, life.start, life.cost, life.written)
     assert interruptions.optimum(calm) == pytest.approx(interruptions.young(calm), rel=1e-3)
     around = [interruptions.goodput(life, interruptions.optimum(life) * share) for share in (0.5, 0.9, 1, 1.1, 2)]
@@ -91,15 +91,15 @@ def test_learning_rule_equals_save_interval_of_real_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("limit", [10_000.0, 300.0, 100.0])
 def test_burst_completes_close_to_storage_request_limit(limit):
-    found = burst.simulate(Burst(readers=250, each=4, limit=limit, megabytes=1.0), seed=3)
-    assert found["given_up"] == 0 and (found["refused"] == 0) == (limit == 10_000.0)
-    assert found["seconds"] > found["requests"] / limit - 1 and found["longest_pause_s"] <= 30
-    assert found["seconds"] < 30 * found["requests"] / limit + 5
+    result = burst.simulate(Burst(readers=250, each=4, limit=limit, megabytes=1.0), seed=3)
+    assert result["given_up"] == 0 and (result["refused"] == 0) == (limit == 10_000.0)
+    assert result["seconds"] > result["requests"] / limit - 1 and result["longest_pause_s"] <= 30
+    assert result["seconds"] < 30 * result["requests"] / limit + 5
 
 
 def test_storm_duration_follows_token_bucket():
-    found = controller.storm(50, 3, seed=0, bucket=30, refill=2.0)
-    assert found["seconds"] == 1 + (50 * 3 - 30) / 2 and found["requests"] > 150
+    result = controller.storm(50, 3, seed=0, bucket=30, refill=2.0)
+    assert result["seconds"] == 1 + (50 * 3 - 30) / 2 and result["requests"] > 150
     assert controller.storm(50, 3, seed=0, bucket=150) == {
         "requests": 150, "seconds": 3, "unanswered": 0, "jobs_done_within_kill_wait": 50,
     }  # fmt: skip

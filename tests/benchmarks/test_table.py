@@ -6,28 +6,28 @@ from benchmarks import table
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.table_rows import NOT_MEASURED, Row, goal, limited
 
-FOUND, ON_GPU = table.read(table.RESULTS), gpu_rows.read(table.RESULTS / "gpu")
+RESULTS, ON_GPU = table.read(table.RESULTS), gpu_rows.read(table.RESULTS / "gpu")
 
 
 def test_results_page_is_up_to_date():
-    assert table.PAGE.read_text(encoding="utf-8") == table.page(FOUND, ON_GPU), "python benchmarks/table.py"
+    assert table.PAGE.read_text(encoding="utf-8") == table.page(RESULTS, ON_GPU), "python benchmarks/table.py"
 
 
 @pytest.mark.parametrize("path", table.quoting(), ids=lambda path: path.name)
 def test_quoted_figures_equal_those_of_results(path):
     text = path.read_text(encoding="utf-8")
-    assert text == table.filled(text, FOUND, path), "python benchmarks/table.py"
+    assert text == table.filled(text, RESULTS, path), "python benchmarks/table.py"
     assert text.count("<!-- figure") == len(table.QUOTED.findall(text))
 
 
 def test_table_corrects_wrong_readme_figure_and_rejects_unknown_row():
     text = table.quoting()[0].read_text(encoding="utf-8")
     name, what, value = table.QUOTED.search(text).group(2, 3, 4)
-    assert any(row.what == what for row in table.rows(FOUND)[name]) or value == NOT_MEASURED
+    assert any(row.what == what for row in table.rows(RESULTS)[name]) or value == NOT_MEASURED
     wrong = table.QUOTED.sub(r"\g<1>9.99\5", text)
-    assert wrong != text and table.filled(wrong, FOUND, "README.md") == text
+    assert wrong != text and table.filled(wrong, RESULTS, "README.md") == text
     with pytest.raises(SystemExit, match="no row of the table is order: nothing"):
-        table.filled("<!-- figure order: nothing -->1<!-- end -->", FOUND, "README.md")
+        table.filled("<!-- figure order: nothing -->1<!-- end -->", RESULTS, "README.md")
 
 
 def test_every_benchmark_script_has_table_rows_and_make_entry():
@@ -35,7 +35,7 @@ def test_every_benchmark_script_has_table_rows_and_make_entry():
     assert set(table.ROWS) == scripts - {"table", "scale", "gpu"}  # scale.py writes docs/scale.md
     assert not [name for name, entry in ON_GPU.items() if entry["quick"]]
     assert {path.stem for path in table.RESULTS.glob("*.json")} <= {*table.ROWS, "scale"}
-    assert not [name for name, one in FOUND.items() if one.get("quick")]
+    assert not [name for name, result in RESULTS.items() if result.get("quick")]
     listed = next(line for line in (table.ROOT / "Makefile").read_text().splitlines() if line.startswith("BENCHMARKS"))
     assert set(listed.split(":=")[1].split()) == set(table.ROWS)
 

@@ -55,9 +55,11 @@ runs:
 """
 
 
-def command(*words, env=None):
-    done = subprocess.run([sys.executable, *words], env={**os.environ, **(env or {})}, capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+def command(*arguments, env=None):
+    done = subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -66,9 +68,9 @@ def data(out):
 
     folder = make_dataset(out / "data", samples=24, shards=2, size=32, classes=8, chunk=2)
     make_tokenizer(folder / "tokenizer.json")
-    for version, words in (("v2", ()), ("v3", ("--caption-length", "38:99"))):
+    for version, options in (("v2", ()), ("v3", ("--caption-length", "38:99"))):
         shards = [str(path) for path in sorted(folder.glob("*.tar"))]
-        command("tools/shards.py", "index", *shards, "--out", str(folder / version), "--chunk", "2", *words)
+        command("tools/shards.py", "index", *shards, "--out", str(folder / version), "--chunk", "2", *options)
     shutil.copytree(folder / "v2", folder / "v1")
     record = json.loads((folder / "v1" / "manifest.json").read_text())
     record["version"] = 1  # it had no etags.txt
@@ -77,10 +79,10 @@ def data(out):
     (folder / "v1" / "manifest.json").write_text(json.dumps(record))
 
 
-def wait(condition, what):
+def wait(condition, event):
     limit = time.monotonic() + 180
     while not condition():
-        assert time.monotonic() < limit, what
+        assert time.monotonic() < limit, event
         time.sleep(0.2)
 
 

@@ -53,8 +53,8 @@ VARIANTS = {
 }
 
 
-def git(*words):
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+def git(*arguments):
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,29 +77,29 @@ def sweep(tmp_path_factory):
     return folder / "bits.yaml"
 
 
-def call(checkout, runs, *words):
+def call(checkout, runs, *arguments):
     environment = {**os.environ, "FLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run([sys.executable, *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
 
 
-def wait(condition, what):
+def wait(condition, event):
     limit = time.monotonic() + 600
     while not condition():
-        assert time.monotonic() < limit, f"waited in vain for {what}"
+        assert time.monotonic() < limit, f"timeout while waiting for {event}"
         time.sleep(0.1)
 
 
 def weights(run):
     """Return (file, tensor) -> bytes of the last commit. Step counts are equal on all ranks: their file is ignored."""
     (commit,) = run.glob("checkpoints/unmasked/768-*")
-    found = {}
+    tensors = {}
     for path in sorted(commit.glob("*.safetensors")):
         with safe_open(path, "np") as file:
             for name in file.keys():  # noqa: SIM118
                 place = "" if name.startswith("optim.step.") else path.name
-                found[place, name] = file.get_tensor(name).tobytes()
-    return found
+                tensors[place, name] = file.get_tensor(name).tobytes()
+    return tensors
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +112,14 @@ def trained(release, sweep, tmp_path_factory):
         wait(lambda runs=runs: len(list(runs.glob("bits/*/result.json"))) == len(VARIANTS) - 1, "the runs")
         folders.append(runs)
     runs = folders[0]
-    words = ("jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", "interrupted")
-    call(release, runs, *words)
+    arguments = ("jobs/submit.py", "--sweep", str(sweep), "--yes", "--only", "interrupted")
+    call(release, runs, *arguments)
     run = runs / "bits" / "interrupted"
     wait(lambda: list(run.glob("checkpoints/pretrain/*/commit.json")), "a commit")
     call(release, runs, "jobs/cancel.py", "bits/interrupted", "--yes")
     wait(lambda: (run / "attempts" / "1" / "end.json").exists(), "its end")
     assert not (run / "result.json").exists()
-    call(ROOT, runs, *words, "--retry")
+    call(ROOT, runs, *arguments, "--retry")
     wait(lambda: (run / "result.json").exists(), "the run that this release continues")
     return [runs / "bits" for runs in folders]
 

@@ -37,9 +37,9 @@ def old(tmp_path):
     return folder
 
 
-def call(old, *words):
+def call(old, *arguments):
     environment = {**os.environ, "FLIP_RUNS": str(old / "runs"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

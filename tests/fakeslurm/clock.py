@@ -1,7 +1,7 @@
-"""A clock that only moves when nothing is left to do, and code that blocks on it: a year passes in seconds.
+"""A simulated clock that advances only when all processes wait: a year passes in seconds.
 
-Real code runs here as it is. It runs as a coroutine (``Process``), and what it takes for the module ``time`` is
-``Clock.module``: a call of sleep lets all others go on until the clock has come that far.
+Product code runs unchanged, as a coroutine (``Process``). ``Clock.module`` replaces its module ``time``: a call of
+sleep lets all other processes run until the clock has reached the end of the wait.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Clock:
         )
 
     def at(self, delay, do, *arguments):
-        """Call ``do`` after so many seconds; returns what ``cancel`` takes."""
+        """Call ``do`` after ``delay`` seconds; returns the event, for ``cancel``."""
         event = [self.now + max(0.0, delay), next(self._order), do, arguments]
         heapq.heappush(self._events, event)
         return event
@@ -43,7 +43,7 @@ class Clock:
             event[2] = None
 
     def run(self, until, enough=lambda: False):
-        """Let time pass up to ``until``, or until ``enough``."""
+        """Advance the clock to ``until``, or until ``enough()`` is true."""
         while self._events and self._events[0][0] <= until and not enough():
             self.now, _, do, arguments = heapq.heappop(self._events)
             if do is not None:
@@ -52,16 +52,16 @@ class Clock:
             self.now = max(self.now, until)
 
     def sleep(self, seconds):
-        """As time.sleep, for a process; nothing else may wait."""
-        assert self.current is not None, "only processes wait"
+        """As time.sleep. Only a process may call it."""
+        assert self.current is not None, "only processes may sleep"
         self.current.wait(seconds)
 
 
 class Process:
-    """``do()`` with an environment, standard output and standard error of its own; then ``over(code, output)``.
+    """Calls ``do()`` with its own environment, standard output and standard error, then ``over(code, output)``.
 
-    An uncaught exception is code 1, as in a real one. ``skin``: a context in which each stretch between two
-    waits runs, such as a file system that is away.
+    An uncaught exception gives code 1, as in a real process. ``skin`` is a context manager for the code between two
+    waits, such as an unavailable file system.
     """
 
     def __init__(self, clock, do, environ, over, skin=contextlib.nullcontext, about=None):
@@ -74,14 +74,14 @@ class Process:
         self._event = clock.at(0.0, self._go)
 
     def kill(self):
-        """As by SIGKILL: nothing more of it is done."""
+        """End the process at once, as by SIGKILL."""
         self._clock.cancel(self._event)
         self._over = None
         if self._greenlet is not getcurrent():
             self._greenlet.throw(GreenletExit)
 
     def interrupt(self, error):
-        """Raise ``error`` where it waits, as a signal's handler does."""
+        """Raise ``error`` in the waiting process, as a signal handler does."""
         self._clock.cancel(self._event)
         self._event = self._clock.at(0.0, self._go, error)
 
@@ -94,7 +94,7 @@ class Process:
         self._greenlet.parent.switch()
 
     def wake(self):
-        """Its wait is over now."""
+        """End the wait of the process now."""
         self._clock.cancel(self._event)
         self._event = self._clock.at(0.0, self._go)
 
@@ -103,7 +103,7 @@ class Process:
             self._code = self._do() or 0
         except SystemExit as error:
             self._code = error.code if isinstance(error.code, int) else 1
-        except Exception:  # whatever it is, an interpreter would end with it
+        except Exception:  # any uncaught exception ends the interpreter
             traceback.print_exc(file=self.err)
 
     def _go(self, error=None):

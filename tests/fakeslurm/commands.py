@@ -1,6 +1,6 @@
-"""Slurm's commands over the controller that does not exist: what they print, and how they fail.
+"""Slurm's commands for the simulated controller: their output and their errors.
 
-``call`` stands in the place of ``jobs.host.slurm_cli.call``; everything above that is the real code.
+``call`` replaces ``jobs.host.slurm_cli.call``; all code above it is the product's.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ AWAY = "Unable to contact slurm controller (connect failure)"
 
 
 class Commands:
-    """``trouble(words)``: what goes wrong with this call, one of "", silent, refused, empty, dropped (carried out, but
-    the reply is lost). ``latency``: seconds before and after the controller does it."""
+    """``trouble(args)`` returns the fault of a call: "" (none), silent, refused, empty, or dropped (executed, but the
+    reply is lost). ``latency``: seconds before and after the execution."""
 
-    def __init__(self, clock, controller, trouble=lambda words: "", latency=0.0):
+    def __init__(self, clock, controller, trouble=lambda args: "", latency=0.0):
         self.clock, self.controller, self.trouble, self.latency = clock, controller, trouble, latency
         self.noted = []
         """Of every call: who (Process.about), words, code, standard output, what stood on standard error."""
 
-    def call(self, *words, **options):
+    def call(self, *args, **options):
         process = self.clock.current
-        record = {"by": process and process.about, "words": list(words), "code": None, "out": "", "said": ""}
+        record = {"by": process and process.about, "words": list(args), "code": None, "out": "", "said": ""}
         self.noted.append(record)
         self._wait(self.latency)
-        trouble = self.trouble(words)
+        trouble = self.trouble(args)
         if process is not None and process.about is not None and not process.about.reachable:
             trouble = "silent"
         if trouble == "silent":
             self._wait(options.get("deadline", DEADLINE))
-            raise SlurmUnavailable(f"{words[0]} did not answer for {options.get('deadline', DEADLINE):g} s")
+            raise SlurmUnavailable(f"{args[0]} did not answer for {options.get('deadline', DEADLINE):g} s")
         if trouble == "refused":
             raise self._unanswered(record, AWAY)
         try:
-            record["out"] = self._do(*words, **options) if trouble != "empty" else ""
+            record["out"] = self._do(*args, **options) if trouble != "empty" else ""
             record["code"] = 0
         except Refused as error:
             raise self._unanswered(record, str(error)) from None
@@ -54,14 +54,14 @@ class Commands:
             self.clock.current.wait(seconds)
 
     @staticmethod
-    def _unanswered(record, said):
-        record["code"], record["said"] = 1, said
-        return command_error(record["words"][0], said)
+    def _unanswered(record, stderr):
+        record["code"], record["said"] = 1, stderr
+        return command_error(record["words"][0], stderr)
 
-    def _do(self, name, *words, text="", env=None, **options):
+    def _do(self, name, *args, text="", env=None, **options):
         if name == "sbatch" and text:
-            return self._follower(words, text, env)
-        return getattr(self, f"_{name}")(*words)
+            return self._follower(args, text, env)
+        return getattr(self, f"_{name}")(*args)
 
     # -- one per command ---------------------------------------------------------------------------------------------
 
@@ -71,47 +71,47 @@ class Commands:
             raise Refused("Batch job submission failed: Requested node configuration is not available")
         return f"Submitted batch job {self.controller.submit(**fields)}"
 
-    def _follower(self, words, text, env):
-        """sbatch of a script on standard input: one element, after its predecessor has ended."""
-        wishes = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+    def _follower(self, args, text, env):
+        """sbatch of a script on standard input: a successor job of one element, which starts after its predecessor."""
+        options = dict(arg.removeprefix("--").split("=", 1) for arg in args if "=" in arg)
         if self.controller.site.refuses_followers:
             raise Refused("Batch job submission failed: Access/permission denied")
         fields = Script.read(text) | {"elements": None}
-        later = float(wishes.get("begin", "now+0").partition("+")[2])
-        after, index = int(wishes["dependency"].partition(":")[2]), wishes.get("array")
-        more = {"after": after, "comment": wishes.get("comment", ""), "excluded": wishes.get("exclude", "")}
-        more["follows"] = env.get("FLIP_FOLLOWS", "")
-        return f"{self.controller.submit(**fields | more | {'later': later}, only=index and int(index))}\n"
+        later = float(options.get("begin", "now+0").partition("+")[2])
+        after, index = int(options["dependency"].partition(":")[2]), options.get("array")
+        extra = {"after": after, "comment": options.get("comment", ""), "excluded": options.get("exclude", "")}
+        extra["follows"] = env.get("FLIP_FOLLOWS", "")
+        return f"{self.controller.submit(**fields | extra | {'later': later}, only=index and int(index))}\n"
 
-    def _scontrol(self, *words):
-        if words[:2] == ("write", "batch_script"):
-            return self.controller.find(words[2]).script.text
-        if words[:2] == ("show", "config"):
+    def _scontrol(self, *args):
+        if args[:2] == ("write", "batch_script"):
+            return self.controller.find(args[2]).script.text
+        if args[:2] == ("show", "config"):
             return f"Configuration data as of now\nClusterName             = {self.controller.site.name}\n"
-        if words[:2] == ("show", "job"):
-            return self._shown(self.controller.find(words[2]))
-        if words[0] == "requeue":
-            self.controller.requeue(self.controller.find(words[1]))
+        if args[:2] == ("show", "job"):
+            return self._shown(self.controller.find(args[2]))
+        if args[0] == "requeue":
+            self.controller.requeue(self.controller.find(args[1]))
             return ""
-        if words[0] == "release":
-            for job in [job for text in words[1].split(",") for job in self.controller.all_of(text)]:
+        if args[0] == "release":
+            for job in [job for text in args[1].split(",") for job in self.controller.all_of(text)]:
                 self.controller.release(job)
             return ""
-        assert words[0] == "update", words
-        return self._updated(dict(word.split("=", 1) for word in words[1:]))
+        assert args[0] == "update", args
+        return self._updated(dict(arg.split("=", 1) for arg in args[1:]))
 
-    def _updated(self, wishes):
-        job = self.controller.find(wishes.pop("JobId"))
-        job.comment = wishes.pop("Comment", job.comment)
-        if "TimeLimit" in wishes:
-            self.controller.set_limit(job, 60.0 * int(wishes.pop("TimeLimit")))
-        if wishes and job.state != "PENDING":
+    def _updated(self, changes):
+        job = self.controller.find(changes.pop("JobId"))
+        job.comment = changes.pop("Comment", job.comment)
+        if "TimeLimit" in changes:
+            self.controller.set_limit(job, 60.0 * int(changes.pop("TimeLimit")))
+        if changes and job.state != "PENDING":
             raise Refused("Job is no longer pending execution")
-        if "StartTime" in wishes:
-            wait = float(re.fullmatch(r"now\+(\d+)", wishes.pop("StartTime"))[1])
+        if "StartTime" in changes:
+            wait = float(re.fullmatch(r"now\+(\d+)", changes.pop("StartTime"))[1])
             job.eligible = max(job.eligible, self.clock.now + wait)
-        job.excluded = wishes.pop("ExcNodeList", job.excluded)
-        assert not wishes, wishes
+        job.excluded = changes.pop("ExcNodeList", job.excluded)
+        assert not changes, changes
         return ""
 
     def _shown(self, job):
@@ -130,34 +130,34 @@ class Commands:
             f"   ExcNodeList={job.excluded or '(null)'} NodeList={','.join(node.name for node in job.nodes)}\n"
         )
 
-    def _squeue(self, *words):
-        assert words[-2:] == ("-o", "%j|%K|%i|%T|%N|%r|%S"), words
-        names = next(word for word in words if word.startswith("--name=")).removeprefix("--name=").split(",")
+    def _squeue(self, *args):
+        assert args[-2:] == ("-o", "%j|%K|%i|%T|%N|%r|%S"), args
+        names = next(arg for arg in args if arg.startswith("--name=")).removeprefix("--name=").split(",")
         lines = []
         for job in self.controller.jobs.values():
             if job.name in names:
-                place = "N/A" if job.index is None else job.index
+                index = "N/A" if job.index is None else job.index
                 nodes = ",".join(node.name for node in job.nodes)
-                lines.append(f"{job.name}|{place}|{job.key}|{_state(job)}|{nodes}|{job.reason}|N/A\n")
+                lines.append(f"{job.name}|{index}|{job.key}|{_state(job)}|{nodes}|{job.reason}|N/A\n")
         return "".join(lines)
 
-    def _scancel(self, *words):
-        if words[0] in ("--batch", "--full"):
-            job = self.controller.find(words[-1])
-            job.life.signal_shell(words[1].partition("=")[2], full=words[0] == "--full")
+    def _scancel(self, *args):
+        if args[0] in ("--batch", "--full"):
+            job = self.controller.find(args[-1])
+            job.life.signal_shell(args[1].partition("=")[2], full=args[0] == "--full")
             return ""
-        if not words[0].startswith("--"):
-            for job in [job for text in words for job in self.controller.all_of(text)]:
+        if not args[0].startswith("--"):
+            for job in [job for text in args for job in self.controller.all_of(text)]:
                 self.controller.cancel(job)
             return ""
-        job = self.controller.find(words[-1])
-        if words[0] == "--signal=USR2":
+        job = self.controller.find(args[-1])
+        if args[0] == "--signal=USR2":
             if job.state != "RUNNING" or job.completing:
                 raise Refused("Job/step already completing or completed")
             job.life.happened("warned")
             job.life.signal_steps("USR2")
             return ""
-        raise AssertionError(words)
+        raise AssertionError(args)
 
 
 def _state(job):

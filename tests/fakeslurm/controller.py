@@ -1,7 +1,7 @@
-"""The controller of a Slurm that does not exist: jobs, nodes, what becomes of them, and when.
+"""The simulated Slurm controller: it schedules jobs on nodes, and ends, requeues and purges them.
 
-What it does is what tests/slurm/scenarios.json has seen of Slurm 24.11. A job has whole nodes. What lives on nodes is
-reported by ``host.Life``; the texts that clients get are those of ``commands``.
+It behaves as Slurm 24.11 does in tests/slurm/scenarios.json. A job has whole nodes. ``host.Life`` simulates the
+processes of a job, and ``commands`` the output of Slurm's commands.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ LATENCY = 0.8
 
 
 class Refused(Exception):
-    """What Slurm says where it does not do as it was asked."""
+    """The error message with which Slurm refuses a request."""
 
 
 class Controller:
-    """``lives(controller, job)`` starts what a job runs on its nodes."""
+    """``lives(controller, job)`` starts the processes of a job on its nodes."""
 
     def __init__(self, clock, site, names, lives, rng=None):
         self.clock, self.site, self.lives = clock, site, lives
@@ -33,21 +33,22 @@ class Controller:
     # -- the queue ---------------------------------------------------------------------------------------------------
 
     def submit(self, elements=None, later=0.0, only=None, **fields):
-        """A job, or an array of so many elements, or of one with the index ``only``; its number. The last element of an
-        array has the array's own."""
+        """Submit a job, an array of ``elements``, or an array with the single index ``only``; returns the job id.
+
+        The last element of an array has the array's id."""
         base, count = self.next_id, elements or 1
         self.next_id += count
         for index in range(count):
             id_ = base if index == count - 1 else base + 1 + index
-            place = {"array": base, "index": index} if elements else {}
-            place = place if only is None else {"array": base, "index": only}
-            self.jobs[id_] = job = Job(id=id_, eligible=self.clock.now + later, **place, **fields)
+            array_fields = {"array": base, "index": index} if elements else {}
+            array_fields = array_fields if only is None else {"array": base, "index": only}
+            self.jobs[id_] = job = Job(id=id_, eligible=self.clock.now + later, **array_fields, **fields)
             job.reason = "JobHeldUser" if job.held else job.reason
         self.look()
         return base
 
     def find(self, text):
-        """The job of ``57`` or ``57_3``. Raises Refused."""
+        """The job with the id ``57`` or ``57_3``. Raises Refused."""
         base, _, index = text.partition("_")
         for id_ in [int(base) + 1 + int(index), int(base)] if index else [int(base)]:
             job = self.jobs.get(id_)
@@ -56,7 +57,7 @@ class Controller:
         raise Refused("Invalid job id specified")
 
     def all_of(self, text):
-        """The jobs of ``57``: that one, or all of an array of this number. Raises Refused."""
+        """The jobs with the id ``57``: a single job, or all elements of an array. Raises Refused."""
         array = [job for job in self.jobs.values() if job.array == int(text.partition("_")[0]) and "_" not in text]
         return array or [self.find(text)]
 
@@ -69,7 +70,7 @@ class Controller:
             self.look()
 
     def look(self, delay=LATENCY):
-        """The scheduler looks soon."""
+        """Run the scheduler after ``delay`` seconds."""
         if self._pass is None or self._pass[0] > self.clock.now + delay or self._pass[2] is None:
             self.clock.cancel(self._pass)
             self._pass = self.clock.at(delay, self._schedule)
@@ -95,7 +96,7 @@ class Controller:
                 if not all(node.up and (node.job is None or node.job.script) for node in held):
                     continue
                 fit = held if all(node in free for node in held) else []
-                free = [node for node in free if node not in held]  # kept for it
+                free = [node for node in free if node not in held]  # reserved for this job
                 for other in {node.job for node in held if node.job is not None}:
                     self.preempt(other)
             else:
@@ -126,7 +127,7 @@ class Controller:
         if job.lead:
             early = self.rng.uniform(0.0, max(0.0, min(self.site.poll, job.limit - job.lead) / 2))
             due = job.limit - job.lead - early - ran
-            # one that is due already is sent when limits are looked at next
+            # a warning that is already due is sent at the next check of limits
             wait = due if due > 0 else self.rng.uniform(2.0, self.site.poll)
             job.timers.append(self.clock.at(wait, self._warn, job, job.restarts))
         late = self.rng.uniform(0.0, self.site.poll)
@@ -144,7 +145,7 @@ class Controller:
     # -- what happens to a job ---------------------------------------------------------------------------------------
 
     def preempt(self, job):
-        """Somebody of higher priority wants its nodes."""
+        """Preempt a job: a job of higher priority needs its nodes."""
         if job.state != "RUNNING" or job.completing or job.preempt_time is not None:
             return
         job.preempt_time = self.clock.now
@@ -164,7 +165,7 @@ class Controller:
             return
         job.preempt_time = self.clock.now
         if self.site.mode == "REQUEUE" and self.site.requeue:
-            self._again(job)
+            self._requeue_job(job)
         else:
             self._finish(job, "PREEMPTED")
 
@@ -188,7 +189,7 @@ class Controller:
             raise Refused("Requested operation is presently disabled")
         if job.state == "PENDING":
             raise Refused("Job is pending execution")
-        self._again(job)
+        self._requeue_job(job)
         if not job.completing:
             self._settled(job)
 
@@ -206,8 +207,8 @@ class Controller:
         else:
             self._finish(job, "CANCELLED")
 
-    def _again(self, job):
-        """Back to the queue; what lives of it is ended first."""
+    def _requeue_job(self, job):
+        """Put a job back into the queue, after its processes have ended."""
         running = job.state == "RUNNING"
         job.state, job.restarts, job.eligible = "PENDING", job.restarts + 1, self.clock.now + self.site.requeue_delay
         job.start = job.preempt_time = None
@@ -216,7 +217,7 @@ class Controller:
             self._end_processes(job)
 
     def shell_killed(self, job):
-        """The batch script has ended by SIGKILL; what its steps still run is ended."""
+        """Fail a job whose batch script was killed by SIGKILL, and end the processes of its steps."""
         job.exit_code = "0:9"
         self._finish(job, "FAILED", "RaisedSignal:9(Killed)")
 
@@ -235,23 +236,23 @@ class Controller:
         job.life.end()
 
     def _over(self, job):
-        """The end of another user's job."""
+        """Complete a job of another user."""
         job.state, job.end = "COMPLETED", self.clock.now
         self._gone(job)
 
     def batch_done(self, life, code, killed):
-        """The batch script of a life has ended, and with it all of its processes."""
+        """Handle the end of a life's batch script and processes."""
         job = life.job
         if job.life is not life or job.id not in self.jobs or self.jobs[job.id] is not job:
             return
         if job.state == "RUNNING":
             job.end = self.clock.now
             job.state, job.exit_code = ("COMPLETED" if code == 0 else "FAILED"), f"{code}:0"
-            if job.in_grace:  # whenever the grace was
+            if job.in_grace:  # also if the grace period was in an earlier life
                 job.in_grace = False
                 if self.site.mode == "REQUEUE":
                     job.state = "RUNNING"
-                    self._again(job)
+                    self._requeue_job(job)
                 else:
                     job.state = "PREEMPTED"
         elif job.state != "PENDING":
@@ -286,19 +287,19 @@ class Controller:
     # -- nodes -------------------------------------------------------------------------------------------------------
 
     def lose(self, name):
-        """A node dies with all that runs on it; the controller learns of it in a while."""
+        """A node fails with all its processes; the controller detects it later."""
         node = self.nodes[name]
         node.alive = False
         if node.job is not None and node.job.life is not None:
             node.job.life.lose(node)
-        self._silent(node)
+        self._detect_later(node)
 
     def cut_off(self, name):
-        """A node that is cut off; its processes continue."""
+        """A node loses its connection; its processes continue."""
         self.nodes[name].reachable = False
-        self._silent(self.nodes[name])
+        self._detect_later(self.nodes[name])
 
-    def _silent(self, node):
+    def _detect_later(self, node):
         self.clock.at(self.site.node_timeout * self.rng.uniform(1.0, 2.5), self._down, node)
 
     def _down(self, node):
@@ -315,21 +316,21 @@ class Controller:
         if node.alive:
             node.orphans.append(life)
         if job.state == "RUNNING" and self.site.requeue:
-            self._again(job)
+            self._requeue_job(job)
         elif job.state == "RUNNING":
             self._finish(job, "NODE_FAIL", "NodeDown")
         if not any(other.alive and other.reachable for other in job.nodes):
             self.detached(life)
 
     def detached(self, life):
-        """Nobody will ever report the end of a life: its batch script was on a node that is down."""
+        """End a job whose batch script was on a node that is down, so its end is never reported."""
         if life.job.life is life:
             for timer in life.job.timers:
                 self.clock.cancel(timer)
             self._gone(life.job)
 
     def bring_back(self, name):
-        """It registers again; what it still runs of a job that was given elsewhere is killed."""
+        """A node registers again. Its remaining processes of a job that was restarted elsewhere are killed."""
         node = self.nodes[name]
         node.alive = node.reachable = node.up = True
         orphans, node.orphans = node.orphans, []
@@ -338,7 +339,7 @@ class Controller:
         self.look()
 
     def forget(self):
-        """The state is lost: no job is known any more; nodes end what they run unknown to it."""
+        """The controller loses its state and forgets all jobs. Nodes kill processes of unknown jobs."""
         for job in self.jobs.values():
             for timer in job.timers:
                 self.clock.cancel(timer)

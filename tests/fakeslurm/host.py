@@ -1,7 +1,7 @@
-"""What a batch script does on its nodes: the lines of ``jobs.slurm.batch_script`` in Python, around the real
+"""The simulated batch script on its nodes: the lines of ``jobs.slurm.batch_script`` in Python, with calls of the real
 ``jobs.host.batch_hooks``.
 
-Golden texts of the script itself, and a real bash that runs it, are in tests/jobs/slurm/test_batch_script.py.
+tests/jobs/slurm/test_batch_script.py tests the script itself, against golden files and in a real bash.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.fakeslurm.clock import Process
 
 @dataclass
 class Script:
-    """What is read of a text that sbatch was given: all that a life of the job needs to know."""
+    """The options of a submitted batch script that a life of the job needs."""
 
     folder: Path
     """RUNS_ROOT/<sweep>/.slurm/<token>."""
@@ -34,7 +34,7 @@ class Script:
 
     @classmethod
     def read(cls, text):
-        """Keywords for ``Controller.submit``."""
+        """Parse a batch script; returns keywords for ``Controller.submit``."""
         options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
         folder = re.search(r"^log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
         nodes, array = int(options["nodes"]), re.match(r"0-(\d+)", options.get("array", ""))
@@ -59,7 +59,7 @@ class Script:
 
 @dataclass
 class Place:
-    """Who calls: a process of a life's batch script."""
+    """The caller of a command: a process of a life's batch script."""
 
     life: object
     by: str
@@ -70,7 +70,7 @@ class Place:
 
 
 class Life:
-    """One start of a job on nodes. ``body(life, run, n, over)`` makes its ranks; ``over(code)`` is srun's end."""
+    """One start of a job on nodes. ``body(life, run, n, over)`` creates its ranks; srun's end calls ``over(code)``."""
 
     def __init__(self, controller, job, body, storage=None):
         self.controller, self.clock, self.job, self._make = controller, controller.clock, job, body
@@ -88,90 +88,90 @@ class Life:
         self._shell = True
         self._storage = storage or (lambda life: contextlib.nullcontext())
         self._resting = None
-        self.clock.at(0.2, self._begin)
+        self.clock.at(0.2, self._start)
 
     @property
     def unseen(self):
-        """Whether it has ended, or will, without an end of its exit trap."""
+        """Whether its exit trap has not finished."""
         return self.through == float("inf")
 
-    def happened(self, what):
-        self.events.append((self.clock.now, what))
+    def happened(self, event):
+        self.events.append((self.clock.now, event))
 
     # -- the script --------------------------------------------------------------------------------------------------
 
     def _environ(self):
         job = self.job
-        found = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": self.host.name}
-        found |= {"SLURM_NTASKS": str(self.script.tasks), "SLURM_JOB_NODELIST": ",".join(n.name for n in self.nodes)}
+        environ = {"SLURM_JOB_ID": str(job.id), "SLURM_JOB_NAME": job.name, "SLURMD_NODENAME": self.host.name}
+        environ |= {"SLURM_NTASKS": str(self.script.tasks), "SLURM_JOB_NODELIST": ",".join(n.name for n in self.nodes)}
         if job.index is not None:
-            found |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
+            environ |= {"SLURM_ARRAY_JOB_ID": str(job.array), "SLURM_ARRAY_TASK_ID": str(job.index)}
         if self.restarts:
-            found["SLURM_RESTART_COUNT"] = str(self.restarts)
+            environ["SLURM_RESTART_COUNT"] = str(self.restarts)
         if job.follows:
-            found["FLIP_FOLLOWS"] = job.follows
-        return found
+            environ["FLIP_FOLLOWS"] = job.follows
+        return environ
 
     def _process(self, by, do, over):
-        made = Process(self.clock, do, self._environ(), over, lambda: self._storage(self), Place(self, by))
-        self._processes.append(made)
-        return made
+        process = Process(self.clock, do, self._environ(), over, lambda: self._storage(self), Place(self, by))
+        self._processes.append(process)
+        return process
 
-    def _python(self, by, over, what, **given):
-        """``python jobs/host/batch_hooks.py WHAT RUN ...``"""
-        words = {"token": None, "attempt": self.attempt, "code": None, "state": None, "late": False, **given}
-        args = argparse.Namespace(what=what, run=str(self.path), **words)
-        return self._process(by, lambda: batch_hooks.act(args, self._rest), over)
+    def _python(self, by, over, command, **options):
+        """Start ``python jobs/host/batch_hooks.py COMMAND RUN ...``."""
+        fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, "late": False, **options}
+        args = argparse.Namespace(what=command, run=str(self.path), **fields)
+        return self._process(by, lambda: batch_hooks.act(args, self._wait), over)
 
-    def _rest(self, seconds):
-        """How the watcher waits: TERM wakes it."""
+    def _wait(self, seconds):
+        """Wait as the watcher does: TERM wakes it."""
         self._resting = self.clock.current
         self._resting.wait(seconds)
         self._resting = None
 
-    def _begin(self):
+    def _start(self):
         if not self._over:
-            self._process("shell", self._say, self._opened)
+            self._process("shell", self._access_folder, self._opened)
 
-    def _say(self):
-        """Where the script's own words go."""
+    def _access_folder(self):
+        """Access the folder of the script's log, which may be unavailable."""
         (self.script.folder / "runs").stat()
         return 0
 
     def _opened(self, code, out):
         if code:
-            self._elsewhere(code)
+            self._requeue_elsewhere(code)
         else:
             self._python("begin", self._begun, "begin", token=self.script.folder.name)
 
     def _begun(self, code, out):
         if code in (1, 2, 4, 126, 127, *range(130, 140)):
-            self._elsewhere(code)
+            self._requeue_elsewhere(code)
         elif code or not out.strip():
             self._done(code)
         else:
             self.attempt, self.began = int(out), self.clock.now
-            self._beside = [self._python("watcher", lambda code, out: None, "watch")]
+            self._side_processes = [self._python("watcher", lambda code, out: None, "watch")]
             if self.script.canary:
-                self._beside.append(self._python("releaser", lambda code, out: None, "release"))
+                self._side_processes.append(self._python("releaser", lambda code, out: None, "release"))
             self.body = self._make(self, RunDir(self.path), self.attempt, self._srun_ended)
 
-    def _elsewhere(self, code):
-        def give_back():
+    def _requeue_elsewhere(self, code):
+        def requeue_and_exclude():
             mark = (
                 slurm_cli.read_failed_starts(job, self.restarts, slurm_cli.OUTAGE_SECONDS) or slurm_cli.FailedStarts()
             )
             if mark.starts < slurm_cli.MAX_FAILED_STARTS:
                 slurm_cli.record_failed_starts(job, self.restarts, mark._replace(starts=mark.starts + 1))
-                again()
+                requeue()
                 with contextlib.suppress(slurm_cli.SlurmUnavailable):
-                    shown = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", job))["ExcNodeList"]
-                    kept = re.sub(r"(^|,)([^][,]+),\2(,|$)", r"\1", shown.replace("(null)", "")).rstrip(",")
-                    out = ",".join(filter(None, [kept, self.host.name, self.host.name]))
-                    wishes = f"ExcNodeList={out}", f"StartTime=now+{60 * mark.starts}"
-                    slurm_cli.call("scontrol", "update", f"JobId={job}", *wishes)
+                    current = slurm_cli.fields_of(slurm_cli.call("scontrol", "show", "job", job))["ExcNodeList"]
+                    previous = re.sub(r"(^|,)([^][,]+),\2(,|$)", r"\1", current.replace("(null)", "")).rstrip(",")
+                    excluded = ",".join(filter(None, [previous, self.host.name, self.host.name]))
+                    updates = f"ExcNodeList={excluded}", f"StartTime=now+{60 * mark.starts}"
+                    slurm_cli.call("scontrol", "update", f"JobId={job}", *updates)
 
-        def again():
+        def requeue():
             refused = 0
             for _ in range(1440):
                 with contextlib.suppress(slurm_cli.SlurmUnavailable):
@@ -184,21 +184,21 @@ class Life:
                 if refused == 20:
                     return
 
-        def ask(*words):
+        def ask(*args):
             for _ in range(5):
                 with contextlib.suppress(slurm_cli.SlurmUnavailable):
-                    return slurm_cli.call("scontrol", *words)
+                    return slurm_cli.call("scontrol", *args)
                 self.clock.sleep(30.0)
 
         job = self.job.key
-        self._process("shell", give_back, lambda *_: self._done(code))
+        self._process("shell", requeue_and_exclude, lambda *_: self._done(code))
 
     def _srun_ended(self, code):
-        def seen(said, _):
+        def exit_trap_ended(trap_code, _):
             self.through = self.clock.now
-            if said == STORAGE:  # the end itself could not be written
+            if trap_code == STORAGE:  # the exit trap could not write the end
                 self.happened("storage")
-            for process in self._beside:
+            for process in self._side_processes:
                 if process.alive:
                     process.kill()
             self._done(code)
@@ -206,7 +206,7 @@ class Life:
         if not self._shell:
             self._done(code, killed=True)
         elif not self._over:
-            self._python("trap", seen, "end", code=code, late=self.clock.now - self.born >= self.script.late)
+            self._python("trap", exit_trap_ended, "end", code=code, late=self.clock.now - self.born >= self.script.late)
 
     def _done(self, code, killed=False):
         if not self._over:
@@ -220,21 +220,21 @@ class Life:
             self.body.signal(name, {node.name for node in self.nodes if node.alive and node.reachable})
 
     def signal_shell(self, name, full):
-        """The shell forwards it to the ranks; ``full``: they get it as well."""
+        """Signal the shell, which forwards the signal to the ranks. ``full``: the ranks also get it directly."""
         self.happened("warned")
         for sent in {"USR1" if name == "TERM" else "USR2", *([name] if full else [])}:
             self.signal_steps(sent)
 
     def kill_shell(self):
-        """SIGKILL to the batch shell alone: it has no exit trap then. The watcher lives on."""
+        """Send SIGKILL to the batch shell alone: its exit trap does not run, and the watcher continues."""
         self.happened("shell")
         self._shell = False
         self.controller.shell_killed(self.job)
-        for process in self._beside:
+        for process in self._side_processes:
             process.interrupt(batch_hooks.ShellGone())
 
     def end(self):
-        """TERM to all, which the shell outlives."""
+        """Send TERM to all processes. The shell survives it."""
         self.signal_steps("TERM")
         if self._resting is not None and self._resting.alive:
             self._resting.wake()
@@ -242,7 +242,7 @@ class Life:
             self.body.node_down({node.name for node in self.nodes if not node.up})
 
     def kill(self):
-        """KILL, wherever it can be sent to."""
+        """Send KILL to all processes on reachable nodes."""
         if self.body is not None:
             self.body.kill({node.name for node in self.nodes if node.alive and node.reachable})
         if not (self.host.alive and self.host.reachable):
@@ -253,7 +253,7 @@ class Life:
 
     def lose(self, node):
         if self.controller.jobs.get(self.job.id) is not self.job:
-            self.happened("node")  # else the controller notes it when it finds out
+            self.happened("node")  # else the controller records the event when it detects it
         if self.body is not None:
             self.body.lose(node.name)
         if node is self.host:

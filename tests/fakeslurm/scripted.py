@@ -1,4 +1,4 @@
-"""Ranks that do as tests/slurm/scripted.py does: a play, and a note of every signal."""
+"""Simulated ranks that follow a play and log every signal, like tests/slurm/scripted.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scripted:
             rank.drop()
 
     def node_down(self, nodes):
-        """srun hears of it from the controller, and ends when the others have."""
+        """srun learns from the controller that nodes are down, and exits when all other ranks have."""
         if nodes & self._lost:
             self._lost -= nodes
             for rank in self.ranks:
@@ -47,7 +47,7 @@ class Scripted:
             self.ended()
 
     def ended(self):
-        """After a rank has: srun waits for all, a while."""
+        """Called after a rank has ended: srun waits for the other ranks, for a limited time."""
         codes = [rank.code for rank in self.ranks]
         if self._returned or self._lost:
             return
@@ -84,7 +84,7 @@ class Rank:
             file.write(json.dumps(line) + "\n")
 
     def hear(self, name):
-        if self.log is None:  # jobs/host/rank_entry.py holds it back
+        if self.log is None:  # jobs/host/rank_entry.py blocks the signal until then
             self._held.append(name)
             return
         self._write({"signal": name})

@@ -1,4 +1,4 @@
-"""The places where the code of jobs/ meets the world: the clock, Slurm's commands, and what submitit calls."""
+"""Patches that connect the code of jobs/ to the simulation: the clock, Slurm's commands, and submitit."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from jobs.host import attempts, batch_hooks, processes, slurm_cli
 
 @contextlib.contextmanager
 def in_place(clock, commands):
-    """The code of jobs/ asks this Slurm, and lives by this clock."""
+    """Let the code of jobs/ call the simulated Slurm and use the simulated clock."""
     with contextlib.ExitStack() as stack:
         for module in (slurm_cli, batch_hooks, attempts, rundir):
             stack.enter_context(mock.patch.object(module, "time", clock.module))
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
-        stack.enter_context(mock.patch.object(processes, "kill_orphans", lambda *given: []))  # it looks at this host
+        stack.enter_context(
+            mock.patch.object(processes, "kill_orphans", lambda *args: [])
+        )  # it reads processes of this host
         stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
         stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
         yield
 
 
 def _sbatch(commands):
-    """What submitit starts sbatch with."""
+    """The class with which submitit calls sbatch."""
     from submitit.core.utils import FailedJobError
 
     class CommandFunction:
-        def __init__(self, words, verbose=False):
-            self.words = words
+        def __init__(self, args, verbose=False):
+            self.args = args
 
         def __call__(self):
             try:
-                return commands.call(*map(str, self.words))
+                return commands.call(*map(str, self.args))
             except slurm_cli.SlurmUnavailable as error:
                 raise FailedJobError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""What the controller keeps of a Slurm that does not exist: its settings, its nodes, its jobs."""
+"""State of the simulated Slurm controller: its settings, nodes and jobs."""
 
 from __future__ import annotations
 

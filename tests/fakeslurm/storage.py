@@ -1,4 +1,4 @@
-"""A shared file system that is away, or full, for the code that runs within; without it files are real ones."""
+"""A context manager in which a shared file system is unavailable or full."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ CHANGING = ("open", "replace", "rename", "unlink", "rmdir")
 
 @contextlib.contextmanager
 def trouble(folder, kind):
-    """``kind``: "" (none), "away" (every call for a path below ``folder`` fails), "full" (nothing new can be made)."""
+    """``kind``: "" (none), "away" (every call for a path below ``folder`` fails), "full" (no file can be created)."""
     if not kind:
         yield
         return
     away, number = kind == "away", errno.EIO if kind == "away" else errno.ENOSPC
 
     def failing(real, fails):
-        def call(path, *rest, **named):
-            if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(folder)) and fails(rest, named):
+        def call(path, *args, **kwargs):
+            if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(folder)) and fails(args, kwargs):
                 raise OSError(number, os.strerror(number), os.fspath(path))
-            return real(path, *rest, **named)
+            return real(path, *args, **kwargs)
 
         return call
 
-    def writes(rest, named):
-        mode = rest[0] if rest else named.get("mode", "r")
+    def writes(args, kwargs):
+        mode = args[0] if args else kwargs.get("mode", "r")
         return away or bool(mode & os.O_CREAT if isinstance(mode, int) else set(mode) & set("wax+"))
 
     before = []

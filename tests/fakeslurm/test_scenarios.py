@@ -12,16 +12,16 @@ BRIEF = ("COMPLETING", "SIGNALING")
 """Short states that a poll of squeue may miss, on the real and on the simulated Slurm."""
 
 
-def looks(record):
+def job_fields(record):
     """Return the job fields that the exit traps read. Of the preemption time, return only whether it is set."""
-    found = []
+    rows = []
     for read in (attempt["read"] or {} for attempt in record["attempts"]):
         fields = {key: read.get(key) for key in ("JobState", "Reason", "Restarts", "TimeLimit", "SLURM_RESTART_COUNT")}
-        found.append(fields | {"preempted": "-" in (read.get("PreemptTime") or "")})
-    return found
+        rows.append(fields | {"preempted": "-" in (read.get("PreemptTime") or "")})
+    return rows
 
 
-def course(record):
+def state_sequence(record):
     """Return the states in squeue from the first start on, without repetitions."""
     states = [state for attempt in record["attempts"] for state in attempt["states"] if state not in BRIEF]
     return [state for state, _ in itertools.groupby(states)]
@@ -32,5 +32,5 @@ def test_simulated_slurm_replays_recorded_scenario(name, tmp_path):
     torn, recorded = SCENARIOS[name].torn, recording.load()[name]
     played = play(name, tmp_path)
     assert recording.essence(played, torn) == recording.essence(recorded, torn), recording.text(played)
-    assert course(played) == course(recorded)
-    assert looks(played)[torn:] == looks(recorded)[torn:]
+    assert state_sequence(played) == state_sequence(recorded)
+    assert job_fields(played)[torn:] == job_fields(recorded)[torn:]

@@ -32,12 +32,12 @@ def test_watcher_stops_polling_if_slurm_has_forgotten_job(tmp_path):
         scene.ready()
         life = scene._jobs()[0].life
         scene.controller.forget()
-        for process in life._beside:
+        for process in life._side_processes:
             process.interrupt(batch_hooks.ShellGone())
         scene.clock.run(scene.clock.now + 60.0)
-        asked = len(scene.commands.noted)
+        calls = len(scene.commands.noted)
         scene.clock.run(scene.clock.now + 86400.0)
-        assert not any(process.alive for process in life._beside) and len(scene.commands.noted) == asked
+        assert not any(process.alive for process in life._side_processes) and len(scene.commands.noted) == calls
 
 
 def test_exit_trap_resubmits_job_without_requeue_after_node_failure(tmp_path):

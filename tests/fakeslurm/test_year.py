@@ -18,37 +18,39 @@ MEMORY = Path("/dev/shm")
 @pytest.fixture
 def folder(tmp_path):
     """Return a folder in memory if /dev/shm exists: every file is synced, thousands of times."""
-    with tempfile.TemporaryDirectory(prefix="year", dir=MEMORY if MEMORY.is_dir() else tmp_path) as made:
-        yield Path(made) / "sweep"
+    with tempfile.TemporaryDirectory(prefix="year", dir=MEMORY if MEMORY.is_dir() else tmp_path) as temporary:
+        yield Path(temporary) / "sweep"
 
 
-def live(folder, seed, runs, nodes, weather=None):
+def simulate_year(folder, seed, runs, nodes, weather=None):
     world = World(folder, seed, runs, nodes, weather=weather)
     states = world.pass_year()
-    found = verdicts.violations(world, states)
-    assert not found, f"seed {seed}, {world.controller.site}: {len(found)} broken promises\n" + "\n".join(found[:30])
+    violations = verdicts.violations(world, states)
+    assert not violations, f"seed {seed}, {world.controller.site}: {len(violations)} violations\n" + "\n".join(
+        violations[:30]
+    )
     return world, states
 
 
 @pytest.mark.slow
 def test_year_of_200_runs_meets_common_causes_and_violates_nothing(folder):
     """The faults produce almost every cause and every final state; otherwise the test would prove little."""
-    world, states = live(folder, 0, runs=200, nodes=40)
+    world, states = simulate_year(folder, 0, runs=200, nodes=40)
     ends = Counter(state.state for state in states.values())
     assert set(ends) == {"complete", "failed", "cancelled"} and ends["complete"] > 150
-    attempts = [one for ones in verdicts.attempts(world).values() for one in ones]
-    happened = {what for one in attempts for what in one.happened}
+    attempts = [attempt for run_attempts in verdicts.attempts(world).values() for attempt in run_attempts]
+    happened = {event for attempt in attempts for event in attempt.happened}
     rare = {"cancelled", "limit", "permission", "config", "data", "diverged"}
     assert happened >= set(verdicts.MAY_BE) - rare
-    causes = {one.cause for one in attempts}
+    causes = {attempt.cause for attempt in attempts}
     assert causes >= {"complete", "stopped", "storage", "crash", "hang", "node", "port", "cancelled"}
-    stops = {one.cause for one in attempts if one.action == "stop"}
+    stops = {attempt.cause for attempt in attempts if attempt.action == "stop"}
     assert stops >= {"crash", "node", "cancelled"}
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))])
 def test_year_of_30_runs_violates_nothing_for_random_seed(seed, folder):
-    live(folder, seed, runs=30, nodes=8)
+    simulate_year(folder, seed, runs=30, nodes=8)
 
 
 def test_straggler_exits_at_first_step_after_newer_attempt_started(folder):
@@ -67,4 +69,4 @@ def test_straggler_exits_at_first_step_after_newer_attempt_started(folder):
 def test_year_violates_nothing_under_day_long_storage_outages(seed, folder):
     """Storage outages last up to 40 hours, and many nodes are lost."""
     weather = Weather(outages=(2 * MINUTE, HOUR, 12 * HOUR, 40 * HOUR), node_lost=1.0, node_cut_off=2.0, reset=60.0)
-    live(folder, seed, runs=60, nodes=12, weather=weather)
+    simulate_year(folder, seed, runs=60, nodes=12, weather=weather)

@@ -1,7 +1,7 @@
-"""A model of the worker: all ranks of an attempt as one, which trains at a speed, commits at intervals, and ends.
+"""A model of the worker: one object for all ranks of an attempt. It trains at constant speed and commits at intervals.
 
-It writes what the worker writes, by the functions of ``flip.runs.rundir`` and ``flip.runs.commit``. The commits that
-lie between two reads are one: only the newest is written, at the next read.
+It writes the same files as the worker, with the functions of ``flip.runs.rundir`` and ``flip.runs.commit``. Of the
+commits between two reads, only the newest is written, at the second read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CANARY = 50
 
 @dataclass
 class Run:
-    """What one run is like; seconds."""
+    """Properties of a run; times in seconds."""
 
     total: int
     """S at its end."""
@@ -43,7 +43,7 @@ class Run:
 
 
 class Trainer:
-    """``world`` knows what the run is like, what befalls it, and whether the storage is there."""
+    """``world`` provides the properties of the run, its faults, and the state of the storage."""
 
     def __init__(self, world, life, run, n, over):
         self.world, self.life, self.run, self.n, self.clock, self._over = world, life, run, n, life.clock, over
@@ -65,7 +65,7 @@ class Trainer:
                 self.life.happened("storage")
                 self._leave("storage", "the start cannot be read")
                 return
-        self.listening, self.begin = True, self.clock.now
+        self.listening, self.training_start = True, self.clock.now
         if self.held:
             self._hear(self.held)
             return
@@ -81,10 +81,10 @@ class Trainer:
                 self.clock.at(steps * like.step, self._log, steps)
         self._timer = self.clock.at(wait, self._meet, fate)
         self.storage_changed()
-        self.clock.at(like.step, self.look)  # what changed while it started
+        self.clock.at(like.step, self.look)  # detects changes during the start-up
 
     def _log(self, steps):
-        """A metric line; these two are all that anybody here looks for."""
+        """Write a metric line. The canary check needs only the two lines that are scheduled at the start."""
         if not self.over:
             with self.world.storage(self.life), contextlib.suppress(OSError):
                 self.run.metrics.mkdir(exist_ok=True)
@@ -93,24 +93,26 @@ class Trainer:
                     lines.write(json.dumps({"step": step, "loss": 5.0}) + "\n")
 
     def _when(self, samples):
-        """Seconds from the start of training until S is there."""
+        """Seconds from the start of training until S is reached."""
         return -((self.first - samples) // BATCH) * self.like.step
 
-    def _samples(self, at):
-        return min(self.like.total, self.first + int((at - self.begin) / self.like.step) * BATCH)
+    def _samples(self, moment):
+        return min(self.like.total, self.first + int((moment - self.training_start) / self.like.step) * BATCH)
 
     def catch_up(self):
-        """Write the newest of the commits that were made up to now."""
+        """Write the newest commit that is due by now."""
         if self.over or not self.listening:
             return
-        trained = self.clock.now - self.begin
+        trained = self.clock.now - self.training_start
         count = int(trained / self.like.interval)
-        at = count * self.like.interval if count else self.like.step if self.soon and trained >= self.like.step else 0
-        if at:
-            self._commit(self._samples(self.begin + at), self.begin + at)
+        offset = (
+            count * self.like.interval if count else self.like.step if self.soon and trained >= self.like.step else 0
+        )
+        if offset:
+            self._commit(self._samples(self.training_start + offset), self.training_start + offset)
 
-    def _commit(self, samples, at):
-        """As flip.checkpoint.saver does. Raises OSError."""
+    def _commit(self, samples, moment):
+        """Commit as flip.checkpoint.saver does. Raises OSError."""
         if samples <= self.saved or not self.run.is_current_attempt(self.n):
             return
         path = commit.folder(self.run, "pretrain", samples, self.n)
@@ -119,9 +121,9 @@ class Trainer:
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
         commit.apply_retention(self.run, self.n, 2, [path])
         self.saved = samples
-        self.world.commits.setdefault((self.run.name, self.n), []).append((at, samples))
+        self.world.commits.setdefault((self.run.name, self.n), []).append((moment, samples))
 
-    # -- what befalls it ---------------------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------------------------
 
     def _meet(self, fate):
         if fate == "complete":
@@ -178,7 +180,7 @@ class Trainer:
         self._leave("stopped", f"signal SIG{self.stop_signal}", signal=f"SIG{self.stop_signal}")
 
     def look(self):
-        """What rank 0 looks at in every step: whether it is the newest attempt still, and whether it is cancelled."""
+        """The check of rank 0 in every step: whether a newer attempt exists, and whether the run is cancelled."""
         if self.over or not self.listening or self.stop_signal:
             return
         try:
@@ -193,11 +195,11 @@ class Trainer:
             self._hear("")
 
     def storage_changed(self):
-        """Files fail from now on: the next step sees it where they are away, the next commit where they are full."""
+        """File access fails from now on. The next step fails if the storage is away, the next commit if it is full."""
         kind = self.world.storage_kind
         if self.over or not self.listening or not kind or self.stop_signal:
             return
-        passed = self.clock.now - self.begin
+        passed = self.clock.now - self.training_start
         wait = self.like.step if kind == "away" else self.like.interval - passed % self.like.interval
         self.clock.at(wait, self._fail)
 
@@ -226,7 +228,7 @@ class Trainer:
             self._end(code)
 
     def node_down(self, nodes):
-        """srun hears it from the controller: a lost node's ranks will not report any more."""
+        """srun learns from the controller that ranks of lost nodes never report."""
         self.lost -= nodes
         if self.over and not self.lost and self._code is not None:
             code, self._code = self._code, None

@@ -1,5 +1,5 @@
-"""What must be true of a year, whatever the weather was. What the code under test wrote is held against what the world
-knows of each attempt: ``Life.events``, and the commits that its ``Trainer`` made.
+"""Properties that must hold after every simulated year. They compare the files of the code under test with the events
+that the simulation recorded for each attempt: ``Life.events``, and the commits of its ``Trainer``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ EXCUSED = 4 * DAY
 
 
 class Attempt:
-    """One attempt, as the world knows it and as the files tell it."""
+    """One attempt: events that the simulation recorded, and the end that the files contain."""
 
     def __init__(self, world, life):
-        self.run, self.n, self.life, self.begin = life.path.name, life.attempt, life, life.began
-        self.happened = {what for _, what in life.events}
+        self.run, self.n, self.life, self.start = life.path.name, life.attempt, life, life.began
+        self.happened = {event for _, event in life.events}
         self.end = read_json(world.run(self.run).attempt(self.n) / "end.json")
         self.cause = self.end and self.end["cause"]
         self.action = self.end and self.end["action"]
@@ -43,29 +43,31 @@ class Attempt:
 
 
 def attempts(world):
-    """Run -> its attempts, in their order."""
-    found = {name: [] for name in world.likes}
+    """Run -> its attempts in order."""
+    by_run = {name: [] for name in world.likes}
     for life in world.lives:
         if life.attempt is not None:
-            found[life.path.name].append(Attempt(world, life))
-    return {name: sorted(some, key=lambda one: one.n) for name, some in found.items()}
+            by_run[life.path.name].append(Attempt(world, life))
+    return {name: sorted(run_attempts, key=lambda attempt: attempt.n) for name, run_attempts in by_run.items()}
 
 
 def violations(world, states):
-    """Sentences, one per promise that was not kept. ``states``: where each run stands at the end."""
-    found = []
-    for name, ones in attempts(world).items():
-        assert [one.n for one in ones] == list(range(1, len(ones) + 1)), f"{name}: an unknown attempt"
-        for check in (_ended, _put_down_rightly, _limits, _writers):
-            found += [f"{name}: {text}" for text in check(world, name, states[name], ones)]
-    return found + [f"{name}: {text}" for name, text in _left_to_people(world)]
+    """One sentence per violated property. ``states``: the final state of each run."""
+    messages = []
+    for name, run_attempts in attempts(world).items():
+        assert [attempt.n for attempt in run_attempts] == list(range(1, len(run_attempts) + 1)), (
+            f"{name}: the attempts are not numbered consecutively"
+        )
+        for check in (_ended, _causes_match_events, _limits, _writers):
+            messages += [f"{name}: {text}" for text in check(world, name, states[name], run_attempts)]
+    return messages + [f"{name}: {text}" for name, text in _unneeded_resubmissions(world)]
 
 
-def _ended(world, name, state, ones):
-    """Each run completes, or stops with a reason that is one."""
-    last = ones[-1] if ones else None
+def _ended(world, name, state, run_attempts):
+    """Each run completes, or stops with a valid reason."""
+    last = run_attempts[-1] if run_attempts else None
     if state.state == "complete":
-        total = max((samples for one in ones for _, samples in one.commits), default=0)
+        total = max((samples for attempt in run_attempts for _, samples in attempt.commits), default=0)
         if total != world.likes[name].total:
             yield f"complete with S = {total}"
     elif state.state == "failed":
@@ -75,84 +77,88 @@ def _ended(world, name, state, ones):
         yield f"at the end it is {state}"
 
 
-def _put_down_rightly(world, name, state, ones):
-    """No end is put down to what did not happen, none that failed to what is free."""
-    for one, following in zip(ones, [*ones[1:], None], strict=False):
-        allowed = set().union(*(MAY_BE[what] for what in one.happened))
-        if one.life.unseen:
-            allowed |= {"node", "stopped"} if not one.happened & {"limit"} else {"node", "stopped", "timeout"}
-        if world.run(one.run).result.exists() and one is ones[-1]:
+def _causes_match_events(world, name, state, run_attempts):
+    """The recorded cause of each end matches an event of the attempt."""
+    for attempt, following in zip(run_attempts, [*run_attempts[1:], None], strict=False):
+        allowed = set().union(*(MAY_BE[event] for event in attempt.happened))
+        if attempt.life.unseen:
+            allowed |= {"node", "stopped"} if not attempt.happened & {"limit"} else {"node", "stopped", "timeout"}
+        if world.run(attempt.run).result.exists() and attempt is run_attempts[-1]:
             allowed |= {"complete"}
-        if one.run in world.cancelled:
+        if attempt.run in world.cancelled:
             allowed |= {"cancelled"}
-        if "storage" in one.happened and following is not None and following.life.job is not one.life.job:
-            allowed |= {"node"}  # what a job's comment said is gone with the job
-        if any(other.begin < one.life.ended for other in ones if other.n > one.n):
-            allowed |= {"stopped", "node"}  # the later one may have found it without an end
-        if one.cause is not None and one.cause not in allowed:
-            yield f"{one}, not one of {sorted(allowed)}"
+        if "storage" in attempt.happened and following is not None and following.life.job is not attempt.life.job:
+            allowed |= {"node"}  # the job's comment is lost with the job
+        if any(later.start < attempt.life.ended for later in run_attempts if later.n > attempt.n):
+            allowed |= {"stopped", "node"}  # the later attempt may have recorded the missing end
+        if attempt.cause is not None and attempt.cause not in allowed:
+            yield f"{attempt}, not one of {sorted(allowed)}"
 
 
-def _limits(world, name, state, ones):
-    """A run is stopped when a limit is reached by what counts for it, and not before; and then it is."""
+def _limits(world, name, state, run_attempts):
+    """A run stops exactly when the number of failures that count reaches a limit."""
     since, best, token = [], 0, None
-    for one in ones:
-        if one.life.script.folder.name != token:
-            since, token = [], one.life.script.folder.name  # submitted again: a new allowance
-        top = max((samples for _, samples in one.commits), default=0)
-        since, best = ([] if top > best else [*since, one]), max(best, top)
-        failed = [o for o in since if o.happened & set(FAILED)]
-        unseen = [o for o in since if o.life.unseen or "node" in o.happened]
-        ports = [o for o in since if "port" in o.happened]
-        short = [o for o in since if "storage" in o.happened]
-        if one.action == "stop":
-            if one.cause in ("crash", "hang", "timeout") and len(failed) < LIMITS.failures:
-                yield f"{one}: stopped after {failed}"
-            if one.cause == "node" and len(unseen) < LIMITS.nodes:
-                yield f"{one}: stopped after {unseen}"
-            if one.cause == "port" and len(ports) < LIMITS.ports:
-                yield f"{one}: stopped after {ports}"
-            if one.cause == "storage" and short[-1].begin - short[0].begin < DAY / 2:
-                yield f"{one}: gave up on storage after {short[-1].begin - short[0].begin:g} s"
+    for attempt in run_attempts:
+        if attempt.life.script.folder.name != token:
+            since, token = [], attempt.life.script.folder.name  # a resubmission resets the limits
+        top = max((samples for _, samples in attempt.commits), default=0)
+        since, best = ([] if top > best else [*since, attempt]), max(best, top)
+        failed = [earlier for earlier in since if earlier.happened & set(FAILED)]
+        unseen = [earlier for earlier in since if earlier.life.unseen or "node" in earlier.happened]
+        ports = [earlier for earlier in since if "port" in earlier.happened]
+        short = [earlier for earlier in since if "storage" in earlier.happened]
+        if attempt.action == "stop":
+            if attempt.cause in ("crash", "hang", "timeout") and len(failed) < LIMITS.failures:
+                yield f"{attempt}: stopped after {failed}"
+            if attempt.cause == "node" and len(unseen) < LIMITS.nodes:
+                yield f"{attempt}: stopped after {unseen}"
+            if attempt.cause == "port" and len(ports) < LIMITS.ports:
+                yield f"{attempt}: stopped after {ports}"
+            if attempt.cause == "storage" and short[-1].start - short[0].start < DAY / 2:
+                yield f"{attempt}: gave up on storage after {short[-1].start - short[0].start:g} s"
             since, failed, unseen = [], [], []
-        crashed = [o for o in failed if o.cause in ("crash", "hang", "timeout")]
-        if len(crashed) >= LIMITS.failures or len([o for o in unseen if o.cause == "node"]) >= LIMITS.nodes:
-            yield f"{one}: goes on after {since}"
+        crashed = [earlier for earlier in failed if earlier.cause in ("crash", "hang", "timeout")]
+        if (
+            len(crashed) >= LIMITS.failures
+            or len([earlier for earlier in unseen if earlier.cause == "node"]) >= LIMITS.nodes
+        ):
+            yield f"{attempt}: goes on after {since}"
         if len(since) > LIMITS.failures + LIMITS.nodes + LIMITS.ports + 100:
-            yield f"{one}: {len(since)} attempts without a commit"
+            yield f"{attempt}: {len(since)} attempts without a commit"
 
 
-def _writers(world, name, state, ones):
-    """Only the newest attempt commits, S grows, and two attempts train together for a moment at most."""
-    commits = sorted((at, one.n, samples) for one in ones for at, samples in one.commits)
-    for (_, n, samples), (at, later, more) in zip(commits, commits[1:], strict=False):
+def _writers(world, name, state, run_attempts):
+    """Only the newest attempt commits, S grows, and two attempts overlap only briefly."""
+    commits = sorted((moment, attempt.n, samples) for attempt in run_attempts for moment, samples in attempt.commits)
+    for (_, n, samples), (moment, later, more) in zip(commits, commits[1:], strict=False):
         if later < n or more <= samples:
-            yield f"attempt {later} committed S = {more} at {at:g}, after attempt {n} had S = {samples}"
-    for older, newer in zip(ones, ones[1:], strict=False):
-        if any(at > newer.begin + 1 for at, _ in older.commits):
+            yield f"attempt {later} committed S = {more} at {moment:g}, after attempt {n} had S = {samples}"
+    for older, newer in zip(run_attempts, run_attempts[1:], strict=False):
+        if any(moment > newer.start + 1 for moment, _ in older.commits):
             yield f"{older} committed after {newer} had begun"
-        if older.life.ended > newer.begin + TOGETHER:
-            yield f"{older} and {newer} trained together for {older.life.ended - newer.begin:g} s"
+        if older.life.ended > newer.start + TOGETHER:
+            yield f"{older} and {newer} trained together for {older.life.ended - newer.start:g} s"
 
 
-def _left_to_people(world):
-    """Nobody had to submit a run again, but where Slurm had lost it, never took it, or was away for too long.
+def _unneeded_resubmissions(world):
+    """A run needs no resubmission, with these exceptions.
 
-    Or where its canary stopped for good.
-    Or where preemption cancels, and killed the batch script before its exit trap was through; or the wall limit came
-    to a node that was away, which Slurm had not yet noticed: known, and not fixed, as nothing of ours runs then.
+    Slurm lost the job, never accepted it, or was unavailable for too long. The run's canary stopped for good.
+    Preemption cancelled the job and killed the batch script before its exit trap finished. The node was unreachable at
+    the wall limit, and Slurm had not yet detected it. The last two are known and not fixed: no code of the job runs
+    then.
     """
     taken, lives = set(), {name: [] for name in world.likes}
     for life in world.lives:
         lives[life.path.name].append(life)
-    for at, names in world.orders:
-        excused = any(begin <= at <= begin + EXCUSED for begin in world.excuses)
+    for moment, names in world.orders:
+        excused = any(start <= moment <= start + EXCUSED for start in world.excuses)
         for name in names if not excused else ():
-            last = [life for life in lives[name] if life.born < at][-1:]
+            last = [life for life in lives[name] if life.born < moment][-1:]
             if (
                 name in taken
-                and (at, name) not in world.behind
-                and not (last and last[0].through > at and (last[0].alone or last[0].job.state == "PREEMPTED"))
+                and (moment, name) not in world.behind
+                and not (last and last[0].through > moment and (last[0].alone or last[0].job.state == "PREEMPTED"))
             ):
-                yield name, f"had to be submitted again at {at / DAY:.1f} d, after {last and last[0].events}"
+                yield name, f"had to be submitted again at {moment / DAY:.1f} d, after {last and last[0].events}"
         taken |= set(names)

@@ -1,4 +1,4 @@
-"""A sweep on a cluster on which everything goes wrong, and the person who submits it and looks in now and then."""
+"""A sweep on a simulated cluster with all kinds of faults, and a user who resubmits it from time to time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STUCK = re.compile(r"its canary (\w+) is ")
 
 @dataclass
 class Weather:
-    """Days between two events, of the whole cluster or, where it says so, of a node or a run."""
+    """Mean days between two events of the whole cluster, or of a node or a run where stated."""
 
     preemption: float = 4.0
     """Per node."""
@@ -63,7 +63,7 @@ class Weather:
 
 
 class World:
-    """``folder``: RUNS_ROOT/<sweep>. ``calm``: the day from which on nothing goes wrong any more."""
+    """``folder``: RUNS_ROOT/<sweep>. ``calm``: the day after which no faults occur."""
 
     def __init__(self, folder, seed, runs=200, nodes=40, calm=330.0, weather=None):
         self.rng, self.clock, self.folder = random.Random(seed), Clock(), folder
@@ -80,7 +80,7 @@ class World:
         self.likes = {f"run{i:03d}": self._like(i) for i in range(runs)}
         self.bodies, self.lives, self.commits = {}, [], {}
         self.away, self.storage_kind, self.over = "", "", False
-        self.cancelled, self.said, self.orders, self.excuses = set(), [], [], []
+        self.cancelled, self.errors, self.orders, self.excuses = set(), [], [], []
         self.behind = set()
         """(time, run) of orders for runs whose canary had stopped: it takes a person to go on."""
         for name in self.likes:
@@ -96,14 +96,14 @@ class World:
             total, nodes=rng.choice([1, 1, 1, 2]), startup=rng.uniform(60.0, 400.0), step=step, save=rng.uniform(5, 80)
         )
         if number % 20 == 3:
-            like.save = 200.0  # the warning comes too late for it
+            like.save = 200.0  # its save takes longer than the warning time
         if number % 40 == 7:
             like.bug = int(rng.uniform(0.1, 0.9) * total)
         if number % 100 == 13:
             like.killer, like.nodes = True, 1
         return like
 
-    # -- what jobs are made of ---------------------------------------------------------------------------------------
+    # -- parts of jobs -----------------------------------------------------------------------------------------------
 
     def run(self, name):
         return RunDir(self.folder / name)
@@ -127,18 +127,18 @@ class World:
         return trouble(self.folder, self.storage_kind)
 
     def fate(self, body):
-        """(seconds, what) of the first thing that goes wrong with a run by itself."""
+        """(seconds, kind) of the next fault of the run itself."""
         if self.clock.now > self.calm:
             return 1e12, "nothing"
         if self.rng.random() < self.weather.ports:
             return 1.0, "port"
-        return min((self.rng.expovariate(1 / (days * DAY)), what) for what, days in self.weather.fates.items())
+        return min((self.rng.expovariate(1 / (days * DAY)), kind) for kind, days in self.weather.fates.items())
 
-    # -- weather -----------------------------------------------------------------------------------------------------
+    # -- faults ------------------------------------------------------------------------------------------------------
 
     def start(self):
-        self.clock.at(0.0, self._look_in)
-        for what in (
+        self.clock.at(0.0, self._check_in)
+        for event in (
             "preemption",
             "node_lost",
             "node_cut_off",
@@ -148,16 +148,16 @@ class World:
             "touched",
             "cancelled",
         ):
-            self._next(what)
+            self._next(event)
 
-    def _next(self, what):
-        days = getattr(self.weather, what) / (len(self.controller.nodes) if what == "preemption" else 1)
-        self.clock.at(self.rng.expovariate(1 / (days * DAY)), self._strike, what)
+    def _next(self, event):
+        days = getattr(self.weather, event) / (len(self.controller.nodes) if event == "preemption" else 1)
+        self.clock.at(self.rng.expovariate(1 / (days * DAY)), self._strike, event)
 
-    def _strike(self, what):
+    def _strike(self, event):
         if self.clock.now < self.calm:
-            getattr(self, f"_{what}")()
-            self._next(what)
+            getattr(self, f"_{event}")()
+            self._next(event)
 
     def _preemption(self):
         busy = [node.name for node in self.controller.nodes.values() if node.up and node.job and node.job.script]
@@ -190,11 +190,11 @@ class World:
             self.excuses.append(self.clock.now + seconds)
         self.clock.at(seconds if self.away != "empty" else 60.0, setattr, self, "away", "")
 
-    def _trouble(self, words):
+    def _trouble(self, args):
         if self.clock.now > self.calm:
             return ""
         if self.away:
-            return self.away if self.away != "empty" or words[0] == "squeue" else ""
+            return self.away if self.away != "empty" or args[0] == "squeue" else ""
         if self.rng.random() < self.weather.bad_call:
             return self.rng.choice(["silent", "refused", "dropped", "dropped"])
         return ""
@@ -203,7 +203,7 @@ class World:
         if self.storage_kind:
             return
         kind = self.rng.choice(["away", "full"])
-        bodies = [body for some in self.bodies.values() for body in some]
+        bodies = [body for run_bodies in self.bodies.values() for body in run_bodies]
         for body in bodies:
             body._catch_up_quietly()
         self.storage_kind = kind
@@ -229,58 +229,61 @@ class World:
         lives = [life.path.name for life in self.lives if life.body is not None and not life.body.over]
         if lives and not self.storage_kind:
             name = self.rng.choice(lives)
-            self._person(lambda: self._cancel(name))
+            self._act_as_user(lambda: self._cancel(name))
 
-    # -- the person --------------------------------------------------------------------------------------------------
+    # -- the user ----------------------------------------------------------------------------------------------------
 
-    def _person(self, do):
+    def _act_as_user(self, do):
         def carefully():
             try:
                 do()
             except FlipError as error:
-                self.said.append((self.clock.now, str(error)))
+                self.errors.append((self.clock.now, str(error)))
                 return 1
             return 0
 
         def over(code, out):
             if code:
-                self._blind()
+                self._extend_excuse()
 
         Process(self.clock, carefully, {"PATH": "/bin"}, over, lambda: self.storage(None))
 
-    def _blind(self):
-        """A look that saw nothing: what a person was to fix until now waits for the next one."""
-        if any(begin <= self.clock.now <= begin + EXCUSED for begin in self.excuses):
+    def _extend_excuse(self):
+        """Extend the present excuse after a check without result: pending problems wait for the next check."""
+        if any(start <= self.clock.now <= start + EXCUSED for start in self.excuses):
             self.excuses.append(self.clock.now)
 
-    def _look_in(self):
-        """Often on the first day, then now and then while something is not over."""
-        self._person(self._submit)
+    def _check_in(self):
+        """Submit again: every 6 hours on the first day, then every 3 days until all runs are over."""
+        self._act_as_user(self._submit)
         if not self.over:
-            self.clock.at(6 * HOUR if self.clock.now < DAY else 3 * DAY, self._look_in)
+            self.clock.at(6 * HOUR if self.clock.now < DAY else 3 * DAY, self._check_in)
 
     def _submit(self):
-        """What ``jobs/submit.py`` does, without the checks of configurations."""
+        """Submit as ``jobs/submit.py`` does, without the checks of configurations."""
         with folder.lock(self.folder):
-            found = planning.scan_runs(self.folder, list(self.likes))
-            wanted = [ResolvedRun(name, None, {"hash": name}, None) for name in self.likes]
-            # a directory without a job is what an interrupted submit leaves: it is there, and stopped
-            starting = planning.plan(wanted, found, self.folder).starting
-            self.over = not starting and all(one.state in OVER for one in found.values())
-            jobs = [Job(self.run(a.wanted.name), self.folder / ".code", self._shape(a.wanted.name)) for a in starting]
+            existing = planning.scan_runs(self.folder, list(self.likes))
+            resolved_runs = [ResolvedRun(name, None, {"hash": name}, None) for name in self.likes]
+            # an interrupted submit leaves a directory without a job, which counts as a stopped run
+            starting = planning.plan(resolved_runs, existing, self.folder).starting
+            self.over = not starting and all(run.state in OVER for run in existing.values())
+            jobs = [
+                Job(self.run(action.wanted.name), self.folder / ".code", self._shape(action.wanted.name))
+                for action in starting
+            ]
             jobs = folder.assign_canaries(jobs, self.folder, CANARY)
             names = [job.run.name for job in jobs]
-            if any(one.state == "unknown" for one in found.values()):
-                self._blind()
+            if any(run.state == "unknown" for run in existing.values()):
+                self._extend_excuse()
             self.orders.append((self.clock.now, names))
             for name in names:
-                ahead = STUCK.match(found[name].detail)
-                if ahead and (ahead[1] in names or found[ahead[1]].state in ("failed", "cancelled")):
+                ahead = STUCK.match(existing[name].detail)
+                if ahead and (ahead[1] in names or existing[ahead[1]].state in ("failed", "cancelled")):
                     self.behind.add((self.clock.now, name))
             try:
                 SlurmBackend(ClusterProfile(name="fake", kind="slurm", python="python3")).submit(jobs)
             except FlipError:
-                self.excuses.append(self.clock.now)  # they may be queued or not: looking again settles it
+                self.excuses.append(self.clock.now)  # unknown whether the jobs are queued: the next check finds out
                 raise
 
     def _shape(self, name):
@@ -298,7 +301,7 @@ class World:
         return {path.name: state for path, state in states([self.run(name) for name in self.likes]).items()}
 
     def pass_year(self):
-        """365 days; where each run stands then."""
+        """Simulate 365 days; returns the final state of each run."""
         with in_place(self.clock, self.commands):
             self.start()
             self.clock.run(365 * DAY)

@@ -34,8 +34,8 @@ def odd_texts():
     """Texts with every fifth assigned character between letters and digits, and random ASCII texts."""
     draw = random.Random(1)
     assigned = [c for c in map(chr, range(32, 0x1F000, 5)) if unicodedata.category(c)[0] != "C" and c != "\u0345"]
-    ascii = ["".join(chr(draw.randint(32, 126)) for _ in range(draw.randint(1, 40))) for _ in range(500)]
-    return [f"x{c}a {c}{c}1" for c in assigned] + ascii
+    ascii_texts = ["".join(chr(draw.randint(32, 126)) for _ in range(draw.randint(1, 40))) for _ in range(500)]
+    return [f"x{c}a {c}{c}1" for c in assigned] + ascii_texts
 
 
 @pytest.fixture(scope="module")
@@ -45,31 +45,33 @@ def published():
 
 def test_published_file_gives_ids_of_open_clip(published):
     texts = TEXTS + odd_texts()
-    ours, theirs = published(texts), open_clip.SimpleTokenizer()(texts).numpy()
-    different = [text for text, row, other in zip(texts, ours, theirs, strict=True) if not np.array_equal(row, other)]
-    assert (ours.dtype, different, published.size) == (np.int32, [], 49_408)
+    actual, expected = published(texts), open_clip.SimpleTokenizer()(texts).numpy()
+    different = [
+        text for text, row, reference in zip(texts, actual, expected, strict=True) if not np.array_equal(row, reference)
+    ]
+    assert (actual.dtype, different, published.size) == (np.int32, [], 49_408)
     assert published(["!"]).tolist()[0][:3] == [49406, 256, 49407] and (published(["x" * 999])[:, -1] == 49407).all()
 
 
 def test_transformers_file_gives_ids_of_transformers(published, tmp_path):
     content = json.loads(published._tokenizer.to_str())["model"]
-    theirs = transformers.CLIPTokenizerFast(content["vocab"], [tuple(pair) for pair in content["merges"]])
-    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = Tokenizer.of(tmp_path / "tokenizer.json", TOWER)
+    reference = transformers.CLIPTokenizerFast(content["vocab"], [tuple(pair) for pair in content["merges"]])
+    reference.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.of(tmp_path / "tokenizer.json", TOWER)
     texts = [text for text in TEXTS if "\u03a3" not in text]  # CLIPTokenizerFast has no final sigma
     cleaned = [open_clip.tokenizer.basic_clean(text) for text in texts]
-    for text, row, plain in zip(texts, ours(texts), cleaned, strict=True):
-        ids = theirs(plain, truncation=True, max_length=77)["input_ids"]
+    for text, row, plain in zip(texts, tokenizer(texts), cleaned, strict=True):
+        ids = reference(plain, truncation=True, max_length=77)["input_ids"]
         assert row[: len(ids)].tolist() == ids and not row[len(ids) :].any(), text
-    assert np.array_equal(ours(TEXTS), published(TEXTS))
+    assert np.array_equal(tokenizer(TEXTS), published(TEXTS))
 
 
 def test_exported_json_gives_same_ids_here_and_in_transformers(published, tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_text(published.to_json(), encoding="utf-8")
     assert np.array_equal(Tokenizer.of(file, TOWER)(TEXTS), published(TEXTS))
-    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
-    ids = theirs("A photo of a  cat!")["input_ids"]
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+    ids = reference("A photo of a  cat!")["input_ids"]
     assert published(["a photo of a cat!"])[0][: len(ids)].tolist() == ids and len(ids) == 8
 
 
@@ -110,9 +112,9 @@ def own_json(change):
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_tokenizer_rejects_damaged_file(name, tmp_path):
-    make, words = DAMAGED[name]
+    make, message = DAMAGED[name]
     (tmp_path / "tokenizer.json").write_bytes(make())
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         Tokenizer(tmp_path / "tokenizer.json", 77, False)
 
 
@@ -121,7 +123,7 @@ def test_train_byte_pairs_is_deterministic_and_matches_open_clip(tmp_path):
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghij\u00e9", k=draw.randint(1, 8))) for _ in range(300)]
     captions = [" ".join(draw.choices(words, k=5)) for _ in range(200)]
-    made = []
+    contents = []
     for i in range(2):
         draw.shuffle(captions)
         script = "import sys, json; from flip.tokenizer import train_byte_pairs as train; "
@@ -132,9 +134,9 @@ def test_train_byte_pairs_is_deterministic_and_matches_open_clip(tmp_path):
             arguments, input=json.dumps(captions), text=True, cwd=root, check=True, capture_output=True
         )
         assert int(done.stdout) == 700
-        made.append((tmp_path / f"{i}.json").read_bytes())
-    assert made[0] == made[1]
-    merges = json.loads(made[0])["model"]["merges"]
+        contents.append((tmp_path / f"{i}.json").read_bytes())
+    assert contents[0] == contents[1]
+    merges = json.loads(contents[0])["model"]["merges"]
     lines = ["heading", *(" ".join(pair) for pair in merges)]
     (tmp_path / "merges.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     assert np.array_equal(

@@ -36,7 +36,7 @@ def _refuse(kind, task):
 def test_map_in_processes_answers_every_task_once(workers):
     assert sorted(concurrency.map_in_processes(adding, (10,), range(20), workers, "adder")) == list(range(10, 30))
     assert list(concurrency.map_in_processes(adding, (10,), [], workers, "adder")) == []
-    assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]
+    assert not [process for process in multiprocessing.active_children() if process.name.startswith("adder-")]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -52,7 +52,7 @@ def test_map_in_processes_raises_error_of_worker_that_ended_before_its_task():
     def tasks():
         yield 1
         end = time.monotonic() + 60
-        while any(one.name.startswith("refuser-") for one in multiprocessing.active_children()):
+        while any(process.name.startswith("refuser-") for process in multiprocessing.active_children()):
             assert time.monotonic() < end
             time.sleep(0.01)
         yield 2
@@ -71,4 +71,4 @@ def test_map_in_processes_ends_workers_when_closed():
     answers = concurrency.map_in_processes(adding, (1,), range(1000), 2, "adder")
     assert next(answers) in range(1, 5)
     answers.close()
-    assert not [one for one in multiprocessing.active_children() if one.name.startswith("adder-")]
+    assert not [process for process in multiprocessing.active_children() if process.name.startswith("adder-")]

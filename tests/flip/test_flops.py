@@ -33,30 +33,30 @@ def test_parameters_of_b16_are_exact():
 )
 def test_forward_flops_match_published_numbers(name, image, text, share, ratios):
     model = sized(name)
-    found = [costs.forward_flops(model, mask) for mask in ("0", "0.5", "0.75")]
+    flops = [costs.forward_flops(model, mask) for mask in ("0", "0.5", "0.75")]
     for count, mask in zip(
-        found, (0, 0.5, 0.75), strict=True
+        flops, (0, 0.5, 0.75), strict=True
     ):  # the table also embeds masked patches; our model never does
         masked = mask * (model.image.size // model.image.patch) ** 2 * 2 * 3 * model.image.patch**2 * model.image.width
         count["image"], count["total"] = count["image"] + masked, count["total"] + masked
-    assert [f["image"] / 1e9 for f in found] == pytest.approx(image, abs=0.006)
-    assert found[0]["text"] / 1e9 == pytest.approx(text, abs=0.006)
-    assert 100 * found[0]["text"] / found[0]["image"] == pytest.approx(share, abs=0.01)
-    assert [f["total"] / found[0]["total"] for f in found[1:]] == pytest.approx(ratios, abs=6e-4)
-    assert costs.training_flops(model, "0.5")["text"] == 3 * found[1]["text"]
+    assert [f["image"] / 1e9 for f in flops] == pytest.approx(image, abs=0.006)
+    assert flops[0]["text"] / 1e9 == pytest.approx(text, abs=0.006)
+    assert 100 * flops[0]["text"] / flops[0]["image"] == pytest.approx(share, abs=0.01)
+    assert [f["total"] / flops[0]["total"] for f in flops[1:]] == pytest.approx(ratios, abs=6e-4)
+    assert costs.training_flops(model, "0.5")["text"] == 3 * flops[1]["text"]
 
 
 def test_cost_of_masked_images_matches_paper():
     """For L/16 the paper reports 0.52 and 0.28 of the unmasked cost."""
-    whole, half, quarter = (costs.forward_flops(sized("L/16"), mask)["total"] for mask in ("0", "0.5", "0.75"))
-    assert (round(half / whole, 2), round(quarter / whole, 2)) == (0.52, 0.28)
+    full, half, quarter = (costs.forward_flops(sized("L/16"), mask)["total"] for mask in ("0", "0.5", "0.75"))
+    assert (round(half / full, 2), round(quarter / full, 2)) == (0.52, 0.28)
 
 
 def test_cost_of_masked_text_matches_paper():
     """Table 1c: with 75 % of patches masked, half of the text positions take 0.92 of the time."""
-    whole, half = (costs.training_flops(sized("L/16"), "0.75", positions)["total"] for positions in (None, 16))
-    assert round(half / whole, 2) == 0.92
-    assert costs.training_flops(sized("L/16"), "0.75", 32)["total"] == whole
+    full, half = (costs.training_flops(sized("L/16"), "0.75", positions)["total"] for positions in (None, 16))
+    assert round(half / full, 2) == 0.92
+    assert costs.training_flops(sized("L/16"), "0.75", 32)["total"] == full
 
 
 def test_loss_bytes_grow_linearly_with_texts():

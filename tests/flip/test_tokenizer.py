@@ -128,8 +128,8 @@ def test_file_without_model_type_is_read_as_wordpiece(path, tmp_path):
     for text in CAPTIONS:
         ids = Tokenizer(old, 32, False)([text])
         assert np.array_equal(ids, Tokenizer(path, 32, False)([text]))
-        theirs = tokenizers.Tokenizer.from_file(str(old)).encode(clean(text), add_special_tokens=False).ids
-        assert ids[0, : len(theirs)].tolist() == theirs
+        expected = tokenizers.Tokenizer.from_file(str(old)).encode(clean(text), add_special_tokens=False).ids
+        assert ids[0, : len(expected)].tolist() == expected
     del content["model"]["max_input_chars_per_word"]
     old.write_text(json.dumps({**content, "model": {**content["model"], "merges": []}}))  # for example BPE
     with pytest.raises(ConfigError, match="not byte pairs"):
@@ -156,7 +156,7 @@ def test_train_is_deterministic_for_any_process_and_order(tmp_path):
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 8))) for _ in range(300)]
     captions = [" ".join(draw.choices(words, k=5)) for _ in range(200)]
-    made = []
+    contents = []
     for i in range(3):
         draw.shuffle(captions)
         file = tmp_path / f"{i}.json"
@@ -164,8 +164,8 @@ def test_train_is_deterministic_for_any_process_and_order(tmp_path):
         root = Path(__file__).resolve().parents[2]
         command = [sys.executable, "-c", script, str(file)]
         subprocess.run(command, input=json.dumps(captions), text=True, cwd=root, check=True)
-        made.append(file.read_bytes())
-    assert made[0] == made[1] == made[2]
+        contents.append(file.read_bytes())
+    assert contents[0] == contents[1] == contents[2]
 
 
 def test_train_limits_vocabulary_despite_rare_characters(tmp_path):

@@ -23,10 +23,10 @@ def phases(size="H/14", ranks=512, local=128, **compute):
 def test_step_phases_match_counts_and_bytes_of_traced_step(case):
     compute, calls, gigabytes = case.config().compute, Counter(), Counter()
     for phase in step_phases(sized(case.size), compute, case.local, case.ranks):
-        for each in phase.collectives:
-            kind = f"{each.kind}s of {each.ranks}"
-            calls[kind] += phase.times * each.calls
-            gigabytes[kind] += phase.times * each.bytes / 1e9
+        for collective in phase.collectives:
+            kind = f"{collective.kind}s of {collective.ranks}"
+            calls[kind] += phase.times * collective.calls
+            gigabytes[kind] += phase.times * collective.bytes / 1e9
     counts = {kind: [calls[kind], pytest.approx(gigabytes[kind], abs=0.0051)] for kind in sorted(calls)}
     assert counts == GOLDEN[str(case)]["collectives"]
 
@@ -50,15 +50,17 @@ def test_collective_seconds_follow_ring_model():
 def test_exposed_seconds_shrink_with_longer_computation():
     step = phases(replicate=64, reshard="no")
     slow, fast = (exposed_seconds(step, seconds, H100) for seconds in (0.001, 1.0))
-    everything = sum(phase.times * each.seconds(H100) for phase in step for each in phase.collectives)
+    everything = sum(phase.times * collective.seconds(H100) for phase in step for collective in phase.collectives)
     assert 0 < fast < 0.2 * everything < slow < 1.1 * everything
-    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100), "reductions of the loss, ends"
+    assert exposed_seconds(step, 1.0, H100) == exposed_seconds(step, 2.0, H100), (
+        "the first gather, the last sums and the reductions of the loss remain"
+    )
     assert exposed_seconds(phases(ranks=1), 1.0, H100) == 0
 
 
 def test_exposed_seconds_shrink_without_resharding_and_with_replicas():
-    sharded, kept, copies = (
+    sharded, unresharded, copies = (
         exposed_seconds(phases(**compute), 0.18, H100)
         for compute in ({}, {"reshard": "no"}, {"reshard": "no", "replicate": 64})
     )
-    assert sharded > kept > copies
+    assert sharded > unresharded > copies

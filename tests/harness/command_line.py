@@ -31,14 +31,14 @@ runs:
 """
         self.sweep.write_text(self.text)
 
-    def submit(self, *words, sweep=None, env=None):
-        words = ("--sweep", sweep or self.sweep, *words)
-        return run_script("jobs/submit.py", *words, cwd=self.folder, runs=self.runs, env=env)
+    def submit(self, *arguments, sweep=None, env=None):
+        arguments = ("--sweep", sweep or self.sweep, *arguments)
+        return run_script("jobs/submit.py", *arguments, cwd=self.folder, runs=self.runs, env=env)
 
-    def refuses(self, code, words, *arguments):
+    def refuses(self, code, message, *arguments):
         done = self.submit(*arguments)
         assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
         assert not list(self.runs.glob("*/[!.]*"))
 
 
@@ -56,13 +56,13 @@ set:
   compute: {{threads: 1}}
 """
 
-    def type(self, command, *words, runs="runs:\n  base: {}\n", code=0):
+    def type(self, command, *arguments, runs="runs:\n  base: {}\n", code=0):
         (self.folder / "demo.yaml").write_text(self.head + runs)
-        return self.call(command, "--sweep", self.folder / "demo.yaml", *words, code=code)
+        return self.call(command, "--sweep", self.folder / "demo.yaml", *arguments, code=code)
 
-    def call(self, command, *words, code=0, room="jobs"):
+    def call(self, command, *arguments, code=0, room="jobs"):
         script, env = f"{room}/{command}.py", {"TMPDIR": str(self.folder)}
-        done = run_script(script, *words, cwd=self.folder, runs=self.runs, env=env)
+        done = run_script(script, *arguments, cwd=self.folder, runs=self.runs, env=env)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -76,19 +76,19 @@ set:
 class SlurmCommandLine:
     """A Slurm with whole nodes for every run, a folder for runs, and the command line."""
 
-    def __init__(self, here, folder, data, canary=0):
-        self.here, self.folder, self.runs = here, folder, folder / "runs"
+    def __init__(self, sandbox, folder, data, canary=0):
+        self.here, self.folder, self.runs = sandbox, folder, folder / "runs"
         self.sweep, self.cluster = folder / "demo.yaml", folder / "whole.yaml"
-        own = here.profile.read_text()
+        own = sandbox.profile.read_text()
         # A run of the name "crashing" gets too little address space to load torch.
         own += f"canary: {canary}\noptions: {{exclusive: ''}}\n"
         own += "setup: ['case $FLIP_RUN in *crashing) ulimit -v 700000;; esac']\n"
         self.cluster.write_text(own)
-        words = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
+        vocabulary_size = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
         self.text = f"""
 title: Three runs
 set:
-  model: {{size: tiny, text: {{vocabulary: {words}}}}}
+  model: {{size: tiny, text: {{vocabulary: {vocabulary_size}}}}}
   data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
   stages: [{{name: pretrain, samples: {STEPS * 16}, batch: 16, mask: 0.5}}]
   compute: {{device: cpu, threads: 1}}
@@ -101,18 +101,18 @@ runs:
   clean: {{}}
 """
 
-    def type(self, command, *words, code=0):
-        """Standard output of ``python jobs/COMMAND.py``, which must end with this code."""
-        done = run_script(f"jobs/{command}.py", *words, cwd=self.folder, runs=self.runs, timeout=120)
+    def type(self, command, *arguments, code=0):
+        """Run ``python jobs/COMMAND.py`` and return its output. The command must exit with ``code``."""
+        done = run_script(f"jobs/{command}.py", *arguments, cwd=self.folder, runs=self.runs, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def submit(self, *words, code=0):
+    def submit(self, *arguments, code=0):
         self.sweep.write_text(self.text)
-        return self.type("submit", "--sweep", self.sweep, "--cluster", self.cluster, *words, code=code)
+        return self.type("submit", "--sweep", self.sweep, "--cluster", self.cluster, *arguments, code=code)
 
     def status(self):
-        """Run -> row of ``status --json``."""
+        """Return run -> row of ``status --json``."""
         return {row["run"]: row for row in json.loads(self.type("status", "demo", "--json"))}
 
     def run(self, name):
@@ -122,15 +122,15 @@ runs:
         record = read_json(self.run(name).path / "job.json")
         return slurm_cli.queue([record["name"]])[record["name"], record["index"]]
 
-    def until(self, condition, what, seconds=150):
-        wait_until(condition, what, seconds, 0.2, lambda: f"{self.type('status', 'demo')}\n{self.logs()}")
+    def until(self, condition, event, seconds=150):
+        wait_until(condition, event, seconds, 0.2, lambda: f"{self.type('status', 'demo')}\n{self.logs()}")
 
     def until_step(self, name, step, attempt=1):
-        def there():
+        def reached():
             live = read_json(self.run(name).status) or {}
             return live.get("attempt", 0) >= attempt and live.get("step", 0) >= step
 
-        self.until(there, f"step {step} of {name}")
+        self.until(reached, f"step {step} of {name}")
 
     def until_idle(self):
         self.until(lambda: not self.here.call("squeue", "-h").strip(), "an empty queue")

@@ -1,4 +1,4 @@
-"""What the builders share: waiting for a condition, running a command, creating a run directory."""
+"""Helpers of all builders: waiting for a condition, running a command, creating a run directory."""
 
 import json
 import os
@@ -12,27 +12,27 @@ from flip.runs.rundir import RunDir
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def wait_until(condition, what, seconds=120.0, pause=0.05, story=None):
-    """Call ``condition`` until its result is true, and return that. Fails after ``seconds`` with ``what`` and the text
-    of ``story()``."""
+def wait_until(condition, event, seconds=120.0, pause=0.05, story=None):
+    """Call ``condition`` until its result is true, and return the result. Fail after ``seconds`` with ``event`` and the
+    text of ``story()``."""
     limit = time.monotonic() + seconds
     while not (result := condition()):
-        assert time.monotonic() < limit, f"timeout while waiting for {what}\n{story() if story else ''}"
+        assert time.monotonic() < limit, f"timeout while waiting for {event}\n{story() if story else ''}"
         time.sleep(pause)
     return result
 
 
-def run_script(script, *words, cwd, runs, timeout=None, env=None):
-    """The completed process of ``python SCRIPT WORDS`` with ``runs`` as FLIP_RUNS; ``script`` is below the root."""
+def run_script(script, *arguments, cwd, runs, timeout=None, env=None):
+    """Run ``python SCRIPT ARGUMENTS`` with ``runs`` as FLIP_RUNS; ``script`` is a path below the root."""
     environment = {**os.environ, "FLIP_RUNS": str(runs), "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(
-        [sys.executable, ROOT / script, *words], capture_output=True, text=True, cwd=cwd, env=environment,
+        [sys.executable, ROOT / script, *arguments], capture_output=True, text=True, cwd=cwd, env=environment,
         stdin=subprocess.DEVNULL, timeout=timeout,
     )  # fmt: skip
 
 
 def make_run(path, config="schema: 1\n", play=None):
-    """A new run directory with this config.yaml (none if empty) and, for scripted ranks, this play.json."""
+    """Create a run directory with this config.yaml (none if empty) and, for scripted ranks, this play.json."""
     run = RunDir(path)
     run.path.mkdir(parents=True)
     if config:
@@ -43,12 +43,12 @@ def make_run(path, config="schema: 1\n", play=None):
 
 
 def attempt_lines(run, n):
-    """The metric lines of attempt ``n``, without one that a kill cut off."""
+    """Return the metric lines of attempt ``n`` without a line that a kill cut off."""
     path = run.metrics / f"{n}.jsonl"
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def metric_lines(run):
-    """The logged steps of a run in order, each once: a repeated step counts as its highest attempt wrote it."""
+    """Return the logged steps of a run in order, each once: of a repeated step the line of its highest attempt."""
     lines = {line["step"]: line for n in run.attempt_numbers() for line in attempt_lines(run, n)}
     return [lines[step] for step in sorted(lines)]

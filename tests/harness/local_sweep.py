@@ -11,15 +11,15 @@ from tests.harness.common import ROOT, make_run, wait_until
 
 
 class LocalSweep:
-    """Runs of one sweep, with the actions of a test."""
+    """The runs of a sweep, and actions on them."""
 
     def __init__(self, folder: Path) -> None:
         self.sweep = folder / "runs" / "sweep"
         self.sweep.mkdir(parents=True)
         self.snapshot = folder / "snapshot"
         self.snapshot.mkdir()
-        for room in ("flip", "jobs"):
-            (self.snapshot / room).symlink_to(ROOT / room)
+        for package in ("flip", "jobs"):
+            (self.snapshot / package).symlink_to(ROOT / package)
         shutil.copy(ROOT / "tests" / "jobs" / "fake_worker.py", self.snapshot)
         self.cluster = backend.LocalBackend(ClusterProfile(name="local", signal_seconds=5), peer_grace=0.5)
         self.worlds: dict[str, int] = {}
@@ -46,7 +46,7 @@ class LocalSweep:
         self.until(lambda: self.state(run) in states)
 
     def until_moving(self, run: RunDir, n: int, step: int = 1) -> None:
-        """Wait until attempt n has made some steps."""
+        """Wait until attempt n has completed ``step`` steps."""
         self.until(lambda: run.newest_attempt() == n and (read_json(run.status) or {}).get("attempt") == n)
         self.until(lambda: (read_json(run.status) or {})["step"] >= step)
 
@@ -61,14 +61,14 @@ class LocalSweep:
         return log.read_text() if log.exists() else "no journal"
 
     def left(self) -> list[int]:
-        """Living processes that name this sweep."""
-        found = []
+        """Return the pids of live processes that name this sweep."""
+        pids = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                words = (entry / "cmdline").read_bytes()
+                command_line = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
             pid = int(entry.name)
-            if str(self.sweep).encode() in words and rank_processes.alive(pid, rank_processes.start_time(pid)):
-                found.append(pid)
-        return found
+            if str(self.sweep).encode() in command_line and rank_processes.alive(pid, rank_processes.start_time(pid)):
+                pids.append(pid)
+        return pids

@@ -25,8 +25,8 @@ class SimulatedScene(SlurmScene):
     """A scene on the simulated Slurm, with the observations and records of ``SlurmScene``."""
 
     def __init__(self, clock, controller, commands, folder, name):
-        here = SimpleNamespace(call=commands.call, lose=controller.lose, bring_back=controller.bring_back)
-        super().__init__(here, "", folder, name)
+        sandbox = SimpleNamespace(call=commands.call, lose=controller.lose, bring_back=controller.bring_back)
+        super().__init__(sandbox, "", folder, name)
         self.clock, self.controller, self.commands = clock, controller, commands
 
     def watch(self):
@@ -35,10 +35,10 @@ class SimulatedScene(SlurmScene):
     def unwatch(self):
         pass
 
-    def until(self, condition, what):
+    def until(self, condition, event):
         limit = self.clock.now + self.patience
         while not condition():
-            assert self.clock.now < limit, f"{self.name}: timeout while waiting for {what}\n{self.story()}"
+            assert self.clock.now < limit, f"{self.name}: timeout while waiting for {event}\n{self.story()}"
             self.clock.run(self.clock.now + POLL)
             attempts = [run.newest_attempt() for run in self.runs]
             for job in self._jobs():
@@ -59,11 +59,11 @@ class SimulatedScene(SlurmScene):
         self._jobs()[0].life.kill_shell()
 
     def _calls(self, run, n, by):
-        found = []
+        calls = []
         for call in self.commands.noted:
             place = call["by"]
-            ours = place and place.by == by and place.life.path == run.path and place.life.attempt == n
-            if ours and call["words"][0] != "sbatch":  # not recorded by a shim
+            matches = place and place.by == by and place.life.path == run.path and place.life.attempt == n
+            if matches and call["words"][0] != "sbatch":  # not recorded by a shim
                 read = {}
                 if call["words"][1:3] == ["show", "job"]:
                     fields = fields_of(call["out"])
@@ -71,17 +71,17 @@ class SimulatedScene(SlurmScene):
                         **{key: fields.get(key) for key in READ},
                         "SLURM_RESTART_COUNT": place.life.restarts,
                     }
-                found.append({**call, "words": masked(call["words"]), **read})
-        return found
+                calls.append({**call, "words": masked(call["words"]), **read})
+        return calls
 
 
 @contextlib.contextmanager
 def staged(name, folder, storage=None, **settings):
-    """A scene on a site with these settings. ``storage``: see ``host.Life``."""
+    """Provide a scene on a site with these settings. ``storage``: see ``host.Life``."""
     clock = Clock()
 
-    def life(*given):
-        return Life(*given, body=Scripted, storage=storage)
+    def life(*arguments):
+        return Life(*arguments, body=Scripted, storage=storage)
 
     controller = Controller(clock, Site(requeue_delay=6.0, **settings), ["n1", "n2", "n3", "n4"], life)
     commands = Commands(clock, controller)
@@ -90,7 +90,7 @@ def staged(name, folder, storage=None, **settings):
 
 
 def play(name, folder):
-    """The record of a scenario, as ``recording.perform`` writes it for a real Slurm."""
+    """Return the record of a scenario, as ``recording.perform`` writes it for a real Slurm."""
     scenario, options = SCENARIOS[name], SCENARIOS[name].options
     settings = {"kill_wait": options["kill_wait"], "user_signal": options["user_signal"], "mode": scenario.mode}
     settings |= {"grace": scenario.grace, "node_timeout": options.get("node_timeout", 10)}
@@ -99,8 +99,8 @@ def play(name, folder):
     with staged(name, folder, **settings) as scene:
         scenario.act(scene)
         scene.over()
-        hurt = 1 if name.startswith("last_element") else 0
-        record = scene.record(hurt)
+        disturbed = 1 if name.startswith("last_element") else 0
+        record = scene.record(disturbed)
         if len(scene.runs) > 1:
-            record["sibling"] = scene.record(1 - hurt)
+            record["sibling"] = scene.record(1 - disturbed)
     return record

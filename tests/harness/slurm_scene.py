@@ -1,4 +1,4 @@
-"""Observes runs on a real Slurm: states, signals, and the calls, answers and decisions of the exit trap.
+"""Observers of runs on a real Slurm: states, signals, and the calls, answers and decisions of the exit trap.
 
 Calls of the trap and the watcher are recorded by a ``scontrol`` and a ``squeue`` that come first on the PATH of jobs.
 """
@@ -31,7 +31,7 @@ SETTLED = 2.0
 
 
 def profile(**fields):
-    """A profile for ``tools/slurm_sandbox.py``."""
+    """Return a profile for ``tools/slurm_sandbox.py``."""
     base = {"name": "here", "kind": "slurm", "partition": "low", "hours": 0.5}
     return ClusterProfile(**{**base, "signal_seconds": 60, "peer_seconds": 20, **fields})
 
@@ -78,10 +78,10 @@ def install(folder):
 
 
 class SlurmScene:
-    """One submission to the Slurm ``here``, whose SLURM_CONF and shims are in this process's environment."""
+    """A submission to the Slurm ``sandbox``, whose SLURM_CONF and shims are in this process's environment."""
 
-    def __init__(self, here, squeue, folder, name):
-        self.here, self.squeue, self.folder, self.name = here, squeue, folder / name, name
+    def __init__(self, sandbox, squeue, folder, name):
+        self.here, self.squeue, self.folder, self.name = sandbox, squeue, folder / name, name
         self.runs, self.seen, self.rows = [], [], {}
         self.patience = 120.0
         self._over = threading.Event()
@@ -123,8 +123,8 @@ class SlurmScene:
         create_json(self.runs[0].cancel, {"who": "tester", "why": "test", "time": time.time()})
         self.cluster.cancel(self.runs)
 
-    def call(self, *words):
-        return self.here.call(*words)
+    def call(self, *arguments):
+        return self.here.call(*arguments)
 
     # -- observations ------------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class SlurmScene:
         return self.rows[index]["id"]
 
     def facts(self, rank, n=1, index=0):
-        """{pid, node} of a rank."""
+        """Return {pid, node} of a rank."""
         return self.signals(self.runs[index], n)[str(rank)][0]
 
     def nodes(self, index=0):
@@ -140,14 +140,14 @@ class SlurmScene:
 
     @staticmethod
     def signals(run, n):
-        """Rank -> lines of its log."""
-        found = {}
+        """Return rank -> lines of its log."""
+        logs = {}
         for path in sorted((run.path / "signals").glob(f"{n}.*.jsonl")):
-            found[path.name.split(".")[1]] = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-        return {rank: lines for rank, lines in found.items() if lines}
+            logs[path.name.split(".")[1]] = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return {rank: lines for rank, lines in logs.items() if lines}
 
-    def until(self, condition, what):
-        wait_until(condition, f"{what} ({self.name})", self.patience, 0.05, self.story)
+    def until(self, condition, event):
+        wait_until(condition, f"{event} ({self.name})", self.patience, 0.05, self.story)
 
     def over(self):
         """Wait until every job is in its final state."""
@@ -168,11 +168,11 @@ class SlurmScene:
 
     def _watch(self):
         name = read_json(self.runs[0].path / "job.json")["name"]
-        words = [self.squeue, "-h", "-r", "-t", "all", f"--name={name}", "-o", "%K|%i|%T"]
+        command = [self.squeue, "-h", "-r", "-t", "all", f"--name={name}", "-o", "%K|%i|%T"]
         while not self._over.wait(0.03):
             attempts = [run.newest_attempt() for run in self.runs]
             with contextlib.suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+                done = subprocess.run(command, capture_output=True, text=True, timeout=20)
                 rows = [line.split("|") for line in done.stdout.splitlines()]
                 for place, id_, state in sorted(rows, key=lambda row: -int(row[1].partition("_")[0])):
                     self._note(int(place) if place.isdigit() else 0, id_, state, attempts)
@@ -224,18 +224,18 @@ class SlurmScene:
 
     @staticmethod
     def _calls(run, n, by):
-        """Rows {words, code, said}, and ``read`` if the job was queried; without a code if the caller was killed."""
-        path, found = run.path / "calls" / f"{n}.{by}.jsonl", []
+        """Return rows {words, code, said}, and ``read`` if the call queried the job. A killed caller has no code."""
+        path, calls = run.path / "calls" / f"{n}.{by}.jsonl", []
         for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
             if "words" in line:
-                found.append({"words": masked(line["words"]), "code": None, "said": "", "asked": line})
+                calls.append({"words": masked(line["words"]), "code": None, "said": "", "asked": line})
                 continue
-            found[-1] |= {"code": line["code"], "said": line["err"].strip()}
-            if found[-1]["words"][1:3] == SHOW_JOB:
-                fields, asked = fields_of(line["out"]), found[-1]["asked"]
+            calls[-1] |= {"code": line["code"], "said": line["err"].strip()}
+            if calls[-1]["words"][1:3] == SHOW_JOB:
+                fields, query = fields_of(line["out"]), calls[-1]["asked"]
                 read = {key: fields.get(key) for key in READ}
-                found[-1]["read"] = {**read, "SLURM_RESTART_COUNT": asked["restarts"], "json": asked["json"]}
-        return found
+                calls[-1]["read"] = {**read, "SLURM_RESTART_COUNT": query["restarts"], "json": query["json"]}
+        return calls
 
     def story(self):
         parts = [str(self.rows), str(self.seen)]
@@ -254,19 +254,19 @@ class SlurmScene:
 
 
 def pids(text):
-    """Pids of processes whose first two words contain ``text``."""
-    found = []
+    """Return pids of processes whose first two arguments contain ``text``."""
+    matches = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if text in " ".join(path.read_text().split("\0")[:2]):
-                found.append(int(path.parent.name))
-    return found
+                matches.append(int(path.parent.name))
+    return matches
 
 
-def masked(words):
-    """A command line with job numbers and names masked."""
-    words = [re.sub(r"^--name=.*", "--name=NAME", word) for word in words]
-    return [re.sub(r"\b\d+(_\d+)?\b", "ID", word) if "now" not in word else word for word in words]
+def masked(arguments):
+    """Return a command line with masked job numbers and names."""
+    arguments = [re.sub(r"^--name=.*", "--name=NAME", argument) for argument in arguments]
+    return [re.sub(r"\b\d+(_\d+)?\b", "ID", argument) if "now" not in argument else argument for argument in arguments]
 
 
 def _answer(call):
@@ -274,25 +274,25 @@ def _answer(call):
 
 
 def fields_of(text):
-    found = {}
+    fields = {}
     for key, value in re.findall(r"(\w+)=(\S*)", text):
-        found.setdefault(key, value)
-    return found
+        fields.setdefault(key, value)
+    return fields
 
 
 @contextlib.contextmanager
 def slurm(folder, **options):
-    """A Slurm for scenes: (here, the real squeue). Sets the environment of this process for it, and restores it."""
+    """Provide a Slurm for scenes: (sandbox, the real squeue). Set this process's environment for it, and restore it."""
     from tools.sandbox.cluster import SandboxCluster
 
     squeue, before = shutil.which("squeue"), dict(os.environ)
-    here = SandboxCluster(folder / "slurm", nodes=4, **options)
+    sandbox = SandboxCluster(folder / "slurm", nodes=4, **options)
     os.environ["PATH"] = f"{install(folder / 'bin')}{os.pathsep}{os.environ['PATH']}"
-    os.environ.update(here.env())
+    os.environ.update(sandbox.env())
     try:
-        here.start()
-        yield here, squeue
+        sandbox.start()
+        yield sandbox, squeue
     finally:
-        here.stop()
+        sandbox.stop()
         os.environ.clear()
         os.environ.update(before)

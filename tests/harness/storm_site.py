@@ -53,14 +53,14 @@ class StormSite:
         )  # fmt: skip
         self.lines, self.hands = {}, threading.RLock()
         """Run -> its proxy; the lock ``hands`` guarantees that no other fault stops Slurm meanwhile."""
-        self.failed, self._again, self._begin = False, [], time.monotonic()
+        self.failed, self._again, self._started = False, [], time.monotonic()
 
     def say(self, text):
         self._say(f"{self.seconds:5.0f} s  {text}")
 
     @property
     def seconds(self):
-        return time.monotonic() - self._begin
+        return time.monotonic() - self._started
 
     # -- start and stop ----------------------------------------------------------------------------------------------
 
@@ -135,11 +135,11 @@ class StormSite:
         }
 
     def _sweep(self, manifest, placed):
-        """The sweep file as a JSON value, which is valid YAML."""
+        """Return the sweep file as a JSON value, which is valid YAML."""
         data, scored = self.folder / "data", self.folder / "scored"
-        words = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
+        vocabulary_size = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
         common = {
-            "model": {"size": "tiny", "text": {"vocabulary": words}},
+            "model": {"size": "tiny", "text": {"vocabulary": vocabulary_size}},
             "data": {
                 "manifest": str(manifest), "tokenizer": str(data / "tokenizer.json"), "workers": 1, "chunk": 4,
                 "block": 2, "lanes": 8, "buffer": 1 << 28, "decoder": "pillow", "resize": "pillow",
@@ -177,8 +177,8 @@ class StormSite:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def _submit(self, *words):
-        process = self._command(*words)
+    def _submit(self, *arguments):
+        process = self._command(*arguments)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
 
@@ -186,7 +186,7 @@ class StormSite:
         self._again.append(self._command(self.tree, "storm.yaml", "here.yaml", self.runs))
 
     def submissions(self):
-        """(number of repeated commands, output of those that failed, number of submissions to Slurm)"""
+        """Return (number of repeated commands, outputs of failed commands, number of submissions to Slurm)."""
         outputs = [(process, process.communicate(timeout=120)[0]) for process in self._again]
         failed = [text for process, text in outputs if process.returncode]
         return len(outputs), failed, len(list((self.runs / "storm" / ".slurm").iterdir()))
@@ -208,9 +208,9 @@ class StormSite:
         assert processes.wait(controller, 20), "slurmctld does not end"
 
     def start_controller(self):
-        for left in [p for group in processes.daemons(self.here.folder).values() for p in group]:
-            if left.name == "slurmscriptd":  # left by a killed slurmctld
-                processes.end([left], 5)
+        for leftover in [p for group in processes.daemons(self.here.folder).values() for p in group]:
+            if leftover.name == "slurmscriptd":  # left by a killed slurmctld
+                processes.end([leftover], 5)
         daemon = daemons.slurmctld(self.here.site)
         daemons.start(self.here.site, daemon, lambda: "UP" in self._ping())
 
@@ -222,7 +222,7 @@ class StormSite:
 
     def cut_off(self, node, pid):
         """Simulate a node that loses its network: kill its Slurm daemons and the batch script, but not the rank ``pid``
-        and its workers. Returns the pids of these."""
+        and its workers. Return the pids of the rank and its workers."""
         site = self.here.site
         running = processes.daemons(site.folder).get(site.spool(node), [])
         steps = [p for p in running if p.name == "slurmstepd"]

@@ -1,4 +1,4 @@
-"""A terminal of a given size: a pseudo-terminal, and what is visible of the output that a program writes to it."""
+"""A pseudo-terminal of a given size, and the visible part of the output that a program writes to it."""
 
 import fcntl
 import os
@@ -13,8 +13,8 @@ CONTROL = re.compile(r"\x1b\[(\?)?([0-9;]*)([A-Za-z])|\x1b.|[\r\n\x07\x08]", re.
 
 
 class Terminal:
-    """``file`` is a stream to the terminal. ``raw``: everything that was written to it. ``scrolled``: lines that left
-    the screen at its top. Knows the control sequences that our output may use, and refuses others."""
+    """``file`` is a stream to the terminal. ``raw``: all output. ``scrolled``: lines that left the screen at its top.
+    The terminal accepts the control sequences that the product may use, and rejects others."""
 
     def __init__(self, columns=80, lines=24):
         self.raw = b""
@@ -28,12 +28,14 @@ class Terminal:
         self.columns, self.lines = columns, lines
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
-    def start(self, *words, **options):
-        """A process whose standard input, output and error are this terminal, which it controls. Ctrl-C reaches it,
-        also if the tests run in the background, where it is ignored."""
+    def start(self, *arguments, **options):
+        """Start a process with this terminal as standard input, output, error and controlling terminal.
+
+        Ctrl-C reaches the process even if the tests run in the background, where processes ignore SIGINT.
+        """
         options.setdefault("env", dict(os.environ))  # readline, which pytest loads, sets COLUMNS behind Python's back
         return subprocess.Popen(
-            words, stdin=self.file, stdout=self.file, stderr=self.file, start_new_session=True,
+            arguments, stdin=self.file, stdout=self.file, stderr=self.file, start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
         )  # fmt: skip
 
@@ -48,7 +50,7 @@ class Terminal:
             self.raw += data
 
     def close(self):
-        """Wait for the rest of the output; nothing may be written afterwards."""
+        """Wait for the rest of the output. Afterwards no output is allowed."""
         if not self.file.closed:
             self.file.close()
         self._reader.join()
@@ -62,16 +64,18 @@ class Terminal:
         os.close(self.master)
 
     def text(self):
-        """What a person sees, with the lines that have scrolled away. Sets ``cursor`` (it is visible) and ``wrapped``
-        (a line was longer than the terminal)."""
+        """Return the lines that have scrolled away and the visible text.
+
+        Set ``cursor`` (it is visible) and ``wrapped`` (a line was longer than the terminal).
+        """
         self.cursor, self.wrapped = True, False
         self.scrolled, self.grid, self.x, self.y = [], [[]], 0, 0
-        text, at = self.raw.decode(), 0
+        text, offset = self.raw.decode(), 0
         for match in CONTROL.finditer(text):
-            self._write(text[at : match.start()])
+            self._write(text[offset : match.start()])
             self._control(match)
-            at = match.end()
-        self._write(text[at:])
+            offset = match.end()
+        self._write(text[offset:])
         return "\n".join("".join(line).rstrip() for line in (*self.scrolled, *self.grid)).rstrip("\n")
 
     def _write(self, text):
@@ -118,8 +122,8 @@ class Terminal:
 
 
 def golden(path, text):
-    """Compare a text with its golden file. FLIP_GOLDEN=write writes it."""
+    """Compare a text with its golden file. FLIP_GOLDEN=write writes the file."""
     if os.environ.get("FLIP_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
-    assert text + "\n" == path.read_text(encoding="utf-8"), "FLIP_GOLDEN=write writes what is new; read the difference"
+    assert text + "\n" == path.read_text(encoding="utf-8"), "FLIP_GOLDEN=write writes the new text; read the difference"

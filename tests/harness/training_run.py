@@ -30,7 +30,7 @@ BATCH, INTERVAL = 16, 5
 
 
 def configuration(data, world, samples=(44, 16), precision="fp32"):
-    """A resolved configuration of the tiny model: a masked and an unmasked stage of so many steps."""
+    """Return a resolved configuration of the tiny model: a masked and an unmasked stage of ``samples`` steps."""
     layer = {
         "model": {"size": "tiny"},
         "data": {
@@ -86,33 +86,33 @@ class TrainingRun:
         return JobResources(processes=self.world)
 
     def ranks(self):
-        """Rows {rank, pid} of the newest attempt's living processes."""
+        """Return rows {rank, pid} of the newest attempt's live processes."""
         return live_ranks(self.run)
 
     def supervisor(self):
         return read_json(self.run.path.parent / ".supervisor" / "pid.json")["pid"]
 
-    def wait(self, condition, what, seconds=120):
+    def wait(self, condition, event, seconds=120):
         def met():
             if condition():
                 return True
             failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
-            assert not failed or condition(), f"timeout while waiting for {what}\n{self.story()}"
+            assert not failed or condition(), f"timeout while waiting for {event}\n{self.story()}"
             return False
 
-        wait_until(met, what, seconds, 0.01, self.story)
+        wait_until(met, event, seconds, 0.01, self.story)
 
     def ends(self):
         return [self.run.attempt(n) / "end.json" for n in self.run.attempt_numbers()]
 
     def wait_step(self, step, attempt=None):
-        """Wait until the newest attempt (or this one) has logged this step or a later one."""
+        """Wait until the newest attempt (or ``attempt``) has logged ``step`` or a later step."""
 
-        def there():
+        def reached():
             n = attempt or self.run.newest_attempt()
             return any(line["step"] >= step for line in self.lines(n))
 
-        self.wait(there, f"step {step}")
+        self.wait(reached, f"step {step}")
 
     def wait_attempt(self, n):
         self.wait(lambda: self.run.newest_attempt() >= n and self.ranks(), f"attempt {n}")
@@ -152,12 +152,12 @@ class TrainingRun:
     # -- records ----------------------------------------------------------------------------------------------------
 
     def lines(self, n):
-        """Complete metric lines of attempt n."""
+        """Return the complete metric lines of attempt n."""
         path = self.run.metrics / f"{n}.jsonl"
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def witnessed(self):
-        """attempt -> S -> (ids, hashes of decoded images) of the global batch, where all ranks finished the step."""
+        """Return attempt -> S -> (ids, hashes of decoded images) of global batches whose step all ranks finished."""
         return {n: self.witnessed_of(n) for n in self.run.attempt_numbers()}
 
     def witnessed_of(self, n):
@@ -176,24 +176,24 @@ class TrainingRun:
         return SampleOrder(self.config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
 
     def weights(self):
-        """All tensors of the last commit, model and optimiser, as bytes by name and place in the shards."""
+        """Return the samples and all tensors of the last commit, by shard file and name."""
         last = commit.commits(self.run)[-1]
-        found = {}
+        tensors_by_key = {}
         with local_copy(last) as folder:
             for file in sorted(folder.glob("*.safetensors")):
                 with safe_open(file, "pt") as tensors:
                     for name in tensors.keys():  # noqa: SIM118
-                        found[file.name, name] = tensors.get_tensor(name)
-        return last.samples, found
+                        tensors_by_key[file.name, name] = tensors.get_tensor(name)
+        return last.samples, tensors_by_key
 
     def leftovers(self):
-        """Processes that name this run, and files with temporary names."""
+        """Return processes that name this run, and files with temporary names."""
         running = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
         files = [p for p in self.run.path.parent.rglob("*") if ".tmp." in p.name or ".new." in p.name]
         return [line for line in running.splitlines() if str(self.run.path) in line], files
 
     def story(self):
-        """Logs and records for the message of a failed test."""
+        """Return logs and records for the message of a failed test."""
         parts = [str(read_json(self.run.attempt(n) / "end.json")) for n in self.run.attempt_numbers()]
         parts += [str(self.run.causes(n)) for n in self.run.attempt_numbers()]
         logs = sorted(self.run.logs.glob("*/node0.err"))
@@ -203,13 +203,13 @@ class TrainingRun:
 
 
 def decoded_hashes(data):
-    """Sample id -> first 8 bytes of the sha256 of its decoded pixels, read with only tarfile and Pillow."""
-    found = []
+    """Return per sample id the first 8 bytes of the sha256 of its pixels, read with only tarfile and Pillow."""
+    hashes = []
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".png"):
                     image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
                     digest = hashlib.sha256(image.tobytes()).digest()
-                    found.append(int.from_bytes(digest[:8], "little", signed=True))
-    return found
+                    hashes.append(int.from_bytes(digest[:8], "little", signed=True))
+    return hashes

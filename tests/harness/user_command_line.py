@@ -8,7 +8,7 @@ from tests.harness.common import wait_until
 
 
 class UserCommandLine:
-    """Submits the sweep as a user. Its ranks write down where their code is, and complete without training."""
+    """Submits the sweep as a user. Its ranks record the folder of their code and complete without training."""
 
     def __init__(self, users, data):
         self.users, self.place = users, users.folder / "desk"
@@ -35,9 +35,9 @@ runs: {{half: {{stages.pretrain.mask: 0.5}}}}
         for path in (self.place, *self.place.rglob("*")):
             path.chmod(0o755)
 
-    def submit(self, user, root, *words, **options):
-        words = ("--sweep", self.sweep, "--cluster", self.site, "--yes", *words)
-        return user.python("jobs/submit.py", *words, FLIP_RUNS=root, **options)
+    def submit(self, user, root, *arguments, **options):
+        arguments = ("--sweep", self.sweep, "--cluster", self.site, "--yes", *arguments)
+        return user.python("jobs/submit.py", *arguments, FLIP_RUNS=root, **options)
 
     def until_complete(self, user, root, sweep="demo"):
         """Wait until the run of the sweep is complete."""

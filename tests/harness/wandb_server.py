@@ -21,7 +21,7 @@ class WandbServer(ThreadingHTTPServer):
         return [self.history[offset]["_step"] for offset in sorted(self.history)]
 
     def answer(self, query, values):
-        """The data of a GraphQL answer."""
+        """Return the data of a GraphQL answer."""
         if "RunResumeStatus" in query:
             return {"model": self.run and {"id": "p", "name": "masking", "entity": {"id": "e", "name": "team"},
             "bucket": self.resumed()}}  # fmt: skip
@@ -56,9 +56,9 @@ class _Handler(BaseHTTPRequestHandler):
             request = json.loads(body)
             answer = {"data": self.server.answer(request["query"], request.get("variables") or {})}
         elif self.path.endswith("/file_stream"):
-            sent = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
-            rows = map(json.loads, sent["content"])
-            self.server.history |= {sent["offset"] + i: row for i, row in enumerate(rows)}
+            payload = json.loads(body).get("files", {}).get("wandb-history.jsonl", {"offset": 0, "content": []})
+            rows = map(json.loads, payload["content"])
+            self.server.history |= {payload["offset"] + i: row for i, row in enumerate(rows)}
         answer = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))

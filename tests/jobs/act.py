@@ -3,6 +3,6 @@
 from jobs.host import batch_hooks
 
 
-def act(*words):
-    """As ``batch_hooks.main``, which would make this process deaf to TERM, and all that it starts."""
-    return batch_hooks.act(batch_hooks.parser().parse_args([str(word) for word in words]))
+def act(*argv):
+    """Run a hook like ``batch_hooks.main``, which would make this process and its children ignore TERM."""
+    return batch_hooks.act(batch_hooks.parser().parse_args([str(arg) for arg in argv]))

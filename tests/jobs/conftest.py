@@ -1,4 +1,4 @@
-"""Fixtures of the tests of jobs/: a sweep of fake workers, small data, a small disk, bent time, stub commands."""
+"""Fixtures of the tests of jobs/: a sweep of fake workers, small data, a small disk, simulated time, stub commands."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.synthetic import make_dataset, make_tokenizer
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """128 labelled pictures in two shards, with their tokenizer, for sweeps that are submitted; no test changes it."""
+    """128 labelled images in two shards, with a tokenizer, for submitted sweeps; no test changes the folder."""
     folder = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
     make_tokenizer(folder / "tokenizer.json")
     return folder
@@ -27,15 +27,15 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def field(tmp_path):
-    made = LocalSweep(tmp_path)
-    yield made
-    for pid in made.left():  # only after a failed test
+    sweep = LocalSweep(tmp_path)
+    yield sweep
+    for pid in sweep.left():  # only after a failed test
         os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB, where this user may mount one."""
+    """A file system of 256 KiB; the test is skipped if this user may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder]
@@ -48,10 +48,10 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def slept(monkeypatch):
-    """Time by naps alone, which take none: the last one's end. Short ones are those of who waits for a process."""
-    ends, really = [0.0], time.sleep
+    """A simulated clock that only sleeps advance; returns the time after each sleep. Sleeps below 1 s are real."""
+    ends, real_sleep = [0.0], time.sleep
     monkeypatch.setattr(
-        time, "sleep", lambda seconds: ends.append(ends[-1] + seconds) if seconds >= 1 else really(seconds)
+        time, "sleep", lambda seconds: ends.append(ends[-1] + seconds) if seconds >= 1 else real_sleep(seconds)
     )
     monkeypatch.setattr(time, "time", lambda: ends[-1])
     return ends
@@ -59,7 +59,7 @@ def slept(monkeypatch):
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """``commands(name, script)`` puts a shell script of this name in front; all calls are noted in .calls."""
+    """``commands(name, script)`` puts a shell script with this name first on PATH; ``.calls()`` lists all calls."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     calls = tmp_path / "calls"
 
@@ -77,7 +77,7 @@ def desk(tmp_path, data):
 
 
 class Typed:
-    """The command in this process, on a cluster that does nothing: (exit code, standard output, standard error)."""
+    """``submit`` in this process, with a backend that starts nothing; returns (exit code, stdout, stderr)."""
 
     def __init__(self, desk, capsys, monkeypatch):
         self.desk, self.capsys, self.started = desk, capsys, []
@@ -89,10 +89,10 @@ class Typed:
     def submit(self, jobs):
         self.started = [job.run.name for job in jobs]
 
-    def __call__(self, *words, sweep=None):
+    def __call__(self, *argv, sweep=None):
         self.started = []
         self.desk.sweep.write_text(sweep or self.desk.text)
-        code = submit_main(["--sweep", str(self.desk.sweep), *words])
+        code = submit_main(["--sweep", str(self.desk.sweep), *argv])
         return (code, *self.capsys.readouterr())
 
     def there(self):

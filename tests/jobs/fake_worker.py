@@ -1,9 +1,8 @@
-"""A worker that keeps the contract of ``jobs.runtime.worker`` and trains nothing: one number, S, which it commits as it
-should.
+"""A worker that follows the contract of ``jobs.runtime.worker`` without training: it only counts and commits samples.
 
-What it does is written in RUN_DIR/play.json: {"total": S to reach, "step": seconds per step, "every": steps per commit,
-"attempts": {"<n>": {"<rank>": what}}} with what one of crash, diverge, hang (deaf to everything),
-lose (the first SIGTERM), kill, exit:<code>; ``at`` is the step in the attempt at which it happens.
+RUN_DIR/play.json controls it: {"total": S to reach, "step": seconds per step, "every": steps per commit,
+"attempts": {"<n>": {"<rank>": fault}}}. A fault is one of crash, diverge, hang (ignores SIGTERM), lose (ignores the
+first SIGTERM), kill, exit:<code>; ``at`` is the step in the attempt at which the fault occurs.
 """
 
 import json
@@ -45,15 +44,15 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
     first = (read_json(run.attempt(attempt) / "start.json") or {})["first_commit"]
     done = commit.commits(run)
     samples = done[-1].samples if done else 0
-    what = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
+    fault = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
     print(f"rank {rank} starts at {samples}", flush=True)
     print(f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}, {os.environ.get('PYTORCH_ALLOC_CONF')}", flush=True)
     step = 0
     while samples < play["total"]:
-        if what and step == play.get("at", 0):
-            misbehave(what)
-            if what in ("crash", "diverge"):
-                name = "crash" if what == "crash" else "diverged"
+        if fault and step == play.get("at", 0):
+            misbehave(fault)
+            if fault in ("crash", "diverge"):
+                name = "crash" if fault == "crash" else "diverged"
                 return leave(run, attempt, rank, name, "as asked")
         if stop.wait(play["step"]):
             if rank == 0:
@@ -69,17 +68,17 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
     return leave(run, attempt, rank, "complete", "")
 
 
-def misbehave(what: str) -> None:
-    if what == "kill":
+def misbehave(fault: str) -> None:
+    if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "hang":
+    if fault == "hang":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(3600)
-    if what == "lose":
-        known = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, known))
-    if what.startswith("exit:"):
-        os._exit(int(what[5:]))
+    if fault == "lose":
+        handler = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, handler))
+    if fault.startswith("exit:"):
+        os._exit(int(fault[5:]))
 
 
 if __name__ == "__main__":

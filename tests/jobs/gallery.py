@@ -1,5 +1,5 @@
-"""Sweeps with runs in every state, for reports to be looked at. Their configurations are real, their numbers are made
-up (by a formula, with a seed) and are no results of anything."""
+"""Sweeps with runs in every state, to inspect reports. The configurations are real. The numbers come from a formula and
+a seed; they are not results."""
 
 import json
 import math
@@ -19,12 +19,12 @@ from jobs.sweeps.sweep_file import load
 from tests.jobs.outcomes import score
 
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
-BEGIN = 1_790_000_000.0
+START_TIME = 1_790_000_000.0
 CRASH = "CUDA error: device-side assert triggered; three crashes without a commit"
 
 
-def sweep(root, name, plays=None, seeds=None, lines=200, more=()):
-    """Runs of sweeps/NAME.yaml below ``root``. ``plays``: run -> (share done, state), default (1.0, "complete");
+def sweep(root, name, progress=None, seeds=None, lines=200, more=()):
+    """Runs of sweeps/NAME.yaml below ``root``. ``progress``: run -> (share done, state), default (1.0, "complete");
     states: complete, running, failed, preempted (complete, after several attempts), queued."""
     loaded = load(SWEEPS / f"{name}.yaml", list(more), seeds=seeds)
     about = {"name": name, "title": loaded.title, "notes": loaded.notes, "runs": [run.name for run in loaded.runs]}
@@ -33,15 +33,15 @@ def sweep(root, name, plays=None, seeds=None, lines=200, more=()):
     write_json(folder / "sweep.json", {**about, "paper": loaded.paper, "rows": loaded.rows})
     for run in loaded.runs:
         config = resolve(run.config, NODE, dataset_facts(run.config))
-        share, state = (plays or {}).get(run.name, (1.0, "complete"))
-        Play(RunDir(folder / run.name), config, loaded.paper.get(run.arm), lines).act(share, state)
+        share, state = (progress or {}).get(run.name, (1.0, "complete"))
+        RunWriter(RunDir(folder / run.name), config, loaded.paper.get(run.arm), lines).write(share, state)
     return folder
 
 
-class Play:
+class RunWriter:
     def __init__(self, run, config, row, lines):
         self.run, self.config, self.row, self.lines = run, config, row, lines
-        self.chance = random.Random(f"{run.name} {config.seed}")
+        self.rng = random.Random(f"{run.name} {config.seed}")
         self.total = stage_spans(config)[-1].end
         self.cost = estimate(config, ClusterProfile()).cost.flops
         gpus = config.resources.nodes * config.resources.gpus
@@ -50,11 +50,11 @@ class Play:
         run.config.write_text(dump(config), encoding="utf-8")
         write_json(run.identity, identity(config, "c0de"))
 
-    def act(self, share, state):
+    def write(self, share, state):
         if state == "queued":
             return
-        if state in ("complete", "preempted"):  # of others a scheduler would be asked
-            write_json(self.run.path / "job.json", {"after": 0, "time": BEGIN - 900})
+        if state in ("complete", "preempted"):  # for other states, reports would query a scheduler
+            write_json(self.run.path / "job.json", {"after": 0, "time": START_TIME - 900})
         cuts = {"preempted": [0.21, 0.34, 0.34, 0.71], "failed": [share * 0.9, share * 0.9], "running": [share / 2]}
         edges = [0.0, *cuts.get(state, []), share]
         for first, last in zip(edges, edges[1:], strict=False):
@@ -66,40 +66,41 @@ class Play:
     def attempt(self, first, last, state, final):
         samples = int(first * self.total)
         n = self.run.start_attempt({"host": "n1", "resumes_from": samples, "world": 1})
-        at, end = BEGIN + (first + 0.03 * n) * self.seconds * 1.05, int(last * self.total)
-        write_json(self.run.attempt(n) / "start.json", {"attempt": n, "resumes_from": samples, "time": at})
-        write_json(self.run.attempt(n) / "ready.json", {"samples": samples, "time": at + 60})
+        start, end = START_TIME + (first + 0.03 * n) * self.seconds * 1.05, int(last * self.total)
+        write_json(self.run.attempt(n) / "start.json", {"attempt": n, "resumes_from": samples, "time": start})
+        write_json(self.run.attempt(n) / "ready.json", {"samples": samples, "time": start + 60})
         self.run.metrics.mkdir(exist_ok=True)
         speed, batch, stages = self.total / self.seconds, self.config.stages[0].batch, stage_spans(self.config)
         with open(self.run.metrics / f"{n}.jsonl", "w", encoding="utf-8") as file:
             for i in range(int(first * self.lines), int(last * self.lines)):
                 s = (i + 1) * self.total / self.lines
                 stage = next((span.stage.name for span in stages if s <= span.end), stages[-1].stage.name)
-                loss = 0.7 + 8.5 * math.exp(-6 * s / self.total) + self.chance.gauss(0, 0.06)
+                loss = 0.7 + 8.5 * math.exp(-6 * s / self.total) + self.rng.gauss(0, 0.06)
                 record = {
                     "step": round(s / batch), "samples": round(s), "stage": stage, "attempt": n, "loss": loss,
                     "accuracy": min(0.95, 0.8 * s / self.total), "lr": 1e-3, "samples_per_second": speed,
-                    "seconds": s / speed, "time": at + 60 + (s - samples) / speed, "data_wait": 0.02, "saves": 1,
+                    "seconds": s / speed, "time": start + 60 + (s - samples) / speed, "data_wait": 0.02, "saves": 1,
                     "saving": 3.0, "storage": {"requests": 12.0},
                 }  # fmt: skip
                 file.write(json.dumps(record) + "\n")
         if not final or state != "running":
-            done = {"complete": "done", "preempted": "done", "failed": "stop"}.get(state) if final else "requeue"
+            action = {"complete": "done", "preempted": "done", "failed": "stop"}.get(state) if final else "requeue"
             cause = {"complete": "complete", "preempted": "complete", "failed": "crash"}[state] if final else (
                 "crash" if state == "failed" else "stopped")  # fmt: skip
             reason = CRASH if cause == "crash" else "" if cause == "complete" else "preempted by the scheduler"
             write_json(self.run.attempt(n) / "end.json", {
-                "attempt": n, "action": done, "cause": cause, "reason": reason, "code": 70 if cause == "crash" else 75,
-                "commits": end, "committed": True, "time": at + 60 + (last - first) * self.seconds + 20, "delay": 0,
+                "attempt": n, "action": action, "cause": cause, "reason": reason,
+                "code": 70 if cause == "crash" else 75, "commits": end, "committed": True,
+                "time": start + 60 + (last - first) * self.seconds + 20, "delay": 0,
             })  # fmt: skip
 
     def top1(self, name, share):
-        """By a formula of cost and data that looks like a scaling law, with some noise."""
+        """A formula of cost and data that resembles a scaling law, with noise."""
         if self.row:
-            best = self.row["imagenet"] / 100 + self.chance.gauss(0, 0.003)
+            best = self.row["imagenet"] / 100 + self.rng.gauss(0, 0.003)
         else:
             flops, mask = self.cost / 1e13, float(self.config.stages[0].mask)
-            best = 1 - 0.86 * flops**-0.085 * (1 - 0.06 * (mask == 0.5)) + self.chance.gauss(0, 0.008)
+            best = 1 - 0.86 * flops**-0.085 * (1 - 0.06 * (mask == 0.5)) + self.rng.gauss(0, 0.008)
             best *= 0.15 if name == "openmoji" else 0.9 if name == "validation" else 1.0
         return max(0.002, best * (1 - math.exp(-6 * share)))
 
@@ -116,8 +117,8 @@ class Play:
         every = self.config.evaluate.every
         for samples in range(every, int(share * self.total) + 1, every) if every else ():
             record = {"stage": "pretrain", "samples": samples, "seconds": samples / self.total * self.seconds}
-            found = self.scores(samples / self.total, ("validation",))
-            write_json(self.run.eval / f"pretrain-{samples}.json", record | {"evaluations": found})
+            scores = self.scores(samples / self.total, ("validation",))
+            write_json(self.run.eval / f"pretrain-{samples}.json", record | {"evaluations": scores})
 
     def result(self, attempts):
         write_json(self.run.result, {

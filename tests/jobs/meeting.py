@@ -1,5 +1,5 @@
-"""What ranks do in tests/jobs/local/test_rank_processes.py: meet, say so in a file, and stay until another file is
-there."""
+"""The ranks of tests/jobs/local/test_rank_processes.py: they form a process group, record this in a file, and wait for
+another file."""
 
 import os
 import sys

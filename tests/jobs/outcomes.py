@@ -31,18 +31,18 @@ def config(mask="0.5", seed=0, samples=12_800, data="train"):
 
 
 def wanted(name="a", **fields):
-    """A run as the plan gets it."""
-    made = config(**fields)
-    return ResolvedRun(name, made, identity(made, ""), estimate(made, ClusterProfile()))
+    """A resolved run, as the planner receives it."""
+    resolved = config(**fields)
+    return ResolvedRun(name, resolved, identity(resolved, ""), estimate(resolved, ClusterProfile()))
 
 
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):
-    """A run directory below ``folder``; ``steps`` logged ones, ``end`` the end.json of its only attempt."""
-    run, made = RunDir(folder / name), config(mask, seed)
-    total = stage_spans(made)[-1].steps
+    """Write a run directory below ``folder`` with ``steps`` logged steps; ``end`` is end.json of the only attempt."""
+    run, resolved = RunDir(folder / name), config(mask, seed)
+    total = stage_spans(resolved)[-1].steps
     steps = total if steps is None else steps
     run.path.mkdir(parents=True)
-    run.config.write_text(dump(made), encoding="utf-8")
+    run.config.write_text(dump(resolved), encoding="utf-8")
     write_json(run.identity, {"hash": "x", "schema": 1, "code": "c0de", "config": {}})
     if steps:
         run.start_attempt({"host": "here", "resumes_from": 0})

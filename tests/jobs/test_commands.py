@@ -58,7 +58,7 @@ def test_status_row_shows_storage_outage_only_for_running_attempt(root):
     assert run_status.row(run, JobState("running", 1))["reason"] == text
     assert [run_status.row(run, JobState("running", n))["unsteady"] for n in (1, 2)] == [True, None]
     assert run_status.row(run, JobState("pending", 1))["reason"] == ""
-    assert run_status.row(run, JobState("running", 2))["reason"] == "", "that was an older attempt"
+    assert run_status.row(run, JobState("running", 2))["reason"] == "", "the outage belongs to an older attempt"
 
 
 def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeypatch):
@@ -97,13 +97,13 @@ def test_status_reports_progress_and_exit_codes_from_run_directories(root, tmp_p
 
 
 def test_commands_accept_several_runs_and_sweeps(root, capsys):
-    def answer(command, *words):
-        assert command.main([*words, "--root", str(root)]) == 0
+    def answer(command, *argv):
+        assert command.main([*argv, "--root", str(root)]) == 0
         return capsys.readouterr().out
 
-    for words, expected in (["one/a", "two"], ["a", "a"]), (["one", "!one/a"], ["b"]), ([], ["a", "b", "a"]):
-        assert [row["run"] for row in json.loads(answer(status, *words, "--json"))] == expected
-        assert [row["run"] for row in json.loads(answer(report, *words, "--json"))] == expected
+    for selectors, expected in (["one/a", "two"], ["a", "a"]), (["one", "!one/a"], ["b"]), ([], ["a", "b", "a"]):
+        assert [row["run"] for row in json.loads(answer(status, *selectors, "--json"))] == expected
+        assert [row["run"] for row in json.loads(answer(report, *selectors, "--json"))] == expected
     assert json.loads(answer(explain, "one/b", "--json"))["run"] == "b"
     assert [page["run"] for page in json.loads(answer(explain, "one/*", "two", "--json"))] == ["a", "b", "a"]
     assert answer(explain, "one").count("\nstate ") == 2
@@ -120,7 +120,7 @@ def test_select_models_accepts_runs_and_exported_folders(root, monkeypatch):
     exported, a, b = root / "export", root / "one" / "a", root / "one" / "b"
     assert select.models(["one/*", "export"], str(root)) == [Path("export"), a, b]
     assert select.models([str(exported)], None) == [exported]
-    assert select.models(["one"], None) == [a, b], "the folder of a sweep is no model"
+    assert select.models(["one"], None) == [a, b], "the folder of a sweep is not a model"
     with pytest.raises(ConfigError, match="There are: one/a, one/b"):
         select.models(["export", "one/c"], str(root))
 
@@ -137,7 +137,7 @@ def test_logs_prints_file_headers_for_several_runs_and_with_follow(root):
     assert followed.stdout == "==> logs/1/node0.err <==\nan error\n"
 
 
-def whole(row, numbers):
+def complete_row(row, numbers):
     """Whether a row of ``status`` has all keys and the given samples and loss."""
     return len(row) == 20 and (row["samples"], row["loss"]) == numbers
 
@@ -157,7 +157,7 @@ def test_status_lists_all_runs_despite_damaged_file(
     assert status.main(["one", "--json", "--root", str(root)]) == 0
     good, row = json.loads(capsys.readouterr().out)
     assert (good["run"], good["state"], row["run"]) == ("a", "complete", "b")
-    assert whole(good, (None, None)) and whole(row, numbers)
+    assert complete_row(good, (None, None)) and complete_row(row, numbers)
     assert not words or row["reason"].count(f"{name}: {words}") == 1
     for more in ([], ["--goodput"]):
         assert status.main(["one", *more, "--root", str(root)]) == 0
@@ -218,23 +218,23 @@ def test_logs_selects_files_by_stream_node_and_attempt(root):
 def test_select_many_supports_patterns_and_exclusions(root):
     assert names(select.select_many(["*/a"], [root])) == ["one/a", "two/a"]
     assert names(select.select_many(["one", "!*/a"], [root])) == ["one/b"]
-    assert names(select.select_many(["!one/b"], [root])) == ["one/a", "two/a"], "all but that"
-    assert names(select.select_many(["one/a", "one"], [root])) == ["one/a", "one/b"], "each once"
-    assert names(select.select_many(["o*"], [root])) == ["one/a", "one/b"], "a sweep's name"
+    assert names(select.select_many(["!one/b"], [root])) == ["one/a", "two/a"], "all runs except the excluded run"
+    assert names(select.select_many(["one/a", "one"], [root])) == ["one/a", "one/b"], "each run once"
+    assert names(select.select_many(["o*"], [root])) == ["one/a", "one/b"], "a pattern also matches the name of a sweep"
     (root / "one" / "[b]").mkdir()
     (root / "one" / "[b]" / "config.yaml").write_text("schema: 1\n")
-    assert names(select.select_many(["one/[b]"], [root])) == ["one/[b]"], "what is there is no pattern"
-    for words, message in (
+    assert names(select.select_many(["one/[b]"], [root])) == ["one/[b]"], "the name of an existing run is not a pattern"
+    for patterns, message in (
         (["one/x*"], "no run matches"),
         (["!three"], "no such sweep"),
         (["one", "!one"], "no run"),
     ):
         with pytest.raises(ConfigError, match=message):
-            select.select_many(words, [root])
+            select.select_many(patterns, [root])
 
 
 def test_commands_search_runs_roots_of_all_profiles(root, tmp_path, monkeypatch, capsys):
-    """``submit --cluster mine`` puts runs there. Commands that read runs do not know the profile."""
+    """``submit --cluster mine`` puts runs there, but the other commands do not know which profile was used."""
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     (profiles / "mine.yaml").write_text(f"kind: slurm\nruns_root: {tmp_path}/shared\n")
@@ -248,13 +248,13 @@ def test_commands_search_runs_roots_of_all_profiles(root, tmp_path, monkeypatch,
     assert roots == [root, tmp_path / "shared"] and cluster_profile.roots(str(root)) == [root]
     assert names(select.select("far", roots)) == names([select.select_one("far/x", roots)]) == ["far/x"]
     assert [run.path for run in select.select("one/a", roots)] == [root / "one" / "a"], "RUNS_ROOT comes first"
-    assert len(select.select_many([], roots)) == 5, "without a name all of all roots"
+    assert len(select.select_many([], roots)) == 5, "without a name, all runs of all roots"
     assert len(select.select(None, roots)) == 5 and len(select.select_many(["*"], roots)) == 3, (
-        "a pattern is for one root"
+        "a pattern selects runs of a single root"
     )
     assert names(select.select_many(["f*"], roots)) == ["far/x"]
-    for command, words in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
-        assert command.main(words) == 0, capsys.readouterr().err
+    for command, argv in ((status, ["far"]), (explain, ["far/x"]), (logs, ["far/x", "--json"])):
+        assert command.main(argv) == 0, capsys.readouterr().err
     assert report.main(["far", "--json"]) == 0 and status.main([]) == 0
     with pytest.raises(ConfigError, match="There are: far/x"):
         select.select("far/y", roots)
@@ -285,8 +285,8 @@ def test_cancel_requires_confirmation_or_yes_option(root):
 
 
 def test_cancel_continues_if_processes_belong_to_another_user(root, monkeypatch, capsys):
-    bad, me = RunDir(root / "one" / "b"), os.getpid()
-    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": me, "start": rank_processes.start_time(me)}])
+    bad, pid = RunDir(root / "one" / "b"), os.getpid()
+    write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": rank_processes.start_time(pid)}])
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
     assert "not signalled (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err
@@ -312,9 +312,11 @@ def test_help_shows_examples_and_imports_few_project_modules(command, allowed):
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "examples:" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    ours = {name for name in imported if name.split(".")[0] in ("flip", "jobs")}
+    project_modules = {name for name in imported if name.split(".")[0] in ("flip", "jobs")}
     assert not {
-        name for name in ours if name not in allowed and name.rpartition(".")[0] not in ("flip.runs", "jobs.host")
+        name
+        for name in project_modules
+        if name not in allowed and name.rpartition(".")[0] not in ("flip.runs", "jobs.host")
     }
 
 

@@ -33,20 +33,20 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, data):
     """A command line with a complete run ``base``."""
-    made = JobsCommandLine(tmp_path_factory.mktemp("desk"), data)
-    made.type("submit", "--watch")
-    return made
+    command_line = JobsCommandLine(tmp_path_factory.mktemp("desk"), data)
+    command_line.type("submit", "--watch")
+    return command_line
 
 
 def weights(run, samples, kind="model."):
-    found = {}
-    (made,) = [one for one in commit.commits(run) if one.samples == samples]
-    with local_copy(made) as folder:
+    state = {}
+    (checkpoint,) = [candidate for candidate in commit.commits(run) if candidate.samples == samples]
+    with local_copy(checkpoint) as folder:
         for file in folder.glob("*.safetensors"):
             with safe_open(file, "pt") as tensors:
                 names = [name for name in tensors.keys() if name.startswith(kind)]  # noqa: SIM118
-                found |= {name: tensors.get_tensor(name) for name in names}
-    return found
+                state |= {name: tensors.get_tensor(name) for name in names}
+    return state
 
 
 def test_debug_resumes_copy_from_commit_and_leaves_run_untouched(desk):
@@ -54,21 +54,21 @@ def test_debug_resumes_copy_from_commit_and_leaves_run_untouched(desk):
     (desk.run("base").checkpoints / "pretrain" / "48-1").rename(desk.folder / "aside")
     (desk.run("base").result).rename(desk.folder / "result")
     try:
-        said = desk.type("debug", "--run", "base")
+        output = desk.type("debug", "--run", "base")
     finally:
         (desk.folder / "aside").rename(desk.run("base").checkpoints / "pretrain" / "48-1")
         (desk.folder / "result").rename(desk.run("base").result)
     after = desk.tree()
     assert {path: after[path] for path in before if path.is_file()} == {p: t for p, t in before.items() if p.is_file()}
     assert before.keys() == after.keys()
-    copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
-    assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
+    copy = RunDir(output.split("a scratch copy: ")[1].splitlines()[0])
+    assert "S = 32 of 48, 1 ranks" in output and read_json(copy.result)["samples"] == 48
     assert not str(copy.path).startswith(str(desk.runs))
 
 
 def test_debug_shows_traceback_of_failing_run_and_refuses_unknown_run(desk):
-    said = desk.type("debug", "--run", "base", "--fresh", "stages.pretrain.base_lr=1e38", code=76)
-    assert "Traceback" in said and "Diverged" in said
+    output = desk.type("debug", "--run", "base", "--fresh", "stages.pretrain.base_lr=1e38", code=76)
+    assert "Traceback" in output and "Diverged" in output
     assert "no run of the sweep matches" in desk.type("debug", "--run", "other", code=78)
 
 
@@ -85,14 +85,14 @@ def test_branch_starts_with_weights_of_other_run(desk):
   base: {}
   branch: {init: {run: base, samples: 32}, stages.pretrain.base_lr: 0}
 """
-    said = desk.type("submit", "--watch", runs=runs)
-    assert "branch: complete" in said
-    ours, theirs = weights(desk.run("branch"), 48), weights(desk.run("base"), 32)
-    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
-    assert [one.samples for one in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
+    output = desk.type("submit", "--watch", runs=runs)
+    assert "branch: complete" in output
+    actual, expected = weights(desk.run("branch"), 48), weights(desk.run("base"), 32)
+    assert actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
+    assert [checkpoint.samples for checkpoint in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
     assert list(desk.run("base").pins.iterdir()) and not commit.pinned(desk.run("base")), "the branch is complete"
     assert read_config(desk.run("branch").config).init.run == str(desk.run("base").path)
-    assert "nothing to start" in desk.type("submit", runs=runs), "it is the same run"
+    assert "nothing to start" in desk.type("submit", runs=runs), "the run is unchanged"
 
 
 def test_extended_run_equals_longer_run(desk):
@@ -101,36 +101,36 @@ def test_extended_run_equals_longer_run(desk):
   extended: {stages: {unmasked: {samples: 32, batch: 16, mask: 0, base_lr: 0.01}}, init: {run: base, extend: true}}
 """
     desk.type("submit", "--watch", runs=runs)
-    assert [one.samples for one in commit.commits(desk.run("extended"))] == [64, 80]
+    assert [checkpoint.samples for checkpoint in commit.commits(desk.run("extended"))] == [64, 80]
     for kind in ("model.", "optim."):
-        whole, parts = (weights(desk.run(name), 80, kind) for name in ("long", "extended"))
-        assert whole and all((whole[name] == parts[name]).all() for name in whole)
+        reference, extended = (weights(desk.run(name), 80, kind) for name in ("long", "extended"))
+        assert reference and all((reference[name] == extended[name]).all() for name in reference)
     assert read_json(desk.run("extended").result)["steps"] == 5
 
 
 def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
-    """Two ranks each fill their part. The run then resumes without the export; a new run is refused."""
-    made = desk.folder / "made"
-    desk.call("export", "demo/base", "--out", made, room="tools")
+    """Each of two ranks initializes its part. The run then resumes without the export; a new run is refused."""
+    export = desk.folder / "made"
+    desk.call("export", "demo/base", "--out", export, room="tools")
     runs = f"""runs:
   base: {{}}
-  coarse: {{init: {{export: {made}}}, model.image.patch: 16, stages.pretrain.base_lr: 0, resources.processes: 2}}
+  coarse: {{init: {{export: {export}}}, model.image.patch: 16, stages.pretrain.base_lr: 0, resources.processes: 2}}
 """
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
-    run, theirs = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
-    for name, ours in flip.load(run.path).pair.named_parameters():
+    run, base_parameters = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
+    for name, parameter in flip.load(run.path).pair.named_parameters():
         if name == "image.patch.weight":  # resampled again with the threads of this process
-            assert torch.allclose(ours, resample_patch_embed(theirs[name].detach(), 16), atol=1e-6)
+            assert torch.allclose(parameter, resample_patch_embed(base_parameters[name].detach(), 16), atol=1e-6)
         else:
-            assert torch.equal(ours, theirs[name]), name
+            assert torch.equal(parameter, base_parameters[name]), name
     first, *_, last = commit.commits(run)
-    assert first.record["parent"] == str(made)
-    assert f"export {made}" in desk.call("explain", "demo/coarse")
+    assert first.record["parent"] == str(export)
+    assert f"export {export}" in desk.call("explain", "demo/coarse")
     run.result.unlink()
     commit.remove(last.path)
-    made.rename(desk.folder / "moved")
+    export.rename(desk.folder / "moved")
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
-    assert [one.samples for one in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [16, 32, 48] and run.newest_attempt() == 2
     shutil.rmtree(run.path)
     assert "init.export: no such export" in desk.type("submit", runs=runs, code=78)
 

@@ -39,18 +39,18 @@ NO_QOS = {"PreemptType": "preempt/qos"}
 
 def site(config=(), partition=(), **fields):
     """A site that passes all checks, except for the given settings."""
-    whole = {
+    defaults = {
         "nodes": {EIGHT: 4},
         "errors": {"sbatch --test-only": "", "sacct": "sacct: accounting storage is disabled"},
         "python": "3.9.18",
         "filesystems": {"runs root": "lustre", "python": "nfs4"},
     }
-    return Site({**CONFIG, **dict(config)}, {**PARTITION, **dict(partition)}, **{**whole, **fields})
+    return Site({**CONFIG, **dict(config)}, {**PARTITION, **dict(partition)}, **{**defaults, **fields})
 
 
-def judged(one, promise, profile=PROFILE):
-    (found,) = [finding for finding in site_checks.check_site(one, profile) if promise in finding.promise]
-    return found
+def judged(slurm_site, promise, profile=PROFILE):
+    (match,) = [finding for finding in site_checks.check_site(slurm_site, profile) if promise in finding.promise]
+    return match
 
 
 def test_check_site_passes_all_checks_on_good_site():
@@ -117,32 +117,34 @@ SITES = [
 
 @pytest.mark.parametrize("one, promise, verdict, words", SITES)
 def test_check_site_reports_verdict_and_remedy(one, promise, verdict, words):
-    found = judged(one, promise)
-    assert found.verdict == verdict and words in f"{found.read} {found.then}", found
-    assert bool(found.then) == (verdict != OK), "a remedy or a consequence where it does not hold, and only there"
+    finding = judged(one, promise)
+    assert finding.verdict == verdict and words in f"{finding.read} {finding.then}", finding
+    assert bool(finding.then) == (verdict != OK), "only a check that is not OK has a remedy or a consequence"
 
 
 def test_check_site_judges_profile_options():
-    of = PROFILE.__class__
-    linear = of("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
+    profile_type = PROFILE.__class__
+    linear = profile_type("far", "slurm", gpus_per_node=8, options={"gres": "gpu:8", "mem": "0"})
     assert judged(site({"SelectType": "select/linear"}), "nodes", linear).verdict == OK
     assert judged(site({"DefMemPerCPU": "100"}), "memory", linear).verdict == OK
-    assert judged(site(), "preempted run starts", of("far", options={"no-requeue": ""})).verdict == DEGRADED
-    assert judged(site({"MaxArraySize": "2"}), "number of runs", of("far", array_size=1)).verdict == DEGRADED
-    assert judged(site(), "before the time limit", of("far", hours=0.05, signal_seconds=120)).verdict == DEGRADED
-    assert judged(site(), "before the time limit", of("far", signal_seconds=20)).verdict == DEGRADED
+    assert judged(site(), "preempted run starts", profile_type("far", options={"no-requeue": ""})).verdict == DEGRADED
+    assert judged(site({"MaxArraySize": "2"}), "number of runs", profile_type("far", array_size=1)).verdict == DEGRADED
+    assert (
+        judged(site(), "before the time limit", profile_type("far", hours=0.05, signal_seconds=120)).verdict == DEGRADED
+    )
+    assert judged(site(), "before the time limit", profile_type("far", signal_seconds=20)).verdict == DEGRADED
 
 
 def test_parse_nodes_counts_usable_nodes_by_shape():
-    found = reading.parse_nodes(
+    nodes = reading.parse_nodes(
         "a1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\na1|96|1031000|gpu:h100:8(S:0-1),shard:16|idle\n"
         "a2|96|1031000|gpu:h100:8|mixed\na3|96|1031000|gpu:h100:8|drained*\nb1|64|250000|gpu:4|allocated\n"
         + "".join(f"c{i}|32|120000|(null)|idle\n" for i in range(9))
     )
-    assert found == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
+    assert nodes == {EIGHT: 2, Node(64, 250000, 4, ""): 1, Node(32, 120000, 0, ""): 9}
     odd = reading.parse_nodes("d|64|9|gpu:4090:8(S:0-1)|idle\ne|64|9|gpu:a100:4(S:0),gpu:v100:2(S:1),gpuram:5|idle")
     assert odd == {Node(64, 9, 8, "4090"): 1, Node(64, 9, 6, "a100+v100"): 1}
-    assert site(nodes=found).common_node == EIGHT and EIGHT.memory_gb == 1081
+    assert site(nodes=nodes).common_node == EIGHT and EIGHT.memory_gb == 1081
 
 
 @pytest.mark.parametrize(
@@ -156,33 +158,39 @@ def test_parse_nodes_counts_usable_nodes_by_shape():
     ],
 )
 def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition, fields):
-    one = site(config, partition)
-    made = doctor.draft(ClusterProfile(kind="slurm", account="007", runs_root="/data/runs"), one)
-    doctor.write(tmp_path / "mine.yaml", doctor.text(made, one))
+    slurm_site = site(config, partition)
+    profile = doctor.draft(ClusterProfile(kind="slurm", account="007", runs_root="/data/runs"), slurm_site)
+    doctor.write(tmp_path / "mine.yaml", doctor.text(profile, slurm_site))
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
     assert (loaded.kind, loaded.partition, loaded.account, loaded.runs_root) == ("slurm", "gpu", "007", "/data/runs")
     assert (loaded.gpus_per_node, loaded.cpus_per_node, loaded.memory_gb) == (8, 96, 1081.0)
     for promise in ("nodes", "memory", "time limit"):
-        assert judged(one, promise, loaded).verdict == OK or "signal_seconds" in judged(one, promise, loaded).then
+        assert (
+            judged(slurm_site, promise, loaded).verdict == OK
+            or "signal_seconds" in judged(slurm_site, promise, loaded).then
+        )
 
 
 def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
     fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
-    one = site()
-    doctor.write(tmp_path / "mine.yaml", doctor.text(doctor.draft(ClusterProfile(kind="slurm", **fields), one), one))
+    slurm_site = site()
+    doctor.write(
+        tmp_path / "mine.yaml",
+        doctor.text(doctor.draft(ClusterProfile(kind="slurm", **fields), slurm_site), slurm_site),
+    )
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
 
 
 @pytest.fixture
 def far(commands, tmp_path, monkeypatch):
-    """Stand-ins for the commands of a Slurm cluster with the partitions cpu and gpu."""
+    """Stub commands of a Slurm cluster with the partitions cpu and gpu."""
     rows = ["PartitionName=cpu Default=NO", " ".join(f"{key}={value}" for key, value in PARTITION.items())]
     config = "\n".join(f"{key:24}= {value}" for key, value in CONFIG.items())
-    one = f'[ "$*" = "-a -o show partition gpu" ] && echo "{rows[1]}"'
-    two = f'[ "$*" = "-a -o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
-    commands.text = f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{one}\n{two}\n[ \"$5\" != none ]"
+    show_gpu = f'[ "$*" = "-a -o show partition gpu" ] && echo "{rows[1]}"'
+    show_all = f'[ "$*" = "-a -o show partition" ] && printf "%s\\n" "{rows[0]}" "{rows[1]}"'
+    commands.text = f"[ $2 = config ] && cat <<'X'\n{config}\nX\n{show_gpu}\n{show_all}\n[ \"$5\" != none ]"
     commands("scontrol", commands.text)
     commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
     commands("squeue", "exit 1")
@@ -200,14 +208,14 @@ def test_doctor_writes_profile_and_overwrites_only_with_force(far, tmp_path, cap
     out = capsys.readouterr().out
     assert "Slurm cluster far, partition gpu" in out and f"written: {target}" in out
     assert load_profile(str(target)).account == "vision"
-    asked = [call for call in far.calls() if call.startswith("sbatch")]
-    assert len(asked) == 1 and "--test-only --partition=gpu --account=vision" in asked[0]
-    assert "--gpus-per-node=8" in asked[0] and "--time=2880" in asked[0]
+    sbatch_calls = [call for call in far.calls() if call.startswith("sbatch")]
+    assert len(sbatch_calls) == 1 and "--test-only --partition=gpu --account=vision" in sbatch_calls[0]
+    assert "--gpus-per-node=8" in sbatch_calls[0] and "--time=2880" in sbatch_calls[0]
     before = target.read_bytes()
     assert doctor.main(["--write", str(target)]) == 78
     assert "--force" in capsys.readouterr().err and target.read_bytes() == before
     assert doctor.main(["--write", str(target), "--force"]) == 0 and target.read_bytes() != before
-    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "it leaves nothing behind"
+    assert not (tmp_path / "runs").exists() and not list(tmp_path.glob(".probe*")), "the command leaves no other files"
 
 
 def test_doctor_shows_refusal_of_job_submit_plugin(far, capsys):
@@ -227,10 +235,10 @@ def test_doctor_reads_limits_of_association_and_qos(far, capsys):
     *name=low*) echo 'cluster|00:00:00||30||';; *) exit 1;; esac""",
     )
     assert doctor.main(["--json"]) == 0
-    found = {row["promise"]: row for row in json.loads(capsys.readouterr().out)["promises"]}[
+    check = {row["promise"]: row for row in json.loads(capsys.readouterr().out)["promises"]}[
         "a sweep may have any number of runs"
     ]
-    assert found["verdict"] == DEGRADED and "MaxSubmitJobsPerUser of the QOS 30" in found["read"]
+    assert check["verdict"] == DEGRADED and "MaxSubmitJobsPerUser of the QOS 30" in check["read"]
     assert doctor.main(["--json", "--account", "root", "--qos", "none"]) == 0
     assert "MaxSubmitJobs of the association 7" in capsys.readouterr().out
 
@@ -274,17 +282,21 @@ def test_doctor_reports_missing_commands_controller_or_default_partition(far, tm
 
 
 def test_check_ready_refuses_python_failing_in_job_environment(far, tmp_path, monkeypatch):
-    """A Python of a module needs LD_LIBRARY_PATH. Nodes would report it as missing, a hundred times."""
+    """A Python of an environment module needs LD_LIBRARY_PATH. Without the check, every node reports the error."""
     lacks = "error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file"
     needs = f'[ "$LD_LIBRARY_PATH" = /apps/lib ] || {{ echo "python: {lacks}" >&2; exit 127; }}'
     far("modpython", f'{needs}\nexec {sys.executable} "$@"')
     far("oldpython", "echo 'it is Python 3.4' >&2; exit 1")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/apps/lib")
     own, fields = str(tmp_path / "modpython"), {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
-    for python, host, said in ((own, "", lacks), ("python3", own, lacks), ("python3", "oldpython", "it is Python 3.4")):
+    for python, host, message in (
+        (own, "", lacks),
+        ("python3", own, lacks),
+        ("python3", "oldpython", "it is Python 3.4"),
+    ):
         with pytest.raises(ConfigError) as caught:
             reading.check_ready(ClusterProfile(python=python, host_python=host, **fields))
-        assert caught.value.where == str(tmp_path / (host or python)) and said in str(caught.value)
+        assert caught.value.where == str(tmp_path / (host or python)) and message in str(caught.value)
         assert "mine" in caught.value.remedy and "host_python: /usr/bin/python3" in caught.value.remedy
     for more in ({"env": ["LD_LIBRARY_PATH"]}, {"host_python": sys.executable}, {"host_python": "/only/on/nodes"}):
         assert reading.check_ready(ClusterProfile(python=own, **fields, **more)).startswith("the cluster far answers")
@@ -310,29 +322,29 @@ def test_doctor_reads_and_judges_real_slurm_cluster(tmp_path):
     from tools.sandbox.cluster import SandboxCluster
 
     require()
-    here = SandboxCluster(tmp_path / "slurm", nodes=2, grace=9)
+    cluster = SandboxCluster(tmp_path / "slurm", nodes=2, grace=9)
 
-    def call(*words):
-        line = [sys.executable, ROOT / "jobs" / "doctor.py", "--json", *words]
-        environ = {**os.environ, **here.env(), "FLIP_RUNS": str(tmp_path / "runs")}
+    def call(*argv):
+        line = [sys.executable, ROOT / "jobs" / "doctor.py", "--json", *argv]
+        environ = {**os.environ, **cluster.env(), "FLIP_RUNS": str(tmp_path / "runs")}
         done = subprocess.run(line, env=environ, capture_output=True, text=True)
         return done.returncode, {row["promise"]: row for row in json.loads(done.stdout)["promises"]}
 
-    here.start()
+    cluster.start()
     try:
-        code, found = call("--write", str(tmp_path / "mine.yaml"))
-        assert code == 0, found
-        assert found["a preempted run starts again"]["read"].startswith("preempt/partition_prio, PreemptMode=REQUEUE")
-        assert "GraceTime=9 s, KillWait=5 s, USR2" in found["a run is warned before it is preempted"]["read"]
-        mine = load_profile(str(tmp_path / "mine.yaml"))
-        assert (mine.partition, mine.gpus_per_node, mine.cpus_per_node, mine.hours) == ("low", 8, 16, 24.0)
-        assert mine.options == {"mem-per-cpu": "4000M"} and mine.memory_gb == 67.0
+        code, checks = call("--write", str(tmp_path / "mine.yaml"))
+        assert code == 0, checks
+        assert checks["a preempted run starts again"]["read"].startswith("preempt/partition_prio, PreemptMode=REQUEUE")
+        assert "GraceTime=9 s, KillWait=5 s, USR2" in checks["a run is warned before it is preempted"]["read"]
+        profile = load_profile(str(tmp_path / "mine.yaml"))
+        assert (profile.partition, profile.gpus_per_node, profile.cpus_per_node, profile.hours) == ("low", 8, 16, 24.0)
+        assert profile.options == {"mem-per-cpu": "4000M"} and profile.memory_gb == 67.0
         text = (tmp_path / "mine.yaml").read_text().replace("gpus_per_node: 8", "gpus_per_node: 9")
         (tmp_path / "more.yaml").write_text(text)
-        code, found = call("--cluster", str(tmp_path / "more.yaml"))
-        assert code == 78 and "not available" in found["a job is accepted"]["read"]
-        here.call("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL", "GraceTime=0")
-        code, found = call()
-        assert code == 0 and found["a preempted run starts again"]["verdict"] == DEGRADED
+        code, checks = call("--cluster", str(tmp_path / "more.yaml"))
+        assert code == 78 and "not available" in checks["a job is accepted"]["read"]
+        cluster.call("scontrol", "update", "PartitionName=low", "PreemptMode=CANCEL", "GraceTime=0")
+        code, checks = call()
+        assert code == 0 and checks["a preempted run starts again"]["verdict"] == DEGRADED
     finally:
-        here.stop()
+        cluster.stop()

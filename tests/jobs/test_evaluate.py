@@ -84,8 +84,8 @@ def environment(place, monkeypatch):
     monkeypatch.setenv("FLIP_DATA", str(place / "data"))
 
 
-def called(capsys, *words):
-    code = evaluate.main([*words, "--json"])
+def run_evaluate(capsys, *argv):
+    code = evaluate.main([*argv, "--json"])
     output = capsys.readouterr()
     assert code == 0, output
     return json.loads(output.out)
@@ -94,35 +94,37 @@ def called(capsys, *words):
 @pytest.mark.timeout(600)
 def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
-    words = ["sweep/run", "--sets", "flickr30k", "faces=" + str(place / "data" / "faces"), "mnist", "probe:mnist"]
-    found = called(capsys, *words, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--probe-c", "1")
+    argv = ["sweep/run", "--sets", "flickr30k", "faces=" + str(place / "data" / "faces"), "mnist", "probe:mnist"]
+    results = run_evaluate(
+        capsys, *argv, "--processes", "2", "--batch", "4", "--mask", "0.5", "--ensemble", "--probe-c", "1"
+    )
     names = [
         name + view for name in ("flickr30k", "faces", "mnist", "mnist") for view in ("", "-mask0.5", "-ensemble0.5")
     ]
     expected = []
     for i, name in enumerate(names):
         expected += [f"{name}-text", f"{name}-image"] if i < 3 else [f"{name}-probe" if i > 8 else name]
-    assert [one["name"] for one in found] == expected
-    assert {one["n"] for one in found} == {10, 20, 9} and {one["samples"] for one in found} == {64}
+    assert [result["name"] for result in results] == expected
+    assert {result["n"] for result in results} == {10, 20, 9} and {result["samples"] for result in results} == {64}
     last = commit.commits(run)[-1]
-    for one in found:
-        assert one["commit"]["digest"] == commit.sha256(last.path / "commit.json")
-        assert len(one["data"]) == 64 and one["seconds"] > 0 and one["precision"] == "fp32"
-        assert read_json(run.eval / "pretrain-64" / f"{one['name']}.json")["predictions"] == one["predictions"]
-        if one["task"] == "zeroshot":
-            each = predictions.read(predictions.path_of(run, "pretrain", 64, one["name"]))
-            assert (each.digest, len(each.images)) == (one["predictions"], one["n"])
+    for result in results:
+        assert result["commit"]["digest"] == commit.sha256(last.path / "commit.json")
+        assert len(result["data"]) == 64 and result["seconds"] > 0 and result["precision"] == "fp32"
+        assert read_json(run.eval / "pretrain-64" / f"{result['name']}.json")["predictions"] == result["predictions"]
+        if result["task"] == "zeroshot":
+            stored = predictions.read(predictions.path_of(run, "pretrain", 64, result["name"]))
+            assert (stored.digest, len(stored.images)) == (result["predictions"], result["n"])
     assert len(list(run.eval.rglob("*.jsonl"))) == 6, "two sets in three views"
     assert list((place / "cache" / "features").rglob("texts-*")) and list(
         (place / "cache" / "features").rglob("images-*")
     )
     (row,) = flip.read_runs(run.path)
-    assert row["test.flickr30k-text.top1"] == found[0]["top1"] and row["test.mnist-probe.n"] == 10
+    assert row["test.flickr30k-text.top1"] == results[0]["top1"] and row["test.mnist-probe.n"] == 10
     assert report.main([str(run.path)]) == 0
     assert "mnist-probe" in capsys.readouterr().out
-    one = called(capsys, *words[:2], "mnist", "--batch", "4")  # one rank, cached features
-    (same,) = [other for other in found if other["name"] == "mnist"]
-    assert one[0]["predictions"] == same["predictions"] and one[0]["correct5"] == same["correct5"]
+    repeated = run_evaluate(capsys, *argv[:2], "mnist", "--batch", "4")  # one rank, cached features
+    (same,) = [other for other in results if other["name"] == "mnist"]
+    assert repeated[0]["predictions"] == same["predictions"] and repeated[0]["correct5"] == same["correct5"]
 
 
 @pytest.mark.timeout(600)
@@ -134,18 +136,18 @@ def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys
     images(tmp_path / "winogavil", [f"images/{i}.png" for i in range(10)])
     rows = {"cue": "owl", "candidates": [f"{i}.png" for i in range(10)], "associations": ["1.png", "4.png"]}
     write_text(tmp_path / "winogavil" / "associations.jsonl", json.dumps(rows) + "\n")
-    words = ["sweep/run", "--sets", "datacomp38", "--data", str(tmp_path), "--batch", "4"]
-    assert evaluate.main([*words, "--json"]) == 0
+    argv = ["sweep/run", "--sets", "datacomp38", "--data", str(tmp_path), "--batch", "4"]
+    assert evaluate.main([*argv, "--json"]) == 0
     output = capsys.readouterr()
-    found = {one["name"]: one for one in json.loads(output.out)}
-    assert list(found) == ["pets", "flickr30k-text", "flickr30k-image", "winogavil", "fmow"]
+    results = {result["name"]: result for result in json.loads(output.out)}
+    assert list(results) == ["pets", "flickr30k-text", "flickr30k-image", "winogavil", "fmow"]
     assert output.err.count("left out: ") == 34 and "wds_wilds-iwildcam_test" in output.err
-    assert {name: one.get("metric") for name, one in found.items()} == {
+    assert {name: result.get("metric") for name, result in results.items()} == {
         "pets": "mean_per_class", "flickr30k-text": None, "flickr30k-image": None, "winogavil": "jaccard",
         "fmow": "worst_group",
     }  # fmt: skip
-    assert 0 <= found["fmow"]["score"] <= found["fmow"]["top1"] < 1 and found["fmow"]["n"] == 10
-    assert found["winogavil"]["score"] in (0.0, 1 / 3, 1.0) and found["winogavil"]["n"] == 1
+    assert 0 <= results["fmow"]["score"] <= results["fmow"]["top1"] < 1 and results["fmow"]["n"] == 10
+    assert results["winogavil"]["score"] in (0.0, 1 / 3, 1.0) and results["winogavil"]["n"] == 1
     assert report.main(["sweep/run"]) == 0 and "fmow" in capsys.readouterr().out
     assert evaluate.main(["sweep/run", "--sets", "paper-table3", "--data", str(tmp_path)]) == 78
 
@@ -153,28 +155,33 @@ def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys
 @pytest.mark.timeout(600)
 def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
-    found = called(capsys, "sweep/run", "--commit", "all")
-    assert [(one["name"], one["n"], one["samples"]) for one in found] == [("own", 30, 32), ("own", 30, 64)]
-    assert found[0]["predictions"] != found[1]["predictions"]
-    assert {one["view"] for one in found} == {"64px-resize_crop"}, "the run's view, not a default"
-    points = {point["samples"]: [one["name"] for one in point["evaluations"]] for point in read_run(run.path).curve()}
+    results = run_evaluate(capsys, "sweep/run", "--commit", "all")
+    assert [(result["name"], result["n"], result["samples"]) for result in results] == [
+        ("own", 30, 32),
+        ("own", 30, 64),
+    ]
+    assert results[0]["predictions"] != results[1]["predictions"]
+    assert {result["view"] for result in results} == {"64px-resize_crop"}, "the run's view, not a default"
+    points = {
+        point["samples"]: [result["name"] for result in point["evaluations"]] for point in read_run(run.path).curve()
+    }
     assert points[32] == ["own"] and "own" in points[64]
-    assert list(run.pins.iterdir()) and not commit.pinned(run), "for as long as it was not complete"
+    assert list(run.pins.iterdir()) and not commit.pinned(run), "the pin counts only until the evaluation is complete"
     newest = max((place / "runs" / "sweep" / ".evaluate").iterdir(), key=lambda folder: folder.stat().st_mtime)
-    assert RunDir(newest).made_progress(1), "each score is a step forward, as a commit is"
+    assert RunDir(newest).made_progress(1), "each recorded score counts as progress, like a commit"
 
 
 @pytest.mark.timeout(600)
 def test_evaluate_adds_foreign_model_to_report(place, capsys):
-    theirs = make_folder(place / "models" / "theirs")
-    found = called(capsys, "--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/theirs")
-    output = [(one["name"], one["n"], one["stage"], one["precision"]) for one in found]
+    model = make_folder(place / "models" / "theirs")
+    results = run_evaluate(capsys, "--model", f"open_clip:{model}", "--sets", "mnist", "--into", "sweep/theirs")
+    output = [(result["name"], result["n"], result["stage"], result["precision"]) for result in results]
     assert output == [("mnist", 10, "foreign", "fp32")]
     rows = {row["run"]: row for row in flip.read_runs(place / "runs" / "sweep")}
-    assert rows["theirs"]["test.mnist.top1"] == found[0]["top1"] and rows["theirs"]["state"] == "complete"
+    assert rows["theirs"]["test.mnist.top1"] == results[0]["top1"] and rows["theirs"]["state"] == "complete"
     assert report.main(["sweep"]) == 0
     assert "theirs" in capsys.readouterr().out
-    assert evaluate.main(["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into", "sweep/run"]) == 78
+    assert evaluate.main(["--model", f"open_clip:{model}", "--sets", "mnist", "--into", "sweep/run"]) == 78
     assert "is the directory of another run or model" in capsys.readouterr().err
 
 
@@ -193,9 +200,9 @@ def damage(folder, into):
 
 @pytest.mark.timeout(600)
 def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_path, capsys):
-    theirs = damage(make_folder(tmp_path / "whole"), tmp_path / "damaged")
-    words = ["--model", f"open_clip:{theirs}", "--sets", "mnist", "--into"]
-    assert evaluate.main([*words, "damaged/theirs"]) == 65
+    model = damage(make_folder(tmp_path / "whole"), tmp_path / "damaged")
+    argv = ["--model", f"open_clip:{model}", "--sets", "mnist", "--into"]
+    assert evaluate.main([*argv, "damaged/theirs"]) == 65
     assert "damaged" in capsys.readouterr().out
     (job,) = (place / "runs" / "damaged" / ".evaluate").glob("theirs-*")
     assert RunDir(job).newest_attempt() == 1, "no retry"
@@ -204,13 +211,13 @@ def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_pat
 
 @pytest.mark.parametrize("kind, code, message", [("none", 78, "is no folder of open_clip"), ("short", 65, "be read")])
 def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_path, capsys, kind, code, message):
-    theirs = tmp_path / kind
-    theirs.mkdir()
+    model = tmp_path / kind
+    model.mkdir()
     if kind == "short":
-        (theirs / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}')
-        (theirs / "open_clip_model.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{")
+        (model / "open_clip_config.json").write_text('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}')
+        (model / "open_clip_model.safetensors").write_bytes(b"\xff\0\0\0\0\0\0\0{")
     before = sorted((place / "runs").rglob("*"))
-    assert evaluate.main(["--model", f"open_clip:{theirs}", "--sets", "mnist"]) == code
+    assert evaluate.main(["--model", f"open_clip:{model}", "--sets", "mnist"]) == code
     assert message in capsys.readouterr().err
     assert sorted((place / "runs").rglob("*")) == before
 
@@ -238,16 +245,16 @@ def test_evaluate_refuses_wrong_arguments_and_starts_no_job(place, words, output
 def test_evaluate_reports_missing_slurm_and_variables_before_submission(place, capsys, monkeypatch, tmp_path):
     """The checks are those of runs: Slurm is missing; jobs do not get the variables for the bucket of a set."""
     write_text(tmp_path / "our.yaml", "kind: slurm\nenv: [AWS_REGION]\n")
-    words = ["sweep/run", "--cluster", str(tmp_path / "our.yaml"), "--sets", "probe:far=s3://b/far", "mnist"]
+    argv = ["sweep/run", "--cluster", str(tmp_path / "our.yaml"), "--sets", "probe:far=s3://b/far", "mnist"]
     before = sorted((place / "runs").rglob("task.json"))
     with monkeypatch.context() as bare:
         bare.setenv("PATH", str(tmp_path))
-        assert evaluate.main(words) == 78
+        assert evaluate.main(argv) == 78
     assert "Slurm's commands are not on this machine" in capsys.readouterr().err
     monkeypatch.setattr(site, "check_ready", lambda *_: "it answers")
     for name in ("AWS_REGION", "AWS_PROFILE"):
         monkeypatch.setenv(name, "x")
-    assert evaluate.main(words) == 78
+    assert evaluate.main(argv) == 78
     output = capsys.readouterr().err
     assert "are not forwarded to jobs" in output and "env: [AWS_REGION, " in output and "AWS_PROFILE]" in output
     assert sorted((place / "runs").rglob("task.json")) == before
@@ -272,18 +279,18 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
     monkeypatch.setattr(evaluation, "states", states)
-    words = ["two", "--sets", "mnist", "--root", str(tmp_path)]
-    assert evaluate.main([*words, "--json"]) == 70
+    argv = ["two", "--sets", "mnist", "--root", str(tmp_path)]
+    assert evaluate.main([*argv, "--json"]) == 70
     shown = capsys.readouterr()
-    (found,) = json.loads(shown.out)
-    assert (found["run"], found["top1"]) == ("two/a", 0.5) and len(submitted) == 2
+    (row,) = json.loads(shown.out)
+    assert (row["run"], row["top1"]) == ("two/a", 0.5) and len(submitted) == 2
     assert "failed: crash" in shown.err and "two/a: the job is " in shown.err and "logs.py" in shown.err
-    assert evaluate.main([*words, "--json", "--detach", "--quiet"]) == 0
+    assert evaluate.main([*argv, "--json", "--detach", "--quiet"]) == 0
     shown = capsys.readouterr()
     expected = [{"run": f"two/{run.name[0]}", "job": str(run.path)} for run in submitted[2:]]
     assert json.loads(shown.out) == expected and len(expected) == 2 and not shown.err
-    assert evaluate.main(["two/a", *words[1:]]) == 0
-    assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "the only one"
+    assert evaluate.main(["two/a", *argv[1:]]) == 0
+    assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "a single run needs no column for its name"
 
 
 def test_evaluate_list_shows_sets_and_local_availability(place, capsys):
@@ -303,10 +310,10 @@ def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_p
         committed(run, config, samples, n)
     commit.pin(run, job, "pretrain", 8)
     commit.apply_retention(run, n, 1)
-    assert [one.samples for one in commit.commits(run)] == [8, 32]
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [8, 32]
     create_json(job.result, {})
     commit.apply_retention(run, n, 1)
-    assert [one.samples for one in commit.commits(run)] == [32]
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [32]
 
 
 def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_path, monkeypatch):
@@ -318,18 +325,18 @@ def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_p
     n, pin = run.start_attempt({}), commit.pin
     committed(run, config, 8, n)
 
-    def trains(*given):
+    def pin_while_training(*args):
         if not run.pins.exists():
             committed(run, config, 16, n)
             commit.apply_retention(run, n, 1)
-        pin(*given)
+        pin(*args)
         committed(run, config, commit.commits(run)[-1].samples + 8, n)
         commit.apply_retention(run, n, 1)
 
-    monkeypatch.setattr(commit, "pin", trains)
+    monkeypatch.setattr(commit, "pin", pin_while_training)
     (name,) = evaluation_job.Evaluation._newest(SimpleNamespace(subject=run, job=job))
     assert commit.read_commit(run.checkpoints / name).samples == 24
-    assert [one.samples for one in commit.commits(run)] == [24, 32]
+    assert [checkpoint.samples for checkpoint in commit.commits(run)] == [24, 32]
 
 
 def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
@@ -337,11 +344,11 @@ def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
     before, pin = sorted((place / "runs").rglob("job.json")), commit.pin
     gone = commit.commits(run)[0].path
 
-    def late(*given):
+    def pin_after_deletion(*args):
         (gone / commit.COMMIT_FILE).rename(gone / "kept")
-        pin(*given)
+        pin(*args)
 
-    monkeypatch.setattr(commit, "pin", late)
+    monkeypatch.setattr(commit, "pin", pin_after_deletion)
     try:
         assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
     finally:
@@ -371,8 +378,8 @@ def test_evaluate_prints_pairing_of_folders_with_class_names(place, capsys):
     assert "faces: folders are numbers or WordNet ids, so folder c is class name c: 0 = a ... 2 = c" in output
     head, row = output.splitlines()[1:3]
     assert "precision" in head and "bf16" in row
-    kept = {tuple(folder.name.split("-")[1:3]) for folder in (place / "cache" / "features").iterdir()}
-    assert ("cpu", "bf16") in kept, "features of another precision are kept apart"
+    cache_keys = {tuple(folder.name.split("-")[1:3]) for folder in (place / "cache" / "features").iterdir()}
+    assert ("cpu", "bf16") in cache_keys, "features of each precision have their own folder"
 
 
 def test_evaluate_modules_do_not_import_torch():
@@ -384,14 +391,14 @@ def test_evaluate_modules_do_not_import_torch():
 def test_evaluate_follows_url_of_untrusted_record_only_below_url_option(place, tmp_path, capsys):
     source, run = place / "runs" / "sweep" / "run", RunDir(tmp_path / "sweep" / "run")
     shutil.copytree(source, run.path, ignore=shutil.ignore_patterns("eval"))
-    last, there = commit.commits(run)[-1], tmp_path / "there"
-    there.mkdir()
+    last, remote = commit.commits(run)[-1], tmp_path / "there"
+    remote.mkdir()
     for file in last.path.glob("*.safetensors"):
-        shutil.move(file, there)
-    write_json(last.path / commit.COMMIT_FILE, {**last.record, "url": f"file://{there}"})
+        shutil.move(file, remote)
+    write_json(last.path / commit.COMMIT_FILE, {**last.record, "url": f"file://{remote}"})
     (last.path / commit.COMMIT_FILE).chmod(0o666)
     assert evaluate.main([str(run.path), "--root", str(tmp_path)]) == 77
     assert "evaluate.py --url ADDRESS" in capsys.readouterr().err
     assert not (run.path.parent / ".evaluate").exists()
-    (found,) = called(capsys, str(run.path), "--root", str(tmp_path), "--url", f"file://{there}")
-    assert found["samples"] == 64
+    (result,) = run_evaluate(capsys, str(run.path), "--root", str(tmp_path), "--url", f"file://{remote}")
+    assert result["samples"] == 64

@@ -52,22 +52,22 @@ def test_explain_describes_run_waiting_for_third_attempt(place, commands):
     attempt(run, "crash", 70, lines=["first", "", *(f"line {i}" for i in range(9)), "RuntimeError: boom"])
     attempt(run, "crash", 70, lines=["RuntimeError: boom again"])
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
-    found = run_details.explain(run)
-    assert [call.split()[0] for call in commands.calls()] == ["squeue"], "one look at Slurm"
-    assert found["about"]["size"] == "tiny" and found["about"]["samples"] == 12_800
-    assert found["about"]["differs"] == {"stages.pretrain.mask": "0.5"}
-    assert found["code"]["digest"] == "c0de" and found["code"]["present"]
-    assert (found["state"]["state"], found["state"]["restarts"]) == ("waiting", 1)
-    assert found["evidence"]["lines"] == ["RuntimeError: boom again"] and found["evidence"]["code"] == 70
-    assert [(a["attempt"], a["cause"], a["action"], a["where"]) for a in found["attempts"]] == [
+    details = run_details.explain(run)
+    assert [call.split()[0] for call in commands.calls()] == ["squeue"], "a single query of Slurm"
+    assert details["about"]["size"] == "tiny" and details["about"]["samples"] == 12_800
+    assert details["about"]["differs"] == {"stages.pretrain.mask": "0.5"}
+    assert details["code"]["digest"] == "c0de" and details["code"]["present"]
+    assert (details["state"]["state"], details["state"]["restarts"]) == ("waiting", 1)
+    assert details["evidence"]["lines"] == ["RuntimeError: boom again"] and details["evidence"]["code"] == 70
+    assert [(a["attempt"], a["cause"], a["action"], a["where"]) for a in details["attempts"]] == [
         (1, "crash", "requeue", "n[1-2]"), (2, "crash", "requeue", "n[1-2]"),
     ]  # fmt: skip
-    assert found["incidents"] == [{"cause": "crash", "total": 2, "without_commit": 2, "limit": 3}]
-    assert found["next"]["estimate"] == "2026-11-25T14:00:00" and found["next"]["command"] is None
-    shown = explain.page(found)
-    for words in ("mask 0.5", "c0de", "waiting", "RuntimeError: boom again", "Slurm expects 2026-11-25T14:00:00"):
-        assert words in shown
-    assert json.loads(json.dumps(found)) == found
+    assert details["incidents"] == [{"cause": "crash", "total": 2, "without_commit": 2, "limit": 3}]
+    assert details["next"]["estimate"] == "2026-11-25T14:00:00" and details["next"]["command"] is None
+    shown = explain.page(details)
+    for text in ("mask 0.5", "c0de", "waiting", "RuntimeError: boom again", "Slurm expects 2026-11-25T14:00:00"):
+        assert text in shown
+    assert json.loads(json.dumps(details)) == details
 
 
 def test_explain_shows_bottleneck_and_anomalies(place, commands):
@@ -81,9 +81,9 @@ def test_explain_shows_bottleneck_and_anomalies(place, commands):
     for name in ("1-9.0", "1-9.1", "2-10.0", "2-10.1", "2-9.0", "notes"):
         (run.anomalies / f"{name}.json").write_text("{}")
     (run.anomalies / "2-11.0.json.tmp.7").write_text("{")
-    found = run_details.explain(run)
-    assert found["anomalies"] == [f"anomalies/{name}.json" for name in ("1-9.0", "2-9.0", "2-10.0")]
-    shown = explain.page(found)
+    details = run_details.explain(run)
+    assert details["anomalies"] == [f"anomalies/{name}.json" for name in ("1-9.0", "2-9.0", "2-10.0")]
+    shown = explain.page(details)
     assert "input-bound: data-wait is 41 %" in shown and "3, the last one: anomalies/2-10.0.json" in shown
 
 
@@ -91,10 +91,10 @@ def test_explain_suggests_retry_for_failed_run_and_nothing_if_complete(place, co
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "config", 78, lines=["wrong"])
     queue(commands)
-    found = run_details.explain(run)
-    assert found["state"]["state"] == "failed"
-    assert found["next"]["command"] == "python jobs/submit.py --sweep '/a b/demo.yaml' --only mask50 --retry"
-    assert found["incidents"] == [{"cause": "config", "total": 1, "without_commit": 1, "limit": 1}]
+    details = run_details.explain(run)
+    assert details["state"]["state"] == "failed"
+    assert details["next"]["command"] == "python jobs/submit.py --sweep '/a b/demo.yaml' --only mask50 --retry"
+    assert details["incidents"] == [{"cause": "config", "total": 1, "without_commit": 1, "limit": 1}]
     write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
     assert run_details.explain(run)["next"]["what"] == "nothing: it has finished"
     queue(commands, "PENDING||Priority|N/A")
@@ -106,9 +106,9 @@ def test_explain_shows_end_of_retry_delay(place, commands, monkeypatch):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "storage", 69)
     queue(commands, "PENDING||BeginTime|N/A")
-    found = run_details.explain(run)
-    assert found["next"]["not_before"] == pytest.approx(read_json(run.attempt(1) / "end.json")["time"] + 30)
-    assert "not before 20" in explain.page(found)
+    details = run_details.explain(run)
+    assert details["next"]["not_before"] == pytest.approx(read_json(run.attempt(1) / "end.json")["time"] + 30)
+    assert "not before 20" in explain.page(details)
 
 
 def test_last_lines_reads_huge_log_from_end(tmp_path):
@@ -174,16 +174,16 @@ def test_run_with_damaged_result_is_not_complete(place, commands, kind):
     run.result.write_text('{"run": "mask50", "sam')
     run.status.write_text("\0\0")
     queue(commands)
-    found = run_details.explain(run)
-    assert found["state"]["state"] == {"local": "failed", "slurm": "unknown"}[kind]
-    assert [one["attempt"] for one in found["attempts"]] == [1]
-    shown = explain.page(found)
+    details = run_details.explain(run)
+    assert details["state"]["state"] == {"local": "failed", "slurm": "unknown"}[kind]
+    assert [item["attempt"] for item in details["attempts"]] == [1]
+    shown = explain.page(details)
     assert "Delete it and submit again" in shown and "no attempt has started" not in shown
     (row,) = table([run])
     (outcome,) = results.outcomes([run])
-    assert outcome.state == row["state"] == found["state"]["state"]
-    for words in (shown, row["reason"], results.text([outcome])):
-        assert "result.json: not JSON" in words and "status.json: not JSON" in words
+    assert outcome.state == row["state"] == details["state"]["state"]
+    for text in (shown, row["reason"], results.text([outcome])):
+        assert "result.json: not JSON" in text and "status.json: not JSON" in text
 
 
 @pytest.mark.parametrize("cause", ["", "storage"])
@@ -196,13 +196,15 @@ def test_explain_shows_newest_attempt_if_end_was_not_recorded(place, commands, c
     (run.open_logs(n) / "node0.err").write_text("the newest\n")
     if cause:
         run.write_cause(n, 0, cause, 69, "the bucket is away")
-    found = run_details.explain(run)
-    assert found["state"]["state"] == "stopped" and found["evidence"]["attempt"] == n
-    assert found["evidence"]["lines"] == ["the newest"] and found["evidence"]["action"] is None
-    shown = explain.page(found)
+    details = run_details.explain(run)
+    assert details["state"]["state"] == "stopped" and details["evidence"]["attempt"] == n
+    assert details["evidence"]["lines"] == ["the newest"] and details["evidence"]["action"] is None
+    shown = explain.page(details)
     assert "attempt 2: nothing yet" in shown and "| the newest" in shown and "the first" not in shown
     assert ("storage: the bucket is away" if cause else "its end was not recorded") in shown
     write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "kind": "slurm", "site": "another"})
     queue(commands)
-    found = run_details.explain(run)
-    assert found["state"]["state"] == "unknown" and found["evidence"]["attempt"] == 1, "it may be running"
+    details = run_details.explain(run)
+    assert details["state"]["state"] == "unknown" and details["evidence"]["attempt"] == 1, (
+        "attempt 2 may still be running"
+    )

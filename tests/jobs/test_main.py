@@ -23,9 +23,9 @@ HEAVY_PARSERS = {"slurm_sandbox"}
 """Commands whose parser shows the options of a package with heavier imports."""
 
 
-def run(*words, cwd=ROOT):
+def run(*argv, cwd=ROOT):
     return subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "jobs", *words], capture_output=True, text=True, cwd=cwd, timeout=60
+        [sys.executable, "-X", "importtime", "-m", "jobs", *argv], capture_output=True, text=True, cwd=cwd, timeout=60
     )
 
 
@@ -36,21 +36,21 @@ def imported(done):
 @functools.cache
 def parsers(name):
     """The parsers of a command and of its subcommands, captured when the command creates them."""
-    found = []
+    created = []
     with pytest.MonkeyPatch.context() as patched:
 
         def capture(parser, *_):
-            found.append(parser)
+            created.append(parser)
             raise SystemExit
 
         patched.setattr(Parser, "parse_args", capture)
         with pytest.raises(SystemExit):
             importlib.import_module(f"{SCRIPTS[name]}.{name}").main([])
-    for parser in found:  # the loop appends to the list
+    for parser in created:  # the loop appends to the list
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
-                found += dict.fromkeys(action.choices.values())
-    return found
+                created += dict.fromkeys(action.choices.values())
+    return created
 
 
 def test_command_table_matches_scripts():
@@ -62,11 +62,11 @@ def test_command_table_matches_scripts():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_command_has_common_options_and_example(name):
-    wanted = {"--quiet", "--verbose", "--version", "--help"} | (
+    expected = {"--quiet", "--verbose", "--version", "--help"} | (
         {"--json"} - ({"--json"} if name in NO_RESULT else set())
     )
     for parser in parsers(name):
-        assert wanted <= set(parser._option_string_actions), parser.prog
+        assert expected <= set(parser._option_string_actions), parser.prog
         assert parser.description and f"{name}" in parser.epilog and "examples:" in parser.epilog, parser.prog
 
 
@@ -81,7 +81,7 @@ def test_help_lists_all_commands_without_heavy_imports():
 def test_command_help_avoids_heavy_imports(name):
     done = run(name, "--help")
     assert done.returncode == 0 and f"usage: python -m jobs {name} [options]" in done.stdout
-    assert "python jobs/" not in done.stdout, "examples are shown as the command was started"
+    assert "python jobs/" not in done.stdout, "examples use the name by which the command was started"
     assert not (HEAVY if name in HEAVY_PARSERS else LIGHT) & imported(done)
 
 

@@ -13,8 +13,8 @@ from jobs.common.paths import SWEEPS
 from jobs.sweeps.sweep_schema import SCHEMAS
 
 
-def written(capsys, *words):
-    assert new.main([*words, "--json"]) == 0
+def written(capsys, *argv):
+    assert new.main([*argv, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -25,11 +25,11 @@ def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     assert report["file"] == "mine.yaml" and len(report["next"]) == 2
     lines = (tmp_path / "mine.yaml").read_text().splitlines()
     assert len([line for line in lines if not line.startswith("#")]) <= 11
-    words = shlex.split(report["next"][0])
-    assert words[-2:] == ["mine.yaml", "--dry-run"] and submit.main([*words[-2:], "--json"]) == 0
+    argv = shlex.split(report["next"][0])
+    assert argv[-2:] == ["mine.yaml", "--dry-run"] and submit.main([*argv[-2:], "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in plan["runs"]] == ["mask0.5", "mask0.75"] and plan["sweep"] == "mine"
-    assert submit.main(["mine", "--dry-run"]) == 0, "a name means the file in this folder too"
+    assert submit.main(["mine", "--dry-run"]) == 0, "a name also refers to a file in the current folder"
 
 
 @pytest.mark.parametrize(

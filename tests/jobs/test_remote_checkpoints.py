@@ -15,8 +15,8 @@ from tests.synthetic import make_dataset, make_tokenizer
 pytestmark = pytest.mark.long
 
 
-class Away(JobsCommandLine):
-    """Runs save checkpoints to a folder that stands for a bucket, and score them on their training data."""
+class RemoteCommandLine(JobsCommandLine):
+    """Runs save checkpoints to a folder that replaces a bucket, and score them on their training data."""
 
     def __init__(self, folder, data):
         super().__init__(folder, data)
@@ -30,70 +30,77 @@ class Away(JobsCommandLine):
 
 
 @pytest.fixture(scope="module")
-def away(tmp_path_factory):
+def remote(tmp_path_factory):
     """A command line with a complete run ``base``."""
     data = make_dataset(tmp_path_factory.mktemp("data"), samples=128, shards=2, size=64, classes=4)
     make_tokenizer(data / "tokenizer.json")
-    made = Away(tmp_path_factory.mktemp("desk"), data)
-    made.type("submit", "--watch")
-    return made
+    command_line = RemoteCommandLine(tmp_path_factory.mktemp("desk"), data)
+    command_line.type("submit", "--watch")
+    return command_line
 
 
-def test_run_directory_holds_only_commit_files_if_checkpoints_are_remote(away):
-    run = away.run("base")
-    made = commit.commits(run)
-    assert [one.samples for one in made] == [16, 32, 48]
-    for one in made:
-        assert [path.name for path in one.path.iterdir()] == [commit.COMMIT_FILE]
-        there = Path(one.record["url"].removeprefix("file://"))
-        assert there.is_relative_to(away.bucket)
-        assert {path.name for path in there.iterdir()} == {*one.record["files"], commit.COMMIT_FILE}
-        assert (there / commit.COMMIT_FILE).read_bytes() == (one.path / commit.COMMIT_FILE).read_bytes()
-    assert [one["name"] for one in read_json(run.result)["evaluations"]] == ["own"]
+def test_run_directory_holds_only_commit_files_if_checkpoints_are_remote(remote):
+    run = remote.run("base")
+    checkpoints = commit.commits(run)
+    assert [checkpoint.samples for checkpoint in checkpoints] == [16, 32, 48]
+    for checkpoint in checkpoints:
+        assert [path.name for path in checkpoint.path.iterdir()] == [commit.COMMIT_FILE]
+        folder = Path(checkpoint.record["url"].removeprefix("file://"))
+        assert folder.is_relative_to(remote.bucket)
+        assert {path.name for path in folder.iterdir()} == {*checkpoint.record["files"], commit.COMMIT_FILE}
+        assert (folder / commit.COMMIT_FILE).read_bytes() == (checkpoint.path / commit.COMMIT_FILE).read_bytes()
+    assert [evaluation["name"] for evaluation in read_json(run.result)["evaluations"]] == ["own"]
 
 
-def test_branch_and_extended_run_start_from_remote_checkpoint(away):
-    before = away.files()
+def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
+    before = remote.files()
     runs = """runs:
   base: {}
   branch: {init: {run: base, samples: 32}, stages.pretrain.base_lr: 0}
   extended: {init: {run: base, extend: true}, stages.pretrain.samples: 64}
 """
-    said = away.type("submit", "--watch", runs=runs)
-    assert "branch: complete" in said and "extended: complete" in said
-    ours, theirs = weights(away.run("branch"), 48), weights(away.run("base"), 32)
-    assert theirs and ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
-    assert [one.samples for one in commit.commits(away.run("extended"))] == [64]
-    (made,) = commit.commits(away.run("extended"))
-    assert made.record["parent"] == str(commit.commits(away.run("base"))[-1].path) and made.record["step"] == 4
-    assert before.items() <= away.files().items(), "what lies there of the other run is as it was"
+    output = remote.type("submit", "--watch", runs=runs)
+    assert "branch: complete" in output and "extended: complete" in output
+    actual, expected = weights(remote.run("branch"), 48), weights(remote.run("base"), 32)
+    assert (
+        expected and actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
+    )
+    assert [checkpoint.samples for checkpoint in commit.commits(remote.run("extended"))] == [64]
+    (extended,) = commit.commits(remote.run("extended"))
+    assert (
+        extended.record["parent"] == str(commit.commits(remote.run("base"))[-1].path) and extended.record["step"] == 4
+    )
+    assert before.items() <= remote.files().items(), "the remote files of the other run are unchanged"
 
 
-def test_debug_leaves_remote_checkpoints_untouched(away):
-    run, before = away.run("base"), away.files()
+def test_debug_leaves_remote_checkpoints_untouched(remote):
+    run, before = remote.run("base"), remote.files()
     newest = commit.commits(run)[-1].path
-    newest.rename(away.folder / "aside")
-    run.result.rename(away.folder / "result")
+    newest.rename(remote.folder / "aside")
+    run.result.rename(remote.folder / "result")
     try:
-        said = away.type("debug", "--run", "base")
+        output = remote.type("debug", "--run", "base")
     finally:
-        (away.folder / "aside").rename(newest)
-        (away.folder / "result").rename(run.result)
-    assert away.files() == before
-    copy = RunDir(said.split("a scratch copy: ")[1].splitlines()[0])
-    assert "S = 32 of 48, 1 ranks" in said and read_json(copy.result)["samples"] == 48
+        (remote.folder / "aside").rename(newest)
+        (remote.folder / "result").rename(run.result)
+    assert remote.files() == before
+    copy = RunDir(output.split("a scratch copy: ")[1].splitlines()[0])
+    assert "S = 32 of 48, 1 ranks" in output and read_json(copy.result)["samples"] == 48
     assert read_config(copy.config).checkpoint.url == ""
-    for one in commit.commits(copy):  # the copied commit and the new commit
-        assert "url" not in one.record and {path.name for path in one.path.iterdir()} > {commit.COMMIT_FILE}
+    for checkpoint in commit.commits(copy):  # the copied commit and the new commit
+        assert "url" not in checkpoint.record and {path.name for path in checkpoint.path.iterdir()} > {
+            commit.COMMIT_FILE
+        }
 
 
-def test_evaluate_reads_remote_checkpoint(away):
-    run = away.run("base")
+def test_evaluate_reads_remote_checkpoint(remote):
+    run = remote.run("base")
     (evaluation,) = read_json(run.result)["evaluations"]
-    for path in run.eval.rglob("*"):  # with these results, evaluate would do nothing
+    for path in run.eval.rglob("*"):  # if these results existed, evaluate would do nothing
         if path.is_file():
             path.unlink()
-    words = ["--commit", "48", "--no-cache", "--json"]
-    (found,), _ = json.JSONDecoder().raw_decode(away.call("evaluate", "demo/base", *words))  # notes from stderr follow
-    assert (found["samples"], found["predictions"]) == (48, evaluation["predictions"])
-    assert found["commit"] == commit.summary(commit.commits(run)[-1])
+    argv = ["--commit", "48", "--no-cache", "--json"]
+    # The output also contains notes from stderr after the JSON document.
+    (result,), _ = json.JSONDecoder().raw_decode(remote.call("evaluate", "demo/base", *argv))
+    assert (result["samples"], result["predictions"]) == (48, evaluation["predictions"])
+    assert result["commit"] == commit.summary(commit.commits(run)[-1])

@@ -48,15 +48,15 @@ def sweep(tmp_path):
     return folder
 
 
-def command(*words, root):
+def command(*argv, root):
     environment = {**os.environ, "FLIP_RUNS": str(root)}
     return subprocess.run(
-        [sys.executable, ROOT / "jobs" / "report.py", *words], capture_output=True, text=True, env=environment, cwd=root
+        [sys.executable, ROOT / "jobs" / "report.py", *argv], capture_output=True, text=True, env=environment, cwd=root
     )
 
 
-def page(found):
-    return render(title(found), findings(found))
+def page(run_outcomes):
+    return render(title(run_outcomes), findings(run_outcomes))
 
 
 def outcomes(folder):
@@ -69,8 +69,8 @@ def test_report_prints_results_table_in_sweep_order(sweep):
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["mask50", "mask75", "clip", "mask90"], "in the sweep's order"
     assert "25.0 (22.5-27.5)" in lines[1] and "32 s" in lines[1]
-    (against,) = [line for line in lines if "19.5" in line]
-    assert against.split()[:6] == ["-", "clip", "twemoji", "19.5", "20.0", "(17.7-22.3)"] and "+0.5" in against
+    (paper_row,) = [line for line in lines if "19.5" in line]
+    assert paper_row.split()[:6] == ["-", "clip", "twemoji", "19.5", "20.0", "(17.7-22.3)"] and "+0.5" in paper_row
     assert "failed" in lines[2] and "queued" in lines[4]
     assert "mask75 is failed: three crashes without a commit" in done.stdout
     assert "useful training steps; lost work, evaluation and start-up not counted" in done.stdout
@@ -81,12 +81,12 @@ def test_report_prints_results_table_in_sweep_order(sweep):
 def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     for seed, top1 in enumerate((0.2, 0.3, 0.1)):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=top1)
-    found = outcomes(tmp_path / "demo")
-    (arm,) = seed_groups.group(found)
+    run_outcomes = outcomes(tmp_path / "demo")
+    (arm,) = seed_groups.group(run_outcomes)
     score = arm.score("twemoji")
     assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
-    assert "20.0 (10.0-30.0)" in results.text(found) and "cannot rank" not in results.text(found)
+    assert "20.0 (10.0-30.0)" in results.text(run_outcomes) and "cannot rank" not in results.text(run_outcomes)
 
 
 def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path):
@@ -98,32 +98,34 @@ def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path
             for item in result["evaluations"]:
                 item["precision"] = precision
         write_json(run.result, result)
-    found = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
-    mixed = [*found["old"], *found["new"], *found["fast"]]
+    by_name = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
+    mixed = [*by_name["old"], *by_name["new"], *by_name["fast"]]
     scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group(mixed), mixed)}
     assert scored == {"old": "as trained", "new": "fp32", "fast": "bf16"}
-    assert "scored in" not in result_cells(seed_groups.group(found["new"]), found["new"])[0]
-    assert "scored in fp32 unless a column says otherwise" in results.text(found["new"])
+    assert "scored in" not in result_cells(seed_groups.group(by_name["new"]), by_name["new"])[0]
+    assert "scored in fp32 unless a column says otherwise" in results.text(by_name["new"])
 
 
 def test_sets_include_columns_of_retrieval_and_probe_tasks(tmp_path):
     """Retrieval has two result columns and a probe has one; each has its own suffix."""
-    made = outcomes(make(tmp_path / "demo", "mask50").path.parent)[0]
+    outcome = outcomes(make(tmp_path / "demo", "mask50").path.parent)[0]
     for name, task in (("icons", "retrieval"), ("carbon", "probe")):
-        made.settings.update({f"evaluate.sets.{name}.role": "test", f"evaluate.sets.{name}.task": task})
+        outcome.settings.update({f"evaluate.sets.{name}.role": "test", f"evaluate.sets.{name}.task": task})
     tests = ["twemoji", "openmoji", "icons-text", "icons-image", "carbon-probe"]
-    assert list(seed_groups.sets([made])) == [*tests, "validation"]
+    assert list(seed_groups.sets([outcome])) == [*tests, "validation"]
 
 
 def test_arm_progress_averages_only_complete_seeds(tmp_path):
     for seed in (0, 1):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed)
     make(tmp_path / "demo", "mask50-s2", seed=2, steps=20, end=CRASH, complete=False, speed=10.0)
-    found = outcomes(tmp_path / "demo")
-    (arm,) = seed_groups.group(found)
+    run_outcomes = outcomes(tmp_path / "demo")
+    (arm,) = seed_groups.group(run_outcomes)
     assert (arm.progress("samples"), arm.progress("seconds")) == (12_800, 32)
-    assert seed_groups.group(found[2:])[0].progress("samples") == 2560, "what there is, where none is complete"
-    assert result_cells([arm], found)[0]["seeds"] == "2 of 3"
+    assert seed_groups.group(run_outcomes[2:])[0].progress("samples") == 2560, (
+        "without a complete seed, incomplete seeds count"
+    )
+    assert result_cells([arm], run_outcomes)[0]["seeds"] == "2 of 3"
 
 
 def test_report_refuses_unwritable_output_path_before_printing(sweep):
@@ -175,16 +177,16 @@ class Texts(HTMLParser):
 
 
 def parsed(html):
-    found = Texts()
-    found.feed(html)
-    assert not found.open
-    return found
+    parser = Texts()
+    parser.feed(html)
+    assert not parser.open
+    return parser
 
 
 def test_html_page_shows_all_results_without_external_resources(sweep):
     html = page(outcomes(sweep))
-    found = parsed(html)
-    for words in (
+    parser = parsed(html)
+    for text in (
         "A demonstration",
         "2 of 4 runs complete",
         "lost work, evaluation and start-up not counted",
@@ -192,29 +194,29 @@ def test_html_page_shows_all_results_without_external_resources(sweep):
         "three crashes",
         "stages.pretrain.mask",
     ):
-        assert words in found.text
-    figures = [tag for tag, _ in found.tags if tag in ("figure", "details")]
+        assert text in parser.text
+    figures = [tag for tag, _ in parser.tags if tag in ("figure", "details")]
     assert figures[:6] == ["figure", "details", *["figure"] * 4], "a large chart, folded costs of three sets, training"
-    for tag, attributes in found.tags:
+    for tag, attributes in parser.tags:
         assert tag not in ("script", "link", "img", "iframe") and "src" not in attributes
         assert attributes.get("href", "#").startswith("#")
-    ids = [attributes["id"] for _, attributes in found.tags if "id" in attributes and "run" in attributes["id"]]
+    ids = [attributes["id"] for _, attributes in parser.tags if "id" in attributes and "run" in attributes["id"]]
     assert {"run-mask50", "run-mask75", "run-clip", "run-mask90"} <= set(ids) and len(ids) == len(set(ids))
-    links = {attributes["href"][1:] for _, attributes in found.tags if "href" in attributes}
-    assert links <= {attributes.get("id") for _, attributes in found.tags}, "every link leads somewhere"
-    assert ("mask50", 4) in lines_of(html), "four scores on the validation set, and no other set's"
+    links = {attributes["href"][1:] for _, attributes in parser.tags if "href" in attributes}
+    assert links <= {attributes.get("id") for _, attributes in parser.tags}, "every link has a target"
+    assert ("mask50", 4) in lines_of(html), "four scores on the validation set, and none of another set"
     assert not re.search(r"url\((?!#)", html) and "@import" not in html
-    assert "mask50: 25.0 % (22.5 to 27.5)" in found.text, "the mark of the final score"
-    assert "mask50: 24.0 % (21.6 to 26.4)" in found.text, "and that of the other set"
+    assert "mask50: 25.0 % (22.5 to 27.5)" in parser.text, "the mark of the final score"
+    assert "mask50: 24.0 % (21.6 to 26.4)" in parser.text, "the mark of the final score on the other set"
 
 
 def test_html_page_escapes_hostile_names(tmp_path):
     name = "<script>alert(1)<&'\""
     run = make(tmp_path / "demo", name.replace("/", "_"), steps=20, end={**CRASH, "reason": name}, complete=False)
     write_json(run.path.parent / "sweep.json", {"title": name, "notes": name, "runs": []})
-    found = parsed(page(outcomes(tmp_path / "demo")))
-    assert "script" not in [tag for tag, _ in found.tags]
-    assert found.text.count(name) >= 5
+    parser = parsed(page(outcomes(tmp_path / "demo")))
+    assert "script" not in [tag for tag, _ in parser.tags]
+    assert parser.text.count(name) >= 5
 
 
 def test_result_cells_show_no_gpu_hours_for_cpu_run(tmp_path):
@@ -223,8 +225,8 @@ def test_result_cells_show_no_gpu_hours_for_cpu_run(tmp_path):
         config = merge.read_config(run.config)
         config.resources.gpus = gpus
         run.config.write_text(merge.dump(config), encoding="utf-8")
-    found = results.outcomes(find_runs(tmp_path))
-    rows = result_cells(seed_groups.group(found), found)
+    run_outcomes = results.outcomes(find_runs(tmp_path))
+    rows = result_cells(seed_groups.group(run_outcomes), run_outcomes)
     assert [(row["run"], row["GPU-hours"] == "-") for row in rows] == [("cpu", True), ("gpu", False)]
 
 
@@ -243,14 +245,14 @@ def test_thin_averages_points_and_tick_formats_numbers():
 
 
 def test_look_gives_28_styles_distinct_without_colour():
-    looks = [look(i) for i in range(28)]
-    assert len(set(looks)) == len({(dash, shape) for _, dash, shape in looks}) == 28
+    styles = [look(i) for i in range(28)]
+    assert len(set(styles)) == len({(dash, shape) for _, dash, shape in styles}) == 28
 
 
 def lines_of(drawn):
     """The (title, number of points) of each line in an SVG."""
-    found = re.findall(r'<g><title>([^<]*)</title>\s*<path d="([^"]*)"', drawn)
-    return [(title, path.count("L") + 1) for title, path in found]
+    paths = re.findall(r'<g><title>([^<]*)</title>\s*<path d="([^"]*)"', drawn)
+    return [(title, path.count("L") + 1) for title, path in paths]
 
 
 def test_svg_draws_empty_and_single_point_plots():
@@ -300,31 +302,33 @@ def test_report_markdown_has_headline_summary_and_tables(sweep):
     assert "\n\ndemo: 2 of 4 runs complete, 1 failed" in done.stdout and "| **25.0 (22.5-27.5)** |" in done.stdout
     tables = re.findall(r"(?:^\|.*\|\n)+", done.stdout, re.MULTILINE)
     for table in tables:
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, "rows of one length"
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, (
+            "all rows have the same number of cells"
+        )
     assert "| mask75 | failed | 50 % |" in done.stdout and "figures/" not in done.stdout
 
 
 def test_markdown_escapes_hostile_texts():
     harm = "a|b <script>x</script> [l](javascript:y) *b* `c` # ~ $z$\n\n# head"
-    made = markdown([Table([{"run": harm, "why": "x"}], long=["why"]), Text(harm)])
-    assert "<script" not in made and "\n# head" not in made and "](" not in made.replace("\\](", "")
-    (row,) = [line for line in made.splitlines() if "script" in line and line.startswith("|")]
+    rendered = markdown([Table([{"run": harm, "why": "x"}], long=["why"]), Text(harm)])
+    assert "<script" not in rendered and "\n# head" not in rendered and "](" not in rendered.replace("\\](", "")
+    (row,) = [line for line in rendered.splitlines() if "script" in line and line.startswith("|")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
 def test_focus_colours_best_seven_arms_and_greys_rest(tmp_path):
     for i in range(20):
         make(tmp_path / "demo", f"r{i:02}", f"0.{i + 10}", top1=0.1 + 0.01 * i)
-    found = outcomes(tmp_path / "demo")
-    styles = focus(seed_groups.group(found), found)
+    run_outcomes = outcomes(tmp_path / "demo")
+    styles = focus(seed_groups.group(run_outcomes), run_outcomes)
     assert [i for i, style in enumerate(styles) if style is not None] == list(range(13, 20)), "the best seven"
-    assert styles[19] == 0 and "Grey: 13 others." in parsed(page(found)).text
+    assert styles[19] == 0 and "Grey: 13 others." in parsed(page(run_outcomes)).text
 
 
 def test_spread_separates_overlapping_labels():
     boxes = [(0, 50, 100.0), (40, 90, 101.0), (60, 99, 99.0), (200, 250, 100.0), (0, 9, -5.0)]
     heights = spread(boxes, 0, 200)
-    assert heights[3] == 100 and heights[4] == 0, "nothing beside it; inside the frame"
+    assert heights[3] == 100 and heights[4] == 0, "an isolated label stays in place; every label stays inside the frame"
     assert heights[1] == 101 and heights[1] - heights[0] >= LINE and heights[1] - heights[2] >= LINE
     assert min(spread([(0, 9, 1.0)] * 5, 0, 200)) == 0
     drawn = svg(Plot("x", "y", [Series(f"name{i}", [[(0.0, 0.0), (1.0, 5.0)]], label=f"name{i} 5") for i in range(3)]))
@@ -346,9 +350,9 @@ def test_charts_draw_raw_values_behind_smoothed_values(tmp_path):
     assert np.abs(np.diff(smooth(values), 2)[2:-2]).max() < 9 and np.abs(np.diff(values, 2)).max() == 40
     assert smooth(values[:19]) == pytest.approx(values[:19]) and len(smooth(np.empty(0))) == 0
     assert smooth(np.arange(100.0)) == pytest.approx(np.arange(100.0)), "no bias at the ends"
-    made = svg(Plot("x", "y", [Series("a", [[(0, 1), (9, 2)]], faint=[[(0, 3), (9, 1)]])]))
-    assert made.count("stroke-opacity: 0.45") == 1
-    assert inline(made).count("var(--c0072b2, #0072b2)") >= 3 and "var(" not in made, "a file has plain colours"
+    chart = svg(Plot("x", "y", [Series("a", [[(0, 1), (9, 2)]], faint=[[(0, 3), (9, 1)]])]))
+    assert chart.count("stroke-opacity: 0.45") == 1
+    assert inline(chart).count("var(--c0072b2, #0072b2)") >= 3 and "var(" not in chart, "a file has plain colours"
     assert f'viewBox="0 0 {LARGE[0]} {LARGE[1]}"' in svg(Plot("x", "y", [Series("a", [[(0, 1)]])], large=True))
 
 
@@ -357,18 +361,18 @@ def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
     for name, mask, top1 in (("clip", "0", 0.188), ("mask75", "0.75", 0.276), ("mask50", "0.5", 0.269)):
         make(folder, name, mask, top1=top1)
     make(folder, "broken", "0.9", steps=50, end=CRASH, complete=False)
-    found = outcomes(folder)
-    first, second = seed_groups.headlines(seed_groups.group(found), found)
+    run_outcomes = outcomes(folder)
+    first, second = seed_groups.headlines(seed_groups.group(run_outcomes), run_outcomes)
     assert first[0] == "mask75 27.6, mask50 26.9, clip 18.8 on twemoji" and second[0].endswith("on openmoji")
     assert first[1] == "Not distinguishable on twemoji, as their intervals overlap: mask75 and mask50."
     for seed in (1, 2):
         make(folder, f"clip-s{seed}", "0", seed=seed, top1=0.188 + seed / 1000)
-    found = outcomes(folder)
-    (sentence, _), *_ = seed_groups.headlines(seed_groups.group(found), found)
+    run_outcomes = outcomes(folder)
+    (sentence, _), *_ = seed_groups.headlines(seed_groups.group(run_outcomes), run_outcomes)
     assert sentence.endswith("clip 18.9 (18.8-19.0) on twemoji"), "several seeds have a range"
-    text = parsed(page(found)).text
+    text = parsed(page(run_outcomes)).text
     assert text.index("mask75 27.6, mask50") < text.index("5 of 6 runs complete")
-    assert seed_groups.headlines(seed_groups.group(found), found[:0]) == []
+    assert seed_groups.headlines(seed_groups.group(run_outcomes), run_outcomes[:0]) == []
 
 
 def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
@@ -376,19 +380,19 @@ def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
     folder = tmp_path / "demo"
     make(folder, "a", "0.5", top1=0.2, speed=400.0)
     make(folder, "b", "0.75", top1=0.3, speed=500.0)
-    lazy = make(folder, "c", "0.9", top1=0.1, speed=900.0)
-    lines = [json.loads(line) for line in (lazy.metrics / "1.jsonl").read_text().splitlines()]
+    unsteady = make(folder, "c", "0.9", top1=0.1, speed=900.0)
+    lines = [json.loads(line) for line in (unsteady.metrics / "1.jsonl").read_text().splitlines()]
     lines = [line | {"step": 20 * i + step, "samples_per_second": 900.0 if i else 300.0}
              for i in (0, 1) for step, line in enumerate(lines)]  # fmt: skip
-    (lazy.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = outcomes(folder)
-    assert [outcome.unsteady for outcome in found] == [None, None, True]
-    html = page(found)
+    (unsteady.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_outcomes = outcomes(folder)
+    assert [outcome.unsteady for outcome in run_outcomes] == [None, None, True]
+    html = page(run_outcomes)
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('id="results"') :], re.DOTALL)[1:4]
     assert [row.count("★") for row in rows] == [0, 6, 0] and "900 †" in rows[2], "scores, samples/s, time, hours"
-    assert "Speed unsteady (†): c. " in results.text(found)
+    assert "Speed unsteady (†): c. " in results.text(run_outcomes)
     assert "Speed unsteady (†): c. " in html and html.count("c 10.0 †") > 1
-    assert "**30.0 (27.4-32.6)**" in markdown(findings(found))
+    assert "**30.0 (27.4-32.6)**" in markdown(findings(run_outcomes))
 
 
 def test_findings_tabulate_differing_settings_by_run(tmp_path):
@@ -406,19 +410,19 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     gallery.sweep(tmp_path, "masking")
     more = ["stages.pretrain.warmup=25.6e6"]
     folder = gallery.sweep(tmp_path, "batch", {"mask75-16k": (0.5, "running")}, more=more)
-    found = outcomes(folder)
-    lines = {line.row.row: line for line in against.compare(seed_groups.group(found), found)}
+    run_outcomes = outcomes(folder)
+    lines = {line.row.row: line for line in against.compare(seed_groups.group(run_outcomes), run_outcomes)}
     assert list(lines) == [f"1b, {mask} %, {batch}k" for mask in (50, 75) for batch in (16, 32, 64)]
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
-    assert "not comparable yet" in results.text(found) and "agrees within 0.5" in results.text(found)
-    tuned = against.compare(seed_groups.group(found), found, "1e")
+    assert "not comparable yet" in results.text(run_outcomes) and "agrees within 0.5" in results.text(run_outcomes)
+    tuned = against.compare(seed_groups.group(run_outcomes), run_outcomes, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),
         ("tuning/mask50", "not comparable yet"),
     ]
-    assert len({line.set for line in against.compare(seed_groups.group(found), found, "1d")}) == 5, (
+    assert len({line.set for line in against.compare(seed_groups.group(run_outcomes), run_outcomes, "1d")}) == 5, (
         "whole and masked images"
     )
 

@@ -30,20 +30,20 @@ SUBMITTED = "its job is not in Slurm's queue any more: submit again"
 @pytest.fixture
 def tmp_path():
     """A temporary folder that other users may enter, unlike pytest's folder."""
-    made = Path(tempfile.mkdtemp())
-    made.chmod(0o755)
-    yield made
-    for path in made.rglob("*"):
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for path in folder.rglob("*"):
         if path.is_dir():
             path.chmod(0o755)
-    shutil.rmtree(made)
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def another(*private: Path):
     """Act as another user, who cannot enter the ``private`` folders. Without root, set their modes to 0 instead."""
     modes = [(path, path.stat().st_mode) for path in private]
-    assert all(mode & 0o077 == 0 for _, mode in modes), "they are private without our help"
+    assert all(mode & 0o077 == 0 for _, mode in modes), "the folders are private before this function changes modes"
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     else:
@@ -60,20 +60,20 @@ def another(*private: Path):
 
 @pytest.fixture
 def sweep(tmp_path, commands):
-    """The canary a runs, b and c wait. ``sweep.queue`` sets the rows of squeue for a, and for b and c."""
+    """The canary a runs, b and c wait. ``sweep.queue`` sets the rows of squeue for a, and for the waiting b and c."""
     commands("sbatch", 'echo "Submitted batch job 5$$"')
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
     runs = [make(tmp_path / "runs" / "demo", name, steps=0, complete=False) for name in "abc"]
     jobs = apply.assign_canaries([Job(run, tmp_path / "code") for run in runs], tmp_path / "runs" / "demo", 50)
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
-    ahead, behind = (read_json(run.path / "job.json")["name"] for run in runs[:2])
+    canary, array = (read_json(run.path / "job.json")["name"] for run in runs[:2])
 
-    def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
-        rows = [(ahead, "N/A", "57", first), (behind, 0, "58_0", others), (behind, 1, "58_1", others)]
+    def queue(first="RUNNING|None", waiting="PENDING|JobHeldUser"):
+        rows = [(canary, "N/A", "57", first), (array, 0, "58_0", waiting), (array, 1, "58_1", waiting)]
         lines = ["{}|{}|{}|{}|n1|{}|N/A".format(*row[:3], *row[3].split("|")) for row in rows if row[3]]
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
-        (tmp_path / "calls").chmod(0o666)  # the stand-ins record calls of all users here
+        (tmp_path / "calls").chmod(0o666)  # the stub commands record the calls of all users in this file
 
     commands.queue, commands.runs, commands.root = queue, runs, tmp_path / "runs"
     commands.tokens = list((tmp_path / "runs" / "demo" / ".slurm").iterdir())
@@ -81,10 +81,10 @@ def sweep(tmp_path, commands):
     return commands
 
 
-def seen(sweep):
+def states_for_other_user(sweep):
     with another(*sweep.tokens):
-        found = job_states.states(sweep.runs)
-    return [(found[run.path].state, found[run.path].detail) for run in sweep.runs]
+        states = job_states.states(sweep.runs)
+    return [(states[run.path].state, states[run.path].detail) for run in sweep.runs]
 
 
 WAITS = ("queued", "waits for its canary a")
@@ -101,39 +101,39 @@ WAITS = ("queued", "waits for its canary a")
 )
 def test_job_states_are_visible_to_other_users_from_squeue(sweep, first, others, expected):
     sweep.queue(first, others)
-    assert seen(sweep) == expected
+    assert states_for_other_user(sweep) == expected
 
 
 def test_job_states_of_other_users_are_unknown_if_slurm_hides_jobs(sweep, monkeypatch):
     """squeue lists no jobs of others, so they may run. If an older record names no user, the file's owner counts."""
-    run, mine, complete = sweep.runs
+    run, own, complete = sweep.runs
     sweep.queue("", "")
     sweep("scancel", "")
     write_json(complete.result, {})
     uid = read_json(run.path / "job.json")["uid"]
-    write_json(mine.path / "job.json", {**read_json(mine.path / "job.json"), "uid": uid + 1})
+    write_json(own.path / "job.json", {**read_json(own.path / "job.json"), "uid": uid + 1})
     monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
 
-    def stand(settings):
+    def read_states(settings):
         sweep("scontrol", f"printf '%s\\n' 'ClusterName = far' {settings}")
-        found = job_states.states([run, mine, complete])
-        return found[run.path].detail, *(state.state for state in found.values())
+        states = job_states.states([run, own, complete])
+        return states[run.path].detail, *(state.state for state in states.values())
 
-    seen = (SUBMITTED, "stopped", "stopped", "complete")
-    why = f"this Slurm hides the jobs of {user_name(uid)} from other users (PrivateData)"
-    hidden = (why, "unknown", "stopped", "complete")
-    assert stand("") == stand("'PrivateData = accounts,users'") == seen
-    assert stand("'PrivateData             = accounts,jobs'") == hidden
-    with pytest.raises(FlipError, match=re.escape(f"not signalled (found: 'a: {why}'")):
+    visible = (SUBMITTED, "stopped", "stopped", "complete")
+    reason = f"this Slurm hides the jobs of {user_name(uid)} from other users (PrivateData)"
+    hidden = (reason, "unknown", "stopped", "complete")
+    assert read_states("") == read_states("'PrivateData = accounts,users'") == visible
+    assert read_states("'PrivateData             = accounts,jobs'") == hidden
+    with pytest.raises(FlipError, match=re.escape(f"not signalled (found: 'a: {reason}'")):
         clusters.cancel([run])
     write_json(run.identity, dict(wanted("a").identity))
     plan = planning.plan([wanted("a")], planning.scan_runs(run.path.parent, ["a"]), run.path.parent)
     assert [action.kind for action in plan.actions] == ["unknown"] and not plan.starting
     job = read_json(run.path / "job.json")
     write_json(run.path / "job.json", {key: value for key, value in job.items() if key != "uid"})
-    assert stand("'PrivateData = jobs'") == hidden
+    assert read_states("'PrivateData = jobs'") == hidden
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert stand("'PrivateData = jobs'") == seen, "root sees all"
+    assert read_states("'PrivateData = jobs'") == visible, "root sees all"
 
 
 def test_job_states_show_failed_canary_to_other_users(sweep):
@@ -142,45 +142,45 @@ def test_job_states_show_failed_canary_to_other_users(sweep):
     attempts.end_attempt(sweep.runs[0], n, 78, "RUNNING")
     sweep.queue(first="")
     stuck = ("stopped", "its canary a is failed (rank 0: a key is unknown): submit again")
-    assert seen(sweep) == [("failed", "rank 0: a key is unknown"), stuck, stuck]
+    assert states_for_other_user(sweep) == [("failed", "rank 0: a key is unknown"), stuck, stuck]
 
 
 def test_job_states_name_release_command_for_hold_after_canary(sweep):
     write_json(sweep.runs[0].result, {})
     held = ("queued", "in Slurm: JobHeldUser (release it with `scontrol release {}`)")
-    assert seen(sweep)[1:] == [(held[0], held[1].format(id_)) for id_ in ("58_0", "58_1")]
+    assert states_for_other_user(sweep)[1:] == [(held[0], held[1].format(id_)) for id_ in ("58_0", "58_1")]
 
 
-def looks(sweep, capsys, command, *words):
+def outputs(sweep, capsys, command, *argv):
     """The output of a command as this user, which imports all modules, and then as another user."""
-    found = []
-    for as_whom in (contextlib.nullcontext, lambda: another(*sweep.tokens)):
-        with as_whom():
-            assert command.main([*words, "--root", str(sweep.root)]) == 0
-        found.append(capsys.readouterr().out)
-    return found
+    texts = []
+    for context in (contextlib.nullcontext, lambda: another(*sweep.tokens)):
+        with context():
+            assert command.main([*argv, "--root", str(sweep.root)]) == 0
+        texts.append(capsys.readouterr().out)
+    return texts
 
 
 def test_read_only_commands_give_same_output_to_other_users(sweep, capsys):
-    ours, theirs = looks(sweep, capsys, status, "demo", "--json")
-    assert ours == theirs and [row["state"] for row in json.loads(theirs)] == ["running", "queued", "queued"]
-    for command, words in ((explain, ["demo/b"]), (report, ["demo", "--json"]), (status, ["demo", "--goodput"])):
-        ours, theirs = looks(sweep, capsys, command, *words)
-        assert ours == theirs
+    own, other = outputs(sweep, capsys, status, "demo", "--json")
+    assert own == other and [row["state"] for row in json.loads(other)] == ["running", "queued", "queued"]
+    for command, argv in ((explain, ["demo/b"]), (report, ["demo", "--json"]), (status, ["demo", "--goodput"])):
+        own, other = outputs(sweep, capsys, command, *argv)
+        assert own == other
 
 
 def test_commands_list_unreadable_run_and_all_other_runs(sweep, capsys):
     hidden = sweep.runs[1].path
     hidden.chmod(0o700)
     sweep.tokens.append(hidden)
-    _, shown = looks(sweep, capsys, status, "demo", "--json")
+    _, shown = outputs(sweep, capsys, status, "demo", "--json")
     rows = {row["run"]: row for row in json.loads(shown)}
     assert [rows[name]["state"] for name in "abc"] == ["running", "unknown", "queued"]
     assert f"{hidden}" in rows["b"]["reason"] and "Permission denied" in rows["b"]["reason"]
     assert rows["b"].keys() == rows["a"].keys() and rows["b"]["samples"] is None
-    for words in (["demo"], ["demo", "--goodput"]):
-        looks(sweep, capsys, status, *words)
-    assert "cannot be read" in looks(sweep, capsys, explain, "demo/b")[1]
-    assert {row["run"]: row["state"] for row in json.loads(looks(sweep, capsys, report, "demo", "--json")[1])} == {
+    for argv in (["demo"], ["demo", "--goodput"]):
+        outputs(sweep, capsys, status, *argv)
+    assert "cannot be read" in outputs(sweep, capsys, explain, "demo/b")[1]
+    assert {row["run"]: row["state"] for row in json.loads(outputs(sweep, capsys, report, "demo", "--json")[1])} == {
         "a": "running", "b": "unknown", "c": "queued",
     }  # fmt: skip

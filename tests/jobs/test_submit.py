@@ -35,7 +35,7 @@ SCALING = ("model_scaling", "data_scaling", "schedule_scaling", "joint_scaling")
 def test_dry_run_plans_paper_sweeps(desk, name):
     done = desk.submit("--dry-run", sweep=f"sweeps/{name}.yaml")
     assert done.returncode == 0, done.stderr
-    for words in (
+    for text in (
         "GPU-hours from arithmetic at an assumed 40 % of 989 TFLOP/s",
         "exposed communication",
         "not checked here",
@@ -43,7 +43,7 @@ def test_dry_run_plans_paper_sweeps(desk, name):
         "nominal",
         "98 of 196" if name != "joint_scaling" else "128 of 256",
     ):
-        assert words in done.stdout
+        assert text in done.stdout
     assert not desk.runs.exists() and "nothing started" in done.stdout and "#SBATCH" not in done.stdout
 
 
@@ -91,7 +91,7 @@ def test_dry_run_imports_no_torch_or_rich(desk):
     )
     done = subprocess.run([sys.executable, "-c", script, desk.sweep], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "128 samples in 2 shards" in done.stdout, "it looked at the data"
+    assert "128 samples in 2 shards" in done.stdout, "the plan reads the data"
 
 
 def test_submit_needs_slurm_commands_but_dry_run_does_not(desk, tmp_path):
@@ -147,7 +147,7 @@ def test_submit_trains_reports_and_starts_nothing_on_second_call(desk):
     spent = of_run(outcome)
     assert spent.hours["useful"] > 0 and spent.hours["starting"] > 0 and spent.hours["unknown"] == 0
     assert spent.waiting_hours is not None and (outcome.run.attempt(1) / "ready.json").exists()
-    assert 3600 * spent.total < 4 * 600, "no hour is invented"
+    assert 3600 * spent.total < 4 * 600, "the total does not exceed the real time"
     code = read_json(outcome.run.identity)["code"]
     assert (desk.runs / "demo" / ".code" / code / "flip" / "training" / "trainer.py").exists()
     again = desk.submit()
@@ -160,10 +160,10 @@ def test_submit_trains_reports_and_starts_nothing_on_second_call(desk):
 
 @pytest.mark.long
 def test_foreground_submit_saves_and_stops_runs_on_ctrl_c(desk):
-    words = [desk.sweep, "--foreground", "--only", "half", "stages.pretrain.samples=1e6", "checkpoint.minutes=60"]
+    argv = [desk.sweep, "--foreground", "--only", "half", "stages.pretrain.samples=1e6", "checkpoint.minutes=60"]
     run = RunDir(desk.runs / "demo" / "half")
     command = subprocess.Popen(
-        [sys.executable, ROOT / "jobs" / "submit.py", *words], stdout=subprocess.PIPE, text=True, cwd=desk.folder,
+        [sys.executable, ROOT / "jobs" / "submit.py", *argv], stdout=subprocess.PIPE, text=True, cwd=desk.folder,
         env=os.environ | {"FLIP_RUNS": str(desk.runs)},
     )  # fmt: skip
     wait_until(lambda: (read_json(run.status) or {}).get("step", 0) > 2, "the first steps")
@@ -189,7 +189,7 @@ def test_submit_exits_with_69_if_states_of_all_runs_are_unknown(typed, monkeypat
     typed()
     states = {"half": JobState("unknown", 1, "Slurm does not answer"), "whole": JobState("unknown")}
     monkeypatch.setattr(planning, "states", lambda runs: {run.path: states[run.name] for run in runs})
-    assert [typed(*words)[0] for words in ([], ["--json"], ["--dry-run"])] == [69, 69, 69]
+    assert [typed(*argv)[0] for argv in ([], ["--json"], ["--dry-run"])] == [69, 69, 69]
     states["half"] = JobState("running", 1)
     assert typed()[0] == 0
 
@@ -204,11 +204,11 @@ def test_submit_names_changed_schema_default(desk, typed, monkeypatch):
     load_module._build_section.cache_clear()
     try:
         code, _, err = typed()
-        kept = typed("--changed", "keep")
+        result = typed("--changed", "keep")
     finally:
         load_module._build_section.cache_clear()
     assert code == 78 and "optim.weight_decay: 0.2 -> 0.3, which the sweep does not set: a default moved" in err
-    assert kept[0] == 0 and typed.started == ["half", "whole"]
+    assert result[0] == 0 and typed.started == ["half", "whole"]
 
 
 def test_dry_run_shows_differences_from_base_with_resolved_values(desk, typed):
@@ -229,12 +229,12 @@ def test_dry_run_shows_overrides_of_model_size(desk, typed):
 def test_submit_asks_before_expensive_runs(desk, typed, monkeypatch):
     real = submission.estimate
 
-    def dear(config, profile):
-        made = real(config, profile)
-        return replace(made, cost=replace(made.cost, gpu_hours=60.0, price=120.0))
+    def expensive(config, profile):
+        estimated = real(config, profile)
+        return replace(estimated, cost=replace(estimated.cost, gpu_hours=60.0, price=120.0))
 
-    monkeypatch.setattr(submission, "estimate", dear)
-    assert typed("--only", "half")[0] == 0 and typed.started == ["half"], "60 of them are nothing"
+    monkeypatch.setattr(submission, "estimate", expensive)
+    assert typed("--only", "half")[0] == 0 and typed.started == ["half"], "60 GPU-hours need no confirmation"
     code, out, err = typed()
     question = "This starts 2 runs of 120 GPU-hours, a price of 240."
     assert code == 78 and question in err and not typed.started and typed.there() == ["half"]
@@ -248,9 +248,9 @@ def test_submit_asks_despite_unknown_or_zero_gpu_hours_of_another_run(desk, type
     real = submission.estimate
 
     def costs(config, profile):
-        made = real(config, profile)
+        estimated = real(config, profile)
         hours = 120.0 if config.stages[0].mask == "0.5" else second
-        return replace(made, cost=replace(made.cost, gpu_hours=hours))
+        return replace(estimated, cost=replace(estimated.cost, gpu_hours=hours))
 
     monkeypatch.setattr(submission, "estimate", costs)
     code, _, err = typed()
@@ -262,21 +262,21 @@ def test_submit_asks_despite_unknown_or_zero_gpu_hours_of_another_run(desk, type
 
 def test_plan_asks_for_gpu_run_if_profile_has_no_gpu_name(desk, typed, tmp_path):
     (tmp_path / "bare.yaml").write_text("kind: slurm\ngpus_per_node: 8\ncpus_per_node: 8\nmemory_gb: 64\n")
-    words = ["--cluster", str(tmp_path / "bare.yaml"), "--only", "half", "--dry-run", "--json"]
-    plan = json.loads(typed(*words, "resources.gpus=1")[1])
+    argv = ["--cluster", str(tmp_path / "bare.yaml"), "--only", "half", "--dry-run", "--json"]
+    plan = json.loads(typed(*argv, "resources.gpus=1")[1])
     assert plan["cost"]["gpu_hours"] is None and "unknown GPU-hours" in plan["question"]
-    plan = json.loads(typed(*words)[1])
-    assert plan["cost"]["gpu_hours"] == 0 and plan["question"] == "", "a CPU run never asks"
+    plan = json.loads(typed(*argv)[1])
+    assert plan["cost"]["gpu_hours"] == 0 and plan["question"] == "", "a CPU run needs no confirmation"
 
 
 def test_dry_run_exits_with_code_of_submission(desk, typed):
     typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n  more: {seed: 3}\n")
     changed = desk.text.replace("mask: 0.5", "mask: 0.25")
-    for words, says in (([], "another configuration"), (["--changed", "keep", "--prune"], "3 of 5 runs")):
-        real, dry = typed(*words, sweep=changed), typed(*words, "--dry-run", sweep=changed)
-        assert real[0] == dry[0] == 78 and says in dry[2] and says in real[2]
-        assert dry[1].startswith("demo: A demonstration"), "the plan is shown all the same"
-    assert typed("--dry-run", "--prune", "--allow-prune-majority")[0] == 0, "a question is no refusal"
+    for argv, message in (([], "another configuration"), (["--changed", "keep", "--prune"], "3 of 5 runs")):
+        real, dry = typed(*argv, sweep=changed), typed(*argv, "--dry-run", sweep=changed)
+        assert real[0] == dry[0] == 78 and message in dry[2] and message in real[2]
+        assert dry[1].startswith("demo: A demonstration"), "the plan is shown despite the refusal"
+    assert typed("--dry-run", "--prune", "--allow-prune-majority")[0] == 0, "a question is not a refusal"
     assert not typed.trashed() and not typed.started
 
 
@@ -289,16 +289,16 @@ def test_submit_and_dry_run_warn_of_implausible_settings(typed):
 
 def test_dry_run_prints_batch_scripts_with_script_option(desk):
     shown = desk.submit("--dry-run", "--script", sweep="model_scaling").stdout
-    assert "16 nodes, 8 ranks a node, 8 GPUs a node, 24 h: baseline\n" in shown, "no Slurm answers here"
+    assert "16 nodes, 8 ranks a node, 8 GPUs a node, 24 h: baseline\n" in shown, "Slurm does not answer on this machine"
     assert "#SBATCH --nodes=16\n" in shown and "#SBATCH --nodes=32\n" in shown
 
 
 def test_dry_run_executes_no_program_named_in_sweep(desk, tmp_path):
     """A sweep from another person may bring its own profile."""
-    folder, ran = tmp_path / "bin", tmp_path / "ran"
+    folder, marker = tmp_path / "bin", tmp_path / "ran"
     folder.mkdir()
     texts = {name: "echo 'ClusterName = far'" for name in ("sbatch", "srun", "squeue", "scancel", "scontrol")}
-    for name, text in {**texts, "evil": f"touch {ran}"}.items():
+    for name, text in {**texts, "evil": f"touch {marker}"}.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
     profile = tmp_path / "theirs.yaml"
@@ -307,5 +307,5 @@ def test_dry_run_executes_no_program_named_in_sweep(desk, tmp_path):
     environment = {"PATH": f"{folder}:{os.environ['PATH']}"}
     done = desk.submit("--dry-run", env=environment)
     assert done.returncode == 0 and "host_python is not executed" in done.stdout, done.stderr
-    assert not ran.exists()
-    assert desk.submit("--dry-run", "--cluster", profile, env=environment).returncode == 0 and ran.exists()
+    assert not marker.exists()
+    assert desk.submit("--dry-run", "--cluster", profile, env=environment).returncode == 0 and marker.exists()

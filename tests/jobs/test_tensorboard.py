@@ -40,25 +40,27 @@ def test_add_links_new_runs_under_unique_names(tmp_path):
     folder.mkdir()
     assert add(runs, folder) == ["a"] and (folder / "a").resolve() == runs[0].tensorboard
     runs[1].tensorboard.mkdir()
-    assert add(runs, folder) == ["b"], "what began since"
+    assert add(runs, folder) == ["b"], "only runs that started since the last call"
     other = RunDir(tmp_path / "two" / "a")
     other.tensorboard.mkdir(parents=True)
     (tmp_path / "both").mkdir()
-    assert add([*runs, other], tmp_path / "both") == ["one/a", "one/b", "two/a"], "of several sweeps by both names"
+    assert add([*runs, other], tmp_path / "both") == ["one/a", "one/b", "two/a"], (
+        "runs of several sweeps have the names of sweep and run"
+    )
 
 
 @pytest.mark.timeout(180)
 def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
     for name, value in (("mask50", 3.0), ("clip", 4.0)):
         events(make(tmp_path / "runs" / "demo", name), value)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    words = ["demo", "--root", str(tmp_path / "runs"), "--", "--host", "127.0.0.1", "--port", str(port)]
+    argv = ["demo", "--root", str(tmp_path / "runs"), "--", "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    command = [sys.executable, str(ROOT / "jobs" / "tensorboard.py"), *words]
+    command = [sys.executable, str(ROOT / "jobs" / "tensorboard.py"), *argv]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
@@ -76,9 +78,9 @@ def _until(url, condition):
     while True:
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
-                found = json.load(answer)
-            if condition(found):
-                return found
+                content = json.load(answer)
+            if condition(content):
+                return content
         except (OSError, ValueError):
             pass
         assert time.monotonic() < limit, url

@@ -1,11 +1,11 @@
-"""Documents that were good once: what a disk, a kill, an editor or an enemy makes of bytes and of JSON."""
+"""Strategies for damaged documents: bytes and JSON after a disk error, a kill, an edit or an attack."""
 
 import copy
 import json
 
 from hypothesis import strategies as st
 
-#: JSON values that files of ours do not hold where these may come to stand.
+#: Scalars that valid files rarely hold: other types, extreme numbers, hostile strings.
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -18,34 +18,34 @@ VALUES = st.recursive(
     lambda more: st.lists(more, max_size=3) | st.dictionaries(st.text(max_size=4), more, max_size=3),
     max_leaves=4,
 )
-#: Nested deeper than a parser that calls itself can follow.
+#: Nested too deeply for a recursive parser.
 DEEP = b"[" * 100_000
 
 
 @st.composite
 def spoiled(draw, good: bytes) -> bytes:
-    """``good`` after up to four changes: bytes put in, taken out, doubled, overwritten; the end cut off."""
+    """``good`` after up to four changes: bytes inserted, deleted, duplicated, overwritten or truncated."""
     data = bytearray(good)
     for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(data)))
+        offset = draw(st.integers(0, len(data)))
         size = draw(st.integers(0, 16))
         kind = draw(st.sampled_from(["in", "out", "over", "double", "cut"]))
         if kind == "in":
-            data[at:at] = draw(st.binary(max_size=8))
+            data[offset:offset] = draw(st.binary(max_size=8))
         elif kind == "out":
-            del data[at : at + size]
+            del data[offset : offset + size]
         elif kind == "over":
             piece = draw(st.binary(min_size=1, max_size=8))
-            data[at : at + len(piece)] = piece
+            data[offset : offset + len(piece)] = piece
         elif kind == "double":
-            data[at:at] = data[at : at + size]
+            data[offset:offset] = data[offset : offset + size]
         else:
-            del data[at:]
+            del data[offset:]
     return bytes(data)
 
 
 def places(value, path=()):
-    """Paths of all parts of a JSON value, itself first."""
+    """Paths of all parts of a JSON value; the path of the value itself comes first."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -54,7 +54,7 @@ def places(value, path=()):
 
 @st.composite
 def changed(draw, good):
-    """A JSON value with one to three of its parts replaced, taken out, or put in."""
+    """A JSON value with one to three of its parts replaced, removed or added."""
     value = copy.deepcopy(good)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(places(value))))
@@ -79,5 +79,5 @@ def changed(draw, good):
 
 
 def texts(good):
-    """The bytes of a JSON file that began as ``good``: parts are others, or it is no JSON any more."""
+    """The bytes of a JSON file derived from ``good``: with changed parts, or damaged so that it may be invalid JSON."""
     return changed(good).map(lambda value: json.dumps(value).encode()) | spoiled(json.dumps(good).encode())

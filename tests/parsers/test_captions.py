@@ -47,8 +47,8 @@ def test_tokenizer_encodes_any_caption(path, texts, first, repair):
 
 @given(ANY)
 def test_clean_is_idempotent_except_for_entities(text):
-    done = clean(text)
-    assert done == " ".join(done.split()) and ("&" in done or clean(done) == done)
+    cleaned = clean(text)
+    assert cleaned == " ".join(cleaned.split()) and ("&" in cleaned or clean(cleaned) == cleaned)
 
 
 @given(
@@ -106,9 +106,9 @@ def test_tokenizer_rejects_overly_nested_or_overlong_json(text, tmp_path):
 
 def read(file):
     try:
-        found = Tokenizer.of(file, TextTower())
-        assert found(["a cat"]).shape == (1, TextTower().length)
-        return found
+        tokenizer = Tokenizer.of(file, TextTower())
+        assert tokenizer(["a cat"]).shape == (1, TextTower().length)
+        return tokenizer
     except ConfigError as error:
         assert str(file) in error.paragraph()
         return None
@@ -119,8 +119,8 @@ def read(file):
 def test_read_prompts_raises_only_config_error_on_any_json(tmp_path, text):
     (tmp_path / "classes.json").write_bytes(text)
     with suppress(ConfigError):
-        found = prompts.read_prompts(str(tmp_path / "classes.json"))
-        assert all(name in prompts.fill_templates(name, ["{}"])[0] for name in found.names)
+        loaded = prompts.read_prompts(str(tmp_path / "classes.json"))
+        assert all(name in prompts.fill_templates(name, ["{}"])[0] for name in loaded.names)
 
 
 COCO = {"annotations": [{"image_id": 1, "caption": "a"}], "images": [{"id": 1, "file_name": "a.jpg"}]}
@@ -133,9 +133,9 @@ def test_read_annotations_raises_only_data_error_on_any_list(tmp_path, text):
     for name in ("list.json", "list.jsonl", "list.csv"):
         (tmp_path / name).write_bytes(text)
         with suppress(DataError):
-            found = annotations.read_annotations(tmp_path / name, "test")
-            assert all(one.label is None or isinstance(one.label, int) for one in found)
-            assert all(isinstance(caption, str) for one in found for caption in one.captions)
+            entries = annotations.read_annotations(tmp_path / name, "test")
+            assert all(entry.label is None or isinstance(entry.label, int) for entry in entries)
+            assert all(isinstance(caption, str) for entry in entries for caption in entry.captions)
 
 
 @given(spoiled(b'image,caption\na.jpg,one\nb.jpg,"two, three"\n'))
@@ -144,8 +144,8 @@ def test_read_annotations_raises_only_data_error_on_any_csv(tmp_path, text):
     with suppress(DataError):
         assert all(
             isinstance(caption, str)
-            for one in annotations.read_annotations(tmp_path / "table.csv", "test")
-            for caption in one.captions
+            for entry in annotations.read_annotations(tmp_path / "table.csv", "test")
+            for caption in entry.captions
         )
 
 
@@ -153,11 +153,11 @@ def test_read_annotations_raises_only_data_error_on_any_csv(tmp_path, text):
     changed({"ContentRange": "bytes 5-9/20", "ContentLength": 5, "ETag": '"ab"'}),
     st.sampled_from(["bytes 5-9/20", "bytes 5-9/*", "bytes 9-5/20", "", "bytes " + "9" * 5000 + "-9/20"]),
 )
-def test_s3_check_raises_only_known_errors_on_any_response_header(reply, wanted):
+def test_s3_check_raises_only_known_errors_on_any_response_header(reply, content_range):
     """The values have the types that a client returns; the server controls only their text."""
     if not isinstance(reply, dict):
         return
-    reply = {"ContentRange": wanted} | {key: value for key, value in reply.items() if key == "ContentLength"}
+    reply = {"ContentRange": content_range} | {key: value for key, value in reply.items() if key == "ContentLength"}
     if not isinstance(reply.get("ContentLength", 0), int):
         return
     with suppress(RequestError, DataError):
@@ -166,16 +166,16 @@ def test_s3_check_raises_only_known_errors_on_any_response_header(reply, wanted)
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.lists(st.integers(1, 40), max_size=4))
 def test_etag_is_independent_of_chunking_and_matches_multipart_md5(pieces, parts):
-    whole, found = b"".join(pieces), ETag(parts)
+    data, etag = b"".join(pieces), ETag(parts)
     for piece in pieces:
-        found.update(piece)
-    cut, at = [], 0
+        etag.update(piece)
+    part_bytes, offset = [], 0
     for size in parts:
-        cut.append(whole[at : at + size])
-        at += size
-    once = ETag(parts)
-    once.update(whole)
-    assert found.text() == once.text()
-    if at == len(whole) and parts:
-        digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in cut)
-        assert found.text() == f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+        part_bytes.append(data[offset : offset + size])
+        offset += size
+    single = ETag(parts)
+    single.update(data)
+    assert etag.text() == single.text()
+    if offset == len(data) and parts:
+        digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in part_bytes)
+        assert etag.text() == f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"

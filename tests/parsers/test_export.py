@@ -19,6 +19,6 @@ FILES = {"a.safetensors": {"bytes": 3, "sha256": "ba7816bf8f01cfea414140de5dae22
 def test_read_export_verifies_or_rejects_any_record(tmp_path, text):
     (tmp_path / export_record.EXPORT_FILE).write_bytes(text)
     with suppress(DataError, ConfigError, commit.CorruptCheckpoint):
-        found = export_record.read_export(tmp_path)
-        assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in found.record["files"])
-        commit.verify(found)
+        export = export_record.read_export(tmp_path)
+        assert all((tmp_path / name).resolve().is_relative_to(tmp_path) for name in export.record["files"])
+        commit.verify(export)

@@ -254,30 +254,30 @@ def damaged(data, damage):
     """Return the bytes of an archive after ``damage``."""
     if not damage:
         return data
-    headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+    headers = [offset for offset in range(0, len(data), 512) if data[offset + 257 : offset + 262] == b"ustar"]
     end = data.rstrip(b"\0")
     end = data[: -(-len(end) // 512) * 512]
-    at = headers[-1]
+    offset = headers[-1]
     if damage == "a_date_that_is_no_number":
-        block = bytearray(data[at : at + 512])
+        block = bytearray(data[offset : offset + 512])
         block[136:148] = b"yesterday\0\0\0"
         block[148:156] = b" " * 8
         block[148:156] = b"%06o\0 " % sum(block)
-        return data[:at] + bytes(block) + data[at + 512 :]
+        return data[:offset] + bytes(block) + data[offset + 512 :]
     return {
         "concatenated": lambda: data + data,
         "one_zero_block": lambda: end + bytes(512),
         "many_zero_blocks": lambda: end + bytes(1 << 16),
         "no_end_mark": lambda: end,
         "cut_between_members": lambda: data[: headers[2]],
-        "cut_in_a_header": lambda: data[: at + 300],
-        "cut_in_a_member": lambda: data[: at + 512 + 3],
+        "cut_in_a_header": lambda: data[: offset + 300],
+        "cut_in_a_member": lambda: data[: offset + 512 + 3],
         "cut_in_the_padding": lambda: end[:-1],
         "garbage_after_the_end": lambda: data + b"garbage",
         "garbage_instead_of_the_end": lambda: end + b"garbage" * 300,
-        "a_zeroed_header": lambda: data[:at] + bytes(512) + data[at + 512 :],
-        "a_flipped_bit_in_a_name": lambda: data[: at + 1] + bytes([data[at + 1] ^ 1]) + data[at + 2 :],
-        "a_block_too_many": lambda: data[:at] + b"x" * 512 + data[at:],
+        "a_zeroed_header": lambda: data[:offset] + bytes(512) + data[offset + 512 :],
+        "a_flipped_bit_in_a_name": lambda: data[: offset + 1] + bytes([data[offset + 1] ^ 1]) + data[offset + 2 :],
+        "a_block_too_many": lambda: data[:offset] + b"x" * 512 + data[offset:],
         "zeros": lambda: bytes(len(data)),
         "empty": lambda: b"",
         "gzip": lambda: gzip.compress(data),
@@ -286,7 +286,7 @@ def damaged(data, damage):
     }[damage]()
 
 
-def theirs(path):
+def webdataset_samples(path):
     """Return (key, extension -> bytes) of each sample that webdataset yields, or the error that it raises."""
     try:
         samples = list(webdataset.tariterators.tarfile_samples([{"url": str(path)}]))
@@ -295,7 +295,7 @@ def theirs(path):
     return [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__") or k == "__x__"}) for s in samples]
 
 
-def ours(path, out):
+def indexed_samples(path, out):
     """Return the same, read by the index and reader of this repository."""
     try:
         manifest = index([str(path)], out, chunk=1)
@@ -303,7 +303,7 @@ def ours(path, out):
         return error
     keys = [inspect_samples.sample(manifest, id).key for id in range(manifest.samples)]
     members = [ChunkReader().read_chunk(manifest, id)[0] for id in range(manifest.samples)]
-    return list(zip(keys, [{name: bytes(data) for name, data in one.items()} for one in members], strict=True))
+    return list(zip(keys, [{name: bytes(data) for name, data in sample.items()} for sample in members], strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -319,13 +319,15 @@ def test_index_matches_webdataset_or_refuses_shard(case, tmp_path):
     expected = case.expected
     if case.content == "holes" and not expected and b"GNU.sparse" in data:  # bsdtar, if the file system reports holes
         expected = SPARSE
-    their, our = theirs(archive), ours(archive, tmp_path / "m")
+    reference, actual = webdataset_samples(archive), indexed_samples(archive, tmp_path / "m")
     if expected:
-        assert isinstance(our, DataError) and re.search(expected, str(our)) and our.code == 65 and our.remedy, our
+        assert (
+            isinstance(actual, DataError) and re.search(expected, str(actual)) and actual.code == 65 and actual.remedy
+        ), actual
         assert not (tmp_path / "m").exists()
     else:
-        assert not isinstance(their, Exception) and their == our, (their, our)
-        assert their
+        assert not isinstance(reference, Exception) and reference == actual, (reference, actual)
+        assert reference
 
 
 def test_cases_are_unique_and_at_least_118():

@@ -51,15 +51,15 @@ def test_filters_read_same_columns_from_any_parquet_encoding(tmp_path, data):
     keys, (text, number, count) = read(tmp_path / "a.parquet", data)
     rows = TABLE.to_pydict()
     assert keys.to_pylist() == rows["key"]
-    assert text.to_pylist() == [None if one is None else one == "a" for one in rows["text"]]
-    assert number.to_pylist() == [None if one is None else one < 2 for one in rows["number"]]
-    assert count.to_pylist() == [one >= 3 for one in rows["count"]]
+    assert text.to_pylist() == [None if value is None else value == "a" for value in rows["text"]]
+    assert number.to_pylist() == [None if value is None else value < 2 for value in rows["number"]]
+    assert count.to_pylist() == [value >= 3 for value in rows["count"]]
 
 
 @given(st.sampled_from(FORMS).flatmap(spoiled))
 def test_filters_name_damaged_parquet_file_in_error(tmp_path, data):
     try:
-        keys, found = read(tmp_path / "a.parquet", data)
-        assert all(len(one) == len(keys) for one in found)
+        keys, columns = read(tmp_path / "a.parquet", data)
+        assert all(len(column) == len(keys) for column in columns)
     except (DataError, ConfigError) as error:
         assert "a.parquet" in error.paragraph()

@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mark(run):
+def commit_file(run):
     """Return the path of the commit file of a checkpoint; a second checkpoint stays valid."""
     for samples in (64, 32):
         folder = commit.folder(run, "pretrain", samples, 1)
@@ -50,22 +50,22 @@ def mark(run):
 @example(DEEP)
 @example(json.dumps(dict(COMMIT, files={"../../../escaped": COMMIT["files"]["a.safetensors"]})).encode())
 @example(json.dumps(dict(COMMIT, files={"/etc/passwd": COMMIT["files"]["a.safetensors"]})).encode())
-def test_read_commit_verifies_or_rejects_any_record(run, mark, text):
-    mark.write_bytes(text)
+def test_read_commit_verifies_or_rejects_any_record(run, commit_file, text):
+    commit_file.write_bytes(text)
     try:
-        found = commit.read_commit(mark.parent)
-        assert all((found.path / name).resolve().parent == found.path for name in found.record["files"])
-        commit.verify(found)
-        commit.summary(found)
+        checkpoint = commit.read_commit(commit_file.parent)
+        assert all((checkpoint.path / name).resolve().parent == checkpoint.path for name in checkpoint.record["files"])
+        commit.verify(checkpoint)
+        commit.summary(checkpoint)
     except commit.CorruptCheckpoint:
         pass
-    assert 32 in [one.samples for one in commit.commits(run)]
+    assert 32 in [entry.samples for entry in commit.commits(run)]
 
 
 @given(texts({"by": "/x", "stage": "pretrain", "samples": 64, "time": 1.0}))
 @example(DEEP)
-def test_retention_deletes_nothing_that_is_pinned_or_if_pin_cannot_be_read(run, mark, text):
-    write_json(mark, COMMIT)
+def test_retention_deletes_nothing_that_is_pinned_or_if_pin_cannot_be_read(run, commit_file, text):
+    write_json(commit_file, COMMIT)
     run.pins.mkdir(exist_ok=True)
     (run.pins / "one.json").write_bytes(text)
     deleted = []
@@ -75,8 +75,8 @@ def test_retention_deletes_nothing_that_is_pinned_or_if_pin_cannot_be_read(run, 
         assert deleted == []
     else:
         assert read_record(run.pins / "one.json", PIN)  # raises ValueError if it cannot be read
-        places = {(c.stage, c.samples) for c in commit.commits(run) if c.path in deleted}
-        assert not places & commit.pinned(run)
+        deleted_checkpoints = {(c.stage, c.samples) for c in commit.commits(run) if c.path in deleted}
+        assert not deleted_checkpoints & commit.pinned(run)
 
 
 @given(texts(CAUSE))
@@ -91,9 +91,9 @@ def test_causes_have_typed_fields_for_any_cause_file(run, text):
 @example([DEEP], b"\n")
 def test_read_metrics_survives_any_lines(run, lines, end):
     (run.metrics / "1.jsonl").write_bytes(b"\n".join(lines) + end)
-    found = metrics_reader.read_metrics(run)
-    assert all(isinstance(step, float) for step in found["step"].tolist())
-    found.last("loss"), found.seconds_at(100)
+    metrics = metrics_reader.read_metrics(run)
+    assert all(isinstance(step, float) for step in metrics["step"].tolist())
+    metrics.last("loss"), metrics.seconds_at(100)
     assert isinstance(metrics_reader.newest(run), dict)
 
 

@@ -40,24 +40,24 @@ ODD = ("²", "٣", "9" * 5000, "-1", "99999999999999999999", "0001-01-01T00:00:0
 @st.composite
 def printed(draw, good):
     """Draw bytes of standard output with exchanged numbers, possibly damaged."""
-    words = good.split()
+    tokens = good.split()
     for _ in range(draw(st.integers(0, 2))):
-        old = draw(st.sampled_from(["0", "1", "2", "3", "30", "120", "2026-11-25T09:24:14", "1-00:00:00", *words]))
+        old = draw(st.sampled_from(["0", "1", "2", "3", "30", "120", "2026-11-25T09:24:14", "1-00:00:00", *tokens]))
         good = good.replace(old, draw(st.sampled_from(ODD)))
-    plain = good.encode()
-    return draw(st.just(plain) | spoiled(plain))
+    encoded = good.encode()
+    return draw(st.just(encoded) | spoiled(encoded))
 
 
 @pytest.fixture
 def answers(monkeypatch):
     """Replace Slurm's commands: a mutable mapping of command -> output."""
-    found = {}
+    outputs = {}
 
-    def run(words, **_):
-        return subprocess.CompletedProcess(words, 0, found.get(Path(words[0]).name, b""), b"")
+    def run(args, **_):
+        return subprocess.CompletedProcess(args, 0, outputs.get(Path(args[0]).name, b""), b"")
 
     monkeypatch.setattr(slurm_cli.subprocess, "run", run)
-    return found
+    return outputs
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,6 @@ def test_check_site_gives_verdicts_for_any_slurm_output(answers, config, partiti
         fields = {}
     shown = dict(zip(("preempt", "grace", "wall", "submit"), qos.split("|"), strict=False))
     nodes = site.parse_nodes(nodes.decode("utf-8", "replace"))
-    found = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
-    results = site_checks.check_site(found, profile)
-    assert len(results) == len(site_checks.CHECKS) and all(one.verdict and one.read for one in results)
+    slurm_site = site.Site(read, fields, shown, {"submit": qos}, nodes=nodes, python="3.11.7")
+    results = site_checks.check_site(slurm_site, profile)
+    assert len(results) == len(site_checks.CHECKS) and all(result.verdict and result.read for result in results)

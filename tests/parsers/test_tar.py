@@ -63,38 +63,38 @@ def archives(draw):
     return blocks + b"\0" * draw(st.sampled_from([0, 512, 1024, 1025]))
 
 
-def walked(data, whole):
+def checked_members(data, strict):
     """Return the members, or None for InvalidTar. Check that members and samples lie in the data, in order."""
     try:
-        found = list(tar.members(memoryview(data), whole))
-        samples = list(tar.samples(memoryview(data), whole))
+        members = list(tar.members(memoryview(data), strict))
+        samples = list(tar.samples(memoryview(data), strict))
     except tar.InvalidTar as error:
         assert 0 <= error.offset <= len(data)
         return None
-    at = 0
-    for member in found:
-        assert at <= member.start < member.data <= member.data + member.size <= len(data)
-        at = member.data + member.size
+    position = 0
+    for member in members:
+        assert position <= member.start < member.data <= member.data + member.size <= len(data)
+        position = member.data + member.size
     assert all(sample.start < sample.end <= len(data) for sample in samples)
-    return found
+    return members
 
 
 @given(archives(), st.booleans())
 @example(header(b"a.jpg", b"-0000001000", b"0"), False)
 @example(header(b"a.jpg", b"00000000014", b"x") + b"12 size=-512".ljust(512, b"\0"), True)
-def test_members_and_samples_stay_in_bounds_for_any_headers(data, whole):
-    walked(data, whole)
+def test_members_and_samples_stay_in_bounds_for_any_headers(data, strict):
+    checked_members(data, strict)
 
 
-def webdatasets(data):
+def webdataset_samples(data):
     """Return (key, extension -> bytes) of each sample that webdataset yields, or None if it raises an error."""
     files = webdataset.tariterators.tar_file_iterator(io.BytesIO(data))
-    files = ({**one, "__url__": ""} for one in files)
+    files = ({**file, "__url__": ""} for file in files)
     try:
-        found = list(webdataset.tariterators.group_by_keys(files))
+        samples = list(webdataset.tariterators.group_by_keys(files))
     except Exception:  # webdataset documents no specific error
         return None
-    return [(s["__key__"], {k: v for k, v in s.items() if k not in ("__key__", "__url__")}) for s in found]
+    return [(s["__key__"], {k: v for k, v in s.items() if k not in ("__key__", "__url__")}) for s in samples]
 
 
 @given(archives())
@@ -102,17 +102,17 @@ def webdatasets(data):
 def test_strict_samples_equal_webdataset_unless_rejected(data):
     data += bytes(1024)
     try:
-        found = list(tar.samples(memoryview(data), strict=True))
+        samples = list(tar.samples(memoryview(data), strict=True))
     except tar.InvalidTar:
         return
-    ours = [(s.key, {name: data[at : at + size] for name, (at, size) in s.members.items()}) for s in found]
-    assert ours == (webdatasets(data) if any(data[:512]) else [])
+    actual = [(s.key, {name: data[start : start + size] for name, (start, size) in s.members.items()}) for s in samples]
+    assert actual == (webdataset_samples(data) if any(data[:512]) else [])
 
 
 @given(st.data(), st.booleans())
-def test_members_and_samples_stay_in_bounds_for_any_bytes(data, whole):
+def test_members_and_samples_stay_in_bounds_for_any_bytes(data, strict):
     good = header(b"a.jpg", b"%011o\0" % 3, b"0") + b"abc".ljust(512, b"\0") + b"\0" * 1024
-    walked(data.draw(spoiled(good) | st.binary(max_size=600)), whole)
+    checked_members(data.draw(spoiled(good) | st.binary(max_size=600)), strict)
 
 
 @given(
@@ -133,9 +133,12 @@ def test_members_return_files_written_by_tarfile(files, form):
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     data = out.getvalue()
-    for whole in (False, True):
-        found = {one.name: data[one.data : one.data + one.size] for one in tar.members(memoryview(data), whole)}
-        assert found == files
+    for strict in (False, True):
+        contents = {
+            member.name: data[member.data : member.data + member.size]
+            for member in tar.members(memoryview(data), strict)
+        }
+        assert contents == files
 
 
 @given(NAMES)
@@ -147,17 +150,17 @@ def test_split_follows_webdataset_key_rule(name):
 
 def grouped(names):
     """Group neighbours by webdataset's rule into (key, extensions). Return None if a sample repeats an extension."""
-    found = []
+    groups = []
     for name in names:
         match = KEY.match(name)
         if match is None or META.match(name) or name.endswith("/"):
             continue
-        if not found or found[-1][0] != match[1]:
-            found.append((match[1], []))
-        if match[2].lower() in found[-1][1]:
+        if not groups or groups[-1][0] != match[1]:
+            groups.append((match[1], []))
+        if match[2].lower() in groups[-1][1]:
             return None
-        found[-1][1].append(match[2].lower())
-    return found
+        groups[-1][1].append(match[2].lower())
+    return groups
 
 
 @given(st.lists(NAMES | st.sampled_from(["a.b", "a.b.a", "a.", "/.b", "a._a_"]), max_size=6))
@@ -167,11 +170,11 @@ def grouped(names):
 def test_samples_group_neighbours_with_equal_keys(names):
     data = b"".join(header(name.encode(), b"%011o\0" % 0, b"0") for name in names)
     try:
-        found = [(sample.key, list(sample.members)) for sample in tar.samples(memoryview(data))]
+        groups = [(sample.key, list(sample.members)) for sample in tar.samples(memoryview(data))]
     except tar.InvalidTar as error:
         assert "holds two members" in error.reason
-        found = None
-    assert found == grouped(names)
+        groups = None
+    assert groups == grouped(names)
 
 
 @pytest.mark.parametrize("name", ["a/" * 500_000, "_" * 1_000_000 + "x", "/." * 500_000])

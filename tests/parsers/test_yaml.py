@@ -58,7 +58,7 @@ def text_of(document):
     )
 
 
-def understood(path, text, reader):
+def parsed(path, text, reader):
     path.write_bytes(text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text)
     try:
         return reader(path)
@@ -84,13 +84,13 @@ def understood(path, text, reader):
 @example("runs: {a: {model: {size: ${oc.env:HOME}}}}")
 @example("runs: {a: {stages: {" + "9" * 5000 + ": {mask: 0}}}}")
 def test_load_sweep_raises_only_config_error_on_any_text(tmp_path, text):
-    loaded = understood(tmp_path / "trial.yaml", text, load)
+    loaded = parsed(tmp_path / "trial.yaml", text, load)
     assert loaded is None or all(run.name and run.config for run in loaded.runs)
 
 
 @pytest.mark.parametrize("text", TAGGED + [f"runs: {{a: {{seed: {text}}}}}" for text in UNSAFE])
 def test_load_sweep_raises_only_config_error_on_yaml_tags(tmp_path, text):
-    understood(tmp_path / "trial.yaml", text, load)
+    parsed(tmp_path / "trial.yaml", text, load)
 
 
 @pytest.mark.parametrize("text", UNSAFE)
@@ -104,8 +104,8 @@ def test_parse_yaml_rejects_python_tags(text):
 @example("options: &a {b: *a}")
 @example("hours: 1e999")
 def test_load_profile_raises_only_config_error_on_any_text(tmp_path, text):
-    found = understood(tmp_path / "trial.yaml", text, lambda path: load_profile(str(path)))
-    assert found is None or (isinstance(found, ClusterProfile) and found.gpu_bytes >= 0 and found.tflops >= 0)
+    profile = parsed(tmp_path / "trial.yaml", text, lambda path: load_profile(str(path)))
+    assert profile is None or (isinstance(profile, ClusterProfile) and profile.gpu_bytes >= 0 and profile.tflops >= 0)
 
 
 VALUES = st.recursive(
@@ -127,21 +127,21 @@ def test_dump_yaml_round_trips_any_value(value):
 
 @given(text_of({"schema": 1, "model": {"size": "B/16"}, "stages": [{"name": "a", "mask": 0.5}], "seed": 3}))
 def test_read_config_round_trips_or_rejects_any_text(tmp_path, text):
-    found = understood(tmp_path / "config.yaml", text, read_config)
-    if found is not None:
-        (tmp_path / "again.yaml").write_text(dump(found), encoding="utf-8")
-        assert read_config(tmp_path / "again.yaml") == found
+    config = parsed(tmp_path / "config.yaml", text, read_config)
+    if config is not None:
+        (tmp_path / "again.yaml").write_text(dump(config), encoding="utf-8")
+        assert read_config(tmp_path / "again.yaml") == config
 
 
 @given(
     st.lists(st.tuples(st.sampled_from(["seed", "optim.beta1", "stages.0.mask", "evaluate.sets"]), st.text(max_size=8)))
 )
-def test_merge_raises_only_config_error_on_any_override(words):
+def test_merge_raises_only_config_error_on_any_override(overrides):
     with contextlib.suppress(ConfigError):
-        merge([], [f"{key}={value}" for key, value in words])
+        merge([], [f"{key}={value}" for key, value in overrides])
 
 
 @given(st.binary(max_size=40))
 def test_read_yaml_returns_mapping_or_config_error_for_any_bytes(tmp_path, data):
-    found = understood(tmp_path / "some.yaml", data, read_yaml)
-    assert found is None or isinstance(found, dict)
+    document = parsed(tmp_path / "some.yaml", data, read_yaml)
+    assert document is None or isinstance(document, dict)

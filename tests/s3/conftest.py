@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory):
-    """The data set as local files: what every other way of reading is compared with."""
+    """Create the data set as local files. Tests compare every other way of reading with it."""
     root = tmp_path_factory.mktemp("s3")
     make_tokenizer(root / "tokenizer.json")
     return make_dataset(root / "shards", SAMPLES, 5, size=32, classes=7, chunk=CHUNK)
@@ -23,7 +23,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def servers(original, tmp_path_factory):
-    """Kind -> the server of this kind, with the shards under ``set/``, which no test changes."""
+    """Provide kind -> the server of this kind, with the shards under ``set/``, which no test changes."""
     started = {}
 
     def of(kind):
@@ -39,7 +39,7 @@ def servers(original, tmp_path_factory):
 
 @pytest.fixture(params=[Nanio, Weed], ids=["nanio", "weed"])
 def server(request, servers):
-    """Each of them, where the test does not choose. It may be killed and started again."""
+    """Provide each server if the test does not choose. The test may kill and restart it."""
     return servers(request.param)
 
 
@@ -53,7 +53,7 @@ either = pytest.mark.parametrize(
 
 @pytest.fixture
 def prefix(server, original, tmp_path):
-    """That of shards which this test may change."""
+    """Return the prefix of shards that the test may change."""
     upload(server, original, tmp_path.name)
     return tmp_path.name
 
@@ -65,7 +65,7 @@ def weed(servers):
 
 @pytest.fixture
 def own(original, tmp_path):
-    """A server of this test's own."""
+    """Start a server for a single test."""
     server = Nanio(tmp_path / "nanio").start()
     upload(server, original)
     yield server
@@ -74,7 +74,7 @@ def own(original, tmp_path):
 
 @pytest.fixture
 def proxied(monkeypatch):
-    """Put a proxy before a server and make it where s3:// leads, here and in workers to come."""
+    """Start a proxy before a server; s3:// names the proxy in this process and in workers that start later."""
     proxies = []
 
     def before(server):
@@ -95,12 +95,12 @@ def lead_to(monkeypatch, address, secret=SECRET):
 
 @pytest.fixture
 def remote(original, tmp_path):
-    """The folder of a manifest of the objects; made by ``index`` through whatever s3:// leads to."""
+    """Index the objects through the server that s3:// names, and return their manifest."""
 
     def make(prefix="set", chunk=CHUNK):
         keys = [f"s3://{BUCKET}/{prefix}/{path.name}" for path in sorted(original.glob("*.tar"))]
-        made = index(keys, tmp_path / "remote", chunk=chunk)
+        manifest = index(keys, tmp_path / "remote", chunk=chunk)
         shutil.copy(original.parent / "tokenizer.json", tmp_path)
-        return made
+        return manifest
 
     return make

@@ -1,6 +1,6 @@
-"""A proxy that misbehaves on purpose, between a client and an S3 server: by a seeded plan, and counting what it did.
+"""A proxy that injects faults between a client and an S3 server by a seeded plan, and counts them.
 
-HTTP/1.1 as S3 clients speak it: ranged GETs are disturbed, and where it is asked for writes; others are passed on.
+It speaks HTTP/1.1 as S3 clients do. It disturbs ranged GETs, and writes on request; it passes other requests on.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ _ERRORS = {
 
 
 class Proxy:
-    """``faults``: names that each GET of an object may suffer, with probability ``share``, but for the first ``after``;
-    at most ``limit`` in all. ``writes``: PUT and POST may suffer them too; for them are the faults that are answers.
+    """``faults``: names of faults. A GET of an object suffers a fault with probability ``share``, except the first
+    ``after`` GETs, and at most ``limit`` GETs do. With ``writes``, PUT and POST suffer the faults that are answers.
 
-    They are dealt in rounds that hold each of them once, so that a multiple of their number brings all alike. Counted
-    are besides them ``gets`` and ``heads``; ``away``, requests while the server was; ``rot``, replies with a bad byte.
+    The proxy draws faults in rounds that contain each fault once, so that each fault occurs equally often. It also
+    counts ``gets``, ``heads``, ``away`` (requests while the server is away) and ``rot`` (replies with a wrong byte).
     """
 
     def __init__(self, port):
@@ -106,7 +106,7 @@ class Proxy:
                     self.counts["away"] += 1
                     break
                 await self._wait(head)
-                head = _unasked(head, writer)
+                head = _answer_expectation(head, writer)
                 fault = self._draw(head)
                 if fault == "refuse":
                     break
@@ -123,14 +123,14 @@ class Proxy:
         writer.close()
 
     async def _wait(self, head):
-        """Until it is this request's turn."""
+        """Wait until it is this request's turn."""
         if self.pace and head.startswith(b"GET /") and head.split(b" ")[1].partition(b"?")[0].endswith(b".tar"):
             now = asyncio.get_running_loop().time()
             self._turn = max(now, self._turn + self.pace)
             await asyncio.sleep(self._turn - now)
 
     async def _pass_on(self, head, reader, writer, fault):
-        """One exchange with the server; returns whether the client's connection lives on."""
+        """Exchange a request and its reply with the server. Return whether the client's connection stays open."""
         try:
             upstream, down = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
@@ -153,9 +153,13 @@ class Proxy:
             reply = b"\r\n".join([lines[0], b"content-length: %d" % half, *lines[1:]])
         if fault == "flip":
             body = _flip(body, self.random.randrange(len(body)), self.random.randrange(8))
-        path, at = self.rotten
-        if path and head.startswith(b"GET %s " % path) and (begin := _begin(head)) <= at < begin + len(body):
-            body = _flip(body, at - begin, 4)
+        path, offset = self.rotten
+        if (
+            path
+            and head.startswith(b"GET %s " % path)
+            and (range_start := _range_start(head)) <= offset < range_start + len(body)
+        ):
+            body = _flip(body, offset - range_start, 4)
             self.counts["rot"] += 1
         writer.write(reply + (body[:half] if fault in ("reset", "stall") else body))
         if fault == "stall":
@@ -168,24 +172,24 @@ class Proxy:
         return fault != "reset"
 
 
-def _unasked(head, writer):
-    """A client that asks whether it may send its body gets a yes, and the server is not asked."""
+def _answer_expectation(head, writer):
+    """Answer a client that asks whether it may send its body. Return the head without that question."""
     lines = head.split(b"\r\n")
-    kept = [line for line in lines if not line.lower().startswith(b"expect:")]
-    if kept != lines:
+    remaining = [line for line in lines if not line.lower().startswith(b"expect:")]
+    if remaining != lines:
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    return b"\r\n".join(kept)
+    return b"\r\n".join(remaining)
 
 
-def _flip(body, at, bit):
-    return body[:at] + bytes([body[at] ^ 1 << bit]) + body[at + 1 :]
+def _flip(body, offset, bit):
+    return body[:offset] + bytes([body[offset] ^ 1 << bit]) + body[offset + 1 :]
 
 
-def _begin(head):
-    found = re.search(rb"\r\nrange: *bytes=(\d+)", head.lower())
-    return int(found[1]) if found else 0
+def _range_start(head):
+    match = re.search(rb"\r\nrange: *bytes=(\d+)", head.lower())
+    return int(match[1]) if match else 0
 
 
 def _length(head):
-    found = [x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")]
-    return int(found[0].split(b":")[1]) if found else 0
+    headers = [x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")]
+    return int(headers[0].split(b":")[1]) if headers else 0

@@ -16,7 +16,7 @@ KEY, SECRET, BUCKET = "tester", "secret-of-the-tests", "data"
 
 
 class Server:
-    """A server that can be killed and started again with the data it has."""
+    """A server that tests can kill and restart with its data."""
 
     def __init__(self, folder):
         self.folder, self.port, self.process = Path(folder), free_port(), None
@@ -76,13 +76,13 @@ class Weed(Server):
 
 
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def files(address):
-    """s3fs as a person's own script has it: to put objects there."""
+    """Return an s3fs file system, as a user's script creates it, to write objects."""
     return s3fs.S3FileSystem(
         key=KEY, secret=SECRET, endpoint_url=address, skip_instance_cache=True,
         config_kwargs={"retries": {"total_max_attempts": 1}, "region_name": "us-east-1"},
@@ -90,16 +90,16 @@ def files(address):
 
 
 def upload(server, folder, prefix="set"):
-    """The shards of a folder as objects."""
-    there = files(server.address)
-    if not there.exists(BUCKET):
-        there.mkdir(BUCKET)
+    """Upload the shards of a folder as objects."""
+    store = files(server.address)
+    if not store.exists(BUCKET):
+        store.mkdir(BUCKET)
     for path in sorted(folder.glob("*.tar")):
-        there.pipe_file(f"{BUCKET}/{prefix}/{path.name}", path.read_bytes())
+        store.pipe_file(f"{BUCKET}/{prefix}/{path.name}", path.read_bytes())
 
 
 def environment(address, secret=SECRET):
-    """What a person exports so that s3:// leads there."""
+    """Return the environment variables with which s3:// names this server."""
     return {
         "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",

@@ -63,34 +63,34 @@ def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
     for samples in (16, 32):
         saver.save(expected, "pretrain", samples)
     saver.wait()
-    (made,) = commit.commits(run)
-    assert made.samples == 32 and os.listdir(made.path) == [commit.COMMIT_FILE]
-    there = dict(s3.S3Storage().list(f"{URL}/sweep/"))
-    assert {Path(key).name for key in there} == {*made.record["files"], commit.COMMIT_FILE} and len(there) == 2
-    assert (made.path / commit.COMMIT_FILE).read_bytes() == s3.S3Storage().get(f"{made.record['url']}/commit.json", 0,
-    there[
-        f"{made.record['url']}/commit.json"].size).result().data  # fmt: skip
-    found = state_of(*trained(steps=0))
+    (saved,) = commit.commits(run)
+    assert saved.samples == 32 and os.listdir(saved.path) == [commit.COMMIT_FILE]
+    objects = dict(s3.S3Storage().list(f"{URL}/sweep/"))
+    assert {Path(key).name for key in objects} == {*saved.record["files"], commit.COMMIT_FILE} and len(objects) == 2
+    assert (saved.path / commit.COMMIT_FILE).read_bytes() == s3.S3Storage().get(f"{saved.record['url']}/commit.json", 0,
+    objects[
+        f"{saved.record['url']}/commit.json"].size).result().data  # fmt: skip
+    loaded = state_of(*trained(steps=0))
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # no copy on the node
     newest = saver.restorer.newest()
-    saver.restorer.load(newest, found)
-    assert newest.samples == 32 and all(torch.equal(expected[name], found[name]) for name in expected)
+    saver.restorer.load(newest, loaded)
+    assert newest.samples == 32 and all(torch.equal(expected[name], loaded[name]) for name in expected)
 
 
 def test_remote_checkpoint_uploads_large_file_in_parts(server, monkeypatch, tmp_path):
     lead_to(monkeypatch, server.address)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data = os.urandom((11 << 20) + 17)
-    there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
-    facts = there.put("large", data)
+    checkpoint_store = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
+    facts = checkpoint_store.put("large", data)
     assert facts["bytes"] == len(data) and facts["etag"].endswith("-3")
     facts["sha256"] = "0" * 64
     with pytest.raises(commit.CorruptCheckpoint, match="checksum"):
-        there.verify({"large": facts}, tmp_path)
+        checkpoint_store.verify({"large": facts}, tmp_path)
     assert (tmp_path / "large").read_bytes() == data
-    there.remove()
+    checkpoint_store.remove()
     with pytest.raises(commit.CorruptCheckpoint, match="missing"):
-        there.check("large", facts)
+        checkpoint_store.check("large", facts)
 
 
 @on_nanio
@@ -125,19 +125,21 @@ def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world,
     own.start()
     saver.save(state_of(*trained()), "pretrain", 64)
     saver.wait()
-    assert [p.name for p in run.checkpoints.glob("pretrain/*")] == ["64-1"], "and what was begun of 48 is gone"
+    assert [p.name for p in run.checkpoints.glob("pretrain/*")] == ["64-1"], (
+        "the incomplete checkpoint at 48 samples is removed"
+    )
 
 
 @on_nanio
 def test_put_retries_slowdown_server_and_throttle_errors(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
     proxy.plan(("slowdown", "server", "throttle"), 1, limit=3, writes=True)
-    there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
-    facts = there.put("one", data)
+    checkpoint_store = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
+    facts = checkpoint_store.put("one", data)
     assert proxy.counts["slowdown"] == proxy.counts["server"] == proxy.counts["throttle"] == 1
-    there.verify({"one": facts | {"sha256": hashlib.sha256(data).hexdigest()}}, tmp_path)
+    checkpoint_store.verify({"one": facts | {"sha256": hashlib.sha256(data).hexdigest()}}, tmp_path)
     assert (tmp_path / "one").read_bytes() == data
-    there.remove()
+    checkpoint_store.remove()
 
 
 @on_nanio
@@ -155,11 +157,11 @@ def test_checkpoint_saves_and_loads_at_local_path_url(world, run, tmp_path):
     saver, expected = saver_of(run, world, str(tmp_path / "elsewhere")), state_of(*trained())
     saver.save(expected, "pretrain", 16)
     saver.save(expected, "pretrain", 32)
-    (made,) = commit.commits(run)
-    assert made.record["url"].startswith(f"file://{tmp_path}/elsewhere/sweep/run-")
-    found = state_of(*trained(steps=0))
-    saver.restorer.load(saver.restorer.newest(), found)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    (saved,) = commit.commits(run)
+    assert saved.record["url"].startswith(f"file://{tmp_path}/elsewhere/sweep/run-")
+    loaded = state_of(*trained(steps=0))
+    saver.restorer.load(saver.restorer.newest(), loaded)
+    assert all(torch.equal(expected[name], loaded[name]) for name in expected)
     assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 2
 
 
@@ -167,11 +169,11 @@ def test_save_leaves_no_object_if_newer_attempt_removed_its_folder(world, run, t
     """A newer attempt deletes the folder during the last upload. No later attempt would remove its objects."""
     real = commit.commit
 
-    def taken(path, *rest):
+    def remove_and_commit(path, *rest):
         shutil.rmtree(path)
         return real(path, *rest)
 
-    monkeypatch.setattr(commit, "commit", taken)
+    monkeypatch.setattr(commit, "commit", remove_and_commit)
     saver = saver_of(run, world, str(tmp_path / "elsewhere"))
     with pytest.raises(StorageError, match="No such file"):
         saver.save(state_of(*trained()), "pretrain", 16)
@@ -238,18 +240,18 @@ def test_put_succeeds_if_last_answer_of_multipart_upload_is_lost(server, proxied
     proxy = proxied(server)
     monkeypatch.setattr(s3, "PART", 5 << 20)
     data, url = os.urandom((5 << 20) + 17), f"{URL}/{tmp_path.name}"
-    there = remote.RemoteCheckpoint(url, RetryPolicy(deadline=20, timeout=5))
-    expected = there.put("large", data)
+    checkpoint_store = remote.RemoteCheckpoint(url, RetryPolicy(deadline=20, timeout=5))
+    expected = checkpoint_store.put("large", data)
     proxy.lost = rb"POST .*[?&]uploadId="
-    assert there.put("again", data) == expected and not proxy.lost
-    there.check("again", expected)
+    assert checkpoint_store.put("again", data) == expected and not proxy.lost
+    checkpoint_store.check("again", expected)
     with pytest.raises(RequestError) as error:
-        s3.S3Storage()._complete(f"{url}/again", "never-begun", [], len(data), twice)
-    assert error.value.kind == "missing", "what lies there is of another upload"
-    there.remove()
+        s3.S3Storage()._complete(f"{url}/again", "never-begun", [], len(data), call_twice)
+    assert error.value.kind == "missing", "the object comes from another upload"
+    checkpoint_store.remove()
 
 
-def twice(request):
+def call_twice(request):
     with contextlib.suppress(RequestError):
         request()
     return request()
@@ -258,15 +260,15 @@ def twice(request):
 @on_nanio
 def test_verify_refetches_object_after_corrupt_download(server, proxied, tmp_path):
     proxy, data = proxied(server), os.urandom(1 << 20)
-    there = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
-    files = {"one": there.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
+    checkpoint_store = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
+    files = {"one": checkpoint_store.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
     proxy.plan(["flip"], 1, limit=1)
-    there.verify(files, tmp_path)
+    checkpoint_store.verify(files, tmp_path)
     assert (tmp_path / "one").read_bytes() == data and proxy.counts["flip"] == 1
     proxy.plan(["flip"], 1)
     with pytest.raises(commit.CorruptCheckpoint, match="fetched twice"):
-        there.verify(files, tmp_path)
-    there.remove()
+        checkpoint_store.verify(files, tmp_path)
+    checkpoint_store.remove()
 
 
 def test_fsspec_storage_turns_protocol_errors_into_request_errors():

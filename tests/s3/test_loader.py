@@ -30,28 +30,28 @@ STEPS = 6
 def take(source, count=STEPS, between=lambda t: None):
     batches = source.batches(0, BATCH, "0.5")
     try:
-        found = []
+        taken = []
         for t in range(count):
-            found.append(next(batches))
+            taken.append(next(batches))
             between(t)
-        return found
+        return taken
     finally:
         batches.close()
 
 
-def same(found, expected):
+def same(actual, expected):
     names = ("patches", "keep_indices", "tokens", "ids", "witness")
     return all(
-        torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(found, expected, strict=True) for n in names
+        torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(actual, expected, strict=True) for n in names
     )  # fmt: skip
 
 
 def until(condition, seconds=20):
     """Wait for the condition and return its value: requests that were read ahead are counted when they end."""
     limit = time.monotonic() + seconds
-    while not (true := condition()) and time.monotonic() < limit:
+    while not (result := condition()) and time.monotonic() < limit:
         time.sleep(0.02)
-    return true
+    return result
 
 
 def retries(source):
@@ -65,9 +65,9 @@ def expected(original):
 
 def test_batches_from_bucket_equal_local_batches(original, server, proxied, remote, expected):
     proxied(server)
-    made, reader = remote(), ChunkReader()
-    assert reader.list(made.keys[0]) == {made.keys[0]: reader.stat(made.keys[0])}
-    source = loader(original, folder=made.folder, workers=1)
+    manifest, reader = remote(), ChunkReader()
+    assert reader.list(manifest.keys[0]) == {manifest.keys[0]: reader.stat(manifest.keys[0])}
+    source = loader(original, folder=manifest.folder, workers=1)
     assert same(take(source), expected)
     counters = source.counters()
     assert counters.requests > 50 and counters.bytes > 100_000 and counters.seconds > 0
@@ -89,7 +89,7 @@ def test_batches_are_unchanged_by_network_fault(original, server, proxied, remot
         assert until(lambda: retries(source).get(kind, 0) >= proxy.counts[fault]) and list(retries(source)) == [kind]
     else:
         assert until(lambda: retries(source) == {kind: proxy.counts[fault]}), (retries(source), proxy.counts)
-        assert until(lambda: source.counters().requests == proxy.counts["gets"]), "retries are ours alone"
+        assert until(lambda: source.counters().requests == proxy.counts["gets"]), "only the reader retries"
     assert (source.counters().resumed > 0) == (fault in ("reset", "stall"))
 
 
@@ -207,15 +207,19 @@ def test_locate_split_returns_only_splits_present_in_bucket(original, server, pr
     """A listing contains all objects below a prefix; objects in folders of other splits do not belong to a split."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     proxied(server)
-    there, shard = files(server.address), min(original.glob("*.tar")).read_bytes()
+    store, shard = files(server.address), min(original.glob("*.tar")).read_bytes()
     for name in ("tested/test/0.tar", "trained/train/0.tar", "plain/0.tar", "plain/old/1.tar"):
-        there.pipe_file(f"{BUCKET}/splits/{name}", shard)
-    found = {
+        store.pipe_file(f"{BUCKET}/splits/{name}", shard)
+    locations = {
         (name, split): datasets.locate_split(f"s3://{BUCKET}/splits/{name}", split)
         for name in ("tested", "trained", "plain") for split in ("test", "train")
     }  # fmt: skip
-    assert [at for at, place in found.items() if place] == [("tested", "test"), ("trained", "train"), ("plain", "test")]
-    assert len({place.open().count for place in found.values() if place}) == 1
+    assert [pair for pair, location in locations.items() if location] == [
+        ("tested", "test"),
+        ("trained", "train"),
+        ("plain", "test"),
+    ]
+    assert len({location.open().count for location in locations.values() if location}) == 1
 
 
 @either
@@ -224,12 +228,12 @@ def test_loader_raises_data_error_if_shard_is_removed_or_replaced(
     original, server, prefix, proxied, remote, change, words, workers
 ):
     proxied(server)
-    source, there = loader(original, folder=remote(prefix).folder, workers=workers), files(server.address)
+    source, store = loader(original, folder=remote(prefix).folder, workers=workers), files(server.address)
 
     def act(t):
         for path in original.glob("*.tar") if t == 0 else ():
             key = f"{BUCKET}/{prefix}/{path.name}"
-            there.rm_file(key) if change == "removed" else there.pipe_file(key, path.read_bytes() + bytes(512))
+            store.rm_file(key) if change == "removed" else store.pipe_file(key, path.read_bytes() + bytes(512))
 
     with pytest.raises(DataError, match=words) as error:
         take(source, 10, act)
@@ -253,6 +257,6 @@ def test_loader_stops_at_damaged_chunk_until_samples_are_excluded(original, serv
     subprocess.run([sys.executable, *shlex.split(command[1]), str(tmp_path / "repaired")], cwd=ROOT, check=True)
     assert main(["except", str(original), "--ids", command[2], "--out", str(tmp_path / "local")]) == 0
     source = loader(original, folder=tmp_path / "repaired", workers=workers)
-    found = take(source)
-    assert same(found, take(loader(original, folder=tmp_path / "local"))) and not retries(source)
-    assert not any(batch.replaced for batch in found), "what is known is not counted"
+    batches = take(source)
+    assert same(batches, take(loader(original, folder=tmp_path / "local"))) and not retries(source)
+    assert not any(batch.replaced for batch in batches), "known exceptions do not count as replaced"

@@ -38,13 +38,13 @@ def client(monkeypatch):
 @on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
 def test_obstore_reads_are_unchanged_by_network_fault(server, proxied, remote, fault):
-    proxy, made = proxied(server), remote()
+    proxy, manifest = proxied(server), remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
-    expected = texts(made, reader)
+    expected = texts(manifest, reader)
     assert isinstance(reader._remote, obstore_storage.ObstoreStorage)
     before = reader.counters.requests
     proxy.plan([fault], 0.3, seed=1, limit=3)
-    assert texts(made, reader) == expected
+    assert texts(manifest, reader) == expected
     retries = {kind: count for kind, count in reader.counters.retries.items() if count}
     if COUNTED_AS[fault] == "stall":  # on a busy machine other answers may be as late
         assert list(retries) == ["stall"] and retries["stall"] >= proxy.counts[fault] == 3

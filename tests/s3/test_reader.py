@@ -35,12 +35,12 @@ def texts(manifest, reader):
 def test_index_of_bucket_equals_index_of_files(original, server, proxied, remote):
     proxy = proxied(server)
     proxy.plan((), 0)
-    made, local = remote(), Manifest.load(original)
-    assert made.digest == local.digest and made.keys[0] == f"s3://{BUCKET}/set/00000.tar"
-    assert proxy.counts["gets"] == len(made.keys), "each shard is read once"
-    assert len(set(made.etags)) == 5 and all(made.etags) and not any(local.etags)
-    assert "etags.txt" in json.loads((made.folder / "manifest.json").read_text())["files"]
-    assert texts(made, impatient()) == texts(local, impatient())
+    manifest, local = remote(), Manifest.load(original)
+    assert manifest.digest == local.digest and manifest.keys[0] == f"s3://{BUCKET}/set/00000.tar"
+    assert proxy.counts["gets"] == len(manifest.keys), "each shard is read once"
+    assert len(set(manifest.etags)) == 5 and all(manifest.etags) and not any(local.etags)
+    assert "etags.txt" in json.loads((manifest.folder / "manifest.json").read_text())["files"]
+    assert texts(manifest, impatient()) == texts(local, impatient())
 
 
 @on_nanio
@@ -59,8 +59,8 @@ def test_list_returns_all_pages(server, proxied):
     for i in range(1005):
         (server.folder / BUCKET / "many" / f"{i:04d}.tar").write_bytes(b"x")
     reader = impatient()
-    found = reader.list(f"s3://{BUCKET}/many/")
-    assert list(found) == [f"s3://{BUCKET}/many/{i:04d}.tar" for i in range(1005)]
+    listing = reader.list(f"s3://{BUCKET}/many/")
+    assert list(listing) == [f"s3://{BUCKET}/many/{i:04d}.tar" for i in range(1005)]
     key = f"s3://{BUCKET}/set/00000.tar"
     assert reader.list(key) == {key: reader.stat(key)} and reader.stat(key).etag
 
@@ -89,8 +89,8 @@ def test_read_without_credentials_raises_permission_denied(server, proxied, monk
 
 def test_read_retries_denial_after_earlier_success(server, proxied):
     proxy, reader, patient = proxied(server), impatient(), impatient(deadline=60)
-    for one in (reader, patient):
-        one.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+    for chunk_reader in (reader, patient):
+        chunk_reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
     proxy.plan(["denied"], 1)
     with pytest.raises(StorageError, match="reading failed for 1.5 s, at last with: 403 AccessDenied"):
         reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
@@ -110,7 +110,7 @@ def test_reader_reloads_expired_credentials(server, proxied, monkeypatch, tmp_pa
         path.write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {secret}\n")
         return len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512))
 
-    assert read(SECRET) == 512 and read("wrong") == 512, "kept while they are good"
+    assert read(SECRET) == 512 and read("wrong") == 512, "the reader keeps credentials while they are valid"
     proxy.plan(["expired"], 1, limit=1)
     with pytest.raises(StorageError, match="403 SignatureDoesNotMatch"):
         read("wrong")
@@ -141,9 +141,9 @@ def test_reader_asks_credential_process_again_after_bad_credentials(
     proxied(server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    script, handed = tmp_path / "login.py", tmp_path / "handed"
+    script, counter_file = tmp_path / "login.py", tmp_path / "handed"
     script.write_text(CHAIN)
-    command = shlex.join([sys.executable, str(script), str(handed), json.dumps(answers)])
+    command = shlex.join([sys.executable, str(script), str(counter_file), json.dumps(answers)])
     (tmp_path / "config").write_text(f"[default]\ncredential_process = {command}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
@@ -151,7 +151,7 @@ def test_reader_asks_credential_process_again_after_bad_credentials(
     assert len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
     retries = {kind: count for kind, count in reader.counters.retries.items() if count}
     assert retries == {request.node.callspec.id.split("-")[-1]: 1}
-    assert len(handed.read_text()) >= len(answers)
+    assert len(counter_file.read_text()) >= len(answers)
 
 
 def test_read_of_missing_object_or_bucket_raises_data_error(server, proxied):
@@ -163,15 +163,15 @@ def test_read_of_missing_object_or_bucket_raises_data_error(server, proxied):
 
 def test_read_rejects_object_with_other_etag(original, server, prefix, proxied, remote):
     proxied(server)
-    made = remote(prefix)
+    manifest = remote(prefix)
     data = bytearray((original / "00002.tar").read_bytes())
     data[-1] = 1  # in the end mark, which no chunk reads: only the ETag differs
     files(server.address).pipe_file(f"{BUCKET}/{prefix}/00002.tar", bytes(data))
     with pytest.raises(DataError, match=r"00002\.tar: the shard is not the one that was indexed: its ETag") as error:
-        texts(made, impatient())
+        texts(manifest, impatient())
     assert error.value.code == 65
-    old = without_etags(made.folder)
-    assert len(texts(old, impatient())) == old.samples, "version 1 knows no ETags"
+    old = without_etags(manifest.folder)
+    assert len(texts(old, impatient())) == old.samples, "format version 1 has no ETags"
 
 
 def test_read_rejects_truncated_object(original, server, prefix, proxied, remote):
@@ -185,8 +185,8 @@ def test_read_rejects_truncated_object(original, server, prefix, proxied, remote
 @on_nanio
 def test_read_chunk_reports_samples_damaged_at_rest(server, prefix, proxied, remote):
     proxied(server)
-    made, reader = remote(prefix), impatient(deadline=60)
-    key, start, _, _ = made.chunk_reads(7)[0]
+    manifest, reader = remote(prefix), impatient(deadline=60)
+    key, start, _, _ = manifest.chunk_reads(7)[0]
     path = server.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # unknown to the server: the ETag stays
     with open(path, "r+b") as file:
         file.seek(start + 600)
@@ -194,7 +194,7 @@ def test_read_chunk_reports_samples_damaged_at_rest(server, prefix, proxied, rem
         file.seek(start + 600)
         file.write(bytes([byte ^ 16]))
     with pytest.raises(DataError, match=r"chunk 7 .*samples 14 to 15.*exclude .* --ids 14-15"):
-        reader.read_chunk(made, 7)
+        reader.read_chunk(manifest, 7)
     assert reader.counters.retries["checksum"] == 1
 
 
@@ -217,13 +217,13 @@ def test_read_treats_server_side_checksum_failure_as_outage(server, proxied):
 
 
 def test_read_resumes_interrupted_body(original, server, proxied, remote):
-    proxy, made, reader = proxied(server), remote(), impatient(deadline=30)
-    size = int(made.shards[0, 1])
+    proxy, manifest, reader = proxied(server), remote(), impatient(deadline=30)
+    size = int(manifest.shards[0, 1])
     proxy.plan(["reset"], 1, limit=3)
-    whole = (original / "00000.tar").read_bytes()
-    assert reader.read(made.keys[0], 0, size, made.etags[0]) == whole
+    content = (original / "00000.tar").read_bytes()
+    assert reader.read(manifest.keys[0], 0, size, manifest.etags[0]) == content
     counters = reader.counters
-    assert counters.resumed > size * 0.8 and counters.bytes == size, "no byte was asked for twice"
+    assert counters.resumed > size * 0.8 and counters.bytes == size, "no byte is requested twice"
 
 
 def test_read_restarts_if_object_is_replaced_before_resume(original, server, prefix, proxied):
@@ -251,30 +251,30 @@ def test_hedge_replaces_silent_or_stalled_request(original, server, proxied, fau
     assert reader.read(key, 0, 512)  # on a busy machine this, too, may take two requests
     before = reader.counters
     proxy.plan([fault], 1, limit=1)
-    threads, whole = threading.active_count(), (original / "00000.tar").read_bytes()
-    assert reader.read(key, 0, len(whole)) == whole and threading.active_count() == threads
+    threads, content = threading.active_count(), (original / "00000.tar").read_bytes()
+    assert reader.read(key, 0, len(content)) == content and threading.active_count() == threads
     assert proxy.counts["gets"] == 2 and not any(reader.counters.retries.values())
     assert reader.counters.requests == before.requests + 2 and reader.counters.hedges_won == before.hedges_won + 1
 
 
 @on_nanio
 def test_hedge_sends_no_request_if_answers_arrive(server, proxied, remote):
-    proxy, made, reader = proxied(server), remote(), impatient(deadline=30, hedge=10)
+    proxy, manifest, reader = proxied(server), remote(), impatient(deadline=30, hedge=10)
     proxy.plan((), 0)
-    texts(made, reader)
-    assert reader.counters.hedged == 0 and reader.counters.requests == proxy.counts["gets"] >= made.chunks
+    texts(manifest, reader)
+    assert reader.counters.hedged == 0 and reader.counters.requests == proxy.counts["gets"] >= manifest.chunks
 
 
 @on_nanio
 def test_slowdown_lowers_request_cap_of_all_threads(server, proxied, remote):
-    proxy, made, reader = proxied(server), remote(), impatient(deadline=30, requests=8)
+    proxy, manifest, reader = proxied(server), remote(), impatient(deadline=30, requests=8)
     proxy.plan(["slowdown"], 0.3, seed=5, limit=12)
     with ThreadPoolExecutor(8) as pool:
-        caps = list(pool.map(lambda j: (reader.read_chunk(made, j), reader.counters.cap)[1], range(60)))
+        caps = list(pool.map(lambda j: (reader.read_chunk(manifest, j), reader.counters.cap)[1], range(60)))
     assert min(caps) < 8 and reader.counters.retries["slowdown"] == 12
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda j: reader.read_chunk(made, j), range(60)))
-    assert reader.counters.cap == 8, "grown again"
+        list(pool.map(lambda j: reader.read_chunk(manifest, j), range(60)))
+    assert reader.counters.cap == 8, "the cap grows again"
 
 
 @on_nanio

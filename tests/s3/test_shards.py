@@ -32,10 +32,10 @@ def test_index_expands_wildcards_and_braces_in_bucket(original, own, proxied, tm
         assert main(["index", f"s3://{BUCKET}/{pattern}", "--out", str(out), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["shards"] == 5
         assert Manifest.load(out).keys[4] == f"s3://{BUCKET}/set/00004.tar"
-    whole = Manifest.load(tmp_path / "0")
-    assert main(["except", str(whole.folder), "--ids", "7", "--out", str(tmp_path / "less")]) == 0
+    full = Manifest.load(tmp_path / "0")
+    assert main(["except", str(full.folder), "--ids", "7", "--out", str(tmp_path / "less")]) == 0
     less = Manifest.load(tmp_path / "less")
-    assert (less.keys, less.etags) == (whole.keys, whole.etags) and all(less.etags)
+    assert (less.keys, less.etags) == (full.keys, full.etags) and all(less.etags)
     assert main(["index", f"s3://{BUCKET}/none/*.tar", "--out", str(tmp_path / "none")]) == 65
     assert f"s3://{BUCKET}/none/*.tar: the shard is missing" in capsys.readouterr().err
 
@@ -46,21 +46,21 @@ def test_index_reads_only_remaining_shards_after_kill(own, proxied, tmp_path, ca
     command = ["index", f"s3://{BUCKET}/set/*.tar", "--chunk", "4", "--json", "--workers", "1", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
     assert proxy.counts["gets"] == 5 and proxy.counts["heads"] == 0, "sizes and ETags are of the listing"
-    whole = json.loads(capsys.readouterr().out)
+    reference = json.loads(capsys.readouterr().out)
 
     proxy.plan(["silence"], 1, after=2)
     child = subprocess.Popen([sys.executable, TOOL, *command, str(tmp_path / "m")])
-    end = time.monotonic() + 60
+    limit = time.monotonic() + 60
     while not proxy.counts["silence"]:
-        assert child.poll() is None and time.monotonic() < end
+        assert child.poll() is None and time.monotonic() < limit
         time.sleep(0.02)
     child.kill()
     assert child.wait() == -signal.SIGKILL and not (tmp_path / "m").exists()
     proxy.plan((), 0)
     assert main([*command, str(tmp_path / "m")]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["shards_scanned"], found["shards_scanned_before"], proxy.counts["gets"]) == (3, 2, 3)
-    assert found["digest"] == whole["digest"]
+    report = json.loads(capsys.readouterr().out)
+    assert (report["shards_scanned"], report["shards_scanned_before"], proxy.counts["gets"]) == (3, 2, 3)
+    assert report["digest"] == reference["digest"]
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert [(tmp_path / "m" / name).read_bytes() for name in names] == [
         (tmp_path / "whole" / name).read_bytes() for name in names
@@ -74,10 +74,10 @@ def test_index_rescans_replaced_object(original, own, proxied, tmp_path, capsys)
     proxy.plan((), 0)
     capsys.readouterr()
     assert main(["index", pattern, "--out", str(tmp_path / "m"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["shards_scanned"] == proxy.counts["gets"] == 1
-    made = Manifest.load(tmp_path / "m")
-    assert made.shards[3].tolist() == made.shards[1].tolist() and made.etags[3] == made.etags[1]
+    report = json.loads(capsys.readouterr().out)
+    assert report["shards_scanned"] == proxy.counts["gets"] == 1
+    manifest = Manifest.load(tmp_path / "m")
+    assert manifest.shards[3].tolist() == manifest.shards[1].tolist() and manifest.etags[3] == manifest.etags[1]
 
 
 def test_index_is_independent_of_number_of_processes(own, proxied, tmp_path, monkeypatch):
@@ -86,8 +86,8 @@ def test_index_is_independent_of_number_of_processes(own, proxied, tmp_path, mon
     for workers in "12":
         keys = f"s3://{BUCKET}/set/{{00000..00004}}.tar"
         assert main(["index", keys, "--workers", workers, "--out", str(tmp_path / workers)]) == 0
-    one, two = Manifest.load(tmp_path / "1"), Manifest.load(tmp_path / "2")
-    assert (one.digest, one.keys, one.etags) == (two.digest, two.keys, two.etags)
+    serial, concurrent = Manifest.load(tmp_path / "1"), Manifest.load(tmp_path / "2")
+    assert (serial.digest, serial.keys, serial.etags) == (concurrent.digest, concurrent.keys, concurrent.etags)
     assert proxy.counts["gets"] == proxy.counts["heads"] == 10
 
 
@@ -98,14 +98,14 @@ def test_index_verifies_etag_of_multipart_object(server, readings, request, prox
     write_tar(tmp_path / "x.tar", [(f"{i}.txt", bytes([i]) * 2_900_000) for i in range(2)])
     data = (tmp_path / "x.tar").read_bytes()
     with files(server.address).open(f"{BUCKET}/parts/x.tar", "wb", block_size=5 << 20) as file:
-        for at in range(0, len(data), 700_000):
-            file.write(data[at : at + 700_000])
+        for offset in range(0, len(data), 700_000):
+            file.write(data[offset : offset + 700_000])
     proxy = proxied(server)
     proxy.plan((), 0)
     command = ["index", f"s3://{BUCKET}/parts/*.tar", "--min-complete", "0", "--out"]  # the shard holds no images
     assert main([*command, str(tmp_path / "m")]) == 0
-    made = Manifest.load(tmp_path / "m")
-    assert made.etags[0].endswith("-2") and made.samples == 2 and proxy.counts["gets"] == readings
+    manifest = Manifest.load(tmp_path / "m")
+    assert manifest.etags[0].endswith("-2") and manifest.samples == 2 and proxy.counts["gets"] == readings
     proxy.plan(["flip"], 1, limit=1)
     assert main([*command, str(tmp_path / "n")]) == 69
 
@@ -122,12 +122,12 @@ def test_index_filters_read_parquet_objects(original, own, proxied, tmp_path, ca
     assert main([*arguments, str(tmp_path / "m")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["samples"], facts["seen"], facts["dropped"]) == (153, 203, {"number>=50": 50})
-    found, whole = Manifest.load(tmp_path / "m"), Manifest.load(original)
-    assert [found.locate(id)[1] for id in (0, 30, 31)] == [10, 40, 0]
-    ours, theirs = (
-        [bytes(one["txt"]) for one in ChunkReader().read_chunk(*what)] for what in ((found, 0), (whole, 25))
+    filtered, full = Manifest.load(tmp_path / "m"), Manifest.load(original)
+    assert [filtered.locate(id)[1] for id in (0, 30, 31)] == [10, 40, 0]
+    actual, expected = (
+        [bytes(sample["txt"]) for sample in ChunkReader().read_chunk(*chunk)] for chunk in ((filtered, 0), (full, 25))
     )
-    assert ours == theirs
+    assert actual == expected
     files(own.address).rm(f"{BUCKET}/set/00002.parquet")
     assert main([*arguments, str(tmp_path / "n")]) == 65
     reason = "the parquet file of this shard is missing"

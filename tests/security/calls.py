@@ -73,9 +73,9 @@ def dangerous_calls(source: str) -> Iterator[tuple[int, str, str]]:
     names = _Names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            yield from ((node.lineno, name, why) for name in _imported(node).values() for why in _refusals(name))
+            yield from ((node.lineno, name, reason) for name in _imported(node).values() for reason in _refusals(name))
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
-            yield from ((node.lineno, name, why) for name in names.of(node) for why in _refusals(name))
+            yield from ((node.lineno, name, reason) for name in names.of(node) for reason in _refusals(name))
             if isinstance(node, ast.Attribute) and node.attr in METHODS:
                 yield node.lineno, ast.unparse(node), METHODS[node.attr]
         elif isinstance(node, ast.List | ast.Tuple) and _is_shell(node):
@@ -137,33 +137,37 @@ def _refusals(name: str) -> list[str]:
     """Reasons against a full name: itself, or a module that contains it, matches a pattern of the table."""
     parts = name.split(".")
     prefixes = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
-    return [why for pattern, why in REFUSED.items() if any(fnmatchcase(prefix, pattern) for prefix in prefixes)][:1]
+    return [reason for pattern, reason in REFUSED.items() if any(fnmatchcase(prefix, pattern) for prefix in prefixes)][
+        :1
+    ]
 
 
 def _is_shell(node: ast.List | ast.Tuple) -> bool:
-    """Whether a literal list of words starts a shell with ``-c``."""
-    words = [word.value if isinstance(word, ast.Constant) else None for word in node.elts]
-    if not words or not isinstance(words[0], str):
+    """Return whether a literal list of arguments starts a shell with ``-c``."""
+    arguments = [argument.value if isinstance(argument, ast.Constant) else None for argument in node.elts]
+    if not arguments or not isinstance(arguments[0], str):
         return False
-    while words and isinstance(words[0], str) and words[0].rpartition("/")[2] == "env":
-        words = words[1:]
-    shell = bool(words) and isinstance(words[0], str) and words[0].rpartition("/")[2] in SHELLS
-    return shell and any(isinstance(word, str) and word.startswith("-") and "c" in word for word in words[1:])
+    while arguments and isinstance(arguments[0], str) and arguments[0].rpartition("/")[2] == "env":
+        arguments = arguments[1:]
+    shell = bool(arguments) and isinstance(arguments[0], str) and arguments[0].rpartition("/")[2] in SHELLS
+    return shell and any(
+        isinstance(argument, str) and argument.startswith("-") and "c" in argument for argument in arguments[1:]
+    )
 
 
 def _call(node: ast.Call, names: _Names) -> Iterator[tuple[int, str, str]]:
     called = ast.unparse(node.func)
-    for word in node.keywords:
-        refused = KEYWORDS.get(word.arg or "", ())
-        if refused and (not isinstance(word.value, ast.Constant) or word.value.value in refused):
-            yield node.lineno, f"{called}({word.arg}=...)", "an unsafe value, or one that is chosen at run time"
+    for keyword in node.keywords:
+        refused = KEYWORDS.get(keyword.arg or "", ())
+        if refused and (not isinstance(keyword.value, ast.Constant) or keyword.value.value in refused):
+            yield node.lineno, f"{called}({keyword.arg}=...)", "an unsafe value, or one that is chosen at run time"
     for name in names.of(node.func):
-        if name in HASHES and not any(word.arg == "usedforsecurity" for word in node.keywords):
+        if name in HASHES and not any(keyword.arg == "usedforsecurity" for keyword in node.keywords):
             yield node.lineno, name, "a broken hash: say usedforsecurity=False if it protects nothing"
         if name in ("builtins.getattr", "builtins.setattr") and names.of(node.args[0]):
             if not isinstance(node.args[1], ast.Constant):
                 yield node.lineno, ast.unparse(node), "a member of a module that is chosen at run time"
             else:
-                yield from ((node.lineno, full, why) for full in names.of(node) for why in _refusals(full))
+                yield from ((node.lineno, full, reason) for full in names.of(node) for reason in _refusals(full))
         if name in ("builtins.globals", "builtins.locals"):
             yield node.lineno, called, CODE

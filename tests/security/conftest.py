@@ -17,8 +17,8 @@ def mounts():
 @pytest.fixture
 def users(mounts):
     """``alice`` and ``mallory`` in a folder of their own."""
-    with harness.users(mounts) as made:
-        yield made
+    with harness.users(mounts) as accounts:
+        yield accounts
 
 
 @pytest.fixture(params=[0, 1], ids=["protected_symlinks=0", "protected_symlinks=1"])

@@ -66,8 +66,8 @@ def read(imports, call, cases, allowance=ALLOWANCE):
 def hole(path, size, *parts):
     """Write a sparse file of ``size`` bytes that takes almost no disk space; ``parts``: (offset, bytes) of data."""
     with open(path, "wb") as file:
-        for at, data in parts:
-            file.seek(at)
+        for offset, data in parts:
+            file.seek(offset)
             file.write(data)
         file.truncate(size)
     return path
@@ -100,9 +100,9 @@ def lying(data, size):
             out, number = [*out, number & 127 | 128], number >> 7
         return bytes([*out, number])
 
-    honest = zigzag(size)
-    at = data.rindex(honest)
-    return data[:at] + zigzag(2 * MB, len(honest)) + data[at + len(honest) :]
+    true_size = zigzag(size)
+    offset = data.rindex(true_size)
+    return data[:offset] + zigzag(2 * MB, len(true_size)) + data[offset + len(true_size) :]
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +110,18 @@ def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     keys, text = [f"{i:09d}" for i in range(4096)], "x" * MB
     repeated = pa.table({"a": pa.DictionaryArray.from_arrays(np.zeros(4096, np.int32), pa.array([text]))})["a"]
-    whole = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
-    once = {"compression": "zstd", "store_schema": False, "dictionary_pagesize_limit": 2 * MB}
+    plain_options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    dictionary_options = {"compression": "zstd", "store_schema": False, "dictionary_pagesize_limit": 2 * MB}
 
     def write(name, columns, **options):
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", **options)
 
-    write("dictionary", {"key": keys, "score": repeated}, **once)
-    write("keys", {"key": repeated, "score": keys}, **once)
-    write("pages", {"key": keys[:400], "score": pa.repeat(text, 400)}, **whole)
+    write("dictionary", {"key": keys, "score": repeated}, **dictionary_options)
+    write("keys", {"key": repeated, "score": keys}, **dictionary_options)
+    write("pages", {"key": keys[:400], "score": pa.repeat(text, 400)}, **plain_options)
     write("rows", {"key": pa.nulls(20 * MB, pa.string()), "score": np.zeros(20 * MB, np.int8)}, compression="zstd")
     encoding = {"key": "PLAIN", "score": "DELTA_BYTE_ARRAY"}
-    write("prefixes", {"key": keys[:500], "score": pa.repeat(text, 500)}, column_encoding=encoding, **whole)
+    write("prefixes", {"key": keys[:500], "score": pa.repeat(text, 500)}, column_encoding=encoding, **plain_options)
     data = (folder / "pages.parquet").read_bytes()
     stated = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(1).total_uncompressed_size
     (folder / "lying.parquet").write_bytes(lying(data, stated))
@@ -138,13 +138,13 @@ def tables(tmp_path_factory):
 def test_filters_refuse_parquet_bombs(tables):
     bombs = {path.stem: path.with_suffix(".tar") for path in tables.glob("*.parquet")}
     assert sum(path.stat().st_blocks * 512 for path in tables.glob("*.parquet")) < 8 * MB
-    found = read(
+    results = read(
         "import pyarrow.compute, pyarrow.parquet\nfrom flip.data.manifest import filters\n"
         "from flip.data.chunk_reader import ChunkReader as Reader",
         "filters.parse(['score==7'], '').predicate(values, Reader()) and 'read'",
         bombs,
     )
-    assert found["sound"] == found["dictionary"] == [0, "read"]  # a text shared by all rows is held once
+    assert results["sound"] == results["dictionary"] == [0, "read"]  # a text shared by all rows is held once
     sentences = {
         "keys": "the parquet file has rows of one key",
         "pages": f"bytes in the columns key, score, at most {parquet.COLUMNS_LIMIT:,} are read",
@@ -154,13 +154,13 @@ def test_filters_refuse_parquet_bombs(tables):
         "footer": f"a footer of 6,291,487 bytes, at most {parquet.FOOTER_LIMIT:,} are read",
         "hole": f"a parquet file of 1,099,511,627,776 bytes, at most {parquet.FILE_LIMIT:,} are read",
     }
-    refused(found, sentences, tables, ".parquet")
+    refused(results, sentences, tables, ".parquet")
 
 
-def refused(found, sentences, folder, suffix):
+def refused(results, sentences, folder, suffix):
     """Assert that each bomb ended with exit code 65 and an error that names the file and contains its sentence."""
     for name, sentence in sentences.items():
-        code, text = found[name]
+        code, text = results[name]
         assert code == 65 and text.startswith(f"{folder}/{name}{suffix}: ") and sentence in text, (name, code, text)
 
 
@@ -181,8 +181,8 @@ def test_scan_shard_refuses_sparse_tar_bombs(tmp_path):
     hole(tmp_path / "records.tar", half, (0, header("a", half - 4096, b"x")))
     chain = (header("a", 5, b"x") + b"5 =a\n".ljust(512, b"\0")) * 2048
     hole(tmp_path / "chain.tar", half, (0, chain))
-    each = 60 * MB
-    parts = [(i * (512 + each), header(f"a.{i}", each)) for i in range(8)]
+    member_size = 60 * MB
+    parts = [(i * (512 + member_size), header(f"a.{i}", member_size)) for i in range(8)]
     hole(tmp_path / "sample.tar", half, *parts)
     cases = {path.stem: path for path in tmp_path.glob("*.tar")}
     assert sum(path.stat().st_blocks * 512 for path in cases.values()) < 8 * MB
@@ -190,7 +190,7 @@ def test_scan_shard_refuses_sparse_tar_bombs(tmp_path):
         "from flip.data.manifest.scan import file_stat, scan_shard\n"
         "from flip.data.chunk_reader import ChunkReader as Reader"
     )
-    found = read(program, "scan_shard(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
+    results = read(program, "scan_shard(values, file_stat(values), Reader())", cases, ALLOWANCE + tar.SAMPLE_LIMIT)
     extension = f"at most {tar.EXTENSION_LIMIT:,} are read; they begin at byte 0"
     sentences = {
         "member": f"a member of 536,868,864 bytes, at most {limit} are read; its header is at byte 0",
@@ -200,7 +200,7 @@ def test_scan_shard_refuses_sparse_tar_bombs(tmp_path):
         "chain": extension,
         "sample": f"a sample of more than {limit} bytes, the most that are read; it begins at byte 0",
     }
-    refused(found, sentences, tmp_path, ".tar")
+    refused(results, sentences, tmp_path, ".tar")
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -221,8 +221,8 @@ def png(side, depth, colour, *chunks):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     data = zeros(max(side * (1 + side * depth // 8 * {0: 1, 6: 4}[colour]), MB))
-    about = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
-    parts = [(b"IHDR", about), *chunks, (b"IDAT", data), (b"IEND", b"")]
+    ihdr = struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", ihdr), *chunks, (b"IDAT", data), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
@@ -274,8 +274,8 @@ def test_decode_refuses_image_bombs(tmp_path):
             except decode.DecodeError as error:
                 return str(error)
         """
-    found = read(program, "[decoded(values), converted(values)]", {name: tmp_path / name for name in bombs}, 560 * MB)
-    assert found["deep"] == found["alpha"] == [0, f"[{3 << 26}, (8192, 8192)]"]
+    results = read(program, "[decoded(values), converted(values)]", {name: tmp_path / name for name in bombs}, 560 * MB)
+    assert results["deep"] == results["alpha"] == [0, f"[{3 << 26}, (8192, 8192)]"]
     limit = f"at most {decode.LIMIT} are read"
     sentences = {
         "wide": f"8200 x 8200 pixels, {limit}",
@@ -286,8 +286,8 @@ def test_decode_refuses_image_bombs(tmp_path):
         "texts": "ValueError: Too much memory used in text chunks",
     }
     for name, sentence in sentences.items():
-        assert found[name][0] == 0 and found[name][1].count(sentence) == 2, (name, found[name])
-    assert found["profile"][0] == 0
+        assert results[name][0] == 0 and results[name][1].count(sentence) == 2, (name, results[name])
+    assert results["profile"][0] == 0
 
 
 # -- files with holes -------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_readers_refuse_sparse_terabyte_files(tmp_path):
     hole(tmp_path / "open_clip" / "open_clip_model.safetensors", size, (0, (size - 8).to_bytes(8, "little")))
     (tmp_path / "open_clip" / "open_clip_config.json").write_text("{}")
     cases = {path.name: path for path in tmp_path.iterdir()}
-    found = read(READERS, "opened(values)", cases)
+    results = read(READERS, "opened(values)", cases)
     shown = f"{size:,}"
     sentences = {
         "yaml": (78, "more than 1,048,576 bytes, too large for a configuration"),
@@ -357,10 +357,10 @@ def test_readers_refuse_sparse_terabyte_files(tmp_path):
         "open_clip": (65, f"the weights state a header of {size - 8:,} bytes, at most"),
         "chunk": (65, f"the shard ends at byte {MB}, needed were {size}"),
     }
-    assert found.keys() == sentences.keys()
+    assert results.keys() == sentences.keys()
     for name, (code, sentence) in sentences.items():
-        assert found[name][0] == code and sentence in found[name][1], (name, found[name])
-        assert str(tmp_path / name) in found[name][1]
+        assert results[name][0] == code and sentence in results[name][1], (name, results[name])
+        assert str(tmp_path / name) in results[name][1]
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
@@ -389,6 +389,6 @@ def test_tokenizer_and_filters_bound_memory_for_huge_captions(tmp_path):
             codes = _by_length(Length(0, None), [sample], memoryview(data), 1)
             return tokenizer([max(captions_of({{"txt": data}}, ["txt"]), key=len)[:]]).shape, codes.tolist()
         """
-    found = read(program, "tokens(values)", {name: name for name in ("zeros", "words", "lines", "json")})
-    assert found.pop("json") == [0, "its json has 37,748,737 bytes, at most 4,194,304 are read"]
-    assert all(one == [0, "((1, 8), [0])"] for one in found.values()), found
+    results = read(program, "tokens(values)", {name: name for name in ("zeros", "words", "lines", "json")})
+    assert results.pop("json") == [0, "its json has 37,748,737 bytes, at most 4,194,304 are read"]
+    assert all(result == [0, "((1, 8), [0])"] for result in results.values()), results

@@ -32,15 +32,15 @@ def sweep(tmp_path):
     return tmp_path / "demo"
 
 
-def call(sweep, *words):
+def call(sweep, *arguments):
     environment = {**os.environ, "FLIP_RUNS": str(sweep.parent)}
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+    command = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_status_and_report_list_every_run_despite_fifos(sweep):
-    for words in (("jobs/status.py", "demo", "--json"), ("jobs/report.py", "demo", "--json")):
-        done = call(sweep, *words)
+    for arguments in (("jobs/status.py", "demo", "--json"), ("jobs/report.py", "demo", "--json")):
+        done = call(sweep, *arguments)
         assert done.returncode == 0, done.stderr
         rows = {row["run"]: row for row in json.loads(done.stdout)}
         assert rows.keys() == {"sound", *(record.replace("/", "-") for record in RECORDS)} - {"config.yaml"}, "no run"
@@ -85,9 +85,9 @@ def test_commands_survive_record_values_of_wrong_type(tmp_path, capsys):
         run = make(tmp_path / f"s{number}", "run", complete=complete, steps=None if complete else 10)
         (run.path / record).parent.mkdir(exist_ok=True)
         (run.path / record).write_text(value)
-    for command, words in ((status, ["--json"]), (status, ["--goodput"]), (status, []), (report, ["--json"])):
-        assert command.main([*words, "--root", str(tmp_path)]) in (0, 69), words
+    for command, arguments in ((status, ["--json"]), (status, ["--goodput"]), (status, []), (report, ["--json"])):
+        assert command.main([*arguments, "--root", str(tmp_path)]) in (0, 69), arguments
         shown = capsys.readouterr().out
-        assert "--json" not in words or len(json.loads(shown)) == len(cases)
+        assert "--json" not in arguments or len(json.loads(shown)) == len(cases)
     for number, case in enumerate(cases):
         assert explain.main([f"s{number}/run", "--root", str(tmp_path)]) == 0, case

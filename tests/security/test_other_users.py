@@ -43,7 +43,7 @@ def precious(users):
 
 
 @pytest.fixture
-def hers(users):
+def mallory_run(users):
     """Create a complete run of Mallory's in a sweep to which every user may write."""
     with users.mallory.acts(umask=0):
         run = make(users.shared / "demo", "run")
@@ -54,8 +54,8 @@ def hers(users):
 # -- 1: temporary names ------------------------------------------------------------------------------------------------
 
 
-def test_report_writes_nothing_into_sweep_of_other_user(users, hers, precious):
-    sweep = hers.path.parent
+def test_report_writes_nothing_into_sweep_of_other_user(users, mallory_run, precious):
+    sweep = mallory_run.path.parent
     with users.mallory.acts():
         prepare_links(sweep, "report.html", precious)
     before = tree(sweep)
@@ -69,16 +69,16 @@ def test_report_writes_nothing_into_sweep_of_other_user(users, hers, precious):
     assert done.returncode == 78 and "export FLIP_CACHE=FOLDER" in done.stderr, done.stderr
     with users.alice.acts():
         (users.alice.home / "pages").mkdir()
-    for words in (["--out", "pages/a.html"], ["--folder", "pages", "--out", "pages/b.html"]):
-        done = users.alice.python("jobs/report.py", sweep, *words)
+    for arguments in (["--out", "pages/a.html"], ["--folder", "pages", "--out", "pages/b.html"]):
+        done = users.alice.python("jobs/report.py", sweep, *arguments)
         assert done.returncode == 0, done.stderr
     assert {"a.html", "b.html", "report.html", "results.csv"} <= {path.name for path in precious.parent.glob("pages/*")}
     assert tree(sweep) == before
 
 
-def test_report_replaces_prepared_links_in_output_folder(users, hers, precious):
+def test_report_replaces_prepared_links_in_output_folder(users, mallory_run, precious):
     """``--folder`` names a folder to which Mallory can also write."""
-    done = users.alice.python("jobs/report.py", hers.path.parent, "--folder", "made")
+    done = users.alice.python("jobs/report.py", mallory_run.path.parent, "--folder", "made")
     names = [path.relative_to(users.alice.home / "made") for path in (users.alice.home / "made").rglob("*.*")]
     assert done.returncode == 0 and any(name.suffix == ".png" for name in names), done.stderr
     with users.mallory.acts(umask=0):
@@ -86,21 +86,26 @@ def test_report_replaces_prepared_links_in_output_folder(users, hers, precious):
             (users.shared / "pages" / name).parent.mkdir(parents=True, exist_ok=True)
             (users.shared / "pages" / name).symlink_to(precious)
     done = users.alice.python(
-        "jobs/report.py", hers.path.parent, "--folder", users.shared / "pages", "--out", users.shared / "pages/a.html"
+        "jobs/report.py",
+        mallory_run.path.parent,
+        "--folder",
+        users.shared / "pages",
+        "--out",
+        users.shared / "pages/a.html",
     )
     assert done.returncode == 0, done.stderr
     assert all((users.shared / "pages" / name).stat().st_uid == users.alice.uid for name in names)
 
 
-def test_cancel_follows_no_prepared_link(users, hers, precious):
-    hers.result.unlink()
+def test_cancel_follows_no_prepared_link(users, mallory_run, precious):
+    mallory_run.result.unlink()
     with users.mallory.acts(umask=0):
-        prepare_links(hers.path, "cancel.json", precious)
-        (hers.path / "cancel.json").unlink()
-        hers.path.chmod(0o777)
-    done = users.alice.python("jobs/cancel.py", hers.path, "--yes")
+        prepare_links(mallory_run.path, "cancel.json", precious)
+        (mallory_run.path / "cancel.json").unlink()
+        mallory_run.path.chmod(0o777)
+    done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes")
     assert done.returncode == 0, done.stderr
-    assert read_json(hers.cancel)["who"] == f"uid {users.alice.uid}", "a user without an entry in /etc/passwd"
+    assert read_json(mallory_run.cancel)["who"] == f"uid {users.alice.uid}", "a user without an entry in /etc/passwd"
 
 
 # -- 2, 3, 8: code that is executed ------------------------------------------------------------------------------------
@@ -174,8 +179,8 @@ def submitted(folder: Path, name: str, marker: str, order: int) -> RunDir:
 
 def supervise(user, sweep: Path, **environment) -> str:
     """Run a supervisor until it exits by itself, and return its log."""
-    words = ["-c", 'exec "$0" -m jobs.local.supervisor "$1" > "$HOME/log" 2>&1', sys.executable, sweep]
-    done = user.run("sh", *words, PYTHONPATH=ROOT, **environment)
+    arguments = ["-c", 'exec "$0" -m jobs.local.supervisor "$1" > "$HOME/log" 2>&1', sys.executable, sweep]
+    done = user.run("sh", *arguments, PYTHONPATH=ROOT, **environment)
     log = user.home / "log"
     assert done.returncode == 0, log.read_text()
     wait_until(lambda: " ends\n" in log.read_text(), "the supervisor's end")
@@ -252,24 +257,24 @@ def test_chunk_cache_neither_uses_nor_deletes_prepared_folder(users, precious, p
 # -- 7: processes and jobs ---------------------------------------------------------------------------------------------
 
 
-def test_cancel_kills_no_process_named_in_record_of_other_user(users, hers):
+def test_cancel_kills_no_process_named_in_record_of_other_user(users, mallory_run):
     started = users.alice.run("sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!")
     pid = int(started.stdout)
-    begin = rank_processes.start_time(pid)
+    start_time = rank_processes.start_time(pid)
     with users.mallory.acts(umask=0):
-        hers.result.unlink()
-        (hers.attempt(1) / "end.json").unlink()
-        write_json(hers.path / "job.json", {"kind": "local"})
-        write_json(hers.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": begin}])
-        hers.path.chmod(0o777)
-    listed = users.alice.python("jobs/status.py", hers.path, "--json")
-    assert json.loads(listed.stdout)[0]["state"] == "running", "the record is believed, as far as it can be"
-    done = users.alice.python("jobs/cancel.py", hers.path, "--yes")
-    assert done.returncode == 0 and hers.cancel.exists(), done.stderr
-    assert rank_processes.alive(pid, begin)
+        mallory_run.result.unlink()
+        (mallory_run.attempt(1) / "end.json").unlink()
+        write_json(mallory_run.path / "job.json", {"kind": "local"})
+        write_json(mallory_run.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": start_time}])
+        mallory_run.path.chmod(0o777)
+    listed = users.alice.python("jobs/status.py", mallory_run.path, "--json")
+    assert json.loads(listed.stdout)[0]["state"] == "running", "status uses the record"
+    done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes")
+    assert done.returncode == 0 and mallory_run.cancel.exists(), done.stderr
+    assert rank_processes.alive(pid, start_time)
 
 
-def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, hers):
+def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, mallory_run):
     """Slurm's commands are replaced by scripts that record their calls."""
     commands, calls = users.folder / "bin", users.folder / "calls"
     commands.mkdir()
@@ -280,11 +285,11 @@ def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, hers):
         (commands / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{answers.get(name, "")}\n')
         (commands / name).chmod(0o755)
     with users.mallory.acts(umask=0):
-        hers.result.unlink()
+        mallory_run.result.unlink()
         job = {"kind": "slurm", "name": "demo.0123abcd", "token": "0123abcd", "index": 0, "site": "far"}
-        write_json(hers.path / "job.json", {**job, "uid": users.alice.uid, "after": 0})
-        hers.path.chmod(0o777)
-    done = users.alice.python("jobs/cancel.py", hers.path, "--yes", PATH=f"{commands}:{os.defpath}")
+        write_json(mallory_run.path / "job.json", {**job, "uid": users.alice.uid, "after": 0})
+        mallory_run.path.chmod(0o777)
+    done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes", PATH=f"{commands}:{os.defpath}")
     assert done.returncode == 0, done.stderr
     (signalled,) = [line for line in calls.read_text().splitlines() if line.startswith("scancel")]
     assert f"--user={users.mallory.uid}" in signalled.split() and signalled.split()[-1] == "57_0"
@@ -356,10 +361,10 @@ def test_status_report_and_explain_survive_records_of_other_user(users):
         os.mkfifo(sweep / "sweep.json", 0o666)
     names = {path.name for path in sweep.iterdir() if path.name not in ("fifo-0", ".supervisor", "sweep.json")}
     before = tree(sweep)
-    for words in (["status.py"], ["status.py", "--goodput"], ["report.py"]):
-        done = users.alice.python(f"jobs/{words[0]}", sweep, *words[1:], "--json")
-        assert done.returncode == 0 and "Traceback" not in done.stderr, (words, done.stderr)
-        if "--goodput" not in words:
+    for arguments in (["status.py"], ["status.py", "--goodput"], ["report.py"]):
+        done = users.alice.python(f"jobs/{arguments[0]}", sweep, *arguments[1:], "--json")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, (arguments, done.stderr)
+        if "--goodput" not in arguments:
             rows = {row["run"]: row for row in json.loads(done.stdout)}
             assert rows.keys() == names and rows["sound"]["state"] == "complete"
     for name in ("fifo-9", "wrong"):

@@ -121,7 +121,7 @@ QUEUE = [(("demo.77aa", 0), job_states.QueueRow("7_0", "PENDING", "JobHeldUser",
 
 
 @pytest.fixture(scope="module")
-def asked():
+def desired_runs():
     return [wanted("victim"), wanted("sound")]
 
 
@@ -143,19 +143,19 @@ def printed(text):
     return out.getvalue()
 
 
-def read_by_commands(run, asked):
+def read_by_commands(run, desired_runs):
     """Run status, watch, report, explain, logs, a plan and ``flip.read_runs`` on all runs of the folder."""
     folder = run.path.parent
-    both = [run, RunDir(folder / "sound")]
-    rows = run_status.table(both)
+    runs = [run, RunDir(folder / "sound")]
+    rows = run_status.table(runs)
     shown = [run_status.render(rows), json.dumps(rows)]
     assert rows[1]["state"] == "complete" and rows[1]["samples"] is None and not rows[1]["reason"], rows[1]
     run_status._Lines(io.StringIO()).draw(rows)
     shown.append(run_status.screen(rows, 80, 24))
-    run_status._code(both, rows)
-    accounts = goodput.of_runs(both)
+    run_status._code(runs, rows)
+    accounts = goodput.of_runs(runs)
     shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]
-    outcomes = run_outcomes.outcomes(both)
+    outcomes = run_outcomes.outcomes(runs)
     states = {outcome.run.name: outcome.state for outcome in outcomes}
     assert states["sound"] == "complete" and states[run.name] in STATES
     blocks = findings.findings(outcomes, 1.7e9)
@@ -165,20 +165,20 @@ def read_by_commands(run, asked):
     assert [row["state"] for row in results.read_runs(folder) if row["run"] == "sound"] == ["complete"]
     facts = run_details.explain(run)
     shown += [explain.page(facts), json.dumps(facts)]
-    resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(both)
-    found = plan.scan_runs(folder, ["victim", "sound"])
-    decided = plan.plan(asked, found, folder, retry=True)
+    resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(runs)
+    scanned = plan.scan_runs(folder, ["victim", "sound"])
+    planned = plan.plan(desired_runs, scanned, folder, retry=True)
     plan.scan_runs(folder, ["victim"], query=False)
-    assert decided.actions[1].kind in ("changed", "complete") and found["sound"].state == "complete"
+    assert planned.actions[1].kind in ("changed", "complete") and scanned["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [
-        render.summary(decided, desired, ClusterProfile()),
-        render.details(decided, desired, ClusterProfile(), []),
+        render.summary(planned, desired, ClusterProfile()),
+        render.details(planned, desired, ClusterProfile(), []),
     ]
     shown += [printed(run_outcomes.csv_text(table)), printed(markdown.markdown(blocks))]
     for text in shown:
         lines = text.split("\n")
-        assert all(line.isprintable() for line in lines), "no escape reaches the terminal"
+        assert all(line.isprintable() for line in lines), "no escape sequence reaches the terminal"
         assert max(map(len, lines)) < 100_000
     files = (html.render("x", blocks), run_outcomes.csv_text(table), markdown.markdown(blocks))
     assert all(text.encode("utf-8") for text in files)
@@ -201,33 +201,33 @@ def read_by_hosts(run):
             call()
 
 
-def check(run, name, content, asked):
+def check(run, name, content, desired_runs):
     path = run.path / name
     with replaced(path, content):
-        read_by_commands(run, asked)
+        read_by_commands(run, desired_runs)
         read_by_hosts(run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES)
 @given(data=st.data())
-def test_commands_survive_any_value_in_any_record(scenes, asked, scene, data):
+def test_commands_survive_any_value_in_any_record(scenes, desired_runs, scene, data):
     run = scenes[scene]
     name = data.draw(st.sampled_from([n for n in NAMES if n.endswith(".json") and (run.path / n).exists()]))
-    check(run, name, data.draw(texts(json.loads((run.path / name).read_text()))), asked)
+    check(run, name, data.draw(texts(json.loads((run.path / name).read_text()))), desired_runs)
 
 
 SIZES = [10**18, 10**30, 10**400, -1, 1e308, "x" * 100_000, True, None, [], {}, [[]], "\x1b[2J\n; rm -rf ~"]
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_commands_survive_extreme_value_in_each_field(scenes, asked, name):
+def test_commands_survive_extreme_value_in_each_field(scenes, desired_runs, name):
     """Each field gets a single value; with the profile ``search`` each field gets all values."""
     record = RECORDS[name]
     for i, field in enumerate(record if isinstance(record, dict) else {}):
         for value in SIZES if SEARCHING else [SIZES[(i + len(name)) % len(SIZES)]]:
             scene = "slurm" if i % 2 else "running" if "start" in name else "failed"
-            check(scenes[scene], name, json.dumps({**record, field: value}).encode(), asked)
+            check(scenes[scene], name, json.dumps({**record, field: value}).encode(), desired_runs)
 
 
 WHOLE = [
@@ -237,22 +237,22 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_commands_survive_records_replaced_by_other_content(scenes, asked, name):
-    at = NAMES.index(name)
-    for i in range(len(WHOLE)) if SEARCHING else (at, at + 4, at + 7):
-        check(scenes[SCENES[i % 3]], name, WHOLE[i % len(WHOLE)], asked)
+def test_commands_survive_records_replaced_by_other_content(scenes, desired_runs, name):
+    first = NAMES.index(name)
+    for i in range(len(WHOLE)) if SEARCHING else (first, first + 4, first + 7):
+        check(scenes[SCENES[i % 3]], name, WHOLE[i % len(WHOLE)], desired_runs)
 
 
 @pytest.mark.slow
 @given(data=st.data())
-def test_commands_survive_any_value_in_config(scenes, asked, data):
+def test_commands_survive_any_value_in_config(scenes, desired_runs, data):
     values = to_dict(config())
     *above, last = data.draw(st.sampled_from([path for path in places(values) if path]))
     section = values
     for key in above:
         section = section[key]
     section[last] = data.draw(VALUES)
-    check(scenes["failed"], "config.yaml", json.dumps(values).encode(), asked)
+    check(scenes["failed"], "config.yaml", json.dumps(values).encode(), desired_runs)
 
 
 @pytest.mark.parametrize("name, content, words", [
@@ -284,21 +284,21 @@ def test_explain_hides_recorded_command_of_unexpected_form(scenes, monkeypatch, 
     for scene, kind, state in (("failed", "local", "failed"), ("running", "slurm", "stopped")):
         run = scenes[scene]
         with replaced(run.path / "job.json", json.dumps({**JOB, "kind": kind, "command": words}).encode()):
-            found = run_details.explain(run)
-            assert found["state"]["state"] == state and words[-1] not in json.dumps(found, ensure_ascii=False)
-            assert "--only victim" in found["next"]["what"] and found["next"]["command"] is None
+            facts = run_details.explain(run)
+            assert facts["state"]["state"] == state and words[-1] not in json.dumps(facts, ensure_ascii=False)
+            assert "--only victim" in facts["next"]["what"] and facts["next"]["command"] is None
 
 
 def test_explain_quotes_command_and_hides_it_if_record_is_world_writable(scenes):
     run = scenes["failed"]
-    words = ["jobs/submit.py", "--sweep", "/a b/$(reboot).yaml", "data.manifest=`reboot`; reboot", "--only", "victim"]
-    with replaced(run.path / "job.json", json.dumps({**JOB, "command": words}).encode()):
+    argv = ["jobs/submit.py", "--sweep", "/a b/$(reboot).yaml", "data.manifest=`reboot`; reboot", "--only", "victim"]
+    with replaced(run.path / "job.json", json.dumps({**JOB, "command": argv}).encode()):
         command = run_details.explain(run)["next"]["command"]
-        assert shlex.split(command) == ["python", *words, "--retry"] and command == shlex.join(shlex.split(command))
+        assert shlex.split(command) == ["python", *argv, "--retry"] and command == shlex.join(shlex.split(command))
         assert command in explain.page(run_details.explain(run))
         (run.path / "job.json").chmod(0o666)  # any user may have written the record
-        found = run_details.explain(run)["next"]
-        assert found["command"] is None and "reboot" not in found["what"]
+        next_step = run_details.explain(run)["next"]
+        assert next_step["command"] is None and "reboot" not in next_step["what"]
         (run.path / "job.json").chmod(0o644)
 
 
@@ -312,15 +312,15 @@ def test_logs_escape_control_characters_and_refuse_links(scenes, capfdbinary):
     (run.logs / "1" / "node1.err").unlink()
 
 
-def test_select_ignores_run_folder_with_undecodable_name(tmp_path, asked):
+def test_select_ignores_run_folder_with_undecodable_name(tmp_path, desired_runs):
     run = build(tmp_path, "failed")
     copied = tmp_path / "demo" / os.fsdecode(b"bad\xff\x1b[2J")
     shutil.copytree(run.path, copied)
-    assert [one.name for one in select.select(None, [tmp_path])] == ["sound", "victim"]
+    assert [selected.name for selected in select.select(None, [tmp_path])] == ["sound", "victim"]
     assert {row["run"] for row in results.read_runs(tmp_path)} == {"sound", "victim"}
     with pytest.raises(FlipError, match="no such sweep or run"):
         select.select(str(copied), [tmp_path])
-    read_by_commands(run, asked)
+    read_by_commands(run, desired_runs)
 
 
 def test_csv_text_escapes_formulas_in_cells_and_headings(tmp_path):

@@ -43,10 +43,10 @@ def test_group_member_reads_runs_of_colleague_without_writing(users, root, umask
         "jobs/status.py demo --watch": "complete", "jobs/status.py --goodput": "demo", "jobs/report.py": "page: ",
         "jobs/explain.py demo/failed": "three crashes", "jobs/logs.py demo/failed": "step 50",
     }  # fmt: skip
-    for command, words in expected.items():
+    for command, text in expected.items():
         done = bob.python(*command.split(), **options)
         assert done.returncode == (75 if "--watch" in command else 0), (command, done.stderr)
-        assert words in done.stdout, (command, done.stdout)
+        assert text in done.stdout, (command, done.stdout)
     assert tree(root) == before
 
 

@@ -38,11 +38,11 @@ def require() -> None:
         lacking(f"{', '.join(missing)}: not on PATH (Debian: util-linux and mount)")
 
 
-def lacking(what: str) -> None:
+def lacking(reason: str) -> None:
     """Skip the calling test, or fail it if FLIP_REQUIRE_SLURM=1, which CI sets."""
     if os.environ.get("FLIP_REQUIRE_SLURM") == "1":
-        pytest.fail(what, pytrace=False)
-    pytest.skip(what)
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 class User:
@@ -53,28 +53,30 @@ class User:
         self.home.mkdir(mode=0o700)
         os.chown(self.home, uid, uid)
 
-    def run(self, *words, umask=0o022, groups=(), cwd=None, timeout=60.0, **environment) -> subprocess.CompletedProcess:
+    def run(
+        self, *arguments, umask=0o022, groups=(), cwd=None, timeout=60.0, **environment
+    ) -> subprocess.CompletedProcess:
         """Run a command as this user with a small environment of its own, and return its exit code and outputs."""
         basic = {"PATH": os.defpath, "HOME": str(self.home), "TMPDIR": str(self.folder / "tmp"), "OMP_NUM_THREADS": "1"}
         extra = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
         command = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.gid), *extra, "--no-new-privs", "--"]
         script = f'{self._mounts}\numask {umask:03o}\ncd "$0" || exit 127\nexec "$@"'
-        shell = ["sh", "-c", script, str(cwd or self.home), *command, *map(str, words)]
+        shell = ["sh", "-c", script, str(cwd or self.home), *command, *map(str, arguments)]
         isolated = ["unshare", "--mount", "--propagation", "private", *shell] if self._mounts else shell
         variables = {name: str(value) for name, value in {**basic, **environment}.items() if value is not None}
         return subprocess.run(
             isolated, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
         )
 
-    def python(self, *words, **options) -> subprocess.CompletedProcess:
-        """``run`` the interpreter of the tests; a first word that ends in .py is a script of the checkout."""
-        if str(words[0]).endswith(".py"):
-            return self.run(sys.executable, ROOT / words[0], *words[1:], **options)
-        return self.run(sys.executable, *words, **{"PYTHONPATH": ROOT, **options})
+    def python(self, *arguments, **options) -> subprocess.CompletedProcess:
+        """``run`` the interpreter of the tests; a first argument that ends in .py is a script of the checkout."""
+        if str(arguments[0]).endswith(".py"):
+            return self.run(sys.executable, ROOT / arguments[0], *arguments[1:], **options)
+        return self.run(sys.executable, *arguments, **{"PYTHONPATH": ROOT, **options})
 
     @contextlib.contextmanager
     def acts(self, umask: int = 0o022, groups=()) -> Iterator[None]:
-        """Within, this process reads and writes files as the user."""
+        """Let this process read and write files as the user within the context."""
         before, mask = os.getgroups(), os.umask(umask)
         os.setgroups([self.gid, *groups])
         os.setegid(self.gid)
@@ -115,11 +117,11 @@ def users(mounts: str) -> Iterator[Users]:
     """Users with a new folder, which is deleted at the end. ``mounts``: see ``mount_script``."""
     folder = Path(tempfile.mkdtemp(prefix="flip-users-", dir=open_place()))
     folder.chmod(0o755)
-    made = Users(folder, mounts)
+    accounts = Users(folder, mounts)
     try:
-        yield made
+        yield accounts
     finally:
-        made.end_processes()
+        accounts.end_processes()
         shutil.rmtree(folder)
 
 
@@ -164,13 +166,15 @@ def mount_script() -> str:
     """Lines of a shell script that open the interpreter, its packages and the checkout to other users, in the mount
     namespace in which it runs; "" if they are open. Checked by an import as another user; fails with what is closed.
     """
-    places = [place for place in needed() if closed(place)]
-    if itself := [place for place in places if place in closed(place)]:
-        lacking(f"other users cannot enter {', '.join(map(str, itself))}: chmod o+rx")
-    first = {closed(place)[0] for place in places}
-    script = cover(sorted(folder for folder in first if not first & {*folder.parents}), places) if places else ""
-    with users(script) as made:
-        done = made.alice.python("-c", PROBE)
+    places = [place for place in required_folders() if closed(place)]
+    if unreachable := [place for place in places if place in closed(place)]:
+        lacking(f"other users cannot enter {', '.join(map(str, unreachable))}: chmod o+rx")
+    outermost = {closed(place)[0] for place in places}
+    script = (
+        cover(sorted(folder for folder in outermost if not outermost & {*folder.parents}), places) if places else ""
+    )
+    with users(script) as accounts:
+        done = accounts.alice.python("-c", PROBE)
     if done.returncode:
         lacking(f"another user cannot run {sys.executable} with the checkout {ROOT}: {done.stderr.strip()}")
     return script
@@ -187,30 +191,32 @@ def cover(folders: list[Path], places: list[Path]) -> str:
     return "\n".join([*lines, "umount -l $stash", "rmdir $stash", "set +e"])
 
 
-def needed() -> list[Path]:
+def required_folders() -> list[Path]:
     """Folders that a process of the tests' interpreter reads, without those inside another that is as closed."""
-    typed = [Path(sys.prefix), Path(sys.base_prefix), ROOT, *(Path(path).absolute() for path in sys.path if path)]
-    found = {folder for path in [Path(sys.executable), *typed] if path.exists() for folder in passed(path)}
-    inside = {place for place in found for other in found & {*place.parents} if closed(place) == closed(other)}
-    return sorted(found - inside)
+    roots = [Path(sys.prefix), Path(sys.base_prefix), ROOT, *(Path(path).absolute() for path in sys.path if path)]
+    folders = {folder for path in [Path(sys.executable), *roots] if path.exists() for folder in traversed_folders(path)}
+    inside = {place for place in folders for other in folders & {*place.parents} if closed(place) == closed(other)}
+    return sorted(folders - inside)
 
 
-def passed(path: Path) -> Iterator[Path]:
+def traversed_folders(path: Path) -> Iterator[Path]:
     """Folders through which a path is resolved to its end: those of every link on the way, and the last."""
     for part in [*reversed(path.parents), path]:
         if part.is_symlink():
             yield part.parent.resolve()
-            yield from passed(Path(os.path.normpath(part.parent / os.readlink(part) / path.relative_to(part))))
+            yield from traversed_folders(
+                Path(os.path.normpath(part.parent / os.readlink(part) / path.relative_to(part)))
+            )
             return
     yield path if path.is_dir() else path.parent
 
 
 def closed(place: Path) -> list[Path]:
     """The folders on the way to ``place``, itself included, that users other than the owner cannot enter."""
-    return [each for each in [*reversed(place.parents), place] if not each.stat().st_mode & stat.S_IXOTH]
+    return [folder for folder in [*reversed(place.parents), place] if not folder.stat().st_mode & stat.S_IXOTH]
 
 
-# -- what tests ask ----------------------------------------------------------------------------------------------------
+# -- observations ------------------------------------------------------------------------------------------------------
 
 
 def tree(folder: Path) -> dict[str, tuple[int, ...]]:

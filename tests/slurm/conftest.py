@@ -1,4 +1,4 @@
-"""A real Slurm for a test, and real pictures to train on."""
+"""Fixtures: a real Slurm for a test, and real pictures for training."""
 
 import json
 import shutil
@@ -19,27 +19,27 @@ ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, SHARDS = 200, 3
 
 
-def make_here(folder, monkeypatch, **options):
+def start_cluster(folder, monkeypatch, **options):
     require(options.get("accounting", False))
-    here = SandboxCluster(folder, **options)
-    here.start()
-    for key, value in here.env().items():
+    cluster = SandboxCluster(folder, **options)
+    cluster.start()
+    for key, value in cluster.env().items():
         monkeypatch.setenv(key, value)
-    return here
+    return cluster
 
 
 @pytest.fixture
 def start_slurm(tmp_path, monkeypatch):
-    """``start_slurm(grace=..., ...)``: a Slurm of its own for one test; it is stopped whatever happens."""
+    """``start_slurm(grace=..., ...)``: starts a Slurm for one test, which is always stopped at the end."""
     started = []
 
     def start(**options):
-        started.append(make_here(tmp_path / "slurm", monkeypatch, **options))
+        started.append(start_cluster(tmp_path / "slurm", monkeypatch, **options))
         return started[-1]
 
     yield start
-    for here in started:
-        here.stop()
+    for cluster in started:
+        cluster.stop()
 
 
 @pytest.fixture
@@ -64,14 +64,15 @@ def emoji(tmp_path_factory):
                 samples.popitem()
                 break
     names = json.loads((cache / "classes.json").read_text())
-    shown = sorted({int(sample["cls"]) for sample in samples.values()})
+    labels = sorted({int(sample["cls"]) for sample in samples.values()})
     for shard in range(SHARDS):
         with webdataset.TarWriter(str(folder / f"{shard:05d}.tar"), mtime=0) as writer:
             for key, sample in list(samples.items())[SAMPLES * shard // SHARDS : SAMPLES * (shard + 1) // SHARDS]:
-                writer.write({"__key__": key, **sample, "cls": str(shown.index(int(sample["cls"]))).encode()})
+                writer.write({"__key__": key, **sample, "cls": str(labels.index(int(sample["cls"]))).encode()})
     index([str(path) for path in sorted(folder.glob("*.tar"))], folder, chunk=4)
     (folder / "classes.json").write_text(
-        json.dumps({"names": [names["names"][c] for c in shown], "templates": names["templates"][:1]}), encoding="utf-8"
+        json.dumps({"names": [names["names"][c] for c in labels], "templates": names["templates"][:1]}),
+        encoding="utf-8",
     )
     shutil.copy(cache / "tokenizer.json", folder)
     return folder

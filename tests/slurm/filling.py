@@ -1,6 +1,6 @@
-"""A worker whose first attempt fills the disk of its run, in the words of a library that does not say so.
+"""A worker whose first attempt fills the disk of its run and fails with an error that does not name the cause.
 
-The file ``filler`` takes the space. In later attempts it completes the run at once.
+The file ``filler`` takes the space. Later attempts complete the run at once.
 """
 
 import os

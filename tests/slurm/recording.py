@@ -1,12 +1,12 @@
-"""Plays scenarios on a real Slurm, and writes and compares what was seen.
+"""Plays scenarios on a real Slurm, and records and compares the results.
 
     python -m tests.slurm.recording --out tests/slurm/scenarios.json      all of them (about 15 minutes)
     python -m tests.slurm.recording --only finishes                       prints one
 
-scenarios.json is what whoever imitates Slurm must reproduce. It holds, for each attempt of each scenario: ``states`` of
-the job in squeue, ``signals`` of each rank, the ``code`` that the exit trap saw, what it ``read`` of the job and into
-which ``words`` for ``jobs.host.restart_policy`` it made that, its ``calls``, the ``decision``, and what the ``watcher``
-of the limit did.
+The simulated Slurm must reproduce scenarios.json. It contains, for each attempt of each scenario: ``states`` of the job
+in squeue, ``signals`` of each rank, the exit ``code`` that the exit trap received, the job fields that it ``read``, the
+``words`` that it derived from them for ``jobs.host.restart_policy``, its ``calls``, its ``decision``, and the calls of
+the ``watcher`` of the time limit.
 """
 
 import argparse
@@ -24,23 +24,23 @@ STOPS = ("TERM", "USR2")
 
 
 def load():
-    """Name -> record, as recorded last."""
+    """The last recording: name -> record."""
     return json.loads(FILE.read_text())["scenarios"]
 
 
-def perform(name, here, squeue, folder):
+def perform(name, cluster, squeue, folder):
     """The record of one scenario on a Slurm with its options."""
     scenario = SCENARIOS[name]
-    here.set_grace(scenario.grace)
-    here.call("scontrol", "update", "PartitionName=low", f"PreemptMode={scenario.mode}")
-    scene = SlurmScene(here, squeue, folder, name)
+    cluster.set_grace(scenario.grace)
+    cluster.call("scontrol", "update", "PartitionName=low", f"PreemptMode={scenario.mode}")
+    scene = SlurmScene(cluster, squeue, folder, name)
     try:
         scenario.act(scene)
         scene.over()
-        hurt = 1 if name.startswith("last_element") else 0
-        record = scene.record(hurt)
+        target = 1 if name.startswith("last_element") else 0
+        record = scene.record(target)
         if len(scene.runs) > 1:
-            record["sibling"] = scene.record(1 - hurt)
+            record["sibling"] = scene.record(1 - target)
     finally:
         scene.close()
     settings = {**scenario.options, "grace": scenario.grace, "mode": scenario.mode}
@@ -48,10 +48,10 @@ def perform(name, here, squeue, folder):
 
 
 def essence(record, torn=False):
-    """What of a record is the same each time. ``torn``: without what the first attempt's trap left.
+    """The reproducible part of a record. ``torn``: without the results of the first attempt's exit trap.
 
-    Slurm sends CONT beside other signals, some of them twice, and two that come together in any order; a state that
-    lasts less than a poll of squeue may be missed, and seconds differ.
+    Slurm sends CONT with other signals, sends some signals twice, and delivers simultaneous signals in any order. A
+    poll of squeue may miss a short state, and times differ.
     """
     attempts = [
         {
@@ -69,25 +69,25 @@ def essence(record, torn=False):
     if torn:
         for key in ("code", "words", "decision", "calls"):
             attempts[0].pop(key)
-    found = {"attempts": attempts, "end": record["end"]["state"], "job": record["job"], "own_id": record["own_id"]}
-    return found | ({"sibling": essence(record["sibling"])} if "sibling" in record else {})
+    summary = {"attempts": attempts, "end": record["end"]["state"], "job": record["job"], "own_id": record["own_id"]}
+    return summary | ({"sibling": essence(record["sibling"])} if "sibling" in record else {})
 
 
 def record(names, folder, log=print):
-    """(release of Slurm, name -> record); one Slurm per group of equal options."""
-    found, groups, version = {}, [], ""
+    """Record scenarios; returns (release of Slurm, name -> record). Scenarios with equal options share a Slurm."""
+    records, groups, version = {}, [], ""
     for name in names:
         if SCENARIOS[name].options not in groups:
             groups.append(SCENARIOS[name].options)
     for number, options in enumerate(groups):
-        place = folder / f"slurm{number}"
-        with slurm(place, **options) as (here, squeue):
-            version = re.search(r"SLURM_VERSION\s*= (\S+)", here.call("scontrol", "show", "config"))[1]
+        slurm_folder = folder / f"slurm{number}"
+        with slurm(slurm_folder, **options) as (cluster, squeue):
+            version = re.search(r"SLURM_VERSION\s*= (\S+)", cluster.call("scontrol", "show", "config"))[1]
             for name in (name for name in names if SCENARIOS[name].options == options):
-                begin = time.monotonic()
-                found[name] = perform(name, here, squeue, place)
-                log(f"{name}: {time.monotonic() - begin:.1f} s, {found[name]['end']['state']}")
-    return version, {name: found[name] for name in names}
+                start = time.monotonic()
+                records[name] = perform(name, cluster, squeue, slurm_folder)
+                log(f"{name}: {time.monotonic() - start:.1f} s, {records[name]['end']['state']}")
+    return version, {name: records[name] for name in names}
 
 
 def text(value):
@@ -103,11 +103,11 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scenarios") as folder:
         version, scenarios = record(args.only, Path(folder), lambda line: print(line, flush=True))
-    found = text({"slurm": version, "scenarios": scenarios})
+    document = text({"slurm": version, "scenarios": scenarios})
     if args.out:
-        args.out.write_text(found)
+        args.out.write_text(document)
     else:
-        print(found)
+        print(document)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a cluster does to a run: one short scenario per event. ``recording.py`` plays them on a real Slurm."""
+"""Events of a cluster that affect a run: one short scenario per event. ``recording.py`` plays them on a real Slurm."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +56,7 @@ it with grace 0."""
 
 @dataclass(frozen=True)
 class Scenario:
-    """``act`` submits and does what ``event`` says; the rest is the same for all."""
+    """``act`` submits a run and causes ``event``."""
 
     event: str
     act: Any
@@ -118,7 +118,7 @@ def preempted_grace_late(scene):
     preempted(scene, {**AGAIN, "ignore": ["USR2"]})
 
 
-# torn: ranks and script are killed in one moment, and a busy machine may give the script the time for its trap
+# torn: ranks and script are killed simultaneously, but on a busy machine the exit trap may still run
 @scenario("a job of higher priority; no grace; the ranks obey nothing and are killed", torn=True)
 def preempted_deaf(scene):
     preempted(scene, DEAF)
@@ -248,7 +248,7 @@ def limit_obeyed(scene):
 
 @scenario("the time limit; the ranks do not obey the warning, but the TERM after it")
 def limit_late(scene):
-    limit(scene, ["USR2"], save=3.0)  # the watcher, who looks every second, is there before the trap
+    limit(scene, ["USR2"], save=3.0)  # the watcher polls every second, so it acts before the exit trap
 
 
 @scenario("the time limit; the ranks obey nothing and are killed")
@@ -257,7 +257,7 @@ def limit_deaf(scene):
 
 
 def lowered(scene, play):
-    """The limit of a running job becomes a minute: less than the time for the warning."""
+    """Lower the limit of a running job to one minute, which is less than the lead time of the warning."""
     scene.patience = 400.0
     scene.submit(play, signal_seconds=60)
     scene.ready()
@@ -321,14 +321,14 @@ def requeued(scene):
     scene.call("scontrol", "requeue", scene.id())
 
 
-def element(scene, hurt, act):
-    """Two elements on two nodes each; the second has the array's own id."""
+def element(scene, target, act):
+    """Submit two array elements with two nodes each. The job id of the second is the array id."""
     plays = [{"steps": LONG, "save": 1.0}, {"steps": LONG, "save": 1.0}]
-    plays[hurt] = AGAIN
-    plays[1 - hurt] = {"steps": 400}  # it must outlive what happens to the other
+    plays[target] = AGAIN
+    plays[1 - target] = {"steps": 400}  # runs longer than the event of the other element
     scene.submit(*plays, cpus=16, peer_seconds=1)
     scene.ready()
-    act(hurt)
+    act(target)
 
 
 @scenario("element 0 of an array is preempted")
@@ -343,12 +343,12 @@ def last_element_preempted(scene):
 
 @scenario("SIGKILL to a rank of element 0 of an array")
 def first_element_killed(scene):
-    element(scene, 0, lambda hurt: scene.kill(rank=1, index=hurt))
+    element(scene, 0, lambda target: scene.kill(rank=1, index=target))
 
 
 @scenario("SIGKILL to a rank of element 1, which has the array's own id")
 def last_element_killed(scene):
-    element(scene, 1, lambda hurt: scene.kill(rank=1, index=hurt))
+    element(scene, 1, lambda target: scene.kill(rank=1, index=target))
 
 
 @scenario("a job of higher priority; accounting, whole nodes", options=OTHER)

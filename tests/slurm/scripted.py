@@ -1,9 +1,9 @@
-"""A worker that trains nothing: it notes every signal it gets, and leaves as requested.
+"""A worker that does not train: it logs every signal that it receives, and exits as RUN_DIR/play.json specifies.
 
-What it does stands in RUN_DIR/play.json: ``steps`` of 0.05 s until it is complete; ``save``, seconds between the
-signal to stop and the end; ``ignore``, names of signals that it notes but does not obey; ``exit``, a code with which it
-ends at the start, without a cause; ``crash``, the words of one with a cause. Under ``attempts``, by number, what is
-different in one attempt.
+Keys of play.json: ``steps``, the number of steps of 0.05 s until the run is complete; ``save``, seconds between the
+stop signal and the exit; ``ignore``, names of signals that are logged but not obeyed; ``exit``, a code with which the
+worker exits at the start, without a cause; ``crash``, the message of a crash with a cause; ``attempts``, other values
+for single attempts, by number.
 """
 
 import json
@@ -24,7 +24,7 @@ STOP = ("TERM", "USR2", "USR1")
 
 
 class Signals:
-    """Signals in the order of their arrival: Python calls handlers late and by number, the pipe is written at once."""
+    """Signals in the order of arrival. Python calls handlers late and by number, but writes to the pipe at once."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -33,8 +33,8 @@ class Signals:
         signal.set_wakeup_fd(inlet)
         for name in NOTED:
             signal.signal(getattr(signal, f"SIG{name}"), lambda *_: None)
-        named = {"node": "SLURMD_NODENAME", "gpus": "CUDA_VISIBLE_DEVICES", "address": "MASTER_ADDR"}
-        self.write({"pid": os.getpid(), **{key: os.environ.get(name, "") for key, name in named.items()}})
+        variables = {"node": "SLURMD_NODENAME", "gpus": "CUDA_VISIBLE_DEVICES", "address": "MASTER_ADDR"}
+        self.write({"pid": os.getpid(), **{key: os.environ.get(name, "") for key, name in variables.items()}})
         signal.pthread_sigmask(
             signal.SIG_UNBLOCK, [getattr(signal, f"SIG{name}") for name in STOP]
         )  # jobs/host/rank_entry.py blocks
@@ -44,7 +44,7 @@ class Signals:
             file.write(json.dumps(line) + "\n")
 
     def wait(self, until: float) -> list[str]:
-        """Names of those that arrive before this time; returns with the first."""
+        """Wait for signals until the given time; returns the names of those that arrive first."""
         if not select.select([self._pipe], [], [], max(0.0, until - time.monotonic()))[0]:
             return []
         names = [signal.Signals(number).name.removeprefix("SIG") for number in os.read(self._pipe, 512)]
@@ -78,7 +78,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
 
 
 def leave(run: RunDir, attempt: int, rank: int, stop_signal: str) -> int:
-    """Leave the cause as ``jobs.runtime.worker`` does; its code."""
+    """Write the cause as ``jobs.runtime.worker`` does, and return its exit code."""
     cause, reason = ("stopped", f"signal {stop_signal}") if stop_signal else ("complete", "")
     host = os.environ.get("SLURMD_NODENAME", "")
     run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace="", signal=stop_signal, host=host)
@@ -92,7 +92,7 @@ def main(path: str) -> int:
     if run.result.exists():
         return 0
     code = work(run, attempt, rank, signals)
-    signals.wait(0.0)  # what arrived since is noted as well
+    signals.wait(0.0)  # logs signals that arrived in the meantime
     return code
 
 

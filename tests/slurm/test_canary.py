@@ -16,9 +16,9 @@ CANARY = 20
 
 @pytest.fixture
 def desk(start_slurm, tmp_path, emoji):
-    made = SlurmCommandLine(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji, canary=CANARY)
-    made.text = made.text.partition("runs:")[0] + "runs: {ahead: {}, second: {}, other: {}}\n"
-    return made
+    command_line = SlurmCommandLine(start_slurm(nodes=4, gpus=0, cpus=2), tmp_path, emoji, canary=CANARY)
+    command_line.text = command_line.text.partition("runs:")[0] + "runs: {ahead: {}, second: {}, other: {}}\n"
+    return command_line
 
 
 def reasons(desk):
@@ -33,11 +33,11 @@ def test_canary_holds_other_runs_until_first_run_passes(desk):
     assert reasons(desk)["other"] == ("queued", "waits for its canary ahead")
     desk.until_step("other", 1)
     first = attempt_lines(desk.run("ahead"), 1)
-    began = read_json(desk.run("other").attempt(1) / "start.json")["time"]
-    assert [line["step"] for line in first if line["time"] < began][-1] > CANARY
-    assert desk.status()["ahead"]["state"] == "running", "it goes on itself"
+    start = read_json(desk.run("other").attempt(1) / "start.json")["time"]
+    assert [line["step"] for line in first if line["time"] < start][-1] > CANARY
+    assert desk.status()["ahead"]["state"] == "running", "the canary continues"
     assert len(list((desk.runs / "demo" / ".slurm").glob("*/released.json"))) == 1
-    assert "running" in desk.submit(), "nothing is submitted twice"
+    assert "running" in desk.submit(), "the second submit starts no jobs"
     assert len(list((desk.runs / "demo" / ".slurm").iterdir())) == 2
     desk.type("cancel", "demo", "--yes")
     desk.until_idle()
@@ -63,10 +63,10 @@ def test_canary_failure_stops_held_runs_until_next_submission(desk):
 
 def test_debug_uses_all_tasks_of_existing_allocation(desk):
     desk.sweep.write_text(desk.text)
-    own = [sys.executable, ROOT / "jobs" / "debug.py", "--sweep", desk.sweep, "--run", "ahead", "--out", desk.folder]
-    line = ["salloc", "-p", "low", "-N", "2", "--ntasks-per-node=1", *own, "stages.pretrain.samples=160"]
+    debug = [sys.executable, ROOT / "jobs" / "debug.py", "--sweep", desk.sweep, "--run", "ahead", "--out", desk.folder]
+    command = ["salloc", "-p", "low", "-N", "2", "--ntasks-per-node=1", *debug, "stages.pretrain.samples=160"]
     environment = {**os.environ, "FLIP_RUNS": str(desk.runs), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, cwd=desk.folder, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=desk.folder, env=environment, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     copy = RunDir(done.stdout.split("a scratch copy: ")[1].splitlines()[0])
     assert read_json(copy.result)["world"] == 2 and not desk.runs.exists()

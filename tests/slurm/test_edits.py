@@ -29,8 +29,8 @@ def states(desk):
 
 
 def test_submit_keeps_forks_restarts_and_prunes_runs_of_edited_sweep(desk):
-    said = edited(desk, one="mask: 0.5", long="samples: 160000").submit("--dry-run", "--script")
-    assert "#SBATCH" in said and "would start at" in said and not desk.runs.exists()
+    output = edited(desk, one="mask: 0.5", long="samples: 160000").submit("--dry-run", "--script")
+    assert "#SBATCH" in output and "would start at" in output and not desk.runs.exists()
     desk.submit()
     desk.until_step("long", 7)
     # a changed configuration under a known name is refused; with `keep` it changes nothing
@@ -40,8 +40,8 @@ def test_submit_keeps_forks_restarts_and_prunes_runs_of_edited_sweep(desk):
     desk.submit("--changed", "keep")
     assert states(desk) == {"one": "complete", "long": "running"}
     # a dropped run saves, ends and goes to the trash; the changed run starts anew next to the old run, and is watched
-    said = edited(desk, one="mask: 0.25").submit("--prune", "--changed", "fork", "--watch", "--yes")
-    assert "one-v2: complete" in said and states(desk) == {"one": "complete", "one-v2": "complete"}
+    output = edited(desk, one="mask: 0.25").submit("--prune", "--changed", "fork", "--watch", "--yes")
+    assert "one-v2: complete" in output and states(desk) == {"one": "complete", "one-v2": "complete"}
     assert [path.name for path in desk.runs.glob(".trash/*/demo/*")] == ["long"]
     # with `restart` the changed run replaces the old run
     edited(desk, one="mask: 0.75").submit("--changed", "restart", "--watch", "--yes")
@@ -52,4 +52,6 @@ def test_submit_keeps_forks_restarts_and_prunes_runs_of_edited_sweep(desk):
     desk.type("report", "demo")
     page = (desk.runs / "demo" / "report.html").read_text("utf-8")
     assert "one-v2" in page
-    assert json.loads(desk.type("doctor", "--cluster", desk.cluster, "--json")), "and no promise does not hold: code 0"
+    assert json.loads(desk.type("doctor", "--cluster", desk.cluster, "--json")), (
+        "doctor exits with 0: all promises hold"
+    )

@@ -15,15 +15,15 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 @pytest.mark.timeout(900)
 def test_evaluate_job_gives_local_results_after_requeue(start_slurm, tmp_path, monkeypatch, capsys):
-    here = start_slurm()
-    place = make_place(tmp_path / "place")
+    cluster = start_slurm()
+    root = make_place(tmp_path / "place")
     for name, folder in (("RUNS", "runs"), ("CACHE", "cache"), ("DATA", "data")):
-        monkeypatch.setenv(f"FLIP_{name}", str(place / folder))
-    words = ["sweep/run", "--sets", "flickr30k", "mnist", "--batch", "4", "--json"]
-    cluster = ["--cluster", str(here.profile), "--root", str(place / "runs"), "--processes", "2", "--hours", "0.2"]
-    assert evaluate.main([*words, *cluster, "--gpus", "0", "--detach"]) == 0
+        monkeypatch.setenv(f"FLIP_{name}", str(root / folder))
+    args = ["sweep/run", "--sets", "flickr30k", "mnist", "--batch", "4", "--json"]
+    remote = ["--cluster", str(cluster.profile), "--root", str(root / "runs"), "--processes", "2", "--hours", "0.2"]
+    assert evaluate.main([*args, *remote, "--gpus", "0", "--detach"]) == 0
     (submitted,) = json.loads(capsys.readouterr().out)
-    (job,) = (RunDir(path.parent) for path in (place / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
+    (job,) = (RunDir(path.parent) for path in (root / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
     assert submitted == {"run": "sweep/run", "job": str(job.path)}
     deadline, signalled = time.monotonic() + 400, False
     while not job.result.exists() and time.monotonic() < deadline:
@@ -34,8 +34,8 @@ def test_evaluate_job_gives_local_results_after_requeue(start_slurm, tmp_path, m
             signalled = True
         time.sleep(0.5)
     assert signalled and job.newest_attempt() > 1
-    found = json.loads(job.result.read_text())["evaluations"]
-    assert evaluate.main([*words, "--processes", "2"]) == 0
-    here_alone = json.loads(capsys.readouterr().out)
-    for one, other in zip(found, here_alone, strict=True):
-        assert {**one, "seconds": 0, "job": 0, "time": 0} == {**other, "seconds": 0, "job": 0, "time": 0}
+    evaluations = json.loads(job.result.read_text())["evaluations"]
+    assert evaluate.main([*args, "--processes", "2"]) == 0
+    local_evaluations = json.loads(capsys.readouterr().out)
+    for actual, expected in zip(evaluations, local_evaluations, strict=True):
+        assert {**actual, "seconds": 0, "job": 0, "time": 0} == {**expected, "seconds": 0, "job": 0, "time": 0}

@@ -16,7 +16,7 @@ ORDER = sorted(SCENARIOS, key=lambda name: GROUPS.index(SCENARIOS[name].options)
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """Return ``stage(options)``, which gives (here, squeue, folder) of a Slurm with these options and stops others."""
+    """Return ``stage(options)``, which gives (cluster, squeue, folder) of a Slurm with these options."""
     running = []
 
     def leave():
@@ -30,8 +30,8 @@ def stage(tmp_path_factory):
             require(options.get("accounting", False))
             folder = tmp_path_factory.mktemp("s")
             running.append(slurm(folder, **options))
-            here, squeue = running[-1].__enter__()
-            now.update(options=options, stage=(here, squeue, folder))
+            cluster, squeue = running[-1].__enter__()
+            now.update(options=options, stage=(cluster, squeue, folder))
         return now["stage"]
 
     now = {}
@@ -44,9 +44,9 @@ def stage(tmp_path_factory):
     "name", [pytest.param(name, marks=[] if SCENARIOS[name].ci else [pytest.mark.slow]) for name in ORDER]
 )
 def test_real_slurm_replays_recorded_scenario(name, stage):
-    played = recording.perform(name, *stage(SCENARIOS[name].options))
+    replayed = recording.perform(name, *stage(SCENARIOS[name].options))
     torn, recorded = SCENARIOS[name].torn, recording.load()[name]
-    assert recording.essence(played, torn) == recording.essence(recorded, torn), recording.text(played)
+    assert recording.essence(replayed, torn) == recording.essence(recorded, torn), recording.text(replayed)
 
 
 def test_recording_holds_every_scenario_with_expected_end():

@@ -19,41 +19,46 @@ REFUSES = JOB_SUBMIT.replace(
 )
 
 
-def submit(here, *options):
-    words = ["--parsable", "--output=/dev/null", "--chdir=/", "--nodes=4", "--exclusive", *options]
-    return here.call("sbatch", *words, "--wrap=exec sleep 600").strip()
+def submit(cluster, *options):
+    args = ["--parsable", "--output=/dev/null", "--chdir=/", "--nodes=4", "--exclusive", *options]
+    return cluster.call("sbatch", *args, "--wrap=exec sleep 600").strip()
 
 
-def job(here, number):
-    return dict(re.findall(r"\b(\w+)=(\S*)", here.call("scontrol", "show", "job", number)))
+def job(cluster, number):
+    return dict(re.findall(r"\b(\w+)=(\S*)", cluster.call("scontrol", "show", "job", number)))
 
 
-def until(here, number, **wanted):
-    wait_until(lambda: wanted.items() <= job(here, number).items(), str(wanted), story=lambda: job(here, number))
+def until(cluster, number, **expected):
+    wait_until(
+        lambda: expected.items() <= job(cluster, number).items(), str(expected), story=lambda: job(cluster, number)
+    )
 
 
-def doctor(*words):
+def doctor(*args):
     """Return promise -> value that doctor read."""
-    done = subprocess.run([sys.executable, DOCTOR, "--json", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, DOCTOR, "--json", *args], capture_output=True, text=True)
     return {row["promise"]: row["read"] for row in json.loads(done.stdout)["promises"]}
 
 
 def test_foreign_site_enforces_its_limits_and_preempts_by_qos(foreign_site):
-    here = foreign_site
-    found = doctor()
-    assert found["a preempted run starts again"].startswith("preempt/qos, PreemptMode=REQUEUE, GraceTime=0 s")
-    assert "a plugin of the site may disable requeue" in found["a preempted run starts again"]
-    assert "MaxSubmitJobs of the association 40" in found["a sweep may have any number of runs"]
+    cluster = foreign_site
+    promises = doctor()
+    assert promises["a preempted run starts again"].startswith("preempt/qos, PreemptMode=REQUEUE, GraceTime=0 s")
+    assert "a plugin of the site may disable requeue" in promises["a preempted run starts again"]
+    assert "MaxSubmitJobs of the association 40" in promises["a sweep may have any number of runs"]
     with pytest.raises(FlipError, match="Site policy: jobs must have a time limit"):
-        submit(here)
+        submit(cluster)
     with pytest.raises(FlipError, match="job submit limit"):  # MaxSubmitJobs
-        submit(here, "--time=1", "--hold", "--array=0-40")
-    assert job(here, submit(here, "--time=1", "--hold"))["Requeue"] == "0"
-    assert job(here, submit(here, "--time=1", "--hold", "--requeue", "--job-name=requeue_disabled"))["Requeue"] == "0"
-    number = submit(here, "--time=9", "--requeue")
-    until(here, number, JobState="RUNNING", Requeue="1", QOS="low", Account="acc")
-    high = here.preempt(nodes=4, seconds=1)
-    until(here, high, JobState="COMPLETED", QOS="high")
-    until(here, number, JobState="RUNNING", Restarts="1")
-    (here.folder / "job_submit.lua").write_text(REFUSES)
+        submit(cluster, "--time=1", "--hold", "--array=0-40")
+    assert job(cluster, submit(cluster, "--time=1", "--hold"))["Requeue"] == "0"
+    assert (
+        job(cluster, submit(cluster, "--time=1", "--hold", "--requeue", "--job-name=requeue_disabled"))["Requeue"]
+        == "0"
+    )
+    number = submit(cluster, "--time=9", "--requeue")
+    until(cluster, number, JobState="RUNNING", Requeue="1", QOS="low", Account="acc")
+    high = cluster.preempt(nodes=4, seconds=1)
+    until(cluster, high, JobState="COMPLETED", QOS="high")
+    until(cluster, number, JobState="RUNNING", Restarts="1")
+    (cluster.folder / "job_submit.lua").write_text(REFUSES)
     assert "Site policy: not today." in doctor()["a job is accepted"]

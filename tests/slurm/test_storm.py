@@ -16,15 +16,15 @@ SEED = 1
 
 def test_short_storm_of_12_faults_violates_no_property(tmp_path):
     require()
-    words = [sys.executable, "-m", "tests.storm", "--seed", str(SEED), "--out", str(tmp_path / "storm.md")]
-    words += ["--folder", str(tmp_path / "s")]  # Slurm's sockets need a short path
-    storm = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [sys.executable, "-m", "tests.storm", "--seed", str(SEED), "--out", str(tmp_path / "storm.md")]
+    command += ["--folder", str(tmp_path / "s")]  # Slurm's sockets need a short path
+    storm = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        said, _ = storm.communicate(timeout=540)
+        output, _ = storm.communicate(timeout=540)
     finally:
         storm.terminate()  # this also stops its Slurm
         storm.wait(60)
-    assert storm.returncode == 0, said
+    assert storm.returncode == 0, output
     page = (tmp_path / "storm.md").read_text()
     assert "12 faults of 12 kinds" in page and "All properties hold" in page
-    assert not (tmp_path / "s").exists(), "nothing is kept of a storm that went well"
+    assert not (tmp_path / "s").exists(), "a successful storm deletes its files"

@@ -57,9 +57,9 @@ def test_cancelled_runs_stay_stopped_until_retry(desk):
     }
     assert desk.here.call("squeue", "-h").strip() == "" and desk.processes() == []
     saved = {name: read_json(desk.run(name).attempt(1) / "end.json")["commits"] for name in ("preempted", "by_hand")}
-    assert all(saved.values()), "both saved before they left"
+    assert all(saved.values()), "both runs save before they exit"
     desk.submit("--only", "[pb]*", code=0)
-    assert desk.job("by_hand").state != "PENDING", "a cancelled run is not taken up without --retry"
+    assert desk.job("by_hand").state != "PENDING", "submit does not restart a cancelled run without --retry"
     desk.submit("--only", "[pb]*", "--retry")
     for name in ("preempted", "by_hand"):
         desk.until_step(name, 1, attempt=2)

@@ -57,7 +57,11 @@ def test_exit_trap_retries_run_after_full_disk(foreign_site, tmp_path):
         (run,) = submit(disk / "full", "run", module="tests.slurm.filling")
         filler = run.path / "filler"
         wait_until(
-            lambda: filler.exists() and not os.statvfs(disk).f_bavail and not of(f"tests.slurm.filling {run.path}"),
+            lambda: (
+                filler.exists()
+                and not os.statvfs(disk).f_bavail
+                and not matching_pids(f"tests.slurm.filling {run.path}")
+            ),
             "a full disk",
         )
         time.sleep(2.0)  # the exit trap meets the full disk
@@ -70,7 +74,7 @@ def test_exit_trap_retries_run_after_full_disk(foreign_site, tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def of(text):
+def matching_pids(text):
     """Return the pids of processes with this text in their command line."""
     return [int(pid) for pid in subprocess.run(["pgrep", "-f", text], capture_output=True, text=True).stdout.split()]
 
@@ -82,14 +86,14 @@ def test_job_without_requeue_continues_after_lost_nodes(lost, start_slurm, tmp_p
     If several nodes are lost at once, srun waits for the tasks of the second node until the batch shell is killed, and
     the exit trap never runs: the watcher submits the next job.
     """
-    here = start_slurm(nodes=6, **FOREIGN)  # with a short SlurmdTimeout Slurm also declares the batch host lost
+    cluster = start_slurm(nodes=6, **FOREIGN)  # with a short SlurmdTimeout Slurm also declares the batch host lost
     (run,) = submit(tmp_path / "requeue_disabled", "run", nodes=lost + 1)
     ready(run, ranks=lost + 1)
     fields = job(run)
     assert fields["Requeue"] == "0"
-    nodes = set(here.call("scontrol", "show", "hostnames", fields["NodeList"]).split()) - {fields["BatchHost"]}
+    nodes = set(cluster.call("scontrol", "show", "hostnames", fields["NodeList"]).split()) - {fields["BatchHost"]}
     for node in sorted(nodes):
-        here.lose(node)
+        cluster.lose(node)
     wait_until(lambda: state(run) == "complete", "the next job", 240)
     end = read_json(run.attempt(1) / "end.json")
     assert end["action"] == "requeue" and end["cause"] in ("node", "stopped"), end
@@ -101,12 +105,12 @@ def test_watcher_of_killed_batch_shell_exits_with_job_or_next_attempt(start_slur
     """Both watchers are stopped until Slurm has forgotten their job. The first then polls Slurm and exits; the second
     exits when the next attempt starts.
     """
-    here = start_slurm(nodes=4, **{**FOREIGN, "settings": ["MinJobAge=2"]})
+    cluster = start_slurm(nodes=4, **{**FOREIGN, "settings": ["MinJobAge=2"]})
     runs = submit(tmp_path / "orphans", "asks", "stays")
     watchers = []
     for run in runs:
         ready(run)
-        watchers += of(f"batch_hooks.py watch {run.path}")
+        watchers += matching_pids(f"batch_hooks.py watch {run.path}")
         (shell,) = pids(f"/job{int(job(run)['JobId']):05d}/slurm_script")
         os.kill(shell, signal.SIGKILL)
         os.kill(watchers[-1], signal.SIGSTOP)  # within requeue.LEARNS; before, the kernel would continue it
@@ -114,15 +118,15 @@ def test_watcher_of_killed_batch_shell_exits_with_job_or_next_attempt(start_slur
 
     def purged():
         try:
-            return not here.call("scontrol", "show", "job", number)
+            return not cluster.call("scontrol", "show", "job", number)
         except FlipError as error:
             return "Invalid job id" in str(error)
 
     wait_until(purged, "Slurm to forget the job", 200)
     assert [state(run) for run in runs] == ["stopped", "stopped"]
     os.kill(watchers[0], signal.SIGCONT)
-    wait_until(lambda: watchers[0] not in of("batch_hooks.py watch"), "the watcher whose job is gone")
+    wait_until(lambda: watchers[0] not in matching_pids("batch_hooks.py watch"), "the watcher whose job is gone")
     submit(tmp_path / "orphans", "stays")
     wait_until(lambda: state(runs[1]) == "complete", "the second attempt")
-    assert watchers[1] not in of("batch_hooks.py watch") and runs[0].newest_attempt() == 1
-    wait_until(lambda: not of(f"batch_hooks.py watch {tmp_path}"), "the second attempt's watcher")
+    assert watchers[1] not in matching_pids("batch_hooks.py watch") and runs[0].newest_attempt() == 1
+    wait_until(lambda: not matching_pids(f"batch_hooks.py watch {tmp_path}"), "the second attempt's watcher")

@@ -27,20 +27,20 @@ class Storm:
 
         return Calm(self.scene.calm, run.run.name)
 
-    def rage(self):
+    def inject_all(self):
         """Inject all faults; returns when all runs are complete, or one has failed."""
-        threads = [threading.Thread(target=self._bear, args=[run]) for run in self.runs]
+        threads = [threading.Thread(target=self._inject, args=[run]) for run in self.runs]
         watchers = [threading.Thread(target=run.watch, daemon=True) for run in self.runs]
         for thread in watchers + threads:
             thread.start()
         for thread in threads + watchers:
             thread.join()
 
-    def _bear(self, run):
+    def _inject(self, run):
         from tests.storm.run import GivenUp
 
         try:
-            run.bear(self.scene.dealt.strikes[run.run.name])
+            run.inject(self.scene.dealt.strikes[run.run.name])
         except GivenUp as error:
             run.trouble = str(error)
         except Exception:
@@ -63,16 +63,16 @@ class Storm:
         """(property, whether it holds, evidence) of every proof."""
         from tests.storm.proofs import PROOFS
 
-        found = []
+        results = []
         for proof in PROOFS:
             try:
-                found.append((proof.__doc__, True, proof(self)))
+                results.append((proof.__doc__, True, proof(self)))
             except Exception as error:  # a proof that fails with any error does not hold
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                found.append((proof.__doc__, False, f"{where.line}\n{type(error).__name__}: {error}"[:4000]))
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                results.append((proof.__doc__, False, f"{frame.line}\n{type(error).__name__}: {error}"[:4000]))
             text = " ".join(str(proof.__doc__).split())
-            self.scene.say(f"{'yes' if found[-1][1] else 'NO'}  {text}")
-        return found
+            self.scene.say(f"{'yes' if results[-1][1] else 'NO'}  {text}")
+        return results
 
 
 def main(arguments=None):
@@ -104,21 +104,21 @@ def storm(args):
     folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="storm-"))
     folder.mkdir(exist_ok=not args.folder)
     scene = StormSite(folder, deal(args.seed, args.faults), lambda text: print(text, flush=True))
-    held = False
+    all_hold = False
     try:
         scene.start()
-        one = Storm(scene, args.seed, args.faults)
-        one.rage()
-        one.settle()
-        held = report(one, args.out)
+        injection = Storm(scene, args.seed, args.faults)
+        injection.inject_all()
+        injection.settle()
+        all_hold = report(injection, args.out)
     finally:
         scene.failed = True
         scene.stop()
-        if held:
+        if all_hold:
             shutil.rmtree(folder)
         else:
             print(f"all files are kept in {folder}")
-    return 0 if held else 1
+    return 0 if all_hold else 1
 
 
 def report(storm, out):

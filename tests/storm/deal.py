@@ -63,14 +63,14 @@ def deal(seed, count):
     kinds = rng.sample(COMMON, min(count, len(COMMON)))
     while len(kinds) < count:
         kinds += rng.sample(list(EVERY.values()), min(count - len(kinds), len(EVERY)))
-    load, given = dict.fromkeys(RUNS, 0.0), {run: [] for run in RUNS}
+    load, assigned = dict.fromkeys(RUNS, 0.0), {run: [] for run in RUNS}
     for kind in sorted(kinds, key=lambda kind: -kind.seconds):
-        able = [run for run, layout in RUNS.items() if kind.fits(layout)]
-        run = min(rng.sample(able, len(able)), key=load.get)
+        suitable = [run for run, layout in RUNS.items() if kind.fits(layout)]
+        run = min(rng.sample(suitable, len(suitable)), key=load.get)
         load[run] += kind.seconds
-        given[run].append(kind.name)
+        assigned[run].append(kind.name)
     strikes, steps = {}, {}
-    for run, names in given.items():
+    for run, names in assigned.items():
         rng.shuffle(names)
         strikes[run] = [Strike(name, run, FIRST + GAP * i + rng.randrange(GAP)) for i, name in enumerate(names)]
         total = FIRST + GAP * len(names) + TAIL

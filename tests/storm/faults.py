@@ -38,20 +38,20 @@ class Kind:
 
 
 def kind(seconds, fits=lambda layout: True, common=True, damages=False):
-    def known(act):
+    def register(act):
         EVERY[act.__name__] = Kind(act, seconds, fits, damages)
         if common:
             COMMON.append(EVERY[act.__name__])
         return act
 
-    return known
+    return register
 
 
-def alone(layout):
+def single_rank(layout):
     return layout.world == 1
 
 
-def together(layout):
+def multiple_ranks(layout):
     return layout.world > 1
 
 
@@ -89,7 +89,7 @@ def warned(run):
     return "USR2 to all tasks"
 
 
-@kind(50, fits=alone)
+@kind(50, fits=single_rank)
 def time_limit(run):
     """Lower the time limit so that the warning comes next. Slurm checks limits every half minute; the rank is stopped
     until then, or it would finish before."""
@@ -144,7 +144,7 @@ def _kill(run):
     return f"SIGKILL to rank {row['rank']}"
 
 
-@kind(45, fits=together)
+@kind(45, fits=multiple_ranks)
 def rank_hung(run):
     """The watchdog of the waiting peer notices it."""
     row = run.rng.choice(run.ranks())
@@ -153,7 +153,7 @@ def rank_hung(run):
     return f"SIGSTOP to rank {row['rank']}"
 
 
-@kind(45, fits=alone)
+@kind(45, fits=single_rank)
 def straggler(run):
     """The node loses contact with Slurm, which starts the run elsewhere; the old rank is stopped and continues
     later."""

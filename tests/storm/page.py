@@ -1,4 +1,4 @@
-"""Writes the result page of a storm, in Markdown."""
+"""The result page of a storm, in Markdown."""
 
 import os
 import platform
@@ -13,13 +13,13 @@ PACKAGES = ("torch", "numpy", "s3fs", "nanio")
 
 
 def page(storm, proved):
-    """``proved``: (property, whether it holds, evidence or error) of every proof."""
-    scene, held = storm.scene, all(ok for _, ok, _ in proved)
+    """The text of the page. ``proved``: (property, whether it holds, evidence or error) of every proof."""
+    scene, all_hold = storm.scene, all(ok for _, ok, _ in proved)
     strikes = sorted((done for run in storm.runs for done in run.done), key=lambda done: done.seconds)
     lines = [
         f"# Fault injection: seed {storm.seed}, {len(strikes)} faults of {len({d.strike.kind for d in strikes})} kinds",
         "",
-        f"{'All properties hold.' if held else 'NOT all properties hold.'} `make storm SEED={storm.seed}"
+        f"{'All properties hold.' if all_hold else 'NOT all properties hold.'} `make storm SEED={storm.seed}"
         f" FAULTS={storm.count}`, {scene.seconds:.0f} s.",
         "",
         f"- Machine: {machine()}.",
@@ -34,42 +34,43 @@ def page(storm, proved):
         resources, section = run.config.resources, run.config.checkpoint
         ranks = f"{resources.nodes} x {resources.processes}" + (", FSDP" if run.world > 1 else "")
         saves = "in the background" if section.background == "yes" else "blocking"
-        where = "S3" if section.url else "disk"
-        row = (run.run.name, ranks, where, saves, sum(storm.scene.dealt.steps[run.run.name]))
+        storage = "S3" if section.url else "disk"
+        row = (run.run.name, ranks, storage, saves, sum(storm.scene.dealt.steps[run.run.name]))
         lines.append(_row(*row, run.run.newest_attempt(), len(run.done)))
-    proved = [(" ".join(text.split()), ok, found) for text, ok, found in proved]
+    proved = [(" ".join(text.split()), ok, evidence) for text, ok, evidence in proved]
     lines += ["", "## Properties", "", "| property | holds | evidence |", "|---|---|---|"]
     lines += [
-        _row(text, "yes" if ok else "**no**", found.splitlines()[0] if found else "") for text, ok, found in proved
+        _row(text, "yes" if ok else "**no**", evidence.splitlines()[0] if evidence else "")
+        for text, ok, evidence in proved
     ]
     lines += ["", "## Faults", "", _row("at", "run", "step", "fault", "what happened", "steps lost", "trained again"),
               "|---|---|---|---|---|---|---|"]  # fmt: skip
-    names, lost = {id(done): run for run in storm.runs for done in run.done}, {}
+    runs_by_fault, lost = {id(done): run for run in storm.runs for done in run.done}, {}
     for run in storm.runs:
         lost |= {(run.run.name, loss.attempt): loss for loss in losses(run)}
     owned = set()
     for done in strikes:
-        key = names[id(done)].run.name, done.attempt
+        key = runs_by_fault[id(done)].run.name, done.attempt
         loss = None if done.strike.kind in LIVELY else lost.get(key)
         owned |= {key} if loss else set()
         ended = f"; attempt {done.attempt} ended with cause `{loss.cause}`" if loss else ""
-        again = f"{done.trained:.0f} s" if done.trained is not None else "never"
+        resumed = f"{done.trained:.0f} s" if done.trained is not None else "never"
         lines.append(
             _row(f"{done.seconds:.0f} s", key[0], done.step, done.strike.kind.replace("_", " "), f"{done.what}{ended}",
-                 loss.steps if loss else 0, again)
+                 loss.steps if loss else 0, resumed)
         )  # fmt: skip
-    others = [(name, loss) for (name, _), loss in lost.items() if (name, loss.attempt) not in owned]
+    rest = [(name, loss) for (name, _), loss in lost.items() if (name, loss.attempt) not in owned]
     lines += [
         "",
         "`steps lost`: steps of the interrupted attempt that the next one repeats. `trained again`: time from the "
         "fault to the next logged step, of the next attempt or of the same one if it survived.",
         "",
     ]
-    if others:
+    if rest:
         lines += ["Attempts that ended without a fault of their own run:", ""]
-        lines += [f"- {name}, attempt {loss.attempt}: `{loss.cause}`, {loss.steps} steps lost" for name, loss in others]
+        lines += [f"- {name}, attempt {loss.attempt}: `{loss.cause}`, {loss.steps} steps lost" for name, loss in rest]
         lines.append("")
-    wrong = [f"## No: {text}\n\n```\n{found}\n```\n" for text, ok, found in proved if not ok]
+    wrong = [f"## No: {text}\n\n```\n{evidence}\n```\n" for text, ok, evidence in proved if not ok]
     return "\n".join([*lines, *wrong])
 
 
@@ -84,5 +85,5 @@ def machine():
 
 
 def versions(scene):
-    found = [f"Python {sys.version.split()[0]}", scene.here.call("sinfo", "--version").strip()]
-    return ", ".join(found + [f"{name} {version(name)}" for name in PACKAGES])
+    parts = [f"Python {sys.version.split()[0]}", scene.here.call("sinfo", "--version").strip()]
+    return ", ".join(parts + [f"{name} {version(name)}" for name in PACKAGES])

@@ -44,14 +44,14 @@ def every_fault_struck(storm):
 @proof
 def complete(storm):
     """every run is complete without intervention: nothing was submitted again"""
-    typed, failed, submissions = storm.scene.submissions()
+    repeated, failed, submissions = storm.scene.submissions()
     assert not failed, "\n".join(failed)
     for run in storm.runs:
         assert run.run.result.exists(), run.story()
         last = read_json(run.run.attempt(run.run.newest_attempt()) / "end.json")
         assert last["action"] == "done", run.story()
     assert submissions == storm.submissions, f"Slurm got {submissions} submissions"
-    return f"{len(storm.runs)} runs; {typed} repeated submit commands started nothing"
+    return f"{len(storm.runs)} runs; {repeated} repeated submit commands started nothing"
 
 
 @proof
@@ -91,24 +91,24 @@ def each_step_once(storm):
 def steps_lost(storm):
     """repeated steps: none after a clean stop, else at most one save interval, plus one if a save was running in the
     background, plus one for a damaged commit"""
-    found = [(run, loss) for run in storm.runs for loss in losses(run)]
-    beyond = [f"{run.run.name}: {loss}" for run, loss in found if loss.steps > loss.bound]
+    pairs = [(run, loss) for run in storm.runs for loss in losses(run)]
+    beyond = [f"{run.run.name}: {loss}" for run, loss in pairs if loss.steps > loss.bound]
     assert not beyond, "\n".join(beyond)
-    return f"{sum(loss.steps for _, loss in found)} steps after {len(found)} ends, at most {INTERVAL} per interval"
+    return f"{sum(loss.steps for _, loss in pairs)} steps after {len(pairs)} ends, at most {INTERVAL} per interval"
 
 
 def losses(run):
     """The losses of all attempts but the last. Each attempt resumes from the newest valid commit."""
-    trained, done, found = run.witnessed(), 0, []
+    trained, done, result = run.witnessed(), 0, []
     numbers = run.run.attempt_numbers()
     for n, after in zip(numbers, numbers[1:], strict=False):
         done = max([done, *(s + BATCH for s in trained[n])])
         ready = read_json(run.run.attempt(after) / "ready.json")
         end = read_json(run.run.attempt(n) / "end.json")
         if ready is None or end is None:
-            continue  # it did not train
-        found.append(Loss(n, end["cause"], end["action"], (done - ready["samples"]) // BATCH, _bound(run, n, end)))
-    return found
+            continue  # the attempt did not train
+        result.append(Loss(n, end["cause"], end["action"], (done - ready["samples"]) // BATCH, _bound(run, n, end)))
+    return result
 
 
 def _bound(run, n, end):
@@ -134,10 +134,10 @@ def no_twins(storm):
 def the_status(storm):
     """`status` showed each run as running or waiting in the order of its attempts, and finally as complete"""
     for run in storm.runs:
-        shown = [state for state in run.seen if state != ("queued", 0)]
-        assert shown[-1] == ("complete", run.run.newest_attempt()), shown
-        assert {state for state, _ in shown[:-1]} <= {"running", "waiting"}, shown
-        assert [n for _, n in shown] == sorted(n for _, n in shown), shown
+        observed = [state for state in run.seen if state != ("queued", 0)]
+        assert observed[-1] == ("complete", run.run.newest_attempt()), observed
+        assert {state for state, _ in observed[:-1]} <= {"running", "waiting"}, observed
+        assert [n for _, n in observed] == sorted(n for _, n in observed), observed
     return f"{sum(len(run.seen) for run in storm.runs)} changes"
 
 
@@ -154,14 +154,14 @@ def nothing_left(storm):
     copies = [path.name for path in (storm.scene.folder / "tmp").glob("flip-*")]
     assert not copies, copies
     objects = {key for key, _ in s3.S3Storage().list(f"s3://{BUCKET}/checkpoints/")}
-    named = {
-        f"{found.record['url']}/{name}"
+    referenced = {
+        f"{checkpoint.record['url']}/{name}"
         for run in storm.runs
-        for found in commit.commits(run.run)
-        if "url" in found.record
-        for name in (*found.record["files"], commit.COMMIT_FILE)
+        for checkpoint in commit.commits(run.run)
+        if "url" in checkpoint.record
+        for name in (*checkpoint.record["files"], commit.COMMIT_FILE)
     }
-    assert objects == named, f"without a commit: {objects - named}, missing: {named - objects}"
+    assert objects == referenced, f"without a commit: {objects - referenced}, missing: {referenced - objects}"
     for path in storm.scene.runs.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
     return f"{len(objects)} objects, all with a commit"

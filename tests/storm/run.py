@@ -65,7 +65,7 @@ class StormRun(Calm):
 
     # -- the storm ---------------------------------------------------------------------------------------------------
 
-    def bear(self, strikes):
+    def inject(self, strikes):
         """Inject all faults in order, each at its step, then wait for the end of the run."""
         for strike in strikes:
             self._strike(strike)
@@ -86,7 +86,7 @@ class StormRun(Calm):
         self.scene.say(f"{lasted}, attempt {self.run.newest_attempt()}")
 
     def trained_since(self, done):
-        """Whether it has logged a step since: of a later attempt if the fault ends the attempt."""
+        """Whether the run has logged a step since the fault, by a later attempt if the fault ends the attempt."""
         if self.over():
             return True
         n = self.run.newest_attempt()
@@ -146,19 +146,19 @@ class StormRun(Calm):
         return self._ranks()
 
     def _ranks(self):
-        found, n = [], str(self.run.newest_attempt())
+        rows, n = [], str(self.run.newest_attempt())
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if self.module not in words or str(self.run.path) not in words:
+                argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if self.module not in argv or str(self.run.path) not in argv:
                     continue
                 pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
             environ = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
             if environ.get("FLIP_ATTEMPT") == n and "RANK" in environ:
-                found.append({"rank": int(environ["RANK"]), "pid": int(entry.name), "node": environ["SLURMD_NODENAME"]})
-        return sorted(found, key=lambda row: row["rank"])
+                rows.append({"rank": int(environ["RANK"]), "pid": int(entry.name), "node": environ["SLURMD_NODENAME"]})
+        return sorted(rows, key=lambda row: row["rank"])
 
     @staticmethod
     def alive(pid):
@@ -181,28 +181,28 @@ class StormRun(Calm):
 
     def story(self):
         parts = [super().story(), str(self.seen)]
-        for words in (("scontrol", "show", "job"), ("sinfo", "-N", "-h", "-p", "low", "-o", "%N %T %E")):
+        for command in (("scontrol", "show", "job"), ("sinfo", "-N", "-h", "-p", "low", "-o", "%N %T %E")):
             try:
-                parts.append(self.here.call(*words))
+                parts.append(self.here.call(*command))
             except FlipError as error:
                 parts.append(str(error))
         return "\n".join(parts)
 
-    def slurm(self, *words):
+    def slurm(self, *args):
         with self.scene.hands:
-            return self.here.call(*words)
+            return self.here.call(*args)
 
     # -- actions -----------------------------------------------------------------------------------------------------
 
-    def disturb(self, faults, share, limit, **more):
+    def disturb(self, faults, share, limit, **options):
         """Inject ``limit`` storage faults; returns when all have happened or the run is over."""
-        self.line.plan(faults, share, seed=self.rng.randrange(1 << 30), limit=limit, **more)
+        self.line.plan(faults, share, seed=self.rng.randrange(1 << 30), limit=limit, **options)
         self.wait(
             lambda: sum(self.line.counts[name] for name in faults) >= limit or self.over(), f"{limit} of {faults}"
         )
-        met = ", ".join(f"{self.line.counts[name]} {name}" for name in faults)
+        injected = ", ".join(f"{self.line.counts[name]} {name}" for name in faults)
         self.line.plan((), 0)
-        return f"requests met {met}"
+        return f"requests met {injected}"
 
     def damage(self, newest):
         """Flip one byte in the middle of the largest file of a commit, on disk or on the S3 server."""

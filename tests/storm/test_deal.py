@@ -14,7 +14,7 @@ def test_deal_is_deterministic_and_gives_runs_suitable_faults(count):
     kinds = {strike.kind for strike in strikes}
     assert len(strikes) == count and len(kinds) == (count if count <= len(COMMON) else len(EVERY))
     assert all(EVERY[strike.kind].fits(RUNS[strike.run]) for strike in strikes)
-    for run, own in dealt.strikes.items():
-        steps = [strike.step for strike in own]
+    for run, run_strikes in dealt.strikes.items():
+        steps = [strike.step for strike in run_strikes]
         assert steps == sorted(steps) and all(step < sum(dealt.steps[run]) - TAIL + GAP for step in steps)
-        assert len(own) <= 2 * count / len(RUNS) + 1
+        assert len(run_strikes) <= 2 * count / len(RUNS) + 1

@@ -1,4 +1,4 @@
-"""Stand-ins for the npm packages of the demonstration data, and readers of what was built."""
+"""Substitutes for the npm packages of the demonstration data, and readers of the built data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Key -> members of each sample of the shards, in their order."""
+    """Return key -> members of each sample of the shards, in their order."""
     result: dict[str, dict[str, bytes]] = {}
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as tar:
             for item in tar:
-                assert item.mtime == 0, "a time would make other bytes on another day"
+                assert item.mtime == 0, "a time would change the bytes from day to day"
                 key, member = item.name.split(".")
                 result.setdefault(key, {})[member] = tar.extractfile(item).read()  # type: ignore[union-attr]
     return result

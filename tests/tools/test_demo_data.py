@@ -83,10 +83,10 @@ def test_drawn_requires_test_vendors_two_others_and_distinct_drawing() -> None:
     draw("old-cricket", "noto-v1")
     draw("stick", "noto-v1")
     slugs = ["bat", "cricket", "cricket-game", "owl", "red-fox"]
-    found = {emoji.slug: emoji.drawings for emoji in split.drawn([(slug, slug, ()) for slug in slugs], icons)}
-    assert sorted(found) == ["cricket", "cricket-game", "red-fox"]
-    assert found["red-fox"]["fxemoji"] == "redfox"
-    assert found["cricket"]["noto-v1"] == "old-cricket" and "emojione" not in found["cricket"]
+    drawings = {emoji.slug: emoji.drawings for emoji in split.drawn([(slug, slug, ()) for slug in slugs], icons)}
+    assert sorted(drawings) == ["cricket", "cricket-game", "red-fox"]
+    assert drawings["red-fox"]["fxemoji"] == "redfox"
+    assert drawings["cricket"]["noto-v1"] == "old-cricket" and "emojione" not in drawings["cricket"]
 
 
 def test_distinct_prefers_unseen_then_more_often_drawn_emoji() -> None:
@@ -181,8 +181,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         characters = {f"{0x1F400 + i:x}": slug for i, slug in enumerate(SLUGS)}
         files = {"icons.json": {"icons": icons, "width": 32, "height": 32}, "chars.json": characters, "info.json": info}
         packages[vendor] = pack(store, package, files)
-    words = {chr(0x1F400 + i): {"tts": [f"the {slug}"], "default": ["x", "y"]} for i, slug in enumerate(SLUGS)}
-    annotations = {"annotations": {"annotations": words}}
+    entries = {chr(0x1F400 + i): {"tts": [f"the {slug}"], "default": ["x", "y"]} for i, slug in enumerate(SLUGS)}
+    annotations = {"annotations": {"annotations": entries}}
     files = {"annotations/en/annotations.json": annotations, "package.json": {"license": "L"}, "LICENSE": "text"}
     names = pack(store, vendors.NAMES, files)
     monkeypatch.setattr(vendors, "VENDORS", packages)

@@ -113,8 +113,8 @@ def test_nearest_detects_copy_in_other_colour_size_and_position() -> None:
 
 def test_different_drops_copies_and_blanks_but_no_held_out_drawings() -> None:
     items = [drawing(0, grid(1)), drawing(1, grid(1)), drawing(2, grid(1), "tabler"), drawing(3, "")]
-    kept, blank, copies = selection.different(items, ["tabler"])
-    assert ([d.number for d in kept], blank, copies) == ([0, 2], 1, 1)
+    distinct, blank, copies = selection.different(items, ["tabler"])
+    assert ([d.number for d in distinct], blank, copies) == ([0, 2], 1, 1)
 
 
 def test_shuffled_order_is_independent_of_other_drawings() -> None:

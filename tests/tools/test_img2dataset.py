@@ -116,16 +116,16 @@ def shards(command, tmp_path_factory):
 
 def samples(folder):
     """Map the number of each link to the members of its sample."""
-    manifest, found = Manifest.load(folder), {}
+    manifest, by_number = Manifest.load(folder), {}
     for j in range(manifest.chunks):
         for id, sample in zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True):
             members = {name: bytes(data) for name, data in sample.items()}
             facts = json.loads(members["json"])
             assert inspect_samples.sample(manifest, id).key == facts["key"] and facts["status"] == "success"
             number = int(facts["url"].rpartition("/")[2].removesuffix(".jpg"))
-            assert number not in found, "twice"
-            found[number] = members
-    return found
+            assert number not in by_number, "two samples have the same number"
+            by_number[number] = members
+    return by_number
 
 
 def test_index_contains_every_img2dataset_sample(shards, tmp_path, capsys):
@@ -140,9 +140,9 @@ def test_index_contains_every_img2dataset_sample(shards, tmp_path, capsys):
     assert "shards_without_stats_json" not in report
     assert call(capsys, "verify", tmp_path / "m")[0] == 0
 
-    found = samples(tmp_path / "m")
-    assert sorted(found) == expected
-    for i, members in found.items():
+    by_number = samples(tmp_path / "m")
+    assert sorted(by_number) == expected
+    for i, members in by_number.items():
         assert set(members) == {"jpg", "txt", "json"} and members["txt"].decode() == (caption(i) or "")
         facts = json.loads(members["json"])
         assert facts["similarity"] == i / COUNT and (facts["width"], facts["height"]) == (SIDE, SIDE)

@@ -13,22 +13,22 @@ from tools.predict import main
 
 
 @pytest.fixture
-def words(tmp_path):
+def arguments(tmp_path):
     """Return the arguments for a run that classifies images 0 and 2 of 12 as dogs; its result records 20 % accuracy."""
     data = make_dataset(tmp_path / "data", samples=12, shards=2, chunk=5)
     run = scored(tmp_path / "s", "masked", data, range(12), Manifest.load(data).digest, wrong=[0, 2])
     return [str(run.path), "--set", "twemoji"]
 
 
-def test_predict_shows_images_with_nearest_captions(words, capsys):
-    assert main(words) == 0
+def test_predict_shows_images_with_nearest_captions(arguments, capsys):
+    assert main(arguments) == 0
     head, *blocks = capsys.readouterr().out.split("\n\n")
     assert (
         "masked on twemoji: 3 of 12 pictures" in head
         and "20.0 % are nearest to the right caption (chance 0.085 %)" in head
     )
     assert len(blocks) == 3 and all(block.count("\n   0.") == 5 for block in blocks)
-    assert main([*words, "--count", "12", "--top", "2", "--json"]) == 0
+    assert main([*arguments, "--count", "12", "--top", "2", "--json"]) == 0
     rows = {row["image"].split()[-1]: row for row in json.loads(capsys.readouterr().out)}
     assert len(rows) == 12 and rows["1"] == {
         "image": "picture 1",
@@ -38,29 +38,29 @@ def test_predict_shows_images_with_nearest_captions(words, capsys):
     assert list(rows["0"]["captions"]) == ["dog", "<script>bird"] and rows["0"]["label"] == "cat"
 
 
-def test_predict_draws_images_on_colour_terminal(words, monkeypatch):
+def test_predict_draws_images_on_colour_terminal(arguments, monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
-    drawn = []
+    outputs = []
     for setting in ("", "NO_COLOR"):
         if setting:
             monkeypatch.setenv(setting, "1")
         with Terminal(80, 100) as screen, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", screen.file)
-            assert main(words) == 0
-            drawn.append(screen.close().text())
-    assert drawn[0].count("▀" * 24) == 3 * 12 and "▀" not in drawn[1]
-    assert [text.count("  <- right") for text in drawn] == [3, 3]
+            assert main(arguments) == 0
+            outputs.append(screen.close().text())
+    assert outputs[0].count("▀" * 24) == 3 * 12 and "▀" not in outputs[1]
+    assert [text.count("  <- right") for text in outputs] == [3, 3]
 
 
-def test_predict_rejects_unknown_set_and_arguments(words, capsys):
-    assert main([*words[:2], "openmoji"]) == 78
+def test_predict_rejects_unknown_set_and_arguments(arguments, capsys):
+    assert main([*arguments[:2], "openmoji"]) == 78
     error = capsys.readouterr().err
     assert "openmoji" in error and "Sets with final scores: validation, twemoji, openmoji" in error
     for wrong in (["cat.png"], ["--labels", "a"]):
         with pytest.raises(SystemExit) as caught:
-            main([*words, *wrong])
+            main([*arguments, *wrong])
         assert caught.value.code == 2
     with pytest.raises(SystemExit):
-        main([words[0], "--labels", "a"])
+        main([arguments[0], "--labels", "a"])

@@ -14,11 +14,13 @@ from tools.demo_datasets.emoji.build import DATA
 FEW = ["stages.pretrain.samples=512", "stages.pretrain.warmup=0", "evaluate.every=0", "data.workers=0"]
 
 
-def lines(*words):
+def lines(*make_arguments):
     """Return the flip commands of the target, without installation, pipes and echo."""
-    done = subprocess.run(["make", "-n", "quickstart", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "quickstart", *make_arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     shown = [line.partition("|")[0].split() for line in done.stdout.splitlines()]
-    return [words[1:] for words in shown if words and words[0] == ".venv/bin/flip"]
+    return [argv[1:] for argv in shown if argv and argv[0] == ".venv/bin/flip"]
 
 
 @pytest.fixture
@@ -26,8 +28,8 @@ def environment(tmp_path):
     """Create a cache with small demonstration sets that ``flip demo-data`` accepts as complete."""
     folder = tmp_path / "cache" / "emoji"
     for name, samples in (("train", 512), ("noto-v1", 16), ("twemoji", 16), ("openmoji", 16)):
-        made = make_dataset(folder / name, samples=samples, shards=1, classes=16, seed=samples)
-    (made / "classes.json").rename(folder / "classes.json")
+        dataset = make_dataset(folder / name, samples=samples, shards=1, classes=16, seed=samples)
+    (dataset / "classes.json").rename(folder / "classes.json")
     make_tokenizer(folder / "tokenizer.json")
     counts = dict.fromkeys(("named", "drawn", "distinct", "training", "unseen"), 16)
     write_json(folder / "done.json", DATA.source | {"counts": counts, "sets": {}})
@@ -35,20 +37,20 @@ def environment(tmp_path):
 
 
 def test_full_quickstart_submits_three_seeds():
-    submit = next(words for words in lines("FULL=1") if words[0] == "submit")
+    submit = next(argv for argv in lines("FULL=1") if argv[0] == "submit")
     assert submit[1] == "quickstart_full" and submit[-3:] == ["0", "1", "2"]
 
 
 @pytest.mark.long
 def test_quickstart_commands_run_from_data_to_report(environment, tmp_path):
     shown = {}
-    for words in lines():
-        few = FEW if words[0] == "submit" else []
+    for argv in lines():
+        overrides = FEW if argv[0] == "submit" else []
         done = subprocess.run(
-            [sys.executable, "-m", "jobs", *words, *few], cwd=ROOT, env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "jobs", *argv, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True
         )
-        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
-        shown.setdefault(words[0], []).append(done.stdout)
+        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        shown.setdefault(argv[0], []).append(done.stdout)
     assert list(shown) == ["demo-data", "submit", "predict", "report"]
     assert shown["demo-data"][0].startswith("ready: ") and "1 run on local" in shown["submit"][0]
     (predicted,) = shown["predict"]

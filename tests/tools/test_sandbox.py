@@ -18,16 +18,16 @@ def family(tmp_path):
         ["bash", "-c", f"(set -m; {REPORTS}) & wait; echo reported > $1/reported", "_", str(tmp_path)]
     )
     limit = time.monotonic() + 30
-    while len(found := processes.tasks([own(shell.pid)], [])) < 2:
+    while len(tasks := processes.tasks([process_of(shell.pid)], [])) < 2:
         assert time.monotonic() < limit
         time.sleep(0.02)
-    found.append(own(shell.pid))
-    yield found
-    processes.kill(found)
+    tasks.append(process_of(shell.pid))
+    yield tasks
+    processes.kill(tasks)
     shell.wait(30)
 
 
-def own(pid):
+def process_of(pid):
     return processes.running()[pid]
 
 
@@ -46,7 +46,7 @@ def test_process_is_alive_until_last_thread_ends():
     """Its children keep their parent until then; stopped children that lose their parent receive SIGHUP."""
     with only_first_thread_ended() as pid:
         assert processes.state(pid) == "Z"
-        process = own(pid)
+        process = process_of(pid)
         assert processes.alive(process) and not processes.wait([process], 0)
         processes.kill([process])
         assert processes.wait([process], 10)

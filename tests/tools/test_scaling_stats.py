@@ -11,18 +11,20 @@ from tools.studies.scaling_stats import Interval, Spread
 
 def test_spread_is_pooled_over_points() -> None:
     """Deviations are -1, 0, 1 and -2, 2, so the variance is (2 + 8) / (2 + 1)."""
-    made = scaling_stats.spread({"a": [1.0, 2.0, 3.0], "b": [5.0, 9.0], "c": [7.0], "d": []})
-    assert made is not None and made.freedom == 3 and made.deviation == pytest.approx((10 / 3) ** 0.5)
+    spread = scaling_stats.spread({"a": [1.0, 2.0, 3.0], "b": [5.0, 9.0], "c": [7.0], "d": []})
+    assert spread is not None and spread.freedom == 3 and spread.deviation == pytest.approx((10 / 3) ** 0.5)
     assert scaling_stats.spread({"a": [1.0], "b": [2.0]}) is None
 
 
 def test_contrast_interval_includes_all_points() -> None:
     """With s = 2 and with one and four scores, the half-width is t(8) * 2 * sqrt(1 + 1 / 4) = 2.306 * 2.236."""
-    made = scaling_stats.contrast([(1.0, [10.0]), (-1.0, [3.0, 5.0, 3.0, 5.0])], Spread(2.0, 8))
-    assert made is not None and made.value == 6.0
-    assert (made.low, made.high) == pytest.approx((6 - 5.157, 6 + 5.157), abs=1e-2)
-    assert made.verdict() == "shown" and made.verdict(6.5) == "not shown" and made.verdict(12.0) == "opposite"
-    assert not scaling_stats.is_clear(made) and scaling_stats.is_clear(Interval(6.0, 4.0, 8.0))
+    interval = scaling_stats.contrast([(1.0, [10.0]), (-1.0, [3.0, 5.0, 3.0, 5.0])], Spread(2.0, 8))
+    assert interval is not None and interval.value == 6.0
+    assert (interval.low, interval.high) == pytest.approx((6 - 5.157, 6 + 5.157), abs=1e-2)
+    assert (
+        interval.verdict() == "shown" and interval.verdict(6.5) == "not shown" and interval.verdict(12.0) == "opposite"
+    )
+    assert not scaling_stats.is_clear(interval) and scaling_stats.is_clear(Interval(6.0, 4.0, 8.0))
     assert scaling_stats.contrast([(1.0, [10.0]), (-1.0, [])], Spread(2.0, 8)) is None
     assert scaling_stats.t_quantile(500) == scaling_stats.t_quantile(30) == 2.042
 
@@ -38,10 +40,10 @@ def test_speed_up_interval_contains_known_value() -> None:
     """About 95 % of the intervals contain the known value, and their median width stays below a factor of 1.6."""
     inside, widths = [], []
     for seed in range(30):
-        made = scaling_stats.speed_up(lengths(1, 0.004, seed), lengths(2, 0.004, 100 + seed), draws=300)
-        assert made is not None and made.bound == ""
-        inside.append(made.estimate.low <= 2 <= made.estimate.high)
-        widths.append(made.estimate.high / made.estimate.low)
+        speed_up = scaling_stats.speed_up(lengths(1, 0.004, seed), lengths(2, 0.004, 100 + seed), draws=300)
+        assert speed_up is not None and speed_up.bound == ""
+        inside.append(speed_up.estimate.low <= 2 <= speed_up.estimate.high)
+        widths.append(speed_up.estimate.high / speed_up.estimate.low)
     assert np.mean(inside) >= 0.85 and 1.05 < np.median(widths) < 1.6
     exact = scaling_stats.speed_up(lengths(1, 0, 0), lengths(3, 0, 0))
     assert exact is not None and exact.estimate.value == pytest.approx(3)

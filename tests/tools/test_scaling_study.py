@@ -108,7 +108,7 @@ def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypat
     assert runs.keys() == jobs.keys()
     for name, config in runs.items():
         (stage,), job = config.stages, jobs[name]
-        roles = {each.role for each in config.evaluate.sets}
+        roles = {evaluation_set.role for evaluation_set in config.evaluate.sets}
         assert roles == ({"validation"} if job.kind in ("trial", "trunk") else {"validation", "test"})
         assert (config.seed == 9) == (job.kind == "trial") and config.model.size == job.group.model
         if job.trunk:
@@ -176,10 +176,10 @@ def test_joint_corner_is_predicted_once_before_training(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is missing"):
         scaling_runner.predict(complete(tmp_path, single()[:20]))
     study = complete(tmp_path, single())
-    made = scaling_runner.predict(study)
+    prediction = scaling_runner.predict(study)
     corner = [job for job in scaling_design.all_jobs() if scaling_runner.is_predicted(job) and job.length]
     for job in corner:
-        errors = made["errors"][str(job.length)]
+        errors = prediction["errors"][str(job.length)]
         assert errors["low"] < 1 - top1(job) < errors["high"] and errors["high"] - errors["low"] < 0.03
     study = scaling_runner.read(study.folder)
     assert {job.name for job in study.ready({})} >= {"8m-data1-mask0.5-s0-trunk"}
@@ -251,7 +251,7 @@ def test_study_command_plans_and_predicts(tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert command.main([*study, "--plan"]) == 0
     shown = capsys.readouterr().out
-    assert "8m-data1-mask0.5-s0-x4" in shown and "2m-data8" not in shown, "only what is missing"
+    assert "8m-data1-mask0.5-s0-x4" in shown and "2m-data8" not in shown, "the plan lists only missing runs"
     with pytest.raises(SystemExit, match="2"):
         command.main(["--minutes", "80"])
 
@@ -277,7 +277,7 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     study = complete(docs, [])
     assert study.unit == 1280
     scaling_runner.train(study.folder, "pair", 6.0)
-    assert scaling_runner.read(study.folder).missing(), "six seconds do not even start them all"
+    assert scaling_runner.read(study.folder).missing(), "six seconds are too short for all runs"
     study = scaling_runner.train(study.folder, "pair", float("inf"))
     assert not study.missing() and len(study.results) == 5
     first, again = (study.results[f"{group.name}{end}-x2"] for end in ("", "-repeat"))
@@ -287,5 +287,5 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     assert study.results[f"{group.name}-trunk"]["curve"] and first["hours"]["useful"] > 0
     shutil.rmtree(tmp_path / "runs")
     assert scaling_runner.train(study.folder, "pair", float("inf")).results == study.results
-    assert not (tmp_path / "runs" / "scaling_study").exists(), "nothing is trained again"
+    assert not (tmp_path / "runs" / "scaling_study").exists(), "no run trains again"
     assert "0.5M/8" in page(study)

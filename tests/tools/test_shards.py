@@ -19,8 +19,10 @@ def run(*arguments, cwd=None):
 
 def test_shards_indexes_shows_and_excepts_samples(tmp_path):
     make_dataset(tmp_path / "data", samples=30, shards=3, size=16)
-    made = run("index", "data/{00000..00001}.tar", "data/00002.*", "--out", "m", "--chunk", 4, "--json", cwd=tmp_path)
-    facts = json.loads(made.stdout)
+    indexed = run(
+        "index", "data/{00000..00001}.tar", "data/00002.*", "--out", "m", "--chunk", 4, "--json", cwd=tmp_path
+    )
+    facts = json.loads(indexed.stdout)
     assert (facts["samples"], facts["shards"], facts["chunk"], facts["left_out_by_training"]) == (30, 3, 4, 2)
     shown = run("info", tmp_path / "m", cwd="/")
     assert facts["digest"] in shown.stdout and "left out by training" in shown.stdout

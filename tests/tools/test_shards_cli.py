@@ -29,7 +29,7 @@ def data(tmp_path):
 
 def call(capsys, *arguments):
     """Return the exit code and the output; with --json the parsed output."""
-    code = main([str(one) for one in arguments])
+    code = main([str(argument) for argument in arguments])
     out = capsys.readouterr()
     text = out.out + out.err
     return code, json.loads(text) if "--json" in arguments and not out.err else text
@@ -50,12 +50,12 @@ def test_verify_reports_damage_and_writes_manifest_with_exceptions(data, capsys)
     code, text = call(capsys, "verify", data, "--workers", 1, "--examples", 1)
     assert code == 65 and "4 x chunk N (samples N to N) is damaged: CRC32" in text and "id 28: " in text
     assert "--out NEW_FOLDER" in text and "id 29" not in text
-    code, found = call(capsys, "verify", data, "--workers", 2, "--out", data.parent / "good", "--json")
-    assert code == 0 and found["bad"] == 4 and found["bad_chunks"] == 1 and found["samples_checked"] == 120
+    code, report = call(capsys, "verify", data, "--workers", 2, "--out", data.parent / "good", "--json")
+    assert code == 0 and report["bad"] == 4 and report["bad_chunks"] == 1 and report["samples_checked"] == 120
     good = Manifest.load(data.parent / "good")
-    assert sorted(good.exceptions) == [28, 29, 30, 31] and good.digest == found["digest"] != manifest.digest
-    code, found = call(capsys, "verify", data.parent / "good", "--json", "--workers", 1)
-    assert (code, found["bad"], found["samples_checked"], found["excepted_before"]) == (0, 0, 116, 4)
+    assert sorted(good.exceptions) == [28, 29, 30, 31] and good.digest == report["digest"] != manifest.digest
+    code, report = call(capsys, "verify", data.parent / "good", "--json", "--workers", 1)
+    assert (code, report["bad"], report["samples_checked"], report["excepted_before"]) == (0, 0, 116, 4)
     code, text = call(capsys, "verify", data, "--out", data.parent / "good")
     assert code == 78 and "there is a manifest already" in text
     with open(manifest.keys[0], "ab") as file:
@@ -74,17 +74,17 @@ def test_verify_reports_shards_of_zeros(data, capsys):
     old, zeros, meta = Manifest.load(data), data / "zeros.tar", data / "meta.tar"
     zeros.write_bytes(bytes(10_240))
     write_tar(meta, [("README", b"")])
-    gone = data / "gone.tar"
+    missing = data / "gone.tar"
     rows = [*old.shards.tolist(), *([0, 10_240, 0] for _ in range(3))]
     table = ChunkTable(
-        [*old.keys, str(zeros), str(meta), str(gone)], np.array(rows, dtype=np.int64), old.chunk, old.offsets
+        [*old.keys, str(zeros), str(meta), str(missing)], np.array(rows, dtype=np.int64), old.chunk, old.offsets
     )
     write(data / "m", table, old.checksums)
     code, text = call(capsys, "verify", data / "m", "--workers", 1, "--chunks", 2)
     assert code == 65 and f"shard without samples: {zeros}: only zeros, no member\n" in text
-    assert f"shard without samples: {gone}: the shard is missing" in text and "meta.tar" not in text
-    code, found = call(capsys, "verify", data / "m", "--json", "--out", data / "new")
-    assert code == 65 and found["bad"] == 0 and len(found["shards_without_members"]) == 2
+    assert f"shard without samples: {missing}: the shard is missing" in text and "meta.tar" not in text
+    code, report = call(capsys, "verify", data / "m", "--json", "--out", data / "new")
+    assert code == 65 and report["bad"] == 0 and len(report["shards_without_members"]) == 2
 
 
 def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch):
@@ -97,16 +97,18 @@ def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch)
     assert code == 69 and text.startswith("until then: 12 samples in 3 of 30 chunks") and "1 x ugly" in text
     assert text.endswith("there: away.\n") and not (data.parent / "new").exists()
     code, text = call(capsys, "verify", data, "--chunks", 6)
-    assert code == 69 and "until then: 12 samples in 3 of 30" in text and "%" not in text, "the first three are no draw"
+    assert code == 69 and "until then: 12 samples in 3 of 30" in text and "%" not in text, (
+        "the first three chunks are not a random sample"
+    )
 
 
 def test_verify_checks_random_part_of_chunks(data, capsys):
-    code, found = call(capsys, "verify", data, "--sample", 0.5, "--no-decode", "--json", "--workers", 1)
-    assert code == 0 and (found["chunks_checked"], found["samples_checked"], found["decoded"]) == (15, 60, False)
-    assert found["bad_share_at_most"] == pytest.approx(1 - 0.05 ** (1 / 15))
+    code, report = call(capsys, "verify", data, "--sample", 0.5, "--no-decode", "--json", "--workers", 1)
+    assert code == 0 and (report["chunks_checked"], report["samples_checked"], report["decoded"]) == (15, 60, False)
+    assert report["bad_share_at_most"] == pytest.approx(1 - 0.05 ** (1 / 15))
     code, text = call(capsys, "verify", data, "--chunks", 5, "--seed", 3, "--workers", 1)
     assert code == 0 and "0 of 5 chunks drawn (seed 3)" in text and "At 95% confidence, at most 45.07 %" in text
-    for arguments, words in (
+    for arguments, expected in (
         (("--sample", 0), "--sample"),
         (("--sample", 1.5), "--sample"),
         (("--chunks", 31), "30 chunks"),
@@ -116,18 +118,18 @@ def test_verify_checks_random_part_of_chunks(data, capsys):
         (("--out", data), "there is a manifest already"),
     ):
         code, text = call(capsys, "verify", data, *arguments)
-        assert code == 78 and words in text and text.count("\n") == 1
+        assert code == 78 and expected in text and text.count("\n") == 1
 
 
 def test_inspect_shows_and_saves_sample(data, capsys, tmp_path):
     code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
     assert code == 0 and (tmp_path / "x.png").read_bytes() == encode(picture(41, 16))
-    for words in ("00001.tar", "ordinal   1\n", "excepted  -", "width   16", "a green stripe number 41"):
-        assert words in text, words
+    for expected in ("00001.tar", "ordinal   1\n", "excepted  -", "width   16", "a green stripe number 41"):
+        assert expected in text, expected
     code, text = call(capsys, "inspect", data, "--id", 41, "--save", tmp_path / "x.png")
     assert code == 78 and "the file already exists" in text
-    code, found = call(capsys, "inspect", data, "--id", 42, "--json")
-    assert found["json"] == {"number": 42} and set(found["members"]) == {"json", "png", "txt"}
+    code, report = call(capsys, "inspect", data, "--id", 42, "--json")
+    assert report["json"] == {"number": 42} and set(report["members"]) == {"json", "png", "txt"}
     rot(Manifest.load(data), 10)
     code, text = call(capsys, "inspect", data, "--id", 42)
     assert code == 65 and "CRC32" in text
@@ -136,11 +138,11 @@ def test_inspect_shows_and_saves_sample(data, capsys, tmp_path):
 
 
 def test_commands_read_captions_from_field_of_json_member(tmp_path, capsys):
-    own = [("a.png", encode(picture(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
-    write_tar(tmp_path / "0.tar", own)
+    members = [("a.png", encode(picture(1, 16))), ("a.json", b'{"caption": ["a cat", "one more"]}')]
+    write_tar(tmp_path / "0.tar", members)
     index([str(tmp_path / "0.tar")], tmp_path / "m")
-    code, found = call(capsys, "inspect", tmp_path / "m", "--id", 0, "--captions", "json:caption", "--json")
-    assert code == 0 and found["captions"] == ["a cat", "one more"]
+    code, report = call(capsys, "inspect", tmp_path / "m", "--id", 0, "--captions", "json:caption", "--json")
+    assert code == 0 and report["captions"] == ["a cat", "one more"]
     assert call(capsys, "verify", tmp_path / "m", "--captions", "json:caption")[0] == 0
     code, text = call(capsys, "verify", tmp_path / "m", "--captions", "json:title")
     assert code == 65 and "no caption ['json:title']" in text
@@ -151,8 +153,8 @@ def test_commands_read_captions_from_field_of_json_member(tmp_path, capsys):
 
 def test_inspect_escapes_control_characters(tmp_path, capsys):
     """Unescaped, a caption could clear the screen."""
-    own = [("a\x1b[2J.png", encode(picture(1, 16))), ("a\x1b[2J.txt", b"red\x1b]0;owned\x07")]
-    write_tar(tmp_path / "0.tar", own)
+    members = [("a\x1b[2J.png", encode(picture(1, 16))), ("a\x1b[2J.txt", b"red\x1b]0;owned\x07")]
+    write_tar(tmp_path / "0.tar", members)
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     code, text = call(capsys, "inspect", tmp_path / "m", "--id", 0)
     assert code == 0 and "\x1b" not in text and "\x07" not in text
@@ -168,8 +170,8 @@ def test_inspect_escapes_undecodable_bytes_in_key(tmp_path):
 
 def test_inspect_json_replaces_nan_and_infinity_with_null(tmp_path, capsys):
     """img2dataset writes missing values as NaN, which most JSON parsers besides Python's reject."""
-    own = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
-    write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", own)])
+    content = b'{"similarity": NaN, "all": [Infinity, -Infinity, 1e999, 0.25, 3]}'
+    write_tar(tmp_path / "0.tar", [("a.png", encode(picture(1, 16))), ("a.json", content)])
     index([str(tmp_path / "0.tar")], tmp_path / "m")
     main(["inspect", str(tmp_path / "m"), "--id", "0", "--json"])
     text = capsys.readouterr().out
@@ -200,18 +202,18 @@ def a_run(data):
     ],
 )
 def test_inspect_shows_batch_of_step(a_run, capsys, arguments, stage, step, start, size):
-    code, found = call(capsys, "inspect", "--run", a_run, *arguments, "--json")
-    assert code == 0 and (found["stage"], found["step"], found["samples_before"]) == (stage, step, start)
+    code, report = call(capsys, "inspect", "--run", a_run, *arguments, "--json")
+    assert code == 0 and (report["stage"], report["step"], report["samples_before"]) == (stage, step, start)
     ids, visits = SampleOrder(5, 120, 4, 2, 6).batch(start, size)
-    assert [one["id"] for one in found["batch"]] == ids.tolist()
-    assert [one["visit"] for one in found["batch"]] == visits.tolist()
-    assert all(str(one["id"]) in one["caption"] for one in found["batch"]) and found["replaced"] == 0
+    assert [sample["id"] for sample in report["batch"]] == ids.tolist()
+    assert [sample["visit"] for sample in report["batch"]] == visits.tolist()
+    assert all(str(sample["id"]) in sample["caption"] for sample in report["batch"]) and report["replaced"] == 0
 
 
 def test_inspect_rejects_steps_outside_run(a_run, capsys):
-    for arguments, words in (((), "no step given"), (("--step", 4), "1 .. 3"), (("--samples", 121), "1 .. 120")):
+    for arguments, expected in (((), "no step given"), (("--step", 4), "1 .. 3"), (("--samples", 121), "1 .. 120")):
         code, text = call(capsys, "inspect", "--run", a_run, *arguments)
-        assert code == 78 and words in text
+        assert code == 78 and expected in text
     code, text = call(capsys, "inspect", "--run", a_run, "--step", 2, "--no-read")
     assert code == 0 and text.count("\nlane ") == 48 and "number" not in text
 
@@ -223,8 +225,8 @@ def test_inspect_accepts_run_name_and_rejects_other_manifest(a_run, data, capsys
     for digest, code in ((Manifest.load(data).digest, 0), ("0" * 64, 65)):
         record = {"config": {"data": {"manifest": f"digest:{digest}"}}}
         (a_run / "identity.json").write_text(json.dumps(record), encoding="utf-8")
-        found, text = call(capsys, "inspect", "--run", a_run, "--step", 1, "--no-read")
-        assert found == code and ("not the manifest" in text) == bool(code)
+        exit_code, text = call(capsys, "inspect", "--run", a_run, "--step", 1, "--no-read")
+        assert exit_code == code and ("not the manifest" in text) == bool(code)
     assert call(capsys, "inspect", "--run", "nowhere/there", "--step", 1)[0] == 78
 
 
@@ -233,8 +235,8 @@ def test_diff_reports_exceptions_and_removed_shards(data, capsys):
     call(capsys, "exclude", data, "--ids", "3", "--reason", "ugly", "--out", data.parent / "less")
     code, text = call(capsys, "diff", data, data.parent / "less")
     assert code == 1 and "samples excluded: 1\n  3: ugly\n" in text and "The sample order of a run stays" in text
-    code, found = call(capsys, "diff", data.parent / "less", data, "--json")
-    assert code == 1 and found["readmitted"] == [{"id": 3, "reason": "ugly"}] and found["order_changes"] is False
+    code, report = call(capsys, "diff", data.parent / "less", data, "--json")
+    assert code == 1 and report["readmitted"] == [{"id": 3, "reason": "ugly"}] and report["order_changes"] is False
     call(capsys, "index", data / "00000.tar", "--out", data.parent / "one", "--chunk", 4)
     code, text = call(capsys, "diff", data, data.parent / "one")
     assert code == 1 and "shards removed: 2" in text and "The sample order of a run changes" in text
@@ -243,9 +245,11 @@ def test_diff_reports_exceptions_and_removed_shards(data, capsys):
 
 def test_index_filters_are_applied_and_recorded(data, capsys):
     index = ("index", data / "*.tar", "--chunk", 4)
-    code, found = call(capsys, *index, "--caption-length", "42:", "--out", data.parent / "m", "--json")
-    assert code == 0 and found["seen"] == 120 and found["samples_read_per_sample"] == round(120 / found["samples"], 2)
-    assert found["dropped"] == {"caption length 42:": 120 - found["samples"]}
+    code, report = call(capsys, *index, "--caption-length", "42:", "--out", data.parent / "m", "--json")
+    assert (
+        code == 0 and report["seen"] == 120 and report["samples_read_per_sample"] == round(120 / report["samples"], 2)
+    )
+    assert report["dropped"] == {"caption length 42:": 120 - report["samples"]}
     code, text = call(capsys, "info", data.parent / "m")
     assert "filters\n  caption length 42:\n" in text and "dropped\n  caption length 42:" in text
     assert "\nfilters\n" not in call(capsys, "info", data)[1]
@@ -254,29 +258,29 @@ def test_index_filters_are_applied_and_recorded(data, capsys):
     call(capsys, *index, "--caption-length", "41:", "--out", data.parent / "same")
     code, text = call(capsys, "diff", data.parent / "m", data.parent / "same")
     assert code == 0 and text.endswith("filters caption length 42: -> caption length 41:\n")
-    for arguments, code, words in (
+    for arguments, code, expected in (
         (("--filter", "width=1"), 78, "--filter: no filter (found: 'width=1')"),
         (("--caption-length", "5"), 78, "--caption-length"),
         (("--caption-length", "99:"), 78, "no sample passes the filters"),
         (("--filter", "width>1"), 65, "00000.parquet: the parquet file of this shard is missing"),
     ):
-        found, text = call(capsys, *index, "--out", data.parent / "no", *arguments)
-        assert found == code and words in text and text.count("\n") == 1 and not (data.parent / "no").exists()
+        exit_code, text = call(capsys, *index, "--out", data.parent / "no", *arguments)
+        assert exit_code == code and expected in text and text.count("\n") == 1 and not (data.parent / "no").exists()
 
 
 def test_drop_removes_excepted_samples(data, capsys):
     call(capsys, "except", data, "--ids", "3,40-47,119", "--out", data.parent / "less")
-    code, found = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
-    assert code == 0 and (found["samples"], found["exceptions"], found["chunk"]) == (110, 0, 4), found
-    assert found["dropped"] == {f"not excepted in {data.parent / 'less'}": 10}
+    code, report = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
+    assert code == 0 and (report["samples"], report["exceptions"], report["chunk"]) == (110, 0, 4), report
+    assert report["dropped"] == {f"not excepted in {data.parent / 'less'}": 10}
     old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), ChunkReader()
     good = [id for id in range(120) if id not in {3, *range(40, 48), 119}]
     assert [new.locate(id) for id in range(110)] == [old.locate(id) for id in good]
     samples = [bytes(s["txt"]) for j in range(new.chunks) for s in reader.read_chunk(new, j)]
     assert samples == [caption(id).encode() for id in good]
     call(capsys, "except", data.parent / "good", "--ids", "0", "--out", data.parent / "less again")
-    code, found = call(capsys, "drop", data.parent / "less again", "--out", data.parent / "better", "--json")
-    assert code == 0 and Manifest.load(data.parent / "better").locate(0)[1] == 1 and found["samples"] == 109
+    code, report = call(capsys, "drop", data.parent / "less again", "--out", data.parent / "better", "--json")
+    assert code == 0 and Manifest.load(data.parent / "better").locate(0)[1] == 1 and report["samples"] == 109
     code, text = call(capsys, "drop", data, "--out", data.parent / "same")
     assert code == 78 and "nothing to drop" in text and not (data.parent / "same").exists()
     with open(data / "00001.tar", "ab") as file:
@@ -287,24 +291,24 @@ def test_drop_removes_excepted_samples(data, capsys):
 
 def test_info_reports_shard_sizes_exceptions_and_shuffling(data, capsys):
     call(capsys, "except", data, "--ids", "3,5", "--reason", "short by 7 bytes", "--out", data.parent / "less")
-    code, found = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")
-    assert found["samples_per_shard"] == {"min": 40, "median": 40.0, "max": 40}
-    assert found["exceptions_by_reason"] == {"short by N bytes": 2}
-    shuffling = found["shuffling_on_one_node_like_this"]
+    code, report = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")
+    assert report["samples_per_shard"] == {"min": 40, "median": 40.0, "max": 40}
+    assert report["exceptions_by_reason"] == {"short by N bytes": 2}
+    shuffling = report["shuffling_on_one_node_like_this"]
     assert (shuffling["B"], shuffling["L"], shuffling["Q"], shuffling["R"]) == (64, 2, 4, 4)
-    assert 1.5 * 32 * found["mean_bytes"] == pytest.approx(shuffling["buffer_bytes"], rel=0.01)
+    assert 1.5 * 32 * report["mean_bytes"] == pytest.approx(shuffling["buffer_bytes"], rel=0.01)
     assert "samples per shard\n  min     40\n" in call(capsys, "info", data)[1]
     assert call(capsys, "info", data, "--batch", 0)[0] == 78
 
 
 def test_bench_reports_stages_and_rejects_invalid_options(data, capsys):
     small = ("--seconds", 0.2, "--resize", "pillow", "--size", 32, "--patch", 8)
-    code, found = call(capsys, "bench", data, *small, "--want", 1e6, "--json")
-    assert code == 0 and [one["stage"] for one in found["stages"]] == ["read", "walk", "decode", "whole"]
-    assert found["workers"] >= 2 and found["limit"] in ("read", "walk", "decode", "view")
+    code, report = call(capsys, "bench", data, *small, "--want", 1e6, "--json")
+    assert code == 0 and [stage["stage"] for stage in report["stages"]] == ["read", "walk", "decode", "whole"]
+    assert report["workers"] >= 2 and report["limit"] in ("read", "walk", "decode", "view")
     code, text = call(capsys, "bench", data, *small)
     assert code == 0 and "one worker on a core of its own" in text and "images/s need" not in text
-    for arguments, words in (
+    for arguments, expected in (
         (("--mask", "1"), "mask: a mask is a share"),
         (("--mask", "-0.1"), "mask: a mask is a share"),
         (("--mask", "half"), "mask: a mask is a share"),
@@ -316,7 +320,7 @@ def test_bench_reports_stages_and_rejects_invalid_options(data, capsys):
         (("--seconds", "nan"), "seconds: must be above 0"),
     ):
         code, text = call(capsys, "bench", data, *small, *arguments)
-        assert code == 78 and words in text and text.count("\n") == 1
+        assert code == 78 and expected in text and text.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["verify", "inspect", "diff", "bench"])

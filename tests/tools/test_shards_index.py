@@ -34,11 +34,11 @@ def contents(folder):
 
 def test_index_parts_run_concurrently_and_merge_into_manifest(data, tmp_path, capsys):
     command = ["index", data / "*.tar", "--chunk", 4, "--json", "--out"]
-    whole = call(capsys, *command, tmp_path / "whole")[1]
-    assert (whole["shards_scanned"], whole["shards_scanned_before"]) == (7, 0)
+    reference = call(capsys, *command, tmp_path / "whole")[1]
+    assert (reference["shards_scanned"], reference["shards_scanned_before"]) == (7, 0)
 
     out = tmp_path / "m"
-    several = [
+    processes = [
         subprocess.Popen(
             [sys.executable, TOOL, *map(str, command), out, "--part", "slurm"],
             env=os.environ | {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_COUNT": "3"},
@@ -46,16 +46,19 @@ def test_index_parts_run_concurrently_and_merge_into_manifest(data, tmp_path, ca
         )
         for task in "02"
     ]
-    found = [json.loads(one.communicate(timeout=60)[0]) for one in several]
-    assert [one.returncode for one in several] == [0, 0] and not out.exists()
-    assert [(one["part"], one["shards"], one["shards_scanned"]) for one in found] == [("1/3", 2, 2), ("3/3", 3, 3)]
-    assert len(contents(part_folder(out))) == 2, "a file for each that scanned"
+    reports = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and not out.exists()
+    assert [(report["part"], report["shards"], report["shards_scanned"]) for report in reports] == [
+        ("1/3", 2, 2),
+        ("3/3", 3, 3),
+    ]
+    assert len(contents(part_folder(out))) == 2, "one file for each part that scans shards"
     code, again = call(capsys, *command, out, "--part", "3/3")
     assert code == 0 and (again["shards_scanned"], again["shards_scanned_before"]) == (0, 3)
 
     code, merged = call(capsys, *command, out)
     assert code == 0 and (merged["shards_scanned"], merged["shards_scanned_before"]) == (2, 5)
-    assert merged["digest"] == whole["digest"] and contents(out) == contents(tmp_path / "whole")
+    assert merged["digest"] == reference["digest"] and contents(out) == contents(tmp_path / "whole")
     assert not part_folder(out).exists()
     code, text = call(capsys, *command, out, "--part", "1/3")
     assert code == 78 and "there is a manifest already" in text
@@ -72,17 +75,17 @@ def test_index_run_twice_concurrently_writes_single_manifest(data, tmp_path, cap
         "build.scan_shard = slow\n"
         "sys.exit(main(['index', sys.argv[2], '--chunk', '4', '--out', sys.argv[1]]))"
     )
-    out, named = tmp_path / "m", data / "*.tar"
-    both = [
+    out, pattern = tmp_path / "m", data / "*.tar"
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", script, out, named, pause], cwd=TOOL.parents[1], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, out, pattern, pause], cwd=TOOL.parents[1], stderr=subprocess.PIPE, text=True
         )
         for pause in ("0", "0.5")
     ]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 78], errors
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 78], errors
     assert "m: there is a manifest already" in errors[1]
-    call(capsys, "index", named, "--chunk", 4, "--out", tmp_path / "whole")
+    call(capsys, "index", pattern, "--chunk", 4, "--out", tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole") and not part_folder(out).exists()
 
 
@@ -90,7 +93,7 @@ def test_index_accepts_more_parts_than_shards(data, tmp_path, capsys):
     counts = [call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--part", f"{i}/9") for i in
               range(1, 10)]  # fmt: skip
     assert [code for code, _ in counts] == [0] * 9
-    assert sum(found["shards_scanned"] for _, found in counts) == 7
+    assert sum(report["shards_scanned"] for _, report in counts) == 7
     assert call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json")[1]["shards_scanned"] == 0
 
 
@@ -117,13 +120,13 @@ def test_index_reports_or_skips_damaged_shards(data, tmp_path, capsys):
     code, text = call(capsys, *command)
     assert code == 65 and "5 of 7 shards cannot be indexed: " in text and "; and 2 more. " in text
     assert "--skip-damaged" in text and f"{tmp_path}/m.part" in text and text.count("\n") == 1
-    code, found = call(capsys, *command, "--json")
-    assert code == 65 and len(found["damaged"]) == 5 and not (tmp_path / "m").exists()
-    assert found["damaged"][4]["shard"] == f"{data}/00004.tar" and "not a whole tar" in found["damaged"][4]["reason"]
+    code, report = call(capsys, *command, "--json")
+    assert code == 65 and len(report["damaged"]) == 5 and not (tmp_path / "m").exists()
+    assert report["damaged"][4]["shard"] == f"{data}/00004.tar" and "not a whole tar" in report["damaged"][4]["reason"]
     code, text = call(capsys, *command, "--skip-damaged")
     assert code == 0 and text.count("not a whole tar: header cut off at byte 0\n") == 5 and "\nleft out\n" in text
-    made = Manifest.load(tmp_path / "m")
-    assert made.samples == 20 and [one["shard"] for one in made.settings["left_out"]] == [
+    manifest = Manifest.load(tmp_path / "m")
+    assert manifest.samples == 20 and [entry["shard"] for entry in manifest.settings["left_out"]] == [
         f"{data}/0000{i}.tar" for i in range(5)
     ]
     code, text = call(capsys, *command, "--part", "1/7")
@@ -133,15 +136,15 @@ def test_index_reports_or_skips_damaged_shards(data, tmp_path, capsys):
 
 
 def test_index_counts_shards_without_stats_json(data, tmp_path, capsys):
-    def lacking(out):
-        code, found = call(capsys, "index", data / "*.tar", "--out", tmp_path / out, "--json")
-        return found.get("shards_without_stats_json") if code == 0 else code
+    def missing_stats(out):
+        code, report = call(capsys, "index", data / "*.tar", "--out", tmp_path / out, "--json")
+        return report.get("shards_without_stats_json") if code == 0 else code
 
-    assert lacking("none") is None
+    assert missing_stats("none") is None
     for number in range(7):
-        assert number == 0 or lacking(f"{number}") == 7 - number
+        assert number == 0 or missing_stats(f"{number}") == 7 - number
         (data / f"{number:05d}_stats.json").write_text("{}")
-    assert lacking("all") is None
+    assert missing_stats("all") is None
 
 
 def test_index_add_appends_shards_to_manifest(data, tmp_path, capsys):
@@ -149,9 +152,9 @@ def test_index_add_appends_shards_to_manifest(data, tmp_path, capsys):
     call(capsys, "index", data / "0000[3-6].tar", "--out", old, "--chunk", 3)
     command = ["index", data / "0000[0-2].tar", "--add", old, "--out", new, "--json"]
     assert call(capsys, *command, "--part", "2/3")[1]["shards_scanned"] == 1
-    code, found = call(capsys, *command)
-    assert code == 0 and (found["shards"], found["samples"], found["chunk"]) == (7, 70, 3)
-    assert (found["shards_scanned"], found["shards_scanned_before"]) == (2, 1)
+    code, report = call(capsys, *command)
+    assert code == 0 and (report["shards"], report["samples"], report["chunk"]) == (7, 70, 3)
+    assert (report["shards_scanned"], report["shards_scanned_before"]) == (2, 1)
     assert call(capsys, "verify", new)[0] == 0
     code, text = call(capsys, "diff", old, new)
     assert code == 1 and "shards added: 3\n" in text and "removed" not in text and "changed" not in text
@@ -183,11 +186,11 @@ def test_index_accepts_file_urls(data, tmp_path, capsys, monkeypatch):
     odd = data.rename(tmp_path / "a::b 100%\udce9")
     digest = call(capsys, "index", odd / "*.tar", "--out", tmp_path / "m", "--json")[1]["digest"]
     url = f"{tmp_path}/a::b%20100%25%E9/"
-    for number, named in enumerate(
+    for number, pattern in enumerate(
         (f"file://{url}{{00000..00006}}.tar", f"file://localhost{url}*.tar", f"file:{url}*.tar")
     ):
-        code, found = call(capsys, "index", named, "--out", tmp_path / str(number), "--json")
-        assert code == 0 and found["digest"] == digest
+        code, report = call(capsys, "index", pattern, "--out", tmp_path / str(number), "--json")
+        assert code == 0 and report["digest"] == digest
         assert Manifest.load(tmp_path / str(number)).keys == Manifest.load(tmp_path / "m").keys
     monkeypatch.chdir(tmp_path)
     odd.rename(tmp_path / "run:")
@@ -199,16 +202,16 @@ def test_index_names_format_of_non_tar_file(data, tmp_path, capsys):
     import pyarrow.parquet as pq
 
     tar = (data / "00000.tar").read_bytes()
-    made = {
+    cases = {
         "bz2": (bz2.compress(tar), "compressed with bzip2, no tar header at byte 0. Unpack it (bunzip2)"),
         "xz": (lzma.compress(tar), "compressed with xz, no tar header at byte 0. Unpack it (unxz)"),
         "zst": (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd, no tar header at byte 0. Unpack it (unzstd)"),
         "zip": (b"PK\3\4" + bytes(600), "a zip archive, no tar header at byte 0"),
     }
-    for name, (content, words) in made.items():
+    for name, (content, expected) in cases.items():
         (data / f"x.{name}").write_bytes(content)
         code, text = call(capsys, "index", data / f"x.{name}", "--out", tmp_path / "m")
-        assert code == 65 and words in text and text.count("\n") == 1
+        assert code == 65 and expected in text and text.count("\n") == 1
     pq.write_table(pa.table({"key": ["0"] * 500}), data / "00000.parquet")
     code, text = call(capsys, "index", data / "00000.*", "--out", tmp_path / "m")
     assert (
@@ -223,13 +226,13 @@ def test_index_rejects_fifo_socket_and_device_without_waiting(data, tmp_path, ca
     os.mkfifo(data / "fifo.tar")
     code, text = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m")
     assert code == 65 and "fifo.tar: a FIFO is no shard" in text and text.count("\n") == 1
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(os.path.relpath(data / "socket.tar"))
+    with socket.socket(socket.AF_UNIX) as unix_socket:
+        unix_socket.bind(os.path.relpath(data / "socket.tar"))
         for name in (data / "socket.tar", "/dev/null"):
             code, text = call(capsys, "index", name, "--out", tmp_path / "m")
             assert code == 65 and f"{name}: a device or a socket is no shard" in text
-    code, found = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--skip-damaged")
-    assert code == 0 and found["samples"] == 70 and len(found["left_out"]) == 2
+    code, report = call(capsys, "index", data / "*.tar", "--out", tmp_path / "m", "--json", "--skip-damaged")
+    assert code == 0 and report["samples"] == 70 and len(report["left_out"]) == 2
 
 
 def test_index_counts_complete_and_incomplete_samples(data, tmp_path, capsys):
@@ -237,10 +240,10 @@ def test_index_counts_complete_and_incomplete_samples(data, tmp_path, capsys):
     command = ["index", data / "*.tar", tmp_path / "half.tar", "--out", tmp_path / "m"]
     members = [("README", b""), *((f"{i}.txt", b"text") for i in range(30)), ("__info__/a.jpg", b"")]
     write_tar(tmp_path / "half.tar", members)
-    code, found = call(capsys, *command, "--json")
-    assert code == 0 and (found["complete"], found["incomplete"], found["samples"]) == (70, 30, 100)
-    assert found["incomplete_by_reason"] == {"caption without an image": 30}
-    assert found["skipped_members"] == {"names without key and extension": 1, "meta files of webdataset": 1}
+    code, report = call(capsys, *command, "--json")
+    assert code == 0 and (report["complete"], report["incomplete"], report["samples"]) == (70, 30, 100)
+    assert report["incomplete_by_reason"] == {"caption without an image": 30}
+    assert report["skipped_members"] == {"names without key and extension": 1, "meta files of webdataset": 1}
     shutil.rmtree(tmp_path / "m")
     code, text = call(capsys, *command)
     assert code == 0 and re.search(r"^complete +70\nincomplete +30\n", text, re.MULTILINE)
@@ -252,19 +255,21 @@ def test_index_rejects_data_set_of_incomplete_samples(data, tmp_path, capsys):
     code, text = call(capsys, *command)
     assert code == 65 and f"{tmp_path}/m: 0 of 70 samples have an image and a caption (alt)" in text
     assert "Members that are there: txt, json. Name" in text and text.count("\n") == 1
-    code, found = call(capsys, *command, "--json")
-    assert code == 65 and (found["complete"], found["incomplete"]) == (0, 70) and "0 of 70" in found["error"]
+    code, report = call(capsys, *command, "--json")
+    assert code == 65 and (report["complete"], report["incomplete"]) == (0, 70) and "0 of 70" in report["error"]
     assert not (tmp_path / "m").exists() and part_folder(tmp_path / "m").exists()
     for more in (["--captions", "alt,txt"], ["--min-complete", 0]):
         assert call(capsys, *command)[0] == 65
-        code, found = call(capsys, *command, *more, "--json")
-        assert code == 0 and found["shards_scanned_before"] == 7, "another choice needs no new scan"
+        code, report = call(capsys, *command, *more, "--json")
+        assert code == 0 and report["shards_scanned_before"] == 7, "other options need no new scan"
         shutil.rmtree(tmp_path / "m")
     for wrong in ("1.5", "-1", "nan"):
         code, text = call(capsys, *command, f"--min-complete={wrong}")
         assert code == 78 and "--min-complete: a share lies in 0 .. 1" in text
     write_tar(tmp_path / "labels.tar", [("a.jpg", b"x"), ("a.cls", b"1")])
-    assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0, "a set to evaluate on"
+    assert call(capsys, "index", tmp_path / "labels.tar", "--out", tmp_path / "m")[0] == 0, (
+        "an evaluation set needs no captions"
+    )
 
 
 def test_index_rejects_gzip_compressed_tar(data, tmp_path, capsys):
@@ -282,11 +287,11 @@ def test_index_rejects_gzip_compressed_tar(data, tmp_path, capsys):
 def test_index_rejects_invalid_arguments(data, tmp_path):
     result = run("index", data / "{0..3.tar", "--out", tmp_path / "m")
     assert result.returncode == 78 and "unbalanced braces" in result.stderr and result.stderr.count("\n") == 1
-    for arguments, words in (
+    for arguments, expected in (
         (("--workers", "-1"), "--workers"),
         (("--part", "9"), "--part"),
         (("--out", data), "there is a manifest already"),
         (("--out", data / "00000.tar"), "a file is where a folder must be"),
     ):
         result = run("index", data / "*.tar", "--out", tmp_path / "m", *arguments)
-        assert result.returncode == 78 and words in result.stderr and result.stderr.count("\n") == 1
+        assert result.returncode == 78 and expected in result.stderr and result.stderr.count("\n") == 1

@@ -34,7 +34,7 @@ TIMES = {
 }
 ARMS, ROUNDS = list(MASKING.arms.values()), MASKING.rounds
 TIMES_OF_ALL = TIMES | {"mask 0, batch 128, 24 px, 8 tokens": 0.6e-3}
-KEPT = {
+CALIBRATION = {
     "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
     "time": "2026-01-01 00:00",
     "work": {work: {"seconds": seconds} for work, seconds in TIMES.items()},
@@ -48,29 +48,29 @@ def outcome(folder: Path, name: str, samples: int = 1280, **top1: float) -> Outc
     return Outcome(RunDir(folder / name), "complete", result=result)
 
 
-def found(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Study:
+def study_with(folder: Path, rounds: int = 3, gains: dict[str, float] | None = None) -> Study:
     """Return a study with ``rounds`` rounds.
 
     twemoji scores 0.2 + the arm's gain + 0.01 per seed. The middle trial is the best.
     """
-    made = Study(MASKING)
-    for each in ROUNDS[:rounds]:
-        for one in each.arms:
-            for i, peak in enumerate(one.peaks):
-                made.trials[one.trial(peak)] = outcome(folder, one.trial(peak), validation=0.1 + 0.1 * (i == 1))
-        made.choose(each)
-        for one in each.arms:
+    study = Study(MASKING)
+    for study_round in ROUNDS[:rounds]:
+        for arm in study_round.arms:
+            for i, peak in enumerate(arm.peaks):
+                study.trials[arm.trial(peak)] = outcome(folder, arm.trial(peak), validation=0.1 + 0.1 * (i == 1))
+        study.choose(study_round)
+        for arm in study_round.arms:
             for seed in SEEDS:
-                top1 = 0.2 + (gains or {}).get(one.name, 0.0) + 0.01 * seed
+                top1 = 0.2 + (gains or {}).get(arm.name, 0.0) + 0.01 * seed
                 scores = {"validation": top1, "twemoji": top1, "openmoji": 0.02}
-                made.runs[one.run(seed)] = outcome(folder, one.run(seed), **scores)
-    return made
+                study.runs[arm.run(seed)] = outcome(folder, arm.run(seed), **scores)
+    return study
 
 
 # -- the design --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("one", [*ARMS, CHEAPEST.arms["clipa"]], ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [*ARMS, CHEAPEST.arms["clipa"]], ids=lambda arm: arm.name)
 def test_arms_have_equal_cost_up_to_part_of_batch(one: design.Arm) -> None:
     parts = design.stages(one, one.peaks[0], TIMES_OF_ALL)
     assert abs(design.cost(one, TIMES_OF_ALL, parts) - one.seconds) <= len(parts) * one.batch * 1.5e-3 / 2
@@ -84,16 +84,16 @@ def test_arms_have_equal_cost_up_to_part_of_batch(one: design.Arm) -> None:
 def test_small_image_stage_comes_first_with_planned_share_of_cost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = CHEAPEST.arms["clipa"]
-    parts = design.stages(one, 1e-3, TIMES_OF_ALL)
+    arm = CHEAPEST.arms["clipa"]
+    parts = design.stages(arm, 1e-3, TIMES_OF_ALL)
     assert list(parts) == ["pretrain", "full"] and "image" not in parts["full"]
-    small = design.cost(one, TIMES_OF_ALL, parts, parts["pretrain"]["samples"])
-    assert small == pytest.approx(0.8 * one.seconds, rel=0.01)
+    small = design.cost(arm, TIMES_OF_ALL, parts, parts["pretrain"]["samples"])
+    assert small == pytest.approx(0.8 * arm.seconds, rel=0.01)
     path = tmp_path / "cheapest.yaml"
     path.write_text(dump_yaml(CHEAPEST.runs(CHEAPEST.rounds[0], TIMES_OF_ALL, dict.fromkeys(CHEAPEST.arms, 1e-3))))
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     run = next(run for run in load(path, [], None, None).runs if run.name == "clipa")
-    sizes = [(each.image.size, each.text.length) for each in run.config.stages]
+    sizes = [(stage.image.size, stage.text.length) for stage in run.config.stages]
     assert sizes == [(24, 8), (None, None)] and run.config.model.image.size == 48
     assert len(CHEAPEST.calibration()["runs"]) == 4
 
@@ -101,8 +101,8 @@ def test_small_image_stage_comes_first_with_planned_share_of_cost(
 @pytest.mark.parametrize("plan", [MASKING, CHEAPEST], ids=lambda plan: plan.name)
 def test_design_has_equal_trials_per_arm_and_three_seeds(plan: design.StudyDesign) -> None:
     assert len(SEEDS) >= 3 and design.TRIAL_SEED not in SEEDS
-    for each in plan.rounds:
-        assert len({one.peaks for one in each.arms}) == 1, "equally many trials, of the same learning rates"
+    for study_round in plan.rounds:
+        assert len({arm.peaks for arm in study_round.arms}) == 1, "all arms have the same learning rates"
     assert {name for _, *both in plan.compared for name in both} <= plan.arms.keys()
     assert plan.core_seconds() / 120 < 90, "minutes on two cores; start-up and evaluation come on top"
 
@@ -110,11 +110,11 @@ def test_design_has_equal_trials_per_arm_and_three_seeds(plan: design.StudyDesig
 def test_sweeps_load_and_trials_see_only_validation_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials use only the validation vendor. Runs of the tuning round start from runs of equal seed."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
-    chosen = {one.name: one.peaks[1] for one in ARMS}
-    for each in ROUNDS:
+    chosen = {arm.name: arm.peaks[1] for arm in ARMS}
+    for study_round in ROUNDS:
         for sweep, seeds in (
-            (MASKING.trials(each, TIMES, chosen), {9}),
-            (MASKING.runs(each, TIMES, chosen), set(SEEDS)),
+            (MASKING.trials(study_round, TIMES, chosen), {9}),
+            (MASKING.runs(study_round, TIMES, chosen), set(SEEDS)),
         ):
             path = tmp_path / f"{sweep['name']}.yaml"
             path.write_text(dump_yaml(sweep), encoding="utf-8")
@@ -122,8 +122,8 @@ def test_sweeps_load_and_trials_see_only_validation_set(tmp_path: Path, monkeypa
             assert {run.config.seed for run in runs} == seeds
             roles = {item.role for run in runs for item in run.config.evaluate.sets}
             assert roles == ({"validation"} if seeds == {9} else {"validation", "test"})
-            assert len(runs) == len(each.arms) * (3 if seeds == {9} else len(SEEDS))
-            assert all(bool(run.config.init.run) == (each.name == "tuning") for run in runs)
+            assert len(runs) == len(study_round.arms) * (3 if seeds == {9} else len(SEEDS))
+            assert all(bool(run.config.init.run) == (study_round.name == "tuning") for run in runs)
     branch = MASKING.runs(ROUNDS[1], TIMES, chosen)["runs"]["mask75-masked-s2"]
     assert branch["init"] == {"run": "study_arms/mask75-s2", "stage": "pretrain"} and branch["seed"] == 2
 
@@ -131,10 +131,10 @@ def test_sweeps_load_and_trials_see_only_validation_set(tmp_path: Path, monkeypa
 # -- the calibration ---------------------------------------------------------------------------------------------------
 
 
-def timed(folder: Path, name: str, each: list[float]) -> Outcome:
-    """Return a calibration run with a metric line per 128 samples, at ``each`` seconds per sample."""
+def timed(folder: Path, name: str, sample_seconds: list[float]) -> Outcome:
+    """Return a calibration run with a metric line per 128 samples, of ``sample_seconds`` seconds per sample."""
     run, seconds, lines = RunDir(folder / name), 9.0, []
-    for i, value in enumerate([0.0, *each], 1):
+    for i, value in enumerate([0.0, *sample_seconds], 1):
         seconds += 128 * value
         lines.append({"step": i, "samples": 128 * i, "cpu_seconds": seconds})
     run.metrics.mkdir(parents=True)
@@ -149,19 +149,19 @@ def test_calibration_is_median_of_intervals_after_warmup(tmp_path: Path) -> None
         timed(tmp_path, "m0-b128-s1", [0.9, 0.9] + 5 * [0.004]),
     ]
     runs += [timed(tmp_path, name, [0.9, 0.9] + 5 * [0.001]) for name in ("m0.5-b128", "m0.5-b128-s1")]
-    made = runner.measured(MASKING, runs)
-    assert made["mask 0, batch 128"] == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
-    assert [one.run.name for one in runner.noisy(MASKING, runs)] == ["m0-b128", "m0-b128-s1"]
+    measured = runner.measured(MASKING, runs)
+    assert measured["mask 0, batch 128"] == {"seconds": 0.003, "quartiles": [0.002, 0.004], "intervals": 10}
+    assert [noisy_run.run.name for noisy_run in runner.noisy(MASKING, runs)] == ["m0-b128", "m0-b128-s1"]
 
 
 def test_read_calibration_rejects_missing_or_incomplete_file(tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
     with pytest.raises(ConfigError, match="there is no calibration"):
         runner.read_calibration(MASKING, path)
-    write_json(path, KEPT | {"work": {}})
+    write_json(path, CALIBRATION | {"work": {}})
     with pytest.raises(ConfigError, match="lacks a kind of work"):
         runner.read_calibration(MASKING, path)
-    write_json(path, KEPT)
+    write_json(path, CALIBRATION)
     assert runner.seconds_per_sample(runner.read_calibration(MASKING, path)) == TIMES
 
 
@@ -169,50 +169,50 @@ def test_read_calibration_rejects_missing_or_incomplete_file(tmp_path: Path) -> 
 
 
 def test_choose_prefers_best_validation_score_then_smallest_rate(tmp_path: Path) -> None:
-    one = ROUNDS[0].arms[0]
+    arm = ROUNDS[0].arms[0]
     trials = {
-        one.trial(peak): outcome(tmp_path, one.trial(peak), validation=v, twemoji=t)
-        for peak, v, t in zip(one.peaks, (0.2, 0.3, 0.3), (0.9, 0.1, 0.2), strict=True)
+        arm.trial(peak): outcome(tmp_path, arm.trial(peak), validation=v, twemoji=t)
+        for peak, v, t in zip(arm.peaks, (0.2, 0.3, 0.3), (0.9, 0.1, 0.2), strict=True)
     }
-    assert paired_stats.choose(one, trials) == (one.peaks[1], dict(zip(one.peaks, (0.2, 0.3, 0.3), strict=True)))
-    del trials[one.trial(one.peaks[0])]
+    assert paired_stats.choose(arm, trials) == (arm.peaks[1], dict(zip(arm.peaks, (0.2, 0.3, 0.3), strict=True)))
+    del trials[arm.trial(arm.peaks[0])]
     with pytest.raises(ConfigError, match="no score yet"):
-        paired_stats.choose(one, trials)
+        paired_stats.choose(arm, trials)
 
 
 def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
     """If two trials are almost equal, another processor could choose differently; the record prevents that."""
-    made = {one.name: one.peaks[0] for one in ARMS}
+    choices = {arm.name: arm.peaks[0] for arm in ARMS}
     path = tmp_path / "choices.json"
     assert paired_stats.recorded(MASKING, path) == {}
-    write_json(path, made)
-    there = Study(MASKING, paired_stats.recorded(MASKING, path))
-    trials = found(tmp_path).trials
-    there.trials |= trials
-    for each in ROUNDS:
-        there.choose(each)
-    assert there.chosen == made
-    (table,) = (block for block in masking_page._trials(there) if isinstance(block, Table))
-    assert all(f"(these trials: {one.peaks[1]:g})" in str(table.rows[i]["chosen"]) for i, one in enumerate(ARMS))
-    for wrong in ({"clip": 0.1}, made | {"clip": 0.1}, [1]):
+    write_json(path, choices)
+    study = Study(MASKING, paired_stats.recorded(MASKING, path))
+    trials = study_with(tmp_path).trials
+    study.trials |= trials
+    for study_round in ROUNDS:
+        study.choose(study_round)
+    assert study.chosen == choices
+    (table,) = (block for block in masking_page._trials(study) if isinstance(block, Table))
+    assert all(f"(these trials: {arm.peaks[1]:g})" in str(table.rows[i]["chosen"]) for i, arm in enumerate(ARMS))
+    for wrong in ({"clip": 0.1}, choices | {"clip": 0.1}, [1]):
         write_json(path, wrong)
         with pytest.raises(ConfigError, match="the chosen learning rates cannot be read"):
             paired_stats.recorded(MASKING, path)
-    kept = paired_stats.recorded(MASKING, Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
-    assert kept.keys() == made.keys()
+    recorded = paired_stats.recorded(MASKING, Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
+    assert recorded.keys() == choices.keys()
 
 
 def test_difference_compares_runs_of_equal_seeds() -> None:
     """Differences of 1, 2, 3 points: mean 2, s = 1, t(2) = 4.303, half-width 4.303 / sqrt(3) = 2.484."""
-    made = paired_stats.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
-    assert made is not None and list(made.each) == [0, 1, 2]
-    assert (made.mean, made.low, made.high) == pytest.approx((2.0, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
-    assert made.verdict == "undecided"
+    difference = paired_stats.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
+    assert difference is not None and list(difference.each) == [0, 1, 2]
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((2.0, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
+    assert difference.verdict == "undecided"
     assert paired_stats.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
-    apart = {seed: 0.2 + 0.001 * seed for seed in range(3)}
-    less, none = paired_stats.difference(dict.fromkeys(range(3), 0.1), apart), paired_stats.difference(apart, apart)
+    scores = {seed: 0.2 + 0.001 * seed for seed in range(3)}
+    less, equal = paired_stats.difference(dict.fromkeys(range(3), 0.1), scores), paired_stats.difference(scores, scores)
     assert less is not None and less.verdict == "less"
-    assert none is not None and none.verdict == "undecided"
+    assert equal is not None and equal.verdict == "undecided"
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -220,26 +220,26 @@ def test_study_trains_compared_runs_first_if_learning_rates_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
     """Compared runs come first, so that a study that stops early has its table. A new study needs trials first."""
-    made: dict[str, dict[str, Outcome]] = {}
+    trained: dict[str, dict[str, Outcome]] = {}
 
     def submit(sweep: dict[str, Any], profile: str) -> None:
-        if profile == "stopped" and len(made) == 4:
+        if profile == "stopped" and len(trained) == 4:
             raise runner.Unfinished(75)
-        made[sweep["name"]] = {name: outcome(tmp_path, name, validation=0.1, twemoji=0.2) for name in sweep["runs"]}
+        trained[sweep["name"]] = {name: outcome(tmp_path, name, validation=0.1, twemoji=0.2) for name in sweep["runs"]}
 
     monkeypatch.setattr(runner, "submit", submit)
-    monkeypatch.setattr(runner, "outcomes", lambda sweep: made.get(sweep, {}))
-    chosen = {one.name: one.peaks[1] for one in ARMS} if recorded else {}
+    monkeypatch.setattr(runner, "outcomes", lambda sweep: trained.get(sweep, {}))
+    chosen = {arm.name: arm.peaks[1] for arm in ARMS} if recorded else {}
     with pytest.raises(runner.Unfinished):
         runner.study(MASKING, TIMES, "stopped", chosen)
     names = ["arms", "tuning", "batch"]
     first = [f"study_{name}" for name in names] + ["study_arms_trials"]
-    assert list(made) == (first if recorded else ["study_arms_trials", "study_arms", *_both("tuning")])
-    there = runner.collect(MASKING, chosen)
-    complete = {one.run(seed) for one in ARMS for seed in SEEDS if recorded or one.after or one in ROUNDS[0].arms}
-    assert there.runs.keys() == complete and len(there.trials) == (9 if recorded else 21)
+    assert list(trained) == (first if recorded else ["study_arms_trials", "study_arms", *_both("tuning")])
+    collected = runner.collect(MASKING, chosen)
+    complete = {arm.run(seed) for arm in ARMS for seed in SEEDS if recorded or arm.after or arm in ROUNDS[0].arms}
+    assert collected.runs.keys() == complete and len(collected.trials) == (9 if recorded else 21)
     runner.study(MASKING, TIMES, "on", chosen)
-    assert set(made) == {name for each in names for name in _both(each)}
+    assert set(trained) == {name for round_name in names for name in _both(round_name)}
     assert len(runner.collect(MASKING, chosen).trials) == 3 * len(ARMS)
 
 
@@ -287,8 +287,8 @@ def _both(name: str) -> tuple[str, str]:
 
 def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     gains = {"mask50": 0.05, "mask75": -0.05, "mask50-unmasked": 0.05, "mask50-masked": 0.05}
-    study = found(tmp_path, 3, gains)
-    written = masking_page.write(tmp_path / "docs", KEPT, study)
+    study = study_with(tmp_path, 3, gains)
+    written = masking_page.write(tmp_path / "docs", CALIBRATION, study)
     text = (tmp_path / "docs" / "study.md").read_text(encoding="utf-8")
     assert "mask50 is more accurate than clip: +5.0 (+5.0 to +5.0) points" in text
     assert "mask75 is less accurate than clip: -5.0" in text
@@ -296,9 +296,9 @@ def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
     assert "26.0 (25.0, 26.0, 27.0)" in text, "the mean of an arm and each seed"
     assert "evaluate.preprocess: crop\\_resize" in text, "runs from before this field have the value of its default"
     assert "Abacus" in text and "edge of the range" not in text
-    drawn = [path for path in written if path.suffix == ".svg"]
-    assert len(drawn) == 2 and all(f"](study/{path.name})" in text for path in drawn)
-    for path in drawn:
+    charts = [path for path in written if path.suffix == ".svg"]
+    assert len(charts) == 2 and all(f"](study/{path.name})" in text for path in charts)
+    for path in charts:
         ElementTree.parse(path)
     rows = list(csv.DictReader((tmp_path / "docs" / "study" / "results.csv").open(encoding="utf-8")))
     assert len(rows) == len(study.runs) + len(study.trials)
@@ -306,12 +306,12 @@ def test_page_states_results_for_and_against_claim(tmp_path: Path) -> None:
 
 
 def test_page_of_unfinished_study_names_missing_answers(tmp_path: Path) -> None:
-    study = found(tmp_path, 2)
+    study = study_with(tmp_path, 2)
     del study.runs[ROUNDS[1].arms[0].run(0)]
-    masking_page.write(tmp_path, KEPT, study)
+    masking_page.write(tmp_path, CALIBRATION, study)
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert text.count("no answer, fewer than 3 pairs") == 4 and "mask75-b64 against mask75: no answer" in text
-    masking_page.write(tmp_path, KEPT, Study(MASKING))
+    masking_page.write(tmp_path, CALIBRATION, Study(MASKING))
     assert "mask50 against clip: no answer" in (tmp_path / "study.md").read_text(encoding="utf-8")
 
 
@@ -323,7 +323,7 @@ def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
     without = run("--plan")
     assert without.returncode == 78 and "--calibrate" in without.stderr
     (tmp_path / "study").mkdir()
-    write_json(tmp_path / "study" / "calibration.json", KEPT)
+    write_json(tmp_path / "study" / "calibration.json", CALIBRATION)
     planned = run("--plan")
     assert planned.returncode == 0 and "mask75-b256" in planned.stdout
     assert run("--page").stdout == f"{tmp_path / 'study.md'}\n"

@@ -1,9 +1,9 @@
-"""Saves that are killed at every write: a process per rank and kill, forked from one that has imported torch.
+"""Kills saves at every write. Each round forks a process per rank from a process that has imported torch.
 
-``python -m tests.flip.checkpoint.save_worker RUN WORLD [URL]``: the k-th round kills one rank, at its k-th change of a
-file below ``checkpoints/``, in the middle of writing one, or before or after a request that changes something at URL.
-The next round must find a checkpoint that it can load, of S as it was or one further, with the values of that S. A rank
-is done with when it lives; at the end it prints how often one died.
+``python -m tests.flip.checkpoint.save_worker RUN WORLD [URL]``: the k-th round kills one rank at its k-th change of a
+file below ``checkpoints/``, in the middle of writing a file, or before or after a request that changes an object at
+URL. The next round must load a checkpoint: that of the previous S or of the next S, with the values of that S. A rank
+is finished when it survives a round. At the end the script prints the number of kills.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import time
 
 import torch
-import torch._dynamo  # the first optimiser asks for it: seconds, once instead of in every process that is forked
+import torch._dynamo  # the first optimiser imports it: takes seconds, here once instead of in every forked process
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -29,12 +29,12 @@ from flip.training import optimizer as optim
 from tests.s3.servers import free_port
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}
-EACH = 16
+INTERVAL = 16
 """S between saves."""
 
 
-class Doom:
-    """Ends this process at the ``left``-th change from now."""
+class KillSwitch:
+    """Kills this process at the ``left``-th change from now."""
 
     def __init__(self, left):
         self.left = left
@@ -50,13 +50,13 @@ class Doom:
             self.step()
 
     def around(self, request):
-        def asked(*rest, **more):
+        def wrapped(*rest, **more):
             self.step()
             answer = request(*rest, **more)
             self.step()
             return answer
 
-        return asked
+        return wrapped
 
     def arm(self):
         write = safetensors_io._write_file
@@ -67,7 +67,7 @@ class Doom:
             return write(path, data)
 
         safetensors_io._write_file = in_halves
-        for name in ("_call", "_call_with_body"):  # all that change something
+        for name in ("_call", "_call_with_body"):  # all methods that change an object
             setattr(s3.S3Storage, name, self.around(getattr(s3.S3Storage, name)))
         sys.addaudithook(self.audit)
 
@@ -82,39 +82,39 @@ def state(world):
 
 
 def fill(tensors, samples):
-    """Values that S alone decides."""
+    """Fills tensors with values that depend on S only."""
     for number, tensor in enumerate(tensors.values()):
         local = parallel.local(tensor)
         local.copy_(torch.arange(local.numel()).view(local.shape) * 0.5 + samples + 1000 * number)
 
 
-def rank(run, n, doom, url):
-    """One rank's life: 0; 3 where what was loaded is not what was saved."""
+def rank(run, n, kill_switch, url):
+    """Loads, checks and saves as one rank. Returns 0, or 3 if the loaded values differ from the saved values."""
     world = parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
-    found, expected = state(world), state(world)
+    loaded, expected = state(world), state(world)
     saver = checkpoint.Checkpointer(run, n, world, keep=1, background=True, **url)
     with torch.no_grad():
         newest = saver.restorer.newest()
         samples = newest.samples if newest else 0
         if newest is not None:
-            saver.restorer.load(newest, found)
+            saver.restorer.load(newest, loaded)
             fill(expected, samples)
-            if any(not torch.equal(parallel.local(found[name]), parallel.local(expected[name])) for name in expected):
+            if any(not torch.equal(parallel.local(loaded[name]), parallel.local(expected[name])) for name in expected):
                 return 3
-        doom.arm()
-        fill(found, samples + EACH)
-        saver.save(found, "pretrain", samples + EACH)
-        for _ in range(20):  # as training does meanwhile
-            fill(found, -1)
+        kill_switch.arm()
+        fill(loaded, samples + INTERVAL)
+        saver.save(loaded, "pretrain", samples + INTERVAL)
+        for _ in range(20):  # as training does during a background save
+            fill(loaded, -1)
             distributed.all_reduce(torch.ones(100))
     saver.wait()
     return 0
 
 
-def life(run, n, doom, url):
+def child_main(run, n, kill_switch, url):
     try:
-        code = rank(run, n, doom, url)
-    except RuntimeError as error:  # the other rank has gone
+        code = rank(run, n, kill_switch, url)
+    except RuntimeError as error:  # the other rank has ended
         code = 4 if "onnection" in str(error) else 5
         print(error, file=sys.stderr)
     sys.stderr.flush()
@@ -122,13 +122,13 @@ def life(run, n, doom, url):
 
 
 def round_of(run, size, victim, left, url):
-    """Whether the victim died. All others go with it."""
+    """Runs one round. Returns whether the victim died; in this case kills all other ranks."""
     n, port, children = run.start_attempt({}), str(free_port()), []
     for r in range(size):
         os.environ.update(RANK=str(r), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         child = os.fork()
         if child == 0:
-            life(run, n, Doom(left if r == victim else -1), url)
+            child_main(run, n, KillSwitch(left if r == victim else -1), url)
         children.append(child)
     codes, dead = {}, False
     while len(codes) < size:
@@ -147,14 +147,14 @@ def round_of(run, size, victim, left, url):
 
 
 def check(run, url):
-    """No commit exists in part."""
-    for one in commit.commits(run):
-        with local_copy(one, url.get("retry_policy")):
+    """Checks that every commit is complete."""
+    for saved in commit.commits(run):
+        with local_copy(saved, url.get("retry_policy")):
             pass
 
 
 def main(run, size, url):
-    """How many were killed. At the end there is nothing but what is kept."""
+    """Returns the number of kills. Checks that only the kept commit remains at the end."""
     killed = 0
     while round_of(run, size, -1, -1, url):
         raise AssertionError("a rank died without a kill")
@@ -164,16 +164,23 @@ def main(run, size, url):
             before = commit.commits(run)[-1].samples
             dead = round_of(run, size, victim, left, url)
             after = commit.commits(run)[-1].samples
-            assert after in ((before, before + EACH) if dead else (before + EACH,)), (victim, left, before, after)
+            assert after in ((before, before + INTERVAL) if dead else (before + INTERVAL,)), (
+                victim,
+                left,
+                before,
+                after,
+            )
             check(run, url)
             if not dead:
                 break
             killed, left = killed + 1, left + 1
-    kept = commit.commits(run)
-    assert len(kept) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [kept[0].path]
+    commits = commit.commits(run)
+    assert len(commits) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [commits[0].path]
     if url:
-        there = {key for key, _ in s3.S3Storage().list(url_prefix(run, url["url"]))}
-        assert there == {f"{kept[0].record['url']}/{name}" for name in (*kept[0].record["files"], commit.COMMIT_FILE)}
+        keys = {key for key, _ in s3.S3Storage().list(url_prefix(run, url["url"]))}
+        assert keys == {
+            f"{commits[0].record['url']}/{name}" for name in (*commits[0].record["files"], commit.COMMIT_FILE)
+        }
     return killed
 
 

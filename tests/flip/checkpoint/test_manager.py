@@ -65,14 +65,14 @@ def test_interruptions_exclude_clean_stops_and_untrained_attempts(tmp_path):
     attempts(run, (100.0, None), (None, 70), (50.0, 75), (30.0, 70))
     n = run.start_attempt({})
     assert manager.uptime_and_interruptions(run, n) == (180.0, 2), (
-        "a clean stop loses nothing, and who never trained had nothing"
+        "a clean stop and an attempt without training are no interruptions"
     )
 
 
 def test_young_daly_interval_stays_within_its_bounds():
     assert manager.young_daly_interval(10, 3600 * 8, 1) == pytest.approx(math.sqrt(2 * 10 * 3600 * 8))
     assert manager.young_daly_interval(0.01, 3600, 1) == manager.MIN_SECONDS
-    assert manager.young_daly_interval(0.01, 3600, 50) == 200, "four times its length"
+    assert manager.young_daly_interval(0.01, 3600, 50) == 200, "four times the duration of a save"
     assert manager.young_daly_interval(100, 1e7, 1) == manager.MAX_SECONDS
     assert manager.young_daly_interval(100, 1e7, 3000) == 12_000
 
@@ -81,9 +81,9 @@ def test_save_interval_shrinks_with_more_interruptions(tmp_path):
     calm, stormy = RunDir(tmp_path / "sweep" / "calm"), RunDir(tmp_path / "sweep" / "stormy")
     attempts(calm, (3600.0, 70))
     attempts(stormy, *[(600.0, None)] * 100)
-    found = [SaveInterval(0, run, run.start_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
+    intervals = [SaveInterval(0, run, run.start_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
     expected = [math.sqrt(20 * (86_400 + lived) / (1 + cut)) for lived, cut in ((3600, 1), (60_000, 100))]
-    assert found == pytest.approx(expected, rel=1e-3) and found[1] < found[0]
+    assert intervals == pytest.approx(expected, rel=1e-3) and intervals[1] < intervals[0]
     assert SaveInterval(0, calm, 2).seconds(0, 0, 0) == manager.FIRST
     assert SaveInterval(7, calm, 2).seconds(3, 30.0, 1.0) == 420
 
@@ -94,8 +94,8 @@ def test_uptime_skips_damaged_metric_lines(tmp_path, line):
     as 0 seconds."""
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, None), (50.0, None))
-    whole = json.dumps({"step": 1, "time": 1030.0})
-    (run.metrics / "1.jsonl").write_text(f"{whole}\n{line}\n")
+    valid = json.dumps({"step": 1, "time": 1030.0})
+    (run.metrics / "1.jsonl").write_text(f"{valid}\n{line}\n")
     (run.metrics / "2.jsonl").write_text(f"{line}\n")
     assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (30.0, 2)
 

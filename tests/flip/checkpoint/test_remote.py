@@ -13,7 +13,7 @@ ADDRESS = "s3://others/runs/demo/a-1"
 
 
 @pytest.fixture
-def made(tmp_path):
+def make_commit(tmp_path):
     """Returns a function that makes a commit. By default other users may write its record."""
 
     def make(address=ADDRESS, mode=0o666):
@@ -26,18 +26,18 @@ def made(tmp_path):
 
 
 @pytest.mark.parametrize("url", ["", "s3://other", "s3://another", "s3://others/runs/demo/a-12"])
-def test_local_copy_rejects_url_of_untrusted_record_outside_given_prefix(made, url):
+def test_local_copy_rejects_url_of_untrusted_record_outside_given_prefix(make_commit, url):
     """The URL could name any host, or a private file of the reader."""
     with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted.*url=ADDRESS"):
-        local_copy(made(), url=url).__enter__()
+        local_copy(make_commit(), url=url).__enter__()
 
 
-def test_local_copy_rejects_url_that_leaves_given_prefix_via_dotdot(made):
+def test_local_copy_rejects_url_that_leaves_given_prefix_via_dotdot(make_commit):
     with pytest.raises(PermissionDenied):
-        local_copy(made("file:///data/../etc"), url="file:///data").__enter__()
+        local_copy(make_commit("file:///data/../etc"), url="file:///data").__enter__()
 
 
 @pytest.mark.parametrize(("mode", "url"), [(0o600, ""), (0o666, "file:///"), (0o666, "file:///runs/")])
-def test_local_copy_accepts_own_record_or_url_below_given_prefix(made, mode, url):
-    with local_copy(made("file:///runs/a-1", mode), url=url) as folder:
-        assert not os.listdir(folder), "it names no files"
+def test_local_copy_accepts_own_record_or_url_below_given_prefix(make_commit, mode, url):
+    with local_copy(make_commit("file:///runs/a-1", mode), url=url) as folder:
+        assert not os.listdir(folder), "the record names no files"

@@ -50,10 +50,10 @@ def test_restorer_loads_remote_checkpoint_without_local_copy(saved):
     run, saver, expected, ranges = saved
     (size,) = (facts["bytes"] for facts in commit.commits(run)[0].record["files"].values())
     newest = saver.restorer.newest()
-    assert ranges == [(0, size)], "verified: read once, by one of the ranks"
-    found = state_of(*trained(steps=0))
-    saver.restorer.load(newest, found)
-    assert found.keys() == expected.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+    assert ranges == [(0, size)], "a single rank reads the file once to verify it"
+    restored = state_of(*trained(steps=0))
+    saver.restorer.load(newest, restored)
+    assert restored.keys() == expected.keys() and all(torch.equal(expected[name], restored[name]) for name in expected)
 
 
 def test_restorer_reads_only_header_and_bytes_of_requested_tensor(saved, monkeypatch):
@@ -62,11 +62,11 @@ def test_restorer_reads_only_header_and_bytes_of_requested_tensor(saved, monkeyp
     monkeypatch.setattr(safetensors_io, "GAP_BYTES", 0)
     newest, name = saver.restorer.newest(), "model.0.weight"
     del ranges[:]
-    found = {name: torch.zeros_like(expected[name])}
-    saver.restorer.load(newest, found)
-    assert torch.equal(found[name], expected[name])
-    (_, head), (after, begin), (start, stop) = ranges
-    assert (head, after) == (64, 64) and start >= begin and stop - start == expected[name].nbytes
+    restored = {name: torch.zeros_like(expected[name])}
+    saver.restorer.load(newest, restored)
+    assert torch.equal(restored[name], expected[name])
+    (_, first_stop), (second_start, header_end), (start, stop) = ranges
+    assert (first_stop, second_start) == (64, 64) and start >= header_end and stop - start == expected[name].nbytes
 
 
 def test_restorer_raises_data_error_if_remote_file_is_missing(saved):
@@ -81,12 +81,12 @@ def test_restorer_raises_data_error_if_remote_file_is_missing(saved):
 
 def test_checkpoint_files_reject_object_with_other_etag(saved, monkeypatch):
     run, _, _, _ = saved
-    (made,) = commit.commits(run)
-    ((name, facts),) = made.record["files"].items()
+    (entry,) = commit.commits(run)
+    ((name, facts),) = entry.record["files"].items()
     files = {name: facts | {"etag": "other"}}
     monkeypatch.setattr(FsspecStorage, "_get", lambda *_: SimpleNamespace(data=b"x", etag="E"))
     with pytest.raises(commit.CorruptCheckpoint, match="another object than was committed: E"):
-        CheckpointFiles(made.path, files, RemoteCheckpoint(made.record["url"], RetryPolicy(deadline=1.0))).read(
+        CheckpointFiles(entry.path, files, RemoteCheckpoint(entry.record["url"], RetryPolicy(deadline=1.0))).read(
             name, 0, 1
         )
 
@@ -103,18 +103,18 @@ def test_read_headers_rejects_oversized_header_length(tmp_path):
 def test_restorer_follows_untrusted_record_only_below_given_url(saved, world, tmp_path):
     """Evaluation jobs and warm-started runs read records of other users."""
     run, saver, expected, ranges = saved
-    (made,) = commit.commits(run)
-    (made.path / commit.COMMIT_FILE).chmod(0o666)
+    (entry,) = commit.commits(run)
+    (entry.path / commit.COMMIT_FILE).chmod(0o666)
     del ranges[:]
     for url in ("", "s3://there", f"file://{tmp_path}/ther"):
         other = CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), url)
-        for read in (lambda: other.open(made.path), other.newest):  # noqa: B023
+        for read in (lambda: other.open(entry.path), other.newest):  # noqa: B023
             with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted"):
                 read()
     assert not ranges
-    other, found = (
+    other, restored = (
         CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), f"{tmp_path}/there"),
         state_of(*trained(0)),
     )
-    other.load(other.open(made.path), found)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    other.load(other.open(entry.path), restored)
+    assert all(torch.equal(expected[name], restored[name]) for name in expected)

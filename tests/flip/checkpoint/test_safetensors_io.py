@@ -48,13 +48,13 @@ def test_read_tensors_returns_requested_slice_for_any_row_split(box, dtype, rows
     full = torch.arange(1, math.prod(shape) + 1).reshape(shape).to(dtype)
     split = enumerate(full.split(rows)) if shape else ()
     saved = [shard(full, [i * rows, *[0] * (len(shape) - 1)], part) for i, part in split] or [full]
-    found = torch.zeros(lengths, dtype=dtype)
+    loaded = torch.zeros(lengths, dtype=dtype)
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for rank, part in enumerate(saved):
             files |= write(Path(folder), {"b": part, "a": torch.zeros(3)}, rank)
-        read_tensors(CheckpointFiles(Path(folder), files), {"b": shard(full, offsets, found)})
-    assert torch.equal(found, full[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))])
+        read_tensors(CheckpointFiles(Path(folder), files), {"b": shard(full, offsets, loaded)})
+    assert torch.equal(loaded, full[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))])
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -51,12 +51,12 @@ def test_checkpointer_round_trip_restores_all_tensors(run, world):
     saver = checkpoint.Checkpointer(run, 1, world, keep=2)
     saver.save(state_of(pair, optimizer), "pretrain", 16, step=2)
     other, fresh = trained(steps=0)
-    found = checkpoint.Checkpointer(run, 1, world, keep=2).restorer.newest()
-    assert (found.samples, found.record["step"], found.record["world"]) == (16, 2, 1)
-    saver.restorer.load(found, state_of(other, fresh))
-    expected, got = state_of(pair, optimizer), state_of(other, fresh)
-    assert expected.keys() == got.keys() and float(got["optim.step.0.weight"]) == 2
-    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    newest = checkpoint.Checkpointer(run, 1, world, keep=2).restorer.newest()
+    assert (newest.samples, newest.record["step"], newest.record["world"]) == (16, 2, 1)
+    saver.restorer.load(newest, state_of(other, fresh))
+    expected, actual = state_of(pair, optimizer), state_of(other, fresh)
+    assert expected.keys() == actual.keys() and float(actual["optim.step.0.weight"]) == 2
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
 def test_restorer_reads_headers_once_for_weights_and_moments(run, world, monkeypatch):
@@ -67,9 +67,9 @@ def test_restorer_reads_headers_once_for_weights_and_moments(run, world, monkeyp
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
     saver, (pair, optimizer) = checkpoint.Checkpointer(run, 1, world, keep=2), trained(steps=0)
     for samples in (16, 32):
-        found = saver.restorer.newest()
-        saver.restorer.load(found, checkpoint.model_state(pair))
-        saver.restorer.load(found, checkpoint.optimizer_state(pair, optimizer))
+        newest = saver.restorer.newest()
+        saver.restorer.load(newest, checkpoint.model_state(pair))
+        saver.restorer.load(newest, checkpoint.optimizer_state(pair, optimizer))
         assert [path.name for path in reads] == [f"{samples}-1"]
         saver.save(state_of(pair, optimizer), "pretrain", 32)
         reads.clear()
@@ -98,10 +98,10 @@ def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
     saver.wait()
     old, new = commit.commits(run)
     assert (new.samples, new.record["parent"]) == (32, "pretrain/16-1") and 0 < old.record["saving"] < 60
-    for found, more in ((old, 0), (new, 1)):
+    for saved, offset in ((old, 0), (new, 1)):
         state = state_of(*trained(steps=0))
-        saver.restorer.load(found, state)
-        assert all(torch.equal(before[name] + more, state[name]) for name in before)
+        saver.restorer.load(saved, state)
+        assert all(torch.equal(before[name] + offset, state[name]) for name in before)
 
 
 def test_background_saves_restore_if_set_of_tensors_changes(run, world):
@@ -118,10 +118,10 @@ def test_background_saves_restore_if_set_of_tensors_changes(run, world):
         buffers.append(saver._staged)
     saver.wait()
     assert buffers[0] is buffers[1] is not buffers[2]
-    for found in commit.commits(run):
-        loaded = {name: torch.zeros_like(tensor) for name, tensor in values[found.samples].items()}
-        saver.restorer.load(found, loaded)
-        assert all(torch.equal(loaded[name], values[found.samples][name]) for name in loaded)
+    for saved in commit.commits(run):
+        loaded = {name: torch.zeros_like(tensor) for name, tensor in values[saved.samples].items()}
+        saver.restorer.load(saved, loaded)
+        assert all(torch.equal(loaded[name], values[saved.samples][name]) for name in loaded)
 
 
 def test_background_save_error_is_raised_once_by_next_save(run, world):
@@ -140,11 +140,11 @@ def test_background_save_error_is_raised_once_by_next_save(run, world):
 
 def test_checkpoint_contains_and_loads_no_pickle(run, world):
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
-    (found,) = commit.commits(run)
-    assert {path.suffix for path in found.path.iterdir()} == {".safetensors", ".json"}
-    (found.path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    (saved,) = commit.commits(run)
+    assert {path.suffix for path in saved.path.iterdir()} == {".safetensors", ".json"}
+    (saved.path / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
     other, fresh = trained(steps=0)
-    checkpoint.Checkpointer(run, 1, world, keep=2).restorer.load(found, state_of(other, fresh))
+    checkpoint.Checkpointer(run, 1, world, keep=2).restorer.load(saved, state_of(other, fresh))
 
 
 def test_save_rejects_non_finite_weights(run, world):
@@ -232,9 +232,9 @@ def test_save_retries_after_removing_first_try_and_leftovers(run, world, monkeyp
 
         monkeypatch.setattr(commit, "remove", makes_room)
         checkpoint.Checkpointer(run, 1, world, keep=1).save(state_of(*trained()), "pretrain", 16)
-    (made,) = commit.commits(run)
-    commit.verify(made)
-    assert freed == [made.path, left]
+    (saved,) = commit.commits(run)
+    commit.verify(saved)
+    assert freed == [saved.path, left]
 
 
 def test_optimizer_state_rejects_parameters_unknown_to_optimizer():

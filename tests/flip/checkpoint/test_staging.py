@@ -15,13 +15,13 @@ class Mesh:
     """A mesh of two replicas of three ranks, as with ``compute.replicate: 2``: rank 0 is (0, 0), rank 5 is (1, 2)."""
 
     def __init__(self, rank, sizes=(2, 3)):
-        self.sizes, self.at = sizes, divmod(rank, 3)
+        self.sizes, self.coordinates = sizes, divmod(rank, 3)
 
     def size(self, dimension):
         return self.sizes[dimension]
 
     def get_local_rank(self, dimension):
-        return self.at[dimension]
+        return self.coordinates[dimension]
 
 
 def sharded(rank, numbers):
@@ -71,12 +71,12 @@ def test_staged_shard_reuses_buffer_and_keeps_every_bit(tmp_path):
         folder = tmp_path / str(start)
         folder.mkdir()
         files = write_shard(folder, staged.data, 0)
-        found = {name: torch.full_like(tensor, 9) for name, tensor in state.items()}
-        read_tensors(CheckpointFiles(folder, files), found)
+        restored = {name: torch.full_like(tensor, 9) for name, tensor in state.items()}
+        read_tensors(CheckpointFiles(folder, files), restored)
         read_by_safetensors = load(bytes(staged.data))
-        assert read_by_safetensors.keys() == found.keys() == staged.tensors.keys()
+        assert read_by_safetensors.keys() == restored.keys() == staged.tensors.keys()
         for name, tensor in state.items():
-            assert torch.equal(found[name], tensor) and torch.equal(read_by_safetensors[name], tensor)
+            assert torch.equal(restored[name], tensor) and torch.equal(read_by_safetensors[name], tensor)
 
 
 def test_staged_shard_is_independent_of_later_tensor_changes():

@@ -43,10 +43,10 @@ def test_identity_hash_is_pinned(data):
 def test_identity_ignores_data_location_and_runtime_settings(data, tmp_path):
     before = identity(run(data), "code")
     shutil.move(data, tmp_path / "moved")
-    others = ["data.workers=3", "data.buffer=5e9", "data.deadline=60", "data.timeout=5", "data.hedge=2"]
-    others += ["data.cache=/tmp/chunks", "data.cache_bytes=5e9", "data.client=obstore"]
-    others += ["checkpoint.minutes=1", "monitor.log_every=1", "resources.hours=1"]
-    after = run(tmp_path / "moved", *others, "evaluate.every=500", "recipe=mine", "resources.cpus=4", cores=64)
+    overrides = ["data.workers=3", "data.buffer=5e9", "data.deadline=60", "data.timeout=5", "data.hedge=2"]
+    overrides += ["data.cache=/tmp/chunks", "data.cache_bytes=5e9", "data.client=obstore"]
+    overrides += ["checkpoint.minutes=1", "monitor.log_every=1", "resources.hours=1"]
+    after = run(tmp_path / "moved", *overrides, "evaluate.every=500", "recipe=mine", "resources.cpus=4", cores=64)
     assert identity(after, "other code")["hash"] == before["hash"]
     assert diff_identity(before, after) == []
     assert str(tmp_path) not in json.dumps(before["config"])

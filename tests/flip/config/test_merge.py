@@ -35,10 +35,10 @@ def test_merge_prefers_later_layers_and_explicit_fields_to_size_preset():
 
 def test_merge_returns_configs_without_shared_state():
     layer = ("layer", {"augment.mean": [0.5, 0.5, 0.5], "stages": [{"name": "pretrain", "samples": 10, "batch": 2}]})
-    one, other = merge([layer]), merge([layer])
-    assert one == other and one.augment.std == Config().augment.std
-    one.augment.mean[0], one.augment.std[0], one.stages[0].batch, one.model.image.width = 0.1, 0.1, 4, 8
-    assert other == merge([layer]) and other.model.image.width == Config().model.image.width
+    first, second = merge([layer]), merge([layer])
+    assert first == second and first.augment.std == Config().augment.std
+    first.augment.mean[0], first.augment.std[0], first.stages[0].batch, first.model.image.width = 0.1, 0.1, 4, 8
+    assert second == merge([layer]) and second.model.image.width == Config().model.image.width
 
 
 def test_merge_parses_numbers_in_common_notations(tmp_path):

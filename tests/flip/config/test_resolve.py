@@ -20,8 +20,8 @@ def config(settings=None, *overrides):
 
 
 def resolved(on=LAPTOP, *overrides):
-    made = config(None, *overrides)
-    return resolve(made, on, dataset_facts(made))
+    unresolved = config(None, *overrides)
+    return resolve(unresolved, on, dataset_facts(unresolved))
 
 
 def write_manifest(folder, **facts):
@@ -32,10 +32,10 @@ def write_manifest(folder, **facts):
 
 
 def test_resolve_replaces_every_auto_and_keeps_explicit_values():
-    made = config(None, "data.workers=0", "compute.precision=bf16")
-    before = dataclasses.replace(made)
-    done = resolve(made, LAPTOP, dataset_facts(made))
-    assert made == before
+    unresolved = config(None, "data.workers=0", "compute.precision=bf16")
+    before = dataclasses.replace(unresolved)
+    done = resolve(unresolved, LAPTOP, dataset_facts(unresolved))
+    assert unresolved == before
     assert "auto" not in str(dataclasses.asdict(done))
     assert (done.compute.device, done.compute.precision, done.compute.attention) == ("cpu", "bf16", "explicit")
     assert (done.data.workers, done.compute.threads, done.compute.deterministic) == (0, 2, "yes")
@@ -61,8 +61,8 @@ def test_resolve_chooses_precision_and_threads_for_cpu_host():
 def test_default_lanes_is_largest_number_that_fits():
     def lanes(samples, chunk, batches, world=1, block=4, mean=1000.0, buffer=10**15):
         stages = [{"name": f"s{i}", "samples": 1, "batch": b} for i, b in enumerate(batches)]
-        made = config({"stages": stages, "data.block": block, "resources.processes": world})
-        return default_lanes(made, [DatasetFacts(samples, chunk, mean, "", True)], buffer)
+        unresolved = config({"stages": stages, "data.block": block, "resources.processes": world})
+        return default_lanes(unresolved, [DatasetFacts(samples, chunk, mean, "", True)], buffer)
 
     assert lanes(400_000_000, 256, [65536]) == 4096
     assert lanes(400_000_000, 256, [65536, 3 * 1024]) == 1024
@@ -95,17 +95,17 @@ def test_resolve_path_expands_cache_prefix_and_relative_paths(tmp_path, monkeypa
 
 
 def test_dataset_facts_come_from_manifest_and_contradicting_chunk_is_rejected(tmp_path):
-    made = config(
+    unresolved = config(
         {"data.manifest": write_manifest(tmp_path), "data.samples": 7, "stages": [{"samples": 1, "batch": 128}]}
     )
-    found = dataset_facts(made)
-    assert found == [DatasetFacts(5513, 1, 3000.4, "abc", False)]
-    data = resolve(made, LAPTOP, found).data
+    facts = dataset_facts(unresolved)
+    assert facts == [DatasetFacts(5513, 1, 3000.4, "abc", False)]
+    data = resolve(unresolved, LAPTOP, facts).data
     assert (data.samples, data.sample_bytes, data.chunk, data.lanes) == (5513, 3000, 1, 128)
     assert data.buffer == LAPTOP.memory // 4
-    made.data.chunk = 64
+    unresolved.data.chunk = 64
     with pytest.raises(ConfigError, match=r"data\.chunk.* 1 .*64"):
-        resolve(made, LAPTOP, found)
+        resolve(unresolved, LAPTOP, facts)
 
 
 def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path):
@@ -116,7 +116,7 @@ def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path)
         dataset_facts(config({"data.manifest": missing}))
     assert caught.value.code == 65
     claimed = config({"data.manifest": missing, "data.samples": 10**6})
-    assert [one.nominal for one in dataset_facts(claimed)] == [True]
+    assert [facts.nominal for facts in dataset_facts(claimed)] == [True]
     with pytest.raises(DataError, match="--dry-run"):
         dataset_facts(claimed, nominal=False)
 
@@ -136,19 +136,19 @@ def test_missing_manifest_error_names_command_that_creates_manifest(manifest, ma
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path))
     with pytest.raises(DataError) as caught:
         dataset_facts(config({"data.manifest": manifest}))
-    said = caught.value.remedy
-    assert made_by in said and ("demo_data" in said) == ("demo_data" in made_by)
-    assert ("docs/reproduce.md" in said) == ("index" in made_by)
+    remedy = caught.value.remedy
+    assert made_by in remedy and ("demo_data" in remedy) == ("demo_data" in made_by)
+    assert ("docs/reproduce.md" in remedy) == ("index" in made_by)
 
 
 def test_dataset_facts_reject_damaged_or_unreadable_manifest(tmp_path):
     folder = write_manifest(tmp_path / "m")
     path = tmp_path / "m/manifest.json"
-    made = config({"data.manifest": folder})
+    unresolved = config({"data.manifest": folder})
     for text in ("{", "[]", '{"samples": 3}'):
         path.write_text(text)
         with pytest.raises(DataError, match="damaged"):
-            dataset_facts(made)
+            dataset_facts(unresolved)
     write_manifest(tmp_path / "m")
     path.chmod(0)
     tmp_path.chmod(0o755)
@@ -157,7 +157,7 @@ def test_dataset_facts_reject_damaged_or_unreadable_manifest(tmp_path):
         if was == 0:
             os.seteuid(65534)
         with pytest.raises(PermissionDenied, match="manifest.json"):
-            dataset_facts(made)
+            dataset_facts(unresolved)
     finally:
         os.seteuid(was)
 
@@ -168,8 +168,8 @@ def test_resolve_checks_ranges_before_arithmetic():
 
 
 def test_this_host_reports_cores_and_memory():
-    here = this_host()
-    assert here.cores >= 1 and here.memory > 10**8
+    host = this_host()
+    assert host.cores >= 1 and host.memory > 10**8
 
 
 NONE = 9223372036854771712
@@ -211,11 +211,11 @@ def test_memory_limits_include_smallest_limit_of_enclosing_cgroups(own, limits, 
 
 
 def test_this_host_caps_memory_at_cgroup_limit(monkeypatch):
-    whole = this_host().memory
+    uncapped = this_host().memory
     monkeypatch.setattr("flip.config.host.memory_limits", lambda: [2**20, NONE])
-    assert this_host().memory == 2**20 < whole
+    assert this_host().memory == 2**20 < uncapped
     monkeypatch.setattr("flip.config.host.memory_limits", lambda: [NONE])
-    assert this_host().memory >= whole
+    assert this_host().memory >= uncapped
 
 
 def test_core_seconds_exclude_own_time_and_cores_outside_affinity(tmp_path, monkeypatch):

@@ -20,10 +20,10 @@ HOST = Host(cores=2, memory=10**10)
 
 @given(st.integers(1, 4096), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
 def test_allocate_lanes_is_within_1_lane_of_exact_share(lanes, weights):
-    found = allocate_lanes(lanes, weights)
-    assert sum(found) == lanes
-    wishes = [lanes * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
-    assert all(abs(held - wish) < 1 + 1e-6 for held, wish in zip(found, wishes, strict=True))
+    allocation = allocate_lanes(lanes, weights)
+    assert sum(allocation) == lanes
+    shares = [lanes * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    assert all(abs(count - share) < 1 + 1e-6 for count, share in zip(allocation, shares, strict=True))
 
 
 def test_weight_error_is_largest_relative_deviation_of_lanes():
@@ -59,12 +59,15 @@ def run(settings, *overrides):
 def test_resolve_assigns_lanes_to_data_sets_by_weight(settings):
     done = run(settings)
     assert done.data.lanes == 96 and done.data.samples == 25_000 and done.data.chunk == 0
-    assert [(one.lanes, one.samples, one.chunk) for one in done.data.sets] == [(72, 20_000, 4), (24, 5_000, 1)]
-    assert [one.lanes for one in dataset_lanes(done.data)] == [range(72), range(72, 96)]
+    assert [(dataset.lanes, dataset.samples, dataset.chunk) for dataset in done.data.sets] == [
+        (72, 20_000, 4),
+        (24, 5_000, 1),
+    ]
+    assert [dataset.lanes for dataset in dataset_lanes(done.data)] == [range(72), range(72, 96)]
     validate(done)
     assert resolve(done, HOST, dataset_facts(done)) == done
     sets = plan_numbers(done)["data"]["sets"]
-    assert [(one["name"], one["lanes"], one["passes"]) for one in sets] == [
+    assert [(dataset["name"], dataset["lanes"], dataset["passes"]) for dataset in sets] == [
         ("big", 72, pytest.approx(100_032 * 0.75 / 20_000)),
         ("small", 24, pytest.approx(100_032 * 0.25 / 5_000)),
     ]
@@ -72,9 +75,9 @@ def test_resolve_assigns_lanes_to_data_sets_by_weight(settings):
 
 def test_resolve_chooses_lanes_that_match_weights(settings):
     done = run(settings, "data.sets.big.weight=2", "stages.pretrain.batch=96")
-    assert [one.lanes for one in done.data.sets] == [64, 32]
+    assert [dataset.lanes for dataset in done.data.sets] == [64, 32]
     small = run(settings, "data.sets.small.samples=0", "data.block=40")
-    assert [one.lanes for one in small.data.sets] == [36, 12]  # 2 * 72 lanes * 40 chunks exceed the 5000 of big
+    assert [dataset.lanes for dataset in small.data.sets] == [36, 12]  # 2 * 72 lanes * 40 chunks exceed the 5000 of big
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_validate_rejects_invalid_data_sets(settings, overrides, words):
 
 def test_identity_of_data_sets_depends_on_lanes_and_order_not_location(settings, tmp_path):
     before = identity(run(settings), "")
-    assert [one["manifest"] for one in before["config"]["data"]["sets"]] == ["digest:d20000", "digest:d5000"]
+    assert [dataset["manifest"] for dataset in before["config"]["data"]["sets"]] == ["digest:d20000", "digest:d5000"]
     (tmp_path / "big").rename(tmp_path / "moved")
     settings["data.sets"][0]["manifest"] = str(tmp_path / "moved")
     same = run(settings, "data.sets.big.weight=6", "data.sets.small.weight=2")

@@ -39,16 +39,16 @@ def run(*overrides, **resolved):
     ],
 )
 def test_warnings_report_implausible_learning_rate(words, said):
-    found = warnings(run(*words, "stages.unmasked.base_lr=1e-3"))
-    assert (len(found), all(said in words for words in found)) == (bool(said), True), found
+    messages = warnings(run(*words, "stages.unmasked.base_lr=1e-3"))
+    assert (len(messages), all(said in message for message in messages)) == (bool(said), True), messages
 
 
 def test_warnings_report_batch_larger_than_data_set():
-    made = run("stages.pretrain.base_lr=1e-3", "stages.unmasked.base_lr=1e-3")
-    assert not warnings(made)
-    made.data.samples = made.stages[0].batch - 1
-    (found,) = warnings(made)
-    assert "more pairs than the data set" in found
+    config = run("stages.pretrain.base_lr=1e-3", "stages.unmasked.base_lr=1e-3")
+    assert not warnings(config)
+    config.data.samples = config.stages[0].batch - 1
+    (message,) = warnings(config)
+    assert "more pairs than the data set" in message
 
 
 def test_validate_accepts_valid_config_and_returns_notes():

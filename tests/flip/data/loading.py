@@ -1,4 +1,4 @@
-"""What the tests of the loader share: a configuration, and a loader of it."""
+"""Shared helpers for tests of the loader: a configuration and a loader for it."""
 
 from flip.config import schema
 from flip.data.loader import Loader

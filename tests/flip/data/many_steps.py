@@ -1,4 +1,4 @@
-"""A loader's work without its process, and as a process of its own: ``python -m tests.flip.data.many_steps FOLDER``.
+"""A loader worker without its process, or as a separate process: ``python -m tests.flip.data.many_steps FOLDER``.
 
 Prints a line of JSON: RSS after 1,000 steps and after 10,000, and the largest number of bytes held. No torch.
 """
@@ -20,7 +20,7 @@ KEPT = MaskSpec(4, 8)
 
 
 def streams(folder, lanes):
-    """Some of LANES lanes, one sample of each a step: the streams, and where a step's samples go."""
+    """Return a producer for some of LANES lanes, with one sample per lane and step, and its output buffers."""
     data = schema.Data(
         manifest=str(folder), tokenizer=str(Path(folder).parent / "tokenizer.json"), chunk=CHUNK, block=BLOCK,
         lanes=LANES, decoder="pillow", resize="pillow",

@@ -33,16 +33,16 @@ def take(source, count=6):
         batches.close()
 
 
-def same(found, expected):
+def same(actual, expected):
     names = ("patches", "keep_indices", "tokens", "ids", "witness")
-    return all(torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(found, expected, strict=True) for n in names)
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(actual, expected, strict=True) for n in names)
 
 
-def kept(folder):
+def cached_files(folder):
     return sorted(path for path in folder.glob("flip-chunks-*/*/*"))
 
 
-def whole(manifest, j):
+def chunk_pieces(manifest, j):
     pieces = []
     for key, start, stop, _ in manifest.chunk_reads(j):
         pieces.append(Path(key).read_bytes()[start:stop])
@@ -51,7 +51,7 @@ def whole(manifest, j):
 
 def fill(cache, manifest, chunks):
     for j in chunks:
-        cache.put(manifest, j, whole(manifest, j))
+        cache.put(manifest, j, chunk_pieces(manifest, j))
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +62,26 @@ def expected(original):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_equal_with_empty_filled_or_damaged_chunk_cache(original, tmp_path, expected, workers):
     folder = tmp_path / "node"
-    found, before = take(loader(original, workers=workers, cache=str(folder)))
-    assert same(found, expected) and before.cache_misses > 0 == before.cache_failures
-    found, after = take(loader(original, workers=workers, cache=str(folder)))
-    assert same(found, expected) and after.cache_hits > 50 and after.requests < before.requests / 5
-    for number, path in enumerate(kept(folder)):
+    batches, before = take(loader(original, workers=workers, cache=str(folder)))
+    assert same(batches, expected) and before.cache_misses > 0 == before.cache_failures
+    batches, after = take(loader(original, workers=workers, cache=str(folder)))
+    assert same(batches, expected) and after.cache_hits > 50 and after.requests < before.requests / 5
+    for number, path in enumerate(cached_files(folder)):
         data = path.read_bytes()
         path.write_bytes([data[:-1], b"", data[:512] + b"\1" + data[513:], data + b"\0"][number % 4])
-    found, poisoned = take(loader(original, workers=workers, cache=str(folder)))
-    assert same(found, expected) and poisoned.cache_failures > 50 and poisoned.requests > 50
+    batches, poisoned = take(loader(original, workers=workers, cache=str(folder)))
+    assert same(batches, expected) and poisoned.cache_failures > 50 and poisoned.requests > 50
 
 
 def test_chunk_cache_replaces_damaged_chunk(manifest, tmp_path):
     cache = ChunkCache(tmp_path, 10**9)
     reader = ChunkReader(cache=cache)
     texts = [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)]
-    (path,) = kept(tmp_path)
+    (path,) = cached_files(tmp_path)
     good = path.read_bytes()
-    assert good == b"".join(whole(manifest, 3))
+    assert good == b"".join(chunk_pieces(manifest, 3))
     path.write_bytes(good[:-1] + b"\1")
-    assert cache.get(manifest, 3) is None and not kept(tmp_path), "even where the disk takes no other"
+    assert cache.get(manifest, 3) is None and not cached_files(tmp_path), "cache.get deletes a damaged chunk"
     cache.put(manifest, 3, [good[:-1], b"\1"])
     for _ in range(2):
         assert [bytes(sample["txt"]) for sample in reader.read_chunk(manifest, 3)] == texts
@@ -99,46 +99,46 @@ def test_chunk_cache_restores_chunk_across_two_shards(manifest, tmp_path):
 
 
 def test_chunk_cache_evicts_oldest_files_within_size_limit(manifest, tmp_path):
-    sizes = [sum(map(len, whole(manifest, j))) for j in range(30)]
+    sizes = [sum(map(len, chunk_pieces(manifest, j))) for j in range(30)]
     cache = ChunkCache(tmp_path, sum(sizes[:10]))
     fill(cache, manifest, range(10))
-    assert len(kept(tmp_path)) == 10
+    assert len(cached_files(tmp_path)) == 10
     for age, j in enumerate((4, 7, 0)):  # 4 is the oldest
-        path = next(path for path in kept(tmp_path) if path.name == str(j))
+        path = next(path for path in cached_files(tmp_path) if path.name == str(j))
         os.utime(path, (1000 + age, 1000 + age))
-    left = kept(tmp_path)[0].with_name("99.tmp.1.1")  # left by a killed process
-    left.write_bytes(bytes(100))
-    os.utime(left, (999, 999))
+    temporary = cached_files(tmp_path)[0].with_name("99.tmp.1.1")  # left by a killed process
+    temporary.write_bytes(bytes(100))
+    os.utime(temporary, (999, 999))
     fill(cache, manifest, [10])
-    names = {path.name for path in kept(tmp_path)}
+    names = {path.name for path in cached_files(tmp_path)}
     assert not {"4", "99.tmp.1.1"} & names and {"1", "10"} <= names
     fill(cache, manifest, range(11, 30))
-    assert 0.7 * sum(sizes[:10]) < sum(path.stat().st_size for path in kept(tmp_path)) <= sum(sizes[:10])
+    assert 0.7 * sum(sizes[:10]) < sum(path.stat().st_size for path in cached_files(tmp_path)) <= sum(sizes[:10])
     fill(ChunkCache(tmp_path, sizes[0] - 1), manifest, [0])
-    assert "0" not in {path.name for path in kept(tmp_path)}, "one that is larger than all that may be"
+    assert "0" not in {path.name for path in cached_files(tmp_path)}, "the cache stores no chunk above its size limit"
 
 
 def test_chunk_cache_evicts_only_its_own_files(manifest, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "1").write_bytes(bytes(10**6))
     fill(ChunkCache(tmp_path, 30_000), manifest, range(30))
-    assert kept(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
+    assert cached_files(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
 
 
 def test_chunk_cache_eviction_follows_no_links(manifest, tmp_path):
     """Regression test: eviction deleted files in any folder that a link in the cache pointed to."""
-    others, cache = tmp_path / "others", tmp_path / "cache"
-    others.mkdir()
+    target, cache = tmp_path / "others", tmp_path / "cache"
+    target.mkdir()
     for name in ("1", "2"):
-        (others / name).write_bytes(bytes(10**6))
+        (target / name).write_bytes(bytes(10**6))
     folder = cache / f"flip-chunks-{os.geteuid()}"
     folder.mkdir(parents=True)
     (folder / manifest.digest).mkdir()
-    (folder / "digest").symlink_to(others)
-    (folder / manifest.digest / "99").symlink_to(others / "1")
+    (folder / "digest").symlink_to(target)
+    (folder / manifest.digest / "99").symlink_to(target / "1")
     fill(ChunkCache(cache, 30_000), manifest, range(30))
-    assert sorted(path.name for path in others.iterdir()) == ["1", "2"] and len(kept(cache)) > 1
-    assert (folder.stat().st_mode & 0o777) == 0o700, "no other user may prepare it"
+    assert sorted(path.name for path in target.iterdir()) == ["1", "2"] and len(cached_files(cache)) > 1
+    assert (folder.stat().st_mode & 0o777) == 0o700, "only the owner can write to the folder"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
@@ -168,12 +168,12 @@ def test_chunk_cache_is_shared_by_processes_within_size_limit(original, manifest
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in running:
         assert process.wait(120) == 0, process.stderr.read()
-    assert 50_000 < sum(path.stat().st_size for path in kept(tmp_path)) <= 100_000
-    assert all(path.name.isdecimal() for path in kept(tmp_path)), "no file is left half-written"
+    assert 50_000 < sum(path.stat().st_size for path in cached_files(tmp_path)) <= 100_000
+    assert all(path.name.isdecimal() for path in cached_files(tmp_path)), "no temporary file remains"
 
 
 @contextlib.contextmanager
-def no_room(size):
+def file_size_limit(size):
     """Limit files of this process to ``size`` bytes, which fails like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -186,13 +186,13 @@ def no_room(size):
 def test_chunk_reader_continues_if_cache_disk_is_full(manifest, tmp_path, caplog):
     cache = ChunkCache(tmp_path, 10**9)
     reader = ChunkReader(cache=cache)
-    with caplog.at_level(logging.WARNING, "flip.data"), no_room(512):
+    with caplog.at_level(logging.WARNING, "flip.data"), file_size_limit(512):
         for j in range(5):
             assert len(reader.read_chunk(manifest, j)) == manifest.chunk
-    assert reader.counters.cache_failures == 5 and not kept(tmp_path)
+    assert reader.counters.cache_failures == 5 and not cached_files(tmp_path)
     assert len(caplog.records) == 1 and "too large" in caplog.records[0].getMessage()
     reader.read_chunk(manifest, 0)
-    assert len(kept(tmp_path)) == 1, "and when there is room again it goes on"
+    assert len(cached_files(tmp_path)) == 1, "the cache stores chunks again after the disk has space"
 
 
 def test_chunk_reader_continues_if_cache_path_is_a_file(manifest, tmp_path):
@@ -212,7 +212,7 @@ def test_chunk_cache_is_shared_by_threads(manifest, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda j: fill(ChunkCache(tmp_path, 10**9), manifest, [j]), range(100)))
     assert int((tmp_path / f"flip-chunks-{os.geteuid()}" / "size").read_text()) == sum(
-        path.stat().st_size for path in kept(tmp_path)
+        path.stat().st_size for path in cached_files(tmp_path)
     )
     shutil.rmtree(tmp_path / f"flip-chunks-{os.geteuid()}")
-    assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and len(kept(tmp_path)) == 1
+    assert len(reader.read_chunk(manifest, 0)) == manifest.chunk and len(cached_files(tmp_path)) == 1

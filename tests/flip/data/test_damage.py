@@ -37,13 +37,13 @@ class Spots:
         self.start, self.next, self.end = samples[AT].start, samples[AT + 1].start, samples[-1].end
         self.image, size = samples[AT].members["png"]
         self.image_end = self.image + size
-        self.text_header = next(at - 512 for name, (at, _) in samples[AT].members.items() if name == "txt")
+        self.text_header = next(offset - 512 for name, (offset, _) in samples[AT].members.items() if name == "txt")
 
-    def put(self, at, new):
-        return self.data[:at] + new + self.data[at + len(new) :]
+    def put(self, offset, new):
+        return self.data[:offset] + new + self.data[offset + len(new) :]
 
-    def flip(self, at):
-        return self.put(at, bytes([self.data[at] ^ 8]))
+    def flip(self, offset):
+        return self.put(offset, bytes([self.data[offset] ^ 8]))
 
 
 WHOLE = {
@@ -76,7 +76,7 @@ AROUND = {
 """Damage outside all samples: the index rejects it, and readers with a manifest ignore it."""
 
 
-def hurt(folder, damage):
+def damage_shard(folder, damage):
     """Damage shard HURT and return its path."""
     path = folder / f"{HURT:05d}.tar"
     data = damage(Spots(path.read_bytes()))
@@ -107,17 +107,17 @@ def arrays(batches):
 def assert_in_place(batches, manifest, bad):
     """Every position holds the sample of the order, or a good sample in place of a bad one."""
     order = SampleOrder(11, manifest.samples, CHUNK, BLOCK, LANES)
-    met = 0
+    replaced = 0
     for t, batch in enumerate(batches):
-        for named, got in zip(order.batch(t * BATCH, BATCH)[0].tolist(), batch.ids.tolist(), strict=True):
-            assert got not in bad and (named in bad or got == named)
-            met += named in bad
-    assert met
+        for scheduled, actual in zip(order.batch(t * BATCH, BATCH)[0].tolist(), batch.ids.tolist(), strict=True):
+            assert actual not in bad and (scheduled in bad or actual == scheduled)
+            replaced += scheduled in bad
+    assert replaced
 
 
 @pytest.mark.parametrize("name", [*WHOLE, *AROUND])
 def test_index_rejects_incomplete_or_malformed_tar(folder, tmp_path, name):
-    path = hurt(folder, {**WHOLE, **AROUND}[name])
+    path = damage_shard(folder, {**WHOLE, **AROUND}[name])
     with pytest.raises(DataError, match=f"{path.name}: ") as error:
         index([str(folder / f"{i:05d}.tar") for i in range(5)], tmp_path / "m")
     assert error.value.code == 65 and error.value.remedy and not (tmp_path / "m").exists()
@@ -126,7 +126,7 @@ def test_index_rejects_incomplete_or_malformed_tar(folder, tmp_path, name):
 @pytest.mark.parametrize("name", [*WHOLE, *UNSEEN_BY_INDEX])
 def test_damage_after_indexing_stops_training_until_excepted(original, folder, tmp_path, name):
     manifest = Manifest.load(folder)
-    path = hurt(folder, {**WHOLE, **UNSEEN_BY_INDEX}[name])
+    path = damage_shard(folder, {**WHOLE, **UNSEEN_BY_INDEX}[name])
     with pytest.raises(DataError, match=path.name) as error:
         train(original, folder)
     assert error.value.code == 65 and error.value.remedy
@@ -146,7 +146,7 @@ def test_damage_after_indexing_stops_training_until_excepted(original, folder, t
 @pytest.mark.parametrize("name", AROUND)
 def test_damage_outside_samples_is_reported_and_changes_no_batch(original, folder, name):
     manifest, before = Manifest.load(folder), train(original, folder)
-    path = hurt(folder, AROUND[name])
+    path = damage_shard(folder, AROUND[name])
     after = train(original, folder)
     assert same(arrays(before), arrays(after))
     assert not verified(manifest).bad
@@ -197,15 +197,15 @@ def make(folder, change):
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_bad_sample_is_reported_by_verify_and_replaced_in_training(original, tmp_path, caplog, name, decoder):
-    change, words = SAMPLES[name]
+    change, reason = SAMPLES[name]
     manifest = make(tmp_path, change)
     report = verified(manifest)
-    assert list(report.bad) == [37] and words in report.bad[37]
+    assert list(report.bad) == [37] and reason in report.bad[37]
 
     batches = train(original, tmp_path, decoder=decoder)
     assert_in_place(batches, manifest, {37})
     assert sum(batch.replaced for batch in batches) > 0
-    lines = [one.getMessage() for one in caplog.records]
+    lines = [record.getMessage() for record in caplog.records]
     assert lines == [f"{tmp_path / '1.tar'}, sample 5 replaced: {report.bad[37]}"]
 
 

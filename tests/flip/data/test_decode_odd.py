@@ -122,8 +122,8 @@ def test_decode_ignores_exif_orientation_by_default(decoder, orientation):
     assert np.array_equal(turned, decode.decode(JPEG, decoder))
 
 
-def patched(data, at, new):
-    return data[:at] + new + data[at + len(new) :]
+def patched(data, offset, new):
+    return data[:offset] + new + data[offset + len(new) :]
 
 
 REFUSED = {
@@ -151,9 +151,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_decoders_reject_damaged_and_foreign_files(name):
-    data, words = REFUSED[name]
+    data, message = REFUSED[name]
     reasons = [verdict(memoryview(data), decoder) for decoder in DECODERS]
-    assert all(isinstance(reason, str) and words in reason for reason in reasons)
+    assert all(isinstance(reason, str) and message in reason for reason in reasons)
     assert reasons[0] == verdict(data, "pillow") and " at 0x" not in reasons[0]  # equal in every process
 
 
@@ -171,7 +171,7 @@ def test_decode_rejects_decompression_bomb_before_unpacking(monkeypatch):
 @pytest.mark.parametrize("name", ["baseline", "progressive", "grey", "CMYK"])
 def test_decoders_agree_on_damaged_jpegs(name):
     """libjpeg only warns about much damage; both decoders then return what Pillow returns."""
-    draw, read = random.Random(name), 0
+    draw, decoded = random.Random(name), 0
     for _ in range(150):
         data = bytearray(SOUND[name])
         for _ in range(draw.choice((1, 1, 3))):
@@ -181,6 +181,6 @@ def test_decoders_agree_on_damaged_jpegs(name):
         a, b = (verdict(bytes(data), decoder) for decoder in DECODERS)
         assert isinstance(a, str) == isinstance(b, str), (a, b)
         if not isinstance(a, str):
-            read += 1
+            decoded += 1
             assert np.abs(a.astype(int) - b).max() <= TOLERANCE
-    assert 20 < read < 150
+    assert 20 < decoded < 150

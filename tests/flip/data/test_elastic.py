@@ -54,15 +54,12 @@ def reference(data):
 @pytest.mark.parametrize("first", range(len(LAYOUTS)), ids=["x".join(map(str, layout)) for layout in LAYOUTS])
 def test_batches_are_equal_across_two_changes_of_layout(data, reference, first):
     draw = random.Random(first)
-    others = draw.sample([layout for layout in LAYOUTS if layout != LAYOUTS[first]], 2)
+    later_layouts = draw.sample([layout for layout in LAYOUTS if layout != LAYOUTS[first]], 2)
     borders = [0, *sorted(draw.sample(range(1, STEPS), 2)), STEPS]
-    handed_on = []
-    for layout, start, stop in zip([LAYOUTS[first], *others], borders[:-1], borders[1:], strict=True):
-        handed_on += batches(data, layout, range(start, stop))
+    resumed = []
+    for layout, start, stop in zip([LAYOUTS[first], *later_layouts], borders[:-1], borders[1:], strict=True):
+        resumed += batches(data, layout, range(start, stop))
     wrong = [
-        (t, name)
-        for t in range(STEPS)
-        for name in handed_on[t]
-        if not torch.equal(handed_on[t][name], reference[t][name])
+        (t, name) for t in range(STEPS) for name in resumed[t] if not torch.equal(resumed[t][name], reference[t][name])
     ]
-    assert not wrong, f"layouts {LAYOUTS[first]}, {others} from steps {borders}"
+    assert not wrong, f"layouts {LAYOUTS[first]}, {later_layouts} from steps {borders}"

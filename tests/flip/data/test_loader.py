@@ -72,23 +72,23 @@ def test_batches_are_equal_after_resume_beyond_first_pass(original, reference, w
 
 def test_batches_use_pinned_memory_only_if_requested(original, monkeypatch):
     """All tensors that a step copies to the device are pinned: copies from other memory block the host."""
-    asked, empty = [], torch.empty
+    pin_flags, empty = [], torch.empty
 
-    def recorded(*shape, pin_memory=False, **more):
-        asked.append(pin_memory)
-        return empty(*shape, **more)
+    def recording_empty(*shape, pin_memory=False, **options):
+        pin_flags.append(pin_memory)
+        return empty(*shape, **options)
 
-    monkeypatch.setattr(torch, "empty", recorded)
+    monkeypatch.setattr(torch, "empty", recording_empty)
     for pinned in (True, False):
-        asked.clear()
+        pin_flags.clear()
         next(loader(original, pinned=pinned).batches(0, BATCH, "0.5"))
-        assert len(asked) >= 5 and set(asked) == {pinned}
+        assert len(pin_flags) >= 5 and set(pin_flags) == {pinned}
 
 
 def test_larger_batch_continues_same_sample_stream(original, reference):
-    some = take(loader(original), 2 * BATCH, 1, batch=2 * BATCH)[0].ids.reshape(LANES, -1)
+    larger = take(loader(original), 2 * BATCH, 1, batch=2 * BATCH)[0].ids.reshape(LANES, -1)
     before = [batch["ids"].reshape(LANES, -1) for batch in reference[1][2:4]]
-    assert torch.equal(some, torch.cat(before, dim=1))
+    assert torch.equal(larger, torch.cat(before, dim=1))
 
 
 def test_captions_of_a_sample_are_drawn_about_equally_often(original):
@@ -160,14 +160,14 @@ def test_bad_sample_is_replaced_by_next_good_sample_of_block(original, folder, w
         for lane in range(LANES):
             for position in range(4 * t, 4 * t + 4):
                 k, n = divmod(position, order.block_samples)
-                ids, seen = (field[0] for field in order.cached_block(range(lane, lane + 1), k))
+                ids, visits = (field[0] for field in order.cached_block(range(lane, lane + 1), k))
                 m = next(
                     m % order.block_samples
                     for m in range(n, n + order.block_samples)
                     if ids[m % order.block_samples] not in bad
                 )
                 expected.append(ids[m])
-                epochs.append(seen[m])
+                epochs.append(visits[m])
                 replaced += m != n
         assert batch.ids.tolist() == expected
         assert batch.keep_indices.tolist() == masking.visible_patches(11, epochs, expected, 9, 4).tolist()
@@ -204,8 +204,8 @@ def test_damaged_chunk_is_left_out_if_manifest_excepts_its_samples(original, fol
         file.write(b"rot")
     with pytest.raises(DataError, match="CRC32"):
         take(loader(original, folder=folder), 0, 8)
-    left = write(folder.parent / "left", manifest, manifest.checksums, dict.fromkeys(manifest.chunk_ids(7), "rot"))
-    batches = take(loader(original, folder=left.folder, max_replaced=0.1), 0, 8)
+    excepted = write(folder.parent / "left", manifest, manifest.checksums, dict.fromkeys(manifest.chunk_ids(7), "rot"))
+    batches = take(loader(original, folder=excepted.folder, max_replaced=0.1), 0, 8)
     assert not {14, 15} & {id for batch in batches for id in batch.ids.tolist()}
 
 
@@ -248,11 +248,9 @@ def test_loader_rejects_incompatible_chunk_ranks_workers_and_start(original):
 def test_evaluation_reads_every_image_once_across_ranks(original, world):
     images = Shards(original)
     shares = [range(rank * images.count // world, (rank + 1) * images.count // world) for rank in range(world)]
-    images_found = [
-        shortened for share in shares for shortened in prepare(images, share, lambda pixels: pixels, label_of)
-    ]
-    assert [id for id, *_ in images_found] == list(range(SAMPLES)) and images.count == SAMPLES
-    assert [label for *_, label in images_found] == [id % 7 for id in range(SAMPLES)]
-    assert np.array_equal(EvaluationView(32)(images_found[5][1]), picture(5, 32))
+    prepared = [image for share in shares for image in prepare(images, share, lambda pixels: pixels, label_of)]
+    assert [id for id, *_ in prepared] == list(range(SAMPLES)) and images.count == SAMPLES
+    assert [label for *_, label in prepared] == [id % 7 for id in range(SAMPLES)]
+    assert np.array_equal(EvaluationView(32)(prepared[5][1]), picture(5, 32))
     with pytest.raises(DataError, match="no label 'nothing'"):
         prepare(images, range(1), lambda pixels: pixels, partial(label_of, member="nothing"))

@@ -23,10 +23,10 @@ def chunk_bytes(folder):
     return Manifest.load(folder).mean_bytes * CHUNK
 
 
-def really(stream):
+def buffered_bytes(stream):
     """Wait for all chunks of a stream and return the bytes of their buffers."""
-    futures = [one for lane in stream._prefetcher._chunks for chunks in lane.values() for one in chunks.values()]
-    return sum(len(piece) for one in futures for piece in one.result(60).pieces)
+    futures = [future for lane in stream._prefetcher._chunks for chunks in lane.values() for future in chunks.values()]
+    return sum(len(piece) for future in futures for piece in future.result(60).pieces)
 
 
 @pytest.mark.parametrize("lead", [0.0, prefetch.LOOKAHEAD_SECONDS])
@@ -34,13 +34,13 @@ def test_held_bytes_are_counted_exactly_and_bounded(original, monkeypatch, lead)
     monkeypatch.setattr(prefetch, "LOOKAHEAD_SECONDS", lead)
     held, reads = [], prefetch.THREADS * chunk_bytes(original)
     block = 6 * BLOCK * chunk_bytes(original)
-    made, out = streams(original, range(6))
+    producer, out = streams(original, range(6))
     for t in range(400):
-        made.fill(out)
-        held.append(made.counters.held)
+        producer.fill(out)
+        held.append(producer.counters.held)
         if t % 50 == 0:
-            assert held[-1] == really(made._streams[0][0])
-    made.close()
+            assert held[-1] == buffered_bytes(producer._streams[0][0])
+    producer.close()
     most, mean = 2 * block, (1.5 + prefetch.MAX_LOOKAHEAD / 2) * block
     assert 0.9 * most < max(held) <= most + reads and 0.75 * mean < sum(held) / len(held) <= mean
 
@@ -48,12 +48,12 @@ def test_held_bytes_are_counted_exactly_and_bounded(original, monkeypatch, lead)
 @pytest.mark.long
 def test_loader_memory_does_not_grow_over_ten_thousand_steps(original):
     command = [sys.executable, "-m", "tests.flip.data.many_steps", str(original)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["held"] <= (2 * BLOCK + prefetch.THREADS) * chunk_bytes(original)
-    before, after = found["rss"]
-    assert found["bytes"] > 30e6 and after - before < 4e6, "what was read is not kept"
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert result["held"] <= (2 * BLOCK + prefetch.THREADS) * chunk_bytes(original)
+    before, after = result["rss"]
+    assert result["bytes"] > 30e6 and after - before < 4e6, "the loader retains no data that it has used"
 
 
 def test_first_rank_logs_memory_of_raw_samples(original, caplog):

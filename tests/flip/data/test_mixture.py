@@ -47,9 +47,9 @@ def take(data, start, count, workers=0):
 @pytest.mark.parametrize("start", [0, 7 * BATCH])
 def test_mixed_batch_joins_independent_streams_of_data_sets(original, other, start):
     batch = take(mixed(original, other), start, 1)[0]
-    each = BATCH // LANES
-    first = SampleOrder(11, SAMPLES, CHUNK, BLOCK, 8).batch(start // LANES * 8, 8 * each)
-    second = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4).batch(start // LANES * 4, 4 * each)
+    per_lane = BATCH // LANES
+    first = SampleOrder(11, SAMPLES, CHUNK, BLOCK, 8).batch(start // LANES * 8, 8 * per_lane)
+    second = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4).batch(start // LANES * 4, 4 * per_lane)
     ids = np.concatenate([first[0], second[0] + IDS])
     assert batch.ids.tolist() == ids.tolist() and IDS == 2**48
     epochs = np.concatenate([first[1], second[1]])
@@ -77,19 +77,19 @@ def test_bad_sample_is_replaced_within_its_data_set(original, tmp_path, workers,
     index([str(tmp_path / "0.tar")], tmp_path, chunk=1)
     batches = take(mixed(original, tmp_path), 0, 6, workers)
     order = SampleOrder(int(key(11, 2**63 + 2, 1)), OTHER, 1, BLOCK, 4)
-    named = [id for t in range(6) for id in order.batch(t * 16, 16)[0].tolist()]
+    scheduled = [id for t in range(6) for id in order.batch(t * 16, 16)[0].tolist()]
     used = [id - IDS for batch in batches for id in batch.ids.tolist() if id >= IDS]
-    assert [a for a, b in zip(named, used, strict=True) if a != b] == [a for a in named if a in bad]
-    assert sum(batch.replaced for batch in batches) == sum(a in bad for a in named) > 0
+    assert [a for a, b in zip(scheduled, used, strict=True) if a != b] == [a for a in scheduled if a in bad]
+    assert sum(batch.replaced for batch in batches) == sum(a in bad for a in scheduled) > 0
     assert not bad & set(used) and "0.tar, sample 50 replaced" in caplog.text
 
 
 def test_datasets_digest_depends_on_all_data_sets_and_lanes(original, other):
-    entry, two = load_sources(mixed(original, other))
-    assert datasets_digest([entry]) == entry.manifest.digest
-    both = datasets_digest([entry, two])
-    changed = [DatasetSource(0, entry.manifest, range(9)), DatasetSource(1, two.manifest, range(9, 12))]
-    assert len({both, datasets_digest([two, entry]), datasets_digest(changed), entry.manifest.digest}) == 4
+    first, second = load_sources(mixed(original, other))
+    assert datasets_digest([first]) == first.manifest.digest
+    digest = datasets_digest([first, second])
+    changed = [DatasetSource(0, first.manifest, range(9)), DatasetSource(1, second.manifest, range(9, 12))]
+    assert len({digest, datasets_digest([second, first]), datasets_digest(changed), first.manifest.digest}) == 4
 
 
 def test_load_sources_opens_only_data_sets_of_given_lanes(original, other, tmp_path):

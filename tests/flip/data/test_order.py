@@ -43,8 +43,8 @@ def test_key_permutation_order_and_mask_match_stored_vectors():
     for v in VECTORS["batch"]:
         ids, epochs = SampleOrder(v["seed"], v["N"], v["R"], v["Q"], v["L"]).batch(v["S"], v["B"])
         assert np.stack([ids, epochs], axis=1).tolist() == v["ids"]
-    for seed, epoch, id, patches, kept, expected in VECTORS["keep"]:
-        assert masking.visible_patches(seed, [epoch], [id], patches, kept).tolist() == [expected]
+    for seed, epoch, id, patches, visible, expected in VECTORS["keep"]:
+        assert masking.visible_patches(seed, [epoch], [id], patches, visible).tolist() == [expected]
 
 
 def test_order_version_is_pinned():
@@ -85,12 +85,14 @@ def test_order_is_independent_of_start_batch_size_and_lane_range(data):
     r, q, lanes = (data.draw(st.integers(1, high)) for high in (4, 3, 6))
     stream = SampleOrder(5, data.draw(st.integers(r, 300)), r, q, lanes)
     per_lane = data.draw(st.integers(1, 40))
-    whole = stream.batch(0, lanes * per_lane)[0].reshape(lanes, per_lane)
-    at = data.draw(st.integers(0, per_lane - 1))
+    full = stream.batch(0, lanes * per_lane)[0].reshape(lanes, per_lane)
+    offset = data.draw(st.integers(0, per_lane - 1))
     first = data.draw(st.integers(0, lanes - 1))
-    some = stream.batch(at * lanes, (per_lane - at) * lanes, range(first, lanes))[0]
-    assert some.tolist() == whole[first:, at:].ravel().tolist()
-    assert stream.positions(range(first, first + 1), at, per_lane - at)[0].tolist() == [whole[first, at:].tolist()]
+    part = stream.batch(offset * lanes, (per_lane - offset) * lanes, range(first, lanes))[0]
+    assert part.tolist() == full[first:, offset:].ravel().tolist()
+    assert stream.positions(range(first, first + 1), offset, per_lane - offset)[0].tolist() == [
+        full[first, offset:].tolist()
+    ]
 
 
 def test_order_cache_stays_small_over_many_batches():
@@ -109,8 +111,11 @@ def test_order_rejects_chunk_above_sample_count_and_unaligned_start():
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(1, 3000))
 def test_unpermute_inverts_permute(seed, epoch, chunks):
-    places = np.arange(chunks)
-    assert order.unpermute(seed, epoch, chunks, order.permute(seed, epoch, chunks, places)).tolist() == places.tolist()
+    positions = np.arange(chunks)
+    assert (
+        order.unpermute(seed, epoch, chunks, order.permute(seed, epoch, chunks, positions)).tolist()
+        == positions.tolist()
+    )
 
 
 @given(
@@ -118,22 +123,22 @@ def test_unpermute_inverts_permute(seed, epoch, chunks):
     st.integers(0, 90), st.integers(1, 400), st.data(),
 )  # fmt: skip
 def test_block_within_returns_first_block_of_bad_chunks(seed, chunks, chunk, q, lanes, start, count, data):
-    one = SampleOrder(seed, chunks * chunk, chunk, q, lanes)
+    stream = SampleOrder(seed, chunks * chunk, chunk, q, lanes)
     bad = data.draw(st.sets(st.integers(0, chunks - 1)))
     expected = None
-    for k in range(start // one.block_samples, -(-(start + count) // one.block_samples)):
-        ids = one.blocks(range(lanes), range(k, k + 1))[0][0]
-        hit = [lane for lane in range(lanes) if set((ids[lane] // chunk).tolist()) <= bad]
-        if hit:
-            expected = hit[0], k
+    for k in range(start // stream.block_samples, -(-(start + count) // stream.block_samples)):
+        ids = stream.blocks(range(lanes), range(k, k + 1))[0][0]
+        bad_lanes = [lane for lane in range(lanes) if set((ids[lane] // chunk).tolist()) <= bad]
+        if bad_lanes:
+            expected = bad_lanes[0], k
             break
-    assert one.block_within(np.array(sorted(bad), dtype=np.int64), start, start + count) == expected
+    assert stream.block_within(np.array(sorted(bad), dtype=np.int64), start, start + count) == expected
 
 
 def test_block_within_result_is_independent_of_search_batches(monkeypatch):
     monkeypatch.setattr(order, "_SEARCHED", 64)
-    one = SampleOrder(5, 40, 1, 4, 2)
+    stream = SampleOrder(5, 40, 1, 4, 2)
     bad = np.arange(20)
-    whole = [one.block_within(bad, start, 4000) for start in range(0, 2000, 100)]
+    expected = [stream.block_within(bad, start, 4000) for start in range(0, 2000, 100)]
     monkeypatch.undo()
-    assert whole == [one.block_within(bad, start, 4000) for start in range(0, 2000, 100)] and None not in whole
+    assert expected == [stream.block_within(bad, start, 4000) for start in range(0, 2000, 100)] and None not in expected

@@ -170,7 +170,7 @@ def test_visible_patches_match_reference(seed):
         ]
         epochs = np.array([epoch for epoch, _ in samples], dtype=np.int64)
         ids = np.array([sample for _, sample in samples], dtype=np.int64)
-        got = masking.visible_patches(seed, epochs, ids, patches, visible)
-        assert got.dtype == np.int16 and got.shape == (len(samples), visible)
+        actual = masking.visible_patches(seed, epochs, ids, patches, visible)
+        assert actual.dtype == np.int16 and actual.shape == (len(samples), visible)
         expected = [keep(seed, epoch, sample, patches, visible) for epoch, sample in samples]
-        assert got.tolist() == expected, (patches, visible)
+        assert actual.tolist() == expected, (patches, visible)

@@ -58,17 +58,17 @@ def test_prefetch_reads_each_chunk_once_per_block(storage):
     order, lanes = SampleOrder(**ORDER), range(4, 8)
     prefetcher = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
     used = walk(prefetcher, order, lanes, 10, 3 * order.block_samples)
-    asked = [(a, j) for a in range(4) for j in prefetcher._chunks[a][3]]
-    assert all(len(held) == 1 for held in prefetcher._chunks), "used blocks are dropped"
-    assert prefetcher.bytes == sum(len_of(j) for _, j in asked), "and not counted any more"
-    wanted = [j for chunks in used.values() for j in chunks]
+    prefetched = [(a, j) for a in range(4) for j in prefetcher._chunks[a][3]]
+    assert all(len(held) == 1 for held in prefetcher._chunks), "the prefetcher drops used blocks"
+    assert prefetcher.bytes == sum(len_of(j) for _, j in prefetched), "the prefetcher no longer counts dropped blocks"
+    used_chunks = [j for chunks in used.values() for j in chunks]
     following = [
         (a, j) for a in range(4) for j in np.unique(order.cached_block(lanes, 3)[0][a] // order.chunk).tolist()
     ]
-    assert sorted(asked) == sorted(following), "all of the next block, before it starts"
-    for a, j in asked:
+    assert sorted(prefetched) == sorted(following), "the prefetcher requests the full next block before it starts"
+    for a, j in prefetched:
         prefetcher.chunk(a, 3, j)
-    assert sorted(storage.reads) == sorted(wanted + [j for _, j in asked])
+    assert sorted(storage.reads) == sorted(used_chunks + [j for _, j in prefetched])
     prefetcher.close()
 
 
@@ -81,14 +81,14 @@ def test_prefetch_reads_in_background_and_waits_only_for_needed_chunks(storage):
         prefetcher, order, lanes, order.block_samples // 2, order.block_samples
     )  # waits for none of the requested chunks
     needed = np.unique(order.cached_block(lanes, 1)[0][0] // order.chunk).tolist()
-    assert set(needed) - set(storage.reads), "some are still under way"
-    waited = threading.Thread(target=lambda: [prefetcher.chunk(0, 1, j) for j in needed])
-    waited.start()
-    waited.join(0.2)
-    assert waited.is_alive()
+    assert set(needed) - set(storage.reads), "some reads are pending"
+    waiter = threading.Thread(target=lambda: [prefetcher.chunk(0, 1, j) for j in needed])
+    waiter.start()
+    waiter.join(0.2)
+    assert waiter.is_alive()
     storage.hold.set()
-    waited.join(30)
-    assert not waited.is_alive() and set(needed) <= set(storage.reads)
+    waiter.join(30)
+    assert not waiter.is_alive() and set(needed) <= set(storage.reads)
     prefetcher.close()
 
 
@@ -124,7 +124,7 @@ def test_prefetch_lookahead_follows_measured_rate_within_bound(storage, monkeypa
     monkeypatch.setattr(prefetch.time, "monotonic", lambda: clock[0])
     order = SampleOrder(**{**ORDER, "block": 16})
     prefetcher = Prefetch(order, range(1), 0, storage.read, lambda j: False, len_of)
-    assert prefetcher.lookahead == 0, "the rate is not known yet"
+    assert prefetcher.lookahead == 0, "the rate is unknown at first"
     for _ in range(40):
         clock[0] += 2.0
         prefetcher.update_rate(4)  # 2 samples a second
@@ -138,7 +138,7 @@ def test_prefetch_lookahead_follows_measured_rate_within_bound(storage, monkeypa
     for _ in range(100):
         clock[0] += 0.001
         prefetcher.update_rate(4)
-    assert prefetcher.lookahead == prefetch.MAX_LOOKAHEAD * order.block_samples, "memory bounds it"
+    assert prefetcher.lookahead == prefetch.MAX_LOOKAHEAD * order.block_samples, "memory bounds the lookahead"
     prefetcher.close()
 
 
@@ -152,6 +152,6 @@ def test_prefetch_phases_of_lanes_are_spread_evenly(lanes):
 
 
 def test_chunks_due_grows_from_zero_to_all_chunks_of_block():
-    for at in (0.001, 0.5, 1.0):
-        counts = [chunks_due(n, 32, 4, at) for n in range(-1, 40)]
+    for lane_phase in (0.001, 0.5, 1.0):
+        counts = [chunks_due(n, 32, 4, lane_phase) for n in range(-1, 40)]
         assert counts[0] == 0 and counts[32:] == [4] * 9 and counts == sorted(counts)

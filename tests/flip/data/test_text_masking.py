@@ -35,8 +35,10 @@ def test_frequency_masking_prefers_padding_to_dropped_frequent_tokens():
     frequent, rare, padding = (((rows >= a) & (rows < b)).sum(axis=1) for a, b in ((1, 6), (6, 8), (8, LENGTH)))
     undropped = np.random.default_rng(0).binomial(5, 0.25, 10**6)  # 4 places for these and 2 rare words
     assert frequent.mean() == pytest.approx(np.minimum(undropped, undropped * 4 / (undropped + 2)).mean(), abs=0.05)
-    assert (rare[padding > 0] == 2).all(), "rare words stay if there is room"
-    assert (padding == np.maximum(2 - frequent, 0))[rare == 2].all(), "padding fills up, not a dropped word"
+    assert (rare[padding > 0] == 2).all(), "the mask drops padding before rare words"
+    assert (padding == np.maximum(2 - frequent, 0))[rare == 2].all(), (
+        "padding fills the other positions, not a dropped word"
+    )
     assert (visible(way, tokens, 4000) == rows).all() and (visible(way, tokens, 4000, seed=8) != rows).any()
 
 
@@ -46,11 +48,13 @@ def test_syntax_masking_prefers_nouns_then_adjectives_then_other_words():
     tokens = [1, 2, 3, 4, 5, 2, 3, 4, 0, 0, 0, 0]
     rows = visible(SyntaxMasking(parts), tokens, 200)
     assert (np.sort(rows[:, :1], axis=1) == 0).all()
-    kept = [set(row) for row in rows.tolist()]
-    assert all({0, 3, 4, 7} <= row for row in kept), "nouns, with the piece that continues one"
-    assert {frozenset(row - {0, 3, 4, 7}) for row in kept} == {frozenset({2}), frozenset({6})}, "one adjective"
+    kept_positions = [set(row) for row in rows.tolist()]
+    assert all({0, 3, 4, 7} <= row for row in kept_positions), "the mask keeps nouns and their continuation pieces"
+    assert {frozenset(row - {0, 3, 4, 7}) for row in kept_positions} == {frozenset({2}), frozenset({6})}, (
+        "the remaining position holds an adjective"
+    )
     short = visible(SyntaxMasking(parts), [1, 2, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-    assert {0, 1, 2} <= set(short[0].tolist()), "padding goes first"
+    assert {0, 1, 2} <= set(short[0].tolist()), "the mask drops padding first"
 
 
 @pytest.fixture
@@ -60,10 +64,10 @@ def tokenizer(tmp_path):
 
 def test_token_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
     pytest.importorskip("textblob")
-    read = Tokenizer(tokenizer, 64, prepend_cls=False)
+    tokenize = Tokenizer(tokenizer, 64, prepend_cls=False)
     captions = ["a red circle", "a blue circle", "the red square"]
-    table = count_tokens(read, captions, parts_of_speech=True)
-    ids = {word: int(read([word])[0][0]) for word in ["a", "red", "circle", "square"]}
+    table = count_tokens(tokenize, captions, parts_of_speech=True)
+    ids = {word: int(tokenize([word])[0][0]) for word in ["a", "red", "circle", "square"]}
     assert [table.counts[ids[word]] for word in ids] == [2, 2, 2, 1] and table.counts[0] == 0
     assert [table.parts[ids[word]] for word in ids] == [OTHER, ADJECTIVE, NOUN, NOUN]
     path = tmp_path / "table.json"
@@ -90,9 +94,9 @@ def test_token_table_is_rejected_if_missing_damaged_or_foreign(tokenizer, tmp_pa
     replace(table, tokenizer="sha256:other").write(path)
     with pytest.raises(ConfigError, match="another tokenizer"):
         FrequencyMasking.of(data)
-    counts = replace(table, counts=[-1] * len(table.counts)), replace(table, parts=[7] * len(table.counts))
+    invalid_tables = replace(table, counts=[-1] * len(table.counts)), replace(table, parts=[7] * len(table.counts))
     for damaged in (
-        *(json.dumps(vars(one)) for one in counts),
+        *(json.dumps(vars(invalid)) for invalid in invalid_tables),
         "[]",
         "{",
         json.dumps({"tokenizer": 1, "counts": ["a"]}),

@@ -50,8 +50,8 @@ def test_default_view_resizes_central_square_of_decoded_image(name):
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
     expected = np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
-    for given in (decode.open_image(FILES[name]), pixels):
-        assert np.array_equal(EvaluationView(SIZE)(given), expected)
+    for image in (decode.open_image(FILES[name]), pixels):
+        assert np.array_equal(EvaluationView(SIZE)(image), expected)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -65,12 +65,12 @@ def test_evaluation_view_is_idempotent(name):
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 def test_decode_with_convert_equals_pillow_convert(name, decoder):
     expected = np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGB"))
-    found = decode.decode(FILES[name], decoder, "convert").astype(int)
-    assert np.abs(found - expected).max() <= (2 if decoder == "simplejpeg" else 0)
+    pixels = decode.decode(FILES[name], decoder, "convert").astype(int)
+    assert np.abs(pixels - expected).max() <= (2 if decoder == "simplejpeg" else 0)
 
 
 def test_view_label_names_all_settings():
-    views = [EvaluationView(SIZE, *more) for more in ((), ("resize_crop",), ("resize_crop", "convert"))]
+    views = [EvaluationView(SIZE, *settings) for settings in ((), ("resize_crop",), ("resize_crop", "convert"))]
     assert [view.label for view in views] == ["48px", "48px-resize_crop", "48px-resize_crop-convert"]
     config = schema.Config()
     config.data.exif = "apply"

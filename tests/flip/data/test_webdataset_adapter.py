@@ -14,7 +14,7 @@ from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
 from tests.synthetic import caption, picture
 
 
-def some(original, count, **fields):
+def take(original, count, **fields):
     return list(itertools.islice(iter(Samples(original, BATCH, LANES, seed=11, block=BLOCK, **fields)), count))
 
 
@@ -26,17 +26,17 @@ def ids(samples):
 def test_adapter_yields_samples_in_training_order(original, start):
     order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     expected = [id for t in range(3) for id in order.batch(start + t * BATCH, BATCH)[0].tolist()]
-    found = some(original, 3 * BATCH, start=start)
-    assert ids(found) == expected
-    assert all(one["txt"].decode() == caption(id) for one, id in zip(found, expected, strict=True))
-    assert {"__key__", "__url__", "png", "txt", "cls"} <= set(found[0]) and found[0]["__url__"].endswith(".tar")
+    samples = take(original, 3 * BATCH, start=start)
+    assert ids(samples) == expected
+    assert all(sample["txt"].decode() == caption(id) for sample, id in zip(samples, expected, strict=True))
+    assert {"__key__", "__url__", "png", "txt", "cls"} <= set(samples[0]) and samples[0]["__url__"].endswith(".tar")
 
 
 def test_adapter_splits_batch_between_ranks(original):
-    whole = ids(some(original, 2 * BATCH))
-    parts = [ids(some(original, BATCH, rank=rank, world=2)) for rank in range(2)]
+    expected = ids(take(original, 2 * BATCH))
+    parts = [ids(take(original, BATCH, rank=rank, world=2)) for rank in range(2)]
     half = BATCH // 2
-    assert whole == parts[0][:half] + parts[1][:half] + parts[0][half:] + parts[1][half:]
+    assert expected == parts[0][:half] + parts[1][:half] + parts[0][half:] + parts[1][half:]
 
 
 def test_adapter_feeds_pipeline_stages_of_webdataset(original):
@@ -53,8 +53,8 @@ def test_adapter_feeds_pipeline_stages_of_webdataset(original):
 
 def test_adapter_replaces_samples_excepted_by_manifest(original, tmp_path):
     manifest = Manifest.load(original)
-    left = write(tmp_path / "left", manifest, manifest.checksums, dict.fromkeys(range(0, 40), "bad"))
-    before, after = ids(some(original, 2 * BATCH)), ids(some(left.folder, 2 * BATCH))
+    excepted = write(tmp_path / "left", manifest, manifest.checksums, dict.fromkeys(range(0, 40), "bad"))
+    before, after = ids(take(original, 2 * BATCH)), ids(take(excepted.folder, 2 * BATCH))
     changed = [a for a, b in zip(before, after, strict=True) if a != b]
     assert sorted(set(changed)) == sorted(id for id in set(before) if id < 40) != [] and min(after) >= 40
 
@@ -72,4 +72,4 @@ def test_adapter_rejects_several_data_loader_workers(original):
 def test_adapter_rejects_start_and_ranks_incompatible_with_lanes(original):
     for fields in ({"start": 5}, {"world": 5}):
         with pytest.raises(ConfigError, match="L must divide"):
-            some(original, 1, **fields)
+            take(original, 1, **fields)

@@ -51,8 +51,8 @@ JSON = '{"url": "http://x", "n": 3, "caption": "a\\n cat", "texts": ["one", "two
     ],
 )
 def test_captions_of_reads_fields_of_json_members(members, expected):
-    given = sample(txt="first", json=JSON) | sample(**{"more.json": '{"caption": "another"}'})
-    assert captions_of(given, members) == expected
+    inputs = sample(txt="first", json=JSON) | sample(**{"more.json": '{"caption": "another"}'})
+    assert captions_of(inputs, members) == expected
 
 
 @pytest.mark.parametrize(

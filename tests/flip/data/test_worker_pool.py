@@ -59,16 +59,16 @@ def running(data, script, take=2, **environment):
         assert len(family) >= 4  # two workers, the fork server, the resource tracker
         yield child, family
     finally:
-        for one in [psutil.Process(child.pid), *family] if child.poll() is None else family:
-            if one.is_running():
-                one.kill()
+        for member in [psutil.Process(child.pid), *family] if child.poll() is None else family:
+            if member.is_running():
+                member.kill()
         child.communicate()
 
 
 @pytest.fixture
 def process(original, tmp_path):
-    with running(original, tmp_path / "main.py") as found:
-        yield found
+    with running(original, tmp_path / "main.py") as child_and_family:
+        yield child_and_family
 
 
 def assert_gone(family):
@@ -110,7 +110,7 @@ def test_workers_ignore_signals_to_process_group(process):
         ids.append(json.loads(child.stdout.readline()))
     order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     assert ids == [order.batch(t * BATCH, BATCH)[0].tolist() for t in range(2, 8)]
-    assert psutil.STATUS_ZOMBIE not in [one.status() for one in family]
+    assert psutil.STATUS_ZOMBIE not in [member.status() for member in family]
 
 
 @pytest.mark.long
@@ -124,14 +124,14 @@ def test_exit_with_live_workers_does_not_hang(process):
 
 @pytest.mark.long
 def test_workers_start_if_tmpdir_is_too_long_for_socket_path(original, tmp_path):
-    place = tmp_path / ("job-" + "1" * 100)
-    place.mkdir()
-    with running(original, tmp_path / "main.py", TMPDIR=str(place)) as (child, family):
+    long_folder = tmp_path / ("job-" + "1" * 100)
+    long_folder.mkdir()
+    with running(original, tmp_path / "main.py", TMPDIR=str(long_folder)) as (child, family):
         child.stdin.write("leave\n")
         child.stdin.flush()
         assert child.wait(timeout=20) == 75
         assert_gone(family)
-    assert not list(place.iterdir())
+    assert not list(long_folder.iterdir())
 
 
 def mapped(pid):
@@ -185,5 +185,5 @@ def test_failed_worker_delivers_finished_batches_before_its_error(original, fold
 def test_worker_error_retains_type_and_message(kind):
     sent = kind("what", "where", 3, "remedy")
     fields = {"cause": sent.cause, "what": sent.what, "where": sent.where, "value": sent.value, "remedy": sent.remedy}
-    got = _error(json.loads(json.dumps(fields)))
-    assert type(got) is kind and str(got) == str(sent)
+    received = _error(json.loads(json.dumps(fields)))
+    assert type(received) is kind and str(received) == str(sent)

@@ -37,10 +37,10 @@ EXACT = [
 
 @pytest.mark.parametrize("value", [*EXACT, math.inf, -math.inf], ids=repr)
 def test_collectives_preserve_json_values_exactly(value):
-    for found in (broadcast_json(value, None), *all_gather_json(value, None), run_on_first(lambda: value, None)):
-        assert found == value and type(found) is type(value)
+    for received in (broadcast_json(value, None), *all_gather_json(value, None), run_on_first(lambda: value, None)):
+        assert received == value and type(received) is type(value)
         if isinstance(value, float):
-            assert struct.pack("d", found) == struct.pack("d", value)
+            assert struct.pack("d", received) == struct.pack("d", value)
     assert math.isnan(broadcast_json(math.nan, None))
 
 
@@ -129,13 +129,13 @@ def test_collectives_agree_across_two_ranks_without_pickle(tmp_path):
     for process in ranks:
         process.start()
     try:
-        found = dict(results.get(timeout=120) for _ in ranks)
+        reports = dict(results.get(timeout=120) for _ in ranks)
     finally:
         for process in ranks:
             process.join(30)
             process.kill()
     for rank in range(2):
-        seen = found[rank]
+        seen = reports[rank]
         assert isinstance(seen, dict), seen
         assert seen["first"] == {"rank": 0, "text": "x" * 70000}
         assert seen["all"] == [["", 0.0], ["y" * 1000, 1 / 3]]

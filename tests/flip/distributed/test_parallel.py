@@ -36,30 +36,30 @@ B, STEPS, SEED, RATE = 12, 3, 3, 1e-3
 
 
 def compute(**fields):
-    given = {"device": "cpu", "precision": "fp32", "attention": "explicit", "threads": 1, "deterministic": "no"}
-    return schema.Compute(**given | fields)
+    defaults = {"device": "cpu", "precision": "fp32", "attention": "explicit", "threads": 1, "deterministic": "no"}
+    return schema.Compute(**defaults | fields)
 
 
-def built(how, world, meta=True, radford=False, sharded=False):
+def built(config, world, meta=True, radford=False, sharded=False):
     """Builds a CLIP model. ``sharded``: shards it even over a single rank."""
     with torch.device("meta" if meta else "cpu"):
-        pair = clip.CLIPModel(sized("tiny", radford=radford), schema.Augment(), how.attention, how.recompute)
+        pair = clip.CLIPModel(sized("tiny", radford=radford), schema.Augment(), config.attention, config.recompute)
     if not meta:
         return pair
     if sharded:
-        parallel._shard(pair, how, init_device_mesh(world.device.type, (1,)))
-    parallel.apply_parallelism(pair, world, how)
+        parallel._shard(pair, config, init_device_mesh(world.device.type, (1,)))
+    parallel.apply_parallelism(pair, world, config)
     clip.init_weights(pair, SEED)
     parallel.check_initialised(pair)
     return pair
 
 
-def trained(how, world, folder=None, radford=False, sharded=False):
+def trained(config, world, folder=None, radford=False, sharded=False):
     """Trains some steps. Returns initial and final weights, buffers, losses, and gradients of the first batch."""
-    pair = built(how, world, radford=radford, sharded=sharded)
-    found = {f"first.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
-    found |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
-    found["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
+    pair = built(config, world, radford=radford, sharded=sharded)
+    result = {f"first.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
+    result |= {f"table.{name}": buffer.clone() for name, buffer in pair.named_buffers()}
+    result["held"] = torch.tensor(sum(map(bytes_of, pair.parameters())))
     # The gradient of a key bias is only rounding error, which a small eps would amplify to a full step.
     optimizer = optim.build(pair.named_parameters(), schema.Optim(eps=1e-4))
     for group in optimizer.param_groups:
@@ -68,67 +68,71 @@ def trained(how, world, folder=None, radford=False, sharded=False):
     for t in range(STEPS):
         patches, keep, tokens = inputs(B)
         fields = (visible(patches, keep), keep, tokens.roll(t, dims=1))
-        mine = tuple(field[world.rank * share : (world.rank + 1) * share] for field in fields)
+        shard = tuple(field[world.rank * share : (world.rank + 1) * share] for field in fields)
         loss, _ = grad_cache.grad_cache_backward(
-            pair, mine, how.accumulate, world.device, parallel.autocast(how, world), how.loss_tile
+            pair, shard, config.accumulate, world.device, parallel.autocast(config, world), config.loss_tile
         )
         if t == 0:
-            found |= {f"gradient.{name}": parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
+            result |= {f"gradient.{name}": parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
         norm = optim.gradient_norm(pair)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
-    found["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
-    found["losses"] = torch.stack(losses)
-    with torch.no_grad(), parallel.autocast(how, world):  # a separate entry point
-        found["encoded"] = pair.encode_image(inputs(B)[0].to(world.device))
+    result["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
+    result["losses"] = torch.stack(losses)
+    with torch.no_grad(), parallel.autocast(config, world):  # a separate entry point
+        result["encoded"] = pair.encode_image(inputs(B)[0].to(world.device))
     parallel.reshard(pair)
-    found |= {f"weight.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
+    result |= {f"weight.{name}": parallel.full_tensor(p).detach().clone() for name, p in pair.named_parameters()}
     if folder:
         saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
         saver.save(checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer), "pretrain", STEPS * B)
-    found["dtypes"] = torch.tensor([p.dtype == torch.float32 for p in pair.parameters()])
-    return found
+    result["dtypes"] = torch.tensor([p.dtype == torch.float32 for p in pair.parameters()])
+    return result
 
 
 def bytes_of(parameter):
     return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).nbytes
 
 
-def held(how, world, folder=None):
+def held_bytes(config, world, folder=None):
     """Returns the bytes that FSDP holds in addition to the shards of this rank.
 
     ``between``: between micro-batches. ``within``: the maximum at the end of the backward pass of any block.
     """
-    pair, seen, last = built(how, world), {"between": [], "within": []}, grad_cache._set_last_micro_batch
+    pair, seen, last = built(config, world), {"between": [], "within": []}, grad_cache._set_last_micro_batch
     units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
-    parameters = [one for unit in units if unit for one in unit.fsdp_params]
+    parameters = [parameter for unit in units if unit for parameter in unit.fsdp_params]
 
     def note(kind):
-        weights = [one._unsharded_param for one in parameters if hasattr(one, "_unsharded_param")]
-        sums = [one.unsharded_accumulated_grad for one in parameters if one.unsharded_accumulated_grad is not None]
-        grads = [*sums, *(one.grad for one in weights if one.grad is not None)]
-        there = sum(one.untyped_storage().nbytes() for one in weights), sum(one.nbytes for one in grads)
-        seen[kind].append(there)
+        weights = [parameter._unsharded_param for parameter in parameters if hasattr(parameter, "_unsharded_param")]
+        sums = [
+            parameter.unsharded_accumulated_grad
+            for parameter in parameters
+            if parameter.unsharded_accumulated_grad is not None
+        ]
+        grads = [*sums, *(weight.grad for weight in weights if weight.grad is not None)]
+        sizes = sum(weight.untyped_storage().nbytes() for weight in weights), sum(grad.nbytes for grad in grads)
+        seen[kind].append(sizes)
 
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.register_full_backward_hook(lambda *_: note("within"))
-    grad_cache._set_last_micro_batch = lambda *given: (note("between"), last(*given))
+    grad_cache._set_last_micro_batch = lambda *args: (note("between"), last(*args))
     patches, keep, tokens = inputs(B // world.size)
     grad_cache.grad_cache_backward(
-        pair, (visible(patches, keep), keep, tokens), how.accumulate, world.device, nullcontext()
+        pair, (visible(patches, keep), keep, tokens), config.accumulate, world.device, nullcontext()
     )
     grad_cache._set_last_micro_batch = last
-    return {kind: torch.tensor(max(those, key=sum)) for kind, those in seen.items()}
+    return {kind: torch.tensor(max(pairs, key=sum)) for kind, pairs in seen.items()}
 
 
-def restored(how, world, folder):
+def restored(config, world, folder):
     """Saves on all ranks and loads again. Returns per rank: number of opened files, whether all values are equal.
 
     Then damages the files and checks that loading fails on every rank.
     """
     opened, read = [], CheckpointFiles.read
-    pair = built(how, world)
+    pair = built(config, world)
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
     state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
     checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2).save(state, "pretrain", B)
@@ -140,8 +144,8 @@ def restored(how, world, folder):
     CheckpointFiles.read = lambda files, name, *bounds: opened.append(name) or read(files, name, *bounds)
     saver.restorer.load(newest, checkpoint.model_state(pair))
     saver.restorer.load(newest, checkpoint.optimizer_state(pair, optimizer))
-    whole = all(torch.equal(parallel.local(state[name]), tensor) for name, tensor in expected.items())
-    seen = torch.tensor([len(opened), whole])
+    is_equal = all(torch.equal(parallel.local(state[name]), tensor) for name, tensor in expected.items())
+    seen = torch.tensor([len(opened), is_equal])
     distributed.barrier()
     if world.is_rank0:
         for file in newest.path.glob("*.safetensors"):
@@ -155,15 +159,15 @@ def restored(how, world, folder):
     return {"opened": torch.stack(together)}
 
 
-def rank_main(rank, world, port, cases, folder, results, work):
+def rank_main(rank, size, port, cases, folder, results, work):
     """Runs ``work`` for each case on this rank. Any unpickling of data from other ranks fails, in torch's code too."""
     try:
         distributed_c10d._unpickler = None
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        here = parallel.start(cases[0])
-        found = [work(how, here, folder) for how in cases]
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        world = parallel.start(cases[0])
+        outputs = [work(config, world, folder) for config in cases]
         if rank == 0:
-            results.put([{name: value.numpy() for name, value in one.items()} for one in found])
+            results.put([{name: value.numpy() for name, value in output.items()} for output in outputs])
         distributed.barrier()
         parallel.stop()
     except BaseException:
@@ -171,13 +175,13 @@ def rank_main(rank, world, port, cases, folder, results, work):
         raise
 
 
-def launch(world, cases, folder=None, work=trained):
-    """Runs ``work`` in ``world`` processes (in this one if ``world`` is 1). Returns the result of rank 0 per case."""
-    if world == 1:
-        here = parallel.start(cases[0])
-        found = [work(how, here) for how in cases]
+def launch(size, cases, folder=None, work=trained):
+    """Runs ``work`` in ``size`` processes (in this one if ``size`` is 1). Returns the result of rank 0 per case."""
+    if size == 1:
+        world = parallel.start(cases[0])
+        outputs = [work(config, world) for config in cases]
         parallel.stop()
-        return found
+        return outputs
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -185,19 +189,19 @@ def launch(world, cases, folder=None, work=trained):
         RunDir(folder).start_attempt({})
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    given = world, port, cases, folder, results, work
-    ranks = [context.Process(target=rank_main, args=(rank, *given)) for rank in range(world)]
+    shared_args = size, port, cases, folder, results, work
+    ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(size)]
     for process in ranks:
         process.start()
     try:
-        found = results.get(timeout=240)
+        outputs = results.get(timeout=240)
     except queue.Empty:
-        found = "no rank answered"
+        outputs = "no rank answered"
     for process in ranks:
         process.join(60)
         process.kill()
-    assert not isinstance(found, str), found
-    return [{name: torch.from_numpy(value) for name, value in one.items()} for one in found]
+    assert not isinstance(outputs, str), outputs
+    return [{name: torch.from_numpy(value) for name, value in output.items()} for output in outputs]
 
 
 GPU_DEFAULTS = {"reshard": "no", "loss_tile": 4096}
@@ -211,54 +215,55 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def at():
+def by_world():
     """world -> case -> results."""
     return {world: dict(zip(CASES, launch(world, list(CASES.values())), strict=True)) for world in (1, 2, 3)}
 
 
-def farthest(one, other, kind):
+def farthest(actual, expected, kind):
     """The largest difference in tensors of a kind, relative to the largest value of its tensor; and its name."""
-    names = [name for name in other if name.startswith(kind)]
+    names = [name for name in expected if name.startswith(kind)]
     return max(
-        (float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1e-6)), name) for name in names
+        (float((actual[name] - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-6)), name)
+        for name in names
     )
 
 
-def distance(one, other, kind="gradient"):
-    """The norm of the difference over all tensors of a kind, relative to the norm of ``other``."""
-    names = [name for name in other if name.startswith(kind)]
-    apart = sum(float((one[name] - other[name]).square().sum()) for name in names)
-    return (apart / sum(float(other[name].square().sum()) for name in names)) ** 0.5
+def distance(actual, expected, kind="gradient"):
+    """The norm of the difference over all tensors of a kind, relative to the norm of ``expected``."""
+    names = [name for name in expected if name.startswith(kind)]
+    apart = sum(float((actual[name] - expected[name]).square().sum()) for name in names)
+    return (apart / sum(float(expected[name].square().sum()) for name in names)) ** 0.5
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
-def test_initial_weights_are_bitwise_equal_at_every_world_size(at, world, case):
+def test_initial_weights_are_bitwise_equal_at_every_world_size(by_world, world, case):
     alone = built(CASES[case], None, meta=False)
     clip.init_weights(alone, SEED)
-    found = at[world][case]
+    result = by_world[world][case]
     for name, parameter in alone.named_parameters():
-        assert torch.equal(found[f"first.{name}"], parameter), name
+        assert torch.equal(result[f"first.{name}"], parameter), name
     for name, table in alone.named_buffers():
-        assert torch.equal(found[f"table.{name}"], table), name
-    assert found["dtypes"].all()
+        assert torch.equal(result[f"table.{name}"], table), name
+    assert result["dtypes"].all()
 
 
-def test_rank_holds_only_its_shard_of_parameters(at):
-    whole = int(at[1]["fp32"]["held"])
+def test_rank_holds_only_its_shard_of_parameters(by_world):
+    total = int(by_world[1]["fp32"]["held"])
     for world in (2, 3):
-        assert whole / world <= int(at[world]["fp32"]["held"]) < 1.02 * whole / world
+        assert total / world <= int(by_world[world]["fp32"]["held"]) < 1.02 * total / world
 
 
 @pytest.mark.parametrize("case", ["fp32", "accumulated"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_sharded_training_matches_single_process(at, world, case):
+def test_sharded_training_matches_single_process(by_world, world, case):
     """The global batches are equal. fp32 sums in another order: 2e-5 of a gradient, 1e-3 of a weight after 3 steps."""
-    alone, found = at[1]["fp32"], at[world][case]
-    assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
-    assert farthest(found, alone, "gradient") < (2e-5, "")
-    assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
-    assert farthest(found, alone, "weight") < (1e-3, "")
+    alone, result = by_world[1]["fp32"], by_world[world][case]
+    assert torch.allclose(result["norms"], alone["norms"], rtol=1e-3)
+    assert farthest(result, alone, "gradient") < (2e-5, "")
+    assert torch.allclose(result["losses"], alone["losses"], rtol=1e-5)
+    assert farthest(result, alone, "weight") < (1e-3, "")
 
 
 def test_sharded_recipe_clip_matches_single_process():
@@ -267,43 +272,43 @@ def test_sharded_recipe_clip_matches_single_process():
     of_cuda = [compute(device="cuda"), compute(device="cuda", accumulate=2)]
     (alone, *_, rounded) = launch(1, cases, work=work)
     (fp32, accumulated, bf16, *with_units_of_cuda) = launch(2, cases + of_cuda, work=work)
-    for found in (fp32, accumulated, *with_units_of_cuda):
-        assert farthest(found, alone, "first")[0] == 0
-        assert farthest(found, alone, "gradient") < (2e-5, "") and farthest(found, alone, "weight") < (1e-3, "")
-        assert torch.allclose(found["losses"], alone["losses"], rtol=1e-5)
+    for result in (fp32, accumulated, *with_units_of_cuda):
+        assert farthest(result, alone, "first")[0] == 0
+        assert farthest(result, alone, "gradient") < (2e-5, "") and farthest(result, alone, "weight") < (1e-3, "")
+        assert torch.allclose(result["losses"], alone["losses"], rtol=1e-5)
     assert distance(bf16, alone) < 1.5 * distance(rounded, alone)
 
 
-def test_sharded_bf16_training_is_as_close_to_fp32_as_autocast(at):
+def test_sharded_bf16_training_is_as_close_to_fp32_as_autocast(by_world):
     """Sharded bf16 runs differ from fp32 as much as autocast does in one process, and less from each other."""
-    exact, alone = at[1]["fp32"], at[1]["bf16"]
+    exact, alone = by_world[1]["fp32"], by_world[1]["bf16"]
     rounding = distance(alone, exact)
     assert 1e-3 < rounding < 0.03
     for world in (2, 3):
-        found = at[world]["bf16"]
-        assert distance(found, exact) < 1.5 * rounding
-        assert torch.allclose(found["losses"], alone["losses"], rtol=0.02)
-        assert ((found["encoded"] * alone["encoded"][: len(found["encoded"])]).sum(-1) > 0.999).all()
+        result = by_world[world]["bf16"]
+        assert distance(result, exact) < 1.5 * rounding
+        assert torch.allclose(result["losses"], alone["losses"], rtol=0.02)
+        assert ((result["encoded"] * alone["encoded"][: len(result["encoded"])]).sum(-1) > 0.999).all()
         # The scale and the projections compute in fp32: their error is no larger than under autocast.
         for name in ("gradient.logit_scale", "gradient.image.projection.weight", "gradient.text.projection.weight"):
-            assert distance(found, exact, name) < max(2 * distance(alone, exact, name), 0.02), name
-    assert distance(at[2]["bf16"], at[3]["bf16"]) < rounding
+            assert distance(result, exact, name) < max(2 * distance(alone, exact, name), 0.02), name
+    assert distance(by_world[2]["bf16"], by_world[3]["bf16"]) < rounding
 
 
-def test_replicated_shards_match_single_process_and_restore(at, tmp_path):
+def test_replicated_shards_match_single_process_and_restore(by_world, tmp_path):
     """Trains two replicas of two ranks with the defaults of GPUs. Four ranks save; this process loads."""
-    (found,) = launch(4, [compute(replicate=2, **GPU_DEFAULTS)], tmp_path)
-    alone = at[1]["fp32"]
-    assert int(alone["held"]) / 2 <= int(found["held"]) < 1.02 * int(alone["held"]) / 2
-    assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
-    assert farthest(found, alone, "gradient") < (2e-5, "")
-    assert farthest(found, alone, "weight") < (1e-3, "")
-    here = parallel.start(compute())
-    pair = built(compute(), here)
-    saver = checkpoint.Checkpointer(RunDir(tmp_path), 1, here, keep=2)
+    (result,) = launch(4, [compute(replicate=2, **GPU_DEFAULTS)], tmp_path)
+    alone = by_world[1]["fp32"]
+    assert int(alone["held"]) / 2 <= int(result["held"]) < 1.02 * int(alone["held"]) / 2
+    assert torch.allclose(result["norms"], alone["norms"], rtol=1e-3)
+    assert farthest(result, alone, "gradient") < (2e-5, "")
+    assert farthest(result, alone, "weight") < (1e-3, "")
+    world = parallel.start(compute())
+    pair = built(compute(), world)
+    saver = checkpoint.Checkpointer(RunDir(tmp_path), 1, world, keep=2)
     saver.restorer.load(saver.restorer.newest(), checkpoint.model_state(pair))
     parallel.stop()
-    assert all(torch.equal(found[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
+    assert all(torch.equal(result[f"weight.{name}"], p.detach()) for name, p in pair.named_parameters())
 
 
 @pytest.mark.slow
@@ -317,20 +322,20 @@ def test_replicated_shards_match_single_process_and_restore(at, tmp_path):
         (4, {"replicate": 4}),
     ],
 )
-def test_gpu_defaults_match_single_process(at, world, fields):
-    (found,) = launch(world, [compute(**GPU_DEFAULTS, **fields)])
-    assert torch.allclose(found["norms"], at[1]["fp32"]["norms"], rtol=1e-3)
-    assert farthest(found, at[1]["fp32"], "gradient") < (2e-5, "")
-    assert farthest(found, at[1]["fp32"], "weight") < (1e-3, "")
+def test_gpu_defaults_match_single_process(by_world, world, fields):
+    (result,) = launch(world, [compute(**GPU_DEFAULTS, **fields)])
+    assert torch.allclose(result["norms"], by_world[1]["fp32"]["norms"], rtol=1e-3)
+    assert farthest(result, by_world[1]["fp32"], "gradient") < (2e-5, "")
+    assert farthest(result, by_world[1]["fp32"], "weight") < (1e-3, "")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("fields", [{}, {"accumulate": 3, "recompute": "selective", "reshard": "no"}])
 def test_sharding_over_single_rank_is_bitwise_equal(device, fields):
     """Uses fp32: in bf16 a single process uses autocast, but a sharded model has bf16 weights."""
-    how = compute(device=device, deterministic="yes" if device == "cuda" else "no", **fields)
+    config = compute(device=device, deterministic="yes" if device == "cuda" else "no", **fields)
     try:
-        plain, sharded = (launch(1, [how], work=partial(trained, sharded=sharded))[0] for sharded in (False, True))
+        plain, sharded = (launch(1, [config], work=partial(trained, sharded=sharded))[0] for sharded in (False, True))
     finally:
         torch.use_deterministic_algorithms(False)
     assert plain.keys() == sharded.keys()
@@ -350,31 +355,31 @@ def test_separate_reductions_sets_own_group_on_cuda_only(device, expected):
 def test_device_memory_predicts_bytes_held_between_micro_batches():
     """FSDP holds the gradient and the weights of the entire model between micro-batches, for any number of ranks."""
     cases = [compute(accumulate=n, precision=precision) for n in (2, 3) for precision in ("fp32", "bf16")]
-    for how, found in zip(cases, launch(2, cases, work=held), strict=True):
-        plan = costs.device_memory(sized("tiny"), how, how.accumulate, "0.5", 2)
+    for config, result in zip(cases, launch(2, cases, work=held_bytes), strict=True):
+        plan = costs.device_memory(sized("tiny"), config, config.accumulate, "0.5", 2)
         most = plan["gradients"] + plan["gathered"]
-        between, within = (int(found[kind].sum()) for kind in ("between", "within"))
-        assert 0.9 * most < between <= most, (found, plan)
-        assert within < 1.05 * most, (found, plan)  # the plan omits biases, and counts activations separately
-        assert found["between"].tolist() == [pytest.approx(plan["gathered"], rel=0.3), plan["gradients"]]
+        between, within = (int(result[kind].sum()) for kind in ("between", "within"))
+        assert 0.9 * most < between <= most, (result, plan)
+        assert within < 1.05 * most, (result, plan)  # the plan omits biases, and counts activations separately
+        assert result["between"].tolist() == [pytest.approx(plan["gathered"], rel=0.3), plan["gradients"]]
 
 
 def test_restore_opens_all_headers_on_single_rank_only(tmp_path):
     """Rank 0 opens both files once for their headers. Each rank then opens its own file for weights and for moments.
     Rank 1 also opens the file of rank 0, which holds the step counts."""
-    (found,) = launch(2, [compute()], tmp_path, work=restored)
-    assert found["opened"].tolist() == [[2 + 1 + 1, 1], [1 + 2, 1]]
+    (result,) = launch(2, [compute()], tmp_path, work=restored)
+    assert result["opened"].tolist() == [[2 + 1 + 1, 1], [1 + 2, 1]]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [compute(compile="yes"), compute(compile="yes", recompute="selective")])
-def test_compiled_blocks_on_two_ranks_match_eager_single_process(at, how):
-    (found,) = launch(2, [how])
-    alone = at[1]["fp32"]
-    assert torch.allclose(found["norms"], alone["norms"], rtol=1e-3)
-    assert farthest(found, alone, "gradient") < (2e-5, "")
-    assert farthest(found, alone, "weight") < (1e-3, "")
-    assert {name for name in found if "orig_mod" in name} == set()
+def test_compiled_blocks_on_two_ranks_match_eager_single_process(by_world, how):
+    (result,) = launch(2, [how])
+    alone = by_world[1]["fp32"]
+    assert torch.allclose(result["norms"], alone["norms"], rtol=1e-3)
+    assert farthest(result, alone, "gradient") < (2e-5, "")
+    assert farthest(result, alone, "weight") < (1e-3, "")
+    assert {name for name in result if "orig_mod" in name} == set()
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_golden_traffic_stays_within_limits(golden):
     assert accumulating["gathers of 8"][0] <= 60
     between = {kind: gigabytes for kind, (_, gigabytes) in nodes.items() if not kind.endswith(" of 8")}
     assert between["reductions of 64"] <= 0.5, "gradients"
-    assert sum(between.values()) <= 0.5 + 0.54, "all that leaves a node"
+    assert sum(between.values()) <= 0.5 + 0.54, "all traffic that leaves a node"
     assert between["gathers of 512"] + between["scatters of 512"] <= 0.54, "features"
     assert golden["loss of 128 pairs on 512 ranks, tile 65536"] <= 120
 

@@ -1,4 +1,4 @@
-"""A small pair with random weights, and labelled, captioned pictures for it."""
+"""A small CLIP model with random weights, and images with labels and captions."""
 
 import pytest
 
@@ -16,17 +16,17 @@ CONFIG = Model(
 
 
 def built():
-    pair = clip.CLIPModel(CONFIG, Augment(), "sdpa")
-    clip.init_weights(pair, 1)
-    return pair
+    model = clip.CLIPModel(CONFIG, Augment(), "sdpa")
+    clip.init_weights(model, 1)
+    return model
 
 
-def encoder_of(pair, folder, **more):
-    return ModelEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image, **more)
+def encoder_of(model, folder, **more):
+    return ModelEncoder(model, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image, **more)
 
 
 @pytest.fixture(scope="package")
-def pair():
+def model():
     return built()
 
 
@@ -38,5 +38,5 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def encoder(pair, data):
-    return encoder_of(pair, data)
+def encoder(model, data):
+    return encoder_of(model, data)

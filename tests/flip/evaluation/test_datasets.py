@@ -45,25 +45,28 @@ def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg", m
     return folder
 
 
-def samples(place):
-    opened = place.open()
-    return [sample for _, sample in opened.samples(range(opened.count))]
+def samples(location):
+    dataset = location.open()
+    return [sample for _, sample in dataset.samples(range(dataset.count))]
 
 
 def test_resolve_dataset_reads_clip_benchmark_layout(tmp_path, cache):
     wds(tmp_path / "wds_fgvc_aircraft")
-    found = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path))
-    assert (found.task, [label_of(one) for one in samples(found.location)]) == ("zeroshot", [i % 3 for i in range(10)])
-    assert found.prompts == prompts.Prompts(
+    dataset = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path))
+    assert (dataset.task, [label_of(sample) for sample in samples(dataset.location)]) == (
+        "zeroshot",
+        [i % 3 for i in range(10)],
+    )
+    assert dataset.prompts == prompts.Prompts(
         ["tench", "great white shark", "cock"], ["a photo of a {}.", "art of the {}."]
     )
-    (made,) = (cache / "manifests").iterdir()
-    before = made.stat().st_mtime_ns
-    assert datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == found.location
-    assert made.stat().st_mtime_ns == before  # the second call does not index again
+    (manifest,) = (cache / "manifests").iterdir()
+    before = manifest.stat().st_mtime_ns
+    assert datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == dataset.location
+    assert manifest.stat().st_mtime_ns == before  # the second call does not index again
     wds(tmp_path / "wds_fgvc_aircraft", "train", 6)
     probe = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft", "probe"), str(tmp_path))
-    assert (probe.location, probe.train.open().count, probe.prompts) == (found.location, 6, None)
+    assert (probe.location, probe.train.open().count, probe.prompts) == (dataset.location, 6, None)
     assert probe.train.open().digest != probe.location.open().digest
     wds(tmp_path / "wds_flickr30k", captions=True, image="png")
     pairs = datasets.resolve_dataset(DatasetRequest("flickr30k"), str(tmp_path))
@@ -90,16 +93,18 @@ def test_locate_split_selects_shards_by_split_in_file_name(tmp_path):
 
 def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, monkeypatch):
     """The first process has finished its manifest when the second process starts to write."""
-    place, whole = wds(tmp_path / "set"), datasets.index
+    folder, index = wds(tmp_path / "set"), datasets.index
 
-    def slow(keys, out):
-        monkeypatch.setattr(datasets, "index", whole)
-        assert datasets.locate_split(str(place)).manifest == str(out)
-        whole(keys, out)
+    def slow_index(keys, out):
+        monkeypatch.setattr(datasets, "index", index)
+        assert datasets.locate_split(str(folder)).manifest == str(out)
+        index(keys, out)
 
-    monkeypatch.setattr(datasets, "index", slow)
-    found = datasets.locate_split(str(place))
-    assert [str(one) for one in (cache / "manifests").iterdir()] == [found.manifest] and found.open().count == 10
+    monkeypatch.setattr(datasets, "index", slow_index)
+    location = datasets.locate_split(str(folder))
+    assert [str(path) for path in (cache / "manifests").iterdir()] == [
+        location.manifest
+    ] and location.open().count == 10
 
 
 def test_resolve_dataset_labels_images_by_class_folder(tmp_path):
@@ -107,11 +112,11 @@ def test_resolve_dataset_labels_images_by_class_folder(tmp_path):
     with pytest.raises(ConfigError, match="folders match no class name: a .*, b .*, c .*1000"):
         datasets.resolve_dataset(DatasetRequest("imagenet1k", templates="80"), str(tmp_path))
     (tmp_path / "three.json").write_text('{"names": ["a", "b", "c"], "templates": ["{}"]}')
-    found = datasets.resolve_dataset(
+    dataset = datasets.resolve_dataset(
         DatasetRequest("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path)
     )
-    kept = [(file.key.split("val/")[1], file.label) for file in found.location.files]
-    assert kept == [("a/c.jpg", 0), ("b/a.png", 1), ("b/b.JPEG", 1), ("c/d.webp", 2)]
+    labelled = [(file.key.split("val/")[1], file.label) for file in dataset.location.files]
+    assert labelled == [("a/c.jpg", 0), ("b/a.png", 1), ("b/b.JPEG", 1), ("c/d.webp", 2)]
     images(tmp_path / "imagenet1k" / "train", ["a/c.jpg", "b/a.png", "bb/d.png", "c/d.webp"])
     with pytest.raises(ConfigError, match="test and train have not the same folders.*c beside bb"):
         datasets.resolve_dataset(DatasetRequest("imagenet1k", "probe"), str(tmp_path))
@@ -142,12 +147,12 @@ def named(tmp_path, folders, names):
     ],
 )
 def test_class_folders_match_class_names_despite_other_order_and_spelling(tmp_path, folders, names):
-    found = datasets.resolve_dataset(named(tmp_path, folders, names), "")
+    dataset = datasets.resolve_dataset(named(tmp_path, folders, names), "")
     letters = [name.lower().replace(" ", "") for name in names]
     expected = {folder: letters.index(re.sub("[ _-]", "", folder.lower())) for folder in folders}
-    assert {file.key.split("/")[-2]: file.label for file in found.location.files} == expected
-    assert [label_of(one) for one in samples(found.location)] == [file.label for file in found.location.files]
-    assert found.note == ""
+    assert {file.key.split("/")[-2]: file.label for file in dataset.location.files} == expected
+    assert [label_of(sample) for sample in samples(dataset.location)] == [file.label for file in dataset.location.files]
+    assert dataset.note == ""
 
 
 @pytest.mark.parametrize(
@@ -171,12 +176,12 @@ def test_class_folders_without_matching_class_names_are_rejected(tmp_path, folde
 @pytest.mark.parametrize("folders", [["n01440764", "n01443537", "n01484850"], ["0", "7", "10"]])
 def test_numeric_and_wnid_folders_are_matched_by_order_with_note(tmp_path, folders, caplog):
     caplog.set_level("INFO")
-    found = datasets.resolve_dataset(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
-    assert [(file.key.split("/")[-2], file.label) for file in found.location.files] == list(
+    dataset = datasets.resolve_dataset(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
+    assert [(file.key.split("/")[-2], file.label) for file in dataset.location.files] == list(
         zip(folders, range(3), strict=True)
     )
-    assert f"{folders[0]} = tench" in found.note and f"{folders[-1]} = great white shark" in found.note
-    assert found.note in caplog.text
+    assert f"{folders[0]} = tench" in dataset.note and f"{folders[-1]} = great white shark" in dataset.note
+    assert dataset.note in caplog.text
 
 
 def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
@@ -189,7 +194,9 @@ def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
     ]
     (flickr / "dataset_flickr30k.json").write_text(json.dumps({"images": entries, "dataset": "flickr30k"}))
     images(coco / "val2014", [name for name, _ in expected])
-    (coco / "dataset_coco.json").write_text(json.dumps({"images": [{**one, "filepath": "val2014"} for one in entries]}))
+    (coco / "dataset_coco.json").write_text(
+        json.dumps({"images": [{**entry, "filepath": "val2014"} for entry in entries]})
+    )
     images(kaggle / "Images", [name for name, _ in expected])
     rows = "".join(f'{name},"{text}"\n' for name, texts in expected[1:] for text in texts)
     (kaggle / "flickr8k_test_karpathy.txt").write_text("image,caption\n" + rows)
@@ -202,16 +209,18 @@ def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
         ],
     }))  # fmt: skip
     images(tmp_path / "val2014", [name for name, _ in expected])
-    where = {
+    requests = {
         flickr: DatasetRequest("flickr30k"), coco: DatasetRequest("mscoco_captions"), kaggle: DatasetRequest("mine",
         path=str(kaggle)), tmp_path: DatasetRequest("official", path=str(official)),
     }  # fmt: skip
-    for folder, wanted in where.items():
-        found = datasets.resolve_dataset(wanted, str(tmp_path))
-        assert found.task == "retrieval" and [file.key.split("/")[-1] for file in found.location.files] == [
+    for folder, dataset_request in requests.items():
+        dataset = datasets.resolve_dataset(dataset_request, str(tmp_path))
+        assert dataset.task == "retrieval" and [file.key.split("/")[-1] for file in dataset.location.files] == [
             name for name, _ in expected[1:]
         ], folder
-        assert [captions_of(one, ["txt"]) for one in samples(found.location)] == [texts for _, texts in expected[1:]]
+        assert [captions_of(sample, ["txt"]) for sample in samples(dataset.location)] == [
+            texts for _, texts in expected[1:]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -228,8 +237,8 @@ def test_caption_tables_are_read_with_and_without_quotes(tmp_path, text, caption
     """Spreadsheets quote captions. CLIP_benchmark does not, and splits a line at its first comma only."""
     images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(text.encode())
-    (one,) = datasets.locate_split(str(tmp_path)).files
-    assert one.captions == tuple(captions)
+    (image,) = datasets.locate_split(str(tmp_path)).files
+    assert image.captions == tuple(captions)
 
 
 @pytest.mark.parametrize("text", ["image,caption\na.png,one, two\nno comma\n", "name,caption\na.png,b\n", "image\na\n"])
@@ -257,8 +266,8 @@ def test_resolve_dataset_reads_unpacked_coco_folder(tmp_path):
             content["annotations"].append({"image_id": i, "caption": f"of {i}"})
         (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(content))
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
-    found = datasets.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
-    assert found.task == "retrieval" and [file.key for file in found.location.files] == [
+    dataset = datasets.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
+    assert dataset.task == "retrieval" and [file.key for file in dataset.location.files] == [
         str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)
     ]
     assert [file.captions for file in datasets.locate_split(str(tmp_path), "train").files] == [("of 3",)]
@@ -268,13 +277,13 @@ def test_resolve_dataset_reads_jsonl_list_and_rejects_invalid_list(tmp_path):
     images(tmp_path / "there", ["a.png", "b.png"])
     lines = [{"image": "there/b.png", "label": 1}, {"image": str(tmp_path / "there" / "a.png"), "label": 0}]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = tmp_path / "words.json"
-    words.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    found = datasets.resolve_dataset(
-        DatasetRequest("mine", path=str(tmp_path / "mine.jsonl"), templates=str(words)), ""
+    prompts_file = tmp_path / "words.json"
+    prompts_file.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
+    dataset = datasets.resolve_dataset(
+        DatasetRequest("mine", path=str(tmp_path / "mine.jsonl"), templates=str(prompts_file)), ""
     )
-    assert (found.task, [label_of(one) for one in samples(found.location)]) == ("zeroshot", [1, 0])
-    first = (opened := found.location.open()).digest, opened.cache_key
+    assert (dataset.task, [label_of(sample) for sample in samples(dataset.location)]) == ("zeroshot", [1, 0])
+    first = (opened := dataset.location.open()).digest, opened.cache_key
     (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
     second = datasets.locate_split(str(tmp_path / "mine.jsonl")).open()
     assert first[0] != second.digest and first[1] != second.cache_key
@@ -316,10 +325,10 @@ def test_dataset_entries_have_only_known_tasks_and_fields():
 
 @pytest.mark.parametrize("templates", [7, 80])
 def test_imagenet_prompts_match_open_clip_templates(templates):
-    found = prompts.imagenet_prompts(templates)
-    assert (len(found.names), len(set(found.names)), len(found.templates)) == (1000, 998, templates)
+    imagenet = prompts.imagenet_prompts(templates)
+    assert (len(imagenet.names), len(set(imagenet.names)), len(imagenet.templates)) == (1000, 998, templates)
     source = {7: zero_shot_metadata.SIMPLE_IMAGENET_TEMPLATES, 80: zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES}
-    assert prompts.fill_templates("{odd}", found.templates) == [template("{odd}") for template in source[templates]]
+    assert prompts.fill_templates("{odd}", imagenet.templates) == [template("{odd}") for template in source[templates]]
     with pytest.raises(ConfigError, match="7 or 80"):
         prompts.imagenet_prompts(81)
 

@@ -48,23 +48,25 @@ def folder(tmp_path_factory):
 
 @torch.no_grad()
 def test_open_clip_encoder_features_match_open_clip(folder):
-    ours = encoders.OpenClipEncoder(str(folder))
+    clip_encoder = encoders.OpenClipEncoder(str(folder))
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     pictures = [picture(i, 50)[:40] for i in range(3)]
-    views = torch.from_numpy(np.stack([ours.view(one) for one in pictures]))
-    expected = model.encode_image(torch.stack([preprocess(Image.fromarray(one)) for one in pictures]), normalize=True)
-    assert torch.allclose(ours.image(views, torch.arange(3)), expected, atol=1e-6)
+    views = torch.from_numpy(np.stack([clip_encoder.view(image) for image in pictures]))
+    expected = model.encode_image(
+        torch.stack([preprocess(Image.fromarray(image)) for image in pictures]), normalize=True
+    )
+    assert torch.allclose(clip_encoder.image(views, torch.arange(3)), expected, atol=1e-6)
     texts = ["a red square", "a blue stripe"]
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
-    assert torch.allclose(ours.text(texts), model.encode_text(tokens, normalize=True), atol=1e-6)
-    assert ours.width == 24
+    assert torch.allclose(clip_encoder.text(texts), model.encode_text(tokens, normalize=True), atol=1e-6)
+    assert clip_encoder.width == 24
 
 
 def test_open_clip_encoder_scores_data_set_in_fp32_and_bf16(folder, data):
     item = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
-    (found,) = Evaluator(encoders.OpenClipEncoder(str(folder)), 16).score(item)
-    assert (found["n"], found["classes"], found["view"], found["precision"]) == (50, 7, "open_clip", "fp32")
+    (result,) = Evaluator(encoders.OpenClipEncoder(str(folder)), 16).score(item)
+    assert (result["n"], result["classes"], result["view"], result["precision"]) == (50, 7, "open_clip", "fp32")
     (other,) = Evaluator(encoders.OpenClipEncoder(str(folder), precision="bf16"), 16).score(item)
     assert other["precision"] == "bf16"
 
@@ -87,32 +89,32 @@ def test_open_clip_encoder_rejects_incomplete_or_invalid_folder(folder, tmp_path
 
 
 def test_truncated_open_clip_weights_raise_data_error(folder, tmp_path):
-    theirs = shutil.copytree(folder, tmp_path / "theirs")
-    weights = theirs / "open_clip_model.safetensors"
+    truncated = shutil.copytree(folder, tmp_path / "theirs")
+    weights = truncated / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     for check in (open_clip_folder.check, encoders.OpenClipEncoder):
         with pytest.raises(DataError, match="model.safetensors: .*cannot be read.*Copy"):
-            check(str(theirs))
+            check(str(truncated))
 
 
 def test_open_clip_folder_verify_allows_edited_config_but_not_weights(folder, tmp_path):
     """An exported folder records the sizes and SHA-256 of its files. Two files may be edited."""
-    theirs = shutil.copytree(folder, tmp_path / "theirs")
-    open_clip_folder.verify(str(theirs))
-    (theirs / "README.md").write_text("a card")
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in theirs.iterdir()}
+    exported = shutil.copytree(folder, tmp_path / "theirs")
+    open_clip_folder.verify(str(exported))
+    (exported / "README.md").write_text("a card")
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in exported.iterdir()}
     record = {"form": 1, "stage": "pretrain", "samples": 64, "attempt": 1, "files": files}
-    (theirs / "export.json").write_text(json.dumps(record))
-    open_clip_folder.verify(str(theirs))
-    config = theirs / "open_clip_config.json"
-    config.write_text(config.read_text() + "\n"), (theirs / "README.md").write_text("another card")
-    open_clip_folder.verify(str(theirs))
-    weights = theirs / "open_clip_model.safetensors"
+    (exported / "export.json").write_text(json.dumps(record))
+    open_clip_folder.verify(str(exported))
+    config = exported / "open_clip_config.json"
+    config.write_text(config.read_text() + "\n"), (exported / "README.md").write_text("another card")
+    open_clip_folder.verify(str(exported))
+    weights = exported / "open_clip_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(DataError, match="damaged: .*model.safetensors.*checksum.*Copy"):
-        open_clip_folder.verify(str(theirs))
+        open_clip_folder.verify(str(exported))
 
 
 EVIL = """
@@ -124,40 +126,42 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 
 @pytest.fixture
-def evil(folder, tmp_path, monkeypatch):
-    """A folder whose tokenizer has its own class, and the file that this class would create."""
+def malicious_folder(folder, tmp_path, monkeypatch):
+    """(function that writes a folder with malicious tokenizer code, file that this code creates)."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", list(sys.path))
-    theirs, place = tmp_path / "evil", tmp_path / "was-run"
-    theirs.mkdir()
-    (theirs / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
-    (theirs / "theirs.py").write_text(EVIL.format(place=str(place)))
-    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4}
-    tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]")).save(str(theirs / "tokenizer.json"))
+    model_folder, marker = tmp_path / "evil", tmp_path / "was-run"
+    model_folder.mkdir()
+    (model_folder / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
+    (model_folder / "theirs.py").write_text(EVIL.format(place=str(marker)))
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4}
+    tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")).save(
+        str(model_folder / "tokenizer.json")
+    )
     settings = {"tokenizer_class": "Tokenizer", "auto_map": {"AutoTokenizer": [None, "theirs.Tokenizer"]}}
-    (theirs / "tokenizer_config.json").write_text(json.dumps(settings))
+    (model_folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
-    def make(**text):
+    def write_config(**text):
         config = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "hf_tokenizer_name": "local", **text}}
-        (theirs / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-        return str(theirs)
+        (model_folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        return str(model_folder)
 
-    return make, place
+    return write_config, marker
 
 
-def test_open_clip_encoder_runs_no_code_from_folder(evil):
-    make, place = evil
+def test_open_clip_encoder_runs_no_code_from_folder(malicious_folder):
+    write_config, marker = malicious_folder
     with pytest.raises(ConfigError, match="tokenizer_kwargs: an argument that is not allowed"):
-        encoders.OpenClipEncoder(make(tokenizer_kwargs={"trust_remote_code": True}))
+        encoders.OpenClipEncoder(write_config(tokenizer_kwargs={"trust_remote_code": True}))
     with contextlib.suppress(ConfigError):  # either an error or a plain tokenizer is correct
-        encoders.OpenClipEncoder(make())
-    assert not place.exists()
+        encoders.OpenClipEncoder(write_config())
+    assert not marker.exists()
     with contextlib.suppress(Exception):  # open_clip alone runs the code of the first folder
-        open_clip.get_tokenizer(f"local-dir:{make(tokenizer_kwargs={'trust_remote_code': True})}")
-    assert place.exists(), "the folder is not what this test believes"
+        open_clip.get_tokenizer(f"local-dir:{write_config(tokenizer_kwargs={'trust_remote_code': True})}")
+    assert marker.exists(), "open_clip runs no code from this folder, so the test proves nothing"
 
 
-def test_open_clip_encoder_rejects_text_encoder_from_hub(evil):
-    make, _ = evil
+def test_open_clip_encoder_rejects_text_encoder_from_hub(malicious_folder):
+    write_config, _ = malicious_folder
     with pytest.raises(ConfigError, match="names an encoder of a hub"):
-        encoders.OpenClipEncoder(make(hf_model_name="user/model"))
+        encoders.OpenClipEncoder(write_config(hf_model_name="user/model"))

@@ -31,18 +31,18 @@ def clouds(count, classes=6, width=16, seed=0, noise=0.5):
 def test_probe_matches_scikit_learn_logistic_regression(cost, monkeypatch):
     monkeypatch.setattr(probing, "TILE", 150)  # a fit spans several tiles
     train, test = clouds(400), clouds(500, seed=1)
-    theirs = LogisticRegression(C=cost, solver="lbfgs", tol=1e-9, max_iter=5000)
-    theirs.fit(train[0].double().numpy(), train[1].numpy())
-    ours = fit(*train, 6, cost)
-    shift = theirs.intercept_.mean()  # softmax ignores an offset common to all classes
-    assert np.allclose(ours.weight.numpy(), theirs.coef_, atol=2e-4 * np.abs(theirs.coef_).max())
-    assert np.allclose(ours.bias.numpy() - ours.bias.numpy().mean(), theirs.intercept_ - shift, atol=2e-3)
-    predicted = ours.scores(test[0]).argmax(dim=1).numpy()
-    assert np.array_equal(predicted, theirs.predict(test[0].double().numpy()))
-    found = probe(train, test, "synthetic", C=cost)
-    assert found["correct1"] == int((predicted == test[1].numpy()).sum())
-    assert found["top1"] == pytest.approx(theirs.score(test[0].double().numpy(), test[1].numpy()))
-    assert (found["n"], found["classes"], found["cost"]) == (500, 6, cost) and 0.5 < found["top1"] < 1
+    reference = LogisticRegression(C=cost, solver="lbfgs", tol=1e-9, max_iter=5000)
+    reference.fit(train[0].double().numpy(), train[1].numpy())
+    fitted = fit(*train, 6, cost)
+    shift = reference.intercept_.mean()  # softmax ignores an offset common to all classes
+    assert np.allclose(fitted.weight.numpy(), reference.coef_, atol=2e-4 * np.abs(reference.coef_).max())
+    assert np.allclose(fitted.bias.numpy() - fitted.bias.numpy().mean(), reference.intercept_ - shift, atol=2e-3)
+    predicted = fitted.scores(test[0]).argmax(dim=1).numpy()
+    assert np.array_equal(predicted, reference.predict(test[0].double().numpy()))
+    result = probe(train, test, "synthetic", C=cost)
+    assert result["correct1"] == int((predicted == test[1].numpy()).sum())
+    assert result["top1"] == pytest.approx(reference.score(test[0].double().numpy(), test[1].numpy()))
+    assert (result["n"], result["classes"], result["cost"]) == (500, 6, cost) and 0.5 < result["top1"] < 1
 
 
 def narrow(count, seed, classes=6, width=32):
@@ -59,15 +59,15 @@ def narrow(count, seed, classes=6, width=32):
 @pytest.mark.parametrize("cost", [1.0, 1e4])
 def test_fit_converges_on_features_with_little_spread(cost):
     train, test = narrow(1000, seed=0), narrow(600, seed=1)
-    theirs = LogisticRegression(C=cost, solver="newton-cg", tol=1e-9, max_iter=1000)
-    theirs.fit(train[0].double().numpy(), train[1].numpy())
-    found = fit(*train, 6, cost)
-    assert found.converged
-    assert np.allclose(found.weight.numpy(), theirs.coef_, atol=1e-4 * np.abs(theirs.coef_).max())
-    predicted = found.scores(test[0]).argmax(dim=1).numpy()
-    assert np.array_equal(predicted, theirs.predict(test[0].double().numpy()))
+    reference = LogisticRegression(C=cost, solver="newton-cg", tol=1e-9, max_iter=1000)
+    reference.fit(train[0].double().numpy(), train[1].numpy())
+    fitted = fit(*train, 6, cost)
+    assert fitted.converged
+    assert np.allclose(fitted.weight.numpy(), reference.coef_, atol=1e-4 * np.abs(reference.coef_).max())
+    predicted = fitted.scores(test[0]).argmax(dim=1).numpy()
+    assert np.array_equal(predicted, reference.predict(test[0].double().numpy()))
     warm = fit(*train, 6, cost, start=fit(*train, 6, 10.0))
-    assert warm.converged and torch.allclose(warm.weight, found.weight, atol=1e-4 * float(found.weight.abs().max()))
+    assert warm.converged and torch.allclose(warm.weight, fitted.weight, atol=1e-4 * float(fitted.weight.abs().max()))
     result = probe(train, test, "narrow", C=cost)
     assert (result["converged"], result["C"], "note" in result) == (True, cost, False)
 
@@ -75,17 +75,17 @@ def test_fit_converges_on_features_with_little_spread(cost):
 def test_probe_notes_missing_convergence_and_cost_at_edge_of_range(monkeypatch, caplog):
     train, test = clouds(400), clouds(300, seed=1)
     monkeypatch.setattr(probing, "ITERATIONS", 2)
-    found = probe(train, test, "synthetic", C=100.0)
-    assert not found["converged"] and "synthetic: the probe did not converge within 2 iterations" in caplog.text
-    assert "smaller C with --probe-c" in found["note"]
+    result = probe(train, test, "synthetic", C=100.0)
+    assert not result["converged"] and "synthetic: the probe did not converge within 2 iterations" in caplog.text
+    assert "smaller C with --probe-c" in result["note"]
     monkeypatch.undo()
     for costs, side in (((1e-4, 1e-3, 1e-2), "C = 0.01 is the largest"), ((1e3, 1e4, 1e5), "C = 1000 is the smallest")):
         monkeypatch.setattr(probing, "C_VALUES", costs)
         monkeypatch.setattr(probing, "choose", partial(choose, values=costs))
-        found = probe(train, test, "synthetic")
-        assert found["converged"] and found["note"].startswith(side) and found["note"] in caplog.text
-        assert found["C"] == found["cost"] == costs[-1 if side.endswith("largest") else 0]
-    assert "note" not in probe(train, test, "synthetic", C=costs[0]), "C was given, not chosen"
+        result = probe(train, test, "synthetic")
+        assert result["converged"] and result["note"].startswith(side) and result["note"] in caplog.text
+        assert result["C"] == result["cost"] == costs[-1 if side.endswith("largest") else 0]
+    assert "note" not in probe(train, test, "synthetic", C=costs[0]), "the probe adds no note if the caller sets C"
 
 
 def test_choose_selects_cost_on_held_out_samples():

@@ -28,30 +28,30 @@ def test_ensemble_masks_cover_every_patch(count, kept):
 
 @torch.no_grad()
 @pytest.mark.parametrize("mask", ["0.5", "0.75"])
-def test_encoder_uses_first_mask_and_ensemble_averages_all_masks(pair, data, mask):
+def test_encoder_uses_first_mask_and_ensemble_averages_all_masks(model, data, mask):
     ids = torch.from_numpy(IDS)
-    whole = encoder_of(pair, data)
-    views = torch.from_numpy(np.stack([whole.view(picture(i)) for i in range(3)]))
-    kept = {"0.5": 32, "0.75": 16}[mask]
+    full = encoder_of(model, data)
+    views = torch.from_numpy(np.stack([full.view(picture(i)) for i in range(3)]))
+    visible = {"0.5": 32, "0.75": 16}[mask]
     rows = []
-    for keep in masks(IDS, 64, kept, every=True):
+    for keep in masks(IDS, 64, visible, every=True):
         chosen = torch.stack([views[i, keep[i].astype(np.int64)] for i in range(3)])
-        rows.append(pair.encode_image(chosen, torch.from_numpy(keep)))
-    masked, ensemble = (encoder_of(pair, data, mask=mask, ensemble=every).image(views, ids) for every in (False, True))
+        rows.append(model.encode_image(chosen, torch.from_numpy(keep)))
+    masked, ensemble = (encoder_of(model, data, mask=mask, ensemble=every).image(views, ids) for every in (False, True))
     assert torch.allclose(masked, rows[0], atol=1e-6)
     assert torch.allclose(ensemble, torch.nn.functional.normalize(sum(rows), dim=1), atol=1e-6)
-    assert not torch.allclose(masked, whole.image(views, ids), atol=1e-3)
-    names = {
-        one.view_id
-        for one in (whole, encoder_of(pair, data, mask=mask), encoder_of(pair, data, mask=mask, ensemble=True))
+    assert not torch.allclose(masked, full.image(views, ids), atol=1e-3)
+    view_ids = {
+        variant.view_id
+        for variant in (full, encoder_of(model, data, mask=mask), encoder_of(model, data, mask=mask, ensemble=True))
     }
-    assert len(names) == 3  # each view has its own cached features
+    assert len(view_ids) == 3  # each view has its own cached features
 
 
 @torch.no_grad()
-def test_encoder_uses_all_patches_for_mask_0_and_rejects_mask_of_all(pair, data):
-    whole, none = encoder_of(pair, data), encoder_of(pair, data, mask="0", ensemble=True)
-    views = torch.from_numpy(whole.view(picture(0))[None])
-    assert torch.equal(whole.image(views, torch.tensor([0])), none.image(views, torch.tensor([0])))
+def test_encoder_uses_all_patches_for_mask_0_and_rejects_mask_of_all(model, data):
+    full, unmasked = encoder_of(model, data), encoder_of(model, data, mask="0", ensemble=True)
+    views = torch.from_numpy(full.view(picture(0))[None])
+    assert torch.equal(full.image(views, torch.tensor([0])), unmasked.image(views, torch.tensor([0])))
     with pytest.raises(ConfigError, match="leaves no patch"):
-        encoder_of(pair, data, mask="0.99")
+        encoder_of(model, data, mask="0.99")

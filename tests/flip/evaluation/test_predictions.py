@@ -19,20 +19,23 @@ from tests.flip.evaluation.conftest import CONFIG
 
 
 @torch.no_grad()
-def test_predictions_file_agrees_with_reported_accuracy(pair, data, tmp_path):
-    evaluator = Evaluator(ModelEncoder(pair, Tokenizer(data / "tokenizer.json", 32, True), CONFIG.image), 8)
+def test_predictions_file_agrees_with_reported_accuracy(model, data, tmp_path):
+    evaluator = Evaluator(ModelEncoder(model, Tokenizer(data / "tokenizer.json", 32, True), CONFIG.image), 8)
     item = EvaluationSet("synthetic", str(data), str(data / "classes.json"))
-    (found,) = evaluator.score(ResolvedDataset.from_config(item))
+    (result,) = evaluator.score(ResolvedDataset.from_config(item))
     path = tmp_path / "pretrain-1" / "synthetic.predictions.jsonl"
     evaluator.predictions["synthetic"].write(path)
-    read = predictions.read(path)
-    assert (read.digest, read.where, read.images) == (found["predictions"], str(data), list(range(50)))
-    assert read.labels.tolist() == [i % 7 for i in range(50)] and read.classes.shape == read.scores.shape == (50, 5)
-    assert int((read.classes[:, 0] == read.labels).sum()) == found["correct1"]
-    assert int((read.classes == read.labels[:, None]).any(axis=1).sum()) == found["correct5"]
-    assert (np.diff(read.scores, axis=1) <= 0).all() and read.names == json.loads((data / "classes.json").read_text())[
-        "names"
-    ]
+    loaded = predictions.read(path)
+    assert (loaded.digest, loaded.where, loaded.images) == (result["predictions"], str(data), list(range(50)))
+    assert loaded.labels.tolist() == [i % 7 for i in range(50)] and loaded.classes.shape == loaded.scores.shape == (
+        50,
+        5,
+    )
+    assert int((loaded.classes[:, 0] == loaded.labels).sum()) == result["correct1"]
+    assert int((loaded.classes == loaded.labels[:, None]).any(axis=1).sum()) == result["correct5"]
+    assert (np.diff(loaded.scores, axis=1) <= 0).all() and loaded.names == json.loads(
+        (data / "classes.json").read_text()
+    )["names"]
 
 
 def test_nearest_classes_puts_lower_class_first_if_scores_are_equal():

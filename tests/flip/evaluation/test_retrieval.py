@@ -21,9 +21,9 @@ def drawn(images, captions, seed=0, noise=0.6):
     counts = torch.tensor(captions)
     owners = torch.arange(images).repeat_interleave(counts)
     owners = owners[torch.randperm(len(owners), generator=generator)]
-    found = normalize(torch.randn(images, 24, generator=generator), dim=1)
-    texts = normalize(found[owners] + noise * torch.randn(len(owners), 24, generator=generator), dim=1)
-    return found, texts, owners
+    features = normalize(torch.randn(images, 24, generator=generator), dim=1)
+    texts = normalize(features[owners] + noise * torch.randn(len(owners), 24, generator=generator), dim=1)
+    return features, texts, owners
 
 
 class Table:
@@ -32,21 +32,21 @@ class Table:
     def __init__(self, images, texts):
         self.images, self.texts = images, texts
 
-    def encode_image(self, at):
-        return self.images[at]
+    def encode_image(self, indices):
+        return self.images[indices]
 
-    def encode_text(self, at):
-        return self.texts[at]
+    def encode_text(self, indices):
+        return self.texts[indices]
 
 
-def theirs(images, texts, owners, among=(1, 5, 10)):
+def clip_benchmark_recall(images, texts, owners, top_k=(1, 5, 10)):
     captions = [(owners == i).nonzero()[:, 0].tolist() for i in range(len(images))]
     batches = [
         (torch.arange(start, min(start + 16, len(images))), captions[start : start + 16])
         for start in range(0, len(images), 16)
     ]
     return zeroshot_retrieval.evaluate(
-        Table(images, texts), batches, torch.tensor, "cpu", amp=False, recall_k_list=list(among)
+        Table(images, texts), batches, torch.tensor, "cpu", amp=False, recall_k_list=list(top_k)
     )
 
 
@@ -55,27 +55,27 @@ def theirs(images, texts, owners, among=(1, 5, 10)):
 )
 def test_retrieve_matches_clip_benchmark_recall(images, captions):
     features = drawn(images, captions)
-    ours, reference = retrieve(*features, "synthetic"), theirs(*features)
+    result, reference = retrieve(*features, "synthetic"), clip_benchmark_recall(*features)
     for direction in ("image", "text"):
         for k in (1, 5, 10):
             expected = reference[f"{direction}_retrieval_recall@{k}"]
-            assert ours[direction][f"top{k}"] == pytest.approx(expected, abs=1e-6), (direction, k)
-    assert (ours["image"]["n"], ours["text"]["n"]) == (sum(captions), images)
-    assert 0 < ours["text"]["correct1"] < ours["text"]["correct10"] and 0.1 < ours["image"]["top1"] < 0.95
+            assert result[direction][f"top{k}"] == pytest.approx(expected, abs=1e-6), (direction, k)
+    assert (result["image"]["n"], result["text"]["n"]) == (sum(captions), images)
+    assert 0 < result["text"]["correct1"] < result["text"]["correct10"] and 0.1 < result["image"]["top1"] < 0.95
 
 
 def test_retrieve_matches_clip_benchmark_recall_over_several_tiles():
     features = drawn(TILE + 10, [2] * (TILE + 10), seed=3, noise=0.3)
-    ours, reference = retrieve(*features, "synthetic"), theirs(*features, among=(1, 5))
-    assert ours["image"]["top5"] == pytest.approx(reference["image_retrieval_recall@5"], abs=1e-6)
-    assert ours["text"]["top1"] == pytest.approx(reference["text_retrieval_recall@1"], abs=1e-6)
+    result, reference = retrieve(*features, "synthetic"), clip_benchmark_recall(*features, top_k=(1, 5))
+    assert result["image"]["top5"] == pytest.approx(reference["image_retrieval_recall@5"], abs=1e-6)
+    assert result["text"]["top1"] == pytest.approx(reference["text_retrieval_recall@1"], abs=1e-6)
 
 
 def test_retrieve_breaks_ties_by_order_and_reports_chance():
     same = torch.ones(4, 2)
-    found = retrieve(same, torch.ones(12, 2), torch.arange(4).repeat(3), "synthetic")
-    assert (found["image"]["correct1"], found["text"]["correct1"]) == (3, 1)  # only the first image and caption
-    assert (found["image"]["chance"], found["text"]["chance"]) == (0.25, 0.25)
+    result = retrieve(same, torch.ones(12, 2), torch.arange(4).repeat(3), "synthetic")
+    assert (result["image"]["correct1"], result["text"]["correct1"]) == (3, 1)  # only the first image and caption
+    assert (result["image"]["chance"], result["text"]["chance"]) == (0.25, 0.25)
 
 
 def test_retrieve_rejects_image_without_caption_and_nan_features():
@@ -86,14 +86,14 @@ def test_retrieve_rejects_image_without_caption_and_nan_features():
         retrieve(images, texts.index_fill(0, torch.tensor([2]), torch.nan), owners, "synthetic")
 
 
-def test_evaluator_scores_retrieval_from_shards_in_both_directions(pair, encoder, data):
+def test_evaluator_scores_retrieval_from_shards_in_both_directions(model, encoder, data):
     """Each line of a caption file is a caption, as in retrieval sets: two per image."""
-    found = Evaluator(encoder, 8).score(
+    scores = Evaluator(encoder, 8).score(
         ResolvedDataset.from_config(EvaluationSet("pairs", str(data), task="retrieval"))
     )
-    assert [one["name"] for one in found] == ["pairs-text", "pairs-image"]
-    assert [(one["n"], one["images"], one["captions"]) for one in found] == [(50, 50, 100), (100, 50, 100)]
-    assert {one["task"] for one in found} == {"retrieval"} and found[0]["data"] == Shards(data).digest
+    assert [score["name"] for score in scores] == ["pairs-text", "pairs-image"]
+    assert [(score["n"], score["images"], score["captions"]) for score in scores] == [(50, 50, 100), (100, 50, 100)]
+    assert {score["task"] for score in scores} == {"retrieval"} and scores[0]["data"] == Shards(data).digest
 
 
 def test_image_files_do_not_split_caption_at_line_break(tmp_path):

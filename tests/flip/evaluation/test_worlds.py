@@ -36,25 +36,25 @@ def rank_main(rank, world, port, folder, results):
     # a world of two ranks trains in bf16 but scores in fp32
     precision = "bf16" if world == 2 else "fp32"
     compute = schema.Compute(device="cpu", precision=precision, attention="sdpa", threads=1)
-    here = parallel.start(compute)
-    trained = parallel.apply_parallelism(built(), here, compute)
-    pair = parallel.in_fp32(trained, empty, here, compute)
-    assert (pair is trained) == (precision == "fp32")
-    ranks = RankGroup(here.rank, here.size, here.control_group)
-    found = []
+    context = parallel.start(compute)
+    trained = parallel.apply_parallelism(built(), context, compute)
+    model = parallel.in_fp32(trained, empty, context, compute)
+    assert (model is trained) == (precision == "fp32")
+    ranks = RankGroup(context.rank, context.size, context.control_group)
+    scores = []
     data, classes = str(folder), str(folder / "classes.json")
     sets = [
         EvaluationSet("zero", data, classes),
         EvaluationSet("pairs", data, task="retrieval"),
         EvaluationSet("probe", data, task="probe", train=str(folder / "train")),
     ]
-    for looks in ({}, {"mask": "0.5"}, {"mask": "0.75", "ensemble": True}):
-        evaluator = Evaluator(encoder_of(pair, folder, **looks), 4, ranks, C=1.0)
-        for item in sets if not looks else sets[:1]:
-            found += evaluator.score(ResolvedDataset.from_config(item))
-            parallel.reshard(pair)
-    if pair is not trained:  # evaluation during training releases its fp32 copy
-        copy = weakref.ref(parallel.in_fp32(trained, empty, here, compute))
+    for masking in ({}, {"mask": "0.5"}, {"mask": "0.75", "ensemble": True}):
+        evaluator = Evaluator(encoder_of(model, folder, **masking), 4, ranks, C=1.0)
+        for item in sets if not masking else sets[:1]:
+            scores += evaluator.score(ResolvedDataset.from_config(item))
+            parallel.reshard(model)
+    if model is not trained:  # evaluation during training releases its fp32 copy
+        copy = weakref.ref(parallel.in_fp32(trained, empty, context, compute))
         gc.collect()
         assert copy() is None
     errors = []
@@ -62,15 +62,15 @@ def rank_main(rank, world, port, folder, results):
         evaluator.score(ResolvedDataset.from_config(EvaluationSet("few", data, str(folder / "few.json"))))
     except DataError as error:
         errors.append(str(error))
-    parallel.reshard(pair)
+    parallel.reshard(model)
     with torch.no_grad():
-        pair.logit_scale.fill_(0.0)
-        next(p for p in pair.image.parameters() if p.ndim == 2).fill_(float("nan"))
+        model.logit_scale.fill_(0.0)
+        next(p for p in model.image.parameters() if p.ndim == 2).fill_(float("nan"))
     try:
         evaluator.score(ResolvedDataset.from_config(sets[0]))
     except Diverged as error:
         errors.append(str(error))
-    results.put((rank, found, errors))
+    results.put((rank, scores, errors))
     parallel.stop()
 
 
@@ -92,41 +92,41 @@ def run(world, folder):
     ranks = [context.Process(target=rank_main, args=(r, world, port, folder, results)) for r in range(world)]
     for process in ranks:
         process.start()
-    found = []
-    while len(found) < world:
+    reports = []
+    while len(reports) < world:
         assert not any(process.exitcode for process in ranks)  # otherwise the other ranks wait for it forever
         with contextlib.suppress(queue.Empty):
-            found.append(results.get(timeout=1))
-    found.sort()
+            reports.append(results.get(timeout=1))
+    reports.sort()
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0] * world
-    return found
+    return reports
 
 
 def test_evaluator_results_are_equal_for_1_2_and_4_ranks(folder):
     reports = [report for world in (1, 2, 4) for report in run(world, folder)]
     _, expected, errors = reports[0]
-    for one in expected:
-        assert one["seconds"] > 0
-    assert [one["name"] for one in expected] == ["zero", "pairs-text", "pairs-image", "probe-probe", "zero", "zero"]
-    assert [one["n"] for one in expected] == [45, 45, 90, 45, 45, 45]
-    assert len({one["view"] for one in expected}) == 3 and len({one["predictions"] for one in expected}) == 6
+    for score in expected:
+        assert score["seconds"] > 0
+    assert [score["name"] for score in expected] == ["zero", "pairs-text", "pairs-image", "probe-probe", "zero", "zero"]
+    assert [score["n"] for score in expected] == [45, 45, 90, 45, 45, 45]
+    assert len({score["view"] for score in expected}) == 3 and len({score["predictions"] for score in expected}) == 6
     assert len(errors) == 2 and "no class name" in errors[0] and "not finite" in errors[1]
-    for rank, found, messages in reports[1:]:
-        assert [{**one, "seconds": 0} for one in found] == [{**one, "seconds": 0} for one in expected], rank
+    for rank, actual, messages in reports[1:]:
+        assert [{**score, "seconds": 0} for score in actual] == [{**score, "seconds": 0} for score in expected], rank
         assert messages == errors
 
 
-def test_evaluator_predictions_are_equal_for_files_and_shards(pair, encoder, data, tmp_path):
-    names = []
+def test_evaluator_predictions_are_equal_for_files_and_shards(model, encoder, data, tmp_path):
+    files = []
     for i in range(50):
         (tmp_path / f"{i:03}.png").write_bytes(encode(picture(i)))
-        names.append(File(str(tmp_path / f"{i:03}.png"), i % 7))
+        files.append(File(str(tmp_path / f"{i:03}.png"), i % 7))
     of_shards = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
-    of_files = ResolvedDataset("x", "zeroshot", DatasetLocation(str(tmp_path), files=tuple(names)), of_shards.prompts)
-    (one,), (other,) = (Evaluator(encoder, 8).score(each) for each in (of_shards, of_files))
-    assert one["predictions"] == other["predictions"] and one["data"] != other["data"]
+    of_files = ResolvedDataset("x", "zeroshot", DatasetLocation(str(tmp_path), files=tuple(files)), of_shards.prompts)
+    (shard_score,), (file_score,) = (Evaluator(encoder, 8).score(dataset) for dataset in (of_shards, of_files))
+    assert shard_score["predictions"] == file_score["predictions"] and shard_score["data"] != file_score["data"]
     (tmp_path / "007.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"007\.png.*Repair the file"):
         Evaluator(encoder, 8).score(of_files)

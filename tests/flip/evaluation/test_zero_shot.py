@@ -26,60 +26,60 @@ from tests.flip.evaluation.conftest import CONFIG
 from tests.synthetic import COLOURS, SHAPES, make_dataset, picture
 
 
-def score(pair, folder, batch, manifest, classes, role="test"):
+def score(model, folder, batch, manifest, classes, role="test"):
     """The result of the evaluator on a zero-shot set."""
-    encoder = ModelEncoder(pair, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
-    (found,) = Evaluator(encoder, batch).score(
+    encoder = ModelEncoder(model, Tokenizer(folder / "tokenizer.json", 32, True), CONFIG.image)
+    (result,) = Evaluator(encoder, batch).score(
         ResolvedDataset.from_config(EvaluationSet("synthetic", str(manifest), str(classes))), role
     )
-    return found
+    return result
 
 
 @torch.no_grad()
-def test_zero_shot_counts_match_loop_over_images(pair, data):
+def test_zero_shot_counts_match_loop_over_images(model, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
-    found = score(pair, data, 8, data, data / "classes.json", "validation")
+    result = score(model, data, 8, data, data / "classes.json", "validation")
     wording = json.loads((data / "classes.json").read_text())
     rows = []
     for name in wording["names"]:
-        each = [pair.encode_text(torch.from_numpy(tokenizer([t.format(name)])))[0] for t in wording["templates"]]
-        mean = torch.stack(each).mean(0)
+        embeddings = [model.encode_text(torch.from_numpy(tokenizer([t.format(name)])))[0] for t in wording["templates"]]
+        mean = torch.stack(embeddings).mean(0)
         rows.append(mean / mean.norm())
-    right = {1: 0, 5: 0}
+    correct = {1: 0, 5: 0}
     for i in range(50):
         pixels = picture(i).reshape(8, 8, 8, 8, 3).swapaxes(1, 2).reshape(1, 64, 192)
-        ranking = (torch.stack(rows) @ pair.encode_image(torch.from_numpy(pixels))[0]).argsort(descending=True)
-        for k in right:
-            right[k] += i % 7 in ranking[:k]
-    assert (found["n"], found["correct1"], found["correct5"]) == (50, right[1], right[5])
-    assert 0 < right[1] < right[5] < 50  # otherwise the comparison proves nothing
-    assert (found["top1"], found["top5"], found["chance"]) == (right[1] / 50, right[5] / 50, 1 / 7)
-    assert (found["name"], found["role"], found["data"]) == ("synthetic", "validation", Manifest.load(data).digest)
-    assert found["interval"] == wilson(right[1], 50)
-    json.dumps(found, allow_nan=False)
+        ranking = (torch.stack(rows) @ model.encode_image(torch.from_numpy(pixels))[0]).argsort(descending=True)
+        for k in correct:
+            correct[k] += i % 7 in ranking[:k]
+    assert (result["n"], result["correct1"], result["correct5"]) == (50, correct[1], correct[5])
+    assert 0 < correct[1] < correct[5] < 50  # otherwise the comparison proves nothing
+    assert (result["top1"], result["top5"], result["chance"]) == (correct[1] / 50, correct[5] / 50, 1 / 7)
+    assert (result["name"], result["role"], result["data"]) == ("synthetic", "validation", Manifest.load(data).digest)
+    assert result["interval"] == wilson(correct[1], 50)
+    json.dumps(result, allow_nan=False)
 
 
 @torch.no_grad()
-def test_class_embeddings_are_independent_of_batch_size(pair, data):
+def test_class_embeddings_are_independent_of_batch_size(model, data):
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"red square {i}" for i in range(11)]
-    encoder = ModelEncoder(pair, tokenizer, CONFIG.image)
-    whole, parts = (class_embeddings(encoder, names, ["{}", "a {}"], batch) for batch in (1000, 3))
-    assert whole.shape == (11, 48)
-    assert torch.allclose(whole, parts, atol=1e-6)
-    assert torch.allclose(whole.norm(dim=-1), torch.ones(11), atol=1e-6)
+    encoder = ModelEncoder(model, tokenizer, CONFIG.image)
+    full, parts = (class_embeddings(encoder, names, ["{}", "a {}"], batch) for batch in (1000, 3))
+    assert full.shape == (11, 48)
+    assert torch.allclose(full, parts, atol=1e-6)
+    assert torch.allclose(full.norm(dim=-1), torch.ones(11), atol=1e-6)
 
 
-def test_zero_shot_accepts_2_classes_and_rejects_label_without_class_name(pair, data, tmp_path):
+def test_zero_shot_accepts_2_classes_and_rejects_label_without_class_name(model, data, tmp_path):
     (tmp_path / "few.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
     with pytest.raises(DataError, match="no class name"):
-        score(pair, data, 8, data, tmp_path / "few.json")
+        score(model, data, 8, data, tmp_path / "few.json")
     two = make_dataset(tmp_path / "two", samples=6, shards=1, classes=2)
-    found = score(pair, data, 4, two, two / "classes.json")
-    assert (found["n"], found["top5"]) == (6, 1.0)
+    result = score(model, data, 4, two, two / "classes.json")
+    assert (result["n"], result["top5"]) == (6, 1.0)
 
 
-def test_zero_shot_ranks_lower_class_first_if_scores_are_equal(pair, data, tmp_path):
+def test_zero_shot_ranks_lower_class_first_if_scores_are_equal(model, data, tmp_path):
     """Two classes share a name, so the second class never ranks first."""
     (tmp_path / "same.json").write_text(json.dumps({"names": ["same"] * 2, "templates": ["{}"]}))
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
@@ -88,20 +88,20 @@ def test_zero_shot_ranks_lower_class_first_if_scores_are_equal(pair, data, tmp_p
             Image.fromarray(np.ascontiguousarray(picture(i))).save(buffer, "PNG")
             writer.write({"__key__": f"{i}", "png": buffer.getvalue(), "cls": i % 2})
     index([str(tmp_path / "0.tar")], tmp_path)
-    found = score(pair, data, 4, tmp_path, tmp_path / "same.json")
-    assert (found["correct1"], found["correct5"]) == (5, 10)
+    result = score(model, data, 4, tmp_path, tmp_path / "same.json")
+    assert (result["correct1"], result["correct5"]) == (5, 10)
 
 
 def test_zero_shot_never_counts_nan_as_correct_and_raises_diverged(data):
     nan = float("nan")
     scores = torch.tensor([[nan, nan], [nan, 1.0], [1.0, nan], [1.0, 0.0]])
     assert rank_of_target(scores, torch.zeros(4, dtype=torch.int64)).tolist() == [2, 2, 1, 0]
-    sick = clip.CLIPModel(CONFIG, Augment(), "sdpa")
-    clip.init_weights(sick, 1)
+    diverged = clip.CLIPModel(CONFIG, Augment(), "sdpa")
+    clip.init_weights(diverged, 1)
     with torch.no_grad():
-        next(weight for weight in sick.parameters() if weight.ndim == 2).fill_(nan)
+        next(weight for weight in diverged.parameters() if weight.ndim == 2).fill_(nan)
     with pytest.raises(Diverged, match="not finite"):
-        score(sick, data, 8, data, data / "classes.json")
+        score(diverged, data, 8, data, data / "classes.json")
 
 
 def test_wilson_interval_matches_reference_values():
@@ -135,24 +135,24 @@ def test_fill_templates_leaves_braces_in_class_name_unchanged():
 
 @torch.no_grad()
 @pytest.mark.parametrize("classes", [7, 40])
-def test_zero_shot_matches_clip_benchmark_classifier_and_accuracy(pair, data, classes, monkeypatch):
+def test_zero_shot_matches_clip_benchmark_classifier_and_accuracy(model, data, classes, monkeypatch):
     # clip_benchmark converts an array of one element to a number, which NumPy 2.4 no longer allows
     monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
     tokenizer = Tokenizer(data / "tokenizer.json", 32, True)
     names = [f"{COLOURS[c % 8]} {SHAPES[c // 8 % 4]} {c}" for c in range(classes)]
     templates = ["{}", "a picture of {}", "the number {} of all"]
-    encoder = ModelEncoder(pair, tokenizer, CONFIG.image)
-    ours = class_embeddings(encoder, names, templates, batch=16)
-    theirs = zeroshot_classification.zero_shot_classifier(
-        pair, lambda texts: torch.from_numpy(tokenizer(texts)), names, [t.replace("{}", "{c}") for t in templates],
+    encoder = ModelEncoder(model, tokenizer, CONFIG.image)
+    embeddings = class_embeddings(encoder, names, templates, batch=16)
+    reference = zeroshot_classification.zero_shot_classifier(
+        model, lambda texts: torch.from_numpy(tokenizer(texts)), names, [t.replace("{}", "{c}") for t in templates],
         "cpu", amp=False,
     )  # fmt: skip
-    assert torch.allclose(ours, theirs.T, atol=1e-6)
-    drawn = torch.Generator().manual_seed(classes)
-    labels = torch.randint(classes, (500,), generator=drawn)
-    noise = torch.randn(500, 48, generator=drawn)
-    features = torch.nn.functional.normalize(ours[labels] + 0.1 * noise, dim=1)
-    found = classify(features, labels, ours, "synthetic")
-    expected = zeroshot_classification.accuracy(100.0 * features @ ours.T, labels, topk=(1, 5))
-    assert [found["top1"], found["top5"]] == pytest.approx(expected, abs=1e-7)
-    assert 0 < found["correct1"] < found["correct5"] < 500
+    assert torch.allclose(embeddings, reference.T, atol=1e-6)
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.randint(classes, (500,), generator=generator)
+    noise = torch.randn(500, 48, generator=generator)
+    features = torch.nn.functional.normalize(embeddings[labels] + 0.1 * noise, dim=1)
+    result = classify(features, labels, embeddings, "synthetic")
+    expected = zeroshot_classification.accuracy(100.0 * features @ embeddings.T, labels, topk=(1, 5))
+    assert [result["top1"], result["top5"]] == pytest.approx(expected, abs=1e-7)
+    assert 0 < result["correct1"] < result["correct5"] < 500

@@ -1,9 +1,9 @@
-"""open_clip and timm as they are: what they compute with an exported folder. A script that knows nothing of ours.
+"""Computes the outputs of an exported folder with unmodified open_clip and timm, without the package flip.
 
-    python stock.py FOLDER GIVEN.npz FOUND.npz
+    python open_clip_reference.py FOLDER DATA.npz OUTPUT.npz
 
-GIVEN: pixels (n, 3, H, W) normalised, pictures (n, h, w, 3) uint8, and JSON texts: texts, names, templates, and files,
-the paths of pictures.
+DATA holds pixels (n, 3, H, W) normalised, pictures (n, h, w, 3) uint8, and ``words``, a JSON object: texts, names,
+templates, and files (the paths of pictures).
 """
 
 import socket
@@ -26,24 +26,24 @@ from PIL import Image  # noqa: E402
 
 
 @torch.no_grad()
-def main(folder, given, found):
-    given = np.load(given)
-    pixels = torch.from_numpy(given["pixels"])
-    words = json.loads(str(given["words"]))
+def main(folder, data, output_path):
+    data = np.load(data)
+    pixels = torch.from_numpy(data["pixels"])
+    strings = json.loads(str(data["words"]))
     out = {}
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    out["tokens"] = tokens = tokenizer(words["texts"])
+    out["tokens"] = tokens = tokenizer(strings["texts"])
     out["image"], out["text"] = model.encode_image(pixels), model.encode_text(tokens)
-    out["views"] = torch.stack([preprocess(Image.fromarray(one)) for one in given["pictures"]])
+    out["views"] = torch.stack([preprocess(Image.fromarray(picture)) for picture in data["pictures"]])
     out["scale"], out["logits"] = model.logit_scale.exp(), model.get_logits(pixels, tokens)[0]
     if model.logit_bias is not None:
         out["bias"] = model.logit_bias
-    classes = open_clip.build_zero_shot_classifier(model, tokenizer, words["names"], words["templates"])
+    classes = open_clip.build_zero_shot_classifier(model, tokenizer, strings["names"], strings["templates"])
     out["classes"] = classes.T
     features = model.encode_image(out["views"], normalize=True)
     out["scores"] = model.logit_scale.exp() * features @ classes
-    out["file_views"] = torch.stack([preprocess(Image.open(path)) for path in words["files"]])
+    out["file_views"] = torch.stack([preprocess(Image.open(path)) for path in strings["files"]])
     out["file_scores"] = model.logit_scale.exp() * model.encode_image(out["file_views"], normalize=True) @ classes
     del model
     for classes in (0, 10):
@@ -51,10 +51,10 @@ def main(folder, given, found):
         out[f"timm{classes}"] = tower.forward_head(tower.forward_features(pixels), pre_logits=True)
         out[f"head{classes}"] = tower(pixels)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower))
-    out["timm_views"] = torch.stack([transform(Image.fromarray(one)) for one in given["pictures"]])
-    out["timm_file_views"] = torch.stack([transform(Image.open(path).convert("RGB")) for path in words["files"]])
+    out["timm_views"] = torch.stack([transform(Image.fromarray(picture)) for picture in data["pictures"]])
+    out["timm_file_views"] = torch.stack([transform(Image.open(path).convert("RGB")) for path in strings["files"]])
     assert not any(name.split(".")[0] == "flip" for name in sys.modules)
-    np.savez(found, **{name: value.numpy() for name, value in out.items()})
+    np.savez(output_path, **{name: value.numpy() for name, value in out.items()})
 
 
 main(*sys.argv[1:])

@@ -88,32 +88,32 @@ class Given:
         small = tower.width <= 64  # large models get few files, to save time
         self.files = {name: FILES[name] for name in (FILES if small else ("square", "wide", "tall", "RGBA", "16 bit"))}
         view = EvaluationView.of(config)
-        views = [view(one) for one in self.pictures]
+        views = [view(image) for image in self.pictures]
         mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
         self.pixels = ((np.stack(views) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-        self.patches = torch.from_numpy(np.stack([decode.patches(one, tower.patch) for one in views]))
+        self.patches = torch.from_numpy(np.stack([decode.patches(image, tower.patch) for image in views]))
 
 
-def stock(folder, given, scratch):
+def run_open_clip(folder, inputs, scratch):
     """Runs open_clip_reference.py in its own process and working directory, without hub and network; its outputs."""
-    for name, data in given.files.items():
+    for name, data in inputs.files.items():
         (scratch / name).write_bytes(data)
-    files = [str(scratch / name) for name in given.files]
-    words = json.dumps({"texts": given.texts, "names": given.names, "templates": TEMPLATES, "files": files})
-    np.savez(scratch / "given.npz", pixels=given.pixels, pictures=given.pictures, words=words)
+    files = [str(scratch / name) for name in inputs.files]
+    strings = json.dumps({"texts": inputs.texts, "names": inputs.names, "templates": TEMPLATES, "files": files})
+    np.savez(scratch / "given.npz", pixels=inputs.pixels, pictures=inputs.pictures, words=strings)
     elsewhere = scratch / "elsewhere"
     elsewhere.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(elsewhere), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     arguments = [sys.executable, str(STOCK), str(folder), str(scratch / "given.npz"), str(scratch / "found.npz")]
-    done = subprocess.run(arguments, cwd=elsewhere, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(arguments, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     return {name: torch.from_numpy(value) for name, value in np.load(scratch / "found.npz").items()}
 
 
-def near(found, expected):
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max()) < 1e-5
+def near(actual, expected):
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max()) < 1e-5
 
 
 def unit(features):
@@ -125,45 +125,51 @@ def scale_of(pair):
 
 
 @torch.no_grad()
-def same(loaded, given, found, raw=True):
-    """Asserts that the outputs of the script equal those of our model. ``raw``: also features before normalisation."""
+def assert_same_outputs(loaded, inputs, outputs, raw=True):
+    """Asserts that the outputs of the script equal those of the model. ``raw``: also features before normalisation."""
     pair = loaded.pair
-    tokens, theirs = torch.from_numpy(loaded.tokenizer(given.texts)), found["tokens"]
+    tokens, reference = torch.from_numpy(loaded.tokenizer(inputs.texts)), outputs["tokens"]
     if loaded.config.model.text.causal:  # transformers pads with the end token
-        theirs = theirs.masked_fill(torch.arange(theirs.shape[1]) > theirs.argmax(dim=1, keepdim=True), 0)
-    alike = (theirs == tokens).all(dim=1)
-    repaired = given.texts if loaded.config.model.text.repair else TEXTS
-    assert alike.tolist() == [text in repaired for text in given.texts]
-    image, text = pair.image(given.patches), pair.text(tokens)
-    assert near(found["text"][alike], text[alike]) and near(unit(found["image"]), unit(image))
-    assert near(found["image"], image) == raw
-    assert near(found["logits"][:, alike] / scale_of(pair), (unit(image) @ unit(text).T)[:, alike])
-    assert float(found["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
-    pixels = torch.from_numpy(given.pixels)
-    assert near(found["views"], pixels) and near(found["timm_views"], pixels)
+        reference = reference.masked_fill(torch.arange(reference.shape[1]) > reference.argmax(dim=1, keepdim=True), 0)
+    alike = (reference == tokens).all(dim=1)
+    repaired = inputs.texts if loaded.config.model.text.repair else TEXTS
+    assert alike.tolist() == [text in repaired for text in inputs.texts]
+    image, text = pair.image(inputs.patches), pair.text(tokens)
+    assert near(outputs["text"][alike], text[alike]) and near(unit(outputs["image"]), unit(image))
+    assert near(outputs["image"], image) == raw
+    assert near(outputs["logits"][:, alike] / scale_of(pair), (unit(image) @ unit(text).T)[:, alike])
+    assert float(outputs["scale"]) == pytest.approx(loaded.config.model.max_logit_scale)
+    pixels = torch.from_numpy(inputs.pixels)
+    assert near(outputs["views"], pixels) and near(outputs["timm_views"], pixels)
     encoder = ModelEncoder(pair, loaded.tokenizer, loaded.config.model.image)
-    assert near(found["classes"], class_embeddings(encoder, given.names, TEMPLATES))
-    ours = loaded.classify([Image.fromarray(one) for one in given.pictures], given.names, TEMPLATES)
-    assert near(found["scores"].softmax(-1), ours) and torch.equal(found["scores"].argmax(-1), ours.argmax(-1))
+    assert near(outputs["classes"], class_embeddings(encoder, inputs.names, TEMPLATES))
+    probabilities = loaded.classify([Image.fromarray(array) for array in inputs.pictures], inputs.names, TEMPLATES)
+    assert near(outputs["scores"].softmax(-1), probabilities) and torch.equal(
+        outputs["scores"].argmax(-1), probabilities.argmax(-1)
+    )
     pair.image.projection = torch.nn.Identity()
-    pooled = pair.image(given.patches)
-    assert near(found["timm0"], pooled) and near(found["head0"], pooled) and near(found["timm10"], pooled)
-    assert found["head10"].shape == (len(pooled), 10)
+    pooled = pair.image(inputs.patches)
+    assert near(outputs["timm0"], pooled) and near(outputs["head0"], pooled) and near(outputs["timm10"], pooled)
+    assert outputs["head10"].shape == (len(pooled), 10)
 
 
-def files_are_as_promised(loaded, given, found, scratch, differences):
-    """Asserts that open_clip's predictions for files equal ours with preprocess resize_crop.
+def assert_file_predictions(loaded, inputs, outputs, scratch, differences):
+    """Asserts that open_clip's predictions for files equal those of ``loaded`` with preprocess resize_crop.
 
     Other exports list the differences.
     """
-    ours = loaded.classify([scratch / name for name in given.files], given.names, TEMPLATES)
-    gap = (found["file_scores"].softmax(-1) - ours).abs().amax(dim=1)
-    differs = {name for name, value in zip(given.files, gap.tolist(), strict=True) if value > 1e-5}
+    probabilities = loaded.classify([scratch / name for name in inputs.files], inputs.names, TEMPLATES)
+    gap = (outputs["file_scores"].softmax(-1) - probabilities).abs().amax(dim=1)
+    differs = {name for name, value in zip(inputs.files, gap.tolist(), strict=True) if value > 1e-5}
     if loaded.config.evaluate.preprocess == "resize_crop":
-        assert not differs and torch.equal(found["file_scores"].argmax(-1), ours.argmax(-1)) and differences == []
-        modes = [Image.open(scratch / name).mode for name in given.files]
+        assert (
+            not differs
+            and torch.equal(outputs["file_scores"].argmax(-1), probabilities.argmax(-1))
+            and differences == []
+        )
+        modes = [Image.open(scratch / name).mode for name in inputs.files]
         rgb = torch.tensor([mode == "RGB" for mode in modes])
-        assert near(found["timm_file_views"][rgb], found["file_views"][rgb]) and rgb.sum() == 8
+        assert near(outputs["timm_file_views"][rgb], outputs["file_views"][rgb]) and rgb.sum() == 8
     else:
         scaled = {"16 bit"} if loaded.config.data.to_rgb == "flatten" else set()
         assert differs >= {"wide", "tall", "RGBA"} | scaled and not differs & {"square", "equal"}
@@ -209,17 +215,17 @@ def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenize
         folder = tmp_path / "else" / "where"
         folder.parent.mkdir()
         (tmp_path / "made").rename(folder)
-    given = Given(
+    inputs = Given(
         loaded.config, TEXTS + (BROKEN if loaded.config.model.text.repair else []), 4 if size == "tiny" else 2
     )
-    again = flip.load(folder)
-    theirs, ours = again.pair.state_dict(), loaded.pair.state_dict()
-    assert float(theirs.pop("logit_scale")) == np.float32(loaded.pair.max_logit_scale) and ours.pop("logit_scale")
-    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
-    del again, theirs, ours
-    found = stock(folder, given, tmp_path)
-    files_are_as_promised(loaded, given, found, tmp_path, record["differences"])
-    same(loaded, given, found, raw=variant != "extra-block")
+    reloaded = flip.load(folder)
+    restored, original = reloaded.pair.state_dict(), loaded.pair.state_dict()
+    assert float(restored.pop("logit_scale")) == np.float32(loaded.pair.max_logit_scale) and original.pop("logit_scale")
+    assert restored.keys() == original.keys() and all(torch.equal(restored[name], original[name]) for name in original)
+    del reloaded, restored, original
+    outputs = run_open_clip(folder, inputs, tmp_path)
+    assert_file_predictions(loaded, inputs, outputs, tmp_path, record["differences"])
+    assert_same_outputs(loaded, inputs, outputs, raw=variant != "extra-block")
 
 
 @torch.no_grad()
@@ -227,18 +233,21 @@ def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
     loaded = loaded_of(configured("siglip", tokenizer, "tiny", "model.text.padding=mask"), tmp_path)
     loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the parameter is 5 here, above the limit
     exporter.export(loaded, tmp_path / "made")
-    given = Given(loaded.config, TEXTS + BROKEN, 4)
-    found, tokens = stock(tmp_path / "made", given, tmp_path), torch.from_numpy(loaded.tokenizer(given.texts))
-    assert torch.equal(found["tokens"], tokens)
+    inputs = Given(loaded.config, TEXTS + BROKEN, 4)
+    outputs, tokens = (
+        run_open_clip(tmp_path / "made", inputs, tmp_path),
+        torch.from_numpy(loaded.tokenizer(inputs.texts)),
+    )
+    assert torch.equal(outputs["tokens"], tokens)
     pair = loaded.pair
-    image, text = pair.image(given.patches), pair.text(tokens)
-    assert near(found["text"], text) and float(found["bias"]) == float(pair.logit_bias)
+    image, text = pair.image(inputs.patches), pair.text(tokens)
+    assert near(outputs["text"], text) and float(outputs["bias"]) == float(pair.logit_bias)
     expected = scale_of(pair) * unit(image) @ unit(text).T + pair.logit_bias
-    assert near(found["logits"] / scale_of(pair), expected / scale_of(pair))
+    assert near(outputs["logits"] / scale_of(pair), expected / scale_of(pair))
     card = (tmp_path / "made" / "README.md").read_text()
     assert "padding is not seen" in card and "`logit_bias`" in card
     again = flip.load(tmp_path / "made")
-    assert near(again.encode_text(given.texts), loaded.encode_text(given.texts))
+    assert near(again.encode_text(inputs.texts), loaded.encode_text(inputs.texts))
     assert torch.equal(again.pair.logit_bias, loaded.pair.logit_bias)
 
 
@@ -313,10 +322,15 @@ def weights(source, **choice):
 def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     assert command.main(["sweep/run", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
+    record = json.loads(capsys.readouterr().out)
     folder = run.export / "unmasked-96"
-    assert made["folder"] == str(folder) and (made["variant"], made["run"]) == ("native", "sweep/run")
-    assert (made["identity"], made["code"], made["manifest"], made["step"]) == ("1den71ty", "c0de", "d1ge57", 12)
+    assert record["folder"] == str(folder) and (record["variant"], record["run"]) == ("native", "sweep/run")
+    assert (record["identity"], record["code"], record["manifest"], record["step"]) == (
+        "1den71ty",
+        "c0de",
+        "d1ge57",
+        12,
+    )
     assert torch.equal(weights(folder), weights(run.path)) and set(os.listdir(run.export)) == {"unmasked-96"}
     text = (folder / "README.md").read_text()
     for fact in (
@@ -372,14 +386,14 @@ def test_refused_or_failed_export_changes_no_files(run, tmp_path, capsys, monkey
     assert command.main([str(run.path), "--commit", "pretrain/64", "--out", str(out)]) == 0
     before = (out / "export.json").read_bytes()
     capsys.readouterr()
-    for words, code, message in (
+    for args, code, message in (
         (["--out", str(out)], 78, "an export exists already. Replace it (--replace)"),
         (["--out", str(mine), "--replace"], 78, "is no export"),
         (["--out", str(mine / "thesis.txt" / "x")], 78, "a file is where a folder must be"),
         (["--commit", "pretrain/65"], 78, "There are: pretrain/64, unmasked/96."),
         (["--variant", "extra-block"], 78, "cannot hold this pooling"),
     ):
-        assert command.main([str(run.path), *words]) == code
+        assert command.main([str(run.path), *args]) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     monkeypatch.setattr(format, "model_card", lambda *_: 1 / 0)  # fails halfway
@@ -418,8 +432,8 @@ def test_choose_variant_rejects_variant_that_cannot_hold_model():
 
 
 def test_load_rejects_damaged_export(run, tmp_path):
-    made = exporter.export(flip.load(run.path), tmp_path / "out")
-    assert set(made["files"]) | {"export.json"} == {
+    record = exporter.export(flip.load(run.path), tmp_path / "out")
+    assert set(record["files"]) | {"export.json"} == {
         str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
     }
     with pytest.raises(ConfigError, match="none can be chosen"):

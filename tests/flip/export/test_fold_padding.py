@@ -29,11 +29,11 @@ def test_folded_tower_matches_masked_tower(noise):
         parameter += noise * torch.randn(parameter.shape, generator=generator)
     other = wider(pair)
     tokens = captions()[1:]
-    found, wanted = other.encode_text(tokens), pair.encode_text(tokens)
-    assert torch.allclose(found, wanted, atol=3e-6)
+    actual, expected = other.encode_text(tokens), pair.encode_text(tokens)
+    assert torch.allclose(actual, expected, atol=3e-6)
     attended = tiny(padding="attend")
     attended.load_state_dict(pair.state_dict())
-    assert not torch.allclose(attended.encode_text(tokens), wanted, atol=1e-3)  # without the mask the features differ
+    assert not torch.allclose(attended.encode_text(tokens), expected, atol=1e-3)  # without the mask the features differ
 
 
 @torch.no_grad()
@@ -51,8 +51,8 @@ def test_unfold_padding_mask_restores_equivalent_model():
 @torch.no_grad()
 def test_folded_tower_in_bf16_is_as_accurate_as_masked_tower():
     pair, tokens = tiny(padding="mask"), captions()[1:]
-    wanted = pair.encode_text(tokens)
+    expected = pair.encode_text(tokens)
     other = wider(pair)
     with torch.autocast("cpu", torch.bfloat16):
-        itself, found = pair.encode_text(tokens), other.encode_text(tokens)
-    assert (found - wanted).norm() < 2 * (itself - wanted).norm()
+        masked, folded = pair.encode_text(tokens), other.encode_text(tokens)
+    assert (folded - expected).norm() < 2 * (masked - expected).norm()

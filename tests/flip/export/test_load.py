@@ -48,8 +48,8 @@ def score(pair, config, world=None):
     item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
     encoder = ModelEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
     ranks = RankGroup(world.rank, world.size, world.control_group) if world else RankGroup()
-    (found,) = Evaluator(encoder, 4, ranks).score(ResolvedDataset.from_config(item))
-    return found
+    (result,) = Evaluator(encoder, 4, ranks).score(ResolvedDataset.from_config(item))
+    return result
 
 
 def rank_main(rank, port, path, results):
@@ -85,22 +85,22 @@ def run(tmp_path_factory):
     ranks = [context.Process(target=rank_main, args=(rank, port, run.path, results)) for rank in range(2)]
     for process in ranks:
         process.start()
-    found = dict(results.get(timeout=120) for _ in ranks)
+    scores = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0, 0]
-    return run, found
+    return run, scores
 
 
 @pytest.mark.long
 def test_evaluator_on_two_ranks_matches_single_process(run):
-    directory, found = run
+    directory, scores = run
     config = configuration.read_config(directory.config)
-    one = score(built(config), config)
-    assert one["n"] == 45
-    for result in (one, found[0], found[1]):
+    single = score(built(config), config)
+    assert single["n"] == 45
+    for result in (single, scores[0], scores[1]):
         del result["seconds"]
-    assert found[0] == found[1] == one
+    assert scores[0] == scores[1] == single
 
 
 @pytest.mark.long
@@ -108,9 +108,9 @@ def test_load_restores_weights_saved_in_shards(run):
     loaded = flip.load(run[0].path)
     assert len(list(loaded.source.path.glob("*.safetensors"))) == 2
     expected = dict(built(loaded.config).named_parameters())
-    found = dict(loaded.pair.named_parameters())
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    parameters = dict(loaded.pair.named_parameters())
+    assert parameters.keys() == expected.keys()
+    assert all(torch.equal(parameters[name], expected[name]) for name in expected)
 
 
 @pytest.mark.long
@@ -135,9 +135,9 @@ def test_encode_image_flattens_transparency_for_images_and_files_alike(run, tmp_
     loaded = flip.load(run[0].path)
     glass = Image.fromarray(np.dstack([picture(1), np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))]), "RGBA")
     glass.save(tmp_path / "glass.png")
-    given, read = loaded.encode_image([glass, tmp_path / "glass.png"])
-    assert torch.equal(given, read)
-    assert not torch.allclose(given, loaded.encode_image([glass.convert("RGB")])[0], atol=2e-3)
+    from_image, from_file = loaded.encode_image([glass, tmp_path / "glass.png"])
+    assert torch.equal(from_image, from_file)
+    assert not torch.allclose(from_image, loaded.encode_image([glass.convert("RGB")])[0], atol=2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +153,11 @@ def test_single_input_is_encoded_as_batch_of_size_1(loaded, tmp_path):
     expected = loaded.encode_image([image])
     assert expected.shape == (1, 48)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    for given in (
+    for source in (
         image, str(tmp_path / "a.png"), tmp_path / "a.png", pixels, tensor, tensor / 255, (tensor / 255).double(),
         [image], (tmp_path / "a.png",), pixels[None], tensor[None], iter([image]), loaded.preprocess(image),
     ):  # fmt: skip
-        assert torch.equal(loaded.encode_image(given), expected)
+        assert torch.equal(loaded.encode_image(source), expected)
     assert torch.equal(loaded.encode_text("a frog"), loaded.encode_text(["a frog"]))
     assert loaded.encode_text("a frog").shape == (1, 48)
     both = loaded.classify(image, ["frog", "square"], "a {}")
@@ -254,14 +254,14 @@ def test_predict_command_prints_table_and_json_and_rejects_mistakes(run, tmp_pat
     assert sum(row["probability"] for row in entry["labels"]) == pytest.approx(1.0)
     assert predict.main(arguments) == 0
     assert entry["labels"][0]["label"] in capsys.readouterr().out.splitlines()[0]
-    for words, code, message in (
+    for args, code, message in (
         ([str(tmp_path), "x.png", "--labels", "a"], 78, "Give the folder of a run"),
         ([*arguments, "--top", "0"], 78, "--top: must be at least 1"),
         ([*arguments, "--device", "tpu"], 78, "There are: cpu"),
         ([*arguments[:3], ","], 78, "at least one name"),
         (["sweep/none", "x.png", "--labels", "a"], 78, "There are: sweep/run"),
     ):
-        assert predict.main(words) == code
+        assert predict.main(args) == code
         error = capsys.readouterr().err
         assert message in error and "JSON" not in error and error.count("\n") == 1
     assert predict.main(["sweep/run", *arguments[1:]]) == 0

@@ -1,4 +1,4 @@
-"""Tests `export --to onnx`: the real ONNX Runtime computes our features, and the code of the model card works."""
+"""Tests `export --to onnx`: the real ONNX Runtime computes the features of flip, and model card code works."""
 
 import json
 import os
@@ -38,10 +38,10 @@ def session(path):
 @pytest.fixture(scope="module")
 def exported(tokenizer, tmp_path_factory):
     """Returns a function: recipe -> (its model, the folder of its export). Each recipe is exported once."""
-    made = {}
+    exports = {}
 
     def export(recipe, *settings):
-        if recipe not in made:
+        if recipe not in exports:
             path = tmp_path_factory.mktemp(recipe)
             file = PUBLISHED if recipe == "clip" else tokenizer
             loaded = loaded_of(configured(recipe, file, "tiny", *settings), path)
@@ -49,8 +49,8 @@ def exported(tokenizer, tmp_path_factory):
                 if recipe == "paper":  # use external data files, as for a large model
                     patch.setattr(onnx_models, "_SINGLE_FILE_BYTES", 100_000)
                 exporter.export(loaded, path / "out", form="onnx")
-            made[recipe] = loaded, path / "out"
-        return made[recipe]
+            exports[recipe] = loaded, path / "out"
+        return exports[recipe]
 
     return export
 
@@ -63,11 +63,11 @@ RECIPES = [("paper", ("model.text.padding=mask",)), ("clip", ("model.objective=s
 def test_onnx_runtime_matches_model_features_for_any_batch_size(recipe, settings, exported):
     loaded, folder = exported(recipe, *settings)
     image, text = session(folder / "image_encoder.onnx"), session(folder / "text_encoder.onnx")
-    given = Given(loaded.config, TEXTS, 5)
+    inputs = Given(loaded.config, TEXTS, 5)
     tokens = loaded.tokenizer(TEXTS).astype(np.int64)
-    expected = loaded.pair.encode_image(given.patches), loaded.pair.encode_text(torch.from_numpy(tokens))
+    expected = loaded.pair.encode_image(inputs.patches), loaded.pair.encode_text(torch.from_numpy(tokens))
     for batch in (1, 5):
-        (images,) = image.run(["image_embeds"], {"pixel_values": given.pixels[:batch]})
+        (images,) = image.run(["image_embeds"], {"pixel_values": inputs.pixels[:batch]})
         (texts,) = text.run(["text_embeds"], {"input_ids": tokens[:batch]})
         assert np.abs(images - expected[0][:batch].numpy()).max() < 1e-5
         assert np.abs(texts - expected[1][:batch].numpy()).max() < 1e-5
@@ -77,7 +77,7 @@ def test_onnx_runtime_matches_model_features_for_any_batch_size(recipe, settings
 
 
 def card_logits(folder, picture_path, labels, scratch):
-    """Runs the first code block of README.md in a process without hub, network or our code. Returns ``logits``."""
+    """Runs the first code block of README.md in a process without hub, network or package flip. Returns ``logits``."""
     block = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     values = {'"..."': str(folder), '"a.png"': str(picture_path), '["a frog", "a toad"]': labels}
     for old, new in values.items():

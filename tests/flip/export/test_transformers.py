@@ -1,4 +1,4 @@
-"""Tests `export --to transformers`: AutoModel, AutoProcessor and the pipeline give our predictions, offline."""
+"""Tests `export --to transformers`: AutoModel, AutoProcessor and the pipeline give the predictions of flip, offline."""
 
 import json
 import os
@@ -52,9 +52,9 @@ def in_transformers(folder, scratch):
     return {name: torch.from_numpy(value) for name, value in np.load(scratch / "found.npz").items()}
 
 
-def near(found, expected):
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max()) < 1e-5
+def near(actual, expected):
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max()) < 1e-5
 
 
 @torch.no_grad()
@@ -68,24 +68,24 @@ def test_transformers_matches_model_features_logits_and_scores(settings, tmp_pat
         scale = np.exp(2.66)
     record = exporter.export(loaded, tmp_path / "out", form="transformers")
     (tmp_path / "out").rename(tmp_path / "moved")
-    found = in_transformers(tmp_path / "moved", tmp_path)
-    ours = loaded.tokenizer(TEXTS)
-    for row, other in zip(ours, found["tokens"].numpy(), strict=True):
+    outputs = in_transformers(tmp_path / "moved", tmp_path)
+    rows = loaded.tokenizer(TEXTS)
+    for row, reference in zip(rows, outputs["tokens"].numpy(), strict=True):
         tokens = loaded.tokenizer.without_padding(row)
-        assert np.array_equal(other, [*tokens, *[tokens.max()] * (77 - len(tokens))])
+        assert np.array_equal(reference, [*tokens, *[tokens.max()] * (77 - len(tokens))])
     files = [tmp_path / name for name in FILES]
     image, text = loaded.encode_image(files), loaded.encode_text(TEXTS)
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
-    assert near(found["text"], text) and near(found["image"][alike], image[alike])
+    assert near(outputs["text"], text) and near(outputs["image"][alike], image[alike])
     assert [sentence.split(":")[0] for sentence in record["differences"]] == ["Pictures with transparency", "Texts"]
-    assert near(torch.nn.functional.normalize(found["alone"], dim=-1), text)
-    assert float(found["scale"]) == pytest.approx(scale, rel=1e-6)
+    assert near(torch.nn.functional.normalize(outputs["alone"], dim=-1), text)
+    assert float(outputs["scale"]) == pytest.approx(scale, rel=1e-6)
     logits = scale * image @ text.T
     for name in ("logits", "shorter"):
         unit = scale if settings else 1.0  # float32 logits of scale 100 are not exact to 1e-5
-        assert near(found[name][alike] / unit, logits[alike] / unit)
+        assert near(outputs[name][alike] / unit, logits[alike] / unit)
     expected = loaded.classify(files, LABELS, "a {}")
-    assert near(found["scores"][alike], expected[alike])
+    assert near(outputs["scores"][alike], expected[alike])
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_documented_commands_turn_own_pictures_into_transformers_model(tmp_path)
         Image.fromarray(picture(i % 4, 96)[: 96 - i % 30]).save(path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "FLIP_RUNS": str(tmp_path / "runs")}
     steps = ["stages.pretrain.samples=12800", "stages.pretrain.warmup=1280"]
-    for words in (
+    for args in (
         ["shards", "make", "shapes", "--out", "data/shapes", "--template", "a photo of a {label}"],
         ["tokenizer", "train", "--kind", "bpe", "--captions", "data/shapes", "--vocabulary", "4000"]
         + ["--out", "data/tokenizer.json"],
@@ -139,12 +139,12 @@ def test_documented_commands_turn_own_pictures_into_transformers_model(tmp_path)
         ["submit", "mine.yaml", "--only", "mask0.5", *steps, "--watch"],
         ["export", "mine/mask0.5", "--to", "transformers"],
     ):
-        arguments = [sys.executable, "-m", "jobs", *words]
+        arguments = [sys.executable, "-m", "jobs", *args]
         done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{words}: {done.stdout} {done.stderr}"
-    found = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
+        assert done.returncode == 0, f"{args}: {done.stdout} {done.stderr}"
+    outputs = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
     loaded = flip.load(tmp_path / "runs/mine/mask0.5")
     image, text = loaded.encode_image([tmp_path / name for name in FILES]), loaded.encode_text(TEXTS)
     scale = loaded.pair.logit_scale.detach().exp()  # about 14: float32 logits have few digits below 1e-5
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
-    assert (found["logits"] / scale - image @ text.T)[alike].abs().max() < 1e-6
+    assert (outputs["logits"] / scale - image @ text.T)[alike].abs().max() < 1e-6

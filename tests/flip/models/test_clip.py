@@ -91,8 +91,8 @@ def reference_table(grid, width):
     for row in range(grid):
         for column in range(grid):
             for i in range(quarter):
-                for half, at in enumerate((column, row)):
-                    angle = at / 10000 ** (i / quarter)
+                for half, position in enumerate((column, row)):
+                    angle = position / 10000 ** (i / quarter)
                     table[row, column, 2 * half * quarter + i] = math.sin(angle)
                     table[row, column, (2 * half + 1) * quarter + i] = math.cos(angle)
     return torch.from_numpy(table.reshape(grid * grid, width))
@@ -158,9 +158,9 @@ def test_text_tower_matches_padded_reference_in_features_and_gradients(padding, 
     parameters = dict(pair.text.named_parameters())
     features = F.normalize(pair.text(tokens, places), dim=-1)
     gradients = torch.autograd.grad((features * towards).sum(), list(parameters.values()))
-    wanted = reference_text(pair, tower, tokens, places)
-    expected = torch.autograd.grad((wanted * towards).sum(), list(parameters.values()))
-    assert torch.allclose(features.double(), wanted, atol=2e-6)
+    reference = reference_text(pair, tower, tokens, places)
+    expected = torch.autograd.grad((reference * towards).sum(), list(parameters.values()))
+    assert torch.allclose(features.double(), reference, atol=2e-6)
     for name, gradient, other in zip(parameters, gradients, expected, strict=True):
         assert torch.allclose(gradient, other, atol=1e-5 * float(other.abs().max()) + 1e-7), name
     rows = pair.text.token_indices(tokens)
@@ -255,12 +255,12 @@ def test_packed_attention_matches_masked_attention_on_gpu(kind, bucketed, monkey
     ],
 )  # fmt: skip
 def test_varlen_kernel_is_used_only_on_supported_configurations(changes, expected, monkeypatch):
-    given = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "fused": True, "head_width": 64}
+    arguments = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "fused": True, "head_width": 64}
     other = {"capability": (9, 0), "kernel": attend_by_sequence, "deterministic": False} | changes
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: other["capability"])
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: other["deterministic"])
     monkeypatch.setattr(transformer, "_load_varlen", lambda: other["kernel"])
-    kernel = transformer.varlen_kernel(**given | {name: v for name, v in changes.items() if name in given})
+    kernel = transformer.varlen_kernel(**arguments | {name: v for name, v in changes.items() if name in arguments})
     assert (kernel is attend_by_sequence) == expected
 
 
@@ -281,8 +281,8 @@ def test_image_encoder_exports_with_dynamic_batch():
     patches = [inputs(b)[0] for b in (2, 1, 5)]
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(image, (patches[0],), dynamic_shapes=(batch,))
-    for given in patches:
-        assert torch.allclose(program.module()(given), image(given), atol=1e-5)
+    for sample in patches:
+        assert torch.allclose(program.module()(sample), image(sample), atol=1e-5)
 
 
 @pytest.mark.parametrize("radford", [False, True])
@@ -385,16 +385,16 @@ def test_activations_predict_bytes_saved_by_autograd(mask, count, attention, pre
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), bf16:
         outputs = pair.image(visible(patches, keep), keep), None if radford else pair.text(tokens)
-    how = Compute(device=device, precision=precision, attention=attention)
+    compute = Compute(device=device, precision=precision, attention=attention)
     config = sized("tiny", radford=radford)
-    parts, numbers = costs.activations(config, how, 32, mask), costs.parameters(config)
+    parts, numbers = costs.activations(config, compute, 32, mask), costs.parameters(config)
     towers = ("image",) if radford else ("image", "text")  # packed texts depend on their lengths
-    foretold = sum(parts[f"{tower}_activations"] for tower in towers)
+    predicted = sum(parts[f"{tower}_activations"] for tower in towers)
     if precision == "bf16":  # autocast copies weights
-        foretold += 2 * sum(numbers[tower] for tower in towers)
-        foretold -= 0 if radford else 2 * config.text.vocabulary * config.text.width
+        predicted += 2 * sum(numbers[tower] for tower in towers)
+        predicted -= 0 if radford else 2 * config.text.vocabulary * config.text.width
     assert outputs[0].requires_grad
-    assert foretold == pytest.approx(sum(sizes.values()), rel=0.05)
+    assert predicted == pytest.approx(sum(sizes.values()), rel=0.05)
 
 
 def _in_fp32(norm, x):

@@ -57,7 +57,7 @@ def inputs(config, b=6):
 
 
 def to_transformers(pair, config):
-    """CLIPModel of transformers with the weights of a model of ours."""
+    """Returns a CLIPModel of transformers with the weights of ``pair``."""
     model = config.model
     towers = {}
     for name, tower, more in (
@@ -73,31 +73,31 @@ def to_transformers(pair, config):
             "num_attention_heads": tower.heads, "hidden_act": model.activation, "layer_norm_eps": model.norm_eps,
         }  # fmt: skip
     other = transformers.CLIPModel(transformers.CLIPConfig(projection_dim=model.embed, **towers))
-    ours = pair.state_dict()
+    source = pair.state_dict()
     state = {
-        "logit_scale": ours["logit_scale"][0],
-        "visual_projection.weight": ours["image.projection.weight"],
-        "text_projection.weight": ours["text.projection.weight"],
-        "vision_model.embeddings.class_embedding": ours["image.class_token"],
-        "vision_model.embeddings.patch_embedding.weight": weights.as_convolution(ours["image.patch.weight"]),
-        "vision_model.embeddings.position_embedding.weight": ours["image.positions"],
-        "text_model.embeddings.token_embedding.weight": ours["text.tokens.weight"],
-        "text_model.embeddings.position_embedding.weight": ours["text.positions"],
+        "logit_scale": source["logit_scale"][0],
+        "visual_projection.weight": source["image.projection.weight"],
+        "text_projection.weight": source["text.projection.weight"],
+        "vision_model.embeddings.class_embedding": source["image.class_token"],
+        "vision_model.embeddings.patch_embedding.weight": weights.as_convolution(source["image.patch.weight"]),
+        "vision_model.embeddings.position_embedding.weight": source["image.positions"],
+        "text_model.embeddings.token_embedding.weight": source["text.tokens.weight"],
+        "text_model.embeddings.position_embedding.weight": source["text.positions"],
     }
     for part in ("weight", "bias"):
-        state[f"vision_model.pre_layrnorm.{part}"] = ours[f"image.norm_pre.{part}"]
-        state[f"vision_model.post_layernorm.{part}"] = ours[f"image.norm.{part}"]
-        state[f"text_model.final_layer_norm.{part}"] = ours[f"text.norm.{part}"]
+        state[f"vision_model.pre_layrnorm.{part}"] = source[f"image.norm_pre.{part}"]
+        state[f"vision_model.post_layernorm.{part}"] = source[f"image.norm.{part}"]
+        state[f"text_model.final_layer_norm.{part}"] = source[f"text.norm.{part}"]
         for name, tower, layers in (("vision", "image", model.image.layers), ("text", "text", model.text.layers)):
             for i in range(layers):
-                block, theirs = f"{tower}.blocks.{i}", f"{name}_model.encoder.layers.{i}"
+                block, layer = f"{tower}.blocks.{i}", f"{name}_model.encoder.layers.{i}"
                 for old, new in (
                     ("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"),
                     ("attn.proj", "self_attn.out_proj"),
                 ):  # fmt: skip
-                    state[f"{theirs}.{new}.{part}"] = ours[f"{block}.{old}.{part}"]
-                for row, value in zip("qkv", ours[f"{block}.attn.qkv.{part}"].chunk(3), strict=True):
-                    state[f"{theirs}.self_attn.{row}_proj.{part}"] = value
+                    state[f"{layer}.{new}.{part}"] = source[f"{block}.{old}.{part}"]
+                for row, value in zip("qkv", source[f"{block}.attn.qkv.{part}"].chunk(3), strict=True):
+                    state[f"{layer}.self_attn.{row}_proj.{part}"] = value
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith("position_ids") for name in missing)
     return other.eval()
@@ -114,9 +114,9 @@ def named_by_open_clip(pair):
     return image | weights.text_to_open_clip(pair.state_dict(), pair.max_logit_scale)
 
 
-def near(found, expected):
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max()) < 1e-5
+def near(actual, expected):
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
@@ -181,12 +181,14 @@ def test_parameter_counts_match_published_models(size, patch, millions):
 def test_initial_weights_are_distributed_as_in_open_clip():
     """open_clip uses the initialisation of the published code."""
     config = recipe("model.image.width=256", "model.text.width=256", "model.image.heads=4", "model.text.heads=4")
-    ours = named_by_open_clip(drawn(config, trained=False))
+    actual = named_by_open_clip(drawn(config, trained=False))
     torch.manual_seed(0)
-    for name, theirs in built_by_open_clip(config).named_parameters():
-        value, theirs = ours[name].double(), theirs.detach().double()
-        if theirs.numel() == 1 or not theirs.std() > 0:
-            assert torch.equal(value, theirs), name
+    for name, expected in built_by_open_clip(config).named_parameters():
+        value, expected = actual[name].double(), expected.detach().double()
+        if expected.numel() == 1 or not expected.std() > 0:
+            assert torch.equal(value, expected), name
         else:
-            assert float(value.std()) == pytest.approx(float(theirs.std()), rel=0.2 if value.ndim == 1 else 0.05), name
-            assert float(value.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.3), name
+            assert float(value.std()) == pytest.approx(float(expected.std()), rel=0.2 if value.ndim == 1 else 0.05), (
+                name
+            )
+            assert float(value.abs().max()) == pytest.approx(float(expected.abs().max()), rel=0.3), name

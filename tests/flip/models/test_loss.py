@@ -55,12 +55,14 @@ def test_contrastive_loss_matches_definition_in_value_and_gradient(dtype, tolera
     values = *features(24, dtype=dtype), *(torch.tensor([value], dtype=dtype) for value in shared)
     leaves = [x.requires_grad_() for x in values]
     expected = definition(*leaves)
-    wanted = torch.autograd.grad(expected.sum(), leaves)
+    references = torch.autograd.grad(expected.sum(), leaves)
     loss, accuracy = contrastive_loss(*leaves, tile=tile)
     assert (loss.shape, accuracy.shape) == ((), ())
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-    for gradient, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
-        assert gradient.shape == want.shape and torch.allclose(gradient.double(), want.double(), atol=tolerance * 10)
+    for gradient, reference in zip(torch.autograd.grad(loss, leaves), references, strict=True):
+        assert gradient.shape == reference.shape and torch.allclose(
+            gradient.double(), reference.double(), atol=tolerance * 10
+        )
 
 
 def test_accuracy_is_share_of_images_nearest_to_their_text():

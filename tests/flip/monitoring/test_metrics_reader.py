@@ -24,17 +24,17 @@ def test_read_metrics_prefers_highest_attempt_for_repeated_steps(tmp_path):
     write(run, 2, [line(3, loss=30.0), line(4, loss=40.0)], tail='{"step": 5, "sam')
     write(run, 1, [line(1), line(2), line(3), line(7)])
     write(run, 10, [line(4, loss=400.0, seconds=9.0, saves=2, saving=1.5)])
-    found = read_metrics(run)
-    assert len(found) == 5 and found["step"].tolist() == [1, 2, 3, 4, 7]
-    assert found["loss"].tolist() == [0.1, 0.2, 30.0, 400.0, 0.7]
-    assert found.attempt(2)["loss"].tolist() == [30.0, 40.0] and len(found.attempt(3)["loss"]) == 0
-    assert (found.last("step"), found.last("seconds")) == (7, None)
+    metrics = read_metrics(run)
+    assert len(metrics) == 5 and metrics["step"].tolist() == [1, 2, 3, 4, 7]
+    assert metrics["loss"].tolist() == [0.1, 0.2, 30.0, 400.0, 0.7]
+    assert metrics.attempt(2)["loss"].tolist() == [30.0, 40.0] and len(metrics.attempt(3)["loss"]) == 0
+    assert (metrics.last("step"), metrics.last("seconds")) == (7, None)
 
 
 def test_seconds_at_returns_value_of_last_line_up_to_samples(tmp_path):
     write(RunDir(tmp_path), 1, [line(10, seconds=1.0), line(20, seconds=2.5)])
-    found = read_metrics(RunDir(tmp_path))
-    assert [found.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
+    metrics = read_metrics(RunDir(tmp_path))
+    assert [metrics.seconds_at(s) for s in (79, 80, 100, 160, 10**9)] == [None, 1.0, 1.0, 2.5, 2.5]
 
 
 def test_unsteady_depends_on_quartiles_of_speed_per_stage(tmp_path):
@@ -54,7 +54,7 @@ def test_unsteady_depends_on_quartiles_of_speed_per_stage(tmp_path):
     assert verdict("steady", steady) is False and verdict("short", steady[:12]) is None
     assert verdict("stages", [*steady, *[50.0] * 20]) is False
     assert verdict("restarts", *[[1.0, 100.0, 99.0]] * 13) is False
-    assert verdict("stall", [*[100.0] * 38, 1.0, 1.0]) is False, "two windows are no cost"
+    assert verdict("stall", [*[100.0] * 38, 1.0, 1.0]) is False, "two slow lines do not make a run unsteady"
     for share in (13, 20, 27):
         assert verdict(f"shared{share}", [*[100.0] * share, *[70.0] * (40 - share)]) is True
     assert verdict("second", [*steady, *[100.0, 50.0] * 10]) is True
@@ -82,9 +82,9 @@ def test_read_metrics_reads_valid_file_despite_invalid_file(tmp_path, text):
 
 
 def test_read_metrics_returns_empty_columns_if_run_has_no_metrics(tmp_path):
-    found = read_metrics(RunDir(tmp_path))
-    assert len(found) == 0 and found.last("loss") is None and found.seconds_at(5) is None
-    assert set(found.columns) == set(FIELDS)
+    metrics = read_metrics(RunDir(tmp_path))
+    assert len(metrics) == 0 and metrics.last("loss") is None and metrics.seconds_at(5) is None
+    assert set(metrics.columns) == set(FIELDS)
 
 
 def test_read_metrics_returns_exact_floats_of_many_lines(tmp_path):

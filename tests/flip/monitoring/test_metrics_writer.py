@@ -30,10 +30,10 @@ def record(step, loss):
     }  # fmt: skip
 
 
-def attempt(run, begin, steps, loss):
+def attempt(run, start, steps, loss):
     n = run.start_attempt({})
     writer = metrics_writer.MetricsWriter(run, n, total=80, steps=10, seconds=0.0)
-    writer.start(begin, begin // 8, CONFIG)
+    writer.start(start, start // 8, CONFIG)
     for step in steps:
         writer.step(record(step, loss))
     return writer
@@ -77,7 +77,9 @@ def test_counter_curve_starts_at_first_nonzero_count(run):
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("storage/", "data/"))]
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
     assert points == {"storage/retries": [(16, 2), (24, 0)], "data/replaced_samples": [(24, 3)]}
-    assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], "metric lines have them all"
+    assert [line["storage"]["cache_hits"] for line in metric_lines(run)] == [0, 0, 0], (
+        "metric lines contain every counter"
+    )
 
 
 def test_curves_have_descriptions_in_tensorboard(run):
@@ -90,7 +92,9 @@ def test_curves_have_descriptions_in_tensorboard(run):
     assert len(shown) > 15 and all(shown.values()), shown
     about = events.SummaryMetadata("train/loss")
     assert (about.display_name, about.summary_description) == ("train/loss", "Loss of the global batch.")
-    assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars"), "as its fast data server needs it"
+    assert (about.data_class, about.plugin_data.plugin_name) == (1, "scalars"), (
+        "TensorBoard's fast data server needs these values"
+    )
 
 
 def test_custom_scalars_layout_starts_with_training_and_scores(run):
@@ -101,8 +105,8 @@ def test_custom_scalars_layout_starts_with_training_and_scores(run):
     events = read(run)
     (event, *_) = events.Tensors("custom_scalars__config__")
     categories = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
-    assert [one.title for one in categories][:2] == ["Training", "Scores"]
-    charts = [[pattern for chart in one.chart for pattern in chart.multiline.tag] for one in categories]
+    assert [category.title for category in categories][:2] == ["Training", "Scores"]
+    charts = [[pattern for chart in category.chart for pattern in chart.multiline.tag] for category in categories]
     tags = events.Tags()["scalars"]
     assert [tag for pattern in charts[1] for tag in tags if re.match(pattern, tag)] == ["zeroshot/val_top1"]
     shown = {tag for patterns in charts for pattern in patterns for tag in tags if re.match(pattern, tag)}
@@ -168,8 +172,13 @@ def test_status_omits_loss_of_steps_to_be_repeated(run):
 def test_evaluation_is_saved_with_stage_and_samples(run):
     writer = attempt(run, 0, (1,), loss=1.0)
     writer.evaluation("pretrain", 8, 12.5, [{"name": "val", "task": "zeroshot", "top1": 0.25}])
-    kept = read_json(run.eval / "pretrain-8.json")
-    assert (kept["stage"], kept["samples"], kept["seconds"], kept["evaluations"][0]["top1"]) == (
+    evaluation = read_json(run.eval / "pretrain-8.json")
+    assert (
+        evaluation["stage"],
+        evaluation["samples"],
+        evaluation["seconds"],
+        evaluation["evaluations"][0]["top1"],
+    ) == (
         "pretrain",
         8,
         12.5,

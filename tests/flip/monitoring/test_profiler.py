@@ -51,14 +51,14 @@ def test_profiler_writes_no_trace_if_disabled_or_start_has_passed(tmp_path, firs
 def rank_main(rank, port, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
-    profiler, found = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0), []
+    profiler, shares = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0), []
     for i in range(3):
-        found.append(profiler.communication)
+        shares.append(profiler.communication)
         with profiler.step(i + 1, 8 * i, 8):
             if rank == 1 and i == 1:  # the profiled step; its profiler may take a second to start
                 time.sleep(5.0)
             distributed.all_reduce(torch.ones(1000))
-    results.put((rank, found))
+    results.put((rank, shares))
     distributed.barrier()
     parallel.stop()
 
@@ -70,8 +70,8 @@ def test_profiler_counts_wait_for_other_rank_as_communication(tmp_path, free_por
     ranks = [context.Process(target=rank_main, args=(rank, free_port, tmp_path, results)) for rank in range(2)]
     for process in ranks:
         process.start()
-    found = dict(results.get(timeout=120) for _ in ranks)
+    shares = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    assert found[1] == [None, None, None] and found[0][:2] == [None, None]
-    assert 0.75 < found[0][2] <= 1  # about 0.5 if no rank waits
+    assert shares[1] == [None, None, None] and shares[0][:2] == [None, None]
+    assert 0.75 < shares[0][2] <= 1  # about 0.5 if no rank waits

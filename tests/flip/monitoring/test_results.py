@@ -25,7 +25,9 @@ def test_read_runs_returns_flat_rows_with_equal_keys(tmp_path):
     assert len({tuple(row) for row in rows}) == 1, "the same keys in the same order"
     assert all(not isinstance(value, (dict, list)) for row in rows for value in row.values())
     assert rows[1]["test.twemoji.top1"] == 0.2 and rows[0]["test.twemoji.top1"] is None
-    assert rows[1]["stages.pretrain.mask"] == "0.5" and "seed" not in rows[1], "only what differs within a sweep"
+    assert rows[1]["stages.pretrain.mask"] == "0.5" and "seed" not in rows[1], (
+        "only settings that differ within a sweep"
+    )
     assert (rows[0]["samples"], rows[0]["steps"], rows[0]["seconds"]) == (3840, 30, 9.6)
     assert flip.read_runs(tmp_path) == rows
 
@@ -38,7 +40,7 @@ def test_read_run_derives_state_from_files(tmp_path):
         )
         assert (read_run(run.path).state, read_run(run.path).reason) == (state, "r")
     write_json(run.path / "job.json", {"after": 1})
-    assert read_run(run.path).state == "queued", "submitted again since"
+    assert read_run(run.path).state == "queued", "the run is submitted again"
     write_json(run.cancel, {"who": "me", "why": "wrong", "time": 0})
     assert (read_run(run.path).state, read_run(run.path).reason) == ("cancelled", "wrong")
 
@@ -59,8 +61,8 @@ def test_read_run_names_damaged_file_and_reads_other_files(tmp_path, name):
     run = make(tmp_path / "s", "r")
     (run.path / name).write_text("{\n")
     outcome = read_run(run.path)
-    assert [name in words for words in outcome.damage] == [True]
-    assert [attempt.number for attempt in outcome.attempts] == [1], "its attempts are still known"
+    assert [name in message for message in outcome.damage] == [True]
+    assert [attempt.number for attempt in outcome.attempts] == [1], "the attempts remain known"
     if name in ("config.yaml", "result.json", "attempts/1/start.json", "attempts/1/end.json"):
         assert outcome.state == "unknown" and name in outcome.reason
     else:
@@ -71,14 +73,17 @@ def test_read_run_names_both_damaged_files(tmp_path):
     run = make(tmp_path / "s", "r")
     for path in (run.result, run.status):
         path.write_text("\0\0")
-    assert ["result.json" in words or "status.json" in words for words in read_run(run.path).damage] == [True, True]
+    assert ["result.json" in message or "status.json" in message for message in read_run(run.path).damage] == [
+        True,
+        True,
+    ]
 
 
 def test_find_runs_accepts_root_sweep_and_run_folders(tmp_path):
     run = make(tmp_path / "s", "r", steps=0, complete=False)
     make(tmp_path / "s", ".new-r.1", steps=0, complete=False)
     for root in (tmp_path, tmp_path / "s", run.path):
-        assert [found.path for found in find_runs(root)] == [run.path]
+        assert [run_dir.path for run_dir in find_runs(root)] == [run.path]
 
 
 def test_read_runs_rejects_missing_folder(tmp_path):

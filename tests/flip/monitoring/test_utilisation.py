@@ -30,8 +30,8 @@ def test_mfu_is_share_of_datasheet_peak(monkeypatch):
     """The measured rate of a matrix product is a separate metric. It never replaces the datasheet peak."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(utilisation, "measure_matmul_flops", lambda device, dtype: 500e12)
-    found = utilisation.Utilisation(GPU, "bf16", world_size=4).of(4 * 200e12)
-    assert found == pytest.approx({"mfu": 200 / 989, "matmul_utilisation": 200 / 500})
+    shares = utilisation.Utilisation(GPU, "bf16", world_size=4).of(4 * 200e12)
+    assert shares == pytest.approx({"mfu": 200 / 989, "matmul_utilisation": 200 / 500})
 
 
 def test_mfu_is_none_without_datasheet_peak(monkeypatch):

@@ -95,8 +95,8 @@ def test_retention_keeps_commits_listed_in_keep_at(run):
 def test_retention_deletes_only_for_current_attempt_and_spares_newer_files(run):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
-    theirs = write(run, "pretrain", 32, attempt=3, mark=False)
-    assert commit.apply_retention(run, 1, keep=1) and theirs.exists()
+    newer = write(run, "pretrain", 32, attempt=3, mark=False)
+    assert commit.apply_retention(run, 1, keep=1) and newer.exists()
     run.start_attempt({})
     write(run, "pretrain", 40)
     assert commit.apply_retention(run, 1, keep=1) == []
@@ -143,7 +143,7 @@ def test_commit_syncs_files_and_folders_before_commit_file(run, monkeypatch):
     before = {name for name, marked in synced if not marked}
     assert before >= {str(path / "shard-1.safetensors"), str(path / "shard-2.safetensors")}
     assert before >= {str(path), str(path.parent), str(run.checkpoints)}
-    assert (str(path), True) in synced, "the mark's own entry"
+    assert (str(path), True) in synced, "the folder is synced after commit.json is created"
     synced.clear()
     commit.mark_corrupt(path)
     assert [name for name, _ in synced] == [str(path)]
@@ -158,10 +158,10 @@ def test_commit_takes_known_files_without_reading_them(run):
     path = write(run, "pretrain", 8, mark=False)
     known = {"shard-1.safetensors": {"bytes": 1, "sha256": "x"}, "far": {"bytes": 2, "sha256": "y"}}
     record = {"stage": "pretrain", "samples": 8, "attempt": 1, "url": "s3://b/c"}
-    made = commit.commit(path, record, known)
-    assert made.record["files"]["shard-1.safetensors"] == known["shard-1.safetensors"]
-    assert sorted(made.record["files"]) == ["far", "shard-1.safetensors", "shard-2.safetensors"]
-    assert "files" not in record and len(known) == 2 and commit.read_commit(path).record == made.record
+    committed = commit.commit(path, record, known)
+    assert committed.record["files"]["shard-1.safetensors"] == known["shard-1.safetensors"]
+    assert sorted(committed.record["files"]) == ["far", "shard-1.safetensors", "shard-2.safetensors"]
+    assert "files" not in record and len(known) == 2 and commit.read_commit(path).record == committed.record
     again = commit.commit(path, record)
     assert commit.COMMIT_FILE not in again.record["files"]
 

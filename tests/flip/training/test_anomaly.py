@@ -47,8 +47,8 @@ class Training:
         self.optimizer.step()
 
     def state(self):
-        found = saver.model_state(self.pair) | saver.optimizer_state(self.pair, self.optimizer)
-        return {name: parallel.local(tensor).clone() for name, tensor in found.items()}
+        tensors = saver.model_state(self.pair) | saver.optimizer_state(self.pair, self.optimizer)
+        return {name: parallel.local(tensor).clone() for name, tensor in tensors.items()}
 
 
 def changed(before, after):
@@ -109,11 +109,11 @@ def test_guard_raises_diverged_even_if_record_cannot_be_written(tmp_path):
         training.guard.flush()
 
 
-def rank_main(rank, world, port, folder, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, size, port, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
-    here = parallel.start(compute)
-    pair, share = parallel.apply_parallelism(tiny(), here, compute), len(batch()[0]) // world
+    world = parallel.start(compute)
+    pair, share = parallel.apply_parallelism(tiny(), world, compute), len(batch()[0]) // size
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
     training, report = Training(folder, pair, rank, fields), {}
     training.go()
@@ -137,12 +137,12 @@ def test_guard_stops_both_ranks_if_gradient_of_rank_1_is_nan(tmp_path, free_port
     ranks = [context.Process(target=rank_main, args=(r, 2, free_port, tmp_path, results)) for r in range(2)]
     for process in ranks:
         process.start()
-    found = dict(results.get(timeout=120) for _ in ranks)
+    reports = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
     for rank in range(2):
-        assert found[rank]["changed"] == found[rank]["after"] == []
-        assert "gradient norm nan" in found[rank]["error"]
+        assert reports[rank]["changed"] == reports[rank]["after"] == []
+        assert "gradient norm nan" in reports[rank]["error"]
         assert read_json(tmp_path / "anomalies" / f"3-2.{rank}.json")["ids"][0] == 100 * rank
 
 

@@ -27,7 +27,7 @@ def test_resampled_patch_weights_give_same_output_for_enlarged_patch():
     generator = torch.Generator().manual_seed(0)
     weight, patch = torch.randn(5, 192, generator=generator), torch.randn(7, 3, 8, 8, generator=generator)
     enlarged = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
-    rows = [one.permute(0, 2, 3, 1).flatten(1) for one in (patch, enlarged)]  # in the order row, column, channel
+    rows = [image.permute(0, 2, 3, 1).flatten(1) for image in (patch, enlarged)]  # in the order row, column, channel
     assert torch.allclose(rows[1] @ resample_patch_embed(weight, 16).T, rows[0] @ weight.T, atol=1e-3)
     assert torch.equal(resample_patch_embed(weight, 8), weight)
 

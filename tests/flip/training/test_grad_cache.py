@@ -28,14 +28,18 @@ KINDS = {
 
 def batch():
     patches, keep, _ = inputs(B)
-    return torch.stack([one[at.long()] for one, at in zip(patches, keep, strict=True)]), keep, captions(B)
+    return (
+        torch.stack([image_patches[indices.long()] for image_patches, indices in zip(patches, keep, strict=True)]),
+        keep,
+        captions(B),
+    )
 
 
-def found(pair, fields, micro):
+def compute_gradients(pair, fields, micro):
     value, accuracy = grad_cache.grad_cache_backward(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
-    whole = {name: parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
+    gradients = {name: parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
     pair.zero_grad(set_to_none=True)
-    return {"loss": value, "accuracy": accuracy} | whole
+    return {"loss": value, "accuracy": accuracy} | gradients
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -44,38 +48,39 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def whole(kind):
-    return found(tiny(**kind), batch(), 1)
+def full_batch(kind):
+    return compute_gradients(tiny(**kind), batch(), 1)
 
 
-def farthest(one, other):
+def farthest(actual, expected):
     """The largest difference of a value, relative to the largest value of its tensor."""
     return max(
-        float((one[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)) for name, value in other.items()
+        float((actual[name] - value).abs().max() / value.abs().max().clamp(min=1e-12))
+        for name, value in expected.items()
     )
 
 
-def test_grad_cache_with_single_micro_batch_is_bitwise_equal_to_backward(whole, kind):
+def test_grad_cache_with_single_micro_batch_is_bitwise_equal_to_backward(full_batch, kind):
     pair = tiny(**kind)
     value, accuracy = contrastive_loss(*pair(*batch()))
     value.backward()
-    assert torch.equal(value, whole["loss"]) and torch.equal(accuracy, whole["accuracy"])
-    assert all(torch.equal(p.grad, whole[name]) for name, p in pair.named_parameters())
+    assert torch.equal(value, full_batch["loss"]) and torch.equal(accuracy, full_batch["accuracy"])
+    assert all(torch.equal(p.grad, full_batch[name]) for name, p in pair.named_parameters())
 
 
 @pytest.mark.parametrize("micro", [2, 3, 12])
-def test_grad_cache_micro_batches_match_full_batch_gradient(whole, kind, micro):
-    parts = found(tiny(**kind), batch(), micro)
-    assert parts.keys() == whole.keys()
-    assert farthest(parts, whole) < 2e-5
+def test_grad_cache_micro_batches_match_full_batch_gradient(full_batch, kind, micro):
+    parts = compute_gradients(tiny(**kind), batch(), micro)
+    assert parts.keys() == full_batch.keys()
+    assert farthest(parts, full_batch) < 2e-5
 
 
-def test_mean_of_micro_batch_losses_differs_from_full_batch_gradient(whole, kind):
+def test_mean_of_micro_batch_losses_differs_from_full_batch_gradient(full_batch, kind):
     pair = tiny(**kind)
     for part in zip(*(field.chunk(3) for field in batch()), strict=True):
         (contrastive_loss(*pair(*part))[0] / 3).backward()
     naive = {name: p.grad for name, p in pair.named_parameters()}
-    assert farthest(naive, {name: whole[name] for name in naive}) > 0.1
+    assert farthest(naive, {name: full_batch[name] for name in naive}) > 0.1
 
 
 @pytest.fixture
@@ -98,10 +103,10 @@ def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeyp
             events.append(f"{self.name} is complete")
 
     def collective(name):
-        def run(output, given, group, async_op):
+        def run(output, source, group, async_op):
             assert async_op
             events.append(name)
-            output.copy_(given[: len(output)].repeat(len(output) // len(given) or 1, 1))
+            output.copy_(source[: len(output)].repeat(len(output) // len(source) or 1, 1))
             return Work(name)
 
         return run
@@ -118,26 +123,26 @@ def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeyp
     ]  # fmt: skip
 
 
-def rank_main(rank, world, port, kind, micro, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, size, port, kind, micro, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     compute.reshard = "no" if micro > 1 else "yes"
-    here = parallel.start(compute)
+    world = parallel.start(compute)
     pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.activation_checkpointing = "block" if micro > 1 else "no"
-    parallel.apply_parallelism(pair, here, compute)
-    share = B // world
+    parallel.apply_parallelism(pair, world, compute)
+    share = B // size
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
-    twice = [found(pair, fields, micro) for _ in range(2)]  # the second call follows a used state
-    results.put((rank, [{name: value.tolist() for name, value in one.items()} for one in twice]))
+    twice = [compute_gradients(pair, fields, micro) for _ in range(2)]  # the second call follows a used state
+    results.put((rank, [{name: value.tolist() for name, value in result.items()} for result in twice]))
     distributed.barrier()
     parallel.stop()
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("micro", [1, 3])
-def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(whole, kind, micro, free_port):  # noqa: F811
+def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(full_batch, kind, micro, free_port):  # noqa: F811
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, kind, micro, results)) for rank in range(2)]
@@ -147,6 +152,6 @@ def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(whole, kind
     for process in ranks:
         process.join(60)
     for rank in range(2):
-        for one in reports[rank]:
-            values = {name: torch.tensor(value) for name, value in one.items()}
-            assert farthest(values, whole) < 2e-5
+        for report in reports[rank]:
+            values = {name: torch.tensor(value) for name, value in report.items()}
+            assert farthest(values, full_batch) < 2e-5

@@ -63,7 +63,7 @@ def test_constant_schedule_stays_at_peak_and_wsd_cools_down_to_near_zero():
         [optim.learning_rate(stage, step * 512) for step in range(stage.samples // 512)] for stage in (trunk, short)
     ]
     assert set(rates[0][100:]) == {8e-6} and rates[0][:100] == rates[1][:100]
-    assert rates[1][:400] == rates[0][:400], "until the cooldown they are the same training"
+    assert rates[1][:400] == rates[0][:400], "both schedules are equal until the cooldown"
     assert rates[1][450] == pytest.approx(8e-6 * (1 - 0.505**0.5)) and 0 < rates[1][-1] < 8e-6 * 0.003
     assert rates[1][400:] == sorted(rates[1][400:], reverse=True)
 
@@ -116,10 +116,10 @@ class Dispatches(TorchDispatchMode):
 def test_weight_norms_take_few_operations_for_any_parameter_count(tmp_path, monkeypatch):
     training = Training(tmp_path)
     training.go()
-    with Dispatches() as whole:
+    with Dispatches() as full:
         norms = [float(value) for value in optim.weight_norms(training.optimizer, 1)]
-    assert whole.count <= 50 < len(list(training.pair.parameters()))
+    assert full.count <= 50 < len(list(training.pair.parameters()))
     monkeypatch.setattr(optim, "PART", 5000)
     with Dispatches() as parts:
         assert [float(value) for value in optim.weight_norms(training.optimizer, 1)] == pytest.approx(norms, rel=1e-12)
-    assert parts.count > whole.count
+    assert parts.count > full.count

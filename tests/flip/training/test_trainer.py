@@ -41,17 +41,17 @@ def data(tmp_path_factory):
 def test_trainer_requests_pinned_batches_on_cuda_only(data, tmp_path, monkeypatch, device):
     """Without a GPU, checks only the ``pinned`` argument of the loader. test_gpu.py checks the batches."""
 
-    class Asked(Exception):
+    class LoaderCreated(Exception):
         pass
 
-    def asked(*_, pinned, **__):
-        raise Asked(pinned)
+    def create_loader(*_, pinned, **__):
+        raise LoaderCreated(pinned)
 
-    monkeypatch.setattr("flip.training.trainer.Loader", asked)
+    monkeypatch.setattr("flip.training.trainer.Loader", create_loader)
     monkeypatch.setattr("flip.training.trainer.CheckpointManager", lambda *_: None)
     run = RunDir(tmp_path / "sweep" / "run")
     world = parallel.World(0, 1, torch.device(device), None, None)
-    with pytest.raises(Asked) as error:
+    with pytest.raises(LoaderCreated) as error:
         Trainer(
             run, run.start_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda *_: None)
         )
@@ -116,12 +116,12 @@ def test_status_records_phase_and_reason_of_attempt_end(data, tmp_path, monkeypa
 def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, caplog):
     """Result file, log, TensorBoard and its hyperparameter table show the same scores: those of the fp32 weights,
     although training is in bf16."""
-    config, place = configuration(data, world=1, samples=(2, 1), precision="bf16"), str(data)
+    config, manifest = configuration(data, world=1, samples=(2, 1), precision="bf16"), str(data)
     config.data.workers = config.evaluate.every = 0
     config.evaluate.sets = [
-        EvaluationSet("named", place, classes=f"{place}/classes.json"),
-        EvaluationSet("paired", place, task="retrieval"),
-        EvaluationSet("fitted", place, task="probe", train=place),
+        EvaluationSet("named", manifest, classes=f"{manifest}/classes.json"),
+        EvaluationSet("paired", manifest, task="retrieval"),
+        EvaluationSet("fitted", manifest, task="probe", train=manifest),
     ]
     config.evaluate.preprocess, config.data.to_rgb = "resize_crop", "convert"
     run = RunDir(tmp_path / "sweep" / "run")
@@ -132,31 +132,33 @@ def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, 
             train(run, run.start_attempt({}), StopFlag(), lambda *_: None)
     finally:
         parallel.stop()
-    found = {one["name"]: one for one in read_json(run.result)["evaluations"]}
-    assert list(found) == ["named", "paired-text", "paired-image", "fitted-probe"]
-    assert {one["view"] for one in found.values()} == {f"{config.model.image.size}px-resize_crop-convert"}
-    assert [one["n"] for one in found.values()] == [120, 120, 240, 120], "two captions of every image"
+    scores = {score["name"]: score for score in read_json(run.result)["evaluations"]}
+    assert list(scores) == ["named", "paired-text", "paired-image", "fitted-probe"]
+    assert {score["view"] for score in scores.values()} == {f"{config.model.image.size}px-resize_crop-convert"}
+    assert [score["n"] for score in scores.values()] == [120, 120, 240, 120], "two captions of every image"
     loaded = flip.load(run.path)
     encoder = ModelEncoder(loaded.pair, loaded.tokenizer, config.model.image)
-    again = [
-        one for item in config.evaluate.sets for one in Evaluator(encoder, 64).score(ResolvedDataset.from_config(item))
+    expected = [
+        score
+        for item in config.evaluate.sets
+        for score in Evaluator(encoder, 64).score(ResolvedDataset.from_config(item))
     ]
-    for one in again:
-        assert found[one["name"]]["precision"] == "fp32"
-        assert found[one["name"]]["predictions"] == one["predictions"], one["name"]
-    (kept,) = (run.eval / f"{config.stages[-1].name}-{found['named']['samples']}").iterdir()
-    assert kept.name == "named.predictions.jsonl", "other tasks have no classes"
-    assert predictions.read(kept).digest == found["named"]["predictions"]
-    for name, words in {
+    for score in expected:
+        assert scores[score["name"]]["precision"] == "fp32"
+        assert scores[score["name"]]["predictions"] == score["predictions"], score["name"]
+    (predictions_file,) = (run.eval / f"{config.stages[-1].name}-{scores['named']['samples']}").iterdir()
+    assert predictions_file.name == "named.predictions.jsonl", "other tasks have no classes"
+    assert predictions.read(predictions_file).digest == scores["named"]["predictions"]
+    for name, template in {
         "named": "top-1 {:.2%} of 120 images",
         "paired-text": "R@1 {:.2%} of 120 images",
         "paired-image": "R@1 {:.2%} of 240 captions",
         "fitted-probe": "top-1 {:.2%} of 120 images",
     }.items():
-        assert f"{name}: {words.format(found[name]['top1'])}" in caplog.messages
+        assert f"{name}: {template.format(scores[name]['top1'])}" in caplog.messages
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()
-    tags = {f"{one['task']}/{name}_top1" for name, one in found.items()}
+    tags = {f"{score['task']}/{name}_top1" for name, score in scores.items()}
     parsed = metadata.parse_experiment_plugin_data(
         events.PluginTagToContent(metadata.PLUGIN_NAME)[metadata.EXPERIMENT_TAG]
     )
@@ -169,15 +171,15 @@ def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, 
 class SignalledTrainer(Trainer):
     """Sends requests with the loss, as on GPUs. Only rank 1 gets a signal, in step ``signal_step``."""
 
-    def __init__(self, *given, signal_step):
-        super().__init__(*given)
+    def __init__(self, *args, signal_step):
+        super().__init__(*args)
         self.coordinated_stop = CoordinatedStop(self.world.control_group, self.world.size, with_loss=True)
         self.signal_step = signal_step
 
-    def train_step(self, *given):
+    def train_step(self, *args):
         if self.world.rank == 1 and self.step + 1 == self.signal_step:
             self.flag.set("signal SIGTERM")
-        return super().train_step(*given)
+        return super().train_step(*args)
 
 
 def signalled_rank(rank, store, cases, results):
@@ -231,13 +233,13 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
     try:
         for process in ranks:
             process.start()
-        ends = {rank: (found, error) for rank, found, error in (results.get(timeout=240) for _ in ranks)}
+        ends = {rank: (rank_ends, error) for rank, rank_ends, error in (results.get(timeout=240) for _ in ranks)}
     finally:
         for process in ranks:
             process.kill()
     for rank, reason in ((0, "another rank requested the stop"), (1, "signal SIGTERM")):
-        wanted = [("complete" if steps == 7 else reason, steps) for _, steps in expected.values()]
-        assert ends[rank][0] == wanted, ends[rank][1]
+        expected_ends = [("complete" if steps == 7 else reason, steps) for _, steps in expected.values()]
+        assert ends[rank][0] == expected_ends, ends[rank][1]
     saved = [commit.commits(RunDir(path))[-1].samples for path, *_ in cases]
     assert saved == [steps * BATCH for _, steps in expected.values()]
 

@@ -44,11 +44,11 @@ def source(tmp_path):
 
 
 def find(source, **fields):
-    made = config(samples=25_600)
-    made.data.decoder = made.data.resize = "pillow"
-    made.init = Init(run="base/a", **fields)
-    made.init = warm_start.resolve_init(made, [source.path.parent, source.path.parent.parent])
-    return made
+    run_config = config(samples=25_600)
+    run_config.data.decoder = run_config.data.resize = "pillow"
+    run_config.init = Init(run="base/a", **fields)
+    run_config.init = warm_start.resolve_init(run_config, [source.path.parent, source.path.parent.parent])
+    return run_config
 
 
 def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
@@ -56,15 +56,17 @@ def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
         init = find(source, **fields).init
         assert (init.run, init.stage, init.samples) == (str(source.path), "pretrain", samples)
         assert warm_start.open_commit(init).samples == samples
-    assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800, "of the same sweep"
+    assert warm_start.resolve_init(replace_init(run="a"), [source.path.parent]).samples == 12_800, (
+        "the source is in the same sweep"
+    )
     assert warm_start.resolve_init(replace_init(run=str(source.path)), []).samples == 12_800
 
 
 def replace_init(**fields):
-    made = config(samples=25_600)
-    made.data.decoder = made.data.resize = "pillow"
-    made.init = Init(**fields)
-    return made
+    run_config = config(samples=25_600)
+    run_config.data.decoder = run_config.data.resize = "pillow"
+    run_config.init = Init(**fields)
+    return run_config
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_resolve_init_rejects_incompatible_weights(source):
     larger.model.image.size *= 2
     assert warm_start.resolve_init(larger, [source.path.parent.parent]).samples, "positions are computed"
     larger.model.image.patch *= 2
-    assert warm_start.resolve_init(larger, [source.path.parent.parent]).samples, "and patch weights resampled"
+    assert warm_start.resolve_init(larger, [source.path.parent.parent]).samples, "patch weights are resampled"
     larger.init.extend = True
     with pytest.raises(ConfigError, match="model.image.patch: cannot start from"):
         warm_start.resolve_init(larger, [source.path.parent.parent])
@@ -123,28 +125,28 @@ def seal(folder):
 
 
 def test_export_source_is_identified_by_digest_of_its_weights(export, tmp_path):
-    made = replace_init(export=str(export))
-    made.model.image.size *= 2
-    made.init = warm_start.resolve_init(made, [])
-    assert made.init.export == str(export) and warm_start.open_export(made.init) == export
-    assert warm_start.resolve_init(replace_init(export="made"), [tmp_path]) == made.init, (
+    run_config = replace_init(export=str(export))
+    run_config.model.image.size *= 2
+    run_config.init = warm_start.resolve_init(run_config, [])
+    assert run_config.init.export == str(export) and warm_start.open_export(run_config.init) == export
+    assert warm_start.resolve_init(replace_init(export="made"), [tmp_path]) == run_config.init, (
         "below the sweep or the runs root"
     )
-    validate(made)
-    hashes = {identity(one, "")["hash"] for one in (made, replace_init())}
+    validate(run_config)
+    hashes = {identity(variant, "")["hash"] for variant in (run_config, replace_init())}
     moved = tmp_path / "moved"
     export.rename(moved)
     with pytest.raises(DataError, match="no longer exists"):
-        warm_start.open_export(made.init)
+        warm_start.open_export(run_config.init)
     with pytest.raises(ConfigError, match="init.export: no such export"):
         warm_start.resolve_init(replace_init(export=str(export)), [])
-    made.init = warm_start.resolve_init(replace_init(export=str(moved)), [])
+    run_config.init = warm_start.resolve_init(replace_init(export=str(moved)), [])
     (moved / export_record.TIMM).write_text("others")
     seal(moved)
     with pytest.raises(DataError, match="no longer exists"):
-        warm_start.open_export(made.init)
+        warm_start.open_export(run_config.init)
     with pytest.raises(ConfigError, match="this export has another digest"):
-        warm_start.resolve_init(replace_init(**vars(made.init)), [])
+        warm_start.resolve_init(replace_init(**vars(run_config.init)), [])
     plain = replace_init(export=str(moved))
     plain.model.image.size *= 2
     plain.init = warm_start.resolve_init(plain, [])
@@ -165,40 +167,47 @@ def test_export_source_must_fit_and_excludes_other_init_keys(export):
 def test_stored_init_is_used_once_run_has_commit(source, tmp_path):
     run = RunDir(tmp_path / "runs" / "more" / "b")
     run.path.mkdir(parents=True)
-    made = find(source, samples=6400)
-    run.config.write_text(dump(made))
-    asked = Init(run="base/a", samples=6400)
-    assert warm_start.stored_init(asked, run) is None, "nothing is committed"
+    run_config = find(source, samples=6400)
+    run.config.write_text(dump(run_config))
+    requested = Init(run="base/a", samples=6400)
+    assert warm_start.stored_init(requested, run) is None, "nothing is committed"
     save(run, 128)
-    assert warm_start.stored_init(asked, run) == made.init == warm_start.stored_init(replace(asked, samples=0), run)
+    assert (
+        warm_start.stored_init(requested, run)
+        == run_config.init
+        == warm_start.stored_init(replace(requested, samples=0), run)
+    )
     for other in ({"samples": 1280}, {"extend": True}, {"run": "base/b"}, {"run": "", "export": "x"}, {"stage": "x"}):
-        assert warm_start.stored_init(replace(asked, **other), run) is None
+        assert warm_start.stored_init(replace(requested, **other), run) is None
 
 
 def test_identity_depends_on_init_but_not_on_its_path(source, tmp_path):
     plain = config(samples=25_600)
-    made = find(source, samples=6400)
-    hashes = [identity(one, "")["hash"] for one in (plain, made, find(source), find(source, samples=6400, extend=True))]
+    run_config = find(source, samples=6400)
+    hashes = [
+        identity(variant, "")["hash"]
+        for variant in (plain, run_config, find(source), find(source, samples=6400, extend=True))
+    ]
     assert len(set(hashes)) == 4
     assert "init" not in identity(plain, "")["config"], "older runs keep their identity"
-    moved = replace(made.init, run="/elsewhere")
-    made.init = moved
-    assert identity(made, "")["hash"] == hashes[1]
+    moved = replace(run_config.init, run="/elsewhere")
+    run_config.init = moved
+    assert identity(run_config, "")["hash"] == hashes[1]
 
 
 def test_validate_requires_extend_to_continue_at_step_of_same_stage(source):
-    made = find(source, samples=6400, extend=True)
-    validate(made)
-    for change, words in (
+    run_config = find(source, samples=6400, extend=True)
+    validate(run_config)
+    for change, message in (
         ({"batch": 192}, "is not a step of stage pretrain"),
         ({"name": "first"}, "is in stage first, but in pretrain"),
         ({"samples": 6400}, "not before the end"),
     ):
-        made = find(source, samples=6400, extend=True)
+        run_config = find(source, samples=6400, extend=True)
         for key, value in change.items():
-            setattr(made.stages[0], key, value)
-        with pytest.raises(ConfigError, match=words):
-            validate(made)
+            setattr(run_config.stages[0], key, value)
+        with pytest.raises(ConfigError, match=message):
+            validate(run_config)
     unresolved = replace_init(run="base/a")
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
         validate(unresolved)
@@ -208,48 +217,48 @@ def test_validate_requires_extend_to_continue_at_step_of_same_stage(source):
 
 
 def test_pinned_commit_is_retained_until_dependent_run_completes(source, tmp_path):
-    made = find(source, samples=1280)
-    by = RunDir(tmp_path / "runs" / "more" / "b")
-    by.path.mkdir(parents=True)
-    warm_start.pin(made.init, by)
+    run_config = find(source, samples=1280)
+    dependent = RunDir(tmp_path / "runs" / "more" / "b")
+    dependent.path.mkdir(parents=True)
+    warm_start.pin(run_config.init, dependent)
     save(source, 19_200)
     save(source, 20_000)
     commit.apply_retention(source, 1, keep=1)
-    assert [one.samples for one in commit.commits(source)] == [1280, 20_000]
-    assert warm_start.open_commit(made.init).samples == 1280
+    assert [saved.samples for saved in commit.commits(source)] == [1280, 20_000]
+    assert warm_start.open_commit(run_config.init).samples == 1280
     (pin,) = source.pins.iterdir()
     pin.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
         commit.apply_retention(source, 1, keep=1)
-    assert len(commit.commits(source)) == 2, "where a pin cannot be read nothing goes"
+    assert len(commit.commits(source)) == 2, "an unreadable pin keeps every commit"
     pin.unlink()
-    warm_start.pin(made.init, by)
-    write_json(by.result, {})
+    warm_start.pin(run_config.init, dependent)
+    write_json(dependent.result, {})
     commit.apply_retention(source, 1, keep=1)
-    assert [one.samples for one in commit.commits(source)] == [20_000], "who needed it is complete"
+    assert [saved.samples for saved in commit.commits(source)] == [20_000], "the dependent run is complete"
 
 
 def test_pin_removes_pins_of_deleted_runs(source, tmp_path):
-    made, gone, there = find(source, samples=1280), RunDir(tmp_path / "gone"), RunDir(tmp_path / "there")
-    for by in (gone, there):
-        by.path.mkdir()
-        warm_start.pin(made.init, by)
-    assert commit.pin_holders(source) == {gone.path, there.path}
+    run_config, gone, existing = find(source, samples=1280), RunDir(tmp_path / "gone"), RunDir(tmp_path / "there")
+    for dependent in (gone, existing):
+        dependent.path.mkdir()
+        warm_start.pin(run_config.init, dependent)
+    assert commit.pin_holders(source) == {gone.path, existing.path}
     gone.path.rmdir()
-    assert commit.pin_holders(source) == {there.path} and len(list(source.pins.iterdir())) == 2
+    assert commit.pin_holders(source) == {existing.path} and len(list(source.pins.iterdir())) == 2
     assert commit.pinned(source) == {("pretrain", 1280)}
-    warm_start.pin(made.init, there)
+    warm_start.pin(run_config.init, existing)
     assert len(list(source.pins.iterdir())) == 1
 
 
 def test_pin_and_open_commit_reject_missing_or_replaced_commit(source, tmp_path):
-    made = find(source, samples=6400)
+    run_config = find(source, samples=6400)
     commit.remove(commit.folder(source, "pretrain", 6400, 1))
     with pytest.raises(DataError, match="no longer exists"):
-        warm_start.pin(made.init, RunDir(tmp_path / "b"))
+        warm_start.pin(run_config.init, RunDir(tmp_path / "b"))
     save(source, 6400, n=2, content="other")
     with pytest.raises(DataError, match="no longer exists"):
-        warm_start.open_commit(made.init)
+        warm_start.open_commit(run_config.init)
 
 
 def test_pin_requires_read_only_source_run_to_be_complete(source, tmp_path, monkeypatch):

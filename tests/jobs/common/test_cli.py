@@ -88,12 +88,12 @@ def test_submit_exits_with_usage_error_if_sweep_is_missing(words, capsys):
 
 
 def test_parser_suggests_nearest_choice_and_subcommand(capsys):
-    for script, words, hint in [
+    for script, args, hint in [
         (submit, ["x", "--changed", "frok"], "Did you mean fork?"),
         (shards, ["verfy"], "Did you mean verify?"),
     ]:
         with pytest.raises(SystemExit):
-            script.main(words)
+            script.main(args)
         assert hint in capsys.readouterr().err
 
 
@@ -119,14 +119,14 @@ def test_note_goes_to_stderr_with_json_and_is_hidden_by_quiet(capsys):
         logging.getLogger("flip.data").warning("a warning")
         return 7
 
-    def called(*words):
-        assert run_command(work, Parser().parse_args(words)) == 7
+    def called(*args):
+        assert run_command(work, Parser().parse_args(args)) == 7
         return capsys.readouterr()
 
     assert called().out == "a note\nthe result\n"
     assert called("--json") == ("the result\n", "a note\n")
     assert called("--quiet").out == "the result\n" and note("after") is None
-    assert capsys.readouterr().out == "after\n", "the options end with the command"
+    assert capsys.readouterr().out == "after\n", "the options do not apply after the command"
 
 
 def test_verbose_logs_file_reads_and_external_commands(tmp_path):
@@ -136,25 +136,25 @@ def test_verbose_logs_file_reads_and_external_commands(tmp_path):
     (tmp_path / "sweep" / "run" / "config.yaml").write_text("schema: 1\n")
     record = {"kind": "slurm", "name": "sweep.77aa", "token": "77aa", "index": 0, "after": 0, "order": 0}
     (tmp_path / "sweep" / "run" / "job.json").write_text(json.dumps(record))
-    places = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLIP_RUNS": str(tmp_path)}
-    for words in [], ["-v"]:
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FLIP_RUNS": str(tmp_path)}
+    for options in [], ["-v"]:
         done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "explain.py"), "sweep/run", "--json", *words],
-            capture_output=True, text=True, check=False, env={**os.environ, **places},
+            [sys.executable, str(ROOT / "jobs" / "explain.py"), "sweep/run", "--json", *options],
+            capture_output=True, text=True, check=False, env={**os.environ, **environment},
         )  # fmt: skip
         assert done.returncode == 0 and json.loads(done.stdout)["run"] == "run", done.stderr
         expected = ["DEBUG jobs.host.slurm_cli: running squeue", "DEBUG flip.config.yaml_io: reading /"]
-        assert [text in done.stderr for text in expected] == [bool(words)] * 2, done.stderr
+        assert [text in done.stderr for text in expected] == [bool(options)] * 2, done.stderr
 
 
 def test_verbose_adds_traceback_to_error():
-    for words, shown in ([], False), (["--verbose"], True):
+    for options, has_traceback in ([], False), (["--verbose"], True):
         done = subprocess.run(
-            [sys.executable, str(ROOT / "jobs" / "status.py"), "absent", "--root", "/nowhere", *words],
+            [sys.executable, str(ROOT / "jobs" / "status.py"), "absent", "--root", "/nowhere", *options],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (78, "") and "no such sweep or run" in done.stderr
-        assert ("Traceback" in done.stderr and " DEBUG jobs." in done.stderr) == shown
+        assert ("Traceback" in done.stderr and " DEBUG jobs." in done.stderr) == has_traceback
 
 
 def test_quietly_reports_missing_package_with_install_command():

@@ -44,7 +44,7 @@ class Terminal:
         os.write(self.handle, keys.encode())
         output, limit = "", time.monotonic() + 60
         while not re.search(expected, output):
-            assert time.monotonic() < limit, f"{keys!r}: waited in vain for {expected!r} in {output!r}"
+            assert time.monotonic() < limit, f"{keys!r}: timeout: {expected!r} is not in {output!r}"
             if select.select([self.handle], [], [], 0.2)[0]:
                 output += os.read(self.handle, 4096).decode("utf-8", "replace")
         return output
@@ -60,9 +60,9 @@ def terminal(request, tmp_path):
     if shutil.which(request.param) is None:
         assert "FLIP_REQUIRE_BSDTAR" not in os.environ, f"no {request.param} (make test installs it)"
         pytest.skip(f"no {request.param}")
-    made = Terminal(request.param, tmp_path)
-    yield made
-    made.close()
+    started = Terminal(request.param, tmp_path)
+    yield started
+    started.close()
 
 
 def test_completion_completes_commands_options_sweeps_and_runs(terminal):

@@ -30,7 +30,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def shown(page, columns, lines=24):
+def render(page, columns, lines=24):
     with Terminal(columns, lines) as screen:
         show(page, screen.file)
         text = screen.close().text()
@@ -40,10 +40,10 @@ def shown(page, columns, lines=24):
 
 @pytest.mark.parametrize("columns", [36, 40, 60, 80, 200])
 def test_text_table_fits_terminal_of_any_width(columns):
-    text, _ = shown(Page(TABLE), columns)
+    text, _ = render(Page(TABLE), columns)
     head, first, second = text.split("\n")
-    for line, words in ((head, ["run", "state"]), (first, ["mask5", "eed1", "running"]), (second, ["failed"])):
-        assert len(line) <= columns and all(word in line for word in words)
+    for line, cells in ((head, ["run", "state"]), (first, ["mask5", "eed1", "running"]), (second, ["failed"])):
+        assert len(line) <= columns and all(cell in line for cell in cells)
     assert ("loss" in head) == (columns >= 80) and ("why" in head) == (columns >= 60)
     assert ("…" in second) == (columns < 100) and "[red]" in text
 
@@ -54,17 +54,17 @@ def test_text_table_drops_columns_without_values_first():
 
 
 def test_page_escapes_control_characters_and_ignores_markup():
-    raw = shown(Page(TABLE, HOSTILE, Verbatim(HOSTILE)), 80)[1].decode()
+    raw = render(Page(TABLE, HOSTILE, Verbatim(HOSTILE)), 80)[1].decode()
     assert raw.count("[red]a\\x1b[2J\\x07") >= 2 and "\x1b[2J" not in raw and "\x07" not in raw
 
 
 def test_show_colours_states_unless_no_color_is_set_or_terminal_is_dumb(monkeypatch):
-    assert b"\x1b[1;31mfailed" in shown(Page(TABLE), 80)[1]
+    assert b"\x1b[1;31mfailed" in render(Page(TABLE), 80)[1]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert b"31m" not in shown(Page(TABLE), 80)[1]
+    assert b"31m" not in render(Page(TABLE), 80)[1]
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert b"\x1b" not in shown(Page(TABLE), 80)[1]
+    assert b"\x1b" not in render(Page(TABLE), 80)[1]
 
 
 def test_show_writes_full_width_plain_text_to_pipe_unless_overridden(monkeypatch):
@@ -81,7 +81,7 @@ def test_show_writes_full_width_plain_text_to_pipe_unless_overridden(monkeypatch
 
 def test_show_wraps_words_but_not_paths_or_verbatim_text():
     path = "/a/long/path/" + "x" * 40
-    text, _ = shown(Page("  warning: some words that do not fit", "one", Verbatim("#SBATCH words")), 24)
+    text, _ = render(Page("  warning: some words that do not fit", "one", Verbatim("#SBATCH words")), 24)
     assert text == "  warning: some words\n    that do not fit\none\n#SBATCH words"
     with Terminal(24) as screen:
         show(f"see {path}", screen.file)
@@ -90,7 +90,7 @@ def test_show_wraps_words_but_not_paths_or_verbatim_text():
 
 def test_share_is_ascii_bar_as_text_and_line_bar_on_terminal():
     assert str(Share(0.5)) == "#" * 10 + "." * 10 and str(Share(7)) == "#" * 20 and str(Share(-1)) == "." * 20
-    assert "━━━━────" in shown(Page(TextTable([{"run": "a", "bar": Share(0.5)}], {"bar": 8})), 13)[0]
+    assert "━━━━────" in render(Page(TextTable([{"run": "a", "bar": Share(0.5)}], {"bar": 8})), 13)[0]
 
 
 def test_display_is_redrawn_below_prints_and_log_lines(monkeypatch):
@@ -129,7 +129,9 @@ def test_display_follows_terminal_size():
                 screen.resize(*size)
                 display.draw(lambda *now: sizes.append(now) or Page("x" * 100))
         assert sizes == [(80, 24), (40, 10), (60, 10)]
-        assert screen.close().raw.count(b"\x1b[2J") == 1, "a narrower terminal has wrapped the lines"
+        assert screen.close().raw.count(b"\x1b[2J") == 1, (
+            "the screen is cleared only when the terminal becomes narrower"
+        )
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -164,7 +166,7 @@ def test_progress_bar_is_erased_from_terminal_at_end(monkeypatch):
 def test_progress_bar_prints_periodic_lines_without_terminal(capsys):
     with ProgressBar("indexing", "B") as bar:
         bar(4 * 10**12, 92 * 10**12)
-    assert not capsys.readouterr().err, "not before its time"
+    assert not capsys.readouterr().err, "no line is due yet"
     with ProgressBar("indexing", "B", every=0) as bar:
         bar(4 * 10**12, 92 * 10**12, "1 of 23 shards")
         bar(5 * 10**12, 92 * 10**12, "2 of 23 shards")

@@ -83,7 +83,7 @@ def test_end_abandoned_ignores_commits_of_later_attempts(tmp_path):
     run = make(tmp_path)
     attempts.start_attempt(run, {})
     assert attempts.start_attempt(run, {}) == 2, "the end of attempt 1 is unknown"
-    assert read_json(run.attempt(2) / "start.json")["first_commit"], "it may have been cut off"
+    assert read_json(run.attempt(2) / "start.json")["first_commit"], "attempt 1 may have been cut off"
     save(run, 100, 2)
     attempts.end_abandoned(run, unwritten=1, before=2)
     assert attempts.unended(run) == [2]
@@ -109,5 +109,5 @@ def test_end_attempt_counts_recorded_scores_as_progress(tmp_path):
         n = attempts.start_attempt(run, {})
         run.record_progress(n)
         assert attempts.end_attempt(run, n, 75, "RUNNING", late=True).cause == "stopped"
-    causes = [attempts.end_attempt(run, attempts.start_attempt(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
-    assert [(one.cause, one.action) for one in causes] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]
+    ends = [attempts.end_attempt(run, attempts.start_attempt(run, {}), 75, "RUNNING", late=True) for _ in range(3)]
+    assert [(end.cause, end.action) for end in ends] == [("timeout", "requeue")] * 2 + [("timeout", "stop")]

@@ -27,56 +27,56 @@ def sweep(tmp_path):
     return failed
 
 
-def found(run, n):
+def suspect(run, n):
     return bad_nodes.find_suspect(run, n, NOW)
 
 
 def test_find_suspect_names_node_on_which_two_runs_failed(sweep):
     sweep("other", "n1", cause="hang")
-    assert found(*sweep("mine", "n1", ended=False)) == ("n1", "other")
+    assert suspect(*sweep("mine", "n1", ended=False)) == ("n1", "other")
 
 
 def test_find_suspect_ignores_repeated_failures_of_same_run(sweep):
     sweep("mine", "n1")
     sweep("other", "n2")
-    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
 def test_find_suspect_ignores_runs_that_failed_on_several_nodes(sweep):
     sweep("other", "n2")
     sweep("other", "n1")
-    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", "n1", ended=False)) == ("", "")
     sweep("another", "n1")
     sweep("mine", "n3")
-    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
 def test_find_suspect_ignores_attempt_with_several_or_no_named_nodes(sweep):
     sweep("other", "n1")
-    assert found(*sweep("mine", "n1", "n2", ended=False)) == ("", "")
-    assert found(*sweep("mine", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", "n1", "n2", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", ended=False)) == ("", "")
 
 
 @pytest.mark.parametrize("cause, ago", [("crash", 90_000.0), ("storage", 60.0), ("stopped", 60.0)])
 def test_find_suspect_ignores_old_failures_and_causes_unrelated_to_nodes(sweep, cause, ago):
     sweep("other", "n1", cause=cause, ago=ago)
-    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
 def test_find_suspect_skips_other_run_with_damaged_record(sweep):
     run, n = sweep("broken", "n1")
     (run.attempt(n) / "end.json").write_text("{")
-    mine = sweep("mine", "n1", ended=False)
-    assert found(*mine) == ("", "")
+    attempt = sweep("mine", "n1", ended=False)
+    assert suspect(*attempt) == ("", "")
     sweep("other", "n1")
-    assert found(*mine) == ("n1", "other")
+    assert suspect(*attempt) == ("n1", "other")
 
 
 def test_find_suspect_returns_nothing_if_own_records_are_damaged(sweep):
     run, n = sweep("mine", "n2")
     (run.attempt(n) / "end.json").write_text("{")
     sweep("other", "n1")
-    assert found(*sweep("mine", "n1", ended=False)) == ("", "")
+    assert suspect(*sweep("mine", "n1", ended=False)) == ("", "")
 
 
 def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monkeypatch):
@@ -107,8 +107,8 @@ def test_end_attempt_excludes_suspect_only_for_retried_crash(sweep, reason, befo
     run.write_cause(n, 0, "crash", CAUSES["crash"], reason, host="n1")
     decision = attempts.end_attempt(run, n, 70, "RUNNING", suspect=("n1", "other"))
     assert (decision.cause, decision.action) == (cause, action)
-    left_out = cause == "crash" and action == "requeue"
-    assert decision.exclude == (("n1",) if left_out else ()) and ("without n1" in decision.reason) == left_out
+    excluded = cause == "crash" and action == "requeue"
+    assert decision.exclude == (("n1",) if excluded else ()) and ("without n1" in decision.reason) == excluded
 
 
 # -- nodes that could not start a rank, according to the output of srun

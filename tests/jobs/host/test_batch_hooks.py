@@ -57,17 +57,17 @@ def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands,
     """The outage outlasts the query of earlier failed starts; the comment is still written before the requeue."""
     monkeypatch.setattr(batch_hooks, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(slurm_cli, "OUTAGE_SECONDS", 100.0)
-    asked = f"$(wc -l < {tmp_path}/calls)"
-    heard = tmp_path / "heard"
-    answers = f"[ $1 = show ] && echo 'JobState=RUNNING Restarts=1' || echo $* >> {heard}"
-    commands("scontrol", f"[ {asked} -lt 11 ] && exit 1; {answers}; exit 0")
+    call_count = f"$(wc -l < {tmp_path}/calls)"
+    log = tmp_path / "heard"
+    answers = f"[ $1 = show ] && echo 'JobState=RUNNING Restarts=1' || echo $* >> {log}"
+    commands("scontrol", f"[ {call_count} -lt 11 ] && exit 1; {answers}; exit 0")
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(batch_hooks, "end", full)
     assert act("end", run.path, "--attempt", "1", "--code", "75") == 69
-    assert heard.read_text().splitlines() == [
+    assert log.read_text().splitlines() == [
         "update JobId=57 Comment=away:1:1:1",
         "requeue 57",
         "update JobId=57 StartTime=now+1800",

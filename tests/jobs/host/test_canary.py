@@ -45,8 +45,8 @@ def state_of(run):
 def test_assign_canaries_picks_first_run_of_each_group_of_shape_and_code(tmp_path):
     large = JobResources(2)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b", large), job(tmp_path, "c"), job(tmp_path, "d", code="old")]
-    found = apply.assign_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
-    assert [(one.run.name, one.canary, one.waits_for) for one in found] == [
+    assigned = apply.assign_canaries([*jobs, job(tmp_path, "e")], tmp_path / "demo", 50)
+    assert [(item.run.name, item.canary, item.waits_for) for item in assigned] == [
         ("a", 50, ""), ("b", 0, ""), ("c", 0, "a"), ("d", 0, ""), ("e", 0, "a"),
     ]  # fmt: skip
     assert apply.assign_canaries(jobs, tmp_path / "demo", 0) == jobs
@@ -61,8 +61,8 @@ def test_assign_canaries_skips_shape_and_code_that_have_passed(tmp_path, last, g
     log(before.run, 1, 1, 20, last)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
     assert bool(apply.assign_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
-    for news in ({"snapshot": tmp_path / "new"}, {"shape": JobResources(4)}):
-        assert apply.assign_canaries([replace(one, **news) for one in jobs], tmp_path / "demo", 50)[0].canary
+    for changes in ({"snapshot": tmp_path / "new"}, {"shape": JobResources(4)}):
+        assert apply.assign_canaries([replace(item, **changes) for item in jobs], tmp_path / "demo", 50)[0].canary
 
 
 def test_passed_counts_steps_over_attempts_since_submission(tmp_path):
@@ -85,22 +85,22 @@ def test_passed_accepts_complete_run_without_logged_steps(tmp_path):
 # -- local cluster -----------------------------------------------------------------------------------------------------
 
 
-def ahead(field, steps, first, *others):
+def submit_with_canary(field, steps, first, *waiting):
     """Submit runs with the first as their canary."""
-    jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *others)]
+    jobs = [Job(run, field.snapshot, JobResources(), module="fake_worker") for run in (first, *waiting)]
     field.cluster.profile.parallel = 3
     field.cluster.submit(apply.assign_canaries(jobs, field.sweep, steps))
 
 
 def test_local_runs_start_after_canary_has_passed(field):
     first, other = field.run("a", total=200), field.run("b")
-    ahead(field, 5, first, other)
+    submit_with_canary(field, 5, first, other)
     field.until_moving(first, 1)
     assert field.state(other) == "queued" and other.newest_attempt() == 0
     assert field.cluster.states([other])[other.path].detail == "waits for its canary a"
     log(first, 1, 1, 5)
     field.until_moving(first, 1, step=30)
-    assert other.newest_attempt() == 0, "not enough"
+    assert other.newest_attempt() == 0, "the canary needs another step"
     log(first, 1, 6)
     field.until_state(other, "complete")
     assert field.state(first) == "running"
@@ -109,16 +109,16 @@ def test_local_runs_start_after_canary_has_passed(field):
 
 
 def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
-    first, *others = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b"), field.run("c")
-    ahead(field, 5, first, *others)
+    first, *waiting = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b"), field.run("c")
+    submit_with_canary(field, 5, first, *waiting)
     field.until_state(first, "failed")
     field.until(lambda: not field.left())
-    for run in others:
+    for run in waiting:
         state = field.cluster.states([run])[run.path]
         assert state.state == "stopped" and state.detail.startswith("its canary a is failed (exit code 78")
-    ahead(field, 5, *others)
+    submit_with_canary(field, 5, *waiting)
     field.until(lambda: not field.left())
-    assert [field.state(run) for run in (first, *others)] == ["failed", "complete", "complete"]
+    assert [field.state(run) for run in (first, *waiting)] == ["failed", "complete", "complete"]
 
 
 # -- on Slurm ----------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
 
 @pytest.fixture
 def submitted(tmp_path, commands):
-    """Submit canary a with waiting runs b and c. ``queue(first, others)`` sets their ``state|reason`` in squeue."""
+    """Submit canary a with waiting runs b and c. ``queue(first, waiting)`` sets their ``state|reason`` in squeue."""
     commands("sbatch", SBATCH)
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
@@ -135,13 +135,13 @@ def submitted(tmp_path, commands):
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
         apply.assign_canaries(jobs, tmp_path / "demo", 50)
     )
-    a, b, c = runs = [one.run for one in jobs]
+    a, b, c = runs = [item.run for item in jobs]
 
-    def queue(first="RUNNING|None", others="PENDING|JobHeldUser"):
+    def queue(first="RUNNING|None", waiting="PENDING|JobHeldUser"):
         names = [(read_json(run.path / "job.json") or {})["name"] for run in runs]
         rows = [f"{names[0]}|N/A|57|{first.split('|')[0]}|n1|{first.split('|')[1]}|N/A"] if first else []
-        for i in range(2) if others else ():
-            rows.append(f"{names[1]}|{i}|52_{i}|{others.split('|')[0]}||{others.split('|')[1]}|N/A")
+        for i in range(2) if waiting else ():
+            rows.append(f"{names[1]}|{i}|52_{i}|{waiting.split('|')[0]}||{waiting.split('|')[1]}|N/A")
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
 
     commands.queue, commands.runs = queue, runs
@@ -149,14 +149,14 @@ def submitted(tmp_path, commands):
     return commands
 
 
-def asked(submitted, *names):
+def calls(submitted, *names):
     return [call for call in submitted.calls() if call.startswith(names)]
 
 
 def test_slurm_submits_waiting_runs_as_held_array_before_canary(submitted, tmp_path):
     a, b, c = submitted.runs
     texts = [path.read_text() for path in tmp_path.glob("sbatch.[0-9]*")]
-    (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == wanted] for wanted in (True, False))
+    (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == with_hold] for with_hold in (True, False))
     assert "--array=0-1" in held and "releaser" not in held and 'release "$FLIP_RUN" & releaser=$!' in first
     record, waiting = (read_json(run.path / "job.json") for run in (a, b))
     assert record["canary"] == {"steps": 50, "releases": [waiting["name"]]} and waiting["waits_for"] == "a"
@@ -167,27 +167,27 @@ def test_slurm_submits_waiting_runs_as_held_array_before_canary(submitted, tmp_p
 def test_held_jobs_are_released_once_after_canary_has_passed(submitted, monkeypatch):
     a, b, _ = submitted.runs
     a.start_attempt({})
-    looks = []
+    sleeps = []
 
     def sleep(seconds):
-        looks.append(seconds)
-        log(a, 1, *([1] if len(looks) == 1 else [51]))
+        sleeps.append(seconds)
+        log(a, 1, *([1] if len(sleeps) == 1 else [51]))
 
     monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
     assert act("release", a.path) == 0
-    assert len(looks) == 2 and asked(submitted, "scontrol release") == ["scontrol release 52"]
-    assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
-    submitted.queue(others="PENDING|JobHeldAdmin")
-    assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "it is another hold"
+    assert len(sleeps) == 2 and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not canary.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    submitted.queue(waiting="PENDING|JobHeldAdmin")
+    assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "an administrator holds the job"
 
 
 def test_release_returns_jobs_missing_from_squeue_as_unreleased(submitted):
     a, b, _ = submitted.runs
     write_json(a.result, {})
-    submitted.queue(others="")
-    assert canary.release(a) == canary.canary_record(a)["releases"] and not asked(submitted, "scontrol release")
+    submitted.queue(waiting="")
+    assert canary.release(a) == canary.canary_record(a)["releases"] and not calls(submitted, "scontrol release")
     submitted.queue()
-    assert not canary.release(a) and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not canary.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize("what", ["end", "begin", "release"])
@@ -196,13 +196,13 @@ def test_hooks_stop_waiting_for_held_jobs_missing_from_squeue(submitted, slept, 
     a, b, _ = submitted.runs
     n = attempts.start_attempt(a, {})
     write_json(a.result, {})
-    submitted.queue(others="")
+    submitted.queue(waiting="")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
-    words = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
-    assert act(what, a.path, *words) == 0 and a.newest_attempt() == n
+    argv = {"end": ["--code", 0, "--state", "RUNNING"], "begin": [], "release": []}[what]
+    assert act(what, a.path, *argv) == 0 and a.newest_attempt() == n
     assert (
         slurm_cli.UNKNOWN_JOB_SECONDS <= slept[-1] < 3 * slurm_cli.UNKNOWN_JOB_SECONDS
-        and len(asked(submitted, "squeue")) > 1
+        and len(calls(submitted, "squeue")) > 1
     )
     assert state_of(b) == ("stopped", "its canary a is complete: submit again")
 
@@ -212,7 +212,7 @@ def test_job_start_queries_squeue_again_after_empty_answer(submitted, slept, tmp
     write_json(a.result, {})
     queue = (tmp_path / "squeue").read_text().partition("\n")[2].partition("\n")[2]
     submitted("squeue", f"[ $(grep -c squeue {tmp_path}/calls) -lt 3 ] && exit 0\n{queue}")
-    assert act("begin", a.path) == 0 and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    assert act("begin", a.path) == 0 and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', "\0\0"])
@@ -224,7 +224,7 @@ def test_release_ignores_damaged_metrics_lines(submitted, line):
         file.write(line.encode() + b"\n\xff\n")
     assert not canary.passed(a, 50)
     log(a, n, 51)
-    assert act("release", a.path) == 0 and asked(submitted, "scontrol release") == ["scontrol release 52"]
+    assert act("release", a.path) == 0 and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_end_hook_releases_or_cancels_held_jobs_by_cause(submitted, cause, code,
         write_json(a.result, {})
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     assert act("end", a.path, "--code", code, "--state", "RUNNING") == 0
-    assert asked(submitted, "scancel") == ([called] if called else [])
-    assert asked(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
+    assert calls(submitted, "scancel") == ([called] if called else [])
+    assert calls(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
 
 
 @pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
@@ -251,7 +251,7 @@ def test_job_start_releases_or_cancels_held_jobs_after_unobserved_end(submitted,
     a.write_cause(n, 0, "data", 65, "a shard is damaged")
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     assert act("begin", a.path) == 65
-    assert asked(submitted, "scontrol release", "scancel") == [done]
+    assert calls(submitted, "scontrol release", "scancel") == [done]
 
 
 @pytest.mark.parametrize("row", ["PENDING|JobHeldUser", "CANCELLED|None", ""])
@@ -260,16 +260,18 @@ def test_waiting_runs_report_failed_canary_and_can_be_resubmitted(submitted, row
     n = attempts.start_attempt(a, {})
     a.write_cause(n, 0, "config", 78, "a key is unknown")
     attempts.end_attempt(a, n, 78, "RUNNING")
-    submitted.queue(first="FAILED|NonZeroExitCode", others=row)
+    submitted.queue(first="FAILED|NonZeroExitCode", waiting=row)
     expected = "its canary a is failed (rank 0: a key is unknown): submit again"
     assert state_of(b) == state_of(c) == ("stopped", expected) and state_of(a)[0] == "failed"
-    found = clusters.states([c, b, a])
-    assert [found[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
+    states = clusters.states([c, b, a])
+    assert [states[run.path].state for run in (a, b, c)] == ["failed", "stopped", "stopped"]
     jobs = [Job(run, Path("/code")) for run in (b, c)]
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
         apply.assign_canaries(jobs, a.path.parent, 50)
     )
-    assert asked(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), "what is held of the old ones"
+    assert calls(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), (
+        "held jobs of the old submission are cancelled"
+    )
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
 
 
@@ -282,9 +284,9 @@ def test_waiting_run_is_stopped_if_canary_is_resubmitted_alone(submitted):
 
 def test_waiting_run_reports_slurm_state_if_released_by_hand(submitted):
     _, b, _ = submitted.runs
-    submitted.queue(others="PENDING|Priority")
+    submitted.queue(waiting="PENDING|Priority")
     assert state_of(b) == ("queued", "in Slurm: Priority")
-    submitted.queue(others="RUNNING|None")
+    submitted.queue(waiting="RUNNING|None")
     assert state_of(b) == ("running", "starting")
 
 
@@ -296,7 +298,7 @@ def test_submit_cancels_held_jobs_if_sbatch_refuses_canary(tmp_path, submitted):
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
     with pytest.raises(ConfigError, match="too many"):
         backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
-    assert asked(submitted, "scancel") == ["scancel 60"]
+    assert calls(submitted, "scancel") == ["scancel 60"]
 
 
 def test_submit_keeps_held_jobs_if_sbatch_refuses_job_after_canary(tmp_path, submitted):
@@ -309,7 +311,7 @@ def test_submit_keeps_held_jobs_if_sbatch_refuses_job_after_canary(tmp_path, sub
         backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
             apply.assign_canaries(jobs, tmp_path / "demo", 50)
         )
-    assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not asked(submitted, "scancel")
+    assert read_json(tmp_path / "demo" / "x" / "job.json")["canary"]["releases"] and not calls(submitted, "scancel")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -320,10 +322,10 @@ def test_submit_cancels_held_jobs_if_interrupted(tmp_path, submitted, monkeypatc
     submitted("sbatch", "echo 'Submitted batch job 60'")
     listed = f'name=$(sed -n \'s/.*"name": "\\(.*\\)",/\\1/p\' {tmp_path}/demo/y/job.json); '
     submitted("squeue", listed + 'echo "$name|N/A|60|PENDING||JobHeldUser|N/A"')
-    really = backend.SlurmBackend._sbatch
+    real_sbatch = backend.SlurmBackend._sbatch
 
-    def sbatch(self, jobs, *where):
-        number = really(self, jobs, *where)
+    def sbatch(self, jobs, *args):
+        number = real_sbatch(self, jobs, *args)
         if bool(jobs[0].waits_for) == (during == "held"):
             raise error
         return number
@@ -331,4 +333,4 @@ def test_submit_cancels_held_jobs_if_interrupted(tmp_path, submitted, monkeypatc
     monkeypatch.setattr(backend.SlurmBackend, "_sbatch", sbatch)
     with pytest.raises(type(error)):
         backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
-    assert asked(submitted, "scancel") == ["scancel 60"]
+    assert calls(submitted, "scancel") == ["scancel 60"]

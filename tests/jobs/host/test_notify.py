@@ -15,37 +15,37 @@ TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two submitted runs, a and b. ``heard()`` returns the events so far."""
+    """Two submitted runs, a and b. ``events()`` returns the notifications so far."""
 
-    class Made:
+    class Sweep:
         folder = tmp_path / "runs" / "demo"
-        words = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
+        command = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
 
         def run(self, name):
             run = RunDir(self.folder / name)
             run.path.mkdir(parents=True)
-            write_json(run.path / "job.json", {"after": 0, "notify": self.words})
+            write_json(run.path / "job.json", {"after": 0, "notify": self.command})
             return run
 
-        def heard(self):
+        def events(self):
             path = tmp_path / "heard"
             return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    made = Made()
-    made.a, made.b = made.run("a"), made.run("b")
-    write_json(made.folder / "sweep.json", {"runs": ["a", "b", "never-submitted"]})
-    return made
+    submitted = Sweep()
+    submitted.a, submitted.b = submitted.run("a"), submitted.run("b")
+    write_json(submitted.folder / "sweep.json", {"runs": ["a", "b", "never-submitted"]})
+    return submitted
 
 
-def stops(run, cause="data", code=65):
+def end_run(run, cause="data", code=65):
     n = attempts.start_attempt(run, {})
     run.write_cause(n, 0, cause, code, f"why {cause}")
     return act("end", run.path, "--code", code, "--state", "RUNNING")
 
 
 def test_notify_reports_stopped_run_and_end_of_sweep(sweep):
-    assert stops(sweep.a) == 0
-    (event,) = sweep.heard()
+    assert end_run(sweep.a) == 0
+    (event,) = sweep.events()
     assert abs(event.pop("time") - time.time()) < 60
     assert event == {
         "event": "run_stopped", "sweep": "demo", "run": "a", "folder": str(sweep.a.path), "attempt": 1,
@@ -54,37 +54,37 @@ def test_notify_reports_stopped_run_and_end_of_sweep(sweep):
     attempts.start_attempt(sweep.b, {})
     create_json(sweep.b.result, {})
     act("end", sweep.b.path, "--code", "0", "--state", "RUNNING")
-    ended = sweep.heard()[1]
+    ended = sweep.events()[1]
     assert ended["event"] == "sweep_ended"
     assert (ended["complete"], ended["failed"], ended["cancelled"]) == (["b"], ["a"], [])
-    assert notify.send_events(sweep.a, "stop") == [] and [e["event"] for e in sweep.heard()[2:]] == ["run_stopped"]
+    assert notify.send_events(sweep.a, "stop") == [] and [e["event"] for e in sweep.events()[2:]] == ["run_stopped"]
 
 
 def test_notify_reports_end_of_sweep_again_after_retry(sweep):
-    stops(sweep.a)
-    stops(sweep.b)
-    write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.words})
-    stops(sweep.a)
-    assert [e["event"] for e in sweep.heard()] == [
+    end_run(sweep.a)
+    end_run(sweep.b)
+    write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.command})
+    end_run(sweep.a)
+    assert [e["event"] for e in sweep.events()] == [
         "run_stopped", "run_stopped", "sweep_ended", "run_stopped", "sweep_ended",
     ]  # fmt: skip
 
 
 def test_notify_ignores_requeued_and_cancelled_runs(sweep):
-    assert stops(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
+    assert end_run(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
     create_json(sweep.b.cancel, {"who": "ann"})
-    stops(sweep.b, "stopped", 75)
-    assert sweep.heard() == []
+    end_run(sweep.b, "stopped", 75)
+    assert sweep.events() == []
 
 
 def test_notify_ignores_end_of_evaluation_job(sweep):
     job = RunDir(sweep.folder / ".evaluate" / "a-1125")
     job.path.mkdir(parents=True)
-    write_json(job.path / "job.json", {"after": 0, "notify": sweep.words})
+    write_json(job.path / "job.json", {"after": 0, "notify": sweep.command})
     attempts.start_attempt(job, {})
     create_json(job.result, {})
     act("end", job.path, "--code", "0", "--state", "RUNNING")
-    assert sweep.heard() == [] and not (job.path.parent / ".notified").exists()
+    assert sweep.events() == [] and not (job.path.parent / ".notified").exists()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_notify_ignores_end_of_evaluation_job(sweep):
 def test_failing_or_hanging_notify_command_leaves_decision_unchanged(sweep, words, said, monkeypatch, capsys):
     monkeypatch.setattr(notify, "DEADLINE", 0.5)
     write_json(sweep.a.path / "job.json", {"after": 0, "notify": words})
-    assert stops(sweep.a) == 0
+    assert end_run(sweep.a) == 0
     assert said in capsys.readouterr().err and attempts.current_end(sweep.a)["action"] == "stop"
 
 
@@ -108,8 +108,8 @@ def test_notify_reports_unobserved_end_once_at_next_start(sweep, commands):
     n = attempts.start_attempt(sweep.a, {})
     sweep.a.write_cause(n, 0, "config", 78, "a key is unknown")
     assert act("begin", sweep.a.path) == 78
-    assert [(e["event"], e["cause"]) for e in sweep.heard()] == [("run_stopped", "config")]
-    assert act("begin", sweep.a.path) == 78 and len(sweep.heard()) == 1
+    assert [(e["event"], e["cause"]) for e in sweep.events()] == [("run_stopped", "config")]
+    assert act("begin", sweep.a.path) == 78 and len(sweep.events()) == 1
 
 
 def test_supervisor_sends_notifications(field, tmp_path):

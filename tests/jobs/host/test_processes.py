@@ -19,15 +19,15 @@ JOB = {"SLURM_JOB_ID": "58", "SLURM_JOB_NAME": "demo.77aa", "SLURM_CLUSTER_NAME"
 
 @pytest.fixture
 def start():
-    """``start(*words, **environment)`` starts a process, which is killed after the test."""
+    """``start(*argv, **environment)`` starts a process, which is killed after the test."""
     started = []
 
-    def begin(*words, **environment):
-        process = subprocess.Popen([str(word) for word in words], env={**os.environ, **JOB, **environment})
+    def spawn(*argv, **environment):
+        process = subprocess.Popen([str(arg) for arg in argv], env={**os.environ, **JOB, **environment})
         started.append(process)
         return process
 
-    yield begin
+    yield spawn
     for process in started:
         process.kill()
         process.wait()
@@ -44,7 +44,7 @@ def watcher(start, commands, run, attempt):
     """Start the watcher of an attempt and wait for its first query of Slurm."""
     before = len(commands.calls())
     named = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(attempt)}
-    made = start(
+    process = start(
         sys.executable,
         "-I",
         ROOT / "jobs" / "host" / "batch_hooks.py",
@@ -55,20 +55,20 @@ def watcher(start, commands, run, attempt):
         **named,
     )
     while len(commands.calls()) == before:
-        assert made.poll() is None
+        assert process.poll() is None
         time.sleep(0.01)
-    return made
+    return process
 
 
 def test_job_start_kills_watchers_of_earlier_attempts_of_same_run(start, commands, run, tmp_path):
     commands("scontrol", RUNNING)
     other = RunDir(tmp_path / "sweep" / "other")
     other.start_attempt({})
-    old, new, theirs = (watcher(start, commands, *of) for of in ((run, 1), (run, 2), (other, 1)))
+    old, new, peer = (watcher(start, commands, *target) for target in ((run, 1), (run, 2), (other, 1)))
     command = [sys.executable, ROOT / "jobs" / "host" / "batch_hooks.py", "begin", run.path]
-    begun = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **JOB, "SLURM_JOB_ID": "90"})
-    assert begun.stdout == "2\n"
-    assert old.wait(60) == -9 and new.poll() is None and theirs.poll() is None
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **JOB, "SLURM_JOB_ID": "90"})
+    assert done.stdout == "2\n"
+    assert old.wait(60) == -9 and new.poll() is None and peer.poll() is None
 
 
 def test_kill_orphans_kills_batch_shell_of_earlier_start_of_same_job(start, run, tmp_path, monkeypatch):
@@ -77,13 +77,13 @@ def test_kill_orphans_kills_batch_shell_of_earlier_start_of_same_job(start, run,
     script.write_text(f"touch {tmp_path}/up.$1\nwhile :; do sleep 0.1; done\n")
     old = start("bash", script, "old")
     same = start("bash", script, "same", SLURM_RESTART_COUNT="1")
-    others = [start("bash", script, name, **{name: "59"}) for name in JOB]
+    other_jobs = [start("bash", script, name, **{name: "59"}) for name in JOB]
     while len(list(tmp_path.glob("up.*"))) < 5:
         time.sleep(0.01)
     for name, value in JOB.items():
         monkeypatch.setenv(name, value)
     assert processes.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
-    assert old.wait(60) == -9 and [process.poll() for process in (same, *others)] == [None] * 4
+    assert old.wait(60) == -9 and [process.poll() for process in (same, *other_jobs)] == [None] * 4
 
 
 def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, tmp_path, monkeypatch):

@@ -24,10 +24,10 @@ TASK = {
 
 def test_environment_sets_torch_distributed_variables_from_slurm(monkeypatch):
     monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: [])
-    found = rank_entry.environment(TASK)
-    ours = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-    assert [found[key] for key in ours[:-1]] == ["3", "1", "1", "4", "2"]
-    assert found["MASTER_ADDR"] == "n03"
+    env = rank_entry.environment(TASK)
+    keys = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    assert [env[key] for key in keys[:-1]] == ["3", "1", "1", "4", "2"]
+    assert env["MASTER_ADDR"] == "n03"
     assert rank_entry.environment({**TASK, "MASTER_ADDR": "10.0.0.1"})["MASTER_ADDR"] == "10.0.0.1"
 
 
@@ -68,12 +68,12 @@ def test_interface_returns_network_interface_of_address_except_loopback():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("198.51.100.1", 9))
-            mine = probe.getsockname()[0]
+            address = probe.getsockname()[0]
         except OSError:  # a machine with only a loopback interface
-            mine = "127.0.0.1"
-    assert (rank_entry.interface(mine) in {name for _, name in socket.if_nameindex()} - {"lo"}) != mine.startswith(
-        "127."
-    )
+            address = "127.0.0.1"
+    assert (
+        rank_entry.interface(address) in {name for _, name in socket.if_nameindex()} - {"lo"}
+    ) != address.startswith("127.")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_gloo_interface_leads_to_rank_0_if_hostname_resolves_to_loopback(given, 
     monkeypatch.setattr(rank_entry, "resolves_to_loopback", lambda name: True)
     assert rank_entry.gloo_interface(task) == ({"GLOO_SOCKET_IFNAME": found} if found else {})
     monkeypatch.setattr(rank_entry, "resolves_to_loopback", lambda name: False)
-    assert rank_entry.gloo_interface(task) == {}, "what gloo finds by itself works"
+    assert rank_entry.gloo_interface(task) == {}, "the interface that gloo selects works"
 
 
 def test_resolves_to_loopback_checks_first_bindable_address(monkeypatch):
@@ -113,17 +113,17 @@ def test_resolves_to_loopback_checks_first_bindable_address(monkeypatch):
     for name in ("localhost", "127.0.1.1", "no.such.name.invalid", ".."):
         assert rank_entry.resolves_to_loopback(name), name
     monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: rows("198.51.100.1", "127.0.1.1"))
-    assert rank_entry.resolves_to_loopback("n1"), "the first is another machine's: it cannot be bound"
+    assert rank_entry.resolves_to_loopback("n1"), "the first address belongs to another machine and cannot be bound"
     monkeypatch.setattr(rank_entry.socket, "getaddrinfo", lambda *_: rows(socket.inet_ntoa(bytes(4)), "127.0.1.1"))
     assert not rank_entry.resolves_to_loopback("n1")
 
 
-def spaces():
+def can_create_namespaces():
     """Whether this user may create namespaces, each with its own network."""
     if not shutil.which("unshare") or not shutil.which("ip") or not shutil.which("hostname"):
         return False
-    able = "mount --bind /etc/hosts /etc/hosts && hostname n0 && ip link add w1 type veth peer name w0"
-    return subprocess.run(["unshare", "-rnmu", "sh", "-c", able], capture_output=True).returncode == 0
+    script = "mount --bind /etc/hosts /etc/hosts && hostname n0 && ip link add w1 type veth peer name w0"
+    return subprocess.run(["unshare", "-rnmu", "sh", "-c", script], capture_output=True).returncode == 0
 
 
 NODE = """
@@ -137,7 +137,7 @@ wait
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not spaces(), reason="may not open name spaces for networks here")
+@pytest.mark.skipif(not can_create_namespaces(), reason="may not open name spaces for networks here")
 def test_gloo_connects_nodes_with_hostnames_that_resolve_to_loopback(tmp_path):
     """Two nodes with Debian's /etc/hosts, simulated by namespaces that end with their processes."""
     logs = tmp_path / "run" / "logs" / "2"
@@ -159,8 +159,8 @@ def test_gloo_connects_nodes_with_hostnames_that_resolve_to_loopback(tmp_path):
     limit = ["timeout", "-s", "KILL", "100"]  # ranks delay their reaction to TERM
     command = ["unshare", "-rnmu", *limit, "bash", str(tmp_path / "node.sh"), "0"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    said = done.stderr + "".join(path.read_text() for path in sorted(logs.glob("*.err")))
-    assert [path.read_text() for path in sorted(logs.glob("*.out"))] == ["met over w0\n", "met over w1\n"], said
+    output = done.stderr + "".join(path.read_text() for path in sorted(logs.glob("*.err")))
+    assert [path.read_text() for path in sorted(logs.glob("*.out"))] == ["met over w0\n", "met over w1\n"], output
 
 
 def test_rank_entry_exits_with_storage_code_if_run_folder_is_missing(tmp_path):
@@ -224,15 +224,15 @@ def test_rank_entry_raises_soft_resource_limits_to_hard_limits(tmp_path):
 
 
 def test_raise_limits_ignores_limits_that_cannot_be_raised(monkeypatch):
-    asked = []
+    requested = []
 
     def refuse(kind, limits):
-        asked.append(kind)
+        requested.append(kind)
         raise ValueError("not allowed to raise maximum limit")
 
     monkeypatch.setattr(rank_entry.resource, "setrlimit", refuse)
     rank_entry.raise_limits()
-    assert asked == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_MEMLOCK]
+    assert requested == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_MEMLOCK]
 
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])

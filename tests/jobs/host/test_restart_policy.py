@@ -267,10 +267,10 @@ def test_decide_applies_separate_limits_to_ports_nodes_and_failures():
         most = {"port": 2, "node": 3}[cause]
         for before in range(1, 4):
             causes = [PORT] if cause == "port" else []
-            made = decide(causes, code, "RUNNING", h(*[cause] * (before - 1)), limits, False, False, False)
-            assert (made.cause, made.action) == (cause, "stop" if before >= most else "requeue")
-    made = decide([], 70, "RUNNING", [], Limits(failures=1), False, False, True)
-    assert made.action == "requeue", "it made progress"
+            decision = decide(causes, code, "RUNNING", h(*[cause] * (before - 1)), limits, False, False, False)
+            assert (decision.cause, decision.action) == (cause, "stop" if before >= most else "requeue")
+    decision = decide([], 70, "RUNNING", [], Limits(failures=1), False, False, True)
+    assert decision.action == "requeue", "the attempt made progress"
 
 
 def test_decide_excludes_hosts_for_hardware_errors_and_unstarted_ranks():
@@ -285,11 +285,11 @@ def test_decide_excludes_hosts_for_hardware_errors_and_unstarted_ranks():
 
 
 def old_python() -> str:
-    """The oldest Python >= 3.6 on this machine; empty if none is older than the one that runs the tests."""
+    """The oldest Python from 3.6 to 3.10 on this machine, or any Python of pyenv; empty if there is none."""
     places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3")]
-    found = [str(p) for p in sorted(places, key=lambda p: [int(n) for n in p.parts[-3].split(".")])]
-    found += [p for p in (shutil.which(f"python3.{minor}") for minor in range(6, 11)) if p]
-    return next((p for p in found if subprocess.run([p, "-c", ""], check=False).returncode == 0), "")
+    candidates = [str(p) for p in sorted(places, key=lambda p: [int(n) for n in p.parts[-3].split(".")])]
+    candidates += [p for p in (shutil.which(f"python3.{minor}") for minor in range(6, 11)) if p]
+    return next((p for p in candidates if subprocess.run([p, "-c", ""], check=False).returncode == 0), "")
 
 
 HOST_CODE = [ROOT / "flip" / "__init__.py", ROOT / "jobs" / "__init__.py", *ROOT.glob("flip/runs/*.py")]

@@ -111,8 +111,8 @@ def test_queue_reads_all_jobs_with_single_squeue_call(commands):
 def test_requeue_sets_start_time_and_excluded_nodes_afterwards(commands):
     commands("scontrol", f"[ $1 = show ] && {{ {show(out='n[1-2]')}\n}}; exit 0")
     assert slurm_cli.requeue("50_3", 0) == "requeued"
-    said = slurm_cli.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
-    assert said == "requeued StartTime=now+30 ExcNodeList=n[1-2],n4,n9"
+    result = slurm_cli.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
+    assert result == "requeued StartTime=now+30 ExcNodeList=n[1-2],n4,n9"
     assert [line for line in commands.calls() if "show" not in line] == [
         "scontrol requeue 50_3",
         "scontrol requeue 50_3",
@@ -133,11 +133,11 @@ def test_requeue_retries_during_outage_and_leaves_ended_jobs_alone(commands, nap
     with monkeypatch.context() as patch, pytest.raises(slurm_cli.SlurmUnavailable):
         patch.setattr(slurm_cli, "RETRY_SECONDS", 0.0)
         slurm_cli.requeue("57", 0)
-    for fields, words in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
+    for fields, state in (({"state": "COMPLETING"}, "CANCELLED"), ({"state": "PENDING"}, "PENDING")):
         before = len(commands.calls())
         commands("scontrol", show(**fields))
-        assert slurm_cli.requeue("57", 0) == f"left alone: it is {words}"
-        assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "it was not tried"
+        assert slurm_cli.requeue("57", 0) == f"left alone: it is {state}"
+        assert [call.split()[1] for call in commands.calls()[before:]] == ["show"], "requeue is not called"
 
 
 def test_requeue_retries_refusal_after_long_silence(commands, slept, tmp_path):
@@ -147,10 +147,12 @@ def test_requeue_retries_refusal_after_long_silence(commands, slept, tmp_path):
     assert slurm_cli.requeue("57", 0) == "requeued" and slept[-1] > 2 * slurm_cli.RETRY_SECONDS
     refuses = f"[ $1 = requeue ] && exit 1\n[ {tries} -lt 80 ] && exit 1\n{show()}"
     commands("scontrol", refuses)
-    begin = slept[-1]
+    start = slept[-1]
     with pytest.raises(slurm_cli.SlurmUnavailable):
         slurm_cli.requeue("57", 0)
-    assert slurm_cli.RETRY_SECONDS < slept[-1] - begin < slurm_cli.OUTAGE_SECONDS, "nor is it tried for half a day"
+    assert slurm_cli.RETRY_SECONDS < slept[-1] - start < slurm_cli.OUTAGE_SECONDS, (
+        "the retries end before the outage timeout"
+    )
 
 
 def test_unknown_job_is_given_up_long_before_outage_timeout(commands, slept):
@@ -160,22 +162,24 @@ def test_unknown_job_is_given_up_long_before_outage_timeout(commands, slept):
     with pytest.raises(slurm_cli.JobNotFound):
         slurm_cli.requeue("57", 0)
     assert slept[-1] < 31.0 + 2 * slurm_cli.UNKNOWN_JOB_SECONDS
-    begin = slept[-1]
-    assert slurm_cli.wait_for_state("57", 0) == "UNSEEN", "that is an answer"
-    assert slurm_cli.wait_for_time_limit("57", 0) == "" and slept[-1] == begin, "nor is its limit waited for"
+    start = slept[-1]
+    assert slurm_cli.wait_for_state("57", 0) == "UNSEEN", "an unknown job counts as an answer"
+    assert slurm_cli.wait_for_time_limit("57", 0) == "" and slept[-1] == start, (
+        "the hook does not wait for its time limit"
+    )
 
 
 def test_requeue_of_ending_job_tries_first_and_uses_short_deadlines(commands, naps, tmp_path, monkeypatch):
     """Only 30 seconds pass between TERM and KILL: no query comes before the first try, and no call may use them up."""
-    asked, real = [], slurm_cli.call
+    calls, real = [], slurm_cli.call
     monkeypatch.setattr(
-        slurm_cli, "call", lambda *words, **options: asked.append((words[1], options)) or real(*words, **options)
+        slurm_cli, "call", lambda *argv, **options: calls.append((argv[1], options)) or real(*argv, **options)
     )
     tries = f"$(grep -c requeue {tmp_path}/calls)"
     commands("scontrol", f"[ $1 = requeue ] && exit $(({tries} < 4))\n{show(state='TIMEOUT')}")
     assert slurm_cli.requeue("57", 0, ending=True) == "requeued"
-    assert [what for what, _ in asked] == ["requeue", "show"] * 3 + ["requeue"] and naps == [1.0] * 3
-    assert all(options["deadline"] == slurm_cli.SHORT_DEADLINE for _, options in asked)
+    assert [subcommand for subcommand, _ in calls] == ["requeue", "show"] * 3 + ["requeue"] and naps == [1.0] * 3
+    assert all(options["deadline"] == slurm_cli.SHORT_DEADLINE for _, options in calls)
 
 
 def test_requeue_sets_delay_and_nodes_if_answer_was_lost(commands, naps, tmp_path):
@@ -216,45 +220,47 @@ def test_wait_for_state_retries_until_slurm_answers_or_time_is_up(commands, naps
 
 
 @pytest.fixture
-def lives(commands, naps, tmp_path):
-    def outlived(*answers):
+def wait(commands, naps, tmp_path):
+    def wait_with_answers(*answers):
         """Wait for the limit while scontrol gives these answers in turn; returns the state and the sleeps."""
         for i, fields in enumerate(answers):
             (tmp_path / f"answer{i}").write_text("exit 1" if fields.get("gone") else show(**fields))
         (tmp_path / "asked").write_text("")
-        at = f"$(wc -l < {tmp_path}/asked)"
-        commands("scontrol", f"n={at}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
+        count = f"$(wc -l < {tmp_path}/asked)"
+        commands("scontrol", f"n={count}; echo >> {tmp_path}/asked; . {tmp_path}/answer$n")
         naps.clear()
         return slurm_cli.wait_for_time_limit("57", 0), list(naps)
 
-    return outlived
+    return wait_with_answers
 
 
-def test_wait_for_time_limit_notices_lowered_limit(lives):
+def test_wait_for_time_limit_notices_lowered_limit(wait):
     half = {"limit": "00:26:00", "ran": "00:25:10"}
     ending = {"limit": "00:26:00", "ran": "00:26:00", "state": "COMPLETING", "reason": "TimeLimit"}
-    assert lives({"limit": "01:00:00"}, half, ending) == ("TIMEOUT", [900.0, 50.0])
-    assert lives({"limit": "01:00:00"}, {"gone": True}, half, ending) == ("TIMEOUT", [900.0, 60.0, 50.0])
+    assert wait({"limit": "01:00:00"}, half, ending) == ("TIMEOUT", [900.0, 50.0])
+    assert wait({"limit": "01:00:00"}, {"gone": True}, half, ending) == ("TIMEOUT", [900.0, 60.0, 50.0])
     silence = [{"gone": True}] * 3
     lowered = {"limit": "00:27:00"}
-    assert lives(lowered, *silence, ending) == ("TIMEOUT", [900.0, 60.0, 1.0, 1.0]), "the limit comes meanwhile"
+    assert wait(lowered, *silence, ending) == ("TIMEOUT", [900.0, 60.0, 1.0, 1.0]), (
+        "the limit passes during the silence"
+    )
 
 
-def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(lives, monkeypatch):
+def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(wait, monkeypatch):
     monkeypatch.setattr(slurm_cli, "LIMIT_POLL_SECONDS", 3600.0)
     hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
-    assert lives(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])
-    assert lives({"limit": "UNLIMITED"}) == ("", [])
-    assert lives(hour, {**hour, "state": "COMPLETING"}) == ("", [3000.0])
-    assert lives(hour, {**over, "restarts": 1}) == ("", [3000.0])
-    assert lives(hour, {"gone": True}, {"gone": True}, ending) == ("TIMEOUT", [3000.0, 1.0, 1.0]), "KillWait is short"
-    assert lives({"gone": True}, hour, ending) == ("TIMEOUT", [60.0, 3000.0])
+    assert wait(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])
+    assert wait({"limit": "UNLIMITED"}) == ("", [])
+    assert wait(hour, {**hour, "state": "COMPLETING"}) == ("", [3000.0])
+    assert wait(hour, {**over, "restarts": 1}) == ("", [3000.0])
+    assert wait(hour, {"gone": True}, {"gone": True}, ending) == ("TIMEOUT", [3000.0, 1.0, 1.0]), "KillWait is short"
+    assert wait({"gone": True}, hour, ending) == ("TIMEOUT", [60.0, 3000.0])
     node = {**hour, "state": "COMPLETING", "reason": "NodeDown"}
-    assert lives(hour, node) == ("NODE_FAIL", [3000.0])
-    assert lives(hour, {**node, "restarts": 1}) == ("", [3000.0]), "Slurm has requeued it"
+    assert wait(hour, node) == ("NODE_FAIL", [3000.0])
+    assert wait(hour, {**node, "restarts": 1}) == ("", [3000.0]), "Slurm has requeued it"
     longer = {"limit": "02:00:00", "ran": "01:00:00"}
-    assert lives(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
+    assert wait(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
 
 
 def test_call_removes_user_settings_from_environment(commands, monkeypatch):
@@ -294,17 +300,17 @@ def slurm(commands, tmp_path, monkeypatch):
 
 
 def test_submit_successor_submits_same_script_for_own_array_element(slurm, tmp_path):
-    said = slurm_cli.submit_successor("57_3", 0, 4)
-    assert said == "requeue is disabled for this job; submitted its successor 99"
+    result = slurm_cli.submit_successor("57_3", 0, 4)
+    assert result == "requeue is disabled for this job; submitted its successor 99"
     assert slurm.sbatch() == ["sbatch --parsable --dependency=afterany:60 --array=3"]
-    assert (tmp_path / "given").read_text() == SCRIPT.replace("#SBATCH --hold\n", "#\n", 1), "not held once more"
+    assert (tmp_path / "given").read_text() == SCRIPT.replace("#SBATCH --hold\n", "#\n", 1), "the successor is not held"
 
 
 def test_submit_successor_passes_on_delay_nodes_and_failed_starts(slurm):
     slurm(comment="away:7:0:4", out="n[8-9]")
     slurm_cli.submit_successor("57_3", 0, 4, delay=59.6, exclude=("n3", "n2"))
-    words = "--begin=now+60 --exclude=n[8-9],n2,n3 --comment=away:7:-1:4"
-    assert slurm.sbatch() == [f"sbatch --parsable --dependency=afterany:60 --array=3 {words}"]
+    options = "--begin=now+60 --exclude=n[8-9],n2,n3 --comment=away:7:-1:4"
+    assert slurm.sbatch() == [f"sbatch --parsable --dependency=afterany:60 --array=3 {options}"]
 
 
 @pytest.fixture(params=["gone", "other"])
@@ -324,9 +330,9 @@ def test_submit_successor_passes_on_environment_without_job_variables(slurm, tmp
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setenv("OWN_NAME", "kept")
     slurm_cli.submit_successor("57_3", 0, 4)
-    given = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
-    assert {name for name in given if name.startswith("SLURM")} == {"SLURM_CONF"}
-    assert (given["OWN_NAME"], given["FLIP_FOLLOWS"]) == ("kept", "4")
+    env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert {name for name in env if name.startswith("SLURM")} == {"SLURM_CONF"}
+    assert (env["OWN_NAME"], env["FLIP_FOLLOWS"]) == ("kept", "4")
 
 
 def test_submit_successor_submits_nothing_if_successor_exists(slurm):

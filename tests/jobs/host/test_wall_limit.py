@@ -24,10 +24,10 @@ def attempt(run, ready=None, ended=None, code=75):
     return n
 
 
-def saved(run, took):
+def saved(run, seconds):
     path = commit.folder(run, "pretrain", 8, 1)
     path.mkdir(parents=True)
-    commit.commit(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": took})
+    commit.commit(path, {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": seconds})
 
 
 def test_wall_limit_reports_no_times_for_new_run(run):
@@ -46,7 +46,7 @@ def test_startup_seconds_uses_longest_failed_start_until_measured(run):
     assert wall_limit.startup_seconds(run) == 40
     attempt(run, ready=50, ended=60)
     attempt(run)
-    assert wall_limit.startup_seconds(run) == 50, "measured is better"
+    assert wall_limit.startup_seconds(run) == 50, "a measured start-up replaces failed starts"
 
 
 def test_too_short_reports_limit_not_above_startup_plus_save_time(run):

@@ -31,7 +31,7 @@ def log(run):
     return path.read_text() if path.exists() else ""
 
 
-def begin(field, run):
+def start_attempt(field, run):
     """Start the first attempt of a run without a supervisor."""
     world = field.worlds[run.name]
     n = run.start_attempt({"host": socket.gethostname(), "world": world, "first_commit": False})
@@ -205,8 +205,8 @@ def test_cancel_saves_running_run_and_lasts_until_resubmission(field):
     field.submit(run, queued)
     field.until_moving(run, 1, step=2)
     command = [sys.executable, "jobs/cancel.py", str(field.sweep), "--yes", "--why", "a test"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert said.stdout == "cancelled: a, b\n"
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "cancelled: a, b\n"
     field.until(lambda: not field.left())
     assert ends(run) == [("stop", "cancelled")] and "a test" in attempts.last_end(run)["reason"]
     assert [field.state(r) for r in (run, queued)] == ["cancelled", "cancelled"]
@@ -305,7 +305,7 @@ def test_submission_during_supervisor_shutdown_is_served(field):
 def test_terminate_repeats_lost_signal(field, monkeypatch):
     monkeypatch.setattr(rank_processes, "TERM_INTERVAL", 0.1)
     run = field.run(total=10_000, attempts={"1": {"0": "lose"}})
-    attempt = begin(field, run)
+    attempt = start_attempt(field, run)
     field.until_moving(run, 1)
     field.until(lambda: attempt.terminate(30.0) or attempt.poll())
     attempt.close()
@@ -314,7 +314,7 @@ def test_terminate_repeats_lost_signal(field, monkeypatch):
 
 def test_rank_that_hangs_after_peer_exits_successfully_is_killed(field, monkeypatch):
     monkeypatch.setattr(rank_processes, "STRAGGLER_SECONDS", 0.5)
-    attempt = begin(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
+    attempt = start_attempt(field, field.run(world=2, attempts={"1": {"1": "hang"}}))
     field.until(attempt.poll)
     attempt.close()
     assert attempt.codes == {0: 0, 1: 137} and not field.left()
@@ -323,7 +323,7 @@ def test_rank_that_hangs_after_peer_exits_successfully_is_killed(field, monkeypa
 @pytest.mark.parametrize("recorded", [0, 1])
 def test_adopted_attempt_waits_for_unrecorded_ranks_until_deadline(field, recorded):
     run = field.run(world=2, total=10_000)
-    attempt = begin(field, run)
+    attempt = start_attempt(field, run)
     field.until_moving(run, 1)
     write_json(run.attempt(1) / "pids.json", read_json(run.attempt(1) / "pids.json")[:recorded])
     adopted = rank_processes.adopt(run, 1, grace=0.5, patience=float("inf"))
@@ -335,17 +335,17 @@ def test_adopted_attempt_waits_for_unrecorded_ranks_until_deadline(field, record
 
 
 def test_each_rank_is_recorded_before_next_rank_starts(field, monkeypatch):
-    run, known, rank = field.run(world=3), [], rank_processes.Rank
+    run, recorded_counts, rank = field.run(world=3), [], rank_processes.Rank
 
     def count(*args):
-        known.append(len(read_json(run.attempt(1) / "pids.json") or []))
+        recorded_counts.append(len(read_json(run.attempt(1) / "pids.json") or []))
         return rank(*args)
 
     monkeypatch.setattr(rank_processes, "Rank", count)
-    attempt = begin(field, run)
+    attempt = start_attempt(field, run)
     field.until(attempt.poll)
     attempt.close()
-    assert known == [0, 1, 2]
+    assert recorded_counts == [0, 1, 2]
 
 
 def test_failed_start_leaks_no_file_descriptors(field):
@@ -353,7 +353,7 @@ def test_failed_start_leaks_no_file_descriptors(field):
     run.logs.write_text("no folder")
     before = os.listdir("/proc/self/fd")
     with pytest.raises(NotADirectoryError):
-        begin(field, run)
+        start_attempt(field, run)
     assert os.listdir("/proc/self/fd") == before
 
 
@@ -404,18 +404,18 @@ def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
 @pytest.mark.parametrize("place", ["", "job.json"])
 def test_supervisor_refuses_run_writable_by_other_users(field, place):
     """job.json names the code to execute. Code chosen by another user must not run with this user's rights."""
-    mine, theirs = field.run("a", total=40), field.run("b")
-    field.submit(mine, theirs)
-    (theirs.path / place).chmod(0o777)
+    trusted, untrusted = field.run("a", total=40), field.run("b")
+    field.submit(trusted, untrusted)
+    (untrusted.path / place).chmod(0o777)
     field.until(lambda: not field.left())
-    assert field.state(mine) == "complete" and theirs.newest_attempt() == 0
+    assert field.state(trusted) == "complete" and untrusted.newest_attempt() == 0
     assert "is not trusted: every user may write to it" in field.journal()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_requeue_ignores_process_record_of_another_user(field, monkeypatch):
     run, sent = field.run(total=10_000), []
-    attempt = begin(field, run)
+    attempt = start_attempt(field, run)
     field.until_moving(run, 1)
     monkeypatch.setattr(backend.os, "kill", lambda pid, number: sent.append(pid))
     for owner, expected in ((12345, []), (0, field.pids(run))):

@@ -44,9 +44,9 @@ def until(condition, seconds=100.0):
 
 @pytest.fixture
 def run(tmp_path):
-    made = RunDir(tmp_path / "sweep" / "run")
-    made.path.mkdir(parents=True)
-    return made
+    run_dir = RunDir(tmp_path / "sweep" / "run")
+    run_dir.path.mkdir(parents=True)
+    return run_dir
 
 
 @pytest.fixture(autouse=True)
@@ -56,27 +56,27 @@ def no_interface(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def begin(run):
+def start_attempt(run):
     n = run.start_attempt({"host": socket.gethostname(), "world": 2})
     job = {"python": sys.executable, "module": "tests.jobs.meeting", "snapshot": str(ROOT), "env": {}, "world": 2}
     return rank_processes.start(run, n, job, grace=0.5)
 
 
-def met(run):
+def connected_pids(run):
     """Wait until both ranks have connected; returns their process ids."""
     files = [run.path / f"met.{rank}" for rank in range(2)]
     until(lambda: all(file.exists() for file in files))
-    found = [read_json(file) for file in files]
-    assert [one["interfaces"] for one in found] == [["lo", "=lo"]] * 2
-    return [one["pid"] for one in found]
+    records = [read_json(file) for file in files]
+    assert [record["interfaces"] for record in records] == [["lo", "=lo"]] * 2
+    return [record["pid"] for record in records]
 
 
 @pytest.mark.long
 def test_local_ranks_listen_only_on_loopback_and_share_private_store(run):
-    attempt = begin(run)
+    attempt = start_attempt(run)
     try:
         assert stat.S_IMODE(attempt.store.stat().st_mode) == 0o700
-        pids = met(run)
+        pids = connected_pids(run)
         addresses = [address for pid in pids for address in listening(pid)]
         assert addresses and set(addresses) <= LOOPBACK
         assert (attempt.store / "store").stat().st_size
@@ -104,15 +104,15 @@ def test_ranks_of_single_node_slurm_job_listen_only_on_loopback(run):
         for r in range(2)
     ]
     try:
-        addresses = [address for pid in met(run) for address in listening(pid)]
+        addresses = [address for pid in connected_pids(run) for address in listening(pid)]
         assert addresses and set(addresses) <= LOOPBACK
     finally:
         (run.path / "leave").touch()
-        for one in tasks:
+        for process in tasks:
             if not (run.path / "met.1").exists():
-                one.kill()
-            one.wait(30)
-    assert [one.returncode for one in tasks] == [0, 0], (run.logs / "1" / "node0.err").read_text()
+                process.kill()
+            process.wait(30)
+    assert [process.returncode for process in tasks] == [0, 0], (run.logs / "1" / "node0.err").read_text()
 
 
 def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_failed_start_counts_as_storage_failure_without_temporary_folder(run, mo
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [])
     with pytest.raises(FileNotFoundError) as error:
-        begin(run)
+        start_attempt(run)
     job = {"python": "python", "snapshot": str(ROOT)}
     assert rank_processes.failed_start(run, 1, job, error.value).failure[0] == "storage"
     missing = FileNotFoundError(2, "No such file or directory", "python")

@@ -29,8 +29,8 @@ def no_data(monkeypatch):
 
 def planned(*overrides, run="baseline", on=NODE):
     runs = load(SWEEP, ["data.decoder=pillow", "data.resize=pillow", *overrides]).runs
-    (found,) = [one.config for one in runs if one.name == run]
-    config = resolve(found, on, dataset_facts(found))
+    (requested,) = [candidate.config for candidate in runs if candidate.name == run]
+    config = resolve(requested, on, dataset_facts(requested))
     validate(config)
     return config
 
@@ -43,29 +43,29 @@ def refused(config, profile, on=NODE):
 
 def proposals(error):
     """The proposed changes as lists of overrides, the smallest change first."""
-    first, others = re.fullmatch(r"The smallest change that fits: (.*?)\.(?: Or: (.*)\.)?", error.remedy).groups()
-    return [re.split(" with | and ", change) for change in [first, *(others or "").split("; ")] if change]
+    first, alternatives = re.fullmatch(r"The smallest change that fits: (.*?)\.(?: Or: (.*)\.)?", error.remedy).groups()
+    return [re.split(" with | and ", change) for change in [first, *(alternatives or "").split("; ")] if change]
 
 
 def test_memory_check_reports_gpu_and_host_memory_if_config_fits():
-    seen = {
+    reports = {
         name: (detail, skipped) for name, detail, skipped in memory_fit.check(planned(), load_profile("h100"), NODE)
     }
-    assert "of 80 GB: " in seen["GPU memory"][0] and "activations" in seen["GPU memory"][0]
-    assert not seen["GPU memory"][1] and "a node" in seen["memory"][0]
+    assert "of 80 GB: " in reports["GPU memory"][0] and "activations" in reports["GPU memory"][0]
+    assert not reports["GPU memory"][1] and "a node" in reports["memory"][0]
 
 
 def test_memory_check_proposes_changes_that_fit():
-    none = "compute.recompute=no"
-    error = refused(planned(none), load_profile("h100"))
+    no_recompute = "compute.recompute=no"
+    error = refused(planned(no_recompute), load_profile("h100"))
     assert "stage unmasked needs about" in error.what and "80 GB" in error.what
-    ways = proposals(error)
-    assert [way[0].partition("=")[0] for way in ways] == [
+    changes = proposals(error)
+    assert [overrides[0].partition("=")[0] for overrides in changes] == [
         "stages.unmasked.compute.recompute", "compute.accumulate", "resources.nodes", "stages.pretrain.batch",
     ]  # fmt: skip
-    for way in ways:
-        memory_fit.check(planned(none, *way), load_profile("h100"), NODE)
-    assert ways[0] == ["stages.unmasked.compute.recompute=selective"] and ways[1] == ["compute.accumulate=2"]
+    for overrides in changes:
+        memory_fit.check(planned(no_recompute, *overrides), load_profile("h100"), NODE)
+    assert changes[0] == ["stages.unmasked.compute.recompute=selective"] and changes[1] == ["compute.accumulate=2"]
 
 
 @pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
@@ -73,23 +73,23 @@ def test_memory_check_proposes_larger_change_for_smaller_card(gb, first):
     profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
     config = planned("compute.recompute=no")
     error = refused(config, profile)
-    way = proposals(error)[0]
-    assert way[0].startswith(first), way
-    memory_fit.check(planned(*["compute.recompute=no", *way]), profile, NODE)
+    overrides = proposals(error)[0]
+    assert overrides[0].startswith(first), overrides
+    memory_fit.check(planned(*["compute.recompute=no", *overrides]), profile, NODE)
 
 
 def test_stage_recompute_affects_only_its_own_stage():
     """Memory and hours of the other stage stay the same, and so does the identity of the run."""
-    plain, alone, everywhere = (
-        planned("compute.recompute=no", *more)
-        for more in ((), ["stages.unmasked.compute.recompute=block"], ["compute.recompute=block"])
+    plain, one_stage, all_stages = (
+        planned("compute.recompute=no", *overrides)
+        for overrides in ((), ["stages.unmasked.compute.recompute=block"], ["compute.recompute=block"])
     )
-    memory = [[stage_memory(config, stage) for stage in config.stages] for config in (plain, alone, everywhere)]
+    memory = [[stage_memory(config, stage) for stage in config.stages] for config in (plain, one_stage, all_stages)]
     assert memory[1] == [memory[0][0], memory[2][1]]
-    estimates = [cost.estimate(config, load_profile("h100")) for config in (plain, alone, everywhere)]
+    estimates = [cost.estimate(config, load_profile("h100")) for config in (plain, one_stage, all_stages)]
     hours = [[stage.gpu_hours for stage in estimate.stages] for estimate in estimates]
     assert hours[1] == [hours[0][0], hours[2][1]]
-    assert identity(plain, "")["hash"] == identity(alone, "")["hash"]
+    assert identity(plain, "")["hash"] == identity(one_stage, "")["hash"]
 
 
 @pytest.mark.parametrize("room, chosen", [(1.01, "no"), (0.99, "yes"), (0, "no")])
@@ -121,18 +121,21 @@ def test_memory_check_refuses_cpu_run_on_too_small_host():
     small = Host(cores=8, memory=60 * 10**9)
     error = refused(config, ClusterProfile(), small)
     assert "a node that has" in error.what and "resources.nodes" not in error.remedy
-    assert [way[0] for way in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
+    assert [overrides[0] for overrides in proposals(error)][:2] == ["compute.recompute=block", "compute.accumulate=4"]
     assert "resources.nodes" in refused(config, ClusterProfile(kind="slurm", memory_gb=60), small).remedy
 
 
 def test_checkpoint_memory_is_doubled_on_gpus_or_with_memory_url():
     cpu = ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
-    once = costs.checkpoint_memory(planned(*cpu))
-    assert once == costs.STATE_BYTES * costs.parameters(planned().model)["total"] // 2
-    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x")) == once
-    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.url=memory://x")) == 2 * once
+    single_copy = costs.checkpoint_memory(planned(*cpu))
+    assert single_copy == costs.STATE_BYTES * costs.parameters(planned().model)["total"] // 2
+    assert (
+        costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x"))
+        == single_copy
+    )
+    assert costs.checkpoint_memory(planned(*cpu, "checkpoint.url=memory://x")) == 2 * single_copy
     gpus = planned()
-    assert costs.checkpoint_memory(gpus) == 2 * (2 * once) // world_size(gpus)
+    assert costs.checkpoint_memory(gpus) == 2 * (2 * single_copy) // world_size(gpus)
 
 
 def test_memory_check_refuses_loaders_too_large_for_gpu_host():
@@ -168,13 +171,13 @@ def test_profile_derives_tflops_and_memory_from_card_name():
 
 def test_estimate_counts_recomputed_passes_in_steps_and_hours():
     profile = replace(load_profile("h100"), utilisation=0.4)
-    plain, again, both = (
-        cost.estimate(planned(*more), profile)
-        for more in ((), ["compute.recompute=block"], ["compute.recompute=block", "compute.accumulate=2"])
+    plain, recomputed, accumulated = (
+        cost.estimate(planned(*overrides), profile)
+        for overrides in ((), ["compute.recompute=block"], ["compute.recompute=block", "compute.accumulate=2"])
     )
-    assert again.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 4 / 3)
-    assert both.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 5 / 3)
-    assert again.cost.flops == plain.cost.flops
+    assert recomputed.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 4 / 3)
+    assert accumulated.cost.gpu_hours == pytest.approx(plain.cost.gpu_hours * 5 / 3)
+    assert recomputed.cost.flops == plain.cost.flops
     stage = plain.as_dict()["stages"][0]
     assert stage["step_seconds"] * stage["steps"] * 128 / 3600 == pytest.approx(stage["gpu_hours"])
     assert stage["memory"]["total"] > stage["memory"]["weights"] > 0

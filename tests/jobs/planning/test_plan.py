@@ -40,7 +40,9 @@ class Fake:
 
     def submit(self, jobs):
         for job in jobs:
-            assert job.run.config.exists() and job.run.identity.exists(), "complete before it is handed over"
+            assert job.run.config.exists() and job.run.identity.exists(), (
+                "the run directory is complete before submission"
+            )
         self.jobs += jobs
 
 
@@ -51,12 +53,12 @@ def snapshot(tmp_path):
     return Snapshot("new", path, 1, 1, ())
 
 
-def found(state, want=None, **fields):
-    return ExistingRun(state, "why", identity(config(**fields), "") if want is None else want)
+def existing(state, stored_identity=None, **fields):
+    return ExistingRun(state, "why", identity(config(**fields), "") if stored_identity is None else stored_identity)
 
 
 def decide(state, retry=False, changed="", **fields):
-    (action,) = planning.plan([wanted(**fields)], {"a": found(state)}, "runs", retry=retry, changed=changed).actions
+    (action,) = planning.plan([wanted(**fields)], {"a": existing(state)}, "runs", retry=retry, changed=changed).actions
     return action.kind, action.starts
 
 
@@ -87,68 +89,75 @@ def test_plan_starts_runs_without_existing_directory():
 def test_plan_refuses_run_with_changed_configuration(tmp_path):
     assert decide("complete", mask="0.75") == ("changed", False)
     assert decide("complete", mask="0.75", retry=True) == ("changed", False)
-    plan = planning.plan([wanted(mask="0.75")], {"a": found("complete")}, tmp_path)
+    plan = planning.plan([wanted(mask="0.75")], {"a": existing("complete")}, tmp_path)
     with pytest.raises(ConfigError, match=r"stages.pretrain.mask: '0.5' -> '0.75'.*--changed keep"):
         plan.refuse_changed()
     with pytest.raises(ConfigError, match="is running.*Cancel it first"):
         decide("running", mask="0.75", changed="restart")
-    for stored, words in ((None, "cannot be read"), ({**wanted().identity, "hash": "old"}, "does not match its hash")):
+    for stored, message in (
+        (None, "cannot be read"),
+        ({**wanted().identity, "hash": "old"}, "does not match its hash"),
+    ):
         (action,) = planning.plan([wanted()], {"a": ExistingRun("stopped", "", stored)}, tmp_path).actions
-        assert action.kind == "changed" and words in action.reason
+        assert action.kind == "changed" and message in action.reason
 
 
-def settled(wants, seen, names=(), **wishes):
+def planned(resolved_runs, existing_runs, names=(), **options):
     """Plan the runs, and return (directory, kind, starts) of each run."""
-    plan = planning.plan(wants, seen, "runs", names, **wishes)
+    plan = planning.plan(resolved_runs, existing_runs, "runs", names, **options)
     return [(action.name, action.kind, action.starts) for action in plan.actions]
 
 
 def test_plan_continues_fork_with_matching_configuration():
-    old, new, newer = (found("running", mask=mask) for mask in ("0.5", "0.75", "0.9"))
-    want = wanted(mask="0.75")
-    assert settled([want], {"a": old}, changed="fork") == [("a-v2", "new", True)]
-    assert settled([want], {"a": old, "a-v2": new}) == [("a-v2", "running", False)]
-    assert settled([want], {"a": old, "a-v2": newer}, changed="fork") == [("a-v3", "new", True)]
-    assert settled([wanted()], {"a": old, "a-v2": new}) == [("a", "running", False)], "the old values back"
-    assert settled([want, wanted("a-v2")], {"a": old, "a-v2": old}, changed="fork")[0] == ("a-v3", "new", True)
-    assert settled([want], {"a": old, "a-v2": new}, ["a", "a-v2"])[0][:2] == ("a", "changed"), "a run by itself"
+    old, new, newer = (existing("running", mask=mask) for mask in ("0.5", "0.75", "0.9"))
+    resolved = wanted(mask="0.75")
+    assert planned([resolved], {"a": old}, changed="fork") == [("a-v2", "new", True)]
+    assert planned([resolved], {"a": old, "a-v2": new}) == [("a-v2", "running", False)]
+    assert planned([resolved], {"a": old, "a-v2": newer}, changed="fork") == [("a-v3", "new", True)]
+    assert planned([wanted()], {"a": old, "a-v2": new}) == [("a", "running", False)], (
+        "the old values match the original run"
+    )
+    assert planned([resolved, wanted("a-v2")], {"a": old, "a-v2": old}, changed="fork")[0] == ("a-v3", "new", True)
+    assert planned([resolved], {"a": old, "a-v2": new}, ["a", "a-v2"])[0][:2] == ("a", "changed"), (
+        "a-v2 is a run of the sweep file, not a fork"
+    )
     tenth = {"a": old, "a-v2": old, "a-v10": newer}
-    assert settled([want], tenth, changed="fork") == [("a-v11", "new", True)]
-    plan = planning.plan([want], {"a": old, "a-v2": newer, "a-v10": new, "b-v2": new}, "runs")
+    assert planned([resolved], tenth, changed="fork") == [("a-v11", "new", True)]
+    plan = planning.plan([resolved], {"a": old, "a-v2": newer, "a-v10": new, "b-v2": new}, "runs")
     assert list(plan.dropped) == ["b-v2"] and plan.actions[0].name == "a-v10"
 
 
 def test_plan_prunes_dropped_runs_on_request_unless_majority(tmp_path):
-    seen = {name: found("complete") for name in "abcd"}
-    plan = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"])
-    assert list(plan.dropped) == ["c", "d"] and not plan.pruned, "b is in the file, only not asked for"
-    planning.plan([wanted("a")], seen, tmp_path, ["a", "b"], prunes=True).refuse_prune()
-    two = {name: seen[name] for name in "abc"}
+    existing_runs = {name: existing("complete") for name in "abcd"}
+    plan = planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b"])
+    assert list(plan.dropped) == ["c", "d"] and not plan.pruned, "the sweep file contains b, but the request omits it"
+    planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True).refuse_prune()
+    three_runs = {name: existing_runs[name] for name in "abc"}
     with pytest.raises(ConfigError, match="2 of 3 runs"):
-        planning.plan([wanted("a")], two, tmp_path, prunes=True).refuse_prune()
-    plan = planning.plan([wanted("a")], seen, tmp_path, prunes=True)
+        planning.plan([wanted("a")], three_runs, tmp_path, prunes=True).refuse_prune()
+    plan = planning.plan([wanted("a")], existing_runs, tmp_path, prunes=True)
     with pytest.raises(ConfigError, match="3 of 4 runs.*more than half.*'b, c, d'.*--allow-prune-majority"):
         plan.refuse_prune()
     plan.refuse_prune(most=True)
-    lost = planning.plan([wanted("a")], {**seen, "b": found("unknown")}, tmp_path, prunes=True)
+    lost = planning.plan([wanted("a")], {**existing_runs, "b": existing("unknown")}, tmp_path, prunes=True)
     with pytest.raises(ConfigError, match="it is unknown whether it runs: why"):
         lost.refuse_prune(most=True)
 
 
 def test_plan_refuses_to_trash_run_with_pinned_commit(tmp_path):
-    seen = {name: found("stopped") for name in "abcd"}
+    existing_runs = {name: existing("stopped") for name in "abcd"}
     base, child, score = (RunDir(tmp_path / name) for name in ("c", "d", ".evaluate/c-1"))
     for run in (base, child, score):
         run.path.mkdir(parents=True)
-    both = planning.plan([wanted("a")], seen, tmp_path, ["a", "b"], prunes=True)
-    alone = planning.plan([wanted("a")], seen, tmp_path, ["a", "b", "d"], prunes=True)
+    both = planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b"], prunes=True)
+    alone = planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b", "d"], prunes=True)
     commit.pin(base, child, "pretrain", 64)
     both.refuse_pinned()
     with pytest.raises(ConfigError, match=f"a commit of it is needed by {child.path}.*Wait until"):
         alone.refuse_pinned()
-    again = planning.plan([wanted("c", mask="0.75")], seen, tmp_path, list("abcd"), changed="restart")
+    restart = planning.plan([wanted("c", mask="0.75")], existing_runs, tmp_path, list("abcd"), changed="restart")
     with pytest.raises(ConfigError, match=f"needed by {child.path}"):
-        again.refuse_pinned()
+        restart.refuse_pinned()
     write_json(child.result, {})
     alone.refuse_pinned()
     commit.pin(base, score, "pretrain", 64)
@@ -164,15 +173,15 @@ def test_plan_refuses_to_trash_run_with_pinned_commit(tmp_path):
 
 def test_plan_names_changed_keys_and_marks_changed_defaults():
     stored = identity(config(), "")
-    want = wanted(mask="0.75")
-    want.config.optim.eps = 1e-6
-    want = replace(want, identity=identity(want.config, ""), given=frozenset({"stages.pretrain.mask"}))
-    (action,) = planning.plan([want], {"a": found("complete", stored)}, "runs").actions
+    resolved = wanted(mask="0.75")
+    resolved.config.optim.eps = 1e-6
+    resolved = replace(resolved, identity=identity(resolved.config, ""), given=frozenset({"stages.pretrain.mask"}))
+    (action,) = planning.plan([resolved], {"a": existing("complete", stored)}, "runs").actions
     assert "optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; " in action.reason
     assert action.reason.endswith("(optim.eps: 1e-08 -> 1e-06, which the sweep does not set: a default moved; "
         "stages.pretrain.mask: '0.5' -> '0.75')")  # fmt: skip
     stored["config"]["optim"]["beta1"] = 0.5
-    (action,) = planning.plan([want], {"a": found("complete", stored)}, "runs").actions
+    (action,) = planning.plan([resolved], {"a": existing("complete", stored)}, "runs").actions
     assert "optim.beta1: 0.5 -> 0.9" in action.reason and "does not match its hash: edited" in action.reason
 
 
@@ -181,11 +190,11 @@ def test_prune_stops_running_run_and_spares_others(field):
     field.submit(a, b, parallel=2)
     for run in (a, b):
         field.until_moving(run, 1)
-    seen = {"a": ExistingRun("complete"), "b": ExistingRun("running")}
-    folders.prune(planning.Plan(field.sweep, [], {"b": seen["b"]}, True), "no longer there")
+    existing_runs = {"a": ExistingRun("complete"), "b": ExistingRun("running")}
+    folders.prune(planning.Plan(field.sweep, [], {"b": existing_runs["b"]}, True), "no longer there")
     (moved,) = (field.sweep.parent / ".trash").glob("*/sweep/b")
     assert not b.path.exists() and read_json(moved / "cancel.json")["why"] == "no longer there"
-    assert read_json(moved / "attempts" / "1" / "end.json")["action"] == "stop", "it had ended before it was moved"
+    assert read_json(moved / "attempts" / "1" / "end.json")["action"] == "stop", "the run ends before it is moved"
     assert field.state(a) == "running" and not [pid for pid in field.left() if str(b.path) in command_of(pid)]
     cluster.request_cancel([a], "the end")
     field.until_state(a, "cancelled")
@@ -218,8 +227,8 @@ def test_apply_writes_complete_run_directories_before_submission(tmp_path, snaps
     assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
     assert "omegaconf" in stored["environment"]["packages"]
     monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
-    again = planning.scan_runs(folder, ["a"])
-    assert again["a"].state == "running" and again["a"].identity == stored and list(again) == ["a", "b"]
+    scanned = planning.scan_runs(folder, ["a"])
+    assert scanned["a"].state == "running" and scanned["a"].identity == stored and list(scanned) == ["a", "b"]
 
 
 def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapshot, monkeypatch):
@@ -241,33 +250,33 @@ def test_apply_moves_changed_run_to_trash_on_restart(tmp_path, snapshot):
     cluster, folder = Fake(), tmp_path / "demo"
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
-    seen = planning.scan_runs(folder, ["a"])
-    folders.apply(planning.plan([wanted(mask="0.75")], seen, folder, changed="restart"), snapshot, cluster, {})
+    existing_runs = planning.scan_runs(folder, ["a"])
+    folders.apply(planning.plan([wanted(mask="0.75")], existing_runs, folder, changed="restart"), snapshot, cluster, {})
     assert read_config(folder / "a" / "config.yaml").stages[0].mask == "0.75"
-    (kept,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
-    assert kept.read_text() == "weights"
+    (trashed,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
+    assert trashed.read_text() == "weights"
 
 
 @pytest.mark.parametrize(
     "state, starts", [("stopped", True), ("failed", True), ("cancelled", True), ("complete", False)]
 )
 def test_plan_adopts_other_data_only_on_request(state, starts):
-    want = wanted(data="other")
-    seen = {"a": found(state)}
-    plan = planning.plan([want], seen, Path("runs"))
+    resolved = wanted(data="other")
+    existing_runs = {"a": existing(state)}
+    plan = planning.plan([resolved], existing_runs, Path("runs"))
     with pytest.raises(ConfigError, match=r"data.manifest: .*or data \(it continues with the new data\)"):
         plan.refuse_changed()
-    (action,) = planning.plan([want], seen, "runs", changed="data").actions
+    (action,) = planning.plan([resolved], existing_runs, "runs", changed="data").actions
     assert (action.starts, action.adopts, action.moves) == (starts, starts, False)
 
 
 def test_plan_refuses_to_adopt_other_changes_or_data_of_running_run():
     (action,) = planning.plan(
-        [wanted(data="other", mask="0.75")], {"a": found("stopped")}, "runs", changed="data"
+        [wanted(data="other", mask="0.75")], {"a": existing("stopped")}, "runs", changed="data"
     ).actions
     assert (action.kind, action.starts) == ("changed", False)
     with pytest.raises(ConfigError, match="Cancel it first"):
-        planning.plan([wanted(data="other")], {"a": found("running")}, "runs", changed="data")
+        planning.plan([wanted(data="other")], {"a": existing("running")}, "runs", changed="data")
 
 
 def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
@@ -276,29 +285,32 @@ def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
     checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
-    want, old = wanted(data="other"), wanted().identity["hash"]
-    seen = planning.scan_runs(folder, ["a"])
-    folders.apply(planning.plan([want], seen, folder, changed="data"), snapshot, cluster, {})
+    resolved, old = wanted(data="other"), wanted().identity["hash"]
+    existing_runs = planning.scan_runs(folder, ["a"])
+    folders.apply(planning.plan([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
-    assert stored["hash"] == want.identity["hash"] != old and read_config(folder / "a" / "config.yaml") == want.config
+    assert (
+        stored["hash"] == resolved.identity["hash"] != old
+        and read_config(folder / "a" / "config.yaml") == resolved.config
+    )
     (before,) = stored["before"]
     assert (before["samples"], before["hash"]) == (96, old)
     assert [change["key"] for change in before["changes"]] == ["data.manifest"]
-    assert [(a.kind, a.starts) for a in planning.plan([want], planning.scan_runs(folder, ["a"]), folder).actions] == [
-        ("stopped", True)
-    ]
+    assert [
+        (a.kind, a.starts) for a in planning.plan([resolved], planning.scan_runs(folder, ["a"]), folder).actions
+    ] == [("stopped", True)]
 
 
 def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapshot):
-    folder, want = tmp_path / "demo", wanted()
-    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    folder, resolved = tmp_path / "demo", wanted()
+    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     old = folder / ".code" / ("01" * 8)
     old.mkdir()
     for state, code in (("stopped", old), ("failed", snapshot.path)):
-        write_json(folder / "a" / "identity.json", {**want.identity, "code": old.name})
+        write_json(folder / "a" / "identity.json", {**resolved.identity, "code": old.name})
         cluster = Fake()
-        seen = {"a": ExistingRun(state, "", want.identity)}
-        folders.apply(planning.plan([want], seen, folder, retry=True), snapshot, cluster, {})
+        existing_runs = {"a": ExistingRun(state, "", resolved.identity)}
+        folders.apply(planning.plan([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
 
@@ -306,14 +318,14 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
 @pytest.mark.parametrize("code", ["../../elsewhere", "FOLDER/elsewhere", ".", "", "zz" * 8, 7, None])
 def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, code):
     """Other users may have written identity.json, so a path in it is not trusted."""
-    folder, want = tmp_path / "demo", wanted()
-    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
+    folder, resolved = tmp_path / "demo", wanted()
+    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     (tmp_path / "elsewhere").mkdir()
     code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
-    write_json(folder / "a" / "identity.json", {**want.identity, "code": code})
+    write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
     cluster = Fake()
-    seen = {"a": ExistingRun("stopped", "", want.identity)}
-    folders.apply(planning.plan([want], seen, folder), snapshot, cluster, {})
+    existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
+    folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, cluster, {})
     assert cluster.jobs[0].snapshot == snapshot.path
 
 
@@ -322,7 +334,7 @@ def test_lock_refuses_sweep_folder_writable_by_other_users(tmp_path, monkeypatch
     before = os.umask(0)
     try:
         with folders.lock(folder):
-            assert folder.stat().st_mode & 0o022 == 0, "closed, whatever the umask allows"
+            assert folder.stat().st_mode & 0o022 == 0, "the folder is not writable by others under an open umask"
     finally:
         os.umask(before)
     folder.chmod(0o777)
@@ -333,37 +345,43 @@ def test_lock_refuses_sweep_folder_writable_by_other_users(tmp_path, monkeypatch
 def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snapshot):
     folder = tmp_path / "demo"
     folders.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
-    want = wanted()
-    want.config.checkpoint.minutes, want.config.data.workers = 77, 3
-    seen = planning.scan_runs(folder, ["a"])
+    resolved = wanted()
+    resolved.config.checkpoint.minutes, resolved.config.data.workers = 77, 3
+    existing_runs = planning.scan_runs(folder, ["a"])
 
     class Looks(Fake):
         def submit(self, jobs):
             (job,) = jobs
             stored = read_config(job.run.config)
-            assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3), "before the cluster gets it"
+            assert (stored.checkpoint.minutes, stored.data.workers) == (77, 3), (
+                "the stored configuration is updated before submission"
+            )
 
-    assert folders.apply(planning.plan([want], seen, folder), snapshot, Looks(), {})
+    assert folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, Looks(), {})
 
 
 def test_resolve_stable_keeps_identity_on_other_machine(tmp_path, snapshot):
-    folder, asked = tmp_path / "demo", config()
-    asked.data.lanes, asked.data.buffer, asked.compute.threads = 0, 0, 0
-    asked.compute.precision = asked.compute.attention = "auto"
+    folder, requested = tmp_path / "demo", config()
+    requested.data.lanes, requested.data.buffer, requested.compute.threads = 0, 0, 0
+    requested.compute.precision = requested.compute.attention = "auto"
     big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
-    data = dataset_facts(asked)
-    first = planning.resolve_stable(asked, big, data, [folder / "a"])
-    want = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
-    folders.apply(planning.plan([want], {}, folder), snapshot, Fake(), {})
-    again = planning.resolve_stable(asked, small, data, [folder / "a"])
-    assert identity(again, "")["hash"] == want.identity["hash"] != identity(resolve(asked, small, data), "")["hash"]
-    assert again.data.buffer == small.memory // 4, "memory is that of the machine it goes on at"
-    asked.stages[0].batch = 96
-    assert planning.resolve_stable(asked, small, data, [folder / "a"]) == resolve(asked, small, data), (
-        "another run: all is new"
+    data = dataset_facts(requested)
+    first = planning.resolve_stable(requested, big, data, [folder / "a"])
+    resolved = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
+    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    again = planning.resolve_stable(requested, small, data, [folder / "a"])
+    assert (
+        identity(again, "")["hash"]
+        == resolved.identity["hash"]
+        != identity(resolve(requested, small, data), "")["hash"]
+    )
+    assert again.data.buffer == small.memory // 4, "the buffer depends on the memory of the present machine"
+    requested.stages[0].batch = 96
+    assert planning.resolve_stable(requested, small, data, [folder / "a"]) == resolve(requested, small, data), (
+        "a different run keeps no stored values"
     )
     (folder / "a" / "config.yaml").write_text("{")
-    assert planning.resolve_stable(asked, small, data, [folder / "a"]) == resolve(asked, small, data)
+    assert planning.resolve_stable(requested, small, data, [folder / "a"]) == resolve(requested, small, data)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

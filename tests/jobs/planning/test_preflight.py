@@ -41,38 +41,38 @@ def with_json(tmp_path_factory, data):
     return folder
 
 
-def submitted(desk, folder, monkeypatch, capsys, *words):
+def submitted(desk, folder, monkeypatch, capsys, *args):
     """Run submit in this process; return its exit code and its output, stderr after stdout."""
     monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
     data = [f"data.manifest={folder}", "evaluate.sets=[]"]
-    code = submit_main(["--sweep", str(desk.sweep), "--yes", *data, *words])
-    shown = capsys.readouterr()
-    return code, shown.out + shown.err
+    code = submit_main(["--sweep", str(desk.sweep), "--yes", *data, *args])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
 
 
 def test_submit_refuses_json_member_as_caption_and_names_its_fields(desk, with_json, monkeypatch, capsys):
-    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
-    assert code == 78 and "data.captions" in said and "as json:caption." in said and "json:url" in said, said
-    nowhere = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
-    assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *nowhere)[1]
-    code, said = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # default caption member: txt
-    assert code == 65 and "JSON fields with text: json:caption, json:url" in said, said
-    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
-    assert code == 0, said
+    code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--dry-run")
+    assert code == 78 and "data.captions" in output and "as json:caption." in output and "json:url" in output, output
+    without_data = ["data.captions=[json]", "data.manifest=/nowhere", "data.samples=1000", "--dry-run"]
+    assert "json:caption" in submitted(desk, with_json, monkeypatch, capsys, *without_data)[1]
+    code, output = submitted(desk, with_json, monkeypatch, capsys, "--dry-run")  # default caption member: txt
+    assert code == 65 and "JSON fields with text: json:caption, json:url" in output, output
+    code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json:caption]", "--dry-run")
+    assert code == 0, output
 
 
 def test_submit_lets_existing_run_with_json_member_captions_continue(desk, with_json, monkeypatch, capsys):
     """An older version accepted such runs. Submitting the same sweep again changes nothing; a new run is refused."""
     monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
     monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
-    with monkeypatch.context() as before:
-        before.setattr(preflight, "refuse_whole_json_captions", lambda *_: None)
-        code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
-    assert code == 0, said
-    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
-    assert code == 0 and "changed" not in said, said
-    code, said = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
-    assert code == 78 and "run whole" in said, said
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "refuse_whole_json_captions", lambda *_: None)
+        code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0, output
+    code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]", "--only", "half")
+    assert code == 0 and "changed" not in output, output
+    code, output = submitted(desk, with_json, monkeypatch, capsys, "data.captions=[json]")
+    assert code == 78 and "run whole" in output, output
 
 
 def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, monkeypatch, capsys):
@@ -81,43 +81,45 @@ def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, 
     order, config = SampleOrder(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
     bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
     assert manifest.chunk == 1 and len(bad) == 1
-    less = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
-    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "--dry-run")
-    assert code == 65 and "lane 1 from S = 32 are excluded" in said, said
-    assert f"tools/shards.py drop {less.folder} --out NEW_FOLDER" in said
-    code, said = submitted(desk, less.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run")
-    assert code == 0, said
-    assert shards_main(["drop", str(less.folder), "--out", str(desk.folder / "good")]) == 0
+    reduced = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    code, output = submitted(desk, reduced.folder, monkeypatch, capsys, *config, "--dry-run")
+    assert code == 65 and "lane 1 from S = 32 are excluded" in output, output
+    assert f"tools/shards.py drop {reduced.folder} --out NEW_FOLDER" in output
+    code, output = submitted(
+        desk, reduced.folder, monkeypatch, capsys, *config, "stages.pretrain.samples=32", "--dry-run"
+    )
+    assert code == 0, output
+    assert shards_main(["drop", str(reduced.folder), "--out", str(desk.folder / "good")]) == 0
     capsys.readouterr()
-    code, said = submitted(desk, desk.folder / "good", monkeypatch, capsys, *config, "--dry-run")
-    assert code == 0 and "127 samples" in said, said
+    code, output = submitted(desk, desk.folder / "good", monkeypatch, capsys, *config, "--dry-run")
+    assert code == 0 and "127 samples" in output, output
 
 
 def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
     manifest = Manifest.load(data)
     bad = SampleOrder(0, 128, 1, 1, 2).blocks(range(2), range(16, 17))[0][0, 1].tolist()
-    less = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
-    values = {"manifest": str(less.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
+    reduced = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
+    values = {"manifest": str(reduced.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
     config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])
     facts = [DatasetFacts(128, 1, 1.0, "", False)]
     run = RunDir(tmp_path / "runs" / "sweep" / "run")
     for samples, refused in ((16, True), (48, False)):
-        place = commit.folder(run, "only", samples, 1)
-        place.mkdir(parents=True)
-        commit.commit(place, {"stage": "only", "samples": samples, "attempt": 1})
+        commit_folder = commit.folder(run, "only", samples, 1)
+        commit_folder.mkdir(parents=True)
+        commit.commit(commit_folder, {"stage": "only", "samples": samples, "attempt": 1})
         with pytest.raises(DataError, match="S = 32") if refused else nullcontext():
             preflight.refuse_blank_blocks(config, facts, run)
 
 
 def test_dry_run_refuses_unmounted_data_except_in_plan_without_data(desk, data, tmp_path):
-    profile, sees = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
+    profile, mounts_line = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
     profile.write_text("kind: slurm\ncontainer: /images/x.sqsh\ncpus_per_node: 8\nmemory_gb: 64\n")
-    words = ("--cluster", str(profile), "--dry-run")
-    desk.refuses(78, f"Add to its container_mounts, at the same path: {data}", *words)
-    nominal = desk.submit(*words, "data.manifest=/not/here", "data.samples=1e5")
+    args = ("--cluster", str(profile), "--dry-run")
+    desk.refuses(78, f"Add to its container_mounts, at the same path: {data}", *args)
+    nominal = desk.submit(*args, "data.manifest=/not/here", "data.samples=1e5")
     assert nominal.returncode == 0 and "at the same path: /not/here" in nominal.stdout, nominal.stderr
-    profile.write_text(profile.read_text() + sees + "\n")
-    done = desk.submit(*words)
+    profile.write_text(profile.read_text() + mounts_line + "\n")
+    done = desk.submit(*args)
     assert done.returncode == 0 and "sees all that is read" in done.stdout, done.stderr
 
 
@@ -149,15 +151,15 @@ def test_wall_limit_check_warns_if_no_time_remains_for_training(tmp_path, hours,
         n = run.start_attempt({})
         write_json(run.attempt(n) / "start.json", {"time": 1000.0})
         write_json(run.attempt(n) / "ready.json", {"time": 1000.0 + start})
-    found = preflight.wall_limit(config, ClusterProfile(kind="slurm", signal_seconds=120 if start else 180), run)
-    assert bool(found) == bool(words) and all(words in check.detail and "warning" in check.detail for check in found)
+    checks = preflight.wall_limit(config, ClusterProfile(kind="slurm", signal_seconds=120 if start else 180), run)
+    assert bool(checks) == bool(words) and all(words in check.detail and "warning" in check.detail for check in checks)
     assert preflight.wall_limit(config, ClusterProfile(kind="local", signal_seconds=600), run) == []
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("name, kind", [("link", "hard"), ("symlink", "symbolic")])
 def test_writable_check_refuses_file_system_without_links(tmp_path, monkeypatch, name, kind, number):
-    """No end of an attempt could be recorded on gcsfuse or vfat."""
+    """gcsfuse and vfat have no links, so the end of an attempt cannot be recorded there."""
     monkeypatch.setattr(os, name, Mock(side_effect=OSError(number, os.strerror(number))))
     with pytest.raises(ConfigError, match=f"{tmp_path}: this file system has no {kind} links .*FLIP_RUNS=FOLDER"):
         preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
@@ -167,7 +169,7 @@ def test_writable_check_refuses_file_system_without_links(tmp_path, monkeypatch,
         preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False)
     monkeypatch.undo()
     assert not preflight._writable(ClusterProfile(name="local"), tmp_path / "runs" / "x", False).skipped
-    assert not list(tmp_path.iterdir()), "nothing is left"
+    assert not list(tmp_path.iterdir()), "the check leaves no files"
 
 
 def test_submit_refuses_damaged_or_missing_shards(desk, tmp_path):
@@ -183,22 +185,24 @@ def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypat
     """Each run needs 100 bytes, and 150 bytes are free."""
     monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
-    for words in ([], ["--dry-run"]):
-        code, _, err = typed(*words)
+    for args in ([], ["--dry-run"]):
+        code, _, err = typed(*args)
         assert code == 69 and "checkpoints of 2 runs" in err and not typed.started and not desk.runs.exists(), err
     assert typed("--only", "half")[0] == 0 and typed.started == ["half"]
     assert typed()[0] == 69 and not typed.started
     checkpoint = desk.runs / "demo" / "half" / "checkpoints" / "pretrain" / "16-1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "weights").write_bytes(bytes(75))
-    assert typed()[0] == 0 and typed.started == ["half", "whole"], "what a run holds is not needed again"
+    assert typed()[0] == 0 and typed.started == ["half", "whole"], (
+        "existing checkpoints of a run reduce its required space"
+    )
 
 
 def test_checks_list_their_runs(desk, typed):
     text = desk.text.replace("mask: 0.5", "mask: 0.5, compute.threads: 2")
     checks = json.loads(typed("--dry-run", "--json", sweep=text)[1])["checks"]
-    about = {check["name"]: check["runs"] for check in checks}
-    assert about["tokenizer"] == [] and sorted(c["runs"] for c in checks if c["name"] == "cores") == [
+    runs_by_check = {check["name"]: check["runs"] for check in checks}
+    assert runs_by_check["tokenizer"] == [] and sorted(c["runs"] for c in checks if c["name"] == "cores") == [
         ["half"],
         ["whole"],
     ]
@@ -220,23 +224,23 @@ def test_submit_warns_of_busy_machine_and_expected_slowdown(typed, monkeypatch):
     monkeypatch.setattr(submission, "core_seconds", lambda: (50.0, 100.0))
     monkeypatch.setattr(preflight, "cores", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
-    for now, words in (
+    for now, expected in (
         ((51.2, 102.0), "1.2 of 2 cores: expect 1.6 times"),
         ((50.2, 102.0), ""),
         ((50.0, 100.0), "2.0 of 2"),
     ):
         monkeypatch.setattr(preflight, "core_seconds", lambda now=now: now)
         code, out, _ = typed()
-        assert code == 0 and typed.started and (f"other processes use {words}" in out) == bool(words)
+        assert code == 0 and typed.started and (f"other processes use {expected}" in out) == bool(expected)
     assert "other processes" not in typed("--dry-run")[1]
 
 
 def test_disk_check_refuses_full_disk_except_in_plan_without_data(desk, typed):
-    much = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
-    for words in ([], ["--dry-run"]):
-        code, _, err = typed("--only", "half", *much, *words)
+    overrides = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
+    for args in ([], ["--dry-run"]):
+        code, _, err = typed("--only", "half", *overrides, *args)
         assert code == 69 and "are free, up to 1" in err and "FLIP_RUNS=" in err
-    code, out, err = typed("--dry-run", "--only", "half", *much, "data.manifest=/nowhere", "data.samples=1000000")
+    code, out, err = typed("--dry-run", "--only", "half", *overrides, "data.manifest=/nowhere", "data.samples=1000000")
     assert code == 0 and ": only " in out.split("not checked here")[1], err
     assert not desk.runs.exists()
 
@@ -253,10 +257,10 @@ def test_probe_url_writes_to_folder_and_leaves_no_files(tmp_path):
 def test_describe_save_time_asks_for_earlier_signal_if_saves_are_slow(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     assert preflight.describe_save_time(run, 90) == ""
-    for samples, took in ((8, 30.0), (16, 50.0)):
+    for samples, seconds in ((8, 30.0), (16, 50.0)):
         path = commit.folder(run, "pretrain", samples, 1)
         path.mkdir(parents=True)
-        commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": took})
+        commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": seconds})
     assert preflight.describe_save_time(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
     assert "raise signal_seconds" in preflight.describe_save_time(run, 90)
 

@@ -58,7 +58,9 @@ def test_step_time_includes_wait_for_input():
     warning = step_time.input_warning(config, H100)
     assert f"needs {step.input_cores:.0f} cores" in warning and "has 64" in warning
     assert not step_time.input_warning(config, replace(H100, core_samples=4 * H100.core_samples))
-    assert not step_time.input_warning(planned(), ClusterProfile(kind="slurm")), "unknown"
+    assert not step_time.input_warning(planned(), ClusterProfile(kind="slurm")), (
+        "without a GPU model the demand is unknown"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_step_time_includes_wait_for_input():
 def test_fit_workers_meets_gpu_demand_within_cores_of_node(cores, cpus, workers):
     """The GPUs get as many workers as they need with a margin of 25 %, if the node has the cores.
 
-    At 0 cores the profile does not know them.
+    0 cores means that the profile gives no number of cores.
     """
     config, profile = planned(*MASKED, f"resources.cpus={cpus}"), replace(H100, cpus_per_node=cores)
     needed = math.ceil(1.25 * first(config, replace(H100, cpus_per_node=10**6)).input_cores / 8)
@@ -76,7 +78,7 @@ def test_fit_workers_meets_gpu_demand_within_cores_of_node(cores, cpus, workers)
     assert config.data.workers == (workers or needed) and needed > 26
     few = planned("data.lanes=256")
     step_time.fit_workers(few, replace(H100, cpus_per_node=1024))
-    assert few.data.workers == 2, "the lanes of a rank"
+    assert few.data.workers == 2, "a rank has two lanes"
 
 
 def test_advice_names_changes_that_raise_utilisation():

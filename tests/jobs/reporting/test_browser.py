@@ -44,16 +44,16 @@ def pages(tmp_path_factory):
     return {kind: folder / "report.html" for kind, folder in folders.items()}
 
 
-class Look:
-    """An open page, with its console output, errors and dialogs (``said``) and its requests (``asked``)."""
+class PageView:
+    """An open page, with its console output, errors and dialogs (``messages``) and its ``requests``."""
 
     def __init__(self, browser, path, width, media="screen"):
         self.page = browser.new_page(viewport={"width": width, "height": 900})
-        self.said, self.asked = [], []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.messages, self.requests = [], []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.messages.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.emulate_media(media=media)
         self.page.goto(path.as_uri())
 
@@ -63,7 +63,7 @@ class Look:
     def __exit__(self, *_):
         self.page.close()
 
-    def of(self, script):
+    def evaluate(self, script):
         return self.page.evaluate(script)
 
 
@@ -73,17 +73,23 @@ KINDS = ("paper", "table", "half", "failed", "seeds")
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_fits_screen_width_without_cut_off_labels(browser, pages, kind, width):
-    with Look(browser, pages[kind], width) as look:
-        assert look.said == [] and look.asked == [pages[kind].as_uri()], "nothing is fetched, nothing goes wrong"
-        assert look.of("document.documentElement.scrollWidth") == width, "the page itself does not scroll sideways"
-        look.of("document.querySelectorAll('details').forEach(fold => fold.open = true)")
-        assert look.of("document.documentElement.scrollWidth") == width, "nor with everything unfolded"
-        letters = look.of(
+    with PageView(browser, pages[kind], width) as view:
+        assert view.messages == [] and view.requests == [pages[kind].as_uri()], (
+            "the page has no errors and requests only itself"
+        )
+        assert view.evaluate("document.documentElement.scrollWidth") == width, (
+            "the page itself does not scroll sideways"
+        )
+        view.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+        assert view.evaluate("document.documentElement.scrollWidth") == width, (
+            "the page does not scroll sideways with all details open"
+        )
+        letters = view.evaluate(
             "[...document.querySelectorAll('figure svg text')].map(t => t.getBoundingClientRect().height)"
             ".filter(height => height)"
         )
-        assert letters and min(letters) >= 10, "letters of charts can be read"
-        outside = look.of(
+        assert letters and min(letters) >= 10, "text in charts is at least 10 pixels high"
+        outside = view.evaluate(
             "[...document.querySelectorAll('figure svg')].flatMap(svg => {"
             " const box = svg.getBoundingClientRect();"
             " return [...svg.querySelectorAll('text')].map(t => t.getBoundingClientRect())"
@@ -104,42 +110,44 @@ def test_text_contrast_meets_wcag_ratio(browser, pages, scheme):
         [...document.querySelectorAll('p, a, td, th, li, summary, figcaption, svg text')].map(e => {
             const style = getComputedStyle(e), ink = e.tagName == 'text' ? style.fill : style.color;
             const [a, b] = [light(ink), light(ground(e))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05) })"""
-    with Look(browser, pages["failed"], 1280) as look:
-        look.page.emulate_media(color_scheme=scheme)
-        assert look.of("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
-        assert min(look.of(f"(() => {{ {ratios.replace('[...document', 'return [...document', 1)} }})()")) >= 4.5
+    with PageView(browser, pages["failed"], 1280) as view:
+        view.page.emulate_media(color_scheme=scheme)
+        assert view.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+        assert min(view.evaluate(f"(() => {{ {ratios.replace('[...document', 'return [...document', 1)} }})()")) >= 4.5
 
 
 def test_page_links_runs_to_details_and_contents_to_sections(browser, pages):
-    with Look(browser, pages["failed"], 390) as look:
-        assert look.page.locator("h1, h2").count() == look.page.locator("nav a").count() + 1
-        look.page.click("tbody a >> text=mask50")
-        assert look.page.url.endswith("#run-mask50")
-        assert -1 <= look.of("document.querySelector('h3:target').getBoundingClientRect().top") < 900
+    with PageView(browser, pages["failed"], 390) as view:
+        assert view.page.locator("h1, h2").count() == view.page.locator("nav a").count() + 1
+        view.page.click("tbody a >> text=mask50")
+        assert view.page.url.endswith("#run-mask50")
+        assert -1 <= view.evaluate("document.querySelector('h3:target').getBoundingClientRect().top") < 900
 
 
 def test_folded_sections_are_visible_in_print(browser, pages):
-    with Look(browser, pages["half"], A4, "print") as look:
-        assert look.of("document.querySelector('details figure').checkVisibility()")
+    with PageView(browser, pages["half"], A4, "print") as view:
+        assert view.evaluate("document.querySelector('details figure').checkVisibility()")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_page_fits_a4_in_print(browser, pages, kind):
-    with Look(browser, pages[kind], A4, "print") as look:
+    with PageView(browser, pages[kind], A4, "print") as view:
         wide = "[...document.querySelectorAll('body *')].map(e => e.getBoundingClientRect().right)"
-        assert max(look.of(wide)) <= A4 + 1, "nothing runs over the edge"
-        assert look.page.pdf(format="A4").startswith(b"%PDF")
+        assert max(view.evaluate(wide)) <= A4 + 1, "all elements fit the page width"
+        assert view.page.pdf(format="A4").startswith(b"%PDF")
 
 
 def test_page_shows_problems_at_top_without_scrolling(browser, pages):
-    with Look(browser, pages["failed"], 390) as look:
-        words = look.page.inner_text("p.bad")
-        assert "mask0 is failed: CUDA error" in words and "jobs/explain.py masking_small/mask0" in words
-        assert look.of("document.querySelector('p.bad').getBoundingClientRect().top") < 900, "without scrolling"
-        assert look.page.locator("tr.trouble").count() == 2
-    with Look(browser, pages["half"], 390) as look:
-        assert "3 of 8 runs complete, 2 running, 3 queued" in look.page.inner_text("p.quiet:has-text('runs complete')")
-        assert look.page.locator("p.bad").count() == 0
+    with PageView(browser, pages["failed"], 390) as view:
+        text = view.page.inner_text("p.bad")
+        assert "mask0 is failed: CUDA error" in text and "jobs/explain.py masking_small/mask0" in text
+        assert view.evaluate("document.querySelector('p.bad').getBoundingClientRect().top") < 900, (
+            "the problem is visible without scrolling"
+        )
+        assert view.page.locator("tr.trouble").count() == 2
+    with PageView(browser, pages["half"], 390) as view:
+        assert "3 of 8 runs complete, 2 running, 3 queued" in view.page.inner_text("p.quiet:has-text('runs complete')")
+        assert view.page.locator("p.bad").count() == 0
 
 
 def test_page_escapes_html_in_names(browser, tmp_path):
@@ -152,20 +160,20 @@ def test_page_escapes_html_in_names(browser, tmp_path):
     paper = {"b": {"row": harm, "twemoji": 20.0}}
     write_json(folder / "sweep.json", {"title": harm, "notes": harm, "runs": [], "paper": paper, "rows": rows})
     assert report.main([str(folder), "--root", str(tmp_path)]) == 0
-    with Look(browser, folder / "report.html", 1280) as look:
-        assert look.said == [] and len(look.asked) == 1
-        assert look.page.locator("script, img, [onload], [onerror]").count() == 0
-        assert look.page.locator("meta[http-equiv='Content-Security-Policy']").count() == 1
-        assert look.page.inner_text("body").count(harm) >= 5 and look.page.title() == harm
+    with PageView(browser, folder / "report.html", 1280) as view:
+        assert view.messages == [] and len(view.requests) == 1
+        assert view.page.locator("script, img, [onload], [onerror]").count() == 0
+        assert view.page.locator("meta[http-equiv='Content-Security-Policy']").count() == 1
+        assert view.page.inner_text("body").count(harm) >= 5 and view.page.title() == harm
 
 
 def test_chart_labels_series_on_wide_screen_and_switches_to_narrow_svg(browser, pages):
-    with Look(browser, pages["half"], 1280) as look:
+    with PageView(browser, pages["half"], 1280) as view:
         assert (
-            look.page.locator(".large svg.full").is_visible()
-            and not look.page.locator(".large svg.narrow").is_visible()
+            view.page.locator(".large svg.full").is_visible()
+            and not view.page.locator(".large svg.narrow").is_visible()
         )
-        texts = look.of("[...document.querySelectorAll('.large svg.full text')].map(t => t.textContent)")
+        texts = view.evaluate("[...document.querySelectorAll('.large svg.full text')].map(t => t.textContent)")
         assert {"s-half-113k 19.5", "s-half-225k 23.3", "s-all-225k"} <= set(texts)
-    with Look(browser, pages["half"], 390) as look:
-        assert look.page.locator(".large svg.narrow").is_visible()
+    with PageView(browser, pages["half"], 390) as view:
+        assert view.page.locator(".large svg.narrow").is_visible()

@@ -23,9 +23,9 @@ def data(tmp_path_factory):
     return make_dataset(tmp_path_factory.mktemp("data"), samples=12, shards=2, chunk=5)
 
 
-def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **more):
+def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **fields):
     """A run with correct predictions for twemoji, except that the images ``wrong`` are classified as dogs."""
-    run = make(folder, name, top1=top1, **more)
+    run = make(folder, name, top1=top1, **fields)
     labels = np.arange(len(images)) % 3
     first = np.where(np.isin(np.arange(len(images)), wrong), 1, labels)
     rest = [np.full(len(images), 3), np.full(len(images), 4)]
@@ -41,18 +41,20 @@ def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **more):
     return run
 
 
-def shown(*runs, **more):
+def example_blocks(*runs, **options):
     outcomes = [read_run(run.path) for run in runs]
-    return examples.examples(seed_groups.group(outcomes), outcomes, **more)
+    return examples.examples(seed_groups.group(outcomes), outcomes, **options)
 
 
 def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
     digest = Manifest.load(data).digest
     worse = scored(tmp_path / "s", "worse", data, range(12), digest, top1=0.1)
     best = scored(tmp_path / "s", "best", data, range(12), digest, wrong=[0, 3, 2], top1=0.3, mask="0.75")
-    blocks = shown(worse, best)
+    blocks = example_blocks(worse, best)
     (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
-    assert len(pictures.items) == 8 and shown(worse, best)[2] == pictures, "the same in every report"
+    assert len(pictures.items) == 8 and example_blocks(worse, best)[2] == pictures, (
+        "every report shows the same pictures"
+    )
     for item in pictures.items:
         with Image.open(io.BytesIO(item.jpeg)) as image:
             assert max(image.size) <= 128
@@ -66,14 +68,14 @@ def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
     ]  # fmt: skip
     page = html.render("t", blocks)
     assert page.count('src="data:image/jpeg;base64,') == 8 and "<script" not in page and "best on twemoji" in page
-    assert "wrong, label: cat" in markdown.markdown(blocks) and len(shown(best, pictures=0)) == 3
+    assert "wrong, label: cat" in markdown.markdown(blocks) and len(example_blocks(best, pictures=0)) == 3
 
 
 def test_examples_show_image_files_with_transparency_as_white(tmp_path, data):
     (tmp_path / "d" / "cat").mkdir(parents=True)
     Image.new("RGBA", (400, 200), (0, 0, 0, 0)).save(tmp_path / "d" / "cat" / "1.png")
     run = scored(tmp_path / "s", "a", tmp_path / "d", ["cat/1.png"], None)
-    (item,) = shown(run)[2].items
+    (item,) = example_blocks(run)[2].items
     with Image.open(io.BytesIO(item.jpeg)) as image:
         assert image.size == (128, 64) and image.convert("L").getpixel((9, 9)) > 250, "transparent is white"
 
@@ -93,7 +95,7 @@ def test_examples_show_image_files_with_transparency_as_white(tmp_path, data):
 def test_examples_report_unreadable_images_without_showing_them(tmp_path, data, where, image, digest, why):
     digest = digest or Manifest.load(data).digest
     run = scored(tmp_path / "s", "a", where.format(data=data), [image], digest, wrong=[0])
-    blocks = shown(run)
+    blocks = example_blocks(run)
     assert [item.jpeg for item in blocks[2].items] == [b""] and why in blocks[1].text
     assert any(isinstance(block, Table) for block in blocks)
 
@@ -101,7 +103,7 @@ def test_examples_report_unreadable_images_without_showing_them(tmp_path, data, 
 def test_examples_show_no_pictures_of_another_users_run(tmp_path, data, monkeypatch):
     run = scored(tmp_path / "s", "a", data, range(12), Manifest.load(data).digest)
     monkeypatch.setattr(examples, "is_mine", lambda path: False)
-    blocks = shown(run)
+    blocks = example_blocks(run)
     assert not any(item.jpeg for item in blocks[2].items) and "belongs to another user" in blocks[1].text
 
 
@@ -110,9 +112,9 @@ def test_examples_are_empty_without_predictions_and_report_damaged_file(tmp_path
     path = path_of(run, "pretrain", 12_800, "twemoji")
     text = path.read_text()
     path.write_text(text.replace("0" * 64, "1" * 64))
-    assert shown(run) == [], "the file is of another evaluation"
+    assert example_blocks(run) == [], "the file belongs to another evaluation"
     path.write_text("{")
-    (block,) = shown(run)
+    (block,) = example_blocks(run)
     assert isinstance(block, Text) and block.tone == "trouble" and str(path) in block.text
     path.unlink()
-    assert shown(run) == [] and shown(make(tmp_path / "s", "old")) == []
+    assert example_blocks(run) == [] and example_blocks(make(tmp_path / "s", "old")) == []

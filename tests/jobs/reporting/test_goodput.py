@@ -21,12 +21,12 @@ HOUR = 3600.0
 def run_of(folder, *attempts, submitted=1000.0, name="a", **settings):
     """A run with attempts (start.json, ready.json or None, metric lines, end.json)."""
     run = make(folder, name, steps=0, complete=False)
-    made = config()
-    made.resources.cpus, made.checkpoint.minutes = 4, 15.0
+    run_config = config()
+    run_config.resources.cpus, run_config.checkpoint.minutes = 4, 15.0
     for key, value in settings.items():
-        room, _, field = key.partition("_")
-        setattr(getattr(made, room), field, value)
-    run.config.write_text(dump(made), encoding="utf-8")
+        section, _, field = key.partition("_")
+        setattr(getattr(run_config, section), field, value)
+    run.config.write_text(dump(run_config), encoding="utf-8")
     if submitted is not None:
         write_json(run.path / "job.json", {"after": 0, "time": submitted})
     run.metrics.mkdir()
@@ -40,14 +40,14 @@ def run_of(folder, *attempts, submitted=1000.0, name="a", **settings):
     return run
 
 
-def line(time, samples, speed=10.0, **more):
+def line(time, samples, speed=10.0, **fields):
     return {
         "time": time,
         "samples": samples,
         "step": samples // 10,
         "samples_per_second": speed,
         "seconds": 0.0,
-        **more,
+        **fields,
     }
 
 
@@ -96,9 +96,9 @@ def test_of_run_reports_unknown_time_if_older_records_lack_fields(tmp_path):
     bare = [{key: value for key, value in row.items() if key not in ("saves", "saving")} for row in lines]
     old = run_of(tmp_path / "s", (start, None, bare, ended), (second[0], None, *second[2:]), submitted=None)
     account = goodput.of_run(read_run(old.path))
-    assert seconds(account)["starting"] == 80, "the first line tells it"
+    assert seconds(account)["starting"] == 80, "the first metric line gives the start-up time"
     assert "saving" not in seconds(account) and seconds(account)["other"] == 20 + 10 + 10
-    assert account.waiting_hours * HOUR == pytest.approx(15), "of the first attempt it is not known"
+    assert account.waiting_hours * HOUR == pytest.approx(15), "the waiting time of the first attempt is unknown"
     untimed = run_of(tmp_path / "s", (start, None, [{"samples": 10, "step": 1}], ended), submitted=None, name="b")
     account = goodput.of_run(read_run(untimed.path))
     assert seconds(account) == {"unknown": 285} and account.waiting_hours is None
@@ -111,12 +111,17 @@ def test_of_run_counts_unobserved_end_at_last_logged_line(tmp_path):
     later = ({"time": 9000.0, "resumes_from": 0}, None, [], None)
     account = goodput.of_run(read_run(run_of(tmp_path / "s", (*TWO[0][:3], unseen), later).path))
     assert seconds(account) == {"starting": 50, "repeated": 200, "saving": 20, "other": 10}
-    assert account.waiting_hours * HOUR == pytest.approx(100), "and the wait after it is not known"
+    assert account.waiting_hours * HOUR == pytest.approx(100), "the waiting time after the unobserved end is unknown"
 
 
 def test_of_run_counts_attempt_without_commit_as_lost(tmp_path):
-    gone = ({"time": 1100.0, "resumes_from": 0}, {"time": 1150.0, "samples": 0}, [], end(1300.0, 0, committed=False))
-    assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", gone).path))) == {"starting": 50, "lost": 150}
+    uncommitted = (
+        {"time": 1100.0, "resumes_from": 0},
+        {"time": 1150.0, "samples": 0},
+        [],
+        end(1300.0, 0, committed=False),
+    )
+    assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", uncommitted).path))) == {"starting": 50, "lost": 150}
 
 
 def test_of_run_counts_more_repeated_time_after_damaged_commit(tmp_path):
@@ -162,10 +167,10 @@ def test_with_sums_adds_up_runs_of_sweep_and_page_shows_sum(tmp_path):
     run_of(tmp_path / "s", *TWO)
     run_of(tmp_path / "s", *cut(), name="b")
     outcomes = [read_run(tmp_path / "s" / name) for name in "ab"]
-    one, two, both = goodput.with_sums(outcomes)
-    assert both.runs == 2 and both.total == pytest.approx(one.total + two.total)
-    assert both.advice.startswith("b: data.workers=")
-    shares = goodput.as_dict([one, two, both])[2]["share"]
+    first, second, combined = goodput.with_sums(outcomes)
+    assert combined.runs == 2 and combined.total == pytest.approx(first.total + second.total)
+    assert combined.advice.startswith("b: data.workers=")
+    shares = goodput.as_dict([first, second, combined])[2]["share"]
     assert sum(shares.values()) == pytest.approx(1)
     html = render("s", findings(outcomes))
     assert "How the time was spent" in html and "all of s" in html and "b: data.workers=" in html
@@ -180,10 +185,10 @@ def test_resources_count_gpus_or_else_cores():
 def test_goodput_and_results_table_count_same_hours(tmp_path, resources):
     """All reserved cores count, not only those that threads and loader processes use."""
     run = make(tmp_path / "s", "a")
-    made = merge.read_config(run.config)
+    run_config = merge.read_config(run.config)
     for key, value in resources.items():
-        setattr(made.resources, key, value)
-    run.config.write_text(merge.dump(made), encoding="utf-8")
+        setattr(run_config.resources, key, value)
+    run.config.write_text(merge.dump(run_config), encoding="utf-8")
     outcome = read_run(run.path)
     width, kind = goodput.resources(outcome.settings)
     assert seed_groups.hours(outcome, f"{kind}-hours", 7200.0) == 2 * width

@@ -28,7 +28,7 @@ def test_fit_interval_covers_true_exponent_at_nominal_rate():
         errors = 2.0 * xs**-0.1 * np.exp(random.normal(0, 0.02, len(xs)))
         law = fit(xs.tolist(), errors.tolist(), draws=400)
         held += law.low <= 0.1 <= law.high
-    assert 176 <= held <= 199, "95 % of 200, and what drawing 24 runs again loses"
+    assert 176 <= held <= 199, "the nominal rate is 95 % of 200; resampling of 24 runs lowers it"
 
 
 def test_fit_is_deterministic():
@@ -51,15 +51,15 @@ def test_fit_returns_none_for_insufficient_data(xs, errors):
 def test_curves_join_runs_that_differ_only_along_axis(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     folder = gallery.sweep(tmp_path, "grid_small", seeds=[0, 1])
-    found = curves([read_run(path) for path in sorted(folder.glob("[!.]*/"))], "twemoji")
-    named = {axis.name: [curve for curve in found if curve.axis == axis.name] for axis in AXES}
-    assert [len(named[axis]) for axis in named] == [2, 4, 4, 4, 0], "of 2 x 2 x 2, and batches are all alike"
+    all_curves = curves([read_run(path) for path in sorted(folder.glob("[!.]*/"))], "twemoji")
+    by_axis = {axis.name: [curve for curve in all_curves if curve.axis == axis.name] for axis in AXES}
+    assert [len(by_axis[axis]) for axis in by_axis] == [2, 4, 4, 4, 0], "2 x 2 x 2 runs with equal batches"
     for axis in ("parameters", "samples in the data set", "samples seen"):
-        for curve in named[axis]:
+        for curve in by_axis[axis]:
             assert len({trial.x for trial in curve.trials}) == 2 and len(curve.trials) == 4 and curve.law is None
-    assert len({curve.name for curve in named["samples seen"]}) == 4
-    for compute in named["training FLOPs"]:  # one curve per data set: its size costs no FLOPs
-        assert len(compute.trials) == 8 and compute.law.low <= compute.law.exponent <= compute.law.high
+    assert len({curve.name for curve in by_axis["samples seen"]}) == 4
+    for flops_curve in by_axis["training FLOPs"]:  # one curve per data set: its size costs no FLOPs
+        assert len(flops_curve.trials) == 8 and flops_curve.law.low <= flops_curve.law.exponent <= flops_curve.law.high
 
 
 def run_with(folder, name, flops, edit=None, top1=0.2, **fields):

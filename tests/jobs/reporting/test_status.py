@@ -35,17 +35,17 @@ MISSING = (
 )
 
 
-def row(name, state, attempts=1, hours=0.0, reason="", **known):
+def row(name, state, attempts=1, hours=0.0, reason="", **fields):
     spent = {"attempts": attempts, "restarts": attempts - 1, "wall_seconds": 3600 * hours, "gpu_hours": 8 * hours}
-    about = {"sweep": "masking", "run": name, "state": state, "reason": reason, "progress_time": None}
-    return {**dict.fromkeys(MISSING), **about, **spent, **known}
+    identity = {"sweep": "masking", "run": name, "state": state, "reason": reason, "progress_time": None}
+    return {**dict.fromkeys(MISSING), **identity, **spent, **fields}
 
 
 def progress(samples, loss, speed=None):
-    left = None if speed is None else (12_800_000_000 - samples) / speed
+    remaining = None if speed is None else (12_800_000_000 - samples) / speed
     step = samples // 65_536
-    known = {"samples": samples, "total": 12_800_000_000, "step": step, "loss": loss, "progress_time": 1e9 - 75}
-    return {**known, "stage": "pretrain", "samples_per_second": speed, "eta_seconds": left}
+    fields = {"samples": samples, "total": 12_800_000_000, "step": step, "loss": loss, "progress_time": 1e9 - 75}
+    return {**fields, "stage": "pretrain", "samples_per_second": speed, "eta_seconds": remaining}
 
 
 CRASH = f"CUDA error: device-side assert triggered {HOSTILE}; three crashes without a commit"
@@ -119,9 +119,13 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
             )
     monkeypatch.setattr(time, "time", lambda: 12_600.0)
     row = run_status.row(run, JobState("running", 3))
-    assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3), "the second end is unknown"
+    assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3), (
+        "the second attempt has no end, so its time does not count"
+    )
     write_json(run.status, {"attempt": 3, "time": 10_800.0})
-    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, "up to its last sign"
+    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, (
+        "the running attempt counts up to its last status"
+    )
 
 
 def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
@@ -136,14 +140,14 @@ def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
 def test_watch_returns_worst_exit_code_on_file_and_terminal(field, terminal):
     good = field.run("good", total=2)
     bad = field.run("bad", attempts={"1": {"0": "diverge"}})
-    left = field.run("left")
-    write_json(left.cancel, {"who": "me", "why": "", "time": 0})
+    cancelled = field.run("left")
+    write_json(cancelled.cancel, {"who": "me", "why": "", "time": 0})
     field.submit(good, bad)
     lines = io.StringIO()
-    assert run_status.watch([good.path, left.path, bad.path], lines, poll=0.05) == 76
-    shown = lines.getvalue()
-    assert "good: complete" in shown and "bad: failed" in shown and "as asked" in shown
-    assert "\x1b" not in shown
+    assert run_status.watch([good.path, cancelled.path, bad.path], lines, poll=0.05) == 76
+    output = lines.getvalue()
+    assert "good: complete" in output and "bad: failed" in output and "as asked" in output
+    assert "\x1b" not in output
     with Terminal(100) as screen:
         assert run_status.watch([good.path], screen.file) == 0
         assert "━" * 20 in screen.close().text() and b"\x1b[2K" in screen.raw
@@ -151,18 +155,18 @@ def test_watch_returns_worst_exit_code_on_file_and_terminal(field, terminal):
 
 def test_status_command_adapts_output_to_terminal_and_pipe(field, terminal):
     field.run("[red]run")
-    words = (sys.executable, ROOT / "jobs" / "status.py", field.sweep)
+    command = (sys.executable, ROOT / "jobs" / "status.py", field.sweep)
     with Terminal(40, 10) as screen:
-        assert screen.start(*words, cwd=ROOT).wait(30) == 0
+        assert screen.start(*command, cwd=ROOT).wait(30) == 0
         assert "[red]run" in screen.close().text() and not screen.wrapped and b"\x1b[" in screen.raw
     with Terminal(40, 10) as screen:
-        assert screen.start(*words, "--watch", cwd=ROOT).wait(30) == 75
+        assert screen.start(*command, "--watch", cwd=ROOT).wait(30) == 75
         assert "1 stopped" in screen.close().text() and screen.cursor
     script = (
         "import sys; sys.argv[1:] = sys.argv[2:]; from jobs.status import main; main()\n"
         "assert not [name for name in sys.modules if name.split('.')[0] == 'rich']"
     )
-    done = subprocess.run([sys.executable, "-c", script, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, *command[1:]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "[red]run  stopped" in done.stdout and "\x1b" not in done.stdout, done.stderr
 
 
@@ -178,11 +182,11 @@ def test_watch_interrupt_leaves_run_running(field):
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from jobs.reporting.status import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"
     )
-    looker = subprocess.Popen([sys.executable, "-c", script, run.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    watcher = subprocess.Popen([sys.executable, "-c", script, run.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     field.until_moving(run, 1)
-    assert "run: " in looker.stdout.readline(), "it has begun to look"
-    looker.send_signal(signal.SIGINT)
-    shown, _ = looker.communicate(timeout=20)
-    assert looker.returncode == 130 and "COME BACK" in shown and "Traceback" not in shown
+    assert "run: " in watcher.stdout.readline(), "the watch command has started"
+    watcher.send_signal(signal.SIGINT)
+    output, _ = watcher.communicate(timeout=20)
+    assert watcher.returncode == 130 and "COME BACK" in output and "Traceback" not in output
     time.sleep(0.3)
     assert field.state(run) == "running" and run.newest_attempt() == 1

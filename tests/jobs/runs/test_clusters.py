@@ -43,7 +43,7 @@ def desk(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def answering(commands):
+def slurm_commands(commands):
     commands("scontrol", "echo 'ClusterName = lab'")
     for name in ("srun", "squeue", "scancel"):
         commands(name, "")
@@ -51,41 +51,41 @@ def answering(commands):
     return commands
 
 
-def plan(desk, capsys, *words):
-    assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run", *words]) == 0, capsys.readouterr().err
+def plan(desk, capsys, *args):
+    assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run", *args]) == 0, capsys.readouterr().err
     return capsys.readouterr().out
 
 
-def test_plan_batches_runs_by_cluster_and_shows_cluster_per_run(desk, answering, capsys):
-    made = json.loads(plan(desk, capsys, "--json", "--script"))
-    assert {run["name"][:4]: run["cluster"] for run in made["runs"]} == {"here": "near", "ther": "far"}
-    assert [[name[:4] for name in batch["runs"]] for batch in made["batches"]] == [["here"] * 3, ["ther"] * 3]
-    assert ["--partition=far" in batch["script"] for batch in made["batches"]] == [False, True]
-    shown = plan(desk, capsys)
-    assert "6 runs on near, far, below" in shown and "cluster" in shown.split("all runs")[1]
-    above = json.loads(plan(desk, capsys, "--json", "--cluster", str(desk / "near.yaml")))
-    assert {run["cluster"] for run in above["runs"]} == {"near"}
+def test_plan_batches_runs_by_cluster_and_shows_cluster_per_run(desk, slurm_commands, capsys):
+    planned = json.loads(plan(desk, capsys, "--json", "--script"))
+    assert {run["name"][:4]: run["cluster"] for run in planned["runs"]} == {"here": "near", "ther": "far"}
+    assert [[name[:4] for name in batch["runs"]] for batch in planned["batches"]] == [["here"] * 3, ["ther"] * 3]
+    assert ["--partition=far" in batch["script"] for batch in planned["batches"]] == [False, True]
+    text = plan(desk, capsys)
+    assert "6 runs on near, far, below" in text and "cluster" in text.split("all runs")[1]
+    overridden = json.loads(plan(desk, capsys, "--json", "--cluster", str(desk / "near.yaml")))
+    assert {run["cluster"] for run in overridden["runs"]} == {"near"}
 
 
 @pytest.mark.parametrize("answer, asked", [("echo 'ClusterName = lab'", 2), ("echo 'no contact' >&2; exit 1", 2)])
-def test_dry_run_queries_slurm_once_per_cluster(desk, answering, capsys, answer, asked):
-    answering("scontrol", answer)
+def test_dry_run_queries_slurm_once_per_cluster(desk, slurm_commands, capsys, answer, asked):
+    slurm_commands("scontrol", answer)
     plan(desk, capsys)
-    assert sum(call == "scontrol show config" for call in answering.calls()) == asked
+    assert sum(call == "scontrol show config" for call in slurm_commands.calls()) == asked
 
 
-def test_submit_refuses_clusters_with_different_runs_roots(desk, answering, capsys):
+def test_submit_refuses_clusters_with_different_runs_roots(desk, slurm_commands, capsys):
     (desk / "far.yaml").write_text("kind: slurm\nruns_root: /elsewhere\n")
     assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run"]) == 78
     assert "the runs root of" in capsys.readouterr().err
 
 
-def test_multi_backend_submits_each_job_to_own_cluster_and_records_cluster(desk, answering):
-    answering("sbatch", 'cp "$1" "$0.$$"; echo "Submitted batch job 57"')
+def test_multi_backend_submits_each_job_to_own_cluster_and_records_cluster(desk, slurm_commands):
+    slurm_commands("sbatch", 'cp "$1" "$0.$$"; echo "Submitted batch job 57"')
     jobs = []
-    for name, where in (("a", "near"), ("b", "far"), ("c", "near")):
+    for name, cluster in (("a", "near"), ("b", "far"), ("c", "near")):
         run = make(desk / "runs" / "demo", name, steps=0, complete=False)
-        jobs.append(Job(run, desk / "code", cluster=where))
+        jobs.append(Job(run, desk / "code", cluster=cluster))
     MultiBackend([ClusterProfile(name=name, kind="slurm", partition=name) for name in ("near", "far")]).submit(jobs)
     assert [read_json(job.run.path / "job.json")["cluster"] for job in jobs] == ["near", "far", "near"]
     texts = sorted(path.read_text() for path in desk.glob("sbatch.[0-9]*"))
@@ -95,14 +95,14 @@ def test_multi_backend_submits_each_job_to_own_cluster_and_records_cluster(desk,
     assert "cluster" not in run_status.render([row for row in rows if row["cluster"] == "near"])
 
 
-def test_request_cancel_cancels_local_run_if_slurm_command_fails(desk, answering, field):
+def test_request_cancel_cancels_local_run_if_slurm_command_fails(desk, slurm_commands, field):
     run = field.run(total=10_000)
     field.submit(run)
     field.until_moving(run, 1)
     silent = RunDir(field.sweep / "silent")
     silent.path.mkdir()
     write_json(silent.path / "job.json", {"kind": "slurm", "name": "x.77aa", "token": "77aa", "index": 0})
-    answering("squeue", "exit 1")
+    slurm_commands("squeue", "exit 1")
     with pytest.raises(FlipError, match="Slurm command failed"):
         clusters.request_cancel([silent, run], "enough")
     field.until_state(run, "cancelled")

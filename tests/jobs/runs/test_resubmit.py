@@ -28,7 +28,7 @@ runs: {{half: }}
 
 @pytest.fixture
 def desk(tmp_path, data, monkeypatch, capsys):
-    """``desk(*words)`` submits and returns the names of the started runs; ``desk.write(mask)`` writes the sweep."""
+    """``desk(*args)`` submits and returns the names of the started runs; ``desk.write(mask)`` writes the sweep."""
     started = []
 
     class Cluster(MultiBackend):
@@ -43,9 +43,9 @@ def desk(tmp_path, data, monkeypatch, capsys):
     (tmp_path / "away").mkdir()
     (tmp_path / "here.yaml").write_text("kind: local\n")
 
-    def submit(*words):
+    def submit(*args):
         started.clear()
-        assert command.main([*words, "--json"]) == 0, capsys.readouterr().err
+        assert command.main([*args, "--json"]) == 0, capsys.readouterr().err
         capsys.readouterr()
         return list(started)
 
@@ -58,30 +58,30 @@ def desk(tmp_path, data, monkeypatch, capsys):
     return submit
 
 
-def coming(run):
-    found = run_details.explain(run)
-    assert explain.page(found)
-    return found["next"]["what"], found["next"]["command"]
+def next_step(run):
+    details = run_details.explain(run)
+    assert explain.page(details)
+    return details["next"]["what"], details["next"]["command"]
 
 
 def test_suggested_command_restarts_only_given_run_from_any_directory(desk, monkeypatch):
     """The sweep and its file have different names, the profile is a file, and the command line has overrides."""
-    words = ["--cluster", "here.yaml", "--seeds", "0", "1", "--changed", "fork"]
-    assert desk("--sweep", "mine.yaml", "stages.pretrain.samples=64", *words) == ["half", "half-s1"]
+    args = ["--cluster", "here.yaml", "--seeds", "0", "1", "--changed", "fork"]
+    assert desk("--sweep", "mine.yaml", "stages.pretrain.samples=64", *args) == ["half", "half-s1"]
     run = RunDir(desk.folder / "runs" / "other" / "half-s1")
     assert read_json(run.path / "job.json")["cluster"] == "here"
-    what, typed = coming(run)
-    assert what == "nothing automatically: no process supervises it; to resume from its newest commit"
+    description, suggested = next_step(run)
+    assert description == "nothing automatically: no process supervises it; to resume from its newest commit"
     monkeypatch.chdir(desk.folder / "away")
-    program, script, *words = shlex.split(typed)
-    assert (program, script) == ("python", "jobs/submit.py") and desk(*words) == ["half-s1"]
+    program, script, *args = shlex.split(suggested)
+    assert (program, script) == ("python", "jobs/submit.py") and desk(*args) == ["half-s1"]
 
 
 def test_suggested_command_repeats_runs_root(desk, monkeypatch):
     assert desk("mine.yaml", "--root", "else where") == ["half"]
-    _, typed = coming(RunDir(desk.folder / "else where" / "other" / "half"))
+    _, suggested = next_step(RunDir(desk.folder / "else where" / "other" / "half"))
     monkeypatch.chdir(desk.folder / "away")
-    assert desk(*shlex.split(typed)[2:]) == ["half"] and not (desk.folder / "runs").exists()
+    assert desk(*shlex.split(suggested)[2:]) == ["half"] and not (desk.folder / "runs").exists()
 
 
 def test_suggested_command_resumes_fork_and_original_run(desk, monkeypatch):
@@ -90,23 +90,23 @@ def test_suggested_command_resumes_fork_and_original_run(desk, monkeypatch):
     assert desk("--sweep", "mine.yaml", "--changed", "fork") == ["half-v2"]
     sweep = desk.folder / "runs" / "other"
     monkeypatch.chdir(desk.folder / "away")
-    what, typed = coming(RunDir(sweep / "half-v2"))
-    assert desk(*shlex.split(typed)[2:]) == ["half-v2"] and "old values" not in what
-    what, typed = coming(RunDir(sweep / "half"))
-    assert what.endswith("after restoring its old values in the sweep file, which now means half-v2")
+    description, suggested = next_step(RunDir(sweep / "half-v2"))
+    assert desk(*shlex.split(suggested)[2:]) == ["half-v2"] and "old values" not in description
+    description, suggested = next_step(RunDir(sweep / "half"))
+    assert description.endswith("after restoring its old values in the sweep file, which now means half-v2")
     desk.write("0.5")
-    assert desk(*shlex.split(typed)[2:]) == ["half"], "then"
+    assert desk(*shlex.split(suggested)[2:]) == ["half"], "the restored sweep file resumes the original run"
 
 
 def test_suggested_command_repeats_changed_keep(desk):
     desk("--sweep", "mine.yaml")
     desk.write("0.25")
     assert desk("--sweep", "mine.yaml", "--changed", "keep") == ["half"]
-    _, typed = coming(RunDir(desk.folder / "runs" / "other" / "half"))
-    assert desk(*shlex.split(typed)[2:]) == ["half"]
+    _, suggested = next_step(RunDir(desk.folder / "runs" / "other" / "half"))
+    assert desk(*shlex.split(suggested)[2:]) == ["half"]
 
 
-def old(folder, name, sweep="quickstart", **record):
+def make_old_run(folder, name, sweep="quickstart", **record):
     """A run of an older version, whose job.json does not record the command line."""
     run = make(folder / sweep, name, steps=0, complete=False)
     write_json(run.path / "job.json", {"after": 0, "order": 0, **record})
@@ -114,25 +114,29 @@ def old(folder, name, sweep="quickstart", **record):
 
 
 def test_resubmit_command_is_derived_if_job_record_has_no_command(tmp_path):
-    base, fork = (old(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
-    said = "python jobs/submit.py --sweep quickstart --cluster local --only a"
-    assert resubmit.command(fork) == ("to resume from its newest commit", said)
-    assert resubmit.command(base, retry=True)[1] == f"{said} --retry"
+    base, fork = (make_old_run(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
+    expected = "python jobs/submit.py --sweep quickstart --cluster local --only a"
+    assert resubmit.command(fork) == ("to resume from its newest commit", expected)
+    assert resubmit.command(base, retry=True)[1] == f"{expected} --retry"
     assert "which now means a-v2" in resubmit.command(base)[0]
-    assert resubmit.command(old(tmp_path, "b-v2"))[1] == "python jobs/submit.py --sweep quickstart --only b-v2"
-    said = "submit the sweep file of quickstart again, with --cluster and the file of the profile here, with --only c"
-    assert resubmit.command(old(tmp_path, "c", cluster="here")) == (said, None)
-    said = "submit the sweep file of nowhere again, with --only a --retry"
-    assert resubmit.command(old(tmp_path, "a", "nowhere"), retry=True) == (said, None)
-    assert resubmit.command(old(tmp_path, "d", command=7))[1].endswith("--only d"), "damaged"
+    assert resubmit.command(make_old_run(tmp_path, "b-v2"))[1] == "python jobs/submit.py --sweep quickstart --only b-v2"
+    expected = (
+        "submit the sweep file of quickstart again, with --cluster and the file of the profile here, with --only c"
+    )
+    assert resubmit.command(make_old_run(tmp_path, "c", cluster="here")) == (expected, None)
+    expected = "submit the sweep file of nowhere again, with --only a --retry"
+    assert resubmit.command(make_old_run(tmp_path, "a", "nowhere"), retry=True) == (expected, None)
+    assert resubmit.command(make_old_run(tmp_path, "d", command=7))[1].endswith("--only d"), (
+        "a damaged command is ignored"
+    )
 
 
 def test_next_step_of_evaluation_is_new_request_or_report(tmp_path):
-    run = old(tmp_path / "demo", "a-1126-0000", ".evaluate")
-    assert coming(run) == (
+    run = make_old_run(tmp_path / "demo", "a-1126-0000", ".evaluate")
+    assert next_step(run) == (
         "nothing automatically: no process supervises it; request it again: jobs/evaluate.py does not resume an"
         " existing job",
         None,
     )  # fmt: skip
     write_json(run.result, {"run": run.name})
-    assert coming(run)[1] == "python jobs/report.py demo"
+    assert next_step(run)[1] == "python jobs/report.py demo"

@@ -31,9 +31,9 @@ def run(tmp_path):
 def work(run, before=None, **env):
     """Run a worker process. The new process calls ``before`` before the worker starts."""
     command = [sys.executable, "-m", "jobs.worker", str(run.path)]
-    named = {"FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT), **env}
+    extra = {"FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **named}, capture_output=True, text=True, timeout=120, preexec_fn=before
+        command, cwd=ROOT, env={**os.environ, **extra}, capture_output=True, text=True, timeout=120, preexec_fn=before
     )
 
 
@@ -65,7 +65,9 @@ def test_worker_distinguishes_missing_data_from_replaced_data(run, tmp_path):
     data.rename(tmp_path / "kept")
     done = work(run)
     (cause,) = run.causes(1)
-    assert done.returncode == STORAGE and cause["cause"] == "storage", "a node without the file system is no verdict"
+    assert done.returncode == STORAGE and cause["cause"] == "storage", (
+        "missing data may be a missing file system of one node"
+    )
     assert "data.manifest: " in cause["reason"] and "data.tokenizer: " in cause["reason"]
     shutil.rmtree(tmp_path / "kept")
     make_dataset(data, samples=40, shards=1, chunk=1, seed=5)
@@ -78,12 +80,12 @@ def test_worker_distinguishes_missing_data_from_replaced_data(run, tmp_path):
 def test_worker_records_signal_received_before_handler_installation(run):
     """jobs/host/rank_entry.py blocks the signal until then. Unrecorded, a preemption would count as a lost node."""
 
-    def hurt():
+    def block_and_send_signal():
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         os.kill(os.getpid(), signal.SIGTERM)
 
     run.config.write_text("schema: 99\n")
-    assert work(run, hurt).returncode == CONFIG
+    assert work(run, block_and_send_signal).returncode == CONFIG
     assert run.was_signalled(1) and run.causes(1)[0]["signal"] == "SIGTERM"
 
 
@@ -120,8 +122,8 @@ def test_worker_classifies_exceptions_by_cause(run, error, cause):
     def fail(*_):
         raise error
 
-    got, reason, trace = worker._run_work(fail, run, 1, shutdown.StopFlag())
-    assert got == cause and str(error.args[-1]) in reason and "Traceback" in trace
+    actual, reason, trace = worker._run_work(fail, run, 1, shutdown.StopFlag())
+    assert actual == cause and str(error.args[-1]) in reason and "Traceback" in trace
 
 
 def test_record_end_writes_recent_collectives_for_hang(run):

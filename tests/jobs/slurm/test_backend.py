@@ -46,9 +46,9 @@ def sweep(tmp_path, commands):
     return make
 
 
-def ended(run, cause="stopped", code=75, state="RUNNING", **more):
+def ended(run, cause="stopped", code=75, state="RUNNING", **fields):
     n = attempts.start_attempt(run, {})
-    run.write_cause(n, 0, cause, code, f"why {cause}", **more)
+    run.write_cause(n, 0, cause, code, f"why {cause}", **fields)
     attempts.end_attempt(run, n, code, state)
 
 
@@ -104,22 +104,24 @@ def test_states_distinguish_ends_of_runs(sweep):
     assert state_of(complete) == ("complete", 0, "")
     by_hand = sweep("c", ("CANCELLED", "None"))
     assert state_of(by_hand) == ("cancelled", 0, "cancelled in Slurm")
-    ours = sweep("d", ("RUNNING", "None"))
-    write_json(ours.cancel, {"who": "ann", "why": "a mistake"})
-    assert state_of(ours) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
+    cancelling = sweep("d", ("RUNNING", "None"))
+    write_json(cancelling.cancel, {"who": "ann", "why": "a mistake"})
+    assert state_of(cancelling) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
     late = sweep("l", ("PENDING", "BeginTime"))
     late.record_time_limit(attempts.start_attempt(late, {}))
     assert state_of(late)[2].startswith("its wall limit came before it had saved; in Slurm")
-    gone = sweep("e")
-    ended(gone)
-    assert state_of(gone) == (
+    unlisted = sweep("e")
+    ended(unlisted)
+    assert state_of(unlisted) == (
         "stopped",
         1,
         "rank 0: why stopped; its job is not in Slurm's queue any more: submit again",
     )
-    record = read_json(gone.path / "job.json")
-    write_json(gone.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
-    assert state_of(gone)[2].endswith(": submit again: python jobs/submit.py --sweep x"), "the one command to type"
+    record = read_json(unlisted.path / "job.json")
+    write_json(unlisted.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
+    assert state_of(unlisted)[2].endswith(": submit again: python jobs/submit.py --sweep x"), (
+        "the detail ends with the command to resubmit"
+    )
     assert state_of(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"
 
 
@@ -129,8 +131,8 @@ def test_submit_warns_if_site_disables_requeue(sweep, commands, capsys, requeue)
     commands("sbatch", SBATCH)
     commands("scontrol", f"[ $2 = job ] && echo 'JobId=57\n   Requeue={requeue} Restarts=0'; {CONFIG}")
     backend.SlurmBackend(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
-    said = capsys.readouterr().err
-    assert ("warning: job 57: requeue is disabled here (Requeue=0)" in said) == (not requeue)
+    stderr = capsys.readouterr().err
+    assert ("warning: job 57: requeue is disabled here (Requeue=0)" in stderr) == (not requeue)
     token = read_json(run.path / "job.json")["token"]
     assert read_json(run.path.parent / ".slurm" / token / "submitted.json")["requeue"] is bool(requeue)
 
@@ -144,15 +146,15 @@ def test_check_ready_notes_no_requeue_option_of_profile(sweep, commands, monkeyp
 
 def test_submit_reports_sbatch_error_and_leaves_run_stopped(sweep, commands):
     """The messages are those of Slurm 24.11. In the last, a hint follows the error."""
-    words = {
+    messages = {
         "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": "",
         "sbatch: error: Site policy: give an account.": "sbatch: error: Batch job submission failed: Unspecified error",
         "sbatch: unrecognized option '--nonsense=3'": 'Try "sbatch --help" for more information',
     }
-    for i, (wrong, more) in enumerate(words.items()):
+    for i, (error, hint) in enumerate(messages.items()):
         run = sweep(f"a{i}")
-        commands("sbatch", f"printf '%s\\n' {shlex.quote(wrong)} {shlex.quote(more)} >&2; exit 1")
-        with pytest.raises(ConfigError, match=re.escape(wrong)) as caught:
+        commands("sbatch", f"printf '%s\\n' {shlex.quote(error)} {shlex.quote(hint)} >&2; exit 1")
+        with pytest.raises(ConfigError, match=re.escape(error)) as caught:
             backend.SlurmBackend(PROFILE).submit([Job(run, ROOT, JobResources(1, 1, 0, 1, 1.0))])
         assert "partition, account, qos or options of the profile" in str(caught.value)
         assert state_of(run) == ("stopped", 0, "Slurm did not confirm that it accepted its job: submit again")
@@ -165,11 +167,11 @@ def test_states_are_unknown_if_squeue_fails_unless_files_decide(sweep, commands)
     ended(failed, "data", 65)
     write_json(over.cancel, {"who": "ann"})
     commands("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    found = clusters.states([running, complete, failed, over])
-    assert [found[run.path].state for run in (running, complete, failed, over)] == [
+    states = clusters.states([running, complete, failed, over])
+    assert [states[run.path].state for run in (running, complete, failed, over)] == [
         "unknown", "complete", "failed", "unknown",
     ]  # fmt: skip
-    assert found[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
+    assert states[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
 
 
 def test_states_of_runs_on_other_cluster_are_unknown(sweep):
@@ -180,9 +182,9 @@ def test_states_of_runs_on_other_cluster_are_unknown(sweep):
 def test_states_of_other_runs_survive_damaged_job_record(sweep):
     bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
     (bad.path / "job.json").write_text("{")
-    found = job_states.states([bad, good])
-    assert (found[bad.path].state, found[good.path].state) == ("unknown", "running")
-    assert "job.json" in found[bad.path].detail
+    states = job_states.states([bad, good])
+    assert (states[bad.path].state, states[good.path].state) == ("unknown", "running")
+    assert "job.json" in states[bad.path].detail
 
 
 def test_states_call_squeue_once_for_many_runs(sweep, commands):
@@ -195,31 +197,33 @@ def test_states_call_squeue_once_for_many_runs(sweep, commands):
 
 
 def jobs(tmp_path, *shapes):
-    made = []
+    created = []
     for i, shape in enumerate(shapes):
         run = RunDir(tmp_path / "runs" / "demo" / f"run{i}")
         run.path.mkdir(parents=True)
-        made.append(Job(run, tmp_path / "code", shape))
-    return made
+        created.append(Job(run, tmp_path / "code", shape))
+    return created
 
 
 def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, monkeypatch):
     """job.json and the list of runs exist before sbatch runs, so that each job can be traced to its run."""
     small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
-    look = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
-    commands("sbatch", f"{look}; {SBATCH}")
+    list_command = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
+    commands("sbatch", f"{list_command}; {SBATCH}")
     commands("scontrol", CONFIG)
     commands("srun", "")
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("PROXY", "y")
-    made = jobs(tmp_path, small, large, small)
-    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm", env=["PROXY"])).submit(made)
-    seen = (tmp_path / "sbatch.seen").read_text().split()
-    assert len(seen) == 3 + 5, "two runs and a list at the first sbatch, three and two at the second"
-    records = [read_json(job.run.path / "job.json") for job in made]
+    submitted = jobs(tmp_path, small, large, small)
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm", env=["PROXY"])).submit(submitted)
+    listed = (tmp_path / "sbatch.seen").read_text().split()
+    assert len(listed) == 3 + 5, (
+        "two job records and a list at the first sbatch, three records and two lists at the second"
+    )
+    records = [read_json(job.run.path / "job.json") for job in submitted]
     assert [record["index"] for record in records] == [0, 0, 1] and records[0]["token"] == records[2]["token"]
     folder = tmp_path / "runs" / "demo" / ".slurm" / records[0]["token"]
-    assert (folder / "runs").read_text().split() == [str(made[0].run.path), str(made[2].run.path)]
+    assert (folder / "runs").read_text().split() == [str(submitted[0].run.path), str(submitted[2].run.path)]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert records[0]["name"] == f"demo.{folder.name}" and records[0]["site"] == "far"
     assert records[0]["uid"] == os.geteuid()
@@ -233,12 +237,16 @@ def test_dry_run_shows_script_passed_to_sbatch(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
     commands("srun", "exit 1")  # submitit looks for srun on PATH
-    made = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
-    shown = dry_run.script_text(PROFILE, made)
-    backend.SlurmBackend(PROFILE).submit(made)
+    submitted = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
+    shown_script = dry_run.script_text(PROFILE, submitted)
+    backend.SlurmBackend(PROFILE).submit(submitted)
     (text,) = (path.read_text() for path in tmp_path.glob("sbatch.[0-9]*"))
-    token = read_json(made[0].run.path / "job.json")["token"]
-    assert text.replace(token, dry_run.TOKEN) == shown and token not in shown and "--array=0-1" in shown
+    token = read_json(submitted[0].run.path / "job.json")["token"]
+    assert (
+        text.replace(token, dry_run.TOKEN) == shown_script
+        and token not in shown_script
+        and "--array=0-1" in shown_script
+    )
 
 
 TO_START = "sbatch: Job 9 to start at 2026-11-25T14:00:00 using 16 processors on nodes n[1-2] in partition gpu"
@@ -247,22 +255,22 @@ TO_START = "sbatch: Job 9 to start at 2026-11-25T14:00:00 using 16 processors on
 def test_dry_run_calls_sbatch_test_only_once_per_shape(tmp_path, commands, monkeypatch):
     commands("sbatch", f'cat > "$0.script"; env > "$0.env"; echo "{TO_START}" >&2')
     monkeypatch.setenv("SECRET", "x")
-    wants = [wanted(name) for name in "abc"]
-    for want, nodes in zip(wants, (1, 2, 1), strict=True):
-        want.config.resources.nodes = nodes
-    made = planning.plan(wants, {}, tmp_path / "demo")
-    found = dry_run.planned_jobs(made, replace(PROFILE, array_size=1))
-    assert [list(batch.runs) for batch in found] == [["a"], ["c"], ["b"]]
-    assert {batch.start for batch in found} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
+    resolved_runs = [wanted(name) for name in "abc"]
+    for resolved, nodes in zip(resolved_runs, (1, 2, 1), strict=True):
+        resolved.config.resources.nodes = nodes
+    plan = planning.plan(resolved_runs, {}, tmp_path / "demo")
+    planned = dry_run.planned_jobs(plan, replace(PROFILE, array_size=1))
+    assert [list(batch.runs) for batch in planned] == [["a"], ["c"], ["b"]]
+    assert {batch.start for batch in planned} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
     assert commands.calls() == ["sbatch --test-only"] * 2
-    assert (tmp_path / "sbatch.script").read_text() == found[2].script
+    assert (tmp_path / "sbatch.script").read_text() == planned[2].script
     assert "SECRET" not in (tmp_path / "sbatch.env").read_text() and not (tmp_path / "demo").exists()
 
 
 def test_dry_run_shows_error_of_sbatch(tmp_path, commands):
     commands("sbatch", "echo 'allocation failure: Invalid account' >&2; exit 1")
-    made = planning.plan([wanted("a")], {}, tmp_path / "demo")
-    (batch,) = dry_run.planned_jobs(made, PROFILE)
+    plan = planning.plan([wanted("a")], {}, tmp_path / "demo")
+    (batch,) = dry_run.planned_jobs(plan, PROFILE)
     assert batch.start == "Slurm says: allocation failure: Invalid account"
 
 
@@ -320,8 +328,8 @@ def test_cancel_command_continues_after_unwritable_cancel_file(sweep, commands, 
     monkeypatch.setattr(clusters, "create_json", full)
     root = str(runs[0].path.parents[1])
     assert cancel.main(["demo", "--yes", "--root", root]) == 69
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "b: No space left on device" in said and "The others are cancelled." in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1 and "b: No space left on device" in stderr and "The others are cancelled." in stderr
     ends = [call for call in commands.calls() if "scancel" in call]
     assert ends == ["scancel --signal=USR2 57_0", "scancel 57_1", "scancel --signal=USR2 57_2"]
     assert [run.cancel.exists() for run in runs] == [True, False, True]
@@ -332,13 +340,13 @@ def test_cancel_command_continues_after_unwritable_cancel_file(sweep, commands, 
 
 
 def test_cancel_signals_remaining_runs_after_failure(sweep, commands):
-    far, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
+    remote, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
     commands("scancel", "case $* in *57_1) echo 'Access denied' >&2; exit 1;; esac")
     with pytest.raises(FlipError, match="a: it was submitted to the Slurm cluster near.*b: .*Access denied"):
-        clusters.cancel([far, first, second])
+        clusters.cancel([remote, first, second])
     assert commands.calls()[-1] == "scancel --signal=USR2 57_2"
-    write_json(far.cancel, {"who": "ann"})
-    assert state_of(far)[0] == "unknown", "it cannot know"
+    write_json(remote.cancel, {"who": "ann"})
+    assert state_of(remote)[0] == "unknown", "the state on the other cluster is unknown"
 
 
 def test_cancel_raises_error_if_scancel_fails(sweep, commands):

@@ -79,7 +79,7 @@ def test_script_matches_golden_file(name, fields, monkeypatch):
     path = GOLDEN / f"sbatch-{name}.sh"
     if os.environ.get("FLIP_GOLDEN") == "write":
         path.write_text(text)
-    assert text == path.read_text(), "FLIP_GOLDEN=write writes what is new; read the difference"
+    assert text == path.read_text(), "FLIP_GOLDEN=write updates the file; review the diff"
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
@@ -88,13 +88,13 @@ def test_script_matches_golden_file(name, fields, monkeypatch):
 )
 def test_time_limit_is_not_rounded_up_by_floating_point_noise(hours, minutes, commands, tmp_path):
     """8.3 * 60 is 498.00000000000006. Rounded up, it would exceed a site limit of exactly 498 minutes."""
-    wanted = batch_script.parameters(
+    parameters = batch_script.parameters(
         ClusterProfile(kind="slurm"), replace(JOB, shape=JobResources(hours=hours)), tmp_path, "demo.0123abcd"
     )
-    assert wanted["time"] == minutes
+    assert parameters["time"] == minutes
     commands("sbatch", "")
     rejection(ClusterProfile(kind="slurm", hours=hours))
-    assert f"--time={minutes} " in commands.calls()[-1], "what doctor asks is what is submitted"
+    assert f"--time={minutes} " in commands.calls()[-1], "doctor requests the same limit as submit"
 
 
 class Stage:
@@ -114,8 +114,8 @@ class Stage:
         commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0'; exit 0")
 
     def start(self, **env):
-        named = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1", **env}
-        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **named}, start_new_session=True)
+        variables = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1", **env}
+        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **variables}, start_new_session=True)
 
     def end(self, n=1):
         return read_json(self.run.attempt(n) / "end.json")
@@ -133,9 +133,9 @@ def test_script_records_crash_and_requeues_job(stage):
     end = stage.end()
     assert (end["code"], end["state"], end["cause"], end["action"]) == (137, "RUNNING", "crash", "requeue")
     assert "scontrol requeue 57_1" in stage.commands.calls()
-    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()
-    assert said[0].startswith(f"{stage.run.path} 1 ") and said[0].endswith("jobs/host/rank_entry.py jobs.worker")
-    assert json.loads(said[1])["action"] == "requeue" and said[2] == "57_1: requeued"
+    output = (stage.run.logs / "1" / "job.out").read_text().splitlines()
+    assert output[0].startswith(f"{stage.run.path} 1 ") and output[0].endswith("jobs/host/rank_entry.py jobs.worker")
+    assert json.loads(output[1])["action"] == "requeue" and output[2] == "57_1: requeued"
     assert (stage.run.logs / "latest").resolve() == (stage.run.logs / "1").resolve()
 
 
@@ -170,8 +170,8 @@ def test_host_hooks_run_from_newly_submitted_code(stage, tmp_path, monkeypatch):
     assert stage.start().wait(60) == 75
     assert (stage.end()["cause"], stage.end()["action"]) == ("stopped", "requeue")
     assert "scontrol requeue 57_1" in stage.commands.calls()
-    said = (stage.run.logs / "1" / "job.out").read_text().splitlines()[0]
-    assert said.startswith(f"{old} {old} ") and said.endswith(f"{ROOT}/jobs/host/rank_entry.py jobs.worker")
+    output = (stage.run.logs / "1" / "job.out").read_text().splitlines()[0]
+    assert output.startswith(f"{old} {old} ") and output.endswith(f"{ROOT}/jobs/host/rank_entry.py jobs.worker")
 
 
 DISABLED = """case $1 in
@@ -221,10 +221,10 @@ def test_script_submits_successor_job_if_requeue_is_disabled(stage, tmp_path, re
     assert (tmp_path / "given").read_text() == stage.script.read_text()
     env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert env["FLIP_FOLLOWS"] == "1" and not {"FLIP_RUN", "FLIP_SNAPSHOT", "SLURM_JOB_ID"} & env.keys()
-    for restarts, begun in (("", 2), ("", 2), ("1", 3)):  # successor, second successor, requeued first job
-        more = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
-        stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **more).wait(60)
-        assert stage.run.newest_attempt() == begun
+    for restarts, attempt in (("", 2), ("", 2), ("1", 3)):  # successor, second successor, requeued first job
+        restart_env = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+        stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **restart_env).wait(60)
+        assert stage.run.newest_attempt() == attempt
 
 
 def test_broken_node_submits_successor_job_if_requeue_is_disabled(stage, tmp_path):
@@ -232,10 +232,10 @@ def test_broken_node_submits_successor_job_if_requeue_is_disabled(stage, tmp_pat
     stage.commands("scontrol", DISABLED.format(script=stage.script))
     stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
-    words = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7,n7 --array=1"
+    options = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7,n7 --array=1"
     assert [call for call in stage.commands.calls() if "requeue" in call or "sbatch" in call] == [
         "scontrol requeue 57_1",
-        f"sbatch {words}",
+        f"sbatch {options}",
     ]
     assert (tmp_path / "given").read_text() == stage.script.read_text()
     assert "SLURM_JOB_ID" not in (tmp_path / "env").read_text()
@@ -245,8 +245,8 @@ def test_broken_node_submits_successor_job_if_requeue_is_disabled(stage, tmp_pat
 def test_shell_forwards_signals_to_ranks(stage, tmp_path, sent, heard):
     """scancel --batch sends signals to the shell alone. srun inherits no ignored signal and passes USR1 and USR2 on;
     on TERM it would kill the ranks, so the shell sends USR1."""
-    noted = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
-    stage.commands("srun", f"{noted} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
+    traps = "".join(f"trap 'echo {name} >> {tmp_path}/heard' {name}; " for name in ("TERM", "USR1", "USR2"))
+    stage.commands("srun", f"{traps} touch {tmp_path}/up; until [ -s {tmp_path}/heard ]; do sleep 0.05; done; exit 75")
     bash = stage.start()
     while not (tmp_path / "up").exists():
         time.sleep(0.01)
@@ -356,13 +356,15 @@ def test_broken_node_retries_requeue_until_slurm_answers(stage, tmp_path, what, 
     shutil.rmtree(stage.folder)
     stage.commands("sleep", "")
     tries = f"$(grep -c 'scontrol requeue' {tmp_path}/calls)"
-    shown = {
+    show_command = {
         "silent": f"[ {tries} -eq 0 ] && echo JobId=58",
         "started again": "echo Restarts=1 Batch",
         "refused": "echo Restarts=0 Batch",
     }[what]
-    shown = f"[ $(grep -c 'scontrol show' {tmp_path}/calls) -gt 1 ] || exit 1; {shown}"
-    stage.commands("scontrol", f"case $1 in show) {shown};; requeue) [ {tries} -gt 8 ] && [ {what[0]} = s ];; esac")
+    show_command = f"[ $(grep -c 'scontrol show' {tmp_path}/calls) -gt 1 ] || exit 1; {show_command}"
+    stage.commands(
+        "scontrol", f"case $1 in show) {show_command};; requeue) [ {tries} -gt 8 ] && [ {what[0]} = s ];; esac"
+    )
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
     calls = stage.commands.calls()
     assert sum(call == "scontrol requeue 57_1" for call in calls) == requeues
@@ -377,7 +379,7 @@ def test_broken_node_counts_consecutive_failed_starts_without_preemptions(stage,
     assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="200").wait(60) == 1
     changes = [call for call in stage.commands.calls() if "show" not in call]
     assert changes[:1] == ([f"scontrol update JobId=57_1 Comment=away:{again}:200:12"] if again else [])
-    assert len(changes) == (3 if again else 0), "not for ever"
+    assert len(changes) == (3 if again else 0), "the number of retries is limited"
 
 
 def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
@@ -392,7 +394,9 @@ def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
     calls = [call for call in stage.commands.calls() if call.startswith("scontrol")]
-    assert [call.split()[1] for call in calls] == ["show", "requeue"], "it asks no more before it is killed"
+    assert [call.split()[1] for call in calls] == ["show", "requeue"], (
+        "the watcher does not poll again before it is killed"
+    )
     assert stage.run.hit_time_limit(1) and stage.end() is None
     attempts.end_abandoned(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
@@ -404,14 +408,14 @@ def test_watcher_notices_lowered_time_limit_on_sigterm(stage, tmp_path):
     stage.commands("scontrol", f"[ $1 = show ] && cat {tmp_path}/shown; exit 0")
     stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
     bash = stage.start()
-    words = ["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"]
+    command = ["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"]
     while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
         time.sleep(0.01)
     (tmp_path / "ending").write_text(
         "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
     )
     (tmp_path / "ending").replace(tmp_path / "shown")  # atomic: the watcher may read the file at this moment
-    for pid in subprocess.run(words, capture_output=True, text=True).stdout.split():
+    for pid in subprocess.run(command, capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGTERM)
     limit = time.monotonic() + 60
     while "scontrol requeue 57_1" not in stage.commands.calls():
@@ -426,10 +430,10 @@ def test_watcher_notices_lowered_time_limit_on_sigterm(stage, tmp_path):
 
 def test_script_stops_run_after_three_timeouts_of_lowered_limit(stage):
     """The limit was 24 hours at submission. Slurm reports the present limit, and when a job was preempted."""
-    shown = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
+    job_fields = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
     stage.commands("srun", "exit 75")
     for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
-        stage.commands("scontrol", f"[ $1 = show ] && echo '{shown.format(preempted)}'; exit 0")
+        stage.commands("scontrol", f"[ $1 = show ] && echo '{job_fields.format(preempted)}'; exit 0")
         assert stage.start().wait(60) == 75
         assert stage.end(n)["cause"] == ("stopped" if n == 1 else "timeout")
     assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
@@ -498,7 +502,7 @@ def test_watcher_detects_time_limit_while_exit_trap_waits(stage, tmp_path):
     )
     bash = stage.start()
     wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "the watcher's requeue", seconds=120)
-    assert stage.end() is None, "the trap has not got that far"
+    assert stage.end() is None, "the exit trap still waits"
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
     assert stage.run.hit_time_limit(1)

@@ -58,16 +58,16 @@ def test_submitted_runs_wait_for_ends_and_cancel_active_runs(tmp_path, monkeypat
     runs, answers = SubmittedRuns(tmp_path, ("a", "b")), iter([("running", "failed"), ("complete", "failed")])
     cancelled = []
 
-    def states(found):
-        now = next(answers)
-        return {run.path: JobState(state) for run, state in zip(found, now, strict=True)}
+    def states(listed):
+        current_states = next(answers)
+        return {run.path: JobState(state) for run, state in zip(listed, current_states, strict=True)}
 
     monkeypatch.setattr(clusters, "states", states)
     with pytest.raises(TimeoutError, match="not ended within 0 s: a$"):
         runs.wait(timeout=0)
     assert {name: state.state for name, state in runs.wait().items()} == {"a": "complete", "b": "failed"}
     answers = iter([("waiting", "complete")])
-    monkeypatch.setattr(clusters, "request_cancel", lambda found, why: cancelled.extend((r.name, why) for r in found))
+    monkeypatch.setattr(clusters, "request_cancel", lambda listed, why: cancelled.extend((r.name, why) for r in listed))
     runs.cancel("wrong data")
     assert cancelled == [("a", "wrong data")]
 
@@ -89,7 +89,7 @@ def test_submit_trains_sweep_and_returns_results(desk, monkeypatch):
     assert (row["run"], row["state"], row["samples"]) == ("half", "complete", 32) and row["loss"] > 0
     write_json(runs.folder / "half" / "mark.json", {})
     assert flip.submit(desk.sweep, only="half", overrides=["stages.pretrain.samples=32"]).names == ("half",)
-    assert (runs.folder / "half" / "mark.json").exists(), "a complete run is left alone"
+    assert (runs.folder / "half" / "mark.json").exists(), "submit does not change a complete run"
     runs.cancel()
     assert runs.states()["half"].state == "complete"
 
@@ -100,8 +100,8 @@ def test_mypy_infers_types_of_submit_interface(tmp_path):
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "mypy", str(script)]  # same options as `make types`, to share its cache
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    shown = re.findall(r"script\.py:(\d+): (note: Revealed type|error: .*?\"(\w+)\")", done.stdout)
-    assert [int(line) for line, *_ in shown] == [5, 6, 7, 8, 9, 10], done.stdout
+    messages = re.findall(r"script\.py:(\d+): (note: Revealed type|error: .*?\"(\w+)\")", done.stdout)
+    assert [int(line) for line, *_ in messages] == [5, 6, 7, 8, 9, 10], done.stdout
     assert "-> jobs.submission.api.SubmittedRuns" in done.stdout
     assert "jobs.common.job.JobState" in done.stdout and "flip.export.load.TrainedModel" in done.stdout
     assert "\"Literal['maybe']\"" in done.stdout and 'Unexpected keyword argument "dry"' in done.stdout

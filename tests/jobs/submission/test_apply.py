@@ -22,17 +22,17 @@ from tests.jobs.outcomes import wanted
 
 
 def test_prune_moves_dropped_runs_to_trash_with_consent(desk, typed):
-    more = desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n"
-    assert typed(sweep=more)[0] == 0 and typed.started == ["half", "whole", "other", "last"]
+    extended = desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n"
+    assert typed(sweep=extended)[0] == 0 and typed.started == ["half", "whole", "other", "last"]
     code, out, _ = typed()
     assert code == 0 and "left alone: last (stopped), other (stopped); --prune moves them to the trash" in out
     code, out, err = typed("--prune")
     assert code == 78 and "moves 2 runs to the trash: last, other" in err and "--yes" in err and not typed.started
-    shown = json.loads(typed("--prune", "--dry-run", "--json")[1])
-    assert [(row["name"], row["prunes"]) for row in shown["dropped"]] == [("last", True), ("other", True)]
-    assert "moves 2 runs to the trash" in shown["question"] and len(typed.there()) == 4
-    one = desk.text[: desk.text.index("  whole")]
-    code, _, err = typed("--prune", "--yes", sweep=one)
+    document = json.loads(typed("--prune", "--dry-run", "--json")[1])
+    assert [(row["name"], row["prunes"]) for row in document["dropped"]] == [("last", True), ("other", True)]
+    assert "moves 2 runs to the trash" in document["question"] and len(typed.there()) == 4
+    single_run = desk.text[: desk.text.index("  whole")]
+    code, _, err = typed("--prune", "--yes", sweep=single_run)
     assert code == 78 and "3 of 4 runs" in err and len(typed.there()) == 4
     code, out, _ = typed("--prune", "--yes")
     assert code == 0 and out.count("moved to the trash: ") == 2
@@ -66,25 +66,25 @@ def test_root_option_places_runs_in_other_folder(desk, typed, tmp_path):
 def test_prune_asks_on_terminal_and_respects_refusal(desk, typed, monkeypatch):
     typed(sweep=desk.text + "  other: {seed: 1}\n")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-    asked = Mock(return_value="n")
-    monkeypatch.setattr("builtins.input", asked)
+    prompt = Mock(return_value="n")
+    monkeypatch.setattr("builtins.input", prompt)
     code, _, err = typed("--prune")
     assert code == 78 and "nothing was done" in err and len(typed.there()) == 3 and not typed.started
-    assert asked.call_args.args == ("This moves 1 run to the trash: other. Go on? [y/N] ",)
-    asked.return_value = "y"
+    assert prompt.call_args.args == ("This moves 1 run to the trash: other. Go on? [y/N] ",)
+    prompt.return_value = "y"
     assert typed("--prune")[0] == 0 and typed.trashed() == ["other"]
 
 
 def test_restart_asks_for_consent_and_prints_restore_command(desk, typed):
     typed()
     write_json(desk.runs / "demo" / "half" / "result.json", {"run": "half"})
-    words = ["--changed", "restart"]
+    args = ["--changed", "restart"]
     changed = desk.text.replace("mask: 0.5", "mask: 0.25")
-    code, _, err = typed(*words, sweep=changed)
+    code, _, err = typed(*args, sweep=changed)
     question = "This moves 1 run to the trash and starts it from zero: half (complete)."
     assert code == 78 and question in err and not typed.trashed() and not typed.started
-    assert json.loads(typed(*words, "--dry-run", "--json", sweep=changed)[1])["question"] == question
-    code, out, err = typed(*words, "--yes", sweep=changed)
+    assert json.loads(typed(*args, "--dry-run", "--json", sweep=changed)[1])["question"] == question
+    code, out, err = typed(*args, "--yes", sweep=changed)
     assert code == 0 and typed.trashed() == ["half"], err
     (line,) = [line for line in out.splitlines() if line.startswith("moved to the trash: half")]
     subprocess.run(line.partition("restore it with: ")[2], shell=True, check=True)
@@ -116,16 +116,16 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     code, out, _ = typed("--changed", "fork", sweep=changed + "paper: {half: {small: 50.0}}\n")
     assert code == 0 and "half-v2" in typed.started and typed.there() == ["half", "half-v2", "whole"]
     assert read_config(desk.runs / "demo" / "half-v2" / "config.yaml").stages[0].mask == "0.25"
-    about = read_json(desk.runs / "demo" / "sweep.json")
-    assert about["runs"] == ["half", "half-v2", "whole"] and about["paper"]["half-v2"] == {"small": 50.0}
-    assert typed(sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"], "from now on it lives there"
+    sweep_record = read_json(desk.runs / "demo" / "sweep.json")
+    assert sweep_record["runs"] == ["half", "half-v2", "whole"] and sweep_record["paper"]["half-v2"] == {"small": 50.0}
+    assert typed(sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"], "later submits continue the fork"
     assert typed("--changed", "keep", sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"]
-    assert typed("--prune", sweep=changed)[0] == 0 and not typed.trashed(), "a fork is no dropped run"
+    assert typed("--prune", sweep=changed)[0] == 0 and not typed.trashed(), "a fork does not count as a dropped run"
     (desk.runs / "demo" / "whole" / "identity.json").write_text('{"hash": "x"}')
     code, _, err = typed("--changed", "keep", sweep=changed)
     assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
-    again = changed.replace("0.25", "0.75")
-    assert typed("--changed", "restart", "--yes", sweep=again)[0] == 0
+    changed_again = changed.replace("0.25", "0.75")
+    assert typed("--changed", "restart", "--yes", sweep=changed_again)[0] == 0
     assert (
         typed.trashed() == ["half", "whole"]
         and read_config(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
@@ -172,13 +172,13 @@ def cluster(request, commands, monkeypatch):
 
 @pytest.fixture
 def sweep(tmp_path):
-    """``sweep(*names, **words)`` plans these runs; ``words`` are options of the plan."""
+    """``sweep(*names, **options)`` plans these runs; ``options`` are options of the plan."""
     place = tmp_path / "demo"
     (place / ".code" / "new").mkdir(parents=True)
 
-    def plan(*names, **words):
-        wants = [wanted(name) for name in names]
-        return planning.plan(wants, planning.scan_runs(place, names), place, **words)
+    def plan(*names, **options):
+        resolved_runs = [wanted(name) for name in names]
+        return planning.plan(resolved_runs, planning.scan_runs(place, names), place, **options)
 
     plan.place, plan.snapshot = place, Snapshot("new", place / ".code" / "new", 1, 1, ())
     return plan
@@ -224,23 +224,23 @@ def test_new_run_cancelled_before_submission_stays_cancelled(sweep, cluster, mon
 def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster):
     apply(sweep, sweep("a"), cluster)
     create_json(sweep.place / "a" / "cancel.json", WHO)
-    want = wanted("a", mask="0.75")
-    plan = planning.plan([want], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
+    resolved = wanted("a", mask="0.75")
+    plan = planning.plan([resolved], planning.scan_runs(sweep.place, ["a"]), sweep.place, changed="restart")
     assert apply(sweep, plan, cluster) == ["a"] and submission.cancelled_meanwhile(plan) == []
 
 
 def test_backend_removes_cancel_file_after_writing_job_record(tmp_path, cluster, monkeypatch):
     """A supervisor that reads the folder in between must not start the job of the old job.json."""
-    run, seen = RunDir(tmp_path / "demo" / "a"), []
+    run, existed = RunDir(tmp_path / "demo" / "a"), []
     run.path.mkdir(parents=True)
     create_json(run.cancel, WHO)
     module = local if isinstance(cluster, local.LocalBackend) else slurm
     write = module.write_json
 
     def written(path, value):
-        seen.extend([run.cancel.exists()] if path.name == "job.json" else [])
+        existed.extend([run.cancel.exists()] if path.name == "job.json" else [])
         write(path, value)
 
     monkeypatch.setattr(module, "write_json", written)
     cluster.submit([Job(run, tmp_path, uncancels=True)])
-    assert seen == [True] and not run.cancel.exists()
+    assert existed == [True] and not run.cancel.exists()

@@ -36,11 +36,12 @@ def planned(name, profile, **options):
         strict=False,
     ):  # fmt: skip
         config = resolve(run.config, NODE, DATA.get(name) or dataset_facts(run.config, nominal=True))
-        known = estimate(config, profile)
-        devices = [replace(device, memory={"total": 20e9}) for device in known.devices]  # fixed for the golden text
-        known = replace(known, devices=devices)
-        wanted = ResolvedRun(run.name, config, identity(config, ""), known, cluster=profile.name)
-        actions.append(Action(wanted, kind, reason, starts))
+        run_estimate = estimate(config, profile)
+        # fixed for the golden text
+        devices = [replace(device, memory={"total": 20e9}) for device in run_estimate.devices]
+        run_estimate = replace(run_estimate, devices=devices)
+        resolved = ResolvedRun(run.name, config, identity(config, ""), run_estimate, cluster=profile.name)
+        actions.append(Action(resolved, kind, reason, starts))
     return Plan(Path("/runs") / name, actions), sweep
 
 
@@ -71,32 +72,37 @@ def test_plan_page_matches_golden_text(name, cluster, columns, monkeypatch):
 
 
 def test_submit_command_prints_styled_plan_on_terminal(desk):
-    words = (sys.executable, ROOT / "jobs" / "submit.py", "--sweep", desk.sweep, "--dry-run")
+    command = (sys.executable, ROOT / "jobs" / "submit.py", "--sweep", desk.sweep, "--dry-run")
     with Terminal(80, 50) as screen:
         env = {**os.environ, "FLIP_RUNS": str(desk.runs), "TERM": "xterm-256color"}
-        assert screen.start(*words, cwd=desk.folder, env=env).wait(60) == 0
+        assert screen.start(*command, cwd=desk.folder, env=env).wait(60) == 0
         text = screen.close().text()
         assert "wall-clock" in text and "attempts" in text and b"\x1b[1m" in screen.raw and screen.cursor
 
 
 def test_cpu_estimate_derives_wall_hours_from_core_gflops():
     (action, *_), profile = planned("quickstart_full", load_profile("local"))[0].actions, load_profile("local")
-    known = action.wanted.estimate
+    run_estimate = action.wanted.estimate
     threads = action.wanted.config.compute.threads
-    assert known.wall_hours == pytest.approx(known.cost.flops / (threads * 100e9) / 3600) and known.attempts == 1
+    assert (
+        run_estimate.wall_hours == pytest.approx(run_estimate.cost.flops / (threads * 100e9) / 3600)
+        and run_estimate.attempts == 1
+    )
     twice = estimate(action.wanted.config, ClusterProfile(kind="slurm", core_gflops=profile.core_gflops / 2))
-    assert twice.wall_hours == pytest.approx(2 * known.wall_hours)
+    assert twice.wall_hours == pytest.approx(2 * run_estimate.wall_hours)
     assert twice.as_dict()["wall_hours"] == twice.wall_hours and twice.as_dict()["attempts"] == 1
 
 
 def test_gpu_estimate_derives_attempts_from_wall_limit():
     (action, *_), _ = planned("masking", profile := load_profile("h100"))[0].actions, None
-    known, config = action.wanted.estimate, action.wanted.config
+    run_estimate, config = action.wanted.estimate, action.wanted.config
     world = config.resources.nodes * config.resources.processes
-    assert known.wall_hours == pytest.approx(known.cost.gpu_hours / world)
-    config.resources.hours = known.wall_hours / 2.5
+    assert run_estimate.wall_hours == pytest.approx(run_estimate.cost.gpu_hours / world)
+    config.resources.hours = run_estimate.wall_hours / 2.5
     assert estimate(config, profile).attempts == 3
-    assert estimate(config, ClusterProfile(kind="slurm")).attempts is None, "an unknown card"
+    assert estimate(config, ClusterProfile(kind="slurm")).attempts is None, (
+        "without a known GPU the number of attempts is unknown"
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def repository(tmp_path, request):
     return root
 
 
-def git(root, *words):
-    subprocess.run(["git", "-C", root, *words], check=True)
+def git(root, *args):
+    subprocess.run(["git", "-C", root, *args], check=True)
 
 
 def taken(snapshot):
@@ -51,10 +51,12 @@ def test_snapshot_copies_code_without_tests_and_ignored_files(repository, tmp_pa
     (repository / "sweeps" / "schemas").mkdir(parents=True)
     (repository / "sweeps" / "schemas" / "sweep.json").write_text("{}")
     snapshot = take(repository, tmp_path / "code")
-    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "untracked too; no tests, nothing ignored"
+    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], (
+        "the copy has untracked files, but no tests and no ignored files"
+    )
     assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
     assert (snapshot.path / "flip/a.py").stat().st_mode & 0o222 == 0
-    assert os.listdir(tmp_path / "code") == [snapshot.digest], "nothing temporary is left"
+    assert os.listdir(tmp_path / "code") == [snapshot.digest], "no temporary files remain"
 
 
 NO_CODE = (
@@ -96,16 +98,18 @@ def test_snapshot_omits_file_deleted_from_work_tree(repository, tmp_path):
 def test_snapshot_restores_purged_and_truncated_files(repository, tmp_path):
     """A purged file, with its folder, and a truncated file are restored. Intact files stay untouched."""
     first = take(repository, tmp_path / "code")
-    whole, gone, cut = (first.path / name for name in ("pyproject.toml", "jobs/b.py", "flip/a.py"))
-    shutil.rmtree(gone.parent)
-    cut.chmod(0o644)
-    cut.write_text("A")
-    before = whole.stat()
+    intact, purged, truncated = (first.path / name for name in ("pyproject.toml", "jobs/b.py", "flip/a.py"))
+    shutil.rmtree(purged.parent)
+    truncated.chmod(0o644)
+    truncated.write_text("A")
+    before = intact.stat()
     assert take(repository, tmp_path / "code") == first
-    assert taken(first) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], "whole, and nothing temporary is left"
-    assert (gone.read_text(), cut.read_text()) == ("B = 1\n", "A = 1\n")
-    assert [path.stat().st_mode & 0o777 for path in (gone, cut)] == [0o444, 0o444]
-    assert (whole.stat().st_ino, whole.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert taken(first) == ["flip/a.py", "jobs/b.py", "pyproject.toml"], (
+        "the copy is complete, and no temporary files remain"
+    )
+    assert (purged.read_text(), truncated.read_text()) == ("B = 1\n", "A = 1\n")
+    assert [path.stat().st_mode & 0o777 for path in (purged, truncated)] == [0o444, 0o444]
+    assert (intact.stat().st_ino, intact.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_snapshot_reports_storage_error_if_restore_fails(repository, tmp_path, monkeypatch):
@@ -125,7 +129,7 @@ def test_snapshot_refuses_code_above_size_limit(repository, tmp_path):
 
 
 def test_snapshot_refuses_existing_copy_with_unknown_file(repository, tmp_path):
-    """Python imports a sitecustomize.py on its path without being asked."""
+    """Python imports a sitecustomize.py on its path automatically."""
     first = take(repository, tmp_path / "code")
     (first.path / "sitecustomize.py").write_text("")
     with pytest.raises(ConfigError, match="sitecustomize.py: a file in the copied code is not of the code"):

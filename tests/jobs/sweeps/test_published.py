@@ -34,7 +34,7 @@ H100_NODE, LAPTOP = Host(cores=96, memory=10**12, bf16=True, cuda=True), Host(co
 
 
 @pytest.fixture(autouse=True)
-def nothing_here(tmp_path, monkeypatch):
+def empty_environment(tmp_path, monkeypatch):
     """An empty cache, an empty runs folder, and no Slurm commands."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
@@ -52,7 +52,7 @@ def test_shipped_sweep_is_planned_without_data(name, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert {run["action"] for run in plan["runs"]} == {"new"}
     command = f"python jobs/submit.py --sweep sweeps/{name}.yaml"
-    assert any(command in line for line in head(name)), "its head says how it is started"
+    assert any(command in line for line in head(name)), "the file head contains the submit command"
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (SWEEPS / "recipes").glob("*.yaml")))
@@ -103,7 +103,7 @@ def test_shipped_sweep_matches_settings_of_its_published_rows(name):
             row = published(sweep.paper[run.name])
             settings = flatten(to_dict(config))
             assert row.not_yet or not list(differences(row, settings))
-            assert len(row.needs) > 30, "the recipe's values are among them"
+            assert len(row.needs) > 30, "the required settings include those of the recipe"
     if sweep.rows and sweep.cluster != "local":
         assert {sweep.paper[name]["row"].split(",")[0] for name in sweep.paper} == {sweep.rows[0]["row"].split(",")[0]}
 
@@ -114,14 +114,16 @@ def test_published_row_names_existing_run_and_known_columns(table):
         row = published(entry)
         assert row.run or row.not_yet, name
         if row.run.startswith("others/"):
-            assert not row.needs, "another's model"
+            assert not row.needs, "an external model has no required settings"
         elif row.run:
             sweep, _, run = row.run.partition("/")
             assert run in {run.arm for run in load(SWEEPS / f"{sweep}.yaml").runs}
         if table in ("3", "4", "5", "6"):  # the suites of evaluations
-            known = {DatasetRequest.parse(text) for text in suites()[f"paper-table{table}"]}
+            datasets = {DatasetRequest.parse(text) for text in suites()[f"paper-table{table}"]}
             columns = {
-                one.name + suffix for one in known for suffix in COLUMNS[one.task or entries()[one.name]["task"]]
+                dataset.name + suffix
+                for dataset in datasets
+                for suffix in COLUMNS[dataset.task or entries()[dataset.name]["task"]]
             }
             assert row.top1.keys() == columns
         else:
@@ -141,25 +143,27 @@ def test_small_sweep_head_states_lack_of_published_numbers():
 def test_load_refuses_unknown_row_or_table_and_lists_known_names(tmp_path):
     path = tmp_path / "s.yaml"
     text = "set: {stages: [{name: pretrain, samples: 128, batch: 128}]}\nruns: {a: }\n"
-    for line, words in (("paper: {a: '1a, mask 51 %'}", "1a, mask 50 %"), ("table: 9z", "1a, 1b")):
+    for line, expected in (("paper: {a: '1a, mask 51 %'}", "1a, mask 50 %"), ("table: 9z", "1a, 1b")):
         path.write_text(text + line + "\n", encoding="utf-8")
         with pytest.raises(ConfigError) as caught:
             load(path)
-        assert words in caught.value.paragraph() and "s.yaml:3" in caught.value.paragraph()
+        assert expected in caught.value.paragraph() and "s.yaml:3" in caught.value.paragraph()
 
 
 def test_obstacles_list_reasons_against_comparison(tmp_path):
     outcome = read_run(make(tmp_path / "demo", "mask50", "0.5").path)
     row = published(paper.row("1a, mask 50 %"))
     reasons = obstacles(row, [outcome], "imagenet")
-    for words in (
+    for expected in (
         "model.size is tiny, published L/16",
         "stages.pretrain.samples is 12,800, published 2.56 B",
         "data.samples is 5,000, published 400 M",
         "not scored on imagenet",
     ):
-        assert words in reasons
-    assert not any("mask" in reason or "width" in reason for reason in reasons), "what is the same, or follows"
+        assert expected in reasons
+    assert not any("mask" in reason or "width" in reason for reason in reasons), (
+        "equal and derived settings are not listed"
+    )
     assert obstacles(row, [], "imagenet") == ["no run yet"]
     masked = Published("", {}, images={"twemoji": 5000})
     assert obstacles(masked, [outcome], "twemoji-mask0.5") == ["not scored on twemoji-mask0.5"]
@@ -171,8 +175,8 @@ def test_obstacles_list_reasons_against_comparison(tmp_path):
 
 
 def test_verdict_depends_on_gap_and_tolerance():
-    def verdict(ours, why=(), within=0.5):
-        return Line(Published("r", {}, within=within), "imagenet", "a", 69.6, ours, None, None, list(why)).verdict
+    def verdict(score, why=(), within=0.5):
+        return Line(Published("r", {}, within=within), "imagenet", "a", 69.6, score, None, None, list(why)).verdict
 
     assert verdict(70.1) == verdict(69.1) == "agrees within 0.5"
     assert (verdict(70.2), verdict(68.0)) == ("above by more than 0.5", "below by more than 0.5")
@@ -182,14 +186,14 @@ def test_verdict_depends_on_gap_and_tolerance():
 
 def test_comparison_includes_registered_external_model(tmp_path):
     """Such a model has a published number and a score measured here, but no settings to compare."""
-    ours = read_run(make(tmp_path / "sizes", "flip-b16", "0.5").path)
-    theirs = RunDir(tmp_path / "others" / "openclip-b16")
-    open_clip_folder.register(theirs, "/models/openclip-b16")
-    about = {"path": "", "stage": "foreign", "samples": 0, "digest": "0" * 64}
+    outcome = read_run(make(tmp_path / "sizes", "flip-b16", "0.5").path)
+    external = RunDir(tmp_path / "others" / "openclip-b16")
+    open_clip_folder.register(external, "/models/openclip-b16")
+    checkpoint = {"path": "", "stage": "foreign", "samples": 0, "digest": "0" * 64}
     score = {"name": "imagenet1k", "set": "imagenet1k", "task": "zeroshot", "role": "test", "top1": 0.671}
-    write_result(theirs, score | {"n": 50_000, "interval": [0.667, 0.675], "chance": 0.001}, about, "job")
-    lines = {line.row.row: line for line in compare([], [ours], "2")}
-    own = lines["2, OpenCLIP B/16"]
-    assert (own.run, own.paper, own.verdict) == ("others/openclip-b16", 67.1, "agrees within 0.5")
-    assert own.result == pytest.approx(67.1)
+    write_result(external, score | {"n": 50_000, "interval": [0.667, 0.675], "chance": 0.001}, checkpoint, "job")
+    lines = {line.row.row: line for line in compare([], [outcome], "2")}
+    comparison = lines["2, OpenCLIP B/16"]
+    assert (comparison.run, comparison.paper, comparison.verdict) == ("others/openclip-b16", 67.1, "agrees within 0.5")
+    assert comparison.result == pytest.approx(67.1)
     assert lines["2, OpenCLIP L/14"].verdict == "not comparable yet"

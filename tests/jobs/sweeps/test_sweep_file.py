@@ -168,8 +168,8 @@ PINNED = {
 @pytest.mark.parametrize("name", PINNED)
 def test_shipped_sweeps_keep_pinned_names_and_identities(name, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", "/no/cache")  # without the data, the identity contains their path
-    here = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # same on every machine
-    runs = load(SWEEPS / f"{name}.yaml", here).runs
+    fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # same on every machine
+    runs = load(SWEEPS / f"{name}.yaml", fixed).runs
     resolved = {run.name: resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
     assert {name: identity(config, "")["hash"][:16] for name, config in resolved.items()} == PINNED[name]
 
@@ -234,8 +234,8 @@ def test_zip_pairs_values_and_names_runs_by_first_axis(sweep):
     assert [(r.name, r.config.stages[0].batch) for r in sweep(text).runs] == [
         ("mask0", 64), ("mask0.5", 128), ("mask0.75", 128),
     ]  # fmt: skip
-    more = sweep(text.replace("0.75]", "0.75, 0.9]").replace("128]", "128, 128]"))
-    assert [run.name for run in more.runs][:3] == [run.name for run in sweep(text).runs]
+    longer = sweep(text.replace("0.75]", "0.75, 0.9]").replace("128]", "128, 128]"))
+    assert [run.name for run in longer.runs][:3] == [run.name for run in sweep(text).runs]
 
 
 @pytest.mark.parametrize(
@@ -269,17 +269,19 @@ def test_nested_where_filters_own_runs_by_complete_configuration(sweep):
 
 
 def test_given_lists_keys_set_by_sweep_and_overrides(sweep):
-    one, other = sweep(
+    first, second = sweep(
         "set: {stages: [{name: one, batch: 8}]}\nruns: {a: {model: {size: L/16}}, b: {}}", ["seed=3"]
     ).runs
-    assert {"stages.one.batch", "seed", "model.size", "model.image.width"} <= one.given
-    assert "stages.one.mask" not in one.given and not {"model.size", "model.image.width"} & other.given
+    assert {"stages.one.batch", "seed", "model.size", "model.image.width"} <= first.given
+    assert "stages.one.mask" not in first.given and not {"model.size", "model.image.width"} & second.given
 
 
 def test_where_restricts_seed_to_some_runs(sweep):
     text = COMMON + "runs: {a: , b: {optim.eps: 1e-6}}\nseeds: [0, 1]\nwhere: seed == 0 or optim.eps == 1e-6\n"
     assert [run.name for run in sweep(text).runs] == ["a", "b", "b-s1"]
-    assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"], "the command line moves no run"
+    assert [run.name for run in sweep(text, ["seed=5"]).runs] == ["a", "b", "b-s1"], (
+        "overrides do not change which runs exist"
+    )
 
 
 def test_overrides_take_precedence_and_only_selects_runs(sweep):
@@ -292,10 +294,10 @@ def test_overrides_take_precedence_and_only_selects_runs(sweep):
 
 def test_recipe_siglip_is_portable_with_another_objective(sweep):
     config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("siglip", "portable"))
-    found = config.model
-    assert (found.objective, found.temperature, found.logit_bias) == ("siglip", 0.1, -10)
-    found.objective, found.temperature = other.model.objective, other.model.temperature
-    found.max_logit_scale, config.recipe = other.model.max_logit_scale, other.recipe
+    model = config.model
+    assert (model.objective, model.temperature, model.logit_bias) == ("siglip", 0.1, -10)
+    model.objective, model.temperature = other.model.objective, other.model.temperature
+    model.max_logit_scale, config.recipe = other.model.max_logit_scale, other.recipe
     assert config == other
 
 
@@ -456,7 +458,7 @@ def test_resolve_stable_keeps_identity_of_run_before_gpu_defaults(monkeypatch, t
     old = load(SWEEPS / "model_scaling.yaml", [*fixed, *before]).runs[0].config
     stored = resolve(old, H100_NODE, dataset_facts(old))
     record = identity(stored, "")
-    assert record["hash"][:16] == "068fae29737a5b0b", "as it was"
+    assert record["hash"][:16] == "068fae29737a5b0b", "the identity is unchanged since then"
     run = tmp_path / "baseline"
     run.mkdir()
     lines = [line for line in dump(stored).splitlines() if line.strip().split(":")[0] not in BEFORE]

@@ -1,4 +1,4 @@
-"""A second tracker: one file of JSON lines per project. It holds every step that it was given."""
+"""A second tracker: one file of JSON lines per project. It stores every logged step."""
 
 import json
 

@@ -9,7 +9,7 @@ BATCH = 8
 
 
 def attempt(run, resumes, steps):
-    """A new attempt that resumes after step ``resumes`` and logs ``steps``; its loss has its number."""
+    """Start an attempt that resumes after step ``resumes`` and logs ``steps``. Its losses contain its number."""
     n = run.start_attempt({})
     run.record_ready(n, resumes * BATCH)
     log(run, n, steps)

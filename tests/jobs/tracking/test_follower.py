@@ -18,12 +18,12 @@ def table(monkeypatch):
     monkeypatch.setitem(tracker.TRACKERS, "lines", "tests.jobs.tracking.lines_tracker:LinesTracker")
 
 
-def once(run, close=True):
-    each = Follower(run, "lines", "project")
-    each.send()
+def send_once(run, close=True):
+    sender = Follower(run, "lines", "project")
+    sender.send()
     if close:
-        each.close()
-    return each
+        sender.close()
+    return sender
 
 
 def records(run, key):
@@ -37,24 +37,24 @@ def sent(run):
 
 def test_follower_sends_each_step_once_after_commit(run):
     n = attempt(run, 0, range(1, 8))
-    each = once(run, close=False)
-    assert not (run.path / "trackers").exists(), "nothing is final, so the tracker was not opened"
+    sender = send_once(run, close=False)
+    assert not (run.path / "trackers").exists(), "without a commit the tracker is not opened"
     save(run, n, 5)
-    each.send()
+    sender.send()
     assert sent(run) == [(step, 1 + step / 100) for step in range(1, 6)]
-    each.send()
+    sender.send()
     assert len(sent(run)) == 5
 
 
 def test_follower_never_sends_lost_steps(run):
     n = attempt(run, 0, range(1, 8))
     save(run, n, 5)
-    once(run)
+    send_once(run)
     n = attempt(run, 5, range(6, 9))
-    once(run)
-    assert sent(run)[-1] == (5, 1.05), "6 and 7 of attempt 1 are lost, and those of attempt 2 not committed"
+    send_once(run)
+    assert sent(run)[-1] == (5, 1.05), "steps 6 and 7 of attempt 1 are lost, and attempt 2 has no commit yet"
     save(run, n, 8)
-    once(run)
+    send_once(run)
     assert sent(run)[5:] == [(6, 2.06), (7, 2.07), (8, 2.08)]
 
 
@@ -65,16 +65,16 @@ def test_follower_started_late_sends_only_surviving_steps(run):
             save(run, n, saved)
     attempt(run, 10, ())
     shutil.rmtree(run.checkpoints / "pretrain" / f"{5 * BATCH}-1")  # retention deletes it
-    once(run)
+    send_once(run)
     assert sent(run) == [(s, 1 + s / 100) for s in range(1, 6)] + [(s, 3 + s / 100) for s in range(6, 11)]
 
 
 def test_follower_sends_steps_once_after_damaged_commit(run):
     save(run, attempt(run, 0, range(1, 11)), 10)
-    once(run)
+    send_once(run)
     n = attempt(run, 5, range(6, 13))  # the commit of step 10 is damaged
     save(run, n, 12)
-    once(run)
+    send_once(run)
     assert [step for step, _ in sent(run)] == list(range(1, 13))
     assert sent(run)[9:] == [(10, 1.1), (11, 2.11), (12, 2.12)]
 
@@ -82,53 +82,53 @@ def test_follower_sends_steps_once_after_damaged_commit(run):
 def test_follower_continues_at_newest_tracker_step_after_kill(run):
     n = attempt(run, 0, range(1, 6))
     save(run, n, 5)
-    once(run, close=False)  # a killed follower does not store its position
+    send_once(run, close=False)  # a killed follower does not store its position
     assert not (run.path / "trackers" / "lines.json").exists()
     log(run, n, range(6, 9))
     save(run, n, 8)
-    once(run)
+    send_once(run)
     assert [step for step, _ in sent(run)] == list(range(1, 9))
 
 
 def test_follower_sends_complete_run_without_checkpoints(run):
     attempt(run, 0, range(1, 6))
     complete(run, 5)
-    once(run)
+    send_once(run)
     assert [step for step, _ in sent(run)] == [1, 2, 3, 4, 5]
     assert records(run, "summary")[-1]["summary"]["state"] == "complete"
     before = (run.path / "trackers" / "lines" / "project.jsonl").read_text()
-    once(run)
-    assert (run.path / "trackers" / "lines" / "project.jsonl").read_text() == before, "nothing is new"
+    send_once(run)
+    assert (run.path / "trackers" / "lines" / "project.jsonl").read_text() == before, "the second call sends nothing"
 
 
 def test_follower_sends_scores_with_sample_count(run):
     n = attempt(run, 0, (1, 2, 3, 4))
     save(run, n, 4)
     score(run, 2, 0.25)
-    once(run)
+    send_once(run)
     score(run, 4, 0.5)
     complete(run, 4)
-    once(run)
-    once(run)
+    send_once(run)
+    send_once(run)
     rows = [(line["step"], line["values"]) for line in records(run, "step")]
     scores = [
         (step, values["scored_samples"], values["zeroshot/val_top1"])
         for step, values in rows
         if "scored_samples" in values
     ]
-    assert scores == [(2, 16, 0.25), (5, 32, 0.5)], "the last steps were sent before the score: a row after them"
+    assert scores == [(2, 16, 0.25), (5, 32, 0.5)], "the late score gets a row after the last step"
     assert [step for step, _ in rows] == [1, 2, 3, 4, 5]
 
 
 def test_follower_uses_same_id_for_all_attempts_and_new_id_for_copy(run, tmp_path):
     first = attempt(run, 0, (1, 2))
     save(run, first, 2)
-    once(run)
+    send_once(run)
     save(run, attempt(run, 2, (3,)), 3)
-    once(run)
+    send_once(run)
     shutil.copytree(run.path, tmp_path / "sweep" / "copy")
     copy = RunDir(tmp_path / "sweep" / "copy")
-    once(copy)
+    send_once(copy)
     opened = records(copy, "open")
     assert len(opened) == 3 and len({line["open"] for line in opened[:2]}) == 1
     assert opened[2]["open"] != opened[0]["open"]
@@ -141,10 +141,10 @@ def test_follower_skips_damaged_metric_lines(run):
     with open(run.metrics / "1.jsonl", "a") as file:
         file.write('not JSON\n{"step": 7}\n[]\n{"step": 2, "sam')
     save(run, n, 2)
-    each = once(run, close=False)
+    sender = send_once(run, close=False)
     with open(run.metrics / "1.jsonl", "a") as file:
         file.write('ples": 16, "loss": 1.02}\n')
-    each.send()
+    sender.send()
     assert sent(run) == [(1, 1.01), (2, 1.02)]
 
 
@@ -153,10 +153,10 @@ def test_follower_retries_unavailable_tracker(run, monkeypatch):
 
     real, answers = LinesTracker.open, iter([False, True])
 
-    def open_second_time(self, about, step):
+    def open_second_time(self, tracked_run, step):
         if not next(answers):
             raise StorageError("the tracker does not answer")
-        return real(self, about, step)
+        return real(self, tracked_run, step)
 
     monkeypatch.setattr(LinesTracker, "open", open_second_time)
     monkeypatch.setattr(follower, "_wait", lambda seconds, ended: None)
@@ -172,16 +172,16 @@ def test_follower_lock_excludes_second_follower(run):
         tries = iter([False, False, True])
         with follower.lock(run, "lines", lambda: next(tries)) as third:
             assert not third
-    with follower.lock(run, "lines") as again:
-        assert again
+    with follower.lock(run, "lines") as reopened:
+        assert reopened
 
 
 def test_follow_command_sends_sweep_once_and_refuses_bad_arguments(run, capsys):
     save(run, attempt(run, 0, (1, 2)), 2)
-    words = [str(run.path.parent), "--tracker", "lines", "--root", str(run.path.parents[1])]
-    assert main([*words, "--once", "--project", "project"]) == 0
+    args = [str(run.path.parent), "--tracker", "lines", "--root", str(run.path.parents[1])]
+    assert main([*args, "--once", "--project", "project"]) == 0
     assert capsys.readouterr().out == "sweep/run: up to date\n" and len(sent(run)) == 2
-    assert main([*words, "--once"]) == 78
+    assert main([*args, "--once"]) == 78
     assert "monitor.lines: no project for this run" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([str(run.path), "--tracker", "line", "--once"])

@@ -34,8 +34,8 @@ def offline(monkeypatch):
 def follower_of(arena):
     """The process of the run's follower, or None."""
     for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "jobs.follow" in words and str(arena.run.path) in words:
+        argv = process.info["cmdline"] or []
+        if "jobs.follow" in argv and str(arena.run.path) in argv:
             return process
     return None
 
@@ -63,9 +63,9 @@ def test_wandb_shows_single_run_with_each_step_once_after_three_kills(tmp_path):
     state = read_json(arena.run.path / "trackers" / "wandb.json")
     assert state["summary"]["state"] == "complete", (arena.run.logs / "4" / "follow-wandb.log").read_text()
     sessions = wandb_files.sessions(arena.run)
-    about = wandb_files.runs(sessions)
-    assert {(each.run_id, each.entity, each.project) for each in about} == {(state["id"], "team", "masking")}
-    assert {(each.display_name, each.run_group) for each in about} == {("tracked", "sweep")}
+    runs = wandb_files.runs(sessions)
+    assert {(logged.run_id, logged.entity, logged.project) for logged in runs} == {(state["id"], "team", "masking")}
+    assert {(logged.display_name, logged.run_group) for logged in runs} == {("tracked", "sweep")}
     rows, lines = wandb_files.history(sessions), metric_lines(arena.run)
     trained = [row for row in rows if "train/loss" in row]
     assert [row["_step"] for row in trained] == [line["step"] for line in lines] == list(range(1, 61))
@@ -75,26 +75,26 @@ def test_wandb_shows_single_run_with_each_step_once_after_three_kills(tmp_path):
     scored = [row["scored_samples"] for row in rows if "zeroshot/validation_top1" in row]
     assert sorted(scored) == [18 * BATCH, 36 * BATCH, 44 * BATCH, 54 * BATCH, 60 * BATCH]
 
-    again = run_script(
+    repeated = run_script(
         "jobs/follow.py", str(arena.run.path), "--once", cwd=tmp_path, runs=tmp_path, env={"PYTHONPATH": ""}
     )
-    assert again.returncode == 0, again.stderr
-    assert wandb_files.history(wandb_files.sessions(arena.run)) == rows, "nothing was left"
+    assert repeated.returncode == 0, repeated.stderr
+    assert wandb_files.history(wandb_files.sessions(arena.run)) == rows, "no steps remain to be sent"
 
 
 @pytest.mark.long
 def test_wandb_session_continues_after_kill_and_ends_with_summary(run):
-    words = [str(run.path), "--once", "--project", "masking"]
+    args = [str(run.path), "--once", "--project", "masking"]
     save(run, attempt(run, 0, (1, 2, 3)), 3)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(run.path)], cwd=ROOT, timeout=60)
     assert killed.returncode == -signal.SIGKILL and (run.path / "trackers" / "wandb" / "from-000000000").is_dir()
-    assert main(words) == 0
+    assert main(args) == 0
     save(run, attempt(run, 2, (3, 4, 5)), 5)
     complete(run, 5)
-    assert main(words) == 0
+    assert main(args) == 0
     first, second = wandb_files.sessions(run)
     assert [row["_step"] for row in wandb_files.history([first, second])] == [1, 2, 3, 4, 5]
-    assert {each.run_id for each in wandb_files.runs([first, second])} == {wandb_files.runs([first])[0].run_id}
+    assert {logged.run_id for logged in wandb_files.runs([first, second])} == {wandb_files.runs([first])[0].run_id}
     assert wandb_files.summary(second)["state"] == "complete"
     assert not list((run.path / "trackers" / "wandb").glob(".from-*"))
 
@@ -106,17 +106,17 @@ def test_follow_resumes_from_wandb_server_if_local_position_is_lost(run, tmp_pat
         env = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
         for resumes, steps in ((0, (1, 2, 3)), (2, (3, 4, 5))):
             save(run, attempt(run, resumes, steps), steps[-1])
-            words = (str(run.path), "--once", "--project", "team/masking")
-            done = run_script("jobs/follow.py", *words, cwd=tmp_path, runs=tmp_path, env=env, timeout=120)
+            args = (str(run.path), "--once", "--project", "team/masking")
+            done = run_script("jobs/follow.py", *args, cwd=tmp_path, runs=tmp_path, env=env, timeout=120)
             assert done.returncode == 0, done.stderr
             (run.path / "trackers" / "wandb.json").unlink()
     assert server.steps() == [1, 2, 3, 4, 5]
     assert [row["train/loss"] for row in server.history.values()] == [1.01, 1.02, 1.03, 2.04, 2.05]
-    about = server.run
-    assert (about["entity"], about["project"], about["groupName"], about["displayName"]) == (
+    wandb_run = server.run
+    assert (wandb_run["entity"], wandb_run["project"], wandb_run["groupName"], wandb_run["displayName"]) == (
         "team", "masking", "sweep", "run",
     )  # fmt: skip
-    assert json.loads(about["config"])["seed"]["value"] == 3 and "secret" not in about["config"]
+    assert json.loads(wandb_run["config"])["seed"]["value"] == 3 and "secret" not in wandb_run["config"]
 
 
 def test_follow_reports_missing_wandb_package(run, monkeypatch, capsys):

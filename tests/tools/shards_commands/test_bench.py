@@ -33,15 +33,15 @@ def test_bench_rejects_zero_seconds_missing_captions_and_indivisible_size(origin
 def test_find_bottleneck_names_slowest_stage_and_worker_count():
     costs = {"read": 100, "walk": 20, "decode": 300, "whole": 1000}
     stages = [PipelineStage(name, 1000, 1, 1e-3 * cost, 1e-3 * cost) for name, cost in costs.items()]
-    found = find_bottleneck(stages, mean_bytes=40_000, want=2500)
-    assert found["limit"] == "view" and found["shares"] == pytest.approx(
+    bottleneck = find_bottleneck(stages, mean_bytes=40_000, want=2500)
+    assert bottleneck["limit"] == "view" and bottleneck["shares"] == pytest.approx(
         {"read": 0.1, "walk": 0.02, "decode": 0.3, "view": 0.58}
     )
-    assert found["samples_per_second_per_worker"] == 1000
-    assert found["workers"] == 3 and found["megabytes_per_second_needed"] == 100
+    assert bottleneck["samples_per_second_per_worker"] == 1000
+    assert bottleneck["workers"] == 3 and bottleneck["megabytes_per_second_needed"] == 100
     slow = [stage if stage.name != "read" else PipelineStage("read", 1000, 1, 0.9, 0.1) for stage in stages]
-    slower = find_bottleneck(slow, 40_000)
-    assert slower["limit"] == "read" and "workers" not in slower
+    other_bottleneck = find_bottleneck(slow, 40_000)
+    assert other_bottleneck["limit"] == "read" and "workers" not in other_bottleneck
 
 
 def test_chunks_are_drawn_in_endless_shuffled_passes(original):

@@ -23,16 +23,18 @@ def test_compare_reports_no_difference_for_equal_and_moved_data_sets(folder):
     old = Manifest.load(folder)
     moved = Manifest.load(shutil.copytree(folder, folder.parent / "elsewhere"))
     for other in (old, moved):
-        found = compare(old, other)
-        assert found.equal and not (found.added or found.removed or found.changed or found.order_changes)
+        difference = compare(old, other)
+        assert difference.equal and not (
+            difference.added or difference.removed or difference.changed or difference.order_changes
+        )
 
 
 def test_compare_lists_added_and_removed_shards(folder):
     old = Manifest.load(folder)
     fewer = index(shards(folder)[1:], folder.parent / "fewer", chunk=4)
-    found = compare(old, fewer)
-    assert (found.removed, found.added, found.changed) == ([old.keys[0]], [], [])
-    assert found.samples == (30, 20) and found.order_changes and not found.equal
+    difference = compare(old, fewer)
+    assert (difference.removed, difference.added, difference.changed) == ([old.keys[0]], [], [])
+    assert difference.samples == (30, 20) and difference.order_changes and not difference.equal
     assert compare(fewer, old).added == [old.keys[0]]
     elsewhere = index(shards(shutil.copytree(folder, folder.parent / "b"))[:2], folder.parent / "m", chunk=4)
     assert compare(old, elsewhere).removed == ["00002.tar"]
@@ -42,25 +44,29 @@ def test_compare_lists_changed_shards(folder):
     old = Manifest.load(folder)
     other = make_dataset(folder.parent / "other", samples=30, shards=3, size=16, seed=1, chunk=4)
     shutil.copy(other / "00001.tar", folder / "00001.tar")
-    found = compare(old, index(shards(folder), folder.parent / "new", chunk=4))
-    (one,) = found.changed
-    assert one.name == old.keys[1] and one.samples == (10, 10) and one.bytes[0] == one.bytes[1] and one.content
-    assert not found.order_changes and not found.equal
+    difference = compare(old, index(shards(folder), folder.parent / "new", chunk=4))
+    (shard,) = difference.changed
+    assert (
+        shard.name == old.keys[1] and shard.samples == (10, 10) and shard.bytes[0] == shard.bytes[1] and shard.content
+    )
+    assert not difference.order_changes and not difference.equal
     longer = make_dataset(folder.parent / "longer", samples=36, shards=3, size=16, chunk=4)
     shutil.copy(longer / "00002.tar", folder / "00002.tar")
-    found = compare(old, index(shards(folder), folder.parent / "newer", chunk=4))
-    assert [(one.name, one.samples, one.content) for one in found.changed] == [(old.keys[2], (10, 12), False)]
-    assert found.order_changes
+    difference = compare(old, index(shards(folder), folder.parent / "newer", chunk=4))
+    assert [(shard.name, shard.samples, shard.content) for shard in difference.changed] == [
+        (old.keys[2], (10, 12), False)
+    ]
+    assert difference.order_changes
 
 
 def test_compare_reports_stable_ids_if_shards_are_appended(folder):
     old = index(shards(folder)[:2], folder.parent / "old", chunk=4)
-    more = compare(old, Manifest.load(folder))
+    difference = compare(old, Manifest.load(folder))
     assert (
-        more.added == [shards(folder)[2]]
-        and more.order_changes
-        and more.ids_stay
-        and not (more.removed or more.changed)
+        difference.added == [shards(folder)[2]]
+        and difference.order_changes
+        and difference.ids_stay
+        and not (difference.removed or difference.changed)
     )
     other = index(shards(folder)[1:], folder.parent / "other", chunk=4)
     assert not compare(other, Manifest.load(folder)).ids_stay and not compare(Manifest.load(folder), old).ids_stay
@@ -70,18 +76,20 @@ def test_compare_lists_changed_shard_before_appended_shard(folder):
     old = index(shards(folder)[:2], folder.parent / "old", chunk=4)
     other = make_dataset(folder.parent / "other", samples=30, shards=3, size=16, seed=1, chunk=4)
     shutil.copy(other / "00000.tar", folder / "00000.tar")
-    found = compare(old, index(shards(folder), folder.parent / "new", chunk=4))
-    assert [(one.name, one.content) for one in found.changed] == [(shards(folder)[0], True)] and len(found.added) == 1
+    difference = compare(old, index(shards(folder), folder.parent / "new", chunk=4))
+    assert [(shard.name, shard.content) for shard in difference.changed] == [(shards(folder)[0], True)] and len(
+        difference.added
+    ) == 1
 
 
 def test_compare_reports_changes_of_chunk_size_and_exceptions(folder):
     old = Manifest.load(folder)
     assert compare(old, index(shards(folder), folder.parent / "r8", chunk=8)).order_changes
-    some = write(folder.parent / "some", old, old.checksums, {3: "bad", 4: "bad"})
-    others = write(folder.parent / "others", old, old.checksums, {4: "worse", 5: "bad"})
-    found = compare(some, others)
-    assert (found.excepted, found.readmitted) == ({5: "bad"}, {3: "bad"})
-    assert not found.order_changes and not found.equal and not found.changed
+    first = write(folder.parent / "some", old, old.checksums, {3: "bad", 4: "bad"})
+    second = write(folder.parent / "others", old, old.checksums, {4: "worse", 5: "bad"})
+    difference = compare(first, second)
+    assert (difference.excepted, difference.readmitted) == ({5: "bad"}, {3: "bad"})
+    assert not difference.order_changes and not difference.equal and not difference.changed
 
 
 def test_below_common_strips_shared_prefix():

@@ -21,18 +21,18 @@ def config(samples=SAMPLES, **data):
     return schema.Config(seed=11, data=schema.Data(**values))
 
 
-def whole(manifest):
+def sources_of(manifest):
     return [DatasetSource(0, manifest, range(LANES))]
 
 
 def test_sample_returns_members_and_position(original):
     manifest = Manifest.load(original)
-    found = inspect_samples.sample(manifest, 123)
-    assert (found.id, found.ordinal, found.chunk, found.key) == (123, 2, 61, "000030123")
-    assert os.path.basename(found.shard) == "00003.tar" and found.excepted is None and found.damage is None
-    assert found.image == ("png", encode(picture(123, 32))) and found.captions == caption(123).split("\n")
-    assert found.picture == {"format": "PNG", "width": 32, "height": 32, "mode": "RGB"}
-    assert found.json == {"number": 123} and list(found.members) == ["cls", "json", "png", "txt"]
+    sample = inspect_samples.sample(manifest, 123)
+    assert (sample.id, sample.ordinal, sample.chunk, sample.key) == (123, 2, 61, "000030123")
+    assert os.path.basename(sample.shard) == "00003.tar" and sample.excepted is None and sample.damage is None
+    assert sample.image == ("png", encode(picture(123, 32))) and sample.captions == caption(123).split("\n")
+    assert sample.picture == {"format": "PNG", "width": 32, "height": 32, "mode": "RGB"}
+    assert sample.json == {"number": 123} and list(sample.members) == ["cls", "json", "png", "txt"]
     assert inspect_samples.sample(manifest, 121).key == "000030121"  # in the second shard of its chunk
     assert inspect_samples.sample(manifest, 120).key == "000020120"
     for id in (-1, SAMPLES):
@@ -43,8 +43,8 @@ def test_sample_returns_members_and_position(original):
 def test_sample_reports_exception_and_damage(folder):
     manifest = spoil(folder, {3})
     known = write(folder.parent / "known", manifest, manifest.checksums, {3: "seen before"})
-    found = inspect_samples.sample(known, 3)
-    assert found.excepted == "seen before" and "undecodable" in found.picture and found.captions
+    sample = inspect_samples.sample(known, 3)
+    assert sample.excepted == "seen before" and "undecodable" in sample.picture and sample.captions
     with open(manifest.keys[0], "r+b") as file:
         file.write(b"rot")
     rotten = inspect_samples.sample(known, 1)
@@ -54,33 +54,33 @@ def test_sample_reports_exception_and_damage(folder):
 @pytest.mark.parametrize("start", [0, 5 * BATCH])
 def test_batch_equals_loader_batch(original, start):
     manifest = Manifest.load(original)
-    taken = list(inspect_samples.batch(config(), whole(manifest), start, BATCH))
+    samples = list(inspect_samples.batch(config(), sources_of(manifest), start, BATCH))
     batch = take(loader(original), start, 1)[0]
-    tokens = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)([one.caption for one in taken])
-    assert [one.id for one in taken] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
+    tokens = Tokenizer(str(original.parent / "tokenizer.json"), 8, True)([sample.caption for sample in samples])
+    assert [sample.id for sample in samples] == batch.ids.tolist() and tokens.tolist() == batch.tokens.tolist()
     order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
-    assert [one.visit for one in taken] == order.batch(start, BATCH)[1].tolist()
-    assert [one.lane for one in taken] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
-    ids = list(inspect_samples.batch(config(), whole(manifest), start, BATCH, read=False))
-    assert [one._replace(caption=None) for one in taken] == ids
+    assert [sample.visit for sample in samples] == order.batch(start, BATCH)[1].tolist()
+    assert [sample.lane for sample in samples] == [lane for lane in range(LANES) for _ in range(BATCH // LANES)]
+    ids = list(inspect_samples.batch(config(), sources_of(manifest), start, BATCH, read=False))
+    assert [sample._replace(caption=None) for sample in samples] == ids
 
 
 def test_batch_contains_same_replacements_as_loader_batch(original, folder):
     manifest = spoil(folder, {3, 50, 51, 120})
     known = write(folder.parent / "known", manifest, manifest.checksums, {7: "known", 90: "known"})
-    taken = list(inspect_samples.batch(config(200), whole(known), 0, 192))
+    samples = list(inspect_samples.batch(config(200), sources_of(known), 0, 192))
     batch = take(loader(original, folder=known.folder, max_replaced=0.1), 0, 1, batch=192)[0]
-    assert [one.id for one in taken] == batch.ids.tolist()
-    replaced = {one.stands_for for one in taken} - {None}
+    assert [sample.id for sample in samples] == batch.ids.tolist()
+    replaced = {sample.stands_for for sample in samples} - {None}
     assert len(replaced - {7, 90}) == batch.replaced > 0 and replaced & {7, 90}
-    unread = inspect_samples.batch(config(200), whole(known), 0, 192, read=False)
-    assert {one.stands_for for one in unread} - {None} == replaced & {7, 90}
+    unread = inspect_samples.batch(config(200), sources_of(known), 0, 192, read=False)
+    assert {sample.stands_for for sample in unread} - {None} == replaced & {7, 90}
     nothing = write(folder.parent / "nothing", manifest, manifest.checksums, dict.fromkeys(range(200), "all"))
     with pytest.raises(DataError, match="none of the 6 samples"):
-        list(inspect_samples.batch(config(200), whole(nothing), 0, 48, read=False))
+        list(inspect_samples.batch(config(200), sources_of(nothing), 0, 48, read=False))
 
 
 def test_batch_rejects_manifest_of_other_size(original):
     other = dataclasses.replace(config(), data=schema.Data(samples=200, chunk=CHUNK, lanes=LANES))
     with pytest.raises(ConfigError, match="planned for N = 200"):
-        next(inspect_samples.batch(other, whole(Manifest.load(original)), 0, BATCH))
+        next(inspect_samples.batch(other, sources_of(Manifest.load(original)), 0, BATCH))

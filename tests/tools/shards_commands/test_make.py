@@ -53,10 +53,10 @@ def test_make_reads_table_of_image_paths(pictures, tmp_path, capsys, kind):
     assert report["manifest"] == str(out) and [path.name for path in tmp_path.iterdir() if "out" in path.name] == [
         "out"
     ]
-    found = members(out)
-    assert [sample["txt"].decode() for sample in found] == [f"number {i}," for i in range(5)]
-    assert [sample["png"] for sample in found] == [encode(picture(i, 16)) for i in range(5)]
-    assert all(json.loads(sample["json"]) == {"source": "here"} for sample in found)
+    written = members(out)
+    assert [sample["txt"].decode() for sample in written] == [f"number {i}," for i in range(5)]
+    assert [sample["png"] for sample in written] == [encode(picture(i, 16)) for i in range(5)]
+    assert all(json.loads(sample["json"]) == {"source": "here"} for sample in written)
 
 
 def test_make_writes_equal_bytes_from_equal_sources(pictures, tmp_path, capsys):
@@ -87,11 +87,11 @@ def test_make_reads_images_labels_and_keys_from_parquet(tmp_path, capsys, form):
     templates = ["--template", "a {label}", "--template", "the {}"]
     command = ["make", table, "--label", "class", "--key", "id", *templates, "--out", tmp_path / "out"]
     assert call(capsys, *command)[0] == 0
-    found = members(tmp_path / "out")
-    assert [(sample["jpg"], sample["cls"]) for sample in found] == list(
+    written = members(tmp_path / "out")
+    assert [(sample["jpg"], sample["cls"]) for sample in written] == list(
         zip(images, [b"1", b"0", b"1", b"0"], strict=True)
     )
-    assert found[0]["txt"] == b"a 10\nthe 10" and "json" not in found[0]
+    assert written[0]["txt"] == b"a 10\nthe 10" and "json" not in written[0]
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {
         "names": ["9", "10"], "templates": ["a {}", "the {}"],
     }  # fmt: skip
@@ -115,9 +115,9 @@ def test_make_converts_folder_per_class_into_evaluation_set(tmp_path, capsys):
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("not of a picture")
     code, report = call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "out", "--json")
     assert code == 0 and (report["classes"], report["samples"]) == (2, 6)
-    found = datasets.resolve_dataset(DatasetRequest("pets", path=str(tmp_path / "out")), str(tmp_path))
-    assert (found.task, found.prompts) == ("zeroshot", Prompts(["cat", "great dane"], ["a photo of a {}"]))
-    opened = found.location.open()
+    dataset = datasets.resolve_dataset(DatasetRequest("pets", path=str(tmp_path / "out")), str(tmp_path))
+    assert (dataset.task, dataset.prompts) == ("zeroshot", Prompts(["cat", "great dane"], ["a photo of a {}"]))
+    opened = dataset.location.open()
     for _, sample in opened.samples(range(opened.count)):
         name = json.loads(bytes(sample["json"]))["file"].partition("/")[0]
         assert label_of(sample) == ["cat", "great_dane"].index(name)
@@ -152,12 +152,12 @@ def test_make_reports_rejected_rows_and_writes_valid_rows(pictures, tmp_path, ca
     assert code == 0 and report["shards"] == 2, "a shard without samples is not written"
     reasons = [entry["reason"] for entry in report["refused_rows"]]
     assert [entry["row"].rpartition(" ")[2] for entry in report["refused_rows"]] == list("2345689")
-    for reason, words in zip(
+    for reason, expected in zip(
         reasons,
         ["does not exist", "truncated", "a web page", "Is a directory", "is a URL", "its key 'a.b'", "no caption"],
         strict=True,
     ):
-        assert words in reason
+        assert expected in reason
     assert [sample["png"] for sample in members(tmp_path / "out")] == [encode(picture(i, 16)) for i in (0, 1)]
 
 

@@ -55,16 +55,16 @@ def test_check_reports_equal_findings_with_worker_processes(folder):
     manifest = Manifest.load(folder)
     rot(manifest, 7)
     os.unlink(manifest.keys[3])
-    alone, together = checked(manifest), checked(manifest, workers=2)
-    assert alone == together and {14, 15} < set(alone.bad)
-    assert set(alone.bad) - {14, 15} == set(range(120, 162))
-    assert alone.reasons() == {
+    serial, parallel = checked(manifest), checked(manifest, workers=2)
+    assert serial == parallel and {14, 15} < set(serial.bad)
+    assert set(serial.bad) - {14, 15} == set(range(120, 162))
+    assert serial.reasons() == {
         "the shard is missing (N.tar)": 42,  # samples 121 to 161, and sample 120 in the chunk of sample 121
         "chunk N (samples N to N) is damaged: CRC32 N, indexed was N": 2,
     }
-    examples = [bad for bad in alone.examples(manifest, 1) if "CRC32" in bad["reason"]]
+    examples = [bad for bad in serial.examples(manifest, 1) if "CRC32" in bad["reason"]]
     assert [(bad["id"], bad["ordinal"], os.path.basename(bad["shard"])) for bad in examples] == [(14, 14, "00000.tar")]
-    assert str(folder) not in " ".join(alone.bad.values())  # otherwise the digest would depend on the folder
+    assert str(folder) not in " ".join(serial.bad.values())  # otherwise the digest would depend on the folder
 
 
 def test_check_skips_excepted_samples(folder):
@@ -83,8 +83,8 @@ def test_resized_reports_shard_of_changed_length(folder):
         file.write(b"more")
     (line,) = resized(manifest, plan)
     assert line.startswith(f"{manifest.keys[2]}: ") and resized(manifest, VerificationPlan([0, 1])) == []
-    inside = int(manifest.first[2]) // CHUNK + 3
-    assert resized(manifest, VerificationPlan([inside])) == [line] and checked(manifest).bad == {}
+    chunk = int(manifest.first[2]) // CHUNK + 3
+    assert resized(manifest, VerificationPlan([chunk])) == [line] and checked(manifest).bad == {}
 
 
 def test_check_raises_storage_error_instead_of_finding(folder, monkeypatch):
@@ -109,7 +109,7 @@ def test_check_raises_error_if_worker_process_is_killed(original, monkeypatch):
     manifest = Manifest.load(original)
     parts = check(manifest, VerificationPlan(range(manifest.chunks)), 2)
     next(parts)
-    processes = [one for one in multiprocessing.active_children() if one.name.startswith("verify-")]
+    processes = [child for child in multiprocessing.active_children() if child.name.startswith("verify-")]
     assert len(processes) == 2
     os.kill(processes[1].pid, signal.SIGKILL)
     with pytest.raises(FlipError, match="ended by itself") as error:
@@ -120,8 +120,8 @@ def test_check_raises_error_if_worker_process_is_killed(original, monkeypatch):
 def test_draw_returns_sorted_unique_chunks_by_seed():
     manifest = type("Fake", (), {"chunks": 1000})()
     assert draw(manifest, 1000, 3) == list(range(1000))
-    some = draw(manifest, 100, 3)
-    assert some == sorted(set(some)) == draw(manifest, 100, 3) != draw(manifest, 100, 4) and len(some) == 100
+    chunks = draw(manifest, 100, 3)
+    assert chunks == sorted(set(chunks)) == draw(manifest, 100, 3) != draw(manifest, 100, 4) and len(chunks) == 100
     for count in (0, 1001):
         with pytest.raises(ConfigError, match="1000 chunks"):
             draw(manifest, count, 0)

@@ -37,49 +37,51 @@ def census(*samples):
     ],
 )
 def test_completeness_classifies_samples_by_reason(samples, reason):
-    found = Completeness(["txt", "alt"])
-    found.add(Census.of_json(census(*samples).json()))
-    assert found.complete == (0 if reason else len(samples)) and found.incomplete == (
+    completeness = Completeness(["txt", "alt"])
+    completeness.add(Census.of_json(census(*samples).json()))
+    assert completeness.complete == (0 if reason else len(samples)) and completeness.incomplete == (
         {reason: len(samples)} if reason else {}
     )
 
 
 def test_completeness_accepts_repeated_key_if_samples_are_complete():
-    found = Completeness(["txt"])
-    found.add(census(("a", "jpg txt"), ("b", "jpg txt"), ("a", "jpg txt"), ("a", "txt")))
-    assert found.report() == {
+    completeness = Completeness(["txt"])
+    completeness.add(census(("a", "jpg txt"), ("b", "jpg txt"), ("a", "jpg txt"), ("a", "txt")))
+    assert completeness.report() == {
         "complete": 3, "incomplete": 1, "incomplete_by_reason": {"caption without an image": 1}
     }  # fmt: skip
 
 
 def test_completeness_accepts_caption_names_of_configuration():
-    found = Completeness(["json:caption", "ALT"])
-    found.add(census(("a", "jpg json"), ("b", "jpg alt"), ("c", "jpg txt")))
-    assert (found.complete, found.incomplete.total()) == (2, 1)
+    completeness = Completeness(["json:caption", "ALT"])
+    completeness.add(census(("a", "jpg json"), ("b", "jpg alt"), ("c", "jpg txt")))
+    assert (completeness.complete, completeness.incomplete.total()) == (2, 1)
 
 
 def test_census_bounds_memory_for_many_sample_kinds():
     """The names contain dots, so each file is a sample of a kind of its own."""
-    found, shards = Completeness(["txt"]), 5
+    completeness, shards = Completeness(["txt"]), 5
     for shard in range(shards):
-        one = census(*((f"http{i}", f"www.{shard}.{i}.jpg") for i in range(3 * MOST)))
-        assert len(one.kinds) == MOST + 1 and one.kinds[OTHER] == 2 * MOST
-        found.add(one)
-    assert found.incomplete == {
+        shard_census = census(*((f"http{i}", f"www.{shard}.{i}.jpg") for i in range(3 * MOST)))
+        assert len(shard_census.kinds) == MOST + 1 and shard_census.kinds[OTHER] == 2 * MOST
+        completeness.add(shard_census)
+    assert completeness.incomplete == {
         "neither image nor caption": shards * MOST, f"of more than {MOST} kinds in one shard": shards * 2 * MOST
     }  # fmt: skip
-    assert len(found._others) <= MOST
+    assert len(completeness._others) <= MOST
 
 
 def test_completeness_check_fails_below_minimum_share():
-    found = Completeness(["txt"], 0.5)
-    found.check("nothing")
-    found.add(census(("a", "jpg txt"), ("b", "jpg json")))
-    found.check("half")
-    found.add(census(("c", "jpg json"), ("d", "json")))
+    completeness = Completeness(["txt"], 0.5)
+    completeness.check("nothing")
+    completeness.add(census(("a", "jpg txt"), ("b", "jpg json")))
+    completeness.check("half")
+    completeness.add(census(("c", "jpg json"), ("d", "json")))
     with pytest.raises(Incomplete) as error:
-        found.check("m")
-    assert error.value.code == 65 and error.value.report == found.report() and error.value.report["complete"] == 1
+        completeness.check("m")
+    assert (
+        error.value.code == 65 and error.value.report == completeness.report() and error.value.report["complete"] == 1
+    )
     assert str(error.value) == (
         "m: 1 of 4 samples have an image and a caption (txt), less than the share of --min-complete 0.5: 2 x image "
         "without a caption; 1 x neither image nor caption. Members that are there: json. Name the members that hold "
@@ -97,8 +99,8 @@ def test_completeness_check_fails_below_minimum_share():
     ],
 )
 def test_incomplete_error_suggests_remedy_for_reason(samples, remedy):
-    found = Completeness(["txt"], 1.0)
-    found.add(census(*samples))
+    completeness = Completeness(["txt"], 1.0)
+    completeness.add(census(*samples))
     with pytest.raises(Incomplete) as error:
-        found.check("m")
+        completeness.check("m")
     assert remedy in error.value.remedy

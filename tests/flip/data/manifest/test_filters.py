@@ -39,30 +39,32 @@ def paths(folder):
 def samples(manifest):
     """All members of all samples, per chunk and sample: extension -> bytes."""
     chunks = (ChunkReader().read_chunk(manifest, j) for j in range(manifest.chunks))
-    return [[{name: bytes(data) for name, data in one.items()} for one in chunk] for chunk in chunks]
+    return [[{name: bytes(data) for name, data in sample.items()} for sample in chunk] for chunk in chunks]
 
 
 def members(path):
     """The members of a tar, in order: key -> [(name, bytes)]."""
-    found = {}
+    members_by_key = {}
     with tarfile.open(path) as file:
         for info in file:
-            found.setdefault(info.name.split(".")[0], []).append((info.name, file.extractfile(info).read()))
-    return found
+            members_by_key.setdefault(info.name.split(".")[0], []).append((info.name, file.extractfile(info).read()))
+    return members_by_key
 
 
 def test_manifest_without_filters_has_pinned_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(manifests, "TOOL", "flip 0.1.0")
     write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
     write_tar(tmp_path / "y.tar", [("d.txt", b"4" * 600), ("d.json", b"{}")])
-    found, digest = index(paths(tmp_path), tmp_path, chunk=2), hashlib.sha256()
+    manifest, digest = index(paths(tmp_path), tmp_path, chunk=2), hashlib.sha256()
     for path in sorted(tmp_path.iterdir()):
         if path.suffix != ".tar":
             digest.update(path.name.encode() + path.read_bytes())
     assert digest.hexdigest() == "b643d73f5d332eb8bb61dd618bc7ef0f35b5a91e8e86f53b294aea78fbff25f2"
     everything = index(paths(tmp_path), tmp_path / "all", chunk=2, filters=filters.parse([], "1:"))
     assert (
-        everything.digest == found.digest and everything.sample_filter is None and everything.total_samples_in_tars == 4
+        everything.digest == manifest.digest
+        and everything.sample_filter is None
+        and everything.total_samples_in_tars == 4
     )
 
 
@@ -70,7 +72,7 @@ shards = st.lists(st.lists(st.tuples(st.booleans(), st.integers(0, 1100)), max_s
 
 
 def bits(*shards):
-    return [[(bit == "1", 0) for bit in one] for one in shards]
+    return [[(bit == "1", 0) for bit in shard] for shard in shards]
 
 
 @example(bits("1111", "0110", "111"), 3)  # chunk across shards, first and last sample of a shard dropped
@@ -78,32 +80,40 @@ def bits(*shards):
 @example(bits("000", "00", "0010", "000"), 1)  # no kept sample in the shards before and after
 @example(bits("01", "10", "01"), 1)  # chunks at the start and end of a shard
 @example(bits("10110", "0100101"), 2)  # dropped samples inside a chunk
-@given(shards.filter(lambda s: any(kept for one in s for kept, _ in one)), st.integers(1, 5))
+@given(shards.filter(lambda s: any(keep for shard in s for keep, _ in shard)), st.integers(1, 5))
 def test_filtered_manifest_reads_like_shards_without_dropped_samples(tmp_path_factory, content, chunk):
     root = tmp_path_factory.mktemp("shards")
     (root / "all").mkdir(), (root / "less").mkdir()
-    for number, one in enumerate(content):
+    for number, shard in enumerate(content):
         groups = []
-        for i, (kept, size) in enumerate(one):
-            data, text = bytes([number, i]) + bytes(size), b"long enough to stay" if kept else b"short"
-            groups.append((kept, [(f"{i}.jpg", data), ("no sample", data), (f"{i}.txt", text)]))
-        for folder, some in (("all", groups), ("less", [(kept, group) for kept, group in groups if kept])):
-            write_tar(root / folder / f"{number}.tar", [m for _, group in some for m in group] or [("no sample", b"")])
-    chunk = min(chunk, sum(kept for one in content for kept, _ in one))
-    found = index(paths(root / "all"), root / "m", chunk, filters=LONG)
-    less = index(paths(root / "less"), root / "n", chunk)
-    assert (found.samples, found.chunks, found.first.tolist()) == (less.samples, less.chunks, less.first.tolist())
-    assert samples(found) == samples(less)
-    places = [(str(root / "all" / f"{n}.tar"), i) for n, one in enumerate(content) for i, (k, _) in enumerate(one) if k]
-    assert [found.locate(id) for id in range(found.samples)] == places
-    keys = [inspect_samples.sample(found, id).key for id in range(found.samples)]
-    assert keys == [str(ordinal) for _, ordinal in places]
-    assert found.read_bytes == sum(verify.chunk_bytes(found, j) for j in range(found.chunks))
-    assert found.total_samples_in_tars == sum(map(len, content)) and (found.sample_filter is None) == (
-        found.total_samples_in_tars == found.samples
+        for i, (keep, size) in enumerate(shard):
+            data, text = bytes([number, i]) + bytes(size), b"long enough to stay" if keep else b"short"
+            groups.append((keep, [(f"{i}.jpg", data), ("no sample", data), (f"{i}.txt", text)]))
+        for folder, selected in (("all", groups), ("less", [(keep, group) for keep, group in groups if keep])):
+            write_tar(
+                root / folder / f"{number}.tar", [m for _, group in selected for m in group] or [("no sample", b"")]
+            )
+    chunk = min(chunk, sum(keep for shard in content for keep, _ in shard))
+    filtered = index(paths(root / "all"), root / "m", chunk, filters=LONG)
+    rewritten = index(paths(root / "less"), root / "n", chunk)
+    assert (filtered.samples, filtered.chunks, filtered.first.tolist()) == (
+        rewritten.samples,
+        rewritten.chunks,
+        rewritten.first.tolist(),
     )
-    assert found.digest == Manifest.load(root / "m").digest and (found.digest == less.digest) == (
-        found.sample_filter is None
+    assert samples(filtered) == samples(rewritten)
+    locations = [
+        (str(root / "all" / f"{n}.tar"), i) for n, shard in enumerate(content) for i, (k, _) in enumerate(shard) if k
+    ]
+    assert [filtered.locate(id) for id in range(filtered.samples)] == locations
+    keys = [inspect_samples.sample(filtered, id).key for id in range(filtered.samples)]
+    assert keys == [str(ordinal) for _, ordinal in locations]
+    assert filtered.read_bytes == sum(verify.chunk_bytes(filtered, j) for j in range(filtered.chunks))
+    assert filtered.total_samples_in_tars == sum(map(len, content)) and (filtered.sample_filter is None) == (
+        filtered.total_samples_in_tars == filtered.samples
+    )
+    assert filtered.digest == Manifest.load(root / "m").digest and (filtered.digest == rewritten.digest) == (
+        filtered.sample_filter is None
     )
 
 
@@ -111,61 +121,70 @@ def test_filtered_manifest_reads_like_shards_without_dropped_samples(tmp_path_fa
 
 
 @pytest.fixture(scope="module")
-def both(original, tmp_path_factory):
+def manifest_pair(original, tmp_path_factory):
     """(filtered manifest, manifest of shards without the dropped samples). About half of the samples remain."""
     root = tmp_path_factory.mktemp("both")
-    some = filters.parse([], "41:44")
-    found = index(paths(original), root / "filtered", CHUNK, filters=some)
+    length_filter = filters.parse([], "41:44")
+    filtered = index(paths(original), root / "filtered", CHUNK, filters=length_filter)
     for path in original.glob("*.tar"):
-        kept = {ordinal for shard, ordinal in map(found.locate, range(found.samples)) if shard == str(path)}
-        groups = [group for i, group in enumerate(members(path).values()) if i in kept]
+        kept_ordinals = {
+            ordinal for shard, ordinal in map(filtered.locate, range(filtered.samples)) if shard == str(path)
+        }
+        groups = [group for i, group in enumerate(members(path).values()) if i in kept_ordinals]
         write_tar(root / path.name, [member for group in groups for member in group])
-    return found, index(paths(root), root / "less", CHUNK)
+    return filtered, index(paths(root), root / "less", CHUNK)
 
 
-def test_filtered_manifest_and_rewritten_shards_train_and_evaluate_alike(original, both):
-    found, less = both
-    assert 0.4 * SAMPLES < found.samples < 0.7 * SAMPLES and found.samples == less.samples
+def test_filtered_manifest_and_rewritten_shards_train_and_evaluate_alike(original, manifest_pair):
+    filtered, rewritten = manifest_pair
+    assert 0.4 * SAMPLES < filtered.samples < 0.7 * SAMPLES and filtered.samples == rewritten.samples
     for workers in (0, 2):
-        ours, theirs = (
-            take(loader(original, folder=one.folder, workers=workers, lanes=6), 0, 6) for one in (found, less)
+        actual, expected = (
+            take(loader(original, folder=manifest.folder, workers=workers, lanes=6), 0, 6)
+            for manifest in (filtered, rewritten)
         )
-        for a, b in zip(ours, theirs, strict=True):
+        for a, b in zip(actual, expected, strict=True):
             assert all(
                 torch.equal(getattr(a, n), getattr(b, n))
                 for n in ("ids", "patches", "keep_indices", "tokens", "witness")
             )
-    ours, theirs = ([members for _, members in Shards(one).samples(range(one.samples))] for one in both)
-    assert len(ours) == found.samples and ours == theirs
-
-
-def test_verify_and_exceptions_count_only_selected_samples(both, tmp_path):
-    found, _ = both
-    report = checked(found, workers=1)
-    assert (report.samples, report.bad, report.bytes) == (found.samples, {}, found.read_bytes)
-    assert (
-        verify.planned_bytes(found, verify.VerificationPlan(range(found.chunks)))
-        == found.read_bytes
-        < found.shards[:, 2].sum()
+    actual, expected = (
+        [members for _, members in Shards(manifest).samples(range(manifest.samples))] for manifest in manifest_pair
     )
-    less = write(tmp_path / "less", found, found.checksums, {7: "ugly"}, found.settings)
-    assert less.sample_filter is not None and less.settings == found.settings and less.digest != found.digest
-    assert checked(less).samples == found.samples - 1 and samples(less) == samples(found)
-    shard, ordinal = found.locate(7)
+    assert len(actual) == filtered.samples and actual == expected
+
+
+def test_verify_and_exceptions_count_only_selected_samples(manifest_pair, tmp_path):
+    filtered, _ = manifest_pair
+    report = checked(filtered, workers=1)
+    assert (report.samples, report.bad, report.bytes) == (filtered.samples, {}, filtered.read_bytes)
+    assert (
+        verify.planned_bytes(filtered, verify.VerificationPlan(range(filtered.chunks)))
+        == filtered.read_bytes
+        < filtered.shards[:, 2].sum()
+    )
+    excepted = write(tmp_path / "less", filtered, filtered.checksums, {7: "ugly"}, filtered.settings)
+    assert (
+        excepted.sample_filter is not None
+        and excepted.settings == filtered.settings
+        and excepted.digest != filtered.digest
+    )
+    assert checked(excepted).samples == filtered.samples - 1 and samples(excepted) == samples(filtered)
+    shard, ordinal = filtered.locate(7)
     line = (tmp_path / "less" / "exceptions.jsonl").read_text()
     assert f'"ordinal": {ordinal}' in line and ordinal > 7
 
 
 def test_chunk_checksum_covers_dropped_samples_inside_chunk(tmp_path):
     write_tar(tmp_path / "0.tar", [(f"{i}.txt", b"x" * (20 if i in (2, 5, 6) else 5)) for i in range(9)])
-    found = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
-    assert [(start, stop) for _, start, stop, _ in map(lambda j: found.chunk_reads(j)[0], (0, 1))] == [
+    manifest = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
+    assert [(start, stop) for _, start, stop, _ in map(lambda j: manifest.chunk_reads(j)[0], (0, 1))] == [
         (2 * 1024, 6 * 1024), (6 * 1024, 9 * 1024)
     ]  # fmt: skip
-    rot(found, 0, at=1024 + 514)
+    rot(manifest, 0, at=1024 + 514)
     with pytest.raises(DataError, match=r"samples 0 to 1\) is damaged: CRC32"):
-        ChunkReader().read_chunk(found, 0)
-    assert len(ChunkReader().read_chunk(found, 1)) == 1
+        ChunkReader().read_chunk(manifest, 0)
+    assert len(ChunkReader().read_chunk(manifest, 1)) == 1
 
 
 def test_bench_counts_selected_samples_and_bytes_of_all_samples(tmp_path):
@@ -173,15 +192,15 @@ def test_bench_counts_selected_samples_and_bytes_of_all_samples(tmp_path):
     for i in range(16):
         members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]
     write_tar(tmp_path / "0.tar", members)
-    found = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
-    spec = bench.spec_of(found, ["txt"], "pillow", "pillow", 16, 8, 0)
-    for stage in bench.measure_stages(found, spec, "0", 0.1)[:2]:
-        assert stage.bytes / stage.samples == pytest.approx(found.mean_bytes, rel=0.1), stage.name
+    manifest = index(paths(tmp_path), tmp_path / "m", 2, filters=LONG)
+    spec = bench.spec_of(manifest, ["txt"], "pillow", "pillow", 16, 8, 0)
+    for stage in bench.measure_stages(manifest, spec, "0", 0.1)[:2]:
+        assert stage.bytes / stage.samples == pytest.approx(manifest.mean_bytes, rel=0.1), stage.name
 
 
 @pytest.mark.parametrize("name", ["tars.u32", "kept.bits"])
-def test_manifest_load_detects_damaged_filter_files(both, tmp_path, name):
-    copy = write(tmp_path / "m", both[0], both[0].checksums)
+def test_manifest_load_detects_damaged_filter_files(manifest_pair, tmp_path, name):
+    copy = write(tmp_path / "m", manifest_pair[0], manifest_pair[0].checksums)
     (copy.folder / name).write_bytes(bytes(len((copy.folder / name).read_bytes())))
     with pytest.raises(DataError, match=f"{name}: the file does not have the checksum"):
         Manifest.load(copy.folder)
@@ -226,9 +245,9 @@ def test_length_filter_counts_characters_of_cleaned_caption(tmp_path):
     texts = ["a&amp;b", "  \n ab  c\n", "äöü🙂", "abcde", "", None]
     groups = [[(f"{i}.txt", text.encode())] if text is not None else [] for i, text in enumerate(texts)]
     write_tar(tmp_path / "0.tar", [m for i, g in enumerate(groups) for m in [(f"{i}.jpg", b""), *g]])
-    found = index(paths(tmp_path), tmp_path / "m", 1, filters=filters.parse([], "3:4"))
-    assert [found.locate(id)[1] for id in range(found.samples)] == [0, 1, 2]
-    assert found.settings == {
+    manifest = index(paths(tmp_path), tmp_path / "m", 1, filters=filters.parse([], "3:4"))
+    assert [manifest.locate(id)[1] for id in range(manifest.samples)] == [0, 1, 2]
+    assert manifest.settings == {
         "filters": ["caption length 3:4"], "seen": 6, "kept": 3,
         "dropped": {"caption length 3:4": 2, "caption length 3:4: no value": 1},
     }  # fmt: skip
@@ -237,15 +256,15 @@ def test_length_filter_counts_characters_of_cleaned_caption(tmp_path):
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
 def test_sample_filter_fits_only_exact_counts_for_any_piece_size(monkeypatch, piece):
     monkeypatch.setattr(manifests, "PIECE", piece)
-    draw, keeping, counts = np.random.default_rng(3), manifests.SampleFilterBuilder(), []
+    draw, builder, counts = np.random.default_rng(3), manifests.SampleFilterBuilder(), []
     for size in (0, 9, 40, 0, 0, 1, 8, 0):
         mask = draw.random(size) < 0.5
-        keeping.add(mask, 0)
+        builder.add(mask, 0)
         counts.append(int(mask.sum()))
-    found = keeping.build()
-    assert found.fits(np.array(counts))
+    sample_filter = builder.build()
+    assert sample_filter.fits(np.array(counts))
     for wrong in range(len(counts)):
-        assert not found.fits(np.array([count + (i == wrong) for i, count in enumerate(counts)]))
+        assert not sample_filter.fits(np.array([count + (i == wrong) for i, count in enumerate(counts)]))
 
 
 # -- parquet files ----------------------------------------------------------------------------------------------------
@@ -270,9 +289,10 @@ def rows(tmp_path):
     return tmp_path
 
 
-def kept(folder, *texts):
-    found = index(paths(folder), folder / f"m{hash(texts)}", 1, filters=filters.parse(texts, ""))
-    return [found.locate(id)[1] for id in range(found.samples)], found.settings["dropped"]
+def apply_filters(folder, *texts):
+    """(ordinals of the kept samples, number of dropped samples per reason)."""
+    manifest = index(paths(folder), folder / f"m{hash(texts)}", 1, filters=filters.parse(texts, ""))
+    return [manifest.locate(id)[1] for id in range(manifest.samples)], manifest.settings["dropped"]
 
 
 @pytest.mark.parametrize(
@@ -291,20 +311,20 @@ def kept(folder, *texts):
     ],
 )
 def test_column_filter_selects_expected_samples(rows, texts, ordinals, dropped):
-    assert kept(rows, *texts) == (ordinals, {filters.NO_ROW: 1} | dropped)
+    assert apply_filters(rows, *texts) == (ordinals, {filters.NO_ROW: 1} | dropped)
 
 
 def test_column_filter_accepts_column_of_nulls_in_a_shard(rows):
     """pyarrow cannot infer the type of such a column and writes the type null."""
     write_tar(rows / "00001.tar", [(f"{i}.{e}", b"a caption") for i in range(4) for e in ("jpg", "txt")])
 
-    def made(values):
+    def index_with_column(values):
         pq.write_table(pa.table({"key": list("0123"), "punsafe": values}), rows / "00001.parquet")
         return index(paths(rows), rows / str(values.type), 1, filters=filters.parse(["punsafe<0.5"], ""))
 
-    found = made(pa.nulls(4))
-    assert found.settings["dropped"]["punsafe<0.5: no value"] == 4 + 1
-    assert found.digest == made(pa.nulls(4, pa.float64())).digest
+    manifest = index_with_column(pa.nulls(4))
+    assert manifest.settings["dropped"]["punsafe<0.5: no value"] == 4 + 1
+    assert manifest.digest == index_with_column(pa.nulls(4, pa.float64())).digest
 
 
 def test_column_filter_drops_sample_with_non_utf8_key(rows):
@@ -312,7 +332,7 @@ def test_column_filter_drops_sample_with_non_utf8_key(rows):
     table = pa.table({"key": ["b", None, "c"], "score": [1.0, 2.0, 3.0]})
     pq.write_table(table, rows / "00000.parquet")
     write_tar(rows / "00000.tar", [(f"{key}.jpg", b"") for key in ("caf\udce9", "b", "x/caf\udce9", "c")])
-    assert kept(rows, "score>0") == ([1, 3], {filters.NO_ROW: 2})
+    assert apply_filters(rows, "score>0") == ([1, 3], {filters.NO_ROW: 2})
 
 
 def test_scan_shards_reuses_only_scans_of_same_filters(rows):
@@ -321,27 +341,29 @@ def test_scan_shards_reuses_only_scans_of_same_filters(rows):
 
     assert [scan(*texts) for texts in (("width>=300",), ("width>=400",), ("width>=300",), ())] == [0, 0, 1, 0]
     chosen = filters.parse(["width>=400"], "")
-    found = scan_shards(paths(rows), rows / "m", filters=chosen)
-    made = merge(found, rows / "m", 1, filters=chosen)
-    assert found.reused == 1 and [made.locate(id)[1] for id in range(made.samples)] == [5, 6, 7, 8]
+    results = scan_shards(paths(rows), rows / "m", filters=chosen)
+    manifest = merge(results, rows / "m", 1, filters=chosen)
+    assert results.reused == 1 and [manifest.locate(id)[1] for id in range(manifest.samples)] == [5, 6, 7, 8]
     with pytest.raises(ConfigError, match="filters do not go with --add"):
-        merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=made)
+        merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=manifest)
 
 
 def test_compare_reports_differences_between_filtered_manifests(rows):
-    made = {
+    manifest_by_filter = {
         text: index(paths(rows), rows / text, 4, filters=filters.parse([text], ""))
         for text in ("width!=200", "width!=300", "width!=300.0")
     }
-    two, three, same = made.values()
+    two, three, same = manifest_by_filter.values()
     assert np.array_equal(two.checksums, three.checksums) and np.array_equal(two.offsets, three.offsets)
-    found = compare(two, three)
-    assert found.order_changes and not found.equal and not found.changed
-    assert found.filters == (["width!=200"], ["width!=300"])
-    found = compare(three, same)
-    assert found.equal and not found.order_changes and found.filters == (["width!=300"], ["width!=300.0"])
-    found = compare(index(paths(rows), rows / "all", 4), two)
-    assert found.filters == ([], ["width!=200"]) and found.order_changes and found.samples == (10, 7)
+    difference = compare(two, three)
+    assert difference.order_changes and not difference.equal and not difference.changed
+    assert difference.filters == (["width!=200"], ["width!=300"])
+    difference = compare(three, same)
+    assert (
+        difference.equal and not difference.order_changes and difference.filters == (["width!=300"], ["width!=300.0"])
+    )
+    difference = compare(index(paths(rows), rows / "all", 4), two)
+    assert difference.filters == ([], ["width!=200"]) and difference.order_changes and difference.samples == (10, 7)
 
 
 @pytest.mark.parametrize(
@@ -358,38 +380,38 @@ def test_compare_reports_differences_between_filtered_manifests(rows):
 )
 def test_column_filter_error_explains_unusable_condition(rows, text, words):
     with pytest.raises(ConfigError, match=words):
-        kept(rows, text)
+        apply_filters(rows, text)
 
 
 def test_filter_error_lists_reasons_if_all_samples_are_dropped(rows):
     table = pq.read_table(rows / "00000.parquet")
     with pytest.raises(ConfigError, match="Dropped were 1 x no row .*; 8 x width>1000; 1 x width>1000: no value"):
-        kept(rows, "width>1000")
+        apply_filters(rows, "width>1000")
     numbers = table["key"].cast(pa.int64())  # as a tool may rewrite the file: 7 is not 000000007
     pq.write_table(table.set_column(1, "key", numbers), rows / "00000.parquet")
     with pytest.raises(ConfigError, match="Dropped were 10 x no row in the parquet file. Choose others"):
-        kept(rows, "width>1")
+        apply_filters(rows, "width>1")
     write_tar(rows / "00000.tar", [("no sample", b"")])
     with pytest.raises(DataError, match="the shards hold no samples"):
-        kept(rows, "width>1")
+        apply_filters(rows, "width>1")
 
 
 def test_column_filter_rejects_unusable_parquet_file(rows):
     path = rows / "00000.parquet"
-    whole = pq.read_table(path)
-    pq.write_table(pa.concat_tables([whole, whole.slice(3, 1)]), path)
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), path)
     with pytest.raises(DataError, match=r"00000\.parquet: the parquet file has rows of one key"):
-        kept(rows, "width>1")
-    pq.write_table(whole.drop_columns(["key"]), path)
+        apply_filters(rows, "width>1")
+    pq.write_table(table.drop_columns(["key"]), path)
     with pytest.raises(DataError, match="has no column key"):
-        kept(rows, "width>1")
+        apply_filters(rows, "width>1")
     buffer = io.BytesIO()
-    pq.write_table(whole, buffer)
+    pq.write_table(table, buffer)
     for damaged in (b"", b"<html>", buffer.getvalue()[:-9], bytes(200) + buffer.getvalue()[200:]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"00000\.parquet: not a parquet file that can be read"):
-            kept(rows, "URL==http")
+            apply_filters(rows, "URL==http")
     path.unlink()
     with pytest.raises(DataError, match=r"00000\.parquet: the parquet file of this shard is missing.*img2dataset"):
-        kept(rows, "width>1")
+        apply_filters(rows, "width>1")
     assert index(paths(rows), rows / "none", 1, filters=filters.parse([], "5:")).samples == 10  # reads no parquet

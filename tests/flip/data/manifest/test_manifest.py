@@ -61,14 +61,14 @@ def test_manifest_digest_is_independent_of_location(folder, original):
 
 
 def test_manifest_load_accepts_version_1_and_rejects_unknown_version(folder):
-    now = Manifest.load(folder)
+    current = Manifest.load(folder)
     facts = json.loads((folder / "manifest.json").read_text())
     facts["version"] = 1
     del facts["files"]["etags.txt"]
     (folder / "etags.txt").unlink()
     (folder / "manifest.json").write_text(json.dumps(facts))
     old = Manifest.load(folder)
-    assert old.digest == now.digest and old.etags == now.etags == [""] * 7 and texts(old) == texts(now)
+    assert old.digest == current.digest and old.etags == current.etags == [""] * 7 and texts(old) == texts(current)
     facts["version"] = 4
     (folder / "manifest.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="another version"):
@@ -78,16 +78,16 @@ def test_manifest_load_accepts_version_1_and_rejects_unknown_version(folder):
 def test_manifest_digest_is_pinned(tmp_path):
     """The digest is part of the identity of a run: a change makes every stored run look changed."""
     write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
-    found = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=2)
-    assert found.digest == "fb757d1e425edd7ee5b1acd7be8aeaf428175945539afe5ac995e27d0ed508fc"
+    manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=2)
+    assert manifest.digest == "fb757d1e425edd7ee5b1acd7be8aeaf428175945539afe5ac995e27d0ed508fc"
 
 
 def test_manifest_stores_etags_and_urls_outside_digest(folder, tmp_path):
     local = Manifest.load(folder)
     urls = [f"s3://bucket/a b/{i}.tar" for i in range(7)]
     table = ChunkTable(urls, local.shards, local.chunk, local.offsets, ["", *"123456"])
-    found = write(tmp_path / "m", table, local.checksums)
-    assert found.keys == urls and list(found.etags) == ["", *"123456"] and found.digest == local.digest
+    manifest = write(tmp_path / "m", table, local.checksums)
+    assert manifest.keys == urls and list(manifest.etags) == ["", *"123456"] and manifest.digest == local.digest
     (tmp_path / "m" / "etags.txt").write_text("\n" * 7)
     with pytest.raises(DataError, match="etags.txt"):
         Manifest.load(tmp_path / "m")
@@ -100,14 +100,16 @@ def test_index_reads_ustar_gnu_and_pax_archives(tmp_path, format):
     members += [("b.txt", bytes(1024)), ("b.json", b""), (deep + ".txt", b"3")]
     write_tar(tmp_path / "x.tar", members, format)
     with open(tmp_path / "x.tar", "rb") as file:
-        found = list(tar.samples(memoryview(file.read()), strict=True))
-    assert [(s.key, list(s.members)) for s in found] == [
+        samples = list(tar.samples(memoryview(file.read()), strict=True))
+    assert [(s.key, list(s.members)) for s in samples] == [
         ("./a", ["txt", "seg.png"]), ("b", ["txt", "json"]), (deep, ["txt"])
     ]  # fmt: skip
     manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", chunk=1)
-    got = [ChunkReader().read_chunk(manifest, j)[0] for j in range(3)]
+    members_read = [ChunkReader().read_chunk(manifest, j)[0] for j in range(3)]
     assert (
-        bytes(got[0]["seg.png"]) == b"2" * 513 and bytes(got[1]["txt"]) == bytes(1024) and bytes(got[2]["txt"]) == b"3"
+        bytes(members_read[0]["seg.png"]) == b"2" * 513
+        and bytes(members_read[1]["txt"]) == bytes(1024)
+        and bytes(members_read[2]["txt"]) == b"3"
     )
 
 
@@ -176,12 +178,12 @@ def test_chunk_reader_reads_manifest_of_old_rule_for_member_names(tmp_path, monk
     members = [("a.txt", b"0"), ("d/__x__/b.txt", b"no"), ("d/__x__/b.TXT", b"no"), ("d/c.txt", b"1"), ("e.txt", b"2")]
     members += [("f/__x__/g.txt", b"no"), ("e.jpg", b"2"), ("h.txt", b"3"), ("h.__y__", b"no")]
     write_tar(tmp_path / "x.tar", members)
-    with monkeypatch.context() as old:
-        old.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_of_old_manifests))
-        made = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
-    assert made.samples == 4 and texts(made) == ["0", "1", "2", "3"]
-    assert [inspect_samples.sample(made, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
-    assert set(inspect_samples.sample(made, 2).members) == {"txt", "jpg"}
+    with monkeypatch.context() as patch:
+        patch.setattr(tar.samples, "__defaults__", (*tar.samples.__defaults__[:-1], tar._split_of_old_manifests))
+        manifest = index([str(tmp_path / "x.tar")], tmp_path / "m", 2)
+    assert manifest.samples == 4 and texts(manifest) == ["0", "1", "2", "3"]
+    assert [inspect_samples.sample(manifest, id).key for id in range(4)] == ["a", "d/c", "e", "h"]
+    assert set(inspect_samples.sample(manifest, 2).members) == {"txt", "jpg"}
     with pytest.raises(DataError, match="two members txt"):
         index([str(tmp_path / "x.tar")], tmp_path / "n", 2)
 
@@ -191,55 +193,55 @@ def test_chunk_reader_reads_manifest_of_old_rule_for_member_names(tmp_path, monk
 def test_manifest_write_succeeds_for_only_1_of_2_concurrent_writers(folder, tmp_path, monkeypatch, before, chunk):
     """The second writer writes its complete manifest, with the same or another R, while the first writer syncs a file
     or, every second time, the folder."""
-    made, out, calls = Manifest.load(folder), tmp_path / "m", []
-    other = index(made.keys, tmp_path / "other", chunk)
+    manifest, out, calls = Manifest.load(folder), tmp_path / "m", []
+    other = index(manifest.keys, tmp_path / "other", chunk)
     sync = os.fsync
 
-    def interrupted(file):
+    def interrupted_fsync(file):
         calls.append(file)
         if len(calls) == before + 1:
             write(out, other, other.checksums, settings={"by": "the other"})
         sync(file)
 
-    monkeypatch.setattr("flip.data.manifest.manifest.os.fsync", interrupted)
+    monkeypatch.setattr("flip.data.manifest.manifest.os.fsync", interrupted_fsync)
     collides = chunk == 4 and before > 6  # offsets.u32 exists already: the second writer is refused
     with pytest.raises(ConfigError, match="another index writes" if collides else "there is a manifest already"):
-        write(out, made, made.checksums)
+        write(out, manifest, manifest.checksums)
     monkeypatch.undo()
     if collides:
-        write(out, made, made.checksums)  # resumes as after a stop
-    found = Manifest.load(out)
-    assert found.digest == (made if collides else other).digest
-    assert found.settings == ({} if collides else {"by": "the other"})
+        write(out, manifest, manifest.checksums)  # resumes as after a stop
+    loaded = Manifest.load(out)
+    assert loaded.digest == (manifest if collides else other).digest
+    assert loaded.settings == ({} if collides else {"by": "the other"})
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "other").iterdir()}
 
 
 @pytest.mark.parametrize("left", [1, 4, 6])
 def test_index_reuses_only_matching_files_of_interrupted_writer(folder, tmp_path, left):
     """Files of another manifest raise an error that names the files and the remedy."""
-    made, names = Manifest.load(folder), ("keys.txt", "etags.txt", "shards.i64", "offsets.u32", "checksums.u32")
-    done = index(made.keys, tmp_path / "done", 8)
+    manifest, names = Manifest.load(folder), ("keys.txt", "etags.txt", "shards.i64", "offsets.u32", "checksums.u32")
+    complete = index(manifest.keys, tmp_path / "done", 8)
     for name in (*names, "exceptions.jsonl")[:left]:
         (tmp_path / "m").mkdir(exist_ok=True)
         shutil.copy(tmp_path / "done" / name, tmp_path / "m" / name)
     with pytest.raises(
         ConfigError, match=r"m/keys\.txt: another index writes .* delete keys\.txt, etags\.txt, .* there"
     ):
-        index(made.keys[1:], tmp_path / "m", 8)
-    assert index(made.keys, tmp_path / "m", 8).digest == done.digest
+        index(manifest.keys[1:], tmp_path / "m", 8)
+    assert index(manifest.keys, tmp_path / "m", 8).digest == complete.digest
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
 def test_manifest_write_works_on_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
-    made = Manifest.load(folder)
+    manifest = Manifest.load(folder)
 
     def link(*_):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("flip.data.manifest.manifest.os.link", link)
-    assert write(tmp_path / "m", made, made.checksums).digest == made.digest
+    assert write(tmp_path / "m", manifest, manifest.checksums).digest == manifest.digest
     with pytest.raises(ConfigError, match="there is a manifest already"):
-        write(tmp_path / "m", made, made.checksums)
+        write(tmp_path / "m", manifest, manifest.checksums)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "keys.txt", "shards.i64", "offsets.u32", "checksums.u32"])

@@ -17,12 +17,12 @@ from tests.flip.data.test_damage import AROUND, WHOLE, Spots
 
 
 def pieces(data, size):
-    return [data[at : at + size] for at in range(0, len(data), size)]
+    return [data[offset : offset + size] for offset in range(0, len(data), size)]
 
 
 def judge(samples, _):
     """Drops about half of the samples, chosen by their keys."""
-    return np.array([zlib.crc32(one.key.encode()) % 2 for one in samples], dtype=np.uint8)
+    return np.array([zlib.crc32(sample.key.encode()) % 2 for sample in samples], dtype=np.uint8)
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -36,30 +36,30 @@ def test_scan_tar_is_independent_of_piece_size(tmp_path, format):
     borders = [0, *(sample.start for sample in samples[1:]), samples[-1].end]
     parts = [data[a:b] for a, b in zip(borders, borders[1:], strict=False)]
     for size in (1, 100, 512, 700, 1024, 2560, 5000, len(data) - 1, len(data)):
-        found = scan_tar(pieces(data, size))
-        assert found.crcs.tolist() == [zlib.crc32(part) for part in parts], size
-        assert found.starts.tolist() == [at // 512 for at in borders[:-1]] and found.end == borders[-1]
-        assert {field.dtype for field in found[:3]} == {np.dtype(np.uint32)} and not found.dropped.any()
+        scan = scan_tar(pieces(data, size))
+        assert scan.crcs.tolist() == [zlib.crc32(part) for part in parts], size
+        assert scan.starts.tolist() == [border // 512 for border in borders[:-1]] and scan.end == borders[-1]
+        assert {field.dtype for field in scan[:3]} == {np.dtype(np.uint32)} and not scan.dropped.any()
         assert all(map(np.array_equal, scan_tar(pieces(data, size), judge), scan_tar([data], judge))), size
 
 
 @pytest.mark.parametrize("name", [name for name in (*WHOLE, *AROUND) if name not in ("empty", "missing")])
 def test_scan_tar_reports_damage_alike_for_any_piece_size(original, name):
     data = {**WHOLE, **AROUND}[name](Spots((original / "00002.tar").read_bytes()))
-    with pytest.raises(tar.InvalidTar) as whole:
+    with pytest.raises(tar.InvalidTar) as expected:
         scan_tar([data])
     for size in (512, 3000, 20_000):
         with pytest.raises(tar.InvalidTar) as error:
             scan_tar(pieces(data, size))
-        assert str(error.value) == str(whole.value), size
+        assert str(error.value) == str(expected.value), size
 
 
 def test_scan_tar_of_archive_without_samples_is_empty(tmp_path):
     write_tar(tmp_path / "x.tar", [("__meta__/x.txt", b"1"), ("README", b"2")])
     data = (tmp_path / "x.tar").read_bytes()
     for size in (512, len(data)):
-        found = scan_tar(pieces(data, size))
-        assert len(found.crcs) == 0 and found.end == 0 and found.census.skipped.total() == 2
+        scan = scan_tar(pieces(data, size))
+        assert len(scan.crcs) == 0 and scan.end == 0 and scan.census.skipped.total() == 2
 
 
 @pytest.mark.parametrize("size", [512, 10_240, 1 << 20])
@@ -84,8 +84,8 @@ def test_scan_tar_census_counts_only_selected_samples(tmp_path):
     write_tar(tmp_path / "x.tar", members)
     data = (tmp_path / "x.tar").read_bytes()
     for size in (512, 1024, 5000, len(data)):
-        found = scan_tar(pieces(data, size)).census
-        assert found.kinds == {
+        census = scan_tar(pieces(data, size)).census
+        assert census.kinds == {
             SampleKind(("png", "txt")): 1,
             SampleKind(("png",), (), True): 1,
             SampleKind(("txt",), (), True): 1,
@@ -94,11 +94,11 @@ def test_scan_tar_census_counts_only_selected_samples(tmp_path):
             SampleKind(("png",)): 1,
             SampleKind(("txt",)): 1,
         }
-        assert found.skipped == {
+        assert census.skipped == {
             "meta files of webdataset": 1, "AppleDouble files": 1, "names without key and extension": 2
         }  # fmt: skip
-        none = scan_tar(pieces(data, size), lambda samples, _: np.ones(len(samples), dtype=np.uint8)).census
-        assert not none.kinds and none.skipped == found.skipped
+        empty = scan_tar(pieces(data, size), lambda samples, _: np.ones(len(samples), dtype=np.uint8)).census
+        assert not empty.kinds and empty.skipped == census.skipped
 
 
 @pytest.mark.parametrize("step", [1, 3, 10, 100])
@@ -109,11 +109,13 @@ def test_etag_matches_multipart_and_single_part_md5(step):
         digests = [hashlib.md5(data[a:b]).digest() for a, b in pairwise(borders)]
         etag = ETag(parts)
         for piece in pieces(data, step):
-            assert etag.text() != f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}", "not before the end"
+            assert etag.text() != f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}", (
+                "the ETag is complete only after the last piece"
+            )
             etag.update(piece)
         assert etag.text() == f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}"
-    etag, seen = ETag(), set()
+    etag, texts = ETag(), set()
     for piece in pieces(data, step):
         etag.update(piece)
-        seen.add(etag.text())
-    assert etag.text() == hashlib.md5(data).hexdigest() and len(seen) == len(pieces(data, step))
+        texts.add(etag.text())
+    assert etag.text() == hashlib.md5(data).hexdigest() and len(texts) == len(pieces(data, step))

@@ -37,8 +37,8 @@ def shards(tmp_path):
         text = json.dumps({"url": "http", "uid": uid.upper() if i % 2 else uid})
         members.append([(f"{i:012d}.jpg", b"image"), (f"{i:012d}.json", text.encode()), (f"{i:012d}.txt", b"caption")])
     members.append([("z.jpg", b"image"), ("z.txt", b"caption")])
-    for shard, some in (("00000", members[:5]), ("00001", members[5:])):
-        write_tar(tmp_path / f"{shard}.tar", [member for sample in some for member in sample])
+    for shard, group in (("00000", members[:5]), ("00001", members[5:])):
+        write_tar(tmp_path / f"{shard}.tar", [member for sample in group for member in sample])
     return tmp_path
 
 
@@ -66,9 +66,9 @@ def test_uid_list_counts_are_independent_of_other_filters(shards, tmp_path):
     every = Filters(length=Length(1, None), uids=chosen)
     manifest = index(paths(shards), tmp_path / "m", 1, filters=every)
     assert manifest.samples == 3 and manifest.settings["uids"]["in_shards"] == 3
-    both = Filters(length=Length(0, 3), uids=chosen)
+    combined = Filters(length=Length(0, 3), uids=chosen)
     with pytest.raises(ConfigError, match="3 x caption length 0:3; 5 x uid in list.npy"):
-        index(paths(shards), tmp_path / "n", 1, filters=both)
+        index(paths(shards), tmp_path / "n", 1, filters=combined)
 
 
 def test_scan_shards_reuses_only_scans_of_same_uid_list(shards, tmp_path):
@@ -80,11 +80,11 @@ def test_scan_shards_reuses_only_scans_of_same_uid_list(shards, tmp_path):
 
 
 @given(st.lists(st.integers(0, 40), min_size=1), st.lists(st.integers(0, 40)))
-def test_uid_list_search_agrees_with_set(tmp_path_factory, listed, wanted):
+def test_uid_list_search_agrees_with_set(tmp_path_factory, listed, requested):
     spread = [(number // 7 * (1 << 61), number % 7 * (1 << 61)) for number in range(41)]
     path = saved(tmp_path_factory.mktemp("uids") / "list.npy", np.array([spread[i] for i in listed], "u8,u8"))
-    chosen = np.array([spread[i] for i in wanted], "u8").reshape(-1, 2)
-    assert UidList.open(path)._contains(chosen).tolist() == [i in listed for i in wanted]
+    chosen = np.array([spread[i] for i in requested], "u8").reshape(-1, 2)
+    assert UidList.open(path)._contains(chosen).tolist() == [i in listed for i in requested]
 
 
 def test_uid_list_checks_order_across_pieces(tmp_path, monkeypatch):

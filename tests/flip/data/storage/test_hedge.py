@@ -40,9 +40,9 @@ def reading(then, late=None, hedge=0.01):
 
 
 def read(reader):
-    found = reader.read("s3://b/k", 10, 20)
-    assert reader._gate._busy == 0, "all have left the gate"
-    return found
+    data = reader.read("s3://b/k", 10, 20)
+    assert reader._gate._busy == 0, "the limiter counts no open request"
+    return data
 
 
 def counts(reader):
@@ -150,14 +150,14 @@ def test_hedge_policy_long_delay_multiplies_usual_delay(monkeypatch):
 
 
 def test_hedge_policy_delay_follows_quantile_of_recent_durations():
-    one = HedgePolicy(1.0)
-    assert one.delay == 1.0
+    policy = HedgePolicy(1.0)
+    assert policy.delay == 1.0
     for _ in range(100):
-        one.record(0.2)
-    assert one.delay == 1.0
+        policy.record(0.2)
+    assert policy.delay == 1.0
     for _ in range(20):
-        one.record(7.0)
-    assert one.delay == 7.0, "more than a twentieth took so long"
+        policy.record(7.0)
+    assert policy.delay == 7.0, "more than a twentieth of the requests took 7 s"
     for _ in range(200):
-        one.record(0.2)
-    assert one.delay == 1.0, "that was long ago"
+        policy.record(0.2)
+    assert policy.delay == 1.0, "old durations no longer count"

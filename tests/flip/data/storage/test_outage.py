@@ -15,41 +15,41 @@ FAULT = RequestError("slowdown", "503 SlowDown")
 
 @pytest.fixture
 def watched():
-    """A clock, the reports with the time of each, the detector, and the attempts of a failing read."""
-    time, seen = Time(), []
-    outages = OutageDetector(lambda outage: seen.append((time.t, outage)), time.clock)
-    return time, seen, outages, RetryState(RetryPolicy(), lambda: True, time.clock, outages=outages)
+    """(clock, reports as (time, outage), detector, attempts of a failing read)."""
+    time, reports = Time(), []
+    outages = OutageDetector(lambda outage: reports.append((time.t, outage)), time.clock)
+    return time, reports, outages, RetryState(RetryPolicy(), lambda: True, time.clock, outages=outages)
 
 
 def test_outage_is_reported_on_time_during_long_pauses(watched):
-    time, seen, outages, attempts = watched
+    time, reports, outages, attempts = watched
     while time.t < 60:
         attempts.failed("k", FAULT)
-    assert [at for at, _ in seen][:2] == [AFTER, 2 * AFTER] and len(seen) >= 4
-    assert seen[0][1].seconds == AFTER and not seen[0][1].over
-    assert str(seen[0][1]).endswith(f", {seen[0][1].retries} retries, the last: 503 SlowDown")
+    assert [moment for moment, _ in reports][:2] == [AFTER, 2 * AFTER] and len(reports) >= 4
+    assert reports[0][1].seconds == AFTER and not reports[0][1].over
+    assert str(reports[0][1]).endswith(f", {reports[0][1].retries} retries, the last: 503 SlowDown")
     time.t = 70.0
     outages.succeeded()
-    assert str(seen[-1][1]) == f"storage answers again, after 70 s and {seen[-1][1].retries} retries"
-    count = len(seen)
+    assert str(reports[-1][1]) == f"storage answers again, after 70 s and {reports[-1][1].retries} retries"
+    count = len(reports)
     outages.succeeded()
-    assert len(seen) == count
+    assert len(reports) == count
 
 
 def test_outage_counts_from_start_of_stalled_request(watched):
-    time, seen, _, attempts = watched
+    time, reports, _, attempts = watched
     time.t = 15.0
     attempts.failed("k", RequestError("stall", "nothing came"))
-    assert [(at, one.seconds, one.retries) for at, one in seen] == [(15.0, 15.0, 1)]
+    assert [(moment, outage.seconds, outage.retries) for moment, outage in reports] == [(15.0, 15.0, 1)]
 
 
 def test_outage_detector_ignores_failures_between_successes(watched):
-    time, seen, outages, attempts = watched
+    time, reports, outages, attempts = watched
     for _ in range(100):
         attempts.failed("k", FAULT)
         attempts._wait = 3.0
         outages.succeeded()
-    assert time.t > 100 and not seen
+    assert time.t > 100 and not reports
 
 
 def test_chunk_reader_reports_outage_and_its_end():
@@ -62,10 +62,14 @@ def test_chunk_reader_reports_outage_and_its_end():
                 raise FAULT
             return RangeResponse(b"0123456789", "E")
 
-    time, seen = Time(), []
-    reader = ChunkReader(clock=time.clock, remote=Down(), report=seen.append)
+    time, reports = Time(), []
+    reader = ChunkReader(clock=time.clock, remote=Down(), report=reports.append)
     assert reader.read("s3://b/k", 0, 10) == b"0123456789"
-    assert [one.over for one in seen][-1] and not any(one.over for one in seen[:-1]) and len(seen) >= 3
+    assert (
+        [outage.over for outage in reports][-1]
+        and not any(outage.over for outage in reports[:-1])
+        and len(reports) >= 3
+    )
 
 
 def test_outage_logs_single_warning_at_start_and_end(caplog):

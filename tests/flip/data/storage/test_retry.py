@@ -26,10 +26,10 @@ def attempts(time, granted=True, **patience):
 
 def test_retry_pauses_double_to_bound_until_deadline():
     time = Time()
-    one = attempts(time)
+    state = attempts(time)
     with pytest.raises(StorageError, match="reading failed for 600 s, at last with: 503 SlowDown") as error:
         while True:
-            one.failed("s3://b/k", RequestError("slowdown", "503 SlowDown"))
+            state.failed("s3://b/k", RequestError("slowdown", "503 SlowDown"))
     assert error.value.code == 69 and 570 < time.t <= 600
     assert time.pauses[:4] == [0.1, 0.2, 0.4, 0.8] and set(time.pauses[9:]) == {30.0}
 
@@ -45,8 +45,8 @@ def test_retry_pauses_have_full_jitter():
     "kind",
     [
         kind
-        for kind, do in ACTION_BY_KIND.items()
-        if do in (RetryAction.AGAIN, RetryAction.SLOWER, RetryAction.RECONNECT)
+        for kind, action in ACTION_BY_KIND.items()
+        if action in (RetryAction.AGAIN, RetryAction.SLOWER, RetryAction.RECONNECT)
     ],
 )
 def test_retry_repeats_request_after_transient_error(kind):
@@ -83,10 +83,10 @@ def test_denied_request_fails_without_pause_if_deadline_is_shorter(granted, erro
 @pytest.mark.parametrize("granted, error", [(True, DataError), (False, PermissionDenied)])
 def test_refused_request_fails_after_three_retries(granted, error):
     time = Time()
-    one = attempts(time, granted)
+    state = attempts(time, granted)
     with pytest.raises(error):
         while True:
-            one.failed("k", RequestError("refused", "400"))
+            state.failed("k", RequestError("refused", "400"))
     assert len(time.pauses) == 3
 
 
@@ -112,10 +112,10 @@ class Script:
     """A storage that returns or raises the given answers in order."""
 
     def __init__(self, *answers):
-        self.answers, self.asked, self.renewed = list(answers), [], 0
+        self.answers, self.requests, self.renewed = list(answers), [], 0
 
     def get(self, key, start, stop):
-        self.asked.append((start, stop))
+        self.requests.append((start, stop))
         return completed_future(self.answer)
 
     def answer(self):
@@ -147,8 +147,8 @@ def test_read_resumes_after_last_received_byte():
         RequestError("stall", "", b"d", "E"),
         RangeResponse(b"efghij", "E"),
     )
-    found, counters = read(script)
-    assert found == b"abcdefghij" and script.asked == [(10, 20), (13, 20), (13, 20), (14, 20)]
+    data, counters = read(script)
+    assert data == b"abcdefghij" and script.requests == [(10, 20), (13, 20), (13, 20), (14, 20)]
     assert (counters.resumed, counters.bytes, counters.requests) == (4, 10, 4)
 
 
@@ -156,12 +156,12 @@ def test_read_resumes_after_last_received_byte():
 def test_read_restarts_if_etag_changes_or_disappears(etag):
     rest = RangeResponse(b"defghij", etag)
     script = Script(RequestError("connection", "", b"abc", "E"), rest, RangeResponse(b"ABCDEFGHIJ", etag))
-    assert read(script)[0] == b"ABCDEFGHIJ" and script.asked[2] == (10, 20)
+    assert read(script)[0] == b"ABCDEFGHIJ" and script.requests[2] == (10, 20)
 
 
 def test_read_restarts_if_object_has_no_etag():
     script = Script(RequestError("connection", "", b"abc", ""), RangeResponse(b"ABCDEFGHIJ", ""))
-    assert read(script)[0] == b"ABCDEFGHIJ" and script.asked == [(10, 20), (10, 20)]
+    assert read(script)[0] == b"ABCDEFGHIJ" and script.requests == [(10, 20), (10, 20)]
 
 
 @pytest.mark.parametrize("answer", [RangeResponse(b"0123456789", "F"), RequestError("connection", "", b"0", "F")])
