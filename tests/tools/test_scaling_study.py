@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from flip.config.identity import flatten
+from flip.config.merge import to_dict
 from flip.config.yaml_io import dump_yaml
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
@@ -18,7 +20,9 @@ from jobs.sweeps.sweep_file import load
 from tests.synthetic import make_dataset, make_tokenizer
 from tools import study as command
 from tools.studies import scaling_design, scaling_page, scaling_runner
-from tools.studies.scaling_design import Group, StudyRun
+from tools.studies.scaling_design import Group, StudyPoint, StudyRun
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SECONDS = {"0.5M/8": 2e-3, "2M/8": 5e-3, "8M/8": 15e-3}
 TIMES = {
@@ -205,6 +209,32 @@ def row(text: str, start: str) -> list[str]:
     """Return the cells of the first table row that starts with ``start``."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
     return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_small_sweep_has_settings_of_study() -> None:
+    """Runs of several lengths share a trunk in the study; the sweep trains each on its own, with the same steps."""
+    study = scaling_runner.read(ROOT / "docs" / "scaling_study")
+    large, everything = {"model": "8M/8"}, {"data": "all"}
+    alone = (
+        {},
+        large,
+        everything,
+        {"length": 4},
+        {"model": "0.5M/8"},
+        {"data": "1/64"},
+        {"mask": "0"},
+        {"mask": "0.75"},
+    )
+    joint = (large | everything, large | everything | {"length": 4})
+    points = {StudyPoint(**fields) for fields in (*alone, *joint)}
+    assert points <= set(scaling_design.points())
+    groups = [Group(point.model, point.data, point.mask, (point.length,)) for point in points]
+    entries = [scaling_design.entry(StudyRun(group, group.lengths[0]), study.unit, study.peaks) for group in groups]
+    runs = load(ROOT / "sweeps" / "scaling_small.yaml", [], None, None).runs
+    settings = [scaling_design.settings(flatten(to_dict(run.config))) for run in runs]
+    for entry in map(scaling_design.settings, entries):
+        assert entry in settings
+    assert len(settings) == len(points)
 
 
 def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:

@@ -132,12 +132,12 @@ def test_published_row_names_existing_run_and_known_columns(table):
 
 
 def test_small_sweep_head_states_lack_of_published_numbers():
-    assert set(SMALL) == {"masking_small", "batch_small", "tuning_small", "grid_small"}
+    assert set(SMALL) == {"masking_small", "batch_small", "tuning_small", "grid_small", "scaling_small"}
     for name in SMALL:
         sweep = load(SWEEPS / f"{name}.yaml")
         assert not sweep.paper and "The paper has no numbers for this size" in "\n".join(head(name))
         for run in sweep.runs:
-            assert (run.config.resources.gpus, run.config.resources.cpus, run.config.compute.threads) == (0, 2, 1)
+            assert run.config.resources.gpus == 0 and run.config.resources.cpus <= 2
 
 
 def test_load_refuses_unknown_row_or_table_and_lists_known_names(tmp_path):
