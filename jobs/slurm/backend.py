@@ -16,7 +16,7 @@ from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
-from flip.runs.rundir import RunDir, read_record, write_json, write_text
+from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.host import canary, slurm_cli
@@ -39,24 +39,31 @@ class SlurmBackend:
         self.profile = profile
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Submit one array per group of ``group_into_arrays``. Raises ConfigError if sbatch refuses."""
+        """Submit one array per group of ``group_into_arrays``. Raises ConfigError if sbatch refuses one; arrays that it
+        accepted before stay, but for held jobs whose canary was not submitted."""
         if not jobs:
             return
         with _slurm_errors():
             site = slurm_cli.cluster_name()
         _cancel_superseded([job.run for job in jobs])
         held: dict[str, list[str]] = {}  # canary -> names of held jobs, which are submitted before it
+        accepted = 0  # runs
         try:
             for group in group_into_arrays((job for job in jobs if job.waits_for), self.profile.array_size):
                 held.setdefault(group[0].waits_for, []).append(name := _new_name(group))
                 self._submit_array(group, name, site)
             for group in group_into_arrays((job for job in jobs if not job.waits_for), self.profile.array_size):
                 self._submit_array(group, _new_name(group), site, held)
-                for job in group:
-                    held.pop(job.run.name, None)
-        except BaseException:  # Ctrl-C included: nothing would release held jobs whose canary was not submitted
+                names = {job.run.name for job in group}
+                accepted += sum((job.waits_for or job.run.name) in names for job in jobs)
+                for name in names:
+                    held.pop(name, None)
+        except BaseException as error:  # Ctrl-C included: nothing would release held jobs without their canary
             with contextlib.suppress(SlurmUnavailable):
                 canary.cancel_held_jobs([name for names in held.values() for name in names])
+            if isinstance(error, ConfigError) and accepted:
+                what = f"{error.what}; {accepted} of {len(jobs)} runs were submitted before and stay"
+                raise ConfigError(what, error.where, error.value, error.remedy) from error
             raise
 
     def _submit_array(
@@ -90,6 +97,7 @@ class SlurmBackend:
             index=index,
             python=self.profile.jobs_python,
             notify=self.profile.notify,
+            exclude=self.profile.options.get("exclude", ""),
             signal_seconds=self.profile.signal_seconds,
         )
 
@@ -199,7 +207,11 @@ def _slurm_errors() -> Iterator[None]:
 
 
 def _cancel_superseded(runs: Sequence[RunDir]) -> None:
-    """Cancel jobs that are held for a canary of an earlier submission: they would do nothing."""
+    """Cancel jobs of these runs that are held for a canary of an earlier submission: they would do nothing.
+
+    Other runs may wait in the same array, so array elements are cancelled by their own ids.
+    """
     with contextlib.suppress(SlurmUnavailable):
-        records = [read_record(path / "job.json") or {} for path in canaries_of(runs)]
-        canary.cancel_held_jobs([record["name"] for record in records if "name" in record])
+        rows = queue_rows([RunDir(path) for path in canaries_of(runs)])
+        if held := sorted(row.id for row in rows.values() if canary.is_held(row)):
+            slurm_cli.call("scancel", *held)

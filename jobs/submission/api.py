@@ -81,7 +81,7 @@ def submit(
         yes: do not ask for confirmation.
 
     Raises:
-        FlipError: the message of the command. Nothing was started.
+        FlipError: the message of the command. Nothing was started, unless it says how many runs were.
     """
     options = SubmitOptions(
         sweep=os.fspath(sweep), cluster=cluster, only=only, seeds=None if seeds is None else list(seeds),

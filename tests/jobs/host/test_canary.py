@@ -269,7 +269,7 @@ def test_waiting_runs_report_failed_canary_and_can_be_resubmitted(submitted, row
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(
         apply.assign_canaries(jobs, a.path.parent, 50)
     )
-    assert calls(submitted, "scancel") == (["scancel 52"] if "Held" in row else []), (
+    assert calls(submitted, "scancel") == (["scancel 52_0 52_1"] if "Held" in row else []), (
         "held jobs of the old submission are cancelled"
     )
     assert read_json(b.path / "job.json")["canary"] and read_json(c.path / "job.json")["waits_for"] == "b"
@@ -299,6 +299,14 @@ def test_submit_cancels_held_jobs_if_sbatch_refuses_canary(tmp_path, submitted):
     with pytest.raises(ConfigError, match="too many"):
         backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit(jobs)
     assert calls(submitted, "scancel") == ["scancel 60"]
+
+
+def test_submit_cancels_only_held_jobs_of_resubmitted_runs(submitted):
+    """b and c wait in one array."""
+    _, b, _ = submitted.runs
+    again = Job(b, Path("/"), JobResources(1), {}, "jobs.worker")
+    backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit([again])
+    assert calls(submitted, "scancel") == ["scancel 52_0"]
 
 
 def test_submit_keeps_held_jobs_if_sbatch_refuses_job_after_canary(tmp_path, submitted):

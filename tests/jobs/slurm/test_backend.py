@@ -144,6 +144,15 @@ def test_check_ready_notes_no_requeue_option_of_profile(sweep, commands, monkeyp
     assert "each start is a new job" in site.check_ready(replace(PROFILE, partition="", options={"no-requeue": ""}))
 
 
+def test_submit_reports_runs_accepted_before_refusal(tmp_path, commands):
+    commands("scontrol", CONFIG)
+    commands("srun", "")
+    commands("sbatch", "grep -q -- --nodes=2 $1 && { echo 'sbatch: error: QOSMaxSubmit' >&2; exit 1; }\n" + SBATCH)
+    small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
+    with pytest.raises(ConfigError, match="; 2 of 3 runs were submitted before and stay"):
+        backend.SlurmBackend(PROFILE).submit(jobs(tmp_path, small, large, small))
+
+
 def test_submit_reports_sbatch_error_and_leaves_run_stopped(sweep, commands):
     """The messages are those of Slurm 24.11. In the last, a hint follows the error."""
     messages = {
