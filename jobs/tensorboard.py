@@ -73,11 +73,10 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
-    """Link the events of runs into the folder, once each; returns new names: RUN, or SWEEP/RUN of several sweeps."""
-    several = len({run.path.parent for run in runs}) > 1
+    """Link the events of runs into the folder as SWEEP/RUN, once each; returns new names."""
     added = []
     for run in runs:
-        name = f"{run.sweep}/{run.name}" if several else run.name
+        name = f"{run.sweep}/{run.name}"
         link = folder / name
         if run.tensorboard.is_dir() and not link.is_symlink():
             link.parent.mkdir(exist_ok=True)

@@ -221,7 +221,8 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, unsteady, world, parameters,
     flops, loss, accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32,
-    bf16, or "as trained" if the result does not say) of every evaluation set; and the dotted configuration keys in
+    bf16, or "as trained" if the result does not say) of every evaluation set, ``.score`` if it is compared by another
+    score than top-1; and the dotted configuration keys in
     which runs of one sweep differ. None if a run has no such value (yet).
     Raises ConfigError if there is no folder ``root``.
     """
@@ -238,6 +239,15 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [{key: each.get(key) for key in keys} for each in rows]
 
 
+def score_of(item: Mapping[str, Any]) -> tuple[float, tuple[float, float] | None]:
+    """The score by which an evaluation is compared (0..1; by default top-1), and its 95 % interval.
+
+    The interval is that of accuracy: None for other scores, such as the mean over classes.
+    """
+    score = item.get("score", item["top1"])
+    return score, item.get("interval") if score == item["top1"] else None
+
+
 def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     """One flat row; ``settings`` are the configuration keys to show."""
     values: dict[str, Any] = {
@@ -250,6 +260,7 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     for item in outcome.evaluations:
         low, high = item.get("interval") or (None, None)
         score = {"top1": item["top1"], "low": low, "high": high, "n": item.get("n"), "precision": precision(item)}
+        score |= {"score": item["score"]} if "score" in item else {}
         values |= {f"{item.get('role', 'test')}.{item['name']}.{key}": value for key, value in score.items()}
     return values | {key: outcome.settings.get(key) for key in settings}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flip.monitoring.metrics_reader import Column
-from flip.monitoring.results import Outcome
+from flip.monitoring.results import Outcome, score_of
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import percent
 from jobs.reporting import charts, scaling_laws, seed_groups
@@ -117,14 +117,14 @@ def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
     lines = []
     for outcome in arm.outcomes:
         line = [
-            (x, 100 * item["top1"])
+            (x, 100 * score_of(item)[0])
             for point in outcome.curve()
             for item in point.get("evaluations", ())
             if item["name"] == name and (x := cost(outcome, point["samples"], point["seconds"])) is not None
         ]
         last = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
         if line and last is not None and last > line[-1][0]:
-            line += [(last, 100 * item["top1"]) for item in outcome.evaluations if item["name"] == name]
+            line += [(last, 100 * score_of(item)[0]) for item in outcome.evaluations if item["name"] == name]
         lines += [line] if len({x for x, _ in line}) > 1 else []
     return lines
 
@@ -139,9 +139,10 @@ def _marks(arm: SeedGroup, name: str, cost: Cost) -> list[Mark]:
 
 
 def _mark(x: float, item: dict[str, Any], arm: str) -> Mark:
-    low, high = item.get("interval") or (item["top1"], item["top1"])
-    label = f"{arm}: {percent(item['top1'])} % ({percent(low)} to {percent(high)})"
-    return Mark(x, 100 * item["top1"], 100 * low, 100 * high, label)
+    score, interval = score_of(item)
+    low, high = interval or (score, score)
+    label = f"{arm}: {percent(score)} %" + (f" ({percent(low)} to {percent(high)})" if interval else "")
+    return Mark(x, 100 * score, 100 * low, 100 * high, label)
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def _waited(attempts: Sequence[Attempt], i: int, job: Mapping[str, Any]) -> floa
     start_time = attempts[i].start.get("time")
     if attempts[i].number == job.get("after", -1) + 1:
         since = job.get("time")
-    elif i:
+    elif i and attempts[i].start.get("after") != attempts[i - 1].number:  # else the first of an earlier submission
         since = attempts[i - 1].end.get("time") if attempts[i - 1].end.get("code") is not None else None
     else:
         since = None
@@ -228,6 +228,11 @@ def with_sums(outcomes: Sequence[Outcome], running: Iterable[Any] = (), now: flo
         accounts.append(account)
         sums.setdefault((outcome.run.sweep, account.unit), []).append(account)
     return accounts + [_sum(sweep, unit, members) for (sweep, unit), members in sums.items() if len(members) > 1]
+
+
+def is_member(outcome: Outcome, total: Account) -> bool:
+    """Whether a run is part of the sum of a sweep and unit."""
+    return (f"all of {outcome.run.sweep}", resources(outcome.settings)[1]) == (total.name, total.unit)
 
 
 def _sum(sweep: str, unit: str, members: Sequence[Account]) -> Account:

@@ -69,7 +69,8 @@ def _lines(row: Published, name: str, arm: SeedGroup | None) -> list[Line]:
     for which, number in row.top1.items():
         why = obstacles(row, arm.outcomes if arm else [], which)
         score = arm.score(which) if arm else None
-        mean, low, high = (None if score is None else 100 * getattr(score, key) for key in ("mean", "low", "high"))
+        numbers = (score.mean, score.low, score.high) if score else (None, None, None)
+        mean, low, high = (None if number is None else 100 * number for number in numbers)
         lines.append(Line(row, which, name, number, mean, low, high, why))
     return lines
 

@@ -166,9 +166,7 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
         for name, role in sets.items():
             score = arm.score(name)
-            row[_column(name, role)] = (
-                "-" if score is None else f"{percent(score.mean)} ({percent(score.low)}-{percent(score.high)})"
-            )
+            row[_column(name, role)] = "-" if score is None else str(score)
         if any(other.precision not in ("", "fp32") for other in grouped):
             row["scored in"] = arm.precision or "-"
         speed, spent = arm.progress("samples_per_second"), arm.progress("seconds")
@@ -214,7 +212,7 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
         return []
     rows = []
     for i, (account, row) in enumerate(zip(accounts, goodput.cells(accounts), strict=True)):
-        members = [o for o in started if account.name == f"all of {o.run.sweep}"] if account.runs > 1 else [started[i]]
+        members = [started[i]] if account.runs == 1 else [o for o in started if goodput.is_member(o, account)]
         causes = Counter(attempt.end.get("cause", "complete") for o in members for attempt in o.attempts)
         incidents = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
         parts = {key.removesuffix(" %"): value for key, value in row.items()}

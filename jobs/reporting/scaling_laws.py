@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.derived import model_label
-from flip.monitoring.results import Outcome
+from flip.monitoring.results import Outcome, score_of
 from jobs.common.text import count
 
 DRAWS = 2000
@@ -175,8 +175,9 @@ def _ambiguous(group: Sequence[Placed]) -> set[str]:
 
 
 def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
-    low, high = item.get("interval") or (item["top1"], item["top1"])
-    return Trial(outcome.run.name, x, 1 - item["top1"], 1 - high, 1 - low)
+    score, interval = score_of(item)
+    low, high = interval or (score, score)
+    return Trial(outcome.run.name, x, 1 - score, 1 - high, 1 - low)
 
 
 def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,7 +11,7 @@ from flip import costs
 from flip.config.derived import kept_tokens
 from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import COLUMNS, precision
-from flip.monitoring.results import Outcome
+from flip.monitoring.results import Outcome, score_of
 from jobs.common.job import read_lenient
 from jobs.common.text import percent
 from jobs.reporting.goodput import resources
@@ -20,13 +20,18 @@ from jobs.sweeps.published import Published, published
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy, 0..1. ``low``, ``high``: 95 % interval of one run, or the extremes of several."""
+    """An accuracy or another score, 0..1. ``low``, ``high``: 95 % interval of one run, if it has one, or the extremes
+    of several."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     runs: int
     chance: float | None = None
+
+    def __str__(self) -> str:
+        known = self.low is not None and self.high is not None
+        return percent(self.mean) + (f" ({percent(self.low)}-{percent(self.high)})" if known else "")
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,8 @@ class SeedGroup:
         items = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
         if not items:
             return None
-        values = [item.get("score", item["top1"]) for item in items]
-        if len(items) == 1:
-            own = items[0].get("interval") if values[0] == items[0]["top1"] else None
-            low, high = own or (values[0], values[0])
-        else:
-            low, high = min(values), max(values)
+        values, intervals = zip(*map(score_of, items), strict=True)
+        low, high = (min(values), max(values)) if len(items) > 1 else intervals[0] or (None, None)
         return Score(fmean(values), low, high, len(values), items[0].get("chance"))
 
     @property
@@ -217,16 +218,18 @@ def headlines(arms: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tu
         scores = [(label, arm.score(name)) for label, arm in zip(labels(arms), arms, strict=True) if arm.complete]
         ranked = sorted(((label, s) for label, s in scores if s is not None), key=lambda item: -item[1].mean)
         best = ranked[:MAX_RANKED]
-        parts = [f"{label} {percent(s.mean)}{_range(s) if s.runs > 1 else ''}" for label, s in best]
+        parts = [f"{label} {s if s.runs > 1 else percent(s.mean)}" for label, s in best]
         parts += [f"and {len(ranked) - len(best)} more"] if len(ranked) > len(best) else []
-        close = [f"{better} and {other}" for (better, a), (other, b) in pairwise(best) if b.high >= a.low]
-        caution = f"Not distinguishable on {name}, as their intervals overlap: {'; '.join(close)}." if close else ""
+        close = [f"{better} and {other}" for (better, a), (other, b) in pairwise(best) if _overlap(a, b)]
+        why = "their intervals overlap" if all(s.low is not None for _, s in best) else "not all have intervals"
+        caution = f"Not distinguishable on {name}, as {why}: {'; '.join(close)}." if close else ""
         sentences += [(f"{', '.join(parts)} on {name}", caution)] if best else []
     return sentences[:MAX_HEADLINES]
 
 
-def _range(score: Score) -> str:
-    return f" ({percent(score.low)}-{percent(score.high)})"
+def _overlap(better: Score, other: Score) -> bool:
+    """Whether intervals overlap, or may."""
+    return better.low is None or other.high is None or other.high >= better.low
 
 
 def verdict(arms: Sequence[SeedGroup]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flip.runs.errors import COMPLETE, STOPPED
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, newest_first, read_record
 from jobs.common.cli import INTERRUPTED
 from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
@@ -85,6 +85,8 @@ def _wall_seconds(run: RunDir, state: JobState, live: Mapping[str, Any]) -> floa
         until = end.get("time") if end.get("code") is not None else None
         if until is None and n == state.attempt:
             until = time.time() if state.state == "running" else live.get("time")
+        elif until is None:
+            until = next((line.get("time") for line in newest_first(run.metrics / f"{n}.jsonl")), None)
         if until is not None and "time" in start:
             total += max(0.0, until - start["time"])
     return total

@@ -81,7 +81,9 @@ class EvaluationRequest:
         known = [self.root] if self.args.root else [self.root, *roots()]
         subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
         planned = [(subject, *self._plan(subject)) for subject in subjects]
-        self.jobs = {subject: self._submit(subject, task, config) for subject, task, config in planned}
+        self.jobs: dict[RunDir, RunDir] = {}
+        for subject, task, config in planned:
+            self.jobs[subject] = self._submit(subject, task, config)
         rows = [{"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()]
         if not self.args.detach:
             note("\n".join("{run}: the job is {job}".format(**row) for row in rows))
@@ -103,8 +105,15 @@ class EvaluationRequest:
         job = self._make(subject, task, config)
         snapshot = take(REPOSITORY, subject.path.parent / ".code")
         cache = {"FLIP_CACHE": str(cache_root())}
-        with writing(job.path):
-            open_backend(self.profile).submit([Job(job, snapshot.path, resources_of(config), cache, "jobs.evaluator")])
+        try:
+            with writing(job.path):
+                resources = resources_of(config)
+                open_backend(self.profile).submit([Job(job, snapshot.path, resources, cache, "jobs.evaluator")])
+        except FlipError:
+            if self.jobs:
+                note("submitted before: " + ", ".join(str(other.path) for other in self.jobs.values()))
+            shutil.rmtree(job.path, ignore_errors=True)  # its pins would keep commits; the next pin deletes them
+            raise
         return job
 
     def _task(self, subject: RunDir) -> Task:

@@ -18,6 +18,7 @@ from flip.evaluation import predictions
 from flip.models import clip
 from flip.monitoring.results import read_run
 from flip.runs import commit
+from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
 from jobs.common.job import JobState
@@ -356,6 +357,19 @@ def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
     output = capsys.readouterr().err
     assert "has been deleted meanwhile" in output and "Traceback" not in output
     assert sorted((place / "runs").rglob("job.json")) == before
+
+
+def test_evaluate_leaves_no_job_that_was_refused(place, capsys, monkeypatch):
+    """Its pins would keep commits of the run."""
+
+    def refuse(jobs):
+        raise ConfigError("sbatch refused the job")
+
+    before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=refuse))
+    assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
+    assert "sbatch refused the job" in capsys.readouterr().err
+    assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
 
 
 @pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (commit, "pin")])

@@ -17,13 +17,14 @@ from PIL import Image
 
 from flip.config import merge
 from flip.monitoring.results import find_runs, read_run
+from flip.monitoring.results import row as results_row
 from flip.runs.rundir import read_json, write_json
 from jobs.reporting import outcomes as results
 from jobs.reporting import paper_comparison as against
 from jobs.reporting import seed_groups
 from jobs.reporting.charts import LARGE, LINE, Mark, Plot, Series, inline, look, png, smooth, spread, svg, thin, tick
-from jobs.reporting.document import Table, Text
-from jobs.reporting.figures import focus
+from jobs.reporting.document import Figure, Table, Text
+from jobs.reporting.figures import accuracy, focus
 from jobs.reporting.html import render
 from jobs.reporting.markdown import markdown
 from jobs.reporting.report import findings, result_cells, title
@@ -87,6 +88,28 @@ def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
     assert "20.0 (10.0-30.0)" in results.text(run_outcomes) and "cannot rank" not in results.text(run_outcomes)
+
+
+def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp_path):
+    """Accuracy and the mean over classes may differ by points; the interval is that of accuracy."""
+    for name in ("a", "b"):
+        run = make(tmp_path / "demo", name, mask="0.5" if name == "a" else "0.75", top1=0.9)
+        result = read_json(run.result)
+        item = next(item for item in result["evaluations"] if item["name"] == "twemoji")
+        item |= {"metric": "mean per class", "score": 0.81 if name == "a" else 0.809}
+        write_json(run.result, result)
+    run_outcomes = outcomes(tmp_path / "demo")
+    grouped = seed_groups.group(run_outcomes)
+    assert result_cells(grouped, run_outcomes)[0]["twemoji"] == "81.0"
+    ((sentence, caution),) = seed_groups.headlines(grouped, run_outcomes)[:1]
+    assert "a 81.0" in sentence and "not all have intervals: a and b" in caution
+    blocks = accuracy(grouped, run_outcomes, focus(grouped, run_outcomes))
+    figures = [item for block in blocks for item in getattr(block, "blocks", [block]) if isinstance(item, Figure)]
+    plots = [plot for figure in figures for plot in figure.plots if plot.y.startswith("twemoji")]
+    marks = [mark for plot in plots for series in plot.series if series.name == "a" for mark in series.marks]
+    assert marks and all((mark.y, mark.low, mark.high) == (pytest.approx(81.0),) * 3 for mark in marks)
+    assert {mark.label for mark in marks} == {"a: 81.0 %"}
+    assert results_row(run_outcomes[0])["test.twemoji.score"] == 0.81
 
 
 def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path):

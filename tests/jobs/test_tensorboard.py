@@ -38,15 +38,12 @@ def test_add_links_new_runs_under_unique_names(tmp_path):
         run.tensorboard.mkdir()
     folder = tmp_path / "links"
     folder.mkdir()
-    assert add(runs, folder) == ["a"] and (folder / "a").resolve() == runs[0].tensorboard
+    assert add(runs, folder) == ["one/a"] and (folder / "one" / "a").resolve() == runs[0].tensorboard
     runs[1].tensorboard.mkdir()
-    assert add(runs, folder) == ["b"], "only runs that started since the last call"
-    other = RunDir(tmp_path / "two" / "a")
+    other = RunDir(tmp_path / "a" / "a")
     other.tensorboard.mkdir(parents=True)
-    (tmp_path / "both").mkdir()
-    assert add([*runs, other], tmp_path / "both") == ["one/a", "one/b", "two/a"], (
-        "runs of several sweeps have the names of sweep and run"
-    )
+    assert add([*runs, other], folder) == ["one/b", "a/a"], "only runs that started since the last call"
+    assert not list(runs[0].tensorboard.iterdir()), "the sweep has the name of a run"
 
 
 @pytest.mark.timeout(180)
@@ -64,7 +61,7 @@ def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
         runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
-        assert sorted(runs) == ["clip", "mask50"]
+        assert sorted(runs) == ["demo/clip", "demo/mask50"]
         url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
         assert "train/loss" in str(_until(url, lambda tags: "mask50" in tags))
     finally:

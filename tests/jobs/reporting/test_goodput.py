@@ -114,6 +114,13 @@ def test_of_run_counts_unobserved_end_at_last_logged_line(tmp_path):
     assert account.waiting_hours * HOUR == pytest.approx(100), "the waiting time after the unobserved end is unknown"
 
 
+def test_of_run_does_not_count_time_between_submissions_as_waiting(tmp_path):
+    """The second attempt was the first of a submission whose time is no longer known."""
+    (start, *rest), second = TWO[0], TWO[1]
+    run = run_of(tmp_path / "s", (start, *rest), ({**second[0], "after": 1}, *second[1:]))
+    assert goodput.of_run(read_run(run.path)).waiting_hours * HOUR == pytest.approx(100)
+
+
 def test_of_run_counts_attempt_without_commit_as_lost(tmp_path):
     uncommitted = (
         {"time": 1100.0, "resumes_from": 0},

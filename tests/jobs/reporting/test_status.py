@@ -120,8 +120,12 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 12_600.0)
     row = run_status.row(run, JobState("running", 3))
     assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3), (
-        "the second attempt has no end, so its time does not count"
+        "the second attempt has neither an end nor metrics"
     )
+    run.metrics.mkdir()
+    (run.metrics / "2.jsonl").write_text('{"step": 1, "time": 6000}\n{"step": 2, "time": 6800}\n')
+    assert run_status.row(run, JobState("running", 3))["wall_seconds"] == 9000, "it counts up to its last metrics"
+    (run.metrics / "2.jsonl").unlink()
     write_json(run.status, {"attempt": 3, "time": 10_800.0})
     assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, (
         "the running attempt counts up to its last status"
