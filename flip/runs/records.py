@@ -21,7 +21,7 @@ DIGITS = 40
 
 
 class FieldType:
-    """A type with limits. ``description`` completes "is not ...". ``required``: a record without the field is invalid."""
+    """A type with limits. ``description`` completes "is not ...". ``required``: a record without it is invalid."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ FIELDS: Dict[str, Any] = {
         "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": COUNT,
         "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH, "world": COUNT,
         "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT}, "canary": {"steps": COUNT, "releases": [NAME]},
-        "waits_for": NAME, "trackers": [NAME], "notify": [EXACT], "signal_seconds": NUMBER, "command": [EXACT],
+        "waits_for": NAME, "trackers": [NAME], "notify": [EXACT], "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT],
         "after": COUNT, "time": TIME,
     },
     "start.json": {

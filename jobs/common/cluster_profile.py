@@ -157,8 +157,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 RESERVED_OPTIONS = (
     "array", "chdir", "cpus-per-task", "error", "export", "job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode",
     "output", "requeue", "signal", "time", "wrap",
+    "clusters", "parsable", "quiet", "test-only", "wait",
 )  # fmt: skip
-"""Options of sbatch that the launcher sets."""
+"""Options of sbatch that the launcher sets, and those that change what it prints, where jobs are or when it returns."""
 BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
 """Options that hide GPUs from ranks, which select theirs by its number on the node."""
 
@@ -166,7 +167,8 @@ BINDING_OPTIONS = ("gpu-bind", "gpus-per-task", "ntasks-per-gpu")
 def _check(profile: ClusterProfile, path: Path) -> None:
     for name in profile.options:
         if name in RESERVED_OPTIONS:
-            raise ConfigError("this option of sbatch is set by the launcher", f"{path}, options", name, "Remove it.")
+            what = "the launcher sets or forbids this option of sbatch"
+            raise ConfigError(what, f"{path}, options", name, "Remove it.")
         if name in BINDING_OPTIONS:
             remedy = "Remove it: ranks choose among all GPUs of their node."
             raise ConfigError("this option hides GPUs from ranks", f"{path}, options", name, remedy)

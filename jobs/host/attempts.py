@@ -13,7 +13,7 @@ from flip.runs.errors import STORAGE
 from flip.runs.rundir import RunDir, create_json, read_record, write_json
 from jobs.host import wall_limit
 from jobs.host.bad_nodes import NODE_SUSPECT_CAUSES
-from jobs.host.restart_policy import STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
+from jobs.host.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
 
 REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")  # of end.json
 INTERRUPTED = ("stopped", "timeout", "node")  # causes that are no fault of the run
@@ -137,6 +137,16 @@ def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
             if missing:
                 raise ValueError("%s: lacks `%s`" % (path, missing[0]))
             yield row
+
+
+def excluded_nodes(run: RunDir, now: float) -> Tuple[str, ...]:
+    """Nodes that the next start avoids: those of the profile, and those that the ends of the last day name.
+
+    A node may be repaired, or its fault may have been a passing one; a job that excludes all nodes never starts.
+    """
+    job = read_record(run.path / "job.json") or {}
+    nodes = {node for end in ends(run) if now - end.get("time", 0.0) < DAY for node in end.get("exclude", ())}
+    return tuple(filter(None, [job.get("exclude", ""), *sorted(nodes)]))
 
 
 def earlier_ends(run: RunDir, first: int, n: int) -> List[Dict[str, Any]]:

@@ -28,7 +28,8 @@ def find_suspect(run: RunDir, n: int, now: float) -> Tuple[str, str]:
     if node and failures(run, now) <= {node}:
         for name in sorted(os.listdir(str(run.path.parent))):
             other = RunDir(run.path.parent / name)
-            started = name != run.name and (other.path / "attempts").is_dir()
+            # of another user, perhaps: Path.is_dir raises PermissionError before Python 3.14
+            started = name != run.name and os.path.isdir(str(other.path / "attempts"))
             if started and failures(other, now) == {node}:
                 return node, name
     return "", ""

@@ -11,6 +11,7 @@ first. Output goes to the file system of the run, which may be full, so nothing 
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -378,21 +379,25 @@ def requeue_job(decision: Decision, run: RunDir, n: int) -> None:
 def restart(
     delay: float, exclude: tuple, ending: bool = False, run: Optional[RunDir] = None, attempt: Optional[int] = None
 ) -> None:
-    """Requeue our job, or submit a successor if Slurm does not requeue it. If that is refused too, record why the run
-    ends here; ``run`` is None if its files cannot be written."""
+    """Requeue our job, or submit a successor if Slurm does not requeue it. If Slurm refuses, record why the run ends
+    here; ``run`` is None if its files cannot be written."""
     job, restarts = own_start()
+    if run is not None and exclude:
+        with contextlib.suppress(OSError, ValueError):  # an unreadable record must not prevent the restart
+            exclude = attempts.excluded_nodes(run, time.time())
+    disabled = False
     try:
-        return log("%s: %s" % (job, slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)), sys.stdout)
-    except slurm_cli.RequeueDisabled:
-        pass
+        try:
+            what = slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)
+        except slurm_cli.RequeueDisabled:
+            disabled = True
+            what = slurm_cli.submit_successor(job, restarts, attempt, delay, exclude)
+        log("%s: %s" % (job, what), sys.stdout)
     except slurm_cli.SlurmUnavailable as error:
-        return log("%s was not requeued: %s; submit again" % (job, error))
-    try:
-        log("%s: %s" % (job, slurm_cli.submit_successor(job, restarts, attempt, delay, exclude)), sys.stdout)
-    except slurm_cli.SlurmUnavailable as error:
-        reason = "requeue is disabled here, and a new job was refused (%s)" % error
+        refused = "requeue is disabled here, and a new job was refused" if disabled else "the requeue was refused"
+        reason = "%s (%s)" % (refused, error)
         log("%s: %s; submit again" % (job, reason))
-        if run is not None and attempt is not None:
+        if run is not None and attempt is not None and (disabled or not ending):  # else the exit trap still tries
             attempts.record_failed_restart(run, attempt, reason)
             settle_canary(run, "stop")
             send_notification(run, "stop")

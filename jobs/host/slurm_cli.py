@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from datetime import datetime
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
 
 from jobs.host.restart_policy import UNKNOWN
 
@@ -210,7 +210,7 @@ def wait_for_time_limit(
             on_limit(limit)
             known_limit = limit
         state, reason = fields.get("JobState", ""), fields.get("Reason", "").partition(":")[0]
-        if state != "RUNNING":
+        if state not in (*ON_NODES, "CONFIGURING"):
             if state == "COMPLETING":
                 state = "TIMEOUT" if elapsed >= limit else STATE_BY_REASON.get(reason, "")
             return state if state in ("TIMEOUT", "NODE_FAIL") else ""
@@ -288,7 +288,8 @@ def call_with_retry(*argv: str, **options: float) -> str:
 
 
 def requeue(job: str, restarts: int, delay: float = 0.0, exclude: Iterable[str] = (), ending: bool = False) -> str:
-    """Requeue a job, to start after ``delay`` seconds and without the nodes ``exclude``; returns what happened.
+    """Requeue a job, to start after ``delay`` seconds; returns what happened. ``exclude``: all nodes that it avoids
+    from now on, if any.
 
     Before each try the state of the job is queried: a job that Slurm has requeued or a user has cancelled is left
     alone. A refusal is retried for RETRY_SECONDS, an unknown job for UNKNOWN_JOB_SECONDS, silence for
@@ -322,23 +323,13 @@ def requeue(job: str, restarts: int, delay: float = 0.0, exclude: Iterable[str] 
         wait = wait if ending else min(60.0, 2 * wait)
         state = job_state(job, restarts, deadline)
     updates = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
-    if exclude:
-        try:
-            present = _excluded_nodes(job_fields(job))
-        except SlurmUnavailable:
-            present = []
-        updates.append("ExcNodeList=" + ",".join(present + sorted(exclude)))
+    updates += ["ExcNodeList=" + ",".join(exclude)] if exclude else []
     if updates:
         try:
             call("scontrol", "update", "JobId=" + job, *updates)
         except SlurmUnavailable as error:  # it starts all the same
             return "requeued, but %s was refused: %s" % (" ".join(updates), error)
     return " ".join(["requeued"] + updates)
-
-
-def _excluded_nodes(fields: Mapping[str, str]) -> List[str]:
-    present = fields.get("ExcNodeList", "(null)")
-    return [] if present in ("", "(null)") else [present]
 
 
 FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
@@ -355,9 +346,10 @@ def submit_successor(
 ) -> str:
     """Submit a successor of our job, which Slurm does not requeue: the same batch script, name, token and array index.
 
-    It starts after the end of this job and ``delay`` seconds, without the nodes ``exclude``, and only if no attempt has
-    started in between. ``attempt``: the one that ends now; None if unknown. Returns what happened. A controller that
-    does not answer is asked again for RETRY_SECONDS. Raises SlurmUnavailable if it refuses.
+    It starts after the end of this job and ``delay`` seconds, without the nodes ``exclude`` (by default those of this
+    job), and only if no attempt has started in between. ``attempt``: the one that ends now; None if unknown. Returns
+    what happened. A controller that does not answer is asked again for RETRY_SECONDS. Raises SlurmUnavailable if it
+    refuses.
     """
     end, wait = time.time() + RETRY_SECONDS, 1.0
     while True:
@@ -384,8 +376,9 @@ def _submit_successor(job: str, restarts: int, attempt: Optional[int], delay: fl
     options = ["--dependency=afterany:" + os.environ["SLURM_JOB_ID"]]
     options += ["--array=" + index] if index else []
     options += ["--begin=now+%d" % round(delay)] if delay >= 1 else []
-    excluded = _excluded_nodes(fields) + sorted(exclude)
-    options += ["--exclude=" + ",".join(excluded)] if excluded else []
+    present = fields.get("ExcNodeList", "(null)")
+    excluded = ",".join(exclude) or ("" if present == "(null)" else present)
+    options += ["--exclude=" + excluded] if excluded else []
     left = COMMENT.match(fields.get("Comment", ""))
     options += ["--comment=away:%s:-1:%s" % left.group(1, 3)] if left and left.group(2) == str(restarts) else []
     id_ = call("sbatch", "--parsable", *options, text=script, env=_original_environment(attempt)).strip()

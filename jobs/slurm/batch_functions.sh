@@ -17,14 +17,18 @@ requeue_job() {  # for half a day while Slurm does not answer, as when this node
   done
 }
 retry_scontrol() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
-requeue_elsewhere() {  # a node that lacks the mount or the interpreter must not consume a whole array
-  code=$?
-  case $code in 1|2|4|126|127|13[0-9]) ;; *) exit "$code";; esac  # others are decisions of `begin`
+# A node that lacks the mount or the interpreter must not consume a whole array, nor end a run: called before an attempt
+# starts, and if its end could not be decided, which the next `begin` then records.
+requeue_elsewhere() {
+  status=$?; [ -n "$FLIP_ATTEMPT" ] || code=$status
+  case $status in 1|2|4|126|127|13[0-9]) ;; *) [ -z "$FLIP_ATTEMPT" ] || return; exit "$code";; esac  # decided
   restarts=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: failed starts in a row
   until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the exit trap does
   comment=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
   IFS=: read -r past writer ended <<< "$comment"
   [ "${writer:-x}" != $((restarts - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
+  attempt=${FLIP_ATTEMPT:-$attempt}
+  case $FLIP_ATTEMPT.$shown in [1-9]*JobState=C*) exit "$code";; esac  # cancelled, or at its limit: see `watch`
   [ "$starts" -lt MAX_FAILED_STARTS ] || exit "$code"
   retry_scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$attempt"
   # Nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is listed

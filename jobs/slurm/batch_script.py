@@ -55,7 +55,7 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
         "setup": setup_lines(profile, job, folder),
         "srun_args": srun_args(profile, job),
         "additional_parameters": {
-            "requeue": True,
+            **({} if "no-requeue" in profile.options else {"requeue": True}),  # of both, sbatch takes the last
             "signal": f"USR2@{profile.signal_seconds}",
             "export": "ALL",  # of what ``clean_environment`` leaves
             # paths that every node has: a node without the shared folders must be able to start the script
@@ -130,7 +130,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "finish() {",
         "  code=$?; trap '' TERM USR1 USR2; trap - EXIT",
         *_late(profile, job),
-        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}}',
+        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}} || requeue_elsewhere',
         '  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit',
         *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
         *([AWAIT_FOLLOWERS] if job.trackers else []),

@@ -1,5 +1,7 @@
 """Tests that nodes are excluded if two runs fail only there, or if no rank could be started there."""
 
+import os
+
 import pytest
 
 from flip.runs.errors import CAUSES
@@ -69,6 +71,23 @@ def test_find_suspect_skips_other_run_with_damaged_record(sweep):
     attempt = sweep("mine", "n1", ended=False)
     assert suspect(*attempt) == ("", "")
     sweep("other", "n1")
+    assert suspect(*attempt) == ("n1", "other")
+
+
+def test_find_suspect_skips_closed_run_of_other_user(sweep, monkeypatch):
+    """root could read it all the same, so the error is simulated."""
+    attempt = sweep("mine", "n1", ended=False)
+    closed = attempt[0].path.parent / "closed"
+    sweep("other", "n1")
+    real_stat = os.stat
+
+    def stat(path, **options):
+        if str(path).startswith(str(closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_stat(path, **options)
+
+    closed.mkdir()
+    monkeypatch.setattr(os, "stat", stat)
     assert suspect(*attempt) == ("n1", "other")
 
 

@@ -53,6 +53,16 @@ def test_open_attempt_is_ended_at_start_if_slurm_answers(run, commands, said, ca
     assert causes(run) == [cause, None]
 
 
+def test_refused_requeue_cancels_held_jobs_and_notifies(run, commands, slept, monkeypatch):
+    settled = []
+    monkeypatch.setattr(batch_hooks, "settle_canary", lambda run, action: settled.append(action))
+    monkeypatch.setattr(batch_hooks, "send_notification", lambda run, action: settled.append(f"notified of {action}"))
+    commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=1' || { echo 'refused' >&2; exit 1; }")
+    act("end", run.path, "--attempt", "1", "--code", "75", "--state", "RUNNING")
+    assert settled == ["stop", "notified of stop"]
+    assert read_json(run.attempt(1) / "end.json")["reason"].startswith("the requeue was refused (")
+
+
 def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands, slept, tmp_path, monkeypatch):
     """The outage outlasts the query of earlier failed starts; the comment is still written before the requeue."""
     monkeypatch.setattr(batch_hooks, "RETRY_SECONDS", 0.0)

@@ -112,11 +112,11 @@ def test_requeue_sets_start_time_and_excluded_nodes_afterwards(commands):
     commands("scontrol", f"[ $1 = show ] && {{ {show(out='n[1-2]')}\n}}; exit 0")
     assert slurm_cli.requeue("50_3", 0) == "requeued"
     result = slurm_cli.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
-    assert result == "requeued StartTime=now+30 ExcNodeList=n[1-2],n4,n9"
+    assert result == "requeued StartTime=now+30 ExcNodeList=n9,n4"
     assert [line for line in commands.calls() if "show" not in line] == [
         "scontrol requeue 50_3",
         "scontrol requeue 50_3",
-        "scontrol update JobId=50_3 StartTime=now+30 ExcNodeList=n[1-2],n4,n9",
+        "scontrol update JobId=50_3 StartTime=now+30 ExcNodeList=n9,n4",
     ]
 
 
@@ -259,6 +259,8 @@ def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(wait, mo
     node = {**hour, "state": "COMPLETING", "reason": "NodeDown"}
     assert wait(hour, node) == ("NODE_FAIL", [3000.0])
     assert wait(hour, {**node, "restarts": 1}) == ("", [3000.0]), "Slurm has requeued it"
+    stopped = {**hour, "state": "STOPPED"}
+    assert wait(hour, stopped, ending) == ("TIMEOUT", [3000.0, 3000.0]), "scancel -s STOP, and CONT later"
     longer = {"limit": "02:00:00", "ran": "01:00:00"}
     assert wait(hour, longer, {**longer, "state": "CANCELLED"}) == ("", [3000.0, 3600.0])
 
@@ -309,8 +311,10 @@ def test_submit_successor_submits_same_script_for_own_array_element(slurm, tmp_p
 def test_submit_successor_passes_on_delay_nodes_and_failed_starts(slurm):
     slurm(comment="away:7:0:4", out="n[8-9]")
     slurm_cli.submit_successor("57_3", 0, 4, delay=59.6, exclude=("n3", "n2"))
-    options = "--begin=now+60 --exclude=n[8-9],n2,n3 --comment=away:7:-1:4"
+    options = "--begin=now+60 --exclude=n3,n2 --comment=away:7:-1:4"
     assert slurm.sbatch() == [f"sbatch --parsable --dependency=afterany:60 --array=3 {options}"]
+    slurm_cli.submit_successor("57_3", 0, 4)
+    assert "--exclude=n[8-9]" in slurm.sbatch()[-1], "those of the job, of its profile for instance"
 
 
 @pytest.fixture(params=["gone", "other"])

@@ -97,6 +97,13 @@ def test_time_limit_is_not_rounded_up_by_floating_point_noise(hours, minutes, co
     assert f"--time={minutes} " in commands.calls()[-1], "doctor requests the same limit as submit"
 
 
+@pytest.mark.parametrize("options, requeue", [({}, True), ({"no-requeue": ""}, False)])
+def test_script_requests_requeue_unless_profile_forbids_it(options, requeue, monkeypatch):
+    """submitit sorts the options, and sbatch takes the last of both."""
+    text = script(ClusterProfile(kind="slurm", options=options), monkeypatch=monkeypatch)
+    assert ("#SBATCH --requeue\n" in text) == requeue and ("#SBATCH --no-requeue\n" in text) == (not requeue)
+
+
 class Stage:
     """Runs a batch script in a real bash; srun and scontrol are small scripts at the front of PATH."""
 
@@ -370,6 +377,22 @@ def test_broken_node_retries_requeue_until_slurm_answers(stage, tmp_path, what, 
     assert sum(call == "scontrol requeue 57_1" for call in calls) == requeues
     updated = "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0" in calls
     assert updated == (what != "started again")
+
+
+@pytest.mark.parametrize("state, requeued", [("RUNNING", True), ("CANCELLED", False)])
+def test_script_requeues_job_if_exit_trap_cannot_start(stage, tmp_path, monkeypatch, state, requeued):
+    """The node loses its mount during training. The next `begin` records the end."""
+    hooks = tmp_path / "hooks"
+    shutil.copytree(ROOT / "jobs", hooks / "jobs")
+    shutil.copytree(ROOT / "flip", hooks / "flip")
+    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker", hooks=hooks)
+    stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
+    stage.commands("srun", f"mv {hooks} {hooks}.gone; exit 69")
+    stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
+    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 69
+    assert ("scontrol requeue 57_1" in stage.commands.calls()) == requeued
+    assert ("scontrol update JobId=57_1 Comment=away:1:0:1" in stage.commands.calls()) == requeued
+    assert not (stage.run.attempt(1) / "end.json").exists()
 
 
 @pytest.mark.parametrize("starts, before, again", [(7, 199, 8), (7, 150, 1), (100, 199, 0)])
