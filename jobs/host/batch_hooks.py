@@ -80,7 +80,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--token", help="submission that the job belongs to (begin); a job of another does nothing")
     parser.add_argument("--attempt", type=int, help="number that begin printed (end, watch); default: the newest")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
-    parser.add_argument("--late", action="store_true", help="it used its wall limit, except for the time to save (end)")
     parser.add_argument("--state", help="the scheduler's state of the job (end); default: Slurm is asked")
     return parser
 
@@ -99,9 +98,7 @@ def act(args: argparse.Namespace, sleep: Optional[Callable[[float], None]] = Non
             return watch(args.run, args.attempt, sleep)
         if args.what == "release":
             return release(args.run)
-        return retry_on_oserror(
-            lambda error: end(args.run, args.attempt, args.code, args.state, args.late, error), args.attempt
-        )
+        return retry_on_oserror(lambda error: end(args.run, args.attempt, args.code, args.state, error), args.attempt)
     except ShellGone:  # of a canary: the next start has its own process that releases the others
         return 0
     except FlipError as error:
@@ -224,7 +221,6 @@ def end(
     n: Optional[int],
     code: Optional[int],
     state: Optional[str],
-    late: bool = False,
     last_error: Optional[OSError] = None,
 ) -> int:
     """Record the end of attempt n and carry out the decision. ``last_error``: of an earlier try of this call."""
@@ -246,7 +242,7 @@ def end(
         code,
         state,
         suspect=bad_nodes.find_suspect(run, n, time.time()),
-        late=wall_limit.limit_reached(run, fields) or late,
+        late=wall_limit.limit_reached(run, n, fields),
         unstarted=bad_nodes.unstartable_nodes(str(run.logs / str(n) / "job.err"), nodes),
         disk_full=str(last_error) if disk_full else "",
     )

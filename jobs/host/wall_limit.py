@@ -3,7 +3,8 @@
 Administrators change limits of running jobs, so the limit comes from Slurm and not from the run's configuration.
 """
 
-from typing import Dict
+import time
+from typing import Dict, Optional
 
 from flip.runs import commit
 from flip.runs.rundir import RunDir, read_record, write_json
@@ -52,12 +53,17 @@ def too_short(run: RunDir, limit: int) -> str:
     return "no attempt can make progress within the wall limit of %s: %s" % (format_seconds(limit), measured(run))
 
 
-def limit_reached(run: RunDir, fields: Dict[str, str]) -> str:
-    """Why an ending attempt counts as one that used its wall limit, except for the time to save; "" if it does not.
+def limit_reached(run: RunDir, n: int, fields: Dict[str, str]) -> str:
+    """Why attempt n, which ends, counts as one that used its wall limit, except for the time to save; "" if it does
+    not. A preempted one does not.
 
-    A preempted one does not. ``fields``: of ``scontrol show job``.
+    ``fields``: of ``scontrol show job``; empty if Slurm does not answer: then the recorded limit counts.
     """
-    elapsed, limit = (slurm_cli.parse_duration(fields.get(name, "")) for name in ("RunTime", "TimeLimit"))
+    elapsed: Optional[float] = slurm_cli.parse_duration(fields.get("RunTime", ""))
+    limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
+    if not fields:
+        start = read_record(run.attempt(n) / "start.json") or {}
+        elapsed, limit = time.time() - float(start.get("time", time.time())), recorded_limit(run, n) or None
     if elapsed is None or limit is None or slurm_cli.timestamp(fields.get("PreemptTime", "")) is not None:
         return ""
     lead = (read_record(run.path / "job.json") or {}).get("signal_seconds", 0)

@@ -129,8 +129,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "export FLIP_RUN FLIP_ATTEMPT",
         "finish() {",
         "  code=$?; trap '' TERM USR1 USR2; trap - EXIT",
-        *_late(profile, job),
-        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${{late:+--late}} || requeue_elsewhere',
+        f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere',
         '  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit',
         *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
         *([AWAIT_FOLLOWERS] if job.trackers else []),
@@ -164,15 +163,6 @@ def _followers(profile: ClusterProfile, job: Job) -> list[str]:
         f' </dev/null >"$FLIP_RUN/logs/$FLIP_ATTEMPT/follow-{name}.log" 2>&1 & followers+=" $!"; disown'
         for name in job.trackers
     ]
-
-
-def _late(profile: ClusterProfile, job: Job) -> list[str]:
-    """Lines that set ``late`` if the attempt had its whole wall limit. Its warning comes up to a minute early.
-
-    Very short limits are left out: the attempt would always be late.
-    """
-    limit, before = 60 * minutes(job.shape.hours), profile.signal_seconds + 75
-    return [f'  [ "$SECONDS" -lt {limit - before} ] || late=1'] if limit > 2 * before else []
 
 
 def _modules(names: Sequence[str]) -> list[str]:

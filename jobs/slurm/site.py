@@ -203,8 +203,6 @@ def read(profile: ClusterProfile) -> Site:
     qos = _qos(errors, profile.qos or association.get("qos", ""))
     name = partition["PartitionName"]
     rows = query(errors, "nodes", "sinfo", "-h", "-N", "-p", name, "-o", "%N|%c|%m|%G|%T")
-    query(errors, "squeue --json", "squeue", "--json", "--name=none")
-    query(errors, "sacct", "sacct", "-n", "-X", "-S", "now")
     python = shutil.which(profile.hosts_python) or profile.hosts_python
     with clean_environment([*FORWARDED_ENV, *profile.env]):
         version = query(errors, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()

@@ -8,7 +8,7 @@ from jobs.host.slurm_cli import parse_int
 from jobs.slurm.site import SHARED, Site
 
 OK, DEGRADED, FAIL, UNKNOWN = "ok", "degraded", "fails", "unknown"
-OLDEST, FIXED = (20, 11), (26, 5)  # first release with send_user_signal; first that restarts no finished job
+OLDEST = (20, 11)  # first release with send_user_signal
 CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
 
@@ -139,10 +139,6 @@ def _crash(site: Site, profile: ClusterProfile) -> Verdict:
     return OK, read
 
 
-def _cancel(site: Site, profile: ClusterProfile) -> Verdict:
-    return OK, "cancel.json is read before every start, the job's state before every requeue"
-
-
 def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
     age = parse_int(site.config.get("MinJobAge", ""))
     read = f"run directories record it; squeue lists ended jobs for {'?' if age is None else age} s (MinJobAge)"
@@ -200,13 +196,6 @@ def _parameters(site: Site, key: str) -> dict[str, str]:
     return {name: value for name, mark, value in parts if mark}
 
 
-def _finished(site: Site, profile: ClusterProfile) -> Verdict:
-    mode, grace = site.preemption
-    if mode == "REQUEUE" and grace and site.version < FIXED:
-        return OK, "Slurm may start a finished job once more here (GraceTime, before 26.05): it leaves at once"
-    return OK, "a job that is started once more leaves at once"
-
-
 def _python(site: Site, profile: ClusterProfile) -> Verdict:
     name = profile.hosts_python
     if site.errors.get("python"):
@@ -231,13 +220,6 @@ def _runs_root(site: Site, profile: ClusterProfile) -> Verdict:
         return OK, f"writable; {kind}"
     then = "Nodes must see this folder under the same path: put runs_root on the shared file system."
     return UNKNOWN, f"writable; {kind or 'its file system is not known'}", then
-
-
-def _plain_output(site: Site, profile: ClusterProfile) -> Verdict:
-    sentences = [
-        f"{name} {'does not answer' if site.errors.get(name) else 'answers'}" for name in ("squeue --json", "sacct")
-    ]
-    return OK, "; ".join(sentences)
 
 
 def _environment(site: Site, profile: ClusterProfile) -> Verdict:
@@ -278,13 +260,10 @@ CHECKS = {
     "a run is warned before the time limit": _limit,
     "a killed rank or a crash is restarted": _crash,
     "a lost node is noticed": _lost,
-    "a cancelled run stays cancelled": _cancel,
     "the outcome of a run is known": _outcome,
     "a sweep may have any number of runs": _sweep,
     "a requeued job starts soon": _delay,
-    "a finished run is not trained again": _finished,
     "the batch script's host has a Python": _python,
     "runs can be stored in the runs root": _runs_root,
     "the environment of jobs is defined": _environment,
-    "neither JSON nor accounting is needed": _plain_output,
 }

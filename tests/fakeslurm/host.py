@@ -29,8 +29,6 @@ class Script:
     canary: bool = False
     """Whether others are held until it has passed."""
     text: str = ""
-    late: float = float("inf")
-    """Seconds after which its end is one that had the whole wall limit."""
 
     @classmethod
     def read(cls, text):
@@ -39,14 +37,13 @@ class Script:
         folder = re.search(r"^log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
         nodes, array = int(options["nodes"]), re.match(r"0-(\d+)", options.get("array", ""))
         tasks = nodes * int(options["ntasks-per-node"])
-        late = re.search(r'"\$SECONDS" -lt (\d+)', text)
         peers, canary = float(re.search(r"--wait=(\d+)", text)[1]), "releaser=$!" in text
         return {
             "name": options["job-name"],
             "nodes_wanted": nodes,
             "limit": 60.0 * int(options["time"]),
             "lead": float(options["signal"].partition("@")[2]),
-            "script": cls(Path(folder), tasks, peers, canary, text, float(late[1]) if late else float("inf")),
+            "script": cls(Path(folder), tasks, peers, canary, text),
             "held": "hold" in options,
             "elements": int(array[1]) + 1 if array else None,
             "later": float(options.get("begin", "now+0").partition("+")[2]),
@@ -119,7 +116,7 @@ class Life:
 
     def _python(self, by, over, command, **options):
         """Start ``python jobs/host/batch_hooks.py COMMAND RUN ...``."""
-        fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, "late": False, **options}
+        fields = {"token": None, "attempt": self.attempt, "code": None, "state": None, **options}
         args = argparse.Namespace(what=command, run=str(self.path), **fields)
         return self._process(by, lambda: batch_hooks.act(args, self._wait), over)
 
@@ -206,7 +203,7 @@ class Life:
         if not self._shell:
             self._done(code, killed=True)
         elif not self._over:
-            self._python("trap", exit_trap_ended, "end", code=code, late=self.clock.now - self.born >= self.script.late)
+            self._python("trap", exit_trap_ended, "end", code=code)
 
     def _done(self, code, killed=False):
         if not self._over:

@@ -41,7 +41,7 @@ def site(config=(), partition=(), **fields):
     """A site that passes all checks, except for the given settings."""
     defaults = {
         "nodes": {EIGHT: 4},
-        "errors": {"sbatch --test-only": "", "sacct": "sacct: accounting storage is disabled"},
+        "errors": {"sbatch --test-only": ""},
         "python": "3.9.18",
         "filesystems": {"runs root": "lustre", "python": "nfs4"},
     }
@@ -94,8 +94,6 @@ SITES = [
     (site({**DELAY, "SLURM_VERSION": "25.11.0"}), "starts soon", OK, "about 5 s"),
     (site({**DELAY, "SLURM_VERSION": "25.05.4"}), "starts soon", DEGRADED, "about 1201 s"),  # no requeue_delay
     (site({"SchedulerParameters": "requeue_delay=600", "SLURM_VERSION": "26.05.0"}), "starts soon", DEGRADED, "600 s"),
-    (site(), "not trained again", OK, "before 26.05"),
-    (site({"SLURM_VERSION": "26.05.0"}), "not trained again", OK, "a job that is started once more"),
     (site({"SLURM_VERSION": "19.05.8"}), "release", DEGRADED, "20.11"),
     (site(python="3.5.2"), "has a Python", FAIL, "host_python"),
     (site(errors={"python": "py: No such file or directory"}), "has a Python", FAIL, "host_python"),
@@ -194,7 +192,6 @@ def far(commands, tmp_path, monkeypatch):
     commands("scontrol", commands.text)
     commands("sinfo", "echo 'a1|96|1031000|gpu:h100:8|idle'")
     commands("squeue", "exit 1")
-    commands("sacct", "exit 1")
     commands("scancel", "")
     commands("srun", "")
     commands("sbatch", "[ $1 = --test-only ]")

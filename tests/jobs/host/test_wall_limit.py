@@ -82,8 +82,17 @@ def test_too_short_reports_limit_not_above_startup_plus_save_time(run):
 def test_limit_reached_from_time_of_warning_unless_preempted(run, fields, lead, words):
     attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": lead})
-    assert wall_limit.limit_reached(run, {**FIELDS, **fields}) == words
-    assert wall_limit.limit_reached(run, {}) == ""
+    assert wall_limit.limit_reached(run, 1, {**FIELDS, **fields}) == words
+
+
+@pytest.mark.parametrize("seconds, reached", [(3599, True), (3480, True), (3400, False)])
+def test_limit_reached_uses_recorded_limit_if_slurm_is_silent(run, monkeypatch, seconds, reached):
+    n = attempt(run, ready=50)
+    write_json(run.path / "job.json", {"signal_seconds": 60})
+    monkeypatch.setattr(wall_limit.time, "time", lambda: 1000.0 + seconds)
+    assert wall_limit.limit_reached(run, n, {}) == "", "no limit is recorded"
+    wall_limit.record_limit(run, n, 3600)
+    assert bool(wall_limit.limit_reached(run, n, {})) == reached
 
 
 def test_record_limit_stores_newest_limit_of_attempt(run):

@@ -304,18 +304,6 @@ def test_script_excludes_node_that_starts_no_rank(stage):
     assert "scontrol update JobId=57_1 ExcNodeList=n2" in stage.commands.calls()
 
 
-@pytest.mark.parametrize("hours, late", [(1.0, True), (0.05, False)])
-def test_script_stops_run_after_three_wall_limits_without_progress(stage, monkeypatch, hours, late):
-    stage.commands("srun", "exit 75")
-    job = Job(stage.run, ROOT, JobResources(hours=hours), {}, "jobs.worker")
-    text = script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch)
-    stage.script.write_text(text.replace("trap finish EXIT\n", "trap finish EXIT\nSECONDS=3440\n"))
-    for n in (1, 2, 3):
-        assert stage.start(SLURM_RESTART_COUNT=str(n - 1)).wait(60) == 75
-        assert stage.end(n)["cause"] == ("timeout" if late else "stopped")
-    assert stage.end(3)["action"] == ("stop" if late else "requeue")
-
-
 @pytest.mark.parametrize(
     "before, after",
     [

@@ -72,8 +72,7 @@ FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hook
 export FLIP_RUN FLIP_ATTEMPT
 finish() {
   code=$?; trap '' TERM USR1 USR2; trap - EXIT
-  [ "$SECONDS" -lt 85875 ] || late=1
-  /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" ${late:+--late} || requeue_elsewhere
+  /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere
   [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit
   exit "$code"
 }
