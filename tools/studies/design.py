@@ -105,13 +105,21 @@ BASE: dict[str, Any] = {
 }
 
 
+def base_lr(peak: float, batch: int) -> float:
+    """The learning rate per 256 samples, as a sweep gives it, whose peak at this batch is ``peak``."""
+    return float(f"{peak * 256 / batch:.6g}")
+
+
 def stages(arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, dict[str, Any]]:
     """The stages of a run of the arm that lasts ``share`` of its seconds, each rounded to at least one batch."""
     result, small, first = dict[str, dict[str, Any]](), arm.small, peak
     for name, (work, part) in zip(("pretrain", "full"), arm.works.items(), strict=False):
         steps = max(1, round(share * part * arm.seconds / times[work] / arm.batch))
-        base_lr = float(f"{first * 256 / arm.batch:.6g}")  # a sweep's learning rate is per 256 samples
-        length = {"samples": steps * arm.batch, "base_lr": base_lr, "warmup": round(WARMUP * steps) * arm.batch}
+        length = {
+            "samples": steps * arm.batch,
+            "base_lr": base_lr(first, arm.batch),
+            "warmup": round(WARMUP * steps) * arm.batch,
+        }
         sizes = {"image": {"size": small.size}, "text": {"length": small.tokens}} if small and not result else {}
         result[name] = {"mask": arm.mask, "batch": arm.batch, **length, **sizes}
         first = peak * FULL_RATE

@@ -12,10 +12,9 @@ from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
 from tools.studies.design import SEEDS, Arm, StudyDesign
+from tools.studies.scaling_stats import t_quantile
 
-T = {3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Number of pairs -> 97.5 % quantile of Student's t with one degree of freedom less."""
-LEAST = min(T)
+LEAST = 3
 """Minimum number of pairs for an interval."""
 
 
@@ -76,7 +75,7 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     each = {seed: 100 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())}
     if len(each) < LEAST:
         return None
-    mean, half = fmean(each.values()), T[len(each)] * stdev(each.values()) / sqrt(len(each))
+    mean, half = fmean(each.values()), t_quantile(len(each) - 1) * stdev(each.values()) / sqrt(len(each))
     return Difference(mean, mean - half, mean + half, each)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flip.config.identity import flatten
+from tools.studies.design import base_lr
 
 NAME = "scaling_study"
 """Of the page, of the folder beside it, and of the sweep."""
@@ -170,7 +171,7 @@ def calibration() -> dict[str, Any]:
     """The calibration sweep: two short runs per kind of work, two at a time, as in the study."""
     runs = {}
     for model, mask in ARMS:
-        stage = {"samples": PROBE, "batch": BATCH, "mask": mask, "base_lr": _base_lr(PEAKS[0]), "warmup": BATCH}
+        stage = {"samples": PROBE, "batch": BATCH, "mask": mask, "base_lr": base_lr(PEAKS[0], BATCH), "warmup": BATCH}
         fields = {"stages.pretrain": stage, "model.size": model, "monitor.log_every": 2, "evaluate.sets": []}
         runs[_work_name(Group(model, mask=mask).work)] = fields
     return _sweep(f"{NAME}_calibration", "Step times", runs) | {"seeds": [0, 1]}
@@ -194,7 +195,7 @@ def sweep(jobs: Iterable[StudyRun], size: int, peaks: Mapping[tuple[str, str], f
 def entry(job: StudyRun, size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
     """The settings of a run, as in the sweep file. Equal entries train equal runs."""
     group, peak = job.group, job.group.peak or peaks[job.group.model, job.group.mask]
-    stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask, "base_lr": _base_lr(peak)}
+    stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask, "base_lr": base_lr(peak, BATCH)}
     stage["warmup"] = warmup(size)
     fields: dict[str, Any] = {"seed": group.seed, "model.size": group.model, "data.manifest": DATA[group.data]}
     fields["evaluate.every"] = size // 2 // BATCH * BATCH
@@ -239,10 +240,6 @@ def warmup(size: int) -> int:
 
 def _cooldown(length: float, size: int) -> int:
     return int(length * size * COOLDOWN) // BATCH * BATCH
-
-
-def _base_lr(peak: float) -> float:
-    return float(f"{peak * 256 / BATCH:.6g}")  # a sweep's learning rate is per 256 samples
 
 
 def _sweep(name: str, title: str, runs: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,8 +93,8 @@ Calibration: two runs side by side on {cores} cores of {processor}, load {load} 
 
 SIZE = """\
 The differences between models, data sets and lengths depend on where a study stands on their
-curves: here, a run of length 2 sees each picture of the largest set about once, while the paper's runs see theirs 32
-times. A mask saves less at 64
+curves: here, a run of length 2 sees each picture of the largest set about once, while the paper's runs see theirs 6
+to 64 times. A mask saves less at 64
 pixels than in the paper, because decoding, the text tower and the optimizer cost the same with and without a mask. All
 icons are drawings: photographs have more redundant patches. Batches of {batch} pairs have few negatives; the paper
 gains from the larger batch that a mask allows, which is not tested here."""
@@ -129,7 +129,7 @@ def write(docs: Path, study: ScalingStudy) -> list[Path]:
     blocks = [heading("Rules, stated before the results"), *paragraphs(rules), heading("Results"), *missing(study)]
     blocks += [*claims(study), *table_8(study), *masks(study), *drawn, *laws(study), *measures(study)]
     blocks += [*learning_rates(study), *repeats(study), *leakage(study), *machine_time(study)]
-    blocks += [heading("What hangs on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
+    blocks += [heading("What depends on the size"), *paragraphs(SIZE.format(batch=scaling_design.BATCH))]
     content = {f"{file}.svg": charts.svg(plot) for figure in drawn for file, plot in files(figure)}
     for file, text in content.items():
         write_text(study.folder / file, text)
