@@ -181,12 +181,6 @@ class Life:
                 if refused == 20:
                     return
 
-        def ask(*args):
-            for _ in range(5):
-                with contextlib.suppress(slurm_cli.SlurmUnavailable):
-                    return slurm_cli.call("scontrol", *args)
-                self.clock.sleep(30.0)
-
         job = self.job.key
         self._process("shell", requeue_and_exclude, lambda *_: self._done(code))
 

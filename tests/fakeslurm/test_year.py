@@ -26,9 +26,12 @@ def simulate_year(folder, seed, runs, nodes, weather=None):
     world = World(folder, seed, runs, nodes, weather=weather)
     states = world.pass_year()
     violations = verdicts.violations(world, states)
-    assert not violations, f"seed {seed}, {world.controller.site}: {len(violations)} violations\n" + "\n".join(
-        violations[:30]
-    )
+    shown = [
+        *violations[:30],
+        "errors that the user saw:",
+        *(f"{time:.0f}: {text}" for time, text in world.errors[:10]),
+    ]
+    assert not violations, f"seed {seed}, {world.controller.site}: {len(violations)} violations\n" + "\n".join(shown)
     return world, states
 
 

@@ -113,7 +113,7 @@ def test_watcher_of_killed_batch_shell_exits_with_job_or_next_attempt(start_slur
         watchers += matching_pids(f"batch_hooks.py watch {run.path}")
         (shell,) = pids(f"/job{int(job(run)['JobId']):05d}/slurm_script")
         os.kill(shell, signal.SIGKILL)
-        os.kill(watchers[-1], signal.SIGSTOP)  # within requeue.LEARNS; before, the kernel would continue it
+        os.kill(watchers[-1], signal.SIGSTOP)  # within SHELL_EXIT_SECONDS; before, the kernel would continue it
     number = read_json(next((tmp_path / "orphans" / ".slurm").glob("*/submitted.json")))["job"]
 
     def purged():

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 import torch
 import torch._dynamo  # the first optimiser imports it: takes seconds, here once instead of in every forked process
@@ -24,6 +25,7 @@ from flip.data.storage import s3
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
+from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir
 from flip.training import optimizer as optim
 from tests.s3.servers import free_port
@@ -114,9 +116,12 @@ def rank(run, n, kill_switch, url):
 def child_main(run, n, kill_switch, url):
     try:
         code = rank(run, n, kill_switch, url)
-    except RuntimeError as error:  # the other rank has ended
+    except (RuntimeError, FlipError) as error:  # the first: the other rank has ended
         code = 4 if "onnection" in str(error) else 5
         print(error, file=sys.stderr)
+    except BaseException:  # a fork must not return into the code of its parent
+        traceback.print_exc()
+        code = 5
     sys.stderr.flush()
     os._exit(code)
 

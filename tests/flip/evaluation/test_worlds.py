@@ -93,15 +93,18 @@ def run(world, folder):
     for process in ranks:
         process.start()
     reports = []
-    while len(reports) < world:
-        assert not any(process.exitcode for process in ranks)  # otherwise the other ranks wait for it forever
-        with contextlib.suppress(queue.Empty):
-            reports.append(results.get(timeout=1))
-    reports.sort()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0] * world
-    return reports
+    try:
+        while len(reports) < world:
+            assert not any(process.exitcode for process in ranks)  # otherwise the other ranks wait for it forever
+            with contextlib.suppress(queue.Empty):
+                reports.append(results.get(timeout=1))
+        for process in ranks:
+            process.join(60)
+        assert [process.exitcode for process in ranks] == [0] * world
+    finally:
+        for process in ranks:
+            process.kill()
+    return sorted(reports)
 
 
 def test_evaluator_results_are_equal_for_1_2_and_4_ranks(folder):

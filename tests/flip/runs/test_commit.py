@@ -325,7 +325,7 @@ def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run):
         write(run, "pretrain", samples)
     foreign = commit.folder(run, "pretrain", 16, 1) / ".ipynb_checkpoints"
     foreign.mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="ipynb_checkpoints"):
         commit.apply_retention(run, 1, keep=1)
     assert [c.samples for c in commit.commits(run)] == [32] and foreign.exists()
     assert not commit.folder(run, "pretrain", 8, 1).exists() and not commit.folder(run, "pretrain", 24, 1).exists()

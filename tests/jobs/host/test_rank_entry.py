@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,7 @@ def test_rank_entry_preserves_signal_received_before_worker_listens(tmp_path, na
     )
     log = run / "logs" / "2" / "node1.out"
     while not (log.exists() and "started" in log.read_text()):
+        time.sleep(0.01)
         assert task.poll() is None
     task.send_signal(getattr(signal, name))
     (tmp_path / "sent").touch()
