@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import webdataset
 
+from flip.data.manifest.build import index
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
-from tests.synthetic import caption, make_dataset
+from tests.synthetic import caption, encode, make_dataset, picture
 from tools import tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,17 @@ def test_captions_in_json_member_require_field_name(tmp_path):
     with pytest.raises(ConfigError, match="json:caption"):
         list(tokenizer.captions(str(data), "json"))
     assert list(tokenizer.captions(str(data), "json:number")) == []
+
+
+def test_captions_are_read_from_field_of_json_member(tmp_path):
+    shard = tmp_path / "0.tar"
+    with webdataset.TarWriter(str(shard), mtime=0) as writer:
+        for i in range(3):
+            image = encode(picture(i, 32, 0), "png")
+            writer.write({"__key__": str(i), "png": image, "txt": "other", "json": {"caption": caption(i)}})
+    index([str(shard)], tmp_path / "manifest", chunk=2)
+    read = list(tokenizer.captions(str(tmp_path / "manifest"), "json:caption"))
+    assert read == [caption(i) for i in range(3)]
 
 
 def test_train_rejects_unwritable_output_path(tmp_path, capsys):

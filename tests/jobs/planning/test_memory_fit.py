@@ -75,6 +75,7 @@ def test_memory_check_proposes_larger_change_for_smaller_card(gb, first):
     error = refused(config, profile)
     overrides = proposals(error)[0]
     assert overrides[0].startswith(first), overrides
+    refused(planned("compute.recompute=no", "stages.unmasked.compute.recompute=selective"), profile)
     memory_fit.check(planned(*["compute.recompute=no", *overrides]), profile, NODE)
 
 
