@@ -48,7 +48,7 @@ def test_captions_are_read_from_field_of_json_member(tmp_path):
             writer.write({"__key__": str(i), "png": image, "txt": "other", "json": {"caption": caption(i)}})
     index([str(shard)], tmp_path / "manifest", chunk=2)
     read = list(tokenizer.captions(str(tmp_path / "manifest"), "json:caption"))
-    assert read == [caption(i) for i in range(3)]
+    assert read == [caption(i).replace("\n", " ") for i in range(3)], "a field is one caption"
 
 
 def test_train_rejects_unwritable_output_path(tmp_path, capsys):
