@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from flip.config import schema
 from flip.config.derived import kept_patches, patches
 from flip.data import decode, masking
-from flip.data.decode import Pixels, to_rgb
+from flip.data.decode import Pixels
 from flip.data.view import EvaluationView
 from flip.evaluation import open_clip_folder
 from flip.models.clip import CLIPModel
@@ -123,13 +123,13 @@ class OpenClipEncoder:
         self.model.to(device).eval()
         self.device, self.precision = device, precision
         self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
-        self.view_id = "open_clip"
+        self.view_id = "open_clip-own"  # features cached as "open_clip" are of images converted to RGB beforehand
         self.width = self.image(torch.zeros(1, *self.view(GREY).shape), torch.zeros(1)).shape[1]
 
     def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
         """(3, H, W) float32."""
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        view: NDArray[Any] = self._preprocess(to_rgb(picture)).numpy()
+        view: NDArray[Any] = self._preprocess(picture).numpy()
         return view
 
     @torch.no_grad()

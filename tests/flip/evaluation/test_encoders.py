@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from flip.config.schema import EvaluationSet
+from flip.data.decode import open_image
 from flip.evaluation import encoders, open_clip_folder
 from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.evaluator import Evaluator
@@ -63,10 +64,24 @@ def test_open_clip_encoder_features_match_open_clip(folder):
     assert clip_encoder.width == 24
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "CMYK"])
+def test_open_clip_encoder_prepares_images_of_all_modes_as_open_clip(folder, tmp_path, mode):
+    """open_clip drops transparency and clips 16-bit grey. Training does neither by default."""
+    pixels = np.dstack([picture(1, 50), np.tile(np.arange(50, dtype=np.uint8), (50, 1))])
+    stored = Image.fromarray(pixels).convert(mode if mode != "I;16" else "L")
+    if mode == "I;16":
+        stored = Image.fromarray((np.arange(2500, dtype=np.uint16) * 26).reshape(50, 50))
+    stored.save(tmp_path / "image", "TIFF" if mode == "CMYK" else "PNG", **({"transparency": 3} if mode == "P" else {}))
+    image = open_image((tmp_path / "image").read_bytes())
+    assert image.mode == mode
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    assert np.array_equal(encoders.OpenClipEncoder(str(folder)).view(image), preprocess(image).numpy())
+
+
 def test_open_clip_encoder_scores_data_set_in_fp32_and_bf16(folder, data):
     item = ResolvedDataset.from_config(EvaluationSet("x", str(data), str(data / "classes.json")))
     (result,) = Evaluator(encoders.OpenClipEncoder(str(folder)), 16).score(item)
-    assert (result["n"], result["classes"], result["view"], result["precision"]) == (50, 7, "open_clip", "fp32")
+    assert (result["n"], result["classes"], result["view"], result["precision"]) == (50, 7, "open_clip-own", "fp32")
     (other,) = Evaluator(encoders.OpenClipEncoder(str(folder), precision="bf16"), 16).score(item)
     assert other["precision"] == "bf16"
 
