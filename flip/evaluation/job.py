@@ -19,7 +19,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.distributed.shutdown import LONG_OPERATION_FACTOR, EndCallback, StopFlag, Watchdog
+from flip.distributed.shutdown import LONG_OPERATION_FACTOR, EndCallback, PeerWatcher, StopFlag, Watchdog
 from flip.evaluation import datasets, open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
 from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
@@ -46,15 +46,17 @@ class EvaluationStopped(Exception):
 def evaluate(job: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> None:
     """Run the job's task.json: write results to the subject's eval/, then result.json, which completes the job.
 
-    Raises EvaluationStopped or FlipError.
+    ``on_end`` is called before the process exits as in training. Raises EvaluationStopped or FlipError.
     """
     config, task = merge.read_config(job.config), Task.read(job)
     watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
     world = parallel.start(config.compute, config.monitor.hang_minutes)
+    peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     try:
         results = Evaluation(job, attempt, task, config, world, watchdog, flag).run()
         if world.is_rank0:
             create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
+        peers.close()  # not after an error or a stop, which each rank meets alone
     finally:
         watchdog.close()
 

@@ -1,0 +1,56 @@
+"""Tests that the ranks of an evaluation job end if one of them fails."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flip.config import merge
+from flip.evaluation.task import Task
+from flip.runs.rundir import RunDir, write_text
+
+pytestmark = pytest.mark.long
+
+RANK = """
+import functools, sys, threading
+from pathlib import Path
+from flip.distributed.shutdown import StopFlag
+from flip.evaluation import job
+from flip.runs.errors import DataError
+from flip.runs.rundir import RunDir
+
+class Evaluation:
+    def __init__(self, run, attempt, task, config, world, watchdog, flag):
+        self.rank = world.rank
+
+    def run(self):
+        if self.rank == 1:
+            raise DataError("cannot be decoded", "image")
+        threading.Event().wait()  # as in a collective of NCCL, which does not notice that a rank has ended
+
+job.Evaluation, job.PeerWatcher = Evaluation, functools.partial(job.PeerWatcher, seconds=0.1)
+job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print(cause, flush=True))
+"""
+
+
+def test_rank_of_evaluation_ends_if_peer_fails(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    settings = ["compute.device=cpu", "compute.precision=fp32", "compute.attention=sdpa", "compute.threads=1"]
+    write_text(run.config, merge.dump(merge.merge([], settings)))
+    Task("subject").write(run)
+    shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "FLIP_STORE": str(tmp_path / "store")}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, run.path], env={**shared, "RANK": str(rank)}, text=True,
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert [rank.communicate()[0] for rank in ranks] == ["peer_lost\n", ""]
+        assert [rank.returncode for rank in ranks] == [70, 1]
+    finally:
+        for rank in ranks:
+            rank.kill()
