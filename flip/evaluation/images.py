@@ -10,7 +10,8 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ from flip.runs.errors import ConfigError, DataError
 
 DECODER_THREADS = min(8, cores())
 """Pillow releases the GIL while it decodes."""
+READER_THREADS = 8
+"""Requests of a batch at a time: storage answers each only after a while."""
 
 
 class PreparedImage(NamedTuple):
@@ -55,14 +58,17 @@ class Shards:
         return np.setdiff1d(np.arange(self.manifest.samples), exceptions, assume_unique=True)
 
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
-        """(id, members) at these positions, in order. Raises DataError, PermissionDenied or StorageError."""
+        """(id, members) at these positions, in order. Raises DataError, PermissionDenied or StorageError.
+
+        All are held in memory, so that several can be read at a time: ask for one batch.
+        """
         ids = self._ids[positions.start : positions.stop].tolist() if self.manifest.exceptions else positions
-        current, chunk = -1, list[Sample]()
-        for id in ids:
-            number, index = divmod(id, self.manifest.chunk)
-            if number != current:
-                current, chunk = number, self._reader.read_chunk(self.manifest, number)
-            yield id, chunk[index]
+        size = self.manifest.chunk
+        by_chunk = {number: list(of_chunk) for number, of_chunk in groupby(ids, lambda id: id // size)}
+        with ThreadPoolExecutor(READER_THREADS) as pool:
+            chunks = pool.map(partial(self._reader.read_chunk, self.manifest), by_chunk)
+            for of_chunk, chunk in zip(by_chunk.values(), chunks, strict=True):
+                yield from ((id, chunk[id % size]) for id in of_chunk)
 
     def names(self, ids: Iterable[int]) -> Sequence[int | str]:
         """The images as a file of predictions names them: ids in the manifest ``where``."""
@@ -117,19 +123,23 @@ class ImageFiles:
         return [self._name(self.files[id]) for id in ids]
 
     def samples(self, positions: range) -> Iterator[tuple[int, Sample]]:
-        for id in positions:
-            file = self.files[id]
-            size = self._reader.stat(file.key).size
-            if size > SAMPLE_LIMIT:
-                what = f"an image file of {size:,} bytes, at most {SAMPLE_LIMIT:,} are read"
-                raise DataError(what, file.key, remedy=self.remedy(id))
-            members = {"jpg": self._reader.read(file.key, 0, size)}
-            if file.label is not None:
-                members["cls"] = str(file.label).encode()
-            if file.captions:
-                # a caption per line; the tokenizer collapses white space in the same way
-                members["txt"] = "\n".join(" ".join(text.split()) for text in file.captions).encode()
-            yield id, {name: memoryview(data) for name, data in members.items()}
+        """As ``Shards.samples``."""
+        with ThreadPoolExecutor(READER_THREADS) as pool:
+            yield from zip(positions, pool.map(self._sample, positions), strict=True)
+
+    def _sample(self, id: int) -> Sample:
+        file = self.files[id]
+        size = self._reader.stat(file.key).size
+        if size > SAMPLE_LIMIT:
+            what = f"an image file of {size:,} bytes, at most {SAMPLE_LIMIT:,} are read"
+            raise DataError(what, file.key, remedy=self.remedy(id))
+        members = {"jpg": self._reader.read(file.key, 0, size)}
+        if file.label is not None:
+            members["cls"] = str(file.label).encode()
+        if file.captions:
+            # a caption per line; the tokenizer collapses white space in the same way
+            members["txt"] = "\n".join(" ".join(text.split()) for text in file.captions).encode()
+        return {name: memoryview(data) for name, data in members.items()}
 
     def locate(self, id: int) -> str:
         return self.files[id].key

@@ -1,0 +1,36 @@
+"""Tests how images are read for evaluation, from shards and from single files."""
+
+import threading
+
+import pytest
+
+from flip.data.chunk_reader import ChunkReader
+from flip.evaluation.images import READER_THREADS, File, ImageFiles, Shards
+from tests.synthetic import encode, picture
+
+
+def files_of(folder, count):
+    for i in range(count):
+        (folder / f"{i}.png").write_bytes(encode(picture(i)))
+    return ImageFiles([File(str(folder / f"{i}.png"), i) for i in range(count)], str(folder))
+
+
+@pytest.mark.parametrize("form", ["shards", "files"])
+def test_samples_are_read_by_several_threads_and_stay_in_order(data, tmp_path, form, monkeypatch):
+    """The fixture has READER_THREADS + 1 chunks."""
+    images = Shards(data) if form == "shards" else files_of(tmp_path, READER_THREADS + 1)
+    name = "read_chunk" if form == "shards" else "read"
+    read, reads = getattr(ChunkReader, name), []
+    all_wait = threading.Barrier(READER_THREADS)  # broken if fewer threads read
+
+    def read_with_others(*args):
+        reads.append(args)
+        all_wait.wait(60)
+        return read(*args)
+
+    monkeypatch.setattr(ChunkReader, name, read_with_others)
+    positions = range(images.manifest.chunk if form == "shards" else 1, images.count)
+    samples = list(images.samples(positions))
+    assert [id for id, _ in samples] == list(positions) and len(reads) == READER_THREADS
+    images_read = [bytes(sample.get("png", sample.get("jpg"))) for _, sample in samples]
+    assert images_read == [encode(picture(id)) for id in positions]
