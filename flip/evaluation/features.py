@@ -58,7 +58,8 @@ def embed_images(
     features = [torch.empty(0, encoder.width)]
     for views, batch_ids, batch_labels in _own_batches(encoder, images, read_label, batches, ranks):
         features.append(encoder.image(views, batch_ids)[: len(batch_labels)])
-        labels, ids = labels + batch_labels, ids + batch_ids.tolist()[: len(batch_labels)]
+        labels += batch_labels
+        ids += batch_ids.tolist()[: len(batch_labels)]
         progress()
     rows = _rows(batches, ranks)
     all_features, all_ids = ranks.gather(torch.cat(features), rows), ranks.gather(torch.tensor(ids).long(), rows)
