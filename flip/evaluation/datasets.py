@@ -23,6 +23,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from flip.config.host import cores
 from flip.config.resolve import cache_root
 from flip.config.schema import EvaluationSet
 from flip.config.yaml_io import read_yaml
@@ -292,7 +293,7 @@ def _index(shards: dict[str, ObjectStat]) -> Path:
     folder = cache_root() / "manifests" / hashlib.sha256(text.encode()).hexdigest()[:32]
     if not (folder / MARK).is_file():
         try:
-            index(list(shards), folder)
+            index(list(shards), folder, workers=cores())
         except ConfigError:  # another process was faster: its manifest lists the same shards
             if not (folder / MARK).is_file():
                 raise

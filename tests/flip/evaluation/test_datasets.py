@@ -9,6 +9,7 @@ import pytest
 import webdataset
 from open_clip import zero_shot_metadata
 
+from flip.config.host import cores
 from flip.data.decode import captions_of, label_of
 from flip.evaluation import datasets, prompts
 from flip.evaluation.datasets import DatasetRequest
@@ -95,7 +96,8 @@ def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, mon
     """The first process has finished its manifest when the second process starts to write."""
     folder, index = wds(tmp_path / "set"), datasets.index
 
-    def slow_index(keys, out):
+    def slow_index(keys, out, workers):
+        assert workers == cores()
         monkeypatch.setattr(datasets, "index", index)
         assert datasets.locate_split(str(folder)).manifest == str(out)
         index(keys, out)
