@@ -110,10 +110,17 @@ class ImageFiles:
 
     def _hash(self, fields: Callable[[ObjectStat], Any]) -> str:
         text = hashlib.sha256()
-        for file in self.files:
-            row = [self._name(file), fields(self._reader.stat(file.key)), file.label, file.captions]
+        for id, file in enumerate(self.files):
+            row = [self._name(file), fields(self._stat(id)), file.label, file.captions]
             text.update(json.dumps(row).encode("utf-8", "surrogatepass") + b"\n")
         return text.hexdigest()
+
+    def _stat(self, id: int) -> ObjectStat:
+        key = self.files[id].key
+        try:
+            return self._reader.stat(key)
+        except DataError as error:  # it speaks of a shard
+            raise DataError("the image is missing", key, remedy=self.remedy(id)) from error
 
     def _name(self, file: File) -> str:
         return os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)
@@ -129,7 +136,7 @@ class ImageFiles:
 
     def _sample(self, id: int) -> Sample:
         file = self.files[id]
-        size = self._reader.stat(file.key).size
+        size = self._stat(id).size
         if size > SAMPLE_LIMIT:
             what = f"an image file of {size:,} bytes, at most {SAMPLE_LIMIT:,} are read"
             raise DataError(what, file.key, remedy=self.remedy(id))
@@ -145,7 +152,7 @@ class ImageFiles:
         return self.files[id].key
 
     def remedy(self, id: int) -> str:
-        return f"Repair the file, or take it out of {self.where}."
+        return f"Restore or repair the file, or take it out of {self.where}."
 
 
 Images = Shards | ImageFiles

@@ -6,6 +6,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.evaluation.images import READER_THREADS, File, ImageFiles, Shards
+from flip.runs.errors import DataError
 from tests.synthetic import encode, picture
 
 
@@ -34,3 +35,11 @@ def test_samples_are_read_by_several_threads_and_stay_in_order(data, tmp_path, f
     assert [id for id, _ in samples] == list(positions) and len(reads) == READER_THREADS
     images_read = [bytes(sample.get("png", sample.get("jpg"))) for _, sample in samples]
     assert images_read == [encode(picture(id)) for id in positions]
+
+
+def test_missing_image_file_is_named_with_the_list_that_names_it(tmp_path):
+    images = ImageFiles([File(str(tmp_path / "gone.png"), 0)], str(tmp_path), "list.jsonl")
+    for read in (lambda: images.digest, lambda: images.cache_key, lambda: list(images.samples(range(1)))):
+        with pytest.raises(DataError, match=r"gone\.png: the image is missing\..*take it out of list\.jsonl") as raised:
+            read()
+        assert "shard" not in str(raised.value)

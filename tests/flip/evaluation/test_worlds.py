@@ -131,5 +131,5 @@ def test_evaluator_predictions_are_equal_for_files_and_shards(model, encoder, da
     (shard_score,), (file_score,) = (Evaluator(encoder, 8).score(dataset) for dataset in (of_shards, of_files))
     assert shard_score["predictions"] == file_score["predictions"] and shard_score["data"] != file_score["data"]
     (tmp_path / "007.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"007\.png.*Repair the file"):
+    with pytest.raises(DataError, match=r"007\.png.*repair the file"):
         Evaluator(encoder, 8).score(of_files)
