@@ -120,7 +120,7 @@ class ImageFiles:
         try:
             return self._reader.stat(key)
         except DataError as error:  # it speaks of a shard
-            raise DataError("the image is missing", key, remedy=self.remedy(id)) from error
+            raise DataError("the image is missing, or the storage refuses it", key, remedy=self.remedy(id)) from error
 
     def _name(self, file: File) -> str:
         return os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)
