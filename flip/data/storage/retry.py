@@ -135,7 +135,7 @@ class RetryState:
 def _permanent(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
     if error.kind == "missing":
         return DataError(f"{wording.thing} is missing ({error})", key, remedy=wording.remedy)
-    if wording.doing != "reading":
+    if wording != ErrorWording():
         return DataError(f"{wording.doing} {wording.thing} was refused: {error}", key, remedy=wording.remedy)
     what = f"the shard is not the one that was indexed: {error}"
     return DataError(what, key, remedy="Restore it, or index the shards again.")

@@ -4,7 +4,15 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, completed_future, run_once
-from flip.data.storage.retry import ACTION_BY_KIND, Clock, ConcurrencyLimiter, RetryAction, RetryPolicy, RetryState
+from flip.data.storage.retry import (
+    ACTION_BY_KIND,
+    Clock,
+    ConcurrencyLimiter,
+    ErrorWording,
+    RetryAction,
+    RetryPolicy,
+    RetryState,
+)
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 
 
@@ -60,6 +68,16 @@ def test_retry_raises_permanent_error_without_pause(kind, text):
     with pytest.raises(DataError, match=text):
         attempts(time).failed("k", RequestError(kind, ""))
     assert not time.pauses
+
+
+@pytest.mark.parametrize("kind", ["changed", "refused"])
+def test_permanent_error_while_reading_names_object_and_remedy_of_its_wording(kind):
+    """A refused read of a checkpoint must not advise to index shards."""
+    wording = ErrorWording(thing="a file of the checkpoint", remedy="Check checkpoint.url.")
+    state = RetryState(RetryPolicy(), lambda: True, Time().clock, wording)
+    with pytest.raises(DataError, match="reading a file of the checkpoint was refused: 416.*Check checkpoint.url"):
+        while True:
+            state.failed("s3://b/k", RequestError(kind, "416"))
 
 
 def test_denied_request_is_retried_longer_after_earlier_success():
