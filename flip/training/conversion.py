@@ -4,9 +4,12 @@ for a run that starts from another one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from flip.config.schema import Config
 from flip.distributed.parallel import full_tensor, reshard, shard_like
 from flip.models.clip import CLIPModel
 
@@ -30,6 +33,22 @@ def copy_weights(source: CLIPModel, target: CLIPModel) -> None:
             parameter.copy_(value)
         else:
             parameter.copy_(shard_like(value, parameter))
+
+
+@torch.no_grad()
+def load_weights(source: Config, target: CLIPModel, load: Callable[[dict[str, Tensor]], None]) -> None:
+    """Fill the parameters of ``target`` from a checkpoint of the model of ``source``, as ``copy_weights``. Collective.
+
+    ``load`` fills tensors ``model.<name>`` from the checkpoint. Of parameters that keep their shape it fills this
+    rank's shards in place; only those to be converted are read in full by every rank.
+    """
+    with torch.device("meta"):
+        saved = dict(CLIPModel(source.model, source.augment, "sdpa").named_parameters())
+    own = {name: parameter.detach() for name, parameter in target.named_parameters() if name in saved}
+    full = {name: torch.empty(saved[name].shape) for name, value in own.items() if saved[name].shape != value.shape}
+    load({f"model.{name}": value for name, value in (own | full).items()})
+    for name, value in full.items():
+        own[name].copy_(shard_like(convert(name, value, own[name].shape), own[name]))
 
 
 def convert(name: str, value: Tensor, shape: torch.Size) -> Tensor:

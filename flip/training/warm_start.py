@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,8 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     Image size, patch and text length may differ: weights are converted (``flip.training.conversion``). With ``extend``
     only the image size may, because moments are loaded too. ``where``: the name of the source in errors.
     """
-    for key in (*_EQUAL, *_converted(config) * extend):
+    converted = (*_CONVERTED, "model.image.size") if config.model.image.positions == "learned" else _CONVERTED
+    for key in (*_EQUAL, *converted * extend):
         if lookup(config, key) != lookup(source, key):
             free = "image size, pool and texts" if extend else "image size, patch, text length, pool, objective"
             remedy = f"Use {lookup(source, key)!r}, the value of the source. These may differ: {free}."
@@ -64,16 +66,6 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     return {
         key: [lookup(source, key), lookup(config, key)] for key in keys if lookup(config, key) != lookup(source, key)
     }
-
-
-def weights_identical(config: Config, source: Config) -> bool:
-    """Whether all weights can be used without conversion."""
-    return all(lookup(config, key) == lookup(source, key) for key in _converted(config))
-
-
-def _converted(config: Config) -> tuple[str, ...]:
-    """Keys whose change converts weights."""
-    return (*_CONVERTED, "model.image.size") if config.model.image.positions == "learned" else _CONVERTED
 
 
 def digest(source: commit.Commit) -> str:
@@ -209,26 +201,24 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
 
     ``config``: of the first stage (``flip.config.derived.for_stage``).
     """
-    from flip.checkpoint.saver import model_state
     from flip.distributed.shutdown import LONG_OPERATION_FACTOR
+    from flip.training.conversion import load_weights
 
-    init, at = config.init, ""
-    if init.export:
-        path = open_export(init)
-    elif init.run and not init.extend:
-        source = restorer.open_other(lambda: open_commit(init), init.run)
-        if weights_identical(config, weights_config(merge.read_config(RunDir(init.run).config), source.stage)):
-            restorer.load(source, model_state(model))
-            return
-        path, at = Path(init.run), f"{source.stage}/{source.path.name}"
-    else:
+    init = config.init
+    if init.extend or not (init.run or init.export):
         return
-    watchdog.heartbeat(f"starting from {path}", times=LONG_OPERATION_FACTOR)
-    differs = load_converted(model, config, path, at)
-    restorer.parent = f"{path}/checkpoints/{at}" if at else str(path)
+    watchdog.heartbeat(f"starting from {init.run or init.export}", times=LONG_OPERATION_FACTOR)
+    if init.export:
+        restorer.parent = init.export
+        differs = load_converted(model, config, open_export(init))
+    else:
+        source = restorer.open_other(lambda: open_commit(init), init.run)
+        other = weights_config(merge.read_config(RunDir(init.run).config), source.stage)
+        differs = check_compatible(config, other, init.run)
+        load_weights(other, model, partial(restorer.load, source))
     if restorer.world.is_rank0:
         text = "; ".join(f"{key}: {old} in the source, {new} here" for key, (old, new) in differs.items())
-        log.info("starts with the weights of %s; %s", path, text or "it is the same model")
+        log.info("starts with the weights of %s; %s", restorer.parent, text or "it is the same model")
 
 
 def load_converted(

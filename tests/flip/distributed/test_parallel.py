@@ -10,6 +10,7 @@ import traceback
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
 from flip.training import grad_cache
 from flip.training import optimizer as optim
+from flip.training.conversion import copy_weights, load_weights
 from tests.flip.models.test_clip import inputs, sized, visible
 
 pytestmark = pytest.mark.long
@@ -40,10 +42,12 @@ def compute(**fields):
     return schema.Compute(**defaults | fields)
 
 
-def built(config, world, meta=True, radford=False, sharded=False):
+def built(config, world, meta=True, radford=False, sharded=False, patch=8):
     """Builds a CLIP model. ``sharded``: shards it even over a single rank."""
+    model = sized("tiny", radford=radford)
+    model.image.patch = patch
     with torch.device("meta" if meta else "cpu"):
-        pair = clip.CLIPModel(sized("tiny", radford=radford), schema.Augment(), config.attention, config.recompute)
+        pair = clip.CLIPModel(model, schema.Augment(), config.attention, config.recompute)
     if not meta:
         return pair
     if sharded:
@@ -157,6 +161,19 @@ def restored(config, world, folder):
     together = [torch.empty_like(seen) for _ in range(world.size)]
     distributed.all_gather(together, seen)
     return {"opened": torch.stack(together)}
+
+
+@torch.no_grad()
+def converted(config, world, folder):
+    """Saves a model on all ranks. Returns the weights of a model with larger patches that starts from it."""
+    pair, larger = (built(config, world, radford=True, patch=patch) for patch in (8, 16))
+    for parameter in pair.parameters():
+        parameter.mul_(2)
+    saver = checkpoint.Checkpointer(RunDir(folder), 1, world, keep=2)
+    saver.save(checkpoint.model_state(pair), "pretrain", B)
+    saved = SimpleNamespace(model=sized("tiny", radford=True), augment=schema.Augment())
+    load_weights(saved, larger, partial(saver.restorer.load, saver.restorer.newest()))
+    return {name: parallel.full_tensor(parameter).clone() for name, parameter in larger.named_parameters()}
 
 
 def rank_main(rank, size, port, cases, folder, results, work):
@@ -369,6 +386,21 @@ def test_restore_opens_all_headers_on_single_rank_only(tmp_path):
     Rank 1 also opens the file of rank 0, which holds the step counts."""
     (result,) = launch(2, [compute()], tmp_path, work=restored)
     assert result["opened"].tolist() == [[2 + 1 + 1, 1], [1 + 2, 1]]
+
+
+@torch.no_grad()
+def test_sharded_model_starts_from_checkpoint_with_other_patch_size(tmp_path):
+    """Two ranks load weights that keep their shape by shard, and convert patch weights and learned positions."""
+    config = compute()
+    (result,) = launch(2, [config], tmp_path, work=converted)
+    saved, expected = (built(config, None, meta=False, radford=True, patch=patch) for patch in (8, 16))
+    clip.init_weights(saved, SEED)
+    for parameter in saved.parameters():
+        parameter.mul_(2)
+    copy_weights(saved, expected)
+    for name, value in expected.named_parameters():  # resampling patch weights rounds differently with other threads
+        tolerance = 1e-5 if name == "image.patch.weight" else 0
+        assert torch.allclose(result[name], value, rtol=0, atol=tolerance), name
 
 
 @pytest.mark.slow

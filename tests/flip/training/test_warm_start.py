@@ -1,5 +1,6 @@
 """Tests runs that start from another run or an export: sources are resolved, checked, pinned, opened, converted."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -7,16 +8,23 @@ import pytest
 import torch
 
 from flip.checkpoint import export_record
+from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
+from flip.config.derived import for_stage
 from flip.config.identity import identity
-from flip.config.merge import dump
-from flip.config.schema import Init
+from flip.config.merge import dump, lookup, merge
+from flip.config.schema import Compute, Init
 from flip.config.validate import validate
+from flip.data.storage.fsspec_storage import FsspecStorage
+from flip.distributed import parallel
+from flip.distributed.shutdown import Watchdog
 from flip.export import exporter
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, write_json
+from flip.training import optimizer as optim
 from flip.training import warm_start
+from flip.training.conversion import copy_weights
 from flip.training.warm_start import check_compatible, load_converted
 from tests.flip.export.test_exporter import configured, loaded_of
 from tests.flip.test_byte_pairs import PUBLISHED
@@ -368,3 +376,71 @@ def test_load_converted_resizes_learned_positions_of_recipe_clip(exported, tmp_p
     assert own["image.positions"].shape == (1 + 144, 64)
     with pytest.raises(ConfigError, match=r"model\.(text\.vocabulary|text\.causal|image\.positions)"):
         load_converted(pair, config, folder)
+
+
+def branch_config(*settings):
+    layer = {"model": {"size": "tiny", "image": {"positions": "learned"}}, "stages": [{"name": "pretrain"}]}
+    return merge([("test", layer)], settings)
+
+
+def built(config, seed):
+    config = for_stage(config, config.stages[0])
+    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
+    clip.init_weights(pair, seed)
+    return pair
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A run with one commit at a URL, its checkpointer, its model, and a list of the ranges read from now on."""
+    run, config = RunDir(tmp_path / "sweep" / "run"), branch_config()
+    run.start_attempt({})
+    run.config.write_text(dump(config))
+    world = parallel.start(Compute(device="cpu", threads=1, deterministic="no"))
+    saver, pair = Checkpointer(run, 1, world, keep=1, url=f"file://{tmp_path}/there"), built(config, seed=3)
+    optimizer = optim.build(pair.named_parameters(), config.optim)
+    saver.save(model_state(pair) | optimizer_state(pair, optimizer), "pretrain", 16)
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # a copy on the node would fail
+    ranges, get = [], FsspecStorage._get
+    monkeypatch.setattr(
+        FsspecStorage,
+        "_get",
+        lambda self, key, start, stop: (ranges.append((start, stop)), get(self, key, start, stop))[1],
+    )
+    yield run, saver, pair, ranges
+    parallel.stop()
+
+
+@pytest.mark.parametrize(
+    "settings, converted",
+    [
+        ((), set()),
+        (("model.image.pool=all",), set()),
+        (("model.image.patch=16", "model.text.length=20"), {"image.patch.weight", "image.positions", "text.positions"}),
+        (("model.objective=siglip",), {"logit_bias"}),
+    ],
+)
+def test_branch_reads_only_weights_of_remote_commit_after_its_verification(remote, caplog, settings, converted):
+    """Moments are two thirds of a checkpoint. Only its verification, which ranks share, reads them.
+
+    The log lists the settings that differ.
+    """
+    run, saver, pair, ranges = remote
+    (source,) = commit.commits(run)
+    config = branch_config(*settings)
+    config.init = Init(run=str(run.path), stage="pretrain", samples=16, commit=warm_start.digest(source))
+    branch, expected = built(config, seed=4), built(config, seed=4)
+    copy_weights(pair, expected)
+    with caplog.at_level(logging.INFO, logger="flip"):
+        warm_start.apply(branch, for_stage(config, config.stages[0]), saver.restorer, Watchdog(0, lambda *_: None))
+    for setting in settings:
+        key, value = setting.split("=")
+        assert f"{key}: {lookup(branch_config(), key)} in the source, {value} here" in caplog.text
+    own, source_weights = branch.state_dict(), pair.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in expected.state_dict().items())
+    changed = {name for name in own if name not in source_weights or not torch.equal(own[name], source_weights[name])}
+    assert changed == converted
+    assert saver.restorer.parent == str(source.path)
+    (size,) = (facts["bytes"] for facts in source.record["files"].values())
+    (verified, *read) = ranges
+    assert verified == (0, size) and sum(stop - start for start, stop in read) < size / 2
