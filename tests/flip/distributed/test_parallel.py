@@ -23,18 +23,21 @@ from flip import costs
 from flip.checkpoint import saver as checkpoint
 from flip.checkpoint.safetensors_io import CheckpointFiles
 from flip.config import schema
+from flip.data.loader import Batch
 from flip.distributed import parallel
+from flip.distributed.shutdown import CoordinatedStop
 from flip.models import clip
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir
-from flip.training import grad_cache
+from flip.training import anomaly, grad_cache
 from flip.training import optimizer as optim
 from flip.training.conversion import copy_weights, load_weights
+from flip.training.trainer import Trainer
 from tests.flip.models.test_clip import inputs, sized, visible
 
 pytestmark = pytest.mark.long
 
-B, STEPS, SEED, RATE = 12, 3, 3, 1e-3
+B, STEPS, SEED, RATE, CLIP = 12, 3, 3, 1e-3, 0.1
 
 
 def compute(**fields):
@@ -174,6 +177,29 @@ def converted(config, world, folder):
     saved = SimpleNamespace(model=sized("tiny", radford=True), augment=schema.Augment())
     load_weights(saved, larger, partial(saver.restorer.load, saver.restorer.newest()))
     return {name: parallel.full_tensor(parameter).clone() for name, parameter in larger.named_parameters()}
+
+
+def clipped(config, world, folder=None):
+    """Takes a step of the trainer without and with clipping.
+
+    Returns the norms that it reports, the norms of the gradients that the optimiser gets, and these gradients.
+    """
+    share, result = B // world.size, {}
+    patches, keep, tokens = inputs(B)
+    fields = [field[world.rank * share : (world.rank + 1) * share] for field in (visible(patches, keep), keep, tokens)]
+    for limit in (0.0, CLIP):
+        trainer = Trainer.__new__(Trainer)
+        trainer.config = SimpleNamespace(compute=config, optim=schema.Optim(clip=limit))
+        trainer.world, trainer.model, trainer.samples, trainer.step = world, built(config, world), 0, 0
+        trainer.coordinated_stop = CoordinatedStop(None, world.size)
+        trainer.guard = anomaly.NonFiniteGuard(RunDir("unused"), 1, world.rank, spike=0.0, window=1)
+        optimizer = optim.build(trainer.model.named_parameters(), trainer.config.optim)
+        span = SimpleNamespace(stage=schema.Stage(samples=B, batch=B), start=0)
+        _, _, norm = trainer.train_step(span, optimizer, Batch(*fields, torch.arange(share), 0, None))
+        result |= {f"reported.{limit}": norm, f"taken.{limit}": optim.gradient_norm(trainer.model)}
+        for name, parameter in trainer.model.named_parameters():
+            result[f"gradient.{limit}.{name}"] = parallel.full_tensor(parameter.grad).clone()
+    return result
 
 
 def rank_main(rank, size, port, cases, folder, results, work):
@@ -401,6 +427,18 @@ def test_sharded_model_starts_from_checkpoint_with_other_patch_size(tmp_path):
     for name, value in expected.named_parameters():  # resampling patch weights rounds differently with other threads
         tolerance = 1e-5 if name == "image.patch.weight" else 0
         assert torch.allclose(result[name], value, rtol=0, atol=tolerance), name
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_trainer_clips_global_gradient_norm(world):
+    """The reported norm is the one before clipping. All gradients are scaled alike, on all ranks."""
+    (result,) = launch(world, [compute()], work=clipped)
+    norm = result["reported.0.0"]
+    assert norm > 10 * CLIP and norm == result["taken.0.0"] == result[f"reported.{CLIP}"]
+    assert torch.isclose(result[f"taken.{CLIP}"], torch.tensor(CLIP))
+    for name in [name for name in result if name.startswith("gradient.0.0.")]:
+        after = result[name.replace("gradient.0.0", f"gradient.{CLIP}")]
+        assert torch.allclose(after, result[name] * CLIP / norm, rtol=1e-4, atol=0), name
 
 
 @pytest.mark.slow
