@@ -96,7 +96,13 @@ def fit_workers(config: Config, profile: ClusterProfile) -> None:
 
 
 def input_warning(config: Config, profile: ClusterProfile) -> str:
-    """What limits training if the cores of a node cannot feed its GPUs; empty if they can."""
+    """What keeps the GPUs of a node idle: the run requests none, or the cores cannot feed them; empty: nothing."""
+    if profile.gpus_per_node and not config.resources.gpus:
+        gpus = profile.gpus_per_node
+        return (
+            f"resources.gpus is 0: the run trains on CPUs, though a node of {profile.name} has {gpus} GPUs. Set"
+            f" resources: {{processes: {gpus}, gpus: {gpus}}}"
+        )
     steps = _steps(config, profile)
     if not steps:
         return ""

@@ -49,6 +49,12 @@ def test_step_time_is_none_without_peak_of_card():
     assert first(planned(), ClusterProfile(kind="slurm")) is None
 
 
+def test_run_without_gpus_on_cluster_with_gpus_is_warned():
+    cpu = planned("resources.processes=1", "resources.gpus=0", "compute.device=cpu")
+    assert "resources: {processes: 8, gpus: 8}" in step_time.input_warning(cpu, H100)
+    assert not step_time.input_warning(cpu, replace(H100, gpus_per_node=0))
+
+
 def test_step_time_includes_wait_for_input():
     """A node trains at most at the speed at which its cores decode: 64 of 96 cores are left for loaders."""
     config = planned(*MASKED)
