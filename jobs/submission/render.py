@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.derived import model_label
-from flip.config.identity import ConfigChange, flatten
+from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import MODEL_PRESETS
 from jobs.common.cli import command, shorter
@@ -136,10 +136,9 @@ def _costs(cost: Cost) -> dict[str, Any]:
 def _run(action: Action) -> list[str | TextTable]:
     wanted, numbers = action.wanted, action.wanted.estimate.numbers
     parameters, data = wanted.estimate.parameters, numbers["data"]
-    against = [f"{change.key}: {_value(change.was)} -> {_value(change.now)}" for change in _differences(wanted)]
     lines = [
         f"{action.name}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
-        *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(against or ["in nothing from the base"])),
+        *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(_differences(wanted))),
         f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
         *_data(data),
@@ -195,13 +194,20 @@ def _data(data: dict[str, Any]) -> list[str]:
     return [f"  {'data' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)]
 
 
-def _differences(wanted: ResolvedRun) -> list[ConfigChange]:
-    """The differences from the base, without those that follow from a different model.size."""
-    changes = list(wanted.against_base)
-    filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")
-    if all(change.key != "model.size" for change in changes):
-        return changes
-    return [change for change in changes if filled.get(change.key) != change.now]
+def _differences(wanted: ResolvedRun) -> list[str]:
+    """The differences from the base as lines, without those that follow from a different model.size."""
+    changes, filled, lines = wanted.against_base, dict[str, Any](), list[str]()
+    if any(change.key == "model.size" for change in changes):
+        filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")
+    removed = [change.key for change in changes if change.key.endswith(".name") and change.now is None]  # of a stage
+    for change in changes:
+        if change.key in removed:
+            lines.append(f"{change.key.removesuffix('.name')}: removed")
+        elif not change.key.startswith(tuple(key.removesuffix("name") for key in removed)) and (
+            change.key not in filled or filled[change.key] != change.now
+        ):
+            lines.append(f"{change.key}: {_value(change.was)} -> {_value(change.now)}")
+    return lines or ["in nothing from the base"]
 
 
 def _value(value: Any) -> str:

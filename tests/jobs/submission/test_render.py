@@ -18,6 +18,7 @@ from jobs.planning.plan import Action, Plan, ResolvedRun, resources_of
 from jobs.planning.preflight import Check
 from jobs.submission import render
 from jobs.submission.dry_run import PlannedJob
+from jobs.submit import main
 from jobs.sweeps.sweep_file import load
 from tests.harness.common import ROOT
 from tests.harness.terminal import Terminal, golden
@@ -69,6 +70,15 @@ def test_plan_page_matches_golden_text(name, cluster, columns, monkeypatch):
         show(page, screen.file)
         golden(GOLDEN / f"plan-{name}-{columns}.txt", screen.close().text())
         assert b"\x1b[2J" not in screen.raw
+
+
+@pytest.mark.parametrize("name", ["clip-b16", "clip-l16"])
+def test_removed_stage_is_one_line_also_with_another_model_size(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLIP_CACHE", str(tmp_path))
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
+    assert main(["sizes", "--dry-run", "--only", name]) == 0
+    lines = capsys.readouterr().out.split("differs")[1].split("model   ")[0].splitlines()
+    assert [line.strip() for line in lines if "unmasked" in line] == ["stages.unmasked: removed"]
 
 
 def test_submit_command_prints_styled_plan_on_terminal(desk):
