@@ -1,5 +1,6 @@
 """Compares results with those of the paper, row by row: the gap, a verdict, and what prevents a comparison."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,9 +127,16 @@ def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
     scored = {item["name"]: item.get("n") for item in outcome.evaluations}
     wanted = next((n for name, n in row.images.items() if test == name or test.startswith(f"{name}-")), None)
     if test not in scored:
-        yield f"not scored on {test}"
+        yield f"not scored on {test}{_scoring_command(outcome, test)}"
     elif wanted not in (None, scored[test]):
         yield f"scored on {scored[test]:,} images of {test}, published on {wanted:,}"
+
+
+def _scoring_command(outcome: Outcome, test: str) -> str:
+    """The command that scores masked images; empty for other tests."""
+    masked = re.search(r"-(?:mask|ensemble)([0-9.]+)$", test)
+    run = f"{outcome.run.sweep}/{outcome.run.name}"
+    return f": flip evaluate {run} --mask {masked[1]} --ensemble" if masked else ""
 
 
 def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:

@@ -166,7 +166,8 @@ def test_obstacles_list_reasons_against_comparison(tmp_path):
     )
     assert obstacles(row, [], "imagenet") == ["no run yet"]
     masked = Published("", {}, images={"twemoji": 5000})
-    assert obstacles(masked, [outcome], "twemoji-mask0.5") == ["not scored on twemoji-mask0.5"]
+    (reason,) = obstacles(masked, [outcome], "twemoji-mask0.5")
+    assert reason == "not scored on twemoji-mask0.5: flip evaluate demo/mask50 --mask 0.5 --ensemble"
     small = Published("", {"twemoji": 20.0}, images={"twemoji": 5000})
     assert obstacles(small, [outcome], "twemoji") == ["scored on 1,172 images of twemoji, published on 5,000"]
     late = Published("", {}, needs={"stages.pretrain": None, "data.samples": 5500}, near={"data.samples": 0.1})
