@@ -3,16 +3,18 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from flip.config.identity import flatten
 from flip.config.schema import MODEL_PRESETS
+from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import Outcome, read_run
 from jobs.common.text import count
 from jobs.reporting import seed_groups
 from jobs.reporting.seed_groups import SeedGroup
-from jobs.sweeps.published import Published, published, rows
+from jobs.sweeps.published import RESULTS, Published, published, rows
 
 SHOWN = 3
 """Reasons that a table lists; further ones are counted."""
@@ -124,12 +126,20 @@ def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
         yield from differences(row, outcome.settings)
     if outcome.state != "complete":
         return
+    if protocol := _other_protocols().get(test):
+        yield f"another protocol: published with {protocol}"
     scored = {item["name"]: item.get("n") for item in outcome.evaluations}
     wanted = next((n for name, n in row.images.items() if test == name or test.startswith(f"{name}-")), None)
     if test not in scored:
         yield f"not scored on {test}{_scoring_command(outcome, test)}"
     elif wanted not in (None, scored[test]):
         yield f"scored on {scored[test]:,} images of {test}, published on {wanted:,}"
+
+
+@lru_cache
+def _other_protocols() -> dict[str, str]:
+    """Test -> how the paper scores it, if evaluations here do it in another way."""
+    return dict(read_yaml(RESULTS)["other_protocol"])
 
 
 def _scoring_command(outcome: Outcome, test: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -168,6 +169,8 @@ def test_obstacles_list_reasons_against_comparison(tmp_path):
     masked = Published("", {}, images={"twemoji": 5000})
     (reason,) = obstacles(masked, [outcome], "twemoji-mask0.5")
     assert reason == "not scored on twemoji-mask0.5: flip evaluate demo/mask50 --mask 0.5 --ensemble"
+    (protocol,) = obstacles(Published("", {}), [outcome], "voc2007")[:1]
+    assert protocol == "another protocol: published with 11-point mAP over images"
     small = Published("", {"twemoji": 20.0}, images={"twemoji": 5000})
     assert obstacles(small, [outcome], "twemoji") == ["scored on 1,172 images of twemoji, published on 5,000"]
     late = Published("", {}, needs={"stages.pretrain": None, "data.samples": 5500}, near={"data.samples": 0.1})
@@ -183,6 +186,16 @@ def test_verdict_depends_on_gap_and_tolerance():
     assert (verdict(70.2), verdict(68.0)) == ("above by more than 0.5", "below by more than 0.5")
     assert (verdict(None), verdict(69.6, ["short"])) == ("not comparable yet", "not comparable")
     assert verdict(69.6, within=None) == "no tolerance given"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_score_on_fewer_images_of_imagenet_is_not_comparable(table, tmp_path):
+    outcome = read_run(make(tmp_path / "sizes", "flip-b16", "0.5").path)
+    for row in map(published, paper.rows(table).values()):
+        for test in row.top1:
+            if test in ("imagenet", "imagenet1k"):
+                few = replace(outcome, result={"evaluations": [{"name": test, "n": 1000}]})
+                assert f"scored on 1,000 images of {test}, published on 50,000" in obstacles(row, [few], test)
 
 
 def test_comparison_includes_registered_external_model(tmp_path):
