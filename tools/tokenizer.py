@@ -105,7 +105,7 @@ def _refuse_existing(path: Path) -> None:
 
 
 def captions(source: str, member: str) -> Iterator[str]:
-    """The lines of a text file, or those of one member of all samples of a manifest's folder."""
+    """The lines of a text file, or those of one member of a manifest's samples, without excluded ones."""
     from flip.runs.errors import DataError
 
     if Path(source).is_dir():
@@ -116,7 +116,9 @@ def captions(source: str, member: str) -> Iterator[str]:
         refuse_whole_json([member], "--member")
         manifest, reader = Manifest.load(source), ChunkReader()
         for j in range(manifest.chunks):
-            for sample in reader.read_chunk(manifest, j):
+            for id, sample in zip(manifest.chunk_ids(j), reader.read_chunk(manifest, j), strict=True):
+                if id in manifest.exceptions:
+                    continue
                 with suppress(DecodeError):  # a sample without a caption
                     yield from (text for text in captions_of(sample, [member]) if text)
         return

@@ -9,10 +9,12 @@ import pytest
 import webdataset
 
 from flip.data.manifest.build import index
+from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
 from tests.synthetic import caption, encode, make_dataset, picture
 from tools import tokenizer
+from tools.shards_commands.manifest import excepting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +33,13 @@ def test_train_yields_equal_tokenizers_from_lines_and_manifest(tmp_path, capsys)
     assert "already exists" in capsys.readouterr().err
     assert tokenizer.main(["show", str(tmp_path / "a.json"), "red square"]) == 0
     assert "red:" in capsys.readouterr().out
+
+
+def test_captions_of_excluded_samples_are_left_out(tmp_path):
+    data = make_dataset(tmp_path / "data", samples=30, shards=2)
+    every = list(tokenizer.captions(str(data), "txt"))
+    excepting(Manifest.load(data), {0: "bad", 29: "bad"}, str(tmp_path / "less"))
+    assert list(tokenizer.captions(str(tmp_path / "less"), "txt")) == every[2:-2], "a sample has two captions"
 
 
 def test_captions_in_json_member_require_field_name(tmp_path):
