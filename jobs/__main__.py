@@ -43,7 +43,7 @@ USAGE = """usage: flip COMMAND ... (flip COMMAND --help)
 
 {commands}
 
-every command: --json, --quiet, --verbose, --version, --help
+every command: --quiet, --verbose, --version, --help; --json, but for completion, debug, follow, study, tensorboard
 exit codes: 0 complete, 2 wrong usage, 65 data, 69 storage or network, 75 stopped, start again, 77 permission,
 78 configuration (all: docs/commands.md)
 

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+import re
 import runpy
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import COMMANDS, SCRIPTS, main
+from jobs.__main__ import COMMANDS, SCRIPTS, USAGE, main
 from jobs.common import cli
 from jobs.common.cli import Parser
 
@@ -68,6 +69,13 @@ def test_every_command_has_common_options_and_example(name):
     for parser in parsers(name):
         assert expected <= set(parser._option_string_actions), parser.prog
         assert parser.description and f"{name}" in parser.epilog and "examples:" in parser.epilog, parser.prog
+
+
+def test_usage_and_page_name_commands_without_json():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"Not for (.*), which have no result", page)
+    (in_usage,) = re.findall("--json, but for (.*)", USAGE)
+    assert set(re.findall(r"`(\w+)`", named)) == set(in_usage.split(", ")) == NO_RESULT
 
 
 def test_help_lists_all_commands_without_heavy_imports():
