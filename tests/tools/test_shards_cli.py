@@ -32,7 +32,7 @@ def call(capsys, *arguments):
     code = main([str(argument) for argument in arguments])
     out = capsys.readouterr()
     text = out.out + out.err
-    return code, json.loads(text) if "--json" in arguments and not out.err else text
+    return code, json.loads(out.out) if "--json" in arguments and out.out else text
 
 
 def rot(manifest, j):

@@ -22,7 +22,7 @@ from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts
-from tools.shards_commands.output import CommandResult, claim, names, writing
+from tools.shards_commands.output import CommandResult, claim, names, print_details, writing
 
 
 def index(options: argparse.Namespace) -> CommandResult:
@@ -55,13 +55,11 @@ def index(options: argparse.Namespace) -> CommandResult:
                         facts(build.merge(scanned, out, options.chunk, old, bar, chosen, complete)) | complete.report()
                     )
     except DamagedShards as error:
-        if not options.json:
-            raise
-        return CommandResult({"damaged": build.skipped_shards(error.errors)}, error.code)
+        print_details(options, {"damaged": build.skipped_shards(error.errors)})
+        raise
     except Incomplete as error:
-        if not options.json:
-            raise
-        return CommandResult({"error": error.paragraph()} | error.report, error.code)
+        print_details(options, {"error": error.paragraph()} | error.report)
+        raise
     seconds = time.monotonic() - start_time
     report |= {
         "shards_scanned": len(scanned.shards) - scanned.reused,

@@ -16,7 +16,7 @@ from flip.data.storage.base import ObjectStat, is_remote
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts
-from tools.shards_commands.output import CommandResult, claim, writing
+from tools.shards_commands.output import CommandResult, claim, print_details, writing
 
 LISTINGS = 16
 """Folders of a bucket that are listed at once."""
@@ -46,10 +46,8 @@ def move(options: argparse.Namespace) -> CommandResult:
         elif comparable and stat.etag != etag:
             wrong[key] = f"its ETag is {stat.etag}, indexed was {etag}"
     if wrong:
-        error = _refusal(wrong, len(keys))
-        if not options.json:
-            raise error
-        return CommandResult({"wrong": [{"shard": key, "reason": wrong[key]} for key in sorted(wrong)]}, error.code)
+        print_details(options, {"wrong": [{"shard": key, "reason": wrong[key]} for key in sorted(wrong)]})
+        raise _refusal(wrong, len(keys))
     table = ChunkTable(keys, old.shards, old.chunk, old.offsets, [stats[key].etag for key in keys], old.sample_filter)
     with writing(out):
         manifest = write(out, table, old.checksums, old.exceptions, old.settings)

@@ -1,6 +1,7 @@
 """What the shards commands share: results and their display, errors while writing."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,12 @@ class CommandResult(NamedTuple):
 
     def show(self) -> str:
         return self.text or "\n".join(lines(self.report))
+
+
+def print_details(options: argparse.Namespace, report: Mapping[str, Any]) -> None:
+    """With --json, print what an error that is raised next is about, as the one document on standard output."""
+    if options.json:
+        print(json.dumps(report, indent=1))
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError
 from tests.flip.data.manifest.test_filters import paths, samples
 from tests.tools.test_shards_cli import call
+from tools.shards import main
 from tools.shards_commands.move import comparable_etags, replace_prefix
 
 FILES = ("shards.i64", "offsets.u32", "checksums.u32", "exceptions.jsonl", "tars.u32", "kept.bits")
@@ -54,6 +55,7 @@ def test_move_lists_missing_and_different_shards_and_writes_nothing(moved, tmp_p
     assert (
         f"{tmp_path}/new/00001.tar: the shard is missing; {tmp_path}/new/00003.tar: {size + 1:,} bytes, indexed" in text
     )
+    assert main([*map(str, arguments), "--json"]) == 65 and capsys.readouterr().err == text
     code, report = call(capsys, *arguments, "--json")
     assert code == 65 and [entry["shard"][-9:] for entry in report["wrong"]] == ["00001.tar", "00003.tar"]
     assert not (tmp_path / "m").exists()
