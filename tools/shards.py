@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import importlib
 import json
+import os
 from typing import Any
 
 from jobs.common.cli import Parser, add_root_option, quietly, run_command
@@ -36,7 +37,11 @@ CAPTIONS = "members that hold captions, as txt,alt or json:FIELD (default: txt)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    columns = [f"--{name}" for name in ("image", "caption", "label", "key") if getattr(options, name, None)]
+    if columns and os.path.isdir(options.source):
+        parser.error(f"{', '.join(columns)}: a column of a table, but {options.source} is a folder")
     return run_command(run, options)
 
 

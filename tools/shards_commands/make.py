@@ -108,7 +108,12 @@ def _write(
     refused.sort()
     if count - len(refused) < max(1, options.min_complete * count):
         what = f"{len(refused):,} of {count:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
-        raise DataError(what, remedy="Correct the source, or accept fewer with --min-complete.")
+        remedy = "Correct the source, or accept fewer with --min-complete."
+        if os.path.isdir(options.source):
+            remedy += (
+                " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
+            )
+        raise DataError(what, remedy=remedy)
     report: dict[str, Any] = {"rows": count, "refused": len(refused)}
     if labels:
         write_json(folder / "classes.json", {"names": labels, "templates": templates})

@@ -133,6 +133,19 @@ def test_make_reads_folder_of_images_and_text_files(pictures, tmp_path, capsys):
     assert [sample["txt"].decode() for sample in members(tmp_path / "out")] == [f"one {i}\ntwo {i}" for i in range(4)]
 
 
+@pytest.mark.parametrize("more", [["--key", "id"], ["--label", "nolabel", "--caption", "x"], ["--image", "i"]])
+def test_make_refuses_columns_for_a_folder(pictures, capsys, more):
+    with pytest.raises(SystemExit) as ended:
+        call(capsys, "make", pictures, "--out", pictures.parent / "out", *more)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and all(option in error for option in more[::2]) and f"{pictures} is a folder" in error
+
+
+def test_make_of_pictures_without_texts_or_classes_says_what_a_folder_needs(pictures, tmp_path, capsys):
+    code, text = call(capsys, "make", pictures, "--out", tmp_path / "out")
+    assert code == 65 and "a .txt file of its name or, if none has one, a folder of its class." in text
+
+
 def test_make_reports_rejected_rows_and_writes_valid_rows(pictures, tmp_path, capsys):
     (pictures / "5.png").write_bytes(encode(picture(1, 64))[:300])
     (pictures / "6.jpg").write_text("<html>")
