@@ -78,7 +78,7 @@ class EvaluationRequest:
 
     def run(self) -> int:
         """Returns the exit code."""
-        known = [self.root] if self.args.root else [self.root, *roots()]
+        known = [self.root] if self.args.root else list(dict.fromkeys([self.root, *roots()]))
         subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
         planned = [(subject, *self._plan(subject)) for subject in subjects]
         self.jobs: dict[RunDir, RunDir] = {}

@@ -239,7 +239,8 @@ def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_pat
 def test_evaluate_refuses_wrong_arguments_and_starts_no_job(place, words, output, capsys):
     before = sorted((place / "runs").rglob("job.json"))
     assert evaluate.main(words) == 78
-    assert output in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert output in error and error.count(str(place / "runs")) < 2, "a folder of runs is named once"
     assert sorted((place / "runs").rglob("job.json")) == before
 
 
