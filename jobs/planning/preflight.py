@@ -129,7 +129,7 @@ def _blank_chunks(folder: str) -> NDArray[np.int64]:
 
 
 def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[Check]:
-    """Whether jobs can be submitted to Slurm from here: ConfigError if not, but a dry run only reports it.
+    """Whether jobs can be submitted to Slurm from here: ConfigError, StorageError if not; a dry run only reports it.
 
     Called once per submission, because it takes long if Slurm does not answer. ``execute``: whether programs that the
     profile names may be run.
@@ -138,7 +138,7 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
         return []
     try:
         return [Check("Slurm", site.check_ready(profile, execute))]
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         if dry:
             return [Check("Slurm", str(error).rstrip("."), True)]
         raise

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, StorageError
 from flip.runs.ownership import user_name
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import probe
@@ -34,9 +34,10 @@ SHARED = ("afs", "beegfs", "ceph", "cifs", "fuse", "gpfs", "lustre", "nfs", "ora
 
 
 def check_ready(profile: ClusterProfile, execute: bool = True) -> str:
-    """Check that jobs can be submitted from here, and describe the Slurm that answers. Raises ConfigError.
+    """Check that jobs can be submitted from here, and describe the Slurm that answers.
 
-    ``execute``: also run the Python that the profile names for batch scripts.
+    ``execute``: also run the Python that the profile names for batch scripts. Raises ConfigError, or StorageError if
+    none answers.
     """
     _commands()
     unset = _unset(profile)
@@ -94,8 +95,10 @@ def _describe_cluster(partition: str, name: str) -> str:
     return f"the cluster {cluster} answers" + (f", it has the partition {partition}" if partition else "")
 
 
-def _no_answer(name: str, error: slurm_cli.SlurmUnavailable) -> ConfigError:
-    return ConfigError("Slurm does not answer", name, str(error), "Is its controller up?")
+def _no_answer(name: str, error: slurm_cli.SlurmUnavailable) -> StorageError:
+    remedy = "Run it on a login node (or set SLURM_CONF); if the controller is down, try later."
+    text = re.sub(r"^(\w+: )\1", r"\1", str(error))  # the command names itself, too
+    return StorageError("Slurm does not answer", name, text, remedy)
 
 
 class Node(NamedTuple):
@@ -191,13 +194,13 @@ class Site:
 
 
 def read(profile: ClusterProfile) -> Site:
-    """Query everything. Raises ConfigError if Slurm does not answer; failures of single queries go to ``errors``."""
+    """Query everything. Raises StorageError if Slurm does not answer; failures of single queries go to ``errors``."""
     _commands()
     errors: dict[str, str] = {}
     try:
         config = slurm_cli.config()
     except slurm_cli.SlurmUnavailable as error:
-        raise _no_answer(profile.name or "scontrol", error) from error
+        raise _no_answer(profile.name, error) from error
     partition = _partition(profile)
     association = _association(errors, profile, config)
     qos = _qos(errors, profile.qos or association.get("qos", ""))
@@ -251,7 +254,7 @@ def _partition(profile: ClusterProfile) -> dict[str, str]:
         text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
     except slurm_cli.SlurmUnavailable as error:
         if not name or "did not answer" in str(error):
-            raise _no_answer(profile.name or "scontrol", error) from error
+            raise _no_answer(profile.name, error) from error
         raise ConfigError("no such partition", "--partition", name, "`sinfo` lists all partitions.") from error
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.startswith("PartitionName=")]
     for row in rows:

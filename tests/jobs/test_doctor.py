@@ -11,6 +11,7 @@ import pytest
 from flip.runs.errors import ConfigError
 from jobs import doctor
 from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.planning import preflight
 from jobs.slurm import site as reading
 from jobs.slurm import site_checks
 from jobs.slurm.site import Node, Site
@@ -267,10 +268,14 @@ def test_doctor_reports_missing_commands_controller_or_default_partition(far, tm
     far("scontrol", "[ $2 = config ] && exit 0; echo 'PartitionName=cpu Default=NO'")
     assert doctor.main([]) == 78 and "Name one of: cpu" in capsys.readouterr().err
     far("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert doctor.main([]) == 78 and "Unable to contact" in capsys.readouterr().err
+    assert doctor.main([]) == 69
+    assert capsys.readouterr().err.startswith("Slurm does not answer (found: 'scontrol: Unable to contact")
+    far("scontrol", "echo 'scontrol: error: Unable to contact slurm controller' >&2; exit 1")
+    assert doctor.main([]) == 69 and "'scontrol: error: Unable" in capsys.readouterr().err
+    assert preflight.scheduler(ClusterProfile(kind="slurm"), dry=True)[0].skipped
     far("scontrol", "[ $2 = config ] && exit 0; exec sleep 60")
     monkeypatch.setattr(reading, "DEADLINE", 0.2)
-    assert doctor.main(["--partition", "gpu"]) == 78 and "does not answer" in capsys.readouterr().err
+    assert doctor.main(["--partition", "gpu"]) == 69 and "does not answer" in capsys.readouterr().err
     (tmp_path / "srun").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="not on this machine.*srun"):

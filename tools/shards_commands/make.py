@@ -110,9 +110,7 @@ def _write(
         what = f"{len(refused):,} of {count:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
         if os.path.isdir(options.source):
-            remedy += (
-                " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
-            )
+            remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)
     report: dict[str, Any] = {"rows": count, "refused": len(refused)}
     if labels:
