@@ -29,6 +29,12 @@ MAX_PATCHES = 2**15 - 1
 """Patch positions are int16."""
 _NEEDED = {"zeroshot": ("classes",), "retrieval": (), "probe": ("train",)}
 """Fields that a member of evaluate.sets needs for its task, in addition to the manifest."""
+_SOURCES = {
+    "manifest": "Name the manifest of its images, which `flip shards index` writes.",
+    "classes": "Name its classes.json, which `flip shards make` or `flip prompts` writes.",
+    "train": "Name the manifest of its training images, which `flip shards index` writes.",
+}
+"""Remedy if such a field is empty."""
 
 
 LOWEST_LR, HIGHEST_LR = 1e-6, 0.02
@@ -348,7 +354,7 @@ def validate(config: Config) -> list[str]:
     for dataset in config.evaluate.sets:
         for key in ("manifest", *_NEEDED[dataset.task]):
             if not getattr(dataset, key):
-                raise ConfigError(f"evaluate.sets.{dataset.name}.{key}: is not given")
+                raise ConfigError(f"evaluate.sets.{dataset.name}.{key}: is not given", remedy=_SOURCES[key])
     return _notes(config)
 
 

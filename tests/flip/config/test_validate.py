@@ -123,8 +123,11 @@ def test_validate_accepts_valid_config_and_returns_notes():
             ["evaluate.sets=[{name: a, manifest: m, classes: c}, {name: a, manifest: m, classes: c}]"],
             ["same name", "a"],
         ),
-        (["evaluate.sets=[{name: a, manifest: m}]"], ["evaluate.sets.a.classes"]),
-        (["evaluate.sets=[{name: a, manifest: m, task: probe}]"], ["evaluate.sets.a.train"]),
+        (
+            ["evaluate.sets=[{name: a, manifest: m}]"],
+            ["evaluate.sets.a.classes", "`flip prompts`"],
+        ),
+        (["evaluate.sets=[{name: a, manifest: m, task: probe}]"], ["evaluate.sets.a.train", "`flip shards index`"]),
         (["evaluate.sets=[{name: a, manifest: m, task: probing}]"], ["evaluate.sets.a.task", "'probing'"]),
         (["evaluate.sets=[{name: a, role: tst}]"], ["evaluate.sets.a.role", "'tst'"]),
     ],
