@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, epilog=EXAMPLES)
     parser.add_argument("of", help="imagenet, or the folder of a wds_* data set")
-    parser.add_argument("--templates", type=int, default=7, help="number of templates for imagenet: 7 (default) or 80")
+    parser.add_argument("--templates", type=int, choices=(7, 80), default=7, help="for imagenet (default: 7)")
     parser.add_argument("--out", required=True, metavar="FILE")
     return run_command(write, parser.parse_args(arguments))
 

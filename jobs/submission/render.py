@@ -153,7 +153,7 @@ def _run(action: Action) -> list[str | TextTable]:
             "mask": stage["mask"],
             "px": stage["image"],
             "kept": f"{stage['kept']} of {stage['patches']}",
-            "passes": f"{stage['passes']:.3g}",
+            "passes": _passes(stage["passes"]),
             "peak lr": f"{stage['lr']:.3g}",
             "a rank": size(device.memory["total"]),
             "s a step": None if device.step_seconds is None else f"{device.step_seconds:.3g}",
@@ -186,7 +186,7 @@ def _steps(wanted: ResolvedRun) -> list[str]:
 def _data(data: dict[str, Any]) -> list[str]:
     sets, blocks = data["sets"], f"blocks of {data['block']}"
     lines = [
-        f"{count(row['samples'])} samples, {row['passes']:.3g} passes;"
+        f"{count(row['samples'])} samples, {_passes(row['passes'])} passes;"
         f" {row['lanes']} lanes, chunks of {row['chunk']}, {blocks}"
         + (f"; {row['name']}, {row['lanes'] / data['lanes']:.3%} of every batch" if row["name"] else "")
         for row in sets
@@ -208,6 +208,10 @@ def _differences(wanted: ResolvedRun) -> list[str]:
         ):
             lines.append(f"{change.key}: {_value(change.was)} -> {_value(change.now)}")
     return lines or ["in nothing from the base"]
+
+
+def _passes(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def _value(value: Any) -> str:

@@ -81,6 +81,14 @@ def test_removed_stage_is_one_line_also_with_another_model_size(name, tmp_path, 
     assert [line.strip() for line in lines if "unmasked" in line] == ["stages.unmasked: removed"]
 
 
+def test_plan_of_many_passes_has_no_exponent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
+    small = ["data.manifest=nowhere", "data.samples=4600", "data.chunk=1", "data.lanes=128"]
+    assert main(["masking_small", "--dry-run", "--only", "mask50", *small, "stages.pretrain.samples=7666666"]) == 0
+    text = capsys.readouterr().out
+    assert "1,667 passes" in text and "e+0" not in text.split("passes", 1)[0]
+
+
 def test_submit_command_prints_styled_plan_on_terminal(desk):
     command = (sys.executable, ROOT / "jobs" / "submit.py", "--sweep", desk.sweep, "--dry-run")
     with Terminal(80, 50) as screen:
