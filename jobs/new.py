@@ -76,9 +76,8 @@ def new(args: argparse.Namespace) -> int:
     gpus = load_profile(args.cluster).gpus_per_node
     size = args.size or ("B/16" if gpus else "emoji")
     if size not in MODEL_PRESETS:
-        raise ConfigError(
-            "no such size", "--size", size, f"{suggestion(size, MODEL_PRESETS)} {', '.join(MODEL_PRESETS)}."
-        )
+        remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
+        raise ConfigError("no such size", "--size", size, remedy)
     schema = SWEEPS / "schemas" / "sweep.json"
     data = Path(args.data).expanduser().absolute()
     tokenizer = Path(args.tokenizer).expanduser().absolute() if args.tokenizer else data.with_name("tokenizer.json")

@@ -186,7 +186,7 @@ class Submission:
             self._add_checks(preflight.save_time(profile, RunDir(self.folder / run.name)), run.name)
             self._add_checks(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)), run.name)
         except FlipError as error:
-            where = f"run {run.name}, {error.where}" if error.where else f"run {run.name}"
+            where = f"{self.file}, run {run.name}" + (f", {error.where}" if error.where else "")
             raise type(error)(error.what, where, error.value, error.remedy) from error
         resolved = flatten(to_dict(config))
         return ResolvedRun(

@@ -136,7 +136,8 @@ def _writers(world, name, state, run_attempts):
     for older, newer in zip(run_attempts, run_attempts[1:], strict=False):
         if any(moment > newer.start + 1 for moment, _ in older.commits):
             yield f"{older} committed after {newer} had begun"
-        if older.life.ended > newer.start + TOGETHER:
+        first_step = older.start + 2 * world.likes[name].startup  # at the latest; a straggler stops there
+        if older.life.ended > max(newer.start, first_step) + TOGETHER:
             yield f"{older} and {newer} trained together for {older.life.ended - newer.start:g} s"
 
 
