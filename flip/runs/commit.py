@@ -8,13 +8,14 @@ that starts from it (``init``), or an evaluation in progress. Standard library, 
 import hashlib
 import os
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from flip.runs.errors import FlipError
 from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
-from flip.runs.rundir import RunDir, fsync_path, parse_int, read_record, write_json
+from flip.runs.rundir import RunDir, fsync_path, list_names, parse_int, read_record, write_json
 
 COMMIT_FILE = "commit.json"
 
@@ -113,12 +114,23 @@ def commits(run: RunDir, folders: str = "*") -> List[Commit]:
     ``folders``: a pattern of ``<S>-<n>``; only the commit.json of matching folders are read.
     """
     result = []
-    for file in run.checkpoints.glob("*/%s/%s" % (folders, COMMIT_FILE)):
-        try:
-            result.append(read_commit(file.parent))
-        except CorruptCheckpoint:  # apply_retention deletes it, as it does anything uncommitted
-            continue
+    for path in _folders(run):
+        if fnmatchcase(path.name, folders):
+            try:
+                result.append(read_commit(path))
+            except (
+                CorruptCheckpoint,
+                NotADirectoryError,
+            ):  # the first, also if uncommitted: apply_retention deletes it
+                continue
     return sorted(result, key=lambda c: c.order)
+
+
+def _folders(run: RunDir) -> Iterator[Path]:
+    """Folders of checkpoints, committed or not. Raises OSError if one cannot be listed: they would seem to be gone."""
+    for stage in list_names(run.checkpoints):
+        for name in list_names(run.checkpoints / stage):
+            yield run.checkpoints / stage / name
 
 
 def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = False) -> None:
@@ -162,7 +174,7 @@ def remove(path: Path) -> None:
 
 def ever_committed(run: RunDir) -> bool:
     """Whether the run ever had a commit, valid or damaged: such a run never restarts from zero by itself."""
-    return any(any(run.checkpoints.glob("*/*/" + name)) for name in (COMMIT_FILE, "damaged.json"))
+    return any({COMMIT_FILE, "damaged.json"} & set(list_names(path)) for path in _folders(run))
 
 
 def apply_retention(
@@ -184,7 +196,7 @@ def apply_retention(
     needed |= {c.path for c in present if (c.stage, c.samples) in pins or c.samples in keep_at}
     deleted = []
     failed: Optional[Exception] = None
-    for path in sorted(run.checkpoints.glob("*/*-*")):
+    for path in _folders(run):
         n = parse_int(path.name.rpartition("-")[2])
         if path in needed or not path.is_dir() or n is None or n > attempt:
             continue
@@ -250,7 +262,7 @@ def _is_complete(record: Dict[str, Any]) -> bool:
 
 
 def _pins(run: RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]:
-    for path in sorted(run.pins.glob("*.json")):
+    for path in (run.pins / name for name in list_names(run.pins) if name.endswith(".json")):
         try:
             record = read_record(path, PIN)
         except ValueError as error:

@@ -135,6 +135,17 @@ def newest_first(path: Path) -> Iterator[Dict[str, Any]]:
             continue
 
 
+def list_names(folder: Path) -> List[str]:
+    """Sorted names in a folder; none if it does not exist.
+
+    Raises OSError if it cannot be read: Path.glob of Python 3.12 and newer then returns what it has seen so far.
+    """
+    try:
+        return sorted(os.listdir(str(folder)))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def sorted_glob(folder: Path, pattern: str) -> List[Path]:
     """Sorted paths below a folder that match a pattern; none if it does not exist or may not be read."""
     try:
@@ -285,14 +296,15 @@ class RunDir:
     def causes(self, n: int) -> List[Dict[str, Any]]:
         """The recorded causes of the processes of attempt n, by rank; an unreadable one counts as a crash."""
         causes = []
-        for path in self.attempt(n).glob("cause.*.json"):
-            rank = parse_int(path.name[len("cause.") : -len(".json")])
-            if rank is None:
+        for name in list_names(self.attempt(n)):
+            match = re.match(r"cause\.([0-9]+)\.json\Z", name)
+            if not match:
                 continue
+            rank = int(match.group(1))
             try:
-                record = read_record(path)
+                record = read_record(self.attempt(n) / name)
             except ValueError:  # cut off by a crash of its host
                 record = None
-            crash = {"cause": "crash", "code": CRASH, "reason": "%s cannot be read" % path.name}
+            crash = {"cause": "crash", "code": CRASH, "reason": "%s cannot be read" % name}
             causes.append(dict(record or crash, rank=rank))
         return sorted(causes, key=lambda record: record["rank"])

@@ -40,6 +40,34 @@ def test_commits_lists_only_folders_with_commit_file(run):
     assert [c.samples for c in commit.commits(run)] == [8]
 
 
+@pytest.mark.parametrize("folder", ["checkpoints", "checkpoints/pretrain", "pins"])
+def test_listing_that_fails_hides_no_commit_and_deletes_none(run, tmp_path, monkeypatch, folder):
+    """NFS returns ESTALE at times; Path.glob of Python 3.12 and newer then returns what it has seen so far."""
+    for samples in (8, 16, 24):
+        write(run, "pretrain", samples)
+    by = RunDir(tmp_path / "sweep" / "by")
+    by.path.mkdir()
+    pin(run, by, "pretrain", 8)
+    real = {name: getattr(os, name) for name in ("listdir", "scandir")}
+    failures = []
+
+    def once(name):
+        def listing(path="."):
+            if Path(path) == run.path / folder and not failures:
+                failures.append(path)
+                raise OSError(116, "Stale file handle", str(path))
+            return real[name](path)
+
+        return listing
+
+    for name in real:
+        monkeypatch.setattr(os, name, once(name))
+    with pytest.raises(OSError, match="Stale"):
+        commit.apply_retention(run, 1, keep=1)
+    monkeypatch.undo()
+    assert failures and [c.samples for c in commit.commits(run)] == [8, 16, 24]
+
+
 def test_commits_are_ordered_by_samples_then_attempt(run):
     for stage, samples, attempt in (("unmasked", 24, 1), ("pretrain", 16, 2), ("pretrain", 16, 1), ("pretrain", 8, 3)):
         write(run, stage, samples, attempt)
