@@ -8,9 +8,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_root_option, note, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/export.py runs/quickstart/masked                 the newest checkpoint -> its folder export/<stage>-<S>
@@ -52,10 +53,36 @@ def export(options: argparse.Namespace) -> int:
     sources = select.models(options.runs, options.root)
     if options.out and len(sources) > 1:
         raise ConfigError(f"one folder for {len(sources)} models", "--out", options.out, "Export them one by one.")
+    if len(sources) > 1:
+        sources = _without_exports(sources, options)
     reports = [_export(source, options) for source in sources]
     payload = reports[0] if len(reports) == 1 else reports
     print(json.dumps(payload, indent=1) if options.json else "\n".join(map(_text, reports)))
     return 0
+
+
+def _without_exports(sources: Sequence[Path], options: argparse.Namespace) -> list[Path]:
+    """The runs whose chosen checkpoint has no export yet; all with --replace. Raises before anything is written."""
+    from flip.checkpoint.export_record import is_export
+    from flip.export.load import select_commit
+    from flip.runs.errors import ConfigError
+    from flip.runs.rundir import RunDir
+
+    left = []
+    for source in sources:
+        if is_export(source):
+            raise ConfigError("required to export an exported folder again", "--out", remedy="Export it alone.")
+        chosen = select_commit(RunDir(source), options.commit)
+        out = RunDir(source).export / _folder_name(chosen.stage, chosen.samples, options.to)
+        if is_export(out) and not options.replace:
+            note(f"{out}: exists already, not replaced")
+        else:
+            left.append(source)
+    return left
+
+
+def _folder_name(stage: str, samples: int, library: str) -> str:
+    return f"{stage}-{samples}" + ("" if library == "open_clip" else f"-{library}")
 
 
 def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -69,8 +96,7 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     if is_export(source) and not options.out:
         raise ConfigError("required to export an exported folder again", "--out")
     loaded = load(source, at=options.commit)
-    suffix = "" if options.to == "open_clip" else f"-{options.to}"
-    name = f"{loaded.source.stage}-{loaded.source.samples}{suffix}"
+    name = _folder_name(loaded.source.stage, loaded.source.samples, options.to)
     out = options.out.expanduser() if options.out else RunDir(source).export / name
     with writing(out):
         record = exporter.export(loaded, out, options.variant, options.replace, options.to)

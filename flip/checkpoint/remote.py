@@ -137,13 +137,15 @@ def url_prefix(run: RunDir, url: str) -> str:
     """The URL of this run's checkpoints below ``url``, which may be an absolute path. Only the current attempt may call
     it.
 
-    The first call chooses it, with random digits: another run of the same name gets another one.
+    The first call chooses its last part, with random digits: another run of the same name gets another one. If ``url``
+    changes later, new checkpoints go there; the records of older ones hold their own addresses.
     """
     path = run.checkpoints / "url.json"
     if read_record(path) is None:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         create_json(path, {"url": f"{_as_url(url)}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"})
-    return str((read_record(path) or {})["url"])
+    first = str((read_record(path) or {})["url"])
+    return f"{_as_url(url)}/{run.sweep}/{first.rpartition('/')[2]}"
 
 
 def _as_url(url: str) -> str:
@@ -156,13 +158,17 @@ def encode_commit(record: Mapping[str, Any]) -> bytes:
 
 
 def verify(source: commit.Commit, retry_policy: RetryPolicy, part: int = 0, parts: int = 1) -> None:
-    """``commit.verify`` for files that were just written: on disk without the page cache, at a URL by size and ETag."""
+    """``commit.verify`` for files that were just written: on disk without the page cache; at a URL by size and ETag, or
+    by a checksum of what is read if the storage has no ETags."""
     if "url" not in source.record:
         commit.verify(source, part, parts, uncached=True)
         return
     remote, files = RemoteCheckpoint(source.record["url"], retry_policy), source.record["files"]
-    for name in sorted(files)[part::parts]:
-        remote.check(name, files[name])
+    own = {name: files[name] for name in sorted(files)[part::parts]}
+    remote.verify({name: expected for name, expected in own.items() if not expected.get("etag")})
+    for name, expected in own.items():
+        if expected.get("etag"):
+            remote.check(name, expected)
 
 
 def refuse_foreign(source: commit.Commit, url: str) -> None:

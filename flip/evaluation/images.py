@@ -110,10 +110,15 @@ class ImageFiles:
 
     def _hash(self, fields: Callable[[ObjectStat], Any]) -> str:
         text = hashlib.sha256()
-        for id, file in enumerate(self.files):
-            row = [self._name(file), fields(self._stat(id)), file.label, file.captions]
+        for file, stat in zip(self.files, self._stats, strict=True):
+            row = [self._name(file), fields(stat), file.label, file.captions]
             text.update(json.dumps(row).encode("utf-8", "surrogatepass") + b"\n")
         return text.hexdigest()
+
+    @cached_property
+    def _stats(self) -> list[ObjectStat]:
+        with ThreadPoolExecutor(READER_THREADS) as pool:
+            return list(pool.map(self._stat, range(len(self.files))))
 
     def _stat(self, id: int) -> ObjectStat:
         key = self.files[id].key

@@ -1,11 +1,13 @@
 """Storage over fsspec, for all protocols except S3: ``gs://``, ``abfs://``, ``file://``, ... One attempt per call."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, completed_future, run_once
 from flip.runs.errors import ConfigError
+from flip.runs.rundir import fsync_path
 
 
 class FsspecStorage:
@@ -38,9 +40,14 @@ class FsspecStorage:
         yield from ((prefix.rstrip("/") + name, ObjectStat(size, "")) for name, size in below.items())
 
     def put(self, key: str, data: bytes | memoryview, each: RequestRunner = run_once) -> str:
+        from fsspec.implementations.local import LocalFileSystem
+
         def write(files: Any, path: str) -> None:
             files.makedirs(files._parent(path), exist_ok=True)
             files.pipe_file(path, bytes(data))
+            if isinstance(files, LocalFileSystem):  # as objects are once they are accepted
+                fsync_path(path)
+                fsync_path(os.path.dirname(path))
 
         each(lambda: self._call(key, write))
         return ""

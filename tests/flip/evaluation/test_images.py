@@ -37,6 +37,13 @@ def test_samples_are_read_by_several_threads_and_stay_in_order(data, tmp_path, f
     assert images_read == [encode(picture(id)) for id in positions]
 
 
+def test_files_are_examined_once_for_digest_and_cache_key(tmp_path, monkeypatch):
+    """Each takes a request in object storage."""
+    images, examined, stat = files_of(tmp_path, 3), [], ImageFiles._stat
+    monkeypatch.setattr(ImageFiles, "_stat", lambda self, id: examined.append(id) or stat(self, id))
+    assert images.digest and images.cache_key and sorted(examined) == [0, 1, 2]
+
+
 def test_missing_image_file_is_named_with_the_list_that_names_it(tmp_path):
     images = ImageFiles([File(str(tmp_path / "gone.png"), 0)], str(tmp_path), "list.jsonl")
     for read in (lambda: images.digest, lambda: images.cache_key, lambda: list(images.samples(range(1)))):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -355,6 +356,22 @@ def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch
     assert command.main([str(folder), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "README.md").read_text() == text
     assert torch.equal(weights(tmp_path / "again"), weights(folder))
+
+
+def test_export_command_of_several_runs_can_be_repeated(run, tmp_path, capsys, monkeypatch):
+    """One run has no checkpoint yet: nothing is written. Later the runs that have an export are left out."""
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    second = RunDir(run.path.parent / "second")
+    shutil.copytree(run.path, second.path)
+    second.checkpoints.rename(second.path / "later")
+    assert command.main(["sweep/*", "--json"]) == 78
+    assert "no checkpoint yet" in capsys.readouterr().err and not run.export.exists()
+    (second.path / "later").rename(second.checkpoints)
+    assert command.main(["sweep/run"]) == 0
+    capsys.readouterr()
+    assert command.main(["sweep/*", "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["run"] == "sweep/second" and "run/export/unmasked-96: exists already" in output.err
 
 
 def test_model_card_prefers_fp32_score_of_evaluation_job(run, tmp_path):

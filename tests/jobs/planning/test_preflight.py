@@ -235,6 +235,14 @@ def test_submit_warns_of_busy_machine_and_expected_slowdown(typed, monkeypatch):
     assert "other processes" not in typed("--dry-run")[1]
 
 
+def test_disk_check_counts_checkpoints_that_are_kept_for_branches():
+    config = Config()
+    without = preflight._checkpoint_bytes(config)
+    config.checkpoint.keep_at = [64, 128, 192]
+    number = config.checkpoint.keep + len(config.stages) + 1
+    assert preflight._checkpoint_bytes(config) == without * (number + 3) // number
+
+
 def test_disk_check_refuses_full_disk_except_in_plan_without_data(desk, typed):
     overrides = ["model.size=B/16", "checkpoint.keep=1000", "data.lanes=0"]
     for args in ([], ["--dry-run"]):

@@ -5,6 +5,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from flip.checkpoint.remote import RemoteCheckpoint
+from flip.data.storage import fsspec_storage
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import RetryPolicy
 
@@ -64,3 +65,11 @@ def test_local_files_are_listed_as_file_urls(tmp_path):
     (tmp_path / "a b").mkdir()
     (tmp_path / "a b" / "c").write_bytes(b"12")
     assert [key for key, _ in FsspecStorage().list(f"file://{tmp_path}/a b")] == [f"file://{tmp_path}/a b/c"]
+
+
+def test_put_syncs_local_file_and_its_folder(tmp_path, monkeypatch):
+    """A checkpoint counts as soon as its files are accepted, as objects are."""
+    synced = []
+    monkeypatch.setattr(fsspec_storage, "fsync_path", lambda path: synced.append(str(path)))
+    FsspecStorage().put(f"file://{tmp_path}/a/b", b"12")
+    assert synced == [f"{tmp_path}/a/b", f"{tmp_path}/a"]
