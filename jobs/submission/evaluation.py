@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -80,10 +81,10 @@ class EvaluationRequest:
         """Returns the exit code."""
         known = [self.root] if self.args.root else list(dict.fromkeys([self.root, *roots()]))
         subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
+        preflight.scheduler(self.profile, dry=False)
         planned = [(subject, *self._plan(subject)) for subject in subjects]
         self.jobs: dict[RunDir, RunDir] = {}
-        for subject, task, config in planned:
-            self.jobs[subject] = self._submit(subject, task, config)
+        self._submit(planned)
         rows = [{"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()]
         if not self.args.detach:
             note("\n".join("{run}: the job is {job}".format(**row) for row in rows))
@@ -100,21 +101,28 @@ class EvaluationRequest:
             require_trusted(closed_folder(subject.path.parent))
         return task, config
 
-    def _submit(self, subject: RunDir, task: Task, config: Config) -> RunDir:
-        """Create and submit the job of a run."""
-        job = self._make(subject, task, config)
-        snapshot = take(REPOSITORY, subject.path.parent / ".code")
-        cache = {"FLIP_CACHE": str(cache_root())}
+    def _submit(self, planned: Sequence[tuple[RunDir, Task, Config]]) -> None:
+        """Create the jobs of all runs, then submit those of each folder together. Jobs that are refused are removed."""
+        folders = list(dict.fromkeys(subject.path.parent for subject, _, _ in planned))
+        snapshots = {folder: take(REPOSITORY, folder / ".code").path for folder in folders}
+        cache, made = {"FLIP_CACHE": str(cache_root())}, dict[RunDir, Job]()
         try:
-            with writing(job.path):
-                resources = resources_of(config)
-                open_backend(self.profile).submit([Job(job, snapshot.path, resources, cache, "jobs.evaluator")])
+            for subject, task, config in planned:
+                job, code = self._make(subject, task, config), snapshots[subject.path.parent]
+                made[subject] = Job(job, code, resources_of(config), cache, "jobs.evaluator")
+            for folder in folders:
+                members = [subject for subject in made if subject.path.parent == folder]
+                for i in range(0, len(members), self.profile.array_size):  # an array: accepted or refused as a whole
+                    array = members[i : i + self.profile.array_size]
+                    with writing(folder / EVALUATIONS):
+                        open_backend(self.profile).submit([made[subject] for subject in array])
+                    self.jobs |= {subject: made[subject].run for subject in array}
         except FlipError:
             if self.jobs:
-                note("submitted before: " + ", ".join(str(other.path) for other in self.jobs.values()))
-            shutil.rmtree(job.path, ignore_errors=True)  # its pins would keep commits; the next pin deletes them
+                note("submitted before: " + ", ".join(str(job.path) for job in self.jobs.values()))
+            for subject in made.keys() - self.jobs:  # their pins would keep commits; the next pin deletes them
+                shutil.rmtree(made[subject].run.path, ignore_errors=True)
             raise
-        return job
 
     def _task(self, subject: RunDir) -> Task:
         args = self.args
@@ -243,8 +251,7 @@ class EvaluationRequest:
         return config
 
     def _check(self, config: Config, task: Task) -> None:
-        """Checks of Slurm and of environment variables, as for runs. Raises ConfigError."""
-        preflight.scheduler(self.profile, dry=False)
+        """Checks of environment variables, as for runs. Raises ConfigError."""
         own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
         places = [config.checkpoint.url]
         for row in task.sets:

@@ -269,11 +269,9 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     submitted = []
 
     def submit(jobs):
-        (job,) = jobs
-        submitted.append(job.run)
-        if "a-" in job.run.name:
-            result = {"name": "mnist", "n": 20, "top1": 0.5, "interval": [0.3, 0.7], "samples": 64, "stage": "pretrain"}
-            write_json(job.run.result, {"evaluations": [result]})
+        submitted.extend(job.run for job in jobs)
+        result = {"name": "mnist", "n": 20, "top1": 0.5, "interval": [0.3, 0.7], "samples": 64, "stage": "pretrain"}
+        write_json(jobs[0].run.result, {"evaluations": [result]})
 
     def states(jobs):
         return {job.path: JobState("complete" if job.result.exists() else "failed", 1, "crash") for job in jobs}
@@ -293,6 +291,38 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     assert json.loads(shown.out) == expected and len(expected) == 2 and not shown.err
     assert evaluate.main(["two/a", *argv[1:]]) == 0
     assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "a single run needs no column for its name"
+
+
+@pytest.mark.parametrize("fails", ["second folder", "second job"])
+def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
+    place, tmp_path, capsys, monkeypatch, fails
+):
+    """Slurm is queried once; the jobs of a folder are one array."""
+    for name in ("one/a", "one/b", "two/a"):
+        shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / name)
+    submitted, checked, make = list[list[str]](), [], evaluation.EvaluationRequest._make
+
+    def submit(jobs):
+        if submitted and fails == "second folder":
+            raise ConfigError("sbatch refused the job")
+        for job in jobs:
+            write_json(job.run.path / "job.json", {})
+        submitted.append([job.run.name.partition("-")[0] for job in jobs])
+
+    def make_or_fail(self, subject, *args):
+        if fails == "second job" and subject.name == "b":
+            raise ConfigError("this checkpoint has been deleted meanwhile")
+        return make(self, subject, *args)
+
+    monkeypatch.setattr(evaluation.EvaluationRequest, "_make", make_or_fail)
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(evaluation.preflight, "scheduler", lambda *_, **__: checked.append(1))
+    assert evaluate.main(["one", "two", "--sets", "mnist", "--root", str(tmp_path), "--detach"]) == 78
+    accepted = [["a", "b"]] if fails == "second folder" else []
+    left = sorted(job.name.partition("-")[0] for job in tmp_path.glob("*/.evaluate/*"))
+    assert (submitted, left, checked) == (accepted, sum(accepted, []), [1])
+    assert capsys.readouterr().out.count("submitted before: ") == len(accepted)
 
 
 def test_evaluate_list_shows_sets_and_local_availability(place, capsys):
