@@ -296,7 +296,7 @@ class EvaluationRequest:
             where = " ".join(shlex.quote(str(job.path)) for job in jobs)
             note(f"\nthe jobs continue: {command('status.py')} {where}")
             return INTERRUPTED
-        codes, results = [COMPLETE], list[dict[str, Any]]()
+        codes, results = list[int](), list[dict[str, Any]]()
         for subject, job in self.jobs.items():
             state = known[job.path]
             if state.state == "complete":
@@ -312,7 +312,7 @@ class EvaluationRequest:
             notes = dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result)
             drop = ("time", "precision", "stage", "n", "S", "chance", "top-10", "top-5")
             show(Page(TextTable([row(result) for result in results], drop=drop), *notes))
-        return max(codes)
+        return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)  # a failure is worse than a stop
 
 
 def _name(run: RunDir) -> str:

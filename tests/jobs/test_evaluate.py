@@ -293,6 +293,17 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "a single run needs no column for its name"
 
 
+def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path, monkeypatch):
+    request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(["two", "--root", str(tmp_path)]))
+    cancelled, failed = (RunDir(tmp_path / name) for name in ("cancelled", "failed"))
+    monkeypatch.setattr(evaluation, "states", lambda jobs: {job.path: JobState(job.path.name) for job in jobs})
+    monkeypatch.setattr(evaluation, "exit_code_of", lambda _: 65)
+    request.jobs = {cancelled: cancelled, failed: failed}
+    assert request._wait() == 65
+    request.jobs = {cancelled: cancelled}
+    assert request._wait() == 75
+
+
 @pytest.mark.parametrize("fails", ["second folder", "second job"])
 def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
     place, tmp_path, capsys, monkeypatch, fails
