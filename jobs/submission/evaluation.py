@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from fractions import Fraction
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -179,12 +179,14 @@ class EvaluationRequest:
         views = [("0", False)]
         for text in self.args.mask:
             try:
-                ratio = Fraction(text)
-            except (ValueError, ZeroDivisionError):
-                ratio = Fraction(-1)
-            if not 0 < ratio < 1:
-                raise ConfigError("a mask is a share of the patches between 0 and 1", "--mask", text)
-            views += [(text, False), *([(text, True)] if self.args.ensemble else [])]
+                ratio = Decimal(text)
+                valid = 0 < ratio < 1
+            except InvalidOperation:
+                valid = False
+            if not valid:
+                raise ConfigError("a mask is a decimal number between 0 and 1, the share of patches", "--mask", text)
+            mask = format(ratio.normalize(), "f")  # 0.50 and .5 have the column of 0.5
+            views += [(mask, False), *([(mask, True)] if self.args.ensemble else [])]
         if self.args.ensemble and not self.args.mask:
             raise ConfigError("an ensemble needs masks", "--ensemble", remedy="Add --mask RATIO.")
         return tuple(dict.fromkeys(views))

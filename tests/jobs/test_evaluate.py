@@ -229,7 +229,7 @@ def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_pat
         (["sweep/none"], "There are: sweep/run"),
         (["sweep/run", "--sets", "imagenet1k"], "clip-benchmark/wds_imagenet1k"),
         (["sweep/run", "--commit", "7"], "There are: pretrain/32-1, pretrain/64-1"),
-        (["sweep/run", "--mask", "1.5"], "a share of the patches"),
+        *((["sweep/run", "--mask", mask], "the share of patches") for mask in ("1.5", "1/2", "nan", "half", "0")),
         (["sweep/run", "--ensemble"], "Add --mask"),
         (["sweep/run", "--sets", "mnist", "mnist"], "named twice"),
         (["--model", "x:y", "--sets", "mnist"], "open_clip:FOLDER"),
@@ -291,6 +291,12 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
     assert json.loads(shown.out) == expected and len(expected) == 2 and not shown.err
     assert evaluate.main(["two/a", *argv[1:]]) == 0
     assert "run" not in capsys.readouterr().out.splitlines()[1].split(), "a single run needs no column for its name"
+
+
+def test_evaluate_writes_masks_as_in_the_columns_of_the_paper(tmp_path):
+    argv = ["two", "--root", str(tmp_path), "--mask", ".5", "0.50", "5e-1", "0.5", "0.75"]
+    request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))
+    assert request._views() == (("0", False), ("0.5", False), ("0.75", False))
 
 
 def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path, monkeypatch):
