@@ -247,7 +247,7 @@ def stage_flops(config: Config, stage: Stage) -> int:
 class Accelerator(NamedTuple):
     name: str
     pattern: str
-    """Matches its names in lower case: marketing names, driver names, and Slurm's gres."""
+    """Matches its names in lower case, with spaces for _ and -: marketing names, driver names, and Slurm's gres."""
     memory_gb: float
     tflops: float
     """Dense bf16 with fp32 accumulation, TFLOP/s."""
@@ -273,8 +273,14 @@ ACCELERATORS = (
 
 
 def find_accelerator(name: str) -> Accelerator | None:
-    """The accelerator of a name such as ``H100 SXM``, ``NVIDIA A100-SXM4-80GB`` or gres ``h100``; None if unknown."""
-    return next((entry for entry in ACCELERATORS if re.search(entry.pattern, name.lower())), None)
+    """The accelerator of a name such as ``NVIDIA A100-SXM4-80GB`` or gres ``nvidia_a40``; None if unknown.
+
+    None for a MIG slice, too, which has part of its GPU's rate and memory.
+    """
+    words = re.sub(r"[_-]+", " ", name.lower())
+    if re.search(r"\b\dg[. ]\d+gb|\bmig\b", words):
+        return None
+    return next((entry for entry in ACCELERATORS if re.search(entry.pattern, words)), None)
 
 
 _SPEED = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
@@ -285,7 +291,7 @@ def peak_flops(name: str, precision: str) -> float | None:
     """Dense datasheet peak of a device in FLOP/s, or None if it is unknown.
 
     ``name``: from ``torch.cuda.get_device_name``. ``precision``: ``bf16``, ``fp16`` or ``tf32``; ``fp32`` has no peak
-    here, as it does not use tensor cores. Nor has a MIG slice, which has part of its GPU's rate.
+    here, as it does not use tensor cores.
     """
-    entry = None if " MIG " in name else find_accelerator(name)
+    entry = find_accelerator(name)
     return None if entry is None or precision not in _SPEED else 1e12 * entry.tflops * _SPEED[precision]

@@ -151,6 +151,9 @@ def test_memory_check_refuses_loaders_too_large_for_gpu_host():
         ("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 NVL", "H100 NVL"), ("NVIDIA H200", "H200"),
         ("NVIDIA GH200 480GB", "GH200"), ("NVIDIA A100-SXM4-80GB", "A100 80 GB"), ("a100", "A100 40 GB"),
         ("NVIDIA L40S", "L40S"), ("l4", "L4"), ("nvidia a10", "A10"), ("a40", "A40"), ("", None), ("mi300x", None),
+        ("nvidia_a40", "A40"), ("nvidia_l4", "L4"), ("nvidia_a10", "A10"), ("nvidia_b200", "B200"),
+        ("nvidia_h200_nvl", "H200 NVL"), ("nvidia_a100-sxm4-80gb", "A100 80 GB"), ("a100_1g.5gb", None),
+        ("nvidia_h100_80gb_hbm3_1g.10gb", None), ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )  # fmt: skip
 def test_find_accelerator_recognises_card_names(name, found):
