@@ -249,10 +249,11 @@ def _check_init(config: Config) -> None:
         raise ConfigError("init.export: excludes the other fields of init", value=init.export, remedy=remedy)
     if (init.run or init.export) and not init.commit:
         raise ConfigError("init.commit: is not resolved", value=init.run or init.export)
+    if (init.stage or init.samples or init.extend) and not init.run:  # else it would train from scratch
+        what = "init.run: is not given, but init.stage, init.samples or init.extend is"
+        raise ConfigError(what, remedy="Name the run to start from.")
     if not init.extend:
         return
-    if not init.run:
-        raise ConfigError("init.extend: init.run is not given", remedy="Set it to the run to extend.")
     span = next((span for span in stage_spans(config) if init.samples < span.end), None)
     if span is None:
         raise ConfigError(f"{key} is not before the end of the run", value=stage_spans(config)[-1].end)
@@ -317,7 +318,7 @@ def _notes(config: Config) -> list[str]:
 
 
 def warnings(config: Config) -> list[str]:
-    """Warnings about a valid configuration: implausible learning rates and batches."""
+    """Warnings about a valid configuration: implausible learning rates and batches, settings without effect."""
     result = []
     for stage in config.stages:
         name, peak = f"stage {stage.name}", _peak_lr(stage)
@@ -330,6 +331,8 @@ def warnings(config: Config) -> list[str]:
         if stage.batch > config.data.samples:
             what = f"a batch of {stage.batch} has more pairs than the data set ({config.data.samples})"
             result.append(f"{name}: {what}: a pair is then its own negative. Reduce the batch")
+        if stage.text_masking != Stage.text_masking and not Fraction(stage.text_mask):
+            result.append(f"{name}: text_masking {stage.text_masking} has no effect, as text_mask is 0")
     return result
 
 

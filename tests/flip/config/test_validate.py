@@ -51,6 +51,13 @@ def test_warnings_report_batch_larger_than_data_set():
     assert "more pairs than the data set" in message
 
 
+def test_warnings_report_masking_of_unmasked_texts():
+    (message,) = warnings(run("stages.pretrain={base_lr: 1e-3, text_masking: syntax}", "stages.unmasked.base_lr=1e-3"))
+    assert message == "stage pretrain: text_masking syntax has no effect, as text_mask is 0"
+    words = "stages.pretrain={base_lr: 1e-3, text_mask: 0.5, text_masking: syntax}"
+    assert not warnings(run(words, "stages.unmasked.base_lr=1e-3"))
+
+
 def test_validate_accepts_valid_config_and_returns_notes():
     notes = validate(run())
     assert any("24 samples more" in note for note in notes) and any("no evaluation set" in note for note in notes)
@@ -78,6 +85,8 @@ def test_validate_accepts_valid_config_and_returns_notes():
         (["stages.pretrain.mask=-0.1"], ["stages.pretrain.mask", "at least 0"]),
         (["stages.pretrain.mask=0.99"], ["keeps none of 64 patches"]),
         (["stages.pretrain.text_mask=0.98"], ["stages.pretrain.text_mask", "keeps none of 32 positions"]),
+        (["init={stage: pretrain, samples: 128}"], ["init.run: is not given", "Name the run"]),
+        (["init.stage=pretrain"], ["init.run: is not given"]),
         (["stages.pretrain.text_masking=some"], ["stages.pretrain.text_masking", "random, truncation, prioritised"]),
         (["model.text.padding=none"], ["model.text.padding", "attend, mask"]),
         (["model.objective=sigmoid"], ["model.objective", "clip, siglip"]),

@@ -220,7 +220,7 @@ def test_validate_requires_extend_to_continue_at_step_of_same_stage(source):
     with pytest.raises(ConfigError, match="init.commit: is not resolved"):
         validate(unresolved)
     without = replace_init(extend=True)
-    with pytest.raises(ConfigError, match="init.run is not given"):
+    with pytest.raises(ConfigError, match="init.run: is not given"):
         validate(without)
 
 
