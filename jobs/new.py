@@ -81,7 +81,7 @@ def new(args: argparse.Namespace) -> int:
     schema = SWEEPS / "schemas" / "sweep.json"
     data = Path(args.data).expanduser().absolute()
     tokenizer = Path(args.tokenizer).expanduser().absolute() if args.tokenizer else data.with_name("tokenizer.json")
-    small = size in ("emoji", "tiny")
+    small = MODEL_PRESETS[size]["image"]["width"] < 512
     values = {
         "recipe": args.recipe,
         "about": RECIPES[args.recipe],
