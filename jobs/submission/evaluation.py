@@ -105,23 +105,23 @@ class EvaluationRequest:
         """Create the jobs of all runs, then submit those of each folder together. Jobs that are refused are removed."""
         folders = list(dict.fromkeys(subject.path.parent for subject, _, _ in planned))
         snapshots = {folder: take(REPOSITORY, folder / ".code").path for folder in folders}
-        cache, made = {"FLIP_CACHE": str(cache_root())}, dict[RunDir, Job]()
+        cache, prepared = {"FLIP_CACHE": str(cache_root())}, dict[RunDir, Job]()
         try:
             for subject, task, config in planned:
                 job, code = self._make(subject, task, config), snapshots[subject.path.parent]
-                made[subject] = Job(job, code, resources_of(config), cache, "jobs.evaluator")
+                prepared[subject] = Job(job, code, resources_of(config), cache, "jobs.evaluator")
             for folder in folders:
-                members = [subject for subject in made if subject.path.parent == folder]
+                members = [subject for subject in prepared if subject.path.parent == folder]
                 for i in range(0, len(members), self.profile.array_size):  # an array: accepted or refused as a whole
                     array = members[i : i + self.profile.array_size]
                     with writing(folder / EVALUATIONS):
-                        open_backend(self.profile).submit([made[subject] for subject in array])
-                    self.jobs |= {subject: made[subject].run for subject in array}
+                        open_backend(self.profile).submit([prepared[subject] for subject in array])
+                    self.jobs |= {subject: prepared[subject].run for subject in array}
         except FlipError:
             if self.jobs:
                 note("submitted before: " + ", ".join(str(job.path) for job in self.jobs.values()))
-            for subject in made.keys() - self.jobs:  # their pins would keep commits; the next pin deletes them
-                shutil.rmtree(made[subject].run.path, ignore_errors=True)
+            for subject in prepared.keys() - self.jobs:  # their pins would keep commits; the next pin deletes them
+                shutil.rmtree(prepared[subject].run.path, ignore_errors=True)
             raise
 
     def _task(self, subject: RunDir) -> Task:
