@@ -21,9 +21,6 @@ from flip.distributed.shutdown import SIGNALS
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json
 
-TASKS_PER_PROCESS = 2
-"""Tasks that a process holds: the current one and the next."""
-
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _MAX_TMPDIR = 107 - len("/pymp-abcdefgh/listener-abcdefgh")
@@ -124,30 +121,29 @@ def map_in_processes(
 
 
 def _distribute(tasks: Iterator[Any], pipes: Sequence[connection.Connection]) -> Iterator[Any]:
-    open_tasks = dict.fromkeys(pipes, 0)
-    for pipe in [*pipes] * TASKS_PER_PROCESS:
-        _send_next(tasks, pipe, open_tasks)
-    while busy := [pipe for pipe, count in open_tasks.items() if count]:
+    busy = [pipe for pipe in pipes if _send_next(tasks, pipe)]
+    while busy:
         ready = connection.wait(busy)
-        for pipe in (pipe for pipe in busy if pipe in ready):
+        for pipe in [pipe for pipe in busy if pipe in ready]:
             try:
                 failed, result = pipe.recv()
-                open_tasks[pipe] -= 1
-                if failed:
-                    raise result
-                _send_next(tasks, pipe, open_tasks)
             except (EOFError, ConnectionError) as error:
                 remedy = "Was it killed for its memory? Try again with fewer workers."
                 raise FlipError("a worker process ended by itself", remedy=remedy) from error
+            if failed:
+                raise result
+            if not _send_next(tasks, pipe):
+                busy.remove(pipe)
             yield result
 
 
-def _send_next(tasks: Iterator[Any], pipe: connection.Connection, open_tasks: dict[connection.Connection, int]) -> None:
+def _send_next(tasks: Iterator[Any], pipe: connection.Connection) -> bool:
+    """Send the next task, if any, to a process that has none: a busy one may wait until its result is read."""
     for task in tasks:
-        open_tasks[pipe] += 1
         with contextlib.suppress(ConnectionError):  # it has ended; an error that it sent before is still in the pipe
             pipe.send(task)
-        return
+        return True
+    return False
 
 
 def _work(prepare: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any], pipe: connection.Connection) -> None:

@@ -50,15 +50,22 @@ def test_map_in_processes_raises_worker_error_unchanged(workers):
 
 def test_map_in_processes_raises_error_of_worker_that_ended_before_its_task():
     def tasks():
-        yield 1
         end = time.monotonic() + 60
         while any(process.name.startswith("refuser-") for process in multiprocessing.active_children()):
             assert time.monotonic() < end
             time.sleep(0.01)
-        yield 2
+        yield 1
 
     with pytest.raises(DataError, match="no such thing"):
         list(concurrency.map_in_processes(refusing, ("at once",), tasks(), 1, "refuser"))
+
+
+def test_map_in_processes_sends_task_only_after_earlier_result():
+    """Two processes that send each other more than a pipe holds would wait for ever."""
+    sent = []
+    answers = concurrency.map_in_processes(adding, (1,), (sent.append(task) or task for task in range(9)), 2, "adder")
+    for received, _ in enumerate(answers, 1):
+        assert len(sent) <= received + 2
 
 
 def test_map_in_processes_detects_worker_that_dies():
