@@ -310,7 +310,8 @@ class ChunkTableBuilder:
 
     def add(self, scan: Scan) -> None:
         """Add the next shard."""
-        self._offsets.append(scan.starts[-self._samples % self._chunk :: self._chunk])
+        starts = scan.starts[-self._samples % self._chunk :: self._chunk]
+        self._offsets.append(starts.copy())  # a view would keep the start of every sample
         sizes = (scan.blocks.astype(np.int64) * BLOCK).tolist()
         for crc, size in zip(scan.crcs.tolist(), sizes, strict=True):
             if self._samples % self._chunk:

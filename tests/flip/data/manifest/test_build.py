@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tracemalloc
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest import build
-from flip.data.manifest.build import DamagedShards, index, merge, part_folder, sorted_keys
+from flip.data.manifest.build import ChunkTableBuilder, DamagedShards, index, merge, part_folder, sorted_keys
 from flip.data.manifest.census import Census, SampleKind
 from flip.data.manifest.manifest import write
 from flip.data.manifest.scan import Scan, ScanJournal, Shard, scan_shard
@@ -224,6 +225,19 @@ def test_index_stops_at_other_errors_and_preserves_finished_scans(folder, tmp_pa
     with pytest.raises(ConfigError, match=r"1 \.\. 61"):
         index(shards(folder), tmp_path / "m", 62)
     assert build.scan_shards(shards(folder), tmp_path / "m").reused == 7
+
+
+def test_chunk_table_builder_keeps_one_number_per_chunk():
+    """Those of all samples of LAION-2B would need gigabytes."""
+    zeros, census = np.zeros(100_000, np.uint32), Census(Counter(), Counter())
+    scan = Scan(zeros, zeros, zeros[:1], zeros.astype(np.uint8), census)
+    builder = ChunkTableBuilder(1000)
+    tracemalloc.start()
+    try:
+        builder.add(scan)
+        assert tracemalloc.get_traced_memory()[0] < zeros.nbytes / 10
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("old, chunk", [(1, 8), (2, 1), (2, 8), (3, 4), (3, 25), (6, 20), (6, 52)])
