@@ -235,7 +235,7 @@ def _column(given: str | None, names: Sequence[str], usual: Sequence[str], optio
 
 def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a CSV or TSV file with a header, JSON lines, or ``columns`` of a parquet file. Raises ConfigError."""
-    suffix = Path(path).suffix.lower()
+    suffix, line = Path(path).suffix.lower(), 1
     try:
         if suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -245,14 +245,19 @@ def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[s
                     yield from batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
             return
         with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" starts with a byte order mark
-            table = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+            # strict: a stray quote would silently join the rows up to the next one
+            table = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
             for record in map(json.loads, file) if suffix in (".jsonl", ".json", ".ndjson") else table:
                 if not isinstance(record, dict):
                     raise ValueError("a line is no JSON object")
                 if None in record:
                     raise ValueError(f"line {table.line_num} has more fields than the header; quote texts with commas")
                 yield record
+                line = table.line_num
     except OSError as error:
         raise ConfigError(f"the table cannot be read: {error.strerror or error}", path) from error
-    except (ValueError, RecursionError, csv.Error) as error:
+    except csv.Error as error:
+        remedy = 'Put a text that holds a quote into quotes, and write the quote twice: "a ""big"" cat".'
+        raise ConfigError(f"the table cannot be read after line {line}: {error}", path, remedy=remedy) from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the table cannot be read: {error}", path) from error

@@ -219,6 +219,13 @@ def test_make_rejects_unreadable_or_empty_table(tmp_path, capsys, name, content)
     assert code == 78 and "the table" in text and name in text and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("end", ["2.png\tc\n", '2.png\t"c" or d\n'])
+def test_make_names_line_before_stray_quote(pictures, tmp_path, capsys, end):
+    (pictures / "t.tsv").write_text(f'path\ttext\n0.png\ta cat\n1.png\t"b\n{end}')
+    code, text = call(capsys, "make", pictures / "t.tsv", "--out", tmp_path / "out", "--min-complete", 0)
+    assert code == 78 and "cannot be read after line 2" in text and "write the quote twice" in text
+
+
 def test_make_leaves_no_output_if_disk_is_full(pictures, tmp_path, capsys, monkeypatch):
     table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
 
