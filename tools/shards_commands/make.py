@@ -165,8 +165,9 @@ def _members(row: Row, classes: Mapping[str, int], templates: list[str], images:
     image = row.image["bytes"] or row.image["path"] if isinstance(row.image, dict) else row.image  # datasets.Image
     image = image if isinstance(image, bytes) else _read_picture(os.path.join(images, str(image)))
     decode.decode(image, "simplejpeg")
+    form = decode.header(image)["format"].lower()
     members = {
-        decode.header(image)["format"].lower().replace("jpeg", "jpg"): image,
+        {"jpeg": "jpg", "mpo": "jpg"}.get(form, form): image,  # MPO: a JPEG file with further pictures at its end
         "txt": "\n".join(captions).encode(),
     }
     if row.label:

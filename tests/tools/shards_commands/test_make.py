@@ -6,6 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from flip.data.decode import label_of
 from flip.data.manifest.manifest import Manifest
@@ -97,6 +98,15 @@ def test_make_reads_images_labels_and_keys_from_parquet(tmp_path, capsys, form):
     }  # fmt: skip
     code, text = call(capsys, "inspect", tmp_path / "out", "--id", 3)
     assert code == 0 and "x/3" in text
+
+
+def test_make_stores_jpeg_of_several_pictures_as_jpg(pictures, tmp_path, capsys):
+    """Cameras and telephones write them."""
+    first, second = (Image.fromarray(picture(i, 16)) for i in range(2))
+    first.save(pictures / "5.jpg", "MPO", save_all=True, append_images=[second])
+    table = write_table(pictures / "t.csv", [{"path": "5.jpg", "caption": "a"}])
+    assert call(capsys, "make", table, "--out", tmp_path / "out")[0] == 0
+    assert members(tmp_path / "out")[0]["jpg"] == (pictures / "5.jpg").read_bytes()
 
 
 def test_make_fills_empty_captions_from_labels(pictures, tmp_path, capsys):
