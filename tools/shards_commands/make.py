@@ -162,13 +162,14 @@ def _members(row: Row, classes: Mapping[str, int], templates: list[str], images:
     captions = captions or (fill_templates(row.label, templates) if row.label else [])
     if not captions:
         raise DecodeError("it has no caption")
-    image = row.image["bytes"] or row.image["path"] if isinstance(row.image, dict) else row.image  # datasets.Image
+    image = row.image  # datasets.Image is a dict
+    image = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else image
     image = image if isinstance(image, bytes) else _read_picture(os.path.join(images, str(image)))
     decode.decode(image, "simplejpeg")
     form = decode.header(image)["format"].lower()
     members = {
         {"jpeg": "jpg", "mpo": "jpg"}.get(form, form): image,  # MPO: a JPEG file with further pictures at its end
-        "txt": "\n".join(captions).encode(),
+        "txt": "\n".join(captions).encode("utf-8", "replace"),  # JSON and names of folders may be no UTF-8
     }
     if row.label:
         members["cls"] = str(classes[row.label]).encode()

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,6 +109,23 @@ def test_make_stores_jpeg_of_several_pictures_as_jpg(pictures, tmp_path, capsys)
     table = write_table(pictures / "t.csv", [{"path": "5.jpg", "caption": "a"}])
     assert call(capsys, "make", table, "--out", tmp_path / "out")[0] == 0
     assert members(tmp_path / "out")[0]["jpg"] == (pictures / "5.jpg").read_bytes()
+
+
+def test_make_replaces_characters_that_are_no_utf8(tmp_path, capsys):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "pets") + b"/caf\xe9"))
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(encode(picture(0, 16)))
+    table = write_table(tmp_path / "t.jsonl", [{"path": str(folder / "0.png"), "caption": "a \ud800"}])
+    for source, text in ((tmp_path / "pets", b"a photo of a caf?"), (table, b"a ?")):
+        assert call(capsys, "make", source, "--out", tmp_path / f"of {source.stem}")[0] == 0
+        assert [sample["txt"] for sample in members(tmp_path / f"of {source.stem}")] == [text]
+
+
+def test_make_refuses_row_of_bytes_column_without_value(tmp_path, capsys):
+    rows = [{"image": {"bytes": bytes_}, "caption": "a"} for bytes_ in (encode(picture(0, 16)), None)]
+    table = write_table(tmp_path / "t.parquet", rows)
+    code, report = call(capsys, "make", table, "--out", tmp_path / "out", "--json")
+    assert code == 0 and report["refused_rows"] == [{"row": f"{table}, row 2", "reason": "the image does not exist"}]
 
 
 def test_make_fills_empty_captions_from_labels(pictures, tmp_path, capsys):
