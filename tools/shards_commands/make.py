@@ -189,7 +189,7 @@ def _read_picture(path: str) -> bytes:
 def _folder(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
     """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
     root = Path(options.source)
-    pictures = sorted(path for path in root.rglob("*") if path.suffix[1:].lower() in EXTENSIONS and path.name[0] != ".")
+    pictures = sorted(_pictures(root))
     captioned = any(path.with_suffix(".txt").is_file() for path in pictures)
     if not captioned:  # neighbours in a shard are read together, and should not be of one class
         pictures.sort(key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root))).digest())
@@ -198,6 +198,23 @@ def _folder(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
         captions = text.read_text("utf-8", "replace").split("\n") if captioned and text.is_file() else []
         label = name.parts[0].replace("_", " ") if not captioned and len(name.parts) > 1 else ""
         yield Row(str(path), str(name), captions, label, "", {"file": str(name)})
+
+
+def _pictures(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The pictures below a folder. Folders may be links; hidden files and folders are left out. Raises ConfigError."""
+    real = folder.resolve()
+    if real in above:  # a link to a folder around it
+        return
+    try:
+        with os.scandir(folder) as entries:
+            paths = [(Path(entry), entry.is_dir()) for entry in entries if entry.name[0] != "."]
+    except OSError as error:
+        raise ConfigError(f"the folder cannot be read: {error.strerror}", error.filename or str(folder)) from error
+    for path, is_folder in paths:
+        if is_folder:
+            yield from _pictures(path, above | {real})
+        elif path.suffix[1:].lower() in EXTENSIONS:
+            yield path
 
 
 def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:

@@ -153,6 +153,23 @@ def test_make_converts_folder_per_class_into_evaluation_set(tmp_path, capsys):
         assert bytes(sample["txt"]).decode() == f"a photo of a {name.replace('_', ' ')}"
 
 
+def test_make_follows_links_to_class_folders_and_leaves_out_hidden_ones(pictures, tmp_path, capsys):
+    for name in ("pets/dog", "pets/.cache"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").write_bytes(encode(picture(9, 16)))
+    (tmp_path / "pets" / "cat").symlink_to(pictures)
+    (tmp_path / "pets" / "dog" / "all").symlink_to(tmp_path / "pets")
+    (tmp_path / "pets" / "dog" / "gone.png").symlink_to("nothing")
+    code, report = call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "out", "--json")
+    assert code == 0 and (report["classes"], report["samples"], report["refused"]) == (2, 6, 1)
+
+
+def test_make_names_folder_that_cannot_be_read(pictures, tmp_path, capsys):
+    (pictures / "loop").symlink_to("loop")
+    code, text = call(capsys, "make", pictures, "--out", tmp_path / "out")
+    assert code == 78 and "the folder cannot be read: Too many levels" in text and str(pictures / "loop") in text
+
+
 def test_make_reads_folder_of_images_and_text_files(pictures, tmp_path, capsys):
     for i in range(4):
         (pictures / f"{i}.txt").write_text(f"one {i}\n\n  two {i}\n")
