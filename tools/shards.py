@@ -181,7 +181,8 @@ def _checking(commands: _Commands) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
     both: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
     command.add_argument("--decode", **both, help="decode images and captions (default)")
-    command.add_argument("--captions", help=CAPTIONS)
+    about = "a sample needs one of these members, or a label in place of a caption, as for index"
+    command.add_argument("--captions", default="txt,cls", metavar="A,B", help=f"{about} (default: %(default)s)")
     command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
     command.add_argument("--out", help="write a new manifest to this folder that excludes the bad samples")
     command.add_argument("--examples", type=int, default=3, help="samples listed per reason (default: %(default)s)")

@@ -69,6 +69,16 @@ def test_verify_reports_damage_and_writes_manifest_with_exceptions(data, capsys)
     )
 
 
+def test_verify_accepts_labels_of_evaluation_set(tmp_path, capsys):
+    write_tar(tmp_path / "0.tar", [("0.png", encode(picture(0, 16))), ("0.cls", b"3")])
+    assert call(capsys, "index", tmp_path / "0.tar", "--out", tmp_path / "m")[0] == 0
+    verify = ("verify", tmp_path / "m", "--workers", 1)
+    code, text = call(capsys, *verify, "--out", tmp_path / "good")
+    assert code == 0 and "nothing to exclude" in text
+    code, text = call(capsys, *verify, "--captions", "txt")
+    assert code == 65 and "no caption ['txt']" in text
+
+
 def test_verify_reports_shards_of_zeros(data, capsys):
     """Earlier releases indexed such shards as shards without samples, so no chunk reads them."""
     old, zeros, meta = Manifest.load(data), data / "zeros.tar", data / "meta.tar"
