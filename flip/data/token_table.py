@@ -76,8 +76,9 @@ def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech:
     counts, votes = np.zeros(tokenizer.size, np.int64), np.zeros((tokenizer.size, OTHER + 1), np.int64)
     tag = _tagger() if parts_of_speech else None
     for caption in captions:
-        (ids,) = tokenizer([caption])
-        counts += np.bincount(ids[ids > 0], minlength=len(counts))
+        ids = tokenizer.without_padding(tokenizer([caption])[0])
+        ids = ids[1:-1] if tokenizer.byte_pairs else ids  # every caption has START and END: they would be dropped
+        counts += np.bincount(ids, minlength=len(counts))
         for word, name in tag(caption) if tag else ():
             part = NOUN if name.startswith("NN") else ADJECTIVE if name.startswith("JJ") else OTHER
             votes[tokenizer([word])[0][1 if tokenizer.byte_pairs else 0], part] += 1  # after the start token

@@ -12,7 +12,7 @@ from flip.data.masking import MaskSpec
 from flip.data.text_masking import WAYS, FrequencyMasking, SyntaxMasking
 from flip.data.token_table import ADJECTIVE, CONTINUATION, NOUN, OTHER, TokenTable, count_tokens
 from flip.runs.errors import ConfigError
-from flip.tokenizer import Tokenizer
+from flip.tokenizer import Tokenizer, train_byte_pairs
 from tests.synthetic import make_tokenizer
 
 LENGTH, KEPT = 12, 5
@@ -77,6 +77,19 @@ def test_token_table_counts_tokens_and_tags_words(tokenizer, tmp_path):
     keep = FrequencyMasking.of(data).keep
     assert keep[ids["a"]] == pytest.approx((0.1 / (2 / sum(table.counts))) ** 0.5) and keep[0] == 1
     assert SyntaxMasking.of(data).parts.tolist() == table.parts
+
+
+def test_token_table_leaves_out_start_and_end_of_byte_pairs(tmp_path):
+    """Evaluation always has them, so text_masking: frequency must not drop them."""
+    path = tmp_path / "bpe.json"
+    train_byte_pairs(["a red circle"], 600, path)
+    tokenize = Tokenizer(path, 8, prepend_cls=False)
+    table = count_tokens(tokenize, ["a a", "a"], parts_of_speech=False)
+    start, a, end = tokenize(["a"])[0][:3]
+    assert table.counts[a] == sum(table.counts) == 3 and table.counts[start] == table.counts[end] == 0
+    table.write(tmp_path / "table.json")
+    keep = FrequencyMasking.of(Data(tokenizer=str(path), token_table=str(tmp_path / "table.json"))).keep
+    assert keep[start] == keep[end] == 1 > keep[a]
 
 
 def test_token_table_is_rejected_if_missing_damaged_or_foreign(tokenizer, tmp_path):
