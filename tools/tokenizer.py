@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   python tools/tokenizer.py table tokenizer.json --captions data/manifest --parts-of-speech --out tokens.json
   python tools/tokenizer.py show tokenizer.json "a photo of a cat"
 """
+_MEMBER = "Captions of a manifest lie in the member that --member names."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"a vocabulary needs more than {least} entries", "--vocabulary", options.vocabulary)
     texts = [line for source in options.captions for line in captions(source, options.member)]
     if not texts:
-        raise ConfigError("no captions found", " ".join(options.captions))
+        raise ConfigError("no captions found", " ".join(options.captions), remedy=_MEMBER)
     with writing(options.out):
         options.out.parent.mkdir(parents=True, exist_ok=True)
         entries = make(texts, options.vocabulary, options.out)
@@ -84,6 +85,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 def table(options: argparse.Namespace) -> dict[str, Any]:
     """Count the tokens of captions, for text_masking: frequency, and write the table to a new file."""
     from flip.data.token_table import LONGEST, count_tokens
+    from flip.runs.errors import ConfigError
     from flip.tokenizer import Tokenizer
     from tools.shards_commands.output import writing
 
@@ -91,6 +93,8 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = Tokenizer(options.tokenizer, LONGEST, prepend_cls=False)
     texts = (line for source in options.captions for line in captions(source, options.member))
     counted = count_tokens(tokenizer, texts, options.parts_of_speech)
+    if not any(counted.counts):
+        raise ConfigError("no captions found", " ".join(options.captions), remedy=_MEMBER)
     with writing(options.out):
         options.out.parent.mkdir(parents=True, exist_ok=True)
         counted.write(options.out)

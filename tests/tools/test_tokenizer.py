@@ -12,7 +12,7 @@ from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer
-from tests.synthetic import caption, encode, make_dataset, picture
+from tests.synthetic import caption, encode, make_dataset, make_tokenizer, picture
 from tools import tokenizer
 from tools.shards_commands.manifest import excepting
 
@@ -58,6 +58,16 @@ def test_captions_are_read_from_field_of_json_member(tmp_path):
     index([str(shard)], tmp_path / "manifest", chunk=2)
     read = list(tokenizer.captions(str(tmp_path / "manifest"), "json:caption"))
     assert read == [caption(i).replace("\n", " ") for i in range(3)], "a field is one caption"
+
+
+@pytest.mark.parametrize("command", [["train", "--vocabulary", "120"], ["table", "tokenizer.json"]])
+def test_train_and_table_refuse_data_without_captions(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    data = make_dataset(tmp_path / "data", samples=30, shards=2)
+    make_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.main([*command, "--captions", str(data), "--member", "text", "--out", "out.json"]) == 78
+    assert "no captions found" in (error := capsys.readouterr().err) and "--member" in error
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_train_rejects_unwritable_output_path(tmp_path, capsys):
