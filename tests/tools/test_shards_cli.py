@@ -299,6 +299,22 @@ def test_drop_removes_excepted_samples(data, capsys):
     assert code == 65 and "00001.tar: the shard has" in text and not (data.parent / "none" / "manifest.json").exists()
 
 
+def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):
+    damaged, folder = data / "00002.tar", data.parent
+    damaged.write_bytes(b"no tar")
+    index = ("index", data / "*.tar", "--chunk", 4, "--skip-damaged", "--caption-length", "42:")
+    code, report = call(capsys, *index, "--out", folder / "m", "--json")
+    assert code == 0 and 2 < report["samples"] < report["seen"] == 80
+    call(capsys, "exclude", folder / "m", "--ids", "0,1", "--out", folder / "less")
+    assert call(capsys, "drop", folder / "less", "--out", folder / "good")[0] == 0
+    code, new = call(capsys, "info", folder / "good", "--json")
+    name = f"not excepted in {folder / 'less'}"
+    assert new["filters"] == [*report["filters"], name] and new["seen"] == 80
+    assert new["dropped"] == report["dropped"] | {name: 2} and new["samples"] == report["samples"] - 2
+    (left_out,) = Manifest.load(folder / "good").settings["left_out"]
+    assert left_out["shard"] == str(damaged)
+
+
 def test_info_reports_shard_sizes_exceptions_and_shuffling(data, capsys):
     call(capsys, "except", data, "--ids", "3,5", "--reason", "short by 7 bytes", "--out", data.parent / "less")
     code, report = call(capsys, "info", data.parent / "less", "--batch", 64, "--json")

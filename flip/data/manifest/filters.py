@@ -178,6 +178,12 @@ class Filters:
             present = report["seen"] - sum(dropped.get(f"{self.uids}{end}", 0) for end in ("", ": no value"))
             absent = max(0, self.uids.count - present)
             report["uids"] = {"listed": self.uids.count, "in_shards": present, "not_in_shards": absent}
+        if self.manifest:  # its own settings still hold: filters, uids, shards that were left out
+            before = _opened(self.manifest)[0].settings
+            earlier = before.get("dropped", {})
+            now = sum(dropped.values()) - sum(earlier.values())
+            filters = [*before.get("filters", []), *self.names]
+            report = before | report | {"filters": filters, "dropped": earlier | {self.names[-1]: now}}
         return report
 
 
