@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import next_decodable
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
 from flip.data.prefetch import Prefetch, chunk_bytes
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, DataError
 
 
 class Samples:
@@ -27,7 +30,8 @@ class Samples:
     next usable sample of their block, as in training; undecodable ones are not.
 
     Raises ConfigError if the numbers do not fit each other, or in one of several worker processes of a DataLoader,
-    which would all yield the same samples; DataError and StorageError as ``ChunkReader.fetch``.
+    which would all yield the same samples; DataError if the manifest excludes all samples of a block; DataError and
+    StorageError as ``ChunkReader.fetch``.
     """
 
     def __init__(
@@ -35,7 +39,11 @@ class Samples:
         world: int = 1, block: int = 4,
     ) -> None:  # fmt: skip
         self.manifest = Manifest.load(manifest)
-        if min(batch, lanes) < 1 or batch % lanes or start % lanes or lanes % world:
+        if min(batch, lanes, world, block) < 1 or start < 0 or not 0 <= rank < world:
+            what = "batch, lanes, world and block must be at least 1, start at least 0, and rank in 0 .. world - 1"
+            found = f"{batch}, {lanes}, {world}, {block}; {start}; {rank}"
+            raise ConfigError(what, "Samples", found)
+        if batch % lanes or start % lanes or lanes % world:
             what = f"L must divide B = {batch} and S = {start}, and W = {world} must divide L"
             raise ConfigError(what, "lanes", lanes, "Choose L among the divisors of B, a multiple of W.")
         self.order = SampleOrder(seed, self.manifest.samples, self.manifest.chunk, block, lanes)
@@ -58,8 +66,7 @@ class Samples:
                     for at in range(position, position + self.count):
                         k, n = divmod(at, order.block_samples)
                         ids = order.cached_block(self.lanes, k)[0][lane]
-                        usable = next_decodable(ids, n, manifest.exceptions, lambda id: None)
-                        id = int(ids[usable[0] if usable else n])
+                        id = self._usable(ids, n)
                         members = prefetcher.chunk(lane, k, id // manifest.chunk).samples[id % manifest.chunk]
                         url = manifest.locate(id)[0]
                         yield {"__key__": str(id), "__url__": url} | {n: bytes(data) for n, data in members.items()}
@@ -68,6 +75,16 @@ class Samples:
                 prefetcher.update_rate(self.count)
         finally:
             prefetcher.close()
+
+    def _usable(self, ids: NDArray[np.int64], n: int) -> int:
+        """The first id of a block from place n on that the manifest does not exclude."""
+        usable = next_decodable(ids, n, self.manifest.exceptions, lambda id: None)
+        if usable is None:
+            shard, ordinal = self.manifest.locate(int(ids[n]))
+            what = f"the manifest excludes all {len(ids)} samples of this block"
+            remedy = f"Remove them: python tools/shards.py drop {self.manifest.folder} --out NEW_FOLDER"
+            raise DataError(what, f"{shard}, sample {ordinal}", remedy=remedy)
+        return int(ids[usable[0]])
 
 
 def _refuse_workers() -> None:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.data.webdataset_adapter import Samples
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import BATCH, BLOCK, CHUNK, LANES, SAMPLES
 from tests.synthetic import caption, picture
 
@@ -59,6 +59,13 @@ def test_adapter_replaces_samples_excepted_by_manifest(original, tmp_path):
     assert sorted(set(changed)) == sorted(id for id in set(before) if id < 40) != [] and min(after) >= 40
 
 
+def test_adapter_stops_at_block_without_usable_sample(original, tmp_path):
+    manifest = Manifest.load(original)
+    excepted = write(tmp_path / "left", manifest, manifest.checksums, dict.fromkeys(range(SAMPLES), "bad"))
+    with pytest.raises(DataError, match="excludes all 6 samples of this block.*shards.py drop"):
+        take(excepted.folder, 1)
+
+
 def test_adapter_rejects_several_data_loader_workers(original):
     """Every worker would yield the same samples."""
     samples = Samples(original, BATCH, LANES, seed=11, block=BLOCK)
@@ -73,3 +80,12 @@ def test_adapter_rejects_start_and_ranks_incompatible_with_lanes(original):
     for fields in ({"start": 5}, {"world": 5}):
         with pytest.raises(ConfigError, match="L must divide"):
             take(original, 1, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rank": -1}, {"rank": 2, "world": 2}, {"start": -BATCH}, {"world": 0}, {"block": 0}]
+)
+def test_adapter_rejects_numbers_out_of_range(original, fields):
+    """A rank out of range would repeat the samples of another."""
+    with pytest.raises(ConfigError, match="at least 1, start at least 0, and rank in"):
+        Samples(original, BATCH, LANES, **{"block": BLOCK, **fields})
