@@ -85,6 +85,7 @@ class Submission:
         self.file = sweep_file(options.sweep)
         self.prunes = options.prune or options.prune_most
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
+        self._refuse_equal_runs()
         self.profile = load_profile(options.cluster or self.sweep.cluster)
         self.folder = (Path(options.root).absolute() if options.root else runs_root(self.profile)) / self.sweep.name
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
@@ -94,6 +95,21 @@ class Submission:
         self.outcome: dict[str, Any] = {"started": [], "trashed": {}, "still_saving": [], "cancelled_meanwhile": []}
         if not str(self.folder).isprintable():
             raise ConfigError("the path of the runs contains a control character", value=str(self.folder))
+
+    def _refuse_equal_runs(self) -> None:
+        """ConfigError if options override what the sweep varies: runs of other names would train the same thing.
+
+        Without options a sweep may repeat a run on purpose.
+        """
+        if not self.options.overrides and self.options.seeds is None:
+            return
+        seen: dict[str, str] = {}
+        for run in self.sweep.runs:
+            other = seen.setdefault(repr(run.config), run.name)
+            if other != run.name:
+                what = f"with these options {other} and {run.name} are the same run"
+                remedy = "Do not override what the sweep varies: select runs with --only, or seeds with --seeds."
+                raise ConfigError(what, str(self.file), remedy=remedy)
 
     def run(self) -> tuple[int, list[Path] | None]:
         """Returns the exit code, and with --watch the directories of the runs to watch."""

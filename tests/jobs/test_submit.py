@@ -185,6 +185,22 @@ def test_submit_refuses_contradictory_or_ignored_flags(typed, capsys, words):
     assert not typed.started
 
 
+@pytest.mark.parametrize(
+    "argv, tail, same",
+    [
+        (["stages.pretrain.mask=0.5"], "", ("half", "whole")),
+        (["seed=3", "--only", "half*"], "seeds: [0, 1]\n", ("half", "half-s1")),
+        (["--seeds", "0", "5"], "  again: {seed: 1, stages.pretrain.mask: 0}\n", ("whole", "again")),
+    ],
+)
+def test_submit_refuses_options_that_override_what_the_sweep_varies(desk, typed, argv, tail, same):
+    code, _, err = typed(*argv, sweep=desk.text + tail)
+    assert code == 78 and f"with these options {same[0]} and {same[1]} are the same run" in err and not typed.there()
+    assert typed(*argv, "--only", same[0], sweep=desk.text + tail)[0] == 0, "one run of each is no mistake"
+    copy = desk.text + "  copy: {stages.pretrain.mask: 0}\n"
+    assert typed("--changed", "keep", sweep=copy)[0] == 0, "without options a sweep may repeat a run"
+
+
 def test_submit_exits_with_69_if_states_of_all_runs_are_unknown(typed, monkeypatch):
     typed()
     states = {"half": JobState("unknown", 1, "Slurm does not answer"), "whole": JobState("unknown")}

@@ -50,9 +50,9 @@ def test_json_option_prints_outcome_as_single_document(desk, typed, tmp_path):
     outcome = json.loads(out)["outcome"]
     assert list(outcome["trashed"]) == ["other"] and Path(outcome["trashed"]["other"], "config.yaml").exists()
     assert "restore it with" in err and "next:" not in typed("--json", "--quiet")[2]
-    code, out, err = typed("--json", "stages.pretrain.mask=0.25")
+    code, out, err = typed("--json", "stages.pretrain.samples=64")
     assert code == 78 and json.loads(out)["outcome"]["started"] == [] and "changed" in err
-    code, out, err = typed("--json", "--changed", "restart", "stages.pretrain.mask=0.25")
+    code, out, err = typed("--json", "--changed", "restart", "stages.pretrain.samples=64")
     assert code == 78 and json.loads(out)["question"] and "cannot be shown with --json" in err
     assert "next:" not in typed("--quiet")[1] and "half" in typed("--quiet")[1]
 
