@@ -240,10 +240,11 @@ def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
 
 
 def _values(key: str, named: Sequence[tuple[str, SeedGroup]]) -> dict[str, str]:
-    """The values of a setting by group, of paths the last parts in which they differ; of the seed all values."""
-    values = {label: str(arm.outcomes[0].settings.get(key, "-")) for label, arm in named}
-    if key == "seed":
-        return {label: ", ".join(str(o.settings.get(key, "-")) for o in arm.outcomes) for label, arm in named}
+    """The values of a setting by group, all that its runs have; of paths the last parts in which they differ."""
+    values = {
+        label: ", ".join(dict.fromkeys(str(outcome.settings.get(key, "-")) for outcome in arm.outcomes))
+        for label, arm in named
+    }
     paths = {value for value in values.values() if value.startswith("/")}
     common = os.path.commonpath(paths) + "/" if len(paths) > 1 else ""
     return {label: value.removeprefix(common) for label, value in values.items()}

@@ -1,7 +1,9 @@
-"""Groups runs that differ only in their seed: the rows of a results table."""
+"""Groups runs that differ only in their seed, as to results: the rows of a results table."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +11,7 @@ from typing import Any
 
 from flip import costs
 from flip.config.derived import kept_tokens
-from flip.config.schema import ImageTower, Model, TextTower
+from flip.config.schema import Config, DataSet, ImageTower, Model, Stage, TextTower
 from flip.evaluation.task import COLUMNS, precision
 from flip.monitoring.results import Outcome, score_of
 from jobs.common.job import read_lenient
@@ -168,13 +170,42 @@ def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return read_lenient(folders.pop() / "sweep.json") if len(folders) == 1 else {}
 
 
+def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
+    """Keys of the fields below a section that are no part of a run's identity."""
+    for item in fields(section):
+        value, unhashed = getattr(section, item.name), inside or not item.metadata.get("identity", True)
+        if is_dataclass(value):
+            yield from _unhashed(value, f"{prefix}{item.name}.", unhashed)
+        elif unhashed:
+            yield prefix + item.name
+
+
+FREE = {
+    "seed", *_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_unhashed(DataSet(), "data.sets.*."),
+} - {"resources.nodes", "resources.processes", "resources.gpus"}  # fmt: skip
+"""Settings that may differ in a group: the seed, and those that do not change results."""
+
+
+def _design(outcome: Outcome, free: Collection[str]) -> str:
+    """The folder and the settings that are not ``free``, as text; of a run without settings its path."""
+    general = {key: re.sub(r"\A(stages|data\.sets)\.[^.]*\.", r"\1.*.", key) for key in outcome.settings}
+    design = {key: value for key, value in outcome.settings.items() if general[key] not in free}
+    return repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
+
+
 def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
-    """Groups in the order of their first runs; runs that differ only in the seed are in the same group."""
+    """Groups in the order of their first runs; runs that differ only in the seed are in the same group.
+
+    Seeds that were added later may also differ in settings that do not change results, such as the wall limit. Runs of
+    one seed that differ in such settings were made to compare those, for example in speed: they stay apart.
+    """
     paper = about(outcomes).get("paper", {})
+    designs = [_design(outcome, FREE) for outcome in outcomes]
+    seeds = Counter((design, outcome.settings.get("seed")) for design, outcome in zip(designs, outcomes, strict=True))
+    repeated = {design for (design, _), runs in seeds.items() if runs > 1}
     members_of: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        design = {key: value for key, value in outcome.settings.items() if key != "seed"}
-        key = repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
+    for design, outcome in zip(designs, outcomes, strict=True):
+        key = _design(outcome, {"seed"}) if design in repeated else design
         members_of.setdefault(key, []).append(outcome)
     names = {key: _name(members) for key, members in members_of.items()}
     rows = {name: published(entry) for name, entry in paper.items() if entry}

@@ -90,6 +90,27 @@ def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     assert "20.0 (10.0-30.0)" in results.text(run_outcomes) and "cannot rank" not in results.text(run_outcomes)
 
 
+def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
+    """Seed 1 came later: with another wall limit, on a node of other memory."""
+    for seed, hours, recompute in ((0, 24.0, None), (1, 12.0, "block")):
+        run = make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=0.2 + 0.1 * seed)
+        config = merge.read_config(run.config)
+        config.resources.hours, config.stages[0].compute.recompute = hours, recompute
+        config.data.buffer += seed
+        config.checkpoint.keep_at = [128] * seed
+        run.config.write_text(merge.dump(config), encoding="utf-8")
+    run_outcomes = outcomes(tmp_path / "demo")
+    (arm,) = seed_groups.group(run_outcomes)
+    assert str(arm.score("twemoji")) == "25.0 (20.0-30.0)"
+    assert "24.0, 12.0" in markdown(findings(run_outcomes))
+    config.seed = 0
+    run.config.write_text(merge.dump(config), encoding="utf-8")
+    assert len(seed_groups.group(outcomes(tmp_path / "demo"))) == 2, "one seed twice: the sweep compares the settings"
+    assert {"data.workers", "data.sets.*.weight", "stages.*.compute.recompute", "monitor.wandb"} <= seed_groups.FREE
+    changing = {"optim.clip", "stages.*.mask", "data.lanes", "resources.nodes", "compute.threads", "init.commit"}
+    assert not changing & seed_groups.FREE
+
+
 def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp_path):
     """Accuracy and the mean over classes may differ by points; the interval is that of accuracy."""
     for name in ("a", "b"):
