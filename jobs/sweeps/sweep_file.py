@@ -196,7 +196,7 @@ def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> lis
         key for layers in own for where, layer in layers for key in flatten(expand_dotted_keys(layer, where)) if key
     )
     rows: list[dict[str, Any]] = [{} for _ in configs]
-    for key in dict.fromkeys(_varying(key, configs) for key in named):
+    for key in dict.fromkeys(_varying(key, configs) for key in dict.fromkeys(named)):
         values = [lookup(config, key) for config in configs]
         if any(is_dataclass(value) for value in values):
             values = [value is not None for value in values]

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.common.paths import SWEEPS
 from jobs.planning.plan import resolve_stable
+from jobs.sweeps import sweep_file
 from jobs.sweeps.constraints import parse
 from jobs.sweeps.sweep_file import load
 
@@ -227,6 +229,14 @@ def test_nested_axes_expand_and_run_names_follow_nesting(sweep):
     assert [change.key for change in loaded.runs[5].against_base if not change.key.startswith("model.")] == [
         "data.manifest", "resources.nodes", "stages.pretrain.mask",
     ]  # fmt: skip
+
+
+def test_load_compares_runs_once_per_setting(sweep, monkeypatch):
+    """Not once per setting of each run: that made the expansion of a large sweep quadratic."""
+    varying = Mock(wraps=sweep_file._varying)
+    monkeypatch.setattr(sweep_file, "_varying", varying)
+    (*_, last) = sweep(COMMON + "grid: {stages.pretrain.mask: [0, 0.25, 0.5], optim.clip: [0, 1, 2]}").runs
+    assert last.differs == {"stages.pretrain.mask": "0.5", "optim.clip": 2.0} and varying.call_count == 2
 
 
 def test_zip_pairs_values_and_names_runs_by_first_axis(sweep):
