@@ -89,7 +89,7 @@ class Outcome:
         lengths = [v for k, v in self.settings.items() if k.startswith("stages.") and k.endswith(".samples")]
         return self.metrics.unsteady([sum(lengths[: i + 1]) for i in range(len(lengths) - 1)])
 
-    @property
+    @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """The final scores, one per column, of the run itself and of evaluation jobs (``merge_results``)."""
         last = (self.result.get("stage"), self.result.get("samples"))

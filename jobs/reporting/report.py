@@ -155,19 +155,21 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
     """The rows of the results table, as text."""
     unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(outcomes)
     unfinished = any(outcome.state != "complete" for outcome in outcomes)
+    seeds = any(len(arm.outcomes) > 1 for arm in grouped)
+    scored = any(arm.precision not in ("", "fp32") for arm in grouped)
     rows = []
     for label, arm in zip(seed_groups.labels(grouped), grouped, strict=True):
         row = {"run": label, "state": arm.state}
         if unfinished:
             row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
         row["mask"] = arm.mask
-        if any(len(other.outcomes) > 1 for other in grouped):
+        if seeds:
             done, all_ = len(arm.complete), len(arm.outcomes)
             row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
         for name, role in sets.items():
             score = arm.score(name)
             row[_column(name, role)] = "-" if score is None else str(score)
-        if any(other.precision not in ("", "fp32") for other in grouped):
+        if scored:
             row["scored in"] = arm.precision or "-"
         speed, spent = arm.progress("samples_per_second"), arm.progress("seconds")
         work = arm.mean(lambda outcome: seed_groups.hours(outcome, unit))

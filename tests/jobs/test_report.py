@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from flip.config import merge
+from flip.monitoring import results as monitoring
 from flip.monitoring.results import find_runs, read_run
 from flip.monitoring.results import row as results_row
 from flip.runs.rundir import read_json, write_json
@@ -148,6 +150,19 @@ def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path
     assert scored == {"old": "as trained", "new": "fp32", "fast": "bf16"}
     assert "scored in" not in result_cells(seed_groups.group(by_name["new"]), by_name["new"])[0]
     assert "scored in fp32 unless a column says otherwise" in results.text(by_name["new"])
+
+
+def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):
+    """Not once per run: that made the report of a large sweep quadratic."""
+    differing = Mock(wraps=results.differing)
+    monkeypatch.setattr(results, "differing", differing)
+    assert len(results.rows(outcomes(sweep))) == 4 and differing.call_count == 1
+    merged, read = Mock(wraps=monitoring.merge_results), Mock(wraps=seed_groups.SeedGroup.precision.fget)
+    monkeypatch.setattr(monitoring, "merge_results", merged)
+    monkeypatch.setattr(seed_groups.SeedGroup, "precision", property(read))
+    results.text(outcomes(sweep))
+    assert merged.call_count == 4, "the scores of a run"
+    assert read.call_count == 5, "the first arm's shows that there is a column, and then each arm's is in it"
 
 
 def test_sets_include_columns_of_retrieval_and_probe_tasks(tmp_path):
