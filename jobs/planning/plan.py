@@ -169,10 +169,13 @@ def _is_over(path: Path) -> bool:
     return path.parent.name == EVALUATIONS and read_run(path).state in ("failed", "cancelled")
 
 
-def forks(name: str, existing: Collection[str], others: Collection[str]) -> list[str]:
-    """The forks of a run among existing directories, oldest first; ``others`` are names of other runs."""
-    numbers = [match.group(1) for other in existing if (match := re.fullmatch(rf"{re.escape(name)}-v(\d+)", other))]
-    return [fork for number in sorted(numbers, key=int) if (fork := f"{name}-v{number}") not in others]
+def forks(existing: Collection[str], others: Collection[str]) -> dict[str, list[str]]:
+    """Name of a run -> its forks among existing directories, oldest first; ``others`` are names of other runs."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for fork in existing:
+        if fork not in others and (match := re.fullmatch(r"(.+)-v(\d+)", fork)):
+            found.setdefault(match[1], []).append((int(match[2]), fork))
+    return {name: [fork for _, fork in sorted(numbered)] for name, numbered in found.items()}
 
 
 def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths: Sequence[Path]) -> Config:
@@ -235,8 +238,9 @@ def plan(
     ``only``: pattern of the names of dropped runs to include.
     """
     names = {*names, *(run.name for run in wanted)}
-    actions = [_action(run, existing, names, retry, changed) for run in wanted]
-    own = names.union(*(forks(name, existing, names) for name in names))
+    forked = forks(existing, names)
+    actions = [_action(run, existing, forked.get(run.name, ()), names, retry, changed) for run in wanted]
+    own = names.union(*(forked.get(name, ()) for name in names))
     dropped = {name: run for name, run in existing.items() if name not in own and fnmatchcase(name, only)}
     left = sum(name in own for name in existing)
     cancelled = {name for name, run in existing.items() if run.cancel or run.state == "cancelled"}
@@ -244,12 +248,16 @@ def plan(
 
 
 def _action(
-    wanted: ResolvedRun, all_existing: Mapping[str, ExistingRun], names: Collection[str], retry: bool, changed: str
+    wanted: ResolvedRun,
+    all_existing: Mapping[str, ExistingRun],
+    forked: Sequence[str],
+    names: Collection[str],
+    retry: bool,
+    changed: str,
 ) -> Action:
     existing, fork = all_existing.get(wanted.name), ""
     if existing is None:
         return Action(wanted, "new", starts=True)
-    forked = forks(wanted.name, all_existing, names)
     if not existing.matches(wanted):
         fork = next((name for name in reversed(forked) if all_existing[name].matches(wanted)), "")
         if not fork:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -253,9 +254,8 @@ class Submission:
         self, run: Run, data: Sequence[DatasetFacts], on: Host
     ) -> tuple[Config, Sequence[ConfigChange]]:
         """The resolved configuration, and the changes in the sweep file that ``--changed keep`` ignores."""
-        path, present = self.folder / run.name, [other.name for other in self.folder.glob(f"{run.name}-v*")]
-        forks = planning.forks(run.name, present, self.sweep.names)
-        places = [path, *(self.folder / fork for fork in forks)]
+        places = self._places_of(run)
+        path = places[0]
         config = planning.resolve_stable(run.config, on, data, places)
         if self.options.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
@@ -267,10 +267,18 @@ class Submission:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
 
+    @cached_property
+    def _forks(self) -> dict[str, list[str]]:
+        return planning.forks([path.name for path in self.folder.glob("*-v*")], self.sweep.names)
+
+    def _places_of(self, run: Run) -> list[Path]:
+        """The directory of a run, and those of its forks."""
+        return [self.folder / name for name in (run.name, *self._forks.get(run.name, ()))]
+
     def _exists(self, run: Run, config: Config) -> bool:
         """Whether this run or a fork of it exists with this configuration."""
         wanted = identity(config, "")["hash"]
-        for place in [self.folder / run.name, *self.folder.glob(f"{run.name}-v*")]:
+        for place in self._places_of(run):
             with suppress(OSError, ValueError, AttributeError):  # a damaged one is reported with the plan
                 if (read_record(place / "identity.json") or {}).get("hash") == wanted:
                     return True

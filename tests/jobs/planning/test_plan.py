@@ -127,6 +127,12 @@ def test_plan_continues_fork_with_matching_configuration():
     assert list(plan.dropped) == ["b-v2"] and plan.actions[0].name == "a-v10"
 
 
+def test_forks_are_grouped_by_run_and_ordered_by_number():
+    """All at once: a plan of a thousand runs must not look at all directories for each of them."""
+    present = ["a", "a-v10", "a-v2", "a-v2-v3", "a-v", "a-v2x", "b-v2", "c-v2"]
+    assert planning.forks(present, {"a", "b", "c-v2"}) == {"a": ["a-v2", "a-v10"], "a-v2": ["a-v2-v3"], "b": ["b-v2"]}
+
+
 def test_plan_prunes_dropped_runs_on_request_unless_majority(tmp_path):
     existing_runs = {name: existing("complete") for name in "abcd"}
     plan = planning.plan([wanted("a")], existing_runs, tmp_path, ["a", "b"])
