@@ -372,10 +372,13 @@ class Submission:
     def _sweep_record(self, plan: Plan) -> dict[str, Any]:
         """sweep.json, for reports. Runs that were submitted earlier keep a place in the order."""
         names = [name for action in plan.actions for name in dict.fromkeys([action.wanted.name, action.name])]
-        before = load_record(self.folder / "sweep.json").get("runs", [])
-        order = [*before, *names] if self.options.only else [*names, *before]
+        stored, only = load_record(self.folder / "sweep.json"), self.options.only
+        before = stored.get("runs", [])
+        order = [*before, *names] if only else [*names, *before]
         forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
-        paper = self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
+        earlier = stored.get("paper", {}) if only else {}  # the plan lacks the forks of runs that --only excludes
+        kept = {name: numbers for name, numbers in earlier.items() if name not in self.sweep.names}
+        paper = kept | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
         order = list(dict.fromkeys(order))
         return {**about, "cluster": self.profile.name, "runs": order, "paper": paper, "rows": self.sweep.rows}

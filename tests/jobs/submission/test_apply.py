@@ -132,6 +132,22 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     )
 
 
+def test_only_keeps_published_numbers_of_other_forks(desk, typed):
+    typed()
+    changed = desk.text.replace("mask: 0.5", "mask: 0.25") + "paper: {half: {small: 50.0}}\n"
+    typed("--changed", "fork", sweep=changed)
+
+    def numbers(*argv, sweep):
+        assert typed(*argv, sweep=sweep)[0] == 0
+        return read_json(desk.runs / "demo" / "sweep.json")["paper"]
+
+    assert numbers("--only", "whole", sweep=changed) == {"half": {"small": 50.0}, "half-v2": {"small": 50.0}}
+    newer = changed.replace("50.0", "60.0")
+    assert numbers(sweep=newer) == {"half": {"small": 60.0}, "half-v2": {"small": 60.0}}
+    none = changed.replace("paper: {half: {small: 50.0}}", "")
+    assert numbers(sweep=none) == {}
+
+
 def test_submit_refuses_sweep_locked_by_other_submit(desk):
     with submission.lock(desk.runs / "demo"):
         done = desk.submit()
