@@ -7,8 +7,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
@@ -51,7 +51,8 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     last, more = _read_or_error(lambda: attempts.last_end(run))
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
-    shape, seconds = record_of(run).get("shape", {}), _wall_seconds(run, state, live)
+    job = record_of(run)
+    shape, seconds = job.get("shape", {}), _wall_seconds(run, state, live, job.get("time"))
     gpus = shape.get("nodes", 0) * shape.get("gpus", 0)
     damaged = [_read_or_error(partial(read_record, path))[1] for path in records]
     moving = live if state.state == "running" and live.get("attempt") == state.attempt else {}
@@ -77,19 +78,30 @@ def _read_or_error(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str,
         return {}, f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
 
-def _wall_seconds(run: RunDir, state: JobState, live: Mapping[str, Any]) -> float:
+@lru_cache(maxsize=1 << 16)
+def _final_seconds(path: Path, n: int, submitted: float | None) -> float:
+    """Seconds of an attempt before the newest one, kept for ``watch``: they do not change any more.
+
+    ``submitted``: time of job.json, as a run that was restarted from zero has the same path. Raises LookupError, and
+    keeps nothing, if start or end are unknown.
+    """
+    run = RunDir(path)
+    start, end = (read_lenient(run.attempt(n) / name) for name in ("start.json", "end.json"))
+    last = end if end.get("code") is not None else next(newest_first(run.metrics / f"{n}.jsonl"), {})
+    return max(0.0, last["time"] - start["time"])
+
+
+def _wall_seconds(run: RunDir, state: JobState, live: Mapping[str, Any], submitted: float | None) -> float:
     """Seconds of all attempts together: a running one up to now, one whose end was not observed up to its last sign."""
     total = 0.0
-    for n in range(1, state.attempt + 1):
-        start, end = (read_lenient(run.attempt(n) / name) for name in ("start.json", "end.json"))
-        until = end.get("time") if end.get("code") is not None else None
-        if until is None and n == state.attempt:
-            until = time.time() if state.state == "running" else live.get("time")
-        elif until is None:
-            until = next((line.get("time") for line in newest_first(run.metrics / f"{n}.jsonl")), None)
-        if until is not None and "time" in start:
-            total += max(0.0, until - start["time"])
-    return total
+    for n in range(1, state.attempt):
+        with suppress(LookupError):
+            total += _final_seconds(run.path, n, submitted)
+    start, end = (read_lenient(run.attempt(state.attempt) / name) for name in ("start.json", "end.json"))
+    until = end.get("time") if end.get("code") is not None else None
+    if until is None:
+        until = time.time() if state.state == "running" else live.get("time")
+    return total + (max(0.0, until - start["time"]) if until is not None and "time" in start else 0.0)
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> Page:

@@ -127,9 +127,11 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
     assert run_status.row(run, JobState("running", 3))["wall_seconds"] == 9000, "it counts up to its last metrics"
     (run.metrics / "2.jsonl").unlink()
     write_json(run.status, {"attempt": 3, "time": 10_800.0})
-    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, (
-        "the running attempt counts up to its last status"
+    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 7200, (
+        "the newest attempt counts up to its last status; what is known of earlier ones is not read again"
     )
+    write_json(run.path / "job.json", {"shape": {"nodes": 2, "gpus": 4}, "after": 0, "time": 1.0})
+    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, "another run may be in its place"
 
 
 def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
