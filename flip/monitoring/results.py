@@ -167,6 +167,11 @@ def read_run(path: str | os.PathLike[str]) -> Outcome:
     return Outcome(run, state, reason, settings, result or {}, status or {}, attempts, tuple(files.damaged))
 
 
+def read_settings(run: RunDir) -> dict[str, Any]:
+    """``Outcome.settings`` alone; empty if they cannot be read."""
+    return RunFileReader().read(run.config, _read_settings) or {}
+
+
 class RunFileReader:
     """Reads files of a run; ``damaged`` has a sentence for each that cannot be read or understood."""
 
@@ -233,7 +238,7 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     sweeps: dict[Path, list[Outcome]] = {}
     for outcome in outcomes:
         sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
-    settings = dict.fromkeys(key for members in sweeps.values() for key in differing(members))
+    settings = dict.fromkeys(key for members in sweeps.values() for key in differing(m.settings for m in members))
     rows = [row(outcome, settings) for outcome in outcomes]
     keys = list(dict.fromkeys(key for each in rows for key in each))
     return [{key: each.get(key) for key in keys} for each in rows]
@@ -265,10 +270,10 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     return values | {key: outcome.settings.get(key) for key in settings}
 
 
-def differing(outcomes: Iterable[Outcome]) -> list[str]:
-    """Dotted configuration keys in which runs differ, in the schema's order."""
-    runs = [outcome for outcome in outcomes if outcome.result.get("stage") != "foreign"]  # open_clip has no such keys
-    tables = [outcome.settings for outcome in runs if outcome.settings]
+def differing(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Dotted configuration keys in which the settings of runs differ, in the schema's order."""
+    # a model of open_clip has no such keys, nor has a run whose settings cannot be read
+    tables = [table for table in tables if table and "model.open_clip" not in table]
     keys = dict.fromkeys(key for table in tables for key in table)
     return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
 

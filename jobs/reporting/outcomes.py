@@ -42,7 +42,7 @@ def rows(results: Sequence[Outcome]) -> list[dict[str, Any]]:
     A run with published numbers also has ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and
     ``.comparable``: yes, or why not.
     """
-    settings = differing(results)
+    settings = differing(outcome.settings for outcome in results)
     table_rows = [row(outcome, settings) for outcome in results]
     published_of = {
         id(outcome): arm.published for arm in seed_groups.group(results) for outcome in arm.outcomes if arm.published

@@ -231,7 +231,8 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
 
 def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Block]:
     """A matrix of the settings in which any two runs differ: a row per setting, a column per seed group."""
-    keys, named = differing(outcomes), list(zip(seed_groups.labels(grouped), grouped, strict=True))
+    keys = differing(outcome.settings for outcome in outcomes)
+    named = list(zip(seed_groups.labels(grouped), grouped, strict=True))
     if not keys:
         return []
     rows = [{"setting": key} | _values(key, named) for key in keys]

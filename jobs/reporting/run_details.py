@@ -9,7 +9,7 @@ from typing import Any
 
 from flip.config.derived import model_label
 from flip.monitoring import metrics_reader
-from flip.monitoring.results import Outcome, differing, read_run
+from flip.monitoring.results import Outcome, differing, read_run, read_settings
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.job import JobState, read_lenient, record_of
 from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
@@ -69,7 +69,7 @@ def _about(outcome: Outcome) -> dict[str, Any]:
     """Size, samples, stages, and the settings in which the run differs from others of its sweep."""
     settings = outcome.settings
     stages = stages_of(settings)
-    family = [read_run(other.path) for other in select.runs_below(outcome.run.path.parent)]
+    family = map(read_settings, select.runs_below(outcome.run.path.parent))
     chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
     return {
         "size": model_label(settings),

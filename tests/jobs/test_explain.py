@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -47,13 +48,16 @@ def queue(commands, *rows):
     commands("scontrol", "echo 'ClusterName = far'")
 
 
-def test_explain_describes_run_waiting_for_third_attempt(place, commands):
+def test_explain_describes_run_waiting_for_third_attempt(place, commands, monkeypatch):
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "crash", 70, lines=["first", "", *(f"line {i}" for i in range(9)), "RuntimeError: boom"])
     attempt(run, "crash", 70, lines=["RuntimeError: boom again"])
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
+    read = Mock(wraps=run_details.read_run)
+    monkeypatch.setattr(run_details, "read_run", read)
     details = run_details.explain(run)
     assert [call.split()[0] for call in commands.calls()] == ["squeue"], "a single query of Slurm"
+    assert read.call_count == 1, "of other runs the settings alone"
     assert details["about"]["size"] == "tiny" and details["about"]["samples"] == 12_800
     assert details["about"]["differs"] == {"stages.pretrain.mask": "0.5"}
     assert details["code"]["digest"] == "c0de" and details["code"]["present"]

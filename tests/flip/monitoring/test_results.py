@@ -122,7 +122,7 @@ def test_fp32_score_of_evaluation_job_replaces_only_score_of_other_precision(tmp
 def test_differing_lists_settings_that_vary_between_runs(tmp_path):
     for seed, mask in enumerate(("0.5", "0.75")):
         make(tmp_path / "s", f"m{mask}", mask, seed=seed)
-    assert differing(read_outcomes(tmp_path)) == ["seed", "stages.pretrain.mask"]
+    assert differing(outcome.settings for outcome in read_outcomes(tmp_path)) == ["seed", "stages.pretrain.mask"]
 
 
 def test_results_module_does_not_import_torch():
