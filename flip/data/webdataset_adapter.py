@@ -41,8 +41,8 @@ class Samples:
         self.manifest = Manifest.load(manifest)
         if min(batch, lanes, world, block) < 1 or start < 0 or not 0 <= rank < world:
             what = "batch, lanes, world and block must be at least 1, start at least 0, and rank in 0 .. world - 1"
-            found = f"{batch}, {lanes}, {world}, {block}; {start}; {rank}"
-            raise ConfigError(what, "Samples", found)
+            values = f"{batch}, {lanes}, {world}, {block}; {start}; {rank}"
+            raise ConfigError(what, "Samples", values)
         if batch % lanes or start % lanes or lanes % world:
             what = f"L must divide B = {batch} and S = {start}, and W = {world} must divide L"
             raise ConfigError(what, "lanes", lanes, "Choose L among the divisors of B, a multiple of W.")

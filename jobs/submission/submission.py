@@ -377,8 +377,8 @@ class Submission:
         order = [*before, *names] if only else [*names, *before]
         forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
         earlier = stored.get("paper", {}) if only else {}  # the plan lacks the forks of runs that --only excludes
-        kept = {name: numbers for name, numbers in earlier.items() if name not in self.sweep.names}
-        paper = kept | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
+        others = {name: numbers for name, numbers in earlier.items() if name not in self.sweep.names}
+        paper = others | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
         order = list(dict.fromkeys(order))
         return {**about, "cluster": self.profile.name, "runs": order, "paper": paper, "rows": self.sweep.rows}

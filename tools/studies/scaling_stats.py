@@ -112,7 +112,10 @@ def speed_up(first: Lengths, second: Lengths, draws: int = DRAWS, seed: int = 0)
     if len(pool):
         noise = [[random.choice(pool, (draws, len(scores))).mean(axis=1) for _, scores in each] for each in designs]
         drawn = (np.asarray(means) + np.transpose(each) for means, each in zip((a, b), noise, strict=True))
-        ratios = [_ratio(first, one, second, other)[0] for one, other in zip(*drawn, strict=True)]
+        ratios = [
+            _ratio(first, first_means, second, second_means)[0]
+            for first_means, second_means in zip(*drawn, strict=True)
+        ]
     ratio, level = _ratio(first, a, second, b)
     low, high = np.quantile(ratios, (0.025, 0.975)) if ratios else (0.0, np.inf)
     bound = "at least" if b[0] >= level else "at most" if a[0] >= level else ""
