@@ -63,7 +63,7 @@ def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
         runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
         assert sorted(runs) == ["demo/clip", "demo/mask50"]
         url = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
-        assert "train/loss" in str(_until(url, lambda tags: "mask50" in tags))
+        assert "train/loss" in str(_until(url, lambda tags: "demo/mask50" in tags))
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
