@@ -249,33 +249,36 @@ try:
     pathlib.Path(sys.argv[2]).with_suffix(".started").touch()
     time.sleep(60)
 except KeyboardInterrupt:
+    pathlib.Path(sys.argv[2]).with_suffix(".stopped").touch()
     sys.exit(75)
 """
 STUDY = """
 import pathlib, signal, sys
 from tools.studies import runner
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-runner.ROOT = pathlib.Path(sys.argv[1])
+runner.ROOT, runner.POLL = pathlib.Path(sys.argv[1]), 1.0
+limit, what = 1.0 if sys.argv[2] == "limit" else 60.0, {"name": "demo", "title": "A demonstration"}
 try:
-    runner.submit({"name": "demo", "title": "A demonstration"}, "pair", float(sys.argv[2]))
+    runner.submit(what, "pair", limit, lambda: sys.argv[2] == "over")
 except runner.Unfinished as error:
     sys.exit(int(error.args[0]))
 """
 
 
-@pytest.mark.parametrize("seconds", [1, 60])
-def test_submit_stops_after_time_limit_and_on_sigterm(
-    tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why, code", [("limit", 0), ("over", 0), ("sigterm", 75)])
+def test_submit_stops_runs_after_limit_once_over_and_on_sigterm(
+    tmp_path: Path, why: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A study in the background of a shell ignores SIGINT. Its submission has to stop its runs nevertheless."""
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "submit.py").write_text(SUBMISSION)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path))
-    study = subprocess.Popen([sys.executable, "-c", STUDY, str(tmp_path), str(seconds)], cwd=ROOT)
-    if seconds == 60:
+    study = subprocess.Popen([sys.executable, "-c", STUDY, str(tmp_path), why], cwd=ROOT)
+    if why == "sigterm":
         wait_until((tmp_path / "study" / "demo.started").exists, "the submission")
         study.terminate()
-    assert study.wait(50) == 75
+    assert study.wait(50) == code
+    assert (tmp_path / "study" / "demo.stopped").exists()
 
 
 def _both(name: str) -> tuple[str, str]:

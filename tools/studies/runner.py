@@ -6,6 +6,7 @@ are measured once and determine the step counts.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -121,12 +122,13 @@ def collect(design: StudyDesign, recorded: Mapping[str, float]) -> Study:
 
 
 def submit(
-    sweep: Mapping[str, Any], profile: str, seconds: float | None = None, poll: Callable[[], object] = lambda: None
+    sweep: Mapping[str, Any], profile: str, seconds: float | None = None, is_over: Callable[[], bool] = lambda: False
 ) -> None:
-    """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end, calling ``poll`` meanwhile.
+    """Write the sweep file below RUNS_ROOT/study, submit it and wait for its end.
 
-    With ``seconds``, the runs save a checkpoint and stop then, and on Ctrl-C and SIGTERM; the next submission continues
-    them. Raises Unfinished, OSError.
+    With ``seconds``, the runs save a checkpoint and stop then, once ``is_over`` (asked every POLL seconds), and on
+    Ctrl-C and SIGTERM; the next submission continues them. Raises Unfinished unless it is complete or was stopped by
+    the first two; OSError.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # with nohup it is ignored, and then by the submission too
     path = runs_root() / "study" / f"{sweep['name']}.yaml"
@@ -135,19 +137,17 @@ def submit(
     print(f"\n{sweep['title']}: {path}", flush=True)
     command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--sweep", str(path), "--cluster", profile]
     command += ["--watch"] if seconds is None else ["--foreground", "--retry"]
-    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    end, stopped = time.monotonic() + (float("inf") if seconds is None else seconds), False
     with subprocess.Popen([*command, "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())}) as process:
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
         while process.poll() is None:
-            try:
-                process.wait(min(POLL, max(0.0, end - time.monotonic())))
-            except subprocess.TimeoutExpired:
-                if time.monotonic() >= end:
-                    process.send_signal(signal.SIGINT)
-                    end = float("inf")
-            poll()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL if stopped else min(POLL, max(0.0, end - time.monotonic())))
+            if not stopped and (is_over() or time.monotonic() >= end) and process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                stopped = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if process.returncode:
+    if process.returncode and not stopped:
         raise Unfinished(process.returncode)
 
 

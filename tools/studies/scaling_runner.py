@@ -208,7 +208,8 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
     """Train what is missing for at most ``seconds``, and write the result of each complete run. A run that is stopped
     then continues in the next call on this machine.
 
-    Raises Unfinished if a submission failed or was stopped before.
+    Once a run is complete on which others depend, all runs stop and continue in a new submission, in which those
+    others have their place in the order of importance. Raises Unfinished if a submission failed or was stopped.
     """
     end, machine = time.monotonic() + seconds, runner.machine()
     while True:
@@ -218,12 +219,13 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
         left, jobs = end - time.monotonic(), study.ready(local)
         if not jobs or left <= 0:
             return study
-        sweep = scaling_design.sweep(jobs, study.unit, study.peaks)
-        try:
-            runner.submit(sweep, profile, left, lambda: collect(folder, runner.outcomes(scaling_design.NAME), machine))
-        except runner.Unfinished:
-            if time.monotonic() < end:
-                raise
+
+        def is_over(submitted: frozenset[str] = frozenset(job.name for job in jobs)) -> bool:
+            local = runner.outcomes(scaling_design.NAME)
+            collect(folder, local, machine)
+            return any(job.name not in submitted for job in read(folder).ready(local))
+
+        runner.submit(scaling_design.sweep(jobs, study.unit, study.peaks), profile, left, is_over)
 
 
 def collect(folder: Path, local: Mapping[str, Outcome], machine: Mapping[str, Any]) -> None:
