@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_json
+    from jobs.common.paths import runs_root
     from tools.studies import masking_page, paired_stats, runner
     from tools.studies.definitions import STUDIES
 
@@ -79,6 +81,8 @@ def _run(options: argparse.Namespace) -> None:
     if not options.page:
         runner.study(design, times, options.cluster, recorded)
     study = runner.collect(design, recorded)
+    if not study.runs and (options.docs / f"{design.name}.md").exists():  # with results of another machine
+        raise ConfigError("no run of this study is complete here", str(runs_root()), remedy="Train it: without --page.")
     if not recorded and study.chosen.keys() == design.arms.keys():
         write_json(choices, study.chosen)
     for written in masking_page.write(options.docs, record, study):

@@ -330,3 +330,7 @@ def test_study_command_plans_and_writes_page(tmp_path: Path) -> None:
     planned = run("--plan")
     assert planned.returncode == 0 and "mask75-b256" in planned.stdout
     assert run("--page").stdout == f"{tmp_path / 'study.md'}\n"
+    (tmp_path / "study.md").write_text("results of another machine")
+    again = run("--page")
+    assert again.returncode == 78 and "no run of this study is complete here" in again.stderr
+    assert (tmp_path / "study.md").read_text() == "results of another machine"
