@@ -171,11 +171,11 @@ def _is_over(path: Path) -> bool:
 
 def forks(existing: Collection[str], others: Collection[str]) -> dict[str, list[str]]:
     """Name of a run -> its forks among existing directories, oldest first; ``others`` are names of other runs."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    by_name: dict[str, list[tuple[int, str]]] = {}
     for fork in existing:
         if fork not in others and (match := re.fullmatch(r"(.+)-v(\d+)", fork)):
-            found.setdefault(match[1], []).append((int(match[2]), fork))
-    return {name: [fork for _, fork in sorted(numbered)] for name, numbered in found.items()}
+            by_name.setdefault(match[1], []).append((int(match[2]), fork))
+    return {name: [fork for _, fork in sorted(numbered)] for name, numbered in by_name.items()}
 
 
 def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths: Sequence[Path]) -> Config:

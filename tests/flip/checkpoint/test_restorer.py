@@ -18,6 +18,7 @@ from flip.runs import commit
 from flip.runs.errors import DataError, PermissionDenied
 from flip.runs.rundir import RunDir
 from tests.flip.checkpoint.test_saver import state_of, trained
+from tests.harness.remote_reads import record_reads
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,7 @@ def saved(tmp_path, world, monkeypatch):
     )
     expected = state_of(*trained())
     saver.save(expected, "pretrain", 16)
-    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # a copy on the node would fail
-    ranges, get = [], FsspecStorage._get
-    monkeypatch.setattr(
-        FsspecStorage,
-        "_get",
-        lambda self, key, start, stop: (ranges.append((start, stop)), get(self, key, start, stop))[1],
-    )
-    return run, saver, expected, ranges
+    return run, saver, expected, record_reads(monkeypatch)
 
 
 def test_restorer_loads_remote_checkpoint_without_local_copy(saved):

@@ -14,7 +14,6 @@ from flip.config.identity import identity
 from flip.config.merge import dump, lookup, merge
 from flip.config.schema import Compute, Init
 from flip.config.validate import validate
-from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.distributed import parallel
 from flip.distributed.shutdown import Watchdog
 from flip.export import exporter
@@ -28,6 +27,7 @@ from flip.training.conversion import copy_weights
 from flip.training.warm_start import check_compatible, load_converted
 from tests.flip.export.test_exporter import configured, loaded_of
 from tests.flip.test_byte_pairs import PUBLISHED
+from tests.harness.remote_reads import record_reads
 from tests.jobs.outcomes import config
 from tests.synthetic import make_tokenizer
 
@@ -400,14 +400,7 @@ def remote(tmp_path, monkeypatch):
     saver, pair = Checkpointer(run, 1, world, keep=1, url=f"file://{tmp_path}/there"), built(config, seed=3)
     optimizer = optim.build(pair.named_parameters(), config.optim)
     saver.save(model_state(pair) | optimizer_state(pair, optimizer), "pretrain", 16)
-    monkeypatch.setattr("tempfile.tempdir", "/nowhere")  # a copy on the node would fail
-    ranges, get = [], FsspecStorage._get
-    monkeypatch.setattr(
-        FsspecStorage,
-        "_get",
-        lambda self, key, start, stop: (ranges.append((start, stop)), get(self, key, start, stop))[1],
-    )
-    yield run, saver, pair, ranges
+    yield run, saver, pair, record_reads(monkeypatch)
     parallel.stop()
 
 
