@@ -8,13 +8,13 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flip.config.derived import world_size
 from flip.config.resolve import manifest_record, resolve_path
-from flip.config.schema import SCHEMA, Config
+from flip.config.schema import SCHEMA, Config, DataSet, Stage
 from flip.runs.errors import PermissionDenied
 
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
@@ -80,6 +80,27 @@ def _hashed(section: Any) -> dict[str, Any]:
         elif section_values := _hashed(value):
             values[field.name] = section_values
     return values
+
+
+def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
+    """Keys of the fields below a section that are no part of a run's identity."""
+    for field in dataclasses.fields(section):
+        value, unhashed = getattr(section, field.name), inside or not field.metadata.get("identity", True)
+        if dataclasses.is_dataclass(value):
+            yield from _unhashed(value, f"{prefix}{field.name}.", unhashed)
+        elif unhashed:
+            yield prefix + field.name
+
+
+UNHASHED = frozenset(
+    [*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_unhashed(DataSet(), "data.sets.*.")]
+)  # fmt: skip
+"""``generic_key`` of each setting that is no part of a run's identity, since it does not change results."""
+
+
+def generic_key(key: str) -> str:
+    """A dotted key with ``*`` in place of the name of a stage or of a data set."""
+    return re.sub(r"\A(stages|data\.sets)\.[^.]*\.", r"\1.*.", key)
 
 
 def _canonical(config: Config) -> dict[str, Any]:

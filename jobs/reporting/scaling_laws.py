@@ -7,12 +7,14 @@ A law is error = a * x^-b, fitted by least squares in the logarithms. Its 95 % i
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.derived import model_label
+from flip.config.identity import UNHASHED, generic_key
 from flip.monitoring.results import Outcome, score_of
 from jobs.common.text import count
 
@@ -20,11 +22,17 @@ DRAWS = 2000
 MIN_RUNS = 4
 """Fewest runs of a law, with at least three values of x."""
 
-IGNORED = re.compile(
-    r"seed|model\.size|schema|(resources|monitor|checkpoint|evaluate)\..*|compute\.(accumulate|recompute|threads)"
-    r"|data\.(lanes|buffer|chunk|block|workers|sample_bytes|client|cache.*|deadline|timeout|hedge)|stages\..*\.warmup"
+DERIVED = re.compile(
+    r"seed|model\.size|schema|resources\..*|evaluate\..*|compute\.(accumulate|threads)|data\.(lanes|block|chunk)"
+    r"|stages\..*\.warmup"
 )
-"""Settings that follow from others, or do not affect what is compared here."""
+"""Settings that follow from others or from the machine, or do not affect what is compared here."""
+
+
+@cache
+def ignored(key: str) -> bool:
+    """Whether runs are compared without regard to a setting: it follows from others or does not change results."""
+    return generic_key(key) in UNHASHED or bool(DERIVED.fullmatch(key))
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ def _grouped(placed: Sequence[Placed], fixed: Callable[[str], bool]) -> list[lis
     """Groups of runs with equal settings among those that are ``fixed`` and not ignored."""
     groups: dict[str, list[Placed]] = {}
     for item in placed:
-        settings = sorted((k, v) for k, v in item[1].settings.items() if fixed(k) and not IGNORED.fullmatch(k))
+        settings = sorted((k, v) for k, v in item[1].settings.items() if fixed(k) and not ignored(k))
         groups.setdefault(repr(settings), []).append(item)
     return list(groups.values())
 
@@ -182,7 +190,7 @@ def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
 
 def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys by which the tables differ; a named size or a data set counts as one key."""
-    keys = dict.fromkeys(key for table in tables for key in table if not IGNORED.fullmatch(key))
+    keys = dict.fromkeys(key for table in tables for key in table if not ignored(key))
     varied = [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
     shapes = {repr([table.get(key) for key in varied if key.startswith("model.")]) for table in tables}
     sizes = {table.get("model.size") for table in tables}

@@ -1,9 +1,8 @@
 """Groups runs that differ only in their seed, as to results: the rows of a results table."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +10,8 @@ from typing import Any
 
 from flip import costs
 from flip.config.derived import kept_tokens
-from flip.config.schema import Config, DataSet, ImageTower, Model, Stage, TextTower
+from flip.config.identity import UNHASHED, generic_key
+from flip.config.schema import ImageTower, Model, TextTower
 from flip.evaluation.task import COLUMNS, precision
 from flip.monitoring.results import Outcome, score_of
 from jobs.common.job import read_lenient
@@ -170,26 +170,13 @@ def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return read_lenient(folders.pop() / "sweep.json") if len(folders) == 1 else {}
 
 
-def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
-    """Keys of the fields below a section that are no part of a run's identity."""
-    for item in fields(section):
-        value, unhashed = getattr(section, item.name), inside or not item.metadata.get("identity", True)
-        if is_dataclass(value):
-            yield from _unhashed(value, f"{prefix}{item.name}.", unhashed)
-        elif unhashed:
-            yield prefix + item.name
-
-
-FREE = {
-    "seed", *_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_unhashed(DataSet(), "data.sets.*."),
-} - {"resources.nodes", "resources.processes", "resources.gpus"}  # fmt: skip
+FREE = UNHASHED - {"resources.nodes", "resources.processes", "resources.gpus"} | {"seed"}
 """Settings that may differ in a group: the seed, and those that do not change results."""
 
 
 def _design(outcome: Outcome, free: Collection[str]) -> str:
     """The folder and the settings that are not ``free``, as text; of a run without settings its path."""
-    general = {key: re.sub(r"\A(stages|data\.sets)\.[^.]*\.", r"\1.*.", key) for key in outcome.settings}
-    design = {key: value for key, value in outcome.settings.items() if general[key] not in free}
+    design = {key: value for key, value in outcome.settings.items() if generic_key(key) not in free}
     return repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
 
 
