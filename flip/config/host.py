@@ -8,12 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Host:
-    """A node that ranks run on. ``memory``: bytes. ``bf16``: its CPU has fast bf16 arithmetic."""
+    """A node that ranks run on. ``memory``: bytes. ``bf16``: its CPU has fast bf16 arithmetic. ``hours``: limit of a
+    job there, unless a run asks for another."""
 
     cores: int
     memory: int
     bf16: bool = False
     cuda: bool = False
+    hours: float = 24.0
 
 
 def cores() -> int:

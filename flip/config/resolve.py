@@ -220,6 +220,7 @@ def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
             remedy = f"Leave it out, or index the shards again with --chunk {member.chunk}."
             raise ConfigError(what, value=member.chunk, remedy=remedy)
         member.samples, member.sample_bytes, member.chunk = facts.samples, round(facts.mean_bytes), facts.chunk
+    config.resources.hours = config.resources.hours or on.hours
     section.buffer = section.buffer or on.memory // 4 * config.resources.nodes
     if section.lanes == 0 and config.stages:
         section.lanes = default_lanes(config, data, section.buffer)

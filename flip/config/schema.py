@@ -232,8 +232,8 @@ class Data:
     """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
     or a list of strings). One caption is drawn by the counter hash."""
     workers: int = option(-1, auto=-1, ge=-1, le=1024, identity=False)
-    """Loader processes per rank; 0: load in the trainer's process; -1: auto (with GPUs as many as they need and a node
-    has cores for, if the profile says its cores, else 8)."""
+    """Loader processes per rank; 0: load in the trainer's process; -1: auto (with GPUs 8, or as many as they need if
+    that is more, within a node's cores if the profile gives them; on CPUs at most 1)."""
     chunk: int = option(0, ge=0, le=2**20)
     """R, samples per ranged read; 0: auto (the manifest's)."""
     block: int = option(4, ge=1, le=2**20)
@@ -515,8 +515,8 @@ class Resources:
     """GPUs per node, 0: a CPU run."""
     cpus: int = option(0, ge=0, le=4096)
     """CPU cores per process; 0: that of the cluster profile."""
-    hours: float = option(24.0, gt=0)
-    """Wall limit of one attempt."""
+    hours: float = option(0.0, auto=0.0, ge=0)
+    """Wall limit of one attempt; 0: auto (the ``hours`` of the cluster profile, at most 24)."""
     cluster: str = ""
     """Cluster profile of this run; empty: the sweep's. ``--cluster`` overrides it."""
 

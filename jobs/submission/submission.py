@@ -408,4 +408,5 @@ def node(profile: ClusterProfile) -> Host:
         together = profile.parallel or 1
         return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
     memory = int(profile.memory_gb * 1e9) or here.memory
-    return Host(profile.cpus_per_node or here.cores, memory, bf16=True, cuda=profile.gpus_per_node > 0)
+    cores, hours = profile.cpus_per_node or here.cores, min(Host.hours, profile.hours)
+    return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)

@@ -32,26 +32,39 @@ def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     assert submit.main(["mine", "--dry-run"]) == 0, "a name also refers to a file in the current folder"
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["--cluster", "h100"], ["--size", "L/14", "--data", "a: b/'#\""], ["--recipe", "clip"]]
-)
-def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, words):
+def test_new_sweep_gets_the_wall_limit_of_its_profile(tmp_path, data, monkeypatch, capsys):
+    """A site may limit jobs to less than a day; of a longer limit, a day is used."""
     monkeypatch.chdir(tmp_path)
-    written(capsys, "mine", *words)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    for limit, expected in ((2, "2 h"), (168, "24 h")):
+        (tmp_path / "site.yaml").write_text(f"kind: slurm\npartition: cpu\nhours: {limit}\n")
+        arguments = "--data", str(data), "--tokenizer", str(data / "tokenizer.json"), "--cluster", "./site.yaml"
+        report = written(capsys, f"of{limit}", *arguments)
+        assert submit.main([report["file"], "--dry-run"]) == 0
+        assert f"ranks a node, {expected}: mask0.5, mask0.75" in capsys.readouterr().out
+    assert submit.main([report["file"], "--dry-run", "resources.hours=200"]) == 78
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--cluster", "h100"], ["--size", "L/14", "--data", "a: b/'#\""], ["--recipe", "clip"]]
+)
+def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    written(capsys, "mine", *options)
     table = json.loads(json.dumps(read_yaml(tmp_path / "mine.yaml")))
     jsonschema.Draft7Validator(SCHEMAS["sweep"]()).validate(table)
     first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
     assert first == f"# yaml-language-server: $schema={SWEEPS / 'schemas' / 'sweep.json'}"
-    assert table["set"]["data"]["manifest"] == str(tmp_path / (words[-1] if "--data" in words else "data/manifest"))
-    gpus = 8 if "h100" in words else 0
+    assert table["set"]["data"]["manifest"] == str(tmp_path / (options[-1] if "--data" in options else "data/manifest"))
+    gpus = 8 if "h100" in options else 0
     assert (table["set"]["resources"]["gpus"], table["set"]["resources"]["processes"]) == (gpus, gpus or 1)
-    assert table["set"]["model.size"] == ("L/14" if "L/14" in words else "B/16" if gpus else "emoji")
-    assert table["recipe"] == ("clip" if "clip" in words else "portable2")
-    assert ("model.text" in table["set"]) == ("clip" in words)
+    assert table["set"]["model.size"] == ("L/14" if "L/14" in options else "B/16" if gpus else "emoji")
+    assert table["recipe"] == ("clip" if "clip" in options else "portable2")
+    assert ("model.text" in table["set"]) == ("clip" in options)
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "options, message",
     [
         (["mine"], "mine.yaml: already exists"),
         (["No Name"], "not a valid name of a sweep"),
@@ -60,10 +73,10 @@ def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, word
         (["absent/other"], "absent"),
     ],
 )
-def test_new_refuses_wrong_arguments_and_preserves_existing_file(tmp_path, monkeypatch, capsys, words, message):
+def test_new_refuses_wrong_arguments_and_preserves_existing_file(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("own")
-    assert new.main(words) in (69, 77, 78)
+    assert new.main(options) in (69, 77, 78)
     assert message in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
     assert (tmp_path / "mine.yaml").read_text() == "own"
 
