@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python jobs/doctor.py --partition gpu --account vision --write mine
   python jobs/doctor.py --cluster mine                      check a profile against the site
   python jobs/doctor.py --json
-Nothing is submitted: sbatch runs with --test-only. Exit code: 0, or 78 if a check fails.
+Nothing is submitted: sbatch runs with --test-only. Exit code: 0; 78 if a check fails; 69 if Slurm does not answer.
 """
 DEFAULT_HOURS = 24.0
 """Hours of an attempt if the site has no time limit."""

@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-cache", action="store_true", help="do not store features in FLIP_CACHE/features")
     parser.add_argument("--cluster", default="local", metavar="NAME", help="profile in sweeps/clusters (default local)")
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of the job (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=0, help="ranks per node; default: its GPUs, else 1")
     parser.add_argument("--gpus", type=int, default=-1, help="GPUs per node; default: those of the profile")
     parser.add_argument("--hours", type=float, default=4.0, help="wall time limit of the job in hours (default 4)")

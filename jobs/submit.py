@@ -53,7 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="--prune, even if that removes more than half of the runs",
     )  # fmt: skip
     parser.add_argument(
-        "--no-canary", action="store_true", help="start all runs at once, without a first run (canary) per shape"
+        "--no-canary",
+        action="store_true",
+        help="start all runs at once, without a first run (canary) for each kind of resources",
     )
     parser.add_argument(
         "--watch", action="store_true", help="show progress until all runs have ended; Ctrl-C does not stop the runs"
@@ -64,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument(
-        "--script", action="store_true", help="with --dry-run: show the batch script of each shape of resources"
+        "--script", action="store_true", help="with --dry-run: show the batch script for each kind of resources"
     )
     return parser
 

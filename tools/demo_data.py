@@ -14,10 +14,10 @@ _ABOUT = """\
 Fetch and build demonstration data below the cache: pictures of 64 px with captions, held-out test sets with their
 classes, a manifest each, tokenizer.json, LICENCES.md and done.json (counts and digests).
 
-emoji   about 1,400 emoji by nine vendors, with Unicode's names and keywords; a minute
-        train (six vendors), noto-v1 (validation vendor), twemoji and openmoji (test vendors), unseen (classes that
+emoji   about 1,400 emoji in nine sets of drawings by six makers, with Unicode's names and keywords; a minute
+        train (six sets), noto-v1 (validation), twemoji and openmoji (test), unseen (classes that
         training never sees), classes.json
-icons   308,000 drawings of 222 icon sets to train on, with their names; 15 minutes of a core
+icons   drawings of 222 icon sets, 308,000 of them to train on, with their names; 15 minutes of a core
         train, train-1of8 and train-1of64 (nested random subsets), bi (validation family), tabler, carbon and
         game-icons (test families), retrieval, probe
 

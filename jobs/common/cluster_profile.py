@@ -39,11 +39,11 @@ class ClusterProfile:
     """Memory of a node, GB; 0: as on this machine."""
     gpus_per_node: int = 0
     gpu: str = ""
-    """Name of the card, as shown in plans and looked up in ``flip/costs.py``."""
+    """Name of the GPU, as shown in plans and looked up in ``flip/costs.py``."""
     gpu_memory_gb: float = 0.0
-    """Memory of a card, GB; 0: from the table for ``gpu``, else unknown, and whether runs fit is not checked."""
+    """Memory of a GPU, GB; 0: from the table for ``gpu``, else unknown, and whether runs fit is not checked."""
     peak_tflops: float = 0.0
-    """Dense bf16 peak of a card, TFLOP/s; 0: from the table for ``gpu``, else unknown, and plans show no GPU-hours."""
+    """Dense bf16 peak of a GPU, TFLOP/s; 0: from the table for ``gpu``, else unknown, and plans show no GPU-hours."""
     nvlink_gbps: float = 0.0
     """Speed of NVLink, without it of PCIe, in Gbit/s per GPU and direction; 0: unknown."""
     network_gbps: float = 0.0
@@ -96,15 +96,15 @@ class ClusterProfile:
 
     @property
     def tflops(self) -> float:
-        """Dense bf16 peak of a card, TFLOP/s; 0: unknown."""
-        card = find_accelerator(self.gpu)
-        return self.peak_tflops or (card.tflops if card else 0.0)
+        """Dense bf16 peak of a GPU, TFLOP/s; 0: unknown."""
+        known = find_accelerator(self.gpu)
+        return self.peak_tflops or (known.tflops if known else 0.0)
 
     @property
     def gpu_bytes(self) -> int:
-        """Memory of a card; 0: unknown."""
-        card = find_accelerator(self.gpu)
-        return int(1e9 * (self.gpu_memory_gb or (card.memory_gb if card else 0)))
+        """Memory of a GPU in bytes; 0: unknown."""
+        known = find_accelerator(self.gpu)
+        return int(1e9 * (self.gpu_memory_gb or (known.memory_gb if known else 0)))
 
     @property
     def jobs_python(self) -> str:
