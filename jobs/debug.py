@@ -98,10 +98,9 @@ def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list
 
     planned = submission()
     real = RunDir(planned.folder / planned.sweep.runs[0].name)
-    if (
-        real.config.exists() and not read_config(real.config).data.sets
-    ):  # a commit can only be resumed with its own lanes
-        planned = submission(f"data.lanes={read_config(real.config).data.lanes}")
+    stored = read_config(real.config) if real.config.exists() else None
+    if stored and not stored.data.sets:  # a commit can only be resumed with its own lanes
+        planned = submission(f"data.lanes={stored.data.lanes}")
     profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
     planned.profile = replace(profile, kind=profile.kind if local else "slurm", runs_root=planned.profile.runs_root)
     return planned.resolve_runs()[0], real

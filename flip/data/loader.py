@@ -10,14 +10,13 @@ import torch
 
 from flip.concurrency import prepare_forkserver
 from flip.config.derived import dataset_lanes, kept_patches, kept_tokens
-from flip.costs import SLOTS
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
 from flip.data.text_masking import WAYS
 from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
-from flip.data.worker_pool import WorkerPool, slot_bytes
+from flip.data.worker_pool import WorkerPool
 from flip.runs.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader", "prepare_forkserver"]
@@ -87,8 +86,6 @@ class Loader:
         way = WAYS[text_masking].of(config.data)
         masks = MaskSpec(kept_patches(config.image, mask), tokens, way, config.text.causal)
         self._counted, self._producer = self.counters(), None
-        if self.lanes.start == 0:  # one line for all ranks
-            self._log_memory(batch, masks)
         producer: WorkerPool | BatchProducer
         if config.data.workers:
             producer = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
@@ -108,19 +105,6 @@ class Loader:
         if isinstance(self._producer, WorkerPool):
             self._producer.close()
         self.outages.clear()
-
-    def _log_memory(self, batch: int, masks: MaskSpec) -> None:
-        data = self.config.data
-        block_bytes = sum(
-            len(source.own_lanes(self.lanes)) * data.block * source.manifest.chunk * source.manifest.mean_bytes
-            for source in self.sources
-        )
-        shapes = BatchBuffers.shapes(self.config, len(self.lanes) * (batch // data.lanes), masks)
-        ready = SLOTS * slot_bytes(shapes) if data.workers else 0
-        log.info(
-            "raw samples of %d lanes take up to %.1f MB (two blocks of each lane), batches prepared by workers %.1f MB",
-            len(self.lanes), 2 * block_bytes / 1e6, ready / 1e6,
-        )  # fmt: skip
 
     def _iterate(self, producer: WorkerPool | BatchProducer, samples: int, masks: MaskSpec) -> Iterator[Batch]:
         seen = replaced = 0

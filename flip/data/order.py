@@ -32,6 +32,8 @@ _CHUNKS = 1 << 63
 _SHUFFLE = _CHUNKS + 1
 _SETS = _CHUNKS + 2
 _U = np.uint64
+ROUNDS = 4
+"""Rounds of the Feistel network of ``permute``."""
 _SEARCHED = 1 << 20
 """Chunks that ``block_within`` computes at once: 8 MB of each array."""
 
@@ -42,26 +44,27 @@ def permute(seed: int, epoch: Any, chunks: int, c: Any) -> Ints:
     A Feistel network of four rounds on two halves of w bits, repeated until the value is below C. ``epoch`` and ``c``
     broadcast; the result has their shape, int64. Below C = 4096 it is a fixed scramble, not uniform.
     """
-    return _feistel(seed, epoch, chunks, c, range(4))
+    return _feistel(seed, epoch, chunks, c)
 
 
 def unpermute(seed: int, epoch: Any, chunks: int, chunk: Any) -> Ints:
     """The inverse of ``permute``: the number c at which an epoch reads a chunk."""
-    return _feistel(seed, epoch, chunks, chunk, range(3, -1, -1))
+    return _feistel(seed, epoch, chunks, chunk, inverse=True)
 
 
-def _feistel(seed: int, epoch: Any, chunks: int, c: Any, rounds: range) -> Ints:
+def _feistel(seed: int, epoch: Any, chunks: int, c: Any, inverse: bool = False) -> Ints:
     width = max(1, ((chunks - 1).bit_length() + 1) // 2)
     low, shift = _U((1 << width) - 1), _U(width)
     epochs, values = np.broadcast_arrays(np.asarray(epoch, dtype=np.uint64), np.asarray(c, dtype=np.uint64))
     shape, epochs, values = values.shape, epochs.ravel(), values.ravel().copy()
     remaining = np.arange(values.size)
     while remaining.size:
-        # The inverse is the same network with reversed rounds and exchanged halves.
-        a, b = (values[remaining] >> shift, values[remaining] & low)[:: rounds.step]
-        for turn in rounds:
-            a, b = b, a ^ (key(seed, _CHUNKS, epochs[remaining], turn, b) & low)
-        left, right = (a, b)[:: rounds.step]
+        left, right = values[remaining] >> shift, values[remaining] & low
+        for turn in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
+            if inverse:
+                left, right = right ^ (key(seed, _CHUNKS, epochs[remaining], turn, left) & low), left
+            else:
+                left, right = right, left ^ (key(seed, _CHUNKS, epochs[remaining], turn, right) & low)
         values[remaining] = (left << shift) | right
         remaining = remaining[values[remaining] >= _U(chunks)]
     return values.astype(np.int64).reshape(shape)

@@ -60,48 +60,92 @@ def differences(config: Config, form: str = "open_clip") -> list[str]:
 
     ``form``: open_clip; or another one, whose inputs are prepared by the processor and tokenizer of transformers.
     """
-    order, flatten = config.evaluate.preprocess, config.data.to_rgb == "flatten"
-    upright = config.data.exif == "apply"
-    if form == "open_clip":
-        sentences = {
+    notes = _open_clip_notes(config) if form == "open_clip" else _transformers_notes(config)
+    return [sentence for applies, sentence in notes if applies]
+
+
+def _open_clip_notes(config: Config) -> list[tuple[bool, str]]:
+    """(whether it applies, sentence) for inputs that open_clip prepares in another way."""
+    order = config.evaluate.preprocess
+    return [
+        (
+            order == "crop_resize",
             "Pictures that are not square: predictions differ in part, because open_clip resizes and then crops, and"
-            " this model is evaluated in the other order (evaluate.preprocess: crop_resize).": order == "crop_resize",
+            " this model is evaluated in the other order (evaluate.preprocess: crop_resize).",
+        ),
+        (
+            order == "resize_crop_floor",
             "Pictures that are not square: a quarter of them differ by one pixel, because open_clip crops at the"
             " nearest pixel, and this model is evaluated with the crop's corner rounded down (evaluate.preprocess:"
-            " resize_crop_floor).": order == "resize_crop_floor",
+            " resize_crop_floor).",
+        ),
+        (
+            order == "resize_crop_floor",
             "Pictures with transparency, a palette or CMYK: predictions differ, because open_clip converts them to RGB"
-            " after the resize, and this model's view before it (evaluate.preprocess: resize_crop_floor).": order
-            == "resize_crop_floor",
+            " after the resize, and this model's view before it (evaluate.preprocess: resize_crop_floor).",
+        ),
+        (
+            config.data.to_rgb == "flatten",
             "Pictures with transparency or 16-bit grey: predictions differ, because open_clip drops the alpha channel"
-            " and clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).": flatten,
+            " and clips 16-bit values, and this model sees them on white and scaled (data.to_rgb: flatten).",
+        ),
+        (
+            config.data.exif == "apply",
             "Pictures with an EXIF orientation: predictions differ, because open_clip ignores it, and this model sees"
-            " them upright (data.exif: apply).": upright,
+            " them upright (data.exif: apply).",
+        ),
+        (
+            not config.model.text.repair,
             "Texts with broken encodings or curly quotes: tokens differ, because open_clip repairs them and this"
-            " model's training did not (model.text.repair: false).": not config.model.text.repair,
-        }
-    else:
-        repaired = " and broken encodings are repaired" if config.model.text.repair else ""
-        sentences = {
+            " model's training did not (model.text.repair: false).",
+        ),
+    ]
+
+
+def _transformers_notes(config: Config) -> list[tuple[bool, str]]:
+    """(whether it applies, sentence) for inputs that the processor and tokenizer of transformers prepare in another
+    way."""
+    order, flatten = config.evaluate.preprocess, config.data.to_rgb == "flatten"
+    repaired = " and broken encodings are repaired" if config.model.text.repair else ""
+    return [
+        (
+            order == "crop_resize",
             "Pictures that are not square: predictions differ in part, because the processor resizes and then crops,"
-            " and this model is evaluated in the other order (evaluate.preprocess: crop_resize).": order
-            == "crop_resize",
+            " and this model is evaluated in the other order (evaluate.preprocess: crop_resize).",
+        ),
+        (
+            order == "resize_crop",
             "Pictures that are not square: a quarter of them differ by one pixel, because the processor rounds the"
             " corner of its crop down, and this model is evaluated with the nearest pixel (evaluate.preprocess:"
-            " resize_crop).": order == "resize_crop",
+            " resize_crop).",
+        ),
+        (
+            True,
             "Pictures with transparency: predictions can differ, because transformers 5 puts them on white, its"
             " pipelines and transformers 4 drop the alpha channel, and this model sees them"
-            f" {'on white' if flatten else 'without the alpha channel'} (data.to_rgb: {config.data.to_rgb}).": True,
+            f" {'on white' if flatten else 'without the alpha channel'} (data.to_rgb: {config.data.to_rgb}).",
+        ),
+        (
+            flatten,
             "Pictures of 16-bit grey: predictions differ, because the processor clips their values, and this model sees"
-            " them scaled (data.to_rgb: flatten).": flatten,
+            " them scaled (data.to_rgb: flatten).",
+        ),
+        (
+            not flatten and order != "resize_crop_floor",
             "Pictures with a palette or CMYK: predictions differ, because the processor converts them to RGB"
-            " before the resize, and this model's view after it (data.to_rgb: convert).": not flatten
-            and order != "resize_crop_floor",
+            " before the resize, and this model's view after it (data.to_rgb: convert).",
+        ),
+        (
+            config.data.exif == "apply",
             "Pictures with an EXIF orientation: predictions differ, because the processor ignores it, and this model"
-            " sees them upright (data.exif: apply).": upright,
+            " sees them upright (data.exif: apply).",
+        ),
+        (
+            True,
             f"Texts: in training and evaluation HTML entities are unescaped{repaired}; the tokenizer here does"
-            " neither.": True,
-        }
-    return [sentence for sentence, applies in sentences.items() if applies]
+            " neither.",
+        ),
+    ]
 
 
 def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:

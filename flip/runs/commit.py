@@ -118,10 +118,7 @@ def commits(run: RunDir, folders: str = "*") -> List[Commit]:
         if fnmatchcase(path.name, folders):
             try:
                 result.append(read_commit(path))
-            except (
-                CorruptCheckpoint,
-                NotADirectoryError,
-            ):  # the first, also if uncommitted: apply_retention deletes it
+            except (CorruptCheckpoint, NotADirectoryError):  # apply_retention deletes what was never committed
                 continue
     return sorted(result, key=lambda c: c.order)
 

@@ -141,8 +141,10 @@ FIELDS: Dict[str, Any] = {
         "cause": TEXT.needed(), "code": CODE, "reason": TEXT, "by": TEXT, "host": TEXT, "signal": TEXT, "time": TIME,
     },
     "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
-    "commit.json": {"stage": TEXT, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files":
-    MAPPING}, "url.json": {"url": EXACT.needed()},
+    "commit.json": {
+        "stage": TEXT, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files": MAPPING,
+    },
+    "url.json": {"url": EXACT.needed()},
     "sweep.json": {
         "name": TEXT, "title": TEXT, "notes": TEXT, "runs": [NAME], "paper": {"*": PUBLISHED}, "rows": [PUBLISHED],
     },

@@ -141,13 +141,14 @@ def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[i
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
     job, restarts = own_start()
+    if not job:  # nothing restarts it
+        return STORAGE
     # a requeue waits for Slurm as long: the comment must not be lost before
-    before = slurm_cli.FailedStarts(slurm_cli.MAX_FAILED_STARTS)  # outside of a job nothing is restarted
-    answer = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS) if job else before
-    before = answer or slurm_cli.FailedStarts()
+    known = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS)
+    before = known or slurm_cli.FailedStarts()
     if before.starts < slurm_cli.MAX_FAILED_STARTS:
         failed = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
-        slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if answer else slurm_cli.OUTAGE_SECONDS)
+        slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if known else slurm_cli.OUTAGE_SECONDS)
         restart(REQUEUE_DELAY, (), attempt=attempt)
     return STORAGE
 

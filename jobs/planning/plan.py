@@ -125,11 +125,10 @@ class Plan:
         """ConfigError for the first run whose directory holds another configuration than the sweep file asks for."""
         for action in self.actions:
             if action.kind == "changed" and not action.starts:
-                remedy = (
-                    "Restore the old values, or use --changed keep (the run stays as it is), fork (a new run starts"
-                )
-                remedy += " next to it) or restart (the old run goes to the trash)"
-                remedy += ", or data (it continues with the new data)." if _of_data(action.changes) else "."
+                ways = "keep (the run stays as it is), fork (a new run starts next to it)"
+                ways += " or restart (the old run goes to the trash)"
+                ways += ", or data (it continues with the new data)" * _of_data(action.changes)
+                remedy = f"Restore the old values, or use --changed {ways}."
                 raise ConfigError(action.reason, str(self.folder / action.name), remedy=remedy)
 
     def refuse_prune(self, most: bool = False) -> None:

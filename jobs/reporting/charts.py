@@ -316,14 +316,19 @@ def _shorten(text: str, most: int) -> str:
 def spread(boxes: Sequence[tuple[float, float, float]], low: float, high: float) -> list[float]:
     """Heights of texts (left, right, wanted height), moved apart; from ``low`` to ``high`` if there is room."""
     heights = [min(max(y, low), high) for _, _, y in boxes]
-    for step, order in ((-LINE, sorted(range(len(boxes)), key=lambda i: -heights[i])), (LINE, None)):
-        order = order or sorted(range(len(boxes)), key=lambda i: heights[i])
+
+    def push(order: Sequence[int], step: float) -> None:
+        """Move each text, in this order, by ``step`` past those before it that it overlaps."""
         for n, i in enumerate(order):
-            heights[i] = max(heights[i], low) if step > 0 else heights[i]
             left, right, _ = boxes[i]
             for j in order[:n]:
                 if boxes[j][0] < right and left < boxes[j][1] and abs(heights[i] - heights[j]) < LINE:
                     heights[i] = heights[j] + step
+
+    push(sorted(range(len(boxes)), key=lambda i: -heights[i]), -LINE)  # down from the top
+    upwards = sorted(range(len(boxes)), key=lambda i: heights[i])
+    heights[:] = [max(height, low) for height in heights]
+    push(upwards, LINE)  # and up from the floor
     return heights
 
 

@@ -110,6 +110,26 @@ class Length:
         return self.least <= length and (self.most is None or length <= self.most)
 
 
+def _code(number: int) -> int:
+    """Code of "filter ``number`` of ``Filters.names`` fails"; one more: it finds no value."""
+    return 2 * number + 2
+
+
+class _EarlierDrops:
+    """Which samples of a shard an earlier manifest left out, handed out in order."""
+
+    def __init__(self, dropped: NDArray[np.bool_], key: str) -> None:
+        self.dropped, self.key, self.position = dropped, key, 0
+
+    def take(self, count: int) -> NDArray[np.bool_]:
+        """Whether each of the next ``count`` samples was left out. Raises DataError after the last."""
+        self.position += count
+        if self.position > len(self.dropped):
+            remedy = "It is not the shard that was indexed: restore it, or index the shards again."
+            raise DataError(f"more than the {len(self.dropped)} samples that were indexed", self.key, remedy=remedy)
+        return self.dropped[self.position - count : self.position]
+
+
 @dataclass(frozen=True)
 class Filters:
     """All must hold; the first that fails is the reason. ``uids`` and ``columns`` come first, in this order."""
@@ -139,22 +159,19 @@ class Filters:
         """
         where = f"{key.removesuffix('.tar')}.parquet"
         table = _table(where, self.columns, reader) if self.columns else None
-        of_uids = 2 * (len(self.columns) + bool(self.length)) + 2
-        dropped, at = _dropped_by_manifest(self.manifest, key) if self.manifest else None, 0
+        earlier = _EarlierDrops(_dropped_by_manifest(self.manifest, key), key) if self.manifest else None
+        of_length = _code(len(self.columns))
+        of_uids = _code(len(self.columns) + bool(self.length))
+        of_manifest = _code(len(self.names) - 1)
 
         def predicate(samples: Sequence[Sample], view: memoryview) -> Codes:
-            nonlocal at
             codes = np.zeros(len(samples), dtype=np.uint8)
             by_filter = [self.uids.codes(samples, view, of_uids)] if self.uids else []
             by_filter += _by_columns(*table, samples) if table else []
             if self.length:
-                by_filter.append(_by_length(self.length, samples, view, 2 * len(self.columns) + 2))
-            if dropped is not None:
-                at += len(samples)
-                if at > len(dropped):
-                    remedy = "It is not the shard that was indexed: restore it, or index the shards again."
-                    raise DataError(f"more than the {len(dropped)} samples that were indexed", key, remedy=remedy)
-                by_filter.append(dropped[at - len(samples) : at] * np.uint8(2 * len(self.names)))
+                by_filter.append(_by_length(self.length, samples, view, of_length))
+            if earlier:
+                by_filter.append(earlier.take(len(samples)) * np.uint8(of_manifest))
             for of_filter in by_filter:
                 codes = np.where(codes == 0, of_filter, codes)
             return codes
@@ -272,7 +289,7 @@ def _by_columns(keys: Any, filters: Sequence[Any], samples: Sequence[Sample]) ->
     codes = [_codes(pc.is_null(rows), 1)]
     for number, holds in enumerate(filters):
         values = holds.take(rows)
-        codes += [_codes(pc.is_null(values), 2 * number + 3), _codes(pc.invert(values), 2 * number + 2)]
+        codes += [_codes(pc.is_null(values), _code(number) + 1), _codes(pc.invert(values), _code(number))]
     return codes
 
 

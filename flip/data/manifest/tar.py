@@ -70,6 +70,14 @@ class Sample(NamedTuple):
         return max(at + _padded(size) for at, size in self.members.values())
 
 
+class _Extensions(NamedTuple):
+    """What the extension headers before a member say of it. ``start``: byte of the first one, or of the member."""
+
+    start: int
+    name: str | None = None
+    size: int | None = None
+
+
 Skipped = list[tuple[int, str]]
 """Members without a sample: byte of the header, and reason."""
 
@@ -85,34 +93,23 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
     Raises InvalidTar; TruncatedTar if the buffer ends inside a member or, with ``strict``, without the zero block;
     TooLarge with ``strict``.
     """
-    offset, end, start, name, size = 0, len(buffer), -1, None, None
+    offset, end = 0, len(buffer)
+    extensions: _Extensions | None = None
     while offset < end:
         if end - offset < BLOCK:
             raise TruncatedTar(offset, "header cut off")
         path_field, size_field, kind, magic, prefix = _HEADER(buffer, offset)
         if not path_field[0] and buffer[offset : offset + BLOCK] == _ZERO:
-            if start >= 0:
+            if extensions:
                 raise InvalidTar(offset, "an extension header without its member")
             return check_rest(buffer, offset)
         if strict:
             _check_header(buffer, offset, magic, prefix)
         length, at = _number(size_field, offset), offset
-        if start < 0:
-            start = offset
         if kind in _EXTENSIONS:
-            size_of_all = at + length - start
-            if strict and size_of_all > EXTENSION_LIMIT:
-                what = f"extension headers of {size_of_all:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
-                raise TooLarge(start, what)
-            offset = _after(buffer, at, length)
-            data = bytes(buffer[at + BLOCK : at + BLOCK + length])
-            if strict:
-                _check_extension(kind, data, at, name is not None)
-            if kind == b"L":
-                name = _text(data)
-            elif kind == b"x" and (strict or b"path=" in data or b"size=" in data):
-                name, size = _pax(data, offset, name, size)
+            extensions, offset = _extended(buffer, at, length, kind, extensions or _Extensions(at), strict)
             continue
+        start, name, size = extensions or _Extensions(at)
         path = _name(path_field, magic, prefix) if name is None else name
         if kind == b"\0" and _text(path_field).endswith("/"):
             kind = _FOLDER  # as archives older than type 5 have them
@@ -130,11 +127,31 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
         offset = _after(buffer, at, length)
         if kind in _DATA_TYPES and not path.endswith("/"):
             yield Member(path, start, at + BLOCK, length)
-        start, name, size = -1, None, None
-    if start >= 0:
+        extensions = None
+    if extensions:
         raise TruncatedTar(offset, "an extension header without its member")
     if strict:
         raise TruncatedTar(offset, "no end mark: the archive is cut off")
+
+
+def _extended(
+    buffer: memoryview, at: int, length: int, kind: bytes, extensions: _Extensions, strict: bool
+) -> tuple[_Extensions, int]:
+    """``extensions`` with those of the extension header at ``at``, and the offset behind it."""
+    total = at + length - extensions.start
+    if strict and total > EXTENSION_LIMIT:
+        what = f"extension headers of {total:,} bytes, at most {EXTENSION_LIMIT:,} are read; they begin"
+        raise TooLarge(extensions.start, what)
+    behind = _after(buffer, at, length)
+    data = bytes(buffer[at + BLOCK : at + BLOCK + length])
+    if strict:
+        _check_extension(kind, data, at, extensions.name is not None)
+    if kind == b"L":
+        extensions = extensions._replace(name=_text(data))
+    elif kind == b"x" and (strict or b"path=" in data or b"size=" in data):
+        name, size = _pax(data, behind, extensions.name, extensions.size)
+        extensions = extensions._replace(name=name, size=size)
+    return extensions, behind
 
 
 Split = Callable[[str], tuple[str, str] | None]

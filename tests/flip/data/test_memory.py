@@ -1,7 +1,6 @@
 """Tests the memory of the loader: bounded in long runs, logged, and predicted by the plan."""
 
 import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -54,15 +53,6 @@ def test_loader_memory_does_not_grow_over_ten_thousand_steps(original):
     assert result["held"] <= (2 * BLOCK + prefetch.THREADS) * chunk_bytes(original)
     before, after = result["rss"]
     assert result["bytes"] > 30e6 and after - before < 4e6, "the loader retains no data that it has used"
-
-
-def test_first_rank_logs_memory_of_raw_samples(original, caplog):
-    with caplog.at_level(logging.INFO, "flip.data"):
-        for rank in range(2):
-            source = loader(original, rank, 2)
-            source.batches(0, BATCH, "0.5").close()
-    (line,) = (record.getMessage() for record in caplog.records)  # only the first rank logs
-    assert f"raw samples of 6 lanes take up to {12 * BLOCK * chunk_bytes(original) / 1e6:.1f} MB" in line
 
 
 @pytest.mark.parametrize("workers", [0, 2])
