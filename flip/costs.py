@@ -249,6 +249,7 @@ class Accelerator(NamedTuple):
     pattern: str
     """Matches its names in lower case, with spaces for _ and -: marketing names, driver names, and Slurm's gres."""
     memory_gb: float
+    """1e9 bytes: by the data sheet, or what CUDA reports if that is less, as for GDDR memory with ECC."""
     tflops: float
     """Dense bf16 with fp32 accumulation, TFLOP/s."""
     source: str
@@ -265,10 +266,10 @@ ACCELERATORS = (
     Accelerator("H100 SXM", r"h100", 80, 989, "NVIDIA H100 data sheet: 1979 with sparsity"),
     Accelerator("A100 80 GB", r"a100.*80", 80, 312, "NVIDIA A100 data sheet"),
     Accelerator("A100 40 GB", r"a100", 40, 312, "NVIDIA A100 data sheet"),
-    Accelerator("L40S", r"l40s", 48, 362, "NVIDIA L40S data sheet"),
-    Accelerator("L4", r"\bl4\b", 24, 121, "NVIDIA L4 data sheet: 242 with sparsity"),
-    Accelerator("A40", r"\ba40\b", 48, 150, "NVIDIA A40 data sheet"),
-    Accelerator("A10", r"\ba10\b", 24, 125, "NVIDIA A10 data sheet"),
+    Accelerator("L40S", r"l40s", 47, 362, "NVIDIA L40S data sheet; memory: 44.4 GiB, QwenLM/Qwen3-VL issue 2097"),
+    Accelerator("L4", r"\bl4\b", 23, 121, "NVIDIA L4 data sheet: 242 with sparsity; memory: as A10"),
+    Accelerator("A40", r"\ba40\b", 47, 150, "NVIDIA A40 data sheet; memory: as L40S"),
+    Accelerator("A10", r"\ba10\b", 23, 125, "NVIDIA A10 data sheet; memory: 22.2 GiB, pytorch/torchtune issue 229"),
 )
 
 

@@ -12,7 +12,7 @@ from flip.config.schema import Config, Stage
 from flip.costs import forward_passes, stage_flops
 from flip.traffic import Links, exposed_seconds, step_phases
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning.memory_fit import largest_stage
+from jobs.planning.memory_fit import fits_gpu
 
 ARITHMETIC = 0.4
 """Assumed share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an
@@ -160,7 +160,7 @@ def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Con
         settings[f"resources.nodes={nodes // 2} (twice the pairs a GPU)"] = few
     for description, values in settings.items():
         other = changed(config, *values)
-        if not profile.gpu_bytes or largest_stage(other)[1]["total"] <= profile.gpu_bytes:
+        if fits_gpu(other, profile):
             yield description, other, profile
     faster = 2 * profile.network_gbps
     yield f"network_gbps={faster:g}", config, replace(profile, network_gbps=faster)

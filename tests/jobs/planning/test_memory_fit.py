@@ -51,8 +51,18 @@ def test_memory_check_reports_gpu_and_host_memory_if_config_fits():
     reports = {
         name: (detail, skipped) for name, detail, skipped in memory_fit.check(planned(), load_profile("h100"), NODE)
     }
-    assert "of 80 GB: " in reports["GPU memory"][0] and "activations" in reports["GPU memory"][0]
+    assert "of 80 GB, less about " in reports["GPU memory"][0] and "activations" in reports["GPU memory"][0]
     assert not reports["GPU memory"][1] and "a node" in reports["memory"][0]
+
+
+def test_memory_of_cuda_and_nccl_is_not_for_tensors():
+    config, profile = planned(), load_profile("h100")
+    needed = memory_fit.largest_stage(config)[1]["total"]
+    reserved = memory_fit.reserved_bytes(config)
+    alone = planned("resources.nodes=1", "resources.processes=1", "resources.gpus=1")
+    assert memory_fit.reserved_bytes(alone) == memory_fit.CONTEXT < reserved
+    for room, fits in ((reserved, True), (reserved - 1, False)):
+        assert memory_fit.fits_gpu(config, replace(profile, gpu_memory_gb=(needed + room) / 1e9)) == fits
 
 
 def test_memory_check_proposes_changes_that_fit():
@@ -98,10 +108,11 @@ def test_fit_reshard_keeps_weights_gathered_if_gpus_have_room(room, chosen):
     """``room`` is GPU memory as a fraction of what the run needs without resharding; at 0 the profile gives none."""
     config = planned("compute.reshard=auto")
     assert config.compute.reshard == "no"
-    needed = memory_fit.largest_stage(config)[1]["total"]
-    memory_fit.fit_reshard(config, ClusterProfile(kind="slurm", gpus_per_node=8, gpu_memory_gb=room * needed / 1e9))
+    tensors = memory_fit.largest_stage(config)[1]["total"]
+    gpu = room * (tensors + memory_fit.reserved_bytes(config)) / 1e9
+    memory_fit.fit_reshard(config, ClusterProfile(kind="slurm", gpus_per_node=8, gpu_memory_gb=gpu))
     assert config.compute.reshard == chosen
-    assert (memory_fit.largest_stage(config)[1]["total"] < needed) == (chosen == "yes")
+    assert (memory_fit.largest_stage(config)[1]["total"] < tensors) == (chosen == "yes")
 
 
 def test_memory_check_advises_smaller_model_if_no_change_fits():
