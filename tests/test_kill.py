@@ -186,7 +186,7 @@ def test_clip_recipe_with_two_resolutions_resumes_to_same_bits(data, tmp_path):
     check_equal(calm, storm, scores=3)
     assert storm.run.newest_attempt() == 3
     model = flip.load(calm.run.path)
-    assert model.pair.image.positions.shape == (1 + 144, 64)
+    assert model.model.image.positions.shape == (1 + 144, 64)
     assert model.classify(np.zeros((2, 40, 50, 3), np.uint8), ["a red square", "a blue ring"]).shape == (2, 2)
 
 

@@ -44,7 +44,6 @@ class DatasetFacts:
     samples: int
     chunk: int
     mean_bytes: float
-    digest: str
     nominal: bool
 
 
@@ -122,10 +121,10 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
     record = manifest_record(data.manifest)
     if record is not None:
         mean = float(record["mean_bytes"])
-        return DatasetFacts(int(record["samples"]), int(record["chunk"]), mean, str(record["digest"]), False)
+        return DatasetFacts(int(record["samples"]), int(record["chunk"]), mean, False)
     if data.samples and nominal:
         chunk = data.chunk or default_chunk(data.samples)
-        return DatasetFacts(data.samples, chunk, float(data.sample_bytes), "", True)
+        return DatasetFacts(data.samples, chunk, float(data.sample_bytes), True)
     if not data.manifest:
         remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
+from flip.distributed.shutdown import SIGNALS
 from flip.runs.ownership import private_folder
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -68,6 +70,8 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if compute.device == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if compute.compile == "yes":
+            start_compile_workers()
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     else:
@@ -166,6 +170,20 @@ def set_compile_caches(folder: Path | None = None) -> None:
         os.environ.setdefault(name, str(folder / part))
 
 
+def start_compile_workers() -> None:
+    """Start the processes in which Inductor compiles kernels, with the signals that stop a run blocked.
+
+    Slurm may send a signal to all processes of a step. These would end, and the rank would wait for them or fail.
+    """
+    from torch._inductor.async_compile import AsyncCompile
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        AsyncCompile.warm_pool()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def in_fp32(model: _Model, build: Callable[[], _Model], world: World, compute: schema.Compute) -> _Model:
     """A model with the same weights that computes in fp32 outside of autocast, to score the weights as exported.
 
@@ -212,15 +230,20 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
         torch.distributed.fsdp.register_fsdp_forward_method(model, method)
 
 
-def separate_reductions(model: nn.Module, world: World) -> None:
+def separate_reductions(model: nn.Module, world: World, like: nn.Module | None = None) -> None:
     """Sum gradients in a process group of their own: NCCL runs the collectives of a group in turn, so that gathers of
     weights would wait for sums. For a model that is trained; has no effect before torch 2.13. Collective.
 
-    The group has torch's default timeout, which is long enough: all ranks are in the same backward pass.
+    The group has torch's default timeout, which is long enough: all ranks are in the same backward pass. It is that of
+    ``like``, if given: torch would create another one, which takes about 1 GB of each GPU to the end of the process.
     """
     enable = getattr(model, "set_separate_reduce_scatter_group", None)
-    if enable is not None and world.device.type == "cuda":
-        enable()
+    if enable is None or world.device.type != "cuda":
+        return
+    if isinstance(like, FSDPModule) and isinstance(model, FSDPModule):
+        new, old = (root._get_fsdp_state()._fsdp_param_groups[0].mesh_info for root in (model, like))
+        new.reduce_scatter_process_group = old.reduce_scatter_process_group  # type: ignore[union-attr]
+    enable()
 
 
 def _mesh(world: World, replicas: int) -> DeviceMesh:
@@ -229,7 +252,12 @@ def _mesh(world: World, replicas: int) -> DeviceMesh:
         return init_device_mesh(world.device.type, (world.size,))
     rows = torch.arange(world.size).view(replicas, -1)
     # Groups that the mesh creates have torch's default timeout, which may be shorter than a slow read.
-    groups = [distributed.new_subgroups_by_enumeration(r.tolist(), timeout=world.timeout)[0] for r in (rows.T, rows)]
+    if world.device.type == "cuda":  # one split of the communicator per dimension, instead of one per group
+        groups: Any = [distributed.split_group(split_ranks=r.tolist(), timeout=world.timeout) for r in (rows.T, rows)]
+    else:
+        groups = [
+            distributed.new_subgroups_by_enumeration(r.tolist(), timeout=world.timeout)[0] for r in (rows.T, rows)
+        ]
     return DeviceMesh.from_group(groups, world.device.type, rows, mesh_dim_names=("copy", "shard"))
 
 

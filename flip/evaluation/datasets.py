@@ -93,11 +93,11 @@ class DatasetLocation:
         files = tuple(File(key, label, tuple(captions)) for key, label, captions in values["files"])
         return cls(values["where"], values["manifest"], files, tuple(values["classes"]))
 
-    def open(self, patience: RetryPolicy | None = None) -> Images:
+    def open(self, retry_policy: RetryPolicy | None = None) -> Images:
         if self.manifest:
-            return Shards(self.manifest, patience)
+            return Shards(self.manifest, retry_policy)
         root = os.path.dirname(self.where) if os.path.isfile(self.where) else self.where
-        return ImageFiles(self.files, root, self.where, patience)
+        return ImageFiles(self.files, root, self.where, retry_policy)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def missing(request: DatasetRequest, below: str) -> str:
     return ""
 
 
-def resolve_dataset(request: DatasetRequest, below: str, patience: RetryPolicy | None = None) -> ResolvedDataset:
+def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPolicy | None = None) -> ResolvedDataset:
     """Find a data set below the data root ``below``, or at its path.
 
     Raises ConfigError, which says how to get a missing data set, or DataError.
@@ -181,7 +181,7 @@ def resolve_dataset(request: DatasetRequest, below: str, patience: RetryPolicy |
     location = _require(location, path, "test")
     task = request.task or str(entry.get("task") or "")
     if not task:
-        _, sample = next(iter(location.open(patience).samples(range(1))))
+        _, sample = next(iter(location.open(retry_policy).samples(range(1))))
         task = "zeroshot" if "cls" in sample else "retrieval"
     train = _require(locate_split(path, "train"), path, "train") if task == "probe" else None
     if train and train.classes != location.classes:

@@ -37,20 +37,20 @@ class ModelEncoder:
     """The model of a run. Under sharding every call is collective.
 
     ``mask``: share of patches to hide ("0": none), drawn as in training with seed 0 and epoch 0. ``ensemble``: average
-    over as many masks as show every patch (paper, Table 1d). ``precision``: of ``pair`` under ``autocast``, recorded in
-    results. ``view``: default, that of recipe paper.
+    over as many masks as show every patch (paper, Table 1d). ``precision``: of ``model`` under ``autocast``, recorded
+    in results. ``view``: default, that of recipe paper.
     """
 
     def __init__(
-        self, pair: CLIPModel, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
+        self, model: CLIPModel, tokenizer: Tokenizer, tower: schema.ImageTower, device: torch.device | str = "cpu",
         autocast: contextlib.AbstractContextManager[Any] = FULL_PRECISION, mask: str = "0", ensemble: bool = False,
         precision: str = "fp32", view: EvaluationView | None = None,
     ) -> None:  # fmt: skip
-        self.pair, self.tokenizer, self.tower, self.device, self.autocast = pair, tokenizer, tower, device, autocast
+        self.model, self.tokenizer, self.tower, self.device, self.autocast = model, tokenizer, tower, device, autocast
         self.patches, self.kept_patches, self.ensemble = patches(tower), kept_patches(tower, mask), ensemble
         if self.kept_patches < 1:
             raise ConfigError("the mask leaves no patch", "mask", mask, "Mask less.")
-        self.width, self.precision = pair.image.projection.out_features, precision
+        self.width, self.precision = model.image.projection.out_features, precision
         self._view = view or EvaluationView(tower.size)
         self.view_id = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
 
@@ -76,13 +76,13 @@ class ModelEncoder:
     def _encode(self, views: Tensor, keep: Tensor | None) -> Tensor:
         with self.autocast:
             keep = keep if keep is None else keep.to(self.device)
-            return self.pair.encode_image(views.to(self.device), keep).float().cpu()
+            return self.model.encode_image(views.to(self.device), keep).float().cpu()
 
     @torch.no_grad()
     def text(self, texts: Sequence[str]) -> Tensor:
         tokens = torch.from_numpy(self.tokenizer(texts)).to(self.device)
         with self.autocast:
-            return self.pair.encode_text(tokens).float().cpu()
+            return self.model.encode_text(tokens).float().cpu()
 
 
 def masks(ids: NDArray[np.int64], count: int, visible: int, every: bool) -> list[NDArray[np.int16]]:

@@ -41,7 +41,7 @@ class Evaluator:
     """Inverse regularisation of a probe; 0: chosen on held-out training images."""
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """On rank 0, filled by ``score``: the predictions of zero-shot results, by name."""
-    patience: RetryPolicy | None = None
+    retry_policy: RetryPolicy | None = None
     """How long storage is waited for."""
 
     def score(self, data: ResolvedDataset, role: str = "test") -> list[dict[str, Any]]:
@@ -52,9 +52,12 @@ class Evaluator:
         image), data (the digest of the data set), view, precision (fp32 or bf16), seconds.
         Raises ConfigError, DataError, StorageError, PermissionDenied, and Diverged if features are not finite.
         """
-        images, start_time = data.location.open(self.patience), time.perf_counter()
-        tasks = {"zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe}
-        results = (tasks | {"association": self._association})[data.task](data, images)
+        images, start_time = data.location.open(self.retry_policy), time.perf_counter()
+        tasks = {
+            "zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe,
+            "association": self._association,
+        }  # fmt: skip
+        results = tasks[data.task](data, images)
         encoder = self.encoder
         view = {"view": encoder.view_id, "precision": encoder.precision}
         about = self.ranks.on_rank0(lambda: {"data": images.digest, **view})
@@ -97,7 +100,7 @@ class Evaluator:
 
     def _probe(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.train is not None
-        train_images = data.train.open(self.patience)
+        train_images = data.train.open(self.retry_policy)
         train, test = self._images(train_images), self._images(images)
 
         def result() -> dict[str, Any]:

@@ -44,13 +44,13 @@ class PreparedImage(NamedTuple):
 class Shards:
     """All samples of a manifest but its exceptions, including the last ones, which training leaves out."""
 
-    def __init__(self, manifest: Manifest | os.PathLike[str] | str, patience: RetryPolicy | None = None) -> None:
+    def __init__(self, manifest: Manifest | os.PathLike[str] | str, retry_policy: RetryPolicy | None = None) -> None:
         self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         self.where = self.root = str(self.manifest.folder)
         self.digest = self.manifest.digest
         self.cache_key = self.digest
         self.count = self.manifest.samples - len(self.manifest.exceptions)
-        self._reader = ChunkReader(retry_policy=patience)
+        self._reader = ChunkReader(retry_policy=retry_policy)
 
     @cached_property
     def _ids(self) -> NDArray[np.int64]:
@@ -93,11 +93,13 @@ class File(NamedTuple):
 class ImageFiles:
     """Single image files, local or in object storage. The digest contains their names relative to ``root``."""
 
-    def __init__(self, files: Sequence[File], root: str, where: str = "", patience: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, files: Sequence[File], root: str, where: str = "", retry_policy: RetryPolicy | None = None
+    ) -> None:
         if not files:
             raise ConfigError("there are no images here", where or root)
         self.files, self.root, self.where, self.count = files, root, where or root, len(files)
-        self._reader = ChunkReader(retry_policy=patience)
+        self._reader = ChunkReader(retry_policy=retry_policy)
 
     @cached_property
     def digest(self) -> str:

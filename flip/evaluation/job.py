@@ -73,7 +73,7 @@ class Evaluation:
         self.subject = RunDir(task.subject)
         # rank 0 may index shards or fit a probe meanwhile, so this is the group with the longest timeout
         self.ranks = RankGroup(world.rank, world.size, world.checkpoint_group)
-        self.patience = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
+        self.retry_policy = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.autocast = parallel.autocast(config.compute, world)
 
     def run(self) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ class Evaluation:
 
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:
-            return dataclasses.asdict(datasets.resolve_dataset(request, self.task.data, self.patience))
+            return dataclasses.asdict(datasets.resolve_dataset(request, self.task.data, self.retry_policy))
         sets = merge.read_config(self.subject.config).evaluate.sets
         item = next(item for item in sets if item.name == request.name)
         return dataclasses.asdict(ResolvedDataset.from_config(item))
@@ -145,15 +145,15 @@ class Evaluation:
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
         config = weights_config(merge.read_config(self.subject.config), source.stage)
         with torch.device("meta"):
-            pair = clip.CLIPModel(config.model, config.augment, compute.attention)
-        parallel.apply_parallelism(pair, self.world, compute)
-        checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.patience, self.task.url)
-        checkpoints.load(checkpoints.open(source.path), saver.model_state(pair))
+            model = clip.CLIPModel(config.model, config.augment, compute.attention)
+        parallel.apply_parallelism(model, self.world, compute)
+        checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.retry_policy, self.task.url)
+        checkpoints.load(checkpoints.open(source.path), saver.model_state(model))
         checkpoints.close()
-        parallel.check_initialised(pair)
-        pair.eval()
+        parallel.check_initialised(model)
+        model.eval()
         tokenizer, eval_view = Tokenizer.of(config.data.tokenizer, config.model.text), EvaluationView.of(config)
-        make = partial(ModelEncoder, pair, tokenizer, config.model.image, device, self.autocast)
+        make = partial(ModelEncoder, model, tokenizer, config.model.image, device, self.autocast)
         return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.task.views}
 
     # -- results -----------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class Evaluation:
         self._beat(f"evaluating {dataset.name}")
         evaluator = Evaluator(
             encoder, self.task.batch, self.ranks, partial(self._beat, f"evaluating {dataset.name}"), self._cache(about),
-            self.world.device, self.task.cost, patience=self.patience,
+            self.world.device, self.task.cost, retry_policy=self.retry_policy,
         )  # fmt: skip
         results = evaluator.score(dataset)
         if self.task.model and self.world.is_rank0:

@@ -108,7 +108,7 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
     if form == "open_clip":
         _write_open_clip(folder, target, loaded, variant)
     else:
-        about = {"format": form, **_logit_parameters(loaded.pair)}
+        about = {"format": form, **_logit_parameters(loaded.model)}
         if form == "onnx":
             onnx_models.write(folder, loaded)
         else:
@@ -126,9 +126,9 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
 
 
 def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: str) -> None:
-    config, pair = loaded.config, loaded.pair
-    state = {name: value.detach().cpu().float() for name, value in pair.state_dict().items()}
-    positions = pair.image.positions.cpu()
+    config, model = loaded.config, loaded.model
+    state = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
+    positions = model.image.positions.cpu()
     if variant == "native":
         image = weights.image_to_native(state, positions)
     elif variant == "extra-block":
@@ -140,7 +140,7 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
         state, text, factor = fold_padding.fold_padding_mask(state, shape.text)
         shape, eps = dataclasses.replace(shape, text=text), eps * factor
     (folder / "timm").mkdir()
-    _save(image | weights.text_to_open_clip(state, pair.max_logit_scale), folder / export_record.OPEN_CLIP)
+    _save(image | weights.text_to_open_clip(state, model.max_logit_scale), folder / export_record.OPEN_CLIP)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)
     described = format.open_clip_config(shape, config.augment, variant, target / "timm", eps)
     if loaded.tokenizer.is_published:  # open_clip's own, which needs no other package
@@ -150,10 +150,10 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
 
 
 def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
-    pair, tokens = loaded.pair, loaded.tokenizer([""])[0]  # the start and the end token, then padding
-    state = {name: value.detach().cpu().float() for name, value in pair.state_dict().items()}
-    native = weights.image_to_native(state, pair.image.positions.detach().cpu())
-    native |= weights.text_to_open_clip(state, pair.max_logit_scale)
+    model, tokens = loaded.model, loaded.tokenizer([""])[0]  # the start and the end token, then padding
+    state = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
+    native = weights.image_to_native(state, model.image.positions.detach().cpu())
+    native |= weights.text_to_open_clip(state, model.max_logit_scale)
     _save(weights.to_transformers(native), folder / "model.safetensors")
     _json(folder / "config.json", format.transformers_config(loaded.config.model, int(tokens[0]), int(tokens.max())))
 

@@ -33,8 +33,8 @@ from flip.tokenizer import Tokenizer
 class TrainedModel:
     """The model of a run's commit on one device, in fp32, with the run's tokenizer and image view."""
 
-    def __init__(self, pair: clip.CLIPModel, config: Config, source: commit.Commit, device: str) -> None:
-        self.pair, self.config, self.source, self.device = pair.to(device).eval(), config, source, device
+    def __init__(self, model: clip.CLIPModel, config: Config, source: commit.Commit, device: str) -> None:
+        self.model, self.config, self.source, self.device = model.to(device).eval(), config, source, device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.preprocess = Preprocess(EvaluationView.of(config))
         """The transform of a picture to input of ``encode_image``, for a ``torch.utils.data.DataLoader``."""
@@ -56,7 +56,7 @@ class TrainedModel:
         for start in range(0, len(given), batch):
             pixels = [self.preprocess.pixels(picture) for picture in given[start : start + batch]]
             views = np.stack([decode.patches(view, patch) for view in pixels])
-            features.append(self.pair.encode_image(torch.from_numpy(views).to(self.device)).cpu())
+            features.append(self.model.encode_image(torch.from_numpy(views).to(self.device)).cpu())
         return torch.cat(features)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class TrainedModel:
         features = [torch.empty(0, self.config.model.embed)]
         for start in range(0, len(given), batch):
             tokens = torch.from_numpy(self.tokenizer(given[start : start + batch]))
-            features.append(self.pair.encode_text(tokens.to(self.device)).cpu())
+            features.append(self.model.encode_text(tokens.to(self.device)).cpu())
         return torch.cat(features)
 
     @torch.no_grad()
@@ -81,10 +81,10 @@ class TrainedModel:
         labels, templates = as_texts(labels), as_texts(templates)
         prompts.check_prompts(prompts.Prompts(labels, templates), "labels")
         tower = self.config.model.image
-        encoder = ModelEncoder(self.pair, self.tokenizer, tower, self.device, view=self.preprocess.view)
+        encoder = ModelEncoder(self.model, self.tokenizer, tower, self.device, view=self.preprocess.view)
         classes = class_embeddings(encoder, labels, templates)
         assert classes is not None  # a single process
-        scale = self.pair.logit_scale.cpu().clamp(0.0, self.pair.max_logit_scale).exp()
+        scale = self.model.logit_scale.cpu().clamp(0.0, self.model.max_logit_scale).exp()
         return (scale * self.encode_image(images) @ classes.T).softmax(dim=-1)
 
 
@@ -111,14 +111,14 @@ def load(source: str | os.PathLike[str], device: str = "cpu", at: str = "", url:
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy=remedy)
     selected = select_commit(run, at)
     config = weights_config(configuration.read_config(run.config), selected.stage)
-    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
+    model = clip.CLIPModel(config.model, config.augment, "sdpa")
     try:
         with local_copy(selected, url=url) as folder:
-            read_tensors(CheckpointFiles(folder, selected.record["files"]), model_state(pair))
+            read_tensors(CheckpointFiles(folder, selected.record["files"]), model_state(model))
     except commit.CorruptCheckpoint as error:
         remedy = "Move that folder away to use the commit before it."
         raise DataError(f"the checkpoint is damaged: {error}", str(selected.path), remedy=remedy) from error
-    return TrainedModel(pair, config, selected, device)
+    return TrainedModel(model, config, selected, device)
 
 
 def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
@@ -134,7 +134,7 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
         remedy = "Copy the folder again, all files of it, or export again."
         raise DataError(f"the export is damaged: {error}", folder, remedy=remedy) from error
     config = export_record.config(folder)
-    pair = clip.CLIPModel(config.model, config.augment, "sdpa")
+    model = clip.CLIPModel(config.model, config.augment, "sdpa")
     for name in (export_record.OPEN_CLIP, export_record.TIMM):
         export_record.check_header(folder / name)
     tensors, tower = load_file(folder / export_record.OPEN_CLIP), load_file(folder / export_record.TIMM)
@@ -142,8 +142,8 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     state |= weights.projection_from_open_clip(tensors, config.model.image.layers, config.model.embed)
     if fold_padding.applies(config.model.text):
         state = fold_padding.unfold_padding_mask(state, config.model.text)
-    pair.load_state_dict(state)
-    return pair, config, source
+    model.load_state_dict(state)
+    return model, config, source
 
 
 def check_device(device: str) -> None:

@@ -55,7 +55,7 @@ def check_packages() -> None:
 
 def write(folder: Path, loaded: TrainedModel) -> None:
     """Write the files IMAGE and TEXT to ``folder``."""
-    shape, model = loaded.config.model, copy.deepcopy(loaded.pair).cpu().eval()
+    shape, model = loaded.config.model, copy.deepcopy(loaded.model).cpu().eval()
     pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
     _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
     tokens = torch.ones(2, shape.text.length, dtype=torch.int64)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Profiler:
         """Around step number ``step``; ``samples``: S before it."""
         self._seen += 1
         if self._steps and samples <= self._first < samples + batch:
-            self._trace, self._left = self._start(record_shapes=True), self._steps
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
+            self._trace, self._left = _start(activities, record_shapes=True), self._steps
             self._name = f"{self._attempt}-{step}.json.gz"
         if self._trace is not None:
             yield
@@ -52,14 +53,9 @@ class Profiler:
         else:
             yield
 
-    def _start(self, **options: Any) -> Any:
-        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
-        profiler = profile(activities=activities, **options)
-        profiler.start()
-        return profiler
-
     def _sample(self) -> Iterator[None]:
-        profiler = self._start()
+        # of a GPU's step only kernels are read (``_intervals``): recording operations too would slow their launch
+        profiler = _start([ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])
         self._wait()
         start_time = time.perf_counter()
         yield
@@ -82,6 +78,12 @@ class Profiler:
         self._trace.export_chrome_trace(str(temporary))
         os.replace(temporary, self._folder / self._name)
         self._trace = None
+
+
+def _start(activities: Sequence[ProfilerActivity], **options: Any) -> Any:
+    profiler = profile(activities=activities, **options)
+    profiler.start()
+    return profiler
 
 
 def _intervals(events: Iterable[Any], cuda: bool) -> tuple[list[Interval], list[Interval]]:

@@ -64,8 +64,15 @@ class NonFiniteGuard:
         self.flush()
         self._pending = step, numbers, event
 
+    @property
+    def is_device_busy(self) -> bool:
+        """Whether the device has not finished the newest step."""
+        event = self._pending[2] if self._pending else None
+        return event is not None and not event.query()
+
     def flush(self) -> None:
-        """Read the newest step. Call it before the present position is saved or reported. Raises Diverged."""
+        """Wait until the device has finished the newest step, and read it. Call it before the present position is saved
+        or reported. Raises Diverged."""
         if self._pending is None:
             return
         (step, numbers, event), self._pending = self._pending, None

@@ -12,12 +12,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh
 
 from flip import costs
 from flip.checkpoint import saver
@@ -139,25 +138,25 @@ class Trainer:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
         self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples))
         self.model = self.allocate(self.stage_config)
-        clip.init_weights(self.model, self.config.seed)
-        parallel.check_initialised(self.model)
         if source is None:
+            clip.init_weights(self.model, self.config.seed)
             warm_start.apply(self.model, self.stage_config, restorer, self.watchdog)
         self.checkpoints.load(self.model)
+        parallel.check_initialised(self.model)
         self.counters = RankCounters(self.world, self.loader, source)
-        self.instruments = MetricsCollector(
+        self.collector = MetricsCollector(
             self.run, self.attempt, self.config, self.world, self.model, self.counters, self.checkpoints
         )
         self.log_rank0("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         self.monitor.start(self.samples, self.step, self.config)
 
-    def allocate(self, config: Config, mesh: DeviceMesh | None = None) -> clip.CLIPModel:
-        """A compiled and sharded model without values. ``mesh``: of another model, to shard this one alike."""
-        compute = config.compute
+    def allocate(self, config: Config, like: clip.CLIPModel | None = None) -> clip.CLIPModel:
+        """A compiled and sharded model without values. ``like``: a model whose process groups it uses."""
+        compute, mesh = config.compute, getattr(next(like.parameters()), "device_mesh", None) if like else None
         with torch.device("meta"):
             model = clip.CLIPModel(config.model, config.augment, compute.attention, compute.recompute)
         parallel.apply_parallelism(model, self.world, compute, mesh)
-        parallel.separate_reductions(model, self.world)
+        parallel.separate_reductions(model, self.world, like)
         return model
 
     def enter(self, stage: Stage) -> None:
@@ -172,12 +171,11 @@ class Trainer:
             return
         self.checkpoints.wait()  # a save in the background reads the old weights
         self.watchdog.heartbeat(f"converting the model for stage {stage.name}", times=LONG_OPERATION_FACTOR)
-        mesh = getattr(next(self.model.parameters()), "device_mesh", None)
-        model = self.allocate(self.stage_config, mesh)
+        model = self.allocate(self.stage_config, self.model)
         conversion.copy_weights(self.model, model)
         parallel.check_initialised(model)
         self.model = model
-        self.instruments.use_model(model)
+        self.collector.use_model(model)
         image, text = self.stage_config.model.image, self.stage_config.model.text
         values = stage.name, image.size, image.patch, text.length
         self.log_rank0("stage %s: images of %d px, patches of %d px, captions of %d tokens", *values)
@@ -186,13 +184,13 @@ class Trainer:
         """Start a save of the present position, unless it is saved or being saved."""
         if not self.checkpoints.is_unsaved(self.samples):
             return
-        self.guard.flush()
+        self.finish_step()
         self.watchdog.heartbeat(f"committing S = {self.samples}", times=LONG_OPERATION_FACTOR)
         state = saver.model_state(self.model) | saver.optimizer_state(self.model, optimizer)
         self.checkpoints.save(
             state, span.stage.name, self.samples,
             step=self.step, seconds=self.seconds, manifest=self.loader.digest, order=order.VERSION,
-            replaced=self.counters.total_replaced(), peak_memory=self.counters.peak_memory(),
+            replaced=self.counters.totals()[0], peak_memory=self.counters.peak_memory(),
         )  # fmt: skip
 
     def run_stages(self) -> None:
@@ -228,45 +226,56 @@ class Trainer:
             self.samples, stage.batch, stage.mask, stage.text_mask, stage.text_masking,
             worker_config(self.stage_config, self.witness is not None),
         )  # fmt: skip
-        self.instruments.reset()
+        self.collector.reset()
         try:
             while self.samples < span.end:
                 self.watchdog.heartbeat(f"a step from S = {self.samples}")
-                stop, save = self.coordinated_stop.poll(*self.poll_requests())
-                if stop or save:
-                    self.coordinated_stop.flush()
-                    self.save(span, optimizer)
-                if stop:
-                    raise TrainingStopped(self.stop_reason())
-                start_time = time.perf_counter()
-                batch = next(batches)
-                waited = time.perf_counter() - start_time
-                with self.instruments.profiler.step(self.step + 1, self.samples, stage.batch):
-                    loss, accuracy, norm = self.train_step(span, optimizer, batch)
-                self.instruments.window.add(stage.batch, waited, time.perf_counter() - start_time)
-                self.samples, self.step = self.samples + stage.batch, self.step + 1
-                self.seconds += time.perf_counter() - start_time
-                self.counters.replaced += batch.replaced
-                if self.witness is not None:
-                    self.witness.log(self.samples - stage.batch, batch)
-                if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
-                    self.report(
-                        span, optimizer, loss, accuracy, norm, grad_cache.mean_text_tokens(self.model, batch.tokens)
-                    )
-                scored = self.passed_multiple(self.config.evaluate.every, span) and self.samples < span.end
-                section = self.config.checkpoint
-                due = self.samples in section.keep_at or self.passed_multiple(section.samples, span)
-                due = due or self.checkpoints.save_after_first_step
-                if scored or due:
+                self.save_or_stop_if_requested(span, optimizer)
+                self.timed_step(span, optimizer, batches)
+                scored = self.samples < span.end and self.passed_multiple(self.config.evaluate.every, span)
+                if scored or self.is_save_due(span):
                     self.coordinated_stop.flush()
                     self.save(span, optimizer)
                 if scored:
-                    with self.instruments.evaluating():
+                    with self.collector.evaluating():
                         self.validate(span)
             self.coordinated_stop.flush()
             self.save(span, optimizer)
         finally:
             self.loader.close()
+
+    def save_or_stop_if_requested(self, span: StageSpan, optimizer: torch.optim.Optimizer) -> None:
+        """Save if a rank requests it. Raises TrainingStopped, after a save, if a rank requests a stop. Collective."""
+        stop, save = self.coordinated_stop.poll(*self.poll_requests())
+        if stop or save:
+            self.coordinated_stop.flush()
+            self.save(span, optimizer)
+        if stop:
+            raise TrainingStopped(self.stop_reason())
+
+    def timed_step(self, span: StageSpan, optimizer: torch.optim.Optimizer, batches: Iterator[Batch]) -> None:
+        """Train on the next batch, advance the position, count the time, and write the metric line if one is due."""
+        start_time, stage = time.perf_counter(), span.stage
+        batch = next(batches)
+        # while the device computes the step before, a wait for the batch costs nothing
+        waited = 0.0 if self.guard.is_device_busy else time.perf_counter() - start_time
+        with self.collector.profiler.step(self.step + 1, self.samples, stage.batch):
+            loss, accuracy, norm = self.train_step(span, optimizer, batch)
+        self.collector.window.add(stage.batch, waited, time.perf_counter() - start_time)
+        self.samples, self.step = self.samples + stage.batch, self.step + 1
+        self.seconds += time.perf_counter() - start_time
+        self.counters.replaced += batch.replaced
+        if self.witness is not None:
+            self.witness.log(self.samples - stage.batch, batch)
+        if self.step % self.config.monitor.log_every == 0 or self.samples >= span.end:
+            text_tokens = grad_cache.mean_text_tokens(self.model, batch.tokens)
+            self.report(span, optimizer, loss, accuracy, norm, text_tokens)
+
+    def is_save_due(self, span: StageSpan) -> bool:
+        """Whether the configuration asks for a save at this position."""
+        section = self.config.checkpoint
+        due = self.samples in section.keep_at or self.passed_multiple(section.samples, span)
+        return due or self.checkpoints.save_after_first_step
 
     def train_step(self, span: StageSpan, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Any, Any, Any]:
         """One optimiser step on the local batch (b, K, p*p*3). Returns loss, accuracy (global batch), gradient norm."""
@@ -291,6 +300,14 @@ class Trainer:
         optimizer.step()
         return loss, accuracy, norm
 
+    def finish_step(self) -> None:
+        """Wait for the device, which may still compute the newest step, and count this time as the step's."""
+        start_time = time.perf_counter()
+        self.guard.flush()
+        waited = time.perf_counter() - start_time
+        self.collector.window.seconds += waited
+        self.seconds += waited
+
     def poll_requests(self) -> tuple[bool, bool]:
         """(stop, save) as this rank requests them for this step.
 
@@ -307,12 +324,12 @@ class Trainer:
 
     def report(self, span: StageSpan, optimizer: Any, loss: Any, accuracy: Any, norm: Any, positions: float) -> None:
         """Write a metric line; waits for the device. ``positions``: tokens per caption of the last batch."""
-        self.guard.flush()
+        self.finish_step()
         position = {"step": self.step, "samples": self.samples, "stage": span.stage.name, "attempt": self.attempt}
         norms = norm, *optim.weight_norms(optimizer, self.world.size)
-        record = position | self.instruments.collect(span, optimizer, loss, accuracy, norms, positions)
+        record = position | self.collector.collect(span, optimizer, loss, accuracy, norms, positions)
         record["seconds"] = self.seconds
-        self.instruments.reset()
+        self.collector.reset()
         self.monitor.step(record)
         values = self.step, self.steps, record["loss"], record["samples_per_second"]
         self.log_rank0("step %d of %d, loss %.3f, %.0f samples/s", *values)
@@ -365,11 +382,11 @@ class Trainer:
             heartbeat()
             batch, device = self.config.evaluate.batch, self.world.device
             evaluator = Evaluator(
-                encoder, batch, ranks, heartbeat, device=device, predictions=predictions, patience=retry_policy
+                encoder, batch, ranks, heartbeat, device=device, predictions=predictions, retry_policy=retry_policy
             )
             with torch.compiler.set_stance("force_eager"):  # as in jobs/evaluate.py; shapes rarely repeat
                 scored = evaluator.score(ResolvedDataset.from_config(item), item.role)
-            parallel.reshard(encoder.pair)
+            parallel.reshard(encoder.model)
             for result in scored:
                 results.append(result | {"stage": span.stage.name, "samples": self.samples})
                 self.log_rank0("%s", format_result(result))
@@ -401,7 +418,7 @@ class Trainer:
         """Evaluate on all sets and write result.json, which completes the run."""
         evaluations = self.evaluate(self.spans[-1], "")
         self.checkpoints.wait()
-        replaced = self.counters.total_replaced()
+        replaced, _ = self.counters.totals()
         if not self.world.is_rank0 or not self.run.is_current_attempt(self.attempt):
             return
         last = commit.commits(self.run)[-1]

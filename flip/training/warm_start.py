@@ -240,5 +240,5 @@ def load_converted(
     if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():
         remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
-    copy_weights(other.pair, model)
+    copy_weights(other.model, model)
     return differs

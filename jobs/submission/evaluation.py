@@ -325,7 +325,7 @@ def _resolved(config: Config, node: Host) -> Config:
     """Resolve ``auto`` values of a job that trains nothing, without reading data sets."""
     config.stages = [Stage(samples=1, batch=config.resources.nodes * config.resources.processes)]
     config.data.lanes = config.data.samples = config.data.chunk = 1
-    return resolve(config, node, [DatasetFacts(1, 1, 1.0, "", True)])
+    return resolve(config, node, [DatasetFacts(1, 1, 1.0, True)])
 
 
 def _integer(number: int | None) -> str:

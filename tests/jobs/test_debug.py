@@ -117,8 +117,8 @@ def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
   coarse: {{init: {{export: {export}}}, model.image.patch: 16, stages.pretrain.base_lr: 0, resources.processes: 2}}
 """
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
-    run, base_parameters = desk.run("coarse"), dict(flip.load(desk.run("base").path).pair.named_parameters())
-    for name, parameter in flip.load(run.path).pair.named_parameters():
+    run, base_parameters = desk.run("coarse"), dict(flip.load(desk.run("base").path).model.named_parameters())
+    for name, parameter in flip.load(run.path).model.named_parameters():
         if name == "image.patch.weight":  # resampled again with the threads of this process
             assert torch.allclose(parameter, resample_patch_embed(base_parameters[name].detach(), 16), atol=1e-6)
         else:

@@ -28,7 +28,7 @@ def info(options: argparse.Namespace) -> CommandResult:
     manifest = Manifest.load(options.manifest)
     counts, here = manifest.shards[:, 0], this_host()
     config = Config(stages=[Stage(batch=options.batch)])
-    known = DatasetFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, manifest.digest, nominal=False)
+    known = DatasetFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, nominal=False)
     lanes, block = default_lanes(config, [known], here.memory // 4), config.data.block
     report = facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},

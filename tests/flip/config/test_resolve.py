@@ -62,7 +62,7 @@ def test_default_lanes_is_largest_number_that_fits():
     def lanes(samples, chunk, batches, world=1, block=4, mean=1000.0, buffer=10**15):
         stages = [{"name": f"s{i}", "samples": 1, "batch": b} for i, b in enumerate(batches)]
         unresolved = config({"stages": stages, "data.block": block, "resources.processes": world})
-        return default_lanes(unresolved, [DatasetFacts(samples, chunk, mean, "", True)], buffer)
+        return default_lanes(unresolved, [DatasetFacts(samples, chunk, mean, True)], buffer)
 
     assert lanes(400_000_000, 256, [65536]) == 4096
     assert lanes(400_000_000, 256, [65536, 3 * 1024]) == 1024
@@ -99,7 +99,7 @@ def test_dataset_facts_come_from_manifest_and_contradicting_chunk_is_rejected(tm
         {"data.manifest": write_manifest(tmp_path), "data.samples": 7, "stages": [{"samples": 1, "batch": 128}]}
     )
     facts = dataset_facts(unresolved)
-    assert facts == [DatasetFacts(5513, 1, 3000.4, "abc", False)]
+    assert facts == [DatasetFacts(5513, 1, 3000.4, False)]
     data = resolve(unresolved, LAPTOP, facts).data
     assert (data.samples, data.sample_bytes, data.chunk, data.lanes) == (5513, 3000, 1, 128)
     assert data.buffer == LAPTOP.memory // 4

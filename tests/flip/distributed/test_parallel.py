@@ -1,5 +1,6 @@
 """Tests with real gloo ranks that initial weights, gradients and steps match a single process at every world size."""
 
+import dataclasses
 import datetime
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from flip import costs
 from flip.checkpoint import saver as checkpoint
@@ -393,6 +394,27 @@ def test_separate_reductions_sets_own_group_on_cuda_only(device, expected):
     model.set_separate_reduce_scatter_group = lambda: calls.append(True)
     parallel.separate_reductions(model, world)
     assert calls == expected and callable(FSDPModule.set_separate_reduce_scatter_group)
+
+
+def reduction_groups(_, world):
+    """Number of process groups after each of three models, which sum gradients in a group of their own."""
+    counts, like = [], None
+    for _ in range(3):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model.scale = nn.Parameter(torch.ones(1))
+        mesh = like[0].weight.device_mesh if like else init_device_mesh("cpu", (world.size,))
+        for unit in (*model, model):
+            fully_shard(unit, mesh=mesh)
+        parallel.separate_reductions(model, dataclasses.replace(world, device=torch.device("cuda")), like)
+        counts.append(len(distributed_c10d._world.pg_names))
+        like = model
+    return counts
+
+
+@pytest.mark.skipif(not hasattr(FSDPModule, "set_separate_reduce_scatter_group"), reason="needs torch 2.13")
+def test_model_of_next_stage_uses_the_process_groups_of_the_last():
+    (counts,) = launch(1, [compute()], work=reduction_groups)
+    assert len(set(counts)) == 1
 
 
 def test_device_memory_predicts_bytes_held_between_micro_batches():

@@ -128,7 +128,7 @@ def scale_of(pair):
 @torch.no_grad()
 def assert_same_outputs(loaded, inputs, outputs, raw=True):
     """Asserts that the outputs of the script equal those of the model. ``raw``: also features before normalisation."""
-    pair = loaded.pair
+    pair = loaded.model
     tokens, reference = torch.from_numpy(loaded.tokenizer(inputs.texts)), outputs["tokens"]
     if loaded.config.model.text.causal:  # transformers pads with the end token
         reference = reference.masked_fill(torch.arange(reference.shape[1]) > reference.argmax(dim=1, keepdim=True), 0)
@@ -220,8 +220,9 @@ def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenize
         loaded.config, TEXTS + (BROKEN if loaded.config.model.text.repair else []), 4 if size == "tiny" else 2
     )
     reloaded = flip.load(folder)
-    restored, original = reloaded.pair.state_dict(), loaded.pair.state_dict()
-    assert float(restored.pop("logit_scale")) == np.float32(loaded.pair.max_logit_scale) and original.pop("logit_scale")
+    restored, original = reloaded.model.state_dict(), loaded.model.state_dict()
+    assert float(restored.pop("logit_scale")) == np.float32(loaded.model.max_logit_scale)
+    del original["logit_scale"]
     assert restored.keys() == original.keys() and all(torch.equal(restored[name], original[name]) for name in original)
     del reloaded, restored, original
     outputs = run_open_clip(folder, inputs, tmp_path)
@@ -232,7 +233,7 @@ def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenize
 @torch.no_grad()
 def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
     loaded = loaded_of(configured("siglip", tokenizer, "tiny", "model.text.padding=mask"), tmp_path)
-    loaded.pair.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the parameter is 5 here, above the limit
+    loaded.model.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the parameter is 5 here, above the limit
     exporter.export(loaded, tmp_path / "made")
     inputs = Given(loaded.config, TEXTS + BROKEN, 4)
     outputs, tokens = (
@@ -240,7 +241,7 @@ def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
         torch.from_numpy(loaded.tokenizer(inputs.texts)),
     )
     assert torch.equal(outputs["tokens"], tokens)
-    pair = loaded.pair
+    pair = loaded.model
     image, text = pair.image(inputs.patches), pair.text(tokens)
     assert near(outputs["text"], text) and float(outputs["bias"]) == float(pair.logit_bias)
     expected = scale_of(pair) * unit(image) @ unit(text).T + pair.logit_bias
@@ -249,7 +250,7 @@ def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
     assert "padding is not seen" in card and "`logit_bias`" in card
     again = flip.load(tmp_path / "made")
     assert near(again.encode_text(inputs.texts), loaded.encode_text(inputs.texts))
-    assert torch.equal(again.pair.logit_bias, loaded.pair.logit_bias)
+    assert torch.equal(again.pair.logit_bias, loaded.model.logit_bias)
 
 
 def test_export_rejects_masked_padding_without_cls_token(tokenizer, tmp_path):
@@ -317,7 +318,7 @@ def run(tokenizer, tmp_path):
 
 
 def weights(source, **choice):
-    return flip.load(source, **choice).pair.image.patch.bias
+    return flip.load(source, **choice).model.image.patch.bias
 
 
 def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch):

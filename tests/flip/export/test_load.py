@@ -108,7 +108,7 @@ def test_load_restores_weights_saved_in_shards(run):
     loaded = flip.load(run[0].path)
     assert len(list(loaded.source.path.glob("*.safetensors"))) == 2
     expected = dict(built(loaded.config).named_parameters())
-    parameters = dict(loaded.pair.named_parameters())
+    parameters = dict(loaded.model.named_parameters())
     assert parameters.keys() == expected.keys()
     assert all(torch.equal(parameters[name], expected[name]) for name in expected)
 
@@ -121,7 +121,7 @@ def test_encode_and_classify_match_model_outputs(run, tmp_path):
     pictures[2].save(tmp_path / "two.png")
     images = loaded.encode_image([pictures[0], pictures[1], tmp_path / "two.png"], batch=2)
     patches = np.stack([picture(i).reshape(8, 8, 8, 8, 3).swapaxes(1, 2).reshape(64, 192) for i in range(3)])
-    assert torch.allclose(images, loaded.pair.encode_image(torch.from_numpy(patches)), atol=1e-6)
+    assert torch.allclose(images, loaded.model.encode_image(torch.from_numpy(patches)), atol=1e-6)
     labels = ["red square", "blue stripe", "frame"]
     texts = loaded.encode_text(labels)
     assert (images.shape, texts.shape) == ((3, 48), (3, 48))

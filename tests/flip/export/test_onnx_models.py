@@ -65,7 +65,7 @@ def test_onnx_runtime_matches_model_features_for_any_batch_size(recipe, settings
     image, text = session(folder / "image_encoder.onnx"), session(folder / "text_encoder.onnx")
     inputs = Given(loaded.config, TEXTS, 5)
     tokens = loaded.tokenizer(TEXTS).astype(np.int64)
-    expected = loaded.pair.encode_image(inputs.patches), loaded.pair.encode_text(torch.from_numpy(tokens))
+    expected = loaded.model.encode_image(inputs.patches), loaded.model.encode_text(torch.from_numpy(tokens))
     for batch in (1, 5):
         (images,) = image.run(["image_embeds"], {"pixel_values": inputs.pixels[:batch]})
         (texts,) = text.run(["text_embeds"], {"input_ids": tokens[:batch]})
@@ -96,7 +96,7 @@ def test_onnx_model_card_code_computes_model_logits(exported, tmp_path):
     loaded, folder = exported(*RECIPES[1][:1], *RECIPES[1][1])
     Image.fromarray(picture(3, 100)).save(tmp_path / "square.png")
     logits = card_logits(folder, tmp_path / "square.png", TEXTS, tmp_path)
-    pair = loaded.pair
+    pair = loaded.model
     scale = pair.logit_scale.clamp(max=pair.max_logit_scale).exp()
     cosines = loaded.encode_image(tmp_path / "square.png") @ loaded.encode_text(TEXTS).T
     assert ((logits - pair.logit_bias) / scale - cosines).abs().max() < 1e-5

@@ -64,7 +64,7 @@ def test_transformers_matches_model_features_logits_and_scores(settings, tmp_pat
     loaded = loaded_of(configured("clip", tokenizer, "tiny", *settings), tmp_path)
     scale = 100.0  # the limit, because exp(5) exceeds it
     if not settings:
-        loaded.pair.logit_scale.fill_(2.66)
+        loaded.model.logit_scale.fill_(2.66)
         scale = np.exp(2.66)
     record = exporter.export(loaded, tmp_path / "out", form="transformers")
     (tmp_path / "out").rename(tmp_path / "moved")
@@ -145,6 +145,6 @@ def test_documented_commands_turn_own_pictures_into_transformers_model(tmp_path)
     outputs = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
     loaded = flip.load(tmp_path / "runs/mine/mask0.5")
     image, text = loaded.encode_image([tmp_path / name for name in FILES]), loaded.encode_text(TEXTS)
-    scale = loaded.pair.logit_scale.detach().exp()  # about 14: float32 logits have few digits below 1e-5
+    scale = loaded.model.logit_scale.detach().exp()  # about 14: float32 logits have few digits below 1e-5
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
     assert (outputs["logits"] / scale - image @ text.T)[alike].abs().max() < 1e-6

@@ -25,6 +25,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.runs import commit
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
+from flip.training.anomaly import NonFiniteGuard, Step
 from flip.training.trainer import Trainer, TrainingStopped, train
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
@@ -56,6 +57,38 @@ def test_trainer_requests_pinned_batches_on_cuda_only(data, tmp_path, monkeypatc
             run, run.start_attempt({}), StopFlag(), configuration(data, world=1), world, Watchdog(0, lambda *_: None)
         )
     assert error.value.args == (device == "cuda",)
+
+
+class Device:
+    """An asynchronous device, in seconds of a clock that only it advances: each step takes 4 s from its launch."""
+
+    def __init__(self):
+        self.now, self.busy_until = 0.0, 0.0
+
+    def query(self):
+        return self.now >= self.busy_until
+
+    def synchronize(self):
+        self.now = max(self.now, self.busy_until)
+
+
+def test_time_of_the_device_counts_as_training(tmp_path, monkeypatch):
+    """Of two steps, launched in 1 s each, the second is not complete when its metric line is written."""
+    device, numbers = Device(), torch.ones(2)
+    monkeypatch.setattr("flip.training.trainer.time", SimpleNamespace(perf_counter=lambda: device.now))
+    guard = NonFiniteGuard(RunDir(tmp_path), 1, 0, 0.0, 8)
+    window = SimpleNamespace(seconds=0.0)
+    trainer = SimpleNamespace(guard=guard, seconds=0.0, collector=SimpleNamespace(window=window))
+    for number in range(2):
+        started = device.now
+        device.now, busy = device.now + 1, max(device.now, device.busy_until) + 4
+        guard.flush()
+        device.busy_until = busy
+        guard._pending = Step(number, number, "pretrain", 0.1, torch.arange(1)), numbers, device
+        window.seconds += device.now - started
+    assert guard.is_device_busy
+    Trainer.finish_step(trainer)
+    assert not guard.is_device_busy and device.now == 8 and window.seconds == 8 and trainer.seconds > 0
 
 
 def test_poll_requests_does_not_access_run_directory():
@@ -137,7 +170,7 @@ def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, 
     assert {score["view"] for score in scores.values()} == {f"{config.model.image.size}px-resize_crop-convert"}
     assert [score["n"] for score in scores.values()] == [120, 120, 240, 120], "two captions of every image"
     loaded = flip.load(run.path)
-    encoder = ModelEncoder(loaded.pair, loaded.tokenizer, config.model.image)
+    encoder = ModelEncoder(loaded.model, loaded.tokenizer, config.model.image)
     expected = [
         score
         for item in config.evaluate.sets

@@ -285,7 +285,7 @@ def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("source")
     tokenizer = make_tokenizer(root / "tokenizer.json")
     loaded = loaded_of(configured("portable", tokenizer), root)
-    loaded.pair.logit_scale.data.fill_(3.0)
+    loaded.model.logit_scale.data.fill_(3.0)
     exporter.export(loaded, root / "made")
     return root / "made", tokenizer, loaded
 
@@ -302,13 +302,13 @@ def test_load_converted_at_higher_resolution_copies_all_weights(exported):
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, "model.image.size=96")
     differs = load_converted(pair, config, folder)
-    assert all(torch.equal(value, loaded.pair.state_dict()[name]) for name, value in pair.state_dict().items())
+    assert all(torch.equal(value, loaded.model.state_dict()[name]) for name, value in pair.state_dict().items())
     assert torch.equal(pair.image.positions, clip.sincos(12, 64))
     assert differs == {"model.image.size": [64, 96]}
     # If only the 8 x 8 patches at the top left of 12 x 12 are visible, the input equals that of the smaller model.
     patches = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 192), dtype=np.uint8))
     keep = (torch.arange(8)[:, None] * 12 + torch.arange(8)).reshape(1, 64)
-    assert torch.allclose(pair.encode_image(patches, keep), loaded.pair.encode_image(patches), atol=1e-6)
+    assert torch.allclose(pair.encode_image(patches, keep), loaded.model.encode_image(patches), atol=1e-6)
 
 
 @torch.no_grad()
@@ -317,7 +317,7 @@ def test_load_converted_with_other_patch_size_changes_patch_weights_only(exporte
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, f"model.image.size={size}", f"model.image.patch={patch}")
     load_converted(pair, config, folder)
-    own, source = pair.state_dict(), loaded.pair.state_dict()
+    own, source = pair.state_dict(), loaded.model.state_dict()
     assert [name for name in own if not torch.equal(own[name], source[name])] == ["image.patch.weight"]
     assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
     # A uniform picture has no detail that resizing could change: both patch embeddings are equal.
@@ -356,7 +356,7 @@ def test_load_converted_keeps_own_logit_bias_if_objectives_differ(exported, tmp_
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, recipe="siglip")
     assert load_converted(pair, config, folder).keys() == {"model.objective", "model.max_logit_scale"}
-    assert float(pair.logit_bias) == -10.0 and torch.equal(pair.text.positions, loaded.pair.text.positions)
+    assert float(pair.logit_bias) == -10.0 and torch.equal(pair.text.positions, loaded.model.text.positions)
     exporter.export(loaded_of(configured("siglip", tokenizer), tmp_path), tmp_path / "made")
     other, config = fresh(tokenizer)
     load_converted(other, config, tmp_path / "made")
@@ -370,7 +370,7 @@ def test_load_converted_resizes_learned_positions_of_recipe_clip(exported, tmp_p
     exporter.export(loaded, tmp_path / "made")
     pair, config = fresh(PUBLISHED, "model.image.size=96", recipe="clip")
     assert load_converted(pair, config, tmp_path / "made").keys() == {"model.image.size"}
-    own, source = pair.state_dict(), loaded.pair.state_dict()
+    own, source = pair.state_dict(), loaded.model.state_dict()
     changed = {name for name in own if not torch.equal(own[name], source[name])}
     assert changed == {"image.positions", "logit_scale"}  # an export stores the clamped scale
     assert own["image.positions"].shape == (1 + 144, 64)

@@ -50,9 +50,7 @@ def test_preflight_names_unforwarded_variables_before_reading_bucket(folder, mon
         monkeypatch.setenv(name, "hush")
     remote = config(folder, data="away")
     with pytest.raises(ConfigError) as caught:
-        preflight.check(
-            remote, [DatasetFacts(16, 8, 1.0, "", False)], profile(), Host(4, 10**10), folder / "runs", False
-        )
+        preflight.check(remote, [DatasetFacts(16, 8, 1.0, False)], profile(), Host(4, 10**10), folder / "runs", False)
     assert caught.value.value == "AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, FSSPEC_S3_ANON, https_proxy, no_proxy"
     assert "profile mine" in str(caught.value) and "hush" not in str(caught.value)
     error = refused(

@@ -101,7 +101,7 @@ def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
     reduced = write(tmp_path / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
     values = {"manifest": str(reduced.folder), "samples": 128, "chunk": 1, "lanes": 2, "block": 1}
     config = Config(data=schema.Data(**values), stages=[schema.Stage(name="only", samples=64, batch=16)])
-    facts = [DatasetFacts(128, 1, 1.0, "", False)]
+    facts = [DatasetFacts(128, 1, 1.0, False)]
     run = RunDir(tmp_path / "runs" / "sweep" / "run")
     for samples, refused in ((16, True), (48, False)):
         commit_folder = commit.folder(run, "only", samples, 1)

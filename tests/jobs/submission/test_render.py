@@ -26,7 +26,7 @@ from tests.harness.terminal import Terminal, golden
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "[red]\x1b[2J"
 NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
-DATA = {"quickstart_full": [DatasetFacts(55_070, 9, 1.0, "", True)]}
+DATA = {"quickstart_full": [DatasetFacts(55_070, 9, 1.0, True)]}
 
 
 def planned(name, profile, **options):
