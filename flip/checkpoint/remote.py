@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flip.data.storage.base import RequestError
 from flip.data.storage.fsspec_storage import FsspecStorage
@@ -37,8 +37,13 @@ class RemoteCheckpoint:
     Raises StorageError if that time is over, PermissionDenied, DataError, ConfigError.
     """
 
+    _answered: ClassVar[set[str]] = set()
+    """Buckets, or whole URLs of other storage, that have served this process. Each checkpoint is another object, and
+    what denies access to a later one is no missing right."""
+
     def __init__(self, url: str, retry_policy: RetryPolicy) -> None:
-        self.url, self._retry_policy, self._has_ever_succeeded = url.rstrip("/"), retry_policy, False
+        self.url, self._retry_policy = url.rstrip("/"), retry_policy
+        self._place = self.url.split("/")[2] if self.url.startswith("s3://") else self.url
         self._outages = OutageDetector()
         self._storage = _storage(self.url, retry_policy.timeout)
 
@@ -112,7 +117,8 @@ class RemoteCheckpoint:
             yield response.data
 
     def _with_retries(self, key: str, request: Callable[[], _T], wording: ErrorWording) -> _T:
-        state = RetryState(self._retry_policy, lambda: self._has_ever_succeeded, wording=wording, outages=self._outages)
+        answered = lambda: self._place in self._answered  # noqa: E731
+        state = RetryState(self._retry_policy, answered, wording=wording, outages=self._outages)
         while True:
             try:
                 answer = request()
@@ -120,7 +126,7 @@ class RemoteCheckpoint:
                 if state.failed(key, fault) is RetryAction.RECONNECT:
                     self._storage.reconnect()
             else:
-                self._has_ever_succeeded = True
+                self._answered.add(self._place)
                 self._outages.succeeded()
                 return answer
 

@@ -229,8 +229,8 @@ class Data:
     frequency_threshold: float = option(1e-6, gt=0, le=1, omit_if=1e-6)
     """t of ``text_masking: frequency``: a token with share f of all tokens is kept with probability sqrt(t / f)."""
     captions: list[str] = option(["txt"])
-    """Where captions are: members with one per line (``txt``), or fields of a JSON member (``json:caption``: a string
-    or a list of strings). One caption is drawn by the counter hash."""
+    """Where captions are: members with one per line (``txt``), members that are one caption (``txt:whole``), or fields
+    of a JSON member (``json:caption``: a string or a list of strings). One caption is drawn by the counter hash."""
     workers: int = option(-1, auto=-1, ge=-1, le=1024, identity=False)
     """Loader processes per rank; 0: load in the trainer's process; -1: auto (with GPUs 8, or as many as they need if
     that is more, within a node's cores if the profile gives them; on CPUs at most 1)."""

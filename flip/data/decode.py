@@ -266,6 +266,10 @@ def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = 
 def _texts(sample: Sample, name: str) -> list[str] | None:
     """The texts of one entry of ``data.captions``; None if the sample has no such member or field."""
     member, _, field = name.partition(":")
+    if field == "whole" and not _is_json(member):
+        if member not in sample:
+            return None
+        return [" ".join(bytes(sample[member][:TEXT_LIMIT]).decode("utf-8", "replace").split())]
     if not (field and _is_json(member)):
         # Only line feeds end lines: ``str.splitlines`` would also split at U+2028 and others.
         if name not in sample:

@@ -258,10 +258,14 @@ def locate_split(path: str, split: str = "test") -> DatasetLocation | None:
     return next((images for folder in folders if (images := _locate_images(folder))), None)
 
 
+def _words(name: str) -> set[str]:
+    """The words of a file name, such as imagenet1k-train-0000.tar or captions_val2017.json."""
+    return set(re.split("[^a-z]+", name.lower()))
+
+
 def _splits_in_name(name: str) -> set[str]:
-    """Splits that a file name mentions, such as imagenet1k-train-0000.tar or captions_val2017.json."""
-    words = set(re.split("[^a-z]+", name.lower()))
-    return {split for split, names in SPLITS.items() if words & set(names)}
+    """Splits that a file name mentions."""
+    return {split for split, names in SPLITS.items() if _words(name) & set(names)}
 
 
 def _locate_shards(root: str, split: str) -> DatasetLocation | None:
@@ -280,11 +284,13 @@ def _locate_shards(root: str, split: str) -> DatasetLocation | None:
 
 
 def _filter_by_split(shards: dict[str, ObjectStat], split: str) -> dict[str, ObjectStat]:
-    """Shards whose names mention the split; if no name mentions any split, all belong to the test split."""
-    splits = {key: _splits_in_name(key.rpartition("/")[2]) for key in shards}
-    if not any(splits.values()):
+    """Shards whose names mention the split, by the first of its names that one mentions, as for folders; if no name
+    mentions any split, all belong to the test split."""
+    names = {key: key.rpartition("/")[2] for key in shards}
+    if not any(map(_splits_in_name, names.values())):
         return shards if split == "test" else {}
-    return {key: stat for key, stat in shards.items() if split in splits[key]}
+    chosen = ({key: shards[key] for key in shards if word in _words(names[key])} for word in SPLITS[split])
+    return next(filter(None, chosen), {})
 
 
 def _index(shards: dict[str, ObjectStat]) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flip.data.chunk_reader import Sample
-from flip.data.decode import captions_of, label_of
+from flip.data.decode import DecodeError, captions_of, label_of
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation import associations
@@ -167,4 +167,8 @@ class Evaluator:
 
 
 def _captions(sample: Sample) -> list[str]:
-    return captions_of(sample, ["txt"])
+    """Raises DecodeError if there is none: training reads an empty text, which would be a wrong query here."""
+    captions = captions_of(sample, ["txt"])
+    if captions == [""]:
+        raise DecodeError("its captions are empty")
+    return captions

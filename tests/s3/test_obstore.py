@@ -14,7 +14,7 @@ from tests.s3.test_loader import COUNTED_AS, same, take
 from tests.s3.test_reader import (  # noqa: F401
     impatient,
     test_hedge_replaces_silent_or_stalled_request,
-    test_read_fails_at_once_if_first_request_is_denied,
+    test_read_fails_soon_if_first_request_is_denied,
     test_read_of_missing_object_or_bucket_raises_data_error,
     test_read_rejects_object_with_other_etag,
     test_read_rejects_truncated_object,

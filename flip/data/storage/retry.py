@@ -58,6 +58,8 @@ ACTION_BY_KIND = {
 """Kind of a ``RequestError`` -> action."""
 
 _MAX_LIMITED = 4
+FIRST_ACCESS = 5.0
+"""Seconds for which a first access that is denied is tried again: the service that gives credentials may fail once."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class RetryState:
         denied = action is RetryAction.DENIED and not self.has_ever_succeeded()
         if action is RetryAction.DENIED:
             self._denied += 1
-            if self._denied > 1 and denied:
+            if self._denied > 1 and denied and self.clock.now() - self._start >= FIRST_ACCESS:
                 raise _denied(key, error, self.wording) from error
             action = RetryAction.RECONNECT
         if action is RetryAction.LIMITED:

@@ -53,13 +53,17 @@ class S3Storage:
             try:
                 reply = self._call(key, "head_object", PartNumber=len(sizes) + 1)
             except RequestError as error:
-                if error.kind != "refused":
+                if error.kind not in ("refused", "denied"):
                     raise
                 return []
             if "PartsCount" not in reply:  # the server ignores PartNumber
                 return []
-            sizes.append(reply["ContentLength"])
-            if len(sizes) >= reply["PartsCount"]:
+            size, count = reply["ContentLength"], reply["PartsCount"]
+            rest = stat.size - size * (count - 1)
+            if not sizes and 0 < rest <= size:  # nearly always all but the last are equal: no request for each
+                return [size] * (count - 1) + [rest]
+            sizes.append(size)
+            if len(sizes) >= count:
                 return sizes if sum(sizes) == stat.size else []
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
@@ -235,7 +239,7 @@ def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
 
 # -- errors; texts name codes and addresses, no secrets ----------------------------------------------------------------
 
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
 _SLOW = {
     "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "TooManyRequests",
     "RequestLimitExceeded", "BandwidthLimitExceeded",
@@ -312,4 +316,5 @@ def _by_code(status: int, code: str) -> RequestError:
         return RequestError("missing", text)
     if status in (412, 416):
         return RequestError("changed", text)
-    return RequestError("denied" if status in (401, 403) else "refused", text)
+    without_body = status == 400 and code in ("", "400")  # HEAD has no body: an expired token looks like this
+    return RequestError("denied" if status in (401, 403) or without_body else "refused", text)

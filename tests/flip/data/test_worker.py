@@ -29,6 +29,7 @@ def test_captions_of_reads_members_in_configured_order(members, expected):
 
 def test_captions_of_replaces_invalid_utf8():
     assert captions_of(sample(txt=b"caf\xe9 noir"), ["txt"]) == ["caf\ufffd noir"]
+    assert captions_of(sample(txt="Title\n\n line  1\nline 2\n"), ["txt:whole"]) == ["Title line 1 line 2"]
 
 
 def test_captions_of_raises_decode_error_without_caption():

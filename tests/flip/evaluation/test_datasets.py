@@ -85,6 +85,9 @@ def test_locate_split_selects_shards_by_split_in_file_name(tmp_path):
     for split, shard, name in (("train", 0, "train-0000"), ("train", 1, "train-0001"), ("test", 0, "validation-00")):
         (tmp_path / "made" / split / f"{shard}.tar").rename(flat / f"imagenet1k-{name}.tar")
     assert [datasets.locate_split(str(flat), split).open().count for split in ("test", "train")] == [5, 6]
+    (flat / "imagenet1k-train-0001.tar").rename(flat / "imagenet1k-test-0000.tar")
+    assert datasets.locate_split(str(flat)).open().count == 3, "not those of the validation split, too"
+    (flat / "imagenet1k-test-0000.tar").rename(flat / "imagenet1k-train-0001.tar")
     (flat / "imagenet1k-validation-00.tar").unlink()
     assert datasets.locate_split(str(flat)) is None
     for number, shard in enumerate(sorted(flat.iterdir())):

@@ -6,9 +6,9 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
-from flip.data.decode import captions_of
+from flip.data.decode import DecodeError, captions_of
 from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.evaluator import Evaluator
+from flip.evaluation.evaluator import Evaluator, _captions
 from flip.evaluation.images import File, ImageFiles, Shards
 from flip.evaluation.retrieval import TILE, retrieve
 from flip.runs.errors import DataError, Diverged
@@ -94,6 +94,13 @@ def test_evaluator_scores_retrieval_from_shards_in_both_directions(model, encode
     assert [score["name"] for score in scores] == ["pairs-text", "pairs-image"]
     assert [(score["n"], score["images"], score["captions"]) for score in scores] == [(50, 50, 100), (100, 50, 100)]
     assert {score["task"] for score in scores} == {"retrieval"} and scores[0]["data"] == Shards(data).digest
+
+
+def test_image_without_caption_is_refused():
+    """Training reads an empty text; here it would be a query."""
+    with pytest.raises(DecodeError, match="captions are empty"):
+        _captions({"txt": memoryview(b" \n\n")})
+    assert _captions({"txt": memoryview(b"a\nb")}) == ["a", "b"]
 
 
 def test_image_files_do_not_split_caption_at_line_break(tmp_path):

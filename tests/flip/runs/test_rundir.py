@@ -18,6 +18,20 @@ def _win(path, out):
     out.put(rundir.RunDir(path).start_attempt({"host": "here"}))
 
 
+def test_create_json_recognises_its_own_link(run, monkeypatch):
+    """A client of NFS that repeats a request, because the first answer was lost, gets EEXIST for its own link."""
+    link = os.link
+
+    def repeated(source, target):
+        link(source, target)
+        link(source, target)
+
+    run.path.mkdir(parents=True)
+    monkeypatch.setattr(os, "link", repeated)
+    assert rundir.create_json(run.cancel, {"who": "ann"}) and not rundir.create_json(run.cancel, {"who": "bob"})
+    assert rundir.read_json(run.cancel) == {"who": "ann"} and [p.name for p in run.path.iterdir()] == [run.cancel.name]
+
+
 def test_start_attempt_gives_each_number_to_a_single_racer(run):
     context = multiprocessing.get_context("forkserver")
     queue = context.Queue()
