@@ -35,9 +35,9 @@ SIDE = 128
 def examples(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], pictures: int = PICTURES) -> list[Block]:
     """Pictures and worst classes of the best complete run with predictions, on the first set that has any."""
     for name in seed_groups.sets(outcomes):
-        scored = [(score.mean, arm) for arm in grouped if (score := arm.score(name)) is not None]
-        for _, arm in sorted(scored, key=lambda item: -item[0]):
-            for outcome in arm.complete:
+        scored = [(score.mean, group) for group in grouped if (score := group.score(name)) is not None]
+        for _, group in sorted(scored, key=lambda item: -item[0]):
+            for outcome in group.complete:
                 try:
                     item, predicted = read_predictions(outcome, name)
                 except (OSError, ValueError) as error:

@@ -61,7 +61,7 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
     lead = lead or next(iter(charts_of))
     captions = {name: _caption(name, plots) + _others(styles) for name, plots in charts_of.items()}
     notes = " Two strokes at the foot of an axis: it does not start at 0."
-    if any(arm.unsteady for arm in grouped):
+    if any(group.unsteady for group in grouped):
         notes += f" {UNSTEADY}: the speed was unsteady, so this is not the cost of the method."
     large = replace(charts_of[lead].pop(0), large=True)
     more = [
@@ -75,16 +75,16 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
 
 def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot]:
     """The charts of one set, one per cost, without empty ones."""
-    chance = next((100 * score.chance for arm in grouped if (score := arm.score(name)) and score.chance), None)
+    chance = next((100 * score.chance for group in grouped if (score := group.score(name)) and score.chance), None)
     level = None if chance is None else (chance, f"chance, {chance:.2g} %")
     plots = []
     for cost, label in _costs(grouped):
         series = []
-        for arm, style in zip(grouped, styles, strict=True):
-            words = [arm.name, *([percent(score.mean)] if (score := arm.score(name)) else [])]
-            words += [UNSTEADY] if arm.unsteady else []
-            drawn = _course(arm, name, cost), _marks(arm, name, cost)
-            series.append(Series(arm.name, *drawn, style, label=" ".join(words)))
+        for group, style in zip(grouped, styles, strict=True):
+            words = [group.name, *([percent(score.mean)] if (score := group.score(name)) else [])]
+            words += [UNSTEADY] if group.unsteady else []
+            drawn = _course(group, name, cost), _marks(group, name, cost)
+            series.append(Series(group.name, *drawn, style, label=" ".join(words)))
         plots.append(Plot(label, f"{name}, top-1, %", series, level=level))
     return [plot for plot in plots if not plot.empty]
 
@@ -112,10 +112,10 @@ def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
     ]
 
 
-def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
+def _course(group: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
     """A line per run: scores on the set over cost, if there are several."""
     lines = []
-    for outcome in arm.outcomes:
+    for outcome in group.outcomes:
         line = [
             (x, 100 * score_of(item)[0])
             for point in outcome.curve()
@@ -129,19 +129,19 @@ def _course(arm: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
     return lines
 
 
-def _marks(arm: SeedGroup, name: str, cost: Cost) -> list[Mark]:
+def _marks(group: SeedGroup, name: str, cost: Cost) -> list[Mark]:
     """Final scores on the set."""
     marks = []
-    for outcome in arm.outcomes:
+    for outcome in group.outcomes:
         x = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
-        marks += [_mark(x, item, arm.name) for item in outcome.evaluations if item["name"] == name and x is not None]
+        marks += [_mark(x, item, group.name) for item in outcome.evaluations if item["name"] == name and x is not None]
     return marks
 
 
-def _mark(x: float, item: dict[str, Any], arm: str) -> Mark:
+def _mark(x: float, item: dict[str, Any], name: str) -> Mark:
     score, interval = score_of(item)
     low, high = interval or (score, score)
-    label = f"{arm}: {percent(score)} %" + (f" ({percent(low)} to {percent(high)})" if interval else "")
+    label = f"{name}: {percent(score)} %" + (f" ({percent(low)} to {percent(high)})" if interval else "")
     return Mark(x, 100 * score, 100 * low, 100 * high, label)
 
 
@@ -215,14 +215,14 @@ def loss(grouped: Sequence[SeedGroup], styles: Styles) -> list[Block]:
     plots = []
     for field, label in (("loss", "training loss"), ("accuracy", "accuracy within the batch, %")):
         series = []
-        for arm, style in zip(grouped, styles, strict=True):
+        for group, style in zip(grouped, styles, strict=True):
             lines, raw = [], []
-            for outcome in arm.outcomes:
+            for outcome in group.outcomes:
                 xs, ys = _logged(outcome, field)
                 if len(xs):
                     lines.append(thin(xs, smooth(ys), 100 if style is not None else 60))
                     raw += [thin(xs, ys)] if style is not None else []
-            series.append(Series(arm.name, lines, (), style, faint=raw))
+            series.append(Series(group.name, lines, (), style, faint=raw))
         plots.append(Plot("samples seen", label, series))
     caption = "Means over a tenth of the run around each step; faint: as logged."
     caption += " Both depend on the batch and the mask: compare groups by their tests."

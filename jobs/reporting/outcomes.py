@@ -45,7 +45,10 @@ def rows(results: Sequence[Outcome]) -> list[dict[str, Any]]:
     settings = differing(outcome.settings for outcome in results)
     table_rows = [row(outcome, settings) for outcome in results]
     published_of = {
-        id(outcome): arm.published for arm in seed_groups.group(results) for outcome in arm.outcomes if arm.published
+        id(outcome): group.published
+        for group in seed_groups.group_by_seed(results)
+        for outcome in group.outcomes
+        if group.published
     }
     for outcome, each in zip(results, table_rows, strict=True):
         if (published := published_of.get(id(outcome))) is None:
@@ -73,11 +76,11 @@ def _cell(value: Any) -> Any:
 
 def text(results: Sequence[Outcome], table_: str = "") -> Page:
     """Results by seed group, comparison with the paper, notes, and reasons of runs that are not complete."""
-    grouped = seed_groups.group(results)
+    grouped = seed_groups.group_by_seed(results)
     unit = seed_groups.hours_unit(grouped)
     drop = ("attempts", "samples", "FLOPs", unit, "scored in", "samples/s", "training", "seeds", "done", "mask")
     lines: list[str | TextTable] = [TextTable(result_cells(grouped, results), drop=drop)]
-    if any(arm.complete for arm in grouped):
+    if any(group.complete for group in grouped):
         lines.append(
             "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
             " scored in fp32 unless a column says otherwise"

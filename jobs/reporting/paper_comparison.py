@@ -56,22 +56,22 @@ def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: st
     """
     entries = list(rows(table).values()) if table else seed_groups.about(outcomes).get("rows", [])
     order = {entry.get("row", ""): i for i, entry in enumerate(entries)}
-    reproduced = {arm.published.row: arm for arm in grouped if arm.published}
+    reproduced = {group.published.row: group for group in grouped if group.published}
     lines = []
-    for name, arm in reproduced.items():
-        if arm.published and (not table or name in order):
-            lines += _lines(arm.published, arm.name, arm)
+    for name, group in reproduced.items():
+        if group.published and (not table or name in order):
+            lines += _lines(group.published, group.name, group)
     for row in map(published, entries):
         if row.row not in reproduced:
             lines += _lines(row, row.run, _group_of_other_sweep(row, outcomes[0].run.path.parent.parent))
     return sorted(lines, key=lambda line: order.get(line.row.row, len(order)))
 
 
-def _lines(row: Published, name: str, arm: SeedGroup | None) -> list[Line]:
+def _lines(row: Published, name: str, group: SeedGroup | None) -> list[Line]:
     lines = []
     for which, number in row.top1.items():
-        why = obstacles(row, arm.outcomes if arm else [], which)
-        score = arm.score(which) if arm else None
+        why = obstacles(row, group.outcomes if group else [], which)
+        score = group.score(which) if group else None
         numbers = (score.mean, score.low, score.high) if score else (None, None, None)
         mean, low, high = (None if number is None else 100 * number for number in numbers)
         lines.append(Line(row, which, name, number, mean, low, high, why))

@@ -34,7 +34,7 @@ def findings(
 ) -> list[Block]:
     """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
     ``pictures``: test pictures to show."""
-    about, grouped = seed_groups.about(outcomes), seed_groups.group(outcomes)
+    about, grouped = seed_groups.about(outcomes), seed_groups.group_by_seed(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
     for headline, caution in seed_groups.headlines(grouped, outcomes):
@@ -110,7 +110,7 @@ def unsteady(outcomes: Sequence[Outcome]) -> str:
 
 
 def _note(grouped: Sequence[SeedGroup]) -> str:
-    return seed_groups.verdict(grouped) if any(arm.complete for arm in grouped) else "No run is complete yet."
+    return seed_groups.verdict(grouped) if any(group.complete for group in grouped) else "No run is complete yet."
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def _note(grouped: Sequence[SeedGroup]) -> str:
 
 def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table:
     fine = ("complete", "running", "queued", "waiting")
-    marked = [any(outcome.state not in fine for outcome in arm.outcomes) for arm in grouped]
+    marked = [any(outcome.state not in fine for outcome in group.outcomes) for group in grouped]
     links = [anchor(f"run {label}") for label in seed_groups.labels(grouped)]
     rows, best = result_cells(grouped, outcomes), _best(grouped, outcomes)
     return Table(rows, marked, text=["state", "mask"], best=best, links=links)
@@ -129,16 +129,16 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
 
     Only complete groups count, for speed and cost only steady ones. A column without a second value has no best.
     """
-    complete = {i: arm for i, arm in enumerate(grouped) if arm.complete}
-    steady = {i: arm for i, arm in complete.items() if not arm.unsteady}
+    complete = {i: group for i, group in enumerate(grouped) if group.complete}
+    steady = {i: group for i, group in complete.items() if not group.unsteady}
     unit, best = seed_groups.hours_unit(grouped), dict[str, list[int]]()
     columns: dict[str, dict[int, float | None]] = {
-        _column(name, role): {i: score.mean for i, arm in complete.items() if (score := arm.score(name))}
+        _column(name, role): {i: score.mean for i, group in complete.items() if (score := group.score(name))}
         for name, role in seed_groups.sets(outcomes).items()
     }
-    columns["samples/s"] = {i: arm.progress("samples_per_second") for i, arm in steady.items()}
-    columns["training"] = {i: arm.progress("seconds") for i, arm in steady.items()}
-    columns[unit] = {i: arm.mean(lambda outcome: seed_groups.hours(outcome, unit)) for i, arm in steady.items()}
+    columns["samples/s"] = {i: group.progress("samples_per_second") for i, group in steady.items()}
+    columns["training"] = {i: group.progress("seconds") for i, group in steady.items()}
+    columns[unit] = {i: group.mean(lambda outcome: seed_groups.hours(outcome, unit)) for i, group in steady.items()}
     for column, values in columns.items():
         known = {i: value for i, value in values.items() if value is not None}
         if len(set(known.values())) > 1:
@@ -155,31 +155,31 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
     """The rows of the results table, as text."""
     unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(outcomes)
     unfinished = any(outcome.state != "complete" for outcome in outcomes)
-    seeds = any(len(arm.outcomes) > 1 for arm in grouped)
-    scored = any(arm.precision not in ("", "fp32") for arm in grouped)
+    seeds = any(len(group.outcomes) > 1 for group in grouped)
+    scored = any(group.precision not in ("", "fp32") for group in grouped)
     rows = []
-    for label, arm in zip(seed_groups.labels(grouped), grouped, strict=True):
-        row = {"run": label, "state": arm.state}
+    for label, group in zip(seed_groups.labels(grouped), grouped, strict=True):
+        row = {"run": label, "state": group.state}
         if unfinished:
-            row["done"] = "-" if (share := arm.done) is None else f"{100 * share:.0f} %"
-        row["mask"] = arm.mask
+            row["done"] = "-" if (share := group.done) is None else f"{100 * share:.0f} %"
+        row["mask"] = group.mask
         if seeds:
-            done, all_ = len(arm.complete), len(arm.outcomes)
+            done, all_ = len(group.complete), len(group.outcomes)
             row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
         for name, role in sets.items():
-            score = arm.score(name)
+            score = group.score(name)
             row[_column(name, role)] = "-" if score is None else str(score)
         if scored:
-            row["scored in"] = arm.precision or "-"
-        speed, spent = arm.progress("samples_per_second"), arm.progress("seconds")
-        work = arm.mean(lambda outcome: seed_groups.hours(outcome, unit))
+            row["scored in"] = group.precision or "-"
+        speed, spent = group.progress("samples_per_second"), group.progress("seconds")
+        work = group.mean(lambda outcome: seed_groups.hours(outcome, unit))
         row |= {
-            "samples/s": "-" if speed is None else f"{speed:,.0f}{f' {UNSTEADY}' if arm.unsteady else ''}",
+            "samples/s": "-" if speed is None else f"{speed:,.0f}{f' {UNSTEADY}' if group.unsteady else ''}",
             "training": duration(spent),
             unit: "-" if work is None else hours_text(work),
-            "FLOPs": "-" if (flops := arm.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
-            "samples": count(arm.progress("samples")),
-            "attempts": "/".join(str(len(outcome.attempts)) for outcome in arm.outcomes),
+            "FLOPs": "-" if (flops := group.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
+            "samples": count(group.progress("samples")),
+            "attempts": "/".join(str(len(outcome.attempts)) for outcome in group.outcomes),
         }
         rows.append(row)
     return rows
@@ -245,8 +245,8 @@ def _differences(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
 def _values(key: str, named: Sequence[tuple[str, SeedGroup]]) -> dict[str, str]:
     """The values of a setting by group, all that its runs have; of paths the last parts in which they differ."""
     values = {
-        label: ", ".join(dict.fromkeys(str(outcome.settings.get(key, "-")) for outcome in arm.outcomes))
-        for label, arm in named
+        label: ", ".join(dict.fromkeys(str(outcome.settings.get(key, "-")) for outcome in group.outcomes))
+        for label, group in named
     }
     paths = {value for value in values.values() if value.startswith("/")}
     common = os.path.commonpath(paths) + "/" if len(paths) > 1 else ""
@@ -257,9 +257,9 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
     """The details of every run: speed, folder, all scores, and how its attempts ended."""
     unit = seed_groups.hours_unit(grouped)
     blocks: list[Block] = [heading("Runs")]
-    for label, arm in zip(seed_groups.labels(grouped), grouped, strict=True):
+    for label, group in zip(seed_groups.labels(grouped), grouped, strict=True):
         blocks.append(heading(label, 3, anchor(f"run {label}")))
-        for outcome in arm.outcomes:
+        for outcome in group.outcomes:
             progress, work = outcome.progress, seed_groups.hours(outcome, unit)
             facts = [f"{outcome.run.name}: {outcome.state}"]
             if progress["samples"] is not None and progress["samples_per_second"]:
@@ -268,7 +268,7 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
                 facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
             facts += [] if work is None else [f"{goodput.hours_text(work)} {unit}"]
             blocks.append(Text(", ".join([*facts, f"folder {outcome.run.path}"]), tone="quiet"))
-        details = [*_scores(arm.outcomes), *_attempts(arm.outcomes)]
+        details = [*_scores(group.outcomes), *_attempts(group.outcomes)]
         blocks += [Fold(f"Scores and attempts of {label}", details)] if details else []
     return blocks
 

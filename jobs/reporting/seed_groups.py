@@ -158,9 +158,9 @@ def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, An
     return {name: settings[prefix + name] for name in kind.__dataclass_fields__ if prefix + name in settings}
 
 
-def hours_unit(arms: Sequence[SeedGroup]) -> str:
+def hours_unit(groups: Sequence[SeedGroup]) -> str:
     """``GPU-hours``, or ``core-hours`` if no run has a GPU."""
-    gpus = any(outcome.settings.get("resources.gpus") for arm in arms for outcome in arm.outcomes)
+    gpus = any(outcome.settings.get("resources.gpus") for group in groups for outcome in group.outcomes)
     return "GPU-hours" if gpus else "core-hours"
 
 
@@ -180,7 +180,7 @@ def _design(outcome: Outcome, free: Collection[str]) -> str:
     return repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
 
 
-def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
+def group_by_seed(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     """Groups in the order of their first runs; runs that differ only in the seed are in the same group.
 
     Seeds that were added later may also differ in settings that do not change results, such as the wall limit. Runs of
@@ -199,10 +199,10 @@ def group(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     return [SeedGroup(names[key], members, rows.get(names[key])) for key, members in members_of.items()]
 
 
-def labels(arms: Sequence[SeedGroup]) -> list[str]:
+def labels(groups: Sequence[SeedGroup]) -> list[str]:
     """Names of the groups, with their sweep or a number if another group has the same."""
-    names = [arm.name for arm in arms]
-    names = [f"{a.outcomes[0].run.sweep}/{n}" if names.count(n) > 1 else n for a, n in zip(arms, names, strict=True)]
+    names = [group.name for group in groups]
+    names = [f"{g.outcomes[0].run.sweep}/{n}" if names.count(n) > 1 else n for g, n in zip(groups, names, strict=True)]
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
 
 
@@ -226,14 +226,16 @@ def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
     return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))
 
 
-def headlines(arms: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+def headlines(groups: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
     """(sentence, caution) for the first ``MAX_HEADLINES`` test sets: scores of complete groups, best first.
 
     Several seeds have their range in brackets. The caution names neighbours whose intervals overlap.
     """
     roles, sentences = sets(outcomes), []
     for name in [name for name, role in roles.items() if role == "test"] or list(roles):
-        scores = [(label, arm.score(name)) for label, arm in zip(labels(arms), arms, strict=True) if arm.complete]
+        scores = [
+            (label, group.score(name)) for label, group in zip(labels(groups), groups, strict=True) if group.complete
+        ]
         ranked = sorted(((label, s) for label, s in scores if s is not None), key=lambda item: -item[1].mean)
         best = ranked[:MAX_RANKED]
         parts = [f"{label} {s if s.runs > 1 else percent(s.mean)}" for label, s in best]
@@ -250,12 +252,12 @@ def _overlap(better: Score, other: Score) -> bool:
     return better.low is None or other.high is None or other.high >= better.low
 
 
-def verdict(arms: Sequence[SeedGroup]) -> str:
+def verdict(groups: Sequence[SeedGroup]) -> str:
     """A caution if groups have a single seed, else empty."""
-    if not arms or all(len(arm.complete) > 1 for arm in arms):
+    if not groups or all(len(group.complete) > 1 for group in groups):
         return ""
     return (
-        "One seed per arm cannot rank the arms: an interval covers the luck of the test pictures, not that of the"
+        "One seed of each cannot rank runs: an interval covers the luck of the test pictures, not that of the"
         " training run. For several seeds: python jobs/submit.py --sweep FILE --seeds 0 1 2"
         " (quickstart: FULL=1 make quickstart)."
     )

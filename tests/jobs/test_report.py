@@ -39,7 +39,7 @@ CRASH = {"action": "stop", "cause": "crash", "reason": "three crashes without a 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two complete arms, one that failed half way, and one that never started."""
+    """Two complete groups, one that failed half way, and one that never started."""
     folder = tmp_path / "runs" / "demo"
     make(folder, "mask50", "0.5", top1=0.25)
     make(folder, "clip", "0", top1=0.2, speed=200.0)
@@ -77,7 +77,7 @@ def test_report_prints_results_table_in_sweep_order(sweep):
     assert "failed" in lines[2] and "queued" in lines[4]
     assert "mask75 is failed: three crashes without a commit" in done.stdout
     assert "useful training steps; lost work, evaluation and start-up not counted" in done.stdout
-    assert "One seed per arm cannot rank the arms" in done.stdout
+    assert "One seed of each cannot rank runs" in done.stdout
     assert (sweep / "report.html").exists()
 
 
@@ -85,9 +85,9 @@ def test_seed_groups_merge_seeds_into_single_arm(tmp_path):
     for seed, top1 in enumerate((0.2, 0.3, 0.1)):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=top1)
     run_outcomes = outcomes(tmp_path / "demo")
-    (arm,) = seed_groups.group(run_outcomes)
-    score = arm.score("twemoji")
-    assert arm.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
+    (group,) = seed_groups.group_by_seed(run_outcomes)
+    score = group.score("twemoji")
+    assert group.name == "mask50" and (score.low, score.high, score.runs) == (0.1, 0.3, 3)
     assert score.mean == pytest.approx(0.2)
     assert "20.0 (10.0-30.0)" in results.text(run_outcomes) and "cannot rank" not in results.text(run_outcomes)
 
@@ -102,12 +102,14 @@ def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
         config.checkpoint.keep_at = [128] * seed
         run.config.write_text(merge.dump(config), encoding="utf-8")
     run_outcomes = outcomes(tmp_path / "demo")
-    (arm,) = seed_groups.group(run_outcomes)
-    assert str(arm.score("twemoji")) == "25.0 (20.0-30.0)"
+    (group,) = seed_groups.group_by_seed(run_outcomes)
+    assert str(group.score("twemoji")) == "25.0 (20.0-30.0)"
     assert "24.0, 12.0" in markdown(findings(run_outcomes))
     config.seed = 0
     run.config.write_text(merge.dump(config), encoding="utf-8")
-    assert len(seed_groups.group(outcomes(tmp_path / "demo"))) == 2, "one seed twice: the sweep compares the settings"
+    assert len(seed_groups.group_by_seed(outcomes(tmp_path / "demo"))) == 2, (
+        "one seed twice: the sweep compares the settings"
+    )
     assert {"data.workers", "data.sets.*.weight", "stages.*.compute.recompute", "monitor.wandb"} <= seed_groups.FREE
     changing = {"optim.clip", "stages.*.mask", "data.lanes", "resources.nodes", "compute.threads", "init.commit"}
     assert not changing & seed_groups.FREE
@@ -122,7 +124,7 @@ def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp
         item |= {"metric": "mean per class", "score": 0.81 if name == "a" else 0.809}
         write_json(run.result, result)
     run_outcomes = outcomes(tmp_path / "demo")
-    grouped = seed_groups.group(run_outcomes)
+    grouped = seed_groups.group_by_seed(run_outcomes)
     assert result_cells(grouped, run_outcomes)[0]["twemoji"] == "81.0"
     ((sentence, caution),) = seed_groups.headlines(grouped, run_outcomes)[:1]
     assert "a 81.0" in sentence and "not all have intervals: a and b" in caution
@@ -146,9 +148,9 @@ def test_result_cells_show_scoring_precision_unless_all_scores_are_fp32(tmp_path
         write_json(run.result, result)
     by_name = {name: outcomes(tmp_path / name) for name in ("old", "new", "fast")}
     mixed = [*by_name["old"], *by_name["new"], *by_name["fast"]]
-    scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group(mixed), mixed)}
+    scored = {row["run"]: row["scored in"] for row in result_cells(seed_groups.group_by_seed(mixed), mixed)}
     assert scored == {"old": "as trained", "new": "fp32", "fast": "bf16"}
-    assert "scored in" not in result_cells(seed_groups.group(by_name["new"]), by_name["new"])[0]
+    assert "scored in" not in result_cells(seed_groups.group_by_seed(by_name["new"]), by_name["new"])[0]
     assert "scored in fp32 unless a column says otherwise" in results.text(by_name["new"])
 
 
@@ -162,7 +164,7 @@ def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):
     monkeypatch.setattr(seed_groups.SeedGroup, "precision", property(read))
     results.text(outcomes(sweep))
     assert merged.call_count == 4, "the scores of a run"
-    assert read.call_count == 5, "the first arm's shows that there is a column, and then each arm's is in it"
+    assert read.call_count == 5, "the first group's shows that there is a column, and then each group's is in it"
 
 
 def test_sets_include_columns_of_retrieval_and_probe_tasks(tmp_path):
@@ -179,12 +181,12 @@ def test_arm_progress_averages_only_complete_seeds(tmp_path):
         make(tmp_path / "demo", f"mask50-s{seed}", seed=seed)
     make(tmp_path / "demo", "mask50-s2", seed=2, steps=20, end=CRASH, complete=False, speed=10.0)
     run_outcomes = outcomes(tmp_path / "demo")
-    (arm,) = seed_groups.group(run_outcomes)
-    assert (arm.progress("samples"), arm.progress("seconds")) == (12_800, 32)
-    assert seed_groups.group(run_outcomes[2:])[0].progress("samples") == 2560, (
+    (group,) = seed_groups.group_by_seed(run_outcomes)
+    assert (group.progress("samples"), group.progress("seconds")) == (12_800, 32)
+    assert seed_groups.group_by_seed(run_outcomes[2:])[0].progress("samples") == 2560, (
         "without a complete seed, incomplete seeds count"
     )
-    assert result_cells([arm], run_outcomes)[0]["seeds"] == "2 of 3"
+    assert result_cells([group], run_outcomes)[0]["seeds"] == "2 of 3"
 
 
 def test_report_refuses_unwritable_output_path_before_printing(sweep):
@@ -285,7 +287,7 @@ def test_result_cells_show_no_gpu_hours_for_cpu_run(tmp_path):
         config.resources.gpus = gpus
         run.config.write_text(merge.dump(config), encoding="utf-8")
     run_outcomes = results.outcomes(find_runs(tmp_path))
-    rows = result_cells(seed_groups.group(run_outcomes), run_outcomes)
+    rows = result_cells(seed_groups.group_by_seed(run_outcomes), run_outcomes)
     assert [(row["run"], row["GPU-hours"] == "-") for row in rows] == [("cpu", True), ("gpu", False)]
 
 
@@ -379,7 +381,7 @@ def test_focus_colours_best_seven_arms_and_greys_rest(tmp_path):
     for i in range(20):
         make(tmp_path / "demo", f"r{i:02}", f"0.{i + 10}", top1=0.1 + 0.01 * i)
     run_outcomes = outcomes(tmp_path / "demo")
-    styles = focus(seed_groups.group(run_outcomes), run_outcomes)
+    styles = focus(seed_groups.group_by_seed(run_outcomes), run_outcomes)
     assert [i for i, style in enumerate(styles) if style is not None] == list(range(13, 20)), "the best seven"
     assert styles[19] == 0 and "Grey: 13 others." in parsed(page(run_outcomes)).text
 
@@ -421,17 +423,17 @@ def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
         make(folder, name, mask, top1=top1)
     make(folder, "broken", "0.9", steps=50, end=CRASH, complete=False)
     run_outcomes = outcomes(folder)
-    first, second = seed_groups.headlines(seed_groups.group(run_outcomes), run_outcomes)
+    first, second = seed_groups.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
     assert first[0] == "mask75 27.6, mask50 26.9, clip 18.8 on twemoji" and second[0].endswith("on openmoji")
     assert first[1] == "Not distinguishable on twemoji, as their intervals overlap: mask75 and mask50."
     for seed in (1, 2):
         make(folder, f"clip-s{seed}", "0", seed=seed, top1=0.188 + seed / 1000)
     run_outcomes = outcomes(folder)
-    (sentence, _), *_ = seed_groups.headlines(seed_groups.group(run_outcomes), run_outcomes)
+    (sentence, _), *_ = seed_groups.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
     assert sentence.endswith("clip 18.9 (18.8-19.0) on twemoji"), "several seeds have a range"
     text = parsed(page(run_outcomes)).text
     assert text.index("mask75 27.6, mask50") < text.index("5 of 6 runs complete")
-    assert seed_groups.headlines(seed_groups.group(run_outcomes), run_outcomes[:0]) == []
+    assert seed_groups.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes[:0]) == []
 
 
 def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):
@@ -470,20 +472,20 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     more = ["stages.pretrain.warmup=25.6e6"]
     folder = gallery.sweep(tmp_path, "batch", {"mask75-16k": (0.5, "running")}, more=more)
     run_outcomes = outcomes(folder)
-    lines = {line.row.row: line for line in against.compare(seed_groups.group(run_outcomes), run_outcomes)}
+    lines = {line.row.row: line for line in against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes)}
     assert list(lines) == [f"1b, {mask} %, {batch}k" for mask in (50, 75) for batch in (16, 32, 64)]
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
     assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
     assert "not comparable yet" in results.text(run_outcomes) and "agrees within 0.5" in results.text(run_outcomes)
-    tuned = against.compare(seed_groups.group(run_outcomes), run_outcomes, "1e")
+    tuned = against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [
         ("masking/mask50", "agrees within 0.5"),
         ("tuning/mask50", "not comparable yet"),
     ]
-    assert len({line.set for line in against.compare(seed_groups.group(run_outcomes), run_outcomes, "1d")}) == 5, (
-        "whole and masked images"
-    )
+    assert (
+        len({line.set for line in against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1d")}) == 5
+    ), "whole and masked images"
 
 
 def test_flops_of_run_match_plan(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def scored(folder, name, where, images, digest, wrong=(), top1=0.2, **fields):
 
 def example_blocks(*runs, **options):
     outcomes = [read_run(run.path) for run in runs]
-    return examples.examples(seed_groups.group(outcomes), outcomes, **options)
+    return examples.examples(seed_groups.group_by_seed(outcomes), outcomes, **options)
 
 
 def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
