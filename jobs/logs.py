@@ -66,7 +66,13 @@ def logs(args: argparse.Namespace) -> int:
 
 def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) -> list[Path]:
     """Paths of the logs of an attempt (None: the newest): of the batch job and each node, or only of ``node``."""
-    folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
+    from flip.runs.errors import PermissionDenied
+
+    try:
+        folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
+    except PermissionError as error:
+        remedy = f"Ask its owner for read permission, or exclude it: '!{run.sweep}/{run.name}'."
+        raise PermissionDenied("may not be read", str(run.path), remedy=remedy) from error
     kind = "err" if err else "out"
     if node is not None:
         return sorted(folder.glob(f"node{node}.{kind}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,8 +78,11 @@ def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
     added = []
     for run in runs:
         name = f"{run.sweep}/{run.name}"
+        if (folder / name).is_symlink() and os.readlink(folder / name) != str(run.tensorboard):  # in another root
+            root = str(run.path.parent.parent).strip("/").replace("/", "_")
+            name = f"{run.sweep}@{root}/{run.name}"
         link = folder / name
-        if run.tensorboard.is_dir() and not link.is_symlink():
+        if os.path.isdir(run.tensorboard) and not link.is_symlink():  # Path.is_dir raises if it is another user's
             link.parent.mkdir(exist_ok=True)
             link.symlink_to(run.tensorboard, target_is_directory=True)
             added.append(name)

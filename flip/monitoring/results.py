@@ -142,7 +142,8 @@ def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
     """Run directories at ``root`` and up to two levels below it, by path."""
     root = Path(root)
     folders = [root, *sorted(root.glob("[!.]*/")), *sorted(root.glob("[!.]*/[!.]*/"))]
-    return [RunDir(path) for path in folders if path.name.isprintable() and (path / "identity.json").is_file()]
+    # Path.is_file raises if the folder is closed to this user
+    return [RunDir(path) for path in folders if path.name.isprintable() and os.path.isfile(path / "identity.json")]
 
 
 def read_run(path: str | os.PathLike[str]) -> Outcome:

@@ -122,10 +122,10 @@ FIELDS: Dict[str, Any] = {
     "cancel.json": {"who": TEXT, "why": TEXT, "reason": TEXT, "time": TIME},
     "job.json": {
         "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": COUNT,
-        "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH, "world": COUNT,
-        "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT}, "canary": {"steps": COUNT, "releases": [NAME]},
-        "waits_for": NAME, "trackers": [NAME], "notify": [EXACT], "exclude": EXACT,
-        "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
+        "folder": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH,
+        "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT},
+        "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
+        "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
     },
     "start.json": {
         "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "world": DIGITS_OR_WHOLE, "resumes_from": COUNT,

@@ -66,7 +66,9 @@ def create_json(path: PathLike, value: Any) -> bool:
     try:
         os.link(str(temporary), str(path))
     except FileExistsError:
-        return False
+        # a client of NFS repeats a request whose answer was lost, and then meets its own link
+        if not os.path.samestat(os.lstat(str(temporary)), os.lstat(str(path))):
+            return False
     finally:
         temporary.unlink()
     fsync_path(Path(path).parent)

@@ -3,6 +3,7 @@
 ``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.runs.clusters`` chooses between them.
 """
 
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -74,6 +75,7 @@ class Job:
     def record(self, **fields: Any) -> dict[str, Any]:
         """The job.json of the run: what every backend writes, and ``fields`` of its own."""
         return {
+            "folder": os.path.abspath(self.run.path),
             "module": self.module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "hooks": str(self.host_code),
@@ -137,6 +139,16 @@ def read_lenient(path: Path) -> dict[str, Any]:
         return read_record(path) or {}
     except UNREADABLE:
         return {}
+
+
+def is_copy(run: RunDir, job: Mapping[str, Any]) -> bool:
+    """Whether a job.json came with a copy of another run directory that still exists: the job and the processes in its
+    records are that one's. A run that was renamed or moved is no copy."""
+    folder = job.get("folder", "")
+    try:
+        return bool(folder) and not os.path.samefile(folder, run.path)
+    except OSError:
+        return False
 
 
 class Backend(Protocol):

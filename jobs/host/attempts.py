@@ -139,13 +139,17 @@ def ends(run: RunDir) -> Iterator[Dict[str, Any]]:
             yield row
 
 
-def excluded_nodes(run: RunDir, now: float) -> Tuple[str, ...]:
-    """Nodes that the next start avoids: those of the profile, and those that the ends of the last day name.
+def excluded_nodes(run: RunDir, now: float) -> Optional[Tuple[str, ...]]:
+    """Nodes that the next start avoids: those of the profile, and those that the ends of the last day name. None if no
+    end ever named one, so that what the job excludes now stays.
 
-    A node may be repaired, or its fault may have been a passing one; a job that excludes all nodes never starts.
+    A node may be repaired, or its fault may have been a passing one.
     """
+    named = [end for end in ends(run) if end.get("exclude")]
+    if not named:
+        return None
     job = read_record(run.path / "job.json") or {}
-    nodes = {node for end in ends(run) if now - end.get("time", 0.0) < DAY for node in end.get("exclude", ())}
+    nodes = {node for end in named if now - end.get("time", 0.0) < DAY for node in end["exclude"]}
     return tuple(filter(None, [job.get("exclude", ""), *sorted(nodes)]))
 
 

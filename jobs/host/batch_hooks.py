@@ -379,16 +379,17 @@ def restart(
     """Requeue our job, or submit a successor if Slurm does not requeue it. If Slurm refuses, record why the run ends
     here; ``run`` is None if its files cannot be written."""
     job, restarts = own_start()
-    if run is not None and exclude:
+    nodes: Optional[tuple] = exclude or None
+    if run is not None and not ending:
         with contextlib.suppress(OSError, ValueError):  # an unreadable record must not prevent the restart
-            exclude = attempts.excluded_nodes(run, time.time())
+            nodes = attempts.excluded_nodes(run, time.time())
     disabled = False
     try:
         try:
-            what = slurm_cli.requeue(job, restarts, delay, exclude, ending=ending)
+            what = slurm_cli.requeue(job, restarts, delay, nodes, ending=ending)
         except slurm_cli.RequeueDisabled:
             disabled = True
-            what = slurm_cli.submit_successor(job, restarts, attempt, delay, exclude)
+            what = slurm_cli.submit_successor(job, restarts, attempt, delay, nodes)
         log("%s: %s" % (job, what), sys.stdout)
     except slurm_cli.SlurmUnavailable as error:
         refused = "requeue is disabled here, and a new job was refused" if disabled else "the requeue was refused"

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from datetime import datetime
-from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from jobs.host.restart_policy import UNKNOWN
 
@@ -287,9 +287,32 @@ def call_with_retry(*argv: str, **options: float) -> str:
         wait = min(60.0, 5 * wait)
 
 
-def requeue(job: str, restarts: int, delay: float = 0.0, exclude: Iterable[str] = (), ending: bool = False) -> str:
+def _excluded(fields: Mapping[str, str]) -> str:
+    """The nodes that a job excludes, as Slurm prints them."""
+    nodes = fields.get("ExcNodeList", "(null)")
+    return "" if nodes == "(null)" else nodes
+
+
+def affordable(fields: Mapping[str, str], exclude: Optional[Sequence[str]]) -> Optional[Sequence[str]]:
+    """``exclude``; None if the partition of a job would have too few other nodes, so that Slurm would never start it.
+
+    ``fields``: of the job. Does not know what else restricts the job to some nodes, such as a constraint.
+    """
+    if not exclude:
+        return exclude
+    try:
+        nodes = set(call("sinfo", "-a", "-h", "-N", "-p", fields["Partition"], "-o", "%N").split())
+        excluded = set(call("scontrol", "show", "hostnames", ",".join(exclude)).split())
+    except (KeyError, SlurmUnavailable):
+        return exclude
+    return exclude if len(nodes - excluded) >= (parse_int(fields.get("NumNodes", "")) or 1) else None
+
+
+def requeue(
+    job: str, restarts: int, delay: float = 0.0, exclude: Optional[Sequence[str]] = None, ending: bool = False
+) -> str:
     """Requeue a job, to start after ``delay`` seconds; returns what happened. ``exclude``: all nodes that it avoids
-    from now on, if any.
+    from now on, if enough others are left; None: as before.
 
     Before each try the state of the job is queried: a job that Slurm has requeued or a user has cancelled is left
     alone. A refusal is retried for RETRY_SECONDS, an unknown job for UNKNOWN_JOB_SECONDS, silence for
@@ -298,7 +321,8 @@ def requeue(job: str, restarts: int, delay: float = 0.0, exclude: Iterable[str] 
     no time is spent on queries and waits.
     """
     deadline, wait, tried = SHORT_DEADLINE if ending else DEADLINE, 1.0, False
-    state: Optional[str] = "TIMEOUT" if ending else job_state(job, restarts)
+    fields: Dict[str, str] = {}
+    state: Optional[str] = "TIMEOUT" if ending else job_state(job, restarts, seen=fields)
     silent_until = time.time() + OUTAGE_SECONDS
     refused_until: Optional[float] = None
     while True:
@@ -321,9 +345,11 @@ def requeue(job: str, restarts: int, delay: float = 0.0, exclude: Iterable[str] 
                 raise error
         time.sleep(wait)
         wait = wait if ending else min(60.0, 2 * wait)
-        state = job_state(job, restarts, deadline)
+        state = job_state(job, restarts, deadline, fields)
     updates = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
-    updates += ["ExcNodeList=" + ",".join(exclude)] if exclude else []
+    exclude = affordable(fields, exclude)
+    if exclude is not None and ",".join(exclude) != _excluded(fields):
+        updates.append("ExcNodeList=" + ",".join(exclude))
     if updates:
         try:
             call("scontrol", "update", "JobId=" + job, *updates)
@@ -342,14 +368,14 @@ def superseded(newest: int, environ: Mapping[str, str]) -> bool:
 
 
 def submit_successor(
-    job: str, restarts: int, attempt: Optional[int], delay: float = 0.0, exclude: Iterable[str] = ()
+    job: str, restarts: int, attempt: Optional[int], delay: float = 0.0, exclude: Optional[Sequence[str]] = None
 ) -> str:
     """Submit a successor of our job, which Slurm does not requeue: the same batch script, name, token and array index.
 
-    It starts after the end of this job and ``delay`` seconds, without the nodes ``exclude`` (by default those of this
-    job), and only if no attempt has started in between. ``attempt``: the one that ends now; None if unknown. Returns
-    what happened. A controller that does not answer is asked again for RETRY_SECONDS. Raises SlurmUnavailable if it
-    refuses.
+    It starts after the end of this job and ``delay`` seconds, without the nodes ``exclude`` (None: those of this job)
+    if enough others are left, and only if no attempt has started in between. ``attempt``: the one that ends now; None
+    if unknown. Returns what happened. A controller that does not answer is asked again for RETRY_SECONDS. Raises
+    SlurmUnavailable if it refuses.
     """
     end, wait = time.time() + RETRY_SECONDS, 1.0
     while True:
@@ -365,7 +391,9 @@ def submit_successor(
         wait = min(60.0, 2 * wait)
 
 
-def _submit_successor(job: str, restarts: int, attempt: Optional[int], delay: float, exclude: Iterable[str]) -> str:
+def _submit_successor(
+    job: str, restarts: int, attempt: Optional[int], delay: float, exclude: Optional[Sequence[str]]
+) -> str:
     name, index = os.environ.get("SLURM_JOB_NAME", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
     row = queue([name]).get((name, parse_int(index) or 0))
     if row is not None and row.id != job:
@@ -376,8 +404,8 @@ def _submit_successor(job: str, restarts: int, attempt: Optional[int], delay: fl
     options = ["--dependency=afterany:" + os.environ["SLURM_JOB_ID"]]
     options += ["--array=" + index] if index else []
     options += ["--begin=now+%d" % round(delay)] if delay >= 1 else []
-    present = fields.get("ExcNodeList", "(null)")
-    excluded = ",".join(exclude) or ("" if present == "(null)" else present)
+    exclude = affordable(fields, exclude)
+    excluded = _excluded(fields) if exclude is None else ",".join(exclude)
     options += ["--exclude=" + excluded] if excluded else []
     left = COMMENT.match(fields.get("Comment", ""))
     options += ["--comment=away:%s:-1:%s" % left.group(1, 3)] if left and left.group(2) == str(restarts) else []

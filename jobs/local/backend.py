@@ -14,7 +14,7 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import UNREADABLE, Job, JobState, is_complete, unreadable_state
+from jobs.common.job import UNREADABLE, Job, JobState, is_complete, is_copy, record_of, unreadable_state
 from jobs.host import attempts, canary
 from jobs.local import rank_processes, supervisor
 
@@ -35,8 +35,8 @@ def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
 
 
 def _state(run: RunDir, served: bool) -> JobState:
-    n = run.newest_attempt()
-    running = n > 0 and not (run.attempt(n) / "end.json").exists() and (served or bool(live_ranks(run)))
+    n, copied = run.newest_attempt(), is_copy(run, record_of(run))
+    running = n > 0 and not copied and not (run.attempt(n) / "end.json").exists() and (served or bool(live_ranks(run)))
     cancelled = attempts.cancel_reason(run) if run.cancel.exists() else ""
     if running:
         detail = cancelled or ("" if served else "its supervisor has died")
@@ -46,8 +46,8 @@ def _state(run: RunDir, served: bool) -> JobState:
     if cancelled:
         return JobState("cancelled", n, cancelled)
     job = read_record(run.path / "job.json")
-    if job is None:
-        return JobState("stopped", n, "never submitted")
+    if job is None or copied:
+        return JobState("stopped", n, "a copy, which was never submitted" if copied else "never submitted")
     end = attempts.current_end(run)
     if end is not None and end["action"] == "stop":
         return JobState("failed" if end["cause"] != "cancelled" else "cancelled", n, end["reason"])
@@ -130,6 +130,8 @@ class LocalBackend:
 
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:
     """Rows {rank, pid, start} of the newest attempt's processes that still run on this host."""
+    if is_copy(run, record_of(run)):
+        return []
     rows = read_record(run.attempt(run.newest_attempt()) / "pids.json") or []
     return [row for row in rows if rank_processes.alive(row["pid"], row["start"])]
 

@@ -26,6 +26,7 @@ from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
+from jobs.common.job import is_copy
 from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits
 from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
@@ -121,8 +122,8 @@ class Supervisor:
             with self.isolate_errors(path):
                 refuse_untrusted(self.sweep, path, path / "job.json")
                 run, job = RunDir(path), read_record(path / "job.json")
-                if job is None or job.get("kind", "local") != "local":
-                    continue  # another cluster manages it
+                if job is None or job.get("kind", "local") != "local" or is_copy(run, job):
+                    continue  # another cluster manages it, or it was never submitted
                 end = attempts.current_end(run)
                 over = run.result.exists() or (end is not None and end["action"] in ("stop", "done"))
                 held = not over and self.waits_for_canary(run, job)

@@ -80,8 +80,17 @@ class MultiBackend:
         self.profiles = {profile.name: profile for profile in profiles}
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        submitted = 0
         for name, profile in self.profiles.items():
-            open_backend(profile).submit([job for job in jobs if job.cluster == name])
+            own = [job for job in jobs if job.cluster == name]
+            try:
+                open_backend(profile).submit(own)
+            except FlipError as error:
+                if not submitted:
+                    raise
+                what = f"{error.what}; {submitted} runs were submitted to other clusters before and stay"
+                raise type(error)(what, error.where, error.value, error.remedy) from error
+            submitted += len(own)
 
 
 def request_cancel(runs: Iterable[RunDir], why: str) -> None:

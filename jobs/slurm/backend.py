@@ -8,16 +8,18 @@ them.
 
 import contextlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs.errors import ConfigError, FlipError
+from flip.runs.errors import ConfigError, FlipError, StorageError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.filesystem import unwritable
 from jobs.common.job import Job
 from jobs.host import canary, slurm_cli
 from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
@@ -27,6 +29,11 @@ from jobs.slurm.job_states import canaries_of, invisible_jobs, queue_rows
 NOT_REQUEUED = (
     "requeue is disabled here (Requeue=0). After a preemption or the time limit a job submits its successor; "
     "a run that is killed before it can do so, or whose first node is lost, is stopped: submit it again"
+)
+NO_ANSWER = re.compile("Unable to contact|timed out|Communication connection failure|not responding")
+"""What sbatch prints if the controller does not answer."""
+CANCEL_NOTE = (
+    "Runs with a cancel.json save and stop by themselves, or do not start; a second cancel kills them without a save."
 )
 
 
@@ -61,9 +68,10 @@ class SlurmBackend:
         except BaseException as error:  # Ctrl-C included: nothing would release held jobs without their canary
             with contextlib.suppress(SlurmUnavailable):
                 canary.cancel_held_jobs([name for names in held.values() for name in names])
-            if isinstance(error, ConfigError) and accepted:
-                what = f"{error.what}; {accepted} of {len(jobs)} runs were submitted before and stay"
-                raise ConfigError(what, error.where, error.value, error.remedy) from error
+            problem = unwritable(error, jobs[0].run.path.parent) if isinstance(error, OSError) else error
+            if accepted and isinstance(problem, FlipError):
+                what = f"{problem.what}; {accepted} of {len(jobs)} runs were submitted before and stay"
+                raise type(problem)(what, problem.where, problem.value, problem.remedy) from error
             raise
 
     def _submit_array(
@@ -109,16 +117,21 @@ class SlurmBackend:
         try:
             with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
                 submitted = executor.map_array(_payload, [str(job.run.path) for job in jobs])
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            remedy = "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`)."
+        except OSError as error:  # submitit writes its files first
+            raise unwritable(error, folder) from error
+        except (FailedJobError, FailedSubmissionError) as error:
             refusal = slurm_cli.failure_text("sbatch", str(error)) or type(error).__name__
+            if NO_ANSWER.search(str(error)):
+                remedy = "Submit again when the controller answers: a job that was accepted is found by its name."
+                raise StorageError("Slurm does not answer", self.profile.name, refusal, remedy) from error
+            remedy = "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`)."
             raise ConfigError("sbatch refused the job", self.profile.name, refusal, remedy) from error
         return str(submitted[0].job_id).partition("_")[0]
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """Signal running jobs, which save and stop, and whose exit trap reads cancel.json. Other jobs, and those in
         ``again``, are ended by a plain scancel. Errors are raised after all jobs have been signalled."""
-        with _slurm_errors():
+        with _slurm_errors(CANCEL_NOTE):
             rows = queue_rows(runs)
             invisible = invisible_jobs([run for run in runs if run.path not in rows])
         problems = [f"{path.name}: {why}" for path, why in invisible.items()]
@@ -198,12 +211,13 @@ def _payload(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _slurm_errors() -> Iterator[None]:
+def _slurm_errors(note: str = "") -> Iterator[None]:
+    """Turn SlurmUnavailable into StorageError, whose remedy ends with ``note``."""
     try:
         yield
     except SlurmUnavailable as error:
-        remedy = "Run it on a machine with Slurm's commands, when the controller answers."
-        raise FlipError("Slurm command failed", value=str(error), remedy=remedy) from error
+        remedy = f"Repeat it on a machine with Slurm's commands, when the controller answers. {note}".rstrip()
+        raise StorageError("Slurm does not answer", value=str(error), remedy=remedy) from error
 
 
 def _cancel_superseded(runs: Sequence[RunDir]) -> None:

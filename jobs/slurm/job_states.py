@@ -9,7 +9,7 @@ from typing import Any
 
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, read_record
-from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
+from jobs.common.job import UNREADABLE, JobState, is_complete, is_copy, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
 from jobs.host.slurm_cli import ENDED, WAITING, QueueRow, SlurmUnavailable
 
@@ -70,7 +70,7 @@ def queue_rows(runs: Iterable[RunDir]) -> dict[Path, QueueRow]:
     for run in runs:
         with contextlib.suppress(*UNREADABLE):
             job = read_record(run.path / "job.json") or {}
-            if "name" in job:
+            if "name" in job and not is_copy(run, job):
                 places[run.path] = (job["name"], job["index"])
     rows = slurm_cli.queue(name for name, _ in places.values())
     return {path: rows[place] for path, place in places.items() if place in rows}

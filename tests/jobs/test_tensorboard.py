@@ -44,6 +44,10 @@ def test_add_links_new_runs_under_unique_names(tmp_path):
     other.tensorboard.mkdir(parents=True)
     assert add([*runs, other], folder) == ["one/b", "a/a"], "only runs that started since the last call"
     assert not list(runs[0].tensorboard.iterdir()), "the sweep has the name of a run"
+    elsewhere = make(tmp_path / "cluster" / "one", "a")
+    elsewhere.tensorboard.mkdir()
+    (name,) = add([*runs, elsewhere], folder)
+    assert name.startswith("one@") and name.endswith("cluster/a"), "a run of the same name in another root"
 
 
 @pytest.mark.timeout(180)

@@ -30,6 +30,7 @@ def test_end_attempt_keeps_first_decision_if_called_again(tmp_path):
 def test_excluded_nodes_are_those_of_profile_and_of_last_day(tmp_path):
     run = make(tmp_path)
     write_json(run.path / "job.json", {"after": 0, "exclude": "node[07-08]"})
+    assert attempts.excluded_nodes(run, 1_000_000.0) is None, "what the job excludes stays"
     for node, ago in (("n1", 90_000.0), ("n2", 60.0), ("n3", 30.0)):
         n = attempts.start_attempt(run, {})
         save(run, 100 * n, n)
@@ -38,6 +39,7 @@ def test_excluded_nodes_are_those_of_profile_and_of_last_day(tmp_path):
         path = run.attempt(n) / "end.json"
         write_json(path, {**read_json(path), "time": 1_000_000.0 - ago})
     assert attempts.excluded_nodes(run, 1_000_000.0) == ("node[07-08]", "n2", "n3")
+    assert attempts.excluded_nodes(run, 2_000_000.0) == ("node[07-08]",), "a day later they are used again"
 
 
 def test_end_attempt_counts_only_newer_commits_as_progress(tmp_path):

@@ -301,6 +301,25 @@ def slurm(commands, tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.parametrize(
+    "nodes, present, exclude, updated",
+    [
+        ("n1 n2 n3", "(null)", ("n1",), " ExcNodeList=n1"),
+        ("n1 n2 n2", "(null)", ("n1",), ""),
+        ("n1 n2", "n9", ("n1", "n2"), ""),
+        ("n1 n2", "n1", (), " ExcNodeList="),
+        ("n1 n2", "(null)", (), ""),
+        ("n1 n2 n3", "n1", ("n1",), ""),
+    ],
+)
+def test_requeue_leaves_enough_nodes_and_frees_others(commands, nodes, present, exclude, updated):
+    """The job needs two nodes; Slurm would hold one that excludes too many for ever."""
+    fields = f"JobState=RUNNING Restarts=0 Partition=gpu NumNodes=2 ExcNodeList={present}"
+    commands("scontrol", f"case $2 in hostnames) echo $3 | tr , ' ';; job) echo '{fields}';; esac")
+    commands("sinfo", f"echo {nodes}")
+    assert slurm_cli.requeue("57", 0, exclude=exclude) == f"requeued{updated}"
+
+
 def test_submit_successor_submits_same_script_for_own_array_element(slurm, tmp_path):
     result = slurm_cli.submit_successor("57_3", 0, 4)
     assert result == "requeue is disabled for this job; submitted its successor 99"

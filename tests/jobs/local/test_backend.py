@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 
 from flip.runs import commit
 from flip.runs.errors import FlipError
-from flip.runs.rundir import read_json, write_json
-from jobs.common.job import Job
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job, is_copy
 from jobs.host import attempts
 from jobs.local import backend, rank_processes, supervisor
 
@@ -176,6 +177,21 @@ def test_new_supervisor_adopts_ranks_of_killed_supervisor(field):
     assert ends(run) == [("requeue", "stopped"), ("done", "complete")]
     assert "adopting attempt 1" in field.journal()
     field.until(lambda: not field.left())
+
+
+def test_copy_of_running_run_is_left_alone(field):
+    """Its records name the processes of the original, which a supervisor must not adopt."""
+    run = field.run("a", total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=2)
+    copy = RunDir(field.sweep / "a-copy")
+    shutil.copytree(run.path, copy.path)
+    assert field.state(copy) == "stopped" and backend.live_ranks(copy) == []
+    field.until_state(run, "complete")
+    field.until(lambda: not field.left())
+    assert ends(run) == [("done", "complete")] and copy.newest_attempt() == 1 and "a-copy" not in field.journal()
+    copied = {**read_json(copy.path / "job.json"), "folder": str(copy.path.parent / "gone")}
+    assert not is_copy(copy, copied), "it was renamed"
 
 
 def test_ranks_stop_by_themselves_if_supervisor_is_killed(field):
@@ -394,7 +410,7 @@ def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
     field.submit(good)
     field.until_moving(good, 1)
     bad.attempts.write_text("no folder")
-    write_json(bad.path / "job.json", read_json(good.path / "job.json"))
+    write_json(bad.path / "job.json", {**read_json(good.path / "job.json"), "folder": str(bad.path)})
     field.until_state(good, "complete")
     assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # the supervisor waits to retry
     os.kill(field.supervisor(), signal.SIGTERM)

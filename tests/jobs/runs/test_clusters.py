@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flip.runs.errors import FlipError
+from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
@@ -103,7 +103,7 @@ def test_request_cancel_cancels_local_run_if_slurm_command_fails(desk, slurm_com
     silent.path.mkdir()
     write_json(silent.path / "job.json", {"kind": "slurm", "name": "x.77aa", "token": "77aa", "index": 0})
     slurm_commands("squeue", "exit 1")
-    with pytest.raises(FlipError, match="Slurm command failed"):
+    with pytest.raises(StorageError, match="Slurm does not answer.*second cancel kills"):
         clusters.request_cancel([silent, run], "enough")
     field.until_state(run, "cancelled")
     field.until(lambda: not field.left())

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip.runs.errors import ConfigError, FlipError, PermissionDenied
+from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel
 from jobs.common.cluster_profile import ClusterProfile
@@ -169,6 +170,14 @@ def test_submit_reports_sbatch_error_and_leaves_run_stopped(sweep, commands):
         assert state_of(run) == ("stopped", 0, "Slurm did not confirm that it accepted its job: submit again")
 
 
+def test_submit_distinguishes_silent_controller_from_refusal(sweep, commands):
+    """Then nothing is wrong with the profile, and the job may have been accepted."""
+    error = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    commands("sbatch", f"echo '{error}' >&2; exit 1")
+    with pytest.raises(StorageError, match="Slurm does not answer.*Submit again when the controller answers"):
+        backend.SlurmBackend(PROFILE).submit([Job(sweep("a"), ROOT, JobResources(1, 1, 0, 1, 1.0))])
+
+
 def test_states_are_unknown_if_squeue_fails_unless_files_decide(sweep, commands):
     running, complete, failed, over = (sweep(name) for name in "abcd")
     attempts.start_attempt(running, {})
@@ -310,6 +319,18 @@ def test_cancel_signals_ranks_first_and_ends_job_on_second_call(sweep, commands)
     assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
     clusters.cancel([running], [running.path])
     assert commands.calls()[-1] == "scancel 57_0"
+
+
+def test_job_of_copied_run_belongs_to_the_original(sweep, commands):
+    run = sweep("a", ("RUNNING", "None"))
+    record = read_json(run.path / "job.json")
+    write_json(run.path / "job.json", {**record, "folder": str(run.path)})
+    copy = RunDir(run.path.parent / "a-copy")
+    shutil.copytree(run.path, copy.path)
+    commands("scancel", "")
+    assert state_of(run)[0] == "running" and state_of(copy)[0] == "stopped"
+    clusters.request_cancel([copy], "not needed")
+    assert not [call for call in commands.calls() if call.startswith("scancel")]
 
 
 def test_second_cancel_request_ends_job_without_save(sweep, commands):

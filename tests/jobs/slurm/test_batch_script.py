@@ -325,6 +325,15 @@ def test_broken_node_replaces_previous_broken_node_in_excluded_nodes(stage, befo
     assert f"scontrol update JobId=57_1 ExcNodeList={after} StartTime=now+0" in stage.commands.calls()
 
 
+def test_broken_node_is_not_excluded_from_partition_without_another(stage):
+    stage.commands("scontrol", "[ $1 = show ] && echo '   ReqNodeList=(null) ExcNodeList=(null)'; exit 0")
+    stage.commands("sinfo", "echo n7")
+    shutil.rmtree(stage.folder)
+    assert stage.start(SLURMD_NODENAME="n7", SLURM_JOB_PARTITION="small").wait(60) == 1
+    assert "scontrol update JobId=57_1 StartTime=now+0" in stage.commands.calls()
+    assert "sinfo -ahN -p small -o %N" in stage.commands.calls()
+
+
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
 def test_broken_node_requeues_job_and_excludes_itself(stage, what):
     """Such a node would be idle again at once, and Slurm would send it the next array element."""

@@ -23,7 +23,7 @@ trap '' TERM USR1 USR2  # the start is not interrupted
 submit_successor() (  # Slurm does not requeue this job: submit the same script again, as jobs/host/slurm_cli.py does
   text=$(scontrol write batch_script "$id" -) || exit
   options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
-  options+=(--begin="now+$((60 * starts))" --exclude="$excluded")
+  options+=(--begin="now+$((60 * starts))" ${excluded:+--exclude="$excluded"})
   [ -z "$SLURM_ARRAY_TASK_ID" ] || options+=(--array="$SLURM_ARRAY_TASK_ID")
   for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done
   sbatch "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
@@ -57,6 +57,8 @@ requeue_elsewhere() {
   # twice; the next one replaces it, so that an outage of all nodes cannot exclude them all.
   excluded=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
   excluded=${excluded:+$excluded,}$SLURMD_NODENAME,$SLURMD_NODENAME
+  # a partition without another node: the job would never start
+  all=$(sinfo -ahN -p "$SLURM_JOB_PARTITION" -o %N) && [ "$(sort -u <<< "$all" | wc -l)" -le "${SLURM_JOB_NUM_NODES:-1}" ] && shown='' excluded=''
   requeue_job
   scontrol update JobId="$id" ${shown:+"ExcNodeList=$excluded"} StartTime="now+$((60 * starts))"
   exit "$code"
