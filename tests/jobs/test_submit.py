@@ -140,7 +140,7 @@ def test_confirm_treats_end_of_input_as_refusal(monkeypatch):
 def test_submit_trains_reports_and_starts_nothing_on_second_call(desk):
     done = desk.submit("--watch")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "half: complete" in done.stdout and "cannot rank the arms" in done.stdout
+    assert "half: complete" in done.stdout and "cannot rank runs" in done.stdout
     for name in ("half", "whole"):
         outcome = read_run(desk.runs / "demo" / name)
         assert (outcome.state, outcome.progress["samples"], len(outcome.attempts)) == ("complete", 48, 1)
