@@ -250,7 +250,7 @@ def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
     assert "padding is not seen" in card and "`logit_bias`" in card
     again = flip.load(tmp_path / "made")
     assert near(again.encode_text(inputs.texts), loaded.encode_text(inputs.texts))
-    assert torch.equal(again.pair.logit_bias, loaded.model.logit_bias)
+    assert torch.equal(again.model.logit_bias, loaded.model.logit_bias)
 
 
 def test_export_rejects_masked_padding_without_cls_token(tokenizer, tmp_path):

@@ -53,7 +53,7 @@ def source(tmp_path):
 
 def find(source, **fields):
     run_config = config(samples=25_600)
-    run_config.data.decoder = run_config.data.resize = "pillow"
+    run_config.data.decoder, run_config.data.resize, run_config.resources.hours = "pillow", "pillow", 24.0
     run_config.init = Init(run="base/a", **fields)
     run_config.init = warm_start.resolve_init(run_config, [source.path.parent, source.path.parent.parent])
     return run_config
@@ -72,7 +72,7 @@ def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
 
 def replace_init(**fields):
     run_config = config(samples=25_600)
-    run_config.data.decoder = run_config.data.resize = "pillow"
+    run_config.data.decoder, run_config.data.resize, run_config.resources.hours = "pillow", "pillow", 24.0
     run_config.init = Init(**fields)
     return run_config
 
