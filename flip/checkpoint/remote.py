@@ -116,9 +116,11 @@ class RemoteCheckpoint:
                 raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {response.etag}")
             yield response.data
 
+    def _has_answered(self) -> bool:
+        return self._place in self._answered
+
     def _with_retries(self, key: str, request: Callable[[], _T], wording: ErrorWording) -> _T:
-        answered = lambda: self._place in self._answered  # noqa: E731
-        state = RetryState(self._retry_policy, answered, wording=wording, outages=self._outages)
+        state = RetryState(self._retry_policy, self._has_answered, wording=wording, outages=self._outages)
         while True:
             try:
                 answer = request()

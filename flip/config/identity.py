@@ -92,9 +92,7 @@ def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[
             yield prefix + field.name
 
 
-UNHASHED = frozenset(
-    [*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_unhashed(DataSet(), "data.sets.*.")]
-)  # fmt: skip
+UNHASHED = frozenset([*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_unhashed(DataSet(), "data.sets.*.")])
 """``generic_key`` of each setting that is no part of a run's identity, since it does not change results."""
 
 

@@ -206,6 +206,7 @@ class MetricsCollector:
         if changed and self._world.is_rank0:
             log.info("%s", verdict)
         replaced, storage = self._counters.totals()
+        checkpoints, on_gpu = self._checkpoints, self._world.device.type == "cuda"
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
             "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
@@ -214,10 +215,11 @@ class MetricsCollector:
             **self._utilisation.of(flops * speed), "masking_speedup": unmasked_flops / flops,
             "shares": shares, "bound": self._bottleneck.bound, "verdict": verdict,
             **self._compiled(span.stage.name),
-            "replaced": replaced, "storage": storage, "saves": self._checkpoints.saves, "saving":
-            self._checkpoints.blocked_seconds, "memory": self._counters.peak_memory(), "save_wait":
-            self._checkpoints.checkpointer.blocked_seconds, "device_memory": torch.cuda.max_memory_allocated() if
-            self._world.device.type == "cuda" else None, "cpu_seconds": time.process_time(), "time": time.time(),
+            "replaced": replaced, "storage": storage, "saves": checkpoints.saves,
+            "saving": checkpoints.blocked_seconds, "save_wait": checkpoints.checkpointer.blocked_seconds,
+            "memory": self._counters.peak_memory(),
+            "device_memory": torch.cuda.max_memory_allocated() if on_gpu else None,
+            "cpu_seconds": time.process_time(), "time": time.time(),
         }  # fmt: skip
 
     def _compiled(self, stage: str) -> dict[str, int]:
