@@ -79,7 +79,7 @@ class StormSite:
         keys = [f"s3://{BUCKET}/set/{path.name}" for path in sorted(data.glob("*.tar"))]
         index(keys, self.folder / "manifest", chunk=4)
         for name in RUNS:
-            self.lines[name] = Proxy(self.server.port).start()
+            self.lines[name] = Proxy(self.server).start()
             self.lines[name].pace = PACE
         self.here.start()
         os.environ.update(self.here.env())

@@ -30,6 +30,8 @@ def servers(original, tmp_path_factory):
         if kind not in started:
             started[kind] = kind(tmp_path_factory.mktemp("server") / "data").start()
             upload(started[kind], original)
+        elif not started[kind].running:  # a test that failed has killed it
+            started[kind].start()
         return started[kind]
 
     yield of
@@ -78,7 +80,7 @@ def proxied(monkeypatch):
     proxies = []
 
     def before(server):
-        proxies.append(Proxy(server.port).start())
+        proxies.append(Proxy(server).start())
         lead_to(monkeypatch, proxies[-1].address)
         return proxies[-1]
 

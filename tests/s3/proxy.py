@@ -26,13 +26,14 @@ _ERRORS = {
 class Proxy:
     """``faults``: names of faults. A GET of an object suffers a fault with probability ``share``, except the first
     ``after`` GETs, and at most ``limit`` GETs do. With ``writes``, PUT and POST suffer the faults that are answers.
+    ``server`` has a ``port``, which a restart may change.
 
     The proxy draws faults in rounds that contain each fault once, so that each fault occurs equally often. It also
     counts ``gets``, ``heads``, ``away`` (requests while the server is away) and ``rot`` (replies with a wrong byte).
     """
 
-    def __init__(self, port):
-        self.target, self.port, self.counts = port, 0, collections.Counter()
+    def __init__(self, server):
+        self.server, self.port, self.counts = server, 0, collections.Counter()
         self.rotten = b"", 0
         """The path of an object, and the byte of it that is wrong in every reply, as if it lay there so."""
         self.lost = b""
@@ -132,7 +133,7 @@ class Proxy:
     async def _pass_on(self, head, reader, writer, fault):
         """Exchange a request and its reply with the server. Return whether the client's connection stays open."""
         try:
-            upstream, down = await asyncio.open_connection("127.0.0.1", self.target)
+            upstream, down = await asyncio.open_connection("127.0.0.1", self.server.port)
         except OSError:
             self.counts["away"] += 1
             raise

@@ -16,30 +16,48 @@ KEY, SECRET, BUCKET = "tester", "secret-of-the-tests", "data"
 
 
 class Server:
-    """A server that tests can kill and restart with its data."""
+    """A server that tests can kill and restart with its data, at the same port unless that is taken."""
 
     def __init__(self, folder):
-        self.folder, self.port, self.process = Path(folder), free_port(), None
+        self.folder, self.port, self.process = Path(folder), 0, None
 
     @property
     def address(self):
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
     def command(self):
         raise NotImplementedError
 
-    def start(self, wait=60.0):
+    def start(self, attempts=3):
+        """Start the process and wait for its first answer. Another program may take a port first: try others then."""
+        for _ in range(attempts):
+            self.port = self.port or free_port()
+            self._launch()
+            if self._answers():
+                return self
+            self.kill()
+            self.port = 0
+        raise AssertionError(f"no server after {attempts} attempts: {self.folder.with_suffix('.log').read_text()}")
+
+    def _launch(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"NANIO_ACCESS_KEY": KEY, "NANIO_SECRET_KEY": SECRET}
         with open(self.folder.with_suffix(".log"), "ab") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
+
+    def _answers(self, wait=60.0):
+        """Whether the server answers, before its process ends and within ``wait`` seconds."""
         end = time.monotonic() + wait
-        while True:
+        while self.running and time.monotonic() < end:
             with contextlib.suppress(OSError, BotoCoreError):
                 files(self.address).ls("")
-                return self
-            assert self.process.poll() is None and time.monotonic() < end, self.folder.with_suffix(".log").read_text()
+                return True
             time.sleep(0.05)
+        return False
 
     def kill(self):
         if self.process is not None:

@@ -4,8 +4,8 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -132,22 +132,24 @@ def test_batches_are_unchanged_by_temporary_denial(original, server, proxied, re
 @either
 def test_batches_are_unchanged_by_server_restart(original, server, proxied, remote, expected, workers):
     proxy = proxied(server)
-    source = loader(original, folder=remote().folder, workers=workers)
+    source = loader(original, folder=remote().folder, workers=workers, deadline=200)
+    with ThreadPoolExecutor() as threads:
+        restarts = []
 
-    def come_back():
-        until(lambda: proxy.counts["away"] > 2)
-        server.start()
+        def restart():
+            assert until(lambda: proxy.counts["away"] > 2)
+            server.start()
 
-    def kill(t):
-        if t == 1:
-            server.kill()
-            back.start()
+        def kill(t):
+            if t == 1:
+                server.kill()
+                restarts.append(threads.submit(restart))
 
-    back = threading.Thread(target=come_back)
-    try:
-        assert same(take(source, between=kill), expected)
-    finally:
-        back.join()
+        try:
+            assert same(take(source, between=kill), expected)
+        finally:
+            for each in restarts:
+                each.result()
     assert proxy.counts["away"] > 2 and retries(source)["connection"]
 
 
