@@ -186,7 +186,7 @@ def test_joint_corner_is_predicted_once_before_training(tmp_path: Path) -> None:
         errors = prediction["errors"][str(job.length)]
         assert errors["low"] < 1 - top1(job) < errors["high"] and errors["high"] - errors["low"] < 0.03
     study = scaling_runner.read(study.folder)
-    assert {job.name for job in study.ready({})} >= {"8m-data1-mask0.5-s0-trunk"}
+    assert {job.name for job in study.ready({})} == {"8m-data1-mask0.5-s0-x2", "8m-data1-mask0.5-s0-x4"}
     with pytest.raises(ConfigError, match="exists"):
         scaling_runner.predict(study)
     os.unlink(study.folder / "prediction.json")

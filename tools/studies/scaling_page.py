@@ -22,7 +22,7 @@ from tools.studies.scaling_runner import ScalingStudy, is_family, score
 from tools.studies.scaling_stats import Interval, SpeedUp
 
 MODEL, DATA, LONG = StudyPoint("8M/8"), StudyPoint(data="all"), StudyPoint(length=4)
-BOTH, ALL = JOINT.point(2), JOINT.point(4)
+BOTH, ALL = (group.point(length) for group in JOINT for length in group.lengths)
 TABLE_8 = {"baseline": REFERENCE, "model": MODEL, "data": DATA, "schedule": LONG, "model+data": BOTH, "joint": ALL}
 """Row of the paper's Table 8 -> our point."""
 Terms = Sequence[tuple[float, StudyPoint]]
@@ -70,7 +70,8 @@ smallest. The range ended at 0.002 until two trials were complete, of which the 
 
 Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, cost
 at most {budget:g} core-hours. Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the
-last {cooldown:.0%} of a run. Runs that differ only in their length share their trunk (docs/sweeps.md).
+last {cooldown:.0%} of a run. Runs that differ only in their length share their trunk (docs/sweeps.md), except in the
+joint corner.
 
 Seeds. Masks and lengths at the reference have two seeds. Every other point gets a first seed; a second one follows
 unless its difference from the reference exceeds {clear:g} times the half-width of its 95 % interval. The joint corner
@@ -302,11 +303,11 @@ def laws(study: ScalingStudy) -> list[Block]:
     if not study.prediction:
         return [*blocks, Text("The joint corner is not predicted yet.", tone="note")]
     corner = []
-    for length in JOINT.lengths:
-        predicted, scores = study.prediction["errors"][str(length)], study.scores(JOINT.point(length))
+    for point in (BOTH, ALL):
+        predicted, scores = study.prediction["errors"][str(point.length)], study.scores(point)
         inside = "-" if not scores else "yes" if predicted["low"] <= 1 - fmean(scores) <= predicted["high"] else "no"
         bounds = f"{percent(1 - predicted['high'])} to {percent(1 - predicted['low'])}"
-        corner.append((f"length {length}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
+        corner.append((f"length {point.length:g}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
     note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."
     columns = "length|predicted top-1|95 % interval|result|inside"
     return [*blocks, *section("The joint corner, predicted", columns, corner, note)]

@@ -154,7 +154,7 @@ def is_family(item: Mapping[str, Any]) -> bool:
 
 def is_predicted(job: StudyRun) -> bool:
     """Whether a run belongs to the joint corner, whose accuracy is predicted before it is trained."""
-    return (job.group.model, job.group.data) == (JOINT.model, JOINT.data)
+    return job.group in JOINT
 
 
 # -- prediction --------------------------------------------------------------------------------------------------------
@@ -187,9 +187,8 @@ def predict(study: ScalingStudy) -> dict[str, Any]:
     fitted, records = law(study)
     parameters = max(each["parameters"] for each in records)
     data = max(each["data_samples"] for each in records)
-    errors = {
-        str(length): vars(fitted.predict((parameters, data, length * study.unit), runs=1)) for length in JOINT.lengths
-    }
+    lengths = [length for group in JOINT for length in group.lengths]
+    errors = {str(each): vars(fitted.predict((parameters, data, each * study.unit), runs=1)) for each in lengths}
     prediction = {
         "what": "zero-shot error of a run of the joint corner by its length in units, from the runs below",
         "errors": errors,
