@@ -93,6 +93,16 @@ def test_icon_names_are_split_into_subject_style_and_aliases() -> None:
     assert names.captions(icons["home-24-filled"])[-1] == "an icon of home, or house"
 
 
+def test_subject_of_two_variants_does_not_depend_on_hash_seed() -> None:
+    """Of two variants of equal length the one counts that is where the set says: prefix first, suffix last."""
+    first, last = ("bold", "line", "thin", "flat"), ("tall", "base", "open", "wide")
+    listed = [f"{a}-star-{b}" for a in first for b in last]
+    subjects = {"prefixes": {f"star {b}" for b in last}, "suffixes": {f"{a} star" for a in first}}
+    for field, expected in subjects.items():
+        item = collection("aa", dict.fromkeys(listed, "")) | {field: dict.fromkeys((*first, *last), "")}
+        assert {icon.subject for icon in names.icons(item)} == expected
+
+
 # -- near-duplicates ---------------------------------------------------------------------------------------------------
 
 

@@ -253,6 +253,7 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     assert 1.7 < float(row(text, "50 %")[3].split()[0]) < 2.3, "half the cost at equal accuracy"
     assert row(text, "length 4")[-1] == "yes" and row(text, "chance")[2:] == ["0.10"] * 5
     assert row(text, "tabler")[2:4] == ["12.00", "0.00"]
+    assert row(text, "1/64") == ["1/64", "digest", "2"] and "several digests" not in text
     assert "0.5m-data8-mask0.5-s0-repeat-x2" in text and "docs/sweeps.md" in text
     for name in ("axes-1", "axes-2", "axes-3", "cost-1", "cost-2"):
         assert f"](scaling_study/{name}.svg)" in text

@@ -228,11 +228,12 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
 
 
 def collect(folder: Path, local: Mapping[str, Outcome], machine: Mapping[str, Any]) -> None:
-    """Write the results of complete runs that have none, and the facts about the data once."""
+    """Write the results of complete runs that have none, and the facts about the data of this machine."""
     results_folder(folder).mkdir(parents=True, exist_ok=True)
-    facts = read_json(cache_root() / "icons" / "done.json")
-    if facts and not (folder / "data.json").exists():
-        write_json(folder / "data.json", {key: facts[key] for key in ("counts", "sets", "leakage") if key in facts})
+    facts = read_json(cache_root() / "icons" / "done.json") or {}
+    known = {key: facts[key] for key in ("counts", "sets", "leakage") if key in facts}
+    if known and known != read_json(folder / "data.json"):
+        write_json(folder / "data.json", known)
     for job in scaling_design.all_jobs():
         path = results_folder(folder) / f"{job.name}.json"
         if job.name in local and not path.exists():

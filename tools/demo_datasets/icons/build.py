@@ -149,5 +149,5 @@ def _write_tokenizer(folder: Path, training: Sequence[Drawing]) -> None:
     train(lines, VOCABULARY, folder / "tokenizer.json")
 
 
-DATA = DemoData("icons", 1, [families.PACKAGE], _write)
+DATA = DemoData("icons", 2, [families.PACKAGE], _write)
 """Building it needs 1 GB of memory and, meanwhile, 2 GB of disk."""

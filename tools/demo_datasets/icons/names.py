@@ -47,13 +47,13 @@ def icons(collection: Mapping[str, Any]) -> Iterator[Icon]:
         if set(item) <= {"parent", "hidden"}:
             aliases.setdefault(item["parent"], []).append(alias)
     categories = {name: title for title, names in collection.get("categories", {}).items() for name in names}
-    variants = sorted({*collection.get("suffixes", ()), *collection.get("prefixes", ())} - {""}, key=len, reverse=True)
+    variants = [{*collection.get(ends, ())} - {""} for ends in ("prefixes", "suffixes")]
     logo = "logo" if collection["info"].get("category") == "Logos" else ""
     for name, drawing in sorted(collection["icons"].items()):
         if 0 in (drawing.get("width"), drawing.get("height")):
             continue
-        subject, words = _split(name, variants)
-        others = (_split(alias, variants)[0] for alias in sorted(aliases.get(name, ())))
+        subject, words = _split(name, *variants)
+        others = (_split(alias, *variants)[0] for alias in sorted(aliases.get(name, ())))
         yield Icon(
             name,
             subject,
@@ -63,16 +63,22 @@ def icons(collection: Mapping[str, Any]) -> Iterator[Icon]:
         )
 
 
-def _split(name: str, variants: list[str]) -> tuple[str, list[str]]:
-    """What the icon shows, as words, and the words of its variant."""
+def _split(name: str, prefixes: set[str], suffixes: set[str]) -> tuple[str, list[str]]:
+    """What the icon shows, as words, and the words of its variant.
+
+    A prefix may also be at the end and a suffix at the beginning. The longest variant counts; of several, the one that
+    is where the set says.
+    """
     words: list[str] = []
-    for variant in variants:
+    matches = []
+    for variant in prefixes | suffixes:
         if name.endswith(f"-{variant}"):
-            name, words = name.removesuffix(f"-{variant}"), variant.split("-")
+            matches.append((len(variant), variant in suffixes, variant, name.removesuffix(f"-{variant}")))
         elif name.startswith(f"{variant}-"):
-            name, words = name.removeprefix(f"{variant}-"), variant.split("-")
-        if words:
-            break
+            matches.append((len(variant), variant in prefixes, variant, name.removeprefix(f"{variant}-")))
+    if matches:
+        _, _, variant, name = max(matches)
+        words = variant.split("-")
     parts = name.split("-")
     while len(parts) > 1 and (parts[-1] in ALWAYS or _NUMBER.fullmatch(parts[-1])):
         words = [parts.pop(), *words]
