@@ -149,7 +149,8 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
     rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
-    return [{**row, "stops at": row["stops at"] or "no limit"} for row in rows]
+    others = {"storage": "a day of waits"}  # Limits.storage_total
+    return [{**row, "stops at": row["stops at"] or others.get(row["cause"], "no limit")} for row in rows]
 
 
 def _spent(spent: Mapping[str, Any]) -> list[str]:

@@ -46,19 +46,19 @@ def follow(args: argparse.Namespace) -> int:
         raise ConfigError("several runs", value=len(runs), remedy="Add --once, or name one run.")
     for run in runs:
         name = f"{run.sweep}/{run.name}"
-        with follower.lock(run, args.tracker) as mine:
-            if not mine:
-                note(f"{name}: another follower is active and sends its metrics")
-                continue
-            try:
+        try:
+            with follower.lock(run, args.tracker) as mine:
+                if not mine:
+                    note(f"{name}: another follower is active and sends its metrics")
+                    continue
                 each = follower.Follower(run, args.tracker, args.project)
-                with contextlib.suppress(KeyboardInterrupt):
+                with contextlib.suppress(*(() if args.once else (KeyboardInterrupt,))):
                     each.follow(lambda: args.once or read_run(run.path).state in clusters.ENDED)  # noqa: B023
                 each.close()
                 note(f"{name}: up to date")
-            except FlipError as error:  # the others are sent nevertheless
-                print(f"{name}: {error}", file=sys.stderr)
-                code = error.code
+        except FlipError as error:  # the others are sent nevertheless
+            print(f"{name}: {error}", file=sys.stderr)
+            code = error.code
     return code
 
 

@@ -57,7 +57,7 @@ def start(options: argparse.Namespace) -> dict[str, Any]:
         "cpus": used.cpus,
         "memory": used.memory,
         "ports": [used.port, used.port + used.ports - 1],
-        "address": cluster.site.address,
+        "address": cluster.site.address if cluster.site.only else "all addresses",
     }
 
 

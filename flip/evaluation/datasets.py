@@ -221,9 +221,10 @@ def _require(location: DatasetLocation | None, path: str, split: str) -> Dataset
 
 
 def _prompts(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts:
-    if request.templates in ("7", "80"):
+    of_imagenet = request.templates in ("7", "80")
+    if of_imagenet and (not entry or entry.get("words") == "imagenet"):  # other known sets have names of their own
         return imagenet_prompts(int(request.templates))
-    if request.templates:
+    if request.templates and not of_imagenet:
         return read_prompts(request.templates)
     folder = path if Path(path).is_dir() else os.path.dirname(path)
     prompts = None if is_remote(path) else read_folder(folder)

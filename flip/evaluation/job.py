@@ -139,9 +139,6 @@ class Evaluation:
         self._beat("loading the model")
         device, compute = self.world.device, self.config.compute
         if isinstance(source, dict):
-            masked = [mask for mask, _ in self.task.views if float(mask)]
-            if masked:
-                raise ConfigError("only runs of this toolkit are evaluated with a mask", "--mask", masked[0])
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
         config = weights_config(merge.read_config(self.subject.config), source.stage)
         with torch.device("meta"):

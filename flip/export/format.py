@@ -153,7 +153,7 @@ def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:
     image, words = model.image, model.text
     sets = ", ".join(f"{item.name} ({item.samples:,} samples)" for item in data.sets) or f"{data.samples:,} samples"
     stages = (
-        f"{stage.name}: {stage.samples:,} samples, batch {stage.batch:,}, {float(stage.mask):.0%} of patches masked"
+        f"{stage.name}: {stage.samples:,} samples, batch {stage.batch:,}, {100 * float(stage.mask):g} % masked patches"
         for stage in config.stages
     )
     rows = {
@@ -172,7 +172,7 @@ def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:
 
 
 def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
-    scored = [score for score in evaluations if "top1" in score]
+    scored = [score for score in evaluations if "top1" in score and score.get("metric") != "jaccard"]
     if scored:
         yield "\n## Accuracy, by the toolkit\n\n| data set | task | role | n | top-1 or R@1 | computed in |\n"
         yield "|---|---|---|---|---|---|\n"

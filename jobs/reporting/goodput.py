@@ -2,9 +2,10 @@
 
 Every second is counted once. ``useful``: steps whose result stands. ``repeated``: steps that the next attempt did
 again. ``starting``: from the start of the attempt until it could train. ``saving``: steps were blocked by a save.
-``other``: between and after steps, for example evaluation. ``lost``: attempts that committed nothing, and the time
-after the last line of one that was killed. ``unknown``: the files do not say. ``waiting`` occupies nothing: from the
-submission, or the end of the attempt before, to the start. It compares clocks of two hosts.
+``other``: between and after steps, for example evaluation. ``lost``: attempts that committed nothing, the steps after
+the last commit of one that has no next attempt, and the time after the last line of one that was killed. ``unknown``:
+the files do not say. ``waiting`` occupies nothing: from the submission, or the end of the attempt before, to the start.
+It compares clocks of two hosts.
 """
 
 import math
@@ -92,7 +93,10 @@ def attempt_times(
         committed = attempt.end.get("committed") or not attempt.end
         parts["unknown" if committed else "lost"] += ended - start_time - parts["starting"]
         return times
-    steps = _steps(parts, timed, (ready or attempt.start).get("samples", from_), resumed)
+    saved = attempt.end.get("commits") if resumed is None else resumed
+    steps = _steps(parts, timed, (ready or attempt.start).get("samples", from_), saved)
+    if resumed is None:  # no attempt has repeated them yet
+        parts["lost"], parts["repeated"] = parts["repeated"], 0.0
     first, last = ({name: float(column[i]) for name, column in timed.items()} for i in (0, -1))
     # older run directories have no ready.json: everything before the first step is the start
     until = ready["time"] if ready else first["time"] - (first["samples"] - from_) / first["samples_per_second"]
@@ -104,12 +108,15 @@ def attempt_times(
     return times
 
 
-def _steps(parts: dict[str, float], timed: Columns, before: float, resumed: int | None) -> float:
-    """Add useful steps and those after S = ``resumed``, which are repeated; returns the seconds of all steps."""
+def _steps(parts: dict[str, float], timed: Columns, before: float, saved: int | None) -> float:
+    """Add useful steps and those after S = ``saved``, which are repeated; returns the seconds of all steps.
+
+    Without ``saved`` all are useful.
+    """
     samples = timed["samples"]
     starts = np.concatenate([[before], samples[:-1]])
     windows = (samples - starts) / timed["samples_per_second"]
-    useful_until = samples if resumed is None else np.minimum(samples, np.maximum(starts, resumed))
+    useful_until = samples if saved is None else np.minimum(samples, np.maximum(starts, saved))
     counts = samples > starts
     shares = np.where(counts, (useful_until - starts) / np.where(counts, samples - starts, 1.0), 1.0)
     parts["useful"] += float((windows * shares).sum())

@@ -56,7 +56,8 @@ def _stage(key: str) -> Callable[[Outcome], float | None]:
 
 _SIZE = r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))"
 """Settings by which sizes of a model differ. The other settings of the section are methods."""
-_LENGTH = r"stages\..*\.samples"
+_LENGTH = r"stages\..*\.(samples|cooldown)"
+"""The cooldown of a longer run is usually longer."""
 _DATA = r"data\.(manifest|samples|sets\..*)"
 
 AXES = (

@@ -132,9 +132,11 @@ class EvaluationRequest:
         names = [request.name for request in requests]
         if len({(request.name, request.task) for request in requests}) < len(requests):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
-        if args.batch < 1 or args.cost < 0:
-            option, value = ("--batch", args.batch) if args.batch < 1 else ("--probe-c", args.cost)
-            raise ConfigError("must be above 0", option, value)
+        lowest = {"batch": 1, "cost": 0, "nodes": 1, "processes": 0, "gpus": -1}
+        for name, least in lowest.items():
+            if getattr(args, name) < least:
+                option = {"cost": "probe-c"}.get(name, name)
+                raise ConfigError(f"must be at least {max(least, 0)}", f"--{option}", getattr(args, name))
         cache = "" if args.no_cache else str(cache_root() / "features")
         rows = tuple(dataclasses.asdict(request) for request in requests)
         commits, views = self._commits(subject), self._views()
@@ -148,9 +150,10 @@ class EvaluationRequest:
         suites, result, absent = datasets.suites(), list[DatasetRequest](), dict[str, str]()
         for text in self.args.sets:
             members = [DatasetRequest.parse(member) for member in suites.get(text, [text])]
-            local = text in suites and self.profile.kind == "local"
-            absent |= {m.name: why for m in members if local and (why := datasets.missing(m, self.data))}
-            result += [member for member in members if member.name not in absent]
+            here = text in suites and (self.profile.kind == "local" or Path(self.data).is_dir())
+            missing = {m.name: why for m in members if here and (why := datasets.missing(m, self.data))}
+            absent |= missing
+            result += [m for m in members if m.name not in missing and not (text in suites and m in result)]
         for why in absent.values():
             note(f"left out: {why}")
         if absent and not result:
@@ -160,6 +163,9 @@ class EvaluationRequest:
     def _own(self, subject: RunDir) -> list[DatasetRequest]:
         if self.args.model:
             raise ConfigError("a model has no data sets of its own", "--sets", remedy="Name some: see --list.")
+        if given := self.args.classes or self.args.templates:
+            remedy = "Name data sets with --sets."
+            raise ConfigError("the run's own sets have their class names", "--classes, --templates", given, remedy)
         names = [item.name for item in merge.read_config(subject.config).evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
@@ -176,6 +182,8 @@ class EvaluationRequest:
         return dataclasses.replace(wanted, templates=templates)
 
     def _views(self) -> tuple[tuple[str, bool], ...]:
+        if self.args.model and self.args.mask:
+            raise ConfigError("only runs of this toolkit are evaluated with a mask", "--mask", self.args.mask[0])
         views = [("0", False)]
         for text in self.args.mask:
             try:

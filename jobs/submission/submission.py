@@ -229,8 +229,9 @@ class Submission:
             self.checks.setdefault(check, []).extend(names)
 
     def _check_space(self, plan: Plan) -> None:
-        """Check the space for checkpoints of runs that start or run."""
-        grows = [action for action in plan.actions if action.starts or action.kind in ("running", "waiting")]
+        """Check the space for checkpoints of runs that start or have an active job."""
+        active = ("queued", "running", "waiting")
+        grows = [action for action in plan.actions if action.starts or action.kind in active]
         # the checkpoints of a run that goes to the trash first stay on the disk
         paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
         configs = {path: wanted.config for path, wanted in paths.items()}

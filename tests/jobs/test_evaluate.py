@@ -231,6 +231,8 @@ def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_pat
         (["sweep/run", "--commit", "7"], "There are: pretrain/32-1, pretrain/64-1"),
         *((["sweep/run", "--mask", mask], "the share of patches") for mask in ("1.5", "1/2", "nan", "half", "0")),
         (["sweep/run", "--ensemble"], "Add --mask"),
+        (["sweep/run", "--nodes", "0"], "--nodes: must be at least 1"),
+        (["sweep/run", "--templates", "80"], "Name data sets with --sets"),
         (["sweep/run", "--sets", "mnist", "mnist"], "named twice"),
         (["--model", "x:y", "--sets", "mnist"], "open_clip:FOLDER"),
         (["--model", "open_clip:/nowhere", "--sets", "mnist"], "no such folder"),
@@ -297,6 +299,18 @@ def test_evaluate_writes_masks_as_in_the_columns_of_the_paper(tmp_path):
     argv = ["two", "--root", str(tmp_path), "--mask", ".5", "0.50", "5e-1", "0.5", "0.75"]
     request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))
     assert request._views() == (("0", False), ("0.5", False), ("0.75", False))
+    argv[:1] = ["--model", "open_clip:x"]
+    with pytest.raises(ConfigError, match="only runs of this toolkit"):
+        evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))._views()
+
+
+def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
+    for name in ("wds_vtab-cifar10", "elsewhere"):
+        wds(tmp_path / name)
+    sets = ["datacomp38", f"imagenet1k={tmp_path}/elsewhere", "paper-table4"]
+    argv = ["two", "--root", str(tmp_path), "--data", str(tmp_path), "--sets", *sets]
+    requested = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))._requested
+    assert [request.name for request in requested] == ["cifar10", "imagenet1k"]
 
 
 def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path, monkeypatch):

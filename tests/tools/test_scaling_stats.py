@@ -58,6 +58,12 @@ def test_speed_up_is_bound_instead_of_extrapolation() -> None:
     assert scaling_stats.speed_up(low, [(50.0, [0.3]), (100.0, [])]) is None
 
 
+def test_speed_up_ignores_longer_run_that_is_not_more_accurate() -> None:
+    first, second = [(1.0, [0.1]), (2.0, [0.2]), (4.0, [0.3])], [(1.0, [0.1]), (2.0, [0.3]), (4.0, [0.28])]
+    speed_up = scaling_stats.speed_up(first, second)
+    assert speed_up is not None and speed_up.estimate.value == pytest.approx(2), "30 % at cost 4, and at cost 2"
+
+
 def test_joint_law_recovers_known_exponents_and_prediction() -> None:
     """About 95 % of the intervals contain the known values."""
     axes = np.array([(n, d, s) for n in (0.5e6, 2e6, 8e6) for d in (5e3, 4e4, 3e5) for s in (1e5, 4e5)])

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,22 +48,17 @@ def fetch(packages: Sequence[Package], store: Path) -> None:
     Raises StorageError (npm or the network fails, naming the package) and DataError (a digest differs).
     """
     store.mkdir(parents=True, exist_ok=True)
-    workspace = store / "partial"
-    shutil.rmtree(workspace, ignore_errors=True)
-    workspace.mkdir()
     npm: _Npm | None = None
-    try:
-        with ProgressBar("fetching packages") as bar:
-            for number, package in enumerate(packages, 1):
-                if not (store / package.file).exists():
-                    npm = npm or _Npm(workspace)
-                    npm.pack(package)
-                    verify(package, workspace / package.file)
-                    os.replace(workspace / package.file, store / package.file)
-                verify(package, store / package.file)
-                bar(number, len(packages))
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+    own_folder = tempfile.TemporaryDirectory(dir=store, ignore_cleanup_errors=True)  # another fetch may run meanwhile
+    with own_folder as workspace, ProgressBar("fetching packages") as bar:
+        for number, package in enumerate(packages, 1):
+            if not (store / package.file).exists():
+                npm = npm or _Npm(Path(workspace))
+                npm.pack(package)
+                verify(package, Path(workspace, package.file))
+                os.replace(Path(workspace, package.file), store / package.file)
+            verify(package, store / package.file)
+            bar(number, len(packages))
 
 
 def verify(package: Package, path: Path) -> None:

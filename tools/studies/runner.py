@@ -201,6 +201,8 @@ def _work(design: Calibrated, outcome: Outcome) -> str:
 def write_calibration(design: Calibrated, path: Path, profile: str) -> None:
     """Measure step times and write the record. Raises Unfinished, OSError."""
     before = machine()  # when the measurement starts
+    for outcome in read_outcomes(runs_root() / design.calibration()["name"]):  # complete runs would not start again
+        move_to_trash(outcome.run.path)
     record = {
         "what": "processor seconds per sample of the one process that a run is: reading, decoding, cropping, forward,"
         " backward, optimiser; two runs side by side; median over intervals between metric lines, and quartiles",

@@ -127,10 +127,11 @@ def _ratio(
 ) -> tuple[float, float]:
     """(ratio of costs, accuracy at which they are compared) for mean accuracies ``a`` and ``b`` per length."""
     level = min(max(a), max(b))
-    logs = [
-        np.interp(level, np.maximum.accumulate(means), np.log([cost for cost, _ in each]))
-        for each, means in ((first, a), (second, b))
-    ]
+    logs = list[float]()
+    for lengths, means in ((first, a), (second, b)):
+        # a longer run that is not more accurate does not count
+        reached, shortest = np.unique(np.maximum.accumulate(means), return_index=True)
+        logs.append(float(np.interp(level, reached, np.log([lengths[i][0] for i in shortest]))))
     return float(np.exp(logs[0] - logs[1])), level
 
 

@@ -136,6 +136,12 @@ def test_resolve_dataset_labels_images_by_class_folder(tmp_path):
     assert datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "").prompts.names == ["a", "b"]
 
 
+def test_imagenet_templates_change_no_set_with_own_names(tmp_path):
+    wds(tmp_path / "wds_vtab-cifar10")
+    prompts = datasets.resolve_dataset(DatasetRequest("cifar10", templates="80"), str(tmp_path)).prompts
+    assert prompts.names == ["tench", "great white shark", "cock"] and len(prompts.templates) == 2
+
+
 def named(tmp_path, folders, names):
     """Writes a folder with one image per class and a file of class names. Returns the request for both."""
     images(tmp_path / "set", [f"{folder}/x.png" for folder in folders])

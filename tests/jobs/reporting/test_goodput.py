@@ -131,6 +131,12 @@ def test_of_run_counts_attempt_without_commit_as_lost(tmp_path):
     assert seconds(goodput.of_run(read_run(run_of(tmp_path / "s", uncommitted).path))) == {"starting": 50, "lost": 150}
 
 
+def test_of_run_counts_unsaved_steps_of_newest_attempt_as_lost(tmp_path):
+    """No attempt repeats them yet: 500 of 2000 samples were not saved, 5 s have no line."""
+    account = goodput.of_run(read_run(run_of(tmp_path / "s", TWO[0]).path))
+    assert seconds(account) == {"starting": 50, "useful": 150, "lost": 50 + 5, "saving": 20, "other": 10}
+
+
 def test_of_run_counts_more_repeated_time_after_damaged_commit(tmp_path):
     second = (TWO[1][0], {"time": 1430.0, "samples": 1000}, *TWO[1][2:])
     account = goodput.of_run(read_run(run_of(tmp_path / "s", TWO[0], second).path))

@@ -188,6 +188,29 @@ def test_follow_command_sends_sweep_once_and_refuses_bad_arguments(run, capsys):
     assert "lines" in capsys.readouterr().err
 
 
+def test_follow_command_sends_other_runs_if_one_cannot_be_locked(run, capsys):
+    save(run, attempt(run, 0, (1, 2)), 2)
+    first = run.path.with_name("a")
+    shutil.copytree(run.path, first)
+    (first / "trackers").write_text("no folder")
+    args = [str(run.path.parent), "--tracker", "lines", "--root", str(run.path.parents[1])]
+    assert main([*args, "--once", "--project", "project"]) != 0
+    output = capsys.readouterr()
+    assert output.err.startswith("sweep/a: ") and output.out == "sweep/run: up to date\n" and len(sent(run)) == 2
+
+
+def test_follow_command_ends_at_ctrl_c_before_all_is_sent(run, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Follower, "follow", interrupt)
+    args = [str(run.path), "--tracker", "lines", "--project", "project", "--root", str(run.path.parents[1])]
+    with pytest.raises(KeyboardInterrupt):
+        main([*args, "--once"])
+    assert main(args) == 0, "without --once, Ctrl-C is how it ends"
+    assert capsys.readouterr().out == "sweep/run: up to date\n"
+
+
 def test_follower_refuses_run_without_project(run):
     with pytest.raises(ConfigError, match="--project"):
         Follower(run, "wandb")
