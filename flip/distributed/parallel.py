@@ -28,6 +28,8 @@ from flip.runs.ownership import private_folder
 _Model = TypeVar("_Model", bound=nn.Module)
 TIMEOUT_MARGIN_MINUTES = 5.0
 """A collective waits this much longer than the watchdog, whose message is better."""
+NEVER_MINUTES = 1440.0
+"""Stands for a ``hang_minutes`` of 0: as long as a read may wait at most (``data.deadline``)."""
 LOOPBACK = "127.0.0.1"
 RECOMPILE_LIMIT = 64
 """Shapes for which a block may be compiled: stages x towers x micro-batches, and lengths of packed texts."""
@@ -58,7 +60,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
 
     If LOCAL_WORLD_SIZE equals WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them.
     """
-    timeout = datetime.timedelta(minutes=(hang_minutes or 20.0) + TIMEOUT_MARGIN_MINUTES)
+    timeout = datetime.timedelta(minutes=(hang_minutes or NEVER_MINUTES) + TIMEOUT_MARGIN_MINUTES)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
     if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic

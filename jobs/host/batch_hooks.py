@@ -186,6 +186,7 @@ def begin(path: str, token: Optional[str]) -> int:
             settle_canary(run, "stop")
             send_notification(run, "stop")
         return CAUSES.get(previous["cause"], CAUSES["crash"])
+    os.environ.pop(slurm_cli.FOLLOWS, None)  # repeated after an error, this call finds the attempt that it has won
     n = attempts.start_attempt(run, start_record())
     processes.kill_orphans(str(run.path), n, *own_start())
     run.open_logs(n)

@@ -426,7 +426,8 @@ def _original_environment(attempt: Optional[int]) -> Dict[str, str]:
         given = {}
     if given.get("SLURM_JOB_ID") != os.environ.get("SLURM_JOB_ID"):  # it was killed: our parent is another process
         given = {name: value for name, value in os.environ.items() if name not in ("FLIP_RUN", "FLIP_ATTEMPT")}
-    own = {name: value for name, value in given.items() if name == "SLURM_CONF" or not name.startswith("SLURM")}
+    jobs_own = ("SLURM", FOLLOWS)
+    own = {name: value for name, value in given.items() if name == "SLURM_CONF" or not name.startswith(jobs_own)}
     return dict(own, **({FOLLOWS: str(attempt)} if attempt is not None else {}))
 
 

@@ -17,7 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flip.config.merge import dump
+from flip.config.merge import dump, to_dict
+from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder, is_mine
@@ -92,10 +93,10 @@ def apply(
             os.rename(temporaries[action.name], target)
         fsync_path(plan.folder)
         for action in started:
-            if action not in fresh:  # machine-dependent settings may be new
+            if action not in fresh:
                 if action.adopts:
                     _adopt(action, plan.folder)
-                write_text(plan.folder / action.name / "config.yaml", dump(action.wanted.config))
+                _update_config(action, plan.folder, snapshot)
         for action in started:
             if action.wanted.config.init.run:
                 warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
@@ -148,6 +149,26 @@ def _adopt(action: Action, folder: Path) -> None:
     until["changes"] = [change._asdict() for change in action.changes]
     wanted = {key: action.wanted.identity[key] for key in ("hash", "schema", "config")}
     write_json(run.identity, {**stored, **wanted, "before": [*stored.get("before", []), until]})
+
+
+def _update_config(action: Action, folder: Path, snapshot: Snapshot) -> None:
+    """Write config.yaml of a run that continues: settings outside of its identity may be new.
+
+    A run that keeps older code gets no key that its config.yaml lacks, because that code may not know it.
+    """
+    path, settings = folder / action.name / "config.yaml", to_dict(action.wanted.config)
+    if snapshot_of(action, folder) not in (None, snapshot.path):
+        settings = _without_new_keys(settings, read_yaml(path))
+    write_text(path, dump_yaml(settings))
+
+
+def _without_new_keys(settings: Any, stored: Any) -> Any:
+    """``settings`` without keys that ``stored`` lacks, at every depth."""
+    if isinstance(settings, dict) and isinstance(stored, dict):
+        return {key: _without_new_keys(value, stored[key]) for key, value in settings.items() if key in stored}
+    if isinstance(settings, list) and isinstance(stored, list) and len(settings) == len(stored):
+        return [_without_new_keys(new, old) for new, old in zip(settings, stored, strict=True)]
+    return settings
 
 
 def snapshot_of(action: Action, folder: Path) -> Path | None:

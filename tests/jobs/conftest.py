@@ -1,5 +1,6 @@
 """Fixtures of the tests of jobs/: a sweep of fake workers, small data, a small disk, simulated time, stub commands."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,8 +30,9 @@ def data(tmp_path_factory):
 def field(tmp_path):
     sweep = LocalSweep(tmp_path)
     yield sweep
-    for pid in sweep.left():  # only after a failed test
-        os.kill(pid, signal.SIGKILL)
+    for pid in sweep.left():
+        with contextlib.suppress(ProcessLookupError):  # it may be ending by itself
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -106,8 +106,8 @@ def test_restorer_falls_back_to_older_commit_if_object_is_damaged(server, world,
     assert [c.samples for c in commit.commits(run)] == [16]
 
 
-def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world, run, monkeypatch):
-    lead_to(monkeypatch, own.address)
+def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world, run, proxied):
+    proxied(own)
     saver = saver_of(run, world, background=True)
     saver.save(state_of(*trained()), "pretrain", 16)
     saver.wait()

@@ -14,13 +14,14 @@ SEED = 1
 """This seed gives twelve of the longest kinds of faults, including time limit, straggler and node loss."""
 
 
+@pytest.mark.timeout(1200)
 def test_short_storm_of_12_faults_violates_no_property(tmp_path):
     require()
     command = [sys.executable, "-m", "tests.storm", "--seed", str(SEED), "--out", str(tmp_path / "storm.md")]
     command += ["--folder", str(tmp_path / "s")]  # Slurm's sockets need a short path
     storm = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        output, _ = storm.communicate(timeout=540)
+        output, _ = storm.communicate(timeout=1100)
     finally:
         storm.terminate()  # this also stops its Slurm
         storm.wait(60)

@@ -232,6 +232,7 @@ def storage_restarts(run):
         run.scene.server.kill()
         run.wait(lambda: run.line.counts["away"] > before + 2 or run.over(), "requests in vain", 8, strict=False)
         run.scene.server.start()
+    os.environ["AWS_ENDPOINT_URL"] = run.scene.server.address  # the proofs read there
     return "the server of all runs is killed and started again"
 
 

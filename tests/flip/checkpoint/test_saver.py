@@ -91,7 +91,7 @@ def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
     with torch.no_grad():
         for tensor in state_of(pair, optimizer).values():
             tensor += 1
-    threading.Timer(0.5, go.set).start()
+    threading.Timer(2.0, go.set).start()
     saver.save(state_of(pair, optimizer), "pretrain", 32)
     assert saver.blocked_seconds > 0.1 and [c.samples for c in commit.commits(run)][:1] == [16]
     saver.wait()

@@ -60,7 +60,7 @@ def running(data, script, take=2, **environment):
         yield child, family
     finally:
         for member in [psutil.Process(child.pid), *family] if child.poll() is None else family:
-            if member.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):  # all end with their parent
                 member.kill()
         child.communicate()
 

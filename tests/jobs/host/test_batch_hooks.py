@@ -1,5 +1,7 @@
 """Tests that the batch hooks query Slurm until it answers, and never guess the cause of an attempt's end."""
 
+import errno
+
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -51,6 +53,22 @@ def test_open_attempt_is_ended_at_start_if_slurm_answers(run, commands, said, ca
     commands("scontrol", said)
     act("begin", run.path)
     assert causes(run) == [cause, None]
+
+
+def test_successor_starts_again_after_its_start_could_not_be_recorded(run, commands, monkeypatch, capsys):
+    """The attempt that it has won before the error is not that of another job."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setenv(slurm_cli.FOLLOWS, "1")
+    commands("scontrol", NONE)
+    open_logs, errors = RunDir.open_logs, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def fail_once(self, n):
+        if errors:
+            raise errors.pop()
+        return open_logs(self, n)
+
+    monkeypatch.setattr(RunDir, "open_logs", fail_once)
+    assert act("begin", run.path) == 0 and capsys.readouterr().out == "3\n"
 
 
 def test_refused_requeue_cancels_held_jobs_and_notifies(run, commands, slept, monkeypatch):

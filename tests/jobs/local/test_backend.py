@@ -67,7 +67,7 @@ def test_ranks_get_open_file_limit_raised_to_hard_limit(field):
 
 
 def test_parallel_setting_limits_concurrent_runs(field):
-    runs = [field.run(name, total=40) for name in ("a", "b", "c")]
+    runs = [field.run("a", total=100), field.run("b", total=100), field.run("c", total=1)]
     field.submit(*runs, parallel=2)
     field.until_moving(runs[0], 1)
     field.until_moving(runs[1], 1)
@@ -412,7 +412,8 @@ def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
     bad.attempts.write_text("no folder")
     write_json(bad.path / "job.json", {**read_json(good.path / "job.json"), "folder": str(bad.path)})
     field.until_state(good, "complete")
-    assert "a: [Errno 20]" in field.journal() and supervisor.is_served(field.sweep)  # the supervisor waits to retry
+    field.until(lambda: "a: [Errno 20]" in field.journal())
+    assert supervisor.is_served(field.sweep)  # it waits to retry
     os.kill(field.supervisor(), signal.SIGTERM)
     field.until(lambda: not field.left())
 

@@ -10,10 +10,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from flip.config import merge
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump, read_config
 from flip.config.resolve import dataset_facts, resolve
+from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs import commit
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -319,6 +321,24 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
         folders.apply(planning.plan([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
+
+
+def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
+    folder, resolved = tmp_path / "demo", wanted()
+    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    (folder / ".code" / ("01" * 8)).mkdir()
+    path = folder / "a" / "config.yaml"
+    stored = merge.to_dict(read_config(path))
+    del stored["compute"]["loss_tf32"], stored["stages"][0]["schedule"]  # of later versions
+    resolved.config.checkpoint.minutes = 77
+    for code in ("01" * 8, snapshot.path.name):
+        path.write_text(dump_yaml(stored))
+        write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
+        existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
+        folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, Fake(), {})
+        older, written = code != snapshot.path.name, read_yaml(path)
+        assert ("loss_tf32" not in written["compute"]) is older and ("schedule" not in written["stages"][0]) is older
+        assert written["checkpoint"]["minutes"] == 77
 
 
 @pytest.mark.parametrize("code", ["../../elsewhere", "FOLDER/elsewhere", ".", "", "zz" * 8, 7, None])

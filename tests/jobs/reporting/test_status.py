@@ -181,7 +181,7 @@ def test_watch_returns_at_once_if_no_supervisor_manages_run(field):
 
 
 def test_watch_interrupt_leaves_run_running(field):
-    run = field.run(total=40, step=0.1)
+    run = field.run(total=10_000, step=0.1)
     field.submit(run)
     # Restores SIGINT as in a terminal: tests in the background inherit it ignored, and so would the command.
     script = (

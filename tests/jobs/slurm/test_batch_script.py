@@ -238,14 +238,15 @@ def test_broken_node_submits_successor_job_if_requeue_is_disabled(stage, tmp_pat
     shutil.rmtree(stage.folder)
     stage.commands("scontrol", DISABLED.format(script=stage.script))
     stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
-    assert stage.start(SLURMD_NODENAME="n7").wait(60) == 1
+    assert stage.start(SLURMD_NODENAME="n7", FLIP_FOLLOWS="5").wait(60) == 1
     options = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7,n7 --array=1"
     assert [call for call in stage.commands.calls() if "requeue" in call or "sbatch" in call] == [
         "scontrol requeue 57_1",
         f"sbatch {options}",
     ]
     assert (tmp_path / "given").read_text() == stage.script.read_text()
-    assert "SLURM_JOB_ID" not in (tmp_path / "env").read_text()
+    left = (tmp_path / "env").read_text()
+    assert "SLURM_JOB_ID" not in left and "FLIP_FOLLOWS" not in left, "it follows no attempt"
 
 
 @pytest.mark.parametrize("sent, heard", [("USR1", "USR2"), ("USR2", "USR2"), ("TERM", "USR1")])

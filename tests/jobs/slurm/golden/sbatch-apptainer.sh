@@ -24,13 +24,14 @@ submit_successor() (  # Slurm does not requeue this job: submit the same script 
   options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
   options+=(--begin="now+$((60 * starts))" ${excluded:+--exclude="$excluded"})
   [ -z "$SLURM_ARRAY_TASK_ID" ] || options+=(--array="$SLURM_ARRAY_TASK_ID")
-  for name in "${!SLURM@}"; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+  for name in "${!SLURM@}" FLIP_FOLLOWS; do [ "$name" = SLURM_CONF ] || unset "$name"; done
+  [ -z "$FLIP_ATTEMPT" ] || export FLIP_FOLLOWS="$FLIP_ATTEMPT"
   sbatch "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
 )
 requeue_job() {  # for half a day while Slurm does not answer, as when this node is cut off; ten minutes if it refuses
   for _ in {1..1440}; do refusals=${refusals:-0}
     error=$(scontrol requeue "$id" 2>&1) && return; echo "$error" >&2
-    case $error in *"presently disabled"*) submit_successor; exit "$code";; esac; sleep 30
+    case $error in *"presently disabled"*) submit_successor && exit "$code";; esac; sleep 30
     count=$(scontrol show job "$id") || continue
     count=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$count")
     [ "${count:-$restarts}" = "$restarts" ] || exit "$code"  # Slurm has restarted it
