@@ -5,7 +5,6 @@ import datetime
 import multiprocessing
 import os
 import queue
-import socket
 import tempfile
 import traceback
 from contextlib import nullcontext
@@ -203,11 +202,11 @@ def clipped(config, world, folder=None):
     return result
 
 
-def rank_main(rank, size, port, cases, folder, results, work):
+def rank_main(rank, size, store, cases, folder, results, work):
     """Runs ``work`` for each case on this rank. Any unpickling of data from other ranks fails, in torch's code too."""
     try:
         distributed_c10d._unpickler = None
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=store)
         world = parallel.start(cases[0])
         outputs = [work(config, world, folder) for config in cases]
         if rank == 0:
@@ -226,24 +225,22 @@ def launch(size, cases, folder=None, work=trained):
         outputs = [work(config, world) for config in cases]
         parallel.stop()
         return outputs
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     if folder:
         RunDir(folder).start_attempt({})
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    shared_args = size, port, cases, folder, results, work
-    ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    try:
-        outputs = results.get(timeout=240)
-    except queue.Empty:
-        outputs = "no rank answered"
-    for process in ranks:
-        process.join(60)
-        process.kill()
+    with tempfile.TemporaryDirectory() as place:
+        shared_args = size, f"{place}/store", cases, folder, results, work
+        ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(size)]
+        for process in ranks:
+            process.start()
+        try:
+            outputs = results.get(timeout=240)
+        except queue.Empty:
+            outputs = "no rank answered"
+        for process in ranks:
+            process.join(60)
+            process.kill()
     assert not isinstance(outputs, str), outputs
     return [{name: torch.from_numpy(value) for name, value in output.items()} for output in outputs]
 

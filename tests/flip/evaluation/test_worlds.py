@@ -5,7 +5,6 @@ import gc
 import multiprocessing
 import os
 import queue
-import socket
 import weakref
 
 import pytest
@@ -31,8 +30,8 @@ def empty():
         return clip.CLIPModel(CONFIG, Augment(), "sdpa")
 
 
-def rank_main(rank, world, port, folder, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, world, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), FLIP_STORE=str(folder / f"store-{world}"))
     # a world of two ranks trains in bf16 but scores in fp32
     precision = "bf16" if world == 2 else "fp32"
     compute = schema.Compute(device="cpu", precision=precision, attention="sdpa", threads=1)
@@ -84,12 +83,9 @@ def folder(tmp_path_factory):
 
 
 def run(world, folder):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(r, world, port, folder, results)) for r in range(world)]
+    ranks = [context.Process(target=rank_main, args=(r, world, folder, results)) for r in range(world)]
     for process in ranks:
         process.start()
     reports = []

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import socket
 import subprocess
 import sys
 import typing
@@ -52,8 +51,8 @@ def score(pair, config, world=None):
     return result
 
 
-def rank_main(rank, port, path, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, path, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", FLIP_STORE=f"{path}.store")
     run, config = RunDir(path), configuration.read_config(RunDir(path).config)
     world = parallel.start(config.compute)
     pair = parallel.apply_parallelism(built(config), world, config.compute)
@@ -77,12 +76,9 @@ def run(tmp_path_factory):
     ]  # fmt: skip
     write_text(run.config, configuration.dump(configuration.merge([], settings)))
     run.start_attempt({})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, port, run.path, results)) for rank in range(2)]
+    ranks = [context.Process(target=rank_main, args=(rank, run.path, results)) for rank in range(2)]
     for process in ranks:
         process.start()
     scores = dict(results.get(timeout=120) for _ in ranks)

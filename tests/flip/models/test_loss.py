@@ -2,7 +2,6 @@
 
 import itertools
 import multiprocessing
-import os
 
 import pytest
 import torch
@@ -137,11 +136,9 @@ def step(image, text, sigmoid=False):
     return outputs | ({"bias": bias.grad} if sigmoid else {})
 
 
-def rank_main(rank, world, port, sigmoid, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, world, store, sigmoid, results):
     torch.set_num_threads(1)
-    store = distributed.TCPStore("127.0.0.1", port, world, is_master=rank == 0)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    distributed.init_process_group("gloo", store=distributed.FileStore(store, world), rank=rank, world_size=world)
     image, text = features(24, seed=7)
     b = len(image) // world
     outputs = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], sigmoid)
@@ -156,10 +153,11 @@ def rank_main(rank, world, port, sigmoid, results):
 
 @pytest.mark.long
 @pytest.mark.parametrize("sigmoid", [False, True])
-def test_contrastive_loss_on_two_ranks_matches_single_process(sigmoid, free_port):
+def test_contrastive_loss_on_two_ranks_matches_single_process(sigmoid, tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, sigmoid, results)) for rank in range(2)]
+    shared_args = 2, str(tmp_path / "store"), sigmoid, results
+    ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(2)]
     for process in ranks:
         process.start()
     outputs = dict(results.get(timeout=120) for _ in ranks)
@@ -172,12 +170,3 @@ def test_contrastive_loss_on_two_ranks_matches_single_process(sigmoid, free_port
                 rank,
                 name,
             )
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -13,7 +13,6 @@ from torch import distributed
 from flip.config import schema
 from flip.distributed import parallel
 from flip.monitoring.profiler import Profiler, exposed_communication_time
-from tests.flip.models.test_loss import free_port  # noqa: F401
 
 CPU = torch.device("cpu")
 
@@ -48,8 +47,8 @@ def test_profiler_writes_no_trace_if_disabled_or_start_has_passed(tmp_path, firs
     assert not (tmp_path / "traces").exists() and profiler.communication == 0
 
 
-def rank_main(rank, port, folder, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", FLIP_STORE=str(folder / "store"))
     parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
     profiler, shares = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0), []
     for i in range(3):
@@ -64,10 +63,10 @@ def rank_main(rank, port, folder, results):
 
 
 @pytest.mark.long
-def test_profiler_counts_wait_for_other_rank_as_communication(tmp_path, free_port):  # noqa: F811
+def test_profiler_counts_wait_for_other_rank_as_communication(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, free_port, tmp_path, results)) for rank in range(2)]
+    ranks = [context.Process(target=rank_main, args=(rank, tmp_path, results)) for rank in range(2)]
     for process in ranks:
         process.start()
     shares = dict(results.get(timeout=120) for _ in ranks)

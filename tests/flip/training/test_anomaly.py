@@ -17,7 +17,6 @@ from flip.runs.rundir import RunDir, read_json
 from flip.training import grad_cache, optimizer
 from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard, Step
 from tests.flip.models.test_clip import tiny
-from tests.flip.models.test_loss import free_port  # noqa: F401
 from tests.flip.training.test_grad_cache import batch
 
 NAN, INF = float("nan"), float("inf")
@@ -109,8 +108,8 @@ def test_guard_raises_diverged_even_if_record_cannot_be_written(tmp_path):
         training.guard.flush()
 
 
-def rank_main(rank, size, port, folder, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, size, folder, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=str(folder / "store"))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     world = parallel.start(compute)
     pair, share = parallel.apply_parallelism(tiny(), world, compute), len(batch()[0]) // size
@@ -131,10 +130,10 @@ def rank_main(rank, size, port, folder, results):
 
 
 @pytest.mark.long
-def test_guard_stops_both_ranks_if_gradient_of_rank_1_is_nan(tmp_path, free_port):  # noqa: F811
+def test_guard_stops_both_ranks_if_gradient_of_rank_1_is_nan(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(r, 2, free_port, tmp_path, results)) for r in range(2)]
+    ranks = [context.Process(target=rank_main, args=(r, 2, tmp_path, results)) for r in range(2)]
     for process in ranks:
         process.start()
     reports = dict(results.get(timeout=120) for _ in ranks)

@@ -15,7 +15,6 @@ from flip.models import loss
 from flip.models.loss import contrastive_loss
 from flip.training import grad_cache
 from tests.flip.models.test_clip import captions, inputs, tiny
-from tests.flip.models.test_loss import free_port  # noqa: F401
 
 B = 12
 KINDS = {
@@ -123,8 +122,8 @@ def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeyp
     ]  # fmt: skip
 
 
-def rank_main(rank, size, port, kind, micro, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank, size, store, kind, micro, results):
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=store)
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     compute.reshard = "no" if micro > 1 else "yes"
     world = parallel.start(compute)
@@ -142,10 +141,11 @@ def rank_main(rank, size, port, kind, micro, results):
 
 @pytest.mark.long
 @pytest.mark.parametrize("micro", [1, 3])
-def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(full_batch, kind, micro, free_port):  # noqa: F811
+def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(full_batch, kind, micro, tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    ranks = [context.Process(target=rank_main, args=(rank, 2, free_port, kind, micro, results)) for rank in range(2)]
+    shared_args = 2, str(tmp_path / "store"), kind, micro, results
+    ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(2)]
     for process in ranks:
         process.start()
     reports = dict(results.get(timeout=120) for _ in ranks)
