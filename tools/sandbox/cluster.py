@@ -125,7 +125,7 @@ class SandboxCluster:
     def preempt(self, nodes: int = 2, seconds: int = 20, nodelist: str = "") -> str:
         """Submit a job of higher priority for whole nodes (those of ``nodelist`` if given); returns its id."""
         size = f"--nodelist={nodelist}" if nodelist else f"--nodes={nodes}"
-        options = [f"--{self.site.options.preempt}=high", size, "--exclusive", "--time=60"]
+        options = [f"--{self.site.options.preempt}=high", size, "--exclusive", f"--time={seconds // 60 + 1}"]  # minutes
         options += ["--job-name=preempt", "--output=/dev/null", "--chdir=/", f"--wrap=exec sleep {seconds}"]
         return self.call("sbatch", "--parsable", *options).strip().partition(";")[0]
 
