@@ -27,13 +27,10 @@ _MAX_TMPDIR = 107 - len("/pymp-abcdefgh/listener-abcdefgh")
 """Bytes of the path below which multiprocessing creates its sockets: the path of a Unix socket has at most 107."""
 
 
-def prepare_forkserver(torch: bool = False) -> None:
+def prepare_forkserver() -> None:
     """Start the fork server with the signals that stop a run blocked; server and workers inherit the mask.
 
     Ignoring the signals instead would lose those that arrive meanwhile.
-
-    Args:
-        torch: also preload torch, for ``resize: torchvision``; workers then start faster and share its memory.
     """
     names = (*SIGNALS, signal.SIGINT)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
@@ -41,9 +38,7 @@ def prepare_forkserver(torch: bool = False) -> None:
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *([path] if path else [])])
     try:
-        multiprocessing.get_context("forkserver").set_forkserver_preload(
-            ["flip.data.worker_pool", *(["torch.nn.functional"] if torch else [])]
-        )
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["flip.data.worker_pool"])
         _avoid_long_tmpdir()
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them

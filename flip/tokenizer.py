@@ -31,7 +31,7 @@ import tokenizers  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 from flip.config.schema import TextTower  # noqa: E402
-from flip.runs.errors import ConfigError  # noqa: E402
+from flip.runs.errors import ConfigError, read_error  # noqa: E402
 from flip.runs.ownership import read_regular  # noqa: E402
 from flip.runs.rundir import write_text  # noqa: E402
 
@@ -133,8 +133,7 @@ class Tokenizer:
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        text = text.encode("utf-8", "replace").decode()  # lone surrogates of JSON or command lines
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(_without_surrogates(text), add_special_tokens=False).ids
         return ids
 
     def without_padding(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -186,7 +185,7 @@ def _read(path: Path) -> tokenizers.Tokenizer:
     except FileNotFoundError as error:
         raise ConfigError("no such tokenizer", str(path), remedy=_remedy(path)) from error
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
+        raise read_error(error, "cannot be read", path) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
         what = f"is no tokenizer.json that can be used: {problem}"
@@ -243,6 +242,11 @@ def _wordpiece(vocabulary: dict[str, int], **options: Any) -> tokenizers.Tokeniz
     return tokenizer
 
 
+def _without_surrogates(text: str) -> str:
+    """``text`` with ? in place of lone surrogates, which JSON and command lines may contain."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def train_byte_pairs(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:
     """Train a lower-case byte-pair tokenizer.json of CLIP's kind on captions and return its number of entries.
 
@@ -256,7 +260,7 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int, path: str | os.PathL
         end_of_word_suffix=WORD_END,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(clean(text).lower() for text in texts), trainer)
+    tokenizer.train_from_iterator(sorted(_without_surrogates(clean(text).lower()) for text in texts), trainer)
     tokenizer = _byte_pairs([tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
     write_text(path, json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1) + "\n")
     return int(tokenizer.get_vocab_size())
@@ -269,7 +273,7 @@ def train(texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -
     ``vocabulary`` entries if the captions do not contain more. The most common MAX_ALPHABET characters are entries.
     """
     tokenizer = _wordpiece({}, lowercase=True)
-    lines = sorted(clean(text) for text in texts)
+    lines = sorted(_without_surrogates(clean(text)) for text in texts)
     counts: Counter[str] = Counter()
     inside: set[str] = set()
     for line in lines:

@@ -66,7 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision", choices=["fp32", "bf16"], default="fp32", help="precision of the encoders (default fp32)"
     )
     parser.add_argument("--no-cache", action="store_true", help="do not store features in FLIP_CACHE/features")
-    parser.add_argument("--cluster", default="local", metavar="NAME", help="profile in sweeps/clusters (default local)")
+    parser.add_argument(
+        "--cluster",
+        default="local",
+        metavar="NAME",
+        help="profile: a name in sweeps/clusters or a .yaml file (default local)",
+    )
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the job (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=0, help="ranks per node; default: its GPUs, else 1")
     parser.add_argument("--gpus", type=int, default=-1, help="GPUs per node; default: those of the profile")

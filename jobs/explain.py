@@ -15,6 +15,7 @@ if not __package__:  # run as a script: jobs/ must not be on the path, where ten
 
 from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 from jobs.common.text import count, duration, percent
+from jobs.host.restart_policy import Limits
 
 if TYPE_CHECKING:
     from jobs.common.terminal import Page, TextTable
@@ -149,7 +150,7 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
     rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
-    others = {"storage": "a day of waits"}  # Limits.storage_total
+    others = {"storage": f"{duration(Limits().storage_total)} of waits"}
     return [{**row, "stops at": row["stops at"] or others.get(row["cause"], "no limit")} for row in rows]
 
 

@@ -25,7 +25,7 @@ recipe: {recipe:<22} # {about}
 set:
   data: {{manifest: {data}, tokenizer: {tokenizer}}}
   model.size: {size}{text}
-  stages:                      # lengths are in samples: S / (samples of the data set) passes over the data
+  stages:                      # lengths are in samples; passes over the data: samples / size of the data set
     - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
   resources: {resources}
 grid:
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
     about = "clip is for transformers, and needs `tokenizer train --kind bpe` (default: %(default)s)"
     parser.add_argument("--recipe", choices=list(RECIPES), default="portable2", help=about)
-    about = "profile in sweeps/clusters (default: %(default)s)"
+    about = "profile: a name in sweeps/clusters or a .yaml file (default: %(default)s)"
     parser.add_argument("--cluster", default="local", metavar="NAME", help=about)
     return run_command(new, parser.parse_args(arguments))
 

@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
     )
     add_sweep_arguments(parser)
-    parser.add_argument("--cluster", metavar="NAME", help="profile in sweeps/clusters; default: the sweep's")
+    parser.add_argument(
+        "--cluster", metavar="NAME", help="profile: a name in sweeps/clusters or a .yaml file; default: the sweep's"
+    )
     parser.add_argument(
         "--root",
         metavar="DIR",

@@ -39,7 +39,7 @@ def pip_audit_report() -> dict[str, Any]:
     import sysconfig
     import tempfile
 
-    from flip.runs.errors import StorageError
+    from flip.runs.errors import ConfigError, StorageError
 
     with tempfile.TemporaryDirectory(prefix="flip-audit-") as folder:
         path = Path(folder) / "report.json"
@@ -49,6 +49,10 @@ def pip_audit_report() -> dict[str, Any]:
         try:
             report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
+            if "No module named pip_audit" in done.stderr:
+                raise ConfigError(
+                    "pip-audit is not installed", remedy="Run `make audit`, which installs it."
+                ) from error
             reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
             raise StorageError(f"the audit failed: {reason[0][:300]}", "pip-audit", remedy=REMEDY) from error
         return report

@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   python tools/study.py                 train missing runs, then write docs/study.md; if interrupted, run it again
   python tools/study.py --page          write the page from the complete runs
   python tools/study.py --calibrate     measure step times again (minutes, on a quiet machine): a new study
-  python tools/study.py --study cheapest   small images beside masks: docs/cheapest.md
+  python tools/study.py --study cheapest   small images compared with masks: docs/cheapest.md
   python tools/study.py --plan          show the arms, their lengths and cost
   python tools/study.py --study scaling --minutes 80   train the next part of the scaling study, most important first
   python tools/study.py --study scaling --predict      predict the joint corner, before it is trained
@@ -32,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--predict", action="store_true", help="scaling: write prediction.json; the joint corner waits for it"
     )
     about = (
-        "masking: docs/study.md; cheapest: docs/cheapest.md, small images beside masks; scaling: docs/scaling_study.md"
+        "masking: docs/study.md; cheapest (small images compared with masks): docs/cheapest.md;"
+        " scaling: docs/scaling_study.md"
     )
     parser.add_argument("--study", choices=["masking", "cheapest", "scaling"], default="masking", help=about)
     how = "scaling: train for at most M minutes; the next call continues (default: until all is complete)"

@@ -118,13 +118,9 @@ def captions(source: str, member: str) -> Iterator[str]:
         from flip.data.manifest.manifest import Manifest
 
         refuse_whole_json([member], "--member")
-        manifest, reader = Manifest.load(source), ChunkReader()
-        for j in range(manifest.chunks):
-            for id, sample in zip(manifest.chunk_ids(j), reader.read_chunk(manifest, j), strict=True):
-                if id in manifest.exceptions:
-                    continue
-                with suppress(DecodeError):  # a sample without a caption
-                    yield from (text for text in captions_of(sample, [member]) if text)
+        for _, sample in ChunkReader().samples(Manifest.load(source)):
+            with suppress(DecodeError):  # a sample without a caption
+                yield from (text for text in captions_of(sample, [member]) if text)
         return
     try:
         with open(source, encoding="utf-8", errors="replace", newline="\n") as file:

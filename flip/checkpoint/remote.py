@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -158,11 +157,6 @@ def url_prefix(run: RunDir, url: str) -> str:
 
 def _as_url(url: str) -> str:
     return (url if "://" in url else f"file://{url}").rstrip("/")
-
-
-def encode_commit(record: Mapping[str, Any]) -> bytes:
-    """commit.json at the URL; the run directory has the same bytes."""
-    return (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def verify(source: commit.Commit, retry_policy: RetryPolicy, part: int = 0, parts: int = 1) -> None:

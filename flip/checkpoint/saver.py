@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip.checkpoint.remote import RemoteCheckpoint, encode_commit, url_prefix, verify
+from flip.checkpoint.remote import RemoteCheckpoint, url_prefix, verify
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
 from flip.checkpoint.staging import StagedShard
@@ -29,7 +29,7 @@ from flip.distributed.collectives import RankFailure, all_gather_json, run_on_al
 from flip.distributed.parallel import World
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
-from flip.runs.rundir import RunDir
+from flip.runs.rundir import RunDir, to_json
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,6 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     state = {}
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
         assert id(parameter) in known, f"{name} is not the tensor that the optimiser updates"
         moments = optimizer.state[parameter]
         if not moments:
@@ -166,7 +164,7 @@ class Checkpointer:
                 facts = record | {"world": size, "saving": time.perf_counter() - start_time}
                 if remote is not None:
                     facts["url"] = remote.url
-                    remote.put(commit.COMMIT_FILE, encode_commit(facts | {"files": files}))
+                    remote.put(commit.COMMIT_FILE, to_json(facts | {"files": files}).encode())
                 commit.commit(path, facts, files)
 
         def read_back() -> None:

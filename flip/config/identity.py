@@ -97,8 +97,8 @@ UNHASHED = frozenset([*_unhashed(Config()), *_unhashed(Stage(), "stages.*."), *_
 
 
 def generic_key(key: str) -> str:
-    """A dotted key with ``*`` in place of the name of a stage or of a data set."""
-    return re.sub(r"\A(stages|data\.sets)\.[^.]*\.", r"\1.*.", key)
+    """A dotted key with ``*`` in place of the name of a stage or of a data set, also of evaluation."""
+    return re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
 
 
 def _canonical(config: Config) -> dict[str, Any]:

@@ -13,8 +13,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flip.config.schema import Config
-
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest one that editors support in full."""
 
@@ -29,11 +27,6 @@ _SCALARS: dict[Any, Node] = {
     str: {"type": ["string", "number"]},
 }
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-
-
-def settings() -> Node:
-    """Fields of a configuration as a sweep's ``set`` gives them: nested or with dotted keys, all optional."""
-    return section(Config)
 
 
 def section(kind: Any) -> Node:

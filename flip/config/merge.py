@@ -138,6 +138,8 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
             return _change_members(member, value, old or [], place)
         if not isinstance(value, list):
             raise place.error("needs a list", "nothing" if value is None else value)
+        if is_section:
+            value = [expand_dotted_keys(item, place.where) if isinstance(item, Mapping) else item for item in value]
         items = [_coerce(member, item, None, place.child(i)) for i, item in enumerate(value)]
         if is_section:
             return [_deep_merge(dataclasses.asdict(member()), item) for item in items]

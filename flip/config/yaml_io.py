@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from flip.runs.errors import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied, read_error
 
 log = logging.getLogger(__name__)
 _LoaderBase: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -177,7 +177,7 @@ def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:
         what = f"not UTF-8 text: byte 0x{error.object[error.start]:02x}"
         raise ConfigError(what, f"{where}:{line}", remedy="Save the file as UTF-8.") from error
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where) from error
+        raise read_error(error, "cannot be read", where) from error
     value = parse_yaml(text, where)
     if value is None:
         return LocatedDict()

@@ -199,6 +199,13 @@ class ChunkReader(StorageClient):
             stats.cache_failures = self._cache.failures
         return stats
 
+    def samples(self, manifest: Manifest) -> Iterator[tuple[int, Sample]]:
+        """Ids and samples from the first on, without excluded ones. A chunk without others is not read."""
+        for j in range(manifest.chunks):
+            ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
+            chunk = self.read_chunk(manifest, j) if ids else []
+            yield from ((id, chunk[id - manifest.chunk_ids(j)[0]]) for id in ids)
+
     def read_chunk(self, manifest: Manifest, j: int) -> list[Sample]:
         """The samples of chunk j. Raises as ``read`` does."""
         return self.fetch(manifest, j).samples

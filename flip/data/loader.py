@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from flip.concurrency import prepare_forkserver
 from flip.config.derived import dataset_lanes, kept_patches, kept_tokens
 from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
@@ -18,8 +17,6 @@ from flip.data.text_masking import WAYS
 from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
 from flip.data.worker_pool import WorkerPool
 from flip.runs.errors import ConfigError, DataError
-
-__all__ = ["Batch", "Loader", "prepare_forkserver"]
 
 log = logging.getLogger("flip.data")
 
@@ -149,9 +146,6 @@ class Loader:
                     share.chunk,
                     "Set it to that, or index the shards again with --chunk.",
                 )
-            if manifest.samples < manifest.chunk:
-                what = f"{manifest.samples} samples are less than one chunk of {manifest.chunk}"
-                raise ConfigError(what, str(manifest.folder), remedy="Index the shards again with a smaller --chunk.")
         if data.lanes < 1 or data.lanes % world_size:
             what = f"the number of lanes must be a multiple of the {world_size} ranks"
             raise ConfigError(what, "data.lanes", data.lanes)

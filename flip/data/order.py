@@ -38,21 +38,13 @@ _SEARCHED = 1 << 20
 """Chunks that ``block_within`` computes at once: 8 MB of each array."""
 
 
-def permute(seed: int, epoch: Any, chunks: int, c: Any) -> Ints:
+def permute(seed: int, epoch: Any, chunks: int, c: Any, inverse: bool = False) -> Ints:
     """pi(seed, epoch, C, c): position of chunk number c in an epoch, a bijection of 0 .. C-1 for each epoch.
 
     A Feistel network of four rounds on two halves of w bits, repeated until the value is below C. ``epoch`` and ``c``
-    broadcast; the result has their shape, int64. Below C = 4096 it is a fixed scramble, not uniform.
+    broadcast; the result has their shape, int64. Below C = 4096 it is a fixed scramble, not uniform. ``inverse``: the
+    number at which an epoch reads the chunk ``c``.
     """
-    return _feistel(seed, epoch, chunks, c)
-
-
-def unpermute(seed: int, epoch: Any, chunks: int, chunk: Any) -> Ints:
-    """The inverse of ``permute``: the number c at which an epoch reads a chunk."""
-    return _feistel(seed, epoch, chunks, chunk, inverse=True)
-
-
-def _feistel(seed: int, epoch: Any, chunks: int, c: Any, inverse: bool = False) -> Ints:
     width = max(1, ((chunks - 1).bit_length() + 1) // 2)
     low, shift = _U((1 << width) - 1), _U(width)
     epochs, values = np.broadcast_arrays(np.asarray(epoch, dtype=np.uint64), np.asarray(c, dtype=np.uint64))
@@ -111,7 +103,7 @@ class SampleOrder:
         step = max(1, _SEARCHED // max(1, len(chunks)))
         for e in epochs[::step] if len(chunks) else ():
             epoch = np.arange(e, min(e + step, epochs.stop))[:, None]
-            c = (epoch * self.chunks + unpermute(self.seed, epoch, self.chunks, chunks)).ravel()
+            c = (epoch * self.chunks + permute(self.seed, epoch, self.chunks, chunks, inverse=True)).ravel()
             c = c[(first <= c) & (c < last)]
             blocks = np.concatenate([blocks, c // size * self.lanes + c % self.lanes])
             numbers, counts = np.unique(blocks, return_counts=True)

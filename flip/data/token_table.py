@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.config.identity import file_digest
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, read_error
 from flip.runs.ownership import read_regular
 from flip.runs.rundir import write_text
 
@@ -55,7 +55,9 @@ class TokenTable:
                 raise ValueError("it has a value that is not a count")
             if not all(part in (NOUN, ADJECTIVE, OTHER, CONTINUATION) for part in table.parts):
                 raise ValueError("it has a value that is no part of speech")
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
+            raise read_error(error, "data.token_table: cannot be read", path, remedy) from error
+        except (ValueError, TypeError) as error:
             raise ConfigError("data.token_table: cannot be read", path, str(error), remedy) from error
         if table.tokenizer != file_digest(tokenizer) or {len(row) for row in rows} != {size}:
             raise ConfigError("data.token_table: is the table of another tokenizer", path, tokenizer, remedy)

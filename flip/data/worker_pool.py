@@ -71,7 +71,7 @@ class WorkerPool:
     @property
     def counters(self) -> IOStats:
         """Counts of all workers' readers, up to the batches taken."""
-        return IOStats.total(self._counters)
+        return sum(self._counters, IOStats())
 
     def fill(self, out: BatchBuffers) -> tuple[int, list[ReplacedSample]]:
         """As ``BatchProducer.fill``. Raises a worker's FlipError, and RuntimeError if a worker died."""

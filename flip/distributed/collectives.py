@@ -163,10 +163,6 @@ class RankGroup:
         distributed.gather(padded, parts, dst=0, group=self.group)
         return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]) if parts is not None else None
 
-    def all_gather_object(self, value: _T) -> list[_T]:
-        """Return the JSON values of all ranks, by rank, on all ranks."""
-        return all_gather_json(value, self.group)
-
     def on_rank0(self, function: Callable[[], _T]) -> _T:
         """Return the JSON value that ``function`` computes on rank 0; a FlipError is raised on all ranks."""
         return run_on_first(function, self.group)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flip.checkpoint.safetensors_io import save_tensors
 from flip.data.chunk_reader import Sample
-from flip.distributed.collectives import RankGroup
+from flip.distributed.collectives import RankGroup, all_gather_json
 from flip.evaluation.encoders import GREY, Encoder
 from flip.evaluation.images import Images, PreparedImage, prefetch
 from flip.runs.rundir import fsync_path
@@ -63,7 +63,7 @@ def embed_images(
         progress()
     rows = _rows(batches, ranks)
     all_features, all_ids = ranks.gather(torch.cat(features), rows), ranks.gather(torch.tensor(ids).long(), rows)
-    all_labels = ranks.all_gather_object(labels)
+    all_labels = all_gather_json(labels, ranks.group)
     if all_features is None or all_ids is None:
         return None
     return Features(all_features, [label for part in all_labels for label in part], all_ids)

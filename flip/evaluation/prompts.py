@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, read_error
 from flip.runs.ownership import read_regular
 
 FORMAT_HELP = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
@@ -31,7 +31,7 @@ def read_prompts(path: str) -> Prompts:
         content = json.loads(read_regular(path, LIMIT).decode("utf-8"))
         prompts = Prompts(list(content["names"]), list(content["templates"]))
     except OSError as error:
-        raise ConfigError(f"class names cannot be read: {error.strerror}", path, remedy=FORMAT_HELP) from error
+        raise read_error(error, "class names cannot be read", path, FORMAT_HELP) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"no class names and templates: {type(error).__name__} {error}", path, remedy=FORMAT_HELP

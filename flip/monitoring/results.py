@@ -5,14 +5,13 @@ names it, and the state is ``unknown`` if it depends on that file.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip.config.identity import flatten
+from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import parse_yaml
 from flip.evaluation.task import merge_results, precision
@@ -214,8 +213,7 @@ _KINDS = {
 
 def _kind(key: str) -> Any:
     """The type of a setting, by its default; for settings of other versions any text, number or list."""
-    general = re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
-    return _KINDS.get(general, records.ANY_SETTING)
+    return _KINDS.get(generic_key(key), records.ANY_SETTING)
 
 
 def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:

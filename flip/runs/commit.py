@@ -33,11 +33,6 @@ class Commit:
         self.samples: int = record["samples"]
         self.attempt: int = record["attempt"]
 
-    @property
-    def order(self) -> tuple:
-        """Sort key, newest last: S increases across stages; at the same S the later attempt counts."""
-        return (self.samples, self.attempt)
-
     def __repr__(self) -> str:
         return "Commit(%s/%s)" % (self.stage, self.path.name)
 
@@ -111,6 +106,8 @@ def validate_record(record: Any) -> None:
 def commits(run: RunDir, folders: str = "*") -> List[Commit]:
     """All committed checkpoints of a run, newest last, without those with an invalid commit.json.
 
+    S increases across stages; at the same S the later attempt counts.
+
     ``folders``: a pattern of ``<S>-<n>``; only the commit.json of matching folders are read.
     """
     result = []
@@ -120,7 +117,7 @@ def commits(run: RunDir, folders: str = "*") -> List[Commit]:
                 result.append(read_commit(path))
             except (CorruptCheckpoint, NotADirectoryError):  # apply_retention deletes what was never committed
                 continue
-    return sorted(result, key=lambda c: c.order)
+    return sorted(result, key=lambda c: (c.samples, c.attempt))
 
 
 def _folders(run: RunDir) -> Iterator[Path]:

@@ -4,6 +4,7 @@ Standard library, Python >= 3.6: the exit handler on the host uses it. The code 
 in ``attempts/<n>/cause.<rank>.json`` is authoritative.
 """
 
+import errno
 import logging
 import re
 from typing import Any
@@ -33,6 +34,11 @@ CAUSES = {
     "peer_lost": CRASH,
 }
 PRECEDENCE = tuple(CAUSES)
+
+#: File errors that pass by themselves or with an administrator's help, and are no fault of the run.
+STORAGE_ERRNOS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG,
+)  # fmt: skip
 
 #: User name and password in an address; the password may contain an @.
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")
@@ -120,3 +126,11 @@ class PeerLost(FlipError):
     """Another rank ended, so this one cannot continue. An echo, never a root cause."""
 
     cause = "peer_lost"
+
+
+def read_error(error: OSError, what: str, where: object, remedy: str = "") -> FlipError:
+    """The error for a file that cannot be read: StorageError if that passes by itself, else ConfigError."""
+    text = "%s: %s" % (what, error.strerror)
+    if error.errno in STORAGE_ERRNOS:
+        return StorageError(text, where)
+    return ConfigError(text, where, remedy=remedy)

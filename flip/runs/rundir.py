@@ -53,16 +53,17 @@ def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    write_text(path, _to_json(value))
+    write_text(path, to_json(value))
 
 
-def _to_json(value: Any) -> str:
+def to_json(value: Any) -> str:
+    """The text of a record, as ``write_json`` and ``create_json`` write it."""
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def create_json(path: PathLike, value: Any) -> bool:
     """Like write_json, but the first writer wins: returns False and changes nothing if the file exists."""
-    temporary = write_new(path, _to_json(value).encode("utf-8"))
+    temporary = write_new(path, to_json(value).encode("utf-8"))
     try:
         os.link(str(temporary), str(path))
     except FileExistsError:

@@ -25,14 +25,13 @@ def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters, those with weight decay in the first group. Decay is multiplied by the rate.
+    """AdamW over all parameters, those with weight decay in the first group. Decay is multiplied by the rate.
 
     ``set_learning_rate`` sets the rate before each step. One fused kernel updates a group, also of DTensors.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            groups[uses_weight_decay(name, optim.decay_logit_scale)].append(parameter)
+        groups[uses_weight_decay(name, optim.decay_logit_scale)].append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
     decayed = {"params": groups[True], "weight_decay": optim.weight_decay}
     others = {"params": groups[False], "weight_decay": 0.0}

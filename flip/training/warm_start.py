@@ -22,6 +22,7 @@ from flip.config import merge
 from flip.config.derived import for_stage, stage_at, stage_spans, weights_config
 from flip.config.identity import file_digest, flatten
 from flip.config.merge import lookup
+from flip.config.resolve import resolve_path
 from flip.config.schema import Config, Init
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
@@ -111,7 +112,8 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
 
 
 def _find_run(name: str, folders: Sequence[Path]) -> RunDir:
-    for path in [Path(name).expanduser(), *(folder / name for folder in folders)]:
+    own = Path(resolve_path(name) if name.startswith("~") else name)
+    for path in [own, *(folder / name for folder in folders)]:
         if path.is_absolute() and (path / "config.yaml").is_file():
             return RunDir(path)
     remedy = "Give SWEEP/RUN, RUN of the same sweep, or the full path of its directory."
@@ -130,7 +132,7 @@ def _stage_and_samples(init: Init, source: Config) -> tuple[str, int]:
 def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     """Its files are verified when they are read."""
     init = config.init
-    paths = [Path(init.export).expanduser().absolute(), *(folder / init.export for folder in folders)]
+    paths = [Path(resolve_path(init.export)), *(folder / init.export for folder in folders)]
     folder = next((path for path in paths if export_record.is_export(path)), None)
     if folder is None:
         remedy = "Give the folder that tools/export.py wrote; it contains export.json."
@@ -221,12 +223,10 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
         log.info("starts with the weights of %s; %s", restorer.parent, text or "it is the same model")
 
 
-def load_converted(
-    model: CLIPModel, config: Config, source: str | os.PathLike[str], at: str = ""
-) -> dict[str, list[object]]:
+def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[str]) -> dict[str, list[object]]:
     """Fill ``model``, built for ``config``, with the verified weights of a run or an export. Each rank reads them.
 
-    ``source``, ``at``: as in ``flip.load``. Weights are converted as between two stages (``flip.training.conversion``).
+    ``source``: as in ``flip.load``. Weights are converted as between two stages (``flip.training.conversion``).
     Returns key -> [source's value, own value] of differences that change the function of the weights. Raises
     ConfigError if model or tokenizer do not fit, DataError if the source is damaged.
     """
@@ -234,7 +234,7 @@ def load_converted(
     from flip.tokenizer import Tokenizer
     from flip.training.conversion import copy_weights
 
-    other = load(source, at=at, url=config.checkpoint.url)
+    other = load(source, url=config.checkpoint.url)
     differs = check_compatible(config, other.config, str(source))
     own = Tokenizer.of(config.data.tokenizer, config.model.text)
     if own.to_json() != Tokenizer.of(other.tokenizer.path, config.model.text).to_json():

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,15 @@ class Parser(argparse.ArgumentParser):
 
     def _options(self) -> set[str]:
         """Long options, including those of subcommands."""
-        options = {name for name in self._option_string_actions if name.startswith("--")}
-        for action in self._actions:
-            for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
-                options |= below._options()
-        return options
+        return {name for action in actions_of(self) for name in action.option_strings if name.startswith("--")}
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield action
+        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from actions_of(below)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -119,7 +123,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) ->
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``SWEEP [KEY=VALUE ...]``, parsed to ``sweep`` and ``overrides``. The sweep can also be given by --sweep."""
-    about = "the sweep file, or its name in sweeps/"
+    about = "the sweep file, or its name in this folder or in sweeps/"
     parser.add_argument("name", nargs="?", metavar="SWEEP", help=about)
     about = "settings that override those of the sweep"
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", action=_SweepWords, help=about)

@@ -164,6 +164,3 @@ class Backend(Protocol):
         """End runs with a cancel.json for good. Returns at once.
 
         ``again``: paths of runs that were cancelled before; they are killed without a save."""
-
-    def requeue(self, run: RunDir) -> None:
-        """Save, stop and restart the running attempt."""

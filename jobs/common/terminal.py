@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs.common import cli
-from jobs.common.text import cells, count, duration, plain, plain_lines, size, table
+from jobs.common.text import cells, count, duration, plain, plain_lines, size, table, without_middle
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -115,16 +115,10 @@ class TextTable:
                 if name in widths:
                     value = row.get(name)
                     cell = value.bar(widths[name]) if isinstance(value, Share) else cell
-                    cell = _without_middle(cell, widths[name]) if name == columns[0] else cell
+                    cell = without_middle(cell, widths[name]) if name == columns[0] else cell
                     texts.append(Text(cell, style if name == "state" or isinstance(value, Share) else ""))
             grid.add_row(*texts)
         return Padding(grid, (0, 0, 0, len(self.indent)), expand=False)
-
-
-def _without_middle(text: str, width: int) -> str:
-    """The text, or its beginning and end: names of runs often differ in their last characters."""
-    end = (width - 1) // 2
-    return text if len(text) <= width or not end else f"{text[: width - 1 - end]}…{text[-end:]}"
 
 
 def is_terminal(file: TextIO) -> bool:

@@ -47,6 +47,12 @@ def plain_lines(text: str) -> str:
     return "\n".join(map(plain, text.split("\n")))
 
 
+def without_middle(text: str, width: int) -> str:
+    """The text, or its beginning and end: names of runs often differ in their last characters."""
+    end = (width - 1) // 2
+    return text if len(text) <= width or not end else f"{text[: width - 1 - end]}…{text[-end:]}"
+
+
 def _numeric(text: str) -> bool:
     return text[:1].isdigit() or (text[:1] in "-+." and text[1:2].isdigit())
 

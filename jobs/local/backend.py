@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs import ownership
-from flip.runs.errors import ConfigError, FlipError
+from flip.runs.errors import FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -90,8 +90,6 @@ class LocalBackend:
         }
         write_json(sweep / ".supervisor" / "settings.json", settings)
         for order, job in enumerate(jobs):
-            if job.run.path.parent != sweep:
-                raise ConfigError("one submission holds the runs of one sweep", str(sweep), str(job.run.path))
             write_json(job.run.path / "job.json", self._record(job, order))
             if job.uncancels:  # why it was cancelled stays in the attempt's end
                 job.run.cancel.unlink(missing_ok=True)  # last: a supervisor would start what the old job.json says
@@ -113,14 +111,14 @@ class LocalBackend:
         for run in runs:
             try:
                 if not supervisor.is_served(run.path.parent):
-                    self.requeue(run)
+                    self.signal_ranks(run)
             except UNREADABLE as error:  # an OSError if the processes are another user's
                 problems.append(f"{run.name}: {error}")
         if problems:
             remedy = "Their processes save and end by themselves, or the user who submitted them must cancel."
             raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)
 
-    def requeue(self, run: RunDir) -> None:
+    def signal_ranks(self, run: RunDir) -> None:
         if not ownership.is_mine(run.attempt(run.newest_attempt()) / "pids.json"):
             return  # a record of another user could name any of our processes
         for row in live_ranks(run):

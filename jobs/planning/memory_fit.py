@@ -142,6 +142,8 @@ def _more_nodes(config: Config) -> Iterator[tuple[str, Config]]:
     factor = 2
     while factor <= MAX_NODE_FACTOR:
         description, other = _changed(config, "resources.nodes", config.resources.nodes * factor)
+        if config.compute.device == "cuda" and config.compute.replicate == config.resources.nodes:
+            other.compute.replicate = other.resources.nodes  # as ``auto`` resolves if this is submitted
         ranks = world_size(other)
         even = all(stage.batch % ranks == 0 for stage in other.stages) and other.data.lanes % ranks == 0
         if even and all(stage.batch // ranks % other.compute.accumulate == 0 for stage in other.stages):

@@ -27,7 +27,7 @@ from flip.config.host import Host, core_seconds, cores
 from flip.config.resolve import DatasetFacts
 from flip.config.schema import Config, TextTower
 from flip.data import order
-from flip.data.chunk_reader import ChunkReader, Sample
+from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_whole_json
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
@@ -216,7 +216,7 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
     """DataError if none of the first samples is usable; training replaces single bad ones."""
     bad: list[tuple[int, DecodeError]] = []
     manifest = Manifest.load(folder)
-    for id, sample in islice(_samples(manifest), FIRST_SAMPLES):
+    for id, sample in islice(ChunkReader(deadline=10.0).samples(manifest), FIRST_SAMPLES):
         try:
             image_of(sample, "pillow")
             captions_of(sample, list(captions))
@@ -233,7 +233,7 @@ def _first_samples(folder: str, captions: tuple[str, ...]) -> None:
 
 def _fields(folder: str) -> Iterator[str]:
     """Fields of JSON members of the first samples that ``data.captions`` could name."""
-    for _, sample in islice(_samples(Manifest.load(folder)), FIRST_SAMPLES):
+    for _, sample in islice(ChunkReader(deadline=10.0).samples(Manifest.load(folder)), FIRST_SAMPLES):
         yield from json_fields(sample)
 
 
@@ -241,7 +241,7 @@ def _fields(folder: str) -> Iterator[str]:
 def _first_label(folder: str, path: str, classes: int) -> None:
     """DataError if the first sample is not an image with the number of a class: evaluation replaces no samples."""
     manifest = Manifest.load(folder)
-    for id, sample in islice(_samples(manifest), 1):
+    for id, sample in islice(ChunkReader(deadline=10.0).samples(manifest), 1):
         shard, ordinal = manifest.locate(id)
         try:
             image_of(sample, "pillow")
@@ -251,16 +251,6 @@ def _first_label(folder: str, path: str, classes: int) -> None:
         if not 0 <= label < classes:
             what = f"the label has no class name: {path} has {classes}"
             raise DataError(what, f"{shard}, sample {ordinal}", label, "Name the classes of this data set.")
-
-
-def _samples(manifest: Manifest) -> Iterator[tuple[int, Sample]]:
-    """Ids and samples from the first on, without excluded ones."""
-    reader = ChunkReader(deadline=10.0)
-    for j in range(manifest.chunks):
-        ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
-        if ids:
-            chunk = reader.read_chunk(manifest, j)
-            yield from ((id, chunk[id - manifest.chunk_ids(j)[0]]) for id in ids)
 
 
 def _libraries(config: Config, profile: ClusterProfile) -> None:
@@ -295,6 +285,9 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
             "cores", f"{detail}: values that depend on the cores were planned with the {on.cores} of this machine", True
         )
     warning = "" if needed <= on.cores else ": more than the node has, so it will be slow"
+    if warning and profile.kind == "slurm" and not resources.cpus:
+        share = max(1, on.cores // resources.processes)
+        warning = f": more than the node has, and the job requests them all; set resources.cpus to {share}"
     return Check("cores", f"{needed} threads and loader processes on {on.cores} cores a node{warning}")
 
 
@@ -385,12 +378,6 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     return [Check("checkpoint.url", probe_url(url))] if url else []
 
 
-def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
-    """The measured duration of saves of a run that continues, compared with the time that a stop leaves."""
-    detail = describe_save_time(run, profile.signal_seconds)
-    return [Check("time to save", detail)] if detail else []
-
-
 def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Check]:
     """A warning if the wall limit leaves no time to train between start-up and the signal to save."""
     limit, start = 60 * minutes(config.resources.hours), wall.startup_seconds(run)
@@ -413,18 +400,19 @@ def probe_url(url: str, deadline: float = 10.0) -> str:
     return f"{url}: objects can be written and deleted"
 
 
-def describe_save_time(run: RunDir, seconds: float) -> str:
-    """The longest save of a run, compared with the ``seconds`` between the warning and the end; "" if unknown.
+def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
+    """The longest save of a run that continues, compared with the time between the warning and the end.
 
-    A stop waits for the save in progress, trains to the end of two steps (ranks agree a step late), and saves once
-    more, unless S is the one that is being saved.
+    A stop waits for the save in progress, trains to the end of up to three steps (ranks agree two steps late on GPUs,
+    one on CPUs), and saves once more, unless S is the one that is being saved.
     """
-    records = [commit.record for commit in commits(run)]
+    records, seconds = [commit.record for commit in commits(run)], profile.signal_seconds
     save = max((float(record.get("saving", 0.0)) for record in records), default=0.0)
     step = max((record["seconds"] / record["step"] for record in records if record.get("step")), default=0.0)
     if not save:
-        return ""
-    enough = 2 * save + 2 * step <= seconds
-    warning = "" if enough else ": too late for a save under way, two steps and one more save; raise signal_seconds"
+        return []
+    enough = 2 * save + 3 * step <= seconds
+    warning = "" if enough else ": too late for a save under way, three steps and one more save; raise signal_seconds"
     steps = f", a step {step:.1f} s" if step else ""
-    return f"{save:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{warning}"
+    detail = f"{save:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{warning}"
+    return [Check("time to save", detail)]

@@ -45,12 +45,13 @@ class StepTime:
 
 
 def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime | None:
-    """Seconds of a step of a resolved configuration; None without GPUs, or if their peak is unknown.
+    """Seconds of a step of a resolved configuration; None without GPUs, or if their peak is unknown, as in fp32.
 
     Input = the batch of a node / (cores of its loaders * ``core_samples``), all of it hidden behind the step before.
     With ``utilisation`` in the profile, arithmetic and communication take FLOPs / (peak * utilisation).
     """
-    if not config.resources.gpus or not profile.tflops:
+    peak_known = profile.tflops and (config.compute.precision != "fp32" or profile.utilisation)
+    if not config.resources.gpus or not peak_known:
         return None
     work = stage.batch * stage_flops(config, stage) / (world_size(config) * profile.tflops * 1e12)
     compute = work * forward_passes(for_stage(config, stage).compute) / 3 / (profile.utilisation or ARITHMETIC)

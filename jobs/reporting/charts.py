@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.common.text import count, plain
+from jobs.common.text import count, plain, without_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -287,7 +287,7 @@ def _label_ends(series: Sequence[Series], axes: Axes) -> None:
     if not ends:
         return
     most = 20 if axes.figure.bbox.width < LARGE[0] else 32
-    texts = [_shorten(plain(item.label or item.name), most) for item, _ in ends]
+    texts = [without_middle(plain(item.label or item.name), most) for item, _ in ends]
     room, space = [LETTER * len(text) + 16 for text in texts], axes.bbox.width + RIGHT
     shares = axes.transAxes.inverted().transform(axes.transData.transform([end for _, end in ends]))[:, 0]
     _place(axes, max([RIGHT, *(space - (space - need) / share for need, share in zip(room, shares, strict=True))]))
@@ -306,11 +306,6 @@ def _label_ends(series: Sequence[Series], axes: Axes) -> None:
             text, end, (10, height - y), textcoords="offset points", va="center", parse_math=False,
             annotation_clip=False, arrowprops=None if abs(height - y) < LINE / 3 else line,
         )  # fmt: skip
-
-
-def _shorten(text: str, most: int) -> str:
-    """Cut the middle: names of a sweep differ at their ends."""
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - most // 2 - 1) :]}"
 
 
 def spread(boxes: Sequence[tuple[float, float, float]], low: float, high: float) -> list[float]:

@@ -239,16 +239,13 @@ def _logged(outcome: Outcome, field: str) -> tuple[Column, Column]:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def save(blocks: Sequence[Block], folder: Path) -> list[Path]:
+def save(blocks: Sequence[Block], folder: Path) -> None:
     """Write every chart as NAME.svg and NAME.png below ``folder``, which is created. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     for block in blocks:
         for name, plot in files(block):
             write_text(folder / f"{name}.svg", charts.svg(plot))
             write_bytes(folder / f"{name}.png", charts.png(plot))
-            written += [folder / f"{name}.svg", folder / f"{name}.png"]
-    return written
 
 
 def files(block: Block) -> list[tuple[str, Plot]]:

@@ -37,11 +37,6 @@ class Times:
     def total(self) -> float:
         return sum(self.parts.values())
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether steps were lost or are repeated."""
-        return self.parts["repeated"] > 0 or self.parts["lost"] > 0
-
 
 @dataclass
 class Account:
@@ -56,7 +51,7 @@ class Account:
     """Wall clock; None: unknown."""
     attempts: int = 0
     interruptions: int = 0
-    """Attempts that lost steps."""
+    """Attempts whose steps were lost or are repeated."""
     advice: str = ""
     gain: float = 0.0
     """Share of the hours that the advice would save."""
@@ -164,7 +159,7 @@ def of_run(outcome: Outcome, now: float | None = None) -> Account:
     hours = {part: width * sum(t.parts[part] for t in times) / 3600 for part in PARTS}
     waits = [t.waiting for t in times if t.waiting is not None]
     account = Account(outcome.run.name, hours, unit, sum(waits) / 3600 if waits else None, len(times))
-    account.interruptions = sum(t.interrupted for t in times)
+    account.interruptions = sum(t.parts["repeated"] > 0 or t.parts["lost"] > 0 for t in times)
     account.advice, account.gain = advise(outcome, times)
     return account
 

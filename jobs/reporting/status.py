@@ -13,14 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
-from flip.runs.errors import COMPLETE, STOPPED
 from flip.runs.rundir import RunDir, newest_first, read_record
 from jobs.common.cli import INTERRUPTED
 from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, hours_text, plain
 from jobs.host import attempts
-from jobs.runs.clusters import ENDED, cluster_of, exit_code_of, poll_interval, states
+from jobs.runs.clusters import ENDED, poll_interval, states, worst_exit_code
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""
@@ -61,7 +60,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     return {
         **{"sweep": run.sweep, "run": run.name, "state": state.state},
         **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "phase")},
-        "cluster": cluster_of(run),
+        "cluster": job.get("cluster"),
         **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
         **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1)},
         **{"wall_seconds": seconds, "gpu_hours": gpus * seconds / 3600 if gpus else None},
@@ -160,18 +159,7 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", pol
 
     print(file=out)
     show(text(outcomes(runs)), file=out)
-    return _code(runs, rows)
-
-
-def _code(runs: Sequence[RunDir], rows: Sequence[dict[str, Any]]) -> int:
-    """The worst exit code: a failure counts more than a stop."""
-    codes = []
-    for run, row in zip(runs, rows, strict=True):
-        if row["state"] == "failed":
-            codes.append(exit_code_of(run))
-        elif row["state"] != "complete":
-            codes.append(STOPPED)
-    return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)
+    return worst_exit_code((run, row["state"]) for run, row in zip(runs, rows, strict=True))
 
 
 @contextmanager

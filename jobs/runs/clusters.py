@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flip.runs.errors import CAUSES, CRASH, FlipError
+from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -35,11 +35,6 @@ def open_backend(profile: ClusterProfile) -> Backend:
 def kind_of(run: RunDir) -> str:
     """Kind of the backend of the last submission; ``local`` if the run was never submitted."""
     return record_of(run).get("kind", "local")
-
-
-def cluster_of(run: RunDir) -> str | None:
-    """Name of the profile of the last submission; None if there was none, or job.json is unreadable."""
-    return record_of(run).get("cluster")
 
 
 def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
@@ -133,6 +128,12 @@ def exit_code_of(run: RunDir) -> int:
         return CAUSES.get((attempts.last_end(run) or {}).get("cause", "")) or CRASH  # "complete", with a damaged result
     except UNREADABLE:  # the status table shows it
         return CRASH
+
+
+def worst_exit_code(states: Iterable[tuple[RunDir, str]]) -> int:
+    """The worst exit code of runs, each with its state: a failure counts more than a stop."""
+    codes = [exit_code_of(run) if state == "failed" else STOPPED for run, state in states if state != "complete"]
+    return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)
 
 
 def poll_interval(runs: Iterable[RunDir]) -> float:

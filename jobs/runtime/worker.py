@@ -6,7 +6,6 @@ interpreter's shutdown can hang on loader workers that ignore SIGTERM.
 """
 
 import contextlib
-import errno
 import faulthandler
 import logging
 import os
@@ -22,14 +21,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip.distributed import shutdown
-from flip.runs.errors import CAUSES, ConfigError, DataError, FlipError, StorageError, scrub, start_logging
+from flip.runs.errors import (
+    CAUSES,
+    STORAGE_ERRNOS,
+    ConfigError,
+    DataError,
+    FlipError,
+    StorageError,
+    scrub,
+    start_logging,
+)
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json
 from jobs.host.restart_policy import PEER_GONE
-
-#: File errors that pass by themselves or with an administrator's help, and are no fault of the run.
-STORAGE_ERRNOS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG,
-)  # fmt: skip
 
 FLIGHT_RECORD_SECONDS = 10.0  # a process that hangs may hold the recorder's lock
 

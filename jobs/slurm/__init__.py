@@ -1,6 +1,6 @@
 """The Slurm backend: runs as array jobs that are requeued.
 
-- ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch through submitit, cancel, requeue.
+- ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch through submitit, cancel.
 - ``batch_script.py``: the text of the batch script, and the environment of jobs. ``batch_functions.sh`` and
   ``srun_functions.sh`` hold its fixed functions.
 - ``job_states.py``: states of runs, from their files and one call of squeue.

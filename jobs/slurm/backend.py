@@ -150,12 +150,6 @@ class SlurmBackend:
             remedy = "Runs with a cancel.json do not restart; cancel again on a machine where Slurm answers."
             raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)
 
-    def requeue(self, run: RunDir) -> None:
-        with _slurm_errors():
-            row = queue_rows([run]).get(run.path)
-            if row is not None and row.state == "RUNNING":
-                slurm_cli.call("scancel", "--signal=USR2", *_owner_filter(run), row.id)
-
 
 def _owner_filter(run: RunDir) -> list[str]:
     """Options that restrict scancel to jobs of the record's owner, who may have written the name of our job."""

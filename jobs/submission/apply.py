@@ -157,7 +157,7 @@ def _update_config(action: Action, folder: Path, snapshot: Snapshot) -> None:
     A run that keeps older code gets no key that its config.yaml lacks, because that code may not know it.
     """
     path, settings = folder / action.name / "config.yaml", to_dict(action.wanted.config)
-    if snapshot_of(action, folder) not in (None, snapshot.path):
+    if snapshot_of(action, folder) not in (None, snapshot.path) and path.exists():
         settings = _without_new_keys(settings, read_yaml(path))
     write_text(path, dump_yaml(settings))
 

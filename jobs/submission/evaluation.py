@@ -29,7 +29,7 @@ from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
-from flip.runs.errors import COMPLETE, STOPPED, ConfigError, FlipError
+from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common.cli import INTERRUPTED, command, note
@@ -42,7 +42,7 @@ from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import EVALUATIONS, resources_of
 from jobs.runs import select
-from jobs.runs.clusters import ENDED, exit_code_of, open_backend, poll_interval, states
+from jobs.runs.clusters import ENDED, open_backend, poll_interval, states, worst_exit_code
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 
@@ -306,7 +306,7 @@ class EvaluationRequest:
             where = " ".join(shlex.quote(str(job.path)) for job in jobs)
             note(f"\nthe jobs continue: {command('status.py')} {where}")
             return INTERRUPTED
-        codes, results = list[int](), list[dict[str, Any]]()
+        results = list[dict[str, Any]]()
         for subject, job in self.jobs.items():
             state = known[job.path]
             if state.state == "complete":
@@ -315,14 +315,13 @@ class EvaluationRequest:
                 continue
             detail = f"{state.state}: {state.detail} ({command('logs.py')} {shlex.quote(str(job.path))})"
             print(plain(detail), file=sys.stderr)
-            codes.append(exit_code_of(job) if state.state == "failed" else STOPPED)
         if self.args.json:
             print(json.dumps(results, indent=1))
         elif results:
             notes = dict.fromkeys(f"{result['name']}: {result['note']}" for result in results if "note" in result)
             drop = ("time", "precision", "stage", "n", "S", "chance", "top-10", "top-5")
             show(Page(TextTable([row(result) for result in results], drop=drop), *notes))
-        return max(codes, key=lambda code: (code != STOPPED, code), default=COMPLETE)  # a failure is worse than a stop
+        return worst_exit_code((job, known[job.path].state) for job in jobs)
 
 
 def _name(run: RunDir) -> str:

@@ -2,6 +2,7 @@
 
 from flip.config import json_schema
 from flip.config.json_schema import Node
+from flip.config.schema import Config
 
 _TEXT: Node = {"type": "string"}
 _LINES: Node = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
@@ -21,7 +22,7 @@ _SWEEP: dict[str, tuple[Node, str]] = {
 
 
 def sweep() -> Node:
-    settings = json_schema.settings()
+    settings = json_schema.section(Config)
     fields = {key: {"$ref": f"#/definitions/settings/properties/{key}"} for key in settings["properties"]}
     own = {name: {**node, "description": text} for name, (node, text) in _SWEEP.items()}
     axis = _closed(_keywords())
@@ -43,7 +44,7 @@ def sweep() -> Node:
 
 def recipe() -> Node:
     """Settings, and ``base``: the recipe below this one."""
-    settings = json_schema.settings()
+    settings = json_schema.section(Config)
     base = {**_TEXT, "description": "The recipe that this one changes."}
     return {**settings, **_closed({"base": base, **settings["properties"]}, title="Recipe")}
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flip.config.schema import TextTower
 from flip.runs.errors import ConfigError
-from flip.tokenizer import SPECIAL, Tokenizer, clean, train
+from flip.tokenizer import SPECIAL, Tokenizer, clean, train, train_byte_pairs
 
 CAPTIONS = [
     "A red cat, sitting on a mat.",
@@ -189,3 +189,9 @@ def test_tokenizer_rejects_file_if_pad_is_not_id_0(path, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="id 0"):
         Tokenizer(tmp_path / "t.json", 32, False)
+
+
+@pytest.mark.parametrize("trainer", [train, train_byte_pairs])
+def test_training_accepts_lone_surrogates(tmp_path, trainer):
+    """JSON texts that were cut inside a pair of UTF-16 contain them."""
+    assert trainer([*CAPTIONS, "nice \ud83d"], 600, tmp_path / "tokenizer.json") > 0

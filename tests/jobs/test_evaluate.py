@@ -22,6 +22,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
 from jobs.common.job import JobState
+from jobs.runs import clusters
 from jobs.slurm import site
 from jobs.submission import evaluation
 from jobs.submission.snapshot import Snapshot
@@ -317,7 +318,7 @@ def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path,
     request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(["two", "--root", str(tmp_path)]))
     cancelled, failed = (RunDir(tmp_path / name) for name in ("cancelled", "failed"))
     monkeypatch.setattr(evaluation, "states", lambda jobs: {job.path: JobState(job.path.name) for job in jobs})
-    monkeypatch.setattr(evaluation, "exit_code_of", lambda _: 65)
+    monkeypatch.setattr(clusters, "exit_code_of", lambda _: 65)
     request.jobs = {cancelled: cancelled, failed: failed}
     assert request._wait() == 65
     request.jobs = {cancelled: cancelled}

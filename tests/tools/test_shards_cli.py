@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from flip.config import merge
 from flip.data.chunk_reader import ChunkReader
+from flip.data.manifest import filters
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.data.order import SampleOrder
@@ -282,7 +285,8 @@ def test_drop_removes_excepted_samples(data, capsys):
     call(capsys, "except", data, "--ids", "3,40-47,119", "--out", data.parent / "less")
     code, report = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
     assert code == 0 and (report["samples"], report["exceptions"], report["chunk"]) == (110, 0, 4), report
-    assert report["dropped"] == {f"not excepted in {data.parent / 'less'}": 10}
+    digest = Manifest.load(data.parent / "less").digest[:12]
+    assert report["dropped"] == {f"not excepted in {data.parent / 'less'} (digest {digest})": 10}
     old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), ChunkReader()
     good = [id for id in range(120) if id not in {3, *range(40, 48), 119}]
     assert [new.locate(id) for id in range(110)] == [old.locate(id) for id in good]
@@ -297,6 +301,23 @@ def test_drop_removes_excepted_samples(data, capsys):
         file.write(bytes(512))
     code, text = call(capsys, "drop", data.parent / "less", "--out", data.parent / "none")
     assert code == 65 and "00001.tar: the shard has" in text and not (data.parent / "none" / "manifest.json").exists()
+    (data / "00002.tar").unlink()
+    code, text = call(capsys, "drop", data.parent / "less", "--out", data.parent / "other")
+    assert code == 65 and "shards index --skip-damaged" in text
+
+
+def test_repeated_drop_scans_again_after_exclusions_changed(data, capsys, monkeypatch):
+    folder = data.parent
+    call(capsys, "exclude", data, "--ids", "3", "--out", folder / "less")
+    with monkeypatch.context() as patch:  # interrupted after all scans
+        patch.setattr("tools.shards_commands.manifest.merge", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            call(capsys, "drop", folder / "less", "--out", folder / "good")
+    shutil.rmtree(folder / "less")
+    call(capsys, "exclude", data, "--ids", "3,4", "--out", folder / "less")
+    filters._opened.cache_clear()  # as in a new process
+    code, report = call(capsys, "drop", folder / "less", "--out", folder / "good", "--json")
+    assert code == 0 and report["samples"] == 118
 
 
 def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):
@@ -308,7 +329,7 @@ def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):
     call(capsys, "exclude", folder / "m", "--ids", "0,1", "--out", folder / "less")
     assert call(capsys, "drop", folder / "less", "--out", folder / "good")[0] == 0
     code, new = call(capsys, "info", folder / "good", "--json")
-    name = f"not excepted in {folder / 'less'}"
+    name = f"not excepted in {folder / 'less'} (digest {Manifest.load(folder / 'less').digest[:12]})"
     assert new["filters"] == [*report["filters"], name] and new["seen"] == 80
     assert new["dropped"] == report["dropped"] | {name: 2} and new["samples"] == report["samples"] - 2
     (left_out,) = Manifest.load(folder / "good").settings["left_out"]

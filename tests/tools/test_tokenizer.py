@@ -40,6 +40,14 @@ def test_captions_of_excluded_samples_are_left_out(tmp_path):
     every = list(tokenizer.captions(str(data), "txt"))
     excepting(Manifest.load(data), {0: "bad", 29: "bad"}, str(tmp_path / "less"))
     assert list(tokenizer.captions(str(tmp_path / "less"), "txt")) == every[2:-2], "a sample has two captions"
+    manifest = Manifest.load(data)
+    chunk = manifest.chunk_ids(0)
+    (key, start, stop, _), *_ = manifest.chunk_reads(0)
+    with open(key, "r+b") as file:
+        file.seek(start)
+        file.write(bytes(stop - start))
+    excepting(manifest, dict.fromkeys(chunk, "damaged"), str(tmp_path / "rest"))
+    assert list(tokenizer.captions(str(tmp_path / "rest"), "txt")) == every[2 * len(chunk) :]
 
 
 def test_captions_in_json_member_require_field_name(tmp_path):

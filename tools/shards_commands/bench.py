@@ -131,11 +131,13 @@ def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterato
 
 
 def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
-    """Complete chunks in random order, epoch after epoch."""
+    """Complete chunks with samples that are not excluded, in random order, epoch after epoch."""
     count = manifest.samples // manifest.chunk
     for epoch in itertools.count():
         for start in range(0, count, 1024):
-            yield from permute(seed, epoch, count, np.arange(start, min(start + 1024, count))).tolist()
+            for j in permute(seed, epoch, count, np.arange(start, min(start + 1024, count))).tolist():
+                if not manifest.exceptions.keys() >= set(manifest.chunk_ids(j)):
+                    yield j
 
 
 def _load(

@@ -168,7 +168,7 @@ def _lines(difference: ManifestDifference) -> Iterator[str]:
     yield from _section("samples no longer excluded", readmitted)
     if difference.order_changes:
         if difference.ids_stay:
-            yield "Sample ids do not change: new samples come after the old ones."
+            yield "Sample ids do not change" + (": new samples come after the old ones." if difference.added else ".")
         yield "The sample order of a run changes, so a run cannot continue with the other manifest."
     elif difference.changed:
         yield "The sample order of a run stays the same, but some ids name different samples."

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tarfile
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -77,7 +78,7 @@ def make(options: argparse.Namespace) -> CommandResult:
     if all(map(str.isdecimal, labels)):
         labels.sort(key=int)
     refuse_existing(out)
-    folder = out.with_name(f".{out.name}.{os.getpid()}")
+    folder = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     with writing(out):
         if out.exists() and any(out.iterdir()):
             raise ConfigError("the folder is not empty", str(out), remedy="Choose another --out.")
@@ -87,7 +88,8 @@ def make(options: argparse.Namespace) -> CommandResult:
             os.rename(folder, out)
             fsync_path(out.parent)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for left in (folder, build.part_folder(folder)):
+                shutil.rmtree(left, ignore_errors=True)
     return CommandResult(facts(Manifest.load(out)) | report)
 
 

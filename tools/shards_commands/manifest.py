@@ -13,7 +13,7 @@ from flip.config.derived import buffer_bytes
 from flip.config.host import cores, this_host
 from flip.config.resolve import DatasetFacts, default_lanes
 from flip.config.schema import Config, Stage
-from flip.data.manifest.build import merge, scan_shards
+from flip.data.manifest.build import DamagedShards, merge, scan_shards
 from flip.data.manifest.filters import Filters
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
@@ -68,7 +68,11 @@ def drop(options: argparse.Namespace) -> CommandResult:
     claim(out)
     chosen, chunk = Filters(manifest=str(old.folder)), min(old.chunk, old.samples - len(old.exceptions))
     with writing(out), ProgressBar("indexing", "B") as bar:
-        scanned = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
+        try:
+            scanned = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)
+        except DamagedShards as error:
+            remedy = "drop reads whole shards: restore them, or index the others again (shards index --skip-damaged)."
+            raise DataError(error.what, error.where, remedy=remedy) from error
         for shard, size in zip(scanned.shards, old.shards[:, 1].tolist(), strict=True):
             if shard.stat.size != size:
                 what = f"the shard has {shard.stat.size} bytes, indexed were {size}"

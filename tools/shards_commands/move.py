@@ -60,6 +60,9 @@ def replace_prefix(keys: Sequence[str], prefix: str | None, to: str) -> list[str
     Raises ConfigError if no key is below ``prefix``, or two keys would become equal.
     """
     folder = shard_key(prefix).rstrip("/") if prefix else dirname(commonprefix([f"{dirname(key)}/" for key in keys]))
+    if not prefix and folder in ("", "/", "s3:"):
+        remedy = "Name the part of their paths to replace."
+        raise ConfigError("the shards have no common folder", "--from", remedy=remedy)
     moved = [to + key.removeprefix(folder) if key.startswith(f"{folder}/") else key for key in keys]
     if not folder or not any(key.startswith(f"{folder}/") for key in keys):
         raise ConfigError("no shard is below this prefix", "--from", prefix or "", f"The first one is {keys[0]}.")

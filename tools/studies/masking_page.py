@@ -82,7 +82,7 @@ def answers(study: Study) -> list[Block]:
         cells.append(row | {"verdict": "-" if main is None else main.verdict})
         sentences.append(_sentence(first, second, main))
     left = ["no.", "question", "arm", "minus", "by seed, twemoji", "verdict"]
-    paired: list[Block] = [heading("Paired differences"), Table(cells, text=left), Text(_joined(DIFFERENCES))]
+    paired: list[Block] = [heading("Paired differences"), Table(cells, text=left), *paragraphs(DIFFERENCES)]
     return [heading("Results"), *map(Text, sentences), *paired]
 
 
@@ -101,8 +101,8 @@ def _interval(difference: Difference | None) -> str:
     return "-" if difference is None else f"{difference.mean:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
 
 
-def _joined(text: str) -> str:
-    return " ".join(text.split())
+def paragraphs(text: str) -> list[Block]:
+    return [Text(" ".join(paragraph.split())) for paragraph in text.split("\n\n")]
 
 
 def results(study: Study, times: Times) -> list[Block]:
@@ -116,7 +116,7 @@ def results(study: Study, times: Times) -> list[Block]:
             values = list(paired_stats.scores(arm, study.runs, name).values())
             row[name] = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})" if values else "-"
         cells.append(row)
-    return [heading("Arms"), Table(cells, text=["arm", *TESTS, "validation"]), Text(_joined(SCORES))]
+    return [heading("Arms"), Table(cells, text=["arm", *TESTS, "validation"]), *paragraphs(SCORES)]
 
 
 def _length(plan_of: StudyDesign, arm: Arm, times: Times) -> dict[str, str]:
@@ -225,13 +225,8 @@ def method(calibration: Mapping[str, Any], study: Study) -> list[Block]:
         spent=sum(outcome.result["seconds"] for outcome in outcomes), count=len(outcomes), name=study.design.name,
         planned=study.design.core_seconds(), minutes=study.design.core_seconds() / 120,
     )  # fmt: skip
-    paragraphs = [Text(_joined(paragraph)) for paragraph in text.split("\n\n")]
-    return [
-        heading("Method"),
-        *paragraphs,
-        *_trials(study),
-        Text(_joined(COMPLETE_TABLE.format(name=study.design.name))),
-    ]
+    complete = paragraphs(COMPLETE_TABLE.format(name=study.design.name))
+    return [heading("Method"), *paragraphs(text), *_trials(study), *complete]
 
 
 def _trials(study: Study) -> list[Block]:

@@ -18,12 +18,13 @@ from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.sweeps.published import rows
 from tools.studies import scaling_design, scaling_stats
+from tools.studies.masking_page import paragraphs
 from tools.studies.scaling_design import JOINT, LENGTHS, MASKS, REFERENCE, Group, StudyPoint, StudyRun
 from tools.studies.scaling_runner import ScalingStudy, is_family, score
 from tools.studies.scaling_stats import Interval, SpeedUp
 
 MODEL, DATA, LONG = StudyPoint("8M/8"), StudyPoint(data="all"), StudyPoint(length=4)
-BOTH, ALL = (group.point(length) for group in JOINT for length in group.lengths)
+BOTH, ALL = (group.point(*group.lengths) for group in JOINT)
 TABLE_8 = {"baseline": REFERENCE, "model": MODEL, "data": DATA, "schedule": LONG, "model+data": BOTH, "joint": ALL}
 """Row of the paper's Table 8 -> our point."""
 Terms = Sequence[tuple[float, StudyPoint]]
@@ -45,7 +46,7 @@ CLAIMS: tuple[tuple[str, Terms], ...] = (
 HEAD = """\
 # A scaling study: model, data and length on 300,000 icons
 
-`make scaling-study` trains what is missing beside the committed results and writes this page (`tools/study.py --study
+`make scaling-study` trains the runs that have no committed result and writes this page (`tools/study.py --study
 scaling`). It asks the questions of the paper's scaling section at a size that two CPU cores train in less than 12
 hours. Model, data and length are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
 
@@ -144,10 +145,6 @@ def write(docs: Path, study: ScalingStudy) -> list[Path]:
     return [docs / f"{name}.md", *(study.folder / file for file in content)]
 
 
-def paragraphs(text: str) -> list[Block]:
-    return [Text(" ".join(paragraph.split())) for paragraph in text.split("\n\n")]
-
-
 def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str = "", text: str = "") -> list[Block]:
     """A heading, a table and a note; nothing without lines. ``columns``, and those with text, are separated by |."""
     cells = [dict(zip(columns.split("|"), line, strict=True)) for line in lines]
@@ -205,7 +202,7 @@ def table_8(study: ScalingStudy) -> list[Block]:
         "Paper: ImageNet-1K, ViT-L to H, LAION-400M to 2B, 12.8 to 25.6 billion samples. Ours: mean over test families."
     )
     columns = "scaled|paper, top-1|paper, gain|ours, top-1|ours, gain|seeds|model|data|length"
-    return section("The paper's Table 8 beside ours", columns, lines, note, "model|data|ours, gain")
+    return section("Table 8 of the paper, and this study", columns, lines, note, "model|data|ours, gain")
 
 
 # -- masks -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -112,7 +111,7 @@ def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
     keys = sorted(map(shard_key, shards))
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
-    for key, after in pairwise(keys):
+    for key, after in zip(keys, [*keys[1:], ""], strict=True):
         if key == after or "\n" in key:
             raise ConfigError("a shard is named twice, or its name holds a line break", value=key)
     for key in sorted(set(old).intersection(keys))[:1]:
@@ -219,7 +218,7 @@ def index(
 
 def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
     """Raise ConfigError if shards are added to a manifest and either is filtered."""
-    if old and (filters or old.sample_filter):
+    if old and (filters or old.sample_filter or "filters" in old.settings):
         raise ConfigError("filters do not go with --add", remedy="Index all shards anew, with the filters.")
 
 
@@ -270,7 +269,9 @@ def merge(
 
 def _no_samples(results: ScanResults, filters: Filters | None, out: Path) -> FlipError:
     """The error for shards without samples; it lists how many samples each filter dropped."""
-    if filters and results.shards:
+    if not results.shards:
+        return DamagedShards(results.damaged, len(results.damaged), results.scans.folder)
+    if filters:
         codes = (np.bincount(_read_scan(results, shard, out).dropped, minlength=256) for shard in results.shards)
         counts = sum(codes, np.zeros(256, dtype=np.int64))
         dropped = [f"{count:,} x {reason}" for reason, count in filters.settings(counts)["dropped"].items()]

@@ -143,7 +143,8 @@ class Filters:
     @property
     def names(self) -> list[str]:
         """The filters as text; equal for equal filters."""
-        good = [f"not excepted in {self.manifest}"] if self.manifest else []
+        digest = _opened(self.manifest)[0].digest[:12] if self.manifest else ""
+        good = [f"not excepted in {self.manifest} (digest {digest})"] if self.manifest else []
         return [*map(str, [*self.columns, *filter(None, [self.length, self.uids])]), *good]
 
     @property

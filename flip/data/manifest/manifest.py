@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 from flip import __version__
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
-from flip.runs.errors import ConfigError, DataError, PermissionDenied
-from flip.runs.rundir import fsync_path, write_new
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
+from flip.runs.rundir import fsync_path, to_json, write_new
 
 PIECE = 1 << 24
 """Bytes whose bits are counted at once."""
@@ -264,6 +264,8 @@ class Manifest(ChunkTable):
             return cls(folder, facts, check)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"the manifest is damaged: {error!r}", str(folder / MARK), remedy=_REMEDY) from error
+        except OSError as error:
+            raise read_error(error, "the manifest cannot be read", folder) from error
 
 
 def write(
@@ -314,7 +316,7 @@ def write(
         "files": {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()},
     }
     facts["digest"] = _digest(facts)
-    if not _create(folder / MARK, (json.dumps(facts, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()):
+    if not _create(folder / MARK, to_json(facts).encode()):
         refuse_existing(folder)
     return Manifest.load(folder)
 

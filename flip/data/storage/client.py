@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
@@ -57,10 +57,6 @@ class IOStats:
         """Name -> number, with equal names in equal order on all ranks: ranks add them as one vector."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         return plain | {f"retries_{kind}": count for kind, count in self.retries.items()}
-
-    @staticmethod
-    def total(parts: Iterable[IOStats]) -> IOStats:
-        return sum(parts, IOStats())
 
 
 _PLAIN = [each.name for each in fields(IOStats) if each.name != "retries"]

@@ -117,6 +117,14 @@ def test_merge_error_names_file_line_and_key(tmp_path):
     )
 
 
+def test_merge_expands_dotted_keys_of_stages_in_list():
+    stage = {"name": "small", "samples": 10, "batch": 2}
+    nested, dotted = (
+        merge([("x", {"stages": [{**stage, **image}]})]) for image in ({"image": {"size": 112}}, {"image.size": 112})
+    )
+    assert nested == dotted and nested.stages[0].image.size == 112
+
+
 def test_merge_rejects_key_in_both_dotted_and_nested_form():
     assert "twice" in mistake(merge, [("x", {"optim.eps": 1e-8, "optim": {"eps": 1e-6}})])
     assert "twice" in mistake(merge, [("x", {"optim": 3, "optim.eps": 1e-8})])

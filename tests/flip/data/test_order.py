@@ -110,10 +110,10 @@ def test_order_rejects_chunk_above_sample_count_and_unaligned_start():
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 50), st.integers(1, 3000))
-def test_unpermute_inverts_permute(seed, epoch, chunks):
+def test_inverse_of_permute_restores_positions(seed, epoch, chunks):
     positions = np.arange(chunks)
     assert (
-        order.unpermute(seed, epoch, chunks, order.permute(seed, epoch, chunks, positions)).tolist()
+        order.permute(seed, epoch, chunks, order.permute(seed, epoch, chunks, positions), inverse=True).tolist()
         == positions.tolist()
     )
 

@@ -202,20 +202,20 @@ def run_watched(seconds, end, times=1.0):
 
 
 def test_watchdog_ends_process_without_heartbeats():
-    ended = run_watched(1.0, "waits_for_nobody()")
+    ended = run_watched(1.0, "dog.heartbeat('a step from S = 7'); waits_for_nobody()", times=60)
     assert ended.returncode == HANG == 71
     assert ended.stdout.startswith("hang no progress for ") and "a step from S = 7" in ended.stdout
     assert "in waits_for_nobody" in ended.stderr
 
 
 def test_watchdog_ends_process_if_its_callback_fails():
-    ended = run_watched(1.0, "dog._on_end = None; waits_for_nobody()")
+    ended = run_watched(1.0, "dog._on_end = None; dog.heartbeat('the last'); waits_for_nobody()", times=60)
     assert ended.returncode == HANG and "in waits_for_nobody" in ended.stderr
 
 
 @pytest.mark.long
 def test_watchdog_spares_process_if_closed_disabled_or_given_longer_limit():
-    assert run_watched(1.0, "dog.close(); time.sleep(1.5); sys.exit(3)").returncode == 3
+    assert run_watched(1.0, "dog.heartbeat('the last'); dog.close(); time.sleep(1.5); sys.exit(3)", 60).returncode == 3
     assert run_watched(1.0, "time.sleep(1.5); sys.exit(3)", times=60).returncode == 3
     assert run_watched(0, "time.sleep(1.5); sys.exit(3)").returncode == 3
 

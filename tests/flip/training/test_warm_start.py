@@ -90,6 +90,9 @@ def test_resolve_init_rejects_missing_run_commit_stage_or_digest(source, fields,
         find(source, **fields)
     with pytest.raises(ConfigError, match="init.run: no such run"):
         warm_start.resolve_init(replace_init(run="base/b"), [source.path.parent.parent])
+    for fields in ({"run": "~nobody-here/runs/a"}, {"export": "~nobody-here/model"}):
+        with pytest.raises(ConfigError, match="home of an unknown user"):
+            warm_start.resolve_init(replace_init(**fields), [source.path.parent.parent])
 
 
 def test_resolve_init_rejects_commit_not_yet_reached(source):

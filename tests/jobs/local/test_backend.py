@@ -430,14 +430,14 @@ def test_supervisor_refuses_run_writable_by_other_users(field, place):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_requeue_ignores_process_record_of_another_user(field, monkeypatch):
+def test_signal_ranks_ignores_process_record_of_another_user(field, monkeypatch):
     run, sent = field.run(total=10_000), []
     attempt = start_attempt(field, run)
     field.until_moving(run, 1)
     monkeypatch.setattr(backend.os, "kill", lambda pid, number: sent.append(pid))
     for owner, expected in ((12345, []), (0, field.pids(run))):
         os.chown(run.attempt(1) / "pids.json", owner, -1)
-        field.cluster.requeue(run)
+        field.cluster.signal_ranks(run)
         assert sent == expected
     monkeypatch.undo()
     attempt.close()

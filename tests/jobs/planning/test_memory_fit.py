@@ -78,6 +78,15 @@ def test_memory_check_proposes_changes_that_fit():
     assert changes[0] == ["stages.unmasked.compute.recompute=selective"] and changes[1] == ["compute.accumulate=2"]
 
 
+def test_memory_check_proposes_nodes_that_fit_with_their_copies():
+    """More nodes have more copies of the model: two nodes of 40 GB would not be enough here."""
+    profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=40)
+    base = ["model.size=H/14", "resources.nodes=1", "compute.recompute=selective"]
+    base += [f"stages.{name}.batch=4096" for name in ("pretrain", "unmasked")]
+    for overrides in proposals(refused(planned(*base), profile)):
+        memory_fit.check(planned(*base, *overrides), profile, NODE)
+
+
 @pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
 def test_memory_check_proposes_larger_change_for_smaller_card(gb, first):
     profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)

@@ -210,11 +210,18 @@ def test_checks_list_their_runs(desk, typed):
     assert "  cores (half): 2 threads" in out and "  cores (whole): 1 threads" in out and "  tokenizer: " in out
 
 
-@pytest.mark.parametrize("cores, skipped, words", [("", True, "gives no cpus_per_node"), (96, False, "on 96 cores")])
+@pytest.mark.parametrize(
+    "cores, skipped, words",
+    [
+        ("", True, "gives no cpus_per_node"),
+        (96, False, "on 96 cores"),
+        (1, False, "the job requests them all; set resources.cpus to 1"),
+    ],
+)
 def test_cores_check_uses_cores_of_profile_not_of_login_node(typed, tmp_path, cores, skipped, words):
     line = f"cpus_per_node: {cores}\n" if cores else ""
     (tmp_path / "far.yaml").write_text(f"kind: slurm\nmemory_gb: 64\n{line}")
-    plan = json.loads(typed("--dry-run", "--json", "--cluster", str(tmp_path / "far.yaml"))[1])
+    plan = json.loads(typed("compute.threads=2", "--dry-run", "--json", "--cluster", str(tmp_path / "far.yaml"))[1])
     (check,) = [check for check in plan["checks"] if check["name"] == "cores"]
     assert check["skipped"] == skipped and words in check["detail"]
 
@@ -262,24 +269,27 @@ def test_probe_url_writes_to_folder_and_leaves_no_files(tmp_path):
         preflight.probe_url(str(tmp_path / "file" / "checkpoints"), deadline=0.5)
 
 
-def test_describe_save_time_asks_for_earlier_signal_if_saves_are_slow(tmp_path):
+def save_time(run, seconds):
+    """The text of the check, "" if there is none."""
+    return "".join(check.detail for check in preflight.save_time(ClusterProfile(signal_seconds=seconds), run))
+
+
+def test_save_time_asks_for_earlier_signal_if_saves_are_slow(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
-    assert preflight.describe_save_time(run, 90) == ""
+    assert save_time(run, 90) == ""
     for samples, seconds in ((8, 30.0), (16, 50.0)):
         path = commit.folder(run, "pretrain", samples, 1)
         path.mkdir(parents=True)
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1, "saving": seconds})
-    assert preflight.describe_save_time(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
-    assert "raise signal_seconds" in preflight.describe_save_time(run, 90)
+    assert save_time(run, 120) == "50.0 s at most until now, the warning comes 120 s before the end"
+    assert "raise signal_seconds" in save_time(run, 90)
 
 
-def test_describe_save_time_includes_two_steps(tmp_path):
+def test_save_time_includes_three_steps(tmp_path):
     run = RunDir(tmp_path / "sweep" / "run")
     path = commit.folder(run, "pretrain", 8, 1)
     path.mkdir(parents=True)
     record = {"stage": "pretrain", "samples": 8, "attempt": 1, "saving": 50.0, "step": 4, "seconds": 100.0}
     commit.commit(path, record)
-    assert preflight.describe_save_time(run, 150).startswith("50.0 s at most until now, a step 25.0 s, the warning")
-    assert "raise" not in preflight.describe_save_time(
-        run, 150
-    ) and "raise signal_seconds" in preflight.describe_save_time(run, 149)
+    assert save_time(run, 175).startswith("50.0 s at most until now, a step 25.0 s, the warning")
+    assert "raise" not in save_time(run, 175) and "raise signal_seconds" in save_time(run, 174)

@@ -47,6 +47,9 @@ def test_step_time_omits_communication_over_links_of_unknown_speed(unknown):
 
 def test_step_time_is_none_without_peak_of_card():
     assert first(planned(), ClusterProfile(kind="slurm")) is None
+    fp32 = planned("compute.precision=fp32")
+    assert first(fp32) is None, "the peak of the card is that of bf16"
+    assert first(fp32, replace(H100, utilisation=0.03)).utilisation == pytest.approx(0.03)
 
 
 def test_run_without_gpus_on_cluster_with_gpus_is_warned():

@@ -1,5 +1,6 @@
 """The worker process: exit codes and causes of ends that need no training."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,8 +13,13 @@ import pytest
 
 from flip.config import merge
 from flip.config.identity import identity
-from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE
+from flip.config.yaml_io import read_yaml
+from flip.data.manifest.manifest import Manifest
+from flip.data.token_table import TokenTable
+from flip.evaluation.prompts import read_prompts
+from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE, ConfigError, StorageError
 from flip.runs.rundir import RunDir, write_json
+from flip.tokenizer import Tokenizer
 from jobs.runtime import worker
 from tests.harness.training_run import configuration
 from tests.synthetic import make_dataset, make_tokenizer
@@ -141,3 +147,27 @@ def test_record_end_writes_recent_collectives_for_hang(run):
     assert (cause["cause"], cause["code"], cause["reason"]) == ("hang", 71, "no progress for 1200 s")
     names = [entry["profiling_name"] for entry in json.loads((folder / "collectives.0.json").read_text())["entries"]]
     assert names[-1] == "gloo:all_reduce"
+
+
+@pytest.mark.parametrize(
+    "code, kind", [(errno.ESTALE, StorageError), (errno.EIO, StorageError), (errno.ELOOP, ConfigError)]
+)
+def test_files_of_run_raise_storage_error_if_their_storage_fails(tmp_path, monkeypatch, code, kind):
+    """The run is tried again after it, and not after errors of the configuration."""
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    tokenizer = make_tokenizer(tmp_path / "tokenizer.json")
+    manifest = make_dataset(tmp_path / "data", samples=8, shards=1)
+    monkeypatch.setattr("flip.runs.ownership.os.open", fail)
+    monkeypatch.setattr("builtins.open", fail)
+    for read in (
+        lambda: Tokenizer(tokenizer, 8, prepend_cls=False),
+        lambda: TokenTable.read(str(tmp_path / "table.json"), str(tokenizer)),
+        lambda: Manifest.load(manifest),
+        lambda: read_yaml(tmp_path / "config.yaml"),
+        lambda: read_prompts(str(tmp_path / "classes.json")),
+    ):
+        with pytest.raises(kind):
+            read()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flip.data.decode import label_of
+from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
@@ -275,7 +276,8 @@ def test_make_names_line_before_stray_quote(pictures, tmp_path, capsys, end):
 def test_make_leaves_no_output_if_disk_is_full(pictures, tmp_path, capsys, monkeypatch):
     table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
 
-    def fail(*_):
+    def fail(shards, folder, *_):
+        build.part_folder(folder).mkdir()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(make.build, "index", fail)

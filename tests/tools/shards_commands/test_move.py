@@ -89,6 +89,12 @@ def test_replace_prefix_maps_shard_paths_and_urls(keys, prefix, to, moved):
     assert replace_prefix(keys, prefix, to) == moved
 
 
+@pytest.mark.parametrize("keys", [["/a/0.tar", "/b/1.tar"], ["s3://a/0.tar", "s3://b/1.tar"]])
+def test_replace_prefix_rejects_shards_without_common_folder(keys):
+    with pytest.raises(ConfigError, match="no common folder"):
+        replace_prefix(keys, None, "/x")
+
+
 def test_replace_prefix_rejects_two_shards_with_equal_target():
     with pytest.raises(ConfigError, match="two shards would be at one place"):
         replace_prefix(["/a/0.tar", "/b/0.tar"], "/a", "/b")

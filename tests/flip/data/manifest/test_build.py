@@ -207,7 +207,7 @@ def test_index_reports_missing_shard_before_reading_others(folder, tmp_path, sca
     assert not scanned and not (tmp_path / "m.part").exists()
     results = build.scan_shards([*missing, *shards(folder)], tmp_path / "m", skip_damaged=True)
     assert len(results.shards) == 7 and list(results.damaged) == missing
-    with pytest.raises(DataError, match="no samples"):
+    with pytest.raises(DamagedShards, match="2 of 2 shards .*: the shard is missing"):
         merge(build.scan_shards(missing, tmp_path / "none", skip_damaged=True), tmp_path / "none")
 
 

@@ -346,6 +346,10 @@ def test_scan_shards_reuses_only_scans_of_same_filters(rows):
     assert results.reused == 1 and [manifest.locate(id)[1] for id in range(manifest.samples)] == [5, 6, 7, 8]
     with pytest.raises(ConfigError, match="filters do not go with --add"):
         merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=manifest)
+    everything = filters.parse(["width>=0"], "")
+    kept = merge(scan_shards(paths(rows), rows / "all", filters=everything), rows / "all", 1, filters=everything)
+    with pytest.raises(ConfigError, match="filters do not go with --add"):
+        merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=kept)
 
 
 def test_compare_reports_differences_between_filtered_manifests(rows):
