@@ -93,7 +93,7 @@ types: dev  ## mypy on flip/, jobs/ and tools/
 QUICKSTART := quickstart$(if $(FULL),_full)
 SUBMIT := $(BIN)/flip submit $(QUICKSTART) --cluster local --foreground --retry $(if $(FULL),--seeds 0 1 2)
 
-quickstart: install  ## a model and its predictions in 3 minutes, the comparison in 8 (two idle cores; FULL=1: longer runs, three seeds, hours)
+quickstart: install  ## a model and its predictions in 3 minutes, the comparison in 8 (two idle cores; FULL=1: longer runs, three seeds, about an hour)
 	$(BIN)/flip demo-data
 ifndef FULL
 	$(SUBMIT) --only masked
@@ -116,7 +116,7 @@ audit: install  ## list known vulnerabilities of the installed packages with pip
 	@$(BIN)/python -m pip install -q --disable-pip-version-check 'pip-audit>=2.7,<3'
 	@$(BIN)/python tools/audit.py
 
-storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; about three minutes)
+storm: slurm  ## inject faults into a sweep on a real Slurm and S3 server (SEED=3 FAULTS=12 OUT=page.md; three to six minutes)
 	@$(BIN)/python -m tests.storm $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(OUT),--out $(OUT))
 
 $(PEERS)/.ready: requirements.txt requirements-dev.txt requirements-bench.txt
@@ -134,7 +134,8 @@ bench: $(PEERS)/.ready  ## measure FLIP and the peers; write benchmarks/RESULTS.
 	$(PEERS)/python benchmarks/table.py $(if $(QUICK),--results $$folder) || failed="$$failed table"; \
 	$(if $(QUICK),rm -r $$folder;) test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
-# Installs nothing: a node with GPUs may have no network. Its own Python will do if it has torch, timm and numpy.
+# Installs nothing: a node with GPUs may have no network. Its own Python will do if it has torch, timm and
+# numpy, and for the row of tests the packages of `make dev`.
 GPU_PYTHON ?= $(firstword $(wildcard $(PEERS)/python $(BIN)/python) $(PYTHON))
 
 bench-gpu:  ## measure steps, memory, loss and saves on one GPU (25 minutes at most; the next call continues; ONLY="step_b16 save")
