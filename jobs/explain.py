@@ -15,7 +15,6 @@ if not __package__:  # run as a script: jobs/ must not be on the path, where ten
 
 from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 from jobs.common.text import count, duration, percent
-from jobs.host.restart_policy import Limits
 
 if TYPE_CHECKING:
     from jobs.common.terminal import Page, TextTable
@@ -148,6 +147,8 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from jobs.host.restart_policy import Limits
+
     columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
     rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]
     others = {"storage": f"{duration(Limits().storage_total)} of waits"}

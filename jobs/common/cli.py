@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,9 @@ class Parser(argparse.ArgumentParser):
 
     def _options(self) -> set[str]:
         """Long options, including those of subcommands."""
+        from jobs.common.completion import actions_of
+
         return {name for action in actions_of(self) for name in action.option_strings if name.startswith("--")}
-
-
-def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The arguments of a parser and of its subcommands."""
-    for action in parser._actions:
-        yield action
-        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
-            yield from actions_of(below)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -3,11 +3,11 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.common import cli, paths
+from jobs.common import paths
 
 
 def command(known: Iterable[str]) -> str:
@@ -28,11 +28,19 @@ def complete(parser: argparse.ArgumentParser) -> None:
         import argcomplete
     except ModuleNotFoundError:
         sys.exit(1)
-    for action in cli.actions_of(parser):
+    for action in actions_of(parser):
         completer = _COMPLETERS.get((action.dest, bool(action.option_strings)))
         if completer is not None:
             action.completer = completer  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The arguments of a parser and of its subcommands."""
+    for action in parser._actions:
+        yield action
+        for below in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield from actions_of(below)
 
 
 def _sweeps(prefix: str, **_: Any) -> list[str]:

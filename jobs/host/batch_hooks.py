@@ -28,6 +28,10 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.host import attempts, bad_nodes, canary, notify, processes, slurm_cli, wall_limit
 from jobs.host.restart_policy import UNKNOWN, Decision
 
+EXAMPLES = """examples:
+  python3 jobs/host/batch_hooks.py begin runs/masking/mask50
+  python3 jobs/host/batch_hooks.py end runs/masking/mask50 --code 75
+"""
 RETRY_SECONDS = 600.0  # for which an unavailable file system is retried on the node
 REQUEUE_DELAY = 1800.0  # until the next start after that
 SHELL_EXIT_SECONDS = 2.0  # until Slurm has noticed that a batch shell is gone
@@ -67,7 +71,10 @@ def watch_shell() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Start or end an attempt of a run, on the host.")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        description="Start or end an attempt of a run, on the host.", epilog=EXAMPLES, formatter_class=formatter
+    )
     parser.add_argument("what", choices=["begin", "end", "watch", "release"])
     parser.add_argument("run", metavar="RUN_DIR")
     parser.add_argument("--token", help="submission that the job belongs to (begin); a job of another does nothing")

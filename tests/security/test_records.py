@@ -152,7 +152,7 @@ def read_by_commands(run, desired_runs):
     assert rows[1]["state"] == "complete" and rows[1]["samples"] is None and not rows[1]["reason"], rows[1]
     run_status._Lines(io.StringIO()).draw(rows)
     shown.append(run_status.screen(rows, 80, 24))
-    run_status._code(runs, rows)
+    clusters.worst_exit_code((run, row["state"]) for run, row in zip(runs, rows, strict=True))
     accounts = goodput.of_runs(runs)
     shown += [goodput.render(accounts), json.dumps(goodput.as_dict(accounts))]
     outcomes = run_outcomes.outcomes(runs)
