@@ -15,6 +15,7 @@ from jobs.common.cli import Parser, quietly, run_command
 EXAMPLES = """examples:
   python tools/audit.py --json
 
+It needs pip-audit, which `make audit` installs.
 exit codes: 0 no known vulnerability, 1 known vulnerabilities, 69 the package index could not be reached
 """
 VULNERABLE = 1

@@ -36,13 +36,23 @@ def test_summary_raises_error_if_no_package_is_looked_up(packages):
 
 @pytest.mark.parametrize(
     "packages, code, words",
-    [(None, 69, "no route to host"), ([UNKNOWN], 69, "none of 1"), ([BAD], 1, "PYSEC-1"), ([GOOD], 0, "1 of 1")],
+    [
+        ("absent", 78, "make audit"),
+        (None, 69, "no route to host"),
+        ([UNKNOWN], 69, "none of 1"),
+        ([BAD], 1, "PYSEC-1"),
+        ([GOOD], 0, "1 of 1"),
+    ],
 )
 def test_audit_command_exit_code_depends_on_report(tmp_path, packages, code, words):
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"dependencies": packages}))
     copied = f"import shutil, sys; shutil.copy({str(report)!r}, sys.argv[sys.argv.index('--output') + 1])"
-    (tmp_path / "pip_audit.py").write_text(copied if packages else "import sys; sys.exit('no route to host')")
+    texts = {
+        None: "import sys; sys.exit('no route to host')",
+        "absent": "import sys; sys.exit('No module named pip_audit')",
+    }
+    (tmp_path / "pip_audit.py").write_text(copied if isinstance(packages, list) else texts[packages])
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, AUDIT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code and words in done.stdout + done.stderr

@@ -286,7 +286,7 @@ def test_drop_removes_excepted_samples(data, capsys):
     code, report = call(capsys, "drop", data.parent / "less", "--out", data.parent / "good", "--json")
     assert code == 0 and (report["samples"], report["exceptions"], report["chunk"]) == (110, 0, 4), report
     digest = Manifest.load(data.parent / "less").digest[:12]
-    assert report["dropped"] == {f"not excepted in {data.parent / 'less'} (digest {digest})": 10}
+    assert report["dropped"] == {f"not excluded in {data.parent / 'less'} (digest {digest})": 10}
     old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), ChunkReader()
     good = [id for id in range(120) if id not in {3, *range(40, 48), 119}]
     assert [new.locate(id) for id in range(110)] == [old.locate(id) for id in good]
@@ -329,7 +329,7 @@ def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):
     call(capsys, "exclude", folder / "m", "--ids", "0,1", "--out", folder / "less")
     assert call(capsys, "drop", folder / "less", "--out", folder / "good")[0] == 0
     code, new = call(capsys, "info", folder / "good", "--json")
-    name = f"not excepted in {folder / 'less'} (digest {Manifest.load(folder / 'less').digest[:12]})"
+    name = f"not excluded in {folder / 'less'} (digest {Manifest.load(folder / 'less').digest[:12]})"
     assert new["filters"] == [*report["filters"], name] and new["seen"] == 80
     assert new["dropped"] == report["dropped"] | {name: 2} and new["samples"] == report["samples"] - 2
     (left_out,) = Manifest.load(folder / "good").settings["left_out"]

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,8 +75,6 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
     kept_patches = derived.kept_patches(spec.image, mask)
     if kept_patches < 1:
         raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
-    if manifest.samples < manifest.chunk:
-        raise ConfigError("the manifest has no complete chunk", str(manifest.folder), manifest.samples)
     reader, share = ChunkReader(), seconds / len(STAGES)
     chunks = _chunks(manifest, spec.seed)
     pieces, samples = _load(manifest, reader, chunks)
@@ -131,13 +130,18 @@ def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterato
 
 
 def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
-    """Complete chunks with samples that are not excluded, in random order, epoch after epoch."""
-    count = manifest.samples // manifest.chunk
+    """Complete chunks with samples that are not excluded, in random order, epoch after epoch.
+
+    Raises ConfigError if there is none.
+    """
+    count, excluded = manifest.samples // manifest.chunk, Counter(id // manifest.chunk for id in manifest.exceptions)
+    skipped = {j for j, samples in excluded.items() if samples == manifest.chunk}  # may be damaged
+    if count <= len(skipped):
+        raise ConfigError("no complete chunk has a sample that is not excluded", str(manifest.folder))
     for epoch in itertools.count():
         for start in range(0, count, 1024):
-            for j in permute(seed, epoch, count, np.arange(start, min(start + 1024, count))).tolist():
-                if not manifest.exceptions.keys() >= set(manifest.chunk_ids(j)):
-                    yield j
+            order = permute(seed, epoch, count, np.arange(start, min(start + 1024, count))).tolist()
+            yield from (j for j in order if j not in skipped)
 
 
 def _load(

@@ -111,8 +111,8 @@ def sorted_keys(shards: Iterable[str], old: Sequence[str] = ()) -> list[str]:
     keys = sorted(map(shard_key, shards))
     if not keys:
         raise ConfigError("no shards to index", remedy="Name at least one .tar file.")
-    for key, after in zip(keys, [*keys[1:], ""], strict=True):
-        if key == after or "\n" in key:
+    for key, before in zip(keys, ["", *keys], strict=False):
+        if key == before or "\n" in key:
             raise ConfigError("a shard is named twice, or its name holds a line break", value=key)
     for key in sorted(set(old).intersection(keys))[:1]:
         raise ConfigError("a shard is in the old manifest already", value=key, remedy="Name the new ones alone.")

@@ -144,7 +144,7 @@ class Filters:
     def names(self) -> list[str]:
         """The filters as text; equal for equal filters."""
         digest = _opened(self.manifest)[0].digest[:12] if self.manifest else ""
-        good = [f"not excepted in {self.manifest} (digest {digest})"] if self.manifest else []
+        good = [f"not excluded in {self.manifest} (digest {digest})"] if self.manifest else []
         return [*map(str, [*self.columns, *filter(None, [self.length, self.uids])]), *good]
 
     @property

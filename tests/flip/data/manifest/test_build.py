@@ -267,6 +267,12 @@ def test_merge_with_added_shards_preserves_ids_of_old_samples(folder, tmp_path):
         sorted_keys([late[0], early[1]], old.keys)
 
 
+@pytest.mark.parametrize("names", [["a\nb"], ["a", "z\n"], ["a", "a"]])
+def test_sorted_keys_rejects_line_breaks_and_repeated_names(names):
+    with pytest.raises(ConfigError, match="named twice, or its name holds a line break"):
+        sorted_keys(names)
+
+
 @pytest.mark.parametrize("when", ["asking", 0, 3, 6, "merging"])
 def test_index_stops_if_concurrent_index_writes_manifest_first(folder, reference, tmp_path, monkeypatch, when):
     """The process that finishes first removes all scans. The other processes then find its manifest."""
