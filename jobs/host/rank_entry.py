@@ -18,6 +18,11 @@ from typing import Dict, Mapping, Optional
 
 PORTS = (10000, 30000)  # below the ephemeral ports
 STORAGE = 69  # exit code, as in flip.runs.errors
+GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")  # set and not empty if the job has GPUs
+MALLOC = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"  # huge pages by madvise, for the heap alone
+    ":glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864"  # bytes
+)
 SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 
 
@@ -54,13 +59,20 @@ def raise_limits() -> None:
 
 
 def allocator(environ: Mapping[str, str]) -> Dict[str, str]:
-    """PYTORCH_ALLOC_CONF with expandable segments, unless the user has configured torch's allocator; else empty.
+    """Settings for the allocators of torch and of glibc that the user has not configured.
 
-    Packed texts change the shapes of tensors in every step, which fragments memory in segments of fixed size.
+    PYTORCH_ALLOC_CONF: expandable segments. Packed texts change the shapes of tensors in every step, which fragments
+    memory in segments of fixed size. GLIBC_TUNABLES, without GPUs: freed memory stays in the process, in huge pages.
+    Otherwise each step returns it to the kernel, which clears it again page by page: 11 % of the processor time of a
+    step of 2M/8.
     """
-    if {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(environ):
-        return {}
-    return {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    settings = {}
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(environ):
+        settings["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    has_gpus = any(environ.get(name) for name in GPUS)
+    if not has_gpus and "GLIBC_TUNABLES" not in environ and not any(name.startswith("MALLOC_") for name in environ):
+        settings["GLIBC_TUNABLES"] = MALLOC
+    return settings
 
 
 def open_log(environ: Mapping[str, str]) -> None:

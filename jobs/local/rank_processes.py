@@ -175,8 +175,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Seque
     try:
         if world > 1:
             attempt.store = _make_store(run, n)
-        shared = _environment(job, n, world, lifeline, attempt.store)
-        shared |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+        shared = _environment(job, n, world, lifeline, attempt.store, gpus)
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
@@ -248,7 +247,9 @@ def _make_store(run: RunDir, n: int) -> Path:
     return folder
 
 
-def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None) -> dict[str, str]:
+def _environment(
+    job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None, gpus: Sequence[str]
+) -> dict[str, str]:
     with socket.socket() as probe:  # for snapshots that do not know FLIP_STORE
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -264,5 +265,5 @@ def _environment(job: Mapping[str, Any], n: int, world: int, lifeline: int, stor
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    inherited = {**os.environ, **job["env"]}
+    inherited = {**os.environ, **job["env"]} | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
     return {**inherited, **allocator(inherited), **own}

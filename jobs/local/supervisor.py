@@ -219,8 +219,8 @@ class Supervisor:
                     self.finish(attempt)
                     del self.active[path]
                     ended = True
-            if over and (path in self.damaged or not os.path.exists(path)):
-                self.active.pop(path, None)
+            if over and (path in self.damaged or not attempt.run.attempt(attempt.n).exists()):
+                self.active.pop(path, None)  # the end of an attempt whose files were deleted cannot be recorded
         return ended
 
     def finish(self, attempt: rank_processes.LocalAttempt) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -237,7 +238,37 @@ def test_raise_limits_ignores_limits_that_cannot_be_raised(monkeypatch):
     assert requested == [resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_MEMLOCK]
 
 
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
-def test_allocator_default_yields_to_user_configuration(name):
-    assert rank_entry.allocator({"PATH": "/bin"}) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert rank_entry.allocator({name: "max_split_size_mb:512"}) == {}
+TORCH = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+GLIBC = {"GLIBC_TUNABLES": rank_entry.MALLOC}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"PATH": "/bin"}, TORCH | GLIBC),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, GLIBC),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, GLIBC),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=1"}, TORCH),
+        ({"MALLOC_ARENA_MAX": "1"}, TORCH),
+        ({"SLURM_GPUS_ON_NODE": "8"}, TORCH),
+        ({"CUDA_VISIBLE_DEVICES": ""}, TORCH | GLIBC),
+    ],
+)
+def test_allocator_default_yields_to_user_configuration_and_gpus(given, expected):
+    assert rank_entry.allocator(given) == expected
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="the settings are those of glibc")
+@pytest.mark.parametrize("settings", [{}, GLIBC], ids=["default", "ours"])
+def test_freed_memory_is_not_cleared_again(settings):
+    code = (
+        "import numpy, resource\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def step(): numpy.ones(1 << 26, numpy.uint8)\n"
+        "step(); before = faults()\n"
+        "for _ in range(4): step()\n"
+        "print(faults() - before)"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=environ | settings, capture_output=True, check=True)
+    assert (int(done.stdout) < 50) == bool(settings)

@@ -405,6 +405,17 @@ def test_run_with_moved_folder_ends_without_supervisor_error(field):
     assert "1 ranks" in field.journal() and "Traceback" not in field.journal()
 
 
+def test_run_whose_files_were_partly_deleted_does_not_keep_supervisor(field):
+    run = field.run(total=10_000)
+    field.submit(run)
+    field.until_moving(run, 1)
+    (pid,) = field.pids(run)
+    (run.path / "job.json").unlink()
+    shutil.rmtree(run.attempts)
+    os.kill(pid, signal.SIGKILL)
+    field.until(lambda: not field.left())
+
+
 def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
     bad, good = field.run("a"), field.run("b", total=40)
     field.submit(good)
