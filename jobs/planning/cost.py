@@ -138,6 +138,6 @@ def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
     links = f"communication at {' and '.join(known)} a GPU" if known else "no communication"
     links += f"; set {unknown} in the profile to count that of runs with such links" if unknown else ""
     return (
-        f"GPU-hours from arithmetic at an assumed {100 * ARITHMETIC:g} % {peak}, {links}, and input at"
+        f"GPU-hours of runs in bf16 from arithmetic at an assumed {100 * ARITHMETIC:g} % {peak}, {links}, and input at"
         f" {profile.core_samples:g} samples/s a core; none of it was measured on GPUs; {rest}"
     )

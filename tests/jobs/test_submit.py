@@ -36,7 +36,7 @@ def test_dry_run_plans_paper_sweeps(desk, name):
     done = desk.submit("--dry-run", sweep=f"sweeps/{name}.yaml")
     assert done.returncode == 0, done.stderr
     for text in (
-        "GPU-hours from arithmetic at an assumed 40 % of 989 TFLOP/s",
+        "GPU-hours of runs in bf16 from arithmetic at an assumed 40 % of 989 TFLOP/s",
         "exposed communication",
         "not checked here",
         "batch jobs:",

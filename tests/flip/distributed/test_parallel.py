@@ -492,6 +492,13 @@ def test_compiled_block_compiles_every_sequence_length():
     assert compiled >= 9 and torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
 
 
+@pytest.mark.parametrize("hang_minutes, minutes", [(20.0, 25.0), (0.0, 1445.0)])
+def test_collectives_wait_longer_than_watchdog_and_longest_read(hang_minutes, minutes):
+    world = parallel.start(compute(), hang_minutes)
+    parallel.stop()
+    assert world.timeout == datetime.timedelta(minutes=minutes)
+
+
 def test_stay_on_loopback_keeps_interface_set_by_user(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # restored after the test
