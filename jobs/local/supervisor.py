@@ -219,7 +219,7 @@ class Supervisor:
                     self.finish(attempt)
                     del self.active[path]
                     ended = True
-            if over and (path in self.damaged or not attempt.run.attempt(attempt.n).exists()):
+            if over and (path in self.damaged or not os.path.exists(attempt.run.attempt(attempt.n))):
                 self.active.pop(path, None)  # the end of an attempt whose files were deleted cannot be recorded
         return ended
 
