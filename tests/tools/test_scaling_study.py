@@ -64,6 +64,7 @@ def record(job: StudyRun) -> dict[str, Any]:
         "configuration": f"digest of {job.name}",
         "data": "digest",
         "data_samples": PICTURES[job.group.data],
+        "threads": 1 + (job.group.model == "8M/8"),
         "parameters": PARAMETERS[job.group.model],
         "samples": samples,
         "seconds": 3.0,
@@ -255,6 +256,7 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     assert row(text, "tabler")[2:4] == ["12.00", "0.00"]
     assert row(text, "1/64") == ["1/64", "digest", "2"] and "several digests" not in text
     assert "0.5m-data8-mask0.5-s0-repeat-x2" in text and "docs/sweeps.md" in text
+    assert "Runs with several threads: 8m-" in text
     for name in ("axes-1", "axes-2", "axes-3", "cost-1", "cost-2"):
         assert f"](scaling_study/{name}.svg)" in text
 
@@ -313,7 +315,8 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     assert not study.missing() and len(study.results) == 5
     first, again = (study.results[f"{group.name}{end}-x2"] for end in ("", "-repeat"))
     assert scaling_runner.score(first) == scaling_runner.score(again), "a trunk and its cooldown are a run"
-    assert first["data_samples"] == 640 and first["data"].startswith("digest:") and len(first["configuration"]) == 64
+    assert (first["data_samples"], first["threads"]) == (640, 1)
+    assert first["data"].startswith("digest:") and len(first["configuration"]) == 64
     assert {item["task"] for item in first["evaluations"]} == {"zeroshot", "retrieval", "probe"}
     assert study.results[f"{group.name}-trunk"]["curve"] and first["hours"]["useful"] > 0
     shutil.rmtree(tmp_path / "runs")

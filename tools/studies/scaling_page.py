@@ -387,7 +387,10 @@ def machine_time(study: ScalingStudy) -> list[Block]:
         return []
     parts = {part: f"{sum(run['hours'][part] for run in runs):.2f}" for part in runs[0]["hours"]}
     machines = sorted({f"{run['machine']['cores']} cores of {run['machine']['processor']}" for run in runs})
-    note = f"Core-hours by use, on {'; '.join(machines)}. More attempts than runs: runs that were stopped or killed"
+    note = f"Reserved core-hours by use, on {'; '.join(machines)}; two runs that share a core count it twice."
+    several = [f"{run['run']} ({run['threads']})" for run in runs if run["threads"] > 1]
+    note += f" Runs with several threads: {', '.join(several)}." if several else ""
+    note += " More attempts than runs: runs that were stopped or killed continued from their checkpoints."
     line = (str(len(runs)), str(sum(run["attempts"] for run in runs)), *parts.values())
     columns = "|".join(["runs", "attempts", *parts])
-    return section("Time", columns, [line], f"{note} continued from their checkpoints.")
+    return section("Time", columns, [line], note)

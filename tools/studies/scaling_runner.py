@@ -263,6 +263,7 @@ def record(job: StudyRun, outcome: Outcome, machine: Mapping[str, Any]) -> dict[
         "settings": scaling_design.settings(outcome.settings),
         "configuration": identity.get("hash"),
         "data": identity.get("config", {}).get("data", {}).get("manifest"),
+        "threads": outcome.settings["compute.threads"],
         "data_samples": outcome.settings["data.samples"],
         "parameters": result["parameters"]["total"],
         "samples": result["samples"],
