@@ -47,6 +47,7 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
     fault = play.get("attempts", {}).get(str(attempt), {}).get(str(rank), "")
     print(f"rank {rank} starts at {samples}", flush=True)
     print(f"GPUs {os.environ.get('CUDA_VISIBLE_DEVICES')}, {os.environ.get('PYTORCH_ALLOC_CONF')}", flush=True)
+    print(f"malloc {os.environ.get('GLIBC_TUNABLES')}", flush=True)
     step = 0
     while samples < play["total"]:
         if fault and step == play.get("at", 0):

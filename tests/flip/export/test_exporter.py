@@ -376,12 +376,15 @@ def test_export_command_of_several_runs_can_be_repeated(run, tmp_path, capsys, m
 
 
 def test_model_card_prefers_fp32_score_of_evaluation_job(run, tmp_path):
-    """Exported weights are fp32, so the card shows the later fp32 score."""
+    """Exported weights are fp32, so the card shows the later fp32 score. A Jaccard index is no accuracy."""
     (run.eval / "unmasked-96").mkdir()
     later = {"name": "a-text", "task": "retrieval", "role": "test", "n": 2000, "top1": 0.5, "precision": "fp32"}
     write_json(run.eval / "unmasked-96" / "a-text.json", later | {"stage": "unmasked", "samples": 96})
+    jaccard = later | {"name": "winogavil", "task": "associations", "metric": "jaccard"}
+    write_json(run.eval / "unmasked-96" / "winogavil.json", jaccard | {"stage": "unmasked", "samples": 96})
     assert command.main([str(run.path), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
+    assert "winogavil" in (tmp_path / "out" / "export.json").read_text() and "winogavil" not in text
     assert "| a-text | retrieval | test | 2,000 | 50.00% | fp32 |" in text and "12.35% | bf16" not in text
     assert "not exactly that of these weights" not in text
 

@@ -16,6 +16,7 @@ from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job, is_copy
 from jobs.host import attempts
+from jobs.host.rank_entry import MALLOC
 from jobs.local import backend, rank_processes, supervisor
 
 pytestmark = pytest.mark.long
@@ -48,7 +49,7 @@ def test_runs_complete_in_order_and_leave_no_processes(field):
     assert [field.state(run) for run in (first, second)] == ["complete", "complete"]
     assert ends(first) == [("done", "complete")]
     assert attempts.last_end(first)["time"] < read_json(second.attempt(1) / "start.json")["time"]
-    assert (first.logs / "latest" / "node0.out").read_text().count("starts at 0") == 2
+    assert log(first).count("starts at 0") == log(first).count(f"malloc {MALLOC}") == 2
     field.submit(first, second)  # complete runs start nothing
     field.until(lambda: not field.left())
     assert first.newest_attempt() == second.newest_attempt() == 1
@@ -88,6 +89,7 @@ def test_concurrent_runs_get_disjoint_gpus(field, monkeypatch):
     field.until_state(third, "complete")
     assert "GPUs 4, expandable_segments:True" in log(first)
     assert log(second).count("GPUs GPU-a,6,") == 2 and log(third).count("GPUs GPU-a,") == 1
+    assert "malloc None" in log(first), "the settings for CPUs were not measured beside GPUs"
     assert read_json(first.attempt(1) / "start.json")["gpus"] == ["4"]
     assert list(rank_processes.adopt(first, 1, 1.0, 60.0).gpus) == ["4"]
     field.cluster.cancel([first])
