@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +150,23 @@ def test_command_exits_with_65_and_removes_tarball_of_wrong_checksum(tmp_path: P
     assert result.returncode == 65 and "Traceback" not in result.stderr
     assert vendors.NAMES.sha512 in result.stderr and vendors.NAMES.spec in result.stderr
     assert not list((tmp_path / "cache" / "packages").iterdir())
+
+
+def test_two_fetches_at_once_leave_one_verified_tarball(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each npm waits until the other has started."""
+    body = (
+        "import os, time; meet = Path({!r}); (meet / str(os.getpid())).touch()\n"
+        "while len(list(meet.iterdir())) < 2: time.sleep(0.01)\n"
+        "(Path(sys.argv[sys.argv.index('--pack-destination') + 1]) / 'one-1.0.0.tgz').write_bytes(b'tarball')"
+    )
+    (tmp_path / "meet").mkdir()
+    monkeypatch.setenv("PATH", str(fake_npm(tmp_path / "bin", body.format(str(tmp_path / "meet")))))
+    digest = base64.b64encode(hashlib.sha512(b"tarball").digest()).decode()
+    packages, store = [npm.Package("one", "1.0.0", digest)], tmp_path / "packages"
+    with ThreadPoolExecutor() as threads:
+        for fetch in [threads.submit(npm.fetch, packages, store) for _ in range(2)]:
+            fetch.result(timeout=60)
+    assert [path.name for path in store.iterdir()] == ["one-1.0.0.tgz"]
 
 
 def test_command_exits_with_69_if_cache_is_a_file(tmp_path: Path) -> None:
