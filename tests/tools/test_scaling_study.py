@@ -114,8 +114,9 @@ def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypat
     for name, config in runs.items():
         (stage,), job = config.stages, jobs[name]
         roles = {evaluation_set.role for evaluation_set in config.evaluate.sets}
-        assert roles == ({"validation"} if job.kind in ("trial", "trunk") else {"validation", "test"})
-        assert (config.seed == 9) == (job.kind == "trial") and config.model.size == job.group.model
+        is_trial = job.kind == "trial" or name == "8m-data8-mask0.5-s9-repeat-x0.5"
+        assert roles == ({"validation"} if is_trial or job.kind == "trunk" else {"validation", "test"})
+        assert (config.seed == 9) == is_trial and config.model.size == job.group.model
         if job.trunk:
             trunk = runs[job.trunk.name]
             assert config.init.run == f"scaling_study/{job.trunk.name}" and config.init.extend
@@ -255,7 +256,8 @@ def test_page_of_complete_study_states_verdicts(tmp_path: Path) -> None:
     assert row(text, "length 4")[-1] == "yes" and row(text, "chance")[2:] == ["0.10"] * 5
     assert row(text, "tabler")[2:4] == ["12.00", "0.00"]
     assert row(text, "1/64") == ["1/64", "digest", "2"] and "several digests" not in text
-    assert "0.5m-data8-mask0.5-s0-repeat-x2" in text and "docs/sweeps.md" in text
+    assert row(text, "0.5m-data8-mask0.5-s0-repeat-x2")[1] and "docs/sweeps.md" in text
+    assert row(text, "8m-data8-mask0.5-s9-repeat-x0.5")[1].startswith("30.0 "), "the chosen trial, not another one"
     assert "Runs with several threads: 8m-" in text
     for name in ("axes-1", "axes-2", "axes-3", "cost-1", "cost-2"):
         assert f"](scaling_study/{name}.svg)" in text

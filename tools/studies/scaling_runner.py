@@ -63,6 +63,14 @@ class ScalingStudy:
         jobs = [job for job in scaling_design.all_jobs() if job.kind == "run" and job.group.point(job.length) == point]
         return {job.group.seed: self.results[job.name] for job in jobs if job.name in self.results}
 
+    def first(self, repeat: StudyRun) -> Record | None:
+        """Record of the run that ``repeat`` trains again; of trials, of the one with the chosen peak."""
+        group = repeat.group
+        same, peaks = (group.point(repeat.length), group.seed), (0.0, self.peaks.get((group.model, group.mask)))
+        firsts = (job for job in scaling_design.all_jobs() if not job.group.repeat and job.group.peak in peaks)
+        names = [job.name for job in firsts if (job.group.point(job.length), job.group.seed) == same]
+        return next((self.results[name] for name in names if name in self.results), None)
+
     def scores(self, point: StudyPoint) -> list[float]:
         """Accuracy of each run of a point: the mean over the test families."""
         return [score(each) for each in self.records(point).values()]
