@@ -45,7 +45,10 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
 
 
 def row(run: RunDir, state: JobState) -> dict[str, Any]:
-    """The row of one run. Speed and ETA are None unless an attempt is running; ``reason`` names damaged files."""
+    """The row of one run. Speed and ETA are None unless an attempt is running.
+
+    ``reason``: of the last end, unless the run was submitted again since; it also names damaged files.
+    """
     live, damage = _read_or_error(lambda: read_record(run.status))
     last, more = _read_or_error(lambda: attempts.last_end(run))
     newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
@@ -55,7 +58,9 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     gpus = shape.get("nodes", 0) * shape.get("gpus", 0)
     damaged = [_read_or_error(partial(read_record, path))[1] for path in records]
     moving = live if state.state == "running" and live.get("attempt") == state.attempt else {}
-    reason = state.detail or (str(last.get("reason", "")) if state.state != "complete" else "")
+    submitted_again = state.state == "queued" and state.attempt <= job.get("after", 0)
+    stale = submitted_again or state.state == "complete"
+    reason = state.detail or ("" if stale else str(last.get("reason", "")))
     problems = [text for text in (moving.get("storage"), damage, more, *damaged) if text and text not in reason]
     return {
         **{"sweep": run.sweep, "run": run.name, "state": state.state},

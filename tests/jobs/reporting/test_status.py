@@ -134,6 +134,18 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
     assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, "another run may be in its place"
 
 
+def test_reason_of_last_end_is_shown_until_run_is_submitted_again(tmp_path):
+    run = make_run(tmp_path / "sweep" / "run")
+    run.attempt(1).mkdir(parents=True)
+    end = {"attempt": 1, "action": "stop", "cause": "cancelled", "reason": "cancelled by ada", "delay": 0}
+    write_json(run.attempt(1) / "end.json", end | {"code": 75, "time": 1.0, "commits": 0, "committed": True})
+    for after, state, reason in (
+        (0, "cancelled", "cancelled by ada"), (0, "queued", "cancelled by ada"), (1, "queued", ""),
+    ):  # fmt: skip
+        write_json(run.path / "job.json", {"shape": {"nodes": 1, "gpus": 0}, "after": after})
+        assert run_status.row(run, JobState(state, 1))["reason"] == reason
+
+
 def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
     rows = [row("a", "queued", 0), {**row("a", "queued", 0), "sweep": "other"}]
     lines = io.StringIO()
