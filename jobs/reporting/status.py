@@ -58,7 +58,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     gpus = shape.get("nodes", 0) * shape.get("gpus", 0)
     damaged = [_read_or_error(partial(read_record, path))[1] for path in records]
     moving = live if state.state == "running" and live.get("attempt") == state.attempt else {}
-    submitted_again = state.state == "queued" and state.attempt <= job.get("after", 0)
+    submitted_again = state.state in ("queued", "running") and last.get("attempt", 0) <= job.get("after", 0)
     stale = submitted_again or state.state == "complete"
     reason = state.detail or ("" if stale else str(last.get("reason", "")))
     problems = [text for text in (moving.get("storage"), damage, more, *damaged) if text and text not in reason]

@@ -140,7 +140,7 @@ def test_reason_of_last_end_is_shown_until_run_is_submitted_again(tmp_path):
     end = {"attempt": 1, "action": "stop", "cause": "cancelled", "reason": "cancelled by ada", "delay": 0}
     write_json(run.attempt(1) / "end.json", end | {"code": 75, "time": 1.0, "commits": 0, "committed": True})
     for after, state, reason in (
-        (0, "cancelled", "cancelled by ada"), (0, "queued", "cancelled by ada"), (1, "queued", ""),
+        (0, "cancelled", "cancelled by ada"), (0, "queued", "cancelled by ada"), (1, "queued", ""), (1, "running", ""),
     ):  # fmt: skip
         write_json(run.path / "job.json", {"shape": {"nodes": 1, "gpus": 0}, "after": after})
         assert run_status.row(run, JobState(state, 1))["reason"] == reason
