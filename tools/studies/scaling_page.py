@@ -154,7 +154,8 @@ def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str 
 def missing(study: ScalingStudy) -> list[Block]:
     jobs = [job.name for job in study.missing() if job.length]
     names = ", ".join(jobs[:3]) + (" and others (--plan shows them)" if len(jobs) > 3 else "")
-    note = f"{len(jobs)} runs are missing: {names}. What needs them has no verdict."
+    counted = "One run is" if len(jobs) == 1 else f"{len(jobs)} runs are"
+    note = f"{counted} missing: {names}. Claims that need a missing run have no verdict."
     return [Text(note, tone="note")] if jobs else []
 
 
