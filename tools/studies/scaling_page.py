@@ -71,9 +71,9 @@ Learning rates. For each model and mask {peaks} are tried, with seed {trial_seed
 smallest. The range ended at 0.002 until two trials were complete, of which the lower rate was better.
 
 Lengths are 1, 2 and 4 units of {unit:,} samples. The unit follows from the calibration: all runs, with every seed, cost
-at most {budget:g} core-hours. Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the
-last {cooldown:.0%} of a run. Runs that differ only in their length share their trunk (docs/sweeps.md), except in the
-joint corner.
+at most {budget:g} core-hours (22.5, with the same unit, until the repeat of 8M was shortened: see "Repeated runs").
+Warm-up is {warmup:,} samples; the rate then stays constant, and decays over the last {cooldown:.0%} of a run. Runs that
+differ only in their length share their trunk (docs/sweeps.md), except in the joint corner.
 
 Seeds. Masks and lengths at the reference have two seeds. Every other point gets a first seed; a second one follows
 unless its difference from the reference exceeds {clear:g} times the half-width of its 95 % interval. The joint corner

@@ -64,7 +64,7 @@ class ScalingStudy:
         return {job.group.seed: self.results[job.name] for job in jobs if job.name in self.results}
 
     def first(self, repeat: StudyRun) -> Record | None:
-        """Record of the run that ``repeat`` trains again; of trials, of the one with the chosen peak."""
+        """Record of the run that ``repeat`` trains again. Of the trials it is the one with the chosen peak."""
         group = repeat.group
         same, peaks = (group.point(repeat.length), group.seed), (0.0, self.peaks.get((group.model, group.mask)))
         firsts = (job for job in scaling_design.all_jobs() if not job.group.repeat and job.group.peak in peaks)
