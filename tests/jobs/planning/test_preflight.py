@@ -20,6 +20,8 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import JobState
+from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.slurm import site
 from jobs.submission import submission
@@ -196,6 +198,18 @@ def test_disk_check_sums_checkpoints_of_all_starting_runs(desk, typed, monkeypat
     assert typed()[0] == 0 and typed.started == ["half", "whole"], (
         "existing checkpoints of a run reduce its required space"
     )
+
+
+@pytest.mark.parametrize(
+    "state, code", [("queued", 69), ("waiting", 69), ("running", 69), ("complete", 0), ("failed", 0), ("unknown", 0)]
+)
+def test_disk_check_counts_runs_with_active_jobs(state, code, desk, typed, monkeypatch):
+    """Of 150 free bytes, the new run needs 100, and so does the other one while it has a job."""
+    monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
+    assert typed("--only", "half")[0] == 0
+    monkeypatch.setattr(planning, "states", lambda runs: {run.path: JobState(state) for run in runs})
+    assert typed()[0] == code and typed.started == ([] if code else ["whole"])
 
 
 def test_checks_list_their_runs(desk, typed):
