@@ -23,13 +23,15 @@ from pathlib import Path
 
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
-from flip.data.storage.base import RequestError, Storage
+from flip.data.storage.base import RequestError, Storage, drop_cached_pages, is_remote
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
 from flip.data.storage.retry import Clock, Outage, RetryPolicy
 from flip.runs.errors import DataError
 from flip.runs.ownership import private_folder, read_regular
 
+DIGITS = 20
+"""Of the number in the file ``size``."""
 FREED_SHARE = 0.1
 """Share of the limit that an eviction frees at once: listing the oldest files takes a while."""
 
@@ -99,14 +101,12 @@ class ChunkCache:
     @contextlib.contextmanager
     def _locked_total(self) -> Iterator[list[int]]:
         """The sum of all lengths, to be changed under a lock. If writing fails later, it is too large."""
-        with open(self._folder / "size", "a+") as file:
+        with open(os.open(self._folder / "size", os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            text = file.read()
-            total = [int(text) if text.isdecimal() else self._evict(self._limit)]
+            text = file.read(DIGITS)
+            total = [int(text) if text.isdigit() else self._evict(self._limit)]
             yield total
-            file.truncate(0)
-            file.write(str(total[0]))
+            os.pwrite(file.fileno(), f"{total[0]:0{DIGITS}d}".encode(), 0)  # in place: also on a full disk
 
     def _evict(self, limit: float) -> int:
         """Delete the oldest chunks and files of killed processes until ``limit`` bytes are left; return their sum.
@@ -238,5 +238,8 @@ class ChunkReader(StorageClient):
             if crc in wrong:
                 raise corrupt_chunk(manifest, j, f"CRC32 {crc:#010x}, indexed was {int(manifest.checksums[j]):#010x}")
             wrong.add(crc)
+            for shard, start, stop, _ in ranges:
+                if not is_remote(manifest.keys[shard]):
+                    drop_cached_pages(manifest.keys[shard], start, stop)
             error = RequestError("checksum", f"chunk {j} has a wrong CRC32")
             self._failed(attempts, manifest.keys[ranges[0][0]], error)

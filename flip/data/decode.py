@@ -31,6 +31,8 @@ Pixels = NDArray[np.uint8]
 
 LIMIT = 1 << 26
 """Maximum number of pixels of an image, checked by its header before anything is decompressed."""
+LONGEST_SIDE = 1 << 24
+"""Maximum width or height: for a row of more than 2^31 bits Pillow raises MemoryError, which would stop the worker."""
 
 STRIP = 1 << 20
 """Pixels converted to RGB at once, so that conversion needs no second copy of a large image. A decoder needs at most 8
@@ -210,8 +212,8 @@ def _limit_image(image: Image.Image) -> None:
 
 
 def _limit(width: int, height: int) -> None:
-    if width * height > LIMIT:
-        raise DecodeError(f"{width} x {height} pixels, at most {LIMIT} are read")
+    if width * height > LIMIT or max(width, height) > LONGEST_SIDE:
+        raise DecodeError(f"{width} x {height} pixels, at most {LIMIT} are read, {LONGEST_SIDE} in a row")
 
 
 def image_of(sample: Sample, decoder: str, conversion: str = "flatten", exif: str = "ignore") -> Pixels:

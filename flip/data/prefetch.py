@@ -17,6 +17,7 @@ from flip.concurrency import DaemonExecutor
 from flip.data.chunk_reader import Chunk
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
+from flip.runs.errors import StorageError
 
 THREADS = 8
 """Concurrent reads of one worker."""
@@ -24,6 +25,8 @@ LOOKAHEAD_SECONDS = 10.0
 """Seconds from the last read to the start of its block: longer than a slow response, or than one and its retry."""
 MAX_LOOKAHEAD = 0.25
 """Largest lookahead, as a share of a block. With it a lane holds 1.5 + MAX_LOOKAHEAD / 2 blocks on average."""
+HANG_SECONDS = 120.0
+"""Seconds after the deadline of reads after which one hangs: a mount whose server is away answers nothing."""
 _GOLDEN = 0.6180339887498949
 
 
@@ -34,6 +37,7 @@ class Prefetch:
         read: reads a chunk. Its errors are raised by ``chunk``.
         skip_chunk: whether a chunk has no usable sample and is not to be read ahead.
         chunk_bytes: size of a chunk; ``bytes`` is their sum over chunks held or requested.
+        patience: seconds to wait for a chunk. Reads end at a deadline of their own, unless the file system hangs.
     """
 
     def __init__(
@@ -44,9 +48,10 @@ class Prefetch:
         read: Callable[[int], Chunk],
         skip_chunk: Callable[[int], bool],
         chunk_bytes: Callable[[int], int],
+        patience: float | None = None,
     ) -> None:
         self.order, self.lanes, self._skip_chunk, self._chunk_bytes = order, lanes, skip_chunk, chunk_bytes
-        self.bytes = 0
+        self.bytes, self._patience = 0, patience
         self._chunks: list[dict[int, dict[int, Future[Chunk]]]] = [{} for _ in lanes]
         """Per lane: block number -> chunk number -> the chunk."""
         self._requested: list[dict[int, int]] = [{} for _ in lanes]
@@ -57,8 +62,12 @@ class Prefetch:
         self._request_first(*divmod(start, order.block_samples))
 
     def chunk(self, lane: int, k: int, j: int) -> Chunk:
-        """Chunk j for block k of a lane (its index in ``lanes``); waits for it."""
-        return self._request(lane, k, j).result()
+        """Chunk j for block k of a lane (its index in ``lanes``). Raises StorageError if it does not come in time."""
+        try:
+            return self._request(lane, k, j).result(self._patience)
+        except TimeoutError as error:
+            what = f"a read has not ended for {self._patience:g} s: the file system hangs"
+            raise StorageError(what, f"chunk {j}", remedy="The run may be started again later.") from error
 
     def advance(self, lane: int, k: int, n: int) -> None:
         """Sample n of block k was used: request the chunks due of the next block, and drop a block that is used up."""

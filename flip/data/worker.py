@@ -19,7 +19,7 @@ from flip.data.chunk_reader import ChunkCache, ChunkReader
 from flip.data.decode import Pixels
 from flip.data.masking import MaskSpec
 from flip.data.order import DatasetSource
-from flip.data.prefetch import Prefetch, chunk_bytes
+from flip.data.prefetch import HANG_SECONDS, Prefetch, chunk_bytes
 from flip.data.storage.client import IOStats
 from flip.data.storage.obstore_storage import ObstoreStorage
 from flip.data.storage.retry import Outage, RetryPolicy
@@ -156,7 +156,8 @@ class DatasetStream:
         ids, epochs = (field.ravel() for field in self.order.positions(self.lanes, self.position, self.count))
         if self._prefetcher is None:  # created with the first batch: an unused stream reads nothing
             read, size = partial(self.reader.fetch, self.manifest), partial(chunk_bytes, self.manifest)
-            self._prefetcher = Prefetch(self.order, self.lanes, self.position, read, self._skip_chunk, size)
+            patience = self.reader.retry_policy.deadline + HANG_SECONDS
+            self._prefetcher = Prefetch(self.order, self.lanes, self.position, read, self._skip_chunk, size, patience)
         prefetcher = self._prefetcher
         draws = _Draws(self, epochs, ids)
         out.ids[:], out.keep_indices[:], epochs_used = draws.ids, draws.keep_indices, epochs.copy()

@@ -109,7 +109,7 @@ def _end(processes: list[ForkServerProcess], pipes: list[connection.Connection])
     for process in processes:
         process.kill()
     for process in processes:
-        process.join()
+        process.join(timeout=5.0)  # one that waits for a file system that hangs cannot be killed
     for pipe in pipes:
         pipe.close()
 

@@ -15,7 +15,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.storage.retry import RetryPolicy
 from flip.data.storage.s3 import _by_code
-from flip.runs.errors import DataError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from tests.s3.conftest import ROOT, lead_to, on_nanio, on_weed
 from tests.s3.servers import BUCKET, KEY, SECRET, files
 
@@ -124,6 +124,22 @@ def test_reader_reloads_expired_credentials(server, proxied, monkeypatch, tmp_pa
         read("wrong")
     proxy.plan(["expired"], 1, limit=1)
     assert read(SECRET) == 512 and reader.counters.retries["expired"] >= 1
+
+
+def test_reader_waits_while_credentials_file_is_being_rewritten(server, proxied, monkeypatch, tmp_path):
+    """A file that cannot be parsed is an error of the configuration only before the first answer."""
+    proxy, reader, path = proxied(server), impatient(), tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    path.write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
+    assert len(reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)) == 512
+    path.write_text("[default")
+    proxy.plan(["expired"], 1, limit=1)
+    with pytest.raises(StorageError, match="parse"):
+        reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
+    with pytest.raises(ConfigError, match="cannot be addressed.*parse"):
+        impatient().read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
 
 
 CHAIN = """

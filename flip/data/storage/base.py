@@ -3,13 +3,14 @@
 A storage tries each request once and raises ``RequestError``; ``retry.py`` decides about retries for all of them.
 """
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from flip.runs.errors import DataError, PermissionDenied
+from flip.runs.errors import DataError
 
 _T = TypeVar("_T")
 
@@ -126,12 +127,22 @@ class LocalStorage:
         pass
 
 
+def drop_cached_pages(key: str, start: int, stop: int) -> None:
+    """Let the next read of a local file come from its disk or server, not from this machine's memory."""
+    with contextlib.suppress(OSError):  # that read reports it
+        handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(handle, start, stop - start, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
 def _open_error(error: OSError, key: str) -> Exception:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and os.path.isdir(os.path.dirname(key) or "."):
         return DataError("the shard is missing", key, remedy="Restore it, or index the others again.")
     if isinstance(error, PermissionError):
-        return PermissionDenied("the shard may not be read", key, remedy="Grant read access to it.")
-    return RequestError("io", str(error))
+        return RequestError("denied", str(error))
+    return RequestError("io", str(error))  # without its folder, the file system is not mounted
 
 
 def ends_early(key: str, size: int, stop: int) -> DataError:

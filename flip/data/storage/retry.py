@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from flip.data.storage.base import RequestError
+from flip.data.storage.base import RequestError, is_remote
 from flip.runs.errors import DataError, FlipError, PermissionDenied, StorageError
 
 log = logging.getLogger("flip.data")
@@ -144,6 +144,8 @@ def _permanent(key: str, error: RequestError, wording: ErrorWording) -> FlipErro
 
 
 def _denied(key: str, error: RequestError, wording: ErrorWording) -> FlipError:
+    if not is_remote(key):
+        return PermissionDenied(f"{wording.thing} may not be read: {error}", key, remedy="Grant read access to it.")
     remedy = (
         "Check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, ~/.aws), AWS_ENDPOINT_URL, and the bucket's policy. "
         "Storage answers the same for a missing key if listing is not allowed."

@@ -39,6 +39,8 @@ class S3Storage:
         self._lock = threading.Lock()
         self._files: Any = None
         self._owner = 0
+        self._served = False
+        """Whether a request has succeeded: address, profile and configuration files were right."""
 
     def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
         return self._send(key, lambda client: self._get(client, key, start, stop))
@@ -177,13 +179,17 @@ class S3Storage:
 
     def _send(self, key: str, request: Callable[[Any], Awaitable[Any]]) -> Future[Any]:
         """Send one request from fsspec's loop; the future has its reply, RequestError or ConfigError."""
+        from botocore.exceptions import ParamValidationError
+
         files = self._client()
 
         async def once() -> Any:
             try:
                 # The client itself, not ``call_s3``, which retries and loses the status of errors.
                 await files.set_session()
-                return await request(await files.get_s3(split(key)[0]))
+                reply = await request(await files.get_s3(split(key)[0]))
+                self._served = True
+                return reply
             except transient_errors() as error:
                 raise classify_error(error) from error
             except RuntimeError as error:
@@ -191,6 +197,9 @@ class S3Storage:
                     raise
                 raise RequestError("expired", str(error)) from error  # raised by botocore for new credentials
             except permanent_errors() as error:
+                if self._served and not isinstance(error, ParamValidationError):
+                    # These settings worked: a file of ~/.aws is being rewritten, or a credential process failed once.
+                    raise RequestError("expired", scrub(str(error))) from error
                 remedy = "Check AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE and ~/.aws, and the name of the bucket."
                 raise ConfigError(f"object storage cannot be addressed: {error}", key, remedy=remedy) from error
 
@@ -255,7 +264,10 @@ def _errors_by_kind() -> dict[str, tuple[type[BaseException], ...]]:
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
 
-    stale = boto.CredentialRetrievalError, boto.MetadataRetrievalError, boto.TokenRetrievalError, boto.SSOError
+    stale = (
+        boto.CredentialRetrievalError, boto.MetadataRetrievalError, boto.TokenRetrievalError, boto.SSOError,
+        boto.RefreshWithMFAUnsupportedError, *([boto.LoginError] if hasattr(boto, "LoginError") else []),
+    )  # fmt: skip
     connection = boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, aiohttp.ClientError, OSError
     return {
         "denied": (boto.NoCredentialsError, boto.PartialCredentialsError, boto.NoAuthTokenError),
@@ -274,13 +286,10 @@ def transient_errors() -> tuple[type[BaseException], ...]:
 
 
 def permanent_errors() -> tuple[type[BaseException], ...]:
-    """Errors in an address, a name or a configuration file."""
-    from botocore import exceptions as boto
+    """Errors in an address, a name or a configuration file: all others of botocore."""
+    from botocore.exceptions import BotoCoreError
 
-    return (
-        boto.ProfileNotFound, boto.ParamValidationError, boto.ConfigParseError, boto.ConfigNotFound,
-        boto.ValidationError, boto.MissingParametersError, ValueError,
-    )  # fmt: skip
+    return BotoCoreError, ValueError
 
 
 def classify_error(error: BaseException) -> RequestError:

@@ -15,6 +15,7 @@ import torch
 
 from flip.data.chunk_reader import ChunkCache, ChunkReader
 from flip.data.manifest.manifest import Manifest
+from flip.data.storage.base import LocalStorage
 from tests.flip.data.loading import BATCH, loader
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -193,6 +194,34 @@ def test_chunk_reader_continues_if_cache_disk_is_full(manifest, tmp_path, caplog
     assert len(caplog.records) == 1 and "too large" in caplog.records[0].getMessage()
     reader.read_chunk(manifest, 0)
     assert len(cached_files(tmp_path)) == 1, "the cache stores chunks again after the disk has space"
+
+
+def test_full_disk_leaves_size_of_chunk_cache_known(manifest, tmp_path, monkeypatch):
+    """Else each chunk would list the whole cache, under a lock."""
+    cache = ChunkCache(tmp_path, 10**9)
+    reader = ChunkReader(cache=cache)
+    reader.read_chunk(manifest, 0)
+    monkeypatch.setattr(cache, "_evict", None)
+    with file_size_limit(0):
+        reader.read_chunk(manifest, 1)
+    reader.read_chunk(manifest, 2)
+    assert reader.counters.cache_failures == 1 and len(cached_files(tmp_path)) == 2
+
+
+def test_chunk_with_wrong_checksum_is_read_again_from_disk(manifest, monkeypatch):
+    """A page in this machine's memory may be damaged, not the file."""
+    get, reads, dropped = LocalStorage._get, [], []
+
+    def damaged_once(storage, key, start, stop):
+        reply = get(storage, key, start, stop)
+        reads.append((start, stop))
+        return reply if len(reads) > 1 else reply._replace(data=bytes(len(reply.data)))
+
+    monkeypatch.setattr(LocalStorage, "_get", damaged_once)
+    monkeypatch.setattr(os, "posix_fadvise", lambda handle, start, size, how: dropped.append((start, start + size)))
+    ((_, start, stop, _),) = manifest.chunk_ranges(0)
+    assert len(ChunkReader().read_chunk(manifest, 0)) == manifest.chunk
+    assert reads == [(start, stop)] * 2 and dropped == [(start, stop)]
 
 
 def test_chunk_reader_continues_if_cache_path_is_a_file(manifest, tmp_path):

@@ -26,14 +26,17 @@ def saved(image, format, **options):
     return buffer.getvalue()
 
 
-def png(colour, *values, size=4):
-    """A 16-bit PNG of a single colour, as Pillow does not write it. ``colour``: 0 grey, 2 RGB, 4 and 6 with alpha."""
+def png(colour, *values, size=4, header=None):
+    """A 16-bit PNG of a single colour, as Pillow does not write it. ``colour``: 0 grey, 2 RGB, 4 and 6 with alpha.
+
+    ``header``: width and height that it states.
+    """
     rows = (b"\0" + struct.pack(f">{len(values)}H", *values) * size) * size
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", size, size, 16, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *(header or (size, size)), 16, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -166,6 +169,11 @@ def test_decode_rejects_decompression_bomb_before_unpacking(monkeypatch):
     monkeypatch.setattr(decode, "to_rgb", unpack)
     for decoder in DECODERS:
         assert "9000 x 9000 pixels, at most" in verdict(bomb, decoder)
+
+
+def test_decode_rejects_long_row_for_which_pillow_raises_memory_error():
+    for decoder in DECODERS:
+        assert "40000000 x 1 pixels, at most" in verdict(png(6, 0, 0, 0, 0, header=(40_000_000, 1)), decoder)
 
 
 @pytest.mark.parametrize("name", ["baseline", "progressive", "grey", "CMYK"])

@@ -10,7 +10,7 @@ import pytest
 from flip.data import prefetch
 from flip.data.order import SampleOrder
 from flip.data.prefetch import Prefetch, chunks_due, phase
-from flip.runs.errors import DataError
+from flip.runs.errors import DataError, StorageError
 
 ORDER = {"seed": 5, "samples": 4000, "chunk": 8, "block": 4, "lanes": 16}
 
@@ -108,6 +108,15 @@ def test_prefetch_skips_chunks_without_good_sample(storage):
         prefetcher.chunk(0, 0, j)
     prefetcher.close()
     assert len(storage.reads) == ORDER["block"] - 1 and bad not in storage.reads
+
+
+def test_read_that_hangs_is_an_outage_of_storage(storage):
+    storage.hold.clear()
+    prefetcher = Prefetch(SampleOrder(**ORDER), range(1), 0, storage.read, lambda j: False, len_of, patience=0.05)
+    with pytest.raises(StorageError, match=r"has not ended for 0\.05 s"):
+        prefetcher.chunk(0, 0, 3)
+    storage.hold.set()
+    prefetcher.close()
 
 
 def test_interpreter_exit_waits_for_no_prefetch_read():

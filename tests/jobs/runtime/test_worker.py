@@ -150,7 +150,14 @@ def test_record_end_writes_recent_collectives_for_hang(run):
 
 
 @pytest.mark.parametrize(
-    "code, kind", [(errno.ESTALE, StorageError), (errno.EIO, StorageError), (errno.ELOOP, ConfigError)]
+    "code, kind",
+    [
+        (errno.ESTALE, StorageError),
+        (errno.EIO, StorageError),
+        (errno.ENOTCONN, StorageError),
+        (errno.ESHUTDOWN, StorageError),
+        (errno.ELOOP, ConfigError),
+    ],
 )
 def test_files_of_run_raise_storage_error_if_their_storage_fails(tmp_path, monkeypatch, code, kind):
     """The run is tried again after it, and not after errors of the configuration."""

@@ -1,5 +1,8 @@
 """Tests retries after each kind of failure on a simulated clock, and how reads resume."""
 
+import errno
+import os
+
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
@@ -212,3 +215,37 @@ def test_listing_gives_each_page_its_own_deadline():
     script = Slow(*(answer for page in pages for answer in [*faults.get(page, []), page]))
     assert ChunkReader(remote=script, clock=time.clock, retry_policy=patience).list("s3://b/") == dict(sorted(pages))
     assert not script.answers and len(time.pauses) == 3
+
+
+@pytest.mark.parametrize(
+    "call, code, served, error",
+    [
+        ("open", errno.EIO, False, StorageError),
+        ("open", errno.ESTALE, True, StorageError),
+        ("pread", errno.EIO, True, StorageError),
+        ("open", errno.EACCES, False, PermissionDenied),
+        ("open", errno.EACCES, True, StorageError),  # a ticket of Kerberos has run out
+        ("open", errno.ENOENT, True, DataError),
+    ],
+)
+def test_failed_read_of_local_file_is_retried_unless_file_is_missing(tmp_path, monkeypatch, call, code, served, error):
+    path, time = tmp_path / "0.tar", Time()
+    path.write_bytes(bytes(1024))
+    reader = ChunkReader(clock=time.clock)
+    if served:
+        reader.read(str(path), 0, 512)
+
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(error, match=r"0\.tar"):
+        patch.setattr(os, call, fail)
+        reader.read(str(path), 0, 512)
+    assert bool(time.pauses) is (error is not DataError)
+    assert len(reader.read(str(path), 0, 512)) == 512
+
+
+def test_file_system_that_is_not_mounted_is_an_outage(tmp_path):
+    """Its folder is missing, too. The run starts again on another node or later."""
+    with pytest.raises(StorageError, match="No such file"):
+        ChunkReader(clock=Time().clock).read(str(tmp_path / "mount" / "0.tar"), 0, 512)
