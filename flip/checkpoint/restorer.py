@@ -69,12 +69,13 @@ class CheckpointRestorer:
     def open_other(self, find: Callable[[], commit.Commit], run: str) -> commit.Commit:
         """The verified commit of another run, which ``find`` returns on every rank, as the parent of this run's.
 
-        Raises DataError if a rank does not find it.
+        Raises the kind of error that ``find`` raised on a rank: DataError if the commit is gone.
         """
-        failure = run_on_all(find, self.world.checkpoint_group)
+        found = list[commit.Commit]()
+        failure = run_on_all(lambda: found.append(find()), self.world.checkpoint_group)
         if failure is not None:
-            raise DataError(f"the run cannot start: {failure.text}", run)
-        self.parent = str(find().path)
+            raise failure.error_class(f"the run cannot start: {failure.text}", run)
+        self.parent = str(found[0].path)
         return self.open(Path(self.parent))
 
     def open(self, path: Path) -> commit.Commit:

@@ -41,7 +41,7 @@ CANCELLED = "cancelled"
 """Reason of a stop because cancel.json exists."""
 
 LONG_OPERATION_FACTOR = 6.0
-"""Starting, evaluating and committing may take this many times longer than a step: rank 0 alone hashes a commit."""
+"""Starting and committing may take this many times longer than a step: rank 0 alone hashes a commit."""
 
 
 class StopFlag:

@@ -1,6 +1,7 @@
 """Writes the metric lines, TensorBoard events, status.json and progress bar of a run (rank 0), and a log of samples."""
 
 import json
+import logging
 import re
 import threading
 import time
@@ -20,6 +21,8 @@ from flip.data.loader import Batch
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.rundir import RunDir, write_json
+
+log = logging.getLogger(__name__)
 
 RECENT = 1000
 """Logged windows by which the status judges whether the speed is unsteady."""
@@ -84,7 +87,7 @@ class MetricsWriter:
             "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
             "reason": "", "storage": None, "unsteady": None,
         }  # fmt: skip
-        self._written, self._lock = 0.0, threading.Lock()
+        self._written, self._failing, self._lock = 0.0, False, threading.Lock()
         run.metrics.mkdir(exist_ok=True)
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
@@ -145,14 +148,26 @@ class MetricsWriter:
             self._events.file_writer.add_summary(Summary(value=[point]), samples)  # type: ignore[attr-defined]
 
     def status(self, every: float = 0.0, **fields: Any) -> None:
-        """Update status.json, at most every ``every`` seconds, unless a newer attempt exists."""
+        """Update status.json, at most every ``every`` seconds, unless a newer attempt exists.
+
+        An error of the file system is logged, and the next call tries again: what matters is saved elsewhere, and an
+        outage of storage, which this file reports, may be one of the run directory, too.
+        """
         with self._lock:  # threads that read from storage report its outages
             self._status.update(fields)
             now = time.monotonic()
-            if now - self._written < every or not self._run.is_current_attempt(self._attempt):
+            if now - self._written < every:
                 return
-            self._written = now
-            write_json(self._run.status, self._status | {"time": time.time()})
+            try:
+                if not self._run.is_current_attempt(self._attempt):
+                    return
+                write_json(self._run.status, self._status | {"time": time.time()})
+            except OSError as error:
+                if not self._failing:
+                    log.warning("status.json cannot be written, tried again later: %s", error)
+                self._failing = True
+            else:
+                self._written, self._failing = now, False
 
     def close(self, phase: str, reason: str = "") -> None:
         """End the attempt. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -360,9 +360,7 @@ class Trainer:
         if self.world.size > 1:
             gc.collect()  # frees the fp32 copy, whose modules refer to each other
         self.checkpoints.wait()  # otherwise the results might belong to weights that are lost
-        results = self.record_scores(span, results)
-        for name, prediction in ({} if role else predictions).items():  # those along the way would take much space
-            prediction.write(path_of(self.run, span.stage.name, self.samples, name))
+        results = self.record_scores(span, results, {} if role else predictions)  # those along the way take much space
         self.monitor.status(phase="training")
         return results
 
@@ -392,13 +390,18 @@ class Trainer:
                 self.log_rank0("%s", format_result(result))
         return results, predictions
 
-    def record_scores(self, span: StageSpan, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Write the results with the commit of their position. Only rank 0 reads the commit and writes."""
-        if not self.world.is_rank0:
+    def record_scores(
+        self, span: StageSpan, results: list[dict[str, Any]], predictions: Mapping[str, Predictions]
+    ) -> list[dict[str, Any]]:
+        """Write the results with the commit of their position, and the predictions. Only rank 0 reads and writes, and
+        only while no newer attempt does: the commit could be that one's."""
+        if not self.world.is_rank0 or not self.run.is_current_attempt(self.attempt):
             return results
         record = commit.summary_at(self.run, self.samples)
         results = [result | {"commit": record} for result in results]
         self.monitor.evaluation(span.stage.name, self.samples, self.seconds, results)
+        for name, prediction in predictions.items():
+            prediction.write(path_of(self.run, span.stage.name, self.samples, name))
         return results
 
     def encoder(self) -> ModelEncoder:

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+class SourceMissing(ConfigError):
+    """The run, the commit or the export that ``init`` names does not exist (yet, or any more)."""
+
+
 #: If these differ, the weights do not fit, or mean something else.
 _EQUAL = (
     "model.embed", "model.image.width", "model.image.layers", "model.image.heads", "model.text.width",
@@ -79,7 +84,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
     """``config.init`` with the path of its run, stage, samples and digest filled in; path and digest for an export.
 
     ``folders``: searched for a name that is not a path: the sweep's folder, RUNS_ROOT. Raises ConfigError if the commit
-    (not yet) or the export does not exist, or if its weights do not fit ``config``.
+    (not yet) or the export does not exist (SourceMissing), or if its weights do not fit ``config``.
     """
     init = config.init
     if init.export:
@@ -96,7 +101,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         present = ", ".join(f"{c.stage} {c.samples}" for c in commits) or "none"
         remedy = f"Its commits: {present}. A later commit can be named once it exists (--only, until then)."
         of_stage = f" of stage {stage}" if stage else ""
-        raise ConfigError(f"init: no commit at S = {samples}{of_stage}", str(run.path), remedy=remedy)
+        raise SourceMissing(f"init: no commit at S = {samples}{of_stage}", str(run.path), remedy=remedy)
     own_stage = stage_at(config, samples) if init.extend else config.stages[0]
     compared = for_stage(config, own_stage), weights_config(source, matches[-1].stage)
     check_compatible(*compared, str(run.path), init.extend)
@@ -117,7 +122,7 @@ def _find_run(name: str, folders: Sequence[Path]) -> RunDir:
         if path.is_absolute() and (path / "config.yaml").is_file():
             return RunDir(path)
     remedy = "Give SWEEP/RUN, RUN of the same sweep, or the full path of its directory."
-    raise ConfigError("init.run: no such run", ", ".join(map(str, folders)), name, remedy)
+    raise SourceMissing("init.run: no such run", ", ".join(map(str, folders)), name, remedy)
 
 
 def _stage_and_samples(init: Init, source: Config) -> tuple[str, int]:
@@ -136,7 +141,7 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     folder = next((path for path in paths if export_record.is_export(path)), None)
     if folder is None:
         remedy = "Give the folder that tools/export.py wrote; it contains export.json."
-        raise ConfigError("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
+        raise SourceMissing("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
     check_compatible(for_stage(config, config.stages[0]), export_record.config(folder), str(folder))
     key = export_record.digest(export_record.read_export(folder))
     if init.commit not in ("", key):
@@ -151,7 +156,7 @@ def stored_init(init: Init, run: RunDir) -> Init | None:
         return None
     stored = merge.read_config(run.config).init
     for old, new in ((stored.run, init.run), (stored.export, init.export)):
-        name = Path(new).parts
+        name = Path(resolve_path(new) if new.startswith(("~", "cache:")) else new).parts
         if bool(old) != bool(new) or Path(old).parts[len(Path(old).parts) - len(name) :] != name:
             return None
     same = stored.extend == init.extend and init.stage in ("", stored.stage) and init.samples in (0, stored.samples)

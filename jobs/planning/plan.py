@@ -260,7 +260,7 @@ def _action(
     if not existing.matches(wanted):
         fork = next((name for name in reversed(forked) if all_existing[name].matches(wanted)), "")
         if not fork:
-            return _changed(wanted, existing, forked, names, changed)
+            return _changed(wanted, all_existing, forked, names, changed)
         existing = all_existing[fork]
     starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
     unchanged = f"kept as it is ({_list(wanted.ignored_changes, wanted.given)})" if wanted.ignored_changes else ""
@@ -268,24 +268,30 @@ def _action(
 
 
 def _changed(
-    wanted: ResolvedRun, existing: ExistingRun, forked: Sequence[str], names: Collection[str], changed: str
+    wanted: ResolvedRun,
+    all_existing: Mapping[str, ExistingRun],
+    forked: Sequence[str],
+    names: Collection[str],
+    changed: str,
 ) -> Action:
+    """The action for a run whose configuration neither its directory nor a fork of it holds."""
+    latest = forked[-1] if forked else ""  # a run is stored in its newest fork
+    name, existing = latest or wanted.name, all_existing[latest or wanted.name]
     changes, why = _explained(existing.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and _of_data(changes) and existing.state != "complete"
     if (changed == "restart" or adopts) and existing.active:
-        raise ConfigError(
-            f"{reason} and is {existing.state}", wanted.name, remedy="Cancel it first: python jobs/cancel.py"
-        )
+        raise ConfigError(f"{reason} and is {existing.state}", name, remedy="Cancel it first: python jobs/cancel.py")
     if adopts:
-        return Action(wanted, "changed", f"continues with other data ({why})", True, changes=changes, adopts=True)
+        reason = f"continues with other data ({why})"
+        return Action(wanted, "changed", reason, True, changes=changes, fork=latest, adopts=True)
     if changed == "fork":
-        newest = int(forked[-1].rpartition("-v")[2]) if forked else 1
-        free = next(name for n in itertools.count(newest + 1) if (name := f"{wanted.name}-v{n}") not in names)
-        reason = f"next to {wanted.name}, which holds another configuration ({why})"
+        newest = int(latest.rpartition("-v")[2]) if latest else 1
+        free = next(each for n in itertools.count(newest + 1) if (each := f"{wanted.name}-v{n}") not in names)
+        reason = f"next to {name}, which holds another configuration ({why})"
         return Action(wanted, "new", reason, True, changes=changes, fork=free)
     starts = changed == "restart"
-    return Action(wanted, "changed", reason, starts, starts, existing.state, changes)
+    return Action(wanted, "changed", reason, starts, starts, existing.state, changes, latest)
 
 
 def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:

@@ -88,10 +88,11 @@ class MultiBackend:
             submitted += len(own)
 
 
-def request_cancel(runs: Iterable[RunDir], why: str) -> None:
-    """Write cancel.json of the runs and end them; runs that were cancelled before are killed without a save.
+def request_cancel(runs: Iterable[RunDir], why: str, repeat_kills: bool = True) -> None:
+    """Write cancel.json of the runs and end them.
 
-    Failures for some runs are raised as a FlipError after all others were cancelled.
+    ``repeat_kills``: runs that were cancelled before are killed without a save; else they are signalled again. Failures
+    for some runs are raised as a FlipError after all others were cancelled.
     """
     runs, before = list(runs), []
     unwritten: dict[Path, OSError] = {}
@@ -104,7 +105,9 @@ def request_cancel(runs: Iterable[RunDir], why: str) -> None:
             unwritten[run.path] = error
     undelivered = ""
     try:
-        cancel(runs, [*before, *unwritten])  # without the file, a run that saves and exits would restart
+        cancel(
+            runs, [*(before if repeat_kills else ()), *unwritten]
+        )  # without the file, a run that saves and exits would restart
     except FlipError as error:
         if not unwritten:
             raise

@@ -19,7 +19,7 @@ from typing import Any
 
 from flip.config.merge import dump, to_dict
 from flip.config.yaml_io import dump_yaml, read_yaml
-from flip.runs.commit import commits
+from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.ownership import closed_folder, is_mine
 from flip.runs.rundir import RunDir, fsync_path, read_record, write_json, write_text
@@ -77,6 +77,7 @@ def apply(
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
+    sourced = [action for action in started if action.wanted.config.init.run and _needs_source(action, plan.folder)]
     temporaries = {action.name: plan.folder / f".new-{action.name}.{os.getpid()}" for action in fresh}
     with writing(plan.folder), ExitStack() as cleanup:
         for action in fresh:
@@ -85,6 +86,8 @@ def apply(
             temporary.mkdir(mode=0o755)
             write_text(temporary / "config.yaml", dump(action.wanted.config))
             write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
+        for action in sourced:  # before anything is moved
+            warm_start.open_commit(action.wanted.config.init)
         write_json(plan.folder / "sweep.json", dict(about))
         for action in fresh:
             target = plan.folder / action.name
@@ -97,13 +100,17 @@ def apply(
                 if action.adopts:
                     _adopt(action, plan.folder)
                 _update_config(action, plan.folder, snapshot)
-        for action in started:
-            if action.wanted.config.init.run:
-                warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
+        for action in sourced:
+            warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
         jobs = [_job(action, plan, snapshot, typed) for action in started]
         jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
+
+
+def _needs_source(action: Action, folder: Path) -> bool:
+    """Whether the run starts from the commit that ``init`` names; one with commits of its own continues from those."""
+    return action.kind == "new" or action.moves or not commit.ever_committed(RunDir(folder / action.name))
 
 
 def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
@@ -144,7 +151,7 @@ def _adopt(action: Action, folder: Path) -> None:
     identity.json is written before config.yaml: the next submission repairs one that ends between the two.
     """
     run = RunDir(folder / action.name)
-    stored, done = read_record(run.identity) or {}, commits(run)
+    stored, done = read_record(run.identity) or {}, commit.commits(run)
     until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
     until["changes"] = [change._asdict() for change in action.changes]
     wanted = {key: action.wanted.identity[key] for key in ("hash", "schema", "config")}
@@ -218,7 +225,7 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
     Returns the names of runs that were still saving after PRUNE_SECONDS: they stay, and stay cancelled.
     """
     active = [RunDir(plan.folder / name) for name, existing in plan.pruned.items() if existing.active]
-    clusters.request_cancel(active, why)
+    clusters.request_cancel(active, why, repeat_kills=False)
     end = time.monotonic() + PRUNE_SECONDS
     while active and time.monotonic() < end:
         known = clusters.states(active)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -115,7 +116,7 @@ class Submission:
     def run(self) -> tuple[int, list[Path] | None]:
         """Returns the exit code, and with --watch the directories of the runs to watch."""
         dry, runs = self.options.dry_run, self.resolve_runs()
-        new = not self.folder.exists()
+        new = not os.path.exists(self.folder)
         if new:  # a refusal must not leave the folder that the lock creates
             self._check_space(self._plan(runs))
         with nullcontext() if dry else lock(self.folder):
@@ -164,6 +165,10 @@ class Submission:
                 what = f"resources.cluster: the runs root of {asked} differs from that of {self.profile.name}"
                 remedy = "Runs of a sweep share a folder: give the profiles the same runs_root, or use two sweeps."
                 raise ConfigError(what, f"run {run.name}", str(runs_root(profile)), remedy)
+            others = [self.profile, *(other for other, _ in self.places.values())]
+            if any(other.name == profile.name and other != profile for other in others):
+                what, remedy = "two different cluster profiles have this name", "Give each its own `name`."
+                raise ConfigError(what, f"run {run.name}", profile.name, remedy)
             self.places[asked] = profile, node(profile)
         return self.places[asked]
 
@@ -197,11 +202,11 @@ class Submission:
             except ConfigError:
                 if not self._exists(run, config):
                     raise
-            anew = self.options.changed in ("restart", "fork")
-            preflight.refuse_blank_blocks(config, data, None if anew else RunDir(self.folder / run.name))
+            anew, current = self.options.changed in ("restart", "fork"), RunDir(self._places_of(run)[-1])
+            preflight.refuse_blank_blocks(config, data, None if anew else current)
             self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
-            self._add_checks(preflight.save_time(profile, RunDir(self.folder / run.name)), run.name)
-            self._add_checks(preflight.wall_limit(config, profile, RunDir(self.folder / run.name)), run.name)
+            self._add_checks(preflight.save_time(profile, current), run.name)
+            self._add_checks(preflight.wall_limit(config, profile, current), run.name)
         except FlipError as error:
             where = f"{self.file}, run {run.name}" + (f", {error.where}" if error.where else "")
             raise type(error)(error.what, where, error.value, error.remedy) from error
@@ -241,9 +246,10 @@ class Submission:
         """``init``, resolved; a run that has started continues without it if its source is gone."""
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
-        except ConfigError:
+        except warm_start.SourceMissing:
             init = run.config.init
-            known = warm_start.stored_init(init, RunDir(self.folder / run.name))
+            stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
+            known = next(filter(None, stored), None)
             if known is None and self.options.dry_run and init.run in self.sweep.names and init.samples:
                 stage = init.stage or stage_at(run.config, init.samples).name
                 known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
@@ -256,7 +262,7 @@ class Submission:
     ) -> tuple[Config, Sequence[ConfigChange]]:
         """The resolved configuration, and the changes in the sweep file that ``--changed keep`` ignores."""
         places = self._places_of(run)
-        path = places[0]
+        path = places[-1]
         config = planning.resolve_stable(run.config, on, data, places)
         if self.options.changed != "keep" or not (path / "identity.json").exists():
             return config, ()
@@ -264,7 +270,7 @@ class Submission:
             known = [read_record(place / "identity.json") or {} for place in places]
             if identity(config, "")["hash"] in [stored.get("hash") for stored in known]:
                 return config, ()
-            return read_config(path / "config.yaml"), diff_identity(known[0], config)
+            return read_config(path / "config.yaml"), diff_identity(known[-1], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
 

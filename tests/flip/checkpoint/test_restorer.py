@@ -1,5 +1,6 @@
 """Tests that CheckpointRestorer reads a remote checkpoint by byte ranges and rejects untrusted or damaged files."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
-from flip.runs.errors import DataError, PermissionDenied
+from flip.runs.errors import DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from tests.flip.checkpoint.test_saver import state_of, trained
 from tests.harness.remote_reads import record_reads
@@ -112,3 +113,19 @@ def test_restorer_follows_untrusted_record_only_below_given_url(saved, world, tm
     )
     other.load(other.open(entry.path), restored)
     assert all(torch.equal(expected[name], restored[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    "raised, kind",
+    [
+        (DataError("the commit is gone"), DataError),
+        (OSError(errno.ESTALE, "Stale file handle"), StorageError),
+        (StorageError("no answer"), StorageError),
+    ],
+)
+def test_start_from_other_run_fails_for_good_only_if_its_commit_is_gone(saved, raised, kind):
+    def find():
+        raise raised
+
+    with pytest.raises(kind, match="the run cannot start"):
+        saved[1].restorer.open_other(find, "sweep/base")

@@ -1,5 +1,6 @@
 """Tests of MetricsWriter: metric lines, TensorBoard curves over all attempts, and the status of the newest attempt."""
 
+import errno
 import re
 
 import pytest
@@ -192,3 +193,20 @@ def test_status_shows_storage_outage_until_recovery(run):
         writer.status(storage=text)
         assert read_json(run.status)["storage"] == text
     writer.close("stopped")
+
+
+def test_status_that_cannot_be_written_does_not_end_the_attempt(run, monkeypatch, caplog):
+    """The storage that fails may be that of the run directory, whose outage the status is to show."""
+    writer = attempt(run, 0, (1,), loss=1.0)
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_writer, "write_json", stale)
+        for _ in range(2):
+            writer.status(storage="storage does not answer")
+    assert read_json(run.status)["storage"] is None
+    assert [record.getMessage().count("Stale file handle") for record in caplog.records] == [1]
+    writer.status()
+    assert read_json(run.status)["storage"] == "storage does not answer", "the next call writes what is missing"

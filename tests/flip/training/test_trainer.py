@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 import flip
+from flip.checkpoint.manager import CheckpointManager
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
@@ -35,6 +36,7 @@ from tests.synthetic import make_dataset, make_tokenizer
 def data(tmp_path_factory):
     folder = make_dataset(tmp_path_factory.mktemp("data"), samples=120, shards=2, chunk=4, classes=4)
     make_tokenizer(folder / "tokenizer.json")
+    make_dataset(folder / "train", samples=40, shards=1, classes=4, seed=1)
     return folder
 
 
@@ -103,18 +105,51 @@ def test_poll_requests_does_not_access_run_directory():
     assert trainer.poll_requests() == (True, False)
 
 
-def test_record_scores_looks_up_commit_on_rank_0_only(tmp_path, monkeypatch):
-    looked = []
+def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_path, monkeypatch):
+    looked, written = [], []
     monkeypatch.setattr(
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
     trainer = Trainer.__new__(Trainer)
     trainer.run, trainer.samples, trainer.seconds = RunDir(tmp_path), 8, 1.0
-    trainer.monitor = SimpleNamespace(evaluation=lambda *_: None)
+    trainer.attempt = trainer.run.start_attempt({})
+    trainer.monitor = SimpleNamespace(evaluation=lambda *_: written.append("scores"))
+    predictions = {"val": SimpleNamespace(write=lambda path: written.append(path.name))}
     span = SimpleNamespace(stage=SimpleNamespace(name="pretrain"))
-    for rank, commits in ((1, []), (0, [8])):
+    for rank, newer, commits in ((1, False, []), (0, False, [8]), (0, True, [8])):
         trainer.world = parallel.World(rank, 2, torch.device("cpu"), None, None)
-        assert len(trainer.record_scores(span, [{"name": "val"}])) == 1 and looked == commits
+        if newer:
+            trainer.run.start_attempt({})
+        assert len(trainer.record_scores(span, [{"name": "val"}], predictions)) == 1 and looked == commits
+    assert written == ["scores", "val.predictions.jsonl"]
+
+
+def test_train_saves_where_asked_and_after_first_step_of_restart_and_leaves_result_to_newest_attempt(
+    data, tmp_path, monkeypatch
+):
+    config = configuration(data, world=1, samples=(3, 1))
+    config.data.workers = config.evaluate.every = config.checkpoint.samples = 0
+    config.evaluate.sets, config.checkpoint.keep_at = [], [2 * BATCH]
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.path.mkdir(parents=True)
+    config.checkpoint.minutes = 60.0
+    run.config.write_text(dump(config))
+    saved, save = [], CheckpointManager.save
+
+    def record_save(self, state, stage, samples, **record):
+        saved.append(samples)
+        save(self, state, stage, samples, **record)
+
+    monkeypatch.setattr(CheckpointManager, "save", record_save)
+    n = run.start_attempt({"first_commit": True})
+    finish = Trainer.finish
+    monkeypatch.setattr(Trainer, "finish", lambda self: (run.start_attempt({}), finish(self)))
+    try:
+        train(run, n, StopFlag(), lambda *_: None)
+    finally:
+        parallel.stop()
+    assert saved == [BATCH, 2 * BATCH, 3 * BATCH, 4 * BATCH], "first step, keep_at, ends of the stages"
+    assert not run.result.exists(), "a newer attempt writes it"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +190,7 @@ def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, 
     config.evaluate.sets = [
         EvaluationSet("named", manifest, classes=f"{manifest}/classes.json"),
         EvaluationSet("paired", manifest, task="retrieval"),
-        EvaluationSet("fitted", manifest, task="probe", train=manifest),
+        EvaluationSet("fitted", manifest, task="probe", train=f"{manifest}/train"),
     ]
     config.evaluate.preprocess, config.data.to_rgb = "resize_crop", "convert"
     run = RunDir(tmp_path / "sweep" / "run")

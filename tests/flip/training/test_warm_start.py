@@ -188,6 +188,11 @@ def test_stored_init_is_used_once_run_has_commit(source, tmp_path):
         == run_config.init
         == warm_start.stored_init(replace(requested, samples=0), run)
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        patch.setenv("FLIP_CACHE", str(tmp_path / "runs"))
+        for name in ("~/runs/base/a", "cache:base/a"):
+            assert warm_start.stored_init(replace(requested, run=name), run) == run_config.init
     for other in ({"samples": 1280}, {"extend": True}, {"run": "base/b"}, {"run": "", "export": "x"}, {"stage": "x"}):
         assert warm_start.stored_init(replace(requested, **other), run) is None
 

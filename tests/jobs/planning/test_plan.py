@@ -15,9 +15,10 @@ from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump, read_config
 from flip.config.resolve import dataset_facts, resolve
+from flip.config.schema import Init
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs import commit
-from flip.runs.errors import ConfigError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobState
@@ -125,6 +126,9 @@ def test_plan_continues_fork_with_matching_configuration():
     )
     tenth = {"a": old, "a-v2": old, "a-v10": newer}
     assert planned([resolved], tenth, changed="fork") == [("a-v11", "new", True)]
+    stopped = {"a": existing("stopped", mask="0.5"), "a-v2": existing("stopped", mask="0.9")}
+    assert planned([resolved], stopped) == [("a-v2", "changed", False)], "the run is stored in its newest fork"
+    assert planned([resolved], stopped, changed="restart") == [("a-v2", "changed", True)]
     plan = planning.plan([resolved], {"a": old, "a-v2": newer, "a-v10": new, "b-v2": new}, "runs")
     assert list(plan.dropped) == ["b-v2"] and plan.actions[0].name == "a-v10"
 
@@ -219,9 +223,12 @@ def test_prune_leaves_running_run_in_place_after_timeout(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / "demo" / name).mkdir(parents=True)
     monkeypatch.setattr(folders, "PRUNE_SECONDS", 0.0)
-    monkeypatch.setattr(cluster, "cancel", lambda *_: None)
+    killed = []
+    monkeypatch.setattr(cluster, "cancel", lambda runs, again: killed.append(list(again)))
     plan = planning.Plan(tmp_path / "demo", [], {"a": ExistingRun("running"), "b": ExistingRun("complete")}, True)
     assert folders.prune(plan, "why") == ["a"]
+    assert folders.prune(replace(plan, dropped={"a": ExistingRun("running")}), "why") == ["a"]
+    assert killed == [[], []], "a run that is still saving is signalled again, not killed"
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["a"]
 
 
@@ -237,6 +244,30 @@ def test_apply_writes_complete_run_directories_before_submission(tmp_path, snaps
     monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
     scanned = planning.scan_runs(folder, ["a"])
     assert scanned["a"].state == "running" and scanned["a"].identity == stored and list(scanned) == ["a", "b"]
+
+
+def test_apply_needs_source_of_run_only_until_its_first_commit(tmp_path, snapshot):
+    """A source that is gone stops nothing that has commits, and a restart before anything is moved."""
+    run_config = config(samples=25_600)
+    run_config.init = Init(run=str(tmp_path / "gone"), stage="pretrain", samples=6400, commit="0" * 16)
+    resolved = replace(wanted("a"), config=run_config, identity=identity(run_config, ""))
+    cluster, folder = Fake(), tmp_path / "demo"
+    run = RunDir(folder / "a")
+    run.path.mkdir(parents=True)
+    write_json(run.identity, resolved.identity)
+    run.config.write_text(dump(run_config))
+    present = {"a": ExistingRun("stopped", "", resolved.identity)}
+    other = {"a": ExistingRun("stopped", "", wanted("a").identity)}
+    restart = planning.plan([resolved], other, folder, changed="restart")
+    for plan in (planning.plan([resolved], present, folder), restart):
+        with pytest.raises(DataError, match="no longer exists"):
+            folders.apply(plan, snapshot, cluster, {"name": "demo"})
+    assert run.path.exists() and not cluster.jobs
+    place = commit.folder(run, "pretrain", 12_800, 1)
+    place.mkdir(parents=True)
+    commit.commit(place, {"stage": "pretrain", "samples": 12_800, "attempt": 1})
+    folders.apply(planning.plan([resolved], present, folder), snapshot, cluster, {"name": "demo"})
+    assert [job.run.name for job in cluster.jobs] == ["a"]
 
 
 def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapshot, monkeypatch):

@@ -80,6 +80,12 @@ def test_submit_refuses_clusters_with_different_runs_roots(desk, slurm_commands,
     assert "the runs root of" in capsys.readouterr().err
 
 
+def test_submit_refuses_different_clusters_with_equal_names(desk, slurm_commands, capsys):
+    (desk / "far.yaml").write_text((desk / "far.yaml").read_text() + "name: near\n")
+    assert main(["--sweep", str(desk / "demo.yaml"), "--dry-run"]) == 78
+    assert "two different cluster profiles have this name" in capsys.readouterr().err
+
+
 def test_multi_backend_submits_each_job_to_own_cluster_and_records_cluster(desk, slurm_commands):
     slurm_commands("sbatch", 'cp "$1" "$0.$$"; echo "Submitted batch job 57"')
     jobs = []

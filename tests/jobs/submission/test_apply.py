@@ -120,16 +120,18 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     assert sweep_record["runs"] == ["half", "half-v2", "whole"] and sweep_record["paper"]["half-v2"] == {"small": 50.0}
     assert typed(sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"], "later submits continue the fork"
     assert typed("--changed", "keep", sweep=changed)[0] == 0 and typed.started == ["half-v2", "whole"]
+    changed_again = changed.replace("0.25", "0.75")
+    code, out, _ = typed("--changed", "keep", sweep=changed_again)
+    assert code == 0 and "kept as it is (stages.pretrain.mask: '0.25' -> '0.75')" in out
+    assert typed.started == ["half-v2", "whole"], "the run is stored in its fork"
     assert typed("--prune", sweep=changed)[0] == 0 and not typed.trashed(), "a fork does not count as a dropped run"
     (desk.runs / "demo" / "whole" / "identity.json").write_text('{"hash": "x"}')
     code, _, err = typed("--changed", "keep", sweep=changed)
     assert code == 78 and "run whole" in err and "cannot be kept: its identity.json is damaged" in err
-    changed_again = changed.replace("0.25", "0.75")
     assert typed("--changed", "restart", "--yes", sweep=changed_again)[0] == 0
-    assert (
-        typed.trashed() == ["half", "whole"]
-        and read_config(desk.runs / "demo" / "half" / "config.yaml").stages[0].mask == "0.75"
-    )
+    assert typed.trashed() == ["half-v2", "whole"]
+    masks = [read_config(desk.runs / "demo" / name / "config.yaml").stages[0].mask for name in ("half", "half-v2")]
+    assert masks == ["0.5", "0.75"]
 
 
 def test_only_keeps_published_numbers_of_other_forks(desk, typed):
