@@ -252,6 +252,10 @@ def end(
     if decision.action == "requeue":
         requeue_job(decision, run, n)
     else:
+        if job and "PENDING" in (state or "") and decision.delay >= 1:  # Slurm has requeued it, to start at once
+            problem = slurm_cli.delay_start(job, decision.delay)
+            if problem:
+                log("%s: it starts again without the delay: %s" % (run.path, problem))
         settle_canary(run, decision.action)
         send_notification(run, decision.action)
     return 0

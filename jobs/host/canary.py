@@ -27,23 +27,30 @@ def passed(run: RunDir, steps: int) -> bool:
     if run.result.exists():
         return True
     after = attempts.submitted_after(run)
-    logged = [step for n in run.attempt_numbers() if n > after for step in _steps(run, n)]
-    return bool(logged) and max(logged) - min(logged) >= steps  # a loss that is not finite is never logged
+    lowest: Optional[int] = None
+    highest = 0
+    for n in run.attempt_numbers():
+        for step in _steps(run, n) if n > after else ():  # a loss that is not finite is never logged
+            lowest, highest = (step, step) if lowest is None else (min(lowest, step), max(highest, step))
+            if highest - lowest >= steps:
+                return True  # nearly always in the first lines of a long file
+    return False
 
 
 def _steps(run: RunDir, n: int) -> Iterator[int]:
     """The steps that attempt n logged. Damaged lines are skipped: they must not keep others held."""
     try:
-        lines = (run.metrics / ("%d.jsonl" % n)).read_bytes().split(b"\n")[:-1]
+        file = open(str(run.metrics / ("%d.jsonl" % n)), "rb")
     except FileNotFoundError:
         return
-    for line in lines:
-        try:
-            step = json.loads(line.decode("utf-8"))["step"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if isinstance(step, int):
-            yield step
+    with file:
+        for line in file:
+            try:
+                step = json.loads(line.decode("utf-8"))["step"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if isinstance(step, int) and line.endswith(b"\n"):
+                yield step
 
 
 def canary_of(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
@@ -53,6 +60,12 @@ def canary_of(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
     """
     name = job.get("waits_for")
     return RunDir(run.path.parent / name) if name and not was_released(run, job) else None
+
+
+def holding(run: RunDir, job: Dict[str, Any]) -> Optional[RunDir]:
+    """The canary for which a run still waits, because it has not passed (it may never); else None."""
+    first = canary_of(run, job)
+    return first if first and not passed(first, canary_record(first).get("steps", 0)) else None
 
 
 def was_released(run: RunDir, job: Dict[str, Any]) -> Optional[bool]:
@@ -96,7 +109,7 @@ def release(run: RunDir) -> List[str]:
     waiting = [name for name in canary_record(run).get("releases", []) if not _released_file(run, name).exists()]
     rows = slurm_cli.queue(waiting)
     for name in waiting:
-        held = {row.id.partition("_")[0] for (job, _), row in rows.items() if job == name and is_held(row)}
+        held = {_array(row) for (job, _), row in rows.items() if job == name and is_held(row)}
         if held:
             slurm_cli.call("scontrol", "release", ",".join(sorted(held)))
         if any(job == name for job, _ in rows):
@@ -105,10 +118,17 @@ def release(run: RunDir) -> List[str]:
 
 
 def cancel_held_jobs(names: List[str]) -> None:
-    """Cancel held jobs. Raises SlurmUnavailable."""
-    held = {row.id.partition("_")[0] for row in slurm_cli.queue(names).values() if is_held(row)}
+    """Cancel held jobs, but not elements of their arrays that a user has released. Raises SlurmUnavailable."""
+    rows = [row for row in slurm_cli.queue(names).values() if row.state not in slurm_cli.ENDED]
+    released = {_array(row) for row in rows if not is_held(row)}
+    held = {row.id if _array(row) in released else _array(row) for row in rows if is_held(row)}
     if held:
         slurm_cli.call("scancel", *sorted(held))
+
+
+def _array(row: slurm_cli.QueueRow) -> str:
+    """The number of the job's array, or its own."""
+    return row.id.partition("_")[0]
 
 
 def _released_file(run: RunDir, name: str) -> Path:

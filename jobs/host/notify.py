@@ -13,7 +13,7 @@ import time
 from typing import Any, Dict, List, Optional
 
 from flip.runs.rundir import RunDir, create_json, read_record
-from jobs.host import attempts
+from jobs.host import attempts, canary
 
 DEADLINE = 30.0  # seconds that the command gets
 
@@ -41,6 +41,16 @@ def send_events(run: RunDir, action: str) -> List[str]:
     return problems
 
 
+def _final_state(run: RunDir) -> str:
+    """complete, cancelled or failed; empty if the run may continue."""
+    end = attempts.current_end(run)
+    if run.result.exists():
+        return "complete"
+    if run.cancel.exists() or (end is not None and end["cause"] == "cancelled"):
+        return "cancelled"
+    return "failed" if end is not None and end["action"] == "stop" else ""
+
+
 def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
     """The event of the sweep's end; None if one of its runs may continue, and for all callers but the first.
 
@@ -51,15 +61,12 @@ def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
     names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
     states = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
-        end = attempts.current_end(other)
-        if other.result.exists():
-            state = "complete"
-        elif other.cancel.exists() or (end is not None and end["cause"] == "cancelled"):
-            state = "cancelled"
-        elif end is not None and end["action"] == "stop":
-            state = "failed"
-        else:
-            return None
+        state = _final_state(other)
+        if not state:
+            first = canary.holding(other, read_record(other.path / "job.json") or {})
+            if first is None or not _final_state(first):
+                return None
+            state = "failed"  # it will not start any more
         names_by_state[state].append(other.name)
         states.append([other.name, state, attempts.submitted_after(other)])
     if not states:

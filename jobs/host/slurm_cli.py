@@ -293,15 +293,22 @@ def _excluded(fields: Mapping[str, str]) -> str:
     return "" if nodes == "(null)" else nodes
 
 
+UNUSABLE = re.compile("down|drain|fail|inval|unk")  # states of nodes, in sinfo's words
+NO_ANSWER = re.compile(
+    "Unable to contact|timed out|Communication connection failure|not responding|did not answer"
+)  # in the errors of commands while the controller does not answer
+
+
 def affordable(fields: Mapping[str, str], exclude: Optional[Sequence[str]]) -> Optional[Sequence[str]]:
-    """``exclude``; None if the partition of a job would have too few other nodes, so that Slurm would never start it.
+    """``exclude``; None if the partition of a job would have too few other nodes that work: Slurm would not start it.
 
     ``fields``: of the job. Does not know what else restricts the job to some nodes, such as a constraint.
     """
     if not exclude:
         return exclude
     try:
-        nodes = set(call("sinfo", "-a", "-h", "-N", "-p", fields["Partition"], "-o", "%N").split())
+        lines = call("sinfo", "-a", "-h", "-N", "-p", fields["Partition"], "-o", "%N|%T").split()
+        nodes = {name for name, _, state in (line.partition("|") for line in lines) if not UNUSABLE.match(state)}
         excluded = set(call("scontrol", "show", "hostnames", ",".join(exclude)).split())
     except (KeyError, SlurmUnavailable):
         return exclude
@@ -358,6 +365,15 @@ def requeue(
     return " ".join(["requeued"] + updates)
 
 
+def delay_start(job: str, delay: float) -> str:
+    """Let a job that Slurm has requeued start ``delay`` seconds from now at the earliest; returns an error or ""."""
+    try:
+        call("scontrol", "update", "JobId=" + job, "StartTime=now+%d" % round(delay))
+    except SlurmUnavailable as error:
+        return str(error)
+    return ""
+
+
 FOLLOWS = "FLIP_FOLLOWS"  # in the environment of a successor: the attempt of its predecessor
 
 
@@ -381,11 +397,12 @@ def submit_successor(
     while True:
         try:
             return _submit_successor(job, restarts, attempt, delay, exclude)
-        except SlurmUnavailable:
+        except SlurmUnavailable as error:
             state = job_state(job, restarts)
             if state == "CANCELLED":
                 return "left alone: it is CANCELLED"
-            if state is not None or time.time() + wait > end:  # Slurm answers, so it was a refusal
+            refused = state is not None and not NO_ANSWER.search(str(error))  # Slurm answers again
+            if refused or time.time() + wait > end:
                 raise
         time.sleep(wait)
         wait = min(60.0, 2 * wait)

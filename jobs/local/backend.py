@@ -52,12 +52,8 @@ def _state(run: RunDir, served: bool) -> JobState:
     if end is not None and end["action"] == "stop":
         return JobState("failed" if end["cause"] != "cancelled" else "cancelled", n, end["reason"])
     reason = end["reason"] if end else ""
-    first = canary.canary_of(run, job)
-    if (
-        n <= attempts.submitted_after(run)
-        and first is not None
-        and not canary.passed(first, canary.canary_record(first).get("steps", 0))
-    ):
+    first = canary.holding(run, job) if n <= attempts.submitted_after(run) else None
+    if first is not None:
         state_of_first = _state(first, served)
         if served and state_of_first.state in ("queued", "running", "waiting"):
             return JobState("queued", n, f"waits for its canary {first.name}")

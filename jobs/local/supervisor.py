@@ -126,7 +126,7 @@ class Supervisor:
                     continue  # another cluster manages it, or it was never submitted
                 end = attempts.current_end(run)
                 over = run.result.exists() or (end is not None and end["action"] in ("stop", "done"))
-                held = not over and self.waits_for_canary(run, job)
+                held = not over and canary.holding(run, job) is not None
                 if self.unended(run) or not (over or held or run.cancel.exists()):
                     rows.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(rows, key=lambda row: row[:2])]
@@ -143,11 +143,6 @@ class Supervisor:
         used = {name for attempt in self.active.values() for name in attempt.gpus}
         free = [name for name in gpus if name not in used]
         return free[:count] if len(free) >= count else None
-
-    def waits_for_canary(self, run: RunDir, job: dict[str, Any]) -> bool:
-        """Whether its canary has not passed yet, or has stopped for good and never will."""
-        first = canary.canary_of(run, job)
-        return first is not None and not canary.passed(first, canary.canary_record(first).get("steps", 0))
 
     @contextlib.contextmanager
     def isolate_errors(self, path: Path) -> Iterator[None]:

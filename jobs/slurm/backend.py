@@ -8,7 +8,6 @@ them.
 
 import contextlib
 import os
-import re
 import secrets
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,8 +29,6 @@ NOT_REQUEUED = (
     "requeue is disabled here (Requeue=0). After a preemption or the time limit a job submits its successor; "
     "a run that is killed before it can do so, or whose first node is lost, is stopped: submit it again"
 )
-NO_ANSWER = re.compile("Unable to contact|timed out|Communication connection failure|not responding")
-"""What sbatch prints if the controller does not answer."""
 CANCEL_NOTE = (
     "Runs with a cancel.json save and stop by themselves, or do not start; a second cancel kills them without a save."
 )
@@ -121,7 +118,7 @@ class SlurmBackend:
             raise unwritable(error, folder) from error
         except (FailedJobError, FailedSubmissionError) as error:
             refusal = slurm_cli.failure_text("sbatch", str(error)) or type(error).__name__
-            if NO_ANSWER.search(str(error)):
+            if slurm_cli.NO_ANSWER.search(str(error)):
                 remedy = "Submit again when the controller answers: a job that was accepted is found by its name."
                 raise StorageError("Slurm does not answer", self.profile.name, refusal, remedy) from error
             remedy = "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`)."
@@ -134,7 +131,7 @@ class SlurmBackend:
         with _slurm_errors(CANCEL_NOTE):
             rows = queue_rows(runs)
             invisible = invisible_jobs([run for run in runs if run.path not in rows])
-        problems = [f"{path.name}: {why}" for path, why in invisible.items()]
+        problems, orphaned = [f"{path.name}: {why}" for path, why in invisible.items()], list[str]()
         for run in runs:
             row = rows.get(run.path)
             if row is None or row.state in ENDED:
@@ -142,10 +139,16 @@ class SlurmBackend:
             if row.state in TRANSITIONAL and run.path not in again:
                 continue  # it is ending, and its trap or its next start reads cancel.json
             save = row.state not in WAITING and run.path not in again
+            if not save:  # its exit trap, which cancels the jobs that wait for this canary, will not run
+                orphaned += canary.canary_record(run).get("releases", [])
             try:
                 slurm_cli.call("scancel", *(["--signal=USR2"] if save else []), *_owner_filter(run), row.id)
             except SlurmUnavailable as error:
                 problems.append(f"{run.name}: {error}")
+        try:
+            canary.cancel_held_jobs(orphaned)
+        except SlurmUnavailable as error:
+            problems.append(f"jobs that wait for a canary: {error}")
         if problems:
             remedy = "Runs with a cancel.json do not restart; cancel again on a machine where Slurm answers."
             raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)

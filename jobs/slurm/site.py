@@ -17,7 +17,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import probe
 from jobs.common.paths import runs_root
 from jobs.host import slurm_cli
-from jobs.host.slurm_cli import parse_int
+from jobs.host.slurm_cli import UNUSABLE, parse_int
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes
 
 #: In a node's gres: ``gpu:8``, ``gpu:h100:8(S:0-1)``, ``gpu:4090:4,gpu:a40:2``.
@@ -269,7 +269,7 @@ def parse_nodes(text: str) -> Counter[Node]:
     nodes: dict[str, Node] = {}
     for line in text.splitlines():
         name, cpus, memory, gres, state = (line.split("|") + [""] * 5)[:5]
-        if re.match("down|drain|fail|inval|unk", state):
+        if UNUSABLE.match(state):
             continue
         gpus = GPUS.findall(gres)
         kinds = "+".join(dict.fromkeys(kind for kind, _ in gpus if kind))

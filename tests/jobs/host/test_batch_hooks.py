@@ -81,6 +81,17 @@ def test_refused_requeue_cancels_held_jobs_and_notifies(run, commands, slept, mo
     assert read_json(run.attempt(1) / "end.json")["reason"].startswith("the requeue was refused (")
 
 
+def test_repeated_preemptions_are_delayed_although_slurm_requeues_by_itself(run, commands):
+    commands("scontrol", "[ $1 = show ] && echo 'JobState=PENDING Restarts=1' || exit 0")
+    for n in range(2, 6):
+        act("end", run.path, "--attempt", str(n - 1), "--code", "75", "--state", "PENDING")
+        assert run.start_attempt({"resumes_from": 0, "after": 0}) == n
+    delays = [call for call in commands.calls() if "StartTime" in call]
+    end = read_json(run.attempt(4) / "end.json")
+    assert end["action"] == "nothing" and delays[-1] == f"scontrol update JobId=57 StartTime=now+{end['delay']:g}"
+    assert 0 < len(delays) < 4, "the first preemptions are not delayed"
+
+
 def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands, slept, tmp_path, monkeypatch):
     """The outage outlasts the query of earlier failed starts; the comment is still written before the requeue."""
     monkeypatch.setattr(batch_hooks, "RETRY_SECONDS", 0.0)

@@ -126,7 +126,8 @@ def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
 
 @pytest.fixture
 def submitted(tmp_path, commands):
-    """Submit canary a with waiting runs b and c. ``queue(first, waiting)`` sets their ``state|reason`` in squeue."""
+    """Submit canary a with waiting runs b and c. ``queue(first, waiting)`` sets their ``state|reason`` in squeue, of b
+    and c together or each."""
     commands("sbatch", SBATCH)
     commands("srun", "")
     commands("scontrol", "echo 'ClusterName = far'")
@@ -140,8 +141,8 @@ def submitted(tmp_path, commands):
     def queue(first="RUNNING|None", waiting="PENDING|JobHeldUser"):
         names = [(read_json(run.path / "job.json") or {})["name"] for run in runs]
         rows = [f"{names[0]}|N/A|57|{first.split('|')[0]}|n1|{first.split('|')[1]}|N/A"] if first else []
-        for i in range(2) if waiting else ():
-            rows.append(f"{names[1]}|{i}|52_{i}|{waiting.split('|')[0]}||{waiting.split('|')[1]}|N/A")
+        for i, row in enumerate([waiting] * 2 if isinstance(waiting, str) else waiting) if waiting else ():
+            rows.append(f"{names[1]}|{i}|52_{i}|{row.split('|')[0]}||{row.split('|')[1]}|N/A")
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
 
     commands.queue, commands.runs = queue, runs
@@ -240,6 +241,27 @@ def test_end_hook_releases_or_cancels_held_jobs_by_cause(submitted, cause, code,
     assert act("end", a.path, "--code", code, "--state", "RUNNING") == 0
     assert calls(submitted, "scancel") == ([called] if called else [])
     assert calls(submitted, "scontrol release") == (["scontrol release 52"] if cause == "complete" else [])
+
+
+@pytest.mark.parametrize("row", ["RUNNING|None", "PENDING|Priority"])
+def test_failed_canary_leaves_job_that_was_released_by_hand(submitted, row):
+    submitted.queue(waiting=(row, "PENDING|JobHeldUser"))
+    canary.cancel_held_jobs(canary.canary_record(submitted.runs[0])["releases"])
+    assert calls(submitted, "scancel") == ["scancel 52_1"]
+    submitted.queue(waiting=("COMPLETED|None", "PENDING|JobHeldUser"))
+    canary.cancel_held_jobs(canary.canary_record(submitted.runs[0])["releases"])
+    assert calls(submitted, "scancel")[1:] == ["scancel 52"]
+
+
+@pytest.mark.parametrize(
+    "first, called",
+    [("PENDING|Priority", ["scancel 57", "scancel 52"]), ("RUNNING|None", ["scancel --signal=USR2 57"])],
+)
+def test_cancel_of_canary_that_does_not_run_cancels_held_jobs(submitted, first, called):
+    """Its exit trap, which does so otherwise, never runs."""
+    submitted.queue(first=first)
+    clusters.request_cancel([submitted.runs[0]], "a mistake")
+    assert calls(submitted, "scancel") == called
 
 
 @pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])

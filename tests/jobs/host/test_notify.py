@@ -70,6 +70,14 @@ def test_notify_reports_end_of_sweep_again_after_retry(sweep):
     ]  # fmt: skip
 
 
+def test_sweep_ends_if_others_wait_for_canary_that_failed(sweep):
+    write_json(sweep.a.path / "job.json", {"after": 0, "notify": sweep.command, "canary": {"steps": 50}})
+    write_json(sweep.b.path / "job.json", {"after": 0, "notify": sweep.command, "waits_for": "a"})
+    end_run(sweep.a)
+    assert [event["event"] for event in sweep.events()] == ["run_stopped", "sweep_ended"]
+    assert sweep.events()[1]["failed"] == ["a", "b"]
+
+
 def test_notify_ignores_requeued_and_cancelled_runs(sweep):
     assert end_run(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
     create_json(sweep.b.cancel, {"who": "ann"})

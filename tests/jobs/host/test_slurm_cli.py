@@ -310,13 +310,15 @@ def slurm(commands, tmp_path, monkeypatch):
         ("n1 n2", "n1", (), " ExcNodeList="),
         ("n1 n2", "(null)", (), ""),
         ("n1 n2 n3", "n1", ("n1",), ""),
+        ("n1 n2 n3|drained n4|down*", "(null)", ("n1",), ""),
     ],
 )
 def test_requeue_leaves_enough_nodes_and_frees_others(commands, nodes, present, exclude, updated):
     """The job needs two nodes; Slurm would hold one that excludes too many for ever."""
     fields = f"JobState=RUNNING Restarts=0 Partition=gpu NumNodes=2 ExcNodeList={present}"
     commands("scontrol", f"case $2 in hostnames) echo $3 | tr , ' ';; job) echo '{fields}';; esac")
-    commands("sinfo", f"echo {nodes}")
+    lines = [node if "|" in node else f"{node}|idle" for node in nodes.split()]
+    commands("sinfo", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
     assert slurm_cli.requeue("57", 0, exclude=exclude) == f"requeued{updated}"
 
 
@@ -381,6 +383,15 @@ def test_submit_successor_does_not_retry_refusal(slurm, state):
     with pytest.raises(slurm_cli.SlurmUnavailable, match="QOSMaxSubmitJobPerUserLimit"):
         slurm_cli.submit_successor("57_3", 0, 4)
     assert len(slurm.sbatch()) == 1
+
+
+def test_submit_successor_retries_request_without_answer_although_slurm_answers_again(slurm, slept):
+    slurm(
+        sbatch="echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
+    )
+    with pytest.raises(slurm_cli.SlurmUnavailable, match="timed out"):
+        slurm_cli.submit_successor("57_3", 0, 4)
+    assert len(slurm.sbatch()) > 5 and slept[-1] <= slurm_cli.RETRY_SECONDS
 
 
 def test_submit_successor_retries_while_slurm_is_silent(slurm, commands, monkeypatch):

@@ -326,13 +326,25 @@ def test_broken_node_replaces_previous_broken_node_in_excluded_nodes(stage, befo
     assert f"scontrol update JobId=57_1 ExcNodeList={after} StartTime=now+0" in stage.commands.calls()
 
 
-def test_broken_node_is_not_excluded_from_partition_without_another(stage):
-    stage.commands("scontrol", "[ $1 = show ] && echo '   ReqNodeList=(null) ExcNodeList=(null)'; exit 0")
-    stage.commands("sinfo", "echo n7")
+@pytest.mark.parametrize(
+    "nodes, before, excludes",
+    [
+        ("n7|idle", "(null)", False),
+        ("n7|idle n8|idle", "(null)", True),
+        ("n7|mixed n8|drained n9|down*", "(null)", False),
+        ("n7|idle n8|idle", "n8", False),
+        ("n7|idle n7|idle n8|allocated n8|allocated", "n9", True),
+    ],
+)
+def test_broken_node_is_excluded_only_if_another_node_works(stage, nodes, before, excludes):
+    job = f"   ReqNodeList=(null) ExcNodeList={before}"
+    stage.commands("scontrol", f"case $2 in hostnames) echo $3 | tr , '\\n';; job) echo '{job}';; esac")
+    stage.commands("sinfo", f"echo '{nodes}' | tr ' ' '\\n'")
     shutil.rmtree(stage.folder)
     assert stage.start(SLURMD_NODENAME="n7", SLURM_JOB_PARTITION="small").wait(60) == 1
-    assert "scontrol update JobId=57_1 StartTime=now+0" in stage.commands.calls()
-    assert "sinfo -ahN -p small -o %N" in stage.commands.calls()
+    excluded = f"ExcNodeList={'' if before == '(null)' else before + ','}n7,n7 " if excludes else ""
+    assert f"scontrol update JobId=57_1 {excluded}StartTime=now+0" in stage.commands.calls()
+    assert "sinfo -ahN -p small -o %N|%T" in stage.commands.calls()
 
 
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
