@@ -1,13 +1,20 @@
 """python jobs/follow.py RUN: send the metrics of runs to an experiment tracker, such as Weights & Biases."""
 
+from __future__ import annotations
+
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, add_root_option, note, quietly, run_command
+
+if TYPE_CHECKING:
+    from flip.runs.rundir import RunDir
 
 EXAMPLES = """examples:
   python jobs/follow.py scale/large                      until the run has ended
@@ -34,11 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def follow(args: argparse.Namespace) -> int:
     import contextlib
+    import time
 
-    from flip.monitoring.results import read_run
     from flip.runs.errors import ConfigError, FlipError
     from jobs.common.cluster_profile import roots
-    from jobs.runs import clusters, select
+    from jobs.runs import select
     from jobs.tracking import follower
 
     runs, code = select.select_many(args.target, roots(args.root)), 0
@@ -51,15 +58,41 @@ def follow(args: argparse.Namespace) -> int:
                 if not mine:
                     note(f"{name}: another follower is active and sends its metrics")
                     continue
-                each = follower.Follower(run, args.tracker, args.project)
+                ended = (lambda: True) if args.once else _is_over(run)
+                each = None
                 with contextlib.suppress(*(() if args.once else (KeyboardInterrupt,))):
-                    each.follow(lambda: args.once or read_run(run.path).state in clusters.ENDED)  # noqa: B023
+                    while not run.newest_attempt() and not ended():  # the first one is part of the tracker's run id
+                        time.sleep(0.5)
+                    if run.newest_attempt():
+                        each = follower.Follower(run, args.tracker, args.project)
+                        each.follow(ended)
+                if each is None:
+                    note(f"{name}: has not started")
+                    continue
                 each.close()
                 note(f"{name}: up to date")
         except FlipError as error:  # the others are sent nevertheless
             print(f"{name}: {error}", file=sys.stderr)
             code = error.code
     return code
+
+
+def _is_over(run: RunDir) -> Callable[[], bool]:
+    """Whether the run has ended, as its scheduler says: one that waits for its requeue has not."""
+    import math
+    import time
+
+    from jobs.runs import clusters
+
+    over, asked = False, -math.inf
+
+    def is_over() -> bool:
+        nonlocal over, asked
+        if not over and time.monotonic() >= asked + clusters.poll_interval([run]):
+            over, asked = clusters.states([run])[run.path].state in clusters.ENDED, time.monotonic()
+        return over
+
+    return is_over
 
 
 def follow_attempt(args: argparse.Namespace) -> int:

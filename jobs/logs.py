@@ -66,17 +66,21 @@ def logs(args: argparse.Namespace) -> int:
 
 def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) -> list[Path]:
     """Paths of the logs of an attempt (None: the newest): of the batch job and each node, or only of ``node``."""
-    from flip.runs.errors import PermissionDenied
-
-    try:
-        folder = run.logs / str(run.newest_attempt() if attempt is None else attempt)
-    except PermissionError as error:
-        remedy = f"Ask its owner for read permission, or exclude it: '!{run.sweep}/{run.name}'."
-        raise PermissionDenied("may not be read", str(run.path), remedy=remedy) from error
+    folder = run.logs / str(_newest_attempt(run) if attempt is None else attempt)
     kind = "err" if err else "out"
     if node is not None:
         return sorted(folder.glob(f"node{node}.{kind}"))
     return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}"))]
+
+
+def _newest_attempt(run: RunDir) -> int:
+    from flip.runs.errors import PermissionDenied
+
+    try:
+        return run.newest_attempt()
+    except PermissionError as error:
+        remedy = f"Ask its owner for read permission, or exclude it: '!{run.sweep}/{run.name}'."
+        raise PermissionDenied("may not be read", str(run.path), remedy=remedy) from error
 
 
 def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, node: int | None = None) -> None:
@@ -93,11 +97,17 @@ def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, nod
 
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
+    begun = {run.path: _newest_attempt(run) for run in runs}
     over, asked, shown = not on, float("-inf"), Path()
     while True:
         if on and time.monotonic() >= asked + poll_interval(runs):  # before reading: the last lines are not missed
             over, asked = _over(runs, attempt), time.monotonic()
-        present = [(run, path) for run in runs for path in files(run, attempt, err, node)]
+        present = []
+        for run in runs:
+            newest = _newest_attempt(run)  # the attempts before it have ended: their last lines are there
+            numbers = range(begun[run.path], newest + 1) if attempt is None else [attempt]
+            present += [(run, path) for n in numbers for path in files(run, n, err, node)]
+            begun[run.path] = newest
         for run, path in present:
             decoder = decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")("backslashreplace"))
             for block in itertools.chain([b""] * (path not in read), _blocks(path, read.get(path, 0))):

@@ -74,10 +74,10 @@ def size(number: float | None) -> str:
     if number is None:
         return "-"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(number) < 1000 or unit == "TB":
+        if abs(number) < 999.5 or unit == "TB":  # .3g would round more to 1e+03
             break
         number /= 1000
-    return f"{number:.3g} {unit}"
+    return f"{hours_text(number)} {unit}"
 
 
 def duration(seconds: float | None) -> str:
@@ -94,7 +94,7 @@ def hours_text(number: float | None) -> str:
     """Hours: 0.012, 1.25, 12.3, 1,790; - for None."""
     if number is None:
         return "-"
-    return f"{number:,.3g}" if number < 1000 else f"{number:,.0f}"
+    return f"{number:,.3g}" if abs(number) < 999.5 else f"{number:,.0f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -305,8 +305,9 @@ def load_note(before: tuple[float, float]) -> str:
 
 def _existing_folder(profile: ClusterProfile, folder: Path) -> Path | None:
     """The nearest folder that exists; None if a cluster's file system is not on this machine."""
-    above = [path for path in (folder, *folder.parents) if path.is_dir()]
-    return above[0] if above and (profile.kind == "local" or folder.parent.exists()) else None
+    # os.path answers False, as pathlib does not, below a folder that this user cannot enter and on a stale mount
+    above = [path for path in (folder, *folder.parents) if os.path.isdir(path)]
+    return above[0] if above and (profile.kind == "local" or os.path.exists(folder.parent)) else None
 
 
 def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
@@ -314,7 +315,9 @@ def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
     place = _existing_folder(profile, folder)
     if place is None:
         return Check("runs root", f"{folder.parent}: not on this machine", True)
-    blocking = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    blocking = next(
+        (path for path in (folder, *folder.parents) if os.path.exists(path) and not os.path.isdir(path)), None
+    )
     if blocking is not None:
         raise ConfigError("a file is where a folder must be", str(blocking), remedy=OTHER_ROOT)
     if dry:

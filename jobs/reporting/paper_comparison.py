@@ -56,11 +56,11 @@ def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: st
     """
     entries = list(rows(table).values()) if table else seed_groups.about(outcomes).get("rows", [])
     order = {entry.get("row", ""): i for i, entry in enumerate(entries)}
-    reproduced = {group.published.row: group for group in grouped if group.published}
-    lines = []
-    for name, group in reproduced.items():
-        if group.published and (not table or name in order):
+    lines, reproduced = [], set()
+    for group in grouped:
+        if group.published and (not table or group.published.row in order):
             lines += _lines(group.published, group.name, group)
+            reproduced.add(group.published.row)
     for row in map(published, entries):
         if row.row not in reproduced:
             lines += _lines(row, row.run, _group_of_other_sweep(row, outcomes[0].run.path.parent.parent))
@@ -132,7 +132,7 @@ def _obstacles(row: Published, outcome: Outcome, test: str) -> Iterator[str]:
     wanted = next((n for name, n in row.images.items() if test == name or test.startswith(f"{name}-")), None)
     if test not in scored:
         yield f"not scored on {test}{_scoring_command(outcome, test)}"
-    elif wanted not in (None, scored[test]):
+    elif scored[test] is not None and wanted not in (None, scored[test]):
         yield f"scored on {scored[test]:,} images of {test}, published on {wanted:,}"
 
 

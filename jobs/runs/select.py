@@ -4,8 +4,11 @@
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 
 from flip.runs.errors import ConfigError
@@ -23,23 +26,34 @@ def is_run(path: Path) -> bool:
         return False
     try:
         return (path / "config.yaml").is_file()
-    except PermissionError:
-        return True
+    except OSError:  # another user's, or below a folder that this user cannot enter, or on a mount that is gone
+        return os.path.lexists(path)
 
 
 def runs_below(folder: Path) -> list[RunDir]:
     """Runs in the folder of a sweep, by name; empty if it is unreadable."""
-    try:
-        return [RunDir(path) for path in sorted(folder.iterdir()) if is_run(path)]
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
+    return [RunDir(path) for path in _entries(folder) if is_run(path)]
 
 
 def sweeps(root: Path) -> list[Path]:
-    """Folders below RUNS_ROOT with runs, by name."""
-    if not root.is_dir():
+    """Folders below RUNS_ROOT with runs, by name; empty if it is unreadable."""
+    return [path for path in _entries(root) if not path.name.startswith(".") and runs_below(path)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name. Empty if it is missing or unreadable: one root must not hide the runs of others."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
-    return [path for path in sorted(root.iterdir()) if not path.name.startswith(".") and runs_below(path)]
+    except OSError as error:
+        _warn(f"warning: {error}; its runs are not shown")
+        return []
+
+
+@lru_cache(maxsize=64)  # once per folder, not at every refresh
+def _warn(text: str) -> None:
+    print(plain(text), file=sys.stderr)
 
 
 def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
@@ -93,7 +107,7 @@ def models(names: Sequence[str], root: str | None) -> list[Path]:
 
 
 def _matching(word: str, roots: Sequence[Path]) -> list[RunDir]:
-    if not set(word) & set("*?[") or any((root / word).exists() for root in roots):
+    if not set(word) & set("*?[") or any(os.path.exists(root / word) for root in roots):
         return select(word, roots)
     pattern = word if "/" in word else f"{word}/*"
     for root in roots:

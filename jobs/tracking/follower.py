@@ -25,7 +25,7 @@ from flip.monitoring.curves import CurvePoints, scores
 from flip.runs import commit, records
 from flip.runs.errors import ConfigError, StorageError, scrub
 from flip.runs.ownership import closed_folder, open_regular
-from flip.runs.rundir import RunDir, load_record, read_record, write_json
+from flip.runs.rundir import RunDir, load_record, write_json
 from jobs.common.filesystem import locked, writing
 from jobs.tracking.tracker import TrackedRun, Tracker, load_tracker
 
@@ -42,10 +42,10 @@ def final_samples(run: RunDir) -> dict[int, int]:
     for each in commit.commits(run):
         committed[each.attempt] = max(each.samples, committed.get(each.attempt, 0))
     limits: dict[int, int] = {}
-    resumed = (read_record(run.result) or {}).get("samples")  # a complete run may have lost its checkpoints
+    resumed = load_record(run.result).get("samples")  # a complete run may have lost its checkpoints
     for n in reversed(run.attempt_numbers()):
         limits[n] = committed.get(n, 0) if resumed is None else resumed
-        ready = (read_record(run.attempt(n) / "ready.json") or {}).get("samples")
+        ready = load_record(run.attempt(n) / "ready.json").get("samples")
         resumed = ready if resumed is None else resumed if ready is None else min(resumed, ready)
     return limits
 

@@ -22,7 +22,7 @@ from jobs.common.paths import runs_root
 from jobs.local import rank_processes
 from jobs.reporting import run_details
 from jobs.reporting import status as run_status
-from jobs.runs import select
+from jobs.runs import clusters, select
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,6 +135,27 @@ def test_logs_prints_file_headers_for_several_runs_and_with_follow(root):
     assert (done.returncode, done.stdout) == (0, expected), done.stderr
     followed = call("logs", "one/a", "--err", "-f", "--root", str(root))
     assert followed.stdout == "==> logs/1/node0.err <==\nan error\n"
+
+
+def test_logs_follow_prints_last_lines_of_attempts_that_restarted_at_once(root, monkeypatch, capfd):
+    run, rounds = RunDir(root / "one" / "b"), iter([False, True])
+
+    def over(*_):
+        ended = next(rounds)
+        if ended:
+            with open(run.logs / "1" / "node0.err", "a") as file:
+                file.write("a traceback\n")
+            for n in (2, 3):
+                run.start_attempt({})
+                (run.logs / f"{n}").mkdir()
+                (run.logs / f"{n}" / "node0.err").write_text(f"of attempt {n}\n")
+        return ended
+
+    monkeypatch.setattr(logs, "_over", over)
+    monkeypatch.setattr(clusters, "poll_interval", lambda _: 0.0)
+    assert logs.main(["one/b", "--err", "-f", "--root", str(root)]) == 0
+    printed = [line for line in capfd.readouterr().out.splitlines() if not line.startswith("==>")]
+    assert printed == ["a warning", "a traceback", "of attempt 2", "of attempt 3"]
 
 
 def complete_row(row, numbers):

@@ -488,6 +488,14 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     ), "whole and masked images"
 
 
+def test_paper_comparison_has_line_for_each_run_with_plain_numbers(sweep):
+    about = read_json(sweep / "sweep.json")
+    write_json(sweep / "sweep.json", about | {"paper": {"clip": {"validation": 19.5}, "mask50": {"validation": 30.0}}})
+    run_outcomes = outcomes(sweep)
+    lines = against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes)
+    assert {line.run: line.paper for line in lines} == {"clip": 19.5, "mask50": 30.0}
+
+
 def test_flops_of_run_match_plan(tmp_path, monkeypatch):
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     for name in ("tuning", "tuning_small", "text_masking"):

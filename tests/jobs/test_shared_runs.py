@@ -1,6 +1,7 @@
 """Commands of users other than the submitter: they show the same states; an unreadable run hides no other run."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs.errors import FlipError
+from flip.runs.errors import ConfigError, FlipError
 from flip.runs.ownership import user_name
 from flip.runs.rundir import read_json, write_json
 from jobs import explain, report, status
@@ -18,7 +19,8 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.host import attempts
 from jobs.planning import plan as planning
-from jobs.runs import clusters
+from jobs.planning import preflight
+from jobs.runs import clusters, select
 from jobs.slurm import backend, job_states
 from jobs.submission import apply
 from tests.jobs.outcomes import make, wanted
@@ -184,3 +186,33 @@ def test_commands_list_unreadable_run_and_all_other_runs(sweep, capsys):
     assert {row["run"]: row["state"] for row in json.loads(outputs(sweep, capsys, report, "demo", "--json")[1])} == {
         "a": "running", "b": "unknown", "c": "queued",
     }  # fmt: skip
+
+
+def test_runs_root_that_cannot_be_entered_hides_no_run_of_others(sweep, tmp_path):
+    closed = tmp_path / "alice"
+    (closed / "runs" / "demo" / "x").mkdir(parents=True)
+    (closed / "runs" / "demo" / "x" / "config.yaml").write_text("schema: 1\n")
+    closed.chmod(0o700)
+    roots = [tmp_path / "runs", closed / "runs"]
+    with another(closed):
+        for words in ([], ["demo"], ["d*"], ["demo/*"]):
+            assert [run.name for run in select.select_many(words, roots)] == ["a", "b", "c"], words
+        for words in (["typo"], ["demo/x"], ["x*"]):
+            with pytest.raises(ConfigError, match="There are: demo"):
+                select.select_many(words, roots)
+        profile = ClusterProfile(name="far", kind="slurm", runs_root=str(closed / "runs"))
+        assert preflight._writable(profile, closed / "runs" / "new", dry=True).skipped
+
+
+def test_stale_mount_hides_no_run_of_other_roots_and_is_reported_once(sweep, tmp_path, monkeypatch, capsys):
+    stale, iterdir = tmp_path / "stale", Path.iterdir
+
+    def broken(path):
+        if path == stale:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", broken)
+    for _ in range(2):
+        assert [run.name for run in select.select(None, [tmp_path / "runs", stale])] == ["a", "b", "c"]
+    assert capsys.readouterr().err.count("Stale file handle") == 1

@@ -7,7 +7,9 @@ import pytest
 
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.rundir import RunDir
+from jobs.common.job import JobState
 from jobs.follow import main
+from jobs.runs import clusters
 from jobs.tracking import follower, tracker
 from jobs.tracking.follower import Follower
 from tests.jobs.tracking.run_files import BATCH, attempt, complete, log, save, score
@@ -199,10 +201,41 @@ def test_follow_command_sends_other_runs_if_one_cannot_be_locked(run, capsys):
     assert output.err.startswith("sweep/a: ") and output.out == "sweep/run: up to date\n" and len(sent(run)) == 2
 
 
+def test_follow_command_waits_for_first_start_and_for_requeued_job(run, monkeypatch, capsys):
+    def states(_):
+        step = next(steps)
+        if step:
+            save(run, attempt(run, step - 2, (step - 1, step)), step)
+        return {run.path: JobState("queued" if step != 6 else "complete")}
+
+    steps = iter([0, 2, 4, 6])
+    monkeypatch.setattr(clusters, "states", states)
+    monkeypatch.setattr(clusters, "poll_interval", lambda _: 0.0)
+    monkeypatch.setattr(follower, "POLL", 0.0)
+    root = str(run.path.parents[1])
+    args = [str(run.path), "--tracker", "lines", "--project", "project", "--root", root]
+    assert main([*args, "--once"]) == 0
+    assert capsys.readouterr().out == "sweep/run: has not started\n" and not (run.path / "trackers" / "lines").exists()
+    assert main(args) == 0
+    assert [step for step, _ in sent(run)] == [1, 2, 3, 4, 5, 6]
+    assert len({line["open"] for line in records(run, "open")}) == 1, "one run of the tracker"
+
+
+def test_follow_command_reports_damaged_record_and_sends_other_runs(run, capsys):
+    save(run, attempt(run, 0, (1, 2)), 2)
+    shutil.copytree(run.path, run.path.with_name("a"))
+    (run.path.with_name("a") / "result.json").write_text("{")
+    args = [str(run.path.parent), "--tracker", "lines", "--root", str(run.path.parents[1])]
+    assert main([*args, "--once", "--project", "project"]) == 65
+    output = capsys.readouterr()
+    assert "a record is damaged" in output.err and output.out == "sweep/run: up to date\n"
+
+
 def test_follow_command_ends_at_ctrl_c_before_all_is_sent(run, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
+    attempt(run, 0, (1,))
     monkeypatch.setattr(Follower, "follow", interrupt)
     args = [str(run.path), "--tracker", "lines", "--project", "project", "--root", str(run.path.parents[1])]
     with pytest.raises(KeyboardInterrupt):
