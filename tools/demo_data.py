@@ -41,14 +41,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     import json
-    import os
     import time
+
+    from flip.config.resolve import cache_root
 
     if options.data == "icons":
         from tools.demo_datasets.icons.build import DATA as data
     else:
         from tools.demo_datasets.emoji.build import DATA as data
-    cache = (options.cache or Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip")).expanduser().absolute()
+    cache = options.cache.expanduser().absolute() if options.cache else cache_root()
     start_time = time.monotonic()
     facts = None if options.force else data.ready(cache / data.name)
     state = "ready" if facts else "built"

@@ -8,7 +8,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    options.folder = options.folder or _folder()
     report = options.run(options)
     print(json.dumps(report, indent=1) if options.json else options.show(report))
     return 0
@@ -135,7 +135,9 @@ def _state(report: dict[str, Any]) -> str:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("FLIP_CACHE") or "~/.cache/flip").expanduser().absolute() / "slurm"
+    from flip.config.resolve import cache_root
+
+    return cache_root() / "slurm"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         about = run.__doc__
         command = commands.add_parser(name, help=about, description=about, epilog=EXAMPLES)
         about = "folder with all of its state (default: slurm in FLIP_CACHE, else ~/.cache/flip/slurm)"
-        command.add_argument("--folder", type=Path, default=_folder(), help=about)
+        command.add_argument("--folder", type=Path, help=about)
         command.set_defaults(run=run, show=show)
         return command
 

@@ -87,24 +87,25 @@ def _change_members(
     kind: type, value: Mapping[str, Any], old: list[dict[str, Any]], place: SourceLocation
 ) -> list[dict[str, Any]]:
     """Change members of a named list by name or position. A new name is appended, null removes a member."""
-    new = [dict(member) for member in old]
+    new: list[dict[str, Any] | None] = [dict(member) for member in old]  # None: removed; positions are those of ``old``
     for name, change in value.items():
         here = place.child(name, line_of(value, name))
-        index = next((i for i, member in enumerate(new) if member["name"] == name), None)
+        index = next((i for i, member in enumerate(new) if member and member["name"] == name), None)
         if index is None and name.isdigit():
-            index = next((i for i in range(len(new)) if name == str(i)), None)
+            index = next((i for i, member in enumerate(new[: len(old)]) if member and name == str(i)), None)
             if index is None:
-                known = ", ".join(member["name"] for member in new) or "none"
-                raise here.error("no such member", remedy=f"There are {len(new)}: {known}.")
+                known = ", ".join(member["name"] for member in new if member) or "none"
+                raise here.error("no such member", remedy=f"There are {len(old)}: {known}.")
         if change is None:
             if index is None:
                 raise here.error("cannot be removed: no member has this name")
-            new.pop(index)
+            new[index] = None
         elif index is None:
             new.append({**dataclasses.asdict(kind()), "name": name, **_coerce(kind, change, {}, here)})
         else:
-            new[index] = _deep_merge(new[index], _coerce(kind, change, new[index], here))
-    return new
+            member = new[index] or {}
+            new[index] = _deep_merge(member, _coerce(kind, change, member, here))
+    return [member for member in new if member]
 
 
 def _deep_merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

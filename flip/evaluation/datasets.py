@@ -38,7 +38,7 @@ from flip.evaluation.annotations import read_annotations
 from flip.evaluation.images import File, ImageFiles, Images, Shards
 from flip.evaluation.prompts import FORMAT_HELP, Prompts, imagenet_prompts, read_folder, read_prompts
 from flip.evaluation.task import COLUMNS
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ class ResolvedDataset:
         """A data set of ``evaluate.sets``. Raises ConfigError."""
         location, train = (DatasetLocation(path, manifest=path) for path in (item.manifest, item.train))
         prompts = read_prompts(item.classes) if item.task == "zeroshot" else None
+        if item.task == "probe":
+            _refuse_other_classes(location, train)
         return cls(item.name, item.task, location, prompts, train if item.task == "probe" else None)
 
 
@@ -188,6 +190,8 @@ def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPoli
         a, b = next((a, b) for a, b in zip_longest(location.classes, train.classes, fillvalue="none") if a != b)
         remedy = "Classes are numbered by their folders: give both splits the same ones; empty ones count."
         raise ConfigError("test and train have not the same folders of classes", path, f"{a} beside {b}", remedy)
+    if train:
+        _refuse_other_classes(location, train)
     prompts, note = _prompts(request, entry, path) if task == "zeroshot" else None, ""
     if prompts and location.classes:
         location, note = label_by_name(location, prompts.names, request.templates or path)
@@ -195,6 +199,16 @@ def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPoli
         log.info("%s: %s", request.name, note)
     metric, group = (entry.get("metric", ""), entry.get("group")) if task == "zeroshot" else ("", None)
     return ResolvedDataset(request.name, task, location, prompts, train, note or entry.get("note", ""), metric, group)
+
+
+def _refuse_other_classes(test: DatasetLocation, train: DatasetLocation) -> None:
+    """Raise ConfigError if the class names beside two manifests differ: their labels would mean different classes."""
+    places = [location.manifest for location in (test, train)]
+    if all(places) and not any(map(is_remote, places)):
+        names = [prompts.names if (prompts := read_folder(place)) else None for place in places]
+        if None not in names and names[0] != names[1]:
+            remedy = "Make both splits with the same classes: each call of `shards make` numbers those that it finds."
+            raise ConfigError("test and train have different classes.json", places[0], places[1], remedy)
 
 
 def _existing_paths(request: DatasetRequest, entry: Mapping[str, Any], below: str) -> list[str]:
@@ -222,12 +236,12 @@ def _require(location: DatasetLocation | None, path: str, split: str) -> Dataset
 
 def _prompts(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts:
     of_imagenet = request.templates in ("7", "80")
-    if of_imagenet and (not entry or entry.get("words") == "imagenet"):  # other known sets have names of their own
-        return imagenet_prompts(int(request.templates))
     if request.templates and not of_imagenet:
         return read_prompts(request.templates)
     folder = path if Path(path).is_dir() else os.path.dirname(path)
     prompts = None if is_remote(path) else read_folder(folder)
+    if of_imagenet and (entry.get("words") == "imagenet" or not (entry or prompts)):  # others have names of their own
+        return imagenet_prompts(int(request.templates))
     if prompts is None and entry.get("words") == "imagenet":
         prompts = imagenet_prompts(int(entry["templates"]))
     if prompts is None:
@@ -245,23 +259,37 @@ def locate_split(path: str, split: str = "test") -> DatasetLocation | None:
         return _locate_shards(path.rstrip("/"), split)
     root = Path(path).expanduser().absolute()
     if root.is_file():
-        return DatasetLocation(str(root), files=read_annotations(root, split))
+        other = split != "test" and not _lists(root, split)
+        return None if other else DatasetLocation(str(root), files=read_annotations(root, split))
     folders = [root / name for name in SPLITS[split]] + ([root] if split == "test" else [])
     for folder in folders:
         if (folder / MARK).is_file():
             return DatasetLocation(str(folder), manifest=str(folder))
     if shards := _locate_shards(str(root), split):
         return shards
-    for file in (file for pattern in LIST_PATTERNS for file in sorted(root.glob(pattern))):
-        splits = _splits_in_name(file.name)
-        if file.name.startswith("dataset_") or not splits or split in splits:
+    lists = [file for pattern in LIST_PATTERNS for file in sorted(root.glob(pattern)) if file.is_file()]
+    for file in (file for file in lists if _lists(file, split)):
+        return DatasetLocation(str(file), files=read_annotations(file, split))
+    problem: DataError | None = None
+    for file in (file for file in lists if split == "test" and not _splits_in_name(file.name)):
+        try:
             return DatasetLocation(str(file), files=read_annotations(file, split))
-    return next((images for folder in folders if (images := _locate_images(folder))), None)
+        except DataError as error:  # a table of something else
+            problem = problem or error
+    images = next((images for folder in folders if (images := _locate_images(folder))), None)
+    if problem and not images:
+        raise problem
+    return images
 
 
 def _words(name: str) -> set[str]:
     """The words of a file name, such as imagenet1k-train-0000.tar or captions_val2017.json."""
     return set(re.split("[^a-z]+", name.lower()))
+
+
+def _lists(file: Path, split: str) -> bool:
+    """Whether a list of images contains the split by its name: Karpathy's contains all."""
+    return file.name.startswith("dataset_") or split in _splits_in_name(file.name)
 
 
 def _splits_in_name(name: str) -> set[str]:

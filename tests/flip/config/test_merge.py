@@ -72,6 +72,11 @@ def test_merge_overrides_named_list_members_by_name_or_position():
     assert lookup(config, "evaluate.sets.t.manifest") == "x" and lookup(config, "stages.none.mask") is None
     assert [s.name for s in merge([BASE, ("more", more)], ["stages.pretrain="]).stages] == ["unmasked"]
     assert [s.name for s in merge([BASE], ["stages=[{name: b}]"]).stages] == ["b"]
+    three = ("x", {"stages": {name: {"samples": 50, "batch": 5} for name in "bc"}})
+    for change, left in (({"0": None, "1": None}, "c"), ({"0": None, "1": {"batch": 7}}, "bc"), ({"2": None}, "pb")):
+        assert [s.name[0] for s in merge([BASE, three, ("y", {"stages": change})]).stages] == list(left), (
+            "positions are those before the change"
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import webdataset
 from open_clip import zero_shot_metadata
 
 from flip.config.host import cores
+from flip.config.schema import EvaluationSet
 from flip.data.decode import captions_of, label_of
+from flip.data.manifest.build import index
 from flip.evaluation import datasets, prompts
-from flip.evaluation.datasets import DatasetRequest
+from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import encode, picture
 from tools import prompts as prompts_command
@@ -140,6 +142,47 @@ def test_imagenet_templates_change_no_set_with_own_names(tmp_path):
     wds(tmp_path / "wds_vtab-cifar10")
     prompts = datasets.resolve_dataset(DatasetRequest("cifar10", templates="80"), str(tmp_path)).prompts
     assert prompts.names == ["tench", "great white shark", "cock"] and len(prompts.templates) == 2
+
+
+def test_imagenet_templates_leave_unknown_set_its_own_names(tmp_path):
+    images(tmp_path / "birds", ["test/a/1.png", "test/b/2.png"])
+    request = DatasetRequest("birds", path=str(tmp_path / "birds"), templates="80")
+    with pytest.raises(ConfigError, match="2 of 2 folders match no class name"):
+        datasets.resolve_dataset(request, "")  # without names of its own, ImageNet's are meant
+    (tmp_path / "birds" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["a {}"]}')
+    assert datasets.resolve_dataset(request, "").prompts.names == ["a", "b"]
+
+
+def test_list_is_training_split_only_if_its_name_says_so(tmp_path):
+    """Else a linear probe would be fitted on the images that it scores."""
+    images(tmp_path, ["a.png", "b.png"])
+    for name, image in (("labels", "a.png"), ("train", "b.png")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": image, "label": 0}))
+    assert datasets.locate_split(str(tmp_path)).where.endswith("labels.jsonl")
+    assert datasets.locate_split(str(tmp_path), "train").where.endswith("train.jsonl")
+    assert datasets.locate_split(str(tmp_path / "labels.jsonl"), "train") is None
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(ConfigError, match="no data set with a split train here"):
+        datasets.resolve_dataset(DatasetRequest("mine", "probe", str(tmp_path)), "")
+
+
+def test_probe_rejects_splits_whose_classes_are_numbered_differently(tmp_path):
+    for split, names in (("train", ["ant", "cat"]), ("test", ["cat", "dog"])):
+        folder = wds(tmp_path / "set", split, captions=True)
+        index([str(path) for path in sorted((folder / split).glob("*.tar"))], folder / split)
+        (folder / split / "classes.json").write_text(json.dumps({"names": names, "templates": ["{}"]}))
+    request = DatasetRequest("mine", "probe", str(folder))
+    item = EvaluationSet("mine", str(folder / "test"), task="probe", train=str(folder / "train"))
+    for resolve in (lambda: datasets.resolve_dataset(request, ""), lambda: ResolvedDataset.from_config(item)):
+        with pytest.raises(ConfigError, match=r"different classes\.json"):
+            resolve()
+
+
+def test_table_of_other_things_does_not_hide_image_folder(tmp_path):
+    images(tmp_path, ["test/a/1.png", "test/b/2.png"])
+    (tmp_path / "Meta.csv").write_text("width,height\n1,2\n")
+    (tmp_path / "karpathy-tools").mkdir()
+    assert datasets.locate_split(str(tmp_path)).classes == ("a", "b")
 
 
 def named(tmp_path, folders, names):

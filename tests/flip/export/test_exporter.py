@@ -18,6 +18,7 @@ from torch.distributed import checkpoint as dcp
 import flip
 from flip.checkpoint.saver import model_state
 from flip.config import merge as configuration
+from flip.config.schema import Config, Data, DataSet, Evaluate, EvaluationSet, walk_fields
 from flip.data import decode
 from flip.data.view import EvaluationView
 from flip.evaluation.encoders import ModelEncoder
@@ -441,6 +442,15 @@ def test_export_on_full_disk_reports_error_and_leaves_no_files(run, tmp_path):
     done = subprocess.run(arguments, cwd=root, capture_output=True, text=True)
     assert done.returncode == 69 and "File too large" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_exported_configuration_contains_no_path_of_this_machine():
+    config = Config(evaluate=Evaluate(sets=[EvaluationSet("small")]), data=Data(sets=[DataSet("more")]))
+    for _, section, field, _ in list(walk_fields(config)):
+        if "path" in field.metadata:
+            setattr(section, field.name, "/home/ann/x")
+    left = [key for key, _, _, value in walk_fields(exporter._strip_local_paths(config)) if value == "/home/ann/x"]
+    assert not left
 
 
 def test_choose_variant_rejects_variant_that_cannot_hold_model():

@@ -7,6 +7,7 @@ import pytest
 
 from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
+from flip.config.schema import Config, Data, DataSet, Evaluate, EvaluationSet, walk_fields
 from flip.data.manifest.build import index
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile
@@ -71,6 +72,13 @@ def test_container_check_requires_mounts_of_all_input_paths(folder):
     assert "evaluate.sets.small.classes" in error.what and error.remedy.endswith(f": {folder}.")
     ((name, detail, skipped),) = check(folder, str(folder / "data"), str(cache))
     assert name == "container" and str(cache) in detail and not skipped
+
+
+def test_container_check_knows_all_paths_that_ranks_read():
+    sections = Config(evaluate=Evaluate(sets=[EvaluationSet("small")]), data=Data(sets=[DataSet("more")]))
+    known = {key for key, _ in environment_checks.paths_read(sections)}
+    paths = {key for key, _, field, _ in walk_fields(sections) if "path" in field.metadata}
+    assert paths - known == {"data.manifest", "data.cache"}, "the manifest is that of each share; each node has a cache"
 
 
 @pytest.mark.parametrize(
