@@ -37,7 +37,7 @@ class Prefetch:
         read: reads a chunk. Its errors are raised by ``chunk``.
         skip_chunk: whether a chunk has no usable sample and is not to be read ahead.
         chunk_bytes: size of a chunk; ``bytes`` is their sum over chunks held or requested.
-        patience: seconds to wait for a chunk. Reads end at a deadline of their own, unless the file system hangs.
+        patience: seconds to wait for the end of any read. Reads have a deadline, which one that hangs never meets.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Prefetch:
         patience: float | None = None,
     ) -> None:
         self.order, self.lanes, self._skip_chunk, self._chunk_bytes = order, lanes, skip_chunk, chunk_bytes
-        self.bytes, self._patience = 0, patience
+        self.bytes, self._patience, self._last_end = 0, patience, 0.0
         self._chunks: list[dict[int, dict[int, Future[Chunk]]]] = [{} for _ in lanes]
         """Per lane: block number -> chunk number -> the chunk."""
         self._requested: list[dict[int, int]] = [{} for _ in lanes]
@@ -63,11 +63,17 @@ class Prefetch:
 
     def chunk(self, lane: int, k: int, j: int) -> Chunk:
         """Chunk j for block k of a lane (its index in ``lanes``). Raises StorageError if it does not come in time."""
-        try:
-            return self._request(lane, k, j).result(self._patience)
-        except TimeoutError as error:
-            what = f"a read has not ended for {self._patience:g} s: the file system hangs"
-            raise StorageError(what, f"chunk {j}", remedy="The run may be started again later.") from error
+        future, last_end = self._request(lane, k, j), time.monotonic()
+        while True:
+            last_end = max(last_end, self._last_end)
+            wait = None if self._patience is None else max(0.0, last_end + self._patience - time.monotonic())
+            try:
+                return future.result(wait)
+            except TimeoutError as error:
+                if self._last_end > last_end:  # others came: it is behind them in the queue
+                    continue
+                what = f"no read has ended for {self._patience:g} s: the file system hangs"
+                raise StorageError(what, f"chunk {j}", remedy="The run may be started again later.") from error
 
     def advance(self, lane: int, k: int, n: int) -> None:
         """Sample n of block k was used: request the chunks due of the next block, and drop a block that is used up."""
@@ -108,10 +114,16 @@ class Prefetch:
             if not self._skip_chunk(j):
                 self._request(lane, k, j)
 
+    def _timed_read(self, j: int) -> Chunk:
+        try:
+            return self._read(j)
+        finally:
+            self._last_end = time.monotonic()
+
     def _request(self, lane: int, k: int, j: int) -> Future[Chunk]:
         chunks = self._chunks[lane].setdefault(k, {})
         if j not in chunks:
-            chunks[j] = self._pool.submit(self._read, j)
+            chunks[j] = self._pool.submit(self._timed_read, j)
             self.bytes += self._chunk_bytes(j)
         return chunks[j]
 

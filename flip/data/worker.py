@@ -96,7 +96,7 @@ class BatchProducer:
         masks: MaskSpec, report: Callable[[Outage], None] | None = None,
     ) -> None:  # fmt: skip
         data = config.data
-        retry_policy = RetryPolicy(deadline=data.deadline, timeout=data.timeout, hedge=data.hedge)
+        retry_policy = RetryPolicy(data.deadline, data.timeout, hedge=data.hedge, absent_is_outage=True)
         cache = ChunkCache(data.cache, data.cache_bytes) if data.cache else None
         remote = ObstoreStorage(data.timeout) if data.client == "obstore" else None
         self.reader = ChunkReader(retry_policy=retry_policy, remote=remote, cache=cache, report=report)

@@ -36,11 +36,11 @@ CAUSES = {
 PRECEDENCE = tuple(CAUSES)
 
 #: File errors that pass by themselves or with an administrator's help, and are no fault of the run.
-#: The second line: what mounts of FUSE, Lustre, CIFS and others return after they lost their server.
-STORAGE_ERRNOS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.EFBIG,
-    errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ECOMM, errno.ENOLINK,
-)  # fmt: skip
+#: The second line: what mounts of FUSE, Lustre, CIFS and others return after they lost their server; macOS lacks two.
+STORAGE_ERRNOS = tuple(getattr(errno, name) for name in (
+    "ENOSPC", "EDQUOT", "EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EFBIG",
+    "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ECOMM", "ENOLINK",
+) if hasattr(errno, name))  # fmt: skip
 
 #: User name and password in an address; the password may contain an @.
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")

@@ -8,6 +8,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from mmap import PAGESIZE
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flip.runs.errors import DataError
@@ -84,7 +85,10 @@ def is_remote(key: str) -> bool:
 
 
 class LocalStorage:
-    """Files of this machine or its mounts; the key is a path."""
+    """Files of this machine or its mounts; the key is a path. ``absent_is_outage``: see RetryPolicy."""
+
+    def __init__(self, absent_is_outage: bool = False) -> None:
+        self._absent_is_outage = absent_is_outage
 
     def get(self, key: str, start: int, stop: int) -> Future[RangeResponse]:
         return completed_future(self._get, key, start, stop)
@@ -93,7 +97,7 @@ class LocalStorage:
         try:
             handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _open_error(error, key) from None
+            raise self._open_error(error, key) from None
         try:
             if (size := os.fstat(handle).st_size) < stop:  # before memory is allocated for what a manifest states
                 raise ends_early(key, size, stop)
@@ -114,7 +118,7 @@ class LocalStorage:
         try:
             stat = os.stat(key)
         except OSError as error:
-            raise _open_error(error, key) from None
+            raise self._open_error(error, key) from None
         return ObjectStat(stat.st_size, "", stat.st_mtime_ns)
 
     def parts(self, key: str, stat: ObjectStat) -> list[int]:
@@ -126,23 +130,24 @@ class LocalStorage:
     def reconnect(self) -> None:
         pass
 
+    def _open_error(self, error: OSError, key: str) -> Exception:
+        absent = self._absent_is_outage and not os.path.isdir(os.path.dirname(key) or ".")
+        if isinstance(error, FileNotFoundError) and not absent:
+            return DataError("the shard is missing", key, remedy="Restore it, or index the others again.")
+        return RequestError("denied" if isinstance(error, PermissionError) else "io", str(error))
+
 
 def drop_cached_pages(key: str, start: int, stop: int) -> None:
     """Let the next read of a local file come from its disk or server, not from this machine's memory."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
     with contextlib.suppress(OSError):  # that read reports it
         handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.posix_fadvise(handle, start, stop - start, os.POSIX_FADV_DONTNEED)
+            first, last = start // PAGESIZE * PAGESIZE, -(-stop // PAGESIZE) * PAGESIZE  # whole pages alone are dropped
+            os.posix_fadvise(handle, first, last - first, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)
-
-
-def _open_error(error: OSError, key: str) -> Exception:
-    if isinstance(error, FileNotFoundError) and os.path.isdir(os.path.dirname(key) or "."):
-        return DataError("the shard is missing", key, remedy="Restore it, or index the others again.")
-    if isinstance(error, PermissionError):
-        return RequestError("denied", str(error))
-    return RequestError("io", str(error))  # without its folder, the file system is not mounted
 
 
 def ends_early(key: str, size: int, stop: int) -> DataError:

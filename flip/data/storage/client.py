@@ -92,7 +92,7 @@ class StorageClient:
             retry.HedgePolicy(self.retry_policy.hedge),
             retry.OutageDetector(report, self._clock),
         )
-        self._local, self._remote = base.LocalStorage(), remote
+        self._local, self._remote = base.LocalStorage(self.retry_policy.absent_is_outage), remote
         self._lock, self._counters, self._ever_succeeded = threading.Lock(), IOStats(), False
 
     @property

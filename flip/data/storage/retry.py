@@ -78,6 +78,8 @@ class RetryPolicy:
     """Seconds without a response after which a second request is sent (``HedgePolicy``); 0: never."""
     requests: int = 16
     """Most concurrent requests per client."""
+    absent_is_outage: bool = False
+    """A local file whose folder is missing, too, is on a file system that is not mounted yet: retry."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -113,9 +114,18 @@ def test_prefetch_skips_chunks_without_good_sample(storage):
 def test_read_that_hangs_is_an_outage_of_storage(storage):
     storage.hold.clear()
     prefetcher = Prefetch(SampleOrder(**ORDER), range(1), 0, storage.read, lambda j: False, len_of, patience=0.05)
-    with pytest.raises(StorageError, match=r"has not ended for 0\.05 s"):
+    with pytest.raises(StorageError, match=r"no read has ended for 0\.05 s"):
         prefetcher.chunk(0, 0, 3)
     storage.hold.set()
+    prefetcher.close()
+
+
+def test_read_behind_others_in_the_queue_is_waited_for(monkeypatch):
+    """Each read takes less than the patience, all before this one take more."""
+    monkeypatch.setattr(prefetch, "THREADS", 1)
+    order = SampleOrder(**ORDER)
+    prefetcher = Prefetch(order, range(4), 0, lambda j: time.sleep(0.1) or [j], lambda j: False, len_of, patience=0.5)
+    assert prefetcher.chunk(0, 0, 3) == [3]
     prefetcher.close()
 
 

@@ -245,7 +245,9 @@ def test_failed_read_of_local_file_is_retried_unless_file_is_missing(tmp_path, m
     assert len(reader.read(str(path), 0, 512)) == 512
 
 
-def test_file_system_that_is_not_mounted_is_an_outage(tmp_path):
-    """Its folder is missing, too. The run starts again on another node or later."""
-    with pytest.raises(StorageError, match="No such file"):
-        ChunkReader(clock=Time().clock).read(str(tmp_path / "mount" / "0.tar"), 0, 512)
+@pytest.mark.parametrize("absent_is_outage, error", [(True, StorageError), (False, DataError)])
+def test_file_system_that_is_not_mounted_is_an_outage_of_training(tmp_path, absent_is_outage, error):
+    """Its folder is missing, too. The run starts again on another node or later; a command names what is missing."""
+    reader = ChunkReader(retry_policy=RetryPolicy(absent_is_outage=absent_is_outage), clock=Time().clock)
+    with pytest.raises(error, match=r"0\.tar"):
+        reader.read(str(tmp_path / "mount" / "0.tar"), 0, 512)
