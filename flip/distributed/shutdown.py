@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flip.runs.errors import CAUSES, HANG, STOPPED
-from flip.runs.rundir import RunDir
+from flip.runs.rundir import RunDir, exists
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ CANCELLED = "cancelled"
 """Reason of a stop because cancel.json exists."""
 
 LONG_OPERATION_FACTOR = 6.0
-"""Starting and committing may take this many times longer than a step: rank 0 alone hashes a commit."""
+"""Starting, committing and evaluation jobs may take this many times longer than a step: rank 0 alone hashes."""
 
 
 class StopFlag:
@@ -119,7 +119,7 @@ class RunWatcher:
         try:
             if not self._run.is_current_attempt(self._attempt):
                 self._flag.set("superseded by a newer attempt")
-            elif self._run.cancel.exists():
+            elif exists(self._run.cancel):
                 self._flag.set(CANCELLED)
         except OSError as error:  # a save, which needs the file system, reports it as a storage error
             log.warning("the run directory cannot be read, retried in %g s: %s", self._seconds, error)

@@ -112,6 +112,15 @@ def read_record(path: PathLike, fields: Any = None) -> Optional[Any]:
         raise ValueError("%s: %s" % (path, error)) from error
 
 
+def exists(path: PathLike) -> bool:
+    """Whether a file or folder exists. Raises OSError if that is unknown; Path.exists() of Python 3.14 says False."""
+    try:
+        os.stat(str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def load_record(path: PathLike, fields: Any = None) -> Any:
     """Like read_record, but returns {} if the file does not exist and raises DataError if it is damaged."""
     try:

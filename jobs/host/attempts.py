@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from flip.runs import commit
 from flip.runs.errors import STORAGE
-from flip.runs.rundir import RunDir, create_json, read_record, write_json
+from flip.runs.rundir import RunDir, create_json, exists, read_record, write_json
 from jobs.host import wall_limit
 from jobs.host.bad_nodes import NODE_SUSPECT_CAUSES
 from jobs.host.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
@@ -69,8 +69,8 @@ def end_attempt(
         state,
         earlier_ends(run, first, n),
         Limits(),
-        complete=run.result.exists(),
-        cancelled=run.cancel.exists(),
+        complete=exists(run.result),
+        cancelled=exists(run.cancel),
         committed=committed,
         stop_requested=run.was_signalled(n),
         late=late,

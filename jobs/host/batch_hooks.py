@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
-from flip.runs.rundir import RunDir, read_record
+from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempts, bad_nodes, canary, notify, processes, slurm_cli, wall_limit
 from jobs.host.restart_policy import UNKNOWN, Decision
 
@@ -169,7 +169,7 @@ def begin(path: str, token: Optional[str]) -> int:
         idle = "it was submitted again since, as another job"
     elif slurm_cli.superseded(run.newest_attempt(), os.environ):
         idle = "another job has continued it"
-    elif run.result.exists():
+    elif exists(run.result):
         idle = "it is complete"
     elif read_record(run.cancel) is not None:  # opened, not stat: NFS caches for a while that a file does not exist
         idle = attempts.cancel_reason(run)
@@ -357,7 +357,7 @@ def on_shell_gone(run: RunDir, n: int) -> int:
     time.sleep(SHELL_EXIT_SECONDS)
     state = slurm_cli.wait_for_state(*own_start())
     ended = read_record(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
-    over = run.result.exists() or run.cancel.exists() or ended["action"] != "requeue"
+    over = exists(run.result) or exists(run.cancel) or ended["action"] != "requeue"
     if over or state in (None, UNKNOWN, "PENDING", "CANCELLED"):
         log("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, state))
         return 0

@@ -117,13 +117,23 @@ def release(run: RunDir) -> List[str]:
     return [name for name in waiting if not _released_file(run, name).exists()]
 
 
-def cancel_held_jobs(names: List[str]) -> None:
-    """Cancel held jobs, but not elements of their arrays that a user has released. Raises SlurmUnavailable."""
+def still_held(run: RunDir) -> List[str]:
+    """Names of the jobs that wait for this canary, unless it has passed."""
+    record = canary_record(run)
+    names = [name for name in record.get("releases", []) if not _released_file(run, name).exists()]
+    return names if names and not passed(run, record["steps"]) else []
+
+
+def cancel_held_jobs(names: List[str], *options: str) -> None:
+    """Cancel held jobs, but not elements of their arrays that a user has released. Raises SlurmUnavailable.
+
+    ``options``: of scancel.
+    """
     rows = [row for row in slurm_cli.queue(names).values() if row.state not in slurm_cli.ENDED]
     released = {_array(row) for row in rows if not is_held(row)}
     held = {row.id if _array(row) in released else _array(row) for row in rows if is_held(row)}
     if held:
-        slurm_cli.call("scancel", *sorted(held))
+        slurm_cli.call("scancel", *options, *sorted(held))
 
 
 def _array(row: slurm_cli.QueueRow) -> str:

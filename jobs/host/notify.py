@@ -63,7 +63,8 @@ def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
         state = _final_state(other)
         if not state:
-            first = canary.holding(other, read_record(other.path / "job.json") or {})
+            waits = other.newest_attempt() <= attempts.submitted_after(other)
+            first = canary.holding(other, read_record(other.path / "job.json") or {}) if waits else None
             if first is None or not _final_state(first):
                 return None
             state = "failed"  # it will not start any more

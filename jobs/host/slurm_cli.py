@@ -296,6 +296,7 @@ def _excluded(fields: Mapping[str, str]) -> str:
 UNUSABLE = re.compile("down|drain|fail|inval|unk")  # states of nodes, in sinfo's words
 NO_ANSWER = re.compile(
     "Unable to contact|timed out|Communication connection failure|not responding|did not answer"
+    "|Zero Bytes were transmitted|Message (send|receive) failure"
 )  # in the errors of commands while the controller does not answer
 
 

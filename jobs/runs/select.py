@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from flip.runs.errors import ConfigError
-from flip.runs.rundir import RunDir
+from flip.runs.rundir import RunDir, exists
 from jobs.common import cluster_profile
 from jobs.common.text import plain, suggestion
 
@@ -25,7 +25,7 @@ def is_run(path: Path) -> bool:
     if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
         return False
     try:
-        return (path / "config.yaml").is_file()
+        return exists(path / "config.yaml")
     except OSError:  # another user's, or below a folder that this user cannot enter, or on a mount that is gone
         return os.path.lexists(path)
 

@@ -14,7 +14,7 @@ from flip.checkpoint import remote
 from flip.data.storage.retry import RetryPolicy
 from flip.runs import commit
 from flip.runs.commit import pin
-from flip.runs.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json, write_json
 
 
 @pytest.fixture
@@ -347,6 +347,29 @@ def test_retention_keeps_pinned_commit(run):
     other.path.mkdir()
     pin(run, other, "pretrain", 8)
     assert commit.apply_retention(run, 1, keep=1) == [commit.folder(run, "pretrain", 16, 1)]
+
+
+ENDS = {
+    "evaluated": ("result.json", {}), "cancelled": ("cancel.json", {}),
+    "failed": ("attempts/1/end.json", {"action": "stop"}), "waits": ("attempts/1/end.json", {"action": "requeue"}),
+    "damaged": ("attempts/1/end.json", {"action": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [".evaluate/run-1", "other"])
+@pytest.mark.parametrize("end", ENDS)
+def test_pin_ends_with_evaluation_that_does_not_continue(run, place, end):
+    """A run that failed or was cancelled may continue; an evaluation job never does."""
+    for samples in (8, 16):
+        write(run, "pretrain", samples)
+    holder = RunDir(run.path.parent / place)
+    holder.start_attempt({})
+    pin(run, holder, "pretrain", 8)
+    assert commit.pin_holders(run) == {holder.path}
+    write_json(holder.path / ENDS[end][0], ENDS[end][1])
+    over = end == "evaluated" or (place != "other" and end in ("cancelled", "failed"))
+    assert commit.pin_holders(run) == (set() if over else {holder.path})
+    assert commit.apply_retention(run, 1, keep=1) == ([commit.folder(run, "pretrain", 8, 1)] if over else [])
 
 
 def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run):

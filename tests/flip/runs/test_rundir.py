@@ -1,5 +1,6 @@
 """Tests the run directory: attempt numbers, atomic writes, causes, and removal of temporary files."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -92,3 +93,15 @@ def test_start_attempt_spares_temporary_file_of_concurrent_cancel(run, monkeypat
     monkeypatch.setattr(os, "link", begins)
     assert rundir.create_json(run.cancel, {"who": "ann"}) and rundir.read_json(run.cancel) == {"who": "ann"}
     assert not list(run.path.glob("*.new.*"))
+
+
+def test_exists_raises_error_if_storage_fails(tmp_path, monkeypatch):
+    """A run must not count as not cancelled because its file system does not answer."""
+    assert rundir.exists(tmp_path) and not rundir.exists(tmp_path / "x") and not rundir.exists(tmp_path / "x" / "y")
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(OSError, match="Stale"):
+        rundir.exists(tmp_path)

@@ -264,6 +264,14 @@ def test_cancel_of_canary_that_does_not_run_cancels_held_jobs(submitted, first, 
     assert calls(submitted, "scancel") == called
 
 
+def test_cancel_of_canary_that_has_passed_cancels_no_other_job(submitted):
+    a, *_ = submitted.runs
+    log(a, attempts.start_attempt(a, {}), 1, 51)
+    submitted.queue(first="PENDING|Priority", waiting="PENDING|JobHeldAdmin")
+    clusters.request_cancel([a], "a mistake")
+    assert calls(submitted, "scancel") == ["scancel 57"]
+
+
 @pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])
 def test_job_start_releases_or_cancels_held_jobs_after_unobserved_end(submitted, last, done, monkeypatch):
     """The canary's node died. The next start sees that the canary has stopped for good."""

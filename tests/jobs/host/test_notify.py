@@ -76,6 +76,10 @@ def test_sweep_ends_if_others_wait_for_canary_that_failed(sweep):
     end_run(sweep.a)
     assert [event["event"] for event in sweep.events()] == ["run_stopped", "sweep_ended"]
     assert sweep.events()[1]["failed"] == ["a", "b"]
+    attempts.start_attempt(sweep.b, {})  # released by hand
+    write_json(sweep.a.path / "job.json", {"after": 1, "notify": sweep.command, "canary": {"steps": 50}})
+    end_run(sweep.a)
+    assert [event["event"] for event in sweep.events()[2:]] == ["run_stopped"], "b may still complete"
 
 
 def test_notify_ignores_requeued_and_cancelled_runs(sweep):

@@ -385,7 +385,8 @@ def test_submit_successor_does_not_retry_refusal(slurm, state):
     assert len(slurm.sbatch()) == 1
 
 
-def test_submit_successor_retries_request_without_answer_although_slurm_answers_again(slurm, slept):
+@pytest.mark.parametrize("text", ["Socket timed out on send/recv operation", "Zero Bytes were transmitted or received"])
+def test_submit_successor_retries_request_without_answer_although_slurm_answers_again(slurm, slept, text):
     slurm(
         sbatch="echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv operation' >&2; exit 1"
     )

@@ -21,6 +21,7 @@ from jobs.planning import plan as planning
 from jobs.runs import clusters
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
+from jobs.submission.snapshot import current_digest
 from tests.jobs.outcomes import wanted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -277,12 +278,34 @@ def test_dry_run_calls_sbatch_test_only_once_per_shape(tmp_path, commands, monke
     for resolved, nodes in zip(resolved_runs, (1, 2, 1), strict=True):
         resolved.config.resources.nodes = nodes
     plan = planning.plan(resolved_runs, {}, tmp_path / "demo")
-    planned = dry_run.planned_jobs(plan, replace(PROFILE, array_size=1))
+    planned = dry_run.planned_jobs(plan, replace(PROFILE, array_size=1), canary=0)
     assert [list(batch.runs) for batch in planned] == [["a"], ["c"], ["b"]]
     assert {batch.start for batch in planned} == {"would start at 2026-11-25T14:00:00 on n[1-2], as things are now"}
     assert commands.calls() == ["sbatch --test-only"] * 2
     assert (tmp_path / "sbatch.script").read_text() == planned[2].script
     assert "SECRET" not in (tmp_path / "sbatch.env").read_text() and not (tmp_path / "demo").exists()
+
+
+def test_dry_run_shows_the_canary_and_followers_of_the_submission(tmp_path, commands):
+    """With code that has passed, there is no canary: it is found by its digest, although the scripts show CODE."""
+    commands("sbatch", f'echo "{TO_START}" >&2')
+    resolved_runs = [wanted(name) for name in "abc"]
+    for resolved in resolved_runs:
+        resolved.config.monitor.wandb = "project"
+    plan = planning.plan(resolved_runs, {}, tmp_path / "demo")
+    held, first = dry_run.planned_jobs(plan, PROFILE)
+    assert (list(held.runs), held.start) == (["b", "c"], "held until a has passed 50 steps")
+    assert list(first.runs) == ["a"] and first.start.startswith("would start at")
+    heads = [batch.script.partition("\n# command\n")[0].splitlines() for batch in (held, first)]
+    assert ["#SBATCH --hold" in head for head in heads] == [True, False] and " release " in first.script
+    assert "wandb" in first.script and dry_run.CODE in first.script and commands.calls() == ["sbatch --test-only"]
+    run = RunDir(tmp_path / "demo" / "z")
+    run.path.mkdir(parents=True)
+    write_json(run.result, {})
+    code = run.path.parent / ".code" / current_digest(ROOT)
+    write_json(run.path / "job.json", Job(run, code, held.shape).record(kind="slurm"))
+    (all_at_once,) = dry_run.planned_jobs(plan, PROFILE)
+    assert list(all_at_once.runs) == ["a", "b", "c"]
 
 
 def test_dry_run_shows_error_of_sbatch(tmp_path, commands):

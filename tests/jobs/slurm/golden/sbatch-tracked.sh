@@ -55,10 +55,12 @@ requeue_elsewhere() {
   retry_scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$attempt"
   # Nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is listed
   # twice; the next one replaces it, so that an outage of all nodes cannot exclude them all.
-  excluded=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
-  excluded=${excluded:+$excluded,}$SLURMD_NODENAME,$SLURMD_NODENAME
-  # a partition without another node: the job would never start
-  all=$(sinfo -ahN -p "$SLURM_JOB_PARTITION" -o %N) && [ "$(sort -u <<< "$all" | wc -l)" -le "${SLURM_JOB_NUM_NODES:-1}" ] && shown='' excluded=''
+  others=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
+  excluded=${others:+$others,}$SLURMD_NODENAME,$SLURMD_NODENAME
+  # a partition with too few other nodes that work: the job would never start
+  nodes=$(sinfo -ahN -p "$SLURM_JOB_PARTITION" -o '%N|%T') && avoided=$(scontrol show hostnames "$excluded") && left=$(
+    grep -Ev '[|](down|drain|fail|inval|unk)' <<< "$nodes" | cut -d'|' -f1 | grep -Fxv "$avoided" | sort -u | wc -l
+  ) && [ "$left" -lt "${SLURM_JOB_NUM_NODES:-1}" ] && shown='' excluded=$others
   requeue_job
   scontrol update JobId="$id" ${shown:+"ExcNodeList=$excluded"} StartTime="now+$((60 * starts))"
   exit "$code"
