@@ -44,6 +44,15 @@ def read_annotations(file: Path, split: str) -> tuple[File, ...]:
     return files
 
 
+def is_other_table(file: Path) -> bool:
+    """Whether a CSV file is a table of something else: it lacks the columns image and caption."""
+    if file.suffix != ".csv":
+        return False
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
+        columns = {name.strip().strip('"') for name in lines.readline(LIMIT).split(",")}
+    return not columns >= set(HEAD)
+
+
 def _text(file: Path) -> str:
     # spreadsheets write a byte order mark
     return read_regular(file, LIMIT).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")

@@ -34,11 +34,11 @@ from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import associations
-from flip.evaluation.annotations import read_annotations
+from flip.evaluation.annotations import is_other_table, read_annotations
 from flip.evaluation.images import File, ImageFiles, Images, Shards
 from flip.evaluation.prompts import FORMAT_HELP, Prompts, imagenet_prompts, read_folder, read_prompts
 from flip.evaluation.task import COLUMNS
-from flip.runs.errors import ConfigError, DataError
+from flip.runs.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ DATACOMP_HOST = "https://huggingface.co/datasets/djghosh"
 _HERE = Path(__file__).parent
 SPLITS = {"test": ("test", "val", "validation"), "train": ("train", "training")}
 """Split -> names of its folder."""
+PROBE_REMEDY = "Name another split for training; give both splits the classes of one classes.json (docs/evaluation.md)."
 LIST_PATTERNS = "*.jsonl", "dataset*.json", "captions*.json", "annotations/captions*.json", "*karpathy*", "*.csv"
 """Names of files that list images."""
 ORDERED = re.compile(r"[0-9]+|n[0-9]{8}")
@@ -125,12 +126,15 @@ class ResolvedDataset:
 
     @classmethod
     def from_config(cls, item: EvaluationSet) -> ResolvedDataset:
-        """A data set of ``evaluate.sets``. Raises ConfigError."""
+        """A data set of ``evaluate.sets``. A defect of a probe becomes its note: it must not end a trained run.
+
+        Raises ConfigError.
+        """
         location, train = (DatasetLocation(path, manifest=path) for path in (item.manifest, item.train))
         prompts = read_prompts(item.classes) if item.task == "zeroshot" else None
-        if item.task == "probe":
-            _refuse_other_classes(location, train)
-        return cls(item.name, item.task, location, prompts, train if item.task == "probe" else None)
+        if item.task != "probe":
+            return cls(item.name, item.task, location, prompts)
+        return cls(item.name, item.task, location, prompts, train, probe_defect(item.manifest, item.train))
 
 
 def entries() -> dict[str, Mapping[str, Any]]:
@@ -190,8 +194,8 @@ def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPoli
         a, b = next((a, b) for a, b in zip_longest(location.classes, train.classes, fillvalue="none") if a != b)
         remedy = "Classes are numbered by their folders: give both splits the same ones; empty ones count."
         raise ConfigError("test and train have not the same folders of classes", path, f"{a} beside {b}", remedy)
-    if train:
-        _refuse_other_classes(location, train)
+    if train and (defect := _probe_defect(location, train)):
+        raise ConfigError(f"linear probe: {defect}", path, remedy=PROBE_REMEDY)
     prompts, note = _prompts(request, entry, path) if task == "zeroshot" else None, ""
     if prompts and location.classes:
         location, note = label_by_name(location, prompts.names, request.templates or path)
@@ -201,14 +205,20 @@ def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPoli
     return ResolvedDataset(request.name, task, location, prompts, train, note or entry.get("note", ""), metric, group)
 
 
-def _refuse_other_classes(test: DatasetLocation, train: DatasetLocation) -> None:
-    """Raise ConfigError if the class names beside two manifests differ: their labels would mean different classes."""
+def probe_defect(test: str, train: str) -> str:
+    """Why a probe of two manifests would mean nothing; empty if nothing is wrong."""
+    return _probe_defect(*(DatasetLocation(path, manifest=path) for path in (test, train)))
+
+
+def _probe_defect(test: DatasetLocation, train: DatasetLocation) -> str:
+    if test.open().digest == train.open().digest:
+        return "it would be fitted on the images that it scores"
     places = [location.manifest for location in (test, train)]
     if all(places) and not any(map(is_remote, places)):
         names = [prompts.names if (prompts := read_folder(place)) else None for place in places]
         if None not in names and names[0] != names[1]:
-            remedy = "Make both splits with the same classes: each call of `shards make` numbers those that it finds."
-            raise ConfigError("test and train have different classes.json", places[0], places[1], remedy)
+            return f"test and train have different classes.json ({', '.join(places)}): a label means two classes"
+    return ""
 
 
 def _existing_paths(request: DatasetRequest, entry: Mapping[str, Any], below: str) -> list[str]:
@@ -268,18 +278,15 @@ def locate_split(path: str, split: str = "test") -> DatasetLocation | None:
     if shards := _locate_shards(str(root), split):
         return shards
     lists = [file for pattern in LIST_PATTERNS for file in sorted(root.glob(pattern)) if file.is_file()]
-    for file in (file for file in lists if _lists(file, split)):
-        return DatasetLocation(str(file), files=read_annotations(file, split))
-    problem: DataError | None = None
-    for file in (file for file in lists if split == "test" and not _splits_in_name(file.name)):
-        try:
-            return DatasetLocation(str(file), files=read_annotations(file, split))
-        except DataError as error:  # a table of something else
-            problem = problem or error
-    images = next((images for folder in folders if (images := _locate_images(folder))), None)
-    if problem and not images:
-        raise problem
-    return images
+    unnamed = [file for file in lists if split == "test" and not _splits_in_name(file.name)]
+    chosen = [file for file in lists if _lists(file, split) or file in unnamed]
+    images = None
+    if all(map(is_other_table, chosen)):  # they describe something else, or are an error if there are no images
+        images = next((images for folder in folders if (images := _locate_images(folder))), None)
+    if images or not chosen:
+        return images
+    file = next((file for file in chosen if not is_other_table(file)), chosen[0])
+    return DatasetLocation(str(file), files=read_annotations(file, split))
 
 
 def _words(name: str) -> set[str]:

@@ -33,6 +33,7 @@ from flip.data.manifest.manifest import Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import prompts
+from flip.evaluation.datasets import PROBE_REMEDY, probe_defect
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
@@ -204,7 +205,9 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
             checks.append(Check(name, f"{shards}; {classes} classes"))
             _first_label(item.manifest, item.classes, classes)
         elif item.task == "probe":
-            checks.append(Check(name, f"{shards}; fitted on {_check_shards(item.train)}"))
+            fitted = f"{shards}; fitted on {_check_shards(item.train)}"
+            defect = probe_defect(item.manifest, item.train)
+            checks.append(Check(name, f"{fitted}; warning: {defect}. {PROBE_REMEDY}" if defect else fitted))
         else:
             _first_samples(item.manifest, ("txt",))
             checks.append(Check(name, f"{shards}; images and captions"))

@@ -171,18 +171,23 @@ def test_probe_rejects_splits_whose_classes_are_numbered_differently(tmp_path):
         folder = wds(tmp_path / "set", split, captions=True)
         index([str(path) for path in sorted((folder / split).glob("*.tar"))], folder / split)
         (folder / split / "classes.json").write_text(json.dumps({"names": names, "templates": ["{}"]}))
-    request = DatasetRequest("mine", "probe", str(folder))
+    with pytest.raises(ConfigError, match=r"different classes\.json"):
+        datasets.resolve_dataset(DatasetRequest("mine", "probe", str(folder)), "")
     item = EvaluationSet("mine", str(folder / "test"), task="probe", train=str(folder / "train"))
-    for resolve in (lambda: datasets.resolve_dataset(request, ""), lambda: ResolvedDataset.from_config(item)):
-        with pytest.raises(ConfigError, match=r"different classes\.json"):
-            resolve()
+    assert "different classes.json" in ResolvedDataset.from_config(item).note, "it must not end a trained run"
+    item.train = item.manifest
+    assert "fitted on the images that it scores" in ResolvedDataset.from_config(item).note
 
 
 def test_table_of_other_things_does_not_hide_image_folder(tmp_path):
     images(tmp_path, ["test/a/1.png", "test/b/2.png"])
-    (tmp_path / "Meta.csv").write_text("width,height\n1,2\n")
+    for name in ("Meta.csv", "Test.csv"):
+        (tmp_path / name).write_text("width,height\n1,2\n")
     (tmp_path / "karpathy-tools").mkdir()
     assert datasets.locate_split(str(tmp_path)).classes == ("a", "b")
+    (tmp_path / "labels.jsonl").write_text("no json\n")
+    with pytest.raises(DataError, match="is no list of images"):  # not other labels in its place
+        datasets.locate_split(str(tmp_path))
 
 
 def named(tmp_path, folders, names):
