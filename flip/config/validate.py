@@ -130,6 +130,10 @@ def _check_towers(config: Config) -> None:
             remedy = f"Set the width to {_nearest_multiples(tower.width, tower.heads)}, or another number of heads."
             what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
             raise ConfigError(what, remedy=remedy)
+    scale, most = 1 / config.model.temperature, config.model.max_logit_scale
+    if not 1 <= scale <= most:
+        remedy = f"Take one from {1 / most:g} to 1: outside, the scale has no gradient and is never learned."
+        raise ConfigError("model.temperature: out of the range of the logit scale", value=1 / scale, remedy=remedy)
     if image.width % 4 and image.positions == "sincos":
         remedy = f"Set it to {_nearest_multiples(image.width, 4)}."
         raise ConfigError("model.image.width: sin-cos positions need a multiple of 4", value=image.width, remedy=remedy)

@@ -66,7 +66,9 @@ def grad_cache_backward(
 def mean_text_tokens(model: nn.Module, tokens: Tensor) -> float:
     """Tokens per caption that the text tower computes, the mean over a batch (b, T)."""
     indices = model.text.token_indices(tokens)  # type: ignore[operator, union-attr]
-    return tokens.shape[1] if indices is None else len(indices) / len(tokens)
+    if indices is None:
+        return tokens.shape[1]
+    return int((indices < tokens.numel()).sum()) / len(tokens)  # without those that fill a bucket of lengths
 
 
 def _encode(

@@ -159,7 +159,12 @@ def stored_init(init: Init, run: RunDir) -> Init | None:
         name = Path(resolve_path(new) if new.startswith(("~", "cache:")) else new).parts
         if bool(old) != bool(new) or Path(old).parts[len(Path(old).parts) - len(name) :] != name:
             return None
-    same = stored.extend == init.extend and init.stage in ("", stored.stage) and init.samples in (0, stored.samples)
+    same = (
+        stored.extend == init.extend
+        and init.commit in ("", stored.commit)
+        and init.stage in ("", stored.stage)
+        and init.samples in (0, stored.samples)
+    )
     return stored if same else None
 
 

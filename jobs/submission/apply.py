@@ -179,9 +179,11 @@ def _without_new_keys(settings: Any, stored: Any) -> Any:
 
 
 def snapshot_of(action: Action, folder: Path) -> Path | None:
-    """The snapshot that a continuing run keeps; None if it gets the current code, as failed and new runs do."""
-    continues = action.kind == "stopped" or action.adopts
-    stored = read_record(folder / action.name / "identity.json") or {} if continues else {}
+    """The snapshot that a continuing run keeps; None if it gets the current code, as failed and new runs do, and those
+    that have never started: their canary may have failed because of the old code."""
+    run = RunDir(folder / action.name)
+    continues = (action.kind == "stopped" and run.newest_attempt() > 0) or action.adopts
+    stored = read_record(run.identity) or {} if continues else {}
     code = folder / ".code" / str(stored.get("code"))
     if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
         return None

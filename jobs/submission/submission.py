@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ class Submission:
             except ConfigError:
                 if not self._exists(run, config):
                     raise
-            anew, current = self.options.changed in ("restart", "fork"), RunDir(self._places_of(run)[-1])
+            anew, current = self.options.changed in ("restart", "fork"), RunDir(self._place_of(run, config))
             preflight.refuse_blank_blocks(config, data, None if anew else current)
             self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
             self._add_checks(preflight.save_time(profile, current), run.name)
@@ -244,12 +244,14 @@ class Submission:
 
     def _resolve_init(self, run: Run) -> Init:
         """``init``, resolved; a run that has started continues without it if its source is gone."""
+        init = run.config.init
+        stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
+        known = next(filter(None, stored), None)
+        if known and init.commit:  # named by its digest: whatever its source holds now
+            return known
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except warm_start.SourceMissing:
-            init = run.config.init
-            stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
-            known = next(filter(None, stored), None)
             if known is None and self.options.dry_run and init.run in self.sweep.names and init.samples:
                 stage = init.stage or stage_at(run.config, init.samples).name
                 known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
@@ -264,7 +266,7 @@ class Submission:
         places = self._places_of(run)
         path = places[-1]
         config = planning.resolve_stable(run.config, on, data, places)
-        if self.options.changed != "keep" or not (path / "identity.json").exists():
+        if self.options.changed != "keep" or not all((place / "identity.json").exists() for place in (places[0], path)):
             return config, ()
         try:
             known = [read_record(place / "identity.json") or {} for place in places]
@@ -284,12 +286,19 @@ class Submission:
 
     def _exists(self, run: Run, config: Config) -> bool:
         """Whether this run or a fork of it exists with this configuration."""
+        return self._holder(run, config) is not None
+
+    def _place_of(self, run: Run, config: Config) -> Path:
+        """The directory of a run or of its fork that continues with this configuration; else the newest."""
+        return self._holder(run, config) or self._places_of(run)[-1]
+
+    def _holder(self, run: Run, config: Config) -> Path | None:
         wanted = identity(config, "")["hash"]
         for place in self._places_of(run):
             with suppress(OSError, ValueError, AttributeError):  # a damaged one is reported with the plan
                 if (read_record(place / "identity.json") or {}).get("hash") == wanted:
-                    return True
-        return False
+                    return place
+        return None
 
     def _can_query(self) -> bool:
         """Whether states can be queried; a dry run without Slurm uses the files alone."""
@@ -365,16 +374,17 @@ class Submission:
             steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
             again = resubmit.submit_argv(self.options, self.file)
-            jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, self._trashed)
+            replaced = partial(self._trashed, replaced=True)
+            jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, replaced)
             note(render.canaries(jobs))
             late = cancelled_meanwhile(plan)
             note(f"cancelled meanwhile, so not started: {', '.join(late)}" if late else "")
             self.outcome |= {"started": [job.run.name for job in jobs], "cancelled_meanwhile": late}
 
-    def _trashed(self, path: Path, target: Path) -> None:
-        """Report a run directory that was moved to the trash."""
+    def _trashed(self, path: Path, target: Path, replaced: bool = False) -> None:
+        """Report a run directory that was moved to the trash. ``replaced``: another one takes its place."""
         self.outcome["trashed"][path.name] = str(target)
-        note(render.trashed(path, target, path.name in [run.name for run in self.sweep.runs]))
+        note(render.trashed(path, target, replaced))
 
     def _sweep_record(self, plan: Plan) -> dict[str, Any]:
         """sweep.json, for reports. Runs that were submitted earlier keep a place in the order."""
@@ -382,7 +392,8 @@ class Submission:
         stored, only = load_record(self.folder / "sweep.json"), self.options.only
         before = stored.get("runs", [])
         order = [*before, *names] if only else [*names, *before]
-        forked = {action.fork: self.sweep.paper.get(action.wanted.name) for action in plan.actions if action.fork}
+        arms = {run.name: run.arm for run in self.sweep.runs}
+        forked = {action.fork: self.sweep.paper.get(arms[action.wanted.name]) for action in plan.actions if action.fork}
         earlier = stored.get("paper", {}) if only else {}  # the plan lacks the forks of runs that --only excludes
         others = {name: numbers for name, numbers in earlier.items() if name not in self.sweep.names}
         paper = others | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}

@@ -223,6 +223,9 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
     chosen = _filter(file, points, plain) if limited else list(range(len(points)))
     base, layers = merge(below, overrides), [points[i].layers for i in chosen]
     configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in chosen]
+    names = {(pairs[i][0].name, pairs[i][1].name): points[i].name for i in chosen}
+    for i, config in zip(chosen, configs, strict=True):  # each seed starts from the run of its own seed
+        config.init.run = names.get((config.init.run, pairs[i][1].name), config.init.run)
     return [
         Run(
             points[i].name,

@@ -117,6 +117,8 @@ def test_validate_accepts_valid_config_and_returns_notes():
         (["stages.pretrain.text.length=1", "stages.pretrain.text_mask=0.5"], ["keeps none of 1 positions"]),
         (["stages.pretrain.augment.crop_area=[0, 1]"], ["stages.pretrain.augment.crop_area", "above 0"]),
         (["stages.pretrain.augment.std=[1]"], ["stages.pretrain.augment.std", "three"]),
+        (["model.temperature=0.005"], ["model.temperature", "from 0.01 to 1"]),
+        (["model.temperature=2"], ["model.temperature", "never learned"]),
         (["stages.pretrain.schedule=linear"], ["stages.pretrain.schedule", "cosine, constant, wsd"]),
         (["stages.pretrain.schedule=wsd"], ["stages.pretrain.cooldown", "schedule wsd", "together"]),
         (["stages.pretrain.cooldown=10"], ["stages.pretrain.cooldown", "schedule cosine"]),

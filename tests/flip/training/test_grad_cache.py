@@ -155,3 +155,12 @@ def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(full_batch,
         for report in reports[rank]:
             values = {name: torch.tensor(value) for name, value in report.items()}
             assert farthest(values, full_batch) < 2e-5
+
+
+def test_mean_text_tokens_excludes_those_that_fill_a_bucket():
+    pair, tokens = tiny(padding="mask"), captions(11)
+    expected = len(pair.text.token_indices(tokens)) / len(tokens)
+    pair.text.bucket_lengths = True
+    assert len(pair.text.token_indices(tokens)) / len(tokens) > expected
+    assert grad_cache.mean_text_tokens(pair, tokens) == expected < tokens.shape[1]
+    assert grad_cache.mean_text_tokens(tiny(padding="attend"), tokens) == tokens.shape[1]

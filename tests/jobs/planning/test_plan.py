@@ -173,9 +173,8 @@ def test_plan_refuses_to_trash_run_with_pinned_commit(tmp_path):
     write_json(child.result, {})
     alone.refuse_pinned()
     commit.pin(base, score, "pretrain", 64)
-    with pytest.raises(ConfigError, match="needed by .*evaluate/c-1"):
+    with pytest.raises(ConfigError, match="needed by .*evaluate/c-1.*To end an evaluation: .*cancel.py /.*/c-1"):
         both.refuse_pinned()
-    score.config.write_text(dump(config()))
     score.attempt(score.start_attempt({})).joinpath("end.json").write_text('{"action": "stop", "reason": "data"}')
     both.refuse_pinned()
     next(base.pins.iterdir()).write_text("{")
@@ -345,7 +344,11 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
     folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     old = folder / ".code" / ("01" * 8)
     old.mkdir()
-    for state, code in (("stopped", old), ("failed", snapshot.path)):
+    for state, code in (("never started", snapshot.path), ("stopped", old), ("failed", snapshot.path)):
+        if state == "never started":
+            state = "stopped"  # its canary failed because of the old code
+        else:
+            RunDir(folder / "a").start_attempt({})
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": old.name})
         cluster = Fake()
         existing_runs = {"a": ExistingRun(state, "", resolved.identity)}
@@ -357,6 +360,7 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
 def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
     folder, resolved = tmp_path / "demo", wanted()
     folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    RunDir(folder / "a").start_attempt({})
     (folder / ".code" / ("01" * 8)).mkdir()
     path = folder / "a" / "config.yaml"
     stored = merge.to_dict(read_config(path))
@@ -377,6 +381,7 @@ def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, co
     """Other users may have written identity.json, so a path in it is not trusted."""
     folder, resolved = tmp_path / "demo", wanted()
     folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    RunDir(folder / "a").start_attempt({})
     (tmp_path / "elsewhere").mkdir()
     code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
     write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})

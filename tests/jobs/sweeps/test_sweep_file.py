@@ -110,8 +110,8 @@ PINNED = {
     },
     "cheapest": {"clipa": "ec6b517167ea2e2f", "flip": "32f4bb54523ef7e8", "clip": "bcad71241aa8f311"},
     "clipa": {
-        "b16-i112-t16": "ef15b91e85b4bb5e",
-        "l16-i64-t16": "9945ffa6c9fac494",
+        "b16-i112-t16": "b27b6df2f4d48f7c",
+        "l16-i64-t16": "566157a455b5e582",
         "l16-i96-t8": "dd7d5352f6682dcb",
     },
     "clipa_v2": {
@@ -284,6 +284,15 @@ def test_given_lists_keys_set_by_sweep_and_overrides(sweep):
     ).runs
     assert {"stages.one.batch", "seed", "model.size", "model.image.width"} <= first.given
     assert "stages.one.mask" not in first.given and not {"model.size", "model.image.width"} & second.given
+
+
+def test_each_seed_starts_from_run_of_its_own_seed(sweep):
+    text = COMMON + "runs: {trunk: , short: {init: {run: trunk}}, other: {init: {run: far/trunk}}}\nseeds: [0, 1]\n"
+    assert {run.name: run.config.init.run for run in sweep(text).runs if run.config.init.run} == {
+        "short": "trunk", "short-s1": "trunk-s1", "other": "far/trunk", "other-s1": "far/trunk",
+    }  # fmt: skip
+    where = text + "where: seed == 0 or init.run != ''\n"
+    assert {run.name: run.config.init.run for run in sweep(where).runs}["short-s1"] == "trunk", "trunk has one seed"
 
 
 def test_where_restricts_seed_to_some_runs(sweep):
