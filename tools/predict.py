@@ -48,6 +48,7 @@ def predict(options: argparse.Namespace) -> int:
     from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import roots
+    from jobs.common.text import plain
     from jobs.runs import select
 
     if options.top < 1:
@@ -70,10 +71,10 @@ def predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(report, indent=1))
         return 0
-    width = max(map(len, options.images))
+    width = max(len(plain(image)) for image in options.images)
     for entry in report:
         for i, row in enumerate(entry["labels"]):  # the image is named on its first line only
-            print(f"{'' if i else entry['image']:{width}}  {row['probability']:6.1%}  {row['label']}")
+            print(f"{'' if i else plain(entry['image']):{width}}  {row['probability']:6.1%}  {plain(row['label'])}")
     return 0
 
 

@@ -29,8 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
 def write(options: argparse.Namespace) -> int:
     from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
-    from flip.runs.rundir import write_json
-    from jobs.common.filesystem import unwritable
+    from flip.runs.ownership import read_regular
+    from flip.runs.rundir import to_json, write_text
+    from tools.shards_commands.output import writing
 
     classes = (
         prompts.imagenet_prompts(options.templates) if options.of == "imagenet" else prompts.read_folder(options.of)
@@ -40,10 +41,16 @@ def write(options: argparse.Namespace) -> int:
         raise ConfigError("folder does not exist", options.of, remedy=remedy)
     if classes is None:
         raise ConfigError("has no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
-    try:
-        write_json(Path(options.out), dataclasses.asdict(classes))
-    except OSError as error:
-        raise unwritable(error, options.out, "Choose another --out.") from error
+    out, text = Path(options.out), to_json(dataclasses.asdict(classes))
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if read_regular(out) != text.encode():
+                raise ConfigError("already exists, with other content", str(out), remedy="Choose another --out.")
+        except FileNotFoundError:
+            write_text(out, text)
+        except ValueError as error:  # not a regular file, or too large
+            raise ConfigError(str(error), remedy="Choose another --out.") from error
     report = {"file": options.out, "names": len(classes.names), "templates": len(classes.templates)}
     text = "{file}: {names} names, {templates} templates".format(**report)
     print(json.dumps(report, indent=1) if options.json else text)

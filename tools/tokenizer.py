@@ -7,8 +7,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
+import os
+import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobs.common.cli import Parser, quietly, run_command
@@ -51,13 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
+    from jobs.common.text import plain
+
     report = options.run(options)
     if options.json:
-        print(json.dumps(report, indent=1, ensure_ascii=False))
+        print(json.dumps(report, indent=1))
         return 0
     for name, value in report.items():
-        text = " ".join(f"{piece}:{i}" for i, piece in value) if isinstance(value, list) else value
-        print(f"{name}: {text}")
+        text = " ".join(f"{piece}:{i}" for i, piece in value) if isinstance(value, list) else str(value)
+        print(f"{plain(name)}: {plain(text)}")
     return 0
 
 
@@ -66,19 +70,17 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from flip.runs.errors import ConfigError
     from flip.tokenizer import BYTES, SPECIAL, train_byte_pairs
     from flip.tokenizer import train as train_wordpiece
-    from tools.shards_commands.output import writing
 
-    _refuse_existing(options.out)
     bpe = options.kind == "bpe"
     make, least = (train_byte_pairs, 2 * len(BYTES) + 2) if bpe else (train_wordpiece, len(SPECIAL))
     if options.vocabulary <= least:
         raise ConfigError(f"a vocabulary needs more than {least} entries", "--vocabulary", options.vocabulary)
+    _claim(options.out)
     texts = [line for source in options.captions for line in captions(source, options.member)]
     if not texts:
         raise ConfigError("no captions found", " ".join(options.captions), remedy=_MEMBER)
-    with writing(options.out):
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        entries = make(texts, options.vocabulary, options.out)
+    with _new_file(options.out) as path:
+        entries = make(texts, options.vocabulary, path)
     return {"captions": len(texts), "entries": entries, "file": str(options.out)}
 
 
@@ -87,25 +89,47 @@ def table(options: argparse.Namespace) -> dict[str, Any]:
     from flip.data.token_table import LONGEST, count_tokens
     from flip.runs.errors import ConfigError
     from flip.tokenizer import Tokenizer
-    from tools.shards_commands.output import writing
 
-    _refuse_existing(options.out)
     tokenizer = Tokenizer(options.tokenizer, LONGEST, prepend_cls=False)
+    _claim(options.out)
     texts = (line for source in options.captions for line in captions(source, options.member))
     counted = count_tokens(tokenizer, texts, options.parts_of_speech)
     if not any(counted.counts):
         raise ConfigError("no captions found", " ".join(options.captions), remedy=_MEMBER)
-    with writing(options.out):
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        counted.write(options.out)
+    with _new_file(options.out) as path:
+        counted.write(path)
     return {"tokens": sum(counted.counts), "entries": len(counted.counts), "file": str(options.out)}
 
 
-def _refuse_existing(path: Path) -> None:
-    from flip.runs.errors import ConfigError
+def _claim(path: Path) -> None:
+    """Check that a new file can be written before the captions are read; creates its folder.
 
-    if path.exists():
-        raise ConfigError("already exists", str(path), remedy="Name another file, or move this one away.")
+    Raises ConfigError, PermissionDenied, StorageError.
+    """
+    from flip.runs.errors import ConfigError, PermissionDenied
+    from tools.shards_commands.output import writing
+
+    with writing(path):
+        if path.exists():
+            raise ConfigError("already exists", str(path), remedy="Name another file, or move this one away.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionDenied("may not be written", str(path.parent), remedy="Choose another --out.")
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` whose file is then renamed to it. Raises as ``_claim``."""
+    from tools.shards_commands.output import writing
+
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with writing(path):
+        try:
+            yield temporary
+            _claim(path)  # another command may have written it meanwhile
+            os.rename(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def captions(source: str, member: str) -> Iterator[str]:

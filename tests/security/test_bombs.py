@@ -314,7 +314,7 @@ READERS = """
             "classes": lambda: prompts.read_prompts(str(path)),
             "listing": lambda: listings.read_annotations(path, "test"),
             "picture": lambda: list(ImageFiles([File(str(path))], str(path.parent)).samples(range(1))),
-            "made": lambda: making._read_picture(str(path)),
+            "made": lambda: making._read(str(path), "image"),
             "weights": lambda: exported.check_header(path),
             "folder": lambda: prompts.read_folder(path),
             "keys": lambda: Manifest.load(path),

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from flip.data.manifest.manifest import Manifest
 from tests.harness.terminal import Terminal
@@ -52,6 +54,15 @@ def test_predict_draws_images_on_colour_terminal(arguments, monkeypatch):
             outputs.append(screen.close().text())
     assert outputs[0].count("▀" * 24) == 3 * 12 and "▀" not in outputs[1]
     assert [text.count("  <- right") for text in outputs] == [3, 3]
+
+
+def test_predict_escapes_control_characters(tmp_path, capsys, monkeypatch):
+    model = Mock()
+    model.classify.return_value = torch.tensor([[0.25, 0.75]])
+    monkeypatch.setattr("flip.export.load.load", lambda *_: model)
+    assert main([str(tmp_path), "a\x1b[2J\udce9.png", "--labels", "c\x1b]0;at\x07,dog"]) == 0
+    name, label = "a\\x1b[2J\\udce9.png", "c\\x1b]0;at\\x07"
+    assert capsys.readouterr().out == f"{name}   75.0%  dog\n{'':{len(name)}}   25.0%  {label}\n"
 
 
 def test_predict_rejects_unknown_set_and_arguments(arguments, capsys):

@@ -13,7 +13,7 @@ import pytest
 
 from flip.config import merge
 from flip.data.chunk_reader import ChunkReader
-from flip.data.manifest import filters
+from flip.data.manifest import build, filters
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.data.order import SampleOrder
@@ -113,6 +113,16 @@ def test_verify_reports_findings_before_storage_error(data, capsys, monkeypatch)
     assert code == 69 and "until then: 12 samples in 3 of 30" in text and "%" not in text, (
         "the first three chunks are not a random sample"
     )
+
+
+def test_verify_reports_findings_if_manifest_cannot_be_written(data, capsys, monkeypatch):
+    manifest = Manifest.load(data)
+    for j in range(20):
+        rot(manifest, j)
+    monkeypatch.setattr("flip.data.manifest.manifest.LIMIT", 4096)
+    code, text = call(capsys, "verify", data, "--workers", 1, "--out", data.parent / "good")
+    assert code == 78 and text.startswith("no manifest was written: 120 samples in 30 of 30 chunks")
+    assert "80 x chunk N" in text and "exceptions.jsonl: a file of" in text and not (data.parent / "good").exists()
 
 
 def test_verify_checks_random_part_of_chunks(data, capsys):
@@ -318,6 +328,24 @@ def test_repeated_drop_scans_again_after_exclusions_changed(data, capsys, monkey
     filters._opened.cache_clear()  # as in a new process
     code, report = call(capsys, "drop", folder / "less", "--out", folder / "good", "--json")
     assert code == 0 and report["samples"] == 118
+
+
+def test_drop_refuses_shard_of_other_etag_or_fewer_samples(data, capsys, monkeypatch):
+    """The size is the same: exceptions would be applied to other samples."""
+    old = Manifest.load(data)
+    table = ChunkTable(old.keys, old.shards, old.chunk, old.offsets, ["before"] * 3)
+    write(data.parent / "less", table, old.checksums, {3: "bad"})
+    drop = ("drop", data.parent / "less", "--out", data.parent / "good")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "file_stat", lambda key, stat=build.file_stat: stat(key)._replace(etag="after"))
+        code, text = call(capsys, *drop)
+    assert code == 65 and "00000.tar: the ETag of the shard is after, indexed was before" in text
+    key, start, stop, _ = old.chunk_reads(19)[0]
+    with open(key, "r+b") as file:
+        file.seek(start)
+        file.write(bytes(stop - start))
+    code, text = call(capsys, *drop)
+    assert code == 65 and "00001.tar: 36 samples, indexed were 40" in text and not (data.parent / "good").exists()
 
 
 def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):

@@ -1,6 +1,7 @@
 """Tests of shards index: parts, damaged shards, URLs, incomplete samples, and errors."""
 
 import bz2
+import glob
 import gzip
 import json
 import lzma
@@ -15,13 +16,14 @@ import pytest
 
 from flip.data.manifest.build import part_folder
 from flip.data.manifest.manifest import Manifest
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
 from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run
 from tests.tools.test_shards_cli import call
 from tools.shards import main
-from tools.shards_commands.index import share
+from tools.shards_commands.index import local_matches, share
+from tools.shards_commands.output import claim
 
 
 @pytest.fixture
@@ -285,6 +287,45 @@ def test_index_rejects_gzip_compressed_tar(data, tmp_path, capsys):
     (data / "1.tar.gz").write_bytes(b"\x1f\x8bshort")
     code, text = call(capsys, "index", data / "1.tar.gz", "--out", tmp_path / "m")
     assert code == 65 and "compressed with gzip" in text
+
+
+def test_index_reports_folder_below_wildcard_that_cannot_be_read(data, tmp_path, capsys):
+    for name in ("part-0", "part-2"):
+        data.joinpath(name).mkdir()
+        shutil.copy(data / "00000.tar", data / name / "0.tar")
+    (data / "part-0" / ".hidden.tar").write_bytes(b"")
+    (data / "part-3").write_text("no folder")
+    expected = [str(data / name / "0.tar") for name in ("part-0", "part-2")]
+    for pattern in ("part-*/*.tar", "part-*/0.tar", "part-[02]/?.tar"):
+        assert local_matches(f"{data}/{pattern}") == sorted(glob.glob(f"{data}/{pattern}")) == expected
+    (data / "part-1").symlink_to("part-1")
+    for pattern in ("part-*/*.tar", "part-*/0.tar"):
+        code, text = call(capsys, "index", data / pattern, "--out", tmp_path / "m")
+        assert code == 69 and f"{data}/part-1: the folder cannot be read: Too many levels" in text
+    assert not (tmp_path / "m").exists()
+
+
+def test_index_reports_folder_that_may_not_be_read(data):
+    data.chmod(0)
+    root = os.geteuid() == 0
+    try:
+        if root:  # root ignores file modes
+            os.seteuid(65534)
+        for pattern in ("*.tar", "0000[0]/x.tar"):
+            with pytest.raises(PermissionDenied, match="the folder may not be read"):
+                local_matches(str(data / pattern))
+        with pytest.raises(PermissionDenied, match="may not be written"):
+            claim(data / "below" / "m")
+    finally:
+        if root:
+            os.seteuid(0)
+        data.chmod(0o700)
+
+
+@pytest.mark.parametrize("more", [[], ["--part", "1/2"]])
+def test_index_reports_output_whose_folder_cannot_be_looked_up(data, tmp_path, capsys, more):
+    code, text = call(capsys, "index", data / "*.tar", "--out", tmp_path / ("x" * 300), *more)
+    assert code == 69 and "cannot be written: File name too long" in text and text.count("\n") == 1
 
 
 def test_index_rejects_invalid_arguments(data, tmp_path):

@@ -87,6 +87,34 @@ def test_train_rejects_unwritable_output_path(tmp_path, capsys):
     assert "a file is where a folder must be" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["train", "--vocabulary", "120"], ["table", "tokenizer.json"]])
+def test_train_and_table_check_output_before_reading_and_never_overwrite_it(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    make_tokenizer(tmp_path / "tokenizer.json")
+    for out, code, words in (("tokenizer.json/t", 78, "a file is where a folder"), ("x" * 300, 69, "name too long")):
+        assert tokenizer.main([*command, "--captions", "nowhere", "--out", out]) == code
+        assert words in capsys.readouterr().err
+
+    def captions(*_):
+        Path("new/out.json").write_text("of another command")
+        yield "a cat"
+
+    monkeypatch.setattr(tokenizer, "captions", captions)
+    assert tokenizer.main([*command, "--captions", "captions", "--out", "new/out.json"]) == 78
+    assert "already exists" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in Path("new").iterdir()] == [("out.json", "of another command")]
+
+
+def test_show_escapes_control_characters_and_surrogates(tmp_path, capsys):
+    make_tokenizer(tmp_path / "tokenizer.json")
+    command = ["show", str(tmp_path / "tokenizer.json"), "red\x1b[2J\udce9"]
+    assert tokenizer.main(command) == 0
+    assert capsys.readouterr().out.startswith("red\\x1b[2J\\udce9: ")
+    assert tokenizer.main([*command, "--json"]) == 0
+    (text,) = json.loads(out := capsys.readouterr().out)
+    assert text == command[2] and out.isascii()
+
+
 def test_train_rejects_missing_captions_path(tmp_path, capsys):
     command = ["train", "--captions", "/nonexistent", "--vocabulary", "99", "--out", str(tmp_path / "t.json")]
     assert tokenizer.main(command) == 65

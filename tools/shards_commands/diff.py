@@ -59,11 +59,12 @@ class ManifestDifference:
 def compare(old: Manifest, new: Manifest) -> ManifestDifference:
     """The difference from ``old`` to ``new``.
 
-    Shards are matched by key if any key is in both, else by the part of the key below the folder that all shards of a
-    manifest share.
+    Shards are matched by position if the manifests differ in nothing but paths and exceptions, else by key if any key
+    is in both, else by the part of the key below the folder that all shards of a manifest share.
     """
     same_place = bool(set(old.keys) & set(new.keys))
-    before, after = shards(old, same_place), shards(new, same_place)
+    before = shards(old, same_place)
+    after = before if _same_samples(old, new) else shards(new, same_place)
     rewritten = _rewritten(old, new, list(before))
     changed = [
         ChangedShard(
@@ -88,6 +89,15 @@ def compare(old: Manifest, new: Manifest) -> ManifestDifference:
         order_changes=old_counts != new_counts or old.chunk != new.chunk or not same_filter,
         ids_stay=old_counts == new_counts[: len(old_counts)] and same_filter,
     )
+
+
+def _same_samples(old: Manifest, new: Manifest) -> bool:
+    """Whether all samples and chunks are the same, wherever the shards are."""
+    tables: list[tuple[Any, Any]] = [
+        (old.shards, new.shards), (old.offsets, new.offsets), (old.checksums, new.checksums),
+    ]  # fmt: skip
+    same = old.chunk == new.chunk and all(np.array_equal(a, b) for a, b in tables)
+    return same and _same_filter(old, new)
 
 
 def _same_filter(old: ChunkTable, new: ChunkTable) -> bool:

@@ -2,7 +2,6 @@
 
 import argparse
 import fnmatch
-import glob
 import os
 import re
 import time
@@ -19,10 +18,13 @@ from flip.data.manifest.build import DamagedShards, as_path, part_folder
 from flip.data.manifest.census import Completeness, Incomplete
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.storage.base import ObjectStat, is_remote
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts
 from tools.shards_commands.output import CommandResult, claim, names, print_details, writing
+
+_WILDCARD = re.compile(r"[*?[]")
+_UNREADABLE = "Make it readable, or name the shards without wildcards."
 
 
 def index(options: argparse.Namespace) -> CommandResult:
@@ -36,7 +38,8 @@ def index(options: argparse.Namespace) -> CommandResult:
     chosen, out = filters.parse(options.filter, options.caption_length, options.uids), Path(options.out).absolute()
     old = Manifest.load(options.add) if options.add else None
     build.refuse_filters(old, chosen)  # now, not after hours of reading
-    (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder
+    with writing(out):
+        (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder
     named, known = expand(options.shards)
     keys = build.sorted_keys(named, old.keys if old else ())
     keys = keys[(part - 1) * len(keys) // parts : part * len(keys) // parts]
@@ -90,7 +93,8 @@ def share(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, ObjectStat]]:
     """Expand braces ({00000..00041}, {a,b}) and wildcards. A pattern without a match is returned as it is.
 
-    Also returns all objects that were listed on the way. Raises ConfigError if braces are unbalanced.
+    Also returns all objects that were listed on the way. Raises ConfigError if braces are unbalanced, and what
+    ``local_matches`` raises.
     """
     keys, known = list[str](), dict[str, ObjectStat]()
     for pattern in patterns:
@@ -105,14 +109,40 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, ObjectStat]]:
                 depth = name.count("/")
                 matches = [key for key in listed if fnmatch.fnmatchcase(key, name) and key.count("/") == depth]
             else:
-                matches = sorted(glob.glob(name))
+                matches = sorted(local_matches(name))
             keys += matches or [name]
     return keys, known
 
 
+def local_matches(pattern: str) -> list[str]:
+    """Paths that match a pattern, as glob.glob finds them; one without wildcards is returned as it is.
+
+    Raises PermissionDenied or StorageError for a folder that cannot be read: glob.glob leaves out what is in it.
+    """
+    if not _WILDCARD.search(pattern):
+        return [pattern]
+    parent, name = os.path.split(pattern)
+    found = list[str]()
+    for folder in local_matches(parent):
+        try:
+            if not _WILDCARD.search(name):
+                os.lstat(os.path.join(folder, name))
+                found.append(os.path.join(folder, name))
+                continue
+            entries = fnmatch.filter(os.listdir(folder or "."), name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:
+            raise PermissionDenied("the folder may not be read", folder, remedy=_UNREADABLE) from error
+        except OSError as error:
+            raise StorageError(f"the folder cannot be read: {error.strerror}", folder, remedy=_UNREADABLE) from error
+        found += [os.path.join(folder, entry) for entry in entries if name[0] == "." or entry[0] != "."]
+    return found
+
+
 def objects(pattern: str) -> dict[str, ObjectStat]:
     """List the objects below the fixed prefix of a pattern; none if it has no wildcard."""
-    prefix = re.split(r"[*?[]", pattern)[0]
+    prefix = _WILDCARD.split(pattern)[0]
     return {} if prefix == pattern else ChunkReader(deadline=60.0).list(prefix)
 
 

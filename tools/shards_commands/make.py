@@ -6,16 +6,20 @@ sources give equal bytes.
 
 import argparse
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import signal
+import sys
 import tarfile
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,9 +32,9 @@ from flip.data.decode import DecodeError
 from flip.data.manifest import build
 from flip.data.manifest.filters import column
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT
+from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT, split
 from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
-from flip.runs.errors import ConfigError, DataError
+from flip.runs.errors import STORAGE_ERRNOS, ConfigError, DataError, StorageError, read_error
 from flip.runs.ownership import read_regular
 from flip.runs.rundir import fsync_path, write_json
 from jobs.common.terminal import ProgressBar
@@ -40,10 +44,13 @@ from tools.shards_commands.output import CommandResult, writing
 IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename")
 """Usual names of the column of pictures; case does not count."""
 CAPTION = ("caption", "captions", "text", "title")
+JSON_LINES = (".jsonl", ".json", ".ndjson")
 FEW = 2000
 """Rows that need no other process."""
 EXAMPLES = 10
 """Refused rows in the report."""
+_NOT_OF_THE_FILE = (*STORAGE_ERRNOS, errno.EMFILE, errno.ENFILE)
+"""Errors of the storage or the machine, for which no row is refused."""
 _KEY = re.compile(r"[\w -]+(/[\w -]+)*")
 
 
@@ -57,6 +64,8 @@ class Row(NamedTuple):
     key: str = ""
     fields: Mapping[str, Any] = {}
     """Other columns; they become the json member."""
+    text: str = ""
+    """A file with a caption per line, in place of ``captions``."""
 
 
 def make(options: argparse.Namespace) -> CommandResult:
@@ -77,9 +86,9 @@ def make(options: argparse.Namespace) -> CommandResult:
     labels = sorted({label for label, _ in head if label})
     if all(map(str.isdecimal, labels)):
         labels.sort(key=int)
-    refuse_existing(out)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    with writing(out):
+    with writing(out), _sigterm_as_exit():
+        refuse_existing(out)
         if out.exists() and any(out.iterdir()):
             raise ConfigError("the folder is not empty", str(out), remedy="Choose another --out.")
         folder.mkdir(parents=True)
@@ -93,6 +102,16 @@ def make(options: argparse.Namespace) -> CommandResult:
     return CommandResult(facts(Manifest.load(out)) | report)
 
 
+@contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """End the process on SIGTERM by SystemExit, which removes the temporary folder; by default nothing would."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _write(
     rows: Iterator[Row], count: int, folder: Path, labels: Sequence[str], templates: list[str],
     options: argparse.Namespace,
@@ -102,8 +121,9 @@ def _write(
     parts = iter(lambda: list(islice(rows, size)), [])
     tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
     images = options.images or (options.source if os.path.isdir(options.source) else os.path.dirname(options.source))
-    with ProgressBar("writing") as bar:
-        for written, wrong in map_in_processes(_writer, (labels, templates, images), tasks, workers, "make"):
+    results = map_in_processes(_writer, (labels, templates, images), tasks, workers, "make")
+    with ProgressBar("writing") as bar, closing(results):  # no process writes while the folder is removed
+        for written, wrong in results:
             done += written
             refused += wrong
             bar(done, count)
@@ -155,18 +175,21 @@ def _writer(labels: Sequence[str], templates: list[str], images: str) -> Callabl
 
 
 def _members(row: Row, classes: Mapping[str, int], templates: list[str], images: str) -> dict[str, bytes]:
-    """The members of a sample. Raises DecodeError if the row cannot be used."""
+    """The members of a sample. Raises DecodeError if the row cannot be used, StorageError if a file is unavailable."""
     if row.key and not _KEY.fullmatch(row.key):
         raise DecodeError(f"its key {row.key!r} has other characters than letters, digits, _, - and spaces")
+    if row.key and split(f"{row.key}.txt") is None:
+        raise DecodeError(f"its key {row.key!r} is in a folder __x__, of which webdataset reads no samples")
     if classes and not row.label:
         raise DecodeError("it has no label")
-    captions = [text for caption in row.captions if (text := " ".join(caption.split()))]
+    lines = re.split(r"[\r\n]", _read(row.text, "text file").decode("utf-8", "replace")) if row.text else row.captions
+    captions = [text for caption in lines if (text := " ".join(caption.split()))]
     captions = captions or (fill_templates(row.label, templates) if row.label else [])
     if not captions:
         raise DecodeError("it has no caption")
     image = row.image  # datasets.Image is a dict
     image = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else image
-    image = image if isinstance(image, bytes) else _read_picture(os.path.join(images, str(image)))
+    image = image if isinstance(image, bytes) else _read(os.path.join(images, str(image)), "image")
     decode.decode(image, "simplejpeg")
     form = decode.header(image)["format"].lower()
     members = {
@@ -178,32 +201,37 @@ def _members(row: Row, classes: Mapping[str, int], templates: list[str], images:
     return members | ({"json": json.dumps(row.fields, default=str).encode()} if row.fields else {})
 
 
-def _read_picture(path: str) -> bytes:
+def _read(path: str, name: str) -> bytes:
+    """The content of a picture or text file. Raises as ``_members``."""
     try:
         return read_regular(path, SAMPLE_LIMIT)
     except FileNotFoundError:
         what = "is a URL: download it first, for example with img2dataset" if "://" in path else "does not exist"
-        raise DecodeError(f"the image {what}") from None
+        raise DecodeError(f"the {name} {what}") from None
     except (OSError, ValueError) as error:  # ValueError: not a regular file, or too large for a sample
-        raise DecodeError(f"the image cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        what = f"the {name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
+            raise StorageError(what, path, remedy="Give the same command again when it can be read.") from error
+        raise DecodeError(what) from error
 
 
 def _folder(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
     """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
     root = Path(options.source)
     pictures = sorted(_pictures(root))
-    captioned = any(path.with_suffix(".txt").is_file() for path in pictures)
+    captioned = any(text for _, text in pictures)
     if not captioned:  # neighbours in a shard are read together, and should not be of one class
-        pictures.sort(key=lambda path: hashlib.sha256(os.fsencode(path.relative_to(root))).digest())
-    for path in pictures:
-        name, text = path.relative_to(root), path.with_suffix(".txt")
-        captions = text.read_text("utf-8", "replace").split("\n") if captioned and text.is_file() else []
+        pictures.sort(key=lambda picture: hashlib.sha256(os.fsencode(picture[0].relative_to(root))).digest())
+    for path, text in pictures:
+        name = path.relative_to(root)
         label = name.parts[0].replace("_", " ") if not captioned and len(name.parts) > 1 else ""
-        yield Row(str(path), str(name), captions, label, "", {"file": str(name)})
+        yield Row(str(path), str(name), (), label, "", {"file": str(name)}, text)
 
 
-def _pictures(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The pictures below a folder. Folders may be links; hidden files and folders are left out. Raises ConfigError."""
+def _pictures(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, str]]:
+    """The pictures below a folder, and the text file of each, if any. Folders may be links; hidden files and folders
+    are left out. Raises ConfigError, StorageError.
+    """
     real = folder.resolve()
     if real in above:  # a link to a folder around it
         return
@@ -211,18 +239,23 @@ def _pictures(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Pa
         with os.scandir(folder) as entries:
             paths = [(Path(entry), entry.is_dir()) for entry in entries if entry.name[0] != "."]
     except OSError as error:
-        raise ConfigError(f"the folder cannot be read: {error.strerror}", error.filename or str(folder)) from error
+        raise read_error(error, "the folder cannot be read", error.filename or str(folder)) from error
+    files = {path for path, is_folder in paths if not is_folder}
     for path, is_folder in paths:
         if is_folder:
             yield from _pictures(path, above | {real})
         elif path.suffix[1:].lower() in EXTENSIONS:
-            yield path
+            text = path.with_suffix(".txt")
+            yield path, str(text) if text in files else ""
 
 
 def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
     """The rows of a table. ``survey``: labels and keys alone, without reading pictures of a parquet file."""
     path = options.source
-    names = list(next(_records(path), ()))
+    records = _records(path)
+    if Path(path).suffix.lower() not in JSON_LINES:  # of JSON lines, each may have other names
+        records = islice(records, 1)
+    names = list(dict.fromkeys(name for record in records for name in record))
     if not names:
         raise ConfigError("the table has no rows", path)
     image = _column(options.image, names, IMAGE, "--image", path)
@@ -268,7 +301,7 @@ def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[s
         with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" starts with a byte order mark
             # strict: a stray quote would silently join the rows up to the next one
             table = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            for record in map(json.loads, file) if suffix in (".jsonl", ".json", ".ndjson") else table:
+            for record in map(json.loads, file) if suffix in JSON_LINES else table:
                 if not isinstance(record, dict):
                     raise ValueError("a line is no JSON object")
                 if None in record:

@@ -73,9 +73,13 @@ def drop(options: argparse.Namespace) -> CommandResult:
         except DamagedShards as error:
             remedy = "drop reads whole shards: restore them, or index the others again (shards index --skip-damaged)."
             raise DataError(error.what, error.where, remedy=remedy) from error
-        for shard, size in zip(scanned.shards, old.shards[:, 1].tolist(), strict=True):
+        for shard, size, etag in zip(scanned.shards, old.shards[:, 1].tolist(), old.etags, strict=True):
+            what = ""
             if shard.stat.size != size:
                 what = f"the shard has {shard.stat.size} bytes, indexed were {size}"
+            elif etag and shard.stat.etag and etag != shard.stat.etag:
+                what = f"the ETag of the shard is {shard.stat.etag}, indexed was {etag}"
+            if what:
                 raise DataError(what, shard.key, remedy="Restore it, or index the shards again.")
         return CommandResult(facts(merge(scanned, out, chunk, filters=chosen)))
 

@@ -86,11 +86,11 @@ def writing(out: str | Path) -> Iterator[None]:
 
 def claim(out: Path) -> None:
     """Check that a manifest can be written to ``out`` before hours of reading. Creates no folder."""
-    refuse_existing(out)
-    existed = out.exists()
-    with writing(out):
+    with writing(out):  # also if OUT lies below a folder that may not be entered
+        refuse_existing(out)
+        existed = out.exists()
         out.mkdir(parents=True, exist_ok=True)
-    writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # False if another process's claim removed it
+        writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # False if another process's claim removed it
     if not existed:
         with suppress(OSError):  # removed meanwhile, or in use
             out.rmdir()

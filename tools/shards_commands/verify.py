@@ -227,7 +227,11 @@ def verify(options: argparse.Namespace) -> CommandResult:
             facts | {"interrupted": True}, INTERRUPTED, _text(facts, manifest, options, "interrupted: ")
         )
     if options.out and report.bad:
-        new = excepting(manifest, report.bad, options.out)
+        try:
+            new = excepting(manifest, report.bad, options.out)
+        except FlipError:
+            print(_text(facts, manifest, options, "no manifest was written: "), file=sys.stderr)
+            raise
         facts |= {"written": str(new.folder), "digest": new.digest}
     left = any(shard_errors.values()) or (report.bad and not options.out)
     return CommandResult(facts, DATA if left else COMPLETE, _text(facts, manifest, options))

@@ -10,6 +10,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def scan_shards(
     OSError if ``out`` is not writable; ConfigError if another process writes the manifest meanwhile.
     """
     folder = part_folder(out)
-    shards, damaged = stat_shards(keys, known or {})
+    shards, damaged = stat_shards(keys, known or {}, filters=filters)
     if damaged and not skip_damaged:
         raise DamagedShards(damaged, len(keys), folder)
     scans = ScanJournal(folder, filters.names if filters else ())
@@ -166,22 +167,28 @@ def scan_shards(
 
 
 def stat_shards(
-    keys: Sequence[str], known: Mapping[str, ObjectStat], progress: Progress | None = None
-) -> tuple[list[Shard], dict[str, DataError]]:
-    """The shards that exist, in order, with their stats, and the errors of the others. ``known``: stats of a listing.
+    keys: Sequence[str], known: Mapping[str, ObjectStat], progress: Progress | None = None,
+    filters: Filters | None = None,
+) -> tuple[list[Shard], dict[str, DataError]]:  # fmt: skip
+    """The shards that exist, in order, with their stats, and the errors of the others.
 
+    ``known``: stats of a listing. ``filters``: those for which the shards are scanned, perhaps with parquet files.
     Raises PermissionDenied, StorageError.
     """
     client, shards, damaged = StorageClient(), list[Shard](), dict[str, DataError]()
     executor = DaemonExecutor(min(_THREADS, len(keys)), "stat")
 
-    def stat(key: str) -> ObjectStat:
-        return known.get(key) or (client.stat(key) if is_remote(key) else file_stat(key))
+    def stat(key: str) -> Shard:
+        shard = Shard(key, known.get(key) or (client.stat(key) if is_remote(key) else file_stat(key)))
+        if filters and (where := filters.parquet_file(key)):
+            with suppress(DataError):  # missing: the scan reports it
+                return shard._replace(parquet=known.get(where) or client.stat(where))
+        return shard
 
     try:
         for number, (key, future) in enumerate([(key, executor.submit(stat, key)) for key in keys], 1):
             try:
-                shards.append(Shard(key, future.result()))
+                shards.append(future.result())
             except DataError as error:
                 damaged[key] = error
             if progress:

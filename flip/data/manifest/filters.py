@@ -29,6 +29,7 @@ from flip.runs.errors import ConfigError, DataError, StorageError
 Codes = NDArray[np.uint8]
 NO_ROW = "no row in the parquet file"
 CAPTION = "txt"
+_OTHER_SHARD = "It is not the shard that was indexed: restore it, or index the shards again."
 _ORDER = ("<=", ">=", "<", ">")
 _FORM = re.compile(r"\s*([^<>=!]+?)\s*(<=|>=|==|!=|<|>)\s*([^<>=!'\"\s](?:.*\S)?)\s*")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -125,8 +126,8 @@ class _EarlierDrops:
         """Whether each of the next ``count`` samples was left out. Raises DataError after the last."""
         self.position += count
         if self.position > len(self.dropped):
-            remedy = "It is not the shard that was indexed: restore it, or index the shards again."
-            raise DataError(f"more than the {len(self.dropped)} samples that were indexed", self.key, remedy=remedy)
+            what = f"more than the {len(self.dropped)} samples that were indexed"
+            raise DataError(what, self.key, remedy=_OTHER_SHARD)
         return self.dropped[self.position - count : self.position]
 
 
@@ -152,14 +153,23 @@ class Filters:
         """Reasons for dropping a sample; code c of ``dropped`` stands for entry c - 1."""
         return [NO_ROW, *(reason for name in self.names for reason in (name, f"{name}: no value"))]
 
+    def parquet_file(self, key: str) -> str | None:
+        """The file that filters on columns read for a shard; None without such filters."""
+        return f"{key.removesuffix('.tar')}.parquet" if self.columns else None
+
+    def check_count(self, key: str, count: int) -> None:
+        """Raise DataError if a shard has fewer than the samples that ``manifest`` was indexed from."""
+        if self.manifest and count < (indexed := len(_dropped_by_manifest(self.manifest, key))):
+            raise DataError(f"{count} samples, indexed were {indexed}", key, remedy=_OTHER_SHARD)
+
     def predicate(self, key: str, reader: StorageClient) -> SamplePredicate:
         """The predicate of a shard: 0 for a kept sample, else the code of the reason. Reads the parquet file.
 
         Raises ConfigError (missing column, or wrong type), DataError (missing or damaged parquet file), and what
         ``reader`` raises.
         """
-        where = f"{key.removesuffix('.tar')}.parquet"
-        table = _table(where, self.columns, reader) if self.columns else None
+        where = self.parquet_file(key)
+        table = _table(where, self.columns, reader) if where else None
         earlier = _EarlierDrops(_dropped_by_manifest(self.manifest, key), key) if self.manifest else None
         of_length = _code(len(self.columns))
         of_uids = _code(len(self.columns) + bool(self.length))

@@ -280,7 +280,8 @@ def write(
     Every file is written under a temporary name and then linked, never replaced: one of several concurrent writers
     succeeds. Files of an interrupted writer of the same manifest are used.
 
-    Raises ConfigError if the folder holds a manifest, which never changes, or files of another writer.
+    Raises ConfigError if the folder holds a manifest, which never changes, or files of another writer, or if a file
+    would exceed ``LIMIT``.
     """
     folder = Path(folder).absolute()
     refuse_existing(folder)
@@ -300,12 +301,6 @@ def write(
     if table.sample_filter:
         contents["tars.u32"] = np.asarray(table.sample_filter.tars, "<u4").tobytes()
         contents["kept.bits"] = np.asarray(table.sample_filter.bits, "u1").tobytes()
-    for name, content in contents.items():
-        if not _create(folder / name, content) and _read(folder / name) != content:
-            refuse_existing(folder)
-            what = "another index writes a manifest here, or was stopped while it did"
-            remedy = f"Wait for it. If it does not run, delete {', '.join(contents)} there, or name another folder."
-            raise ConfigError(what, str(folder / name), remedy=remedy)
     facts: dict[str, Any] = {
         "version": FILTERED if table.sample_filter else VERSION,
         "samples": table.samples,
@@ -316,7 +311,18 @@ def write(
         "files": {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()},
     }
     facts["digest"] = _digest(facts)
-    if not _create(folder / MARK, to_json(facts).encode()):
+    mark = to_json(facts).encode()
+    for name, content in [*contents.items(), (MARK, mark)]:
+        if len(content) > LIMIT:
+            what = f"a file of {len(content):,} bytes, at most {LIMIT:,} are read"
+            raise ConfigError(what, str(folder / name), remedy="Index fewer shards, or set a larger --chunk.")
+    for name, content in contents.items():
+        if not _create(folder / name, content) and _read(folder / name) != content:
+            refuse_existing(folder)
+            what = "another index writes a manifest here, or was stopped while it did"
+            remedy = f"Wait for it. If it does not run, delete {', '.join(contents)} there, or name another folder."
+            raise ConfigError(what, str(folder / name), remedy=remedy)
+    if not _create(folder / MARK, mark):
         refuse_existing(folder)
     return Manifest.load(folder)
 

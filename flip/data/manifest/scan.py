@@ -105,6 +105,8 @@ def scan_shard(key: str, stat: ObjectStat, reader: StorageClient, filters: Filte
     if isinstance(result, tar.InvalidTar):
         remedy = next((remedy for _, what, remedy in _FORMATS if result.reason.startswith(what)), REMEDY)
         raise DataError(f"not a whole tar: {result}", key, remedy=remedy) from result
+    if filters:
+        filters.check_count(key, len(result.dropped))
     return result
 
 
@@ -231,6 +233,8 @@ class Shard(NamedTuple):
 
     key: str
     stat: ObjectStat
+    parquet: ObjectStat | None = None
+    """Of the parquet file that filters on columns read; None without such filters, or if it is missing."""
 
 
 class _Line(NamedTuple):
@@ -246,9 +250,9 @@ class ScanJournal:
     """The scans in ``folder``, so that an index that was stopped or split over machines need not start again.
 
     Each process appends to a file of its own, a line per shard: the CRC32 of what follows in eight hexadecimal digits,
-    then JSON: the shard as it was (key, size, ETag, time of change), its samples, the filters, the census, and the
-    arrays of ``Scan`` as [dtype, base64]. Damaged lines and scans with other filters are ignored. ``folder`` need not
-    exist. Raises OSError if files cannot be read or written.
+    then JSON: the shard as it was (key, size, ETag, time of change), the same of its parquet file, its samples, the
+    filters, the census, and the arrays of ``Scan`` as [dtype, base64]. Damaged lines and scans with other filters are
+    ignored. ``folder`` need not exist. Raises OSError if files cannot be read or written.
     """
 
     def __init__(self, folder: Path, filters: Sequence[str] = ()) -> None:
@@ -323,6 +327,8 @@ def _format(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
     census: Census = fields.pop("census")
     arrays = {name: [a.dtype.str, base64.b64encode(a.tobytes()).decode()] for name, a in fields.items()}
     record = {"shard": [shard.key, *shard.stat], "samples": len(scan.crcs), "filters": filters}
+    if shard.parquet is not None:
+        record["parquet"] = [*shard.parquet]
     text = json.dumps(record | {"census": census.json(), "arrays": arrays}).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
@@ -334,4 +340,4 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _shard(record: dict[str, Any]) -> Shard:
     key, *stat = record["shard"]
-    return Shard(key, ObjectStat(*stat))
+    return Shard(key, ObjectStat(*stat), ObjectStat(*record["parquet"]) if "parquet" in record else None)

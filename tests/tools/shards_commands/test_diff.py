@@ -94,6 +94,18 @@ def test_compare_reports_changes_of_chunk_size_and_exceptions(folder):
     assert not difference.order_changes and not difference.equal and not difference.changed
 
 
+def test_compare_matches_renamed_shards_of_equal_samples_by_position(folder):
+    old, elsewhere = Manifest.load(folder), folder.parent / "elsewhere"
+    for i, path in enumerate(shards(folder)):
+        (elsewhere / f"part-{i}").mkdir(parents=True)
+        shutil.copy(path, elsewhere / f"part-{i}" / f"{i}.tar")
+    new = index([str(path) for path in elsewhere.glob("*/*.tar")], elsewhere / "m", chunk=4)
+    for other in (new, write(elsewhere / "less", new, new.checksums, {3: "bad"})):
+        difference = compare(old, other)
+        assert difference.ids_stay and not difference.order_changes
+        assert not (difference.added or difference.removed or difference.changed)
+
+
 def test_below_common_strips_shared_prefix():
     assert below_common(["/a/b/part_0/1.tar", "/a/b/part_1/1.tar"]) == ["part_0/1.tar", "part_1/1.tar"]
     assert below_common(["s3://bucket/x/1.tar", "s3://bucket/x/2.tar"]) == ["1.tar", "2.tar"]

@@ -1,8 +1,12 @@
 """Tests of shards make: manifests from each kind of source, rejected images, and no partial output after errors."""
 
 import csv
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +22,7 @@ from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.prompts import Prompts
 from tests.flip.data.manifest.test_filters import samples
 from tests.synthetic import encode, picture
+from tests.tools.test_shards import TOOL
 from tests.tools.test_shards_cli import call
 from tools.shards_commands import make
 
@@ -271,6 +276,61 @@ def test_make_names_line_before_stray_quote(pictures, tmp_path, capsys, end):
     (pictures / "t.tsv").write_text(f'path\ttext\n0.png\ta cat\n1.png\t"b\n{end}')
     code, text = call(capsys, "make", pictures / "t.tsv", "--out", tmp_path / "out", "--min-complete", 0)
     assert code == 78 and "cannot be read after line 2" in text and "write the quote twice" in text
+
+
+@pytest.mark.parametrize("name", ["1.png", "1.txt"])
+def test_make_refuses_unreadable_file_but_ends_if_storage_fails(pictures, tmp_path, capsys, monkeypatch, name):
+    for i in range(5):
+        (pictures / f"{i}.txt").write_text("a")
+    out, number = tmp_path / "out", errno.EIO
+
+    def read(path, *limit, read=make.read_regular):
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number), path)
+        return read(path, *limit)
+
+    monkeypatch.setattr(make, "read_regular", read)
+    for number in (errno.EIO, errno.ESTALE, errno.EMFILE):
+        code, text = call(capsys, "make", pictures, "--out", out)
+        assert code == 69 and f"{pictures / name}: the " in text and os.strerror(number) in text and not out.exists()
+    number = errno.EACCES
+    code, report = call(capsys, "make", pictures, "--out", out, "--json")
+    (refused,) = report["refused_rows"]
+    assert code == 0 and refused["reason"].endswith("cannot be read: Permission denied"), refused
+
+
+def test_make_uses_columns_that_only_later_json_lines_have(pictures, tmp_path, capsys):
+    rows = [{"path": "0.png"}, {"path": "1.png", "caption": "a"}, {"path": "2.png", "caption": "b", "id": 7}]
+    code, report = call(capsys, "make", write_table(pictures / "t.jsonl", rows), "--out", tmp_path / "out", "--json")
+    assert code == 0 and [entry["reason"] for entry in report["refused_rows"]] == ["it has no caption"]
+    written = members(tmp_path / "out")
+    assert [sample["txt"] for sample in written] == [b"a", b"b"] and json.loads(written[1]["json"]) == {"id": 7}
+
+
+def test_make_refuses_key_that_webdataset_skips(pictures, tmp_path, capsys):
+    rows = [{"path": f"{i}.png", "caption": "a", "key": key} for i, key in enumerate(["__a__/1", "__a__", "b/__a__/1"])]
+    table = write_table(pictures / "t.csv", rows)
+    code, report = call(capsys, "make", table, "--key", "key", "--out", tmp_path / "out", "--json")
+    (refused,) = report["refused_rows"]
+    assert code == 0 and report["samples"] == 2 and "its key '__a__/1' is in a folder __x__" in refused["reason"]
+
+
+def test_make_reports_output_whose_folder_cannot_be_looked_up(pictures, tmp_path, capsys):
+    table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
+    code, text = call(capsys, "make", table, "--out", tmp_path / ("x" * 300))
+    assert code == 69 and "cannot be written: File name too long" in text
+
+
+def test_make_leaves_no_output_if_terminated(pictures, tmp_path):
+    table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
+    script = (
+        "import os, signal, sys, time; from tools.shards import main; from tools.shards_commands import make\n"
+        "make.build.index = lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
+        "sys.exit(main(['make', *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", script, table, "--out", tmp_path / "out"]
+    assert subprocess.run(command, cwd=TOOL.parents[1]).returncode == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_make_leaves_no_output_if_disk_is_full(pictures, tmp_path, capsys, monkeypatch):

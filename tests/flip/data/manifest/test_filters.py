@@ -352,6 +352,15 @@ def test_scan_shards_reuses_only_scans_of_same_filters(rows):
         merge(scan_shards(paths(rows), rows / "n"), rows / "n", old=kept)
 
 
+def test_scan_shards_scans_again_after_parquet_file_has_changed(rows):
+    chosen, path = filters.parse(["width>=300"], ""), rows / "00000.parquet"
+    assert [scan_shards(paths(rows), rows / "m", filters=chosen).reused for _ in range(2)] == [0, 1]
+    pq.write_table(pq.read_table(path).slice(0, 5), path)
+    results = scan_shards(paths(rows), rows / "m", filters=chosen)
+    manifest = merge(results, rows / "m", 1, filters=chosen)
+    assert results.reused == 0 and [manifest.locate(id)[1] for id in range(manifest.samples)] == [3]
+
+
 def test_compare_reports_differences_between_filtered_manifests(rows):
     manifest_by_filter = {
         text: index(paths(rows), rows / text, 4, filters=filters.parse([text], ""))

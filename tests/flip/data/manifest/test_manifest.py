@@ -231,6 +231,15 @@ def test_index_reuses_only_matching_files_of_interrupted_writer(folder, tmp_path
     assert index(manifest.keys, tmp_path / "m", 8).digest == complete.digest
 
 
+@pytest.mark.parametrize("exceptions, settings", [({3: "x" * 2000}, {}), ({}, {"left_out": "x" * 2000})])
+def test_manifest_write_creates_no_file_if_one_would_be_too_large(folder, tmp_path, monkeypatch, exceptions, settings):
+    manifest = Manifest.load(folder)
+    monkeypatch.setattr("flip.data.manifest.manifest.LIMIT", 2000)
+    with pytest.raises(ConfigError, match="at most 2,000 are read"):
+        write(tmp_path / "m", manifest, manifest.checksums, exceptions, settings)
+    assert not (tmp_path / "m").exists()
+
+
 @pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
 def test_manifest_write_works_on_file_system_without_hard_links(folder, tmp_path, monkeypatch, code):
     manifest = Manifest.load(folder)
