@@ -27,17 +27,25 @@ UNLOCKED := torch|torchvision|triton|nvidia-.*|cuda-.*
 COMPILE := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command "make lock"
 
+# With UNLOCK the packages are looked up again, however new those of .venv are.
+.PHONY: newest
+PACKAGES = -r requirements.txt
+ifdef UNLOCK
+$(BIN)/.ready: newest
+PACKAGES = --upgrade -r requirements.txt
+endif
+
 $(BIN)/.ready: requirements.txt requirements.lock
 	@test -n "$(PYTHON)" || { echo "no python3 >= 3.11 on PATH"; exit 78; }
 	@echo "installing into .venv with $(PYTHON); a plain torch may bring CUDA packages (about 3 GB)"
 	@begin=$$(date +%s); "$(PYTHON)" -m venv .venv && $(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements.lock &&) \
-		$(INSTALL) -r requirements.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && \
+		$(INSTALL) $(PACKAGES) && $(BIN)/python -m pip freeze > .venv/installed.txt && \
 		touch $@ && echo "installed in $$(( $$(date +%s) - begin )) s"
 
 $(BIN)/.dev: $(BIN)/.ready requirements-dev.txt requirements-dev.lock
 	@echo "installing what the tests need"
 	@$(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock &&) \
-		$(INSTALL) -r requirements.txt -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && touch $@
+		$(INSTALL) $(PACKAGES) -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && touch $@
 
 # The command flip, for this checkout. The packages are installed already, so nothing is fetched.
 $(BIN)/flip: $(BIN)/.ready pyproject.toml

@@ -114,8 +114,10 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     from flip.config.merge import dump
     from flip.runs import commit
     from flip.runs.rundir import RunDir, write_json, write_text
+    from jobs.common.filesystem import writing
 
-    folder = Path(tempfile.mkdtemp(prefix=f"flip-{resolved.name}-", dir=args.out)) / real.sweep
+    with writing(args.out or tempfile.gettempdir(), "Name another folder with --out."):
+        folder = Path(tempfile.mkdtemp(prefix=f"flip-{resolved.name}-", dir=args.out)) / real.sweep
     run = RunDir(folder / resolved.name)
     run.path.mkdir(parents=True)
     resolved.config.checkpoint.url = ""  # the URL belongs to the real run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,14 +100,17 @@ def place(name: str, force: bool) -> Path:
 
 
 def write(target: Path, content: str) -> None:
-    """Write the profile and load it again as a check."""
+    """Write the profile, if it can be loaded: an existing one is replaced."""
     from flip.runs.rundir import write_text
     from jobs.common.cluster_profile import load_profile
     from jobs.common.filesystem import writing
 
     with writing(target, "Name another path with --write."):
+        with tempfile.TemporaryDirectory() as folder:
+            trial = Path(folder) / target.name
+            write_text(trial, content)
+            load_profile(str(trial))
         write_text(target, content)
-    load_profile(str(target))
 
 
 def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
@@ -171,7 +175,9 @@ def text(profile: ClusterProfile, site: Site) -> str:
     rows.append("# All fields: docs/cluster.md and jobs/common/cluster_profile.py.")
     for key, value, source in lines:
         if value not in ("", {}, []):
-            row = f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}"
+            # JSON is YAML, and one line also of texts with several
+            nested = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else ""
+            row = f"{key}: {nested or yaml.safe_dump(value, width=1000).splitlines()[0]}"
             rows.append(f"{row:24}  # {source}" if source else row)
     if profile.gpus_per_node and not profile.tflops:
         rows.append("# peak_tflops: 989.0     # dense bf16 peak of one card (of an H100 SXM); for GPU-hours in plans")

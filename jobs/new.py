@@ -40,6 +40,8 @@ SMALL_TEXT = "\n  model.text: {length: 32, vocabulary: 4000}   # at least the en
 SMALL = {"samples": "1e6", "batch": 128, "base_lr": "2e-3", "warmup": "5e4", "peak": "1e-3"}
 """For the sizes that train on CPUs."""
 LARGE = {"samples": "100e6", "batch": 4096, "base_lr": "3e-5", "warmup": "5e6", "peak": "4.8e-4"}
+CACHE = "cache:"
+"""Start of a path in the cache."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def new(args: argparse.Namespace) -> int:
     """Write the file and show the next commands. Raises ConfigError if a value is unknown or the file exists."""
+    from flip.config.resolve import resolve_path
     from flip.config.schema import MODEL_PRESETS
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_text
@@ -79,8 +82,13 @@ def new(args: argparse.Namespace) -> int:
         remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
         raise ConfigError("no such size", "--size", size, remedy)
     schema = SWEEPS / "schemas" / "sweep.json"
-    data = Path(args.data).expanduser().absolute()
-    tokenizer = Path(args.tokenizer).expanduser().absolute() if args.tokenizer else data.with_name("tokenizer.json")
+    data = args.data.rstrip("/")
+    cache = CACHE if data.startswith(CACHE) else ""
+    beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
+    # a place in the cache stays relative to it: the sweep also serves other users
+    data, tokenizer = (
+        path if path.startswith(CACHE) else resolve_path(path) for path in (data, args.tokenizer or beside)
+    )
     small = MODEL_PRESETS[size]["image"]["width"] < 512
     values = {
         "recipe": args.recipe,
@@ -88,8 +96,8 @@ def new(args: argparse.Namespace) -> int:
         "text": SMALL_TEXT if small and args.recipe == "clip" else "",
         "schema": os.path.relpath(schema, target.parent) if REPOSITORY in target.absolute().parents else schema,
         "cluster": args.cluster,
-        "data": json.dumps(str(data), ensure_ascii=False),
-        "tokenizer": json.dumps(str(tokenizer), ensure_ascii=False),
+        "data": json.dumps(data, ensure_ascii=False),
+        "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
         "size": size,
         "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
         **(SMALL if small else LARGE),

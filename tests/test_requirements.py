@@ -1,6 +1,9 @@
 """Tests that the lock files hold every requirement with hashes, in a release within its range."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,23 @@ def test_every_requirement_is_locked(lock, files):
 def test_development_lock_agrees_with_runtime_lock():
     runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
     assert {name: development.get(name) for name in runtime} == runtime
+
+
+def test_make_install_with_unlock_updates_an_existing_environment(tmp_path):
+    names = ["Makefile", "pyproject.toml", *(path.name for path in ROOT.glob("requirements*"))]
+    for name in names:
+        shutil.copy2(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in (".ready", ".dev", "flip"):
+        (tmp_path / ".venv" / "bin" / name).touch()
+
+    def make(*arguments):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+        command = ["make", "-n", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert "pip install" not in make("dev") + make("install")
+    for target in ("install", "dev"):
+        text = make(target, "UNLOCK=1")
+        assert "--upgrade -r requirements.txt" in text and ".lock" not in text

@@ -27,16 +27,27 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.metrics import format_result
 from flip.evaluation.predictions import path_of
-from flip.evaluation.task import COLUMNS, CONFIGURED, Task, suffix, write_result
+from flip.evaluation.task import COLUMNS, CONFIGURED, Task, merge_results, suffix, write_result
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.commit import Commit
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.records import LATER_SCORE
+from flip.runs.records import LATER_SCORE, POINT
 from flip.runs.rundir import RunDir, create_json, read_record
 from flip.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+
+def is_shown(subject: RunDir, result: dict[str, Any], about: dict[str, Any]) -> bool:
+    """Whether reports show this score of a commit, or one with equal predictions, rather than the run's own of the
+    name: the predictions that are stored are those of the score that is shown."""
+    try:
+        point = read_record(subject.eval / f"{about['stage']}-{about['samples']}.json", POINT) or {}
+    except ValueError:  # damaged: it has no score to show
+        point = {}
+    own = [score for score in point.get("evaluations", ()) if score["name"] == result["name"]]
+    return merge_results(own, [result])[0].get("predictions") == result["predictions"]
 
 
 class EvaluationStopped(Exception):
@@ -170,7 +181,7 @@ class Evaluation:
             if notes := [note for note in (dataset.note, result.get("note")) if note]:
                 result["note"] = "; ".join(notes)
             if self.world.is_rank0:
-                if (name := result["name"]) in evaluator.predictions:
+                if (name := result["name"]) in evaluator.predictions and is_shown(self.subject, result, about):
                     path = path_of(self.subject, about["stage"], about["samples"], name)
                     evaluator.predictions[name].write(path)
                 write_result(self.subject, result, about, self.job.name)

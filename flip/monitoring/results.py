@@ -85,8 +85,12 @@ class Outcome:
     @cached_property
     def unsteady(self) -> bool | None:
         """Whether its speed was unsteady (``metrics_reader.is_unsteady``); None if too few lines show it."""
-        lengths = [v for k, v in self.settings.items() if k.startswith("stages.") and k.endswith(".samples")]
-        return self.metrics.unsteady([sum(lengths[: i + 1]) for i in range(len(lengths) - 1)])
+        ends = [0]
+        for key, samples in self.settings.items():
+            if key.startswith("stages.") and key.endswith(".samples"):
+                batch = self.settings.get(f"{key.removesuffix('samples')}batch") or 1
+                ends.append(ends[-1] + -(-samples // batch) * batch)  # a last step is never cut
+        return self.metrics.unsteady(ends[1:-1])
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from flip.runs.records import PIN
 from flip.runs.rundir import RunDir, fsync_path, list_names, parse_int, read_record, write_json
 
 COMMIT_FILE = "commit.json"
+#: Folder of a sweep with the run directories of its evaluation jobs.
+EVALUATIONS = ".evaluate"
 
 
 class CorruptCheckpoint(Exception):
@@ -152,9 +154,11 @@ def mark_corrupt(path: Path) -> None:
 
 def uncommit(path: Path) -> None:
     """Delete commit.json alone; ``remove`` deletes the rest."""
-    if (path / COMMIT_FILE).exists():
+    try:
         (path / COMMIT_FILE).unlink()
-        fsync_path(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    fsync_path(path)
 
 
 def remove(path: Path) -> None:
@@ -221,7 +225,7 @@ def summary_at(run: RunDir, samples: int) -> Optional[Dict[str, Any]]:
 
 
 def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
-    """Keep the commit of ``stage`` at S = ``samples`` until the run ``by`` is complete.
+    """Keep the commit of ``stage`` at S = ``samples`` until the run or evaluation job ``by`` is over.
 
     ``by`` must exist: pins by runs that no longer exist are deleted. Raises OSError if the pin cannot be written.
     """
@@ -239,20 +243,29 @@ def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
 
 def pinned(run: RunDir) -> Set[Tuple[str, int]]:
     """(stage, S) of the pinned commits. Raises OSError if a pin cannot be read: then nothing may be deleted."""
-    return {(record["stage"], record["samples"]) for _, record in _pins(run) if not _is_complete(record)}
+    return {(record["stage"], record["samples"]) for _, record in _pins(run) if not _is_over(record)}
 
 
 def pin_holders(run: RunDir) -> Set[Path]:
     """The run directories that pin a commit of this run. Raises as ``pinned`` does."""
     return {
-        RunDir(record["by"]).path
-        for _, record in _pins(run)
-        if os.path.isdir(record["by"]) and not _is_complete(record)
+        RunDir(record["by"]).path for _, record in _pins(run) if os.path.isdir(record["by"]) and not _is_over(record)
     }
 
 
-def _is_complete(record: Dict[str, Any]) -> bool:
-    return RunDir(record["by"]).result.exists()
+def _is_over(record: Dict[str, Any]) -> bool:
+    """Whether the holder of a pin needs the commit no more: it is complete, or it is an evaluation job that failed or
+    was cancelled. Such a job never continues; a run may."""
+    holder = RunDir(record["by"])
+    if holder.result.exists():
+        return True
+    if holder.path.parent.name != EVALUATIONS:
+        return False
+    try:
+        end = read_record(holder.attempt(holder.newest_attempt()) / "end.json") or {}
+    except ValueError:  # damaged: it may go on
+        end = {}
+    return holder.cancel.exists() or end.get("action") == "stop"
 
 
 def _pins(run: RunDir) -> Iterator[Tuple[Path, Dict[str, Any]]]:

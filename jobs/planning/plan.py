@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -28,8 +29,6 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
 from jobs.runs.clusters import states
-
-EVALUATIONS = ".evaluate"  # folder of a sweep with the run directories of its evaluations
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class Plan:
         for name in [*self.pruned, *moved]:
             run = RunDir(self.folder / name)
             try:
-                holders = {holder for holder in commit.pin_holders(run) if not _is_over(holder)}
+                holders = commit.pin_holders(run)
             except OSError as error:
                 what, remedy = (
                     f"who needs its commits cannot be read: {error}",
@@ -160,12 +159,9 @@ class Plan:
             if holders:
                 what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
                 remedy = "Wait until that is complete, or prune it too."
+                jobs = [str(holder) for holder in sorted(holders) if holder.parent.name == commit.EVALUATIONS]
+                remedy += f" To end an evaluation: python jobs/cancel.py {shlex.quote(jobs[0])}" if jobs else ""
                 raise ConfigError(what, str(run.path), remedy=remedy)
-
-
-def _is_over(path: Path) -> bool:
-    """Whether an evaluation has ended for good; a failed run may be restarted."""
-    return path.parent.name == EVALUATIONS and read_run(path).state in ("failed", "cancelled")
 
 
 def forks(existing: Collection[str], others: Collection[str]) -> dict[str, list[str]]:

@@ -35,6 +35,13 @@ def ignored(key: str) -> bool:
     return generic_key(key) in UNHASHED or bool(DERIVED.fullmatch(key))
 
 
+def _compared(outcome: Outcome) -> dict[str, Any]:
+    """The settings by which runs are compared. The commit that an extended run continues from follows from its
+    trunk."""
+    settings, extends = outcome.settings, outcome.settings.get("init.extend")
+    return {k: v for k, v in settings.items() if not ignored(k) and not (extends and k == "init.commit")}
+
+
 @dataclass(frozen=True)
 class Axis:
     """One way to scale: its name, the settings that change along it, and the position of a run."""
@@ -152,7 +159,7 @@ def curves(outcomes: Sequence[Outcome], test: str) -> list[Curve]:
         ]
         least = 3 if axis is AXES[0] else 2
         groups = [group for group in groups if len({x for x, _, _ in group}) >= least]
-        varied = _varied([group[-1][1].settings for group in groups])
+        varied = _varied([group[-1][1] for group in groups])
         for group in groups:
             trials = sorted((_trial(outcome, item, x) for x, outcome, item in group), key=lambda trial: trial.x)
             law = fit([trial.x for trial in trials], [trial.error for trial in trials])
@@ -165,10 +172,10 @@ Placed = tuple[float, Outcome, Mapping[str, Any]]
 
 
 def _grouped(placed: Sequence[Placed], fixed: Callable[[str], bool]) -> list[list[Placed]]:
-    """Groups of runs with equal settings among those that are ``fixed`` and not ignored."""
+    """Groups of runs with equal settings among those that are ``fixed`` and compared."""
     groups: dict[str, list[Placed]] = {}
     for item in placed:
-        settings = sorted((k, v) for k, v in item[1].settings.items() if fixed(k) and not ignored(k))
+        settings = sorted((k, v) for k, v in _compared(item[1]).items() if fixed(k))
         groups.setdefault(repr(settings), []).append(item)
     return list(groups.values())
 
@@ -177,7 +184,7 @@ def _ambiguous(group: Sequence[Placed]) -> set[str]:
     """Settings in which runs at the same position differ: they must be fixed along that axis, too."""
     places: dict[float, list[Mapping[str, Any]]] = {}
     for x, outcome, _ in group:
-        places.setdefault(x, []).append(outcome.settings)
+        places.setdefault(x, []).append(_compared(outcome))
     return {
         key for tables in places.values() for key in tables[0] if len({repr(table.get(key)) for table in tables}) > 1
     }
@@ -189,12 +196,13 @@ def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
     return Trial(outcome.run.name, x, 1 - score, 1 - high, 1 - low)
 
 
-def _varied(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys by which the tables differ; a named size or a data set counts as one key."""
-    keys = dict.fromkeys(key for table in tables for key in table if not ignored(key))
+def _varied(outcomes: Sequence[Outcome]) -> list[str]:
+    """Settings by which runs differ; a named size or a data set counts as one."""
+    tables = [_compared(outcome) for outcome in outcomes]
+    keys = dict.fromkeys(key for table in tables for key in table)
     varied = [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
     shapes = {repr([table.get(key) for key in varied if key.startswith("model.")]) for table in tables}
-    sizes = {table.get("model.size") for table in tables}
+    sizes = {outcome.settings.get("model.size") for outcome in outcomes}
     if len(shapes) == len(sizes) > 1:
         varied = ["model.size", *(key for key in varied if not key.startswith("model."))]
     return [key for key in varied if key != "data.manifest" or "data.samples" not in varied]

@@ -184,7 +184,8 @@ def group_by_seed(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     """Groups in the order of their first runs; runs that differ only in the seed are in the same group.
 
     Seeds that were added later may also differ in settings that do not change results, such as the wall limit. Runs of
-    one seed that differ in such settings were made to compare those, for example in speed: they stay apart.
+    one seed that differ in such settings were made to compare those, for example in speed: they stay apart. So does a
+    run that repeats another one, seed included.
     """
     paper = about(outcomes).get("paper", {})
     designs = [_design(outcome, FREE) for outcome in outcomes]
@@ -193,6 +194,8 @@ def group_by_seed(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     members_of: dict[str, list[Outcome]] = {}
     for design, outcome in zip(designs, outcomes, strict=True):
         key = _design(outcome, {"seed"}) if design in repeated else design
+        if outcome.settings.get("seed") in [member.settings.get("seed") for member in members_of.get(key, ())]:
+            key = str(outcome.run.path)  # the same seed again is no further seed
         members_of.setdefault(key, []).append(outcome)
     names = {key: _name(members) for key, members in members_of.items()}
     rows = {name: published(entry) for name, entry in paper.items() if entry}

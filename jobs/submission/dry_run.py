@@ -3,16 +3,19 @@
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
+from jobs.common.paths import REPOSITORY
 from jobs.host.slurm_cli import DEADLINE
 from jobs.planning.plan import Plan, resources_of
 from jobs.slurm import backend
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment
-from jobs.submission.apply import snapshot_of
+from jobs.submission.apply import assign_canaries, snapshot_of
+from jobs.submission.snapshot import current_digest
+from jobs.tracking import tracker
 
 CODE, TOKEN = "CODE", "TOKEN"  # placeholders for the digest of the code and for the name of the submission
 START = re.compile(r"Job \S+ to start at (?P<time>\S+).* processors on (?:nodes )?(?P<nodes>\S+)")  # of sbatch
@@ -20,7 +23,8 @@ START = re.compile(r"Job \S+ to start at (?P<time>\S+).* processors on (?:nodes 
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One sbatch call to come. ``start``: expected start time in words; empty if Slurm was not asked."""
+    """One sbatch call to come. ``start``: what it waits for, or its expected start time, in words; empty if Slurm was
+    not asked."""
 
     runs: Sequence[str]
     shape: JobResources
@@ -28,25 +32,40 @@ class PlannedJob:
     start: str
 
 
-def planned_jobs(plan: Plan, profile: ClusterProfile, query: bool = True) -> list[PlannedJob]:
-    """The jobs of the runs that start, in the order of their submission. ``query``: ask Slurm for start times."""
-    code = plan.folder / ".code" / CODE
+def planned_jobs(
+    plan: Plan, profile: ClusterProfile, query: bool = True, canary: int | None = None
+) -> list[PlannedJob]:
+    """The jobs of the runs that start, in the order of their submission.
+
+    ``query``: ask Slurm for start times. ``canary``: steps of a canary, 0: none; by default as in the profile.
+    """
+    folder = plan.folder / ".code"
+    code, present = folder / CODE, folder / current_digest(REPOSITORY)  # the digest tells which code has passed
     jobs = [
         Job(
             RunDir(plan.folder / action.name),
-            snapshot_of(action, plan.folder) or code,
+            snapshot_of(action, plan.folder) or present,
             resources_of(action.wanted.config),
+            cluster=action.wanted.cluster,
             hooks=code,
+            trackers=tracker.used(action.wanted.config),
         )
         for action in plan.starting
     ]
+    steps = profile.canary if canary is None else canary
+    jobs = [
+        replace(job, snapshot=code) if job.snapshot == present else job
+        for job in assign_canaries(jobs, plan.folder, steps)
+    ]
     starts: dict[JobResources, str] = {}
     planned = []
+    jobs.sort(key=lambda job: not job.waits_for)
     for group in backend.group_into_arrays(jobs, profile.array_size):
-        script, shape = script_text(profile, group), group[0].shape
-        if shape not in starts:
+        script, shape, canary_run = script_text(profile, group), group[0].shape, group[0].waits_for
+        if not canary_run and shape not in starts:
             starts[shape] = expected_start(script, profile) if query else ""
-        planned.append(PlannedJob([job.run.name for job in group], shape, script, starts[shape]))
+        start = f"held until {canary_run} has passed {steps} steps" if canary_run else starts[shape]
+        planned.append(PlannedJob([job.run.name for job in group], shape, script, start))
     return planned
 
 

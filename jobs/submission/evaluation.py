@@ -29,6 +29,7 @@ from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
+from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.ownership import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
@@ -40,7 +41,7 @@ from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import Page, TextTable, Verbatim, show
 from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
-from jobs.planning.plan import EVALUATIONS, resources_of
+from jobs.planning.plan import resources_of
 from jobs.runs import select
 from jobs.runs.clusters import ENDED, open_backend, poll_interval, states, worst_exit_code
 from jobs.submission import submission
@@ -102,7 +103,8 @@ class EvaluationRequest:
         return task, config
 
     def _submit(self, planned: Sequence[tuple[RunDir, Task, Config]]) -> None:
-        """Create the jobs of all runs, then submit those of each folder together. Jobs that are refused are removed."""
+        """Create the jobs of all runs, then submit those of each folder together. Jobs that are refused or interrupted
+        are removed, but for an interrupted one with a job.json: the scheduler may have accepted it."""
         folders = list(dict.fromkeys(subject.path.parent for subject, _, _ in planned))
         snapshots = {folder: take(REPOSITORY, folder / ".code").path for folder in folders}
         cache, prepared = {"FLIP_CACHE": str(cache_root())}, dict[RunDir, Job]()
@@ -117,11 +119,15 @@ class EvaluationRequest:
                     with writing(folder / EVALUATIONS):
                         open_backend(self.profile).submit([prepared[subject] for subject in array])
                     self.jobs |= {subject: prepared[subject].run for subject in array}
-        except FlipError:
+        except BaseException as error:  # Ctrl-C included
             if self.jobs:
                 note("submitted before: " + ", ".join(str(job.path) for job in self.jobs.values()))
             for subject in prepared.keys() - self.jobs:  # their pins would keep commits; the next pin deletes them
-                shutil.rmtree(prepared[subject].run.path, ignore_errors=True)
+                job = prepared[subject].run
+                if not isinstance(error, FlipError) and (job.path / "job.json").exists():
+                    note(f"may have been submitted; to end it: {command('cancel.py')} {shlex.quote(str(job.path))}")
+                else:
+                    shutil.rmtree(job.path, ignore_errors=True)
             raise
 
     def _task(self, subject: RunDir) -> Task:
@@ -281,7 +287,7 @@ class EvaluationRequest:
                 write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
                 for commit_name in task.commits:
                     self._pin(subject, job, commit_name)
-        except FlipError:
+        except BaseException:  # Ctrl-C included
             shutil.rmtree(job.path, ignore_errors=True)  # the next pin deletes stale pins
             raise
         return job

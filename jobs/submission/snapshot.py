@@ -85,18 +85,22 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
 
 
 def files(repository: Path) -> Iterator[PurePosixPath]:
-    """Relative paths of files below the copied folders and of copied top-level files, in order."""
+    """Relative paths of files below the copied folders and of copied top-level files, in order. A linked folder, a
+    submodule or a nested repository is one path."""
     listed = _git(repository)
     for path in sorted(_walk(repository) if listed is None else listed):
         top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
-        if (top or path.parts[0] in FOLDERS) and (repository / path).is_file():
+        file, inside = repository / path, path.parts[0] in FOLDERS
+        if (top or inside) and (file.is_file() or (inside and file.is_dir())):
             yield path
 
 
 def is_code(path: PurePosixPath, repository: Path) -> bool:
     """Whether a file is copied, by its folder and suffix, and by those of the target of a link."""
     real, root = (repository / path).resolve(), repository.resolve()
-    return real.is_relative_to(root) and _is_code(path) and _is_code(PurePosixPath(real.relative_to(root)))
+    if not (real.is_file() and real.is_relative_to(root)):
+        return False
+    return _is_code(path) and _is_code(PurePosixPath(real.relative_to(root)))
 
 
 def _is_code(path: PurePosixPath) -> bool:
@@ -121,9 +125,13 @@ def _git(repository: Path) -> list[PurePosixPath] | None:
 
 
 def _walk(repository: Path) -> Iterator[PurePosixPath]:
+    """Files and linked folders of the root and of FOLDERS."""
     for folder, folders, names in os.walk(repository):
-        folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in SKIPPED)]
-        for name in names:
+        root = Path(folder) == repository
+        skipped = [name for name in folders if any(fnmatch(name, pattern) for pattern in SKIPPED)]
+        folders[:] = [name for name in folders if name not in skipped and (name in FOLDERS or not root)]
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # not entered by os.walk
+        for name in names + linked:
             yield PurePosixPath((Path(folder) / name).relative_to(repository).as_posix())
 
 
@@ -145,6 +153,11 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
     if not any(name.startswith("flip/") for name in contents):
         raise ConfigError("no code to copy", str(repository))
     return contents, left_out
+
+
+def current_digest(repository: Path) -> str:
+    """The digest of the snapshot that ``take`` would make now. Raises ConfigError as it does."""
+    return _digest(_read(repository, LIMIT)[0])
 
 
 def _digest(contents: dict[str, tuple[bytes, bool]]) -> str:

@@ -324,7 +324,9 @@ class Submission:
         for profile in self._profiles():
             if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
-                self.batches = [*self.batches, *planned_jobs(replace(plan, actions=part), profile, answers)]
+                steps = 0 if self.options.no_canary else self.profile.canary
+                jobs = planned_jobs(replace(plan, actions=part), profile, answers, steps)
+                self.batches = [*self.batches, *jobs]
         if self.options.dry_run and not self.options.json:
             show(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.options.script))
         elif not self.options.json:
@@ -370,7 +372,7 @@ class Submission:
                 note(preflight.load_note(self.start))
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
-            note(f"not copied, because they are not code or look like secrets: {hidden}" if hidden else "")
+            note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")
             steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
             again = resubmit.submit_argv(self.options, self.file)

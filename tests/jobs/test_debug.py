@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ import flip
 from flip.checkpoint.remote import local_copy
 from flip.config.merge import read_config
 from flip.runs import commit
+from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.conversion import resample_patch_embed
 from jobs import debug
 from tests.harness.command_line import JobsCommandLine
+from tests.jobs.outcomes import wanted
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long
@@ -70,6 +73,12 @@ def test_debug_shows_traceback_of_failing_run_and_refuses_unknown_run(desk):
     output = desk.type("debug", "--run", "base", "--fresh", "stages.pretrain.base_lr=1e38", code=76)
     assert "Traceback" in output and "Diverged" in output
     assert "no run of the sweep matches" in desk.type("debug", "--run", "other", code=78)
+
+
+def test_debug_names_missing_folder_for_the_copy(tmp_path):
+    args = SimpleNamespace(out=str(tmp_path / "absent"), fresh=True)
+    with pytest.raises(StorageError, match="absent.*No such file or directory.*Name another folder with --out"):
+        debug.scratch(wanted("a"), RunDir(tmp_path / "demo" / "a"), args)
 
 
 @pytest.mark.parametrize(

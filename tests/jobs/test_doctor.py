@@ -173,6 +173,7 @@ def test_doctor_profile_loads_and_passes_site_checks(tmp_path, config, partition
 
 def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
     fields = {"modules": ["cuda/12.4"], "env": ["PROXY"], "peer_seconds": 7, "peak_tflops": 989.0, "parallel": 4}
+    fields["setup"] = ["if [ -e /é ]; then\n  echo 'a: #b'\nfi || exit 78", "export " + "A=b " * 300]
     slurm_site = site()
     doctor.write(
         tmp_path / "mine.yaml",
@@ -180,6 +181,13 @@ def test_doctor_profile_preserves_fields_unrelated_to_site(tmp_path):
     )
     loaded = load_profile(str(tmp_path / "mine.yaml"))
     assert {key: getattr(loaded, key) for key in fields} == fields
+
+
+def test_doctor_keeps_existing_profile_if_new_one_cannot_be_loaded(tmp_path):
+    (tmp_path / "mine.yaml").write_text("kind: slurm\n")
+    with pytest.raises(ConfigError, match="mine.yaml"):
+        doctor.write(tmp_path / "mine.yaml", "setup: [")
+    assert (tmp_path / "mine.yaml").read_text() == "kind: slurm\n" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.fixture

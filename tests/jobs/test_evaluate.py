@@ -1,6 +1,7 @@
 """jobs/evaluate.py end to end: real ranks under a real supervisor score committed checkpoints and foreign models."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -157,12 +158,17 @@ def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys
 @pytest.mark.timeout(600)
 def test_evaluate_scores_all_commits_on_configured_sets(place, capsys):
     run = RunDir(place / "runs" / "sweep" / "run")
+    own = {"name": "own", "top1": 0.5, "predictions": "other", "precision": "fp32", "data": "other"}
+    run.eval.mkdir(exist_ok=True)
+    write_json(run.eval / "pretrain-32.json", {"stage": "pretrain", "samples": 32, "evaluations": [own]})
     results = run_evaluate(capsys, "sweep/run", "--commit", "all")
     assert [(result["name"], result["n"], result["samples"]) for result in results] == [
         ("own", 30, 32),
         ("own", 30, 64),
     ]
     assert results[0]["predictions"] != results[1]["predictions"]
+    stored = [predictions.path_of(run, "pretrain", samples, "own").exists() for samples in (32, 64)]
+    assert stored == [False, True], "predictions are those of the score that is shown: at 32 the run's own"
     assert {result["view"] for result in results} == {"64px-resize_crop"}, "the run's view, not a default"
     points = {
         point["samples"]: [result["name"] for result in point["evaluations"]] for point in read_run(run.path).curve()
@@ -433,6 +439,26 @@ def test_evaluate_leaves_no_job_that_was_refused(place, capsys, monkeypatch):
     assert evaluate.main(["sweep/run", "--commit", "32"]) == 78
     assert "sbatch refused the job" in capsys.readouterr().err
     assert sorted((place / "runs" / "sweep").glob(".evaluate/*")) == before
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys, monkeypatch, recorded):
+    """job.json is written before sbatch is called, which may accept the job."""
+
+    def interrupted(jobs):
+        for job in jobs if recorded else ():
+            write_json(job.run.path / "job.json", {})
+        raise KeyboardInterrupt
+
+    before = sorted((place / "runs" / "sweep").glob(".evaluate/*"))
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(["sweep/run", "--commit", "32"])
+    left, shown = set((place / "runs" / "sweep").glob(".evaluate/*")) - set(before), capsys.readouterr().out
+    assert len(left) == recorded
+    for job in left:
+        assert re.search(f"may have been submitted; to end it: .*cancel.* {job}\n", shown)
+        shutil.rmtree(job)
 
 
 @pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (commit, "pin")])

@@ -41,7 +41,7 @@ def test_new_sweep_gets_the_wall_limit_of_its_profile(tmp_path, data, monkeypatc
         arguments = "--data", str(data), "--tokenizer", str(data / "tokenizer.json"), "--cluster", "./site.yaml"
         report = written(capsys, f"of{limit}", *arguments)
         assert submit.main([report["file"], "--dry-run"]) == 0
-        assert f"ranks a node, {expected}: mask0.5, mask0.75" in capsys.readouterr().out
+        assert f"ranks a node, {expected}: mask0.5" in capsys.readouterr().out
     assert submit.main([report["file"], "--dry-run", "resources.hours=200"]) == 78
 
 
@@ -61,6 +61,24 @@ def test_new_sweep_matches_referenced_schema(tmp_path, monkeypatch, capsys, opti
     assert table["set"]["model.size"] == ("L/14" if "L/14" in options else "B/16" if gpus else "emoji")
     assert table["recipe"] == ("clip" if "clip" in options else "portable2")
     assert ("model.text" in table["set"]) == ("clip" in options)
+
+
+@pytest.mark.parametrize(
+    "typed, manifest, tokenizer",
+    [
+        ([], "HERE/data/manifest", "HERE/data/tokenizer.json"),
+        (["--data", "cache:laion/manifest/"], "cache:laion/manifest", "cache:laion/tokenizer.json"),
+        (["--data", "cache:laion"], "cache:laion", "cache:tokenizer.json"),
+        (["--data", "a/", "--tokenizer", "cache:t.json"], "HERE/a", "cache:t.json"),
+        (["--data", "s3://b/m"], "s3://b/m", "s3://b/tokenizer.json"),
+    ],
+)
+def test_new_sweep_keeps_paths_in_the_cache(tmp_path, monkeypatch, capsys, typed, manifest, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    written(capsys, "mine", *typed)
+    data = read_yaml(tmp_path / "mine.yaml")["set"]["data"]
+    expected = [path.replace("HERE", str(tmp_path)) for path in (manifest, tokenizer)]
+    assert [data["manifest"], data["tokenizer"]] == expected
 
 
 @pytest.mark.parametrize(

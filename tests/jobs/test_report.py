@@ -115,6 +115,18 @@ def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
     assert not changing & seed_groups.FREE
 
 
+def test_run_that_is_repeated_with_its_seed_is_no_second_seed(tmp_path):
+    for name, seed in (("a-s0", 0), ("a-s1", 1), ("again", 0), ("third", 0)):
+        make(tmp_path / "demo", name, seed=seed)
+    groups = seed_groups.group_by_seed(outcomes(tmp_path / "demo"))
+    assert [[outcome.run.name for outcome in group.outcomes] for group in groups] == [
+        ["a-s0", "a-s1"],
+        ["again"],
+        ["third"],
+    ]
+    assert "One seed of each" in seed_groups.verdict(groups[1:])
+
+
 def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp_path):
     """Accuracy and the mean over classes may differ by points; the interval is that of accuracy."""
     for name in ("a", "b"):

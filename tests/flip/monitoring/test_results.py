@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import flip
+from flip.config import merge
+from flip.monitoring.metrics_reader import Metrics
 from flip.monitoring.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json, write_json
@@ -117,6 +119,15 @@ def test_fp32_score_of_evaluation_job_replaces_only_score_of_other_precision(tmp
         (row,) = read_runs(run.path)
         assert row["test.twemoji.top1"] == expected
         assert row["test.twemoji.precision"] == ("as trained" if "data" in more else "fp32")
+
+
+def test_stages_end_with_a_whole_step(tmp_path, monkeypatch):
+    """The first lines of a stage, whose speed does not count, are found by these ends."""
+    run = make(tmp_path, "a")
+    stages = "stages=[{name: a, samples: 1000, batch: 128}, {name: b, samples: 256, batch: 128}, {name: c, samples: 1}]"
+    run.config.write_text(merge.dump(merge.merge([], [stages])), encoding="utf-8")
+    monkeypatch.setattr(Metrics, "unsteady", lambda self, ends: list(ends))
+    assert read_run(run.path).unsteady == [1024, 1280]
 
 
 def test_differing_lists_settings_that_vary_between_runs(tmp_path):

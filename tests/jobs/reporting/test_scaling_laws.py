@@ -105,6 +105,20 @@ def test_curves_over_flops_join_different_model_sizes_and_lengths(tmp_path):
     assert curve.law is not None and curve.law.runs == 4
 
 
+def test_curves_join_cooldowns_from_several_commits_of_a_trunk(tmp_path):
+    for extend in (True, False):
+        for i in range(4):
+
+            def edit(config, i=i, extend=extend):
+                config.init.run, config.init.commit, config.init.extend = "s/trunk", str(i) * 16, extend
+                config.stages[0].samples = 12_800 << i
+
+            run_with(tmp_path / str(extend), str(i), 1e12 * 2**i, edit, top1=0.2 + i / 50)
+    (curve,) = curves_along(tmp_path / "True", "training FLOPs")
+    assert curve.name == "all runs" and curve.law.runs == 4
+    assert curves_along(tmp_path / "False", "training FLOPs") == [], "branches from other weights"
+
+
 def test_curves_over_batch_have_single_learning_rate_per_batch(tmp_path):
     """Two learning rates at each batch size give two curves; a different rate for each batch size gives one curve."""
 

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
-from jobs.submission.snapshot import take
+from jobs.submission.snapshot import current_digest, take
 
 FILES = {
     "flip/a.py": "A = 1\n",
@@ -57,6 +57,41 @@ def test_snapshot_copies_code_without_tests_and_ignored_files(repository, tmp_pa
     assert snapshot.left_out == ("flip/.env", "jobs/my.pem")
     assert (snapshot.path / "flip/a.py").stat().st_mode & 0o222 == 0
     assert os.listdir(tmp_path / "code") == [snapshot.digest], "no temporary files remain"
+
+
+def test_snapshot_names_linked_folders_and_nested_repositories(repository, tmp_path):
+    """Code in them would be missing in the copy without a word."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.py").write_text("")
+    (repository / "flip" / "linked.py").symlink_to(tmp_path / "elsewhere")
+    (repository / "tools").symlink_to(tmp_path / "elsewhere")
+    nested = repository / "jobs" / "nested"
+    expected = ["flip/.env", "flip/linked.py", "jobs/my.pem", "jobs/nested", "tools"]
+    if (repository / ".git").exists():
+        nested.mkdir()
+        (nested / "d.py").write_text("")
+        git(nested, "init", "-q")
+    else:
+        expected.remove("jobs/nested")  # without git it is a folder like any other
+    snapshot = take(repository, tmp_path / "code")
+    assert list(snapshot.left_out) == expected
+    assert taken(snapshot) == ["flip/a.py", "jobs/b.py", "pyproject.toml"]
+    assert current_digest(repository) == snapshot.digest
+
+
+def test_snapshot_without_git_does_not_walk_other_folders(repository, tmp_path, monkeypatch):
+    shutil.rmtree(repository / ".git", ignore_errors=True)
+    (repository / "runs" / "flip").mkdir(parents=True)
+    walked, walk = [], os.walk
+
+    def recorded(top):
+        for step in walk(top):
+            walked.append(os.path.relpath(step[0], top))
+            yield step
+
+    monkeypatch.setattr(os, "walk", recorded)
+    take(repository, tmp_path / "code")
+    assert sorted(walked) == [".", "flip", "jobs"]
 
 
 NO_CODE = (
