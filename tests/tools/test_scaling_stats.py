@@ -49,6 +49,21 @@ def test_speed_up_interval_contains_known_value() -> None:
     assert exact is not None and exact.estimate.value == pytest.approx(3)
 
 
+def test_speed_up_may_resample_the_lengths_of_a_trunk_together() -> None:
+    """A deviation that a trunk gives to all of its lengths counts once, not once per length."""
+    apart, together = [], []
+    for seed in range(10):
+        shift = np.random.default_rng(seed).normal(0, 0.01, 3)
+        first = [
+            (cost, [score + d for score, d in zip(scores, shift, strict=True)]) for cost, scores in lengths(1, 0, 0)
+        ]
+        for shared, widths in ((False, apart), (True, together)):
+            speed_up = scaling_stats.speed_up(first, lengths(2, 0.001, seed), draws=300, shared=shared)
+            assert speed_up is not None
+            widths.append(speed_up.estimate.high / speed_up.estimate.low)
+    assert np.mean(together) > 1.05 * np.mean(apart)
+
+
 def test_speed_up_is_bound_instead_of_extrapolation() -> None:
     """Accuracies do not overlap: one design is more accurate at its shortest length than the other at its longest."""
     low, high = [(100.0, [0.1, 0.1]), (200.0, [0.2, 0.2])], [(50.0, [0.3, 0.3]), (100.0, [0.4, 0.4])]

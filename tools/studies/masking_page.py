@@ -245,12 +245,13 @@ def _trials(study: Study) -> list[Block]:
 def rows(study: Study, times: Times) -> Iterator[dict[str, Any]]:
     """One row per complete run; scores are shares, ``cost`` calibrated core-seconds of its own training."""
     for arm in study.design.arms.values():
-        lengths = design.stages(arm, arm.peaks[0], times)
+        full = design.stages(arm, arm.peaks[0], times)
+        half = full if arm.after else design.stages(arm, arm.peaks[0], times, design.TRIAL)
         trials = [("trial", arm.trial(peak), peak, design.TRIAL_SEED, study.trials) for peak in arm.peaks]
         runs = [("run", arm.run(seed), study.chosen.get(arm.name), seed, study.runs) for seed in SEEDS]
         for kind, name, peak, seed, outcomes in (*trials, *runs):
             if name in outcomes:
-                result = outcomes[name].result
+                result, lengths = outcomes[name].result, half if kind == "trial" else full
                 yield {
                     "arm": arm.name,
                     "run": name,

@@ -97,21 +97,33 @@ class SpeedUp:
     bound: str = ""
 
 
-def speed_up(first: Lengths, second: Lengths, draws: int = DRAWS, seed: int = 0) -> SpeedUp | None:
+def speed_up(
+    first: Lengths, second: Lengths, draws: int = DRAWS, seed: int = 0, shared: bool = False
+) -> SpeedUp | None:
     """Cost of the first design at the level, divided by that of the second; None if a length has no score.
 
     Accuracy between two lengths is linear in the logarithm of the cost, never extrapolated. The interval is a
-    bootstrap: each draw adds resampled deviations of all runs of both designs to the means.
+    bootstrap: each draw adds resampled deviations of all runs of both designs to the means. ``shared``: the lengths of
+    a seed deviate together, since they share a trunk, and are resampled together; all have as many seeds.
     """
     if not first or not second or not all(scores for _, scores in (*first, *second)):
         return None
     random, designs = np.random.default_rng(seed), (first, second)
-    pool = _scaled([scores for each in designs for _, scores in each])
+    if shared:
+        pool = np.concatenate([np.array([_scaled([scores]) for _, scores in each]).T for each in designs])
+    else:
+        pool = _scaled([scores for each in designs for _, scores in each])
     a, b = ([float(np.mean(scores)) for _, scores in each] for each in designs)
     ratios = list[float]()
     if len(pool):
-        noise = [[random.choice(pool, (draws, len(scores))).mean(axis=1) for _, scores in each] for each in designs]
-        drawn = (np.asarray(means) + np.transpose(each) for means, each in zip((a, b), noise, strict=True))
+        if shared:  # (draws, lengths) of each design
+            noise = [random.choice(pool, (draws, len(each[0][1]))).mean(axis=1) for each in designs]
+        else:
+            noise = [
+                np.transpose([random.choice(pool, (draws, len(scores))).mean(axis=1) for _, scores in each])
+                for each in designs
+            ]
+        drawn = (np.asarray(means) + each for means, each in zip((a, b), noise, strict=True))
         ratios = [
             _ratio(first, first_means, second, second_means)[0]
             for first_means, second_means in zip(*drawn, strict=True)
