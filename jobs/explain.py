@@ -14,7 +14,7 @@ if not __package__:  # run as a script: jobs/ must not be on the path, where ten
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
-from jobs.common.text import count, duration, percent
+from jobs.common.text import count, duration, hours_text, percent
 
 if TYPE_CHECKING:
     from jobs.common.terminal import Page, TextTable
@@ -160,7 +160,7 @@ def _spent(spent: Mapping[str, Any]) -> list[str]:
         return ["time      unknown"]
     parts = ", ".join(f"{part} {percent(share)} %" for part, share in spent["share"].items() if share)
     waited = "unknown" if spent["waiting_hours"] is None else duration(3600 * spent["waiting_hours"])
-    lines = [f"time      {spent['total']:,.3g} {spent['unit']}: {parts}; waited for a start: {waited}"]
+    lines = [f"time      {hours_text(spent['total'])} {spent['unit']}: {parts}; waited for a start: {waited}"]
     return lines + ([f"try       {spent['advice']}"] if spent["advice"] else [])
 
 

@@ -82,13 +82,14 @@ def new(args: argparse.Namespace) -> int:
         remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
         raise ConfigError("no such size", "--size", size, remedy)
     schema = SWEEPS / "schemas" / "sweep.json"
+    # a place in the cache stays relative to it: the sweep also serves other users
     data = args.data.rstrip("/")
+    if not data.startswith(CACHE) and "://" not in data:
+        data = os.path.normpath(resolve_path(data or "/"))
     cache = CACHE if data.startswith(CACHE) else ""
     beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
-    # a place in the cache stays relative to it: the sweep also serves other users
-    data, tokenizer = (
-        path if path.startswith(CACHE) else resolve_path(path) for path in (data, args.tokenizer or beside)
-    )
+    tokenizer = args.tokenizer or beside
+    tokenizer = tokenizer if tokenizer.startswith(CACHE) else resolve_path(tokenizer)
     small = MODEL_PRESETS[size]["image"]["width"] < 512
     values = {
         "recipe": args.recipe,

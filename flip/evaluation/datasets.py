@@ -279,7 +279,7 @@ def locate_split(path: str, split: str = "test") -> DatasetLocation | None:
         return shards
     lists = [file for pattern in LIST_PATTERNS for file in sorted(root.glob(pattern)) if file.is_file()]
     unnamed = [file for file in lists if split == "test" and not _splits_in_name(file.name)]
-    chosen = [file for file in lists if _lists(file, split) or file in unnamed]
+    chosen = [file for file in lists if _lists(file, split)] + unnamed
     images = None
     if all(map(is_other_table, chosen)):  # they describe something else, or are an error if there are no images
         images = next((images for folder in folders if (images := _locate_images(folder))), None)

@@ -63,7 +63,11 @@ class Evaluator:
         about = self.ranks.on_rank0(lambda: {"data": images.digest, **view})
         seconds = time.perf_counter() - start_time
         common = {"set": data.name, "task": data.task, "role": role, "seconds": seconds, **about}
-        return [{"name": data.name + suffix, **result, **common} for suffix, result in results.items()]
+        scores = [{"name": data.name + suffix, **result, **common} for suffix, result in results.items()]
+        for score in scores:
+            if notes := [note for note in (data.note, score.get("note")) if note]:
+                score["note"] = "; ".join(notes)
+        return scores
 
     def _zeroshot(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.prompts is not None

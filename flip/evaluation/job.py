@@ -178,8 +178,6 @@ class Evaluation:
         if self.task.model and self.world.is_rank0:
             open_clip_folder.register(self.subject, self.task.model.partition(":")[2])
         for result in results:
-            if notes := [note for note in (dataset.note, result.get("note")) if note]:
-                result["note"] = "; ".join(notes)
             if self.world.is_rank0:
                 if (name := result["name"]) in evaluator.predictions and is_shown(self.subject, result, about):
                     path = path_of(self.subject, about["stage"], about["samples"], name)

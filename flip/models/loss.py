@@ -214,7 +214,8 @@ def _tiled_gradients(
             grad_image += grad @ texts[cols]
             grad_text[cols] = grad.T @ image
         grad_scale = (factor * (grad_image * image).sum()).reshape(scale.shape)
-        return grad_image * (factor * scale), grad_text * (factor * scale), grad_scale
+        # in place: a copy of the texts' gradient would double the largest tensor of the loss
+        return grad_image.mul_(factor * scale), grad_text.mul_(factor * scale), grad_scale
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 
+from flip import costs
+from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
@@ -92,12 +94,16 @@ class MetricsWriter:
         self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events: SummaryWriter | None = None
         self._points, self._described = CurvePoints(), set[str]()
+        self._stages: list[tuple[str, int, int, float]] = []
+        """(name, S at its start, S at its end, FLOPs per sample) of each stage."""
         self._stage, self._speeds = "", deque[float](maxlen=RECENT)
         self.status()
 
     def start(self, samples: int, step: int, config: Config) -> None:
         """Training starts at S = ``samples``, after ``step`` steps. Later points of older attempts leave the curves."""
         self._run.record_ready(self._attempt, samples)
+        spans = stage_spans(config)
+        self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
             str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
@@ -124,10 +130,15 @@ class MetricsWriter:
         elif speed:  # the first window of a stage is warm-up
             self._speeds.append(speed)
         unsteady = metrics_reader.is_unsteady(np.array(self._speeds))
-        remaining = (self._status["total"] - record["samples"]) / speed if speed else None
+        remaining = self._remaining(record["samples"], record["stage"]) / speed if speed else None
         keys = ("stage", "step", "samples", "loss", "samples_per_second", "verdict")
         values = {key: record.get(key) for key in keys}
         self.status(every=self._seconds, eta_seconds=remaining, unsteady=unsteady, **values)
+
+    def _remaining(self, samples: int, stage: str) -> float:
+        """The samples that are left, in samples of this stage with as many FLOPs: stages differ in their masks."""
+        here = next(cost for name, _, _, cost in self._stages if name == stage)
+        return sum(max(0, end - max(start, samples)) * cost / here for _, start, end, cost in self._stages)
 
     def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
         """Write eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""

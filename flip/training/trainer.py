@@ -370,7 +370,7 @@ class Trainer:
         """Results of the present weights, and on rank 0 the predictions for each image. Raises TrainingStopped if the
         ranks agree to stop between two sets."""
         encoder, data = self.encoder(), self.config.data
-        retry_policy = RetryPolicy(deadline=data.deadline, timeout=data.timeout)
+        retry_policy = RetryPolicy(data.deadline, data.timeout, absent_is_outage=True)
         ranks = RankGroup(self.world.rank, self.world.size, self.world.control_group)
         results, predictions = list[dict[str, Any]](), dict[str, Predictions]()
         for item in items:

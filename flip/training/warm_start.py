@@ -112,7 +112,7 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         raise ConfigError(what, str(run.path), config.data.tokenizer)
     key = digest(matches[-1])
     if init.commit not in ("", key):
-        raise ConfigError("init.commit: this commit has another digest", str(matches[-1].path), key)
+        raise SourceMissing("init.commit: this commit has another digest", str(matches[-1].path), key)
     return replace(init, run=str(run.path), stage=matches[-1].stage, samples=samples, commit=key)
 
 
@@ -145,7 +145,7 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     check_compatible(for_stage(config, config.stages[0]), export_record.config(folder), str(folder))
     key = export_record.digest(export_record.read_export(folder))
     if init.commit not in ("", key):
-        raise ConfigError("init.commit: this export has another digest", str(folder), key)
+        raise SourceMissing("init.commit: this export has another digest", str(folder), key)
     return replace(init, export=str(folder), commit=key)
 
 

@@ -118,10 +118,9 @@ def release(run: RunDir) -> List[str]:
 
 
 def still_held(run: RunDir) -> List[str]:
-    """Names of the jobs that wait for this canary, unless it has passed."""
-    record = canary_record(run)
-    names = [name for name in record.get("releases", []) if not _released_file(run, name).exists()]
-    return names if names and not passed(run, record["steps"]) else []
+    """Names of the jobs that were not released yet; another user may not know."""
+    names = canary_record(run).get("releases", [])
+    return [name for name in names if file_exists(_released_file(run, name)) is not True]
 
 
 def cancel_held_jobs(names: List[str], *options: str) -> None:

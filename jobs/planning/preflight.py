@@ -29,7 +29,7 @@ from flip.config.schema import Config, TextTower
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_whole_json
-from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import prompts
@@ -205,13 +205,19 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
             checks.append(Check(name, f"{shards}; {classes} classes"))
             _first_label(item.manifest, item.classes, classes)
         elif item.task == "probe":
-            fitted = f"{shards}; fitted on {_check_shards(item.train)}"
-            defect = probe_defect(item.manifest, item.train)
-            checks.append(Check(name, f"{fitted}; warning: {defect}. {PROBE_REMEDY}" if defect else fitted))
+            checks.append(Check(name, f"{shards}; fitted on {_check_shards(item.train)}"))
         else:
             _first_samples(item.manifest, ("txt",))
             checks.append(Check(name, f"{shards}; images and captions"))
     return checks
+
+
+def probe_warnings(config: Config) -> list[str]:
+    """Warnings about linear probes whose scores would mean nothing, of data sets on this machine."""
+    probes = [item for item in config.evaluate.sets if item.task == "probe"]
+    here = [item for item in probes if all((Path(path) / MARK).exists() for path in (item.manifest, item.train))]
+    defects = {item.name: probe_defect(item.manifest, item.train) for item in here}
+    return [f"evaluate.sets.{name}: {defect}. {PROBE_REMEDY}" for name, defect in defects.items() if defect]
 
 
 @lru_cache(maxsize=64)

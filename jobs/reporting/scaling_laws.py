@@ -17,6 +17,7 @@ from flip.config.derived import model_label
 from flip.config.identity import UNHASHED, generic_key
 from flip.monitoring.results import Outcome, score_of
 from jobs.common.text import count
+from jobs.reporting.seed_groups import source
 
 DRAWS = 2000
 MIN_RUNS = 4
@@ -38,8 +39,10 @@ def ignored(key: str) -> bool:
 def _compared(outcome: Outcome) -> dict[str, Any]:
     """The settings by which runs are compared. The commit that an extended run continues from follows from its
     trunk."""
-    settings, extends = outcome.settings, outcome.settings.get("init.extend")
-    return {k: v for k, v in settings.items() if not ignored(k) and not (extends and k == "init.commit")}
+    compared = {key: value for key, value in outcome.settings.items() if not ignored(key)}
+    if "init.commit" in compared:
+        compared["init.commit"] = None if outcome.settings.get("init.extend") else source(outcome)
+    return compared
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,20 @@ FREE = UNHASHED - {"resources.nodes", "resources.processes", "resources.gpus"} |
 """Settings that may differ in a group: the seed, and those that do not change results."""
 
 
+def source(outcome: Outcome) -> Any:
+    """What a run starts from, to be compared: of a run of the same sweep its name without the seed, with stage and S;
+    else the digest of the commit."""
+    settings = outcome.settings
+    run = Path(settings.get("init.run") or "/")
+    if run.parent != outcome.run.path.parent:
+        return settings.get("init.commit")
+    return run.name.removesuffix(f"-s{settings.get('seed')}"), settings.get("init.stage"), settings.get("init.samples")
+
+
 def _design(outcome: Outcome, free: Collection[str]) -> str:
     """The folder and the settings that are not ``free``, as text; of a run without settings its path."""
     design = {key: value for key, value in outcome.settings.items() if generic_key(key) not in free}
+    design |= {"init.commit": source(outcome)} if "init.commit" in design else {}
     return repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
 
 

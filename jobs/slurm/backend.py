@@ -10,7 +10,6 @@ import contextlib
 import os
 import secrets
 import sys
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,10 +131,7 @@ class SlurmBackend:
         with _slurm_errors(CANCEL_NOTE):
             rows = queue_rows(runs)
             invisible = invisible_jobs([run for run in runs if run.path not in rows])
-        problems, orphaned = (
-            [f"{path.name}: {why}" for path, why in invisible.items()],
-            defaultdict[Any, list[str]](list),
-        )
+        problems, canaries = [f"{path.name}: {why}" for path, why in invisible.items()], list[RunDir]()
         for run in runs:
             row = rows.get(run.path)
             if row is None or row.state in ENDED:
@@ -144,19 +140,28 @@ class SlurmBackend:
                 continue  # it is ending, and its trap or its next start reads cancel.json
             save = row.state not in WAITING and run.path not in again
             if not save:  # its exit trap, which cancels the jobs that wait for this canary, will not run
-                orphaned[tuple(_owner_filter(run))] += canary.still_held(run)
+                canaries.append(run)
             try:
                 slurm_cli.call("scancel", *(["--signal=USR2"] if save else []), *_owner_filter(run), row.id)
             except SlurmUnavailable as error:
                 problems.append(f"{run.name}: {error}")
-        for options, names in orphaned.items():
+        for run in canaries:
             try:
-                canary.cancel_held_jobs(names, *options)
-            except SlurmUnavailable as error:
-                problems.append(f"jobs that wait for a canary: {error}")
+                _settle(run)
+            except (SlurmUnavailable, OSError, ValueError) as error:
+                problems.append(f"{run.name}, jobs that wait for it: {error}")
         if problems:
             remedy = "Runs with a cancel.json do not restart; cancel again on a machine where Slurm answers."
             raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)
+
+
+def _settle(run: RunDir) -> None:
+    """Release or cancel the jobs that wait for a canary whose exit trap does not run."""
+    if names := canary.still_held(run):
+        if canary.passed(run, canary.canary_record(run)["steps"]):
+            canary.release(run)
+        else:
+            canary.cancel_held_jobs(names, *_owner_filter(run))
 
 
 def _owner_filter(run: RunDir) -> list[str]:

@@ -3,8 +3,10 @@
 import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
@@ -40,7 +42,9 @@ def planned_jobs(
     ``query``: ask Slurm for start times. ``canary``: steps of a canary, 0: none; by default as in the profile.
     """
     folder = plan.folder / ".code"
-    code, present = folder / CODE, folder / current_digest(REPOSITORY)  # the digest tells which code has passed
+    code = present = folder / CODE
+    with suppress(ConfigError):  # too much code, which `submit` refuses
+        present = folder / current_digest(REPOSITORY)  # tells which code has passed its canary
     jobs = [
         Job(
             RunDir(plan.folder / action.name),

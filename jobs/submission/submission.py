@@ -222,6 +222,7 @@ class Submission:
             notes=[*notes, *filter(None, [step_time.advice(config, profile)])],
             warnings=[
                 *warnings(config),
+                *preflight.probe_warnings(config),
                 *filter(None, [step_time.input_warning(config, profile)]),
                 *(tracker.warnings(config) if profile.kind == "local" else ()),
             ],
@@ -244,11 +245,12 @@ class Submission:
 
     def _resolve_init(self, run: Run) -> Init:
         """``init``, resolved; a run that has started continues without it if its source is gone."""
-        init = run.config.init
-        stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
-        known = next(filter(None, stored), None)
-        if known and init.commit:  # named by its digest: whatever its source holds now
-            return known
+        init, seed = run.config.init, f"-s{run.config.seed}"
+        known = self._stored_init(run, init)
+        if known is None and init.run.endswith(seed):  # it started before each seed had a source of its own
+            known = self._stored_init(run, replace(init, run=init.run.removesuffix(seed)))
+            if known is not None:
+                return known
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except warm_start.SourceMissing:
@@ -258,6 +260,11 @@ class Submission:
             if known is None:
                 raise
             return known
+
+    def _stored_init(self, run: Run, init: Init) -> Init | None:
+        """The resolved ``init`` of a run, or of its newest fork, that has commits of its own."""
+        stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
+        return next(filter(None, stored), None)
 
     def _resolve_stable(
         self, run: Run, data: Sequence[DatasetFacts], on: Host

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from flip.config import merge
+from flip.config.schema import Init
 from flip.monitoring import results as monitoring
 from flip.monitoring.results import find_runs, read_run
 from flip.monitoring.results import row as results_row
@@ -113,6 +114,18 @@ def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
     assert {"data.workers", "data.sets.*.weight", "stages.*.compute.recompute", "monitor.wandb"} <= seed_groups.FREE
     changing = {"optim.clip", "stages.*.mask", "data.lanes", "resources.nodes", "compute.threads", "init.commit"}
     assert not changing & seed_groups.FREE
+
+
+def test_seeds_that_start_from_runs_of_their_own_seeds_are_one_group(tmp_path):
+    folder = tmp_path / "demo"
+    for name, seed in (("short", 0), ("short-s1", 1)):
+        run = make(folder, name, seed=seed)
+        config = merge.read_config(run.config)
+        trunk = str(folder / name.replace("short", "trunk"))
+        config.init = Init(run=trunk, stage="pretrain", samples=6400, commit=f"{seed:016d}", extend=True)
+        run.config.write_text(merge.dump(config), encoding="utf-8")
+    (group,) = seed_groups.group_by_seed(outcomes(folder))
+    assert [outcome.run.name for outcome in group.outcomes] == ["short", "short-s1"]
 
 
 def test_run_that_is_repeated_with_its_seed_is_no_second_seed(tmp_path):

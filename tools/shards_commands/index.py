@@ -129,7 +129,8 @@ def local_matches(pattern: str) -> list[str]:
                 os.lstat(os.path.join(folder, name))
                 found.append(os.path.join(folder, name))
                 continue
-            entries = fnmatch.filter(os.listdir(folder or "."), name)
+            # the root of a file system has lost+found, which only root may read
+            entries = [entry for entry in fnmatch.filter(os.listdir(folder or "."), name) if entry != "lost+found"]
         except (FileNotFoundError, NotADirectoryError):
             continue
         except PermissionError as error:

@@ -159,6 +159,8 @@ def test_list_is_training_split_only_if_its_name_says_so(tmp_path):
     for name, image in (("labels", "a.png"), ("train", "b.png")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": image, "label": 0}))
     assert datasets.locate_split(str(tmp_path)).where.endswith("labels.jsonl")
+    (tmp_path / "test.jsonl").write_text(json.dumps({"image": "a.png", "label": 0}))
+    assert datasets.locate_split(str(tmp_path)).where.endswith("test.jsonl"), "its name says so"
     assert datasets.locate_split(str(tmp_path), "train").where.endswith("train.jsonl")
     assert datasets.locate_split(str(tmp_path / "labels.jsonl"), "train") is None
     (tmp_path / "train.jsonl").unlink()

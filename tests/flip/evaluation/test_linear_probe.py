@@ -122,3 +122,9 @@ def test_probe_of_shards_reuses_and_repairs_cached_features(encoder, data, tmp_p
     assert {**repaired, "seconds": 0} == {**first, "seconds": 0}
     Evaluator(encoder, 16, cache=FeatureCache(tmp_path / "cache", "another"), C=1.0).score(item)
     assert len(list((tmp_path / "cache" / "another").iterdir())) == 2
+
+
+def test_probe_on_its_own_training_images_has_a_note(encoder, data):
+    item = ResolvedDataset.from_config(EvaluationSet("squares", str(data), task="probe", train=str(data)))
+    (score,) = Evaluator(encoder, 16, C=1.0).score(item)
+    assert "fitted on the images that it scores" in score["note"]

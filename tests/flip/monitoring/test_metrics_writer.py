@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
+from flip import costs
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import PARTS
@@ -144,6 +145,18 @@ def test_status_is_written_only_by_newest_attempt(run):
     assert (status["attempt"], status["phase"], status["samples"]) == (2, "training", 16)
     new.close("complete")
     assert read_json(run.status)["phase"] == "complete"
+
+
+def test_time_left_counts_the_work_of_later_stages(run):
+    """An unmasked stage follows, whose samples take longer."""
+    stages = [Stage(samples=80, batch=8, mask="0.75"), Stage(name="unmasked", samples=80, batch=8, mask="0")]
+    config = Config(stages=stages)
+    flops = [costs.stage_flops(config, stage) for stage in stages]
+    writer = metrics_writer.MetricsWriter(run, run.start_attempt({}), total=160, steps=20, seconds=0.0)
+    writer.start(0, 0, config)
+    writer.step(record(2, 1.0))
+    expected = (80 - 16 + 80 * flops[1] / flops[0]) / 4
+    assert read_json(run.status)["eta_seconds"] == pytest.approx(expected) and flops[1] > 2 * flops[0]
 
 
 def test_status_reports_unsteady_speed(run):

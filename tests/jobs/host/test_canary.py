@@ -267,9 +267,12 @@ def test_cancel_of_canary_that_does_not_run_cancels_held_jobs(submitted, first, 
 def test_cancel_of_canary_that_has_passed_cancels_no_other_job(submitted):
     a, *_ = submitted.runs
     log(a, attempts.start_attempt(a, {}), 1, 51)
+    submitted.queue(first="PENDING|Priority")
+    clusters.request_cancel([a], "a mistake")
+    assert calls(submitted, "scancel", "scontrol release") == ["scancel 57", "scontrol release 52"]
     submitted.queue(first="PENDING|Priority", waiting="PENDING|JobHeldAdmin")
     clusters.request_cancel([a], "a mistake")
-    assert calls(submitted, "scancel") == ["scancel 57"]
+    assert calls(submitted, "scancel", "scontrol release")[2:] == ["scancel 57"], "an administrator holds them"
 
 
 @pytest.mark.parametrize("last, done", [(51, "scontrol release 52"), (2, "scancel 52")])

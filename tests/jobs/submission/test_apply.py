@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.config.merge import read_config
+from flip.runs import commit
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
@@ -132,6 +133,30 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     assert typed.trashed() == ["half-v2", "whole"]
     masks = [read_config(desk.runs / "demo" / name / "config.yaml").stages[0].mask for name in ("half", "half-v2")]
     assert masks == ["0.5", "0.75"]
+
+
+def save(run, samples):
+    """Commit S = ``samples`` of a run as its first attempt."""
+    run.start_attempt({})
+    path = commit.folder(run, "pretrain", samples, 1)
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_text("weights")
+    commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": 1})
+
+
+def test_run_that_started_from_seed_0_continues_so_after_its_seed_has_a_source(desk, typed):
+    """Before, all seeds started from seed 0."""
+    head, one = desk.text.partition("runs:")[0], "init: {run: trunk, samples: 16, extend: true}"
+    assert typed("--only", "trunk", sweep=head + f"runs: {{trunk: , short-s1: {{seed: 1, {one}}}}}\n")[0] == 0
+    save(RunDir(desk.runs / "demo" / "trunk"), 16)
+    before = head + f"runs: {{trunk: , short-s1: {{seed: 1, {one}}}}}\n"
+    assert typed(sweep=before)[0] == 0 and typed.started == ["trunk", "short-s1"]
+    save(RunDir(desk.runs / "demo" / "short-s1"), 32)
+    seeds = head + f"runs: {{trunk: , short: {{{one}}}}}\nseeds: [0, 1]\n"
+    code, _, err = typed("--only", "short-s1", sweep=seeds)
+    assert code == 0 and typed.started == ["short-s1"], err
+    init = read_config(desk.runs / "demo" / "short-s1" / "config.yaml").init
+    assert init.run == str(desk.runs / "demo" / "trunk")
 
 
 def test_only_keeps_published_numbers_of_other_forks(desk, typed):
