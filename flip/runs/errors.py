@@ -37,10 +37,10 @@ PRECEDENCE = tuple(CAUSES)
 
 #: File errors that pass by themselves or with an administrator's help, and are no fault of the run.
 #: The second line: what mounts of FUSE, Lustre, CIFS and others return after they lost their server; macOS lacks two.
-STORAGE_ERRNOS = tuple(getattr(errno, name) for name in (
+STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if name in (
     "ENOSPC", "EDQUOT", "EIO", "ESTALE", "EROFS", "ETIMEDOUT", "EFBIG",
     "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ECOMM", "ENOLINK",
-) if hasattr(errno, name))  # fmt: skip
+))  # fmt: skip
 
 #: User name and password in an address; the password may contain an @.
 USERINFO = re.compile(r"(?<=://)[^/\s]+@")

@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from flip.runs.errors import ConfigError
-from flip.runs.rundir import RunDir, exists
+from flip.runs.rundir import RunDir
 from jobs.common import cluster_profile
 from jobs.common.text import plain, suggestion
 
@@ -25,7 +26,9 @@ def is_run(path: Path) -> bool:
     if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
         return False
     try:
-        return exists(path / "config.yaml")
+        return stat.S_ISREG(os.stat(path / "config.yaml").st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError:  # another user's, or below a folder that this user cannot enter, or on a mount that is gone
         return os.path.lexists(path)
 
