@@ -118,7 +118,7 @@ def release(run: RunDir) -> List[str]:
 
 
 def still_held(run: RunDir) -> List[str]:
-    """Names of the jobs that were not released yet; another user may not know."""
+    """Names of the jobs that were not released yet, or whose release this user cannot see."""
     names = canary_record(run).get("releases", [])
     return [name for name in names if file_exists(_released_file(run, name)) is not True]
 

@@ -105,9 +105,8 @@ def request_cancel(runs: Iterable[RunDir], why: str, repeat_kills: bool = True) 
             unwritten[run.path] = error
     undelivered = ""
     try:
-        cancel(
-            runs, [*(before if repeat_kills else ()), *unwritten]
-        )  # without the file, a run that saves and exits would restart
+        # without the file, a run that saves and exits would restart
+        cancel(runs, [*(before if repeat_kills else ()), *unwritten])
     except FlipError as error:
         if not unwritten:
             raise

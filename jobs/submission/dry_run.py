@@ -44,7 +44,7 @@ def planned_jobs(
     folder = plan.folder / ".code"
     code = present = folder / CODE
     with suppress(ConfigError):  # too much code, which `submit` refuses
-        present = folder / current_digest(REPOSITORY)  # tells which code has passed its canary
+        present = folder / current_digest(REPOSITORY)  # which may have passed its canary
     jobs = [
         Job(
             RunDir(plan.folder / action.name),

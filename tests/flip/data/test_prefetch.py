@@ -121,11 +121,12 @@ def test_read_that_hangs_is_an_outage_of_storage(storage):
 
 
 def test_read_behind_others_in_the_queue_is_waited_for(monkeypatch):
-    """Each read takes less than the patience, all before this one take more."""
+    """Each read takes much less than the patience, all before this one take more."""
     monkeypatch.setattr(prefetch, "THREADS", 1)
     order = SampleOrder(**ORDER)
-    prefetcher = Prefetch(order, range(4), 0, lambda j: time.sleep(0.1) or [j], lambda j: False, len_of, patience=0.5)
-    assert prefetcher.chunk(0, 0, 3) == [3]
+    prefetcher = Prefetch(order, range(4), 0, lambda j: time.sleep(0.15) or [j], lambda j: False, len_of, patience=1.5)
+    last = next(j for j in range(500) if j not in prefetcher._chunks[0][0])  # requested after all others
+    assert prefetcher.chunk(0, 0, last) == [last]
     prefetcher.close()
 
 
