@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import os
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 from benchmarks.lib import results
+from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 
 OURS, PEER = "ours", "clip_benchmark"
@@ -94,7 +94,7 @@ def compare(task: Task, rounds: int) -> dict[str, Any]:
     for form, each in scores.items():
         seconds = statistics.median(times[form])
         row = {"form": form, "milliseconds": rounded(1000 * seconds), "samples_per_s": rounded(task.images / seconds)}
-        row |= {"extra_MB": round(each[0].extra / 1e6)}  # later rounds find the process at its peak
+        row |= {"extra_MB": round(each[0].extra / 1e6)}  # in later rounds, memory of the first may still be held
         rows.append(row | results.ratio(times[PEER], times[form], "times_as_fast"))
     return {
         "images": task.images, "classes" if task.name == "zero-shot" else "captions": task.second,
@@ -106,10 +106,10 @@ def compare(task: Task, rounds: int) -> dict[str, Any]:
 def scored(form: str, task: Task) -> Scored:
     """The task once, in this process."""
     score = _ready(form, task)
-    before = _peak()
+    before = start_peak()
     start_time = time.perf_counter()
     shares = score()
-    return Scored(time.perf_counter() - start_time, _peak() - before, shares)
+    return Scored(time.perf_counter() - start_time, peak_bytes() - before, shares)
 
 
 @cache
@@ -193,10 +193,6 @@ def _near(what: Any, noise: float, generator: Any) -> Any:
 
     drawn = torch.randn(what.shape, generator=generator)
     return torch.nn.functional.normalize(what + noise * drawn, dim=1)
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

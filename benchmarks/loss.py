@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import importlib.util
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +22,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from benchmarks.lib import results
+from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 from flip.costs import LOSS_TILE, loss_bytes
 
@@ -76,7 +76,8 @@ def at(b: int, batch: int, chosen: argparse.Namespace) -> list[dict[str, Any]]:
         row |= dict.fromkeys(["to_whole", "least", "most", "extra_MB", "predicted_MB", "kernels"], "")
         if tile:
             row["kernels"] = loss_operations(b, batch // b, WIDTH, tile)
-            row["predicted_MB"] = round(loss_bytes(b, batch // b, WIDTH, tile) / 1e6)
+            given = 4 * WIDTH * (batch + 2 * b)  # features that are there before: all texts, own images and texts
+            row["predicted_MB"] = round((loss_bytes(b, batch // b, WIDTH, tile) - given) / 1e6)
         if name in times:
             row |= {"milliseconds": rounded(1000 * statistics.median(times[name])), "extra_MB": extra[name]}
         if "whole" in times and name in times:
@@ -96,7 +97,7 @@ def measured(forms: dict[str, int], b: int, batch: int, chosen: argparse.Namespa
             for name, pool in pools.items():
                 seconds, more = pool.submit(_case, name, forms[name], b, batch, chosen).result()
                 times[name].append(seconds)
-                extra.setdefault(name, round(more / 1e6))  # later rounds find the process at its peak
+                extra.setdefault(name, round(more / 1e6))  # in later rounds, memory of the first may still be held
     return times, extra
 
 
@@ -126,12 +127,12 @@ def _case(name: str, tile: int, b: int, batch: int, chosen: argparse.Namespace) 
     leaves = [x.requires_grad_() for x in (image, texts, images, torch.tensor(14.3, device=device))]
     step = {"whole": _whole, "open_clip": _open_clip}.get(name, _tiles)
     step(torch, *(x[:64].detach().requires_grad_() if x.dim() else x for x in leaves), tile or 1)  # what starts once
-    before = _peak(torch, device, reset=True)
+    before = start_peak(device)
     start_time = time.perf_counter()
     step(torch, *leaves, tile)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start_time, _peak(torch, device) - before
+    return time.perf_counter() - start_time, peak_bytes(device) - before
 
 
 def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
@@ -151,15 +152,6 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     tiled, _ = contrastive_loss(image, text, scale, tile=tile)
     tiled_grads, reference = ([value.detach(), *torch.autograd.grad(value, leaves)] for value in (tiled, plain))
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(tiled_grads, reference, strict=True))
-
-
-def _peak(torch: Any, device: str, reset: bool = False) -> int:
-    """Peak bytes so far; ``reset`` starts a new peak from the current bytes."""
-    if device == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return int(torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import itertools
-import resource
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
 from benchmarks.lib import results
+from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 from benchmarks.loss import device
 from flip import costs
@@ -121,22 +121,11 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
     row = MODEL_PRESETS["tiny"]
     small = Model(embed=row["embed"], image=ImageTower(**row["image"]), text=TextTower(**row["text"]))
     once(built(small), small, 4, "0.5")  # what libraries load at their first use
-    before = _peak(torch, compute.device, reset=True)
+    before = start_peak(compute.device)
     pair = built(model)
     once(pair, model, 2, mask)
     once(pair, model, b, mask)
-    return _peak(torch, compute.device) - before
-
-
-def _peak(torch: Any, device: str, reset: bool = False) -> int:
-    """Peak bytes so far; ``reset`` starts a new peak from the current bytes."""
-    if device == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return int(torch.cuda.memory_allocated() if reset else torch.cuda.max_memory_allocated())
-    if reset:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes(compute.device) - before
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import importlib.util
 import multiprocessing
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from benchmarks.lib import results, training_steps
+from benchmarks.lib.peak_memory import peak_bytes
 from benchmarks.lib.profiles import REST
 from benchmarks.lib.results import rounded
 from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, Case
@@ -190,7 +190,7 @@ def _work(pipe: Connection, case: Case, chosen: argparse.Namespace) -> None:
     for i in sorted(range(len(steps)), key=lambda i: -float(case.masks[i])):  # from the smallest, as peaks only rise
         for _ in range(WARM[chosen.device]):
             timed(i)
-        peaks[i] = torch.cuda.max_memory_allocated() if cuda else _peak()
+        peaks[i] = peak_bytes(chosen.device)
     pipe.send("ready")
     while (i := pipe.recv()) is not None:
         pipe.send(timed(i))
@@ -208,13 +208,6 @@ def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, fl
     first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]
     shares = {name.removeprefix("aten::"): rounded(spent[name] / total) for name in first}
     return shares | {REST: rounded(max(0.0, 1 - sum(shares.values())))}
-
-
-def _peak() -> int:
-    """Peak bytes of this process; ru_maxrss would include the parent's at the start."""
-    match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert match
-    return 1024 * int(match[1])
 
 
 if __name__ == "__main__":

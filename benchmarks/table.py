@@ -1,8 +1,10 @@
 """Writes RESULTS.md from the results of the benchmarks, and the figures that README and docs/ quote.
 
-A quoted figure stands between two comments; the first names the benchmark and the row:
+A quoted figure stands between two comments; the first names the benchmark and the row. ``ours`` quotes the column of
+that name, ``figure`` the ratio:
 
     <!-- figure NAME: WHAT -->...<!-- end -->
+    <!-- ours NAME: WHAT -->...<!-- end -->
 
 This command fills it in. `make bench` calls it at its end.
 
@@ -31,7 +33,7 @@ from flip.runs.rundir import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md"
-QUOTED = re.compile(r"(<!-- figure (\w+): (.+?) -->)(.*?)(<!-- end -->)")
+QUOTED = re.compile(r"(<!-- (figure|ours) (\w+): (.+?) -->)(.*?)(<!-- end -->)")
 HEAD = """# Results of the benchmarks
 
 `make bench` writes this page from `benchmarks/results/*.json`; `make bench ONLY="stream loss"` measures some of them
@@ -140,17 +142,18 @@ def quoting() -> list[Path]:
 
 def filled(text: str, results_by_name: Mapping[str, Any], path: Path) -> str:
     """The text with all quoted figures updated. Raises SystemExit if a row does not exist."""
-    known = {(name, row.what): row.figure for name, some in rows(results_by_name).items() for row in some}
+    known = {(name, row.what): row for name, some in rows(results_by_name).items() for row in some}
 
     def figure(match: re.Match[str]) -> str:
-        opening, name, what, _, end = match.groups()
+        opening, column, name, what, _, end = match.groups()
         if name in ROWS and name not in results_by_name:
             return f"{opening}{NOT_MEASURED}{end}"
         if (name, what) not in known:
             raise SystemExit(
                 f"{path}: no row of the table is {name}: {what}. Rows: python benchmarks/table.py --results"
             )
-        return f"{opening}{known[name, what]}{end}"
+        row = known[name, what]
+        return f"{opening}{row.own if column == 'ours' else row.figure}{end}"
 
     return QUOTED.sub(figure, text)
 

@@ -231,3 +231,11 @@ def test_shards_page_rewrite_script_keeps_texts(tmp_path):
 def texts(manifest: Manifest):
     for j in range(manifest.chunks):
         yield from zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True)
+
+
+def test_readme_repeats_gain_of_the_study():
+    readme, study = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/study.md"))
+    quoted = re.search(r"mask 50 % gains ([\d.]+) points \(95 % interval (\S+) to (\S+)\)", readme)
+    assert quoted, "the sentence of README.md below its figure"
+    gain, low, high = quoted.groups()
+    assert f"mask50 is more accurate than clip: +{gain} ({low} to {high}) points" in study

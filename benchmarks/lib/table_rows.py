@@ -117,7 +117,7 @@ def loss(result: Found) -> list[Row]:
     last = [row for row in result["cases"] if row["form"] == tile][-1]
     ratio = last["extra_MB"] / last["predicted_MB"]
     rows.append(Row(
-        f"loss in {tile}, b = {last['b']:,}, B = {last['B']:,}, memory to that of b * tile and the features",
+        f"loss in {tile}, b = {last['b']:,}, B = {last['B']:,}, memory to that of its tiles and gradients",
         f"{last['extra_MB']:,} MB", f"{last['predicted_MB']:,} MB by arithmetic", ratio, **goal(ratio, "<=", 1.1),
     ))  # fmt: skip
     far = result["farthest_from_float64"]
