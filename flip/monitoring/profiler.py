@@ -53,6 +53,11 @@ class Profiler:
         else:
             yield
 
+    def close(self) -> None:
+        """Write the trace if training ends before all its steps."""
+        if self._trace is not None:
+            self._write()
+
     def _sample(self) -> Iterator[None]:
         # of a GPU's step only kernels are read (``_intervals``): recording operations too would slow their launch
         profiler = _start([ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])

@@ -205,9 +205,11 @@ class Trainer:
                     self.run_stage(span)
                 if self.samples == span.end < self.total:
                     self.validate(span)
+            self.collector.profiler.close()
             self.finish()
         except TrainingStopped:
             self.checkpoints.wait()
+            self.collector.profiler.close()
             raise
 
     # -- the loop ----------------------------------------------------------------------------------------------------

@@ -33,11 +33,26 @@ def steps(profiler, count, start=0, batch=8):
 def test_profiler_traces_requested_steps(tmp_path):
     folder = tmp_path / "traces"
     steps(Profiler(folder, 3, 1, CPU, first=20, steps=2, minutes=10), 8)
+    assert mm_events(folder) == 2
+
+
+def test_profiler_writes_shorter_trace_if_training_ends_within_it(tmp_path):
+    folder = tmp_path / "traces"
+    profiler = Profiler(folder, 3, 1, CPU, first=20, steps=5, minutes=10)
+    steps(profiler, 4)
+    assert not folder.exists()
+    profiler.close()
+    assert mm_events(folder) == 2
+    profiler.close()
+    assert len(list(folder.iterdir())) == 1
+
+
+def mm_events(folder):
     (path,) = folder.iterdir()
     assert path.name == "3-3.json.gz"  # the step with samples 16 .. 23
     with gzip.open(path) as file:
         events = json.load(file)["traceEvents"]
-    assert sum(event.get("name") == "aten::mm" for event in events) == 2
+    return sum(event.get("name") == "aten::mm" for event in events)
 
 
 @pytest.mark.parametrize("first, count, start", [(20, 0, 0), (20, 2, 24)])

@@ -287,6 +287,7 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
         config = configuration(data, world=2, samples=(4, 3))
         config.data.workers = config.evaluate.every = 0
         config.evaluate.sets, config.compute.accumulate = [], 2
+        config.monitor.profile_steps = 100  # more than there are
         config.checkpoint.samples = BATCH if name == "each step saved" else 100 * BATCH
         run = RunDir(tmp_path / "sweep" / name.replace(" ", "-"))
         run.path.mkdir(parents=True)
@@ -311,6 +312,8 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
         assert ends[rank][0] == expected_ends, ends[rank][1]
     saved = [commit.commits(RunDir(path))[-1].samples for path, *_ in cases]
     assert saved == [steps * BATCH for _, steps in expected.values()]
+    traces = [[trace.name for trace in RunDir(path).traces.iterdir()] for path, *_ in cases]
+    assert traces == [["1-1.json.gz"]] * len(cases), "rank 0 traced until it stopped"
 
 
 def test_stage_sets_its_own_recompute_mode():
