@@ -9,11 +9,10 @@ that waits has ``waits_for``, the name of its canary.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from flip.runs.rundir import RunDir, create_json, read_record
+from flip.runs.rundir import RunDir, create_json, exists, read_record
 from jobs.host import attempts, slurm_cli
 
 
@@ -76,12 +75,9 @@ def was_released(run: RunDir, job: Dict[str, Any]) -> Optional[bool]:
 def file_exists(path: Path) -> Optional[bool]:
     """Whether a file of a submission exists; None if unknown, because its folder (0700) belongs to another user."""
     try:
-        os.stat(str(path))
+        return exists(path)
     except PermissionError:
         return None
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def is_current(canary: RunDir, job: Dict[str, Any]) -> bool:
