@@ -1,5 +1,6 @@
-"""Helpers of all builders: waiting for a condition, running a command, creating a run directory."""
+"""Helpers of all builders: waiting for a condition, running a command, creating a run directory, denying access."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from flip.runs.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
+NOBODY = 65534
 
 
 def wait_until(condition, event, seconds=120.0, pause=0.05, story=None):
@@ -29,6 +31,22 @@ def run_script(script, *arguments, cwd, runs, timeout=None, env=None):
         [sys.executable, ROOT / script, *arguments], capture_output=True, text=True, cwd=cwd, env=environment,
         stdin=subprocess.DEVNULL, timeout=timeout,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def no_access(*paths):
+    """Within the context, this process may not access ``paths``: they have mode 0, and root acts as another user."""
+    user, modes = os.geteuid(), [(path, path.stat().st_mode) for path in paths]
+    for path in paths:
+        path.chmod(0)
+    try:
+        if user == 0:  # root ignores modes
+            os.seteuid(NOBODY)
+        yield
+    finally:
+        os.seteuid(user)
+        for path, mode in modes:
+            path.chmod(mode)
 
 
 def make_run(path, config="schema: 1\n", play=None):

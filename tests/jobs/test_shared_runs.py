@@ -23,9 +23,9 @@ from jobs.planning import preflight
 from jobs.runs import clusters, select
 from jobs.slurm import backend, job_states
 from jobs.submission import apply
+from tests.harness.common import no_access
 from tests.jobs.outcomes import make, wanted
 
-NOBODY = 65534
 SUBMITTED = "its job is not in Slurm's queue any more: submit again"
 
 
@@ -43,21 +43,11 @@ def tmp_path():
 
 @contextlib.contextmanager
 def another(*private: Path):
-    """Act as another user, who cannot enter the ``private`` folders. Without root, set their modes to 0 instead."""
-    modes = [(path, path.stat().st_mode) for path in private]
-    assert all(mode & 0o077 == 0 for _, mode in modes), "the folders are private before this function changes modes"
-    if os.geteuid() == 0:
-        os.seteuid(NOBODY)
-    else:
-        for path in private:
-            path.chmod(0)
-    try:
+    """Act as another user, who cannot enter the ``private`` folders."""
+    modes = [path.stat().st_mode for path in private]
+    assert all(mode & 0o077 == 0 for mode in modes), "the folders are private before their modes change"
+    with no_access(*private):
         yield
-    finally:
-        if os.getuid() == 0:
-            os.seteuid(0)
-        for path, mode in modes:
-            path.chmod(mode)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from flip.data.manifest.build import part_folder
 from flip.data.manifest.manifest import Manifest
 from flip.runs.errors import ConfigError, PermissionDenied
 from tests.flip.data.manifest.test_manifest import write_tar
+from tests.harness.common import no_access
 from tests.synthetic import make_dataset
 from tests.tools.test_shards import TOOL, run
 from tests.tools.test_shards_cli import call
@@ -308,20 +309,12 @@ def test_index_reports_folder_below_wildcard_that_cannot_be_read(data, tmp_path,
 
 
 def test_index_reports_folder_that_may_not_be_read(data):
-    data.chmod(0)
-    root = os.geteuid() == 0
-    try:
-        if root:  # root ignores file modes
-            os.seteuid(65534)
+    with no_access(data):
         for pattern in ("*.tar", "0000[0]/x.tar"):
             with pytest.raises(PermissionDenied, match="the folder may not be read"):
                 local_matches(str(data / pattern))
         with pytest.raises(PermissionDenied, match="may not be written"):
             claim(data / "below" / "m")
-    finally:
-        if root:
-            os.seteuid(0)
-        data.chmod(0o700)
 
 
 @pytest.mark.parametrize("more", [[], ["--part", "1/2"]])

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ from flip.config.merge import dump, lookup, merge, read_config
 from flip.config.schema import MODEL_PRESETS, Config
 from flip.config.yaml_io import LocatedDict, read_yaml
 from flip.runs.errors import ConfigError, PermissionDenied
+from tests.harness.common import no_access
 
 BASE = ("base.yaml", {"stages": [{"name": "pretrain", "samples": 1000, "batch": 10, "mask": 0.5}]})
 
@@ -164,16 +164,9 @@ def test_read_yaml_rejects_missing_file_and_folder(tmp_path):
 def test_read_yaml_raises_permission_denied_for_unreadable_file(tmp_path):
     path = tmp_path / "secret.yaml"
     path.write_text("a: 1\n")
-    path.chmod(0)
     tmp_path.chmod(0o755)
-    was = os.geteuid()
-    try:
-        if was == 0:
-            os.seteuid(65534)
-        with pytest.raises(PermissionDenied) as caught:
-            read_yaml(path)
-    finally:
-        os.seteuid(was)
+    with no_access(path), pytest.raises(PermissionDenied) as caught:
+        read_yaml(path)
     assert caught.value.code == 77 and str(path) in str(caught.value)
 
 

@@ -10,6 +10,7 @@ from flip.config.host import Host, core_seconds, memory_limits, this_host
 from flip.config.merge import merge
 from flip.config.resolve import DatasetFacts, dataset_facts, default_chunk, default_lanes, resolve, resolve_path
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
+from tests.harness.common import no_access
 
 LAPTOP = Host(cores=2, memory=16 * 10**9)
 LAION = {"data.samples": 400e6, "stages": [{"samples": 12.8e9, "batch": 65536}], "model.size": "L/16"}
@@ -150,16 +151,9 @@ def test_dataset_facts_reject_damaged_or_unreadable_manifest(tmp_path):
         with pytest.raises(DataError, match="damaged"):
             dataset_facts(unresolved)
     write_manifest(tmp_path / "m")
-    path.chmod(0)
     tmp_path.chmod(0o755)
-    was = os.geteuid()
-    try:
-        if was == 0:
-            os.seteuid(65534)
-        with pytest.raises(PermissionDenied, match="manifest.json"):
-            dataset_facts(unresolved)
-    finally:
-        os.seteuid(was)
+    with no_access(path), pytest.raises(PermissionDenied, match="manifest.json"):
+        dataset_facts(unresolved)
 
 
 def test_resolve_checks_ranges_before_arithmetic():

@@ -17,6 +17,7 @@ from flip.data.manifest import tar
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import ChunkTable, Manifest, write
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from tests.harness.common import no_access
 from tests.synthetic import caption, make_dataset
 from tools.shards_commands import inspect_samples
 
@@ -268,17 +269,8 @@ def test_manifest_load_rejects_damaged_or_missing_file(folder, name):
 
 
 def test_manifest_load_raises_permission_denied_for_unreadable_folder(folder):
-    folder.chmod(0)
-    root = os.geteuid() == 0
-    try:
-        if root:  # root ignores file modes
-            os.seteuid(65534)
-        with pytest.raises(PermissionDenied, match="may not be read"):
-            Manifest.load(folder)
-    finally:
-        if root:
-            os.seteuid(0)
-        folder.chmod(0o700)
+    with no_access(folder), pytest.raises(PermissionDenied, match="may not be read"):
+        Manifest.load(folder)
 
 
 def test_chunk_reader_names_samples_and_remedy_for_corrupt_chunk(folder):
