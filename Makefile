@@ -112,7 +112,7 @@ endif
 	@$(BIN)/flip report $(QUICKSTART) | tail -n 1
 	@echo "curves: $(BIN)/flip tensorboard $(QUICKSTART)"
 
-study: install  ## compare trainings at equal cost with paired seeds; write docs/study.md (80 minutes), STUDY=cheapest: docs/cheapest.md
+study: install  ## compare trainings at equal cost with paired seeds; write docs/study.md (less than 100 minutes), STUDY=cheapest: docs/cheapest.md
 	@$(BIN)/python tools/demo_data.py
 	@$(BIN)/python tools/study.py $(if $(STUDY),--study $(STUDY))
 

@@ -28,6 +28,7 @@ set:
   stages:                      # lengths are in samples; passes over the data: samples / size of the data set
     - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
   resources: {resources}
+  # evaluate.sets: test sets, by docs/evaluation.md; without them the report has no accuracy
 grid:
   stages.pretrain.mask: [0.5, 0.75]   # share of the patches that is left out; 0: CLIP
 """

@@ -24,7 +24,7 @@ COLUMNS = 8
 
 ACCURACY = (
     "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
-    " several seeds. The best value of a column is bold. Scores are computed in fp32 unless a column says otherwise."
+    " several seeds. The best value of a column is marked. Scores are computed in fp32 unless a column says otherwise."
     f" Training time, hours and samples/s: {seed_groups.COUNTED}."
 )
 
