@@ -31,6 +31,7 @@ from typing import Any
 
 from benchmarks.lib import results
 from benchmarks.lib.gpu_rows import FAILED, MEASURED, OUT_OF_MEMORY, ROWS, TIME_LIMIT, GpuRow
+from benchmarks.lib.profiles import device_rows
 from benchmarks.lib.training_steps import OURS, Case, flip_steps
 from flip.runs.rundir import write_json
 
@@ -85,7 +86,8 @@ def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -
     argv = [script, *options, "--device", device, *(row.quick if quick else ()), "--json"]
     command = [sys.executable, str(FOLDER / script), *argv[1:]]
     command += ["--folder", str(folder)] if script == "gpu.py" else []
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as a run has it (jobs/host/rank_entry.py)
+    environment |= os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     start_time, result = time.monotonic(), {}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -195,7 +197,8 @@ def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
         seconds = run(steps)
     profile.export_chrome_trace(str(chosen.folder / "trace.json.gz"))
     field = "self_device_time_total" if cuda else "self_cpu_time_total"
-    rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in profile.key_averages() if getattr(row, field)]
+    averages = device_rows(profile.key_averages(), cuda)
+    rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in averages if getattr(row, field)]
     longest = {name: results.rounded(spent / seconds) for spent, name, _ in sorted(rows, reverse=True)[:LONGEST]}
     count = sum(count for _, _, count in rows) // steps
     busy = results.rounded(sum(spent for spent, _, _ in rows) / seconds)

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.lib import results, training_steps
 from benchmarks.lib.peak_memory import peak_bytes
-from benchmarks.lib.profiles import REST
+from benchmarks.lib.profiles import REST, device_rows
 from benchmarks.lib.results import rounded
 from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, Case
 from flip import costs
@@ -203,7 +203,7 @@ def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, fl
     with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
         timed()
     field = "self_device_time_total" if cuda else "self_cpu_time_total"
-    spent = {row.key: getattr(row, field) for row in profile.key_averages()}
+    spent = {row.key: getattr(row, field) for row in device_rows(profile.key_averages(), cuda)}
     total = sum(spent.values()) or 1.0
     first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]
     shares = {name.removeprefix("aten::"): rounded(spent[name] / total) for name in first}

@@ -95,6 +95,10 @@ SLOTS = 4
 IN_HAND = 2
 """Batches of the rank itself: the one in use, and the next one while it is assembled."""
 
+BATCHES_ON_CUDA = 3
+"""Batches on a GPU: the one in use, the next one, and one whose memory is not known to be free yet
+(``flip.training.grad_cache``)."""
+
 
 def device_memory(
     model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0
@@ -110,10 +114,11 @@ def device_memory(
     count, shard = parameters(model), max(1, ranks // compute.replicate)
     visible, micro = kept_patches(model.image, mask), -(-local // compute.accumulate)
     size, captions = value_bytes(compute), left or model.text.length
+    batches = BATCHES_ON_CUDA if compute.device == "cuda" else 1
     always = {
         "weights": 4 * count["total"] // shard,
         "moments": 8 * count["total"] // shard,
-        "batch": local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
+        "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     if ranks == 1 and size == 2:  # autocast's copies
         always["bf16_weights"] = 2 * (count["total"] - model.text.vocabulary * model.text.width)

@@ -51,7 +51,8 @@ def _step(result: Mapping[str, Any], card: str) -> str:
     peak = costs.peak_flops(card, result["precision"])
     if peak is None:
         return words
-    flops = speed * costs.training_flops(model(result["size"]), row["mask"])["total"]
+    tokens = result["tokens_of_a_caption"] if row["form"] == LEFT_OUT else None
+    flops = speed * costs.training_flops(model(result["size"]), row["mask"], tokens)["total"]
     return f"{words}, {number(flops / 1e12)} TFLOP/s: {100 * flops / peak:.1f} % of the datasheet peak"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,11 @@ def uptime_and_interruptions(run: RunDir, attempt: int) -> tuple[float, int]:
     """
     uptime, interruptions = 0.0, 0
     for n in run.attempt_numbers():
-        ready = _time(_record(run.attempt(n) / "ready.json"))
+        ready = _record(run.attempt(n) / "ready.json").get("time")
         if n >= attempt or ready is None:
             continue
-        times = map(_time, rundir.newest_first(run.metrics / f"{n}.jsonl"))
-        uptime += max(0.0, next((time for time in times if time is not None), ready) - ready)
+        lines = rundir.newest_first(run.metrics / f"{n}.jsonl")
+        uptime += max(0.0, next((line["time"] for line in lines if "time" in line), ready) - ready)
         interruptions += _record(run.attempt(n) / "end.json").get("code") != 75
     return uptime, interruptions
 
@@ -152,8 +152,3 @@ def _record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         log.warning("ignored for the checkpoint interval: %s", error)
         return {}
-
-
-def _time(record: Mapping[str, Any]) -> float | None:
-    value = record.get("time")
-    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e12 else None

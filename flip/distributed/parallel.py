@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import inspect
 import os
 import random
 import signal
@@ -63,6 +64,7 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     timeout = datetime.timedelta(minutes=(hang_minutes or NEVER_MINUTES) + TIMEOUT_MARGIN_MINUTES)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
+    torch.set_float32_matmul_precision("highest")  # images of NVIDIA turn TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
     if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic
         set_compile_caches(compiled)
     if compute.deterministic == "yes":
@@ -254,8 +256,12 @@ def _mesh(world: World, replicas: int) -> DeviceMesh:
         return init_device_mesh(world.device.type, (world.size,))
     rows = torch.arange(world.size).view(replicas, -1)
     # Groups that the mesh creates have torch's default timeout, which may be shorter than a slow read.
-    if world.device.type == "cuda":  # one split of the communicator per dimension, instead of one per group
-        groups: Any = [distributed.split_group(split_ranks=r.tolist(), timeout=world.timeout) for r in (rows.T, rows)]
+    splits = "backend" in inspect.signature(distributed.split_group).parameters  # older torch would split gloo as NCCL
+    if world.device.type == "cuda" and splits:  # one split of the communicator per dimension, instead of one per group
+        groups: Any = [
+            distributed.split_group(split_ranks=r.tolist(), timeout=world.timeout, backend="cuda:nccl")
+            for r in (rows.T, rows)
+        ]
     else:
         groups = [
             distributed.new_subgroups_by_enumeration(r.tolist(), timeout=world.timeout)[0] for r in (rows.T, rows)

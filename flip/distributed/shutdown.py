@@ -191,7 +191,7 @@ class CoordinatedStop:
             return
         import torch
 
-        host, event = torch.empty(2, pin_memory=True), torch.cuda.Event()
+        host, event = torch.empty(2, pin_memory=True), torch.cuda.Event(blocking=True)
         host.copy_(requests, non_blocking=True)
         event.record()
         self._pending.append((event.synchronize, host))

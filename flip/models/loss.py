@@ -285,7 +285,7 @@ def contrastive_loss(
         gather.start(text)
     world_size = gather.world_size
     first = distributed.get_rank(group) * len(image) if world_size > 1 else 0
-    with torch.autocast(image.device.type, enabled=False), _allow_tf32(tf32 or torch.backends.cuda.matmul.allow_tf32):
+    with torch.autocast(image.device.type, enabled=False), _allow_tf32(tf32):
         if image.dtype != torch.float64:
             image, scale = image.float(), scale.float()
         texts = gather.finish()

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
-from flip.config.yaml_io import parse_yaml
+from flip.config.yaml_io import MAX_BYTES, parse_yaml
 from flip.evaluation.task import merge_results, precision
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
@@ -23,9 +23,6 @@ from flip.runs.ownership import read_regular
 from flip.runs.rundir import RunDir, read_record, sorted_glob
 
 T = TypeVar("T")
-
-CONFIG_LIMIT = 1 << 20
-"""Largest config.yaml that is read, bytes."""
 
 _ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
 """Action at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
@@ -196,7 +193,7 @@ class RunFileReader:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """The configuration as dotted key -> value; keys of this version are checked by the types of the schema."""
-    table = parse_yaml(read_regular(path, CONFIG_LIMIT).decode("utf-8"), str(path))
+    table = parse_yaml(read_regular(path, MAX_BYTES).decode("utf-8"), str(path))
     records.check_depth(table)
     settings = {key: value for key, value in flatten(records.checked(table or {}, {})).items() if value is not None}
     return {records.printable(key): records.checked(value, _kind(key), key) for key, value in settings.items()}

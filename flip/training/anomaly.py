@@ -59,7 +59,7 @@ class NonFiniteGuard:
         if numbers.is_cuda:
             host = torch.empty(2, dtype=numbers.dtype, pin_memory=True)
             host.copy_(numbers, non_blocking=True)
-            numbers, event = host, torch.cuda.Event()
+            numbers, event = host, torch.cuda.Event(blocking=True)  # a wait frees its core
             event.record()
         self.flush()
         self._pending = step, numbers, event

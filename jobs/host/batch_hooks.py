@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempts, bad_nodes, canary, notify, processes, slurm_cli, wall_limit
-from jobs.host.restart_policy import UNKNOWN, Decision
+from jobs.host.restart_policy import UNKNOWN
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -250,7 +250,11 @@ def end(
     )
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
     if decision.action == "requeue":
-        requeue_job(decision, run, n)
+        if not job:
+            remedy = "The end is recorded; continue local runs with `python jobs/submit.py`."
+            what = "not a batch job: nothing to requeue"
+            raise ConfigError(what, "jobs/host/batch_hooks.py", decision.cause, remedy=remedy)
+        restart(decision.delay, decision.exclude, run=run, attempt=n)
     else:
         if job and "PENDING" in (state or "") and decision.delay >= 1:  # Slurm has requeued it, to start at once
             problem = slurm_cli.delay_start(job, decision.delay)
@@ -366,16 +370,6 @@ def on_shell_gone(run: RunDir, n: int) -> int:
         run.record_time_limit(n)
     restart(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
     return 0
-
-
-def requeue_job(decision: Decision, run: RunDir, n: int) -> None:
-    """Restart the batch job through Slurm. ConfigError outside of one."""
-    if not slurm_cli.own_job(os.environ):
-        remedy = "The end is recorded; continue local runs with `python jobs/submit.py`."
-        raise ConfigError(
-            "not a batch job: nothing to requeue", "jobs/host/batch_hooks.py", decision.cause, remedy=remedy
-        )
-    restart(decision.delay, decision.exclude, run=run, attempt=n)
 
 
 def restart(

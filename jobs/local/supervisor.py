@@ -106,7 +106,7 @@ class Supervisor:
             with self.isolate_errors(run.path):
                 due = self.start_time(run) <= time.monotonic()
                 room = len(self.active) < self.settings.parallel and self.free_gpus(job) is not None
-                if due and (self.unended(run) or room):
+                if due and (attempts.unended(run) or room):
                     self.start(run, job)
                 waiting = True
         return waiting or bool(self.retry_at.keys() - self.damaged)
@@ -127,7 +127,7 @@ class Supervisor:
                 end = attempts.current_end(run)
                 over = run.result.exists() or (end is not None and end["action"] in ("stop", "done"))
                 held = not over and canary.holding(run, job) is not None
-                if self.unended(run) or not (over or held or run.cancel.exists()):
+                if attempts.unended(run) or not (over or held or run.cancel.exists()):
                     rows.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(rows, key=lambda row: row[:2])]
 
@@ -161,11 +161,6 @@ class Supervisor:
             return
         self.retry_at[path] = time.monotonic() + RETRY
 
-    def unended(self, run: RunDir) -> int:
-        """The newest attempt if it has no end yet, else 0."""
-        n = run.newest_attempt()
-        return n if n and not (run.attempt(n) / "end.json").exists() else 0
-
     def start_time(self, run: RunDir) -> float:
         """When the run may start, by this machine's monotonic clock."""
         end = attempts.current_end(run)
@@ -177,8 +172,8 @@ class Supervisor:
 
     def start(self, run: RunDir, job: dict[str, Any]) -> None:
         """Adopt the attempt of a dead supervisor, or start a new one."""
-        n = self.unended(run)
-        if n:
+        if unended := attempts.unended(run):
+            n = unended[-1]
             log.info("%s: adopting attempt %d", run.name, n)
             patience = max(ADOPTION, self.settings.stop_grace)
             self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)

@@ -17,7 +17,7 @@ from flip.config.derived import model_label
 from flip.config.identity import UNHASHED, generic_key
 from flip.monitoring.results import Outcome, score_of
 from jobs.common.text import count
-from jobs.reporting.seed_groups import source
+from jobs.reporting.seed_groups import source, stages_of
 
 DRAWS = 2000
 MIN_RUNS = 4
@@ -54,14 +54,9 @@ class Axis:
     position: Callable[[Outcome], float | None]
 
 
-def _stage(key: str) -> Callable[[Outcome], float | None]:
-    """Position by a setting of the first stage."""
-
-    def position(outcome: Outcome) -> float | None:
-        values = [v for k, v in outcome.settings.items() if k.startswith("stages.") and k.endswith(f".{key}")]
-        return float(values[0]) if values else None
-
-    return position
+def _batch(outcome: Outcome) -> float | None:
+    """The batch of the first stage."""
+    return next((float(fields["batch"]) for fields in stages_of(outcome.settings).values() if "batch" in fields), None)
 
 
 _SIZE = r"model\.(embed|image\.patch|(image|text)\.(width|layers|heads))"
@@ -75,7 +70,7 @@ AXES = (
     Axis("parameters", re.compile(_SIZE), lambda o: (o.result.get("parameters") or {}).get("total")),
     Axis("samples in the data set", re.compile(_DATA), lambda o: o.settings.get("data.samples")),
     Axis("samples seen", re.compile(_LENGTH), lambda o: o.progress["samples"]),
-    Axis("batch", re.compile(r"stages\..*\.(batch|base_lr)"), _stage("batch")),
+    Axis("batch", re.compile(r"stages\..*\.(batch|base_lr)"), _batch),
 )
 
 

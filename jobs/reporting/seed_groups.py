@@ -59,9 +59,8 @@ class SeedGroup:
     @property
     def mask(self) -> str:
         """Mask ratios of the stages, in order."""
-        settings = self.outcomes[0].settings
-        masks = [value for key, value in settings.items() if key.startswith("stages.") and key.endswith(".mask")]
-        return " > ".join(map(str, masks)) or "-"
+        stages = stages_of(self.outcomes[0].settings).values()
+        return " > ".join(str(fields["mask"]) for fields in stages if "mask" in fields) or "-"
 
     def score(self, name: str) -> Score | None:
         """Final score on an evaluation set, by default top-1; None if no run has it."""

@@ -93,8 +93,10 @@ def record_end(run: RunDir, attempt: int, cause: str, what: str) -> None:
     run.write_cause(attempt, rank, cause, CAUSES[cause], what, host=host())
     if cause == "hang":
         recorder = threading.Thread(target=_write_flight_record, args=(run, attempt, rank), daemon=True)
+        faulthandler.dump_traceback_later(2 * FLIGHT_RECORD_SECONDS, exit=True)  # if the recorder keeps the interpreter
         recorder.start()
         recorder.join(FLIGHT_RECORD_SECONDS)
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _write_flight_record(run: RunDir, attempt: int, rank: int) -> None:

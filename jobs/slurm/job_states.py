@@ -3,9 +3,8 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, read_record
@@ -91,15 +90,10 @@ def invisible_jobs(runs: Sequence[RunDir]) -> dict[Path, str]:
             other = job.get("site", site)
             if other != site:
                 reasons[run.path] = f"it was submitted to the Slurm cluster {other}; this is {site}"
-            elif hides and (owner := _owner(run, job)) != me:
-                reasons[run.path] = f"this Slurm hides the jobs of {user_name(owner)} from other users (PrivateData)"
+            elif hides and job["uid"] != me:
+                owner = user_name(job["uid"])
+                reasons[run.path] = f"this Slurm hides the jobs of {owner} from other users (PrivateData)"
     return reasons
-
-
-def _owner(run: RunDir, job: Mapping[str, Any]) -> int:
-    """The user who submitted it; for older records the owner of the file."""
-    uid = job.get("uid")
-    return uid if isinstance(uid, int) else (run.path / "job.json").stat().st_uid
 
 
 def _state(run: RunDir, row: QueueRow | None, unanswered: str) -> JobState:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
 from jobs.common.cli import confirm, note
 from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
 from jobs.common.text import suggestion
@@ -197,12 +198,13 @@ class Submission:
                     f"{init.run} has no commit at S = {init.samples} yet; when it has one, submit again: {later}"
                 )
             self.nominal = self.nominal or any(facts.nominal for facts in data)
+            holder = self._holder(run, config)
             try:
                 preflight.refuse_whole_json_captions(config, data)
             except ConfigError:
-                if not self._exists(run, config):
+                if holder is None:
                     raise
-            anew, current = self.options.changed in ("restart", "fork"), RunDir(self._place_of(run, config))
+            anew, current = self.options.changed in ("restart", "fork"), RunDir(holder or self._places_of(run)[-1])
             preflight.refuse_blank_blocks(config, data, None if anew else current)
             self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
             self._add_checks(preflight.save_time(profile, current), run.name)
@@ -291,21 +293,11 @@ class Submission:
         """The directory of a run, and those of its forks."""
         return [self.folder / name for name in (run.name, *self._forks.get(run.name, ()))]
 
-    def _exists(self, run: Run, config: Config) -> bool:
-        """Whether this run or a fork of it exists with this configuration."""
-        return self._holder(run, config) is not None
-
-    def _place_of(self, run: Run, config: Config) -> Path:
-        """The directory of a run or of its fork that continues with this configuration; else the newest."""
-        return self._holder(run, config) or self._places_of(run)[-1]
-
     def _holder(self, run: Run, config: Config) -> Path | None:
+        """The directory of the run, or of a fork of it, that has this configuration."""
         wanted = identity(config, "")["hash"]
-        for place in self._places_of(run):
-            with suppress(OSError, ValueError, AttributeError):  # a damaged one is reported with the plan
-                if (read_record(place / "identity.json") or {}).get("hash") == wanted:
-                    return place
-        return None
+        places = self._places_of(run)  # a damaged record is reported with the plan
+        return next((place for place in places if read_lenient(place / "identity.json").get("hash") == wanted), None)
 
     def _can_query(self) -> bool:
         """Whether states can be queried; a dry run without Slurm uses the files alone."""

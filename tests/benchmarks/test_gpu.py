@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import gpu, table
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.gpu_rows import ROWS, GpuRow
+from benchmarks.lib.profiles import device_rows
+from benchmarks.lib.training_steps import LEFT_OUT, OURS
 
 pytestmark = pytest.mark.long
 
@@ -63,6 +66,25 @@ def test_gpu_row_records_error_of_failed_script(tmp_path):
     row = GpuRow("wrong", "", ("loss.py", "--wrong"), gpu_rows._loss)
     entry = gpu.measure(row, "cpu", False, gpu.QUICK_LIMIT, tmp_path)
     assert entry["status"] == gpu_rows.FAILED and "--wrong" in entry["detail"]
+
+
+def test_profile_on_cuda_counts_kernels_alone():
+    def row(key, device, annotation=False):
+        return SimpleNamespace(key=key, device_type=SimpleNamespace(name=device), is_user_annotation=annotation)
+
+    rows = [row("aten::mm", "CPU"), row("gemm", "CUDA"), row("Optimizer.step", "CUDA", annotation=True)]
+    assert [each.key for each in device_rows(rows, cuda=True)] == ["gemm"] and device_rows(rows, cuda=False) == rows
+
+
+def test_share_of_peak_of_packed_captions_counts_their_tokens():
+    row = {"pairs_per_second": 1e4, "peak_MB": 1, "mask": "0.5"}
+    result = {"size": "B/16", "precision": "bf16", "tokens_of_a_caption": 12.6}
+    whole, packed = (
+        gpu_rows._step(result | {"beside_the_peer": [row | {"form": form}]}, "NVIDIA H100 80GB HBM3")
+        for form in (OURS, LEFT_OUT)
+    )
+    shares = [float(re.search(r"([\d.]+) % of the datasheet peak", text)[1]) for text in (whole, packed)]
+    assert 1.05 < shares[0] / shares[1] < 1.11
 
 
 def test_gpu_benchmark_runs_no_row_without_time_left(tmp_path):

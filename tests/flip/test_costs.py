@@ -23,6 +23,10 @@ def test_device_memory_parts_add_up_to_total():
             assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
 
 
+def test_device_memory_counts_batches_that_arrive_during_a_step_on_cuda():
+    assert memory(device="cuda")["batch"] == 3 * memory(device="cpu")["batch"] > 0
+
+
 def test_device_memory_scales_with_mask_and_ranks():
     unmasked, half = (memory(mask=mask) for mask in ("0", "0.5"))
     assert unmasked["image_activations"] == pytest.approx(half["image_activations"] * 197 / 99, rel=0.01)

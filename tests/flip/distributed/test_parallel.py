@@ -222,9 +222,10 @@ def launch(size, cases, folder=None, work=trained):
     """Runs ``work`` in ``size`` processes (in this one if ``size`` is 1). Returns the result of rank 0 per case."""
     if size == 1:
         world = parallel.start(cases[0])
-        outputs = [work(config, world) for config in cases]
-        parallel.stop()
-        return outputs
+        try:
+            return [work(config, world) for config in cases]
+        finally:
+            parallel.stop()
     if folder:
         RunDir(folder).start_attempt({})
     context = multiprocessing.get_context("spawn")
@@ -381,6 +382,31 @@ def test_sharding_over_single_rank_is_bitwise_equal(device, fields):
         torch.use_deterministic_algorithms(False)
     assert plain.keys() == sharded.keys()
     assert [name for name in plain if not torch.equal(plain[name], sharded[name])] == []
+
+
+@pytest.mark.parametrize(
+    "split, expected",
+    [
+        (lambda split_ranks, timeout, backend: (backend, split_ranks), "cuda:nccl"),
+        (lambda split_ranks, timeout: None, "enumerated"),  # before torch 2.13
+    ],
+)
+def test_mesh_splits_nccl_alone_if_torch_can(monkeypatch, split, expected):
+    monkeypatch.setattr(distributed, "split_group", split)
+    monkeypatch.setattr(
+        distributed, "new_subgroups_by_enumeration", lambda ranks, timeout: (("enumerated", ranks), None)
+    )
+    monkeypatch.setattr(parallel.DeviceMesh, "from_group", lambda groups, *_, **__: groups)
+    groups = parallel._mesh(parallel.World(0, 4, torch.device("cuda"), None, None), 2)
+    assert groups == [(expected, [[0, 2], [1, 3]]), (expected, [[0, 1], [2, 3]])]
+
+
+def test_start_turns_tf32_off():
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert launch(1, [compute()], work=lambda *_: torch.get_float32_matmul_precision()) == ["highest"]
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("device, expected", [("cpu", []), ("cuda", [True])])

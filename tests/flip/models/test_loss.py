@@ -116,12 +116,14 @@ def test_tf32_is_enabled_only_inside_contrastive_loss(shared):
             return function(*args, **(kwargs or {}))
 
     leaves = [x.requires_grad_() for x in (*features(24, dtype=torch.float32), *torch.tensor(shared)[:, None])]
-    for tf32 in (True, False):
+    matmul = torch.backends.cuda.matmul
+    for tf32, outside in ((True, False), (False, True), (False, False)):
+        matmul.allow_tf32 = outside
         with Watch():
             loss, _ = contrastive_loss(*leaves, tf32=tf32)
-            assert seen == {tf32} and not torch.backends.cuda.matmul.allow_tf32
+            assert seen == {tf32} and matmul.allow_tf32 == outside
             loss.backward()
-        assert seen == {tf32} and not torch.backends.cuda.matmul.allow_tf32
+        assert seen == {tf32} and matmul.allow_tf32 == outside
         seen.clear()
 
 

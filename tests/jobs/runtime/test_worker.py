@@ -149,6 +149,23 @@ def test_record_end_writes_recent_collectives_for_hang(run):
     assert names[-1] == "gloo:all_reduce"
 
 
+BLOCKED = """
+import ctypes, sys
+from flip.runs.rundir import RunDir
+from jobs.runtime import worker
+worker.FLIGHT_RECORD_SECONDS = 0.2
+worker.shutdown.flight_record = lambda: ctypes.PyDLL(None).sleep(60)  # keeps the interpreter
+worker.record_end(RunDir(sys.argv[1]), 1, "hang", "no progress for 1200 s")
+"""
+
+
+def test_process_ends_if_flight_recorder_keeps_interpreter(run):
+    run.open_logs(1)
+    line = [sys.executable, "-c", BLOCKED, str(run.path)]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert result.returncode == 1 and "Timeout" in result.stderr and run.causes(1)[0]["cause"] == "hang"
+
+
 @pytest.mark.parametrize(
     "code, kind",
     [
