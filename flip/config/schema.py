@@ -330,9 +330,9 @@ class Compute:
     deterministic: str = option("auto", auto="auto", choices=("auto", *YES_NO))
     """``yes`` or ``no``; auto: yes on a CPU."""
     recompute: str = option("no", choices=("no", "selective", "block"), identity=False)
-    """What blocks compute again in the backward pass (activation checkpointing), to the same bits. ``selective``: all
-    but matrix products and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything,
-    which costs a second forward pass and saves much more memory."""
+    """What blocks compute again in the backward pass (activation checkpointing). ``selective``: all but matrix products
+    and SDPA, which costs little and saves two fifths of the memory or more. ``block``: everything, which costs a second
+    forward pass and saves much more memory. The bits stay the same; compiled, the last ones may change."""
     compile: str = option("no", auto="auto", choices=("auto", *YES_NO), omit_if="no")
     """``yes``: compile the blocks (torch.compile), minutes at the start of every stage. Changes the last bits. ``auto``
     (the recipes): yes on CUDA."""

@@ -42,8 +42,6 @@ class Snapshot:
 
     digest: str
     path: Path
-    files: int
-    bytes: int
     left_out: tuple[str, ...]
 
 
@@ -58,8 +56,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
     digest = _digest(contents)
     target = into / digest
     log.debug("code: %d files, snapshot %s", len(contents), target)
-    total = sum(len(data) for data, _ in contents.values())
-    snapshot = Snapshot(digest, target, len(contents), total, tuple(left_out))
+    snapshot = Snapshot(digest, target, tuple(left_out))
     with writing(into):
         require_trusted(closed_folder(into))
     if os.path.lexists(target):

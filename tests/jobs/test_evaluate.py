@@ -286,7 +286,7 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
         return {job.path: JobState("complete" if job.result.exists() else "failed", 1, "crash") for job in jobs}
 
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
-    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(evaluation, "states", states)
     argv = ["two", "--sets", "mnist", "--root", str(tmp_path)]
     assert evaluate.main([*argv, "--json"]) == 70
@@ -354,7 +354,7 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
 
     monkeypatch.setattr(evaluation.EvaluationRequest, "_make", make_or_fail)
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
-    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", 1, 1, ()))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(evaluation.preflight, "scheduler", lambda *_, **__: checked.append(1))
     assert evaluate.main(["one", "two", "--sets", "mnist", "--root", str(tmp_path), "--detach"]) == 78
     accepted = [["a", "b"]] if fails == "second folder" else []

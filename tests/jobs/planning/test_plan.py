@@ -53,7 +53,7 @@ class Fake:
 def snapshot(tmp_path):
     path = tmp_path / "demo" / ".code" / "new"
     path.mkdir(parents=True)
-    return Snapshot("new", path, 1, 1, ())
+    return Snapshot("new", path, ())
 
 
 def existing(state, stored_identity=None, **fields):

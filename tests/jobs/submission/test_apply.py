@@ -223,7 +223,7 @@ def sweep(tmp_path):
         resolved_runs = [wanted(name) for name in names]
         return planning.plan(resolved_runs, planning.scan_runs(place, names), place, **options)
 
-    plan.place, plan.snapshot = place, Snapshot("new", place / ".code" / "new", 1, 1, ())
+    plan.place, plan.snapshot = place, Snapshot("new", place / ".code" / "new", ())
     return plan
 
 
