@@ -525,6 +525,15 @@ def test_collectives_wait_longer_than_watchdog_and_longest_read(hang_minutes, mi
     assert world.timeout == datetime.timedelta(minutes=minutes)
 
 
+def test_nccl_monitor_waits_longer_than_watchdog_unless_user_chose(monkeypatch):
+    monkeypatch.setenv("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", "60")  # restored after the test
+    parallel.delay_nccl_monitor(datetime.timedelta(minutes=25))
+    assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "60"
+    monkeypatch.delenv("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC")
+    parallel.delay_nccl_monitor(datetime.timedelta(minutes=25))
+    assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == "1500"
+
+
 def test_stay_on_loopback_keeps_interface_set_by_user(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "")  # restored after the test
