@@ -47,8 +47,9 @@ HEAD = """\
 # A scaling study: model, data and length on 300,000 icons
 
 `make scaling-study` trains the runs that have no committed result and writes this page (`tools/study.py --study
-scaling`). It asks the questions of the paper's scaling section at a size that two CPU cores train in less than 12
-hours. Model, data and length are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
+scaling`). It asks the questions of the paper's scaling section at a size that two idle CPU cores train in less than 12
+hours, by the calibration; the runs below shared theirs with other work and took longer ("Time"). Model, data and length
+are smaller than the paper's by factors of 40 to 100,000, so that it is no replication.
 
     python tools/demo_data.py icons
     python tools/study.py --study scaling --plan           # what is missing, and its hours
@@ -323,6 +324,8 @@ def laws(study: ScalingStudy) -> list[Block]:
         bounds = f"{percent(1 - predicted['high'])} to {percent(1 - predicted['low'])}"
         corner.append((f"length {point.length:g}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
     note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."
+    if any(inside == "no" for *_, inside in corner):
+        note += " A result outside of its interval: one power law does not describe all axes together at this size."
     columns = "length|predicted top-1|95 % interval|result|inside"
     return [*blocks, *section("The joint corner, predicted", columns, corner, note)]
 
