@@ -143,7 +143,8 @@ def test_train_saves_where_asked_and_after_first_step_of_restart_and_leaves_resu
     monkeypatch.setattr(CheckpointManager, "save", record_save)
     n = run.start_attempt({"first_commit": True})
     finish = Trainer.finish
-    monkeypatch.setattr(Trainer, "finish", lambda self: (run.start_attempt({}), finish(self)))
+    # the last save must be complete: it would refuse to write for a newer attempt
+    monkeypatch.setattr(Trainer, "finish", lambda self: (self.checkpoints.wait(), run.start_attempt({}), finish(self)))
     try:
         train(run, n, StopFlag(), lambda *_: None)
     finally:

@@ -87,7 +87,7 @@ def test_memory_check_proposes_nodes_that_fit_with_their_copies():
         memory_fit.check(planned(*base, *overrides), profile, NODE)
 
 
-@pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (9, "compute.accumulate=")])
+@pytest.mark.parametrize("gb, first", [(40, "compute.recompute=block"), (10, "compute.accumulate=")])
 def test_memory_check_proposes_larger_change_for_smaller_card(gb, first):
     profile = ClusterProfile(name="small", kind="slurm", gpus_per_node=8, gpu_memory_gb=gb)
     config = planned("compute.recompute=no")
