@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def write(options: argparse.Namespace) -> int:
     from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
-    from flip.runs.ownership import read_regular
+    from flip.runs.files import read_regular
     from flip.runs.rundir import to_json, write_text
     from tools.shards_commands.output import writing
 

@@ -28,7 +28,7 @@ from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
 from flip.data.storage.retry import Clock, Outage, RetryPolicy
 from flip.runs.errors import DataError
-from flip.runs.ownership import private_folder, read_regular
+from flip.runs.files import private_folder, read_regular
 
 DIGITS = 20
 """Of the number in the file ``size``."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flip.config.identity import file_digest
 from flip.runs.errors import ConfigError, read_error
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 from flip.runs.rundir import write_text
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
 from flip.distributed.shutdown import SIGNALS
-from flip.runs.ownership import private_folder
+from flip.runs.files import private_folder
 
 _Model = TypeVar("_Model", bound=nn.Module)
 TIMEOUT_MARGIN_MINUTES = 5.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from flip.evaluation.images import File
 from flip.runs.errors import DataError
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 
 KARPATHY = {"test": ("test",), "train": ("train", "restval")}
 HEAD = ["image", "caption"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flip.evaluation.images import File
 from flip.runs.errors import DataError
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 from flip.runs.rundir import RunDir, create_json, write_json, write_text
 
 log = logging.getLogger(__name__)

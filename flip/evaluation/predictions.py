@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.runs import records
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 from flip.runs.rundir import RunDir, write_text
 
 TOP = 5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flip.runs.errors import ConfigError, read_error
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 
 FORMAT_HELP = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a picture of {}", ...]}.'
 

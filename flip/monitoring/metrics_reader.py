@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.runs.ownership import open_regular
+from flip.runs.files import open_regular
 from flip.runs.rundir import RunDir, newest_first, parse_int, sorted_glob
 
 Column = NDArray[np.float64]

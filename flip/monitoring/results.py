@@ -19,7 +19,7 @@ from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
 from flip.runs import records
 from flip.runs.errors import ConfigError, FlipError
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 from flip.runs.rundir import RunDir, read_record, sorted_glob
 
 T = TypeVar("T")

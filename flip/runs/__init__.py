@@ -3,7 +3,8 @@
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
-- ``ownership``: who owns a path, who may write to it, and file access that follows no prepared link.
+- ``ownership``: who owns a path, and who may write to it.
+- ``files``: folders and files of runs and caches, opened without following a prepared link.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
 Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports nothing

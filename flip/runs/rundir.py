@@ -13,7 +13,8 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from flip.runs import records
 from flip.runs.errors import CRASH, DataError, scrub
-from flip.runs.ownership import PathLike, create_beside, open_regular, read_regular
+from flip.runs.files import create_beside, open_regular, read_regular
+from flip.runs.ownership import PathLike
 
 #: Upper bound of the bytes of a line of metrics.
 LINE_LIMIT = 1 << 16

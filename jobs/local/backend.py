@@ -11,7 +11,7 @@ from typing import Any
 
 from flip.runs import ownership
 from flip.runs.errors import FlipError
-from flip.runs.ownership import closed_folder
+from flip.runs.files import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import UNREADABLE, Job, JobState, is_complete, is_copy, record_of, unreadable_state

@@ -23,7 +23,7 @@ from typing import Any
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs import ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
-from flip.runs.ownership import closed_folder
+from flip.runs.files import closed_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.job import is_copy

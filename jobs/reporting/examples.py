@@ -20,7 +20,8 @@ from flip.evaluation import predictions
 from flip.evaluation.predictions import Predictions
 from flip.monitoring.results import Outcome
 from flip.runs.errors import FlipError
-from flip.runs.ownership import is_mine, read_regular
+from flip.runs.files import read_regular
+from flip.runs.ownership import is_mine
 from jobs.common.text import percent
 from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, StorageError
-from flip.runs.ownership import closed_folder
+from flip.runs.files import closed_folder
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable

@@ -21,7 +21,8 @@ from flip.config.merge import dump, to_dict
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs import commit
 from flip.runs.errors import ConfigError
-from flip.runs.ownership import closed_folder, is_mine
+from flip.runs.files import closed_folder
+from flip.runs.ownership import is_mine
 from flip.runs.rundir import RunDir, fsync_path, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing

@@ -31,7 +31,7 @@ from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
 from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
-from flip.runs.ownership import closed_folder
+from flip.runs.files import closed_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common.cli import INTERRUPTED, command, note
 from jobs.common.cluster_profile import load_profile, roots

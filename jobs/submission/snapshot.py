@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from flip.runs.errors import ConfigError
-from flip.runs.ownership import closed_folder
+from flip.runs.files import closed_folder
 from flip.runs.rundir import fsync_path
 from jobs.common.filesystem import require_trusted, unwritable, writing
 

@@ -24,7 +24,7 @@ from flip.monitoring import results
 from flip.monitoring.curves import CurvePoints, scores
 from flip.runs import commit, records
 from flip.runs.errors import ConfigError, StorageError, scrub
-from flip.runs.ownership import closed_folder, open_regular
+from flip.runs.files import closed_folder, open_regular
 from flip.runs.rundir import RunDir, load_record, write_json
 from jobs.common.filesystem import locked, writing
 from jobs.tracking.tracker import TrackedRun, Tracker, load_tracker

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.ownership import closed_folder
+from flip.runs.files import closed_folder
 from flip.runs.rundir import parse_int
 from jobs.tracking.tracker import TrackedRun
 

@@ -35,7 +35,7 @@ from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT, split
 from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
 from flip.runs.errors import STORAGE_ERRNOS, ConfigError, DataError, StorageError, read_error
-from flip.runs.ownership import read_regular
+from flip.runs.files import read_regular
 from flip.runs.rundir import fsync_path, write_json
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from flip.runs import ownership, rundir
+from flip.runs import files, ownership, rundir
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_json_writers_do_not_follow_prepared_symlinks(tmp_path, monkeypatch):
     (tmp_path / f"status.json.new.{os.getpid()}").symlink_to(victim)
     (tmp_path / f"status.json.tmp.{7:016x}").symlink_to(victim)
     draws = iter([7, 8, 7, 9])
-    monkeypatch.setattr(ownership.secrets, "token_hex", lambda size: f"{next(draws):016x}")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: f"{next(draws):016x}")
     rundir.write_json(tmp_path / "status.json", {"a": 1})
     assert not rundir.create_json(tmp_path / "status.json", {"a": 2})
     assert victim.read_text() == "mine" and rundir.read_json(tmp_path / "status.json") == {"a": 1}
@@ -88,10 +88,10 @@ def test_write_json_respects_umask(tmp_path):
 
 
 def test_private_folder_has_mode_0700_and_rejects_symlink(tmp_path):
-    folder = ownership.private_folder(tmp_path / "a" / "b")
+    folder = files.private_folder(tmp_path / "a" / "b")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)
-    assert stat.S_IMODE(ownership.private_folder(folder).stat().st_mode) == 0o700
+    assert stat.S_IMODE(files.private_folder(folder).stat().st_mode) == 0o700
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(PermissionError):
-        ownership.private_folder(tmp_path / "link")
+        files.private_folder(tmp_path / "link")
