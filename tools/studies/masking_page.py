@@ -151,8 +151,8 @@ def course(study: Study, times: Times) -> Figure:
             line = [(x, 100 * item["top1"]) for x, items in points for item in items if item["name"] == "validation"]
             lines += [line] if line else []
         series.append(Series(arm.name, lines, (), style))
-    plot = Plot("core-seconds of training, calibrated", "validation vendor, top-1, %", series)
-    return _figure("course", plot, series, "Validation accuracy during training, one line per seed.")
+    plot = Plot("core-seconds of training, calibrated", "noto-v1 (validation), top-1, %", series)
+    return _figure("course", plot, series, "Accuracy on noto-v1 during training, one line per seed.")
 
 
 def figure_of_differences(study: Study) -> Figure:
