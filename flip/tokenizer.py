@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 # Each of many loader processes tokenises with one thread. Read when the package first encodes.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import ftfy  # noqa: E402
+import ftfy.chardata  # noqa: E402
 import tokenizers  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
@@ -144,11 +145,18 @@ class Tokenizer:
         """The vocabulary entry of an id."""
         return str(self._tokenizer.id_to_token(id))
 
-    def to_json(self) -> str:
-        """A tokenizer.json with the same ids, special tokens as a template; it does not clean, cut or pad."""
+    def to_json(self, normalized: bool = False) -> str:
+        """A tokenizer.json with the same ids, special tokens as a template; it does not cut or pad.
+
+        ``normalized``: it also does the part of ``clean`` that normalizers of ``tokenizers`` can do.
+        """
         exported: Any = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        steps: list[Any] = _cleaning(self._repair) if normalized else []
         if self.byte_pairs:
-            exported.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+            composed = [normalizers.NFC()] if self._repair else []
+            exported.normalizer = normalizers.Sequence([*steps, *composed, normalizers.Lowercase()])
+        elif steps:
+            exported.normalizer = normalizers.Sequence([*steps, exported.normalizer])
         special = {self.piece(id): id for id in self._prefix + self._suffix}
         if special:
             template = " ".join([*list(special)[:1], "$A", *list(special)[1:]])
@@ -240,6 +248,27 @@ def _wordpiece(vocabulary: dict[str, int], **options: Any) -> tokenizers.Tokeniz
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
+
+
+def _cleaning(repair: bool) -> list[Any]:
+    """Normalizers for the parts of ``clean`` that replace characters one by one, in the order of ftfy.
+
+    Left out are HTML entities, broken encodings and full-width characters, which ``flip.export.differences`` names.
+    """
+    if not repair:  # ``str.split`` counts these as white space, the regular expressions of ``tokenizers`` do not
+        return [_replace(r"[\x1C-\x1F\u0085]", " ")]
+    ligatures = [normalizers.Replace(chr(code), text) for code, text in sorted(ftfy.chardata.LIGATURES.items())]
+    return [
+        _replace(r"\x1B\[[0-9;]*[a-zA-Z]", ""),  # escape sequences of terminals
+        *ligatures,
+        _replace(r"[\u02BC\u2018-\u201B]", "'"),
+        _replace(r"[\u201C-\u201F]", '"'),
+        _replace(r"[\x00-\x08\x0B\x0E-\x1F\x7F\u206A-\u206F\uFEFF\uFFF9-\uFFFC]", ""),
+    ]
+
+
+def _replace(pattern: str, text: str) -> Any:
+    return normalizers.Replace(tokenizers.Regex(pattern), text)
 
 
 def _without_surrogates(text: str) -> str:

@@ -16,6 +16,7 @@ from flip.config import merge as configuration
 from flip.config.schema import Config, Model
 from flip.evaluation.task import merge_results
 from flip.export import fold_padding, format, onnx_models, weights
+from flip.export.differences import differences
 from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
 from flip.monitoring.results import read_run
@@ -114,10 +115,11 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
         else:
             _write_transformers(folder, loaded)
         _json(folder / "preprocessor_config.json", format.preprocessor_config(config.model, config.augment))
-    write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json())
+    normalized = form != "open_clip"  # which cleans texts itself
+    write_text(folder / export_record.TOKENIZER, loaded.tokenizer.to_json(normalized))
     _json(folder / "tokenizer_config.json", format.tokenizer_config(config.model))
     write_text(folder / export_record.CONFIG, configuration.dump(_strip_local_paths(config)))
-    about = {**about, "differences": format.differences(config, form), **provenance(loaded)}
+    about = {**about, "differences": differences(config, form), **provenance(loaded)}
     record = {"form": export_record.FORMAT_VERSION, **about}
     write_text(folder / "README.md", format.model_card(record, config))
     record["files"] = _fsync_and_hash(folder)
