@@ -79,6 +79,7 @@ def page(facts: Mapping[str, Any]) -> Page:
     if attempts := _history(facts["attempts"]):
         drop = ("nodes", "S from", "to", "took", "started")
         lines += ["", "attempts", TextTable(attempts, {"cause of end": 12, "decided": 8}, drop, indent="  ")]
+        lines += _environment_changes(facts["attempts"])
     else:
         lines += ["", "no attempt has started"]
     if facts["incidents"]:
@@ -144,6 +145,12 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for a in attempts
     ]
+
+
+def _environment_changes(attempts: list[dict[str, Any]]) -> list[str]:
+    """A line per attempt that trained with other packages or on another processor than the attempt before."""
+    changed = [a for a in attempts if a["environment"]]
+    return [f"  attempt {a['attempt']} ran in another environment: {'; '.join(a['environment'])}" for a in changed]
 
 
 def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 
-from flip import costs
+from flip import costs, environment
 from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
@@ -99,9 +99,12 @@ class MetricsWriter:
         self._stage, self._speeds = "", deque[float](maxlen=RECENT)
         self.status()
 
-    def start(self, samples: int, step: int, config: Config) -> None:
-        """Training starts at S = ``samples``, after ``step`` steps. Later points of older attempts leave the curves."""
-        self._run.record_ready(self._attempt, samples)
+    def start(self, samples: int, step: int, config: Config, gpu: str = "") -> None:
+        """Training starts at S = ``samples``, after ``step`` steps. Later points of older attempts leave the curves.
+
+        ``gpu``: the model of this rank's GPU, for the record of the environment; empty: none.
+        """
+        self._record_environment(samples, gpu)
         spans = stage_spans(config)
         self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
@@ -110,6 +113,17 @@ class MetricsWriter:
         for summary in (*hparams_summaries(config), custom_scalars(layout(config))):
             self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
         self.status(samples=samples, step=step, phase="training", **self._logged_before(samples))
+
+    def _record_environment(self, samples: int, gpu: str) -> None:
+        """Record that training starts, and in which environment; warn if the attempt before had another one."""
+        now = environment.of_attempt(gpu)
+        changed = environment.changes_in(self._run, self._attempt, now)
+        if changed:
+            log.warning(
+                "the environment has changed since the attempt before: %s; last bits of weights may differ from an"
+                " uninterrupted run", "; ".join(changed),
+            )  # fmt: skip
+        self._run.record_ready(self._attempt, samples, now)
 
     def _logged_before(self, samples: int) -> dict[str, Any]:
         """Stage and loss of the newest metric line, unless its step will be repeated."""

@@ -131,7 +131,10 @@ FIELDS: Dict[str, Any] = {
         "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "world": DIGITS_OR_WHOLE, "resumes_from": COUNT,
         "first_commit": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
     },
-    "ready.json": {"samples": COUNT, "time": TIME},
+    "ready.json": {
+        "samples": COUNT, "time": TIME,
+        "environment": {"python": TEXT, "platform": TEXT, "processor": TEXT, "gpu": TEXT, "packages": {"*": TEXT}},
+    },
     "wall.json": {"limit": COUNT},
     "end.json": {
         "attempt": COUNT, "action": TEXT, "cause": TEXT, "reason": TEXT, "delay": TIME, "exclude": [EXACT],

@@ -276,9 +276,11 @@ class RunDir:
         os.replace(str(link), str(self.logs / "latest"))
         return folder
 
-    def record_ready(self, n: int, samples: int) -> None:
-        """Record that attempt n has started up and restored, and trains from S = ``samples``."""
-        create_json(self.attempt(n) / "ready.json", {"samples": samples, "time": time.time()})
+    def record_ready(self, n: int, samples: int, environment: Optional[Dict[str, Any]] = None) -> None:
+        """Record that attempt n has started up and restored, and trains from S = ``samples`` in ``environment``
+        (``flip.environment``)."""
+        record = {"samples": samples, "environment": environment or {}, "time": time.time()}
+        create_json(self.attempt(n) / "ready.json", record)
 
     def record_stop_signal(self, n: int, signal: str) -> None:
         """Record that attempt n received a stop signal: it may be killed before it can record a cause."""

@@ -148,7 +148,8 @@ class Trainer:
             self.run, self.attempt, self.config, self.world, self.model, self.counters, self.checkpoints
         )
         self.log_rank0("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
-        self.monitor.start(self.samples, self.step, self.config)
+        gpu = torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else ""
+        self.monitor.start(self.samples, self.step, self.config, gpu)
 
     def allocate(self, config: Config, like: clip.CLIPModel | None = None) -> clip.CLIPModel:
         """A compiled and sharded model without values. ``like``: a model whose process groups it uses."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.derived import model_label
+from flip.environment import changes_in
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
@@ -142,6 +143,7 @@ def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
         "reason": end.get("reason"),
         "action": end.get("action"),
         "delay": end.get("delay"),
+        "environment": changes_in(outcome.run, attempt.number),
     }
 
 

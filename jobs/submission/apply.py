@@ -6,19 +6,18 @@ RUNS_ROOT/.trash/<time>/.
 
 import fcntl
 import os
-import platform
 import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from flip.config.merge import dump, to_dict
 from flip.config.yaml_io import dump_yaml, read_yaml
+from flip.environment import environment
 from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.files import closed_folder
@@ -33,8 +32,6 @@ from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
 from jobs.submission.snapshot import DIGEST, Snapshot
 from jobs.tracking import tracker
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "tokenizers", "omegaconf", "pillow", "simplejpeg", "safetensors")
 
 PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` moves those that need longer
 
@@ -209,17 +206,6 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:
     return {"code": snapshot.digest, "environment": environment()}
-
-
-def environment() -> dict[str, Any]:
-    """Interpreter, platform and package versions, from metadata without imports."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions}
 
 
 def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda path, target: None) -> list[str]:

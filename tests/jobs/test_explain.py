@@ -52,6 +52,8 @@ def test_explain_describes_run_waiting_for_third_attempt(place, commands, monkey
     run = RunDir(place / "demo" / "mask50")
     attempt(run, "crash", 70, lines=["first", "", *(f"line {i}" for i in range(9)), "RuntimeError: boom"])
     attempt(run, "crash", 70, lines=["RuntimeError: boom again"])
+    for n, release in ((1, "2.12.0"), (2, "2.13.0")):
+        run.record_ready(n, 0, {"python": "3.11.7", "packages": {"torch": release}})
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
     read = Mock(wraps=run_details.read_run)
     monkeypatch.setattr(run_details, "read_run", read)
@@ -69,7 +71,14 @@ def test_explain_describes_run_waiting_for_third_attempt(place, commands, monkey
     assert details["incidents"] == [{"cause": "crash", "total": 2, "without_commit": 2, "limit": 3}]
     assert details["next"]["estimate"] == "2026-11-25T14:00:00" and details["next"]["command"] is None
     shown = explain.page(details)
-    for text in ("mask 0.5", "c0de", "waiting", "RuntimeError: boom again", "Slurm expects 2026-11-25T14:00:00"):
+    for text in (
+        "mask 0.5",
+        "c0de",
+        "waiting",
+        "RuntimeError: boom again",
+        "Slurm expects 2026-11-25T14:00:00",
+        "attempt 2 ran in another environment: torch 2.12.0 -> 2.13.0",
+    ):
         assert text in shown
     assert json.loads(json.dumps(details)) == details
 

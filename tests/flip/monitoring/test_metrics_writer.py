@@ -1,6 +1,7 @@
 """Tests of MetricsWriter: metric lines, TensorBoard curves over all attempts, and the status of the newest attempt."""
 
 import errno
+import importlib.metadata
 import re
 
 import pytest
@@ -8,11 +9,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
-from flip import costs
+from flip import costs, environment
 from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import PARTS
-from flip.runs.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json, read_record
 from tests.harness.common import metric_lines
 
 CONFIG = Config(stages=[Stage(samples=80, batch=8)], evaluate=Evaluate(sets=[EvaluationSet(name="val")]))
@@ -50,6 +51,26 @@ def test_curve_contains_repeated_steps_only_once(run):
         (8, 1.0), (16, 1.0), (24, 2.0), (32, 2.0), (40, 2.0),
     ]  # fmt: skip
     assert [(line["step"], line["loss"]) for line in metric_lines(run)] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
+
+
+def test_attempt_records_its_environment_and_warns_of_another_one(run, monkeypatch, caplog):
+    attempt(run, 0, (1,), loss=1.0).close("stopped")
+    recorded = read_record(run.attempt(1) / "ready.json")["environment"]
+    assert recorded["packages"]["torch"] == importlib.metadata.version("torch") and recorded["processor"]
+    attempt(run, 8, (2,), loss=1.0).close("stopped")
+    assert not caplog.records and environment.changes_in(run, 2) == []
+    upgraded = {**recorded, "packages": {**recorded["packages"], "numpy": "9.9"}}
+    monkeypatch.setattr(environment, "of_attempt", lambda gpu: upgraded)
+    attempt(run, 16, (3,), loss=1.0).close("stopped")
+    change = f"numpy {recorded['packages']['numpy']} -> 9.9"
+    assert change in caplog.text and environment.changes_in(run, 3) == [change]
+
+
+def test_unreadable_environment_of_an_earlier_attempt_is_ignored(run):
+    attempt(run, 0, (1,), loss=1.0).close("stopped")
+    (run.attempt(1) / "ready.json").write_text("{")
+    attempt(run, 8, (2,), loss=1.0).close("stopped")
+    assert environment.changes_in(run, 2) == []
 
 
 def read(run):
