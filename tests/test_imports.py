@@ -166,3 +166,12 @@ def test_trainer_import_leaves_inductor_cache_dir_unset():
     code = "import os, flip.training.trainer; assert 'TORCHINDUCTOR_CACHE_DIR' not in os.environ"
     environ = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, check=True, timeout=120)
+
+
+def test_trainer_import_does_not_wait_for_fsdp():
+    """An unsharded model needs neither FSDP nor DTensor, whose import takes as long as half of torch's."""
+    code = (
+        "import sys, flip.training.trainer; print([n for n in ('torch.distributed.fsdp', 'sympy') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -15,16 +15,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from flip.config import schema
 from flip.distributed.shutdown import SIGNALS
 from flip.runs.files import private_folder
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 _Model = TypeVar("_Model", bound=nn.Module)
 TIMEOUT_MARGIN_MINUTES = 5.0
@@ -223,6 +225,8 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
     CPU projections are units of their own: gloo adds a value in an order that depends on its place in the buffer, so
     that another unit changes the last bits of existing runs from three ranks on (measured).
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     policy = MixedPrecisionPolicy()
     if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -240,7 +244,16 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
     del model.projections
     for method in ("encode_image", "encode_text"):
-        torch.distributed.fsdp.register_fsdp_forward_method(model, method)
+        register_fsdp_forward_method(model, method)
+
+
+def is_fsdp_unit(module: nn.Module | None) -> TypeGuard[FSDPModule]:
+    """Whether ``fully_shard`` was applied to a module.
+
+    The import of FSDP takes a third of a start-up. An unsharded model does not need it, so nothing here imports it.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def separate_reductions(model: nn.Module, world: World, like: nn.Module | None = None) -> None:
@@ -253,9 +266,9 @@ def separate_reductions(model: nn.Module, world: World, like: nn.Module | None =
     enable = getattr(model, "set_separate_reduce_scatter_group", None)
     if enable is None or world.device.type != "cuda":
         return
-    if isinstance(like, FSDPModule) and isinstance(model, FSDPModule):
+    if is_fsdp_unit(like) and is_fsdp_unit(model):
         new, old = (root._get_fsdp_state()._fsdp_param_groups[0].mesh_info for root in (model, like))
-        new.reduce_scatter_process_group = old.reduce_scatter_process_group  # type: ignore[union-attr]
+        new.reduce_scatter_process_group = old.reduce_scatter_process_group  # type: ignore[attr-defined, union-attr]
     enable()
 
 
@@ -291,7 +304,7 @@ def reshard(model: nn.Module) -> None:
     Until then ``named_parameters`` returns those instead of the shards that optimiser and checkpoint need.
     """
     for unit in model.modules():
-        if isinstance(unit, FSDPModule):
+        if is_fsdp_unit(unit):
             unit.reshard()
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from flip.costs import LOSS_TILE
+from flip.distributed.parallel import is_fsdp_unit
 from flip.models.loss import TextGather, contrastive_loss
 
 Inputs = tuple[Tensor, ...]
@@ -106,7 +106,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _set_last_micro_batch(model: nn.Module, last: bool) -> None:
     """Ranks sum their gradients once, after the last micro-batch."""
-    if isinstance(model, FSDPModule):
+    if is_fsdp_unit(model):
         model.set_requires_gradient_sync(last)
         model.set_is_last_backward(last)
         model.set_reshard_after_backward(last)
