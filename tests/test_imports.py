@@ -174,4 +174,4 @@ def test_trainer_import_does_not_wait_for_fsdp():
         "import sys, flip.training.trainer; print([n for n in ('torch.distributed.fsdp', 'sympy') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr
