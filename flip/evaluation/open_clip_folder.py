@@ -24,6 +24,31 @@ ALLOWED_TOKENIZER_KWARGS = ("clean", "language", "strip_sep_token")
 EDITABLE = ("open_clip_config.json", "README.md")
 """Files of an export that may be edited (docs/export.md)."""
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Endings of files that execute code when they are read; they are never opened here."""
+CONVERSION = """\
+import json, os, open_clip
+from safetensors.torch import save_file
+name, source, folder = "ViT-B-16", {source!r}, {folder!r}  # the name as in open_clip's --model
+model, _, _ = open_clip.create_model_and_transforms(name, pretrained=source)  # may execute code: trust the file
+os.makedirs(folder)
+save_file({{k: v.contiguous() for k, v in model.state_dict().items()}}, f"{{folder}}/open_clip_model.safetensors")
+config = {{"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}}
+json.dump(config, open(f"{{folder}}/open_clip_config.json", "w"))
+"""
+"""Makes a folder that can be scored of a checkpoint of open_clip; ``source`` and ``folder`` are filled in."""
+
+
+def is_pickle(path: str) -> bool:
+    """Whether a path is a file of pickled weights, which may execute code and is never opened."""
+    return path.endswith(PICKLES) and Path(path).is_file()
+
+
+def conversion(path: str) -> tuple[str, str]:
+    """Lines of Python that convert a checkpoint of open_clip, and the folder that they create."""
+    folder = str(Path(path).with_suffix(""))
+    return CONVERSION.format(source=path, folder=folder), folder
+
 
 def check(folder: str) -> bool:
     """Check a folder before open_clip reads it; return whether its tokenizer needs transformers.

@@ -27,6 +27,7 @@ from flip.config.resolve import DatasetFacts, cache_root, resolve
 from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
+from flip.evaluation.open_clip_folder import conversion, is_pickle
 from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
 from flip.runs.commit import EVALUATIONS
@@ -81,6 +82,8 @@ class EvaluationRequest:
     def run(self) -> int:
         """Returns the exit code."""
         known = [self.root] if self.args.root else list(dict.fromkeys([self.root, *roots()]))
+        for word in (*self.args.target, self.args.model.partition(":")[2] if self.args.model else ""):
+            _refuse_pickle(word)
         subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
         preflight.scheduler(self.profile, dry=False)
         planned = [(subject, *self._plan(subject)) for subject in subjects]
@@ -361,3 +364,14 @@ def row(result: dict[str, Any]) -> dict[str, str]:
         "precision": precision(result),
         "time": duration(result.get("seconds")),
     }
+
+
+def _refuse_pickle(word: str) -> None:
+    """Raise ConfigError for a file of pickled weights, after the lines that convert it."""
+    if not is_pickle(word):
+        return
+    lines, folder = conversion(word)
+    note(lines)
+    what = "holds pickled weights, which are not opened, because they can execute code"
+    remedy = f"Convert it by the lines above, in Python, then score it: --model {KIND}{folder}"
+    raise ConfigError(what, word, remedy=remedy)

@@ -217,6 +217,16 @@ def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_pat
     assert flip.read_runs(place / "runs" / "damaged") == []
 
 
+def test_evaluate_names_the_conversion_of_pickled_weights(place, tmp_path, capsys):
+    weights = tmp_path / "epoch_32.pt"
+    weights.write_bytes(b"never opened")
+    for argv in ([str(weights)], ["--model", f"open_clip:{weights}"]):
+        assert evaluate.main([*argv, "--sets", "mnist"]) == 78
+        shown = capsys.readouterr()
+        assert "open_clip.create_model_and_transforms" in shown.out
+        assert f"--model open_clip:{tmp_path}/epoch_32" in shown.err
+
+
 @pytest.mark.parametrize("kind, code, message", [("none", 78, "is no folder of open_clip"), ("short", 65, "be read")])
 def test_evaluate_refuses_invalid_model_folder_and_writes_nothing(place, tmp_path, capsys, kind, code, message):
     model = tmp_path / kind

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -101,6 +102,31 @@ def test_open_clip_encoder_rejects_incomplete_or_invalid_folder(folder, tmp_path
     with pytest.raises(ConfigError, match="open_clip cannot build this model"):
         encoders.OpenClipEncoder(str(tmp_path))
     assert open_clip_folder.verified_digest(str(folder)) != open_clip_folder.verified_digest(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_printed_lines_convert_checkpoint_of_open_clip(tmp_path, monkeypatch):
+    """A checkpoint as open_clip's training writes it, of the smallest architecture that it knows by name."""
+    name = "ViT-S-32-alt"
+    torch.manual_seed(0)
+    model = open_clip.create_model(name)
+    source = tmp_path / "epoch_32.pt"
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"epoch": 32, "state_dict": state}, source)
+    assert open_clip_folder.is_pickle(str(source))
+    lines, folder = open_clip_folder.conversion(str(source))
+    subprocess.run([sys.executable, "-c", lines.replace("ViT-B-16", name)], cwd=tmp_path, check=True)
+    assert not open_clip_folder.check(folder)
+    encoder = encoders.OpenClipEncoder(folder)
+    texts = ["a red square", "a blue circle"]
+    with torch.no_grad():
+        expected = model.eval().encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+    assert torch.allclose(encoder.text(texts), expected, atol=1e-5)
+
+
+def test_only_files_with_known_endings_count_as_pickles(tmp_path):
+    for word in ("quickstart/masked", "missing.pt", str(tmp_path)):
+        assert not open_clip_folder.is_pickle(word)
 
 
 def test_truncated_open_clip_weights_raise_data_error(folder, tmp_path):
