@@ -44,7 +44,13 @@ LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed
 LIGHT += ("flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
 LIGHT += ("flip.evaluation.datasets", "flip.evaluation.predictions", "flip.evaluation.prompts", "flip.evaluation.task")
-LIGHT += ("flip.evaluation.open_clip_folder", "flip.data.worker", "flip.data.worker_pool", "flip.data.chunk_reader")
+LIGHT += (
+    "flip.export.open_clip_source",
+    "flip.evaluation.open_clip_folder",
+    "flip.data.worker",
+    "flip.data.worker_pool",
+    "flip.data.chunk_reader",
+)
 
 
 def modules():

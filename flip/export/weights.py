@@ -127,6 +127,30 @@ def image_to_native(state: StateDict, positions: Tensor) -> dict[str, Tensor]:
     return visual | _rename_blocks(state, "image.blocks.", f"visual.{_RESBLOCKS}", _BLOCK.items())
 
 
+def image_from_native(tensors: StateDict, norm_pre: bool) -> dict[str, Tensor]:
+    """The image encoder without projection, of open_clip's own ViT with learned positions. The inverse of
+    ``image_to_native``.
+
+    ``norm_pre``: whether a LayerNorm precedes the blocks. Without one the patch embedding here has a bias: zero.
+    """
+    patch = as_matrix(tensors["visual.conv1.weight"])
+    state = {
+        "image.patch.weight": patch,
+        "image.class_token": tensors["visual.class_embedding"],
+        "image.positions": tensors["visual.positional_embedding"],
+        "image.norm.weight": tensors["visual.ln_post.weight"],
+        "image.norm.bias": tensors["visual.ln_post.bias"],
+        "image.projection.weight": tensors["visual.proj"].T,
+    }
+    if norm_pre:
+        state["image.norm_pre.weight"] = tensors["visual.ln_pre.weight"]
+        state["image.norm_pre.bias"] = tensors["visual.ln_pre.bias"]
+    else:
+        state["image.patch.bias"] = torch.zeros(len(patch))
+    blocks = ((new, old) for old, new in _BLOCK.items())
+    return state | _rename_blocks(tensors, f"visual.{_RESBLOCKS}", "image.blocks.", blocks)
+
+
 def image_to_extra_block(state: StateDict, positions: Tensor, layers: int) -> dict[str, Tensor]:
     """The image encoder as open_clip's own ViT with one more block, pooled at the class token; needs E < D.
 

@@ -24,6 +24,8 @@ from flip.config.identity import file_digest, flatten
 from flip.config.merge import lookup
 from flip.config.resolve import resolve_path
 from flip.config.schema import Config, Init
+from flip.evaluation.open_clip_folder import verified_digest
+from flip.export.open_clip_source import is_open_clip, source_config
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
@@ -138,15 +140,28 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     """Its files are verified when they are read."""
     init = config.init
     paths = [Path(resolve_path(init.export)), *(folder / init.export for folder in folders)]
-    folder = next((path for path in paths if export_record.is_export(path)), None)
+    folder = next((path for path in paths if export_record.is_export(path) or is_open_clip(path)), None)
     if folder is None:
-        remedy = "Give the folder that tools/export.py wrote; it contains export.json."
+        remedy = "Give the folder that `flip export` wrote, or a model folder of open_clip."
         raise SourceMissing("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
-    check_compatible(for_stage(config, config.stages[0]), export_record.config(folder), str(folder))
-    key = export_record.digest(export_record.read_export(folder))
+    first = for_stage(config, config.stages[0])
+    check_compatible(first, _config_of(folder, first), str(folder))
+    key = _digest_of(folder)
     if init.commit not in ("", key):
         raise SourceMissing("init.commit: this export has another digest", str(folder), key)
     return replace(init, export=str(folder), commit=key)
+
+
+def _config_of(folder: Path, like: Config) -> Config:
+    """The configuration of an export, or of a model folder of open_clip in our terms (other fields as in ``like``)."""
+    return export_record.config(folder) if export_record.is_export(folder) else source_config(folder, like)
+
+
+def _digest_of(folder: Path) -> str:
+    """16 hex digits over the weights of an export, or over all files of a model folder of open_clip."""
+    if export_record.is_export(folder):
+        return export_record.digest(export_record.read_export(folder))
+    return verified_digest(str(folder))[:16]
 
 
 def stored_init(init: Init, run: RunDir) -> Init | None:
@@ -195,7 +210,8 @@ def open_commit(init: Init) -> commit.Commit:
 def open_export(init: Init) -> Path:
     """The folder of the export that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     folder = Path(init.export)
-    if not export_record.is_export(folder) or export_record.digest(export_record.read_export(folder)) != init.commit:
+    exists = export_record.is_export(folder) or is_open_clip(folder)
+    if not exists or _digest_of(folder) != init.commit:
         raise DataError("the export that init names no longer exists", str(folder), init.commit, _RESTORE)
     return folder
 
@@ -236,7 +252,8 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
 def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[str]) -> dict[str, list[object]]:
     """Fill ``model``, built for ``config``, with the verified weights of a run or an export. Each rank reads them.
 
-    ``source``: as in ``flip.load``. Weights are converted as between two stages (``flip.training.conversion``).
+    ``source``: as in ``flip.load``, or a model folder of open_clip. Weights are converted as between two stages
+    (``flip.training.conversion``).
     Returns key -> [source's value, own value] of differences that change the function of the weights. Raises
     ConfigError if model or tokenizer do not fit, DataError if the source is damaged.
     """
@@ -244,6 +261,8 @@ def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[s
     from flip.tokenizer import Tokenizer
     from flip.training.conversion import copy_weights
 
+    if not export_record.is_export(Path(source)) and is_open_clip(Path(source)):
+        return _load_open_clip(model, config, Path(source))
     other = load(source, url=config.checkpoint.url)
     differs = check_compatible(config, other.config, str(source))
     own = Tokenizer.of(config.data.tokenizer, config.model.text)
@@ -251,4 +270,33 @@ def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[s
         remedy = f"Use that model's own, {other.tokenizer.path}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {source}", "data.tokenizer", config.data.tokenizer, remedy)
     copy_weights(other.model, model)
+    return differs
+
+
+def _load_open_clip(model: CLIPModel, config: Config, folder: Path) -> dict[str, list[object]]:
+    """``load_converted`` for a model folder of open_clip."""
+    from safetensors.torch import load_file
+
+    from flip.evaluation.open_clip_folder import FILES
+    from flip.export import weights
+    from flip.models import clip
+    from flip.tokenizer import Tokenizer
+    from flip.training.conversion import copy_weights
+
+    source = source_config(folder, config)
+    differs = check_compatible(config, source, str(folder))
+    own = Tokenizer.of(config.data.tokenizer, config.model.text)
+    file = folder / export_record.TOKENIZER
+    same = own.is_published
+    if file.is_file():
+        same = own.to_json() == Tokenizer.of(file, config.model.text).to_json()
+    if not same:
+        expected = str(file) if file.is_file() else "CLIP's published byte pairs (docs/reproduce.md)"
+        remedy = f"Use that model's own, {expected}: its embedding knows no other ids."
+        raise ConfigError(f"is not the tokenizer of {folder}", "data.tokenizer", config.data.tokenizer, remedy)
+    tensors = {name: tensor.float() for name, tensor in load_file(folder / FILES[1]).items()}
+    state = weights.image_from_native(tensors, source.model.image.norm_pre) | weights.text_from_open_clip(tensors)
+    other = clip.CLIPModel(source.model, source.augment, "sdpa")
+    other.load_state_dict(state)
+    copy_weights(other, model)
     return differs
