@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from flip.runs.errors import FlipError
+from flip.runs.files import fsync_path, run_folder
 from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
-from flip.runs.rundir import RunDir, fsync_path, list_names, parse_int, read_record, write_json
+from flip.runs.rundir import RunDir, list_names, parse_int, read_record, write_json
 
 COMMIT_FILE = "commit.json"
 #: Folder of a sweep with the run directories of its evaluation jobs.
@@ -229,7 +230,7 @@ def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
 
     ``by`` must exist: pins by runs that no longer exist are deleted. Raises OSError if the pin cannot be written.
     """
-    run.pins.mkdir(exist_ok=True)
+    run_folder(run.pins)
     for path, record in _pins(run):
         if not os.path.isdir(record["by"]):  # checked at submission: a node might not see that folder
             try:

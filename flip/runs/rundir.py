@@ -13,11 +13,25 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from flip.runs import records
 from flip.runs.errors import CRASH, DataError, scrub
-from flip.runs.files import create_beside, open_regular, read_regular
+from flip.runs.files import (
+    atomic_write,
+    close_folders,
+    create_beside,
+    fsync_path,
+    new_folder,
+    open_regular,
+    read_regular,
+    refuse_prepared,
+    replace_link,
+    run_folder,
+)
 from flip.runs.ownership import PathLike
 
 #: Upper bound of the bytes of a line of metrics.
 LINE_LIMIT = 1 << 16
+
+#: Levels of folders in a run directory: checkpoints/<stage>/<S>-<n>.
+RUN_DEPTH = 3
 
 #: Record in a rank's temporary folder that names its owner: {run, attempt}.
 OWNER = "flip.json"
@@ -30,20 +44,15 @@ def write_text(path: PathLike, text: str) -> None:
 
 def write_bytes(path: PathLike, data: bytes, mode: int = 0o644) -> None:
     """Like write_text, for bytes."""
-    temporary = write_new(path, data, mode)
-    try:
-        os.replace(str(temporary), str(path))
-    except OSError:
-        temporary.unlink()
-        raise
-    fsync_path(Path(path).parent)
+    with atomic_write(path, mode) as file:
+        file.write(data)
 
 
 def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
     """Write and sync a new file with a random name in the folder of ``path``, and return its path."""
     temporary, handle = create_beside(path, mode)
     try:
-        with open(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -172,15 +181,6 @@ def parse_int(name: str) -> Optional[int]:
     return int(name) if re.match(r"[0-9]+\Z", name) else None
 
 
-def fsync_path(path: PathLike) -> None:
-    """Make the content of a file, or renames inside a folder, durable."""
-    handle = os.open(str(path), os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class RunDir:
     """The paths of RUNS_ROOT/<sweep>/<run>/. Creating the object touches nothing on disk."""
 
@@ -229,12 +229,16 @@ class RunDir:
         return (self.attempt_numbers() or [0])[-1]
 
     def start_attempt(self, start: Dict[str, Any]) -> int:
-        """Reserve the next n by an exclusive mkdir, write its start.json (host, job, world size) and return n."""
-        self.attempts.mkdir(parents=True, exist_ok=True)
+        """Reserve the next n by an exclusive mkdir, write its start.json (host, job, world size) and return n.
+
+        Closes the folders of the run to other users first: older releases left them open to a group.
+        """
+        run_folder(self.attempts)
+        close_folders(self.path, RUN_DEPTH)
         n = self.newest_attempt() + 1
         while True:
             try:
-                self.attempt(n).mkdir()
+                new_folder(self.attempt(n))
                 break
             except FileExistsError:
                 n += 1
@@ -266,14 +270,14 @@ class RunDir:
         return self.newest_attempt() == n
 
     def open_logs(self, n: int) -> Path:
-        """Create logs/<n>/ and point ``logs/latest`` to it."""
-        folder = self.logs / str(n)
-        folder.mkdir(parents=True, exist_ok=True)
-        link = self.logs / "latest.new"
-        if link.is_symlink():
-            link.unlink()
-        link.symlink_to(str(n))
-        os.replace(str(link), str(self.logs / "latest"))
+        """Create logs/<n>/ and point ``logs/latest`` to it.
+
+        The shell of a batch script opens files there by name: raises PermissionError if a link is prepared.
+        """
+        run_folder(self.logs)
+        folder = run_folder(self.logs / str(n))
+        refuse_prepared(folder)
+        replace_link(self.logs / "latest", str(n))
         return folder
 
     def record_ready(self, n: int, samples: int, environment: Optional[Dict[str, Any]] = None) -> None:
