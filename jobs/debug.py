@@ -113,13 +113,14 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     from flip.checkpoint.remote import local_copy
     from flip.config.merge import dump
     from flip.runs import commit
+    from flip.runs.files import closed_folder
     from flip.runs.rundir import RunDir, write_json, write_text
     from jobs.common.filesystem import writing
 
     with writing(args.out or tempfile.gettempdir(), "Name another folder with --out."):
         folder = Path(tempfile.mkdtemp(prefix=f"flip-{resolved.name}-", dir=args.out)) / real.sweep
     run = RunDir(folder / resolved.name)
-    run.path.mkdir(parents=True)
+    closed_folder(run.path)
     resolved.config.checkpoint.url = ""  # the URL belongs to the real run
     write_text(run.config, dump(resolved.config))
     write_json(run.identity, dict(resolved.identity))
@@ -127,6 +128,7 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     if commits:
         copy = run.checkpoints / commits[-1].stage / commits[-1].path.name
         with local_copy(commits[-1]) as here:
+            closed_folder(copy.parent)
             shutil.copytree(here, copy)
         write_json(copy / commit.COMMIT_FILE, {key: value for key, value in commits[-1].record.items() if key != "url"})
     return run

@@ -26,6 +26,7 @@ Runs with monitor.wandb are followed while they train; this command is for what 
 
 
 def main(arguments: list[str] | None = None) -> int:
+    from flip.runs.files import close_umask
     from jobs.tracking.tracker import TRACKERS
 
     parser = Parser(description="Send the metrics of runs to an experiment tracker.", epilog=EXAMPLES, json=False)
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, help=argparse.SUPPRESS)  # of the launcher: end with this attempt
     add_root_option(parser)
     args = parser.parse_args(arguments)
+    close_umask()  # a tracker's package writes files into the run directory
     return run_command(follow if args.attempt is None else follow_attempt, args)
 
 

@@ -103,7 +103,7 @@ def _own_folder(folder: Path) -> Path:
     Another user may have prepared links in their folder. Raises PermissionDenied or StorageError.
     """
     from flip.config.resolve import cache_root
-    from flip.runs.files import private_folder
+    from flip.runs.files import closed_folder, private_folder
     from flip.runs.ownership import is_mine
     from jobs.common.filesystem import writing
 
@@ -112,7 +112,7 @@ def _own_folder(folder: Path) -> Path:
         return folder
     with writing(folder, "Name a file with --out."):
         own = private_folder(cache_root() / f"reports-{os.geteuid()}") / folder.relative_to(folder.anchor)
-        own.mkdir(parents=True, exist_ok=True)
+        closed_folder(own)
     return own
 
 

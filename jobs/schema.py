@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def schema(args: argparse.Namespace) -> int:
+    from flip.runs.files import output_folder
     from flip.runs.rundir import write_text
     from jobs.common.paths import SWEEPS
     from jobs.sweeps.sweep_schema import SCHEMAS
@@ -39,7 +40,7 @@ def schema(args: argparse.Namespace) -> int:
         print(text(SCHEMAS[args.kind]()), end="")
         return 0
     folder = SWEEPS / "schemas"
-    folder.mkdir(exist_ok=True)
+    output_folder(folder)
     for name in KINDS:
         write_text(folder / f"{name}.json", text(SCHEMAS[name]()))
     written = [str(folder / f"{name}.json") for name in KINDS]

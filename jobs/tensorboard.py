@@ -75,6 +75,8 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 
 def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
     """Link the events of runs into the folder as SWEEP/RUN, once each; returns new names."""
+    from flip.runs.files import closed_folder
+
     added = []
     for run in runs:
         name = f"{run.sweep}/{run.name}"
@@ -83,7 +85,7 @@ def add(runs: Sequence[RunDir], folder: Path) -> list[str]:
             name = f"{run.sweep}@{root}/{run.name}"
         link = folder / name
         if os.path.isdir(run.tensorboard) and not link.is_symlink():  # Path.is_dir raises if it is another user's
-            link.parent.mkdir(exist_ok=True)
+            closed_folder(link.parent)
             link.symlink_to(run.tensorboard, target_is_directory=True)
             added.append(name)
     return added

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def write(options: argparse.Namespace) -> int:
     from flip.evaluation import prompts
     from flip.runs.errors import ConfigError
-    from flip.runs.files import read_regular
+    from flip.runs.files import output_folder, read_regular
     from flip.runs.rundir import to_json, write_text
     from tools.shards_commands.output import writing
 
@@ -43,7 +43,7 @@ def write(options: argparse.Namespace) -> int:
         raise ConfigError("has no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
     out, text = Path(options.out), to_json(dataclasses.asdict(classes))
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        output_folder(out.parent)
         try:
             if read_regular(out) != text.encode():
                 raise ConfigError("already exists, with other content", str(out), remedy="Choose another --out.")

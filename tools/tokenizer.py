@@ -107,12 +107,13 @@ def _claim(path: Path) -> None:
     Raises ConfigError, PermissionDenied, StorageError.
     """
     from flip.runs.errors import ConfigError, PermissionDenied
+    from flip.runs.files import output_folder
     from tools.shards_commands.output import writing
 
     with writing(path):
         if path.exists():
             raise ConfigError("already exists", str(path), remedy="Name another file, or move this one away.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        output_folder(path.parent)
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise PermissionDenied("may not be written", str(path.parent), remedy="Choose another --out.")
 

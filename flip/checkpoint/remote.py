@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied
+from flip.runs.files import atomic_write, run_folder
 from flip.runs.rundir import RunDir, create_json, read_record
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ class RemoteCheckpoint:
         self.check(name, expected)
         for _ in range(2):
             digest = hashlib.sha256()
-            with open(target or os.devnull, "wb") as file:
+            with ExitStack() as stack:
+                file = stack.enter_context(atomic_write(target, sync=False)) if target is not None else None
                 for part in self._parts(name, expected, 0, expected["bytes"]):
                     digest.update(part)
-                    file.write(part)
+                    if file is not None:
+                        file.write(part)
             if digest.hexdigest() == expected["sha256"]:
                 return
             self._storage.reconnect()
@@ -149,7 +152,7 @@ def url_prefix(run: RunDir, url: str) -> str:
     """
     path = run.checkpoints / "url.json"
     if read_record(path) is None:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run_folder(run.checkpoints)
         create_json(path, {"url": f"{_as_url(url)}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"})
     first = str((read_record(path) or {})["url"])
     return f"{_as_url(url)}/{run.sweep}/{first.rpartition('/')[2]}"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +25,7 @@ from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
 from flip.distributed.parallel import local, local_offsets
 from flip.runs.commit import CorruptCheckpoint
 from flip.runs.errors import DataError
+from flip.runs.files import OUTPUT_MODE, atomic_path, atomic_write
 
 HEADER_BYTES = 1 << 18
 """Bytes of a file that are read first for its header."""
@@ -40,16 +39,14 @@ _DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write ``tensors`` to ``path`` with the permissions that any new file has in that folder.
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, mode: int = OUTPUT_MODE) -> None:
+    """Write ``tensors`` to ``path`` atomically, with the permissions that a new file of ``mode`` has in that folder.
 
-    ``save_file`` renames a temporary file of mode 0600 into place. The permissions are therefore taken from an empty
-    file, which follows the umask and the folder's default ACL. Raises SafetensorError, OSError.
+    Raises SafetensorError, OSError.
     """
-    with open(path, "wb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata={"format": "pt"})
-    path.chmod(mode)
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    with atomic_path(path, mode) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt"})
 
 
 def write_shard(
@@ -65,10 +62,8 @@ def write_shard(
 
 
 def _write_file(path: Path, data: memoryview) -> dict[str, Any]:
-    with open(path, "wb") as file:
+    with atomic_write(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
     return {"bytes": len(data)}
 
 

@@ -29,6 +29,7 @@ from flip.distributed.collectives import RankFailure, all_gather_json, run_on_al
 from flip.distributed.parallel import World
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
+from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, to_json
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,9 @@ class Checkpointer:
         def prepare() -> None:
             nonlocal remote
             if self._world.is_rank0:
-                path.mkdir(parents=True, exist_ok=True)  # overwrites what an earlier try could not free
+                run_folder(self._run.checkpoints)
+                run_folder(path.parent)
+                run_folder(path)  # an earlier try may have left files
             remote = RemoteCheckpoint(self._url_of(path), self._retry_policy) if self._url else None
 
         def write() -> None:

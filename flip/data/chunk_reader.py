@@ -28,7 +28,7 @@ from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
 from flip.data.storage.retry import Clock, Outage, RetryPolicy
 from flip.runs.errors import DataError
-from flip.runs.files import private_folder, read_regular
+from flip.runs.files import atomic_write, open_lock, private_folder, read_regular, run_folder
 
 DIGITS = 20
 """Of the number in the file ``size``."""
@@ -74,22 +74,17 @@ class ChunkCache:
     def put(self, manifest: Manifest, j: int, pieces: Sequence[bytes]) -> None:
         """Store the bytes of chunk j, replacing the oldest chunks. The first failure is logged."""
         path, size = self._path(manifest, j), sum(map(len, pieces))
-        temporary = path.with_name(f"{j}.tmp.{os.getpid()}.{threading.get_ident()}")
         if size > self._limit:
             return
         try:
             private_folder(self._folder)
-            path.parent.mkdir(exist_ok=True)
+            run_folder(path.parent)
             with self._locked_total() as total:
                 total[0] += size
                 if total[0] > self._limit:
                     total[0] = self._evict((1 - FREED_SHARE) * self._limit - size) + size
-            try:
-                with open(temporary, "wb") as file:
-                    file.writelines(pieces)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with atomic_write(path, sync=False) as file:
+                file.writelines(pieces)
         except FileNotFoundError:  # evicted as the oldest file before it was complete
             pass
         except OSError as error:
@@ -101,7 +96,7 @@ class ChunkCache:
     @contextlib.contextmanager
     def _locked_total(self) -> Iterator[list[int]]:
         """The sum of all lengths, to be changed under a lock. If writing fails later, it is too large."""
-        with open(os.open(self._folder / "size", os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+        with os.fdopen(open_lock(self._folder / "size", 0o600), "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             text = file.read(DIGITS)
             total = [int(text) if text.isdigit() else self._evict(self._limit)]

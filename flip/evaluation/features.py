@@ -23,7 +23,7 @@ from flip.data.chunk_reader import Sample
 from flip.distributed.collectives import RankGroup, all_gather_json
 from flip.evaluation.encoders import GREY, Encoder
 from flip.evaluation.images import Images, PreparedImage, prefetch
-from flip.runs.rundir import fsync_path
+from flip.runs.files import FILE_MODE, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +140,8 @@ class FeatureCache:
 
     def put(self, path: Path, tensors: dict[str, Tensor]) -> None:
         """Write a file; a failure (a full disk) is logged and ignored."""
-        temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_tensors(tensors, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            fsync_path(self.folder)
+            run_folder(self.folder)
+            save_tensors(tensors, path, FILE_MODE)
         except (SafetensorError, OSError) as error:
-            temporary.unlink(missing_ok=True)
             log.warning("features are not cached: %s: %s", path, error)

@@ -14,7 +14,7 @@ from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs.commit import Commit, CorruptCheckpoint, sha256
 from flip.runs.commit import verify as verify_files
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.files import read_regular
+from flip.runs.files import read_regular, run_folder
 from flip.runs.rundir import RunDir, create_json, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def register(subject: RunDir, folder: str) -> None:
         return
     settings = {"model": {"open_clip": folder}}
     about = {"run": subject.name, "stage": "foreign", "samples": 0, "evaluations": [], "attempts": 0}
-    subject.path.mkdir(parents=True, exist_ok=True)
+    run_folder(subject.path)
     write_text(subject.config, dump_yaml(settings))
     write_json(subject.identity, {"hash": identity.digest(settings), "schema": SCHEMA, "code": "", "config": settings})
     create_json(subject.result, about)

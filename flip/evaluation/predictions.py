@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip.runs import records
-from flip.runs.files import read_regular
+from flip.runs.files import read_regular, run_folder
 from flip.runs.rundir import RunDir, write_text
 
 TOP = 5
@@ -60,7 +60,7 @@ class Predictions:
         )
         for row in list(zip(*columns, strict=True))[:MAX_IMAGES]:
             lines.append(dict(zip(("image", "label", "classes", "scores"), row, strict=True)))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        run_folder(path.parent)
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 

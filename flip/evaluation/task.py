@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, DataError
+from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, load_record, write_json
 
 FILE = "task.json"
@@ -92,7 +93,8 @@ def suffix(mask: str, ensemble: bool) -> str:
 def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:
     """Write eval/<stage>-<S>/<name>.json; replaces an older result of this name."""
     folder = subject.eval / f"{commit['stage']}-{commit['samples']}"
-    folder.mkdir(parents=True, exist_ok=True)
+    run_folder(subject.eval)
+    run_folder(folder)
     path = folder / f"{result['name']}.json"
     about = {"stage": commit["stage"], "samples": commit["samples"], "commit": dict(commit)}
     write_json(path, {**result, **about, "job": job, "time": time.time()})

@@ -22,8 +22,9 @@ from flip.models.clip import CLIPModel
 from flip.monitoring.results import read_run
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
+from flip.runs.files import fsync_path, new_output_folder, output_folder, publish_folder
 from flip.runs.records import POINT
-from flip.runs.rundir import RunDir, fsync_path, load_record, write_json, write_text
+from flip.runs.rundir import RunDir, load_record, write_json, write_text
 
 FORMATS = ("open_clip", "transformers", "onnx")
 VARIANTS = ("native", "extra-block", "timm-tower")
@@ -83,12 +84,13 @@ def export(
         raise ConfigError("an export exists already", target, remedy=remedy)
     if target.exists() and not export_record.is_export(target):
         raise ConfigError("exists already, and is no export", target, remedy="Name another folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    output_folder(target.parent)
     temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
-    temporary.mkdir()
+    new_output_folder(temporary)
     try:
         record = _write_files(temporary, target, loaded, form, variant)
+        publish_folder(temporary)
         if target.exists():
             previous = target.with_name(f"{target.name}.old.{os.getpid()}")
             os.replace(target, previous)
@@ -141,7 +143,7 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
     if fold_padding.applies(shape.text):
         state, text, factor = fold_padding.fold_padding_mask(state, shape.text)
         shape, eps = dataclasses.replace(shape, text=text), eps * factor
-    (folder / "timm").mkdir()
+    new_output_folder(folder / "timm")
     _save(image | weights.text_to_open_clip(state, model.max_logit_scale), folder / export_record.OPEN_CLIP)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)
     described = format.open_clip_config(shape, config.augment, variant, target / "timm", eps)
@@ -149,6 +151,7 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
         del described["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
     _json(folder / "open_clip_config.json", described)
     _json(folder / "timm" / "config.json", format.timm_config(config.model, config.augment))
+    publish_folder(folder / "timm")
 
 
 def _write_transformers(folder: Path, loaded: TrainedModel) -> None:

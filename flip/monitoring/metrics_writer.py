@@ -22,6 +22,7 @@ from flip.config.schema import Config
 from flip.data.loader import Batch
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
+from flip.runs.files import open_append, run_folder
 from flip.runs.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,7 @@ class MetricsWriter:
             "reason": "", "storage": None, "unsteady": None,
         }  # fmt: skip
         self._written, self._failing, self._lock = 0.0, False, threading.Lock()
-        run.metrics.mkdir(exist_ok=True)
-        self._lines = open(run.metrics / f"{attempt}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._lines = open_append(run_folder(run.metrics) / f"{attempt}.jsonl", "utf-8")
         self._events: SummaryWriter | None = None
         self._points, self._described = CurvePoints(), set[str]()
         self._stages: list[tuple[str, int, int, float]] = []
@@ -108,7 +108,7 @@ class MetricsWriter:
         spans = stage_spans(config)
         self._stages = [(s.stage.name, s.start, s.end, costs.stage_flops(config, s.stage)) for s in spans]
         self._events = SummaryWriter(
-            str(self._run.tensorboard), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
+            str(run_folder(self._run.tensorboard)), purge_step=samples + 1, filename_suffix=f".{self._attempt}"
         )
         for summary in (*hparams_summaries(config), custom_scalars(layout(config))):
             self._events.file_writer.add_summary(summary, samples)  # type: ignore[attr-defined]
@@ -157,8 +157,7 @@ class MetricsWriter:
     def evaluation(self, stage: str, samples: int, seconds: float, evaluations: list[dict[str, Any]]) -> None:
         """Write eval/<stage>-<S>.json and its points in TensorBoard. ``seconds``: of training up to S."""
         record = {"stage": stage, "samples": samples, "seconds": seconds, "attempt": self._attempt}
-        self._run.eval.mkdir(exist_ok=True)
-        write_json(self._run.eval / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
+        write_json(run_folder(self._run.eval) / f"{stage}-{samples}.json", record | {"evaluations": evaluations})
         self._add(scores(evaluations), samples)
         assert self._events is not None
         self._events.flush()
@@ -223,9 +222,8 @@ class SampleLog:
     """
 
     def __init__(self, run: RunDir, attempt: int, rank: int) -> None:
-        folder = run.path / "witness"
-        folder.mkdir(exist_ok=True)
-        self._file = open(folder / f"{attempt}.{rank}.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        folder = run_folder(run.path / "witness")
+        self._file = open_append(folder / f"{attempt}.{rank}.jsonl", "utf-8")
 
     def log(self, samples: int, batch: Batch) -> None:
         """``samples``: S at the start of the batch."""

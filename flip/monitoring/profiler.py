@@ -1,7 +1,6 @@
 """Profiles steps: traces for viewers, and samples of the time that steps wait for other ranks."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from flip.runs.files import atomic_path, run_folder
 
 FIRST = 2
 """The first step of an attempt that is sampled; the step before it contains one-time costs."""
@@ -78,10 +79,8 @@ class Profiler:
         """Write the trace in the format of the viewers of Chrome and Perfetto."""
         self._wait()
         self._trace.stop()
-        self._folder.mkdir(exist_ok=True)
-        temporary = self._folder / f"tmp.{os.getpid()}.{self._name}"
-        self._trace.export_chrome_trace(str(temporary))
-        os.replace(temporary, self._folder / self._name)
+        with atomic_path(run_folder(self._folder) / self._name) as temporary:
+            self._trace.export_chrome_trace(str(temporary))
         self._trace = None
 
 

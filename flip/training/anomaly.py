@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from flip.runs.errors import Diverged
+from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class NonFiniteGuard:
         }  # fmt: skip
         path = self._run.anomalies / f"{self._attempt}-{step.step}.{self._rank}.json"
         try:
-            self._run.anomalies.mkdir(exist_ok=True)
+            run_folder(self._run.anomalies)
             write_json(path, record)
         except OSError as error:
             log.warning("%s could not be written: %s", path, error)

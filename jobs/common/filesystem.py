@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flip.runs import ownership
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
+from flip.runs.files import RefusedPath, create_file
 
 OTHER_ROOT = "Choose another folder: FLIP_RUNS=FOLDER, or runs_root in the cluster profile."
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -39,7 +40,7 @@ def probe(place: str | os.PathLike[str]) -> None:
     """
     with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
         first, second = Path(folder, "a"), Path(folder, "b")
-        with open(first, "w") as file:
+        with create_file(first) as file:
             locked(file.fileno(), fcntl.LOCK_EX, place)
         first.rename(second)
         for link, kind in ((os.link, "hard"), (os.symlink, "symbolic")):
@@ -70,6 +71,8 @@ def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
 def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHER_ROOT) -> FlipError:
     """PermissionDenied (77) for missing permissions, else StorageError (69): a full disk, a lost mount."""
     place = str(error.filename or where)
+    if isinstance(error, RefusedPath):
+        return PermissionDenied(error.strerror, place)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDenied("may not be written", place, remedy=remedy)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -12,6 +12,7 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
+from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, create_json, read_record
 from jobs.host import attempts, canary
 
@@ -73,7 +74,7 @@ def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
     if not states:
         return None
     name = hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
-    (sweep / ".notified").mkdir(exist_ok=True)
+    run_folder(sweep / ".notified")
     if not create_json(sweep / ".notified" / (name + ".json"), names_by_state):
         return None
     return dict(names_by_state, event="sweep_ended", sweep=sweep.name, folder=str(sweep))

@@ -14,7 +14,12 @@ import signal
 import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Dict, Mapping, Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from flip.runs.files import open_append
 
 PORTS = (10000, 30000)  # below the ephemeral ports
 STORAGE = 69  # exit code, as in flip.runs.errors
@@ -80,9 +85,8 @@ def open_log(environ: Mapping[str, str]) -> None:
     logs = os.path.join(environ["FLIP_RUN"], "logs", environ["FLIP_ATTEMPT"])
     for number, kind in ((1, "out"), (2, "err")):
         name = "node%s.%s" % (environ["NODE_RANK"], kind)
-        handle = os.open(os.path.join(logs, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(handle, number)
-        os.close(handle)
+        with open_append(os.path.join(logs, name)) as file:
+            os.dup2(file.fileno(), number)
 
 
 def environment(environ: Mapping[str, str]) -> Dict[str, str]:

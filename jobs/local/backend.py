@@ -11,7 +11,7 @@ from typing import Any
 
 from flip.runs import ownership
 from flip.runs.errors import FlipError
-from flip.runs.files import closed_folder
+from flip.runs.files import open_append, run_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import UNREADABLE, Job, JobState, is_complete, is_copy, record_of, unreadable_state
@@ -78,7 +78,7 @@ class LocalBackend:
         if not jobs:
             return
         sweep = jobs[0].run.path.parent
-        closed_folder(sweep / ".supervisor")
+        run_folder(sweep / ".supervisor")
         settings = {
             "parallel": self.profile.parallel or 1,
             "peer_grace": self.peer_grace,
@@ -133,7 +133,7 @@ def live_ranks(run: RunDir) -> list[dict[str, Any]]:
 def start_supervisor(sweep: Path, code: Path) -> None:
     """Start a supervisor with the code in ``code``. It detaches itself, and ends at once if another is running."""
     journal = sweep / ".supervisor" / "log"
-    with open(journal, "ab") as output:
+    with open_append(journal) as output:
         done = subprocess.run(
             [sys.executable, "-m", "jobs.local.supervisor", str(sweep)],
             cwd=code,

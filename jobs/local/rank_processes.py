@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
+from flip.runs.files import RefusedPath, open_append
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
 from jobs.host import processes
 from jobs.host.rank_entry import allocator
@@ -171,22 +172,23 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Seque
     record: list[dict[str, Any]] = []
     attempt = LocalAttempt(run, n, ranks, write_end, grace)
     attempt.gpus = gpus
-    handles, started = [lifeline], False
+    logs: list[Any] = []
+    started = False
     try:
         if world > 1:
             attempt.store = _make_store(run, n)
         shared = _environment(job, n, world, lifeline, attempt.store, gpus)
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
-            handles.append(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+            logs.append(open_append(folder / name))
         for rank in range(world):
             popen = subprocess.Popen(
                 [job["python"], "-m", job["module"], str(run.path)],
                 cwd=job["snapshot"],
                 env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.DEVNULL,
-                stdout=handles[1],
-                stderr=handles[2],
+                stdout=logs[0],
+                stderr=logs[1],
                 pass_fds=[lifeline],
                 start_new_session=True,
             )
@@ -196,8 +198,9 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Seque
             write_json(run.attempt(n) / "pids.json", record)
         started = True
     finally:
-        for handle in handles:
-            os.close(handle)
+        os.close(lifeline)
+        for log in logs:
+            log.close()
         if not started:
             attempt.shorten_deadline(0.0)
             while not attempt.poll():
@@ -211,6 +214,8 @@ def failed_start(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) ->
     attempt = LocalAttempt(run, n, [], None, 0.0)
     # Storage is retried. An error without a file name: no temporary folder is writable (a full disk).
     cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
+    if isinstance(error, RefusedPath):
+        cause = "permission"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"
     attempt.code = CAUSES[cause]
     return attempt

@@ -23,7 +23,7 @@ from typing import Any
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs import ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
-from flip.runs.files import closed_folder
+from flip.runs.files import close_umask, open_lock, run_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.job import is_copy
@@ -236,6 +236,7 @@ class Supervisor:
 
 def main(folder: str) -> int:
     """Take the lock, detach, serve. Returns 0 also if another supervisor is running."""
+    close_umask()  # ranks inherit it
     sweep = Path(folder).absolute()
     lock = take_lock(sweep)
     if lock is None:
@@ -281,8 +282,7 @@ def take_lock(sweep: Path) -> int | None:
 
     Raises ConfigError if the file system has no locks.
     """
-    closed_folder(sweep / ".supervisor")
-    handle = os.open(sweep / ".supervisor" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = open_lock(run_folder(sweep / ".supervisor") / "lock")
     for _ in range(10):
         if locked(handle, fcntl.LOCK_EX, sweep):
             return handle

@@ -9,6 +9,7 @@ import numpy as np
 
 from flip.monitoring.metrics_reader import Column
 from flip.monitoring.results import Outcome, score_of
+from flip.runs.files import output_folder
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import percent
 from jobs.reporting import charts, scaling_laws, seed_groups
@@ -241,7 +242,7 @@ def _logged(outcome: Outcome, field: str) -> tuple[Column, Column]:
 
 def save(blocks: Sequence[Block], folder: Path) -> None:
     """Write every chart as NAME.svg and NAME.png below ``folder``, which is created. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     for block in blocks:
         for name, plot in files(block):
             write_text(folder / f"{name}.svg", charts.svg(plot))

@@ -31,7 +31,8 @@ from flip.runs.errors import (
     scrub,
     start_logging,
 )
-from flip.runs.rundir import OWNER, RunDir, load_record, read_json
+from flip.runs.files import RefusedPath, close_umask
+from flip.runs.rundir import OWNER, RunDir, load_record, read_json, write_bytes
 from jobs.host.restart_policy import PEER_GONE
 
 FLIGHT_RECORD_SECONDS = 10.0  # a process that hangs may hold the recorder's lock
@@ -44,6 +45,7 @@ def main(path: str, work: Work | None = None) -> int:
     """Run this rank of the run at ``path`` (by default, train) and record its cause. Returns the exit code."""
     flag = shutdown.install()
     faulthandler.enable()
+    close_umask()  # for TensorBoard's writer and others that open files themselves
     run, rank = RunDir(path), int(os.environ.get("RANK", 0))
     start_logging(sys.stdout, f"rank {rank} ")
     if run.result.exists():  # a cluster may restart a finished job
@@ -102,7 +104,7 @@ def record_end(run: RunDir, attempt: int, cause: str, what: str) -> None:
 def _write_flight_record(run: RunDir, attempt: int, rank: int) -> None:
     with contextlib.suppress(OSError):
         if record := shutdown.flight_record():
-            run.logs.joinpath(str(attempt), f"collectives.{rank}.json").write_bytes(record)
+            write_bytes(run.logs / str(attempt) / f"collectives.{rank}.json", record)
 
 
 def host() -> str:
@@ -142,6 +144,8 @@ def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) ->
         return (*work(run, attempt, flag), "")
     except FlipError as error:
         return error.cause, str(error), ""
+    except RefusedPath as error:
+        return "permission", str(error), ""
     except OSError as error:
         cause = "storage" if error.errno in STORAGE_ERRNOS else "crash"
         return cause, f"{type(error).__name__}: {error}", scrub(traceback.format_exc())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, StorageError
-from flip.runs.files import closed_folder
+from flip.runs.files import new_folder, run_folder
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
@@ -75,8 +75,8 @@ class SlurmBackend:
         self, jobs: Sequence[Job], name: str, site: str, held: Mapping[str, Sequence[str]] | None = None
     ) -> None:
         folder = jobs[0].run.path.parent / ".slurm" / name.rpartition(".")[2]
-        closed_folder(folder.parent)
-        folder.mkdir(mode=0o700)
+        run_folder(folder.parent)
+        new_folder(folder, 0o700)
         write_text(folder / "runs", "".join(f"{job.run.path}\n" for job in jobs))
         for index, job in enumerate(jobs):
             record = self._record(job, name, index, site)

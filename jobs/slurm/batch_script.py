@@ -118,6 +118,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     return [
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM USR1 USR2  # the start is not interrupted",
+        "umask go-w  # also for what the ranks create",
         *_functions("batch_functions.sh"),
         f"log={shlex.quote(str(folder))}/$id",
         'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',

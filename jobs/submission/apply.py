@@ -7,7 +7,6 @@ RUNS_ROOT/.trash/<time>/.
 import fcntl
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,9 +19,9 @@ from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
 from flip.runs import commit
 from flip.runs.errors import ConfigError
-from flip.runs.files import closed_folder
+from flip.runs.files import closed_folder, folder_like, fsync_path, new_folder, open_lock
 from flip.runs.ownership import is_mine
-from flip.runs.rundir import RunDir, fsync_path, read_record, write_json, write_text
+from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
 from jobs.common.job import Backend, Job
@@ -41,7 +40,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Create the sweep folder and hold its lock. Raises ConfigError if another submit holds it."""
     with writing(folder):
         require_trusted(closed_folder(folder))
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = open_lock(folder / ".lock")
     try:
         with writing(folder):
             alone = locked(handle, fcntl.LOCK_EX, folder)
@@ -81,7 +80,7 @@ def apply(
         for action in fresh:
             temporary = temporaries[action.name]
             cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)  # unless it is renamed
-            temporary.mkdir(mode=0o755)
+            new_folder(temporary)
             write_text(temporary / "config.yaml", dump(action.wanted.config))
             write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
         for action in sourced:  # before anything is moved
@@ -236,13 +235,12 @@ def move_to_trash(path: Path) -> Path:
     """
     stamp, count, root = time.strftime("%Y%m%d-%H%M%S"), 0, path.parent.parent
     with suppress(FileExistsError):
-        (root / ".trash").mkdir()
-        (root / ".trash").chmod(stat.S_IMODE(root.stat().st_mode))
+        folder_like(root / ".trash", root)
     while True:
         bin_ = root / ".trash" / (f"{stamp}.{count}" if count else stamp) / path.parent.name
         target = bin_ / path.name
         if not target.exists() and (is_mine(bin_.parent) or not bin_.parent.exists()):
-            bin_.mkdir(parents=True, exist_ok=True)
+            closed_folder(bin_)
             os.rename(path, target)
             return target
         count += 1

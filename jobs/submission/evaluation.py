@@ -32,7 +32,7 @@ from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
 from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
-from flip.runs.files import closed_folder
+from flip.runs.files import closed_folder, new_folder, run_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common.cli import INTERRUPTED, command, note
 from jobs.common.cluster_profile import load_profile, roots
@@ -283,8 +283,8 @@ class EvaluationRequest:
         job = RunDir(subject.path.parent / EVALUATIONS / name)
         try:
             with writing(job.path):
-                closed_folder(job.path.parent)
-                job.path.mkdir(mode=0o755)
+                run_folder(job.path.parent)
+                new_folder(job.path)
                 write_text(job.config, merge.dump(config))
                 task.write(job)
                 write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})

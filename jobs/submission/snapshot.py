@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,8 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from flip.runs.errors import ConfigError
-from flip.runs.files import closed_folder
-from flip.runs.rundir import fsync_path
+from flip.runs.files import closed_folder, create_file, fsync_path
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         with writing(target):
             _make_caches(contents, target)
         return snapshot
-    temporary = into / f".{digest}.{os.getpid()}"
+    temporary = into / f".{digest}.{secrets.token_hex(8)}"
     try:
         for name, (data, executable) in contents.items():
             closed_folder((temporary / name).parent)
@@ -173,10 +173,10 @@ def _make_caches(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
 
 
 def _write(file: Path, data: bytes, executable: bool) -> None:
-    with open(file, "wb") as out:
+    with create_file(file, 0o555 if executable else 0o444) as out:
         out.write(data)
+        out.flush()
         os.fsync(out.fileno())
-    file.chmod(0o555 if executable else 0o444)
 
 
 def _refuse_additional_files(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
@@ -199,7 +199,7 @@ def _repair(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
         with suppress(OSError):
             if file.read_bytes() == data:
                 continue
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
         try:
             closed_folder(file.parent)
             _write(temporary, data, executable)

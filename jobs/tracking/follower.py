@@ -24,7 +24,7 @@ from flip.monitoring import results
 from flip.monitoring.curves import CurvePoints, scores
 from flip.runs import commit, records
 from flip.runs.errors import ConfigError, StorageError, scrub
-from flip.runs.files import closed_folder, open_regular
+from flip.runs.files import open_lock, open_regular, run_folder
 from flip.runs.rundir import RunDir, load_record, write_json
 from jobs.common.filesystem import locked, writing
 from jobs.tracking.tracker import TrackedRun, Tracker, load_tracker
@@ -178,8 +178,7 @@ def _wait(seconds: float, ended: Callable[[], bool]) -> None:
 def lock(run: RunDir, tracker: str, ended: Callable[[], bool] | None = None) -> Iterator[bool]:
     """Hold the lock of the run's followers; false if another has it, until ``ended()`` if given."""
     with writing(run.path, "The owner of the run can follow it."):
-        path = closed_folder(run.path / "trackers") / f"{tracker}.lock"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = open_lock(run_folder(run.path / "trackers") / f"{tracker}.lock")
     try:
         while not (mine := locked(handle, fcntl.LOCK_EX, run.path)) and ended is not None and not ended():
             time.sleep(0.5)

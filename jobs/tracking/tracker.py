@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from flip.runs.files import open_append
 from jobs.common.paths import REPOSITORY
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def warnings(config: Config) -> list[str]:
 def start_follower(run: RunDir, n: int, tracker: str) -> subprocess.Popen[bytes]:
     """Start a follower of attempt n in its own session. Its output goes to ``logs/<n>/follow-<tracker>.log``."""
     command = [sys.executable, "-m", "jobs.follow", str(run.path), "--attempt", str(n), "--tracker", tracker]
-    with open(run.logs / str(n) / f"follow-{tracker}.log", "ab") as output:
+    with open_append(run.logs / str(n) / f"follow-{tracker}.log") as output:
         return subprocess.Popen(
             command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdin=subprocess.DEVNULL,
             stdout=output, stderr=output, start_new_session=True,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.files import closed_folder
+from flip.runs.files import run_folder
 from flip.runs.rundir import parse_int
 from jobs.tracking.tracker import TrackedRun
 
@@ -38,7 +38,7 @@ class WandbTracker:
             if first is not None and first > step:  # renamed, because a dying process may hold files of it open
                 old = old.rename(old.with_name(f".{old.name}.{secrets.token_hex(4)}"))
                 shutil.rmtree(old, ignore_errors=True)
-        session = closed_folder(run.folder / f"from-{step + 1:09d}")  # sorted by a shell, as `wandb sync` needs
+        session = run_folder(run.folder / f"from-{step + 1:09d}")  # sorted by a shell, as `wandb sync` needs
         entity, _, project = run.project.rpartition("/")
         try:
             self._run = wandb.init(

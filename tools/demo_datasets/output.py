@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flip.runs.rundir import fsync_path, read_json, write_json
+from flip.runs.files import closed_folder, fsync_path, new_folder, open_lock
+from flip.runs.rundir import read_json, write_json
 from jobs.common.filesystem import unwritable
 from tools.demo_datasets import npm
 from tools.demo_datasets.npm import Package
@@ -53,8 +54,7 @@ class DemoData:
         DataError (a wrong tarball); nothing is half-written.
         """
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with open(cache / f"{self.name}.lock", "w") as lock:
+            with os.fdopen(open_lock(closed_folder(cache) / f"{self.name}.lock"), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 return (None if force else self.ready(cache / self.name)) or self._build(cache)
         except OSError as error:
@@ -65,10 +65,10 @@ class DemoData:
         npm.fetch(self.packages, cache / "packages")
         if self.ready(work) is None:
             shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
+            new_folder(work)
             write_json(work / "done.json", self.source)
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        new_folder(part)
         facts = self.source | self.write(part, cache / "packages", work)
         write_json(part / "done.json", facts)
         fsync_path(part)
@@ -88,7 +88,8 @@ def write_shards(folder: Path, samples: Sequence[Mapping[str, Any]], shards: int
 
     from flip.data.manifest.build import index
 
-    folder.mkdir(parents=True)
+    closed_folder(folder.parent)
+    new_folder(folder)
     paths = []
     for number, part in enumerate(parts(samples, shards)):
         paths.append(str(folder / f"{number:05d}.tar"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
+from flip.runs.files import closed_folder, open_lock
 from flip.runs.rundir import write_text
 from tools.sandbox import daemons, processes
 from tools.sandbox.config import Options, SandboxConfig, free_block
@@ -162,8 +163,7 @@ class SandboxCluster:
     def _lock(self) -> Iterator[None]:
         """One start or stop at a time."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
+            lock = open_lock(closed_folder(self.folder) / ".lock", 0o600)
         except OSError as error:
             remedy = "Name a folder of your own with --folder."
             raise PermissionDenied(f"cannot write: {error.strerror}", self.folder, remedy=remedy) from error
@@ -177,12 +177,12 @@ class SandboxCluster:
         for name in EMPTIED if not keep else ("run",):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in (*FOLDERS, *(["database"] if self.site.options.accounting else [])):
-            (self.folder / name).mkdir(exist_ok=True)
+            closed_folder(self.folder / name)
         for name in ("munge", "state", "database"):  # munged requires it
             if (self.folder / name).exists():
                 (self.folder / name).chmod(0o700)
         for node in self.site.names:
-            self.site.spool(node).mkdir(exist_ok=True)
+            closed_folder(self.site.spool(node))
         self.site.write()
         if self.site.options.accounting:
             daemons.write_accounting(self.site)

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from flip.runs.errors import ConfigError, FlipError
+from flip.runs.files import atomic_write, open_append
 from flip.runs.rundir import write_bytes
 from tools.sandbox import processes
 from tools.sandbox.config import CLUSTER, SandboxConfig
@@ -127,7 +128,7 @@ def pids(site: SandboxConfig) -> dict[str, int]:
 
 def launch(site: SandboxConfig, daemon: Daemon) -> subprocess.Popen[bytes]:
     """Start a daemon without waiting for it."""
-    with open(daemon.log(site), "ab") as log:
+    with open_append(daemon.log(site)) as log:
         return subprocess.Popen(
             [daemon.program, *daemon.arguments], cwd=daemon.directory, env=environment(site), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -244,7 +245,7 @@ def _create_database(site: SandboxConfig) -> None:
     arguments = ["--no-defaults", f"--user={site.user}", f"--datadir={folder}", "--skip-test-db"]
     arguments += ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={site.user}"]
     command = ["mariadb-install-db", *arguments, "--innodb-log-file-size=16M"]
-    with open(log, "wb") as out:
+    with atomic_write(log) as out:
         code = subprocess.run(
             command, env=environment(site), stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120
         ).returncode

@@ -21,6 +21,7 @@ from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import DatasetSource, load_sources
 from flip.runs.errors import DATA, ConfigError, DataError
+from flip.runs.files import create_file
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cluster_profile import roots
 from jobs.common.terminal import ProgressBar
@@ -206,7 +207,7 @@ def _save(inspected: InspectedSample, path: str) -> None:
         raise ConfigError("this sample has no image to save", f"sample {inspected.id}", sorted(inspected.members))
     with writing(path):
         try:
-            with open(path, "xb") as file:
+            with create_file(path) as file:
                 file.write(inspected.image[1])
         except FileExistsError:
             raise ConfigError("the file already exists", path, remedy="Name another file for --save.") from None

@@ -35,8 +35,8 @@ from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT, split
 from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
 from flip.runs.errors import STORAGE_ERRNOS, ConfigError, DataError, StorageError, read_error
-from flip.runs.files import read_regular
-from flip.runs.rundir import fsync_path, write_json
+from flip.runs.files import create_file, fsync_path, output_folder, read_regular
+from flip.runs.rundir import write_json
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind
 from tools.shards_commands.output import CommandResult, writing
@@ -91,7 +91,7 @@ def make(options: argparse.Namespace) -> CommandResult:
         refuse_existing(out)
         if out.exists() and any(out.iterdir()):
             raise ConfigError("the folder is not empty", str(out), remedy="Choose another --out.")
-        folder.mkdir(parents=True)
+        output_folder(folder, new=True)
         try:
             report = _write(rows(), len(head), folder, labels, templates, options)
             os.rename(folder, out)
@@ -154,7 +154,7 @@ def _writer(labels: Sequence[str], templates: list[str], images: str) -> Callabl
     def write(task: tuple[str, int, list[Row]]) -> tuple[int, list[tuple[int, str, str]]]:
         path, first, rows = task
         refused = []
-        with writing(path), tarfile.open(path, "w") as tar:
+        with writing(path), create_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for number, row in enumerate(rows, first):
                 try:
                     members = _members(row, classes, templates, images)

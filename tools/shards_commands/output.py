@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from flip.data.decode import refuse_whole_json
 from flip.data.manifest.manifest import refuse_existing
 from flip.runs.errors import ConfigError, PermissionDenied
+from flip.runs.files import output_folder
 from jobs.common.filesystem import unwritable
 from jobs.common.text import plain
 
@@ -89,7 +90,7 @@ def claim(out: Path) -> None:
     with writing(out):  # also if OUT lies below a folder that may not be entered
         refuse_existing(out)
         existed = out.exists()
-        out.mkdir(parents=True, exist_ok=True)
+        output_folder(out)
         writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # False if another process's claim removed it
     if not existed:
         with suppress(OSError):  # removed meanwhile, or in use

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs.files import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.text import percent, table
 from jobs.reporting import charts
@@ -44,7 +45,7 @@ def write(docs: Path, calibration: Mapping[str, Any], study: Study) -> list[Path
     """Write NAME.md, and figures and results.csv in NAME/; returns the paths. Raises OSError."""
     times, name = seconds_per_sample(calibration), study.design.name
     folder = docs / name
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     figures = [course(study, times), figure_of_differences(study)] if study.runs else []
     content = {f"{file}.svg": charts.svg(plot) for figure in figures for file, plot in files(figure)}
     if study.runs or study.trials:

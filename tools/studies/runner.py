@@ -23,6 +23,7 @@ import numpy as np
 from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome, read_outcomes
 from flip.runs.errors import STOPPED, ConfigError
+from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, write_json, write_text
 from jobs.common.paths import runs_root
 from jobs.submission.apply import move_to_trash
@@ -132,7 +133,7 @@ def submit(
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # with nohup it is ignored, and then by the submission too
     path = runs_root() / "study" / f"{sweep['name']}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    output_folder(path.parent)
     write_text(path, dump_yaml(dict(sweep)))
     print(f"\n{sweep['title']}: {path}", flush=True)
     command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--sweep", str(path), "--cluster", profile]
@@ -210,7 +211,7 @@ def write_calibration(design: Calibrated, path: Path, profile: str) -> None:
         "work": measured(design, calibrate(design, profile)),
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    output_folder(path.parent)
     write_json(path, record)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from flip.config.resolve import cache_root
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
+from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, sorted_glob, write_json
 from jobs.reporting import goodput
 from tools.studies import runner, scaling_design, scaling_stats
@@ -237,7 +238,7 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
 
 def collect(folder: Path, local: Mapping[str, Outcome], machine: Mapping[str, Any]) -> None:
     """Write the results of complete runs that have none, and the facts about the data of this machine."""
-    results_folder(folder).mkdir(parents=True, exist_ok=True)
+    output_folder(results_folder(folder))
     facts = read_json(cache_root() / "icons" / "done.json") or {}
     known = {key: facts[key] for key in ("counts", "sets", "leakage") if key in facts}
     if known and known != read_json(folder / "data.json"):

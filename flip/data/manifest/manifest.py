@@ -38,7 +38,8 @@ from flip import __version__
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
-from flip.runs.rundir import fsync_path, to_json, write_new
+from flip.runs.files import OUTPUT_MODE, fsync_path, output_folder
+from flip.runs.rundir import to_json, write_new
 
 PIECE = 1 << 24
 """Bytes whose bits are counted at once."""
@@ -397,9 +398,9 @@ def _create(path: Path, content: bytes) -> bool:
     """Create a file with this content in one step. Returns False, and changes nothing, if it exists."""
     private: Path | None = None
     while private is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        output_folder(path.parent)
         with suppress(FileNotFoundError):  # another index has removed the folder, which was still empty
-            private = write_new(path, content, 0o666)
+            private = write_new(path, content, OUTPUT_MODE)
     try:
         os.link(private, path)
     except FileExistsError:  # perhaps by this call: NFS can lose the answer

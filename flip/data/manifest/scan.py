@@ -29,6 +29,7 @@ from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
 from flip.data.storage.client import StorageClient
 from flip.runs.errors import DataError, PermissionDenied, StorageError
+from flip.runs.files import create_file, output_folder
 
 if TYPE_CHECKING:
     from flip.data.manifest.filters import Filters
@@ -281,9 +282,9 @@ class ScanJournal:
     def start(self) -> None:
         """Create the file of this process."""
         while self._file is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            output_folder(self.folder)
             with suppress(FileNotFoundError):  # another process has removed the empty folder
-                self._file = open(self.folder / f"{uuid.uuid4().hex}.jsonl", "xb")  # noqa: SIM115  (by close)
+                self._file = create_file(self.folder / f"{uuid.uuid4().hex}.jsonl")
 
     def add(self, shard: Shard, scan: Scan) -> None:
         """Append a scan. It is not synced: it survives the end of the process, not always that of the machine."""

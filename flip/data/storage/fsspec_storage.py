@@ -7,7 +7,7 @@ from typing import Any
 
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, completed_future, run_once
 from flip.runs.errors import ConfigError
-from flip.runs.rundir import fsync_path
+from flip.runs.files import atomic_write, run_folder
 
 
 class FsspecStorage:
@@ -43,11 +43,13 @@ class FsspecStorage:
         from fsspec.implementations.local import LocalFileSystem
 
         def write(files: Any, path: str) -> None:
+            if isinstance(files, LocalFileSystem):
+                run_folder(os.path.dirname(path))
+                with atomic_write(path) as file:  # durable, as objects are once they are accepted
+                    file.write(data)
+                return
             files.makedirs(files._parent(path), exist_ok=True)
             files.pipe_file(path, bytes(data))
-            if isinstance(files, LocalFileSystem):  # as objects are once they are accepted
-                fsync_path(path)
-                fsync_path(os.path.dirname(path))
 
         each(lambda: self._call(key, write))
         return ""

@@ -112,8 +112,8 @@ def test_save_tensors_respects_umask_on_create_and_replace(mode, tmp_path):
     assert os.listdir(tmp_path) == ["weights.safetensors"]
 
 
-def test_feature_cache_respects_umask(mode, tmp_path):
+def test_feature_cache_is_closed_to_writing_by_others(mode, tmp_path):
     cache = FeatureCache(tmp_path, "model")
     path = cache.path("images", 1)
     cache.put(path, {"features": torch.zeros(2, 3)})
-    assert permissions(path) == mode
+    assert permissions(path) == mode & ~0o022 and not permissions(path.parent) & 0o022

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flip.runs.files import new_folder
 from flip.runs.rundir import write_json, write_text
 from tools.demo_datasets import output
 from tools.demo_datasets.icons import drawings, families, names, selection
@@ -77,7 +78,7 @@ def _write_training(folder: Path, training: Sequence[Drawing], info: Mapping[str
     for number, part in enumerate(output.parts(ordered, SHARDS)):
         _write_columns(folder / "train" / f"{number:05d}.parquet", part, info)
     for name, shards in SUBSETS.items():  # copies: a manifest names shards by path only below its own folder
-        (folder / name).mkdir()
+        new_folder(folder / name)
         for number in range(shards):
             for end in ("tar", "parquet"):
                 shutil.copyfile(folder / "train" / f"{number:05d}.{end}", folder / name / f"{number:05d}.{end}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flip.runs.files import atomic_write
 from jobs.common.terminal import ProgressBar
 from tools.demo_datasets import npm, render
 from tools.demo_datasets.icons import families, names
@@ -90,9 +90,8 @@ def _rendered(pool: Executor, item: Any, icons: list[Icon], path: Path) -> tuple
         pictures = [png for png, _ in done]
         sizes = np.array([len(png) for png in pictures], dtype=np.int64)
         joined, shapes = np.frombuffer(b"".join(pictures), np.uint8), np.stack([shape for _, shape in done])
-        with open(partial := path.with_suffix(".partial"), "wb") as file:
+        with atomic_write(path) as file:
             np.savez(file, pictures=joined, sizes=sizes, shapes=shapes)
-        os.replace(partial, path)
     with np.load(path, allow_pickle=False) as stored:
         joined, ends, shapes = stored["pictures"].tobytes(), np.cumsum(stored["sizes"]).tolist(), stored["shapes"]
     return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)], shapes
