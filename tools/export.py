@@ -90,6 +90,7 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     from flip.export import exporter  # imports torch: after the run's name was checked
     from flip.export.load import load
     from flip.runs.errors import ConfigError
+    from flip.runs.files import run_folder
     from flip.runs.rundir import RunDir
     from tools.shards_commands.output import writing
 
@@ -99,6 +100,8 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     name = _folder_name(loaded.source.stage, loaded.source.samples, options.to)
     out = options.out.expanduser() if options.out else RunDir(source).export / name
     with writing(out):
+        if not options.out:
+            run_folder(out.parent)  # of the run; the export itself follows the umask
         record = exporter.export(loaded, out, options.variant, options.replace, options.to)
     return {"folder": str(out.absolute()), **record}
 

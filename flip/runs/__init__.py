@@ -4,7 +4,8 @@
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``ownership``: who owns a path, and who may write to it.
-- ``files``: folders and files of runs and caches, opened without following a prepared link.
+- ``files``: makes folders of runs and caches, and opens files to write, closed to others and never through a link.
+- ``acl``: access control lists of files and folders.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
 Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports nothing

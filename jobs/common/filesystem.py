@@ -72,7 +72,7 @@ def unwritable(error: OSError, where: str | os.PathLike[str], remedy: str = OTHE
     """PermissionDenied (77) for missing permissions, else StorageError (69): a full disk, a lost mount."""
     place = str(error.filename or where)
     if isinstance(error, RefusedPath):
-        return PermissionDenied(error.strerror, place)
+        return PermissionDenied(error.strerror or str(error), place)
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDenied("may not be written", place, remedy=remedy)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

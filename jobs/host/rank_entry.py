@@ -19,10 +19,8 @@ from typing import Dict, Mapping, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flip.runs.files import open_append
-
+PERMISSION, STORAGE = 77, 69  # exit codes, as in flip.runs.errors
 PORTS = (10000, 30000)  # below the ephemeral ports
-STORAGE = 69  # exit code, as in flip.runs.errors
 GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")  # set and not empty if the job has GPUs
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"  # huge pages by madvise, for the heap alone
@@ -33,6 +31,8 @@ SIOCGIFADDR = 0x8915  # Linux' ioctl for the address of an interface
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+    from flip.runs.files import RefusedPath  # after the signals are blocked
+
     raise_limits()
     os.environ.update(environment(os.environ))
     os.environ.update(gloo_interface(os.environ))
@@ -40,12 +40,12 @@ def main() -> None:
     try:
         open_log(os.environ)
         os.chdir(os.environ["FLIP_SNAPSHOT"])
-    except OSError as error:  # a file problem of this node, no fault of the run
+    except OSError as error:  # a file problem of this node, no fault of the run, or a prepared link
         text = "rank %s on %s: %s\n" % (os.environ["RANK"], os.environ.get("SLURMD_NODENAME"), error)
         try:
             os.write(2, text.encode("utf-8", "replace"))
         finally:  # standard error may lie on the same full disk; that must not change the exit code
-            os._exit(STORAGE)
+            os._exit(PERMISSION if isinstance(error, RefusedPath) else STORAGE)
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
 
 
@@ -82,6 +82,8 @@ def allocator(environ: Mapping[str, str]) -> Dict[str, str]:
 
 def open_log(environ: Mapping[str, str]) -> None:
     """Redirect standard output and error to the files of this node and attempt."""
+    from flip.runs.files import open_append
+
     logs = os.path.join(environ["FLIP_RUN"], "logs", environ["FLIP_ATTEMPT"])
     for number, kind in ((1, "out"), (2, "err")):
         name = "node%s.%s" % (environ["NODE_RANK"], kind)

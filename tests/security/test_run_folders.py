@@ -195,3 +195,22 @@ def test_prepared_links_reach_no_private_file(users, root, precious, umask, inhe
     foreign = [path for path in run.path.rglob("*") if path.lstat().st_uid == users.mallory.uid]
     open_ = [path for path in writable_by(users.mallory, run.path.parent) if Path(path) not in foreign]
     assert not [path for path in open_ if Path(path).is_dir()], open_
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("umask", "inherited"), SETTINGS.values(), ids=SETTINGS)
+def test_trained_run_is_not_writable_by_others(users, desk, root, umask, inherited):
+    """A real local run: supervisor, rank process, TensorBoard, export."""
+    if inherited:
+        set_or_skip(root, acl.DEFAULT, GROUP_ACL)
+    desk.site.write_text("kind: local\n")
+    options = {"groups": [TEAM], "umask": umask, "timeout": 300.0}
+    done = desk.submit(users.alice, root, "compute.device=cpu", "--watch", **options)
+    assert done.returncode == 0, done.stderr + done.stdout
+    done = users.alice.python("tools/export.py", "demo/half", FLIP_RUNS=root, **options)
+    assert done.returncode == 0, done.stderr
+    run = RunDir(root / "demo" / "half")
+    written = [run.result, run.logs / "1" / "node0.out", run.metrics / "1.jsonl", run.tensorboard, run.export]
+    assert all(path.exists() for path in written) and list(run.tensorboard.glob("events*"))
+    outputs = f"{run.export}/"  # an export follows the umask: the user may name any place for it
+    assert [path for path in writable_by(users.mallory, root / "demo") if not path.startswith(outputs)] == []

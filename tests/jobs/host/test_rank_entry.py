@@ -174,6 +174,18 @@ def test_rank_entry_exits_with_storage_code_if_run_folder_is_missing(tmp_path):
         assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.STORAGE
 
 
+def test_rank_entry_refuses_prepared_link_as_log(tmp_path):
+    victim, logs = tmp_path / "victim", tmp_path / "run" / "logs" / "2"
+    victim.write_text("mine")
+    logs.mkdir(parents=True)
+    (logs / "node1.out").symlink_to(victim)
+    environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "run"), "FLIP_SNAPSHOT": str(tmp_path)}
+    command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == errors.PERMISSION and f"{logs / 'node1.out'}: is a symbolic link" in done.stderr
+    assert victim.read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
 def test_rank_entry_preserves_signal_received_before_worker_listens(tmp_path, name):
     """A signal sent while a task starts neither kills it nor is lost. Output of the task reaches the log at once."""
