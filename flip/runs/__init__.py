@@ -3,7 +3,7 @@
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
-- ``ownership``: who owns a path, and who may write to it.
+- ``ownership``: who owns a path, who may write to it, and who may exchange it through a folder above.
 - ``files``: makes folders of runs and caches, and opens files to write, closed to others and never through a link.
 - ``acl``: access control lists of files and folders.
 - ``errors``: the errors that users see, with their causes and exit codes.

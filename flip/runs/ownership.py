@@ -1,19 +1,50 @@
-"""Who owns a path and who else may write to it.
+"""Who owns a path, who else may write to it, and who could exchange it through a folder above.
 
 The trust boundary (SECURITY.md): a file is trusted if it belongs to the current user or to root and no other user may
-write to it. Everything else is data: it may be read, with a limit, but is never executed. Standard library, Python 3.6.
+write to it. Everything else is data: it may be read, with a limit, but is never executed. As the mode of a file says
+nothing about the folders that lead to it, ``exposures`` also checks those. Standard library, Python >= 3.6.
+
+Batch scripts contain the text of this module (``jobs/slurm/batch_script.py``), because they check the code before they
+execute any of it: it imports only ``flip.runs.acl``, in the line below.
 """
 
+import errno
 import grp
+import json
 import os
 import pwd
 import stat
-from typing import Union
+import sys
+from typing import Collection, FrozenSet, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from flip.runs.acl import ACCESS, GROUP, GROUP_OBJ, USER, read_acl, writers
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-#: Name or number of a group whose members may write to folders that are executed from, in this environment variable.
+#: Names or numbers of groups, separated by commas, in this environment variable: their members may write to what is
+#: executed, and own the folders above it.
 TRUSTED_GROUP = "FLIP_TRUST_GROUP"
+
+#: Largest record of trusted groups, bytes.
+RECORD_BYTES = 64 << 10
+
+#: Most links on the way to a path, as in Linux.
+MAX_LINKS = 40
+
+#: Folders of a checkout that contain no code of it.
+NOT_CODE = (".git", ".venv")
+
+#: Exit code of ``main``: permission, see ``flip.runs.errors``.
+REFUSED = 77
+
+#: Exit code of ``main`` if the code cannot be read, as Python's own for a missing file.
+UNREADABLE = 2
+
+Exposure = NamedTuple("Exposure", [("place", str), ("reason", str), ("group", Optional[int])])
+"""A folder, or a link, through which another user can exchange what lies behind it.
+
+``group``: number of the group whose members can; None: no group, or not only its members.
+"""
 
 
 def untrusted(path: PathLike) -> str:
@@ -21,30 +52,77 @@ def untrusted(path: PathLike) -> str:
 
     Raises OSError if it does not exist.
     """
-    info = os.lstat(str(path))
-    if stat.S_ISLNK(info.st_mode):
-        return "it is a symbolic link"
-    if info.st_uid not in (os.geteuid(), 0):
-        return "it belongs to %s" % user_name(info.st_uid)
-    if info.st_mode & stat.S_IWOTH:
-        return "every user may write to it"
-    if info.st_mode & stat.S_IWGRP and not _own_group(info.st_gid):
-        return "members of the group %s may write to it" % group_name(info.st_gid)
-    return ""
+    return _Rule().reason(str(path), os.lstat(str(path)))
 
 
 def untrusted_inside(folder: PathLike) -> str:
-    """Return why a folder, or anything below it, is not trusted ("PATH: reason"), or ""."""
-    reason = untrusted(folder)
+    """Return why a folder, or anything below it, is not trusted ("PATH: reason"), or "".
+
+    Links are trusted if they lead to something in the folder, which is checked itself. ``NOT_CODE`` is skipped.
+    Raises OSError if the folder does not exist.
+    """
+    rule = _Rule()
+    top = str(folder)
+    reason = rule.reason(top, os.lstat(top))
     if reason:
-        return "%s: %s" % (folder, reason)
-    for place, folders, names in os.walk(str(folder)):
+        return "%s: %s" % (top, reason)
+    for place, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if name not in NOT_CODE]
         for name in sorted(folders) + sorted(names):
             path = os.path.join(place, name)
-            reason = untrusted(path)
+            try:
+                info = os.lstat(path)
+            except FileNotFoundError:  # a temporary file of Python's bytecode
+                continue
+            if stat.S_ISLNK(info.st_mode) and _leads_inside(path, top):
+                continue
+            reason = rule.reason(path, info)
             if reason:
                 return "%s: %s" % (path, reason)
     return ""
+
+
+def untrusted_target(path: PathLike, owners: Collection[int] = ()) -> str:
+    """Return why the file to which a path leads is not trusted ("PATH: reason"), or "". Links are followed.
+
+    It may also belong to one of ``owners``, or to a member of a trusted group. Raises OSError if it does not exist.
+    """
+    real = os.path.realpath(str(path))
+    reason = _Rule(owners, members=True).reason(real, os.lstat(real))
+    return reason and "%s: %s" % (real, reason)
+
+
+def exposures(path: PathLike, owners: Collection[int] = ()) -> List[Exposure]:
+    """Return the folders and links on the way to a path through which another user can exchange it.
+
+    Each folder must belong to the user, to root, to one of ``owners`` or to a member of a trusted group, because its
+    owner may rename what is in it. Others may write to it only if it is sticky, members of a trusted group in any case.
+    Checked are all folders from the root, including those of links; the file or folder at the end is not. Folders that
+    do not exist or cannot be read end the way.
+    """
+    rule = _Rule(owners, members=True)
+    distinct = []  # type: List[Exposure]
+    for place, info in _way(os.path.join(os.getcwd(), str(path))):
+        distinct += [exposure for exposure in rule.exposures(place, info) if exposure not in distinct]
+    return distinct
+
+
+def trusted_groups() -> FrozenSet[int]:
+    """Return the numbers of the groups that FLIP_TRUST_GROUP names, and of those in the user's record."""
+    numbers = set(_recorded_groups())
+    for name in os.environ.get(TRUSTED_GROUP, "").split(","):
+        number = group_number(name.strip())
+        if number is not None:
+            numbers.add(number)
+    return frozenset(numbers)
+
+
+def trust_record() -> str:
+    """Return the path of the user's record of trusted groups, JSON with ``groups``; "" without a home folder."""
+    base = os.environ.get("XDG_CONFIG_HOME", "") or os.path.join(os.path.expanduser("~"), ".config")
+    if not os.path.isabs(base):
+        return ""
+    return os.path.join(base, "flip", "trusted_groups.json")
 
 
 def is_mine(path: PathLike) -> bool:
@@ -53,21 +131,6 @@ def is_mine(path: PathLike) -> bool:
         return os.lstat(str(path)).st_uid == os.geteuid()
     except FileNotFoundError:
         return False
-
-
-def _own_group(gid: int) -> bool:
-    """Whether a group is root's, is declared as trusted, or has only the current user (a user-private group)."""
-    trusted = os.environ.get(TRUSTED_GROUP)
-    if gid == 0 or trusted == str(gid):
-        return True
-    try:
-        group = grp.getgrgid(gid)
-        if trusted == group.gr_name:
-            return True
-        user = pwd.getpwuid(os.geteuid())
-    except KeyError:
-        return False
-    return group.gr_name == user.pw_name and gid == user.pw_gid and not set(group.gr_mem) - {user.pw_name}
 
 
 def user_name(uid: int) -> str:
@@ -82,3 +145,204 @@ def group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return "gid %d" % gid
+
+
+def group_number(name: str) -> Optional[int]:
+    """Return the number of a group that is given by name or number; None if no group has the name."""
+    if name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check folders of code before a batch script executes them; returns an exit code.
+
+    ``argv``: the folders, then ``--`` and the exposed places that the submission accepted. What is refused is printed
+    on standard error, accepted places on standard output.
+    """
+    end = argv.index("--")
+    accepted = argv[end + 1 :]
+    warnings = []  # type: List[str]
+    for folder in argv[:end]:
+        try:
+            reason = untrusted_inside(folder)
+        except OSError as error:
+            print("%s: %s" % (folder, error), file=sys.stderr)
+            return UNREADABLE
+        for exposure in exposures(folder):
+            text = "%s: %s" % (exposure.place, exposure.reason)
+            if exposure.place in accepted:
+                warnings.append("warning: %s, so that others could exchange the code of this run" % text)
+            else:
+                reason = reason or text
+        if reason:
+            print("%s: not executed" % reason, file=sys.stderr)
+            return REFUSED
+    for i, warning in enumerate(warnings):
+        if warning not in warnings[:i]:
+            print(warning)
+    return 0
+
+
+class _Rule:
+    """Which owners and groups count as the user.
+
+    ``owners``: further trusted owners. ``members``: whether members of a trusted group may be owners. ``groups``: the
+    trusted groups; None: those of ``trusted_groups``, which are read when they matter.
+    """
+
+    def __init__(
+        self, owners: Collection[int] = (), members: bool = False, groups: Optional[FrozenSet[int]] = None
+    ) -> None:
+        self.owners = frozenset(owners) | {os.geteuid(), 0}
+        self.members = members
+        self._groups = groups
+
+    @property
+    def groups(self) -> FrozenSet[int]:
+        if self._groups is None:
+            self._groups = trusted_groups()
+        return self._groups
+
+    def reason(self, path: str, info: os.stat_result) -> str:
+        """Return why a file or folder is not trusted, or ""."""
+        if stat.S_ISLNK(info.st_mode):
+            return "it is a symbolic link"
+        if not self._trusts_owner(info.st_uid):
+            return "it belongs to %s" % user_name(info.st_uid)
+        for reason, _ in self._other_writers(path, info):
+            return reason
+        return ""
+
+    def exposures(self, place: str, info: os.stat_result) -> Iterator[Exposure]:
+        """Yield why a folder or link on the way to a path is no protection."""
+        link = stat.S_ISLNK(info.st_mode)
+        if not self._trusts_owner(info.st_uid) and (link or not _unmapped(info.st_uid)):
+            kind = "it is a link that belongs" if link else "it belongs"
+            group = None
+            if not link and _is_member(info.st_uid, frozenset([info.st_gid])):
+                group = info.st_gid
+            yield Exposure(place, "%s to %s" % (kind, user_name(info.st_uid)), group)
+        if link or info.st_mode & stat.S_ISVTX:  # sticky: only its owner may rename or delete an entry of others
+            return
+        for reason, group in self._other_writers(place, info):
+            yield Exposure(place, reason, group)
+
+    def _trusts_owner(self, uid: int) -> bool:
+        return uid in self.owners or (self.members and bool(self.groups) and _is_member(uid, self.groups))
+
+    def _other_writers(self, path: str, info: os.stat_result) -> Iterator[Tuple[str, Optional[int]]]:
+        """Yield (reason, group or None) for each way in which other users may write to a path that is no link."""
+        if info.st_mode & stat.S_IWOTH:
+            yield "every user may write to it", None
+        if not info.st_mode & stat.S_IWGRP:  # with an ACL the mask, which limits all users and groups that it names
+            return
+        try:
+            entries = read_acl(path, ACCESS)
+        except OSError as error:
+            yield "its access control list cannot be read (%s)" % (error.strerror or error), None
+            return
+        if not entries and not self._own_group(info.st_gid):
+            yield "members of the group %s may write to it" % group_name(info.st_gid), info.st_gid
+        for entry in writers(entries):
+            if entry.tag == USER and entry.id not in self.owners and not _is_member(entry.id, self.groups):
+                yield "its access control list lets %s write to it" % user_name(entry.id), None
+            if entry.tag in (GROUP, GROUP_OBJ):
+                gid = info.st_gid if entry.tag == GROUP_OBJ else entry.id
+                if not self._own_group(gid):
+                    reason = "its access control list lets members of the group %s write to it"
+                    yield reason % group_name(gid), gid
+
+    def _own_group(self, gid: int) -> bool:
+        """Whether a group is root's, has only the current user (a user-private group), or is trusted."""
+        if gid == 0:
+            return True
+        try:
+            group = grp.getgrgid(gid)
+            user = pwd.getpwuid(os.geteuid())
+        except KeyError:
+            return gid in self.groups
+        private = group.gr_name == user.pw_name and gid == user.pw_gid and not set(group.gr_mem) - {user.pw_name}
+        return private or gid in self.groups
+
+
+def _way(path: str) -> Iterator[Tuple[str, os.stat_result]]:
+    """Yield each folder and link through which an absolute path is resolved, from the root, with its lstat."""
+    rest = _parts(path)
+    place = os.sep
+    links = 0
+    yield place, os.lstat(place)
+    while rest:
+        part = rest.pop(0)
+        if part == os.pardir:
+            place = os.path.dirname(place)
+            continue
+        step = os.path.join(place, part)
+        try:
+            info = os.lstat(step)
+        except OSError:  # missing, or in a folder that this user cannot enter: nothing is executed from there
+            return
+        if stat.S_ISLNK(info.st_mode):
+            yield step, info
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink(step)
+            rest[:0] = _parts(target)
+            if os.path.isabs(target):
+                place = os.sep
+            continue
+        place = step
+        if rest:
+            yield place, info
+
+
+def _parts(path: str) -> List[str]:
+    return [part for part in path.split(os.sep) if part not in ("", os.curdir)]
+
+
+def _leads_inside(link: str, folder: str) -> bool:
+    return os.path.realpath(link).startswith(os.path.realpath(folder) + os.sep)
+
+
+def _is_member(uid: int, groups: FrozenSet[int]) -> bool:
+    """Whether a user belongs to one of the groups. A user without an entry in the user database belongs to none."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return bool(groups.intersection(os.getgrouplist(user.pw_name, user.pw_gid)))
+
+
+def _unmapped(uid: int) -> bool:
+    """Whether a number stands for all users that a user namespace (a rootless container) does not map, the host's root
+    among them, to whom the folders above a home folder then seem to belong."""
+    try:
+        with open("/proc/sys/kernel/overflowuid") as file:
+            if uid != int(file.read()):
+                return False
+        with open("/proc/self/uid_map") as file:
+            return sum(int(line.split()[2]) for line in file) < 2**32 - 1
+    except (OSError, ValueError):
+        return False
+
+
+def _recorded_groups() -> FrozenSet[int]:
+    """The groups of ``trust_record``; none if another user may write to the file, or exchange it."""
+    path = trust_record()
+    strict = _Rule(groups=frozenset())
+    try:
+        if not path or strict.reason(path, os.lstat(path)):
+            return frozenset()
+        for place, info in _way(path):
+            for _ in strict.exposures(place, info):
+                return frozenset()
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            groups = json.loads(file.read(RECORD_BYTES).decode("utf-8"))["groups"]
+        return frozenset(number for number in groups if type(number) is int)
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
