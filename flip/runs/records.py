@@ -125,6 +125,7 @@ FIELDS: Dict[str, Any] = {
         "folder": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH,
         "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT},
         "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
+        "exposed": [EXACT],
         "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
     },
     "start.json": {

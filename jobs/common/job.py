@@ -63,6 +63,9 @@ class Job:
     """Names of the trackers that follow it (``jobs.tracking``)."""
     hooks: Path | None = None
     """The current code; None: ``snapshot``. See ``host_code``."""
+    exposed: Sequence[str] = ()
+    """Folders above the run in which other users can rename what lies there, accepted because the run existed before
+    they were checked (``flip.runs.ownership.exposures``): its starts warn about these and refuse others."""
 
     @property
     def host_code(self) -> Path:
@@ -85,6 +88,7 @@ class Job:
             "waits_for": self.waits_for,
             "trackers": list(self.trackers),
             "command": list(self.command),
+            "exposed": list(self.exposed),
             "after": self.run.newest_attempt(),
             "time": time.time(),
             **fields,

@@ -5,6 +5,7 @@ The script's exit trap decides on the host, outside the trainer and its containe
 """
 
 import contextlib
+import functools
 import math
 import os
 import shlex
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs import acl, ownership
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
@@ -85,18 +87,40 @@ def _functions(name: str) -> list[str]:
     return text.replace("MAX_FAILED_STARTS", str(MAX_FAILED_STARTS)).splitlines()
 
 
-def _ownership(*code: Path) -> list[str]:
-    """Lines that refuse to execute code that another user can change, at every start.
+def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
+    """Lines that refuse to execute code that another user can change or exchange, at every start.
 
-    A user who may rename folders in the runs root could replace a snapshot. ``.git`` and ``.venv`` are no part of a
-    snapshot, only of a checkout that is used as one.
+    The rule is ``flip.runs.ownership``. Its text is part of the script, because what is to be checked cannot check
+    itself: Slurm keeps a copy of the script from the submission on. Places that the submission accepted
+    (``Job.exposed``) only give a warning.
     """
-    folders = " ".join(dict.fromkeys(shlex.quote(str(path)) for path in code))
-    foreign = "'(' ! -user \"$EUID\" ! -user 0 -o -perm -002 ! -type l ')'"
+    code = [str(path) for path in dict.fromkeys([Path(job.snapshot).absolute(), job.host_code])]
+    words = shlex.join([*code, "--", *job.exposed])
+    trusted = _trusted_groups()
+    groups = f"{ownership.TRUSTED_GROUP}={trusted} " if trusted else ""
     return [
-        f"foreign=$(find {folders} -name '.[gv]*' -prune -o {foreign} -print -quit)",
-        '[ -z "$foreign" ] || { echo "$foreign: of another user, or writable by all: not executed" >&2; exit 77; }',
+        f"IFS= read -rd '' ownership <<'{END_OF_CHECK}'",
+        *ownership_program().splitlines(),
+        END_OF_CHECK,
+        f'exposed=$({groups}{shlex.quote(profile.hosts_python)} -I -c "$ownership" {words}) || requeue_elsewhere',
     ]
+
+
+def _trusted_groups() -> str:
+    """Numbers of the trusted groups, as FLIP_TRUST_GROUP takes them: nodes may not have the user's record."""
+    return ",".join(map(str, sorted(ownership.trusted_groups())))
+
+
+END_OF_CHECK = "END_OF_OWNERSHIP"
+
+
+@functools.lru_cache(maxsize=1)
+def ownership_program() -> str:
+    """The text of a Python program that runs ``flip.runs.ownership.main`` without any file of ours."""
+    rule = Path(ownership.__file__).read_text(encoding="utf-8")
+    lines = [line for line in rule.splitlines() if not line.startswith("from flip.runs.acl import ")]
+    lists = Path(acl.__file__).read_text(encoding="utf-8")
+    return "\n".join([lists, *lines, "sys.exit(main(sys.argv[1:]))", ""])
 
 
 def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
@@ -112,6 +136,8 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         **({"PYTHONNOUSERSITE": "1"} if profile.container else {}),  # the image's packages, not those in a mounted home
         **job.env,
     }
+    if trusted := _trusted_groups():
+        exported[ownership.TRUSTED_GROUP] = trusted
     if profile.master_addr:
         exported["MASTER_ADDR"] = profile.master_addr
     releaser = [f'{decide} release "$FLIP_RUN" & releaser=$!; disown  # the jobs that wait for this canary']
@@ -122,7 +148,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         *_functions("batch_functions.sh"),
         f"log={shlex.quote(str(folder))}/$id",
         'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',
-        *_ownership(snapshot, job.host_code),
+        *_ownership(profile, job),
         f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
         f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || requeue_elsewhere',
         f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
@@ -138,6 +164,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "}",
         "trap finish EXIT",
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
+        '[ -z "$exposed" ] || echo "$exposed" >&2',
         f'{decide} watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown',
         *(releaser if job.canary else []),
         *_functions("srun_functions.sh"),

@@ -69,8 +69,10 @@ requeue_elsewhere() {
 }
 log=/runs/demo/.slurm/0123abcd/$id
 exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere
-foreign=$(find /runs/demo/.code/c0de /runs/demo/.code/today -name '.[gv]*' -prune -o '(' ! -user "$EUID" ! -user 0 -o -perm -002 ! -type l ')' -print -quit)
-[ -z "$foreign" ] || { echo "$foreign: of another user, or writable by all: not executed" >&2; exit 77; }
+IFS= read -rd '' ownership <<'END_OF_OWNERSHIP'
+(flip/runs/acl.py and flip/runs/ownership.py)
+END_OF_OWNERSHIP
+exposed=$(/opt/py/bin/python -I -c "$ownership" /runs/demo/.code/c0de /runs/demo/.code/today --) || requeue_elsewhere
 export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || requeue_elsewhere
 FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py begin "$FLIP_RUN" --token 0123abcd) || requeue_elsewhere
@@ -85,6 +87,7 @@ finish() {
 }
 trap finish EXIT
 exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
+[ -z "$exposed" ] || echo "$exposed" >&2
 /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
 /opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py release "$FLIP_RUN" & releaser=$!; disown  # the jobs that wait for this canary
 # Handlers, since srun would inherit ignored signals. On TERM srun kills its ranks; for them USR1 means the same.
