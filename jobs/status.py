@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def status(args: argparse.Namespace) -> int:
     from flip.runs.errors import COMPLETE, STORAGE
+    from jobs.common import trust
     from jobs.common.terminal import show
     from jobs.reporting.status import render, table, watch
     from jobs.runs import select
@@ -54,6 +55,9 @@ def status(args: argparse.Namespace) -> int:
         sums = goodput.of_runs(runs)
         print(json.dumps(goodput.as_dict(sums), indent=1)) if args.json else show(goodput.render(sums))
         return COMPLETE
+    if not args.quiet:
+        for text in trust.warnings(dict.fromkeys(run.path.parent for run in runs)):
+            print(text, file=sys.stderr)
     rows = table(runs)
     print(json.dumps(rows, indent=1)) if args.json else show(render(rows))
     return STORAGE if all(row["state"] == "unknown" for row in rows) else COMPLETE

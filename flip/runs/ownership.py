@@ -109,7 +109,7 @@ def exposures(path: PathLike, owners: Collection[int] = ()) -> List[Exposure]:
 
 def trusted_groups() -> FrozenSet[int]:
     """Return the numbers of the groups that FLIP_TRUST_GROUP names, and of those in the user's record."""
-    numbers = set(_recorded_groups())
+    numbers = set(recorded_groups())
     for name in os.environ.get(TRUSTED_GROUP, "").split(","):
         number = group_number(name.strip())
         if number is not None:
@@ -123,6 +123,24 @@ def trust_record() -> str:
     if not os.path.isabs(base):
         return ""
     return os.path.join(base, "flip", "trusted_groups.json")
+
+
+def recorded_groups() -> FrozenSet[int]:
+    """Return the groups of ``trust_record``; none if another user may write to the file, or exchange it."""
+    path = trust_record()
+    strict = _Rule(groups=frozenset())
+    try:
+        if not path or strict.reason(path, os.lstat(path)):
+            return frozenset()
+        for place, info in _way(path):
+            for _ in strict.exposures(place, info):
+                return frozenset()
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            groups = json.loads(file.read(RECORD_BYTES).decode("utf-8"))["groups"]
+        return frozenset(number for number in groups if type(number) is int)
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def is_mine(path: PathLike) -> bool:
@@ -328,21 +346,3 @@ def _unmapped(uid: int) -> bool:
             return sum(int(line.split()[2]) for line in file) < 2**32 - 1
     except (OSError, ValueError):
         return False
-
-
-def _recorded_groups() -> FrozenSet[int]:
-    """The groups of ``trust_record``; none if another user may write to the file, or exchange it."""
-    path = trust_record()
-    strict = _Rule(groups=frozenset())
-    try:
-        if not path or strict.reason(path, os.lstat(path)):
-            return frozenset()
-        for place, info in _way(path):
-            for _ in strict.exposures(place, info):
-                return frozenset()
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as file:
-            groups = json.loads(file.read(RECORD_BYTES).decode("utf-8"))["groups"]
-        return frozenset(number for number in groups if type(number) is int)
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()

@@ -171,13 +171,18 @@ def confirm(question: str) -> bool:
     """Ask on the terminal; no answer means no. Raises ConfigError without a terminal, or with --json."""
     from flip.runs.errors import ConfigError
 
-    if _options.json or not sys.stdin.isatty():
+    if not can_ask():
         why = "the question cannot be shown with --json" if _options.json else "stdin is not a terminal"
         raise ConfigError(f"confirmation needed, but {why}", value=question, remedy="Add --yes.")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
+
+
+def can_ask() -> bool:
+    """Whether ``confirm`` can show a question."""
+    return not _options.json and sys.stdin.isatty()
 
 
 def quiet() -> bool:

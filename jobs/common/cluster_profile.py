@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import re
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,6 +13,7 @@ from flip.costs import find_accelerator
 from flip.runs.errors import ConfigError, PermissionDenied
 from jobs.common.paths import PROFILES, runs_root
 from jobs.common.text import suggestion
+from jobs.common.trust import require_trusted_file
 
 KINDS = ("local", "slurm")
 CONTAINERS = ("pyxis", "apptainer")
@@ -118,14 +121,14 @@ class ClusterProfile:
 
 
 def load_profile(name: str) -> ClusterProfile:
-    """Load the profile ``name`` of sweeps/clusters, or the YAML file at that path. Raises ConfigError."""
+    """Load the profile ``name`` of sweeps/clusters, or the YAML file at that path.
+
+    Raises ConfigError, or PermissionDenied if another user can change the file, because its lines are executed.
+    """
     from flip.config.yaml_io import read_yaml
 
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not path.exists():
-        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-        remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
-        raise ConfigError("no such cluster profile", str(path), name, remedy)
+    path = profile_path(name)
+    require_trusted_file(path, "the cluster profile", f"Or read it, and name a copy of your own: cp {path} mine.yaml.")
     values = dict(read_yaml(path))
     hints = get_type_hints(ClusterProfile)
     for key, value in values.items():
@@ -136,6 +139,86 @@ def load_profile(name: str) -> ClusterProfile:
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
     return profile
+
+
+def profile_path(name: str) -> Path:
+    """The file of a profile: a YAML file that is given by its path, or a name in sweeps/clusters.
+
+    Raises ConfigError if it does not exist, or if a profile of this name lies in the current folder too.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+        remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
+        raise ConfigError("no such cluster profile", str(path), name, remedy)
+    here = Path(f"{name}.yaml")
+    if path.name == here.name and here.is_file() and not here.samefile(path) and _is_profile(here):
+        raise ambiguous("cluster profile", name, [here, path])
+    return path
+
+
+def ambiguous(kind: str, name: str, paths: Sequence[Path]) -> ConfigError:
+    """The error for a bare name that means several files, with a way to type each."""
+    typed = [str(path) if path.is_absolute() else f"./{path}" for path in paths]
+    what = f"ambiguous: {kind}s of this name are {' and '.join(str(path.absolute()) for path in paths)}"
+    return ConfigError(what, value=name, remedy=f"Type the path: {' or '.join(typed)}.")
+
+
+def _is_profile(path: Path) -> bool:
+    """Whether a YAML file, which may be a sweep, has only keys of a profile."""
+    from flip.config.yaml_io import read_yaml
+
+    with contextlib.suppress(ConfigError, PermissionDenied):
+        keys = dict(read_yaml(path)).keys()
+        return bool(keys - {"name"}) and keys <= get_type_hints(ClusterProfile).keys()
+    return False
+
+
+SHELLS = (".", "source", "exec", "bash", "sh", "env")
+"""Commands of a shell line whose first argument is executed, too."""
+
+
+def require_trusted_programs(profile: ClusterProfile) -> None:
+    """Raise PermissionDenied if another user can change a program or script that a profile names."""
+    for key, path in executed_files(profile):
+        remedy = f"Or name another file in the profile {profile.name}."
+        require_trusted_file(path, f"{key}, in the cluster profile {profile.name},", remedy)
+
+
+def executed_files(profile: ClusterProfile) -> list[tuple[str, Path]]:
+    """(key, path) of the programs and scripts on this machine that a profile names by absolute paths.
+
+    Not the interpreter of this command, which runs already. What ``modules`` load is the site's.
+    """
+    import sys
+
+    named = [("python", profile.python), ("host_python", profile.host_python), ("container", profile.container)]
+    named += [("notify", word) for word in profile.notify]
+    named += [("setup", word) for line in profile.setup for word in _executed_words(line)]
+    rows = [(key, Path(word).expanduser()) for key, word in named if word.startswith(("/", "~"))]
+    here = [
+        (key, path) for key, path in dict.fromkeys(rows) if path.is_file() or (key == "container" and path.exists())
+    ]
+    return [(key, path) for key, path in here if str(path) != sys.executable]
+
+
+def _executed_words(line: str) -> Iterator[str]:
+    """The words of a shell line that are commands, or files that a shell executes."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    before = ";"
+    with contextlib.suppress(ValueError):  # an open quotation, which the shell refuses
+        for word in lexer:
+            if re.fullmatch(r"\w+=.*", word) and before == ";":
+                continue  # a variable for the command that follows
+            if before in (";", *SHELLS):
+                yield word
+            if not (word.startswith("-") and before in SHELLS):
+                before = ";" if set(word) <= set("();&|") or word in KEYWORDS else word
+
+
+KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
+"""Words of the shell that a command follows."""
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

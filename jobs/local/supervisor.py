@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Supervisor:
         self.active: dict[Path, rank_processes.LocalAttempt] = {}
         self.not_before: dict[tuple[Path, int], float] = {}  # (run, last attempt) -> monotonic time of the next start
         self.retry_at: dict[Path, float] = {}  # runs with file errors -> monotonic time of the next try
+        self.warned: set[str] = set()  # folders above the sweep in which others can rename
         self.damaged: set[Path] = set()  # those of them that only a person can fix, which are not waited for
         self.stopping = False
         self.followers: list[subprocess.Popen[bytes]] = []  # they end by themselves
@@ -115,6 +116,7 @@ class Supervisor:
         """Submitted runs that are not over, in submission order, except active runs and those that wait for a retry."""
         rows = []
         present = {path.parent for path in self.sweep.glob("*/job.json")}
+        exposed = ownership.exposures(self.sweep)
         self.retry_at = {path: due for path, due in self.retry_at.items() if path in present}
         for path in present:
             if path in self.active or self.retry_at.get(path, 0.0) > time.monotonic():
@@ -124,12 +126,23 @@ class Supervisor:
                 run, job = RunDir(path), read_record(path / "job.json")
                 if job is None or job.get("kind", "local") != "local" or is_copy(run, job):
                     continue  # another cluster manages it, or it was never submitted
+                self.refuse_exposed(exposed, job.get("exposed"))
                 end = attempts.current_end(run)
                 over = run.result.exists() or (end is not None and end["action"] in ("stop", "done"))
                 held = not over and canary.holding(run, job) is not None
                 if attempts.unended(run) or not (over or held or run.cancel.exists()):
                     rows.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(rows, key=lambda row: row[:2])]
+
+    def refuse_exposed(self, exposed: Sequence[ownership.Exposure], accepted: Sequence[str] | None) -> None:
+        """Raise ValueError if others can exchange the sweep's folder through a folder above that its submission did not
+        accept. ``accepted``: of job.json; None: an older version submitted it, which accepted all of them."""
+        for place, reason, _ in exposed:
+            if accepted is not None and place not in accepted:
+                raise ValueError(f"{place} is not trusted: {reason}")
+            if place not in self.warned:
+                self.warned.add(place)
+                log.warning("%s: %s, so that others could exchange the code of these runs", place, reason)
 
     def free_gpus(self, job: Mapping[str, Any]) -> list[str] | None:
         """GPUs for a run that no active attempt of this sweep has; None: not enough, it waits.

@@ -59,6 +59,7 @@ def apply(
     steps: int = 0,
     typed: Sequence[str] = (),
     on_trash: Callable[[Path, Path], None] = lambda path, target: None,
+    exposed: Sequence[str] = (),
 ) -> list[Job]:
     """Create the run directories of runs that start, then submit them. Call it under ``lock``.
 
@@ -70,6 +71,7 @@ def apply(
         steps: steps of a canary before the others with its resources start; 0: all start at once.
         typed: command that submits the sweep again (``jobs.runs.resubmit``), for job.json.
         on_trash: called with a moved run directory and its place in the trash.
+        exposed: ``Job.exposed``.
     """
     late = cancelled_meanwhile(plan, plan.cancelled)
     started = [action for action in plan.starting if action.name not in late]
@@ -99,7 +101,7 @@ def apply(
                 _update_config(action, plan.folder, snapshot)
         for action in sourced:
             warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
-        jobs = [_job(action, plan, snapshot, typed) for action in started]
+        jobs = [replace(_job(action, plan, snapshot, typed), exposed=exposed) for action in started]
         jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs

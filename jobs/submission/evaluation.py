@@ -34,8 +34,15 @@ from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.files import closed_folder, new_folder, run_folder
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
-from jobs.common.cli import INTERRUPTED, command, note
-from jobs.common.cluster_profile import load_profile, roots
+from jobs.common import trust
+from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
+from jobs.common.cluster_profile import (
+    executed_files,
+    load_profile,
+    profile_path,
+    require_trusted_programs,
+    roots,
+)
 from jobs.common.filesystem import require_trusted, writing
 from jobs.common.job import Job
 from jobs.common.paths import REPOSITORY, runs_root
@@ -76,6 +83,7 @@ class EvaluationRequest:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.profile = args, load_profile(args.cluster)
+        require_trusted_programs(self.profile)
         self.root = Path(args.root).absolute() if args.root else runs_root(self.profile)
         self.data = datasets.root(args.data)
 
@@ -85,6 +93,9 @@ class EvaluationRequest:
         for word in (*self.args.target, self.args.model.partition(":")[2] if self.args.model else ""):
             _refuse_pickle(word)
         subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
+        programs = [path for _, path in executed_files(self.profile)]
+        folders = [subject.path.parent for subject in subjects]
+        trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
         preflight.scheduler(self.profile, dry=False)
         planned = [(subject, *self._plan(subject)) for subject in subjects]
         self.jobs: dict[RunDir, RunDir] = {}

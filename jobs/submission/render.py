@@ -29,13 +29,13 @@ DROPPED = (
 """Columns that a narrow terminal does not show; the first one disappears first."""
 
 
-def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> Page:
-    """One line per run, and the totals of the runs that start."""
+def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path] = ()) -> Page:
+    """One line per run, and the totals of the runs that start. ``files``: the sweep file and cluster profiles."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
         return Page(done, *_dropped(plan))
     overview = _overview(plan, profile)
-    return Page(_head(plan, sweep, profile), overview, *_dropped(plan), *_warnings(plan), *_advice(plan))
+    return Page(_head(plan, sweep, profile, files), overview, *_dropped(plan), *_warnings(plan), *_advice(plan))
 
 
 def details(
@@ -46,9 +46,10 @@ def details(
     question: str = "",
     batches: Sequence[PlannedJob] = (),
     script: bool = False,
+    files: Sequence[Path] = (),
 ) -> Page:
     """All details of every run, the totals, the Slurm jobs, the checks and those that were skipped."""
-    lines: list[str | TextTable] = [_head(plan, sweep, profile)]
+    lines: list[str | TextTable] = [_head(plan, sweep, profile, files)]
     for action in plan.actions:
         lines += ["", *_run(action)]
     lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
@@ -81,12 +82,13 @@ def _about(names: Sequence[str]) -> str:
     return f" ({_some(names)})" if names else ""
 
 
-def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile) -> str:
+def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path]) -> str:
     title = f": {plain(sweep.title)}" if sweep.title else ""
     runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
     clusters = ", ".join(cluster_names(plan)) or profile.name
     kind = f" ({profile.kind})" if clusters == profile.name else ""
-    return f"{sweep.name}{title}\n{runs} on {clusters}{kind}, below {plan.folder}"
+    read = f"\nread from {' and '.join(map(str, files))}" if files else ""
+    return f"{sweep.name}{title}\n{runs} on {clusters}{kind}, below {plan.folder}{read}"
 
 
 def cluster_names(plan: Plan) -> list[str]:
@@ -269,6 +271,7 @@ def as_dict(
     checks: Sequence[Check],
     question: str = "",
     batches: Sequence[PlannedJob] = (),
+    files: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """The plan for programs."""
     runs = [
@@ -294,6 +297,7 @@ def as_dict(
         "title": sweep.title,
         "cluster": profile.name,
         "folder": str(plan.folder),
+        "files": [str(file) for file in files],
         "runs": runs,
         "dropped": [
             {"name": name, "state": run.state, "reason": run.detail, "prunes": plan.prunes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,10 +22,19 @@ from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
+from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
-from jobs.common.cli import confirm, note
-from jobs.common.cluster_profile import ClusterProfile, load_profile
+from jobs.common import trust
+from jobs.common.cli import can_ask, confirm, note
+from jobs.common.cluster_profile import (
+    ClusterProfile,
+    ambiguous,
+    executed_files,
+    load_profile,
+    profile_path,
+    require_trusted_programs,
+)
 from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
@@ -76,10 +86,11 @@ class SubmitOptions:
 class Submission:
     """One call of the command.
 
-    ``places``: profile name in the sweep -> the profile, and a node of it. ``checks``: each passed check once, in
-    order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with nominal data sets.
-    ``batches``: the Slurm jobs of a dry run. ``outcome``: what was done, for --json. ``start``: ``core_seconds`` at the
-    start.
+    ``places``: profile name in the sweep -> the profile, and a node of it. ``profile_files``: the same names -> files.
+    ``exposed``: folders in which other users can exchange the runs, their code or what a profile names. ``checks``:
+    each passed check once, in order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with
+    nominal data sets. ``batches``: the Slurm jobs of a dry run. ``outcome``: what was done, for --json. ``start``:
+    ``core_seconds`` at the start.
     """
 
     def __init__(self, options: SubmitOptions) -> None:
@@ -90,8 +101,10 @@ class Submission:
         self.sweep: Sweep = load(self.file, options.overrides, options.only, options.seeds, none=self.prunes)
         self._refuse_equal_runs()
         self.profile = load_profile(options.cluster or self.sweep.cluster)
+        self.profile_files = {"": profile_path(options.cluster or self.sweep.cluster).absolute()}
         self.folder = (Path(options.root).absolute() if options.root else runs_root(self.profile)) / self.sweep.name
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
+        self.exposed: list[Exposure] = []
         self.checks: dict[preflight.Check, list[str]] = {}
         self.nominal = False
         self.batches: Sequence[PlannedJob] = ()
@@ -119,11 +132,14 @@ class Submission:
         dry, runs = self.options.dry_run, self.resolve_runs()
         new = not os.path.exists(self.folder)
         if new:  # a refusal must not leave the folder that the lock creates
-            self._check_space(self._plan(runs))
+            plan = self._plan(runs)
+            self._check_space(plan)
+            self._check_trust(plan)
         with nullcontext() if dry else lock(self.folder):
             plan = self._plan(runs)
             if not new:
                 self._check_space(plan)
+                self._check_trust(plan)
             question = self._question(plan)
             shown = self._show(plan, question)
             try:
@@ -131,6 +147,7 @@ class Submission:
                 plan.refuse_prune(self.options.prune_most)
                 plan.refuse_pinned()
                 if not dry:
+                    self._trust(plan)
                     self._confirm(question)
                     self._commit(plan)
             finally:
@@ -148,11 +165,19 @@ class Submission:
         for run in self.sweep.runs:
             self._place(run)
         for profile in self._profiles():
+            require_trusted_programs(profile)
+        self.exposed = trust.open_places(self._executed())
+        if warning := trust.checkout_warning():
+            self._add_checks([preflight.Check("code", warning)])
+        for profile in self._profiles():
             self._add_checks(preflight.scheduler(profile, self.options.dry_run, self._may_execute(profile)))
         return [self._resolve(run) for run in self.sweep.runs]
 
     def _may_execute(self, profile: ClusterProfile) -> bool:
-        """Whether programs of a profile may run: not in a dry run if only the sweep names the profile's file."""
+        """Whether programs of a profile may run: not if others can exchange them, nor in a dry run if only the sweep
+        names the profile's file."""
+        if self.exposed:
+            return False
         by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
         return not (self.options.dry_run and not self.options.cluster and profile in map(load_profile, files))
@@ -162,6 +187,8 @@ class Submission:
         asked = "" if self.options.cluster else run.config.resources.cluster
         if asked not in self.places:
             profile = load_profile(asked) if asked else self.profile
+            if asked:
+                self.profile_files[asked] = profile_path(asked).absolute()
             if not self.options.root and runs_root(profile) != runs_root(self.profile):
                 what = f"resources.cluster: the runs root of {asked} differs from that of {self.profile.name}"
                 remedy = "Runs of a sweep share a folder: give the profiles the same runs_root, or use two sweeps."
@@ -245,6 +272,36 @@ class Submission:
         configs = {path: wanted.config for path, wanted in paths.items()}
         self._add_checks(preflight.space(configs, self.profile, self.folder, self.options.dry_run and self.nominal))
 
+    def _executed(self) -> list[Path]:
+        """The folder of the runs, which contains their code, and the files of the profiles that are executed."""
+        programs = [path for profile in self._profiles() for _, path in executed_files(profile)]
+        return [self.folder, *self.profile_files.values(), *programs]
+
+    def _check_trust(self, plan: Plan) -> None:
+        """Raise PermissionDenied if new runs would start where other users can exchange their code, unless the user can
+        be asked about it. Runs that exist continue, with a warning."""
+        if not (self.exposed and plan.starting):
+            return
+        if not _starts_new(plan):
+            for place in self.exposed:
+                note(trust.warning(place))
+                self._add_checks([preflight.Check("folders", trust.warning(place))])
+            return
+        asks = trust.is_answerable(self.exposed) and can_ask() and not self.options.yes
+        dry = trust.is_answerable(self.exposed) and self.options.dry_run  # it shows the question
+        if not (asks or dry):
+            trust.refuse(self.exposed)
+
+    def _trust_question(self, plan: Plan) -> str:
+        """The question whether to trust a group; empty if there is none."""
+        return trust.question(self.exposed) if _starts_new(plan) else ""
+
+    def _trust(self, plan: Plan) -> None:
+        """Ask whether to trust a group, once: the answer is recorded. ``--yes`` does not answer it."""
+        if self._trust_question(plan):
+            trust.settle(self._executed(), confirm if can_ask() else None)
+            self.exposed = []
+
     def _resolve_init(self, run: Run) -> Init:
         """``init``, resolved; a run that has started continues without it if its source is gone."""
         init, seed = run.config.init, f"-s{run.config.seed}"
@@ -326,11 +383,14 @@ class Submission:
                 steps = 0 if self.options.no_canary else self.profile.canary
                 jobs = planned_jobs(replace(plan, actions=part), profile, answers, steps)
                 self.batches = [*self.batches, *jobs]
+        files = [self.file.absolute(), *dict.fromkeys(self.profile_files.values())]
+        asked = " ".join(filter(None, [self._trust_question(plan), question]))
         if self.options.dry_run and not self.options.json:
-            show(render.details(plan, self.sweep, self.profile, checks, question, self.batches, self.options.script))
+            script = self.options.script
+            show(render.details(plan, self.sweep, self.profile, checks, asked, self.batches, script, files))
         elif not self.options.json:
-            show(render.summary(plan, self.sweep, self.profile))
-        return render.as_dict(plan, self.sweep, self.profile, checks, question, self.batches)
+            show(render.summary(plan, self.sweep, self.profile, files))
+        return render.as_dict(plan, self.sweep, self.profile, checks, asked, self.batches, files)
 
     def _question(self, plan: Plan) -> str:
         """The question to confirm before anything starts; empty if there is none."""
@@ -369,6 +429,7 @@ class Submission:
             gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
             if self.profile.kind == "local" and not (running or gpus):
                 note(preflight.load_note(self.start))
+            note(trust.checkout_warning())
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
             note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")
@@ -376,7 +437,8 @@ class Submission:
             cluster = MultiBackend(self._profiles())
             again = resubmit.submit_argv(self.options, self.file)
             replaced = partial(self._trashed, replaced=True)
-            jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, replaced)
+            exposed = list(dict.fromkeys(place.place for place in self.exposed))
+            jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, replaced, exposed)
             note(render.canaries(jobs))
             late = cancelled_meanwhile(plan)
             note(f"cancelled meanwhile, so not started: {', '.join(late)}" if late else "")
@@ -403,16 +465,27 @@ class Submission:
         return {**about, "cluster": self.profile.name, "runs": order, "paper": paper, "rows": self.sweep.rows}
 
 
+def _starts_new(plan: Plan) -> bool:
+    """Whether a run starts that has no directory yet, or whose directory goes to the trash."""
+    return any(action.kind == "new" or action.moves for action in plan.starting)
+
+
 def _runs(number: int) -> str:
     return "1 run" if number == 1 else f"{number} runs"
 
 
 def sweep_file(typed: str) -> Path:
-    """The sweep file of a path (from here or the repository), or of a name here or in sweeps/. Raises ConfigError."""
+    """The sweep file of a path (from here or the repository), or of a name here or in sweeps/.
+
+    Raises ConfigError if there is none, or if a bare name means several files.
+    """
     places = [Path(typed).expanduser(), REPOSITORY / typed, Path(f"{typed}.yaml"), SWEEPS / f"{typed}.yaml"]
-    for place in places:
-        if place.is_file():
-            return place
+    files = [place for place in places if place.is_file()]
+    if files:
+        others = [file for file in files[1:] if not file.samefile(files[0])]
+        if others and re.fullmatch(r"[^/.~][^/]*", typed) and not typed.endswith((".yaml", ".yml")):
+            raise ambiguous("sweep", typed, [files[0], others[0]])
+        return files[0]
     names = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
     remedy = suggestion(Path(typed).stem, names) or f"sweeps/ contains: {', '.join(names)}."
     raise ConfigError("no such sweep file", str(places[0].absolute()), remedy=remedy)
