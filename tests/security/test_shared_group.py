@@ -1,7 +1,6 @@
 """Tests of ordinary use of a shared runs root by members of a group, with real user ids.
 
-Alice and Bob share a group. The runs root belongs to it and has the setgid bit, as administrators set up project
-folders.
+Alice and Bob share a group. The runs root belongs to it and has the setgid and the sticky bit (docs/cluster.md).
 """
 
 import os
@@ -20,11 +19,11 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture
 def root(users):
-    """Create the runs root of the group: mode 2775, owned by an administrator."""
+    """Create the runs root of the group as docs/cluster.md says: mode 3775, owned by an administrator."""
     folder = users.folder / "team"
     folder.mkdir()
     os.chown(folder, 0, TEAM)
-    folder.chmod(0o2775)
+    folder.chmod(0o3775)
     return folder
 
 

@@ -1,0 +1,120 @@
+"""Tests that no code runs through a folder in which another user can rename, with real user ids.
+
+Alice submits. Mallory is in her group, or has an entry in an access control list, or prepares files in a shared folder.
+"""
+
+import os
+
+import pytest
+
+from flip.runs import acl
+from flip.runs.acl import Entry
+from flip.runs.rundir import read_json, write_json
+from tests.flip.runs.test_acl import set_or_skip
+from tests.security.test_other_users import submitted, supervise
+from tests.security.users import TEAM, tree
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def project(users):
+    """A project folder as administrators make it: of a group that may write, without the sticky bit."""
+    folder = users.folder / "project"
+    folder.mkdir()
+    os.chown(folder, 0, TEAM)
+    folder.chmod(0o2775)
+    return folder
+
+
+def test_group_member_cannot_exchange_code_of_new_runs(users, desk, project):
+    """In the project folder a member can rename what Alice makes, so nothing starts there unless she trusts the group;
+    with the sticky bit, as docs/cluster.md says, a member cannot."""
+    alice, options = users.alice, {"groups": [TEAM]}
+    done = desk.submit(alice, project, **options)
+    assert done.returncode == 77 and f"export FLIP_TRUST_GROUP={TEAM}" in done.stderr, done.stderr
+    assert str(project) in done.stderr and not list(project.iterdir()) and not (alice.home / "ran").exists()
+    done = desk.submit(alice, project, "--dry-run", **options)
+    assert done.returncode == 0 and f"asked first: Members of the group gid {TEAM} can rename in" in done.stdout
+    done = desk.submit(alice, project, FLIP_TRUST_GROUP=TEAM, **options)
+    assert done.returncode == 0, done.stderr
+    desk.until_complete(alice, project)
+    sticky = project.parent / "sticky"
+    sticky.mkdir()
+    os.chown(sticky, 0, TEAM)
+    sticky.chmod(0o3775)
+    done = desk.submit(alice, sticky, **options)
+    assert done.returncode == 0, done.stderr
+    with users.mallory.acts(groups=[TEAM]), pytest.raises(PermissionError):
+        (sticky / "demo").rename(sticky / "mine")
+    desk.until_complete(alice, sticky)
+
+
+def test_existing_runs_below_exposed_folder_continue_until_they_are_exchanged(users, project):
+    """Their job.json is of a version that did not check the folders above."""
+    sweep, alice, mallory = project / "demo", users.alice, users.mallory
+    with alice.acts(groups=[TEAM]):
+        sweep.mkdir(mode=0o755)
+        submitted(sweep, "old", "old", 0)
+        new = submitted(sweep, "new", "new", 1)
+        write_json(new.path / "job.json", {**read_json(new.path / "job.json"), "exposed": []})
+    log = supervise(alice, sweep)
+    assert (alice.home / "old").exists() and not (alice.home / "new").exists(), log
+    assert f"WARNING {project}: members of the group gid {TEAM} may write to it" in log
+    assert f"new: a file of it is damaged; left alone: ValueError('{project} is not trusted" in log
+    done = alice.python("jobs/status.py", "demo", FLIP_RUNS=project)
+    assert done.returncode == 0 and f"warning: {project}: members of the group" in done.stderr, done.stderr
+    with mallory.acts(groups=[TEAM]):
+        sweep.rename(project / "moved")
+        sweep.mkdir(mode=0o755)
+        submitted(sweep, "old", "executed", 0)
+    done = alice.python("-m", "jobs.local.supervisor", sweep)
+    assert done.returncode != 0, "she cannot take the lock of a supervisor in the folder of another user"
+    assert not (alice.home / "executed").exists() and (project / "moved" / "old").exists()
+
+
+def entries(user, permissions, mask=7):
+    named = [Entry(acl.USER_OBJ, 7, acl.NO_ID), Entry(acl.USER, permissions, user), Entry(acl.GROUP_OBJ, 5, acl.NO_ID)]
+    return [*named, Entry(acl.MASK, mask, acl.NO_ID), Entry(acl.OTHER, 5, acl.NO_ID)]
+
+
+def test_access_control_list_that_lets_other_user_write_is_refused(users, desk):
+    """The mode of the folder is the same in both cases."""
+    alice, mallory = users.alice, users.mallory
+    with alice.acts():
+        (users.shared / "demo").mkdir(mode=0o755)
+        set_or_skip(users.shared / "demo", acl.ACCESS, entries(mallory.uid, 7))
+    mode = (users.shared / "demo").stat().st_mode
+    with mallory.acts():
+        (users.shared / "demo" / ".code").mkdir()
+        (users.shared / "demo" / ".code").rmdir()
+    done = desk.submit(alice, users.shared)
+    assert done.returncode == 77, done.stderr
+    assert f"its access control list lets uid {mallory.uid} write to it" in done.stderr
+    with alice.acts():
+        acl.write_acl(users.shared / "demo", acl.ACCESS, entries(mallory.uid, 5))
+    assert (users.shared / "demo").stat().st_mode == mode and mode & 0o020
+    done = desk.submit(alice, users.shared)
+    assert done.returncode == 0, done.stderr
+    desk.until_complete(alice, users.shared)
+
+
+def test_profile_and_sweep_in_folder_of_other_user_are_not_executed(users, desk):
+    """Mallory prepares files in her folder, with names that Alice types there."""
+    alice, mallory = users.alice, users.mallory
+    place = users.shared / "data"
+    with mallory.acts():
+        place.mkdir(mode=0o755)
+        (place / "site.yaml").write_text("kind: local\npython: /bin/false\n")
+        (place / "local.yaml").write_text("kind: local\npython: /bin/false\n")
+        (place / "quickstart.yaml").write_text("runs: {a: }\n")
+    before = tree(place)
+    options = {"cwd": place, "FLIP_RUNS": alice.home / "runs"}
+    done = alice.python("jobs/submit.py", desk.sweep, "--cluster", "site.yaml", "--yes", **options)
+    assert done.returncode == 77, done.stderr
+    assert "site.yaml: the cluster profile is not trusted: it belongs to uid" in done.stderr
+    for words in (["quickstart", "--dry-run"], [desk.sweep, "--cluster", "local", "--dry-run"]):
+        done = alice.python("jobs/submit.py", *words, **options)
+        assert done.returncode == 78 and "ambiguous" in done.stderr, (words, done.stderr)
+        assert str(place) in done.stderr and "Type the path: ./" in done.stderr
+    assert tree(place) == before and not (alice.home / "runs").exists()
