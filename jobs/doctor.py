@@ -79,9 +79,10 @@ def examine(args: argparse.Namespace) -> int:
 def requested_profile(args: argparse.Namespace) -> ClusterProfile:
     """The named profile or an empty one, with the options of the command line."""
     from flip.runs.errors import ConfigError
-    from jobs.common.cluster_profile import ClusterProfile, load_profile
+    from jobs.common.cluster_profile import ClusterProfile, load_profile, require_trusted_programs
 
     profile = load_profile(args.cluster) if args.cluster else ClusterProfile(kind="slurm")
+    require_trusted_programs(profile)
     if profile.kind != "slurm":
         raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
     settings = {key: getattr(args, key) for key in ("partition", "account", "qos") if getattr(args, key)}

@@ -284,7 +284,7 @@ class Submission:
             return
         if not _starts_new(plan):
             for place in self.exposed:
-                note(trust.warning(place))
+                note("" if self.options.dry_run else trust.warning(place))
                 self._add_checks([preflight.Check("folders", trust.warning(place))])
             return
         asks = trust.is_answerable(self.exposed) and can_ask() and not self.options.yes

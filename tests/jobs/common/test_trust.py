@@ -11,6 +11,7 @@ import pytest
 from flip.runs import ownership
 from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.rundir import read_json
+from jobs import doctor, evaluate
 from jobs.common import cluster_profile, trust
 from jobs.common.cluster_profile import ClusterProfile, executed_files, load_profile, profile_path
 from jobs.common.paths import PROFILES, SWEEPS
@@ -156,6 +157,17 @@ def test_program_of_profile_that_other_users_can_change_is_refused(typed, profil
     program.parent.chmod(0o777)
     code, _, err = typed("--cluster", str(profile), "--dry-run")
     assert code == 77 and err.startswith(f"{program.parent}: "), err
+
+
+def test_doctor_and_evaluate_execute_no_program_of_other_user(profile, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jobs.slurm.site.read", lambda profile: pytest.fail("a program of the profile may run"))
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\n")
+    os.chown(program, STRANGER, -1)
+    profile.write_text(f"kind: slurm\nhost_python: {program}\n")
+    for command, words in ((doctor, []), (evaluate, ["demo/run", "--sets", "imagenet1k"])):
+        assert command.main(["--cluster", str(profile), *words]) == 77
+        assert f"{program}: host_python, in the cluster profile site, is not trusted" in capsys.readouterr().err
 
 
 def test_words_of_setup_that_are_executed():
