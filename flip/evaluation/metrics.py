@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flip.data.chunk_reader import Sample
 from flip.data.decode import DecodeError, label_of
+from flip.evaluation.score import score_of
 from flip.runs.errors import Diverged
 
 Integers = NDArray[np.integer[Any]]
@@ -37,12 +38,9 @@ def accuracy(ranks: Tensor, ks: Sequence[int], chance: float) -> dict[str, Any]:
 
 def format_result(result: Mapping[str, Any]) -> str:
     """A result as a line of the log."""
-    if "metric" in result:
-        return f"{result['name']}: {result['metric'].replace('_', ' ')} {result['score']:.2%} of {result['n']:,}"
-    retrieval = result["task"] == "retrieval"
-    of = "captions" if retrieval and result["name"].endswith("-image") else "images"
-    share = f"{'R@1' if retrieval else 'top-1'} {result['top1']:.2%}"
-    return f"{result['name']}: {share} of {result['n']:,} {of}"
+    score = score_of(result)
+    of = "captions" if result["task"] == "retrieval" and result["name"].endswith("-image") else "images"
+    return f"{result['name']}: {score.label} {score.value:.2%} of {result['n']:,} {of}"
 
 
 def rank_of_target(scores: Tensor, target: Tensor) -> Tensor:

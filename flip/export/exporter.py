@@ -181,7 +181,9 @@ def provenance(loaded: TrainedModel) -> dict[str, Any]:
     scores = merge_results(own, read_run(run.path).job_scores.get((source.stage, source.samples), ()))
     # results of earlier versions lack the precision, which was that of training
     scores = [{"precision": loaded.config.compute.precision, **score} for score in scores]
-    fields = ("name", "task", "role", "n", "top1", "top5", "interval", "classes", "precision", "metric", "score")
+    fields = (
+        "name", "task", "role", "n", "top1", "top5", "interval", "chance", "classes", "precision", "metric", "score",
+    )  # fmt: skip
     return about | {
         "run": f"{run.sweep}/{run.name}", "identity": identity.get("hash"), "code": identity.get("code"),
         "evaluations": [{key: score[key] for key in fields if key in score} for score in scores],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.schema import Augment, Config, Model, TextTower
+from flip.evaluation.score import score_of
 from flip.evaluation.task import precision
 from flip.export import fold_padding
 from flip.tokenizer import END, START
@@ -79,15 +80,20 @@ def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:
 
 
 def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
-    scored = [score for score in evaluations if "top1" in score and score.get("metric") != "jaccard"]
+    scored = [result for result in evaluations if "top1" in result]
     if scored:
-        yield "\n## Accuracy, by the toolkit\n\n| data set | task | role | n | top-1 or R@1 | computed in |\n"
-        yield "|---|---|---|---|---|---|\n"
-    for score in scored:
-        task = score.get("task", "zeroshot")  # exports of older versions lack it
-        row = score["name"], task, score["role"], f"{score['n']:,}", f"{score['top1']:.2%}", precision(score)
+        yield "\n## Scores, by the toolkit\n\n"
+        yield "| data set | task | role | n | metric | score | 95 % interval | chance | computed in |\n"
+        yield "|---|---|---|---|---|---|---|---|---|\n"
+    for result in scored:
+        score = score_of(result)
+        interval = " to ".join(f"{end:.2%}" for end in score.interval or ()) or "-"
+        chance = "-" if score.chance is None else f"{score.chance:.2%}"
+        task = result.get("task", "zeroshot")  # exports of older versions lack it
+        about = result["name"], task, result["role"], f"{result['n']:,}", score.label
+        row = *about, f"{score.value:.2%}", interval, chance, precision(result)
         yield f"| {' | '.join(row)} |\n"
-    if any(precision(score) != "fp32" for score in scored):
+    if any(precision(result) != "fp32" for result in scored):
         yield (
             "\nA score that was not computed in fp32 is not exactly that of these weights in float32: some answers"
             " differ.\n`python jobs/evaluate.py` on the run's commit computes it in fp32; export again afterwards.\n"

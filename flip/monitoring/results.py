@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import MAX_BYTES, parse_yaml
-from flip.evaluation.task import merge_results, precision
+from flip.evaluation.score import score_of
+from flip.evaluation.task import COLUMNS, merge_results, precision
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
 from flip.runs import records
@@ -226,9 +227,10 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, unsteady, world, parameters,
     flops, loss, accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32,
-    bf16, or "as trained" if the result does not say) of every evaluation set, ``.score`` if it is compared by another
-    score than top-1; and the dotted configuration keys in
-    which runs of one sweep differ. None if a run has no such value (yet).
+    bf16, or "as trained" if the result does not say) of every evaluation set, and ``.score`` and ``.metric`` if it is
+    compared by another score than top-1 (``flip.evaluation.score``); and the dotted configuration keys in which runs
+    of one sweep differ. None if a run has no such value (yet). A set has the role that a configuration gives it, also
+    for open_clip models.
     Raises ConfigError if there is no folder ``root``.
     """
     if not Path(root).is_dir():
@@ -239,22 +241,41 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     for outcome in outcomes:
         sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
     settings = dict.fromkeys(key for members in sweeps.values() for key in differing(m.settings for m in members))
-    rows = [row(outcome, settings) for outcome in outcomes]
+    roles = set_roles(outcomes)
+    rows = [row(outcome, settings, roles) for outcome in outcomes]
     keys = list(dict.fromkeys(key for each in rows for key in each))
     return [{key: each.get(key) for key in keys} for each in rows]
 
 
-def score_of(item: Mapping[str, Any]) -> tuple[float, tuple[float, float] | None]:
-    """The score by which an evaluation is compared (0..1; by default top-1), and its 95 % interval.
+def configured_roles(outcome: Outcome) -> dict[str, str]:
+    """Name of a result -> role of its evaluation set, by the configuration of the run."""
+    roles = {}
+    for key, role in outcome.settings.items():
+        if key.startswith("evaluate.sets.") and key.endswith(".role"):
+            task = outcome.settings.get(f"{key.removesuffix('role')}task", "zeroshot")
+            name = key.removeprefix("evaluate.sets.").removesuffix(".role")
+            roles.update({name + suffix: role for suffix in COLUMNS[task]})
+    return roles
 
-    The interval is that of accuracy: None for other scores, such as the mean over classes.
+
+def set_roles(outcomes: Iterable[Outcome]) -> dict[str, str]:
+    """Name of a result -> role of its evaluation set: as the first run configures it, else as in results.
+
+    Jobs record the role ``test`` for each set that they score, also for a validation set of the run.
     """
-    score = item.get("score", item["top1"])
-    return score, item.get("interval") if score == item["top1"] else None
+    outcomes = list(outcomes)
+    roles: dict[str, str] = {}
+    for outcome in outcomes:
+        roles = configured_roles(outcome) | roles
+    for outcome in outcomes:
+        for item in outcome.evaluations:
+            roles.setdefault(item["name"], item.get("role", "test"))
+    return roles
 
 
-def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
-    """One flat row; ``settings`` are the configuration keys to show."""
+def row(outcome: Outcome, settings: Iterable[str] = (), roles: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """One flat row. ``settings``: the configuration keys to show. ``roles``: ``set_roles`` of all runs of the table."""
+    roles = {**(roles or set_roles([outcome])), **configured_roles(outcome)}
     values: dict[str, Any] = {
         "sweep": outcome.run.sweep, "run": outcome.run.name, "state": outcome.state, "reason": outcome.reason,
         "attempts": len(outcome.attempts), **outcome.progress, "unsteady": outcome.unsteady,
@@ -265,8 +286,9 @@ def row(outcome: Outcome, settings: Iterable[str] = ()) -> dict[str, Any]:
     for item in outcome.evaluations:
         low, high = item.get("interval") or (None, None)
         score = {"top1": item["top1"], "low": low, "high": high, "n": item.get("n"), "precision": precision(item)}
-        score |= {"score": item["score"]} if "score" in item else {}
-        values |= {f"{item.get('role', 'test')}.{item['name']}.{key}": value for key, value in score.items()}
+        if "score" in item:
+            score |= {"score": item["score"], "metric": score_of(item).label}
+        values |= {f"{roles[item['name']]}.{item['name']}.{key}": value for key, value in score.items()}
     return values | {key: outcome.settings.get(key) for key in settings}
 
 

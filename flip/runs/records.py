@@ -88,7 +88,7 @@ DIGITS_OR_WHOLE = FieldType(
 SCORE: Dict[str, Any] = {
     "name": NAME.needed(), "top1": NUMBER.needed(), "top5": NUMBER, "top10": NUMBER, "n": COUNT, "images": COUNT,
     "interval": PAIR, "chance": NUMBER, "role": TEXT, "task": TEXT, "set": TEXT, "precision": TEXT, "stage": TEXT,
-    "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME,
+    "samples": COUNT, "seconds": NUMBER, "note": TEXT, "job": TEXT, "time": TIME, "metric": TEXT, "score": NUMBER,
 }  # fmt: skip
 #: eval/<stage>-<S>/<name>.json, which an evaluation job writes.
 LATER_SCORE = dict(SCORE, stage=TEXT.needed(), samples=COUNT.needed())
@@ -112,8 +112,8 @@ FIELDS: Dict[str, Any] = {
     "identity.json": {"hash": EXACT, "schema": COUNT, "code": DIGEST, "config": MAPPING, "before": [EARLIER_DATA]},
     "status.json": {
         "attempt": COUNT, "samples": COUNT, "total": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER,
-        "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT, "storage": TEXT,
-        "verdict": TEXT, "reason": TEXT, "time": TIME, "unsteady": FLAG,
+        "accuracy": NUMBER, "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT,
+        "storage": TEXT, "verdict": TEXT, "reason": TEXT, "time": TIME, "unsteady": FLAG,
     },
     "result.json": {
         "stage": TEXT, "samples": COUNT, "steps": COUNT, "seconds": NUMBER, "samples_per_second": NUMBER,

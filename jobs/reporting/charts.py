@@ -82,7 +82,9 @@ class Series:
     band: Sequence[tuple[float, float, float]] = ()
     """(x, low, high) around ``fit``."""
     faint: Sequence[Sequence[Point]] = ()
-    """Lines behind all others: the values that ``lines`` smooth."""
+    """Lines behind all others: the values that ``lines`` smooth, or the runs of which they are the mean."""
+    dots: Sequence[Point] = ()
+    """Small markers behind all others: the runs of which a mark is the mean."""
     label: str = ""
     """Text at its end; empty: its name."""
 
@@ -93,18 +95,27 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A horizontal line and its name. ``must_show``: the axis reaches to it; else it is left out if it is outside."""
+
+    y: float
+    name: str
+    must_show: bool = False
+
+
+@dataclass(frozen=True)
 class Plot:
     """One chart. Its axes start at 0; the vertical one does not, and shows a break, if all values are in its upper
     half.
 
-    ``x``, ``y``: labels of the axes. ``level``: a horizontal line and its name. ``log_x``, ``log_y``: logarithmic axes,
-    for values above 0. ``large``: spans the page.
+    ``x``, ``y``: labels of the axes. ``log_x``, ``log_y``: logarithmic axes, for values above 0. ``large``: spans the
+    page.
     """
 
     x: str
     y: str
     series: Sequence[Series]
-    level: tuple[float, str] | None = None
+    levels: Sequence[Level] = ()
     log_x: bool = False
     log_y: bool = False
     large: bool = False
@@ -118,6 +129,7 @@ class Plot:
         """The content in words, for readers who do not see it."""
         labels = [plain(mark.label) for item in self.series for mark in item.marks]
         labels = labels or [plain(item.name) for item in self.series if item.lines]
+        labels += [plain(level.name) for level in self.levels if level.must_show]
         more = f"; and {len(labels) - 20} more" if len(labels) > 20 else ""
         return f"{plain(self.y)} against {plain(self.x)}. {'; '.join(labels[:20])}{more}"
 
@@ -215,10 +227,23 @@ def _plot(plot: Plot, titles: list[str], figure: Figure) -> None:
     low, high = axes.get_ylim()
     if not plot.log_y and not low <= 0 <= high:
         _mark_break(axes)
-    if plot.level is not None and low <= plot.level[0] <= high:
-        axes.axhline(plot.level[0], color="#777", ls=(0, (3, 4)), lw=1)
-        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
-        axes.text(0.99, plot.level[0], plain(plot.level[1]), parse_math=False, **place)
+    _draw_levels([level for level in plot.levels if low <= level.y <= high], axes)
+
+
+def _draw_levels(levels: Sequence[Level], axes: Axes) -> None:
+    """Lines across the axes, with their names above them at the right; names of neighbours are moved apart."""
+    if not levels:
+        return
+    heights = axes.transData.transform([(axes.get_xlim()[1], level.y) for level in levels])[:, 1]
+    boxes = [(0.0, 1.0, float(height)) for height in heights]
+    places = spread(boxes, axes.bbox.y0, axes.bbox.y1)
+    for level, height, place in zip(levels, heights, places, strict=True):
+        axes.axhline(level.y, color="#777", ls=(0, (3, 4)), lw=1)
+        offset = (-4, place - height + 2)
+        axes.annotate(
+            plain(level.name), (1, level.y), offset, xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+            ha="right", va="bottom", parse_math=False, annotation_clip=False,
+        )  # fmt: skip
 
 
 def _series(item: Series, axes: Axes, titles: list[str]) -> None:
@@ -232,6 +257,8 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
     thick["zorder"] = 2 if grey else 3
     for line in item.faint:
         axes.plot(*zip(*line, strict=True), color=colour, lw=0.8, alpha=0.45, zorder=1.5)
+    if item.dots:
+        axes.plot(*zip(*item.dots, strict=True), color=colour, marker=SHAPES[shape], ms=5, ls="", mew=0, alpha=0.45)
     for line in item.lines:
         every = 1 if len(line) <= 40 else ((item.style or 0) % 7 * len(line) // 56, len(line) // 8)
         marker = None if grey else SHAPES[shape]
@@ -245,7 +272,10 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
 
 
 def _set_limits(plot: Plot, axes: Axes) -> None:
-    """Fix the limits to lines and marks, so that bands and fits may leave the frame."""
+    """Fix the limits to lines, marks and levels that must show, so that bands and fits may leave the frame."""
+    shown = [level.y for level in plot.levels if level.must_show]
+    if shown:
+        axes.update_datalim([(axes.dataLim.x0, y) for y in shown], updatex=False)
     axes.autoscale_view()
     axes.autoscale(False)
     if not plot.log_x:

@@ -3,20 +3,21 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import numpy as np
 
+from flip.evaluation.score import Score, score_of
 from flip.monitoring.metrics_reader import Column
-from flip.monitoring.results import Outcome, score_of
+from flip.monitoring.results import Outcome
 from flip.runs.files import output_folder
 from flip.runs.rundir import write_bytes, write_text
 from jobs.common.text import percent
 from jobs.reporting import charts, scaling_laws, seed_groups
-from jobs.reporting.charts import Mark, Plot, Point, Series, smooth, thin
+from jobs.reporting.charts import Level, Mark, Plot, Point, Series, smooth, thin
 from jobs.reporting.document import Block, Figure, Fold, Table, Text, heading
 from jobs.reporting.scaling_laws import Curve
-from jobs.reporting.seed_groups import SeedGroup
+from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
 MANY, BEST = 12, 7
 """Of more than MANY groups only the BEST get styles of their own; the others are grey."""
@@ -47,6 +48,13 @@ def _others(styles: Styles) -> str:
     return f" Grey: {grey} others." if grey else ""
 
 
+Cost = Callable[[Outcome, float | None, float | None], float | None]
+"""(run, samples seen, training seconds) -> cost."""
+
+Step = tuple[int, float, float]
+"""A score on the way: samples seen, cost, per cent."""
+
+
 # -- accuracy against cost ---------------------------------------------------------------------------------------------
 
 
@@ -75,29 +83,55 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
 
 
 def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot]:
-    """The charts of one set, one per cost, without empty ones."""
-    chance = next((100 * score.chance for group in grouped if (score := group.score(name)) and score.chance), None)
-    level = None if chance is None else (chance, f"chance, {chance:.2g} %")
+    """The charts of one set, one per cost, without empty ones. Models of others have no cost: they are level lines."""
+    scores = {i: score for i, group in enumerate(grouped) if (score := group.score(name)) is not None}
+    if not scores:
+        return []
+    label = next(iter(scores.values())).label
+    shown = [
+        i for i, group in enumerate(grouped) if not group.is_foreign and (i not in scores or scores[i].label == label)
+    ]
+    chance = next((score.chance for score in scores.values() if score.chance), None)
+    levels = [] if chance is None else [Level(100 * chance, f"chance, {100 * chance:.2g} %")]
+    for i, score in scores.items():
+        if grouped[i].is_foreign and score.label == label:
+            levels.append(Level(100 * score.mean, f"{grouped[i].name} {percent(score.mean)}", must_show=True))
     plots = []
-    for cost, label in _costs(grouped):
-        series = []
-        for group, style in zip(grouped, styles, strict=True):
-            words = [group.name, *([percent(score.mean)] if (score := group.score(name)) else [])]
-            words += [UNSTEADY] if group.unsteady else []
-            drawn = _course(group, name, cost), _marks(group, name, cost)
-            series.append(Series(group.name, *drawn, style, label=" ".join(words)))
-        plots.append(Plot(label, f"{name}, top-1, %", series, level=level))
+    for cost, axis in _costs(grouped):
+        series = [_series(grouped[i], name, label, cost, styles[i]) for i in shown]
+        plots.append(Plot(axis, f"{name}, {label}, %", series, levels=levels))
     return [plot for plot in plots if not plot.empty]
+
+
+def _series(group: SeedGroup, name: str, label: str, cost: Cost, style: int | None) -> Series:
+    """The course and the final score of one group; of several seeds the means, and each seed faintly."""
+    score = group.score(name)
+    words = [group.name]
+    words += [] if score is None else [percent(score.mean)]
+    words += [UNSTEADY] if group.unsteady else []
+    finals = _finals(group, name, cost)
+    scored = [outcome for outcome, _, _ in finals] or list(group.outcomes)
+    courses = [_course(outcome, name, label, cost) for outcome in scored]
+    if len(scored) == 1:
+        lines, marks, faint, dots = courses, [_mark(*final[1:], group.name) for final in finals], [], []
+    else:
+        lines, faint = [_mean_course(courses)], [_points(course) for course in courses]
+        marks, dots = [], [(x, 100 * final.value) for _, x, final in finals]
+        if score is not None and finals:
+            marks = [_mean_mark([x for _, x, _ in finals], score, group.name)]
+    if style is None:
+        faint, dots = [], []
+    drawn = [_points(line) for line in lines if len({x for _, x, _ in line}) > 1]
+    faint = [line for line in faint if len({x for x, _ in line}) > 1]
+    return Series(group.name, drawn, marks, style, label=" ".join(words), faint=faint, dots=dots)
 
 
 def _caption(name: str, plots: Sequence[Plot]) -> str:
     course = any(item.lines for plot in plots for item in plot.series)
-    lines = ", lines the course of training." if course else "; it is scored once, at the end."
-    return f"{name}: markers are final scores with 95 % intervals{lines}"
-
-
-Cost = Callable[[Outcome, float | None, float | None], float | None]
-"""(run, samples seen, training seconds) -> cost."""
+    caption = f"{name}: markers are final scores with 95 % intervals"
+    if any(item.dots for plot in plots for item in plot.series):
+        caption += ", of several seeds their mean with the range; faint: each seed"
+    return caption + ("; lines are the course of training." if course else "; it is scored once, at the end.")
 
 
 def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
@@ -113,37 +147,58 @@ def _costs(grouped: Sequence[SeedGroup]) -> list[tuple[Cost, str]]:
     ]
 
 
-def _course(group: SeedGroup, name: str, cost: Cost) -> list[list[Point]]:
-    """A line per run: scores on the set over cost, if there are several."""
-    lines = []
-    for outcome in group.outcomes:
-        line = [
-            (x, 100 * score_of(item)[0])
-            for point in outcome.curve()
-            for item in point.get("evaluations", ())
-            if item["name"] == name and (x := cost(outcome, point["samples"], point["seconds"])) is not None
-        ]
-        last = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
-        if line and last is not None and last > line[-1][0]:
-            line += [(last, 100 * score_of(item)[0]) for item in outcome.evaluations if item["name"] == name]
-        lines += [line] if len({x for x, _ in line}) > 1 else []
-    return lines
+def _course(outcome: Outcome, name: str, label: str, cost: Cost) -> list[Step]:
+    """The scores of a run on the set by the metric, over cost; the final one last."""
+    points = [(point["samples"], point["seconds"], point.get("evaluations", ())) for point in outcome.curve()]
+    progress = outcome.progress
+    if points and progress["samples"] is not None and progress["samples"] > points[-1][0]:
+        points.append((progress["samples"], progress["seconds"], outcome.evaluations))
+    steps = []
+    for samples, seconds, items in points:
+        x = cost(outcome, samples, seconds)
+        scores = [score_of(item) for item in items if item["name"] == name]
+        steps += [(samples, x, 100 * score.value) for score in scores if score.label == label and x is not None]
+    return steps
 
 
-def _marks(group: SeedGroup, name: str, cost: Cost) -> list[Mark]:
-    """Final scores on the set."""
-    marks = []
-    for outcome in group.outcomes:
+def _mean_course(courses: Sequence[Sequence[Step]]) -> list[Step]:
+    """The mean of several courses at the samples that all have."""
+    tables = [{samples: (x, y) for samples, x, y in course} for course in courses]
+    common = set.intersection(*(set(table) for table in tables)) if tables else set()
+    means = []
+    for samples in sorted(common):
+        xs, ys = zip(*(table[samples] for table in tables), strict=True)
+        means.append((samples, fmean(xs), fmean(ys)))
+    return means
+
+
+def _points(course: Sequence[Step]) -> list[Point]:
+    return [(x, y) for _, x, y in course]
+
+
+def _finals(group: SeedGroup, name: str, cost: Cost) -> list[tuple[Outcome, float, Score]]:
+    """(run, cost, final score on the set) of every run that has both."""
+    finals = []
+    for outcome, score in group.items(name):
         x = cost(outcome, outcome.progress["samples"], outcome.progress["seconds"])
-        marks += [_mark(x, item, group.name) for item in outcome.evaluations if item["name"] == name and x is not None]
-    return marks
+        if x is not None:
+            finals.append((outcome, x, score))
+    return finals
 
 
-def _mark(x: float, item: dict[str, Any], name: str) -> Mark:
-    score, interval = score_of(item)
-    low, high = interval or (score, score)
-    label = f"{name}: {percent(score)} %" + (f" ({percent(low)} to {percent(high)})" if interval else "")
-    return Mark(x, 100 * score, 100 * low, 100 * high, label)
+def _mark(x: float, score: Score, name: str) -> Mark:
+    low, high = score.interval or (score.value, score.value)
+    label = f"{name}: {percent(score.value)} %"
+    if score.interval:
+        label += f" ({percent(low)} to {percent(high)})"
+    return Mark(x, 100 * score.value, 100 * low, 100 * high, label)
+
+
+def _mean_mark(xs: Sequence[float], score: GroupScore, name: str) -> Mark:
+    """The mean of several seeds at their mean cost, with their range."""
+    assert score.low is not None and score.high is not None
+    label = f"{name}: {percent(score.mean)} % (mean of {score.runs}, {percent(score.low)} to {percent(score.high)})"
+    return Mark(fmean(xs), 100 * score.mean, 100 * score.low, 100 * score.high, label)
 
 
 # -- scaling -----------------------------------------------------------------------------------------------------------

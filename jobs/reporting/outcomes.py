@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from flip.monitoring.results import Outcome, differing, read_run, row
+from flip.monitoring.results import Outcome, differing, read_run, row, set_roles
 from flip.runs.rundir import RunDir
 from jobs.common.terminal import Page, TextTable
-from jobs.reporting import paper_comparison, seed_groups
+from jobs.reporting import paper_comparison, ranking, seed_groups
 from jobs.reporting.report import damage, result_cells, unsteady
 from jobs.reporting.seed_groups import by_sweep_order
 from jobs.runs.clusters import states
@@ -42,8 +42,8 @@ def rows(results: Sequence[Outcome]) -> list[dict[str, Any]]:
     A run with published numbers also has ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and
     ``.comparable``: yes, or why not.
     """
-    settings = differing(outcome.settings for outcome in results)
-    table_rows = [row(outcome, settings) for outcome in results]
+    settings, roles = differing(outcome.settings for outcome in results), set_roles(results)
+    table_rows = [row(outcome, settings, roles) for outcome in results]
     published_of = {
         id(outcome): group.published
         for group in seed_groups.group_by_seed(results)
@@ -81,12 +81,14 @@ def text(results: Sequence[Outcome], table_: str = "") -> Page:
     drop = ("attempts", "samples", "FLOPs", unit, "scored in", "samples/s", "training", "seeds", "done", "mask")
     lines: list[str | TextTable] = [TextTable(result_cells(grouped, results), drop=drop)]
     if any(group.complete for group in grouped):
+        for headline, explanation in ranking.headlines(grouped, results):
+            lines += filter(None, (headline, explanation))
         lines.append(
-            "accuracy: top-1 (of retrieval R@1), per cent; in brackets the 95 % interval, of several seeds the range;"
-            " scored in fp32 unless a column says otherwise"
+            "scores: per cent, top-1 unless a column names another metric; in brackets the 95 % interval, of several"
+            " seeds the range; scored in fp32 unless a column says otherwise"
         )
         lines.append(f"samples/s, training, {unit}: {seed_groups.COUNTED}")
-        lines += filter(None, (seed_groups.verdict(grouped), unsteady(results)))
+        lines += filter(None, (seed_groups.seeds_caution(grouped), unsteady(results)))
     if compared := paper_comparison.compare(grouped, results, table_):
         compared_rows = paper_comparison.cells(compared)
         lines += ["", TextTable(compared_rows, {"why": 12}, ("why", "run", "verdict")), ""]

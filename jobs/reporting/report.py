@@ -1,30 +1,32 @@
 """The content of a report as blocks (jobs/reporting/document.py), for finished, running and failed sweeps."""
 
 import os
-import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
+from flip.evaluation.score import TOP_1, score_of
 from flip.evaluation.task import precision
 from flip.monitoring.metrics_reader import STEADY
 from flip.monitoring.results import Outcome, differing
+from jobs.common.cli import command
 from jobs.common.text import count, duration, hours_text, percent
-from jobs.reporting import goodput, paper_comparison, seed_groups
+from jobs.reporting import goodput, paper_comparison, ranking, seed_groups
 from jobs.reporting.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting.examples import PICTURES, examples
 from jobs.reporting.figures import UNSTEADY, accuracy, focus, loss, scaling_figures
-from jobs.reporting.seed_groups import SeedGroup
+from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
 ROWS_PER_RUN = 6
 """Most rows of attempts per run; jobs/explain.py shows all attempts."""
 COLUMNS = 8
 """Most runs in one matrix of settings, for print."""
 
-ACCURACY = (
-    "Accuracy is top-1 (of retrieval R@1) in per cent; in brackets the 95 % interval of one run, or the range of"
-    " several seeds. The best value of a column is marked. Scores are computed in fp32 unless a column says otherwise."
+SCORES = (
+    "Scores are top-1 in per cent unless a column names another metric; in brackets the 95 % interval of one run, or"
+    " the range of several seeds. The best value of a column is marked, the best score only if it is distinguishable"
+    " from all others. Scores are computed in fp32 unless a column says otherwise."
     f" Training time, hours and samples/s: {seed_groups.COUNTED}."
 )
 
@@ -37,13 +39,13 @@ def findings(
     about, grouped = seed_groups.about(outcomes), seed_groups.group_by_seed(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
-    for headline, caution in seed_groups.headlines(grouped, outcomes):
+    for headline, caution in ranking.headlines(grouped, outcomes):
         blocks += [Text(headline, tone="headline"), *([Text(caution, tone="quiet")] if caution else [])]
     blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
     blocks += [Text(about["notes"])] if about.get("notes") else []
     blocks += accuracy(grouped, outcomes, styles)
-    blocks += [heading("Results"), _results(grouped, outcomes), Text(ACCURACY, tone="quiet")]
+    blocks += [heading("Results"), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
     blocks += [Text(note, tone="note") for note in (_note(grouped), unsteady(outcomes)) if note]
     blocks += _paper(grouped, outcomes, table)
     blocks += examples(grouped, outcomes, pictures)
@@ -82,8 +84,7 @@ def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
     first = stopped[0]
     lines = [f"{o.run.name} is {o.state}: {o.reason or 'reason unknown'}" for o in stopped[:ROWS_PER_RUN]]
     lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
-    named = shlex.quote(f"{first.run.sweep}/{first.run.name}")
-    how = f"Why: python jobs/explain.py {named}. Restart failed runs with submit --retry."
+    how = f"Why: {command('explain', first.run.path)}. Restart failed runs with submit --retry."
     return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
 
 
@@ -110,7 +111,7 @@ def unsteady(outcomes: Sequence[Outcome]) -> str:
 
 
 def _note(grouped: Sequence[SeedGroup]) -> str:
-    return seed_groups.verdict(grouped) if any(group.complete for group in grouped) else "No run is complete yet."
+    return seed_groups.seeds_caution(grouped) if any(group.complete for group in grouped) else "No run is complete yet."
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -127,15 +128,15 @@ def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table
 def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
     """Column -> rows with the best value: of scores and speed the highest, of costs the lowest.
 
-    Only complete groups count, for speed and cost only steady ones. A column without a second value has no best.
+    Only complete groups count, for speed and cost only steady ones. A column without a second value has no best, and a
+    score only one that is distinguishable from all others.
     """
-    complete = {i: group for i, group in enumerate(grouped) if group.complete}
-    steady = {i: group for i, group in complete.items() if not group.unsteady}
+    steady = {i: group for i, group in enumerate(grouped) if group.complete and not group.unsteady}
     unit, best = seed_groups.hours_unit(grouped), dict[str, list[int]]()
-    columns: dict[str, dict[int, float | None]] = {
-        _column(name, role): {i: score.mean for i, group in complete.items() if (score := group.score(name))}
-        for name, role in seed_groups.sets(outcomes).items()
-    }
+    for name, role in seed_groups.sets(outcomes).items():
+        if (standing := ranking.clear_best(grouped, name)) is not None:
+            best[_column(name, role, seed_groups.set_label(grouped, name))] = [standing.index]
+    columns: dict[str, dict[int, float | None]] = {}
     columns["samples/s"] = {i: group.progress("samples_per_second") for i, group in steady.items()}
     columns["training"] = {i: group.progress("seconds") for i, group in steady.items()}
     columns[unit] = {i: group.mean(lambda outcome: seed_groups.hours(outcome, unit)) for i, group in steady.items()}
@@ -147,8 +148,26 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
     return best
 
 
-def _column(name: str, role: str) -> str:
-    return name if name == role or role == "test" else f"{name} ({role})"
+def _column(name: str, role: str, label: str | None) -> str:
+    """The name of the set, with its role unless it is a test, and with the metric unless it is top-1."""
+    notes = [role] if role not in (name, "test") else []
+    if label is not None and label != TOP_1:
+        notes.append(label)
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def _seeds(group: SeedGroup) -> str:
+    done, all_ = len(group.complete), len(group.outcomes)
+    if group.is_foreign:
+        return "-"
+    return str(all_) if done == all_ else f"{done} of {all_}"
+
+
+def _score_cell(score: GroupScore | None, label: str | None) -> str:
+    """The score, with its metric if the column has no common one."""
+    if score is None:
+        return "-"
+    return str(score) if label is not None else f"{score} {score.label}"
 
 
 def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
@@ -157,6 +176,7 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
     unfinished = any(outcome.state != "complete" for outcome in outcomes)
     seeds = any(len(group.outcomes) > 1 for group in grouped)
     scored = any(group.precision not in ("", "fp32") for group in grouped)
+    labels = {name: seed_groups.set_label(grouped, name) for name in sets}
     rows = []
     for label, group in zip(seed_groups.labels(grouped), grouped, strict=True):
         row = {"run": label, "state": group.state}
@@ -164,11 +184,9 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             row["done"] = "-" if (share := group.done) is None else f"{100 * share:.0f} %"
         row["mask"] = group.mask
         if seeds:
-            done, all_ = len(group.complete), len(group.outcomes)
-            row["seeds"] = str(all_) if done == all_ else f"{done} of {all_}"
+            row["seeds"] = _seeds(group)
         for name, role in sets.items():
-            score = group.score(name)
-            row[_column(name, role)] = "-" if score is None else str(score)
+            row[_column(name, role, labels[name])] = _score_cell(group.score(name), labels[name])
         if scored:
             row["scored in"] = group.precision or "-"
         speed, spent = group.progress("samples_per_second"), group.progress("seconds")
@@ -275,17 +293,17 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
 
 def _scores(outcomes: Sequence[Outcome]) -> list[Block]:
     """Every final score of the runs, with notes if there are any."""
-    scores = [(outcome, item) for outcome in outcomes for item in outcome.evaluations]
-    noted = any(item.get("note") for _, item in scores)
+    scores = [(outcome, item, score_of(item)) for outcome in outcomes for item in outcome.evaluations]
+    noted = any(item.get("note") for _, item, _ in scores)
     rows = [
         {
-            "run": outcome.run.name, "set": item["name"], "top-1": percent(item["top1"]),
-            "95 % interval": "-".join(map(percent, item.get("interval") or ())), "top-5": percent(item.get("top5")),
-            "chance": percent(item.get("chance"), 2), "of": count(item.get("n")), "scored in": precision(item),
+            "run": outcome.run.name, "set": item["name"], "metric": score.label, "score": percent(score.value),
+            "95 % interval": "-".join(map(percent, score.interval or ())), "chance": percent(score.chance, 2),
+            "top-5": percent(item.get("top5")), "of": count(item.get("n")), "scored in": precision(item),
         } | ({"note": item.get("note", "")} if noted else {})
-        for outcome, item in scores
+        for outcome, item, score in scores
     ]  # fmt: skip
-    return [Table(rows, long=["note"], text=["set"])] if rows else []
+    return [Table(rows, long=["note"], text=["set", "metric"])] if rows else []
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from flip.config.derived import model_label
 from flip.config.identity import UNHASHED, generic_key
-from flip.monitoring.results import Outcome, score_of
+from flip.evaluation.score import score_of
+from flip.monitoring.results import Outcome
 from jobs.common.text import count
 from jobs.reporting.seed_groups import source, stages_of
 
@@ -189,9 +190,9 @@ def _ambiguous(group: Sequence[Placed]) -> set[str]:
 
 
 def _trial(outcome: Outcome, item: Mapping[str, Any], x: float) -> Trial:
-    score, interval = score_of(item)
-    low, high = interval or (score, score)
-    return Trial(outcome.run.name, x, 1 - score, 1 - high, 1 - low)
+    score = score_of(item)
+    low, high = score.interval or (score.value, score.value)
+    return Trial(outcome.run.name, x, 1 - score.value, 1 - high, 1 - low)
 
 
 def _varied(outcomes: Sequence[Outcome]) -> list[str]:

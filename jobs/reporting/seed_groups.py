@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,24 +11,30 @@ from flip import costs
 from flip.config.derived import kept_tokens
 from flip.config.identity import UNHASHED, generic_key
 from flip.config.schema import ImageTower, Model, TextTower
-from flip.evaluation.task import COLUMNS, precision
-from flip.monitoring.results import Outcome, score_of
+from flip.evaluation.score import Score, score_of
+from flip.evaluation.task import precision
+from flip.monitoring.results import Outcome, set_roles
 from jobs.common.job import read_lenient
 from jobs.common.text import percent
 from jobs.reporting.goodput import resources
+from jobs.runs import resubmit
 from jobs.sweeps.published import Published, published
 
 
 @dataclass(frozen=True)
-class Score:
-    """An accuracy or another score, 0..1. ``low``, ``high``: 95 % interval of one run, if it has one, or the extremes
-    of several."""
+class GroupScore:
+    """The score of a group, 0..1. ``low``, ``high``: 95 % interval of one run, if it has one, or the extremes of
+    several."""
 
     mean: float
     low: float | None
     high: float | None
+    label: str
+    """Its name, such as ``top-1`` (``flip.evaluation.score``)."""
+    chance: float | None
     runs: int
-    chance: float | None = None
+    by_seed: Mapping[int, float]
+    """Seed -> score of its run; empty for models of others."""
 
     def __str__(self) -> str:
         known = self.low is not None and self.high is not None
@@ -62,14 +67,29 @@ class SeedGroup:
         stages = stages_of(self.outcomes[0].settings).values()
         return " > ".join(str(fields["mask"]) for fields in stages if "mask" in fields) or "-"
 
-    def score(self, name: str) -> Score | None:
-        """Final score on an evaluation set, by default top-1; None if no run has it."""
-        items = [item for outcome in self.outcomes for item in outcome.evaluations if item["name"] == name]
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a model of open_clip that was not trained here: it has no seed, cost or course."""
+        return "model.open_clip" in self.outcomes[0].settings
+
+    def items(self, name: str) -> list[tuple[Outcome, Score]]:
+        """(run, final score on an evaluation set) of all runs that were scored by the metric of the first."""
+        results = [(outcome, item) for outcome in self.outcomes for item in outcome.evaluations]
+        scores = [(outcome, score_of(item)) for outcome, item in results if item["name"] == name]
+        return [(outcome, score) for outcome, score in scores if score.label == scores[0][1].label]
+
+    def score(self, name: str) -> GroupScore | None:
+        """Final score on an evaluation set; None if no run has it."""
+        items = self.items(name)
         if not items:
             return None
-        values, intervals = zip(*map(score_of, items), strict=True)
-        low, high = (min(values), max(values)) if len(items) > 1 else intervals[0] or (None, None)
-        return Score(fmean(values), low, high, len(values), items[0].get("chance"))
+        first, values = items[0][1], [score.value for _, score in items]
+        low, high = first.interval or (None, None)
+        if len(values) > 1:
+            low, high = min(values), max(values)
+        seeds = [(outcome.settings.get("seed"), score.value) for outcome, score in items]
+        by_seed = {seed: value for seed, value in seeds if seed is not None}
+        return GroupScore(fmean(values), low, high, first.label, first.chance, len(values), by_seed)
 
     @property
     def precision(self) -> str:
@@ -99,8 +119,6 @@ class SeedGroup:
         return self.mean(lambda outcome: outcome.progress[key])
 
 
-MAX_HEADLINES, MAX_RANKED = 3, 5
-"""Most sentences on top of a report, and most groups that one names."""
 COUNTED = "useful training steps; lost work, evaluation and start-up not counted"
 """What training time, hours and samples per second count."""
 
@@ -227,52 +245,30 @@ def _name(members: Sequence[Outcome]) -> str:
 
 def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
     """Name of a result -> role of its evaluation set, tests first, as configured or as in results."""
-    roles: dict[str, str] = {}
-    for outcome in outcomes:
-        for key, role in outcome.settings.items():
-            if key.startswith("evaluate.sets.") and key.endswith(".role"):
-                task = outcome.settings.get(f"{key.removesuffix('role')}task", "zeroshot")
-                name = key.removeprefix("evaluate.sets.").removesuffix(".role")
-                roles.update({name + suffix: role for suffix in COLUMNS[task]})
-        for item in outcome.evaluations:
-            roles.setdefault(item["name"], item.get("role", "test"))
-    return dict(sorted(roles.items(), key=lambda item: item[1] != "test"))
+    return dict(sorted(set_roles(outcomes).items(), key=lambda item: item[1] != "test"))
 
 
-def headlines(groups: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
-    """(sentence, caution) for the first ``MAX_HEADLINES`` test sets: scores of complete groups, best first.
-
-    Several seeds have their range in brackets. The caution names neighbours whose intervals overlap.
-    """
-    roles, sentences = sets(outcomes), []
-    for name in [name for name, role in roles.items() if role == "test"] or list(roles):
-        scores = [
-            (label, group.score(name)) for label, group in zip(labels(groups), groups, strict=True) if group.complete
-        ]
-        ranked = sorted(((label, s) for label, s in scores if s is not None), key=lambda item: -item[1].mean)
-        best = ranked[:MAX_RANKED]
-        parts = [f"{label} {s if s.runs > 1 else percent(s.mean)}" for label, s in best]
-        parts += [f"and {len(ranked) - len(best)} more"] if len(ranked) > len(best) else []
-        close = [f"{better} and {other}" for (better, a), (other, b) in pairwise(best) if _overlap(a, b)]
-        why = "their intervals overlap" if all(s.low is not None for _, s in best) else "not all have intervals"
-        caution = f"Not distinguishable on {name}, as {why}: {'; '.join(close)}." if close else ""
-        sentences += [(f"{', '.join(parts)} on {name}", caution)] if best else []
-    return sentences[:MAX_HEADLINES]
+def set_label(groups: Sequence[SeedGroup], name: str) -> str | None:
+    """The label of the scores of all groups on an evaluation set; None if they differ, or if there is no score."""
+    labels = {score.label for group in groups if (score := group.score(name)) is not None}
+    return labels.pop() if len(labels) == 1 else None
 
 
-def _overlap(better: Score, other: Score) -> bool:
-    """Whether intervals overlap, or may."""
-    return better.low is None or other.high is None or other.high >= better.low
-
-
-def verdict(groups: Sequence[SeedGroup]) -> str:
-    """A caution if groups have a single seed, else empty."""
-    if not groups or all(len(group.complete) > 1 for group in groups):
+def seeds_caution(groups: Sequence[SeedGroup]) -> str:
+    """A caution about complete designs with a single seed, else empty."""
+    named = zip(labels(groups), groups, strict=True)
+    own = {label: len(group.complete) for label, group in named if group.complete and not group.is_foreign}
+    single = [label for label, runs in own.items() if runs == 1]
+    if not single:
         return ""
+    who = "One seed of each"
+    if len(single) < len(own):
+        who = f"One seed of {', '.join(single)}"
+    first = next(group for group in groups if not group.is_foreign and group.complete)
+    how = resubmit.with_seeds(first.outcomes[0].run, (0, 1, 2)) or "submit the sweep again with --seeds 0 1 2"
     return (
-        "One seed of each cannot rank runs: an interval covers the luck of the test pictures, not that of the"
-        " training run. For several seeds: python jobs/submit.py --sweep FILE --seeds 0 1 2"
-        " (quickstart: FULL=1 make quickstart)."
+        f"{who} cannot rank runs: an interval covers the luck of the test pictures, not that of the"
+        f" training run. For several seeds: {how}"
     )
 
 

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -28,6 +27,7 @@ from flip.config.schema import SCHEMA, Config, Stage
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.open_clip_folder import conversion, is_pickle
+from flip.evaluation.score import score_of
 from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit
 from flip.runs.commit import EVALUATIONS
@@ -139,7 +139,7 @@ class EvaluationRequest:
             for subject in prepared.keys() - self.jobs:  # their pins would keep commits; the next pin deletes them
                 job = prepared[subject].run
                 if not isinstance(error, FlipError) and (job.path / "job.json").exists():
-                    note(f"may have been submitted; to end it: {command('cancel.py')} {shlex.quote(str(job.path))}")
+                    note(f"may have been submitted; to end it: {command('cancel', job.path)}")
                 else:
                     shutil.rmtree(job.path, ignore_errors=True)
             raise
@@ -323,8 +323,7 @@ class EvaluationRequest:
                 time.sleep(poll_interval(jobs))
                 known = states(jobs)
         except KeyboardInterrupt:
-            where = " ".join(shlex.quote(str(job.path)) for job in jobs)
-            note(f"\nthe jobs continue: {command('status.py')} {where}")
+            note(f"\nthe jobs continue: {command('status', *(job.path for job in jobs))}")
             return INTERRUPTED
         results = list[dict[str, Any]]()
         for subject, job in self.jobs.items():
@@ -333,7 +332,7 @@ class EvaluationRequest:
                 named = {"run": _name(subject)} if len(jobs) > 1 else {}
                 results += [{**named, **result} for result in load_record(job.result).get("evaluations", [])]
                 continue
-            detail = f"{state.state}: {state.detail} ({command('logs.py')} {shlex.quote(str(job.path))})"
+            detail = f"{state.state}: {state.detail} ({command('logs', job.path)})"
             print(plain(detail), file=sys.stderr)
         if self.args.json:
             print(json.dumps(results, indent=1))
@@ -361,17 +360,20 @@ def _integer(number: int | None) -> str:
 
 def row(result: dict[str, Any]) -> dict[str, str]:
     """One result as cells of the table."""
-    low, high = result.get("interval", (None, None))
+    score = score_of(result)
+    low, high = score.interval or (None, None)
+    interval = "" if low is None else f" ({percent(low)}-{percent(high)})"
     return {
         **({"run": result["run"]} if "run" in result else {}),
         "stage": str(result.get("stage", "-")),
         "S": _integer(result.get("samples")),
         "set": str(result["name"]),
         "n": _integer(result.get("n")),
-        "top-1": f"{percent(result['top1'])} ({percent(low)}-{percent(high)})",
+        "metric": score.label,
+        "score": f"{percent(score.value)}{interval}",
+        "chance": percent(score.chance),
         "top-5": percent(result.get("top5")),
         "top-10": percent(result.get("top10")),
-        "chance": percent(result.get("chance")),
         "precision": precision(result),
         "time": duration(result.get("seconds")),
     }

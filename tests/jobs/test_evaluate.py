@@ -23,6 +23,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
 from jobs.common.job import JobState
+from jobs.common.text import percent
 from jobs.runs import clusters
 from jobs.slurm import site
 from jobs.submission import evaluation
@@ -149,6 +150,8 @@ def test_evaluate_suite_uses_metric_per_set_and_lists_missing_sets(place, capsys
         "pets": "mean_per_class", "flickr30k-text": None, "flickr30k-image": None, "winogavil": "jaccard",
         "fmow": "worst_group",
     }  # fmt: skip
+    assert evaluation.row(results["fmow"])["metric"] == "worst-group top-1"
+    assert evaluation.row(results["fmow"])["score"] == percent(results["fmow"]["score"])
     assert 0 <= results["fmow"]["score"] <= results["fmow"]["top1"] < 1 and results["fmow"]["n"] == 10
     assert results["winogavil"]["score"] in (0.0, 1 / 3, 1.0) and results["winogavil"]["n"] == 1
     assert report.main(["sweep/run"]) == 0 and "fmow" in capsys.readouterr().out

@@ -24,8 +24,23 @@ from flip.monitoring.results import row as results_row
 from flip.runs.rundir import read_json, write_json
 from jobs.reporting import outcomes as results
 from jobs.reporting import paper_comparison as against
-from jobs.reporting import seed_groups
-from jobs.reporting.charts import LARGE, LINE, Mark, Plot, Series, inline, look, png, smooth, spread, svg, thin, tick
+from jobs.reporting import ranking, seed_groups
+from jobs.reporting.charts import (
+    LARGE,
+    LINE,
+    Level,
+    Mark,
+    Plot,
+    Series,
+    inline,
+    look,
+    png,
+    smooth,
+    spread,
+    svg,
+    thin,
+    tick,
+)
 from jobs.reporting.document import Figure, Table, Text
 from jobs.reporting.figures import accuracy, focus
 from jobs.reporting.html import render
@@ -137,7 +152,7 @@ def test_run_that_is_repeated_with_its_seed_is_no_second_seed(tmp_path):
         ["again"],
         ["third"],
     ]
-    assert "One seed of each" in seed_groups.verdict(groups[1:])
+    assert "One seed of each" in seed_groups.seeds_caution(groups[1:])
 
 
 def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp_path):
@@ -150,8 +165,8 @@ def test_score_other_than_accuracy_has_no_interval_and_is_drawn_and_exported(tmp
         write_json(run.result, result)
     run_outcomes = outcomes(tmp_path / "demo")
     grouped = seed_groups.group_by_seed(run_outcomes)
-    assert result_cells(grouped, run_outcomes)[0]["twemoji"] == "81.0"
-    ((sentence, caution),) = seed_groups.headlines(grouped, run_outcomes)[:1]
+    assert result_cells(grouped, run_outcomes)[0]["twemoji (mean per class)"] == "81.0"
+    ((sentence, caution),) = ranking.headlines(grouped, run_outcomes)[:1]
     assert "a 81.0" in sentence and "not all have intervals: a and b" in caution
     blocks = accuracy(grouped, run_outcomes, focus(grouped, run_outcomes))
     figures = [item for block in blocks for item in getattr(block, "blocks", [block]) if isinstance(item, Figure)]
@@ -349,7 +364,9 @@ def test_svg_draws_empty_and_single_point_plots():
 
 def test_charts_are_deterministic_and_escape_names():
     harm = "$x^2$ <script>&\x1b"
-    plot = Plot(harm, "y", [Series(harm, [[(1.0, 2.0), (2.0, 3.0)]], [Mark(1, 2, 1, 3, harm)])], level=(2, harm))
+    plot = Plot(
+        harm, "y", [Series(harm, [[(1.0, 2.0), (2.0, 3.0)]], [Mark(1, 2, 1, 3, harm)])], levels=[Level(2, harm)]
+    )
     assert svg(plot) == svg(plot) and png(plot) == png(plot)
     texts = [element.text for element in ElementTree.fromstring(svg(plot)).iter() if element.text]
     assert texts.count("$x^2$ <script>&\\x1b") == 5, "labels of axis, level and end, and titles of line and mark"
@@ -383,7 +400,7 @@ def test_report_folder_contains_page_markdown_csv_and_figures(sweep, tmp_path):
 def test_report_markdown_has_headline_summary_and_tables(sweep):
     done = command("demo", "--markdown", "-", root=sweep.parent)
     assert done.returncode == 0 and done.stdout.startswith(
-        "# A demonstration\n\n**mask50 25.0, clip 20.0 on twemoji**\n"
+        "# A demonstration\n\n**Highest on twemoji: mask50 25.0 %, clip 20.0 % (one seed each, chance 0.0853 %)**\n"
     )
     assert "\n\ndemo: 2 of 4 runs complete, 1 failed" in done.stdout and "| **25.0 (22.5-27.5)** |" in done.stdout
     tables = re.findall(r"(?:^\|.*\|\n)+", done.stdout, re.MULTILINE)
@@ -448,17 +465,18 @@ def test_headlines_rank_arms_and_name_indistinguishable_arms(tmp_path):
         make(folder, name, mask, top1=top1)
     make(folder, "broken", "0.9", steps=50, end=CRASH, complete=False)
     run_outcomes = outcomes(folder)
-    first, second = seed_groups.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
-    assert first[0] == "mask75 27.6, mask50 26.9, clip 18.8 on twemoji" and second[0].endswith("on openmoji")
+    first, second = ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
+    assert first[0].startswith("No clear winner on twemoji: mask75 27.6 %, mask50 26.9 %, clip 18.8 % (one seed each, ")
+    assert second[0].startswith("No clear winner on openmoji: ")
     assert first[1] == "Not distinguishable on twemoji, as their intervals overlap: mask75 and mask50."
     for seed in (1, 2):
         make(folder, f"clip-s{seed}", "0", seed=seed, top1=0.188 + seed / 1000)
     run_outcomes = outcomes(folder)
-    (sentence, _), *_ = seed_groups.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
-    assert sentence.endswith("clip 18.9 (18.8-19.0) on twemoji"), "several seeds have a range"
+    (sentence, _), *_ = ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes)
+    assert "clip 18.9 % (1 to 3 seeds, chance " in sentence
     text = parsed(page(run_outcomes)).text
-    assert text.index("mask75 27.6, mask50") < text.index("5 of 6 runs complete")
-    assert seed_groups.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes[:0]) == []
+    assert text.index("mask75 27.6 %, mask50") < text.index("5 of 6 runs complete")
+    assert ranking.headlines(seed_groups.group_by_seed(run_outcomes), run_outcomes[:0]) == []
 
 
 def test_report_marks_best_value_per_column_and_unsteady_speed(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jobs.reporting.paired import t_quantile
 from tools.studies import scaling_stats
 from tools.studies.scaling_stats import Interval, Spread
 
@@ -26,7 +27,7 @@ def test_contrast_interval_includes_all_points() -> None:
     )
     assert not scaling_stats.is_clear(interval) and scaling_stats.is_clear(Interval(6.0, 4.0, 8.0))
     assert scaling_stats.contrast([(1.0, [10.0]), (-1.0, [])], Spread(2.0, 8)) is None
-    assert scaling_stats.t_quantile(500) == scaling_stats.t_quantile(30) == 2.042
+    assert t_quantile(500) == t_quantile(30) == 2.042
 
 
 def lengths(factor: float, noise: float, seed: int) -> list[tuple[float, list[float]]]:

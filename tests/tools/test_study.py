@@ -16,6 +16,7 @@ from flip.config.yaml_io import dump_yaml
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
+from jobs.reporting import paired
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
 from tests.harness.common import wait_until
@@ -204,13 +205,13 @@ def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
 
 def test_difference_compares_runs_of_equal_seeds() -> None:
     """Differences of 1, 2, 3 points: mean 2, s = 1, t(2) = 4.303, half-width 4.303 / sqrt(3) = 2.484."""
-    difference = paired_stats.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
+    difference = paired.difference({0: 0.11, 1: 0.22, 2: 0.33, 7: 0.9}, {2: 0.30, 0: 0.10, 1: 0.20})
     assert difference is not None and list(difference.each) == [0, 1, 2]
     assert (difference.mean, difference.low, difference.high) == pytest.approx((2.0, 2 - 2.4843, 2 + 2.4843), abs=1e-3)
     assert difference.verdict == "undecided"
-    assert paired_stats.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
+    assert paired.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
     scores = {seed: 0.2 + 0.001 * seed for seed in range(3)}
-    less, equal = paired_stats.difference(dict.fromkeys(range(3), 0.1), scores), paired_stats.difference(scores, scores)
+    less, equal = paired.difference(dict.fromkeys(range(3), 0.1), scores), paired.difference(scores, scores)
     assert less is not None and less.verdict == "less"
     assert equal is not None and equal.verdict == "undecided"
 

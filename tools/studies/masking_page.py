@@ -9,15 +9,15 @@ from typing import Any
 from flip.runs.files import output_folder
 from flip.runs.rundir import write_text
 from jobs.common.text import percent, table
-from jobs.reporting import charts
-from jobs.reporting.charts import Mark, Plot, Series
+from jobs.reporting import charts, paired
+from jobs.reporting.charts import Level, Mark, Plot, Series
 from jobs.reporting.document import Block, Figure, Table, Text, heading
 from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.reporting.outcomes import csv_text
+from jobs.reporting.paired import Difference
 from tools.studies import design, paired_stats
 from tools.studies.design import SEEDS, Arm, StudyDesign, Times
-from tools.studies.paired_stats import Difference
 from tools.studies.runner import Study, seconds_per_sample
 
 TESTS = ("twemoji", "openmoji")
@@ -63,7 +63,7 @@ def write(docs: Path, calibration: Mapping[str, Any], study: Study) -> list[Path
 def differences(study: Study, name: str) -> dict[tuple[str, str], Difference | None]:
     """(arm, compared with) -> paired difference on the set; None if too few pairs are complete."""
     return {
-        (first, second): paired_stats.difference(
+        (first, second): paired.difference(
             *(paired_stats.scores(study.design.arms[arm], study.runs, name) for arm in (first, second))
         )
         for _, first, second in study.design.compared
@@ -89,7 +89,7 @@ def answers(study: Study) -> list[Block]:
 
 def _sentence(first: str, second: str, difference: Difference | None) -> str:
     if difference is None:
-        return f"{first} against {second}: no answer, fewer than {paired_stats.LEAST} pairs are complete."
+        return f"{first} against {second}: no answer, fewer than {paired.LEAST} pairs are complete."
     verdicts = {
         "more": "is more accurate than",
         "less": "is less accurate than",
@@ -166,7 +166,7 @@ def figure_of_differences(study: Study) -> Figure:
             if d is not None
         ]
         series.append(Series(name, (), marks, style))
-    plot = Plot("number of the comparison in the table", "difference, points", series, level=(0, ""))
+    plot = Plot("number of the comparison in the table", "difference, points", series, levels=[Level(0, "")])
     return _figure("differences", plot, series, "Paired differences with 95 % intervals.")
 
 

@@ -1,21 +1,14 @@
-"""Learning rates chosen by trials, and paired differences between arms with confidence intervals."""
+"""Learning rates chosen by trials, and scores of arms by seed, for the differences of jobs/reporting/paired.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
 
 from flip.monitoring.results import Outcome
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import read_json
 from tools.studies.design import SEEDS, Arm, StudyDesign
-from tools.studies.scaling_stats import t_quantile
-
-LEAST = 3
-"""Minimum number of pairs for an interval."""
 
 
 def score(outcome: Outcome, name: str) -> float | None:
@@ -51,32 +44,6 @@ def recorded(design: StudyDesign, path: Path) -> dict[str, float]:
         remedy = "Restore it, or delete it to choose learning rates anew."
         raise ConfigError("the chosen learning rates cannot be read", str(path), str(error), remedy) from error
     return dict(peaks)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences, its 95 % interval, and each difference by seed; points (100 * share)."""
-
-    mean: float
-    low: float
-    high: float
-    each: Mapping[int, float]
-
-    @property
-    def verdict(self) -> str:
-        return "more" if self.low > 0 else "less" if self.high < 0 else "undecided"
-
-
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """Difference over the seeds that both have, or None if these are fewer than LEAST. Scores are shares, 0..1.
-
-    The interval is Student's t over the differences of pairs: mean +- t * s / sqrt(n).
-    """
-    each = {seed: 100 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())}
-    if len(each) < LEAST:
-        return None
-    mean, half = fmean(each.values()), t_quantile(len(each) - 1) * stdev(each.values()) / sqrt(len(each))
-    return Difference(mean, mean - half, mean + half, each)
 
 
 def scores(arm: Arm, runs: Mapping[str, Outcome], name: str) -> dict[int, float]:

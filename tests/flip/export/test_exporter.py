@@ -341,8 +341,8 @@ def test_export_command_exports_chosen_commit(run, tmp_path, capsys, monkeypatch
         "unmasked/96-2",
         "d1ge57",
         "1den71ty",
-        "| a-text | retrieval | test | 2,000 | 12.35% | bf16 |",
-        "| b | zeroshot | test | 2,000 | 12.35% | fp32 |",
+        "| a-text | retrieval | test | 2,000 | R@1 | 12.35% | - | - | bf16 |",
+        "| b | zeroshot | test | 2,000 | top-1 | 12.35% | - | - | fp32 |",
         "not exactly that of these weights",
         "create_model_from_pretrained",
     ):
@@ -377,16 +377,17 @@ def test_export_command_of_several_runs_can_be_repeated(run, tmp_path, capsys, m
 
 
 def test_model_card_prefers_fp32_score_of_evaluation_job(run, tmp_path):
-    """Exported weights are fp32, so the card shows the later fp32 score. A Jaccard index is no accuracy."""
+    """Exported weights are fp32, so the card shows the later fp32 score. Other metrics than top-1 are named."""
     (run.eval / "unmasked-96").mkdir()
     later = {"name": "a-text", "task": "retrieval", "role": "test", "n": 2000, "top1": 0.5, "precision": "fp32"}
     write_json(run.eval / "unmasked-96" / "a-text.json", later | {"stage": "unmasked", "samples": 96})
-    jaccard = later | {"name": "winogavil", "task": "associations", "metric": "jaccard"}
-    write_json(run.eval / "unmasked-96" / "winogavil.json", jaccard | {"stage": "unmasked", "samples": 96})
+    metric = {"metric": "worst_group_top5", "score": 0.326}
+    streets = later | metric | {"name": "streets", "task": "zeroshot", "chance": 0.1}
+    write_json(run.eval / "unmasked-96" / "streets.json", streets | {"stage": "unmasked", "samples": 96})
     assert command.main([str(run.path), "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "winogavil" in (tmp_path / "out" / "export.json").read_text() and "winogavil" not in text
-    assert "| a-text | retrieval | test | 2,000 | 50.00% | fp32 |" in text and "12.35% | bf16" not in text
+    assert "| streets | zeroshot | test | 2,000 | worst-group top-5 | 32.60% | - | - | fp32 |" in text
+    assert "| a-text | retrieval | test | 2,000 | R@1 | 50.00% | - | - | fp32 |" in text and "12.35% | bf16" not in text
     assert "not exactly that of these weights" not in text
 
 
