@@ -87,8 +87,8 @@ class MetricsWriter:
         self._run, self._attempt, self._seconds = run, attempt, seconds
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
-            "phase": "starting", "loss": None, "samples_per_second": None, "eta_seconds": None, "verdict": None,
-            "reason": "", "storage": None, "unsteady": None,
+            "phase": "starting", "loss": None, "accuracy": None, "samples_per_second": None, "eta_seconds": None,
+            "verdict": None, "reason": "", "storage": None, "unsteady": None,
         }  # fmt: skip
         self._written, self._failing, self._lock = 0.0, False, threading.Lock()
         self._lines = open_append(run_folder(run.metrics) / f"{attempt}.jsonl", "utf-8")
@@ -126,11 +126,11 @@ class MetricsWriter:
         self._run.record_ready(self._attempt, samples, now)
 
     def _logged_before(self, samples: int) -> dict[str, Any]:
-        """Stage and loss of the newest metric line, unless its step will be repeated."""
+        """Stage, loss and accuracy of the newest metric line, unless its step will be repeated."""
         line = metrics_reader.newest(self._run)
         logged = line.get("samples")
         known = isinstance(logged, int) and logged <= samples
-        return {key: line[key] for key in ("stage", "loss") if known and key in line}
+        return {key: line[key] for key in ("stage", "loss", "accuracy") if known and key in line}
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Write a logged step: a line in metrics/<n>.jsonl, a point of every curve, the bar and the status."""
@@ -145,7 +145,7 @@ class MetricsWriter:
             self._speeds.append(speed)
         unsteady = metrics_reader.is_unsteady(np.array(self._speeds))
         remaining = self._remaining(record["samples"], record["stage"]) / speed if speed else None
-        keys = ("stage", "step", "samples", "loss", "samples_per_second", "verdict")
+        keys = ("stage", "step", "samples", "loss", "accuracy", "samples_per_second", "verdict")
         values = {key: record.get(key) for key in keys}
         self.status(every=self._seconds, eta_seconds=remaining, unsteady=unsteady, **values)
 
@@ -193,9 +193,13 @@ class MetricsWriter:
             else:
                 self._written, self._failing = now, False
 
-    def close(self, phase: str, reason: str = "") -> None:
-        """End the attempt. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete."""
-        self.status(phase=phase, reason=reason)
+    def close(self, phase: str, reason: str = "", position: Mapping[str, int] | None = None) -> None:
+        """End the attempt. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete.
+
+        ``position``: ``samples`` and ``step`` of the training, whose last steps may not have been logged.
+        """
+        reached = position if position and self._events is not None else {}
+        self.status(phase=phase, reason=reason, **reached)
         self._lines.close()
         if self._events is not None:
             if phase == "complete":

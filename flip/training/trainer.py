@@ -445,4 +445,4 @@ class Trainer:
             self.watcher.close()
         self.loader.close()
         with contextlib.suppress(OSError):  # must not hide the error that ended the attempt
-            self.monitor.close(phase, reason)
+            self.monitor.close(phase, reason, {"samples": self.samples, "step": self.step})

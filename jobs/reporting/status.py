@@ -14,20 +14,22 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flip.runs.rundir import RunDir, newest_first, read_record
-from jobs.common.cli import INTERRUPTED
+from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
-from jobs.common.text import count, duration, hours_text, plain
+from jobs.common.text import count, duration, hours_text, percent, plain
 from jobs.host import attempts
 from jobs.runs.clusters import ENDED, poll_interval, states, worst_exit_code
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""
+FEW = 4
+"""Most runs that the command to return to the screen names one by one."""
 URGENCY = ("failed", "running", "unknown", "waiting", "stopped", "queued", "cancelled", "complete")
 """States in the order in which they are shown if the screen is too low for all runs."""
 DROPPED = (
-    "last progress", "step", "stage", "cluster", "loss", "samples/s", "GPU-hours", "wall-clock", "attempts", "why",
-    "ETA",
+    "last progress", "step", "stage", "cluster", "batch acc.", "loss", "samples/s", "GPU-hours", "wall-clock",
+    "attempts", "why", "ETA",
 )  # fmt: skip
 """Columns that a narrow terminal does not show; the first one disappears first."""
 
@@ -35,9 +37,9 @@ DROPPED = (
 def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     """One row per run.
 
-    Keys: sweep, run, cluster (profile of the last submission), state, stage, samples, total, step, steps, loss, phase,
-    samples_per_second, eta_seconds, unsteady (``flip.monitoring.metrics_reader.is_unsteady``), attempts, restarts,
-    wall_seconds (of all attempts), gpu_hours (None: on CPUs),
+    Keys: sweep, run, cluster (profile of the last submission), state, stage, samples, total, step, steps, loss,
+    accuracy (within the batch), phase, samples_per_second, eta_seconds, attempts, restarts, unsteady
+    (``flip.monitoring.metrics_reader.is_unsteady``), wall_seconds (of all attempts), gpu_hours (None: on CPUs),
     progress_time (Unix time of the last progress), reason. None: not written yet.
     """
     state_of = states(runs)
@@ -64,7 +66,8 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     problems = [text for text in (moving.get("storage"), damage, more, *damaged) if text and text not in reason]
     return {
         **{"sweep": run.sweep, "run": run.name, "state": state.state},
-        **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "phase")},
+        **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "accuracy", "phase")},
+        **_committed(live, last, state),
         "cluster": job.get("cluster"),
         **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
         **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1)},
@@ -72,6 +75,17 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
         "progress_time": live.get("time"),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
     }
+
+
+def _committed(live: Mapping[str, Any], last: Mapping[str, Any], state: JobState) -> dict[str, Any]:
+    """The position of the newest commit at the end of the newest attempt, if status.json is older than it.
+
+    Processes that were killed do not write their last position. The step of the commit is unknown here.
+    """
+    commits = last.get("commits", 0)
+    if state.state == "running" or last.get("attempt") != live.get("attempt") or commits <= live.get("samples", 0):
+        return {}
+    return {"samples": commits, "step": None}
 
 
 def _read_or_error(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str, Any], str]:
@@ -130,6 +144,7 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
         "samples": None if r["samples"] is None or not r["total"] else f"{count(r['samples'])} / {count(r['total'])}",
         "step": count(r["step"]),
         "loss": None if r["loss"] is None else f"{r['loss']:.3f}",
+        "batch acc.": None if r.get("accuracy") is None else f"{percent(r['accuracy'])} %",
         "samples/s": count(r["samples_per_second"]),
         "ETA": duration(r["eta_seconds"]),
         "wall-clock": duration(r["wall_seconds"]),
@@ -140,11 +155,8 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
-def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", poll: float = 1.0) -> int:
-    """Show the runs until all have ended, then the results. Returns 0, or the worst exit code of incomplete runs.
-
-    ``again``: the command to return after Ctrl-C.
-    """
+def watch(paths: Iterable[Path], out: TextIO | None = None, poll: float = 1.0) -> int:
+    """Show the runs until all have ended, then the results. Returns 0, or the worst exit code of incomplete runs."""
     runs, out = [RunDir(path) for path in paths], out or sys.stdout
     quiet = 0
     try:
@@ -158,13 +170,20 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, again: str = "", pol
                     break
                 time.sleep(max(poll, poll_interval(runs)))
     except KeyboardInterrupt:
-        print(f"\nthe runs continue; to return: {again}", file=out, flush=True)
+        print(f"\nthe runs continue; to return: {_to_return(runs)}", file=out, flush=True)
         return INTERRUPTED
     from jobs.reporting.outcomes import outcomes, text
 
     print(file=out)
     show(text(outcomes(runs)), file=out)
     return worst_exit_code((run, row["state"]) for run, row in zip(runs, rows, strict=True))
+
+
+def _to_return(runs: Sequence[RunDir]) -> str:
+    """The command that watches the runs again; of many runs their sweeps."""
+    paths = [run.path.absolute() for run in runs]
+    targets = paths if len(paths) <= FEW else dict.fromkeys(path.parent for path in paths)
+    return command("status", *targets, "--watch")
 
 
 @contextmanager

@@ -73,6 +73,15 @@ def test_unreadable_environment_of_an_earlier_attempt_is_ignored(run):
     assert environment.changes_in(run, 2) == []
 
 
+def test_last_status_has_position_beyond_last_logged_step(run):
+    attempt(run, 0, (1, 2), loss=1.0).close("cancelled", "cancelled", {"samples": 32, "step": 4})
+    status = read_json(run.status)
+    assert (status["samples"], status["step"], status["accuracy"], status["phase"]) == (32, 4, 0.5, "cancelled")
+    writer = metrics_writer.MetricsWriter(run, run.start_attempt({}), total=80, steps=10, seconds=0.0)
+    writer.close("failed", "no data", {"samples": 0, "step": 0})
+    assert read_json(run.status)["phase"] == "failed"
+
+
 def read(run):
     events = EventAccumulator(str(run.tensorboard))
     events.Reload()

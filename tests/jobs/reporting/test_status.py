@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.rundir import write_json
+from jobs.common.cli import command
 from jobs.common.job import JobState
 from jobs.common.terminal import show
 from jobs.reporting import status as run_status
@@ -28,6 +29,7 @@ MISSING = (
     "step",
     "steps",
     "loss",
+    "accuracy",
     "phase",
     "cluster",
     "samples_per_second",
@@ -44,7 +46,8 @@ def row(name, state, attempts=1, hours=0.0, reason="", **fields):
 def progress(samples, loss, speed=None):
     remaining = None if speed is None else (12_800_000_000 - samples) / speed
     step = samples // 65_536
-    fields = {"samples": samples, "total": 12_800_000_000, "step": step, "loss": loss, "progress_time": 1e9 - 75}
+    fields = {"samples": samples, "total": 12_800_000_000, "step": step, "progress_time": 1e9 - 75}
+    fields |= {"loss": loss, "accuracy": 1 / (1 + loss)}
     return {**fields, "stage": "pretrain", "samples_per_second": speed, "eta_seconds": remaining}
 
 
@@ -146,6 +149,23 @@ def test_reason_of_last_end_is_shown_until_run_is_submitted_again(tmp_path):
         assert run_status.row(run, JobState(state, 1))["reason"] == reason
 
 
+def test_position_of_ended_run_is_that_of_its_newest_commit(tmp_path):
+    """The steps after the last logged one are saved on a cancel, but their position is in no metric line."""
+    run = make_run(tmp_path / "sweep" / "run")
+    run.attempt(1).mkdir(parents=True)
+    write_json(run.status, {"attempt": 1, "samples": 1920, "step": 15, "total": 12_800, "accuracy": 0.25})
+    end = {"attempt": 1, "action": "stop", "cause": "cancelled", "reason": "cancelled", "code": 75, "delay": 0}
+    end |= {"commits": 2176, "committed": True}
+    write_json(run.attempt(1) / "end.json", end)
+    shown = run_status.row(run, JobState("cancelled", 1))
+    assert (shown["samples"], shown["step"]) == (2176, None)
+    (table,) = [part for part in run_status.render([shown]).parts if not isinstance(part, str)]
+    assert table.rows[0]["samples"] == "2,176 / 12,800" and table.rows[0]["batch acc."] == "25.0 %"
+    assert run_status.row(run, JobState("running", 2))["samples"] == 1920, "a new attempt has its own position"
+    write_json(run.attempt(1) / "end.json", {**end, "commits": 1280})
+    assert run_status.row(run, JobState("failed", 1))["samples"] == 1920, "steps after the newest commit"
+
+
 def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):
     rows = [row("a", "queued", 0), {**row("a", "queued", 0), "sweep": "other"}]
     lines = io.StringIO()
@@ -198,13 +218,13 @@ def test_watch_interrupt_leaves_run_running(field):
     # Restores SIGINT as in a terminal: tests in the background inherit it ignored, and so would the command.
     script = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from jobs.reporting.status import watch; sys.exit(watch([sys.argv[1]], again='COME BACK'))"
+        "from jobs.reporting.status import watch; sys.exit(watch([sys.argv[1]]))"
     )
     watcher = subprocess.Popen([sys.executable, "-c", script, run.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     field.until_moving(run, 1)
     assert "run: " in watcher.stdout.readline(), "the watch command has started"
     watcher.send_signal(signal.SIGINT)
     output, _ = watcher.communicate(timeout=20)
-    assert watcher.returncode == 130 and "COME BACK" in output and "Traceback" not in output
+    assert watcher.returncode == 130 and command("status", run.path, "--watch") in output and "Traceback" not in output
     time.sleep(0.3)
     assert field.state(run) == "running" and run.newest_attempt() == 1
