@@ -3,14 +3,14 @@
 import argparse
 import json
 import os
-import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, command, quietly, run_command, shorter
+from jobs.common.cli import Parser, command, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/new.py mine                                   data/manifest and data/tokenizer.json, a model for CPUs
@@ -106,8 +106,8 @@ def new(args: argparse.Namespace) -> int:
     }
     with writing(target):
         write_text(target, TEMPLATE.format(**values))
-    submit = f"{command('submit.py')} {shlex.quote(shorter(target))}"
-    report = {"file": str(target), "next": [f"{submit} --dry-run", f"{submit} --watch"]}
+    submit = partial(command, "submit", target.absolute())
+    report = {"file": str(target), "next": [submit("--dry-run"), submit("--watch")]}
     text = "\n  ".join([f"written: {target}; next:", *report["next"]])
     print(json.dumps(report, indent=1) if args.json else text)
     return 0

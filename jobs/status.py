@@ -9,7 +9,7 @@ from pathlib import Path
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_run_arguments, again, quietly, run_command
+from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/status.py                      every sweep below RUNS_ROOT
@@ -48,7 +48,7 @@ def status(args: argparse.Namespace) -> int:
 
     runs = select.chosen(args)
     if args.watch:
-        return watch([run.path for run in runs], sys.stdout, again=again())
+        return watch([run.path for run in runs], sys.stdout)
     if args.goodput:
         from jobs.reporting import goodput
 

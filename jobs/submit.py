@@ -8,7 +8,7 @@ from pathlib import Path
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs.common.cli import Parser, add_sweep_arguments, again, note, quietly, run_command
+from jobs.common.cli import Parser, add_sweep_arguments, note, quietly, run_command
 
 EXAMPLES = """examples:
   python jobs/submit.py quickstart --cluster local --watch
@@ -100,7 +100,7 @@ def submit(args: argparse.Namespace) -> int:
 
     if args.foreground:
         _stop_on_interrupt(watched)
-    return watch(watched, sys.stdout, again=again())
+    return watch(watched, sys.stdout)
 
 
 def _stop_on_interrupt(paths: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 import json
 
-from jobs.common.cli import Parser, add_root_option, quietly, run_command
+from jobs.common.cli import Parser, add_root_option, command, quietly, run_command
 
 EXAMPLES = """examples:
   python tools/predict.py runs/quickstart/masked cat.png --labels "a cat,a dog"
@@ -93,7 +93,7 @@ def show_test_pictures(options: argparse.Namespace) -> int:
         raise DataError(f"predictions cannot be read: {error}") from error
     if predicted is None:
         sets = ", ".join(dict.fromkeys(row["name"] for row in outcome.evaluations)) or "none"
-        remedy = f"Sets with final scores: {sets}. To score again: python jobs/evaluate.py {options.run}"
+        remedy = f"Sets with final scores: {sets}. To score again: {command('evaluate', outcome.run.path)}"
         raise ConfigError("no predictions are stored for this set", str(outcome.run.path), options.set, remedy)
     pictures, problem = examples.choose_pictures(outcome, item, predicted, options.count, options.top)
     if options.json:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from jobs.common.cli import Parser, quietly, run_command
+from jobs.common.cli import Parser, command, quietly, run_command
 from jobs.common.text import table
 from tools.sandbox import daemons
 from tools.sandbox.cluster import SandboxCluster
@@ -109,17 +109,16 @@ def packages(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _started(report: dict[str, Any]) -> str:
-    folder = "" if Path(report["folder"]) == _folder().resolve() else f" --folder {report['folder']}"
+    folder = [] if Path(report["folder"]) == _folder().resolve() else ["--folder", report["folder"]]
     first, last = report["ports"]
-    command = f"python tools/slurm_sandbox.py {{}}{folder}".format
     head = "Slurm runs" if report["started"] else "Slurm runs already"
     sizes = f"{report['nodes']} nodes of {report['gpus']} GPUs, {report['cpus']} CPUs, {report['memory']:,} MB"
     rows = {
         f"{head}:": f"{sizes}; partitions low and high; ports {first}-{last} of {report['address']}",
         "to use it": f"export SLURM_CONF={report['slurm_conf']}",
-        "to submit": f"python jobs/submit.py --sweep sweeps/quickstart.yaml --cluster {report['profile']}",
-        "to preempt": command("preempt"),
-        "to stop": command("stop"),
+        "to submit": command("submit", "quickstart", "--cluster", report["profile"]),
+        "to preempt": command("slurm_sandbox", "preempt", *folder),
+        "to stop": command("slurm_sandbox", "stop", *folder),
         "files": f"{report['folder']} (log/, profile.yaml, slurm.conf)",
     }
     return "\n".join(f"{name:20}{text}" for name, text in rows.items())

@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--version", action="version", version=version(), help="print the version")
 
     def format_help(self) -> str:
-        return as_typed(super().format_help())
+        text = super().format_help()
+        return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", rf"{program} \1", text) if program else text
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
@@ -164,7 +165,7 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
 def note(text: str) -> None:
     """Print progress or a hint: on standard error with --json, nothing with --quiet. The result is not a note."""
     if text and not _options.quiet:
-        print(text, file=sys.stderr if _options.json else sys.stdout, flush=True)
+        print(as_typed(text), file=sys.stderr if _options.json else sys.stdout, flush=True)
 
 
 def confirm(question: str) -> bool:
@@ -214,22 +215,26 @@ def quietly(main: Callable[[], int]) -> int:
 
 
 def as_typed(text: str) -> str:
-    """The text with each ``python jobs/NAME.py`` replaced by ``flip NAME`` if this command was started as that."""
-    return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", rf"{program} \1", text) if program else text
+    """The text with each ``python jobs/NAME.py`` replaced by the start of ``command(NAME)``."""
+    return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", lambda found: command(found[1]), text)
 
 
-def command(name: str) -> str:
-    """Command line of a command of jobs/, from the current folder, as this command was started."""
-    from jobs.common.paths import COMMANDS  # --help must be fast
+def command(name: str, *words: object) -> str:
+    """A command line of a command of jobs/ or tools/ for users to copy: it works in any folder, and in any shell if
+    this command was not started as ``flip``.
 
-    if program:
-        return f"{program} {Path(name).stem}"
-    return shlex.join([shorter(Path(sys.executable)), shorter(COMMANDS / name)])
+    Words are quoted. Paths among them must be absolute.
+    """
+    start = ["flip", name]
+    if program != "flip":
+        start = [sys.executable, str(_script(name))]
+    return shlex.join([*start, *map(str, words)])
 
 
-def again() -> str:
-    """The command line of this process."""
-    return f"{command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}"
+def _script(name: str) -> Path:
+    root = Path(__file__).resolve().parents[2]
+    places = [root / folder / f"{name}.py" for folder in ("jobs", "tools")]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def shorter(path: Path) -> str:

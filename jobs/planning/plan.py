@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -26,6 +25,7 @@ from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record
+from jobs.common.cli import command
 from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
 from jobs.runs.clusters import states
@@ -160,7 +160,7 @@ class Plan:
                 what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
                 remedy = "Wait until that is complete, or prune it too."
                 jobs = [str(holder) for holder in sorted(holders) if holder.parent.name == commit.EVALUATIONS]
-                remedy += f" To end an evaluation: python jobs/cancel.py {shlex.quote(jobs[0])}" if jobs else ""
+                remedy += f" To end an evaluation: {command('cancel', jobs[0])}" if jobs else ""
                 raise ConfigError(what, str(run.path), remedy=remedy)
 
 
@@ -277,7 +277,9 @@ def _changed(
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and _of_data(changes) and existing.state != "complete"
     if (changed == "restart" or adopts) and existing.active:
-        raise ConfigError(f"{reason} and is {existing.state}", name, remedy="Cancel it first: python jobs/cancel.py")
+        raise ConfigError(
+            f"{reason} and is {existing.state}", name, remedy=f"Cancel it first: flip cancel SWEEP/{name}"
+        )
     if adopts:
         reason = f"continues with other data ({why})"
         return Action(wanted, "changed", reason, True, changes=changes, fork=latest, adopts=True)

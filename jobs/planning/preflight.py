@@ -37,6 +37,7 @@ from flip.evaluation.datasets import PROBE_REMEDY, probe_defect
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
+from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import OTHER_ROOT, probe, unwritable
 from jobs.common.text import count, size
@@ -105,8 +106,9 @@ def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDi
             continue
         (lane, start), samples = blank, config.data.block * share.chunk
         what = f"all {samples} samples of the block of lane {lane} from S = {start} are excluded"
-        remedy = f"Write a manifest without the excluded samples: python tools/shards.py drop {share.manifest} --out "
-        remedy += "NEW_FOLDER. Name it in data.manifest, or raise data.block."
+        drop = command("shards", "drop", share.manifest, "--out", "NEW_FOLDER")
+        remedy = f"Write a manifest without the excluded samples: {drop}."
+        remedy += " Name it in data.manifest, or raise data.block."
         raise DataError(f"{what}, so that training would stop there", share.manifest, remedy=remedy)
 
 

@@ -11,6 +11,7 @@ from flip.config.derived import for_stage, world_size
 from flip.config.schema import Config, Stage
 from flip.costs import forward_passes, stage_flops
 from flip.traffic import Links, exposed_seconds, step_phases
+from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning.memory_fit import fits_gpu
 
@@ -115,7 +116,7 @@ def input_warning(config: Config, profile: ClusterProfile) -> str:
         f" the plan counts: a node needs {step.input_cores:.0f} cores for loader processes at"
         f" {profile.core_samples:g} samples/s a core, and has {_loader_cores(config, profile):.0f}. Store smaller"
         " images, use nodes with more cores or fewer GPUs, or set core_samples of the profile to what"
-        " `python tools/shards.py bench` measures"
+        f" `{command('shards', 'bench')}` measures"
     )
 
 

@@ -1,7 +1,6 @@
 """Details of one run for ``jobs/explain.py``, from its files and its cluster."""
 
 import os
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from flip.environment import changes_in
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
+from jobs.common.cli import command
 from jobs.common.job import JobState, read_lenient, record_of
 from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from jobs.reporting import goodput
@@ -153,7 +153,7 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
     until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
     sweep = run.path.parent.parent if resubmit.is_evaluation(run) else run.path.parent
     steps: dict[str, tuple[str, str | None]] = {
-        "complete": ("nothing: it has finished", f"python jobs/report.py {shlex.quote(sweep.name)}"),
+        "complete": ("nothing: it has finished", command("report", sweep)),
         "running": ("it continues", None),
         "queued": ("it starts when resources are free", None),
         "waiting": ("it restarts automatically", None),
@@ -162,14 +162,14 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
         "stopped": ("nothing automatically: no process supervises it", None),
         "unknown": ("unknown: ask again when its cluster answers", None),
     }
-    step, command = steps[state.state]
+    step, typed = steps[state.state]
     if state.state in ("failed", "cancelled", "stopped"):
-        more, command = resubmit.command(run, retry=state.state != "stopped")
+        more, typed = resubmit.command(run, retry=state.state != "stopped")
         step += f"; {more}"
     estimate = state.starts or None
     return {
         "what": step,
-        "command": command,
+        "command": typed,
         "not_before": until if until and until > now else None,
         "estimate": estimate,
     }

@@ -2,12 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flip.runs.ownership import untrusted
 from flip.runs.rundir import RunDir
+from jobs.common import cli
 from jobs.common.job import record_of
 from jobs.common.paths import PROFILES, REPOSITORY, SWEEPS
 from jobs.runs import select
@@ -37,7 +38,7 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     The command of job.json is used only if this user trusts the file and each word has a known form (``_COMMAND``).
     """
     if is_evaluation(run):
-        return "request it again: jobs/evaluate.py does not resume an existing job", None
+        return "request it again: `flip evaluate` does not resume an existing job", None
     record = record_of(run)
     name, argv, options = name_in_sweep(run, record), _stored_argv(record), ["--retry"] * retry
     if argv and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
@@ -47,11 +48,41 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
     if not argv and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # a record of an older version
-        argv = ["jobs/submit.py", "--sweep", run.sweep, *(["--cluster", cluster] if cluster else []), "--only", name]
+        argv = ["jobs/submit.py", "--sweep", str(SWEEPS / f"{run.sweep}.yaml")]
+        argv += ["--cluster", cluster] if cluster else []
+        argv += ["--only", name]
     if argv:
-        return f"to resume from its newest commit{back}", f"python {shlex.join([*argv, *options])}"
+        return f"to resume from its newest commit{back}", _typed(run, argv, options)
     to = "" if known else f", with --cluster and the file of the profile {cluster}"
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
+
+
+def with_seeds(run: RunDir, seeds: Sequence[int]) -> str | None:
+    """The command that submits the sweep of a run with these seeds; None if its sweep file is unknown."""
+    argv = _stored_argv(record_of(run))
+    if not argv or untrusted(run.path / "job.json"):
+        return None
+    selecting = [argv.index(option) for option in ("--root", "--seeds", "--only", "--changed") if option in argv]
+    return _typed(run, argv[: min(selecting, default=len(argv))], ["--seeds", *map(str, seeds)])
+
+
+def _typed(run: RunDir, argv: Sequence[str], options: Sequence[str]) -> str:
+    """The command line ``argv`` (of job.json) for the folder in which the run is now, which may have been moved."""
+    words = list(argv[1:])
+    if "--root" in words:
+        at = words.index("--root")
+        del words[at : at + 2]
+    root = run.path.absolute().parent.parent
+    return cli.command("submit", *_absolute_sweep(words), "--root", root, *options)
+
+
+def _absolute_sweep(words: Sequence[str]) -> list[str]:
+    """The words with the path of a shipped sweep file, which is recorded relative to the repository, from anywhere."""
+    at = words.index("--sweep") + 1
+    shipped = REPOSITORY / words[at]
+    if not shipped.is_file():
+        return list(words)
+    return [*words[:at], str(shipped), *words[at + 1 :]]
 
 
 def is_evaluation(run: RunDir) -> bool:

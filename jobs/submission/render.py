@@ -11,7 +11,7 @@ from flip.config.derived import model_label
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import MODEL_PRESETS
-from jobs.common.cli import command, shorter
+from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
@@ -335,11 +335,11 @@ def trashed(path: Path, target: Path, replaced: bool) -> str:
 
 def next_commands(plan: Plan) -> str:
     """The next commands to type."""
-    folder = shlex.quote(shorter(plan.folder))
+    folder = plan.folder.absolute()
     lines = [
-        f"  {command('status.py')} {folder}",
-        *(f"  {command('logs.py')} {folder}/{action.name} -f" for action in plan.actions[:1]),
-        f"  {command('report.py')} {folder}",
-        f"  {command('tensorboard.py')} {folder}",
+        f"  {command('status', folder)}",
+        *(f"  {command('logs', folder / action.name, '-f')}" for action in plan.actions[:1]),
+        f"  {command('report', folder)}",
+        f"  {command('tensorboard', folder)}",
     ]
     return "\n".join(["next:", *lines])

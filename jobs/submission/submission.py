@@ -26,7 +26,7 @@ from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
 from jobs.common import trust
-from jobs.common.cli import can_ask, confirm, note
+from jobs.common.cli import can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
     ClusterProfile,
     ambiguous,
@@ -220,7 +220,7 @@ class Submission:
             notes = validate(config)
             if config.init.commit == NOT_YET:
                 init = config.init
-                later = f"python jobs/submit.py --sweep {self.file} --only {run.name}"
+                later = command("submit", *resubmit.submit_argv(self.options, self.file)[1:], "--only", run.name)
                 notes.append(
                     f"{init.run} has no commit at S = {init.samples} yet; when it has one, submit again: {later}"
                 )

@@ -11,6 +11,7 @@ import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import explain
+from jobs.common import cli
 from jobs.host import attempts
 from jobs.reporting import outcomes as results
 from jobs.reporting import run_details
@@ -106,7 +107,8 @@ def test_explain_suggests_retry_for_failed_run_and_nothing_if_complete(place, co
     queue(commands)
     details = run_details.explain(run)
     assert details["state"]["state"] == "failed"
-    assert details["next"]["command"] == "python jobs/submit.py --sweep '/a b/demo.yaml' --only mask50 --retry"
+    words = "--sweep", "/a b/demo.yaml", "--only", "mask50", "--root", place, "--retry"
+    assert details["next"]["command"] == cli.command("submit", *words)
     assert details["incidents"] == [{"cause": "config", "total": 1, "without_commit": 1, "limit": 1}]
     write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
     assert run_details.explain(run)["next"]["what"] == "nothing: it has finished"

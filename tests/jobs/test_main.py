@@ -120,5 +120,5 @@ def test_main_accepts_dash_for_underscore_in_command(monkeypatch):
     assert main(["demo-data", "--json"]) == 0
     script = str(ROOT / "tools" / "demo_data.py")
     assert started == [(script, [script, "--json"])]
-    assert cli.command("status.py") == "flip status"
+    assert cli.command("status", "a b") == "flip status 'a b'"
     assert cli.as_typed("see python tools/shards.py info") == "see flip shards info"

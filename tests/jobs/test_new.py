@@ -26,7 +26,7 @@ def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     lines = (tmp_path / "mine.yaml").read_text().splitlines()
     assert len([line for line in lines if not line.startswith("#")]) <= 11
     argv = shlex.split(report["next"][0])
-    assert argv[-2:] == ["mine.yaml", "--dry-run"] and submit.main([*argv[-2:], "--json"]) == 0
+    assert argv[-2:] == [str(tmp_path / "mine.yaml"), "--dry-run"] and submit.main([*argv[-2:], "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in plan["runs"]] == ["mask0.5", "mask0.75"] and plan["sweep"] == "mine"
     assert submit.main(["mine", "--dry-run"]) == 0, "a name also refers to a file in the current folder"

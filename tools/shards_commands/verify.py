@@ -27,8 +27,9 @@ from flip.data.decode import DecodeError, captions_of, image_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.data.prefetch import chunk_bytes
+from flip.data.storage.base import is_remote
 from flip.runs.errors import COMPLETE, DATA, ConfigError, DataError, FlipError
-from jobs.common.cli import INTERRUPTED
+from jobs.common.cli import INTERRUPTED, command
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import excepting, kind
 from tools.shards_commands.output import CommandResult, captions, claim, number
@@ -312,5 +313,11 @@ def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace
     elif options.out and not before:
         lines.append("nothing to exclude: no manifest was written")
     elif facts["bad"] and not before:
-        lines.append(f"To exclude them: python tools/shards.py verify {manifest.folder} --out NEW_FOLDER")
+        again = command("shards", "verify", _place(manifest.folder), "--out", "NEW_FOLDER")
+        lines.append(f"To exclude them: {again}")
     return "\n".join(lines)
+
+
+def _place(folder: object) -> str:
+    """The address, or the absolute path, of a manifest."""
+    return str(folder) if is_remote(str(folder)) else os.path.abspath(str(folder))

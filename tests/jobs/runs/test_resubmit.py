@@ -1,12 +1,15 @@
 """The command that is suggested for a stopped run resumes exactly that run, from any directory."""
 
 import shlex
+import sys
 
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import explain
 from jobs import submit as command
+from jobs.common import cli
+from jobs.common.paths import REPOSITORY, SWEEPS
 from jobs.local import backend
 from jobs.reporting import run_details
 from jobs.runs import resubmit
@@ -74,7 +77,7 @@ def test_suggested_command_restarts_only_given_run_from_any_directory(desk, monk
     assert description == "nothing automatically: no process supervises it; to resume from its newest commit"
     monkeypatch.chdir(desk.folder / "away")
     program, script, *args = shlex.split(suggested)
-    assert (program, script) == ("python", "jobs/submit.py") and desk(*args) == ["half-s1"]
+    assert (program, script) == (sys.executable, str(REPOSITORY / "jobs" / "submit.py")) and desk(*args) == ["half-s1"]
 
 
 def test_suggested_command_repeats_runs_root(desk, monkeypatch):
@@ -82,6 +85,26 @@ def test_suggested_command_repeats_runs_root(desk, monkeypatch):
     _, suggested = next_step(RunDir(desk.folder / "else where" / "other" / "half"))
     monkeypatch.chdir(desk.folder / "away")
     assert desk(*shlex.split(suggested)[2:]) == ["half"] and not (desk.folder / "runs").exists()
+
+
+def test_suggested_command_follows_moved_runs(desk, monkeypatch):
+    """The record has the old root, and FLIP_RUNS leads elsewhere."""
+    assert desk("mine.yaml", "--root", "before") == ["half"]
+    (desk.folder / "before").rename(desk.folder / "after")
+    _, suggested = next_step(RunDir(desk.folder / "after" / "other" / "half"))
+    monkeypatch.chdir(desk.folder / "away")
+    assert desk(*shlex.split(suggested)[2:]) == ["half"]
+    assert not (desk.folder / "before").exists() and not (desk.folder / "runs").exists()
+
+
+def test_command_for_more_seeds_submits_whole_sweep(desk, monkeypatch):
+    assert desk("mine.yaml", "stages.pretrain.samples=64") == ["half"]
+    run = RunDir(desk.folder / "runs" / "other" / "half")
+    suggested = resubmit.with_seeds(run, (0, 1))
+    monkeypatch.chdir(desk.folder / "away")
+    assert desk(*shlex.split(suggested)[2:]) == ["half", "half-s1"]
+    write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "command": ["rm", "-rf"]})
+    assert resubmit.with_seeds(run, (0, 1)) is None
 
 
 def test_suggested_command_resumes_fork_and_original_run(desk, monkeypatch):
@@ -115,18 +138,20 @@ def make_old_run(folder, name, sweep="quickstart", **record):
 
 def test_resubmit_command_is_derived_if_job_record_has_no_command(tmp_path):
     base, fork = (make_old_run(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
-    expected = "python jobs/submit.py --sweep quickstart --cluster local --only a"
+    sweep, root = ("--sweep", SWEEPS / "quickstart.yaml"), ("--root", tmp_path)
+    expected = cli.command("submit", *sweep, "--cluster", "local", "--only", "a", *root)
     assert resubmit.command(fork) == ("to resume from its newest commit", expected)
     assert resubmit.command(base, retry=True)[1] == f"{expected} --retry"
     assert "which now means a-v2" in resubmit.command(base)[0]
-    assert resubmit.command(make_old_run(tmp_path, "b-v2"))[1] == "python jobs/submit.py --sweep quickstart --only b-v2"
+    expected = cli.command("submit", *sweep, "--only", "b-v2", *root)
+    assert resubmit.command(make_old_run(tmp_path, "b-v2"))[1] == expected
     expected = (
         "submit the sweep file of quickstart again, with --cluster and the file of the profile here, with --only c"
     )
     assert resubmit.command(make_old_run(tmp_path, "c", cluster="here")) == (expected, None)
     expected = "submit the sweep file of nowhere again, with --only a --retry"
     assert resubmit.command(make_old_run(tmp_path, "a", "nowhere"), retry=True) == (expected, None)
-    assert resubmit.command(make_old_run(tmp_path, "d", command=7))[1].endswith("--only d"), (
+    assert resubmit.command(make_old_run(tmp_path, "d", command=7))[1].endswith(f"--only d --root {tmp_path}"), (
         "a damaged command is ignored"
     )
 
@@ -134,9 +159,11 @@ def test_resubmit_command_is_derived_if_job_record_has_no_command(tmp_path):
 def test_next_step_of_evaluation_is_new_request_or_report(tmp_path):
     run = make_old_run(tmp_path / "demo", "a-1126-0000", ".evaluate")
     assert next_step(run) == (
-        "nothing automatically: no process supervises it; request it again: jobs/evaluate.py does not resume an"
+        "nothing automatically: no process supervises it; request it again: `flip evaluate` does not resume an"
         " existing job",
         None,
     )  # fmt: skip
     write_json(run.result, {"run": run.name})
-    assert next_step(run)[1] == "python jobs/report.py demo"
+    assert next_step(run)[1] == cli.command("report", tmp_path / "demo")
+    moved = (tmp_path / "demo").rename(tmp_path / "elsewhere")
+    assert next_step(RunDir(moved / ".evaluate" / run.name))[1] == cli.command("report", moved)

@@ -18,7 +18,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
-from jobs.runs import clusters
+from jobs.runs import clusters, resubmit
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
 from jobs.submission.snapshot import current_digest
@@ -121,7 +121,7 @@ def test_states_distinguish_ends_of_runs(sweep):
     )
     record = read_json(unlisted.path / "job.json")
     write_json(unlisted.path / "job.json", {**record, "command": ["jobs/submit.py", "--sweep", "x"]})
-    assert state_of(unlisted)[2].endswith(": submit again: python jobs/submit.py --sweep x"), (
+    assert state_of(unlisted)[2].endswith(f": submit again: {resubmit.command(unlisted)[1]}"), (
         "the detail ends with the command to resubmit"
     )
     assert state_of(sweep("f", ("FAILED", "NonZeroExitCode")))[0] == "stopped"

@@ -1,0 +1,99 @@
+"""Every command that a program prints can be pasted as it is, in any folder and without FLIP_RUNS."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flip.monitoring.results import read_outcomes
+from flip.runs.rundir import RunDir, write_json
+from jobs import explain, new, report, status, submit
+from jobs.common import cli
+from jobs.local import backend
+from jobs.reporting.document import Text
+from jobs.reporting.report import findings
+from jobs.submission import submission
+from jobs.submission.snapshot import Snapshot
+from tests.jobs.outcomes import make
+
+SWEEP = """
+name: printed
+set:
+  model: {{size: tiny}}
+  data: {{manifest: {data}, tokenizer: {data}/tokenizer.json, workers: 0, block: 1}}
+  stages: [{{name: pretrain, samples: 48, batch: 16, mask: 0.5}}]
+  compute: {{threads: 1}}
+runs:
+  trunk:
+  longer: {{init.run: trunk, init.samples: 32, init.extend: true, stages.pretrain.samples: 96}}
+"""
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def printed(tmp_path, data, monkeypatch, capsys):
+    """All commands that a session with two sweeps prints, relative paths being typed in its folder."""
+    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
+    monkeypatch.setenv("FLIP_RUNS", "some runs")
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(SWEEP.format(data=data))
+    texts = []
+
+    def typed(command, *words, code=0):
+        assert command.main(list(words)) == code, capsys.readouterr()
+        shown = capsys.readouterr()
+        texts.append(shown.out + shown.err)
+
+    typed(new, "fresh", "--data", str(data), "--tokenizer", str(data / "tokenizer.json"))
+    typed(submit, "mine.yaml", "--dry-run")
+    typed(submit, "mine.yaml", "--only", "trunk")
+    run = RunDir(tmp_path / "some runs" / "printed" / "trunk")
+    run.start_attempt({"host": "here"})
+    (run.logs / "1").mkdir(parents=True)
+    (run.logs / "1" / "node0.out").write_text("a line\n")
+    write_json(run.attempt(1) / "end.json", {
+        "attempt": 1, "action": "stop", "cause": "config", "reason": "wrong", "delay": 0, "commits": 0,
+        "committed": False, "code": 78, "time": 1.0,
+    })  # fmt: skip
+    typed(explain, "printed/trunk")
+    typed(status, "printed")
+    typed(report, "printed")
+    blocks = findings(read_outcomes(tmp_path / "some runs" / "printed"))
+    texts.extend(block.text for block in blocks if isinstance(block, Text))
+    finished = make(tmp_path / "some runs" / "printed", "finished")
+    typed(explain, str(finished.path.relative_to(tmp_path)))
+    start = re.escape(f"{shlex.quote(sys.executable)} ")
+    return sorted({found[0].rstrip(" .") for text in texts for found in re.finditer(rf"{start}[^\n`)]*", text)})
+
+
+def test_printed_commands_work_in_empty_folder(printed, tmp_path):
+    names = {Path(shlex.split(line)[1]).stem for line in printed}
+    assert names >= {"submit", "status", "logs", "report", "tensorboard", "explain"}, printed
+    (tmp_path / "empty").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "FLIP_RUNS"}
+    for line in printed:
+        words = shlex.split(line.partition(". ")[0])
+        name = Path(words[1]).stem
+        if name == "tensorboard":  # a server
+            assert Path(words[2]).is_dir()
+            continue
+        words = [word for word in words if word not in ("-f", "--watch")]
+        words += ["--dry-run"] if name == "submit" and "--dry-run" not in words else []
+        done = subprocess.run(words, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        assert name in ("submit", "explain", "report") or "trunk" in done.stdout or "a line" in done.stdout, line
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_hint_in_error_has_path_of_command(monkeypatch):
+    monkeypatch.setattr(cli, "program", "")
+    hint = cli.as_typed("Make one: python tools/shards.py index SHARDS")
+    program, script, *words = shlex.split(hint.removeprefix("Make one: "))
+    assert program == sys.executable and Path(script).is_absolute() and Path(script).is_file()
+    assert words == ["index", "SHARDS"]
