@@ -28,7 +28,11 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
 from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
+from jobs.planning.extension import extending_entry
 from jobs.runs.clusters import states
+
+NOT_YET = "0" * 16
+"""Stands for the digest of a commit that another run of the sweep will save (``init.commit``)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class Action:
     adopts: bool = False
 
     @property
+    def lacks_commit(self) -> bool:
+        """Whether the commit that it starts from does not exist yet. Only dry runs plan such a run."""
+        return self.starts and self.wanted.config.init.commit == NOT_YET
+
+    @property
     def name(self) -> str:
         """Name of the run directory."""
         return self.fork or self.wanted.name
@@ -128,7 +137,14 @@ class Plan:
                 ways += " or restart (the old run goes to the trash)"
                 ways += ", or data (it continues with the new data)" * _of_data(action.changes)
                 remedy = f"Restore the old values, or use --changed {ways}."
+                if entry := self.extending_entry(action):
+                    remedy += f" To continue it with the new values, replace {action.wanted.name} under `runs` of the"
+                    remedy += f" sweep file by: {entry}"
                 raise ConfigError(action.reason, str(self.folder / action.name), remedy=remedy)
+
+    def extending_entry(self, action: Action) -> str:
+        """The entry of the sweep file that continues a changed run with its new values; empty if there is none."""
+        return extending_entry(RunDir(self.folder / action.name), action.wanted.differs, action.changes)
 
     def refuse_prune(self, most: bool = False) -> None:
         """ConfigError if more than half of the existing runs would go, unless ``most``, or if a state is unknown."""

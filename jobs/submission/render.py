@@ -114,6 +114,7 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
 def _row(action: Action) -> dict[str, Any]:
     effect = "will start again" if action.starts else ""
     effect = {"new": "will start", "stopped": "will continue"}.get(action.kind, effect)
+    effect = "cannot start yet" if action.lacks_commit else effect
     return {
         "run": action.name,
         "cluster": action.wanted.cluster,
@@ -256,11 +257,15 @@ def _advice(plan: Plan) -> list[str]:
     kinds = {action.kind for action in plan.actions if not action.starts}
     lines = ["failed and cancelled runs start again with --retry"] if kinds & {"failed", "cancelled"} else []
     if "changed" in kinds:
+        entries = [plan.extending_entry(action) for action in plan.actions if action.kind == "changed"]
         lines.append(
             "changed runs are refused: restore the old values, or use --changed keep (they stay as they are), fork"
             " (new runs start next to them), restart (they go to the trash) or, if only the data set changed, data"
             " (they continue with it)"
         )
+        if any(entries):
+            lines.append("to continue them with the new values, replace them under `runs` of the sweep file by:")
+            lines += [f"  {entry}" for entry in entries if entry]
     return lines
 
 
@@ -280,7 +285,8 @@ def as_dict(
             "directory": action.name,
             "action": action.kind,
             "reason": action.reason,
-            "starts": action.starts,
+            "extend": plan.extending_entry(action) if action.kind == "changed" else "",
+            "starts": action.starts and not action.lacks_commit,
             "cluster": action.wanted.cluster,
             "differs": action.wanted.differs,
             "base": [change._asdict() for change in action.wanted.against_base],

@@ -21,6 +21,7 @@ from flip.config.merge import read_config, to_dict
 from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
+from flip.runs import commit
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
 from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record, read_record
@@ -42,7 +43,8 @@ from jobs.common.text import suggestion
 from jobs.planning import memory_fit, preflight, step_time
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate, total
-from jobs.planning.plan import Plan, ResolvedRun
+from jobs.planning.extension import newest_commit
+from jobs.planning.plan import NOT_YET, Plan, ResolvedRun
 from jobs.runs import resubmit
 from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
@@ -53,7 +55,6 @@ from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
 from jobs.tracking import tracker
 
 CONFIRM_ABOVE = 100.0  # GPU-hours that start without a question
-NOT_YET = "0" * 16  # stands for the digest of a commit that another run of the sweep will save
 
 
 @dataclass
@@ -222,7 +223,8 @@ class Submission:
                 init = config.init
                 later = command("submit", *resubmit.submit_argv(self.options, self.file)[1:], "--only", run.name)
                 notes.append(
-                    f"{init.run} has no commit at S = {init.samples} yet; when it has one, submit again: {later}"
+                    f"it cannot start: {init.run} has no commit at S = {init.samples} yet,"
+                    f" {newest_commit(RunDir(self.folder / init.run))}; when it has one, submit again: {later}"
                 )
             self.nominal = self.nominal or any(facts.nominal for facts in data)
             holder = self._holder(run, config)
@@ -313,12 +315,19 @@ class Submission:
         try:
             return warm_start.resolve_init(run.config, [self.folder, self.folder.parent])
         except warm_start.SourceMissing:
-            if known is None and self.options.dry_run and init.run in self.sweep.names and init.samples:
+            will_come = init.run in self.sweep.names and init.samples and not self._has_passed(init)
+            if known is None and self.options.dry_run and will_come:
                 stage = init.stage or stage_at(run.config, init.samples).name
                 known = replace(init, stage=stage, commit=NOT_YET)  # enough to plan: the sweep itself saves the commit
             if known is None:
                 raise
             return known
+
+    def _has_passed(self, init: Init) -> bool:
+        """Whether the run that ``init`` names is complete or has a later commit, so that it never saves that one."""
+        source = RunDir(self.folder / init.run)
+        commits = commit.commits(source)
+        return source.result.exists() or bool(commits and commits[-1].samples >= init.samples)
 
     def _stored_init(self, run: Run, init: Init) -> Init | None:
         """The resolved ``init`` of a run, or of its newest fork, that has commits of its own."""
