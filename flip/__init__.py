@@ -1,15 +1,16 @@
 """FLIP: masked CLIP training. ``flip.submit(sweep)`` starts runs, ``flip.read_runs(root)`` reads their results,
-``flip.load(run)`` gives a trained model.
+``flip.read_metrics(run)`` a curve, ``flip.load(run)`` gives a trained model.
 
 The host's Python >= 3.6 reads this file too.
 """
 
-__all__ = ["__version__", "load", "read_runs", "submit"]
+__all__ = ["__version__", "load", "read_metrics", "read_runs", "submit"]
 __version__ = "0.2.0"
 
 TYPE_CHECKING = False  # type checkers and editors take it for true; ``typing`` need not be imported
 if TYPE_CHECKING:
     from flip.export.load import load
+    from flip.monitoring.curve_table import read_metrics
     from flip.monitoring.results import read_runs
     from jobs.submission.api import submit
 else:
@@ -18,7 +19,8 @@ else:
         # Imported at first use: importing the package must not import torch. ``submit`` is the launcher's: the only
         # name of jobs/ in flip/.
         modules = {
-            "load": "flip.export.load", "read_runs": "flip.monitoring.results", "submit": "jobs.submission.api",
+            "load": "flip.export.load", "read_metrics": "flip.monitoring.curve_table",
+            "read_runs": "flip.monitoring.results", "submit": "jobs.submission.api",
         }  # fmt: skip
         if name not in modules:
             raise AttributeError(f"module 'flip' has no attribute {name!r}")

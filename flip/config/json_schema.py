@@ -20,6 +20,11 @@ Node = dict[str, Any]
 
 _NUMBER = r"^[-+]?[0-9.][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?$"
 """Numbers that YAML 1.2 reads as text, such as 40_000, are read as numbers here."""
+_SHARE: Node = {
+    "type": ["number", "string"], "minimum": 0, "exclusiveMaximum": 1,
+    "pattern": r"^\+?(0*\.[0-9_]+|0+\.?|[0-9.]+[eE]-[0-9]+)$",
+}  # fmt: skip
+"""A share from 0 to below 1, such as a mask. As text it starts with 0 or a dot, or has a negative exponent."""
 _SCALARS: dict[Any, Node] = {
     int: {"type": ["integer", "string"], "pattern": _NUMBER},
     float: {"type": ["number", "string"], "pattern": _NUMBER},
@@ -41,7 +46,7 @@ def section(kind: Any) -> Node:
         member = (typing.get_args(hint) or (hint,))[0]
         if not dataclasses.is_dataclass(member):
             rules = kind.__dataclass_fields__[name].metadata
-            node = {"pattern": _NUMBER, **_SCALARS[str]} if rules.get("decimal") else field(hint, rules)
+            node = dict(_SHARE) if rules.get("decimal") else field(hint, rules)
         elif member is hint:
             node = section(member)
             patterns |= {rf"^{name}\.{key[1:]}": value for key, value in node["patternProperties"].items()}

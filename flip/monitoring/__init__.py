@@ -2,7 +2,8 @@
 
 - ``collector``: measures steps and makes metric lines; ``profiler``: traces, and time lost to communication.
 - ``utilisation``: the arithmetic of training as a share of what the devices could do.
-- ``metrics_writer``: writes metric lines, TensorBoard and status; ``metrics_reader``: reads metric lines.
+- ``metrics_writer``: writes metric lines, TensorBoard and status; ``metrics_reader``: reads metric lines;
+  ``curve_table``: as a table for users.
 - ``curves``: tag and description of every curve.
 - ``results``: the outcomes of runs, for reports and ``flip.read_runs``.
 

@@ -1,8 +1,12 @@
 """JSON Schema of the YAML files that users write: sweeps, recipes and cluster profiles."""
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
 from flip.config import json_schema
 from flip.config.json_schema import Node
-from flip.config.schema import Config
+from flip.config.schema import MODEL_PRESETS, Config
+from jobs.common.paths import PROFILES, SWEEPS
 
 _TEXT: Node = {"type": "string"}
 _LINES: Node = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}
@@ -13,18 +17,22 @@ _SWEEP: dict[str, tuple[Node, str]] = {
     "name": (_TEXT, "Name of the sweep and of its folder; by default that of the file."),
     "title": (_TEXT, "One line for tables and pages."),
     "notes": (_TEXT, "Text for pages."),
-    "cluster": (_TEXT, "Default cluster profile: a file of sweeps/clusters."),
-    "recipe": (_LINES, "A recipe, or a list of recipes, the later ones on top."),
     "seeds": ({"type": "array", "items": {"type": "integer"}}, "Each run once per seed."),
     "paper": ({"type": "object"}, "Run -> published numbers: a row of paper.yaml, or {imagenet: 74.3}."),
     "table": (_TEXT, "A table of paper.yaml; the report shows all of its rows."),
 }
 
 
-def sweep() -> Node:
-    settings = json_schema.section(Config)
+def sweep(recipes: Iterable[str] | None = None, profiles: Iterable[str] | None = None) -> Node:
+    """``recipes``, ``profiles``: the names to accept; default: the files of sweeps/recipes and sweeps/clusters."""
+    recipe = {"enum": sorted(names(SWEEPS / "recipes") if recipes is None else recipes)}
+    cluster = _profile(profiles)
+    settings = _settings(cluster)
     fields = {key: {"$ref": f"#/definitions/settings/properties/{key}"} for key in settings["properties"]}
     own = {name: {**node, "description": text} for name, (node, text) in _SWEEP.items()}
+    text = "A recipe, or a list of recipes, the later ones on top."
+    own["recipe"] = {"anyOf": [recipe, {"type": "array", "items": recipe}], "description": text}
+    own["cluster"] = {**cluster, "description": "Default cluster profile: a file of sweeps/clusters, or a path."}
     axis = _closed(_keywords())
     return {
         **_closed({**_keywords(), **own}, title="Sweep"),
@@ -33,18 +41,44 @@ def sweep() -> Node:
             "entry": {**settings, "properties": {**_keywords(), "name": _TEXT, **fields}},
             "axes": {
                 "type": "object",
-                "properties": {
-                    key: {"anyOf": [{"type": "array", "items": node}, axis]} for key, node in fields.items()
-                },
+                "properties": _values(fields, axis),
+                "patternProperties": _values(settings["patternProperties"], axis),
                 "additionalProperties": {"anyOf": [{"type": "array"}, axis]},
             },
         },
     }
 
 
-def recipe() -> Node:
-    """Settings, and ``base``: the recipe below this one."""
+def _values(fields: Mapping[str, Node], axis: Node) -> Node:
+    """Fields of a grid: a list of values each, or named entries."""
+    return {key: {"anyOf": [{"type": "array", "items": node}, axis]} for key, node in fields.items()}
+
+
+def names(folder: Path) -> list[str]:
+    """Names of the YAML files of a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _profile(profiles: Iterable[str] | None) -> Node:
+    known = sorted(names(PROFILES) if profiles is None else profiles)
+    return {"anyOf": [{"enum": known}, {"type": "string", "pattern": r"\.ya?ml$"}]}
+
+
+def _settings(cluster: Node) -> Node:
+    """The section of all settings, with the known names of sizes and clusters."""
     settings = json_schema.section(Config)
+    places = {"model.size": {"enum": list(MODEL_PRESETS)}, "resources.cluster": cluster}
+    for key, node in places.items():
+        section, _, name = key.partition(".")
+        for properties, field in ((settings["properties"], key), (settings["properties"][section]["properties"], name)):
+            described = {"description": text} if (text := properties[field].get("description")) else {}
+            properties[field] = {**node, **described}
+    return settings
+
+
+def recipe(profiles: Iterable[str] | None = None) -> Node:
+    """Settings, and ``base``: the recipe below this one."""
+    settings = _settings(_profile(profiles))
     base = {**_TEXT, "description": "The recipe that this one changes."}
     return {**settings, **_closed({"base": base, **settings["properties"]}, title="Recipe")}
 

@@ -40,8 +40,11 @@ def test_shipped_file_matches_schema_and_names_it(validators, kind, path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_written_schemas_match_code(kind):
+    """A profile that was added here, such as that of ``flip doctor``, is in no shipped schema."""
     written = (SWEEPS / "schemas" / f"{kind}.json").read_text(encoding="utf-8")
-    assert written == text(SCHEMAS[kind]()), "run `python jobs/schema.py --write`"
+    profiles = ["h100", "local", "pair"]
+    options = {"sweep": {"profiles": profiles}, "recipe": {"profiles": profiles}, "profile": {}}[kind]
+    assert written == text(SCHEMAS[kind](**options)), "run `python jobs/schema.py --write`"
 
 
 @pytest.mark.parametrize("values", [
@@ -52,6 +55,8 @@ def test_written_schemas_match_code(kind):
     "zip: {stages.pretrain.mask: [0.5, 0.75], stages.pretrain.batch: [256, 512]}\nwhere: seed == 0",
     "list: [{name: a, model.embed: 64, runs: {b: {seed: 1}}}]",
     "runs: {a: {data.sets: [{name: x, manifest: cache:x, weight: 2}]}}",
+    "recipe: [portable, emoji]\ncluster: local\nruns: {a: {model: {size: tiny}, stages.pretrain.mask: 5e-1}}",
+    "cluster: my/far.yaml\nruns: {a: {stages: {pretrain: {mask: .5, text_mask: '0.25'}}, resources.cluster: h100}}",
     "runs: {a: {evaluate.sets.emoji.role: validation}}\nset: {evaluate.sets: [{name: emoji}]}",
 ])  # fmt: skip
 def test_loader_and_schema_accept_valid_sweep(validators, values, tmp_path):
@@ -83,6 +88,18 @@ def test_loader_and_schema_refuse_broken_sweep(validators, values, tmp_path):
     with pytest.raises(ConfigError):
         for run in sweep_file.load(tmp_path / "some.yaml").runs:
             check_fields(run.config)
+    with pytest.raises(jsonschema.ValidationError):
+        validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
+
+
+@pytest.mark.parametrize("values", [
+    "runs: {a: {model.size: L/15}}", "set: {model: {size: large}}\nruns: {a: }", "recipe: papre\nruns: {a: }",
+    "recipe: [paper, papre]\nruns: {a: }", "cluster: h1000\nruns: {a: }", "runs: {a: {resources.cluster: h1000}}",
+    "runs: {a: {stages.pretrain.mask: 50}}", "runs: {a: {stages.pretrain.mask: -0.5}}",
+    "runs: {a: {stages.pretrain.mask: '1.0'}}", "set: {stages: {pretrain: {text_mask: half}}}\nruns: {a: }",
+    "grid: {model.size: [B/16, B/61]}", "grid: {stages.pretrain.mask: [0.5, 75]}",
+])  # fmt: skip
+def test_schema_knows_sizes_recipes_clusters_and_bounds_of_masks(validators, values):
     with pytest.raises(jsonschema.ValidationError):
         validators["sweep"].validate(plain(parse_yaml(values, "some.yaml")))
 
