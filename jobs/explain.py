@@ -26,6 +26,10 @@ EXAMPLES = """examples:
 """
 
 
+UNINFORMATIVE = (None, "", "RUNNING", "COMPLETING")
+"""States of a Slurm job in its exit handler, whatever ended its processes."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         description="Explain runs, each on one page: configuration, state and its cause, attempts, next step.",
@@ -110,8 +114,12 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
     decided = f"{evidence['action']}, because of {why}" if evidence["action"] else f"nothing yet; {why}"
+    if evidence["cause"] == "complete":
+        decided = f"{evidence['action'] or 'nothing yet'}: it is complete"
     code, state = evidence["code"], evidence["state"]
-    seen = f"exit code {'unknown' if code is None else code}, job state {state or 'unknown'}"
+    seen = f"exit code {'unknown' if code is None else code}"
+    if state not in UNINFORMATIVE:
+        seen += f", job state {state}"
     lines = [("decided", f"attempt {evidence['attempt']}: {decided}"), ("evidence", seen)]
     if evidence["lines"]:
         lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]

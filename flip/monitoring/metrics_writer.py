@@ -45,8 +45,11 @@ def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
     def group(name: str) -> dict[str, list[Any]]:
         return charts(*(tag for tag, _ in CURVES.values() if tag.startswith(name)))
 
+    training = group("train/")
+    if config.model.objective != "siglip":
+        del training[CURVES["logit_bias"][0]]
     return {
-        "Training": group("train/"),
+        "Training": training,
         "Scores": charts(*score_tags(config)),
         "Speed": group("speed/"),
         "Where the time goes": {"shares": ["Multiline", ["^time/"]]},

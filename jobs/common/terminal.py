@@ -246,7 +246,7 @@ class Display:
         self._stack.close()
 
     def draw(self, page: Callable[[int, int], Page]) -> None:
-        """Show ``page(columns, lines)``; lines of text are cut to the width."""
+        """Show ``page(columns, lines)``; lines of text are cut to the width, after a word."""
         from rich.console import Group
         from rich.text import Text
 
@@ -257,10 +257,20 @@ class Display:
         rows = [
             part.rendered(width)
             if isinstance(part, TextTable)
-            else Text(plain(part), no_wrap=True, overflow="ellipsis")
+            else Text(_shortened(plain(part), width), no_wrap=True, overflow="ellipsis")
             for part in page(width, height).parts
         ]
         self._live.update(Group(*rows), refresh=True)
+
+
+def _shortened(line: str, width: int) -> str:
+    """The line, or with an ellipsis its first parts, which commas separate, or words if it is wider."""
+    if len(line) <= width:
+        return line
+    head = line[: width - 1]
+    parts, comma, _ = head.rpartition(", ")
+    words, _, _ = head.rpartition(" ")
+    return f"{parts or words or head}{comma or ' '}…"
 
 
 class _Above:

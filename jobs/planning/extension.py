@@ -8,6 +8,7 @@ from typing import Any
 from flip.config.identity import ConfigChange
 from flip.config.merge import read_config
 from flip.runs import commit
+from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir
 
 
@@ -19,7 +20,7 @@ def extending_entry(run: RunDir, differs: Mapping[str, Any], changes: Sequence[C
     try:
         commits = commit.commits(run)
         lanes = read_config(run.config).data.lanes
-    except (OSError, ValueError):  # ConfigError too: the plan reports damaged files
+    except (FlipError, OSError, ValueError):  # the plan reports damaged files
         return ""
     if not commits or not changes or not all(_may_change(change.key, commits[-1].stage) for change in changes):
         return ""

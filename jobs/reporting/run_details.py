@@ -1,6 +1,7 @@
 """Details of one run for ``jobs/explain.py``, from its files and its cluster."""
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ LINES = 5
 """Lines shown of the log of the root cause."""
 MAX_LINE = 1000
 """Characters shown of a line."""
+ERROR = re.compile(r"^(\S+: )?([\w.]*(Error|Exception|Interrupt|Exit)\b|[\w./-]+: error: )|\b(ERROR|FATAL|CRITICAL)\b")
+"""A line that names an error: the last line of a traceback, or of a log."""
 TAIL = 1 << 16
 """Bytes read from the end of a log."""
 
@@ -120,11 +123,17 @@ def _log(run: RunDir, n: int, node: int) -> Path | None:
 
 
 def last_lines(path: Path, count: int = LINES) -> list[str]:
-    """The last lines that are not blank."""
+    """The lines up to the last one that names an error, or else the last lines; none of them blank.
+
+    What libraries print while a process ends, such as statistics and warnings about resources, follows its error.
+    """
     with open(path, "rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         text = file.read().decode("utf-8", "replace")
-    return [line.rstrip()[:MAX_LINE] for line in text.splitlines() if line.strip()][-count:]
+    lines = [line.rstrip()[:MAX_LINE] for line in text.splitlines() if line.strip()]
+    named = [i for i, line in enumerate(lines, 1) if ERROR.search(line)]
+    end = named[-1] if named else len(lines)
+    return lines[max(0, end - count) : end]
 
 
 def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def details(
 ) -> Page:
     """All details of every run, the totals, the Slurm jobs, the checks and those that were skipped."""
     lines: list[str | TextTable] = [_head(plan, sweep, profile, files)]
-    for action in plan.actions:
-        lines += ["", *_run(action)]
+    for same in _designs(plan):
+        lines += ["", *_run(same)]
     lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
     lines += _advice(plan)
     lines += ["", f"asked first: {question}"] if question else []
@@ -99,7 +99,7 @@ def cluster_names(plan: Plan) -> list[str]:
 def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
     if not plan.actions:
         return "  no run of the sweep file matches --only"
-    rows = [_row(action) for action in plan.actions]
+    rows = [_row(same) for same in _designs(plan)]
     if len(starting := [action.wanted.estimate for action in plan.starting]) > 1:
         attempts = [estimate.attempts for estimate in starting]
         hours = makespan([e.wall_hours for e in starting], profile) if len(cluster_names(plan)) < 2 else None
@@ -111,12 +111,30 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
     return TextTable(rows, cut={"state": 8, "": 12}, drop=DROPPED, indent="  ")
 
 
-def _row(action: Action) -> dict[str, Any]:
+def _designs(plan: Plan) -> list[list[Action]]:
+    """The actions, those together that are alike and differ only in the seed, in the order of their first."""
+    designs: dict[str, list[Action]] = {}
+    for action in plan.actions:
+        config = action.wanted.config
+        # each seed may start from a source of its own seed
+        init = replace(config.init, run=config.init.run.removesuffix(f"-s{config.seed}"), commit="")
+        alike = (action.kind, action.starts, action.lacks_commit, action.reason, action.wanted.cluster)
+        designs.setdefault(repr((alike, replace(config, seed=0, init=init))), []).append(action)
+    return list(designs.values())
+
+
+def _title(same: Sequence[Action]) -> str:
+    """The name of the first run, with the number of its seeds if there are several."""
+    return same[0].name if len(same) == 1 else f"{same[0].name} ({len(same)} seeds, each)"
+
+
+def _row(same: Sequence[Action]) -> dict[str, Any]:
+    action = same[0]
     effect = "will start again" if action.starts else ""
     effect = {"new": "will start", "stopped": "will continue"}.get(action.kind, effect)
     effect = "cannot start yet" if action.lacks_commit else effect
     return {
-        "run": action.name,
+        "run": _title(same),
         "cluster": action.wanted.cluster,
         "state": f"{action.kind}, {effect}" if effect else action.kind,
         "parameters": count(action.wanted.estimate.parameters["total"]),
@@ -136,11 +154,13 @@ def _costs(cost: Cost) -> dict[str, Any]:
     return cells if cost.price is None else cells | {"price": f"{cost.price:,.0f}"}
 
 
-def _run(action: Action) -> list[str | TextTable]:
+def _run(same: Sequence[Action]) -> list[str | TextTable]:
+    action = same[0]
     wanted, numbers = action.wanted, action.wanted.estimate.numbers
     parameters, data = wanted.estimate.parameters, numbers["data"]
     lines = [
-        f"{action.name}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
+        f"{_title(same)}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
+        *([f"  seeds        {', '.join(str(each.wanted.config.seed) for each in same)}"] if len(same) > 1 else []),
         *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(_differences(wanted))),
         f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",

@@ -126,6 +126,29 @@ def test_explain_shows_end_of_retry_delay(place, commands, monkeypatch):
     assert "not before 20" in explain.page(details)
 
 
+def test_error_is_shown_in_place_of_lines_that_follow_it(tmp_path):
+    (tmp_path / "log").write_text(
+        "Traceback (most recent call last):\n  File x\n    y\nRuntimeError: boom\n\n" + "USDT: probe 0x1\n" * 9
+    )
+    assert run_details.last_lines(tmp_path / "log") == [
+        "Traceback (most recent call last):", "  File x", "    y", "RuntimeError: boom",
+    ]  # fmt: skip
+    (tmp_path / "log").write_text("step 1\n" + "USDT: probe 0x1\n" * 9)
+    assert run_details.last_lines(tmp_path / "log") == ["USDT: probe 0x1"] * 5
+
+
+def test_finished_run_has_no_cause_and_no_running_job(place, commands):
+    run = RunDir(place / "demo" / "mask50")
+    n = attempts.start_attempt(run, {"nodes": "n1", "job": "57_0"})
+    run.write_cause(n, 0, "complete", 0, "complete")
+    write_json(run.result, {"run": "mask50", "samples": 12_800, "seconds": 1.0})
+    attempts.end_attempt(run, n, 0, "RUNNING")
+    queue(commands)
+    shown = explain.page(run_details.explain(run))
+    assert "attempt 1: done: it is complete" in shown and "exit code 0\n" in shown
+    assert "because of complete" not in shown and "RUNNING" not in shown
+
+
 def test_last_lines_reads_huge_log_from_end(tmp_path):
     with open(tmp_path / "log", "wb") as file:
         file.truncate(1 << 40)  # a sparse file

@@ -10,7 +10,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 
 from flip import costs, environment
-from flip.config.schema import Config, Evaluate, EvaluationSet, Stage
+from flip.config.schema import Config, Evaluate, EvaluationSet, Model, Stage
 from flip.monitoring import metrics_writer
 from flip.monitoring.collector import PARTS
 from flip.runs.rundir import RunDir, read_json, read_record
@@ -143,6 +143,9 @@ def test_custom_scalars_layout_starts_with_training_and_scores(run):
     assert [tag for pattern in charts[1] for tag in tags if re.match(pattern, tag)] == ["zeroshot/val_top1"]
     shown = {tag for patterns in charts for pattern in patterns for tag in tags if re.match(pattern, tag)}
     assert shown == set(tags), "every curve is in the layout"
+    assert charts[0][:2] == [r"^train/loss$", r"^train/batch_accuracy$"] and not any("bias" in tag for tag in charts[0])
+    siglip = metrics_writer.layout(Config(model=Model(objective="siglip")))
+    assert "train/logit_bias" in siglip["Training"], "only SigLIP has a bias"
 
 
 def test_hparams_table_has_single_row_per_run(run):

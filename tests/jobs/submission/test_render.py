@@ -130,3 +130,20 @@ def test_makespan_depends_on_backend_and_parallel_runs(kind, parallel, hours):
     profile = ClusterProfile(kind=kind, parallel=parallel)
     assert makespan([4.0, 3.0, 2.0], profile) == hours
     assert makespan([4.0, None], profile) is None and makespan([], profile) is None
+
+
+def test_seeds_of_one_configuration_are_one_row():
+    profile = load_profile("h100")
+    sweep = load(SWEEPS / "masking.yaml", seeds=[0, 1, 2])
+    actions = []
+    for run in sweep.runs:
+        config = resolve(run.config, NODE, dataset_facts(run.config, nominal=True))
+        resolved = ResolvedRun(run.name, config, identity(config, ""), estimate(config, profile), cluster=profile.name)
+        actions.append(Action(resolved, "new", starts=True))
+    actions[1] = replace(actions[1], kind="failed")
+    page = render.details(Plan(Path("/runs/masking"), actions), sweep, profile, [])
+    (table,) = [part for part in page.parts if not isinstance(part, str) and "run" in part.rows[0]]
+    names = [row["run"] for row in table.rows]
+    first, second = [run.name for run in sweep.runs if run.config.seed == 0][:2]
+    assert names[:3] == [f"{first} (2 seeds, each)", f"{first}-s1", f"{second} (3 seeds, each)"]
+    assert names[-1] == "total to start" and "seeds        0, 2\n" in page and "seeds        0, 1, 2\n" in page
