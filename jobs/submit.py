@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of run directories; default: runs_root of the profile, FLIP_RUNS, else ./runs",
     )
-    parser.add_argument("--only", metavar="PATTERN", help="submit only runs whose name matches the shell pattern")
+    parser.add_argument(
+        "--only", metavar="PATTERN", help="submit only runs whose name matches one of the shell patterns that follow"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="start every run once per seed")
     parser.add_argument("--dry-run", action="store_true", help="show the plan, its cost and all checks; write nothing")
     parser.add_argument("--retry", action="store_true", help="restart failed and cancelled runs, with the current code")
@@ -81,6 +83,10 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         option = "--watch" if args.watch else "--foreground"
         parser.error(f"{option} cannot be combined with {'--json' if args.json else '--dry-run'}")
     args.watch = args.watch or args.foreground
+    more = [word for word in args.overrides if "=" not in word]
+    if args.only is not None and more:  # names after the first pattern; a setting has a =
+        args.only = " ".join([args.only, *more])
+        args.overrides = [word for word in args.overrides if "=" in word]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from flip.config.schema import YES_NO
+
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """The newest one that editors support in full."""
 
@@ -72,7 +74,8 @@ def field(hint: Any, rules: Mapping[str, Any]) -> Node:
     if typing.get_origin(hint) is dict:
         return {"type": "object"}
     if rules.get("choices"):
-        return {"enum": list(rules["choices"])}
+        booleans = [True, False] if set(YES_NO) <= set(rules["choices"]) else []  # YAML's, for yes and no
+        return {"enum": [*rules["choices"], *booleans]}
     return {**_SCALARS[hint], **{word: rules[rule] for rule, word in _BOUNDS.items() if rule in rules}}
 
 

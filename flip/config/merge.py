@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from flip.config.schema import MODEL_PRESETS, SCHEMA, Config
+from flip.config.schema import MODEL_PRESETS, SCHEMA, YES_NO, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs.errors import ConfigError, scrub
 
@@ -88,6 +88,11 @@ def _change_members(
 ) -> list[dict[str, Any]]:
     """Change members of a named list by name or position. A new name is appended, null removes a member."""
     new: list[dict[str, Any] | None] = [dict(member) for member in old]  # None: removed; positions are those of ``old``
+    own = [name for name, item in value.items() if name in fields_of(kind) and not isinstance(item, Mapping)]
+    if own and not {member["name"] for member in old} & set(value):
+        last = place.key.rpartition(".")[2]
+        remedy = f"Write `{last}: [{{name: NAME, {own[0]}: ...}}]`, or `{last}: {{NAME: {{{own[0]}: ...}}}}`."
+        raise place.error(f"needs a list, or names; these are fields of one member: {', '.join(own)}", remedy=remedy)
     for name, change in value.items():
         here = place.child(name, line_of(value, name))
         index = next((i for i, member in enumerate(new) if member and member["name"] == name), None)
@@ -128,8 +133,11 @@ def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
             here = place.child(name, line_of(value, name))
             if name not in fields_of(kind):
                 raise _unknown_key(kind, name, here)
+            rules = kind.__dataclass_fields__[name].metadata
+            if isinstance(item, bool) and set(YES_NO) <= set(rules.get("choices") or ()):
+                item = YES_NO[0] if item else YES_NO[1]
             fields[name] = _coerce(fields_of(kind)[name], item, (old or {}).get(name), here)
-            if kind.__dataclass_fields__[name].metadata.get("decimal"):
+            if rules.get("decimal"):
                 fields[name] = _canonical_decimal(fields[name], here)
         return fields
     if typing.get_origin(kind) is list:

@@ -57,6 +57,16 @@ def scrub(text: str) -> str:
     return PARAMETERS.sub(r"\1=...", USERINFO.sub("...@", text))
 
 
+def short(value: object) -> str:
+    """The value for a message: ``repr``, of huge whole numbers their size, such as 1e300."""
+    text = repr(value)
+    if not isinstance(value, int) or isinstance(value, bool) or len(text) <= 24:
+        return text
+    digits = text.lstrip("-")
+    sign = "-" if text.startswith("-") else ""
+    return "%s%se%d" % (sign, digits[0], len(digits) - 1)
+
+
 class ScrubbedFormatter(logging.Formatter):
     """Formats lines of a log without credentials in addresses, whichever library wrote them."""
 
@@ -91,7 +101,7 @@ class FlipError(Exception):
     def paragraph(self) -> str:
         text = "%s: %s" % (self.where, self.what) if self.where else self.what
         if self.value is not None:
-            text += " (found: %r)" % (self.value,)
+            text += " (found: %s)" % short(self.value)
         text = text.rstrip(".") + "."
         text = scrub(text + " " + self.remedy if self.remedy else text)
         # a key or a path may contain anything: show line breaks and escape sequences of a terminal as text

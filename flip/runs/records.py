@@ -150,7 +150,8 @@ FIELDS: Dict[str, Any] = {
     },
     "url.json": {"url": EXACT.needed()},
     "sweep.json": {
-        "name": TEXT, "title": TEXT, "notes": TEXT, "runs": [NAME], "paper": {"*": PUBLISHED}, "rows": [PUBLISHED],
+        "name": TEXT, "title": TEXT, "notes": TEXT, "file": PATH, "runs": [NAME], "paper": {"*": PUBLISHED},
+        "rows": [PUBLISHED],
     },
     "settings.json": {"parallel": COUNT, "peer_grace": NUMBER, "stop_grace": NUMBER},
 }  # fmt: skip

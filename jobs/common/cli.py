@@ -139,7 +139,8 @@ class _SweepWords(argparse.Action):
 
 
 def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
-    """Exit code of ``work(options)``; a FlipError is printed to standard error, and its code returned."""
+    """Exit code of ``work(options)``; a FlipError is printed to standard error, with --json as JSON, and its code
+    returned."""
     import logging  # after parsing: --help must be fast
 
     from flip.runs.errors import FlipError
@@ -155,11 +156,33 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
         return work(options)
     except FlipError as error:
         logging.getLogger(__name__).debug("the error was raised here", exc_info=True)
-        print(as_typed(str(error)), file=sys.stderr)
+        print(_json_error(error) if options.json else as_typed(str(error)), file=sys.stderr)
         return error.code
     finally:
         logging.disable(logging.NOTSET)
         _options = before
+
+
+def _json_error(error: Any) -> str:
+    """A FlipError as one line of JSON, for programs."""
+    import json
+
+    fields = {"what": error.what, "where": error.where, "value": error.value, "remedy": error.remedy}
+    document = {**_plain(fields), "code": error.code, "message": as_typed(str(error))}
+    return json.dumps({"error": document}, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it, with texts as ``as_typed`` and without credentials."""
+    from flip.runs.errors import scrub
+
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return scrub(as_typed(str(value)))
 
 
 def note(text: str) -> None:
@@ -192,7 +215,13 @@ def quiet() -> bool:
 
 
 def quietly(main: Callable[[], int]) -> int:
-    """``main()`` with flushed output; 141 if the pipe is closed, 130 after Ctrl-C, 78 if a package is missing."""
+    """``main()`` with flushed output; 141 if the pipe is closed, 130 after Ctrl-C, 78 if a package is missing or the
+    current folder was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("the current folder has been deleted. Change to another one: cd", file=sys.stderr)
+        return 78
     try:
         try:
             return main()

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from jobs.common.job import JobResources
 from jobs.planning.cost import Cost, Estimate, total
 from jobs.planning.extension import extending_entry
 from jobs.runs.clusters import states
+from jobs.sweeps.sweep_file import is_chosen
 
 NOT_YET = "0" * 16
 """Stands for the digest of a commit that another run of the sweep will save (``init.commit``)."""
@@ -246,13 +246,13 @@ def plan(
     """What to do with each run. ``names``: of all runs in the sweep file, if ``wanted`` is a selection.
 
     ``retry``: restart failed and cancelled runs. ``changed``: keep, fork, restart, data, or "" to refuse such runs.
-    ``only``: pattern of the names of dropped runs to include.
+    ``only``: patterns of the names of dropped runs to include.
     """
     names = {*names, *(run.name for run in wanted)}
     forked = forks(existing, names)
     actions = [_action(run, existing, forked.get(run.name, ()), names, retry, changed) for run in wanted]
     own = names.union(*(forked.get(name, ()) for name in names))
-    dropped = {name: run for name, run in existing.items() if name not in own and fnmatchcase(name, only)}
+    dropped = {name: run for name, run in existing.items() if name not in own and is_chosen(name, only)}
     left = sum(name in own for name in existing)
     cancelled = {name for name, run in existing.items() if run.cancel or run.state == "cancelled"}
     return Plan(folder, actions, dropped, prunes, left, cancelled)

@@ -16,9 +16,12 @@ from jobs.runs import select
 
 def submit_argv(args: Any, file: Path) -> list[str]:
     """The arguments of ``jobs/submit.py`` for the same runs from any folder. ``file``: the sweep file."""
-    argv = ["jobs/submit.py", "--sweep", _path(file), *args.overrides]
+    argv = ["jobs/submit.py", "--sweep", recorded_path(file), *args.overrides]
     if args.cluster:
-        argv += ["--cluster", _path(Path(args.cluster)) if args.cluster.endswith((".yaml", ".yml")) else args.cluster]
+        argv += [
+            "--cluster",
+            recorded_path(Path(args.cluster)) if args.cluster.endswith((".yaml", ".yml")) else args.cluster,
+        ]
     if args.root:
         argv += ["--root", str(Path(args.root).absolute())]
     if args.seeds is not None:
@@ -26,7 +29,7 @@ def submit_argv(args: Any, file: Path) -> list[str]:
     return argv
 
 
-def _path(path: Path) -> str:
+def recorded_path(path: Path) -> str:
     """An absolute path, or the path in the repository of a shipped sweep file."""
     path = path.expanduser().absolute()
     return str(path.relative_to(REPOSITORY)) if path.parent == SWEEPS else str(path)

@@ -73,7 +73,7 @@ def submit(
     Args:
         sweep: the sweep file, or its name in sweeps/.
         cluster: the profile; None: the sweep's.
-        only: a shell pattern of run names.
+        only: shell patterns of run names, separated by spaces.
         seeds: start every run once per seed.
         overrides: ``KEY=VALUE`` each.
         changed: what to do with runs whose configuration has changed; None: refuse.

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -113,6 +113,21 @@ class Submission:
         if not str(self.folder).isprintable():
             raise ConfigError("the path of the runs contains a control character", value=str(self.folder))
 
+    def _refuse_other_file(self) -> None:
+        """ConfigError if another sweep file, which exists and differs, has put its runs into the folder."""
+        before = load_record(self.folder / "sweep.json").get("file", "")
+        if before in ("", resubmit.recorded_path(self.file)):
+            return
+        other = REPOSITORY / before
+        try:
+            if other.read_bytes() == self.file.read_bytes():
+                return
+        except OSError:  # it was moved or deleted: this is the sweep file now
+            return
+        remedy = "Give one of the two files another `name`, or use --root. If this one replaces it, delete the other."
+        what = f"its runs have the folder of another sweep file, {other}"
+        raise ConfigError(what, self.file, self.sweep.name, remedy)
+
     def _refuse_equal_runs(self) -> None:
         """ConfigError if options override what the sweep varies: runs of other names would train the same thing.
 
@@ -130,6 +145,7 @@ class Submission:
 
     def run(self) -> tuple[int, list[Path] | None]:
         """Returns the exit code, and with --watch the directories of the runs to watch."""
+        self._refuse_other_file()
         dry, runs = self.options.dry_run, self.resolve_runs()
         new = not os.path.exists(self.folder)
         if new:  # a refusal must not leave the folder that the lock creates
@@ -240,7 +256,10 @@ class Submission:
             self._add_checks(preflight.wall_limit(config, profile, current), run.name)
         except FlipError as error:
             where = f"{self.file}, run {run.name}" + (f", {error.where}" if error.where else "")
-            raise type(error)(error.what, where, error.value, error.remedy) from error
+            remedy = error.remedy
+            if is_default(error.where or error.what.partition(":")[0], run.chosen):
+                remedy = f"It is a default value, of the recipe or of the program. {remedy}".rstrip()
+            raise type(error)(error.what, where, error.value, remedy) from error
         resolved = flatten(to_dict(config))
         return ResolvedRun(
             run.name,
@@ -471,7 +490,17 @@ class Submission:
         paper = others | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}
         order = list(dict.fromkeys(order))
-        return {**about, "cluster": self.profile.name, "runs": order, "paper": paper, "rows": self.sweep.rows}
+        file = resubmit.recorded_path(self.file)
+        about |= {"file": file, "cluster": self.profile.name}
+        return {**about, "runs": order, "paper": paper, "rows": self.sweep.rows}
+
+
+def is_default(key: str, given: Collection[str]) -> bool:
+    """Whether an error is about a setting that is not among the ``given`` ones."""
+    section = key.partition(".")[0]
+    return section in Config.__dataclass_fields__ and not any(
+        name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in given
+    )
 
 
 def _starts_new(plan: Plan) -> bool:

@@ -63,6 +63,8 @@ class Run:
     against_base: list[ConfigChange] = field(default_factory=list)
     """Differences from the recipe and ``set``."""
     given: frozenset[str] = frozenset()
+    chosen: frozenset[str] = frozenset()
+    """Those of ``given`` that the sweep or the command line sets, not its recipe."""
     """Keys set by the sweep, its recipe or the command line; others have defaults."""
 
 
@@ -234,6 +236,7 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
             row,
             compare(to_dict(base), to_dict(config)),
             _given([*below, *own], overrides),
+            _given([below[-1], *own], overrides),
         )
         for i, config, row, own in zip(chosen, configs, _differing(configs, layers), layers, strict=True)
     ]
@@ -275,6 +278,11 @@ def _row(file: _File, key: str, look: Callable[[], Any]) -> Any:
         raise file.error(key, error.what, error.value, error.remedy) from error
 
 
+def is_chosen(name: str, only: str) -> bool:
+    """Whether a run has a name that one of the patterns, which spaces separate, matches."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in only.split())
+
+
 def no_match(path: str | Path, only: str, names: Sequence[str]) -> ConfigError:
     remedy = f"{suggestion(only, names)} Runs: {', '.join(names)}.".strip()
     return ConfigError("no run of the sweep matches", str(path), only, remedy)
@@ -289,8 +297,8 @@ def load(
 ) -> Sweep:
     """The runs of a sweep file, in its order, with command-line ``overrides`` (KEY=VALUE) above everything.
 
-    ``only``: a shell pattern of names, which must match a run unless ``none``. ``seeds`` replaces the seeds of the
-    file. Raises ConfigError, or PermissionDenied if the file is unreadable.
+    ``only``: shell patterns of names, separated by spaces, each of which must match a run unless ``none``. ``seeds``
+    replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
     """
     file = _File(Path(path), read_yaml(path))
     _check_keys(file)
@@ -303,8 +311,9 @@ def load(
     published = _paper(file, {run.arm for run in runs})
     rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values())) if "table" in table else []
     if only is not None:
-        runs = [run for run in runs if fnmatch.fnmatchcase(run.name, only)]
-        if not (runs or none):
-            raise no_match(path, only, names)
+        runs = [run for run in runs if is_chosen(run.name, only)]
+        unmatched = [pattern for pattern in only.split() if not any(is_chosen(name, pattern) for name in names)]
+        if (unmatched or not runs) and not none:
+            raise no_match(path, " ".join(unmatched) or only, names)
     title, notes = table.get("title", ""), table.get("notes", "")
     return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)
