@@ -33,8 +33,8 @@ grid:
   stages.pretrain.mask: [0.5, 0.75]   # share of the patches that is left out; 0: CLIP
 """
 RECIPES = {
-    "portable2": "the paper's recipe, in the variant that open_clip loads without loss",
-    "clip": "the architecture of CLIP, which transformers loads",
+    "portable2": "the paper's recipe, which open_clip and timm load; transformers: recipe clip",
+    "clip": "the architecture of CLIP, which transformers, open_clip and timm load",
 }
 SMALL_TEXT = "\n  model.text: {length: 32, vocabulary: 4000}   # at least the entries of the tokenizer"
 """For recipe clip, whose text encoder is large."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from flip.config.schema import MODEL_PRESETS, Config, Data, ImageTower, Stage, TextTower
+from flip.config.schema import MODEL_PRESETS, Config, Data, ImageTower, Model, Stage, TextTower
 
 WEIGHT_TOLERANCE = 0.01
 """Largest relative difference between a data set's share of the lanes and its share of the weights."""
@@ -135,6 +135,18 @@ def weight_error(lanes: Sequence[int], weights: Sequence[float]) -> float:
 def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
     """Bytes of raw samples that all ranks hold together for shuffling: L * Q * R * mean * 1.5."""
     return math.ceil(lanes * block * chunk * mean_bytes * BUFFER_OVERHEAD)
+
+
+def missing_in_transformers(model: Model) -> list[str]:
+    """What CLIPModel of transformers lacks for a model, with the field that asks for it; empty: nothing."""
+    image, text = model.image, model.text
+    lacks = {
+        f"pooling of image tokens by their mean (model.image.pool: {image.pool})": image.pool != "class",
+        "an image encoder without LayerNorm before its blocks (model.image.norm_pre: false)": not image.norm_pre,
+        "a text encoder that attends to later tokens (model.text.causal: false)": not text.causal,
+        "a logit bias (model.objective: siglip)": model.objective == "siglip",
+    }
+    return [feature for feature, applies in lacks.items() if applies]
 
 
 def model_label(settings: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from flip.checkpoint import export_record
 from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
+from flip.config.derived import missing_in_transformers
 from flip.config.schema import Config, Model
 from flip.evaluation.task import merge_results
 from flip.export import fold_padding, format, onnx_models, weights
@@ -40,7 +41,7 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
         return choose_variant(model, variant)
     if variant:
         raise ConfigError("variants are for --to open_clip only", "--variant", variant)
-    missing = format.missing_in_transformers(model)
+    missing = missing_in_transformers(model)
     if form == "transformers" and missing:
         what = f"CLIPModel of transformers cannot hold this model, because it lacks {', '.join(missing)}"
         remedy = "Train with recipe clip, or use --to open_clip or --to onnx."

@@ -138,18 +138,6 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
     }  # fmt: skip
 
 
-def missing_in_transformers(model: Model) -> list[str]:
-    """What CLIPModel of transformers lacks for a model, with the field that asks for it; empty: nothing."""
-    image, text = model.image, model.text
-    lacks = {
-        f"pooling of image tokens by their mean (model.image.pool: {image.pool})": image.pool != "class",
-        "an image encoder without LayerNorm before its blocks (model.image.norm_pre: false)": not image.norm_pre,
-        "a text encoder that attends to later tokens (model.text.causal: false)": not text.causal,
-        "a logit bias (model.objective: siglip)": model.objective == "siglip",
-    }
-    return [feature for feature, applies in lacks.items() if applies]
-
-
 def transformers_config(model: Model, start: int, end: int) -> dict[str, Any]:
     """config.json of CLIPModel. ``start``, ``end``: ids of the tokens around a caption."""
     image, text = model.image, model.text

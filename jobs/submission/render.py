@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from flip.config.derived import model_label
+from flip.config.derived import missing_in_transformers, model_label
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
-from flip.config.schema import MODEL_PRESETS
+from flip.config.schema import MODEL_PRESETS, Config
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
@@ -164,6 +164,7 @@ def _run(same: Sequence[Action]) -> list[str | TextTable]:
         *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(_differences(wanted))),
         f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
+        f"  export       {_exports(wanted.config)}",
         *_data(data),
         f"  ranks        {numbers['world']}, each with a buffer of {size(data['buffer_per_rank'])};"
         f" world sizes allowed: {_worlds(numbers['worlds'])}",
@@ -231,6 +232,13 @@ def _differences(wanted: ResolvedRun) -> list[str]:
         ):
             lines.append(f"{change.key}: {_value(change.was)} -> {_value(change.now)}")
     return lines or ["in nothing from the base"]
+
+
+def _exports(config: Config) -> str:
+    """The libraries that load the model."""
+    if missing_in_transformers(config.model):
+        return "open_clip and timm; for transformers: recipe clip"
+    return "open_clip, timm and transformers"
 
 
 def _passes(number: float) -> str:

@@ -27,6 +27,7 @@ def test_allocate_lanes_is_within_1_lane_of_exact_share(lanes, weights):
 
 
 def test_weight_error_is_largest_relative_deviation_of_lanes():
+    assert allocate_lanes(10, [1, 1, 1, 1]) == [3, 3, 2, 2], "of equal remainders the earlier sets get the lanes"
     assert allocate_lanes(8, [3, 1]) == [6, 2] and weight_error([6, 2], [3, 1]) == 0
     assert allocate_lanes(10, [1, 1, 1]) == [4, 3, 3] and weight_error([4, 3, 3], [1, 1, 1]) == pytest.approx(0.2)
 

@@ -1,5 +1,6 @@
 """Common behaviour of command lines: closed output, misspelled options, notes, --verbose and errors."""
 
+import argparse
 import importlib
 import json
 import logging
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from flip.runs.errors import ConfigError
 from jobs import submit
+from jobs.common import cli
 from jobs.common.cli import Parser, note, run_command
 from tools import shards
 
@@ -169,3 +172,25 @@ def test_quietly_ends_without_traceback_on_keyboard_interrupt():
     code = f"import sys\nfrom jobs.common.cli import quietly\n{main}sys.exit(quietly(main))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_error_with_json_is_one_document_on_standard_error(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert submit.main(["nowhere", "--json"]) == 78
+    shown = capsys.readouterr()
+    error = json.loads(shown.err)["error"]
+    assert shown.out == "" and error["what"] == "no such sweep file" and error["code"] == 78
+    assert error["where"] == str(tmp_path / "nowhere") and error["remedy"].startswith("sweeps/ contains: ")
+    assert submit.main(["nowhere"]) == 78
+    assert capsys.readouterr().err == error["message"] + "\n"
+
+
+def test_error_with_json_contains_no_credentials(capsys):
+    def work(_):
+        value = ["s3://key:secret@host/x", 10**300, Path("x")]
+        raise ConfigError("s3://key:secret@host is refused", "https://a:b@c", value, "Use https://x?token=abc")
+
+    assert run_command(work, argparse.Namespace(**{**cli.DEFAULTS, "json": True})) == 78
+    text = capsys.readouterr().err
+    assert json.loads(text)["error"]["value"] is not None
+    assert not any(word in text for word in ("secret", "a:b", "abc")) and text.count("\n") == 1
