@@ -1,6 +1,6 @@
 """JSON Schema of the YAML files that users write: sweeps, recipes and cluster profiles."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from flip.config import json_schema
@@ -108,4 +108,4 @@ def _keywords() -> Node:
     }
 
 
-SCHEMAS = {"sweep": sweep, "recipe": recipe, "profile": profile}
+SCHEMAS: dict[str, Callable[[], Node]] = {"sweep": sweep, "recipe": recipe, "profile": profile}
