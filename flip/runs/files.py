@@ -91,9 +91,12 @@ def close_folder(path: PathLike) -> None:
 
     Raises RefusedPath if the folder, or a link in its place, belongs to another user; OSError.
     """
-    if stat.S_ISLNK(os.lstat(str(path)).st_mode):  # of the user: for example to a file system with more space
-        _refuse_other_owner(os.lstat(str(path)), path)
-    handle = os.open(str(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    info = os.lstat(str(path))
+    if stat.S_ISLNK(info.st_mode):  # of the user: for example to a file system with more space
+        _refuse_other_owner(info, path)
+        flags &= ~os.O_NOFOLLOW
+    handle = os.open(str(path), flags)
     try:
         _refuse_other_owner(os.fstat(handle), path)
         _close_mode(handle)
