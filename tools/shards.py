@@ -22,7 +22,8 @@ EXAMPLES = """examples:
   python tools/shards.py index 's3://bucket/datacomp/*.tar' --out data/basic --uids basic_filter.npy
   python tools/shards.py info data/manifest
   python tools/shards.py make birds --out data/birds --template 'a photo of a {label}'    (birds/CLASS/*)
-  python tools/shards.py make captions.csv --image file --caption text --out data/mine
+  python tools/shards.py make captions.csv --image photo --caption words --out data/mine
+  python tools/shards.py make captions.csv --split 0.2 --out data/mine    (a fifth goes to data/mine/test)
   python tools/shards.py move data/manifest --to s3://bucket/laion --out manifests/laion
   python tools/shards.py exclude data/manifest --ids 512-767 --out data/manifest-2
   python tools/shards.py drop data/manifest-2 --out data/manifest-3
@@ -125,14 +126,22 @@ def _making(commands: _Commands) -> None:
     )
     command.add_argument("source", help=about)
     command.add_argument("--out", required=True, help="folder for shards, manifest and, with labels, classes.json")
-    command.add_argument("--images", help="folder that image paths are relative to (default: that of the table)")
-    command.add_argument("--image", metavar="COLUMN", help="column of pictures (default: image, path, file_name, ...)")
+    about = (
+        "folder of the pictures, which paths in a table are relative to (default: that of the table). Files outside of "
+        "SOURCE and this folder, after links are followed, are refused"
+    )
+    command.add_argument("--images", metavar="FOLDER", help=about)
+    command.add_argument(
+        "--image", metavar="COLUMN", help="column of pictures (default: image, path, file_name, file, ...)"
+    )
     command.add_argument("--caption", metavar="COLUMN", help="column of captions (default: caption, text or title)")
     about = "column of classes; captions, if there are none, are made of --template"
     command.add_argument("--label", metavar="COLUMN", help=about)
     command.add_argument("--key", metavar="COLUMN", help="column of the samples' names (default: numbers)")
     about = "caption of a labelled picture (default: 'a photo of a {label}'); of several, training draws one"
     command.add_argument("--template", action="append", metavar="TEXT", help=about)
+    about = "write this share of the pictures, chosen by a hash of their names, to OUT/test, an evaluation set"
+    command.add_argument("--split", type=float, metavar="SHARE", help=about)
     command.add_argument("--per-shard", type=int, default=1000, help="rows per shard (default: %(default)s)")
     about = "exit code 65 if fewer pictures can be used (default: %(default)s)"
     command.add_argument("--min-complete", type=float, default=0.5, metavar="SHARE", help=about)

@@ -125,6 +125,26 @@ def header(data: bytes | memoryview) -> dict[str, Any]:
         return {"format": image.format or "", "width": image.width, "height": image.height, "mode": image.mode}
 
 
+def is_transparent(data: bytes | memoryview) -> bool:
+    """Whether a part of an image is not opaque (``data.to_rgb``). Raises DecodeError."""
+    if bytes(data[:2]) == b"\xff\xd8":  # JPEG has no transparency
+        return False
+    image = open_image(data)
+    if not _has_alpha(image):
+        return False
+    return any(strip.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, strip in _strips(image))
+
+
+def is_turned(data: bytes | memoryview) -> bool:
+    """Whether ``data.exif: apply`` turns an image. Raises DecodeError."""
+    with _as_decode_error(data), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        return not isinstance(image, TiffImageFile) and _orientation(image) != 1
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+
+
 def patches(
     image: Pixels, patch: int, keep: NDArray[np.integer[Any]] | None = None, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
@@ -196,7 +216,7 @@ def _to_rgb(image: Image.Image, conversion: str) -> Image.Image:
         return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow clips instead of scaling
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+    if _has_alpha(image):
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size, _WHITE)
         background.paste(image, mask=image.getchannel("A"))

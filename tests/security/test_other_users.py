@@ -17,6 +17,7 @@ from jobs.local import rank_processes
 from tests.harness.common import wait_until
 from tests.jobs.outcomes import make
 from tests.security.users import ROOT, TEAM, tree
+from tests.synthetic import encode, picture
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("symlinks")]
 
@@ -373,3 +374,28 @@ def test_status_report_and_explain_survive_records_of_other_user(users):
     done = users.alice.python("jobs/logs.py", sweep / "fifo-12")
     assert done.returncode == 65 and "node0.out: is not a regular file" in done.stderr, done.stderr
     assert tree(sweep) == before
+
+
+# -- files of a source of shards ---------------------------------------------------------------------------------------
+
+
+def test_make_packs_no_private_file_that_another_user_linked(users, precious):
+    """Shards are read by all, so a link in a shared folder would publish what only Alice can read."""
+    pictures = users.shared / "pictures"
+    with users.mallory.acts(umask=0):
+        pictures.mkdir()
+        for name in ("cat.png", "dog.png"):
+            (pictures / name).write_bytes(encode(picture(0, 16)))
+        (pictures / "cat.txt").write_text("a cat")
+        (pictures / "dog.txt").symlink_to(precious)
+        (pictures / "home").symlink_to(users.alice.home)
+        (pictures / "t.csv").write_text(f"path,text\ncat.png,a cat\n{precious},a secret\ndog.txt,another\n")
+    with users.alice.acts():
+        (users.alice.home / "photo.png").write_bytes(encode(picture(1, 16)))
+    for source in (pictures, pictures / "t.csv"):
+        command = ["tools/shards.py", "make", source, "--min-complete", "0", "--json"]
+        ended = users.alice.python(*command, "--out", users.alice.home / source.name)
+        report = json.loads(ended.stdout)
+        assert ended.returncode == 0 and report["samples"] == 1 and report["refused"] == 2, ended.stderr
+        assert all("outside of the source" in entry["reason"] for entry in report["refused_rows"])
+        assert b"alice's" not in (users.alice.home / source.name / "00000.tar").read_bytes()

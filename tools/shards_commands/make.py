@@ -1,11 +1,10 @@
 """`shards make`: writes pictures with captions or labels as shards, from a folder or a table, and indexes them.
 
-Pictures are stored as they are. A row whose picture cannot be decoded, or without text, is refused with a reason. Equal
-sources give equal bytes.
+Pictures are stored as they are. A row whose picture cannot be decoded, that has no text, or whose files lie outside of
+the source is refused with a reason. Equal sources give equal bytes.
 """
 
 import argparse
-import csv
 import errno
 import hashlib
 import io
@@ -20,52 +19,65 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from flip.concurrency import map_in_processes
 from flip.config.host import cores
 from flip.data import decode
 from flip.data.decode import DecodeError
 from flip.data.manifest import build
-from flip.data.manifest.filters import column
 from flip.data.manifest.manifest import Manifest, refuse_existing
-from flip.data.manifest.tar import EXTENSIONS, SAMPLE_LIMIT, split
+from flip.data.manifest.tar import split
 from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
-from flip.runs.errors import STORAGE_ERRNOS, ConfigError, DataError, StorageError, read_error
-from flip.runs.files import create_file, fsync_path, output_folder, read_regular
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.files import create_file, fsync_path, output_folder
 from flip.runs.rundir import write_json
 from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind
 from tools.shards_commands.output import CommandResult, writing
+from tools.shards_commands.source_files import NOT_UTF8, SourceFiles, is_unicode
+from tools.shards_commands.source_rows import FILE, Row, Source
 
-IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "filename")
-"""Usual names of the column of pictures; case does not count."""
-CAPTION = ("caption", "captions", "text", "title")
-JSON_LINES = (".jsonl", ".json", ".ndjson")
 FEW = 2000
 """Rows that need no other process."""
 EXAMPLES = 10
 """Refused rows in the report."""
-_NOT_OF_THE_FILE = (*STORAGE_ERRNOS, errno.EMFILE, errno.ENFILE)
-"""Errors of the storage or the machine, for which no row is refused."""
+TEST = "test"
+"""Folder of the evaluation set of ``--split``, below OUT."""
 _KEY = re.compile(r"[\w -]+(/[\w -]+)*")
 
 
-class Row(NamedTuple):
-    """A row of the source: its name in messages, the picture (path or bytes), and its texts."""
+@dataclass
+class Written:
+    """What became of the rows of one shard, or of all shards so far."""
 
-    where: str
-    image: Any
-    captions: Sequence[str] = ()
-    label: str = ""
-    key: str = ""
-    fields: Mapping[str, Any] = {}
-    """Other columns; they become the json member."""
-    text: str = ""
-    """A file with a caption per line, in place of ``captions``."""
+    rows: int = 0
+    refused: list[tuple[int, str, str]] = field(default_factory=list)
+    """(number of the row in the set, its name, reason)."""
+    transparent: int = 0
+    """Pictures with transparent parts."""
+    turned: int = 0
+    """Pictures whose EXIF orientation turns them."""
+    pictures: bytes = b""
+    """A hash of 8 bytes of each picture, by which duplicates are counted."""
+
+    def add(self, other: "Written") -> None:
+        self.rows += other.rows
+        self.refused += other.refused
+        self.transparent += other.transparent
+        self.turned += other.turned
+        self.pictures += other.pictures
+
+    def facts(self) -> dict[str, int]:
+        """Numbers of pictures, as the manifest's settings have them."""
+        hashes = np.frombuffer(self.pictures, "<u8")
+        duplicates = len(hashes) - len(np.unique(hashes))
+        return {"transparent": self.transparent, "turned": self.turned, "duplicates": duplicates}
 
 
 def make(options: argparse.Namespace) -> CommandResult:
@@ -74,32 +86,71 @@ def make(options: argparse.Namespace) -> CommandResult:
         raise ConfigError("must be at least 1", "--per-shard", options.per_shard)
     if not 0 <= options.min_complete <= 1:
         raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
+    if options.split is not None and not 0 < options.split < 1:
+        raise ConfigError("a share lies between 0 and 1", "--split", options.split, "Give 0.2 for a fifth.")
     templates = [text.replace("{label}", "{}") for text in options.template or ["a photo of a {}"]]
     check_prompts(Prompts(["label"], templates), "--template")
-    rows, out = partial(_folder if os.path.isdir(options.source) else _table, options), Path(options.out).absolute()
-    head = [(row.label, row.key) for row in rows(survey=True)]
-    if not head:
-        raise ConfigError("there are no pictures here", options.source)
-    if options.key and len({key for _, key in head}) < len(head):
-        twice = Counter(key for _, key in head).most_common(1)[0][0]
-        raise ConfigError("two rows have the same key", "--key", twice, "Name a column of unique keys.")
-    labels = sorted({label for label, _ in head if label})
-    if all(map(str.isdecimal, labels)):
-        labels.sort(key=int)
+    columns = {name: getattr(options, name) or "" for name in ("images", "image", "caption", "label", "key")}
+    source, out = Source(options.source, **columns), Path(options.out).absolute()
+    rows = list(_labels_and_keys(source))
+    _check_keys(source, rows)
+    labels = _class_names(rows)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
     with writing(out), _sigterm_as_exit():
         refuse_existing(out)
         if out.exists() and any(out.iterdir()):
-            raise ConfigError("the folder is not empty", str(out), remedy="Choose another --out.")
+            raise _occupied(out)
         output_folder(folder, new=True)
         try:
-            report = _write(rows(), len(head), folder, labels, templates, options)
-            os.rename(folder, out)
-            fsync_path(out.parent)
+            writer = SetWriter(source, len(rows), labels, templates, options)
+            sets = _write_sets(writer, folder, options.split)
+            _publish(folder, out)
         finally:
             for left in (folder, build.part_folder(folder)):
                 shutil.rmtree(left, ignore_errors=True)
-    return CommandResult(facts(Manifest.load(out)) | report)
+    report = facts(Manifest.load(out)) | sets[""]
+    if TEST in sets:
+        report[TEST] = facts(Manifest.load(out / TEST)) | sets[TEST]
+    return CommandResult(report)
+
+
+def _occupied(out: Path) -> ConfigError:
+    return ConfigError("the folder is not empty", str(out), remedy="Choose another --out.")
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Give the complete folder its name. Raises ConfigError if another command was faster."""
+    try:
+        os.rename(folder, out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        refuse_existing(out)
+        raise _occupied(out) from error
+    fsync_path(out.parent)
+
+
+def _check_keys(source: Source, rows: Sequence[tuple[str, str | None]]) -> None:
+    """Raise ConfigError if there are no rows, or if two have the same key."""
+    if not rows:
+        raise ConfigError("there are no pictures here", source.path)
+    keys = Counter(key for _, key in rows if key is not None)
+    if source.key and keys and (most := keys.most_common(1)[0])[1] > 1:
+        raise ConfigError("two rows have the same key", "--key", most[0], "Name a column of unique keys.")
+
+
+def _class_names(rows: Sequence[tuple[str, str | None]]) -> list[str]:
+    """The labels, in the order of their numbers."""
+    labels = sorted({label for label, _ in rows if label})
+    if all(map(str.isdecimal, labels)):
+        labels.sort(key=int)
+    return labels
+
+
+def _labels_and_keys(source: Source) -> Iterator[tuple[str, str | None]]:
+    """Label and key of each row; the key of a refused row is None."""
+    for row in source.rows(survey=True):
+        yield row.label, None if row.refused else row.key
 
 
 @contextmanager
@@ -112,206 +163,202 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _write(
-    rows: Iterator[Row], count: int, folder: Path, labels: Sequence[str], templates: list[str],
-    options: argparse.Namespace,
-) -> dict[str, Any]:  # fmt: skip
-    """Write shards, their manifest and classes.json. Raises DataError if too few rows can be used."""
-    size, workers, done, refused = options.per_shard, cores() if count > FEW else 0, 0, list[tuple[int, str, str]]()
-    parts = iter(lambda: list(islice(rows, size)), [])
-    tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
-    images = options.images or (options.source if os.path.isdir(options.source) else os.path.dirname(options.source))
-    results = map_in_processes(_writer, (labels, templates, images), tasks, workers, "make")
-    with ProgressBar("writing") as bar, closing(results):  # no process writes while the folder is removed
-        for written, wrong in results:
-            done += written
-            refused += wrong
-            bar(done, count)
-    refused.sort()
-    if count - len(refused) < max(1, options.min_complete * count):
-        what = f"{len(refused):,} of {count:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
+def _write_sets(writer: "SetWriter", folder: Path, share: float | None) -> dict[str, dict[str, Any]]:
+    """Write the training set and, for a share, the evaluation set; returns their reports by folder."""
+    if share is None:
+        return {"": writer.write(writer.source.rows(), folder)[0]}
+    output_folder(folder / TEST, new=True)
+    sets, pictures = dict[str, dict[str, Any]](), dict[str, Any]()
+    for name, wanted in (("", False), (TEST, True)):
+        rows = (row for row in writer.source.rows() if is_test(row, share) == wanted)
+        sets[name], pictures[name] = writer.write(rows, folder / name)
+    common = len(np.intersect1d(pictures[""], pictures[TEST]))
+    if common:
+        sets[TEST]["pictures_of_the_training_set"] = common
+    return sets
+
+
+def is_test(row: Row, share: float) -> bool:
+    """Whether a row belongs to the evaluation set: by a hash of its picture's name, key or content.
+
+    Rows of one picture stay together, and rows that are added later move no others.
+    """
+    if row.refused:
+        return False
+    name = os.fsencode(row.file or row.key)
+    if not name:
+        name = _content(row.image) or b""
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") < share * 2**64
+
+
+class SetWriter:
+    """Writes sets of rows of a source.
+
+    Args:
+        count: rows of the source, for progress.
+        labels: names of the classes.
+    """
+
+    def __init__(
+        self, source: Source, count: int, labels: Sequence[str], templates: list[str], options: argparse.Namespace
+    ) -> None:
+        self.source, self.options = source, options
+        self._count, self._labels, self._templates = count, labels, templates
+        self._workers = cores() if count > FEW else 0
+
+    def write(self, rows: Iterator[Row], folder: Path) -> tuple[dict[str, Any], Any]:
+        """Write shards, their manifest and classes.json; returns the report and the hashes of the pictures.
+
+        Raises DataError if too few rows can be used.
+        """
+        written = self._write_shards(rows, folder)
+        written.refused.sort()
+        self._check_refused(written, folder)
+        pictures = written.facts()
+        report: dict[str, Any] = {"rows": written.rows, "refused": len(written.refused)}
+        if self._labels:
+            write_json(folder / "classes.json", {"names": self._labels, "templates": self._templates})
+            report["classes"] = len(self._labels)
+        report |= {f"{name}_pictures": count for name, count in pictures.items() if count}
+        if advice := _advice(pictures):
+            report["advice"] = advice
+        if written.refused:
+            reasons = Counter(kind(reason) for *_, reason in written.refused)
+            report["refused_by_reason"] = dict(reasons.most_common())
+            shown = written.refused if self.options.json else written.refused[:EXAMPLES]
+            report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
+        with ProgressBar("indexing", "B") as bar:
+            shards = [str(path) for path in folder.glob("*.tar")]
+            build.index(shards, folder, 0, bar, self._workers, settings={"pictures": pictures})
+        return report, np.frombuffer(written.pictures, "<u8")
+
+    def _write_shards(self, rows: Iterator[Row], folder: Path) -> Written:
+        size, total = self.options.per_shard, Written()
+        parts = iter(lambda: list(islice(rows, size)), [])
+        tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
+        arguments = (self._labels, self._templates, self.source.folders)
+        results = map_in_processes(_writer, arguments, tasks, self._workers, "make")
+        with ProgressBar("writing") as bar, closing(results):  # no process writes while the folder is removed
+            for written in results:
+                total.add(written)
+                bar(total.rows, self._count)
+        return total
+
+    def _check_refused(self, written: Written, folder: Path) -> None:
+        """Raise DataError if too few rows can be used."""
+        rows, refused = written.rows, written.refused
+        if rows - len(refused) >= max(1, self.options.min_complete * rows):
+            return
+        if not rows:
+            remedy = "Choose another --split, or make one set of all rows."
+            raise DataError(f"no picture falls into the set {folder.name!r}", "--split", self.options.split, remedy)
+        what = f"{len(refused):,} of {rows:,} pictures cannot be used; the first is {refused[0][1]}: {refused[0][2]}"
         remedy = "Correct the source, or accept fewer with --min-complete."
-        if os.path.isdir(options.source):
+        if self.source.is_folder:
             remedy += " Each picture needs a .txt file of its name or, if none has one, a folder of its class."
         raise DataError(what, remedy=remedy)
-    report: dict[str, Any] = {"rows": count, "refused": len(refused)}
-    if labels:
-        write_json(folder / "classes.json", {"names": labels, "templates": templates})
-        report["classes"] = len(labels)
-    if refused:
-        report["refused_by_reason"] = dict(Counter(kind(reason) for *_, reason in refused).most_common())
-        shown = refused if options.json else refused[:EXAMPLES]
-        report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
-    with ProgressBar("indexing", "B") as bar:
-        build.index([str(path) for path in folder.glob("*.tar")], folder, 0, bar, workers)
-    return report
 
 
-def _writer(labels: Sequence[str], templates: list[str], images: str) -> Callable[[Any], Any]:
-    """The function that writes one shard: (path, number of the first row, rows) -> (rows, refused rows)."""
+def _advice(pictures: Mapping[str, int]) -> list[str]:
+    """Settings that training needs for these pictures."""
+    advice = []
+    if pictures["transparent"]:
+        advice.append("transparent pictures: set data.to_rgb: flatten, because recipe portable2 drops transparency")
+    if pictures["turned"]:
+        advice.append("turned pictures: set data.exif: apply, because by default training does not turn them")
+    if pictures["duplicates"]:
+        advice.append("duplicates: equal pictures of one batch count as each other's negatives")
+    return advice
+
+
+def _writer(labels: Sequence[str], templates: list[str], folders: Sequence[str]) -> Callable[[Any], Written]:
+    """The function that writes one shard: (path, number of the first row, rows) -> what became of the rows."""
     classes = {label: number for number, label in enumerate(labels)}
+    files = SourceFiles(folders)
 
-    def write(task: tuple[str, int, list[Row]]) -> tuple[int, list[tuple[int, str, str]]]:
+    def write(task: tuple[str, int, list[Row]]) -> Written:
         path, first, rows = task
-        refused = []
+        written = Written(len(rows))
         with writing(path), create_file(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for number, row in enumerate(rows, first):
                 try:
-                    members = _members(row, classes, templates, images)
+                    image = _image(row, files)
+                    members = _members(row, image, classes, templates, files)
                 except DecodeError as error:
-                    refused.append((number, row.where, str(error)))
+                    written.refused.append((number, row.where, str(error)))
                     continue
+                _count_picture(image, written)
                 for extension, data in members.items():
                     info = tarfile.TarInfo(f"{row.key or f'{number:09d}'}.{extension}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-        if len(refused) == len(rows):
+        if len(written.refused) == len(rows):
             os.unlink(path)
         else:
             fsync_path(path)
-        return len(rows), refused
+        return written
 
     return write
 
 
-def _members(row: Row, classes: Mapping[str, int], templates: list[str], images: str) -> dict[str, bytes]:
-    """The members of a sample. Raises DecodeError if the row cannot be used, StorageError if a file is unavailable."""
+def _count_picture(image: bytes, written: Written) -> None:
+    written.transparent += decode.is_transparent(image)
+    written.turned += decode.is_turned(image)
+    written.pictures += hashlib.blake2b(image, digest_size=8).digest()
+
+
+def _content(image: Any) -> bytes | None:
+    """The bytes of a picture of a parquet file; None if its row has a path instead."""
+    content = image.get("bytes") if isinstance(image, dict) else image  # datasets.Image is a dict
+    return content if isinstance(content, bytes) else None
+
+
+def _image(row: Row, files: SourceFiles) -> bytes:
+    """The bytes of a row's picture. Raises DecodeError if the row cannot be used, StorageError."""
+    if row.refused:
+        raise DecodeError(row.refused)
     if row.key and not _KEY.fullmatch(row.key):
         raise DecodeError(f"its key {row.key!r} has other characters than letters, digits, _, - and spaces")
     if row.key and split(f"{row.key}.txt") is None:
         raise DecodeError(f"its key {row.key!r} is in a folder __x__, of which webdataset reads no samples")
+    content = _content(row.image)
+    if content is not None:
+        return content
+    path = row.image.get("path") if isinstance(row.image, dict) else row.image
+    if path is None:
+        raise DecodeError("it has no image")
+    return files.read(str(path), "image")
+
+
+def _members(
+    row: Row, image: bytes, classes: Mapping[str, int], templates: list[str], files: SourceFiles
+) -> dict[str, bytes]:
+    """The members of a sample. Raises DecodeError if the row cannot be used, StorageError if a file is unavailable."""
     if classes and not row.label:
         raise DecodeError("it has no label")
-    lines = re.split(r"[\r\n]", _read(row.text, "text file").decode("utf-8", "replace")) if row.text else row.captions
+    lines = re.split(r"[\r\n]", files.read_text(row.text)) if row.text else row.captions
     captions = [text for caption in lines if (text := " ".join(caption.split()))]
-    captions = captions or (fill_templates(row.label, templates) if row.label else [])
+    if not captions and row.label:
+        captions = fill_templates(row.label, templates)
     if not captions:
         raise DecodeError("it has no caption")
-    image = row.image  # datasets.Image is a dict
-    image = (image.get("bytes") or image.get("path")) if isinstance(image, dict) else image
-    image = image if isinstance(image, bytes) else _read(os.path.join(images, str(image)), "image")
     decode.decode(image, "simplejpeg")
     form = decode.header(image)["format"].lower()
     members = {
         {"jpeg": "jpg", "mpo": "jpg"}.get(form, form): image,  # MPO: a JPEG file with further pictures at its end
-        "txt": "\n".join(captions).encode("utf-8", "replace"),  # JSON and names of folders may be no UTF-8
+        "txt": "\n".join(captions).encode(),
     }
     if row.label:
         members["cls"] = str(classes[row.label]).encode()
-    return members | ({"json": json.dumps(row.fields, default=str).encode()} if row.fields else {})
+    fields = ({FILE: row.file} if row.file else {}) | dict(row.fields)
+    if fields:
+        members["json"] = _json(fields)
+    return members
 
 
-def _read(path: str, name: str) -> bytes:
-    """The content of a picture or text file. Raises as ``_members``."""
-    try:
-        return read_regular(path, SAMPLE_LIMIT)
-    except FileNotFoundError:
-        what = "is a URL: download it first, for example with img2dataset" if "://" in path else "does not exist"
-        raise DecodeError(f"the {name} {what}") from None
-    except (OSError, ValueError) as error:  # ValueError: not a regular file, or too large for a sample
-        what = f"the {name} cannot be read: {getattr(error, 'strerror', None) or error}"
-        if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
-            raise StorageError(what, path, remedy="Give the same command again when it can be read.") from error
-        raise DecodeError(what) from error
-
-
-def _folder(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
-    """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
-    root = Path(options.source)
-    pictures = sorted(_pictures(root))
-    captioned = any(text for _, text in pictures)
-    if not captioned:  # neighbours in a shard are read together, and should not be of one class
-        pictures.sort(key=lambda picture: hashlib.sha256(os.fsencode(picture[0].relative_to(root))).digest())
-    for path, text in pictures:
-        name = path.relative_to(root)
-        label = name.parts[0].replace("_", " ") if not captioned and len(name.parts) > 1 else ""
-        yield Row(str(path), str(name), (), label, "", {"file": str(name)}, text)
-
-
-def _pictures(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[tuple[Path, str]]:
-    """The pictures below a folder, and the text file of each, if any. Folders may be links; hidden files and folders
-    are left out. Raises ConfigError, StorageError.
-    """
-    real = folder.resolve()
-    if real in above:  # a link to a folder around it
-        return
-    try:
-        with os.scandir(folder) as entries:
-            paths = [(Path(entry), entry.is_dir()) for entry in entries if entry.name[0] != "."]
-    except OSError as error:
-        raise read_error(error, "the folder cannot be read", error.filename or str(folder)) from error
-    files = {path for path, is_folder in paths if not is_folder}
-    for path, is_folder in paths:
-        if is_folder:
-            yield from _pictures(path, above | {real})
-        elif path.suffix[1:].lower() in EXTENSIONS:
-            text = path.with_suffix(".txt")
-            yield path, str(text) if text in files else ""
-
-
-def _table(options: argparse.Namespace, survey: bool = False) -> Iterator[Row]:
-    """The rows of a table. ``survey``: labels and keys alone, without reading pictures of a parquet file."""
-    path = options.source
-    records = _records(path)
-    if Path(path).suffix.lower() not in JSON_LINES:  # of JSON lines, each may have other names
-        records = islice(records, 1)
-    names = list(dict.fromkeys(name for record in records for name in record))
-    if not names:
-        raise ConfigError("the table has no rows", path)
-    image = _column(options.image, names, IMAGE, "--image", path)
-    caption = _column(options.caption, names, CAPTION, "" if options.label else "--caption", path)
-    label, key = (column(name, names, path) if name else "" for name in (options.label, options.key))
-    used = (image, caption, label, key)
-    for number, record in enumerate(_records(path, [name for name in (label, key) if name] if survey else None), 1):
-        texts = record.get(caption)
-        captions = texts if isinstance(texts, list) else [texts]
-        text = [str(value) for value in captions if value is not None]
-        of_class, name_of = ("" if record.get(name) is None else str(record[name]) for name in (label, key))
-        rest = {name: value for name, value in record.items() if name not in used}
-        yield Row(f"{path}, row {number}", record.get(image), text, of_class.replace("_", " "), name_of, rest)
-
-
-def _column(given: str | None, names: Sequence[str], usual: Sequence[str], option: str, path: str) -> str:
-    """The column that is given, or else the first usual one; "" if there is none and no ``option`` to name it.
-
-    Raises ConfigError.
-    """
-    if given:
-        return column(given, names, path)
-    lower = {name.lower(): name for name in reversed(names)}
-    for name in usual:
-        if name in lower:
-            return lower[name]
-    if not option:
-        return ""
-    raise ConfigError(f"no column is called {', '.join(usual)}", path, ", ".join(names), f"Name it with {option}.")
-
-
-def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV or TSV file with a header, JSON lines, or ``columns`` of a parquet file. Raises ConfigError."""
-    suffix, line = Path(path).suffix.lower(), 1
-    try:
-        if suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            with pq.ParquetFile(path) as table:
-                for batch in table.iter_batches(100, columns=columns):
-                    yield from batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
-            return
-        with open(path, encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" starts with a byte order mark
-            # strict: a stray quote would silently join the rows up to the next one
-            table = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            for record in map(json.loads, file) if suffix in JSON_LINES else table:
-                if not isinstance(record, dict):
-                    raise ValueError("a line is no JSON object")
-                if None in record:
-                    raise ValueError(f"line {table.line_num} has more fields than the header; quote texts with commas")
-                yield record
-                line = table.line_num
-    except OSError as error:
-        raise ConfigError(f"the table cannot be read: {error.strerror or error}", path) from error
-    except csv.Error as error:
-        remedy = 'Put a text that holds a quote into quotes, and write the quote twice: "a ""big"" cat".'
-        raise ConfigError(f"the table cannot be read after line {line}: {error}", path, remedy=remedy) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the table cannot be read: {error}", path) from error
+def _json(fields: Mapping[str, Any]) -> bytes:
+    """The json member. Raises DecodeError if a column has bytes that are not UTF-8; names of files may have some."""
+    for name, value in fields.items():
+        if name != FILE and not is_unicode(json.dumps([name, value], default=str, ensure_ascii=False)):
+            raise DecodeError(f"its column {name!r} {NOT_UTF8}")
+    return json.dumps(fields, default=str).encode()

@@ -212,15 +212,18 @@ def _scanner(filters: Filters | None) -> Callable[[Shard], tuple[Shard, Scan | D
 
 def index(
     shards: Sequence[str], out: os.PathLike[str] | str, chunk: int = 0, progress: Progress | None = None,
-    workers: int = 0, filters: Filters | None = None,
+    workers: int = 0, filters: Filters | None = None, settings: Mapping[str, Any] | None = None,
 ) -> Manifest:  # fmt: skip
-    """Scan shards and write their manifest, sorted by name, to ``out``. ``chunk``: R; 0: ``default_chunk``.
+    """Scan shards and write their manifest, sorted by name, to ``out``.
+
+    ``chunk``: R; 0: ``default_chunk``. ``settings``: facts to store in the manifest.
 
     Raises what ``scan_shards`` and ``merge`` raise, and ConfigError for invalid shards or an existing manifest.
     """
     out, keys = Path(out).absolute(), sorted_keys(shards)
     refuse_existing(out)
-    return merge(scan_shards(keys, out, progress, workers, filters=filters), out, chunk, filters=filters)
+    scanned = scan_shards(keys, out, progress, workers, filters=filters)
+    return merge(scanned, out, chunk, filters=filters, more=settings)
 
 
 def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
@@ -231,7 +234,7 @@ def refuse_filters(old: Manifest | None, filters: Filters | None) -> None:
 
 def merge(
     results: ScanResults, out: Path, chunk: int = 0, old: Manifest | None = None, progress: Progress | None = None,
-    filters: Filters | None = None, complete: Completeness | None = None,
+    filters: Filters | None = None, complete: Completeness | None = None, more: Mapping[str, Any] | None = None,
 ) -> Manifest:  # fmt: skip
     """Write the manifest of scanned shards, and remove the scans.
 
@@ -239,6 +242,7 @@ def merge(
         old: a manifest whose shards come first, unread, with its R (not ``chunk``) and exceptions: ids do not change.
         progress: called with numbers of shards.
         complete: counts complete samples; if there are too few, it raises Incomplete and the scans are kept.
+        more: settings to store in addition.
 
     Raises DataError without samples; ConfigError for an invalid chunk size, an existing manifest, or if no sample
     passes the filters.
@@ -269,6 +273,7 @@ def merge(
     offsets, checksums = chunks.tables()
     table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else selection.build())
     settings = _settings(results, keys, old) | (filters.settings(counts) if filters else {})
+    settings |= more or {}
     manifest = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     results.scans.remove()
     return manifest

@@ -24,7 +24,8 @@ from tests.flip.data.manifest.test_filters import samples
 from tests.synthetic import encode, picture
 from tests.tools.test_shards import TOOL
 from tests.tools.test_shards_cli import call
-from tools.shards_commands import make
+from tools.shards import main
+from tools.shards_commands import make, source_files
 
 
 @pytest.fixture
@@ -65,7 +66,9 @@ def test_make_reads_table_of_image_paths(pictures, tmp_path, capsys, kind):
     written = members(out)
     assert [sample["txt"].decode() for sample in written] == [f"number {i}," for i in range(5)]
     assert [sample["png"] for sample in written] == [encode(picture(i, 16)) for i in range(5)]
-    assert all(json.loads(sample["json"]) == {"source": "here"} for sample in written)
+    assert [json.loads(sample["json"]) for sample in written] == [
+        {"file": f"{i}.png", "source": "here"} for i in range(5)
+    ]
 
 
 def test_make_writes_equal_bytes_from_equal_sources(pictures, tmp_path, capsys):
@@ -117,21 +120,104 @@ def test_make_stores_jpeg_of_several_pictures_as_jpg(pictures, tmp_path, capsys)
     assert members(tmp_path / "out")[0]["jpg"] == (pictures / "5.jpg").read_bytes()
 
 
-def test_make_replaces_characters_that_are_no_utf8(tmp_path, capsys):
+LATIN1 = "Caf\xe9".encode("latin-1")
+
+
+def refusals(report):
+    """Return the last word of the row's name -> reason, of a report."""
+    return {entry["row"].rpartition(" ")[2].rpartition("/")[2]: entry["reason"] for entry in report["refused_rows"]}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_make_refuses_rows_of_table_that_are_not_utf8(pictures, tmp_path, capsys, kind):
+    rows = [{"path": f"{i}.png", "caption": f"a {i} WORD", "source": "b"} for i in range(4)]
+    table = write_table(pictures / f"t.{kind}", rows)
+    content = table.read_bytes().replace(b"a 1 WORD", LATIN1).replace(b"a 2 WORD", "Caf\xe9".encode())
+    table.write_bytes(content)
+    code, report = call(capsys, "make", table, "--out", tmp_path / "out", "--json")
+    (reason,) = refusals(report).values()
+    assert code == 0 and refusals(report) == {"2": reason}
+    assert reason.startswith("its caption is not UTF-8: convert it, for example with iconv")
+    assert [sample["txt"].decode() for sample in members(tmp_path / "out")] == ["a 0 WORD", "Caf\xe9", "a 3 WORD"]
+    table.write_bytes(content.replace(b",b\r", b",\xe9\r").replace(b"\tb\r", b"\t\xe9\r").replace(b'"b"', b'"\xe9"'))
+    code, text = call(capsys, "make", table, "--out", tmp_path / "none")
+    assert code == 65 and "its column 'source' is not UTF-8" in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_make_reads_table_and_text_files_by_byte_order_mark(pictures, tmp_path, capsys, encoding):
+    (pictures / "t.csv").write_bytes("path,caption\r\n0.png,Caf\xe9\r\n".encode(encoding))
+    (pictures / "1.txt").write_bytes("Caf\xe9\nl\xe4n\n".encode(encoding))
+    for source, text, more in ((pictures / "t.csv", "Caf\xe9", 0), (pictures, "Caf\xe9\nl\xe4n", 0.1)):
+        out = tmp_path / f"of {source.name}"
+        assert call(capsys, "make", source, "--out", out, "--min-complete", more)[0] == 0
+        assert [sample["txt"].decode() for sample in members(out)] == [text]
+
+
+def test_make_refuses_text_files_and_class_folders_that_are_not_utf8(pictures, tmp_path, capsys):
+    for i in range(5):
+        (pictures / f"{i}.txt").write_bytes(LATIN1 if i == 3 else "\xe9".encode())
+    code, report = call(capsys, "make", pictures, "--out", tmp_path / "texts", "--json")
+    assert code == 0 and report["samples"] == 4
+    assert refusals(report)["3.png"].startswith("its text file is not UTF-8: convert it")
     folder = Path(os.fsdecode(os.fsencode(tmp_path / "pets") + b"/caf\xe9"))
-    folder.mkdir(parents=True)
-    (folder / "0.png").write_bytes(encode(picture(0, 16)))
-    table = write_table(tmp_path / "t.jsonl", [{"path": str(folder / "0.png"), "caption": "a \ud800"}])
-    for source, text in ((tmp_path / "pets", b"a photo of a caf?"), (table, b"a ?")):
-        assert call(capsys, "make", source, "--out", tmp_path / f"of {source.stem}")[0] == 0
-        assert [sample["txt"] for sample in members(tmp_path / f"of {source.stem}")] == [text]
+    for place in (folder, tmp_path / "pets" / "dog"):
+        place.mkdir(parents=True)
+        (place / "0.png").write_bytes(encode(picture(0, 16)))
+    code, report = call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "classes", "--json")
+    assert code == 0 and (report["classes"], report["samples"]) == (1, 1)
+    assert refusals(report)["0.png"].startswith("its folder's name is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        ("NaN", "not a finite number"),
+        ("Infinity", "not a finite number"),
+        ("true", "true or false"),
+        ('{"en": "x"}', "an object"),
+        ('["a", ["b"]]', "a list"),
+        ('["a", NaN]', "not a finite number"),
+        ('"\\ud800"', "UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("field", ["caption", "label"])
+def test_make_refuses_captions_and_labels_that_are_no_text(pictures, tmp_path, capsys, value, reason, field):
+    rows = [
+        '{"path": "0.png", "caption": 7.5, "label": 2}',
+        '{"path": "2.png", "caption": ["a", null, 3], "label": "b"}',
+    ]
+    bad = '{"path": "1.png", "caption": "a", "label": "c", "FIELD": VALUE}'.replace("FIELD", field).replace(
+        "VALUE", value
+    )
+    (pictures / "t.jsonl").write_text("\n".join([rows[0], "", bad, rows[1]]))
+    code, report = call(capsys, "make", pictures / "t.jsonl", "--label", "label", "--out", tmp_path / "out", "--json")
+    assert code == 0 and report["refused"] == 1 and f"its {field} is" in refusals(report)["2"]
+    if not (field == "label" and value.startswith("[")):
+        assert reason in refusals(report)["2"]
+    assert [sample["txt"].decode() for sample in members(tmp_path / "out")] == ["7.5", "a\n3"]
+    assert json.loads((tmp_path / "out" / "classes.json").read_text())["names"] == ["2", "b"]
+
+
+def test_make_names_line_of_json_that_cannot_be_read(pictures, tmp_path, capsys):
+    (pictures / "t.jsonl").write_text('{"path": "0.png", "caption": "a"}\n\n{"path": "1.png", "caption": }\n')
+    code, text = call(capsys, "make", pictures / "t.jsonl", "--out", tmp_path / "out")
+    assert code == 78 and "line 3, column 30: Expecting value" in text and "line 1" not in text
+
+
+@pytest.mark.parametrize("name, mark", [("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", ","), ("t.tsv", ";")])
+def test_make_names_other_delimiter_of_table(pictures, tmp_path, capsys, name, mark):
+    (pictures / name).write_text(f"path{mark}caption\n0.png{mark}a cat, or\ttwo; or three\n")
+    code, text = call(capsys, "make", pictures / name, "--out", tmp_path / "out")
+    names = {",": "commas", "\t": "tabs", ";": "semicolons"}
+    assert code == 78 and f"separated by {names[mark]}, not by" in text and "Save it with" in text
 
 
 def test_make_refuses_row_of_bytes_column_without_value(tmp_path, capsys):
     rows = [{"image": {"bytes": bytes_}, "caption": "a"} for bytes_ in (encode(picture(0, 16)), None)]
     table = write_table(tmp_path / "t.parquet", rows)
     code, report = call(capsys, "make", table, "--out", tmp_path / "out", "--json")
-    assert code == 0 and report["refused_rows"] == [{"row": f"{table}, row 2", "reason": "the image does not exist"}]
+    assert code == 0 and report["refused_rows"] == [{"row": f"{table}, row 2", "reason": "it has no image"}]
 
 
 def test_make_fills_empty_captions_from_labels(pictures, tmp_path, capsys):
@@ -159,15 +245,19 @@ def test_make_converts_folder_per_class_into_evaluation_set(tmp_path, capsys):
         assert bytes(sample["txt"]).decode() == f"a photo of a {name.replace('_', ' ')}"
 
 
-def test_make_follows_links_to_class_folders_and_leaves_out_hidden_ones(pictures, tmp_path, capsys):
+def test_make_follows_links_to_class_folders_of_named_folder_and_leaves_out_hidden_ones(pictures, tmp_path, capsys):
     for name in ("pets/dog", "pets/.cache"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "0.png").write_bytes(encode(picture(9, 16)))
     (tmp_path / "pets" / "cat").symlink_to(pictures)
     (tmp_path / "pets" / "dog" / "all").symlink_to(tmp_path / "pets")
     (tmp_path / "pets" / "dog" / "gone.png").symlink_to("nothing")
-    code, report = call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "out", "--json")
+    command = ["make", tmp_path / "pets", "--json", "--min-complete", 0]
+    code, report = call(capsys, *command, "--images", pictures, "--out", tmp_path / "out")
     assert code == 0 and (report["classes"], report["samples"], report["refused"]) == (2, 6, 1)
+    code, report = call(capsys, *command, "--out", tmp_path / "without")
+    assert code == 0 and (report["classes"], report["samples"], report["refused"]) == (1, 1, 2)
+    assert refusals(report)["cat"].startswith("the folder lies outside of the source: name a folder")
 
 
 def test_make_names_folder_that_cannot_be_read(pictures, tmp_path, capsys):
@@ -229,7 +319,7 @@ def test_make_reports_rejected_rows_and_writes_valid_rows(pictures, tmp_path, ca
 @pytest.mark.parametrize(
     "rows, more, words",
     [
-        ([{"file": "0.png", "caption": "a"}], [], "no column is called image, image_path"),
+        ([{"photo": "0.png", "caption": "a"}], [], "no column is called image, image_path"),
         ([{"image": "0.png", "words": "a"}], [], "no column is called caption"),
         ([{"image": "0.png", "words": "a"}], ["--caption", "word"], "there is no such column"),
         ([{"image": "0.png", "caption": "a"}], ["--label", "class"], "there is no such column"),
@@ -284,12 +374,12 @@ def test_make_refuses_unreadable_file_but_ends_if_storage_fails(pictures, tmp_pa
         (pictures / f"{i}.txt").write_text("a")
     out, number = tmp_path / "out", errno.EIO
 
-    def read(path, *limit, read=make.read_regular):
-        if Path(path).name == name:
+    def read(folder, path, read=source_files._read_below):
+        if path == name:
             raise OSError(number, os.strerror(number), path)
-        return read(path, *limit)
+        return read(folder, path)
 
-    monkeypatch.setattr(make, "read_regular", read)
+    monkeypatch.setattr(source_files, "_read_below", read)
     for number in (errno.EIO, errno.ESTALE, errno.EMFILE):
         code, text = call(capsys, "make", pictures, "--out", out)
         assert code == 69 and f"{pictures / name}: the " in text and os.strerror(number) in text and not out.exists()
@@ -304,7 +394,7 @@ def test_make_uses_columns_that_only_later_json_lines_have(pictures, tmp_path, c
     code, report = call(capsys, "make", write_table(pictures / "t.jsonl", rows), "--out", tmp_path / "out", "--json")
     assert code == 0 and [entry["reason"] for entry in report["refused_rows"]] == ["it has no caption"]
     written = members(tmp_path / "out")
-    assert [sample["txt"] for sample in written] == [b"a", b"b"] and json.loads(written[1]["json"]) == {"id": 7}
+    assert [sample["txt"] for sample in written] == [b"a", b"b"] and json.loads(written[1]["json"]) == {"file": "2.png", "id": 7}
 
 
 def test_make_refuses_key_that_webdataset_skips(pictures, tmp_path, capsys):
@@ -325,7 +415,7 @@ def test_make_leaves_no_output_if_terminated(pictures, tmp_path):
     table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
     script = (
         "import os, signal, sys, time; from tools.shards import main; from tools.shards_commands import make\n"
-        "make.build.index = lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
+        "make.build.index = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60)\n"
         "sys.exit(main(['make', *sys.argv[1:]]))"
     )
     command = [sys.executable, "-c", script, table, "--out", tmp_path / "out"]
@@ -336,10 +426,144 @@ def test_make_leaves_no_output_if_terminated(pictures, tmp_path):
 def test_make_leaves_no_output_if_disk_is_full(pictures, tmp_path, capsys, monkeypatch):
     table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
 
-    def fail(shards, folder, *_):
+    def fail(shards, folder, *_, **__):
         build.part_folder(folder).mkdir()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(make.build, "index", fail)
     code, text = call(capsys, "make", table, "--out", tmp_path / "out")
     assert code == 69 and "No space left" in text and [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_make_refuses_files_outside_of_source(pictures, tmp_path, capsys):
+    """A link or path of another person must not bring a private file into shards that all can read."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret.txt").write_text("a password")
+    (tmp_path / "private" / "secret.png").write_bytes(encode(picture(7, 16)))
+    for i in range(5):
+        (pictures / f"{i}.txt").write_text(f"text {i}")
+    (pictures / "3.txt").unlink()
+    (pictures / "3.txt").symlink_to("../private/secret.txt")
+    (pictures / "4.png").unlink()
+    (pictures / "4.png").symlink_to(tmp_path / "private" / "secret.png")
+    (pictures / "0.png").rename(pictures / "inside.PNG")
+    (pictures / "0.png").symlink_to("inside.PNG")  # a link inside of the source
+    code, report = call(capsys, "make", pictures, "--out", tmp_path / "folder", "--json")
+    assert code == 0 and report["samples"] == 3
+    reasons = refusals(report)
+    assert reasons.pop("inside.PNG") == "it has no caption" and set(reasons) == {"3.png", "4.png"}
+    assert reasons["3.png"].startswith("the text file lies outside of the source: name a folder that contains it with")
+    assert reasons["4.png"].startswith("the image lies outside of the source")
+
+    paths = [
+        "1.png",
+        "../private/secret.png",
+        str(tmp_path / "private" / "secret.png"),
+        "4.png",
+        str(pictures / "2.png"),
+    ]
+    rows = [{"path": path, "caption": "a"} for path in paths]
+    table = write_table(pictures / "t.csv", rows)
+    command = ["make", table, "--json", "--min-complete", 0]
+    code, report = call(capsys, *command, "--out", tmp_path / "table")
+    assert code == 0 and set(refusals(report)) == {"2", "3", "4"} and report["refused_by_reason"] == {
+        reason: 3 for reason in refusals(report).values()
+    }  # fmt: skip
+    code, report = call(capsys, *command, "--images", tmp_path / "private", "--out", tmp_path / "both")
+    assert code == 0 and set(refusals(report)) == {"1", "4"}, "names are relative to --images; its files are allowed"
+
+    table = write_table(
+        pictures / "t.parquet", [{"image": {"bytes": None, "path": path}, "caption": "a"} for path in paths]
+    )
+    code, report = call(capsys, "make", table, "--json", "--min-complete", 0, "--out", tmp_path / "parquet")
+    assert code == 0 and set(refusals(report)) == {"2", "3", "4"}
+    texts = b"".join(path.read_bytes() for path in tmp_path.glob("*/*.tar"))
+    assert b"password" not in texts
+
+
+def test_make_opens_no_link_that_replaces_file_while_it_reads(pictures, tmp_path, capsys, monkeypatch):
+    """Between the check of a path and its opening another process exchanges the file, or a folder above it."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "0.png").write_bytes(encode(picture(7, 16)))
+    (pictures / "below").mkdir()
+    (pictures / "below" / "0.png").write_bytes(encode(picture(6, 16)))
+    rows = [{"path": path, "caption": "a"} for path in ("0.png", "below/0.png", "1.png")]
+    table = write_table(pictures / "t.csv", rows)
+
+    def read(folder, path, read=source_files._read_below):
+        if path == "0.png":
+            (pictures / path).unlink()
+            (pictures / path).symlink_to(tmp_path / "private" / "0.png")
+        if path == "below/0.png":
+            (pictures / "below").rename(tmp_path / "moved")
+            (pictures / "below").symlink_to(tmp_path / "private")
+        return read(folder, path)
+
+    monkeypatch.setattr(source_files, "_read_below", read)
+    code, report = call(capsys, "make", table, "--json", "--min-complete", 0, "--out", tmp_path / "out")
+    assert code == 0 and set(refusals(report)) == {"1", "2"} and report["samples"] == 1
+
+
+def test_make_that_loses_against_another_one_ends_with_78(pictures, tmp_path, capsys, monkeypatch):
+    table, out = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}]), tmp_path / "out"
+
+    def index(*arguments, index=make.build.index, **options):
+        monkeypatch.setattr(make.build, "index", index)
+        assert main(["make", str(table), "--out", str(out)]) == 0  # the winner
+        return index(*arguments, **options)
+
+    monkeypatch.setattr(make.build, "index", index)
+    code, text = call(capsys, "make", table, "--out", out)
+    assert code == 78 and "there is a manifest already" in text
+    assert len(members(out)) == 1 and {path.name for path in tmp_path.iterdir()} == {"pictures", "out"}
+
+
+def test_make_splits_off_evaluation_set_by_name(pictures, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    for i in range(40):
+        (tmp_path / "more" / f"{i}.png").write_bytes(encode(picture(i, 16)))
+    rows = [{"path": f"{i % 40}.png", "caption": f"text {i}", "class": "ab"[i % 2]} for i in range(80)]
+    table = write_table(tmp_path / "more" / "t.csv", rows)
+    command = ["make", table, "--label", "class", "--split", 0.25, "--per-shard", 7, "--json"]
+    code, report = call(capsys, *command, "--out", tmp_path / "out")
+    assert code == 0 and report["rows"] + report["test"]["rows"] == 80 and 8 <= report["test"]["samples"] <= 32
+    names = [
+        {json.loads(sample["json"])["file"] for sample in members(tmp_path / "out" / name)} for name in ("", "test")
+    ]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == 40, "both captions of a picture are in one set"
+    classes = [(tmp_path / "out" / name / "classes.json").read_text() for name in ("", "test")]
+    assert classes[0] == classes[1]
+    write_table(table, [{"path": "new.png", "caption": "new", "class": "c"}, *rows])
+    (tmp_path / "more" / "new.png").write_bytes(encode(picture(50, 16)))
+    assert call(capsys, *command, "--out", tmp_path / "again")[0] == 0
+    test = {json.loads(sample["json"])["file"] for sample in members(tmp_path / "again" / "test")}
+    assert test - {"new.png"} == names[1], "a new row moves no other"
+    dataset = datasets.resolve_dataset(DatasetRequest("more", path=str(tmp_path / "out")), str(tmp_path))
+    assert dataset.location.manifest == str(tmp_path / "out" / "test") and dataset.prompts.names == ["a", "b"]
+
+
+@pytest.mark.parametrize("split", ["0", "1", "-0.5", "1e-9"])
+def test_make_refuses_split_without_two_sets(pictures, tmp_path, capsys, split):
+    table = write_table(pictures / "t.csv", [{"path": f"{i}.png", "caption": "a"} for i in range(4)])
+    code, text = call(capsys, "make", table, f"--split={split}", "--out", tmp_path / "out")
+    assert code == (65 if split == "1e-9" else 78) and "--split" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_make_counts_transparent_turned_and_duplicate_pictures(pictures, tmp_path, capsys):
+    opaque, clear = (Image.new("RGBA", (16, 16), (9, 9, 9, alpha)) for alpha in (255, 0))
+    opaque.save(pictures / "opaque.png")
+    clear.save(pictures / "clear.png")
+    Image.new("P", (16, 16), 0).save(pictures / "palette.gif", transparency=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(8, 16)).save(pictures / "turned.jpg", exif=exif)
+    (pictures / "copy.png").write_bytes((pictures / "1.png").read_bytes())
+    for path in list(pictures.iterdir()):
+        path.with_suffix(".txt").write_text("a")
+    code, report = call(capsys, "make", pictures, "--out", tmp_path / "out", "--json")
+    expected = {"transparent": 2, "turned": 1, "duplicates": 1}
+    assert code == 0 and {name: report[f"{name}_pictures"] for name in expected} == expected
+    assert Manifest.load(tmp_path / "out").settings["pictures"] == expected
+    code, text = call(capsys, "make", pictures, "--out", tmp_path / "again")
+    assert "set data.to_rgb: flatten" in text and "set data.exif: apply" in text
