@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -40,6 +41,11 @@ bytes per pixel (for ``LIMIT`` pixels 0.5 GiB), for WebP 17 (1.1 GiB)."""
 
 TEXT_LIMIT = 4 << 20
 """Bytes of a member with captions: a longer text is cut, a larger JSON member is refused."""
+
+FILE_FIELD = "file"
+"""Field of the json member with the name of the picture in the source that ``shards make`` packed."""
+CAPTION_NOT_UTF8 = "caption is not UTF-8"
+"""What ``verify`` and ``inspect`` count if ``captions_are_utf8`` is false."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -260,6 +266,40 @@ def captions_of(sample: Sample, members: Sequence[str]) -> list[str]:
     if not captions:
         raise DecodeError(f"no caption {list(members)} among its members {sorted(sample)}")
     return [text for texts in captions for text in texts if text] or [""]
+
+
+def captions_are_utf8(sample: Sample, members: Sequence[str]) -> bool:
+    """Whether all captions can be read without replacement characters, with which training reads others."""
+    for name in members:
+        member, _, field = name.partition(":")
+        if member in sample and not _is_utf8(sample[member], field if _is_json(member) else ""):
+            return False
+    return True
+
+
+def _is_utf8(data: memoryview, field: str) -> bool:
+    """Whether a member, or a field of a JSON member, is UTF-8."""
+    try:
+        if field:
+            content = json.loads(bytes(data[: TEXT_LIMIT + 1]).decode("utf-8", "surrogateescape"))
+            text = content.get(field) if isinstance(content, dict) else None
+            json.dumps(text, ensure_ascii=False).encode()
+        else:
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            decoder.decode(bytes(data[:TEXT_LIMIT]), final=len(data) <= TEXT_LIMIT)
+    except UnicodeError:
+        return False
+    except (ValueError, RecursionError):  # no JSON: ``captions_of`` reports that
+        return True
+    return True
+
+
+def file_name(sample: Sample) -> str:
+    """The name of a picture in the source that ``shards make`` packed; empty if it is not recorded."""
+    name = None
+    with contextlib.suppress(DecodeError):
+        name = _parse(sample, "json").get(FILE_FIELD) if "json" in sample else None
+    return name if isinstance(name, str) else ""
 
 
 def json_fields(sample: Sample) -> list[str]:

@@ -3,12 +3,13 @@
 list        *.jsonl: {"image": PATH, "label": 3} or {"image": PATH, "captions": [...]}, one per line
 Karpathy    dataset_*.json: {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
 COCO        *.json: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
-table       *.csv, *.txt: the header image,caption, then one caption per line, quoted or not (CLIP_benchmark)
+table       *.csv, *.txt: the header image,caption, then one caption per line, all quoted or none (CLIP_benchmark)
 """
 
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,9 @@ INVALID = (
     ValueError, OverflowError, KeyError, TypeError, AttributeError, RecursionError, OSError, csv.Error,
 )  # fmt: skip
 """Errors that an unreadable or malformed file causes."""
+_QUOTED = re.compile(r'\s*"(?:[^"]|"")*,(?:[^"]|"")*"\s*')
+"""A caption that is quoted because it has a comma."""
+_DELIMITERS = re.compile(r"[,;\t]")
 
 
 def read_annotations(file: Path, split: str) -> tuple[File, ...]:
@@ -36,6 +40,9 @@ def read_annotations(file: Path, split: str) -> tuple[File, ...]:
         for caption in (caption for image in files for caption in image.captions):
             if not isinstance(caption, str):
                 raise TypeError(f"a caption is no text: {caption!r}")
+    except UnicodeDecodeError as error:
+        remedy = "Convert it, for example with iconv -f LATIN1 -t UTF-8."
+        raise DataError("is not UTF-8", str(file), remedy=remedy) from error
     except INVALID as error:
         remedy = "docs/evaluation.md lists the formats."
         raise DataError(f"is no list of images: {type(error).__name__} {error}", str(file), remedy=remedy) from error
@@ -50,10 +57,22 @@ def is_other_table(file: Path) -> bool:
         return False
     try:
         with open(file, encoding="utf-8-sig", errors="replace") as lines:
-            columns = {name.strip().strip('"') for name in lines.readline(LIMIT).split(",")}
+            columns = _header(lines.readline(LIMIT))
     except OSError:  # whoever reads it reports that
         return False
-    return not columns >= set(HEAD)
+    return not set(columns) >= set(HEAD)
+
+
+def _header(line: str) -> list[str]:
+    """The names of columns in the first line of a table, whatever separates them."""
+    return [name.strip().strip('"') for name in _DELIMITERS.split(line)]
+
+
+def _has_splits(file: Path) -> DataError:
+    remedy = "Write the rows of each split to a file of its own, with the split in its name."
+    return DataError(
+        "names a split for each row, which is not read: all rows would be scored", str(file), remedy=remedy
+    )
 
 
 def _text(file: Path) -> str:
@@ -65,6 +84,8 @@ def _lines(file: Path, split: str) -> Iterator[File]:
     for line in _text(file).split("\n"):  # splitlines would cut a caption at U+2028
         if line.strip():
             entry = json.loads(line)
+            if "split" in entry:
+                raise _has_splits(file)
             label, captions = entry.get("label"), entry.get("captions", [])
             if not isinstance(captions, list):
                 raise TypeError(f"captions are no list: {captions!r}")
@@ -90,6 +111,11 @@ def _json(file: Path, split: str) -> Iterator[File]:
 def _table(file: Path, split: str) -> Iterator[File]:
     captions: dict[str, list[str]] = {}
     text = _text(file)
+    first = text.partition("\n")[0]
+    if "split" in [name.lower() for name in _header(first)]:
+        raise _has_splits(file)
+    if "," not in first and set(_header(first)) >= set(HEAD):
+        raise DataError("its columns are not separated by commas", str(file), first, "Save it with commas.")
     for name, caption in _quoted(text) or _plain(text):
         captions.setdefault(name, []).append(caption)
     for name, of_image in captions.items():
@@ -113,12 +139,24 @@ def _quoted(text: str) -> list[tuple[str, str]]:
 
 
 def _plain(text: str) -> Iterator[tuple[str, str]]:
-    """Rows as CLIP_benchmark reads them: an image up to the first comma, then its caption, quotes included."""
-    for line in text.split("\n")[1:]:
+    """Rows as CLIP_benchmark reads them: an image up to the first comma, then its caption, quotes included.
+
+    Raises ValueError if some captions with commas are quoted and others are not: the quotes would become text.
+    """
+    quoted, plain = 0, 0
+    for number, line in enumerate(text.split("\n")[1:], 2):
         if line.strip():
             name, comma, caption = line.strip().partition(",")
             if not comma:
                 raise ValueError(f"a line without a comma: {line!r}")
+            if _QUOTED.fullmatch(caption):
+                quoted = number
+            elif "," in caption:
+                plain = number
+            if quoted and plain:
+                raise ValueError(
+                    f"line {quoted} quotes a caption with a comma, line {plain} does not: quote all of them"
+                )
             yield name, caption
 
 

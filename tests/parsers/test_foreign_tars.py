@@ -101,6 +101,13 @@ def empties(folder):
     return names
 
 
+def marked_bad_by_nothing(folder):
+    """Write an empty mark: webdataset keeps the sample."""
+    names = files(folder, *pair("a"), "b.jpg", "b.__BAD__", *pair("c"))
+    (folder / "b.__BAD__").write_bytes(b"")
+    return names
+
+
 def same_data(folder):
     names = files(folder, *pair("a", "b"))
     return [*names, *names]
@@ -127,6 +134,8 @@ CONTENTS = {
     "apple_double": lambda f: files(f, "._a.jpg", "a.jpg", "._a.txt", "a.txt", "d/._b.jpg", "d/b.jpg", "d/b.txt"),
     "apart": lambda f: files(f, "a.jpg", "b.jpg", "a.txt", "b.txt"),
     "line_breaks": lambda f: files(f, *pair("a"), "b.x\nc/d.jpg"),
+    "marked_bad": lambda f: files(f, *pair("a"), "b.jpg", "b.__bad__", *pair("c")),
+    "marked_bad_by_nothing": marked_bad_by_nothing,
     "links": links,
     "first_a_link": first_a_link,
     "specials": specials,
@@ -145,6 +154,7 @@ CANNOT = {
 """Contents -> formats that cannot hold them."""
 REFUSED = {
     **{("line_breaks", writer): "a line break" for writer in FORMATS},
+    **{("marked_bad", writer): "marked as bad" for writer in FORMATS},
     **{("equal_but_for_case", writer): "holds two members jpg" for writer in FORMATS},
     # GNU tar stores a file once even if it is named twice.
     **{("twice_beside", writer): "holds two members jpg" for writer in ("bsdtar", "tarfile")},
@@ -292,7 +302,10 @@ def webdataset_samples(path):
         samples = list(webdataset.tariterators.tarfile_samples([{"url": str(path)}]))
     except Exception as error:  # webdataset documents no specific error
         return error
-    return [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__") or k == "__x__"}) for s in samples]
+    return [
+        (s["__key__"], {k: v for k, v in s.items() if not k.startswith("__") or k in ("__x__", "__bad__")})
+        for s in samples
+    ]
 
 
 def indexed_samples(path, out):

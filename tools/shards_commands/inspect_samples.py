@@ -16,7 +16,15 @@ from flip.config import merge, schema
 from flip.config.derived import StageSpan, dataset_lanes, stage_spans
 from flip.data import decode, masking
 from flip.data.chunk_reader import ChunkReader, Sample
-from flip.data.decode import DecodeError, captions_of, image_of, next_decodable
+from flip.data.decode import (
+    CAPTION_NOT_UTF8,
+    DecodeError,
+    captions_are_utf8,
+    captions_of,
+    file_name,
+    image_of,
+    next_decodable,
+)
 from flip.data.manifest import tar
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import DatasetSource, load_sources
@@ -48,6 +56,10 @@ class InspectedSample:
     captions: list[str]
     json: Any
     damage: str | None
+    warning: str | None
+    """That its captions are read with replacement characters."""
+    file: str | None
+    """The picture's name in the source of ``shards make``."""
 
 
 def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> InspectedSample:
@@ -72,6 +84,7 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
         id, shard, ordinal, chunk, manifest.exceptions.get(id), key,
         {extension: len(data) for extension, data in members.items()},
         image, _picture(image[1]) if image else None, lines, _json(members), damage,
+        None if captions_are_utf8(members, captions) else CAPTION_NOT_UTF8, file_name(members) or None,
     )  # fmt: skip
 
 
@@ -125,6 +138,8 @@ class Taken(NamedTuple):
     """The id that the order names, if this sample replaces it."""
     caption: str | None
     """The drawn caption; None if samples are not read."""
+    is_utf8: bool = True
+    """Whether its captions are read without replacement characters."""
 
 
 def batch(
@@ -154,15 +169,15 @@ def _of_set(
     order, manifest, data = source.order(config.seed, config.data.block), source.manifest, config.data
     bad, chunks = dict(manifest.exceptions), dict[int, list[Sample]]()
 
-    def load(id: int) -> list[str] | None:
-        """The captions of a sample. Raises DecodeError if training cannot use it."""
+    def load(id: int) -> tuple[list[str], bool] | None:
+        """The captions of a sample, and whether they are UTF-8. Raises DecodeError if training cannot use it."""
         if reader is None:
             return None
         j, index = divmod(id, manifest.chunk)
         if j not in chunks:
             chunks[j] = reader.read_chunk(manifest, j)
         image_of(chunks[j][index], data.decoder, data.to_rgb, data.exif)
-        return captions_of(chunks[j][index], data.captions)
+        return captions_of(chunks[j][index], data.captions), captions_are_utf8(chunks[j][index], data.captions)
 
     for lane in range(order.lanes):
         chunks.clear()
@@ -174,12 +189,13 @@ def _of_set(
                 shard, ordinal = manifest.locate(ids[n])
                 what = f"none of the {len(ids)} samples of its block can be decoded"
                 raise DataError(what, f"{shard}, sample {ordinal}")
-            m, texts = usable
-            id, caption = source.first_id + ids[m], None
-            if texts is not None:
+            m, loaded = usable
+            id, caption, is_utf8 = source.first_id + ids[m], None, True
+            if loaded is not None:
+                texts, is_utf8 = loaded
                 caption = texts[int(masking.draw(config.seed, epochs[m], id, masking.CAPTION, 0) * len(texts))]
             stands_for = None if m == n else source.first_id + ids[n]
-            yield Taken(source.lanes[lane], epochs[m], id, *manifest.locate(ids[m]), stands_for, caption)
+            yield Taken(source.lanes[lane], epochs[m], id, *manifest.locate(ids[m]), stands_for, caption, is_utf8)
 
 
 def inspect(options: argparse.Namespace) -> CommandResult:
@@ -260,6 +276,8 @@ def _step(options: argparse.Namespace) -> CommandResult:
         "read": options.read,
         "replaced": sum(item.stands_for is not None for item in taken),
     }
+    if not_utf8 := sum(not item.is_utf8 for item in taken):
+        report["warnings"] = {CAPTION_NOT_UTF8: not_utf8}
     text = "\n".join([*lines(report), "", *map(_row, taken)])
     return CommandResult(report | {"batch": [item._asdict() for item in taken]}, 0, text)
 

@@ -29,7 +29,7 @@ import numpy as np
 from flip.concurrency import map_in_processes
 from flip.config.host import cores
 from flip.data import decode
-from flip.data.decode import DecodeError
+from flip.data.decode import FILE_FIELD, DecodeError
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import split
@@ -41,7 +41,7 @@ from jobs.common.terminal import ProgressBar
 from tools.shards_commands.manifest import facts, kind
 from tools.shards_commands.output import CommandResult, writing
 from tools.shards_commands.source_files import NOT_UTF8, SourceFiles, is_unicode
-from tools.shards_commands.source_rows import FILE, Row, Source
+from tools.shards_commands.source_rows import Row, Source
 
 FEW = 2000
 """Rows that need no other process."""
@@ -350,7 +350,7 @@ def _members(
     }
     if row.label:
         members["cls"] = str(classes[row.label]).encode()
-    fields = ({FILE: row.file} if row.file else {}) | dict(row.fields)
+    fields = ({FILE_FIELD: row.file} if row.file else {}) | dict(row.fields)
     if fields:
         members["json"] = _json(fields)
     return members
@@ -359,6 +359,6 @@ def _members(
 def _json(fields: Mapping[str, Any]) -> bytes:
     """The json member. Raises DecodeError if a column has bytes that are not UTF-8; names of files may have some."""
     for name, value in fields.items():
-        if name != FILE and not is_unicode(json.dumps([name, value], default=str, ensure_ascii=False)):
+        if name != FILE_FIELD and not is_unicode(json.dumps([name, value], default=str, ensure_ascii=False)):
             raise DecodeError(f"its column {name!r} {NOT_UTF8}")
     return json.dumps(fields, default=str).encode()

@@ -20,8 +20,6 @@ IMAGE = ("image", "image_path", "path", "filepath", "file_path", "file_name", "f
 """Usual names of the column of pictures; case does not count."""
 CAPTION = ("caption", "captions", "text", "title")
 JSON_LINES = (".jsonl", ".json", ".ndjson")
-FILE = "file"
-"""Field of the json member with the name that the source gives a picture."""
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons"}
 
 

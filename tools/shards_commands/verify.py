@@ -23,7 +23,7 @@ import numpy as np
 from flip import concurrency
 from flip.config.host import cores
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import DecodeError, captions_of, image_of
+from flip.data.decode import CAPTION_NOT_UTF8, DecodeError, captions_are_utf8, captions_of, image_of
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import BLOCK
 from flip.data.prefetch import chunk_bytes
@@ -58,6 +58,8 @@ class Report:
     bytes: int = 0
     bad: dict[int, str] = field(default_factory=dict)
     """Sample id -> why training cannot use the sample."""
+    not_utf8: set[int] = field(default_factory=set)
+    """Ids of usable samples whose captions are not UTF-8."""
 
     def add(self, part: Report) -> None:
         self.chunks += part.chunks
@@ -65,6 +67,7 @@ class Report:
         self.samples += part.samples
         self.bytes += part.bytes
         self.bad.update(part.bad)
+        self.not_utf8 |= part.not_utf8
 
     def reasons(self) -> dict[str, int]:
         """Kind of reason -> number of samples, most frequent first."""
@@ -75,9 +78,13 @@ class Report:
         by_kind: dict[str, list[dict[str, Any]]] = {name: [] for name in self.reasons()}
         for id, reason in sorted(self.bad.items()):
             if len(by_kind[kind(reason)]) < count:
-                shard, ordinal = manifest.locate(id)
-                by_kind[kind(reason)].append({"id": id, "shard": shard, "ordinal": ordinal, "reason": reason})
+                by_kind[kind(reason)].append(_place(manifest, id) | {"reason": reason})
         return [example for examples in by_kind.values() for example in examples]
+
+
+def _place(manifest: Manifest, id: int) -> dict[str, Any]:
+    shard, ordinal = manifest.locate(id)
+    return {"id": id, "shard": shard, "ordinal": ordinal}
 
 
 def draw(manifest: Manifest, count: int, seed: int) -> list[int]:
@@ -128,8 +135,8 @@ def look(manifest: Manifest, plan: VerificationPlan, chunks: Sequence[int], read
     for j in chunks:
         ids = [id for id in manifest.chunk_ids(j) if id not in manifest.exceptions]
         if ids:
-            bad = _bad_samples(manifest, plan, j, ids, reader)
-            report.add(Report(0, int(bool(bad)), len(ids), chunk_bytes(manifest, j), bad))
+            bad, not_utf8 = _bad_samples(manifest, plan, j, ids, reader)
+            report.add(Report(0, int(bool(bad)), len(ids), chunk_bytes(manifest, j), bad, not_utf8))
     return report
 
 
@@ -180,12 +187,13 @@ def _tasks(manifest: Manifest, plan: VerificationPlan) -> Iterator[list[int]]:
 
 def _bad_samples(
     manifest: Manifest, plan: VerificationPlan, j: int, ids: Sequence[int], reader: ChunkReader
-) -> dict[int, str]:
+) -> tuple[dict[int, str], set[int]]:
+    """Bad samples of a chunk with their reasons, and the ids of others whose captions are not UTF-8."""
     try:
         samples = reader.read_chunk(manifest, j)
     except DataError as error:
-        return dict.fromkeys(ids, _without_folders(manifest, j, error))
-    bad = {}
+        return dict.fromkeys(ids, _without_folders(manifest, j, error)), set()
+    bad, not_utf8 = dict[int, str](), set[int]()
     for id in ids if plan.decode else ():
         sample = samples[id - j * manifest.chunk]
         try:
@@ -193,7 +201,10 @@ def _bad_samples(
             captions_of(sample, list(plan.captions))
         except DecodeError as error:
             bad[id] = str(error)
-    return bad
+            continue
+        if not captions_are_utf8(sample, plan.captions):
+            not_utf8.add(id)
+    return bad, not_utf8
 
 
 def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
@@ -277,6 +288,8 @@ def _facts(
         "bad_chunks": report.bad_chunks,
         "reasons": report.reasons(),
         "examples": report.examples(manifest, options.examples),
+        "warnings": {CAPTION_NOT_UTF8: len(report.not_utf8)} if report.not_utf8 else {},
+        "warning_examples": [_place(manifest, id) for id in sorted(report.not_utf8)[: options.examples]],
         "megabytes_per_second": round(report.bytes / 1e6 / seconds, 1),
         "samples_per_second": round(report.samples / seconds, 1),
         "seconds": round(seconds, 1),
@@ -298,6 +311,9 @@ def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace
         for example in facts["examples"]:
             if kind(example["reason"]) == reason:
                 lines.append("      id {id}: {shard}, sample {ordinal}: {reason}".format(**example))
+    for warning, count in facts["warnings"].items():
+        lines.append(f"  warning: {count:,} x {warning}: read with replacement characters")
+        lines += ["      id {id}: {shard}, sample {ordinal}".format(**example) for example in facts["warning_examples"]]
     lines += [f"  shard of a different length: {shard}" for shard in facts["resized_shards"]]
     lines += [f"  shard without samples: {shard}" for shard in facts["shards_without_members"]]
     if "bad_share_at_most" in facts:

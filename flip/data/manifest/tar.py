@@ -29,6 +29,8 @@ _BARE_TYPES = b"123456"
 _FOLDER = b"5"
 _RESERVED = frozenset(("__key__", "__url__"))
 """Names that webdataset puts into a sample itself; it raises an error if a member has one."""
+_BAD = "__bad__"
+"""Name of a member with which webdataset drops the sample, unless it is empty."""
 
 
 class InvalidTar(Exception):
@@ -208,6 +210,10 @@ def samples(
         extension = extension.lower()
         if extension in sample.members or (strict and extension in _RESERVED):
             raise InvalidTar(member.start, f"sample {sample.key} holds two members {extension}")
+        if strict and extension == _BAD and member.size:
+            raise InvalidTar(
+                member.start, f"sample {sample.key} is marked as bad ({_BAD}), so that webdataset drops it"
+            )
         sample.members[extension] = (member.data, member.size)
     if sample is not None:
         yield sample

@@ -309,6 +309,27 @@ def test_invalid_caption_table_is_rejected(tmp_path, text):
         datasets.locate_split(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", b'image,caption\na.png,"one, two"\na.png,one, two\n', "line 2 quotes a caption with a comma, line 3"),
+        ("t.csv", b'image,caption\na.png,one, two\nb.png,"""one"", two"\n', "line 3 quotes a caption with a comma"),
+        ("t.csv", b"image,caption,split\na.png,b,train\na.png,c,test\n", "names a split for each row"),
+        ("t.csv", b'"image","caption","Split"\n"a.png","b","train"\n', "names a split for each row"),
+        ("t.jsonl", b'{"image": "a.png", "label": 0, "split": "train"}\n', "names a split for each row"),
+        ("t.csv", b"image;caption\na.png;one, two\n", "not separated by commas"),
+        ("t.csv", b"image\tcaption\na.png\tone\n", "not separated by commas"),
+        ("t.csv", b"image,caption\na.png,caf\xe9\n", "is not UTF-8.*iconv"),
+        ("t.jsonl", b'{"image": "a.png", "captions": ["caf\xe9"]}\n', "is not UTF-8.*iconv"),
+    ],
+)
+def test_ambiguous_list_of_images_is_rejected_with_remedy(tmp_path, name, content, words):
+    images(tmp_path, ["a.png"])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        datasets.locate_split(str(tmp_path))
+
+
 def test_jsonl_captions_may_contain_unicode_line_separator(tmp_path):
     images(tmp_path, ["a.png"])
     lines = [{"image": "a.png", "captions": ["one\u2028line"]}, {"image": "a.png", "captions": ["b"]}]

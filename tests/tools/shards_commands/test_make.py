@@ -394,7 +394,8 @@ def test_make_uses_columns_that_only_later_json_lines_have(pictures, tmp_path, c
     code, report = call(capsys, "make", write_table(pictures / "t.jsonl", rows), "--out", tmp_path / "out", "--json")
     assert code == 0 and [entry["reason"] for entry in report["refused_rows"]] == ["it has no caption"]
     written = members(tmp_path / "out")
-    assert [sample["txt"] for sample in written] == [b"a", b"b"] and json.loads(written[1]["json"]) == {"file": "2.png", "id": 7}
+    assert [sample["txt"] for sample in written] == [b"a", b"b"]
+    assert json.loads(written[1]["json"]) == {"file": "2.png", "id": 7}
 
 
 def test_make_refuses_key_that_webdataset_skips(pictures, tmp_path, capsys):

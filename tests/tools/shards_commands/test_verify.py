@@ -11,10 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
 from tests.flip.data.loading import CHUNK, SAMPLES
-from tests.synthetic import make_dataset
+from tests.flip.data.manifest.test_manifest import write_tar
+from tests.synthetic import encode, make_dataset, picture
+from tests.tools.test_shards_cli import call
 from tools.shards_commands import verify
 from tools.shards_commands.verify import Report, VerificationPlan, check, draw, kind, resized, upper_bound
 
@@ -169,3 +172,25 @@ def test_verify_ends_all_processes_on_ctrl_c(tmp_path):
     out, err = child.communicate(timeout=60)
     assert (child.returncode, "Traceback" in err) == (130, False) and "interrupted" in out + err, err
     assert not psutil.wait_procs(family, timeout=20)[1]
+
+
+def test_verify_and_inspect_count_captions_that_are_not_utf8(tmp_path, capsys):
+    """Training reads them with replacement characters, so they are no findings."""
+    samples = [b"one", "zw\xf6lf".encode("latin-1"), "zw\xf6lf".encode(), b"\xff\xfet\0"]
+    (tmp_path / "data").mkdir()
+    files = []
+    for i, text in enumerate(samples):
+        data = b'{"caption": "' + text.replace(b"\0", b"") + b'", "other": "\xff"}'
+        files += [(f"{i}.png", encode(picture(i, 16))), (f"{i}.txt", text), (f"{i}.json", data)]
+    write_tar(tmp_path / "data" / "0.tar", files)
+    manifest = index([str(tmp_path / "data" / "0.tar")], tmp_path / "data", 2)
+    for captions in ("txt", "txt:whole", "json:caption"):
+        command = ["verify", manifest.folder, "--captions", captions, "--workers", 1]
+        code, report = call(capsys, *command, "--json")
+        assert code == 0 and report["bad"] == 0 and report["warnings"] == {"caption is not UTF-8": 2}, captions
+        assert [example["id"] for example in report["warning_examples"]] == [1, 3]
+        code, text = call(capsys, *command)
+        assert code == 0 and "warning: 2 x caption is not UTF-8" in text and "id 3: " in text
+    assert call(capsys, "verify", manifest.folder, "--no-decode", "--json")[1]["warnings"] == {}
+    shown = [call(capsys, "inspect", manifest.folder, "--id", i, "--json")[1]["warning"] for i in range(4)]
+    assert shown == [None, "caption is not UTF-8", None, "caption is not UTF-8"]
