@@ -2,6 +2,9 @@
 
 The hash covers the values themselves, not differences from defaults, so a later change of a default cannot make two
 runs look alike. The hashed values are stored with the hash, so that differences can be named.
+
+identity.json has a version (``schema``). Version 1 hashed the class names of evaluation sets too. Version 2 records
+them (``classes``) outside of the hash, so that they can be corrected. A run keeps the version that it started with.
 """
 
 import dataclasses
@@ -14,9 +17,11 @@ from typing import Any, NamedTuple
 
 from flip.config.derived import world_size
 from flip.config.resolve import manifest_record, resolve_path
-from flip.config.schema import SCHEMA, Config, DataSet, Stage
+from flip.config.schema import Config, DataSet, EvaluationSet, Stage
 from flip.runs.errors import PermissionDenied
 
+VERSION = 2
+"""Version of identity.json that is written for new runs."""
 _DATA = re.compile(r"data\.(sets\.[^.]+\.)?(manifest|samples)")
 
 
@@ -64,22 +69,27 @@ def file_digest(path: str) -> str:
 _DIGESTS: dict[str, Callable[[str], str]] = {"manifest": _manifest, "file": file_digest, "folder": str}
 
 
-def _hashed(section: Any) -> dict[str, Any]:
+def _hashed(section: Any, version: int) -> dict[str, Any]:
     """The fields of a section that are part of the identity as plain data, with digests in place of paths."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         value, rules = getattr(section, field.name), field.metadata
-        if not rules.get("identity", True) or ("omit_if" in rules and value == rules["omit_if"]):
+        is_hashed = rules.get("identity", True) or (version == 1 and _is_class_names(section, field.name))
+        if not is_hashed or ("omit_if" in rules and value == rules["omit_if"]):
             continue
         if "path" in rules:
             values[field.name] = _DIGESTS[rules["path"]](value)
         elif isinstance(value, list):
-            values[field.name] = [_hashed(item) if dataclasses.is_dataclass(item) else item for item in value]
+            values[field.name] = [_hashed(item, version) if dataclasses.is_dataclass(item) else item for item in value]
         elif not dataclasses.is_dataclass(value):
             values[field.name] = value
-        elif section_values := _hashed(value):
+        elif section_values := _hashed(value, version):
             values[field.name] = section_values
     return values
+
+
+def _is_class_names(section: Any, field: str) -> bool:
+    return isinstance(section, EvaluationSet) and field == "classes"
 
 
 def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
@@ -101,9 +111,9 @@ def generic_key(key: str) -> str:
     return re.sub(r"\A(stages|data\.sets|evaluate\.sets)\.[^.]*\.", r"\1.*.", key)
 
 
-def _canonical(config: Config) -> dict[str, Any]:
+def _canonical(config: Config, version: int = VERSION) -> dict[str, Any]:
     """The values that the hash covers."""
-    values = _hashed(config)
+    values = _hashed(config, version)
     values["evaluate"]["sets"].sort(key=lambda dataset: dataset["name"])  # their order changes no score
     if not config.init.run and not config.init.export:
         del values["init"]
@@ -117,14 +127,63 @@ def digest(canonical: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def identity(config: Config, code: str) -> dict[str, Any]:
-    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config (what is hashed).
+def identity(config: Config, code: str, version: int = VERSION) -> dict[str, Any]:
+    """identity.json of a resolved configuration: hash, schema, code (the snapshot's digest), config (what is hashed),
+    and since version 2 classes (digests of class names, which are not hashed).
 
-    The code is not hashed: a run keeps its snapshot, and an edited comment does not make another run. Reads manifests
-    and the tokenizer if they exist.
+    The code is not hashed: a run keeps its snapshot, and an edited comment does not make another run. Reads manifests,
+    class names and the tokenizer if they exist.
     """
-    canonical = _canonical(config)
-    return {"hash": digest(canonical), "schema": SCHEMA, "code": code, "config": canonical}
+    canonical = _canonical(config, version)
+    stored = {"hash": digest(canonical), "schema": version, "code": code, "config": canonical}
+    return stored if version == 1 else stored | {"classes": _class_names(config)}
+
+
+def version_of(stored: Mapping[str, Any]) -> int:
+    """The version of a stored identity.json."""
+    return 1 if stored.get("schema") == 1 else VERSION
+
+
+def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
+    """Whether a stored identity.json, of any version, is that of a resolved configuration, whatever its class names."""
+    if version_of(stored) != 1:
+        return stored.get("hash") == digest(_canonical(config))
+    if stored.get("hash") == digest(_canonical(config, 1)):
+        return True
+    hashed = stored.get("config")
+    if not isinstance(hashed, dict) or stored.get("hash") != digest(hashed):
+        return False
+    return digest(_without_class_names(hashed)) == digest(_canonical(config))
+
+
+def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
+    """Evaluation sets whose class names are other ones than a stored identity.json records."""
+    if version_of(stored) == 1:
+        leaves = flatten(stored.get("config", {}))
+        before = {name: leaves.get(f"evaluate.sets.{name}.classes") for name in _class_names(config)}
+    else:
+        before = stored.get("classes", {})
+    return [name for name, now in _class_names(config).items() if before.get(name, now) != now]
+
+
+def missing_class_names(config: Config) -> list[str]:
+    """Files of class names of a configuration that do not exist."""
+    return [names for names in _class_names(config).values() if not _is_content(names)]
+
+
+def _class_names(config: Config) -> dict[str, str]:
+    """Evaluation set -> digest of its class names, or their path if the file does not exist."""
+    return {item.name: file_digest(item.classes) for item in config.evaluate.sets if item.classes}
+
+
+def _without_class_names(hashed: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that version 1 hashed as version 2 hashes them."""
+    evaluate = hashed.get("evaluate")
+    sets = evaluate.get("sets") if isinstance(evaluate, Mapping) else None
+    if not isinstance(evaluate, Mapping) or not isinstance(sets, list):
+        return dict(hashed)
+    others = [{key: value for key, value in item.items() if key != "classes"} for item in sets]
+    return {**hashed, "evaluate": {**evaluate, "sets": others}}
 
 
 def flatten(value: Any, key: str = "") -> dict[str, Any]:
@@ -163,4 +222,7 @@ def _names(config: Mapping[str, Any], key: str) -> list[str]:
 
 def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChange]:
     """The differences between a stored identity.json and a resolved configuration; empty: they are the same run."""
-    return compare(stored["config"], _canonical(config))
+    hashed = stored["config"]
+    if version_of(stored) == 1:
+        hashed = _without_class_names(hashed)
+    return compare(hashed, _canonical(config))

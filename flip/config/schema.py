@@ -11,8 +11,7 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass, make_data
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 SCHEMA = 1
-"""Version of this schema, stored in config.yaml and identity.json. A changed meaning needs a new number and a
-reader."""
+"""Version of this schema, stored in config.yaml. A changed meaning needs a new number and a reader."""
 
 MAX_SAMPLES = 2**53 - 1
 """Length of a stage. Larger counts are not exact in every JSON reader; no training comes near."""
@@ -448,8 +447,9 @@ class EvaluationSet:
 
     name: str = ""
     manifest: str = option("", path="manifest")
-    classes: str = option("", path="file")
-    """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}."""
+    classes: str = option("", path="file", identity=False)
+    """Zero-shot: JSON {"names": [...], "templates": ["a picture of {}", ...]}. No part of the identity: names can be
+    corrected without another training."""
     role: str = option("test", choices=("validation", "test"))
     """``validation``: scored in training and used to choose; ``test``: scored once, at the end."""
     task: str = option("zeroshot", choices=("zeroshot", "retrieval", "probe"), omit_if="zeroshot")

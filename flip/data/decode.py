@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from flip.data.manifest import tar
+from flip.data.manifest.labels import parse_label
 from flip.runs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def is_transparent(data: bytes | memoryview) -> bool:
     image = open_image(data)
     if not _has_alpha(image):
         return False
-    return any(strip.convert("RGBA").getchannel("A").getextrema()[0] < 255 for _, strip in _strips(image))
+    return any(np.asarray(strip.convert("RGBA").getchannel("A")).min() < 255 for _, strip in _strips(image))
 
 
 def is_turned(data: bytes | memoryview) -> bool:
@@ -368,15 +369,12 @@ def _parse(sample: Sample, member: str) -> dict[str, Any]:
 
 def label_of(sample: Sample, member: str = "cls") -> int:
     """The class label of a sample. Raises DecodeError."""
-    try:
-        label = int(bytes(sample[member]))
-        if 0 <= label < 1 << 31:
-            return label
-    except KeyError:
-        raise DecodeError(f"no label {member!r} among its members {sorted(sample)}") from None
-    except ValueError:
-        pass
-    raise DecodeError(f"the label {bytes(sample[member])[:40]!r} is not a whole number from 0 on")
+    if member not in sample:
+        raise DecodeError(f"no label {member!r} among its members {sorted(sample)}")
+    label = parse_label(bytes(sample[member]))
+    if label is None:
+        raise DecodeError(f"the label {bytes(sample[member])[:40]!r} is not a whole number from 0 on")
+    return label
 
 
 def next_decodable(

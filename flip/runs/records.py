@@ -109,7 +109,10 @@ EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TE
 
 #: File name -> its fields. A list holds the declaration of its members; ``*`` declares all other fields.
 FIELDS: Dict[str, Any] = {
-    "identity.json": {"hash": EXACT, "schema": COUNT, "code": DIGEST, "config": MAPPING, "before": [EARLIER_DATA]},
+    "identity.json": {
+        "hash": EXACT, "schema": COUNT, "code": DIGEST, "config": MAPPING, "classes": {"*": TEXT},
+        "before": [EARLIER_DATA],
+    },
     "status.json": {
         "attempt": COUNT, "samples": COUNT, "total": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER,
         "accuracy": NUMBER, "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT,

@@ -44,6 +44,7 @@ from flip.distributed.shutdown import (
 from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
+from flip.evaluation.label_check import check_labels
 from flip.evaluation.metrics import format_result
 from flip.evaluation.predictions import Predictions, path_of
 from flip.models import clip
@@ -201,6 +202,8 @@ class Trainer:
         """
         try:
             self.restore()
+            if self.samples == 0:
+                self.check_labels()
             for span in self.spans:
                 if self.samples < span.end:
                     self.run_stage(span)
@@ -342,6 +345,14 @@ class Trainer:
             log.info(text, *values)
 
     # -- evaluation and the end --------------------------------------------------------------------------------------
+
+    def check_labels(self) -> None:
+        """Compare labels and class names of evaluation sets now, not after all steps. Collective."""
+        data = self.config.data
+        ranks = RankGroup(self.world.rank, self.world.size, self.world.control_group)
+        retry_policy = RetryPolicy(data.deadline, data.timeout, absent_is_outage=True)
+        heartbeat = partial(self.watchdog.heartbeat, "comparing labels with class names")
+        check_labels(self.config.evaluate.sets, ranks, retry_policy, heartbeat)
 
     def validate(self, span: StageSpan) -> None:
         """Evaluate the saved position on the validation sets, unless an earlier attempt has done so."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.host import Host
-from flip.config.identity import ConfigChange, diff_identity, digest, identity
+from flip.config.identity import ConfigChange, changed_class_names, diff_identity, digest, is_same_run
 from flip.config.merge import read_config
 from flip.config.resolve import DatasetFacts, inherit_machine_fields, resolve
 from flip.config.schema import Config
@@ -67,7 +67,7 @@ class ExistingRun:
         return self.state in ("queued", "running", "waiting", "unknown")
 
     def matches(self, wanted: ResolvedRun) -> bool:
-        return self.identity is not None and self.identity.get("hash") == wanted.identity["hash"]
+        return self.identity is not None and is_same_run(self.identity, wanted.config)
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,12 @@ class Action:
     changes: Sequence[ConfigChange] = ()
     fork: str = ""
     adopts: bool = False
+    stored_hash: str = ""
+    """The identity of an existing run that is not changed, which may be of an earlier version."""
+
+    @property
+    def identity_hash(self) -> str:
+        return self.stored_hash or str(self.wanted.identity["hash"])
 
     @property
     def lacks_commit(self) -> bool:
@@ -204,7 +210,7 @@ def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths
             stable = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
         except (FlipError, OSError, ValueError):  # a damaged run is reported by the plan
             continue
-        if identity(stable, "")["hash"] == stored.get("hash") or _of_data(_changes(stored, stable)):
+        if is_same_run(stored, stable) or _of_data(_changes(stored, stable)):
             return stable
     return fresh
 
@@ -276,7 +282,20 @@ def _action(
         existing = all_existing[fork]
     starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
     unchanged = f"kept as it is ({_list(wanted.ignored_changes, wanted.given)})" if wanted.ignored_changes else ""
-    return Action(wanted, existing.state, "; ".join(filter(None, [existing.detail, unchanged])), starts, fork=fork)
+    renamed = _renamed(existing, wanted.config) if existing.state == "complete" else ""
+    reason = "; ".join(filter(None, [existing.detail, unchanged, renamed]))
+    stored_hash = str((existing.identity or {}).get("hash", ""))
+    return Action(wanted, existing.state, reason, starts, fork=fork, stored_hash=stored_hash)
+
+
+def _renamed(existing: ExistingRun, config: Config) -> str:
+    """Which scores of a complete run have other class names than the sweep file, in words."""
+    names = changed_class_names(existing.identity or {}, config)
+    if not names:
+        return ""
+    return (
+        f"class names of {', '.join(names)} have changed: its scores have the earlier ones (flip evaluate scores again)"
+    )
 
 
 def _changed(

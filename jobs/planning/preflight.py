@@ -29,6 +29,8 @@ from flip.config.schema import Config, TextTower
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader
 from flip.data.decode import DecodeError, captions_of, image_of, json_fields, label_of, refuse_whole_json
+from flip.data.manifest import labels
+from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
@@ -204,8 +206,7 @@ def _evaluations(config: Config, nominal: bool) -> list[Check]:
         shards = _check_shards(item.manifest)
         if item.task == "zeroshot":
             classes = len(prompts.read_prompts(item.classes).names)
-            checks.append(Check(name, f"{shards}; {classes} classes"))
-            _first_label(item.manifest, item.classes, classes)
+            checks.append(Check(name, f"{shards}; {_labels(item.manifest, item.classes, classes)}"))
         elif item.task == "probe":
             checks.append(Check(name, f"{shards}; fitted on {_check_shards(item.train)}"))
         else:
@@ -249,9 +250,22 @@ def _fields(folder: str) -> Iterator[str]:
 
 
 @lru_cache(maxsize=64)
-def _first_label(folder: str, path: str, classes: int) -> None:
-    """DataError if the first sample is not an image with the number of a class: evaluation replaces no samples."""
+def _labels(folder: str, path: str, classes: int) -> str:
+    """How the labels of a set fit its class names, by the counts of its manifest, without reading the set.
+
+    DataError if they do not, or if the first sample is not an image with a label: evaluation replaces no samples.
+    """
     manifest = Manifest.load(folder)
+    counts = LabelCounts.of_manifest(manifest)
+    if counts.known and (defect := counts.defect(manifest.samples, classes)):
+        raise DataError(f"{defect} ({path})", folder, remedy=labels.REMEDY)
+    _first_label(manifest, path, classes)
+    if counts.known:
+        return f"{len(counts.counts)} of {classes} classes"
+    return f"{classes} classes; the manifest has no counts of labels: the job compares them before its first step"
+
+
+def _first_label(manifest: Manifest, path: str, classes: int) -> None:
     for id, sample in islice(ChunkReader(deadline=10.0).samples(manifest), 1):
         shard, ordinal = manifest.locate(id)
         try:

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from flip.config.identity import identity, is_same_run, version_of
 from flip.config.merge import dump, to_dict
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
@@ -153,8 +154,14 @@ def _adopt(action: Action, folder: Path) -> None:
     stored, done = read_record(run.identity) or {}, commit.commits(run)
     until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
     until["changes"] = [change._asdict() for change in action.changes]
-    wanted = {key: action.wanted.identity[key] for key in ("hash", "schema", "config")}
-    write_json(run.identity, {**stored, **wanted, "before": [*stored.get("before", []), until]})
+    write_json(run.identity, {**_renewed(stored, action), "before": [*stored.get("before", []), until]})
+
+
+def _renewed(stored: Mapping[str, Any], action: Action) -> dict[str, Any]:
+    """A stored identity with the wanted configuration, in its own version, which the code of the run may require."""
+    wanted = identity(action.wanted.config, "", version_of(stored))
+    del wanted["code"]
+    return {**stored, **wanted}
 
 
 def _update_config(action: Action, folder: Path, snapshot: Snapshot) -> None:
@@ -162,6 +169,12 @@ def _update_config(action: Action, folder: Path, snapshot: Snapshot) -> None:
 
     A run that keeps older code gets no key that its config.yaml lacks, because that code may not know it.
     """
+    run = RunDir(folder / action.name)
+    stored = read_record(run.identity) or {}
+    if stored and is_same_run(stored, action.wanted.config):
+        renewed = _renewed(stored, action)
+        if renewed != stored:
+            write_json(run.identity, renewed)  # class names were corrected; before config.yaml, as in ``_adopt``
     path, settings = folder / action.name / "config.yaml", to_dict(action.wanted.config)
     if snapshot_of(action, folder) not in (None, snapshot.path) and path.exists():
         settings = _without_new_keys(settings, read_yaml(path))

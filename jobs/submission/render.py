@@ -33,7 +33,8 @@ def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[P
     """One line per run, and the totals of the runs that start. ``files``: the sweep file and cluster profiles."""
     if plan.actions and all(action.kind == "complete" for action in plan.actions):
         done = f"{sweep.name}: complete, all {len(plan.actions)} runs; nothing to start."
-        return Page(done, *_dropped(plan))
+        reasons = [f"{action.name}: {action.reason}" for action in plan.actions if action.reason]
+        return Page("\n".join([done, *reasons]), *_dropped(plan))
     overview = _overview(plan, profile)
     return Page(_head(plan, sweep, profile, files), overview, *_dropped(plan), *_warnings(plan), *_advice(plan))
 
@@ -319,7 +320,7 @@ def as_dict(
             "differs": action.wanted.differs,
             "base": [change._asdict() for change in action.wanted.against_base],
             "changes": [change._asdict() for change in action.changes],
-            "identity": action.wanted.identity["hash"],
+            "identity": action.identity_hash,
             "notes": list(action.wanted.notes),
             "warnings": list(action.wanted.warnings),
             **action.wanted.estimate.as_dict(),

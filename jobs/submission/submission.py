@@ -16,7 +16,7 @@ from typing import Any
 
 from flip.config.derived import stage_at
 from flip.config.host import Host, core_seconds, this_host
-from flip.config.identity import ConfigChange, diff_identity, flatten, identity
+from flip.config.identity import ConfigChange, diff_identity, flatten, identity, is_same_run
 from flip.config.merge import read_config, to_dict
 from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
@@ -364,7 +364,7 @@ class Submission:
             return config, ()
         try:
             known = [read_record(place / "identity.json") or {} for place in places]
-            if identity(config, "")["hash"] in [stored.get("hash") for stored in known]:
+            if any(is_same_run(stored, config) for stored in known):
                 return config, ()
             return read_config(path / "config.yaml"), diff_identity(known[-1], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -380,9 +380,8 @@ class Submission:
 
     def _holder(self, run: Run, config: Config) -> Path | None:
         """The directory of the run, or of a fork of it, that has this configuration."""
-        wanted = identity(config, "")["hash"]
         places = self._places_of(run)  # a damaged record is reported with the plan
-        return next((place for place in places if read_lenient(place / "identity.json").get("hash") == wanted), None)
+        return next((place for place in places if is_same_run(read_lenient(place / "identity.json"), config)), None)
 
     def _can_query(self) -> bool:
         """Whether states can be queried; a dry run without Slurm uses the files alone."""

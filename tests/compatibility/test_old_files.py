@@ -67,6 +67,12 @@ def test_submit_plans_no_change_for_unchanged_sweep_of_release(old):
     for name, row in rows.items():
         stored = json.loads((old / "runs" / "old" / name / "identity.json").read_text())
         assert (row["identity"], row["changes"], row["starts"]) == (stored["hash"], [], False)
+        assert "class names" not in row["reason"]
+    names = old / "data" / "classes.json"
+    names.write_text(names.read_text().replace('"names": ["', '"names": ["corrected '))
+    plan = json.loads(call(old, "jobs/submit.py", "--sweep", str(old / "old.yaml"), "--dry-run", "--json"))
+    assert [(row["action"], row["changes"]) for row in plan["runs"]] == [("complete", []), ("cancelled", [])]
+    assert "class names of validation have changed" in plan["runs"][0]["reason"]
 
 
 def test_read_runs_and_load_accept_run_and_export_of_release(old):

@@ -15,6 +15,7 @@ from flip.config.resolve import DatasetFacts, default_lanes
 from flip.config.schema import Config, Stage
 from flip.data.manifest.build import DamagedShards, merge, scan_shards
 from flip.data.manifest.filters import Filters
+from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import Manifest, write
 from flip.runs.errors import ConfigError, DataError
 from jobs.common.terminal import ProgressBar
@@ -86,8 +87,10 @@ def drop(options: argparse.Namespace) -> CommandResult:
 
 def excepting(old: Manifest, exceptions: Mapping[int, str], out: str) -> Manifest:
     """Write a new manifest of the same shards that excludes ``exceptions`` as well."""
+    # counts of labels include samples that are excluded now
+    settings = {name: value for name, value in old.settings.items() if name != "labels"}
     with writing(out):
-        return write(out, old, old.checksums, {**old.exceptions, **exceptions}, old.settings)
+        return write(out, old, old.checksums, {**old.exceptions, **exceptions}, settings)
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
@@ -107,6 +110,9 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         names = ("seen", "filters", "dropped", "uids")
         report |= {name: manifest.settings[name] for name in names if name in manifest.settings}
         report["samples_read_per_sample"] = round(manifest.total_samples_in_tars / manifest.samples, 2)
+    labels = LabelCounts.of_manifest(manifest)
+    if labels.counts:
+        report["labels"] = {"different": len(labels.counts), "largest": max(labels.counts)}
     return report
 
 

@@ -24,6 +24,7 @@ from flip.concurrency import DaemonExecutor
 from flip.config.resolve import default_chunk
 from flip.data.manifest import manifest as manifests
 from flip.data.manifest.census import Completeness
+from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, ChunkTable, Manifest, SampleFilterBuilder, refuse_existing
 from flip.data.manifest.scan import REMEDY, Scan, ScanJournal, Shard, file_stat, scan_shard
 from flip.data.storage.base import ObjectStat, is_remote
@@ -255,12 +256,14 @@ def merge(
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
     chunks, selection, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
+    labels = LabelCounts.of_manifest(old) if old else LabelCounts()
     keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
     for number, shard in enumerate(results.shards, 1):
         scan = _read_scan(results, shard, out)
         chunks.add(scan)
         selection.add(scan.dropped == 0, int(scan.head[0]))
         counts += np.bincount(scan.dropped, minlength=256)
+        labels.add(scan.census.labels)
         if complete:
             complete.add(scan.census)
         keys.append(shard.key)
@@ -273,6 +276,9 @@ def merge(
     offsets, checksums = chunks.tables()
     table = ChunkTable(keys, np.array(rows, dtype=np.int64), chunk, offsets, etags, None if old else selection.build())
     settings = _settings(results, keys, old) | (filters.settings(counts) if filters else {})
+    settings.pop("labels", None)
+    if labels.known and (labels.counts or labels.unusable):
+        settings["labels"] = labels.json()
     settings |= more or {}
     manifest = manifests.write(out, table, checksums, old.exceptions if old else {}, settings)
     results.scans.remove()

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from flip.data.manifest import labels
+from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.tar import EXTENSIONS, Sample
 from flip.runs.errors import DataError
 
@@ -19,6 +21,8 @@ MOST = 256
 
 _IMAGES = frozenset(EXTENSIONS)
 _NAMED = 8
+_LABEL_BYTES = 64
+"""Bytes of a label that are parsed; white space around a number counts."""
 
 
 class SampleKind(NamedTuple):
@@ -40,18 +44,21 @@ OTHER = SampleKind(("*",))
 
 @dataclass
 class Census:
-    """Samples of a shard by kind, and members without a sample by reason."""
+    """Samples of a shard by kind and by label, and members without a sample by reason."""
 
     kinds: Counter[SampleKind] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    labels: LabelCounts = field(default_factory=LabelCounts)
 
     def json(self) -> dict[str, Any]:
-        return {"kinds": [[*kind, count] for kind, count in self.kinds.items() if count], "skipped": self.skipped}
+        kinds = [[*kind, count] for kind, count in self.kinds.items() if count]
+        return {"kinds": kinds, "skipped": self.skipped, "labels": self.labels.json()}
 
     @classmethod
     def of_json(cls, value: dict[str, Any]) -> Census:
         rows = ((SampleKind(tuple(members), tuple(empty), apart), n) for members, empty, apart, n in value["kinds"])
-        return cls(Counter(dict(rows)), Counter(value["skipped"]))
+        # scans of earlier releases have no labels
+        return cls(Counter(dict(rows)), Counter(value["skipped"]), LabelCounts.of_json(value.get("labels")))
 
 
 class Counting:
@@ -62,11 +69,14 @@ class Counting:
         self._halves: dict[str, SampleKind] = {}
         """Samples that can be a part of another sample, by key. Valid shards have none."""
 
-    def add(self, samples: Iterable[Sample]) -> None:
-        """Add the next samples."""
+    def add(self, samples: Iterable[Sample], buffer: memoryview) -> None:
+        """Add the next samples, whose members are in ``buffer``."""
         kinds = self.census.kinds
         for sample in samples:
             names = sample.members
+            if labels.MEMBER in names:
+                start, size = names[labels.MEMBER]
+                self.census.labels.count(bytes(buffer[start : start + min(size, _LABEL_BYTES)]))
             empty = tuple(sorted(name for name, (_, size) in names.items() if not size))
             kind = SampleKind(tuple(sorted(names)), empty)
             if sample.key.endswith("/"):

@@ -4,13 +4,23 @@ import shutil
 import pytest
 
 from flip.config.host import Host
-from flip.config.identity import diff_identity, flatten, identity
+from flip.config.identity import (
+    changed_class_names,
+    diff_identity,
+    flatten,
+    identity,
+    is_same_run,
+    missing_class_names,
+)
 from flip.config.merge import merge
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Optim
 
-GOLDEN = "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7"
-"""A change of this hash makes every stored run look changed and needs a new schema number."""
+GOLDEN = {
+    1: "4239744d741d293c43cbc23c92f39943af6f870666a02db5500ac6943eadeaa7",
+    2: "97c8679663407766c8875ff80f78268f462f7d22d4078ffb4fc23d4e596082c1",
+}
+"""A change of these hashes makes every stored run look changed and needs a new schema number."""
 
 
 @pytest.fixture
@@ -37,7 +47,39 @@ def run(folder, *overrides, cores=2):
 
 
 def test_identity_hash_is_pinned(data):
-    assert identity(run(data), "code")["hash"] == GOLDEN
+    for version, expected in GOLDEN.items():
+        stored = identity(run(data), "code", version)
+        assert stored["hash"] == expected and stored["schema"] == version
+    assert identity(run(data), "code") == stored
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_class_names_can_be_corrected_without_another_run(data, version):
+    """Labels may turn out not to fit the names when the training is complete."""
+    config = run(data)
+    before = identity(config, "code", version)
+    assert is_same_run(before, config) and changed_class_names(before, config) == []
+    for correct in (lambda: (data / "classes.json").write_text('{"names": ["a"]}'), (data / "classes.json").unlink):
+        correct()
+        assert is_same_run(before, config) and diff_identity(before, config) == []
+        assert changed_class_names(before, config) == ["val"]
+        assert identity(config, "code")["hash"] == GOLDEN[2] != identity(config, "code", 1)["hash"]
+    assert missing_class_names(config) == [str(data / "classes.json")]
+    other = run(data, "evaluate.sets.val.role=validation")
+    assert not is_same_run(before, other)
+    assert [change.key for change in diff_identity(before, other)] == ["evaluate.sets.val.role"]
+
+
+def test_edited_identity_of_version_1_is_another_run(data):
+    config = run(data)
+    stored = identity(config, "code", 1)
+    (data / "classes.json").write_text('{"names": ["a"]}')
+    assert is_same_run(stored, config)
+    assert not is_same_run({**stored, "hash": "0"}, config)
+    assert not is_same_run({**stored, "config": None}, config)
+    edited = json.loads(json.dumps(stored))
+    edited["config"]["seed"] = 7
+    assert not is_same_run(edited, config)
 
 
 def test_identity_ignores_data_location_and_runtime_settings(data, tmp_path):

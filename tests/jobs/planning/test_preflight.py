@@ -131,7 +131,32 @@ def test_preflight_checks_first_sample_of_evaluation_set(desk, data, tmp_path):
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
         writer.write({"__key__": "0", "png": encode(picture(0)), "cls": 4})
     index([str(tmp_path / "0.tar")], tmp_path / "labelled")
-    desk.refuses(65, "the label has no class name", f"evaluate.sets.small.manifest={tmp_path}/labelled")
+    desk.refuses(65, "1 of 1 labels have no class name", f"evaluate.sets.small.manifest={tmp_path}/labelled")
+
+
+def test_preflight_compares_all_labels_with_class_names_without_reading_the_set(desk, tmp_path, monkeypatch):
+    """With 2 names and 8 labels all runs trained, and failed in the final evaluation."""
+    labelled = make_dataset(tmp_path / "labelled", samples=64, shards=2, classes=8)
+    (tmp_path / "two.json").write_text('{"names": ["a", "b"], "templates": ["a {}"]}')
+    small = (
+        "--dry-run",
+        f"evaluate.sets.small.manifest={labelled}",
+        f"evaluate.sets.small.classes={tmp_path}/two.json",
+    )
+    refused = desk.submit(*small)
+    assert refused.returncode == 65 and "48 of 64 labels have no class name: the largest is 7, with 2" in refused.stderr
+    manifest = Manifest.load(labelled)
+    assert preflight._labels(str(labelled), str(labelled / "classes.json"), 8) == "8 of 8 classes"
+    old = write(tmp_path / "old", manifest, manifest.checksums)  # of a release that counted no labels
+    done = desk.submit("--dry-run", f"evaluate.sets.small.manifest={old.folder}", small[2])
+    assert done.returncode == 0 and "no counts of labels: the job compares them before its" in done.stdout, done.stderr
+    reads = []
+    read_chunk = preflight.ChunkReader.read_chunk
+    monkeypatch.setattr(
+        preflight.ChunkReader, "read_chunk", lambda self, *where: reads.append(where) or read_chunk(self, *where)
+    )
+    preflight._labels(str(old.folder), "names.json", 9)
+    assert len(reads) == 1
 
 
 def test_libraries_check_refuses_decoder_if_not_installed(monkeypatch):

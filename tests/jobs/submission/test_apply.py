@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from flip.config.identity import identity
 from flip.config.merge import read_config
 from flip.runs import commit
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
@@ -133,6 +134,40 @@ def test_changed_option_keeps_forks_or_restarts_runs(desk, typed):
     assert typed.trashed() == ["half-v2", "whole"]
     masks = [read_config(desk.runs / "demo" / name / "config.yaml").stages[0].mask for name in ("half", "half-v2")]
     assert masks == ["0.5", "0.75"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_corrected_class_names_continue_the_run_with_identity_of_its_version(desk, typed, tmp_path, version):
+    """Code of an earlier release, which a stopped run keeps, compares the hash of version 1 with its config.yaml."""
+    assert typed()[0] == 0
+    run = RunDir(desk.runs / "demo" / "half")
+    config, stored = read_config(run.config), read_json(run.identity)
+    stored = {**stored, **identity(config, stored["code"], version)}
+    if version == 1:
+        del stored["classes"]
+    write_json(run.identity, stored)
+    before = run.identity.read_bytes()
+    assert typed("--only", "half")[0] == 0 and typed.started == ["half"]
+    assert read_json(run.identity) == json.loads(before), "an unchanged sweep changes nothing"
+    (tmp_path / "names.json").write_text(json.dumps({"names": list("abcdefghij"), "templates": ["the {}"]}))
+    corrected = f"evaluate.sets.small.classes={tmp_path}/names.json"
+    code, out, err = typed("--only", "half", corrected)
+    assert code == 0 and typed.started == ["half"] and "changed" not in out, err
+    config, after = read_config(run.config), read_json(run.identity)
+    assert config.evaluate.sets[0].classes == f"{tmp_path}/names.json"
+    assert after == {**stored, **identity(config, stored["code"], version)} != stored
+
+
+def test_complete_run_with_other_class_names_is_named_and_left_alone(desk, typed, tmp_path):
+    assert typed()[0] == 0
+    run = RunDir(desk.runs / "demo" / "half")
+    create_json(run.result, {})
+    before = run.identity.read_bytes()
+    (tmp_path / "names.json").write_text(json.dumps({"names": list("abcdefghij"), "templates": ["the {}"]}))
+    code, out, _ = typed("--only", "half", f"evaluate.sets.small.classes={tmp_path}/names.json")
+    assert code == 0 and not typed.started and "class names of small have changed: its scores have the earlier" in out
+    assert run.identity.read_bytes() == before
+    assert "class names" not in typed("--only", "half")[1]
 
 
 def save(run, samples):

@@ -5,12 +5,16 @@ import pytest
 from flip.data.manifest.census import MOST, OTHER, Census, Completeness, Counting, Incomplete
 from flip.data.manifest.tar import Sample
 
+LABEL = memoryview(bytes(512) + b"3")
+
 
 def census(*samples):
     """The census of samples given as (key, members). A member whose name ends with 0 is empty."""
     counting = Counting()
     for key, names in samples:
-        counting.add([Sample(key, 0, {name.rstrip("0"): (512, not name.endswith("0")) for name in names.split()})])
+        counting.add(
+            [Sample(key, 0, {name.rstrip("0"): (512, not name.endswith("0")) for name in names.split()})], LABEL
+        )
     return counting.census
 
 
