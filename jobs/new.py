@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -16,6 +18,7 @@ EXAMPLES = """examples:
   python jobs/new.py mine                                   data/manifest and data/tokenizer.json, a model for CPUs
   python jobs/new.py mine --data /data/manifest --tokenizer /data/tokenizer.json --cluster h100 --size L/16
   python jobs/new.py mine --recipe clip                     a model for `export --to transformers`
+  python jobs/new.py mine --data data/mine --test data/mine/test    (both from `shards make --split 0.2`)
 """
 TEMPLATE = """\
 # yaml-language-server: $schema={schema}
@@ -23,12 +26,12 @@ TEMPLATE = """\
 cluster: {cluster}
 recipe: {recipe:<22} # {about}
 set:
-  data: {{manifest: {data}, tokenizer: {tokenizer}}}
+  data: {{manifest: {data}, tokenizer: {tokenizer}{pictures}}}
   model.size: {size}{text}
   stages:                      # lengths are in samples; passes over the data: samples / size of the data set
     - {{name: pretrain, samples: {samples}, batch: {batch}, base_lr: {base_lr}, warmup: {warmup}}}  # peak: {peak}
   resources: {resources}
-  # evaluate.sets: test sets, by docs/evaluation.md; without them the report has no accuracy
+{sets}
 grid:
   stages.pretrain.mask: [0.5, 0.75]   # share of the patches that is left out; 0: CLIP
 """
@@ -38,11 +41,40 @@ RECIPES = {
 }
 SMALL_TEXT = "\n  model.text: {length: 32, vocabulary: 4000}   # at least the entries of the tokenizer"
 """For recipe clip, whose text encoder is large."""
-SMALL = {"samples": "1e6", "batch": 128, "base_lr": "2e-3", "warmup": "5e4", "peak": "1e-3"}
-"""For the sizes that train on CPUs."""
-LARGE = {"samples": "100e6", "batch": 4096, "base_lr": "3e-5", "warmup": "5e6", "peak": "4.8e-4"}
 CACHE = "cache:"
 """Start of a path in the cache."""
+NO_SETS = "  # evaluate.sets: test sets, by docs/evaluation.md; without them the report has no accuracy"
+
+
+class Schedule(NamedTuple):
+    """Length and rate of a stage. ``samples``: of a large data set; ``passes``: the most passes over a small one."""
+
+    samples: int
+    passes: int
+    batch: int
+    base_lr: float
+
+    def fields(self, size: int) -> dict[str, str]:
+        """The fields of the template for a data set of ``size`` samples; 0: unknown."""
+        samples, batch = self.samples, self.batch
+        if size:
+            while batch > SMALLEST_BATCH and 2 * batch > size:
+                batch //= 2
+            samples = min(samples, max(self.passes * size, batch))
+        samples = int(float(f"{samples:.2g}"))
+        return {
+            "samples": _short(samples),
+            "batch": str(batch),
+            "base_lr": _short(self.base_lr),
+            "warmup": _short(samples // 20),
+            "peak": _short(self.base_lr * batch / 256),
+        }
+
+
+SMALLEST_BATCH = 16
+SMALL = Schedule(samples=1_000_000, passes=100, batch=128, base_lr=2e-3)
+"""For the sizes that train on CPUs."""
+LARGE = Schedule(samples=100_000_000, passes=100, batch=4096, base_lr=3e-5)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     about = "folder of the manifest, see `shards index` (default: %(default)s)"
     parser.add_argument("--data", default="data/manifest", metavar="MANIFEST", help=about)
     about = "its file, see `tokenizer train` (default: tokenizer.json next to the manifest)"
+    about = "manifest of pictures that are scored at the end (default: MANIFEST/test if it exists)"
+    parser.add_argument("--test", metavar="FOLDER", help=about)
     parser.add_argument("--tokenizer", metavar="FILE", help=about)
     parser.add_argument("--size", metavar="SIZE", help="size of the model (default: B/16; without a GPU: emoji)")
     about = "clip is for transformers, and needs `tokenizer train --kind bpe` (default: %(default)s)"
@@ -62,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def new(args: argparse.Namespace) -> int:
     """Write the file and show the next commands. Raises ConfigError if a value is unknown or the file exists."""
-    from flip.config.resolve import resolve_path
+    from flip.config.resolve import manifest_record, resolve_path
     from flip.config.schema import MODEL_PRESETS
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_text
@@ -83,10 +117,14 @@ def new(args: argparse.Namespace) -> int:
         remedy = f"{suggestion(size, MODEL_PRESETS)} Sizes: {', '.join(MODEL_PRESETS)}.".strip()
         raise ConfigError("no such size", "--size", size, remedy)
     schema = SWEEPS / "schemas" / "sweep.json"
-    # a place in the cache stays relative to it: the sweep also serves other users
-    data = args.data.rstrip("/")
-    if not data.startswith(CACHE) and "://" not in data:
-        data = os.path.normpath(resolve_path(data or "/"))
+    data = _place(args.data)
+    record = manifest_record(data) or {}
+    test = _place(args.test) if args.test else ""
+    if not test and manifest_record(f"{data}/test"):
+        test = f"{data}/test"
+    if args.test and manifest_record(test) is None:
+        remedy = "Make one with: flip shards make SOURCE --split 0.2 --out FOLDER, which writes FOLDER/test."
+        raise ConfigError("no manifest in this folder", "--test", args.test, remedy)
     cache = CACHE if data.startswith(CACHE) else ""
     beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
     tokenizer = args.tokenizer or beside
@@ -102,7 +140,9 @@ def new(args: argparse.Namespace) -> int:
         "tokenizer": json.dumps(tokenizer, ensure_ascii=False),
         "size": size,
         "resources": f"{{nodes: 1, processes: {gpus or 1}, gpus: {gpus}}}",
-        **(SMALL if small else LARGE),
+        "pictures": _of_pictures(record),
+        "sets": _test_set(target.stem, test) if test else NO_SETS,
+        **(SMALL if small else LARGE).fields(int(record.get("samples", 0))),
     }
     with writing(target):
         write_text(target, TEMPLATE.format(**values))
@@ -111,6 +151,46 @@ def new(args: argparse.Namespace) -> int:
     text = "\n  ".join([f"written: {target}; next:", *report["next"]])
     print(json.dumps(report, indent=1) if args.json else text)
     return 0
+
+
+def _place(path: str) -> str:
+    """An absolute path; a place in the cache stays relative to it, because the sweep also serves other users."""
+    from flip.config.resolve import resolve_path
+
+    path = path.rstrip("/")
+    if path.startswith(CACHE) or "://" in path:
+        return path
+    return os.path.normpath(resolve_path(path or "/"))
+
+
+def _of_pictures(record: Mapping[str, Any]) -> str:
+    """Settings of ``data`` that the pictures of a data set need, by the counts of `shards make`."""
+    settings = record.get("settings")
+    counts = settings.get("pictures") if isinstance(settings, dict) else None
+    if not isinstance(counts, dict):
+        return ""
+    fields = ", to_rgb: flatten" if counts.get("transparent") else ""
+    return fields + (", exif: apply" if counts.get("turned") else "")
+
+
+def _test_set(name: str, folder: str) -> str:
+    """The lines of ``evaluate.sets`` for the manifest of a test set, with class names or with captions."""
+    from flip.config.resolve import resolve_path
+
+    fields = f"name: {name}, manifest: {json.dumps(folder, ensure_ascii=False)}"
+    if os.path.isfile(os.path.join(resolve_path(folder), "classes.json")):
+        fields += f", classes: {json.dumps(f'{folder}/classes.json', ensure_ascii=False)}"
+    else:
+        fields += ", task: retrieval"
+    return f"  evaluate.sets: [{{{fields}}}]   # scored at the end; docs/evaluation.md"
+
+
+def _short(number: float) -> str:
+    """A number as sweep files write it: 1e6, 3.2e4, 960."""
+    if 0.1 <= number < 10_000:
+        return f"{number:g}"
+    mantissa, _, exponent = f"{number:.1e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 if __name__ == "__main__":

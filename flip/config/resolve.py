@@ -3,11 +3,14 @@
 The resolved values are stored in config.yaml and are part of the run's identity. No torch: a login node has none.
 """
 
+import contextlib
 import copy
+import itertools
 import json
 import math
+import mimetypes
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,10 @@ from flip.config.schema import Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Names of tables that `shards make` reads."""
+LOOKED_AT = 200
+"""Files of a folder that are looked at to recognise pictures."""
 MAX_LANES = 4096
 MAX_CHUNK, MIN_CHUNKS = 256, 4096
 CPU_TILE, TILE_VALUES = 1024, 2**23
@@ -94,6 +101,33 @@ def manifest_record(folder: str) -> dict[str, Any] | None:
     return record
 
 
+def source_remedy(path: str) -> str:
+    """What to do if pictures, or a table of them, are named in place of a manifest; empty if they are not."""
+    is_source = _is_picture(path) or Path(path).suffix.lower() in TABLES
+    if not is_source and "://" not in path:
+        with contextlib.suppress(OSError):
+            is_source = any(_is_picture(name) for name in _names_below(path))
+    return f"Make shards and a manifest of it: flip shards make {path} --out data/mine" if is_source else ""
+
+
+def _names_below(folder: str) -> Iterator[str]:
+    """Some names of files in a folder and its first subfolder, as of classes. Raises OSError."""
+    folders = []
+    with os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, LOOKED_AT):
+            if entry.is_dir():
+                folders.append(entry.path)
+            else:
+                yield entry.name
+    for inner in folders[:1]:
+        with os.scandir(inner) as entries:
+            yield from (entry.name for entry in itertools.islice(entries, LOOKED_AT))
+
+
+def _is_picture(name: str) -> bool:
+    return (mimetypes.guess_type(name, strict=False)[0] or "").startswith("image/")
+
+
 def default_chunk(samples: int) -> int:
     """R: the largest power of two <= 256 that leaves at least 4096 chunks, else 1."""
     chunk = MAX_CHUNK
@@ -128,6 +162,8 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
     if not data.manifest:
         remedy = f"Give the folder of a manifest (python tools/shards.py index), or {key}.samples to plan without data."
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
+    if source := source_remedy(resolve_path(data.manifest)):
+        raise DataError("no manifest, but pictures", resolve_path(data.manifest), remedy=source)
     plan = "--dry-run plans without them." if data.samples else f"To plan without them, set {key}.samples."
     if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
         remedy = f"Fetch the demonstration data: python tools/demo_data.py {demo_set}"

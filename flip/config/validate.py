@@ -330,7 +330,9 @@ def warnings(config: Config) -> list[str]:
         if stage.base_lr == Stage.base_lr and stage.batch < DEFAULT_LR_BATCH:
             what = f"base_lr is the default {stage.base_lr:g}, meant for batches of 16,384 or more"
             result.append(f"{name}: {what}: {rate}. Set stages.{stage.name}.base_lr")
-        elif peak and not LOWEST_LR <= peak <= HIGHEST_LR:
+        elif not peak:
+            result.append(f"{name}: base_lr is 0, so no weight changes. Set stages.{stage.name}.base_lr")
+        elif not LOWEST_LR <= peak <= HIGHEST_LR:
             result.append(f"{name}: {rate}; usual values are {LOWEST_LR:g} to {HIGHEST_LR:g}")
         if stage.batch > config.data.samples:
             what = f"a batch of {stage.batch} has more pairs than the data set ({config.data.samples})"

@@ -24,7 +24,7 @@ from flip import costs
 from flip.checkpoint.remote import RemoteCheckpoint
 from flip.config.derived import DatasetLanes, dataset_lanes, stage_spans
 from flip.config.host import Host, core_seconds, cores
-from flip.config.resolve import DatasetFacts
+from flip.config.resolve import DatasetFacts, manifest_record
 from flip.config.schema import Config, TextTower
 from flip.data import order
 from flip.data.chunk_reader import ChunkReader
@@ -221,6 +221,20 @@ def probe_warnings(config: Config) -> list[str]:
     here = [item for item in probes if all((Path(path) / MARK).exists() for path in (item.manifest, item.train))]
     defects = {item.name: probe_defect(item.manifest, item.train) for item in here}
     return [f"evaluate.sets.{name}: {defect}. {PROBE_REMEDY}" for name, defect in defects.items() if defect]
+
+
+def training_data_warnings(config: Config) -> list[str]:
+    """Warnings about evaluation sets that are the training data: their scores say nothing about other pictures."""
+    trained = {_digest(share.manifest) for share in dataset_lanes(config.data)} - {""}
+    scored = [item.name for item in config.evaluate.sets if _digest(item.manifest) in trained]
+    remedy = "Score other pictures: `flip shards make --split 0.2` sets some apart"
+    return [f"evaluate.sets.{name}: is the data set that the run trains on. {remedy}" for name in scored]
+
+
+@lru_cache(maxsize=64)
+def _digest(folder: str) -> str:
+    """The digest of a manifest on this machine; empty if there is none."""
+    return str((manifest_record(folder) or {}).get("digest", ""))
 
 
 @lru_cache(maxsize=64)

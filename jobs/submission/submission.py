@@ -273,6 +273,7 @@ class Submission:
             warnings=[
                 *warnings(config),
                 *preflight.probe_warnings(config),
+                *preflight.training_data_warnings(config),
                 *filter(None, [step_time.input_warning(config, profile)]),
                 *(tracker.warnings(config) if profile.kind == "local" else ()),
             ],

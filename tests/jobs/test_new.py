@@ -5,12 +5,16 @@ import shlex
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from flip.config.yaml_io import read_yaml
+from flip.data.manifest.manifest import Manifest
 from jobs import new, submit
 from jobs.common import paths
 from jobs.common.paths import SWEEPS
 from jobs.sweeps.sweep_schema import SCHEMAS
+from tests.synthetic import encode, make_dataset, make_tokenizer, picture
+from tools.shards import main as shards_main
 
 
 def written(capsys, *argv):
@@ -30,6 +34,76 @@ def test_new_sweep_passes_dry_run(tmp_path, data, monkeypatch, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in plan["runs"]] == ["mask0.5", "mask0.75"] and plan["sweep"] == "mine"
     assert submit.main(["mine", "--dry-run"]) == 0, "a name also refers to a file in the current folder"
+
+
+def made(tmp_path, count, **pictures):
+    """Make data of ``count`` pictures, a fifth apart as a test set, and a tokenizer."""
+    folder = tmp_path / "pictures"
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(i, 16)))
+    for name, save in pictures.items():
+        save(folder / "a" / name)
+    command = ["make", str(folder), "--split", "0.2", "--out", str(tmp_path / "data" / "mine")]
+    assert shards_main(command) == 0
+    make_tokenizer(tmp_path / "data" / "tokenizer.json")
+    return tmp_path / "data" / "mine"
+
+
+def test_new_sweep_on_split_data_has_length_test_set_and_settings_of_pictures(tmp_path, monkeypatch, capsys):
+    """1e6 samples were 3,115 passes over 321 pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = {f"t{i}.jpg": lambda path: Image.new("RGB", (16, 8)).save(path, exif=exif) for i in range(9)}
+    clear = {f"c{i}.png": lambda path: Image.new("RGBA", (8, 8)).save(path) for i in range(9)}
+    data = made(tmp_path, 200, **turned, **clear)
+    capsys.readouterr()
+    report = written(capsys, "mine", "--data", str(data))
+    settings = read_yaml(tmp_path / "mine.yaml")["set"]
+    size = Manifest.load(data).samples
+    assert (settings["data"]["to_rgb"], settings["data"]["exif"]) == ("flatten", "apply")
+    (stage,) = settings["stages"]
+    assert stage["batch"] == 64 and 90 * size <= int(stage["samples"]) <= 110 * size
+    assert settings["evaluate.sets"] == [
+        {"name": "mine", "manifest": f"{data}/test", "classes": f"{data}/test/classes.json"}
+    ]
+    argv = shlex.split(report["next"][0])
+    assert submit.main([argv[-2], "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["runs"][0]["warnings"] == []
+    one = written(capsys, "one", "--data", str(data), "--test", str(data))
+    assert submit.main([one["file"], "--dry-run"]) == 0
+    assert "evaluate.sets.one: is the data set that the run trains on" in " ".join(capsys.readouterr().out.split())
+    assert submit.main([one["file"], "--dry-run", "stages.pretrain.base_lr=0"]) == 0
+    assert "base_lr is 0, so no weight changes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_new_sweep_scores_captions_of_test_set_without_classes(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plain = make_dataset(tmp_path / "plain", samples=8, shards=1)
+    written(capsys, "mine", "--data", str(data), "--test", str(plain))
+    sets = read_yaml(tmp_path / "mine.yaml")["set"]["evaluate.sets"]
+    assert sets == [{"name": "mine", "manifest": str(plain), "task": "retrieval"}]
+    assert new.main(["other", "--data", str(data), "--test", "nowhere"]) == 78
+    assert "flip shards make SOURCE --split" in capsys.readouterr().err and not (tmp_path / "other.yaml").exists()
+
+
+def test_pictures_in_place_of_manifest_name_shards_make(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds" / "wren").mkdir(parents=True)
+    (tmp_path / "birds" / "wren" / "0.png").write_bytes(encode(picture(0, 16)))
+    (tmp_path / "t.csv").write_text("path,text\n")
+    for i, name in enumerate(["birds", "birds/wren", "birds/wren/0.png", "t.csv"]):
+        written(capsys, f"of{i}", "--data", name, "--tokenizer", str(data / "tokenizer.json"))
+        assert submit.main([f"of{i}.yaml", "--dry-run"]) == 65
+        assert f"flip shards make {tmp_path}/{name} --out data/mine" in capsys.readouterr().err
+        assert shards_main(["info", name]) == 65
+        assert f"flip shards make {tmp_path}/{name} --out data/mine" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert shards_main(["info", "empty"]) == 65 and "shards.py index SHARDS" in capsys.readouterr().err
 
 
 def test_new_sweep_gets_the_wall_limit_of_its_profile(tmp_path, data, monkeypatch, capsys):

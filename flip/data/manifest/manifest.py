@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flip import __version__
+from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
@@ -372,7 +373,8 @@ def _open(path: Path) -> BufferedReader:
     try:
         file = open(path, "rb")  # noqa: SIM115  (the caller closes it)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise DataError("there is no manifest here, or not all of it", str(path), remedy=_REMEDY) from None
+        remedy = source_remedy(str(path.parent)) or _REMEDY
+        raise DataError("there is no manifest here, or not all of it", str(path), remedy=remedy) from None
     except PermissionError:
         raise PermissionDenied("the manifest may not be read", str(path), remedy="Grant read access to it.") from None
     if (size := os.fstat(file.fileno()).st_size) > LIMIT:
