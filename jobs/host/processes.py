@@ -1,4 +1,4 @@
-"""Processes of this host as /proc shows them. Kills those that earlier attempts of a run left here.
+"""Processes of this host as /proc shows them: which attempt they belong to. Kills those of earlier attempts of a run.
 
 Watchers and batch shells survive if Slurm loses track of them: its daemon or the batch shell was killed, and what it
 had started lives on. ``batch_hooks.py begin`` ends them. Without /proc none is found.
@@ -37,6 +37,40 @@ def environment(pid: int) -> Dict[str, str]:
     return {key: value for key, _, value in (word.partition("=") for word in _read(pid, "environ"))}
 
 
+def arguments(pid: int) -> List[str]:
+    """The command line of a process; empty if it cannot be read."""
+    return _read(pid, "cmdline")[:-1]
+
+
+def is_mine(pid: int) -> bool:
+    """Whether a process belongs to this user."""
+    try:
+        return os.stat("/proc/%d" % pid).st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def is_of_attempt(pid: int, path: str, n: int) -> bool:
+    """Whether a process of this user belongs to attempt ``n`` of the run at ``path``.
+
+    Every process of an attempt inherits FLIP_RUN and FLIP_ATTEMPT. Ranks of older releases lack FLIP_RUN: they have the
+    run directory as an argument. A record of the run is no evidence, since it may come with a copy, or be prepared.
+    """
+    environ = environment(pid)
+    if not is_mine(pid) or environ.get("FLIP_ATTEMPT") != str(n):
+        return False
+    if "FLIP_RUN" in environ:
+        return _same_place(environ["FLIP_RUN"], path)
+    return any(_same_place(word, path) for word in arguments(pid) if os.path.isabs(word))
+
+
+def _same_place(first: str, second: str) -> bool:
+    try:
+        return first == second or os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
 def _read(pid: int, name: str) -> List[str]:
     """The words of a file of /proc/PID; empty if it cannot be read."""
     try:
@@ -54,7 +88,7 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     """
     killed = []
     for pid, started in _own_processes():
-        argv, environ = _read(pid, "cmdline"), environment(pid)
+        argv, environ = arguments(pid), environment(pid)
         if not (_is_watcher(argv, environ, path, n) or _is_batch_shell(argv, environ, job, restarts)):
             continue
         if pid != os.getppid() and start_time(pid) == started:  # else the pid belongs to another process by now
@@ -91,8 +125,5 @@ def _own_processes() -> Iterator[Tuple[int, str]]:
         return
     for name in names:
         pid = slurm_cli.parse_int(name)
-        try:
-            if pid is not None and pid != os.getpid() and os.stat("/proc/%d" % pid).st_uid == os.geteuid():
-                yield pid, start_time(pid)
-        except OSError:  # it has ended
-            continue
+        if pid is not None and pid != os.getpid() and is_mine(pid):
+            yield pid, start_time(pid)

@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import ownership
 from flip.runs.errors import FlipError
 from flip.runs.files import open_append, run_folder
 from flip.runs.rundir import RunDir, read_record, write_json
@@ -115,19 +114,16 @@ class LocalBackend:
             raise FlipError("not signalled", value="; ".join(problems), remedy=remedy)
 
     def signal_ranks(self, run: RunDir) -> None:
-        if not ownership.is_mine(run.attempt(run.newest_attempt()) / "pids.json"):
-            return  # a record of another user could name any of our processes
         for row in live_ranks(run):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(row["pid"], signal.SIGTERM)
 
 
 def live_ranks(run: RunDir) -> list[dict[str, Any]]:
-    """Rows {rank, pid, start} of the newest attempt's processes that still run on this host."""
-    if is_copy(run, record_of(run)):
-        return []
-    rows = read_record(run.attempt(run.newest_attempt()) / "pids.json") or []
-    return [row for row in rows if rank_processes.alive(row["pid"], row["start"])]
+    """Rows {rank, pid, start} of the newest attempt's processes that still run on this host, as this user."""
+    n = run.newest_attempt()
+    rows = read_record(run.attempt(n) / "pids.json") or []
+    return [row for row in rows if rank_processes.is_rank(row["pid"], row["start"], run, n)]
 
 
 def start_supervisor(sweep: Path, code: Path) -> None:

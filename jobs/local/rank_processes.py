@@ -1,6 +1,8 @@
 """The ranks of one attempt on this machine: starts, watches and ends them.
 
-A process is identified by its pid and its start time, because the pid may belong to a later process.
+A process is identified by its pid and its start time, because the pid may belong to a later process. A rank that this
+process has not started itself is recognised by ``is_rank`` before it gets a signal: pids.json may come with a copy of a
+run, or be prepared.
 """
 
 import contextlib
@@ -11,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,13 @@ def start_time(pid: int) -> str:
     """When the process started, in the system's own format; empty if it does not exist."""
     if HAS_PROC:
         return processes.start_time(pid)
-    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return shown.stdout.strip()
+    return _ps("lstart", pid)
+
+
+def _ps(field: str, pid: int) -> str:
+    """A field of a process as ps shows it; empty if the process does not exist."""
+    command = ["ps", "-ww", "-o", f"{field}=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def alive(pid: int, start: str) -> bool:
@@ -45,18 +52,30 @@ def session_pids(leader: int) -> list[int]:
     return [pid for pid, row in fields.items() if not processes.has_ended(row) and row[3] == str(leader)]
 
 
-def kill_session(leader: int, start: str) -> None:
-    """SIGKILL whatever is left of a rank: its process group, and processes of its session outside the group.
+def is_rank(pid: int, start: str, run: RunDir, n: int) -> bool:
+    """Whether a process is a living rank of attempt ``n`` of a run, and belongs to this user."""
+    if not alive(pid, start):
+        return False
+    if HAS_PROC:
+        return processes.is_of_attempt(pid, str(run.path), n)
+    # ps of macOS does not show environments. The run directory is the last argument of a rank.
+    return _ps("uid", pid) == str(os.geteuid()) and _ps("command", pid).endswith(f" {run.path}")
 
-    Does nothing if the leader's pid belongs to another process by now.
+
+def kill_session(leader: int, start: str, belongs: Callable[[int], bool] = lambda pid: True) -> None:
+    """SIGKILL the remaining processes of a rank: its process group, and processes of its session outside the group.
+
+    Does nothing if the leader's pid belongs to another process by now. ``belongs``: whether a process may be killed.
     """
     if start_time(leader) not in ("", start):
         return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
+    if belongs(leader):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
     for pid in session_pids(leader):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        if belongs(pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
 STRAGGLER_SECONDS = 600.0  # for peers of a rank that ended well: they agreed on the end, only a hang takes longer
@@ -65,18 +84,16 @@ JOB_KEYS = ("python", "module", "snapshot", "world", "env")  # what ``start`` ne
 
 
 class Rank:
-    """One rank, the leader of its own session, so that its pid identifies all its processes.
+    """A rank that this process has started, the leader of its own session, so that its pid identifies its processes."""
 
-    ``popen``: None for a rank of a supervisor that has died, whose exit code is lost.
-    """
-
-    def __init__(self, pid: int, start: str, popen: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, pid: int, start: str, popen: subprocess.Popen[bytes]) -> None:
         self.pid, self.start, self.popen = pid, start, popen
+
+    def is_alive(self) -> bool:
+        return alive(self.pid, self.start)
 
     def poll(self) -> tuple[bool, int | None]:
         """(ended, exit code as in a shell: 128 + signal; None if unknown)."""
-        if self.popen is None:
-            return not alive(self.pid, self.start), None
         if self.popen.returncode is None:
             if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return False, None
@@ -87,11 +104,41 @@ class Rank:
         code = self.popen.returncode
         return True, 128 - code if code < 0 else code
 
+    def kill(self) -> None:
+        """SIGKILL the rank and all processes of its session."""
+        kill_session(self.pid, self.start)
+
+
+class AdoptedRank:
+    """A rank of a supervisor that has died. Its exit code is lost, and only a record names its pid."""
+
+    def __init__(self, pid: int, start: str, run: RunDir, n: int) -> None:
+        self.pid = pid
+        self.start = start
+        self.run = run
+        self.n = n
+
+    def is_alive(self) -> bool:
+        return is_rank(self.pid, self.start, self.run, self.n)
+
+    def poll(self) -> tuple[bool, None]:
+        """As ``Rank.poll``."""
+        return not self.is_alive(), None
+
+    def kill(self) -> None:
+        """SIGKILL those processes of the session that belong to the attempt; all if the rank lives."""
+        if self.is_alive():
+            kill_session(self.pid, self.start)
+        elif HAS_PROC:
+            kill_session(self.pid, self.start, lambda pid: processes.is_of_attempt(pid, str(self.run.path), self.n))
+
 
 class LocalAttempt:
     """Attempt n of a run, from the start of the first rank to the end of the last. At its deadline it is killed."""
 
-    def __init__(self, run: RunDir, n: int, ranks: list[Rank], lifeline: int | None, grace: float) -> None:
+    def __init__(
+        self, run: RunDir, n: int, ranks: Sequence[Rank | AdoptedRank], lifeline: int | None, grace: float
+    ) -> None:
         self.run, self.n, self.ranks, self.lifeline, self.grace = run, n, ranks, lifeline, grace
         self.codes: dict[int, int | None] = {}  # exit codes by rank, in the order of their ends
         # exit code of the attempt: the first bad code, else 75 if any, else 0; None for adopted ranks
@@ -115,7 +162,7 @@ class LocalAttempt:
         if (self.has_unknown_ranks or len(self.codes) < len(self.ranks)) and time.monotonic() < self.deadline:
             return False
         for process in self.ranks:
-            kill_session(process.pid, process.start)
+            process.kill()
         return all(rank in self.codes for rank in range(len(self.ranks)))
 
     def _record_code(self, code: int | None) -> None:
@@ -140,7 +187,7 @@ class LocalAttempt:
         self.next_term = time.monotonic() + TERM_INTERVAL
         self.shorten_deadline(seconds)
         for rank, process in enumerate(self.ranks):
-            if rank not in self.codes and alive(process.pid, process.start):
+            if rank not in self.codes and process.is_alive():
                 self.stop_requested = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
@@ -177,7 +224,7 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Seque
     try:
         if world > 1:
             attempt.store = _make_store(run, n)
-        shared = _environment(job, n, world, lifeline, attempt.store, gpus)
+        shared = _environment(run, job, n, world, lifeline, attempt.store, gpus)
         folder = run.open_logs(n)
         for name in ("node0.out", "node0.err"):  # one by one: the second may fail
             logs.append(open_append(folder / name))
@@ -229,7 +276,7 @@ def adopt(run: RunDir, n: int, grace: float, patience: float) -> LocalAttempt:
     record = read_record(run.attempt(n) / "pids.json") or []
     start = read_record(run.attempt(n) / "start.json") or {}
     local = start.get("host") == socket.gethostname()
-    ranks = [Rank(row["pid"], row["start"]) for row in record if local]
+    ranks = [AdoptedRank(row["pid"], row["start"], run, n) for row in record if local]
     attempt = LocalAttempt(run, n, ranks, None, grace)
     attempt.gpus = start.get("gpus", ())
     attempt.has_unknown_ranks = len(ranks) < start.get("world", 0)  # without a start.json none was started
@@ -253,7 +300,7 @@ def _make_store(run: RunDir, n: int) -> Path:
 
 
 def _environment(
-    job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None, gpus: Sequence[str]
+    run: RunDir, job: Mapping[str, Any], n: int, world: int, lifeline: int, store: Path | None, gpus: Sequence[str]
 ) -> dict[str, str]:
     with socket.socket() as probe:  # for snapshots that do not know FLIP_STORE
         probe.bind(("127.0.0.1", 0))
@@ -261,6 +308,7 @@ def _environment(
     own = {
         "PYTHONPATH": job["snapshot"],
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
+        "FLIP_RUN": str(run.path),
         "FLIP_ATTEMPT": str(n),
         "FLIP_SNAPSHOT": job["snapshot"],
         "FLIP_LEASH_FD": str(lifeline),

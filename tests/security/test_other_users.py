@@ -269,7 +269,7 @@ def test_cancel_kills_no_process_named_in_record_of_other_user(users, mallory_ru
         write_json(mallory_run.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": start_time}])
         mallory_run.path.chmod(0o777)
     listed = users.alice.python("jobs/status.py", mallory_run.path, "--json")
-    assert json.loads(listed.stdout)[0]["state"] == "running", "status uses the record"
+    assert json.loads(listed.stdout)[0]["state"] == "stopped", "the process is no rank of the run"
     done = users.alice.python("jobs/cancel.py", mallory_run.path, "--yes")
     assert done.returncode == 0 and mallory_run.cancel.exists(), done.stderr
     assert rank_processes.alive(pid, start_time)

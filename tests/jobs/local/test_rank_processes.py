@@ -147,3 +147,21 @@ def test_process_is_alive_until_last_thread_ends():
         assert rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == [pid]
         rank_processes.kill_session(pid, start)
     assert not rank_processes.alive(pid, start) and rank_processes.session_pids(pid) == []
+
+
+def test_ranks_are_recognised_by_ps_without_proc(run, monkeypatch):
+    """macOS has no /proc, and its ps shows no environments."""
+    monkeypatch.setattr(rank_processes, "HAS_PROC", False)
+    rank, other = (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", path], stdout=subprocess.DEVNULL)
+        for path in (run.path, run.path.parent)
+    )
+    try:
+        start = {process: rank_processes.start_time(process.pid) for process in (rank, other)}
+        assert rank_processes.is_rank(rank.pid, start[rank], run, 1)
+        assert not rank_processes.is_rank(other.pid, start[other], run, 1)
+        assert not rank_processes.is_rank(rank.pid, "earlier", run, 1)
+    finally:
+        for process in (rank, other):
+            process.kill()
+            process.wait()
