@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from flip.distributed.shutdown import SIGNALS
+from flip.runs import python_path
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json
 
@@ -34,21 +35,16 @@ def prepare_forkserver() -> None:
     """
     names = (*SIGNALS, signal.SIGINT)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
-    # The server finds our modules by its environment: it does not get this process's sys.path.
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *([path] if path else [])])
     try:
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["flip.data.worker_pool"])
-        _avoid_long_tmpdir()
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
-        forkserver.ensure_running()
-        _record_owner()
+        # The server finds our modules by its environment: it does not get this process's sys.path.
+        with python_path.for_children(python_path.ROOT):
+            multiprocessing.get_context("forkserver").set_forkserver_preload(["flip.data.worker_pool"])
+            _avoid_long_tmpdir()
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, names)  # the line above unblocks some of them
+            forkserver.ensure_running()
+            _record_owner()
     finally:
-        if path is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = path
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

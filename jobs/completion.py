@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(__file__).resolve().parents[1])]
 
 from jobs.common.cli import Parser, quietly, run_command
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(__file__).resolve().parents[1])]
 
 from jobs.common.cli import Parser, add_root_option, add_sweep_arguments, quietly, run_command
 
@@ -154,13 +154,15 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
 
 def in_allocation(run: RunDir, n: int) -> int:
     """Train with one rank per task of the current Slurm allocation."""
+    from flip.runs import python_path
     from jobs.common.paths import COMMANDS, REPOSITORY
     from jobs.common.text import plain
     from jobs.reporting.run_details import last_lines
 
     run.open_logs(n)
     code, entry = str(REPOSITORY), str(COMMANDS / "host" / "rank_entry.py")
-    variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": code, "PYTHONPATH": code}
+    variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": code}
+    variables |= python_path.variables(code)
     argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
     done = subprocess.run(argv, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
     for path in sorted((run.logs / str(n)).iterdir()):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(__file__).resolve().parents[1])]
 
 from jobs.common.cli import Parser, add_run_arguments, quietly, run_command
 

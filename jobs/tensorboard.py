@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:  # run as a script: jobs/ must not be on the path, where tensorboard.py hides the package
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(__file__).resolve().parents[1])]
 
 from jobs.common.cli import Parser, add_run_arguments, note, quietly, run_command
 
@@ -57,7 +57,7 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
         add(select.chosen(args), Path(folder))
         note("Add #custom_scalars to the address that TensorBoard prints: loss, accuracy and scores come first.")
-        command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder]
+        command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder]
         child = subprocess.Popen([*command, "--window_title", " ".join(args.target) or "FLIP", *own])
         signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
         try:

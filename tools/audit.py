@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a script: the repository takes the place of tools/ on the path
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(__file__).resolve().parents[1])]
 
 import argparse
 import json
@@ -45,7 +46,7 @@ def pip_audit_report() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="flip-audit-") as folder:
         path = Path(folder) / "report.json"
         options = ["--path", sysconfig.get_paths()["purelib"], "--format", "json", "--output", str(path)]
-        command = [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", *options]
+        command = [sys.executable, "-P", "-m", "pip_audit", "--progress-spinner", "off", *options]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         try:
             report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

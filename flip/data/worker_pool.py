@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from flip.concurrency import leave_with_parent
+from flip.concurrency import leave_with_parent, prepare_forkserver
 from flip.costs import SLOTS
 from flip.data.masking import MaskSpec
 from flip.data.order import load_sources
@@ -45,6 +45,7 @@ class WorkerPool:
         report: Callable[[Outage, int], None],
     ) -> None:  # fmt: skip
         self._report = report
+        prepare_forkserver()
         context = multiprocessing.get_context("forkserver")
         per_lane = batch // config.data.lanes
         self._slot = 0

@@ -6,6 +6,7 @@
 - ``ownership``: who owns a path, who may write to it, and who may exchange it through a folder above.
 - ``files``: makes folders of runs and caches, and opens files to write, closed to others and never through a link.
 - ``acl``: access control lists of files and folders.
+- ``python_path``: where the Python processes that we start find modules.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
 Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports nothing

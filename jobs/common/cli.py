@@ -216,12 +216,18 @@ def quiet() -> bool:
 
 def quietly(main: Callable[[], int]) -> int:
     """``main()`` with flushed output; 141 if the pipe is closed, 130 after Ctrl-C, 78 if a package is missing or the
-    current folder was deleted."""
+    current folder was deleted.
+
+    The current folder, which may hold files of another user, is not on the module path of the command and its children.
+    """
+    from flip.runs.python_path import leave_current_folder
+
     try:
         os.getcwd()
     except FileNotFoundError:
         print("the current folder has been deleted. Change to another one: cd", file=sys.stderr)
         return 78
+    leave_current_folder()
     try:
         try:
             return main()

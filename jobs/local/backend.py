@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs import python_path
 from flip.runs.errors import FlipError
 from flip.runs.files import open_append, run_folder
 from flip.runs.rundir import RunDir, read_record, write_json
@@ -133,7 +134,7 @@ def start_supervisor(sweep: Path, code: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "jobs.local.supervisor", str(sweep)],
             cwd=code,
-            env={**os.environ, "PYTHONPATH": str(code)},
+            env={**os.environ, **python_path.variables(code)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs import python_path
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.files import RefusedPath, open_append
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
@@ -306,7 +307,7 @@ def _environment(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     own = {
-        "PYTHONPATH": job["snapshot"],
+        **python_path.variables(job["snapshot"]),
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
         "FLIP_RUN": str(run.path),
         "FLIP_ATTEMPT": str(n),

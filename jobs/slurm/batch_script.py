@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import acl, ownership
+from flip.runs import acl, ownership, python_path
 from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
@@ -131,7 +131,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     decide = f"{shlex.quote(profile.hosts_python)} -I {hooks}"  # -I: variables of modules are for other Pythons
     exported = {
         "FLIP_SNAPSHOT": str(snapshot),
-        "PYTHONPATH": str(snapshot),
+        **python_path.variables(snapshot),
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
         **({"PYTHONNOUSERSITE": "1"} if profile.container else {}),  # the image's packages, not those in a mounted home
         **job.env,

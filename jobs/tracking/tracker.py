@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from flip.runs import python_path
 from flip.runs.files import open_append
 from jobs.common.paths import REPOSITORY
 
@@ -79,7 +80,7 @@ def start_follower(run: RunDir, n: int, tracker: str) -> subprocess.Popen[bytes]
     command = [sys.executable, "-m", "jobs.follow", str(run.path), "--attempt", str(n), "--tracker", tracker]
     with open_append(run.logs / str(n) / f"follow-{tracker}.log") as output:
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stdin=subprocess.DEVNULL,
+            command, cwd=REPOSITORY, env={**os.environ, **python_path.variables(REPOSITORY)}, stdin=subprocess.DEVNULL,
             stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
 

@@ -73,7 +73,7 @@ IFS= read -rd '' ownership <<'END_OF_OWNERSHIP'
 (flip/runs/acl.py and flip/runs/ownership.py)
 END_OF_OWNERSHIP
 exposed=$(/opt/py/bin/python -I -c "$ownership" /runs/demo/.code/c0de /runs/demo/.code/today --) || requeue_elsewhere
-export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
+export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || requeue_elsewhere
 FLIP_ATTEMPT=$(/opt/py/bin/python -I /runs/demo/.code/today/jobs/host/batch_hooks.py begin "$FLIP_RUN" --token 0123abcd) || requeue_elsewhere
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
