@@ -110,7 +110,7 @@ EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TE
 #: File name -> its fields. A list holds the declaration of its members; ``*`` declares all other fields.
 FIELDS: Dict[str, Any] = {
     "identity.json": {
-        "hash": EXACT, "schema": COUNT, "code": DIGEST, "config": MAPPING, "classes": {"*": TEXT},
+        "hash": EXACT, "schema": COUNT, "code": DIGEST, "uid": CODE, "config": MAPPING, "classes": {"*": TEXT},
         "before": [EARLIER_DATA],
     },
     "status.json": {

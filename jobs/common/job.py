@@ -79,6 +79,7 @@ class Job:
         """The job.json of the run: what every backend writes, and ``fields`` of its own."""
         return {
             "folder": os.path.abspath(self.run.path),
+            "uid": os.geteuid(),
             "module": self.module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "hooks": str(self.host_code),

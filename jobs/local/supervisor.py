@@ -27,6 +27,7 @@ from flip.runs.files import close_umask, open_lock, run_folder
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.job import is_copy
+from jobs.common.submitter import other_submitter
 from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits
 from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
@@ -126,6 +127,8 @@ class Supervisor:
                 run, job = RunDir(path), read_record(path / "job.json")
                 if job is None or job.get("kind", "local") != "local" or is_copy(run, job):
                     continue  # another cluster manages it, or it was never submitted
+                if user := other_submitter(run):
+                    raise ValueError(f"{path} is a copy of a run of {user}: submit it")
                 self.refuse_exposed(exposed, job.get("exposed"))
                 end = attempts.current_end(run)
                 over = run.result.exists() or (end is not None and end["action"] in ("stop", "done"))

@@ -26,6 +26,7 @@ from flip.runs.errors import ConfigError, FlipError
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
 from jobs.common.job import JobResources
+from jobs.common.submitter import other_submitter
 from jobs.planning.cost import Cost, Estimate, total
 from jobs.planning.extension import extending_entry
 from jobs.runs.clusters import states
@@ -54,12 +55,16 @@ class ResolvedRun:
 
 @dataclass(frozen=True)
 class ExistingRun:
-    """An existing run: its state and why, the stored identity (None: unreadable), whether cancel.json existed."""
+    """An existing run: its state and why, the stored identity (None: unreadable), whether cancel.json existed.
+
+    ``submitter``: another user who submitted the original of a copied run, as ``jobs.common.submitter`` names it.
+    """
 
     state: str
     detail: str = ""
     identity: Mapping[str, Any] | None = None
     cancel: bool = False
+    submitter: str = ""
 
     @property
     def active(self) -> bool:
@@ -77,6 +82,7 @@ class Action:
     ``kind``: ``new`` (no folder), ``changed`` (another configuration), or the state of the run, one of
     ``jobs.common.job.STATES``. ``moves``: the existing directory, in state ``existing``, goes to the trash first.
     ``fork``: name of the directory if it is a fork. ``adopts``: it continues in its directory with new data.
+    ``submitter``: as in ``ExistingRun``: nothing that came with the copy is executed.
     """
 
     wanted: ResolvedRun
@@ -88,6 +94,7 @@ class Action:
     changes: Sequence[ConfigChange] = ()
     fork: str = ""
     adopts: bool = False
+    submitter: str = ""
     stored_hash: str = ""
     """The identity of an existing run that is not changed, which may be of an earlier version."""
 
@@ -125,6 +132,12 @@ class Plan:
     @property
     def starting(self) -> list[Action]:
         return [action for action in self.actions if action.starts]
+
+    @property
+    def copied(self) -> Mapping[str, str]:
+        """Runs that continue as copies of another user's run -> that user."""
+        continuing = [action for action in self.starting if not action.moves]
+        return {action.name: action.submitter for action in continuing if action.submitter}
 
     @property
     def pruned(self) -> Mapping[str, ExistingRun]:
@@ -235,7 +248,7 @@ def scan_runs(folder: Path, names: Collection[str], query: bool = True) -> dict[
         else:
             outcome = read_run(run.path)
             state, detail = outcome.state, outcome.reason
-        existing[run.name] = ExistingRun(state, detail, stored, run.name in cancelled)
+        existing[run.name] = ExistingRun(state, detail, stored, run.name in cancelled, other_submitter(run))
     return existing
 
 
@@ -285,7 +298,9 @@ def _action(
     renamed = _renamed(existing, wanted.config) if existing.state == "complete" else ""
     reason = "; ".join(filter(None, [existing.detail, unchanged, renamed]))
     stored_hash = str((existing.identity or {}).get("hash", ""))
-    return Action(wanted, existing.state, reason, starts, fork=fork, stored_hash=stored_hash)
+    return Action(
+        wanted, existing.state, reason, starts, fork=fork, submitter=existing.submitter, stored_hash=stored_hash
+    )
 
 
 def _renamed(existing: ExistingRun, config: Config) -> str:
@@ -317,7 +332,9 @@ def _changed(
         )
     if adopts:
         reason = f"continues with other data ({why})"
-        return Action(wanted, "changed", reason, True, changes=changes, fork=latest, adopts=True)
+        return Action(
+            wanted, "changed", reason, True, changes=changes, fork=latest, adopts=True, submitter=existing.submitter
+        )  # fmt: skip
     if changed == "fork":
         newest = int(latest.rpartition("-v")[2]) if latest else 1
         free = next(each for n in itertools.count(newest + 1) if (each := f"{wanted.name}-v{n}") not in names)

@@ -96,7 +96,6 @@ class SlurmBackend:
             kind="slurm",
             cluster=self.profile.name,
             site=site,
-            uid=os.geteuid(),
             name=name,
             token=name.rpartition(".")[2],
             index=index,

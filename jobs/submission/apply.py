@@ -6,6 +6,7 @@ RUNS_ROOT/.trash/<time>/.
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from jobs.host import canary
 from jobs.planning.plan import Action, Plan, resources_of
 from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
-from jobs.submission.snapshot import DIGEST, Snapshot
+from jobs.submission.snapshot import DIGEST, Snapshot, delete_bytecode, verify
 from jobs.tracking import tracker
 
 PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` moves those that need longer
@@ -78,6 +79,7 @@ def apply(
     started = [action for action in plan.starting if action.name not in late]
     fresh = [action for action in started if action.kind == "new" or action.moves]
     sourced = [action for action in started if action.wanted.config.init.run and _needs_source(action, plan.folder)]
+    codes = {action.name: snapshot_of(action, plan.folder) or snapshot.path for action in started}
     temporaries = {action.name: plan.folder / f".new-{action.name}.{os.getpid()}" for action in fresh}
     with writing(plan.folder), ExitStack() as cleanup:
         for action in fresh:
@@ -95,14 +97,18 @@ def apply(
                 on_trash(target, move_to_trash(target))
             os.rename(temporaries[action.name], target)
         fsync_path(plan.folder)
+        for code in {*codes.values()} - {snapshot.path}:
+            delete_bytecode(code)
         for action in started:
             if action not in fresh:
                 if action.adopts:
                     _adopt(action, plan.folder)
-                _update_config(action, plan.folder, snapshot)
+                _update_config(action, plan.folder, older=codes[action.name] != snapshot.path)
+            if action.name in plan.copied:
+                _set_aside_compiled(RunDir(plan.folder / action.name), action.submitter)
         for action in sourced:
             warm_start.pin(action.wanted.config.init, RunDir(plan.folder / action.name))
-        jobs = [replace(_job(action, plan, snapshot, typed), exposed=exposed) for action in started]
+        jobs = [replace(_job(action, plan, snapshot, codes[action.name], typed), exposed=exposed) for action in started]
         jobs = assign_canaries(jobs, plan.folder, steps)
         cluster.submit(jobs)
     return jobs
@@ -164,10 +170,17 @@ def _renewed(stored: Mapping[str, Any], action: Action) -> dict[str, Any]:
     return {**stored, **wanted}
 
 
-def _update_config(action: Action, folder: Path, snapshot: Snapshot) -> None:
+def _set_aside_compiled(run: RunDir, user: str) -> None:
+    """Rename ``compiled/`` of a copied run: torch unpickles what it holds."""
+    if os.path.lexists(run.compiled):
+        words = re.sub("[^A-Za-z0-9]+", "-", user)
+        os.rename(run.compiled, run.path / f"compiled.of-{words}-{time.time_ns()}")
+
+
+def _update_config(action: Action, folder: Path, older: bool) -> None:
     """Write config.yaml of a run that continues: settings outside of its identity may be new.
 
-    A run that keeps older code gets no key that its config.yaml lacks, because that code may not know it.
+    A run that keeps ``older`` code gets no key that its config.yaml lacks, because that code may not know it.
     """
     run = RunDir(folder / action.name)
     stored = read_record(run.identity) or {}
@@ -176,7 +189,7 @@ def _update_config(action: Action, folder: Path, snapshot: Snapshot) -> None:
         if renewed != stored:
             write_json(run.identity, renewed)  # class names were corrected; before config.yaml, as in ``_adopt``
     path, settings = folder / action.name / "config.yaml", to_dict(action.wanted.config)
-    if snapshot_of(action, folder) not in (None, snapshot.path) and path.exists():
+    if older and path.exists():
         settings = _without_new_keys(settings, read_yaml(path))
     write_text(path, dump_yaml(settings))
 
@@ -192,21 +205,25 @@ def _without_new_keys(settings: Any, stored: Any) -> Any:
 
 def snapshot_of(action: Action, folder: Path) -> Path | None:
     """The snapshot that a continuing run keeps; None if it gets the current code, as failed and new runs do, and those
-    that have never started: their canary may have failed because of the old code."""
+    that have never started: their canary may have failed because of the old code. Also copies of another user's run.
+
+    Raises PermissionDenied if the snapshot is not trusted, or is not what was submitted.
+    """
     run = RunDir(folder / action.name)
     continues = (action.kind == "stopped" and run.newest_attempt() > 0) or action.adopts
+    continues = continues and not action.submitter
     stored = read_record(run.identity) or {} if continues else {}
     code = folder / ".code" / str(stored.get("code"))
     if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
         return None
     require_trusted(code, inside=True)
+    verify(code)
     return code
 
 
-def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -> Job:
-    run, code = RunDir(plan.folder / action.name), snapshot_of(action, plan.folder)
-    if code is None:
-        code = snapshot.path
+def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Sequence[str]) -> Job:
+    run = RunDir(plan.folder / action.name)
+    if code == snapshot.path:
         write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
     uncancels = action.name in plan.cancelled and not action.moves
     command = [*typed, "--only", action.wanted.name] if typed else []
@@ -219,7 +236,7 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, typed: Sequence[str]) -
 
 
 def _recorded(snapshot: Snapshot) -> dict[str, Any]:
-    return {"code": snapshot.digest, "environment": environment()}
+    return {"code": snapshot.digest, "uid": os.geteuid(), "environment": environment()}
 
 
 def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda path, target: None) -> list[str]:

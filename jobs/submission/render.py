@@ -36,7 +36,8 @@ def summary(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[P
         reasons = [f"{action.name}: {action.reason}" for action in plan.actions if action.reason]
         return Page("\n".join([done, *reasons]), *_dropped(plan))
     overview = _overview(plan, profile)
-    return Page(_head(plan, sweep, profile, files), overview, *_dropped(plan), *_warnings(plan), *_advice(plan))
+    head = _head(plan, sweep, profile, files)
+    return Page(head, overview, *_dropped(plan), *_copied(plan), *_warnings(plan), *_advice(plan))
 
 
 def details(
@@ -54,7 +55,7 @@ def details(
     for same in _designs(plan):
         lines += ["", *_run(same)]
     lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
-    lines += _advice(plan)
+    lines += [*_copied(plan), *_advice(plan)]
     lines += ["", f"asked first: {question}"] if question else []
     lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
@@ -73,6 +74,12 @@ def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
         lines.append(f"  {nodes}, {shape.processes} ranks a node{gpus}, {shape.hours:g} h: {_some(batch.runs)}{start}")
         lines += ["", Verbatim(batch.script.rstrip()), ""] if script else []
     return lines[:-1] if script and lines else lines
+
+
+def _copied(plan: Plan) -> list[str]:
+    """Lines about runs that another user has submitted."""
+    text = "{}: a copy of a run of {}: it continues with the current code, because what was copied is not executed"
+    return [plain(text.format(name, user)) for name, user in plan.copied.items()]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -316,6 +323,7 @@ def as_dict(
             "reason": action.reason,
             "extend": plan.extending_entry(action) if action.kind == "changed" else "",
             "starts": action.starts and not action.lacks_commit,
+            "copied_from": action.submitter,
             "cluster": action.wanted.cluster,
             "differs": action.wanted.differs,
             "base": [change._asdict() for change in action.wanted.against_base],

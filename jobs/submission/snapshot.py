@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,8 +19,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from flip.runs.errors import ConfigError
-from flip.runs.files import closed_folder, create_file, fsync_path
+from flip.runs.errors import ConfigError, PermissionDenied
+from flip.runs.files import closed_folder, create_file, fsync_path, read_regular
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         _refuse_additional_files(contents, target)
         _repair(contents, target)
         with writing(target):
+            delete_bytecode(target)
             _make_caches(contents, target)
         return snapshot
     temporary = into / f".{digest}.{secrets.token_hex(8)}"
@@ -98,6 +101,15 @@ def is_code(path: PurePosixPath, repository: Path) -> bool:
     if not (real.is_file() and real.is_relative_to(root)):
         return False
     return _is_code(path) and _is_code(PurePosixPath(real.relative_to(root)))
+
+
+def delete_bytecode(code: Path) -> None:
+    """Delete Python's bytecode in a snapshot: it may have come with a copy, and would be executed in place of sources.
+
+    Python writes it again. Raises OSError.
+    """
+    for path in code.rglob("__pycache__/*"):
+        path.unlink(missing_ok=True)
 
 
 def _is_code(path: PurePosixPath) -> bool:
@@ -157,6 +169,29 @@ def current_digest(repository: Path) -> str:
     return _digest(_read(repository, LIMIT)[0])
 
 
+def verify(code: Path) -> None:
+    """Raise PermissionDenied if the content of a snapshot is not what was submitted, since its name is the digest."""
+    try:
+        same = digest_of(code) == code.name
+    except ValueError:  # no regular file, or a huge one
+        same = False
+    if not same:
+        what = "is not executed: its files have changed since they were submitted (its name is not their digest)"
+        aside = code.with_name(f"{code.name}.changed")
+        remedy = f"To continue with the current code: mv {shlex.quote(str(code))} {shlex.quote(str(aside))}"
+        raise PermissionDenied(what, str(code), remedy=remedy)
+
+
+def digest_of(code: Path) -> str:
+    """The digest of the files of a snapshot. Hidden files are temporary files; Python writes __pycache__."""
+    contents = {}
+    for path in code.rglob("*"):
+        name = path.relative_to(code)
+        if not _is_cache(name) and not path.is_dir():
+            contents[name.as_posix()] = (read_regular(path, LIMIT), bool(path.stat().st_mode & stat.S_IXUSR))
+    return _digest(contents)
+
+
 def _digest(contents: dict[str, tuple[bytes, bool]]) -> str:
     """16 hex digits over names, modes and contents."""
     digest = hashlib.sha256()
@@ -186,10 +221,14 @@ def _refuse_additional_files(contents: dict[str, tuple[bytes, bool]], folder: Pa
     """
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-        if not hidden and not path.is_dir() and name.as_posix() not in contents:
+        if not _is_cache(name) and not path.is_dir() and name.as_posix() not in contents:
             remedy = "Move it away, or submit with another runs root."
             raise ConfigError("a file in the copied code is not of the code", str(path), remedy=remedy)
+
+
+def _is_cache(name: Path) -> bool:
+    """Whether a file of a snapshot is no part of the code: hidden, or bytecode."""
+    return any(part.startswith(".") or part == "__pycache__" for part in name.parts)
 
 
 def _repair(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:

@@ -31,6 +31,9 @@ from jobs.submission import apply as folders
 from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import config, wanted
 
+EMPTY = "e3b0c44298fc1c14"
+"""Name of a snapshot without files: the digest of its content."""
+
 
 class Fake:
     """A cluster that records submitted jobs."""
@@ -342,7 +345,7 @@ def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
 def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapshot):
     folder, resolved = tmp_path / "demo", wanted()
     folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
-    old = folder / ".code" / ("01" * 8)
+    old = folder / ".code" / EMPTY
     old.mkdir()
     for state, code in (("never started", snapshot.path), ("stopped", old), ("failed", snapshot.path)):
         if state == "never started":
@@ -361,12 +364,12 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
     folder, resolved = tmp_path / "demo", wanted()
     folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
-    (folder / ".code" / ("01" * 8)).mkdir()
+    (folder / ".code" / EMPTY).mkdir()
     path = folder / "a" / "config.yaml"
     stored = merge.to_dict(read_config(path))
     del stored["compute"]["loss_tf32"], stored["stages"][0]["schedule"]  # of later versions
     resolved.config.checkpoint.minutes = 77
-    for code in ("01" * 8, snapshot.path.name):
+    for code in (EMPTY, snapshot.path.name):
         path.write_text(dump_yaml(stored))
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}

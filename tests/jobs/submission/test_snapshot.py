@@ -1,6 +1,9 @@
 """Tests of snapshots of the submitted code: their files, restored damage, and refusal of untrusted copies."""
 
+import importlib.util
 import os
+import py_compile
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
-from jobs.submission.snapshot import current_digest, take
+from jobs.submission.snapshot import current_digest, take, verify
 
 FILES = {
     "flip/a.py": "A = 1\n",
@@ -222,3 +225,50 @@ def test_snapshot_is_not_writable_by_others_under_open_umask(repository, tmp_pat
     assert not [
         path for path in (snapshot.path.parent, *snapshot.path.parent.rglob("*")) if path.stat().st_mode & 0o022
     ]
+
+
+def plant_bytecode(code):
+    """Replace the bytecode of a module by one that Python executes without a look at the source."""
+    (code / "flip" / "evil.py").write_text("VALUE = 'evil'\n")
+    cache = importlib.util.cache_from_source(str(code / "flip" / "a.py"))
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(code / "flip" / "evil.py"), cache, invalidation_mode=mode)
+    (code / "flip" / "evil.py").unlink()
+
+
+def test_snapshot_does_not_execute_copied_bytecode(repository, tmp_path):
+    (repository / "flip" / "__init__.py").touch()
+    (repository / "flip" / "a.py").write_text("VALUE = 'good'\n")
+    snapshot = take(repository, tmp_path / "code")
+    command = [sys.executable, "-c", "from flip import a; print(a.VALUE)"]
+    options = {"cwd": snapshot.path, "capture_output": True, "text": True, "check": True}
+    plant_bytecode(snapshot.path)
+    assert subprocess.run(command, **options).stdout == "evil\n", "the attack works"
+    take(repository, tmp_path / "code")
+    assert subprocess.run(command, **options).stdout == "good\n"
+
+
+@pytest.mark.parametrize("change", ["content", "mode", "additional file", "missing file", "FIFO"])
+def test_changed_snapshot_is_refused_with_remedy(repository, tmp_path, change):
+    code = take(repository, tmp_path / "code").path
+    verify(code)
+    file = next(path for path in sorted(code.rglob("*.py")))
+    if change == "content":
+        file.chmod(0o644), file.write_text("print()")
+    elif change == "mode":
+        file.chmod(0o555)
+    elif change == "additional file":
+        (code / "sitecustomize.py").touch()
+    else:
+        file.unlink()
+        if change == "FIFO":
+            os.mkfifo(file)
+    with pytest.raises(PermissionDenied, match=f"mv {re.escape(str(code))} "):
+        verify(code)
+
+
+def test_snapshot_with_bytecode_and_temporary_files_is_unchanged(repository, tmp_path):
+    code = take(repository, tmp_path / "code").path
+    (code / "flip" / "__pycache__" / "a.cpython-311.pyc").touch()
+    (code / "flip" / ".a.py.17").touch()
+    verify(code)
