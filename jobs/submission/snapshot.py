@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from flip.runs.errors import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.files import closed_folder, create_file, fsync_path, read_regular
 from jobs.common.filesystem import require_trusted, unwritable, writing
 
@@ -170,11 +170,19 @@ def current_digest(repository: Path) -> str:
 
 
 def verify(code: Path) -> None:
-    """Raise PermissionDenied if the content of a snapshot is not what was submitted, since its name is the digest."""
+    """Raise PermissionDenied if the content of a snapshot is not what was submitted, since its name is the digest.
+
+    Raises StorageError if it cannot be read.
+    """
     try:
         same = digest_of(code) == code.name
     except ValueError:  # no regular file, or a huge one
         same = False
+    except OSError as error:
+        remedy = "Submit again when its file system answers."
+        raise StorageError(
+            f"cannot be read: {error.strerror or error}", error.filename or code, remedy=remedy
+        ) from error
     if not same:
         what = "is not executed: its files have changed since they were submitted (its name is not their digest)"
         aside = code.with_name(f"{code.name}.changed")
