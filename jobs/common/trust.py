@@ -32,8 +32,16 @@ def require_trusted_file(path: Path, what: str, remedy: str) -> None:
 
 
 def open_places(paths: Iterable[Path]) -> list[Exposure]:
-    """The folders and links on the way to these paths through which other users can exchange them, each once."""
-    every = [exposure for path in paths for exposure in ownership.exposures(path, _owners(path))]
+    """The folders and links on the way to these paths through which other users can exchange them, each once.
+
+    Not the folders above the checkout of this command, whose code runs already: ``checkout_warnings`` names them.
+    """
+    every: list[Exposure] = []
+    for path in paths:
+        places = ownership.exposures(path, _owners(path))
+        if _in_checkout(path):
+            places = [place for place in places if REPOSITORY in (Path(place.place), *Path(place.place).parents)]
+        every += places
     return list(dict.fromkeys(every))
 
 
@@ -114,18 +122,24 @@ def export_line(groups: Iterable[int]) -> str:
     return f"export {TRUSTED_GROUP}={','.join(names)}"
 
 
-def checkout_warning() -> str:
-    """A line if the code of this command belongs to another user, who can change it at any time; "" if not."""
+def checkout_warnings() -> list[str]:
+    """Lines about other users who can change the code of this command."""
     owner = _code_owner()
-    if owner in (os.geteuid(), 0):
-        return ""
-    return f"warning: this checkout, {REPOSITORY}, belongs to {user_name(owner)}, whose code runs with your rights"
+    lines = []
+    if owner not in (os.geteuid(), 0):
+        lines.append(f"warning: this checkout, {REPOSITORY}, belongs to {user_name(owner)}, whose code you run")
+    for place, reason, _ in ownership.exposures(REPOSITORY, [owner]):
+        lines.append(f"warning: {place}: {reason}, so that others could exchange this checkout, whose code you run")
+    return lines
 
 
 def _owners(path: Path) -> list[int]:
     """Further trusted owners of a file: that of the checkout for its own files, since its code runs already."""
-    inside = REPOSITORY in Path(os.path.realpath(path)).parents
-    return [_code_owner()] if inside else []
+    return [_code_owner()] if _in_checkout(path) else []
+
+
+def _in_checkout(path: Path) -> bool:
+    return REPOSITORY in Path(os.path.realpath(path)).parents
 
 
 def _code_owner() -> int:

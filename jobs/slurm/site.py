@@ -48,7 +48,7 @@ def check_ready(profile: ClusterProfile, execute: bool = True) -> str:
     if execute:
         _check_python(profile)
     else:
-        answer += "; host_python is not executed by a dry run, because the sweep names the profile's file"
+        answer += "; host_python is not executed: others can exchange it, or a dry run has its profile from the sweep"
     disabled = "; no-requeue in the profile's options: each start is a new job, submitted by the previous one"
     return answer + (disabled if "no-requeue" in profile.options else "")
 

@@ -184,8 +184,7 @@ class Submission:
         for profile in self._profiles():
             require_trusted_programs(profile)
         self.exposed = trust.open_places(self._executed())
-        if warning := trust.checkout_warning():
-            self._add_checks([preflight.Check("code", warning)])
+        self._add_checks([preflight.Check("code", warning) for warning in trust.checkout_warnings()])
         for profile in self._profiles():
             self._add_checks(preflight.scheduler(profile, self.options.dry_run, self._may_execute(profile)))
         return [self._resolve(run) for run in self.sweep.runs]
@@ -193,7 +192,7 @@ class Submission:
     def _may_execute(self, profile: ClusterProfile) -> bool:
         """Whether programs of a profile may run: not if others can exchange them, nor in a dry run if only the sweep
         names the profile's file."""
-        if self.exposed:
+        if trust.open_places(path for _, path in executed_files(profile)):
             return False
         by_sweep = [self.sweep.cluster, *(run.config.resources.cluster for run in self.sweep.runs)]
         files = [name for name in by_sweep if name.endswith((".yaml", ".yml"))]
@@ -457,7 +456,7 @@ class Submission:
             gpus = any(action.wanted.config.resources.gpus for action in plan.starting)
             if self.profile.kind == "local" and not (running or gpus):
                 note(preflight.load_note(self.start))
-            note(trust.checkout_warning())
+            note("\n".join(trust.checkout_warnings()))
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
             note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")

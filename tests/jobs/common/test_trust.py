@@ -191,10 +191,24 @@ def test_shipped_profile_is_trusted_as_code_of_its_checkout(monkeypatch, tmp_pat
         os.chown(path, STRANGER, -1)
     with pytest.raises(PermissionDenied, match="the cluster profile is not trusted: it belongs to uid 12345"):
         load_profile("site")
-    assert trust.open_places([file]) and not trust.checkout_warning()
+    assert trust.open_places([file])
     monkeypatch.setattr(trust, "_code_owner", lambda: STRANGER)
     assert load_profile("site").name == "site" and not trust.open_places([file])
-    assert trust.checkout_warning().endswith("belongs to uid 12345, whose code runs with your rights")
+    assert trust.checkout_warnings()[0].endswith("belongs to uid 12345, whose code you run")
+
+
+def test_folder_above_checkout_gives_a_warning(monkeypatch, tmp_path):
+    """The command itself lies below it."""
+    checkout = tmp_path / "builds" / "checkout"
+    checkout.mkdir(parents=True)
+    (checkout / "file").touch()
+    monkeypatch.setattr(trust, "REPOSITORY", checkout)
+    assert trust.checkout_warnings() == []
+    checkout.parent.chmod(0o777)
+    assert [line.partition(": every")[0] for line in trust.checkout_warnings()] == [f"warning: {checkout.parent}"]
+    assert trust.open_places([checkout / "file"]) == []
+    checkout.chmod(0o777)
+    assert [place.place for place in trust.open_places([checkout / "file"])] == [str(checkout)]
 
 
 # -- names that mean several files -------------------------------------------------------------------------------------
@@ -237,5 +251,5 @@ def test_plan_names_files_of_sweep_and_profile(typed, desk):
 
 def test_plan_names_owner_of_checkout_of_other_user(typed, monkeypatch):
     monkeypatch.setattr(trust, "_code_owner", lambda: STRANGER)
-    warning = f"belongs to uid {STRANGER}, whose code runs with your rights"
+    warning = f"belongs to uid {STRANGER}, whose code you run"
     assert warning in typed("--dry-run")[1] and warning in typed()[1]
