@@ -78,11 +78,11 @@ class Report:
         by_kind: dict[str, list[dict[str, Any]]] = {name: [] for name in self.reasons()}
         for id, reason in sorted(self.bad.items()):
             if len(by_kind[kind(reason)]) < count:
-                by_kind[kind(reason)].append(_place(manifest, id) | {"reason": reason})
+                by_kind[kind(reason)].append(_position(manifest, id) | {"reason": reason})
         return [example for examples in by_kind.values() for example in examples]
 
 
-def _place(manifest: Manifest, id: int) -> dict[str, Any]:
+def _position(manifest: Manifest, id: int) -> dict[str, Any]:
     shard, ordinal = manifest.locate(id)
     return {"id": id, "shard": shard, "ordinal": ordinal}
 
@@ -289,7 +289,7 @@ def _facts(
         "reasons": report.reasons(),
         "examples": report.examples(manifest, options.examples),
         "warnings": {CAPTION_NOT_UTF8: len(report.not_utf8)} if report.not_utf8 else {},
-        "warning_examples": [_place(manifest, id) for id in sorted(report.not_utf8)[: options.examples]],
+        "warning_examples": [_position(manifest, id) for id in sorted(report.not_utf8)[: options.examples]],
         "megabytes_per_second": round(report.bytes / 1e6 / seconds, 1),
         "samples_per_second": round(report.samples / seconds, 1),
         "seconds": round(seconds, 1),
