@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from flip.distributed.shutdown import SIGNALS
 from flip.runs import python_path
+from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError
 from flip.runs.rundir import OWNER, write_json
 
@@ -140,6 +141,7 @@ def _send_next(tasks: Iterator[Any], pipe: connection.Connection) -> bool:
 def _work(prepare: Callable[..., Callable[[Any], Any]], arguments: Sequence[Any], pipe: connection.Connection) -> None:
     for name in (*SIGNALS, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)  # the main process handles Ctrl-C
+    scrub_stderr()
     threading.Thread(target=leave_with_parent, daemon=True).start()
     try:
         function = prepare(*arguments)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flip.config.merge import merge
-from flip.runs.errors import ConfigError, StorageError, scrub
+from flip.runs.credentials import scrub
+from flip.runs.errors import ConfigError, StorageError
 from flip.runs.rundir import RunDir
 from jobs.submission.snapshot import take
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import logging
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,10 @@ from typing import Any
 
 from flip.config.schema import MODEL_PRESETS, SCHEMA, YES_NO, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
-from flip.runs.errors import ConfigError, scrub
+from flip.runs.credentials import exposes
+from flip.runs.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 _CREDENTIALS_REMEDY = "Others can read configurations: use environment variables, or files such as ~/.aws/credentials."
 
@@ -61,8 +65,8 @@ def _coerce_scalar(kind: type, value: Any, place: SourceLocation) -> Any:
     number = _parse_number(value)
     if isinstance(value, str) and ("${" in value or value == "???"):  # both are special to OmegaConf
         raise place.error("interpolation is off", value, "Write the value itself.")
-    if isinstance(value, str) and scrub(value) != value:
-        raise place.error("contains an address with credentials", value, _CREDENTIALS_REMEDY)
+    if isinstance(value, str) and exposes(value):
+        _refuse_credentials(place, value)
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return value if isinstance(value, str) else str(value)
     if kind is int and number is not None and number == number.to_integral_value():
@@ -73,6 +77,20 @@ def _coerce_scalar(kind: type, value: Any, place: SourceLocation) -> Any:
         return str(value).lower() in ("true", "yes")
     needed = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     raise place.error(f"needs {needed}", "nothing" if value is None else value)
+
+
+def _refuse_credentials(place: SourceLocation, value: str) -> None:
+    """Raise ConfigError for a value with credentials. In the configuration of an existing run it is only a warning."""
+    error = place.error("contains credentials, or an address with unknown parameters", value, _CREDENTIALS_REMEDY)
+    if not place.stored:
+        raise error
+    _warn(str(error))
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Log a warning once in a process: a configuration is read several times."""
+    log.warning("%s", text)
 
 
 def _canonical_decimal(text: str, place: SourceLocation) -> str:
@@ -223,17 +241,18 @@ def _build_section(kind: Any, values: str) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), json.loads(values)))
 
 
-def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = ()) -> Config:
+def merge(layers: Sequence[tuple[str, Mapping[str, Any]]], dotlist: Sequence[str] = (), stored: bool = False) -> Config:
     """Merge defaults <- size preset <- ``layers`` in order <- ``dotlist``.
 
     ``layers``: (name for errors, mapping with dotted or nested keys). Lists replace lists; a named list such as
     ``stages`` may also be given as a mapping of name (or position) to the fields to change, or to null (remove).
+    ``stored``: the layers are the configuration of an existing run, in which credentials are only a warning.
     Raises ConfigError for unknown keys, wrong types and interpolation; ``validate`` checks the values.
     """
     nested = [(where, expand_dotted_keys(mapping, where)) for where, mapping in [*layers, *map(assignment, dotlist)]]
     named: dict[str, Any] = {"model": _find_preset(nested)}
     for where, layer in nested:
-        named = _deep_merge(named, _coerce(Config, layer, named, SourceLocation(where)))
+        named = _deep_merge(named, _coerce(Config, layer, named, SourceLocation(where, stored=stored)))
     kinds = fields_of(Config)
     return Config(**{name: _build(kinds[name], values) for name, values in named.items()})
 
@@ -271,4 +290,4 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     if version != SCHEMA:
         remedy = f"This version reads schema {SCHEMA}; use the version of the toolkit that wrote the run."
         raise ConfigError("schema: unsupported version", str(path), version, remedy)
-    return merge([(str(path), table)])
+    return merge([(str(path), table)], stored=True)

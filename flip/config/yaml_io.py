@@ -48,14 +48,19 @@ def line_of(mapping: Any, key: str) -> int:
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """The location of a value: the layer's name, the dotted key, its line (0: unknown)."""
+    """The location of a value: the layer's name, the dotted key, its line (0: unknown).
+
+    ``stored``: the layer is the configuration of an existing run.
+    """
 
     where: str
     key: str = ""
     line: int = 0
+    stored: bool = False
 
     def child(self, name: str | int, line: int = 0) -> SourceLocation:
-        return SourceLocation(self.where, f"{self.key}.{name}" if self.key else str(name), line or self.line)
+        key = f"{self.key}.{name}" if self.key else str(name)
+        return SourceLocation(self.where, key, line or self.line, self.stored)
 
     def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
         place = f"{self.where}:{self.line}" if self.line else self.where

@@ -29,6 +29,7 @@ from flip.data.storage.client import IOStats
 from flip.data.storage.retry import Outage
 from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
 from flip.distributed.shutdown import SIGNALS
+from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import FlipError
 
 _ALIGN = 64
@@ -121,6 +122,7 @@ def _work(
 ) -> None:  # fmt: skip
     for name in (*SIGNALS, signal.SIGINT):
         signal.signal(name, signal.SIG_IGN)
+    scrub_stderr()
     threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if config.data.resize == "torchvision" and not config.affine:

@@ -7,6 +7,7 @@
 - ``files``: makes folders of runs and caches, and opens files to write, closed to others and never through a link.
 - ``acl``: access control lists of files and folders.
 - ``python_path``: where the Python processes that we start find modules.
+- ``credentials``: what is removed from texts that leave the process, and refused in settings.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
 Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports nothing

@@ -6,8 +6,9 @@ in ``attempts/<n>/cause.<rank>.json`` is authoritative.
 
 import errno
 import logging
-import re
 from typing import Any
+
+from flip.runs.credentials import ScrubbedFormatter, scrub, scrub_stderr
 
 COMPLETE = 0
 DATA = 65
@@ -42,21 +43,6 @@ STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if nam
     "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ECOMM", "ENOLINK",
 ))  # fmt: skip
 
-#: User name and password in an address; the password may contain an @.
-USERINFO = re.compile(r"(?<=://)[^/\s]+@")
-#: Parameters of an address that are credentials, for example of signed URLs.
-PARAMETERS = re.compile(
-    r"(?<=[?&])((?:x-(?:amz|goog)-)?(?:sig|signature|credential|security-token|token|access_token|secret|password|api_?key))"
-    r"=[^&\s'\"]+",
-    re.IGNORECASE,
-)
-
-
-def scrub(text: str) -> str:
-    """Remove user names, passwords and credentials from the addresses in a text."""
-    return PARAMETERS.sub(r"\1=...", USERINFO.sub("...@", text))
-
-
 def short(value: object) -> str:
     """The value for a message: ``repr``, of huge whole numbers their size, such as 1e300."""
     text = repr(value)
@@ -67,15 +53,13 @@ def short(value: object) -> str:
     return "%s%se%d" % (sign, digits[0], len(digits) - 1)
 
 
-class ScrubbedFormatter(logging.Formatter):
-    """Formats lines of a log without credentials in addresses, whichever library wrote them."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return scrub(super().format(record))
-
 
 def start_logging(stream: Any, prefix: str = "") -> None:
-    """Log from level INFO to ``stream``, each line with the time, ``prefix`` and the level."""
+    """Log from level INFO to ``stream``, each line with the time, ``prefix`` and the level.
+
+    Credentials are removed from these lines and from all that Python writes to standard error.
+    """
+    scrub_stderr()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(ScrubbedFormatter("%(asctime)s " + prefix + "%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -84,8 +68,8 @@ def start_logging(stream: Any, prefix: str = "") -> None:
 class FlipError(Exception):
     """An expected failure, shown to the user as one message without a traceback.
 
-    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``. Credentials in addresses
-    are removed.
+    ``what`` went wrong, ``where`` (file, key), the offending ``value``, and the ``remedy``. Credentials are
+    removed.
     """
 
     cause = "crash"

@@ -10,10 +10,14 @@ import math
 import re
 from typing import Any, Callable, Dict, Optional
 
+from flip.runs.credentials import scrub
+
 #: Limit of counts and sizes. FLOPs are floats, with a limit of 1e30.
 LARGEST = 10**18
 #: Characters after which a text is cut, such as the error of a compiler.
 LONGEST = 4000
+#: Fields that quote errors of libraries and services: they are written without credentials.
+MESSAGES = ("reason", "storage", "trace", "verdict", "what", "why")
 #: Levels of nesting. Printing a record as JSON takes several calls per level.
 DEEPEST = 64
 #: Digits of a whole number. 64 bits need fewer; Python takes quadratic time to parse long numbers.
@@ -187,6 +191,12 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
         if isinstance(declared, FieldType) and declared.required and name not in result:
             raise ValueError("lacks `%s`" % (where + "." + name if where else name))
     return result
+
+
+def without_credentials(record: Dict[str, Any]) -> Dict[str, Any]:
+    """A copy of a record without credentials in its messages."""
+    messages = {name: scrub(record[name]) for name in MESSAGES if isinstance(record.get(name), str)}
+    return dict(record, **messages)
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
 from flip.runs import records
-from flip.runs.errors import CRASH, DataError, scrub
+from flip.runs.errors import CRASH, DataError
 from flip.runs.files import (
     atomic_write,
     close_folders,
@@ -67,7 +67,9 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def to_json(value: Any) -> str:
-    """The text of a record, as ``write_json`` and ``create_json`` write it."""
+    """The text of a record, as ``write_json`` and ``create_json`` write it: without credentials in its messages."""
+    if isinstance(value, dict):
+        value = records.without_credentials(value)
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -309,7 +311,7 @@ class RunDir:
 
     def write_cause(self, n: int, rank: int, cause: str, code: int, reason: str, **facts: Any) -> bool:
         """Record why this process ends, unless its rank has a cause already: {cause, code, reason, rank, ...facts}."""
-        record = dict(facts, cause=cause, code=code, reason=scrub(reason), rank=rank, time=time.time())
+        record = dict(facts, cause=cause, code=code, reason=reason, rank=rank, time=time.time())
         return create_json(self.attempt(n) / ("cause.%d.json" % rank), record)
 
     def causes(self, n: int) -> List[Dict[str, Any]]:

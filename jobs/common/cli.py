@@ -143,13 +143,16 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
     returned."""
     import logging  # after parsing: --help must be fast
 
+    from flip.runs.credentials import ScrubbedFormatter
     from flip.runs.errors import FlipError
 
     global _options
     before, _options = _options, options
     logging.disable(logging.WARNING if options.quiet else logging.NOTSET)
     if options.verbose:
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(ScrubbedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(handlers=[handler])
         for package in ("flip", "jobs", "tools"):
             logging.getLogger(package).setLevel(logging.DEBUG)
     try:
@@ -247,6 +250,11 @@ def quietly(main: Callable[[], int]) -> int:
         for handle in (1, 2):  # buffered output would raise again at exit
             os.dup2(devnull, handle)
         return CUT_OFF
+    except Exception:
+        from flip.runs.credentials import scrub_stderr  # only now: --help must be fast
+
+        scrub_stderr()  # the interpreter prints the traceback there
+        raise
 
 
 def as_typed(text: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.rundir import RunDir, exists, read_record
 from jobs.host import attempts, bad_nodes, canary, notify, processes, slurm_cli, wall_limit
@@ -40,6 +41,7 @@ CANARY_POLL_SECONDS = 10.0
 
 def main(arguments: Optional[List[str]] = None) -> int:
     args = parser().parse_args(arguments)
+    scrub_stderr()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would interrupt the decision
         signal.signal(number, signal.SIG_IGN)
     if args.what in processes.WATCHERS:

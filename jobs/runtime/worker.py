@@ -28,7 +28,6 @@ from flip.runs.errors import (
     DataError,
     FlipError,
     StorageError,
-    scrub,
     start_logging,
 )
 from flip.runs.files import RefusedPath, close_umask
@@ -148,10 +147,10 @@ def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) ->
         return "permission", str(error), ""
     except OSError as error:
         cause = "storage" if error.errno in STORAGE_ERRNOS else "crash"
-        return cause, f"{type(error).__name__}: {error}", scrub(traceback.format_exc())
+        return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
     except Exception as error:  # the outermost frame: any cause must be recorded
         text = f"{type(error).__name__}: {error}"
-        return "peer_lost" if PEER_GONE.search(text) else "crash", text, scrub(traceback.format_exc())
+        return "peer_lost" if PEER_GONE.search(text) else "crash", text, traceback.format_exc()
 
 
 def in_process(run: RunDir, attempt: int) -> None:

@@ -23,7 +23,8 @@ from typing import Any
 from flip.monitoring import results
 from flip.monitoring.curves import CurvePoints, scores
 from flip.runs import commit, records
-from flip.runs.errors import ConfigError, StorageError, scrub
+from flip.runs.credentials import scrub
+from flip.runs.errors import ConfigError, StorageError
 from flip.runs.files import open_lock, open_regular, run_folder
 from flip.runs.rundir import RunDir, load_record, write_json
 from jobs.common.filesystem import locked, writing

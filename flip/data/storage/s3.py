@@ -21,7 +21,8 @@ from typing import Any
 
 from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, ends_early, run_once
 from flip.data.storage.checksums import etag_of_parts
-from flip.runs.errors import ConfigError, scrub
+from flip.runs.credentials import scrub
+from flip.runs.errors import ConfigError
 
 _PIECE = 1 << 20
 SLOWEST = 1 << 16
