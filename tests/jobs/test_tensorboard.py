@@ -62,7 +62,9 @@ def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
     argv = ["demo", "--root", str(tmp_path / "runs"), "--", "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "TMPDIR": str(scratch)}
     command = [sys.executable, str(ROOT / "jobs" / "tensorboard.py"), *argv]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    log = tmp_path / "out"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     try:
         runs = _until(f"http://127.0.0.1:{port}/data/runs", lambda runs: len(runs) == 2)
         assert sorted(runs) == ["demo/clip", "demo/mask50"]
@@ -72,6 +74,8 @@ def test_tensorboard_command_serves_sweep_and_removes_scratch_folder(tmp_path):
         process.send_signal(signal.SIGTERM)
         process.wait(30)
     assert list(scratch.glob("flip-tensorboard-*")) == []
+    shown = log.read_text()
+    assert shown.index("every user of this machine can read these runs") < shown.index(f":{port}/")
 
 
 def _until(url, condition):
