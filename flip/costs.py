@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, patches, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
+from flip.optimizers import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
 """Columns of logits that the loss computes at once, unless ``compute.loss_tile`` says another number."""
@@ -88,8 +89,6 @@ one."""
 LAST, LAST_SELECTED = 5, 4
 """SAVED and SELECTED of a last block that computes the pooled token only: input, norm, q, k, v."""
 
-STATE_BYTES = 12
-"""Bytes of a checkpoint per parameter: the weight and two moments, fp32."""
 SLOTS = 4
 """Batches that a loader process prepares in advance (``flip.data.worker_pool``)."""
 IN_HAND = 2
@@ -101,7 +100,7 @@ BATCHES_ON_CUDA = 3
 
 
 def device_memory(
-    model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0
+    model: Model, compute: Compute, local: int, mask: str, ranks: int = 1, left: int = 0, optimizer: str = "adamw"
 ) -> dict[str, int]:
     """Bytes of one rank at the peak of a step of ``local`` pairs: each part and their ``total``.
 
@@ -117,7 +116,7 @@ def device_memory(
     batches = BATCHES_ON_CUDA if compute.device == "cuda" else 1
     always = {
         "weights": 4 * count["total"] // shard,
-        "moments": 8 * count["total"] // shard,
+        "moments": OPTIMIZERS[optimizer].moment_bytes * count["total"] // shard,
         "batch": batches * local * (visible * (3 * model.image.patch**2 + 2) + 4 * model.text.length),
     }
     if ranks == 1 and size == 2:  # autocast's copies
@@ -225,6 +224,11 @@ def loader_memory(config: Config, stage: Stage) -> int:
     return int(2 * raw + batches * stage.batch // ranks * row)
 
 
+def state_bytes(config: Config) -> int:
+    """Bytes of a checkpoint: weights in fp32, and the optimiser's moments."""
+    return (4 + OPTIMIZERS[config.optim.name].moment_bytes) * parameters(config.model)["total"]
+
+
 def checkpoint_memory(config: Config) -> int:
     """Upper bound of the bytes on a rank's host while a checkpoint is saved: the buffer with its file.
 
@@ -232,7 +236,7 @@ def checkpoint_memory(config: Config) -> int:
     """
     url = config.checkpoint.url
     copies = 2 if config.compute.device == "cuda" or (url and not url.startswith("s3://")) else 1
-    return copies * STATE_BYTES * parameters(config.model)["total"] // world_size(config)
+    return copies * state_bytes(config) // world_size(config)
 
 
 def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
@@ -240,7 +244,8 @@ def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     ranks, config = world_size(config), for_stage(config, stage)
     model = config.model
     left = kept_tokens(model.text, stage.text_mask)
-    return device_memory(model, config.compute, stage.batch // ranks, stage.mask, ranks, left)
+    local = stage.batch // ranks
+    return device_memory(model, config.compute, local, stage.mask, ranks, left, config.optim.name)
 
 
 def stage_flops(config: Config, stage: Stage) -> int:

@@ -23,7 +23,6 @@ from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Config, Stage
 from flip.config.validate import validate
-from flip.costs import parameters
 from flip.data.manifest.manifest import BLOCK
 from flip.data.order import SampleOrder
 from flip.data.prefetch import MAX_LOOKAHEAD, THREADS
@@ -199,7 +198,7 @@ def device(config: Config, stage: Stage) -> dict[str, float]:
 def checkpoint(config: Config, speeds: dict[str, float]) -> dict[str, Any]:
     """Size of a checkpoint, and how long a rank copies and writes its part."""
     ranks = world_size(config)
-    rank = costs.STATE_BYTES * parameters(config.model)["total"] // ranks
+    rank = costs.state_bytes(config) // ranks
     return {
         "gigabytes": rank * ranks / 1e9,
         "megabytes_a_rank": rank / 1e6,

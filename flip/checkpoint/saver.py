@@ -27,6 +27,7 @@ from flip.concurrency import DaemonExecutor
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import RankFailure, all_gather_json, run_on_all
 from flip.distributed.parallel import World
+from flip.optimizers import moments_of
 from flip.runs import commit
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.files import run_folder
@@ -44,17 +45,12 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """``optim.<moment>.<name>``. AdamW creates its state at the first step; before that, zeros are created here."""
+    """``optim.<moment>.<name>``, also before the first step, when the optimiser has none yet."""
     state = {}
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         assert id(parameter) in known, f"{name} is not the tensor that the optimiser updates"
-        moments = optimizer.state[parameter]
-        if not moments:
-            moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            moments["exp_avg"] = torch.zeros_like(parameter)
-            moments["exp_avg_sq"] = torch.zeros_like(parameter)
-        for moment, value in moments.items():
+        for moment, value in moments_of(optimizer, parameter).items():
             state[f"optim.{moment}.{name}"] = value
     return state
 

@@ -408,8 +408,10 @@ class Stage:
 
 @dataclass
 class Optim:
-    """AdamW. A stage starts with fresh moments (docs/recipe.md, Optimiser and schedule)."""
+    """The optimiser. A stage starts with fresh moments (docs/recipe.md, Optimiser and schedule)."""
 
+    name: str = option("adamw", choices=("adamw",), omit_if="adamw")
+    """A row of ``OPTIMIZERS`` in flip/optimizers.py."""
     beta1: float = option(0.9, ge=0, lt=1)
     beta2: float = option(0.95, ge=0, lt=1)
     eps: float = option(1e-8, gt=0)

@@ -1,16 +1,16 @@
-"""AdamW with two parameter groups, the learning rate as a function of samples, and norms of gradients and weights."""
+"""Parameter groups of the optimiser, the learning rate as a function of samples, and norms of gradients and weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
 
 from flip.config import schema
 from flip.distributed.parallel import full_tensor, local, replica_of
+from flip.optimizers import KIND, OPTIMIZERS, kind_of
 
 PART = 2**27
 """Elements whose norms are computed together; their copies take twice 4 bytes each."""
@@ -24,8 +24,8 @@ def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
     return leaf not in ("bias", "positions", "logit_bias") and not owner.rpartition(".")[2].startswith("norm")
 
 
-def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.AdamW:
-    """AdamW over all parameters, those with weight decay in the first group. Decay is multiplied by the rate.
+def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.Optimizer:
+    """The optimiser of all parameters, those with weight decay in the first group.
 
     ``set_learning_rate`` sets the rate before each step. One fused kernel updates a group, also of DTensors.
     """
@@ -33,10 +33,9 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     for name, parameter in named_parameters:
         groups[uses_weight_decay(name, optim.decay_logit_scale)].append(parameter)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
-    decayed = {"params": groups[True], "weight_decay": optim.weight_decay}
-    others = {"params": groups[False], "weight_decay": 0.0}
-    betas = (optim.beta1, optim.beta2)
-    return torch.optim.AdamW([decayed, others], lr=0.0, betas=betas, eps=optim.eps, fused=fused)
+    decayed = {"params": groups[True], "weight_decay": optim.weight_decay, KIND: optim.name}
+    others = {"params": groups[False], "weight_decay": 0.0, KIND: optim.name}
+    return OPTIMIZERS[optim.name].build([decayed, others], optim, fused)
 
 
 def learning_rate(stage: schema.Stage, seen: int) -> float:
@@ -73,19 +72,20 @@ def gradient_norm(model: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def weight_norms(optimizer: torch.optim.AdamW, world_size: int) -> tuple[Tensor, Tensor]:
+def weight_norms(optimizer: torch.optim.Optimizer, world_size: int) -> tuple[Tensor, Tensor]:
     """2-norms of all weights and of their change in the last step, both () on the device. Collective if sharded.
 
-    The change is computed from AdamW's state, so that no copy of the weights is needed: with a = lr * m / (1 - b1^t) /
-    (sqrt(v / (1 - b2^t)) + eps) the step was w' = (1 - lr * decay) * w - a, hence w - w' = (a + lr * decay * w') / (1 -
-    lr * decay).
+    The change is computed from the optimiser's moments, so that no copy of the weights is needed.
     """
+    kind = kind_of(optimizer)
     weights, changes, scales = list[Tensor](), list[Tensor](), list[float]()
     for group in optimizer.param_groups:
         parameters = [parameter for parameter in group["params"] if optimizer.state[parameter]]
         for part in _parts(parameters):
-            after, states = [local(parameter) for parameter in part], [optimizer.state[parameter] for parameter in part]
-            change = _last_change(after, states, group)
+            after = [local(parameter) for parameter in part]
+            states = (optimizer.state[parameter] for parameter in part)
+            moments = [{name: local(value) for name, value in state.items()} for state in states]
+            change = kind.last_change(after, moments, group)
             # fp64, so that diverging weights show as large numbers, not as an overflow
             weights += torch._foreach_norm(after, 2, torch.float64)
             changes += torch._foreach_norm(change, 2, torch.float64)
@@ -110,19 +110,3 @@ def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         elements += count
     if part:
         yield part
-
-
-def _last_change(after: list[Tensor], states: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]) -> list[Tensor]:
-    """w - w' of parameters of one group, few kernels for all of them."""
-    rate, decay = group["lr"], group["lr"] * group["weight_decay"]
-    corrections = [1 - beta ** states[0]["step"] for beta in group["betas"]]  # all have taken the same steps
-    root = torch._foreach_div([local(state["exp_avg_sq"]) for state in states], corrections[1])
-    torch._foreach_sqrt_(root)
-    torch._foreach_add_(root, group["eps"])
-    change = torch._foreach_div([local(state["exp_avg"]) for state in states], corrections[0])
-    torch._foreach_div_(change, root)
-    torch._foreach_mul_(change, rate)
-    if decay:
-        torch._foreach_add_(change, after, alpha=decay)
-        torch._foreach_div_(change, 1 - decay)
-    return list(change)

@@ -400,7 +400,7 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
 def _checkpoint_bytes(config: Config) -> int:
     """Most bytes of a run's checkpoints at any time."""
     number = config.checkpoint.keep + len(config.checkpoint.keep_at) + len(config.stages) + 1
-    return costs.STATE_BYTES * costs.parameters(config.model)["total"] * number
+    return costs.state_bytes(config) * number
 
 
 def _bytes_below(folder: Path) -> int:

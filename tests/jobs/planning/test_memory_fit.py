@@ -149,7 +149,7 @@ def test_memory_check_refuses_cpu_run_on_too_small_host():
 def test_checkpoint_memory_is_doubled_on_gpus_or_with_memory_url():
     cpu = ["resources={nodes: 1, processes: 2, gpus: 0}", "data.lanes=8"]
     single_copy = costs.checkpoint_memory(planned(*cpu))
-    assert single_copy == costs.STATE_BYTES * costs.parameters(planned().model)["total"] // 2
+    assert single_copy == costs.state_bytes(planned()) // 2
     assert (
         costs.checkpoint_memory(planned(*cpu, "checkpoint.background=no", "checkpoint.url=s3://bucket/x"))
         == single_copy

@@ -1,0 +1,117 @@
+"""The optimisers: what each stores per parameter, what that takes of memory, and how it changed the weights.
+
+``optim.name`` of a configuration chooses one. A new optimiser is a class here and a row of ``OPTIMIZERS``: training
+builds it, checkpoints save and restore its moments, plans count their bytes, and metrics show its last change. torch is
+imported where it is used, because plans need only the sizes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flip.config import schema
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: Key of a torch optimiser's parameter groups: the name of its kind.
+KIND = "kind"
+
+
+class OptimizerKind(ABC):
+    """One kind of optimiser.
+
+    Its torch optimiser must be fused: ``found_inf`` makes a step change nothing (flip.training.anomaly).
+    """
+
+    moment_bytes: int
+    """Bytes of its moments for one parameter, without what it stores once per tensor."""
+
+    @abstractmethod
+    def build(self, groups: list[dict[str, Any]], optim: schema.Optim, fused: bool) -> torch.optim.Optimizer:
+        """The torch optimiser of parameter groups, which have their weight decay. The learning rate is set later."""
+
+    @abstractmethod
+    def first_moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Name -> value before the first step of all that it stores for a parameter.
+
+        Checkpoints use the names. The values must lead to the same first step as a state that is empty.
+        """
+
+    @abstractmethod
+    def last_change(
+        self, after: list[Tensor], moments: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """w - w' of the last step, from the weights w' after it: few kernels for all parameters of one group."""
+
+
+class AdamW(OptimizerKind):
+    """AdamW; weight decay is multiplied by the learning rate (Loshchilov & Hutter 2019)."""
+
+    moment_bytes = 8
+
+    def build(self, groups: list[dict[str, Any]], optim: schema.Optim, fused: bool) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=fused)
+
+    def first_moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        import torch
+
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+    def last_change(
+        self, after: list[Tensor], moments: Sequence[Mapping[str, Tensor]], group: Mapping[str, Any]
+    ) -> list[Tensor]:
+        """With a = lr * m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) the step was w' = (1 - lr * decay) * w - a, hence
+        w - w' = (a + lr * decay * w') / (1 - lr * decay)."""
+        import torch
+
+        rate, decay = group["lr"], group["lr"] * group["weight_decay"]
+        corrections = [1 - beta ** moments[0]["step"] for beta in group["betas"]]  # all have taken the same steps
+        root = torch._foreach_div([each["exp_avg_sq"] for each in moments], corrections[1])
+        torch._foreach_sqrt_(root)
+        torch._foreach_add_(root, group["eps"])
+        change = torch._foreach_div([each["exp_avg"] for each in moments], corrections[0])
+        torch._foreach_div_(change, root)
+        torch._foreach_mul_(change, rate)
+        if decay:
+            torch._foreach_add_(change, after, alpha=decay)
+            torch._foreach_div_(change, 1 - decay)
+        return list(change)
+
+
+#: ``optim.name`` -> optimiser.
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "adamw": AdamW(),
+}
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> OptimizerKind:
+    """The kind of an optimiser that ``flip.training.optimizer.build`` has built."""
+    return OPTIMIZERS[optimizer.param_groups[0][KIND]]
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Name -> value of all that the optimiser stores for a parameter. Creates them before the first step.
+
+    Raises RuntimeError if they are not those that its kind declares: the next attempt could not restore them.
+    """
+    import torch
+
+    kind, state = kind_of(optimizer), optimizer.state[parameter]
+    if not state:
+        state.update(kind.first_moments(parameter))
+    declared = kind.first_moments(torch.empty(parameter.shape, device="meta"))  # only names and shapes
+    shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
+    if shapes != {name: value.shape for name, value in declared.items()}:
+        name = optimizer.param_groups[0][KIND]
+        raise RuntimeError(f"{name} stores {', '.join(state)}, but flip/optimizers.py declares {', '.join(declared)}")
+    return dict(state)
