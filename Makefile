@@ -47,9 +47,11 @@ $(BIN)/.dev: $(BIN)/.ready requirements-dev.txt requirements-dev.lock
 	@$(if $(UNLOCK),,$(INSTALL) --no-deps --require-hashes -r requirements-dev.lock &&) \
 		$(INSTALL) $(PACKAGES) -r requirements-dev.txt && $(BIN)/python -m pip freeze > .venv/installed.txt && touch $@
 
-# The command flip, for this checkout. The packages are installed already, so nothing is fetched.
+# The command flip, for this checkout. The packages are installed already, so nothing is fetched. The mode puts the checkout
+# on the path: with setuptools' default, a folder that contains a checkout named flip would hide the package.
 $(BIN)/flip: $(BIN)/.ready pyproject.toml
-	@$(INSTALL) 'setuptools>=77' && $(INSTALL) --no-deps --no-build-isolation -e . && touch $@
+	@$(INSTALL) 'setuptools>=77' && $(INSTALL) --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat -e . && touch $@
 
 install: $(BIN)/flip  ## build .venv with all packages for runs (UNLOCK=1: the newest releases instead of the locked ones)
 

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.program = "flip" if Path(sys.argv[0]).name == "flip" else "python -m jobs"
     sys.argv = [str(ROOT / SCRIPTS[name] / f"{name}.py"), *argv[1:]]
     if not Path(sys.argv[0]).exists():
-        print(f"flip {name} needs a checkout of the repository: pip install --no-deps -e .", file=sys.stderr)
+        print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)
         return 78
     runpy.run_path(sys.argv[0], run_name="__main__")
     return 0

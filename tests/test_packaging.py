@@ -64,8 +64,11 @@ def test_commands_list_contains_main_scripts():
 
 @pytest.mark.long
 def test_make_install_installs_flip_command(tmp_path):
-    """The Makefile's rule runs in a copy of the tree, with the packages of this environment and without a network."""
-    copy, site = tmp_path / "copy", sysconfig.get_paths()["purelib"]
+    """The Makefile's rule runs in a copy of the tree, with the packages of this environment and without a network.
+
+    The copy is named flip, as a clone is: in its parent folder Python first meets a folder flip that is no package.
+    """
+    copy, site = tmp_path / "flip", sysconfig.get_paths()["purelib"]
     for name in ("flip", "jobs", "tools", "sweeps"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements.lock"):
@@ -86,6 +89,16 @@ def test_make_install_installs_flip_command(tmp_path):
     ):
         done = subprocess.run([flip, *arguments], cwd="/", capture_output=True, text=True, timeout=60, env=environment)
         assert (done.returncode, done.stderr) == (0, "") and answer in done.stdout
+    script = tmp_path / "mine.py"
+    script.write_text("import flip\nprint(flip.__file__, flip.load, flip.__version__)\n")
+    python = str(copy / ".venv" / "bin" / "python")
+    for command, folder in (
+        ([python, "mine.py"], tmp_path),
+        ([python, str(script)], "/"),
+        ([python, "-c", "import flip; print(flip.__file__)"], tmp_path),
+    ):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, env=environment)
+        assert done.stdout.startswith(str(copy / "flip" / "__init__.py")), done.stderr
 
 
 @pytest.fixture(scope="module")
