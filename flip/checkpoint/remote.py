@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from flip.data.storage.base import RequestError
+from flip.data.storage.base import RequestError, plain_etag
 from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
 from flip.runs import commit, ownership
@@ -66,8 +66,9 @@ class RemoteCheckpoint:
                 raise
 
         stat = self._with_retries(key, request, READING)
-        state = (stat.size, stat.etag if expected.get("etag") else "")
-        if state != (expected["bytes"], expected.get("etag", "")):
+        etag = plain_etag(expected.get("etag", ""))
+        state = (stat.size, stat.etag if etag else "")
+        if state != (expected["bytes"], etag):
             raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {state}")
 
     def verify(self, files: Mapping[str, Mapping[str, Any]], folder: Path | None = None) -> None:
@@ -114,7 +115,7 @@ class RemoteCheckpoint:
         for first in range(start, stop, PART_BYTES):
             request = partial(self._storage.get, key, first, min(first + PART_BYTES, stop))
             response = self._with_retries(key, lambda request=request: request().result(), READING)  # type: ignore[misc]
-            if response.etag and response.etag != expected.get("etag", response.etag):
+            if response.etag and response.etag != plain_etag(expected.get("etag", response.etag)):
                 raise commit.CorruptCheckpoint(f"{key} is another object than was committed: {response.etag}")
             yield response.data
 

@@ -40,6 +40,13 @@ class Proxy:
         """The path of an object, and the byte of it that is wrong in every reply, as if it lay there so."""
         self.lost = b""
         """Head of a request, as an expression: the server's answer to one that it fits is lost, once."""
+        self.redirect = None
+        """(status, code, region) of the answer to every request, as of a server that does not have the bucket."""
+        self.weak = False
+        """Whether ETags of replies are weak, as behind proxies that compress."""
+        self.ignores = ""
+        """What of a Range header is ignored: "range" (200 and the object), "start" (206 from its first byte), or
+        "length" (200 and as many bytes from its first), or "chunked" (as "range", without a length)."""
         self.away = False
         """Whether every request finds its connection closed, as if the server were gone."""
         self.pace, self._turn = 0.0, 0.0
@@ -113,6 +120,11 @@ class Proxy:
                 fault = self._draw(head)
                 if fault == "refuse":
                     break
+                if self.redirect:
+                    await reader.readexactly(_length(head))
+                    writer.write(_redirection(*self.redirect, head))
+                    await writer.drain()
+                    continue
                 if fault in _ERRORS:
                     await reader.readexactly(_length(head))
                     status, code = _ERRORS[fault]
@@ -149,6 +161,10 @@ class Proxy:
             self.lost = b""
             writer.transport.abort()
             return False
+        if self.ignores and b"\r\ncontent-range:" in reply.lower():
+            reply, body = _first_bytes(reply, body, self.ignores)
+        if self.weak:
+            reply = re.sub(rb'(?i)(\r\netag: *)"', rb'\1W/"', reply)
         half = len(body) // 2
         if fault == "short":
             body = body[:half]
@@ -173,6 +189,30 @@ class Proxy:
             await asyncio.sleep(0.05)  # else the half that was sent is lost with the connection
             writer.transport.abort()
         return fault != "reset"
+
+
+def _redirection(status, code, region, head):
+    body = f"<Error><Code>{code}</Code><Message>by the plan</Message></Error>".encode()
+    headers = f"x-amz-bucket-region: {region}\r\n" if region else ""
+    body = b"" if head.startswith(b"HEAD") else body
+    return f"HTTP/1.1 {status} X\r\n{headers}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _first_bytes(reply, body, ignored):
+    """The reply of a server that ignores a part of the Range header, from the right reply. Its bytes are zeros."""
+    size, lines = int(re.search(rb"(?i)\r\ncontent-range: *bytes \d+-\d+/(\d+)", reply)[1]), reply.split(b"\r\n")
+    body = bytes(size if ignored == "range" else len(body))
+    others = [line for line in lines[1:-2] if not line.lower().startswith((b"content-length:", b"content-range:"))]
+    if ignored == "chunked":
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (size, bytes(size))
+        others.append(b"transfer-encoding: chunked")
+    else:
+        others.append(b"content-length: %d" % len(body))
+    first = b"HTTP/1.1 200 OK"
+    if ignored == "start":
+        first = b"HTTP/1.1 206 Partial Content"
+        others.append(b"content-range: bytes 0-%d/%d" % (len(body) - 1, size))
+    return b"\r\n".join([first, *others, b"", b""]), body
 
 
 def _answer_expectation(head, writer):

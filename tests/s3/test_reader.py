@@ -1,5 +1,6 @@
 """Tests of reads from a bucket: permanent errors, retries, resumed bodies and hedges; and the index of a bucket."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -196,6 +197,70 @@ def test_read_rejects_object_with_other_etag(original, server, prefix, proxied, 
     assert error.value.code == 65
     old = without_etags(manifest.folder)
     assert len(texts(old, impatient())) == old.samples, "format version 1 has no ETags"
+
+
+REDIRECTS = [(301, "PermanentRedirect"), (307, "TemporaryRedirect"), (400, "AuthorizationHeaderMalformed")]
+
+
+@pytest.mark.parametrize("status, code", REDIRECTS)
+def test_redirect_at_first_names_the_region_as_a_wrong_setting(server, proxied, status, code):
+    proxy, key = proxied(server), f"s3://{BUCKET}/set/00000.tar"
+    proxy.redirect = (status, code, "eu-south-9")
+    reads = [lambda reader: reader.read(key, 0, 512)]
+    if status != 400:  # of a HEAD it has no code, and an expired token looks the same
+        reads.append(lambda reader: reader.stat(key))
+    for read in reads:
+        with pytest.raises(ConfigError, match=rf"00000\.tar.*{status}.*eu-south-9.*AWS_REGION=eu-south-9") as error:
+            read(impatient(deadline=60))
+        assert error.value.code == 78
+    proxy.redirect = (status, code, "")
+    with pytest.raises(ConfigError, match="Set AWS_REGION to the bucket's region"):
+        impatient(deadline=60).read(key, 0, 512)
+
+
+@pytest.mark.parametrize("status, code", REDIRECTS)
+def test_redirect_of_a_healthy_run_is_an_outage(server, proxied, status, code):
+    proxy, reader, key = proxied(server), impatient(), f"s3://{BUCKET}/set/00000.tar"
+    first = reader.read(key, 0, 512)
+    proxy.redirect = (status, code, "eu-south-9")
+    with pytest.raises(StorageError, match=rf"reading failed for 1.5 s, at last with: {status}.*eu-south-9"):
+        reader.read(key, 0, 512)
+    assert reader.counters.retries["redirect"] > 1
+    proxy.redirect = None
+    assert reader.read(key, 0, 512) == first
+
+
+def test_weak_etags_are_those_of_the_index(server, proxied, remote):
+    """Of responses only, of the index only, and of both; the CRC32 of each chunk is compared in any case."""
+    proxy = proxied(server)
+    manifest = remote()
+    expected = texts(manifest, impatient())
+    proxy.weak = True
+    assert texts(manifest, impatient()) == expected
+    assert impatient().stat(manifest.keys[0]).etag == manifest.etags[0]
+    proxy.weak = False
+    path, facts = manifest.folder / "etags.txt", manifest.folder / "manifest.json"
+    path.write_text("".join(f'W/"{etag}\n' for etag in manifest.etags))  # as older versions have written them
+    old, data = json.loads(facts.read_text()), path.read_bytes()
+    old["files"]["etags.txt"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    facts.write_text(json.dumps(old))
+    assert texts(Manifest.load(manifest.folder), impatient()) == expected
+
+
+@pytest.mark.parametrize("ignores", ["range", "start", "length", "chunked"])
+def test_server_that_ignores_the_start_of_a_range_is_named(server, proxied, ignores):
+    """It is no damaged or short shard. Later, behind a proxy that is being changed, it is an outage."""
+    proxy, key = proxied(server), f"s3://{BUCKET}/set/00000.tar"
+    reader = impatient()
+    first = reader.read(key, 1024, 2048)
+    proxy.ignores = ignores
+    with pytest.raises(ConfigError, match=r"00000\.tar.*the server ignores the start of a range.*HTTP 206") as error:
+        impatient(deadline=60).read(key, 1024, 2048)
+    assert error.value.code == 78
+    with pytest.raises(StorageError, match="at last with: the server ignores the start of a range"):
+        reader.read(key, 1024, 2048)
+    proxy.ignores = ""
+    assert reader.read(key, 1024, 2048) == first
 
 
 def test_read_rejects_truncated_object(original, server, prefix, proxied, remote):

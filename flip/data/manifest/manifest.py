@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from flip import __version__
 from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
-from flip.data.storage.base import is_remote
+from flip.data.storage.base import is_remote, plain_etag
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
 from flip.runs.files import OUTPUT_MODE, fsync_path, output_folder
 from flip.runs.rundir import to_json, write_new
@@ -209,7 +209,8 @@ class Manifest(ChunkTable):
     def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
         if check:
             _check(folder, facts)
-        etags = _lines(folder / _ETAGS) if _ETAGS in facts["files"] else ()
+        etags = _lines(folder / _ETAGS) if _ETAGS in facts["files"] else []
+        etags = [plain_etag(etag) if etag.startswith("W/") else etag for etag in etags]  # of older versions
         arrays = {name: _map(folder / name, kind, facts) for name, kind in _arrays(facts).items()}
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
         super().__init__(

@@ -43,12 +43,14 @@ class ObjectStat(NamedTuple):
 class RequestError(Exception):
     """A failed attempt. ``kind``: a key of ``retry.ACTION_BY_KIND``.
 
-    ``data``: the bytes received before the failure, in order; ``etag``: of their object.
+    ``data``: the bytes received before the failure, in order; ``etag``: of their object. ``remedy``: what to change if
+    no request has succeeded before.
     """
 
-    def __init__(self, kind: str, text: str, data: bytes = b"", etag: str = "") -> None:
+    def __init__(self, kind: str, text: str, data: bytes = b"", etag: str = "", remedy: str = "") -> None:
         super().__init__(text)
         self.kind, self.data, self.etag = kind, data, etag
+        self.remedy = remedy
 
 
 class Storage(Protocol):
@@ -68,6 +70,11 @@ class Storage(Protocol):
 
     def reconnect(self) -> None:
         """Use new connections and credentials from now on."""
+
+
+def plain_etag(text: str) -> str:
+    """An ETag without quotes and without ``W/``, which proxies add: bytes are compared by their CRC32 in any case."""
+    return text.strip().removeprefix("W/").strip('"')
 
 
 def completed_future(function: Callable[..., _T], *arguments: object) -> Future[_T]:

@@ -8,7 +8,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flip.data.storage.base import RangeResponse, RequestError, ends_early
+from flip.data.storage.base import RangeResponse, RequestError, ends_early, plain_etag
 from flip.data.storage.s3 import SLOWEST, S3Storage, classify_obstore_error, split
 from flip.runs.errors import ConfigError
 
@@ -39,7 +39,7 @@ class ObstoreStorage(S3Storage):
         try:
             async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
                 reply = await obstore.get_async(store, path, options={"range": (start, stop)})
-                etag = (reply.meta["e_tag"] or "").strip('"')
+                etag = plain_etag(reply.meta["e_tag"] or "")
                 if reply.meta["size"] < stop:
                     raise ends_early(key, reply.meta["size"], stop)
                 async for piece in reply.stream(min_chunk_size=_PIECE):
@@ -48,7 +48,7 @@ class ObstoreStorage(S3Storage):
             raise RequestError("stall", str(error), b"".join(pieces), etag) from error
         except (obstore.exceptions.BaseError, OSError) as error:  # its own error for a missing key is an OSError
             failed = classify_obstore_error(error)
-            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag) from error
+            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag, failed.remedy) from error
         data = b"".join(pieces)
         if len(data) != stop - start:
             raise RequestError("short", f"{len(data)} bytes came of {stop - start}, announced as complete")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from flip.data.storage.base import RequestError, is_remote
-from flip.runs.errors import DataError, FlipError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 
 log = logging.getLogger("flip.data")
 
@@ -37,6 +37,7 @@ class RetryAction(enum.Enum):
     SLOWER = "the same, with fewer concurrent requests"
     RECONNECT = "the same, with new connections and new credentials"
     DENIED = "reconnect if a request has succeeded before, else try once more"
+    SETTINGS = "reconnect if a request has succeeded before, else the settings are wrong: raise an error"
     LIMITED = "the same a few times, then give up"
     NEVER = "permanent: raise an error"
 
@@ -50,7 +51,9 @@ ACTION_BY_KIND = {
     "checksum": RetryAction.RECONNECT,  # wrong CRC32 of a chunk
     "expired": RetryAction.RECONNECT,  # credentials
     "denied": RetryAction.DENIED,  # 401, 403, no credentials
-    "refused": RetryAction.LIMITED,  # other 4xx: some servers' response to a range beyond the end or a wrong region
+    "redirect": RetryAction.SETTINGS,  # 3xx, and errors that name another region
+    "range": RetryAction.SETTINGS,  # a response with another range than requested
+    "refused": RetryAction.LIMITED,  # other 4xx: some servers' response to a range beyond the end
     "missing": RetryAction.NEVER,  # 404
     "changed": RetryAction.NEVER,  # another ETag, or shorter than before
     "io": RetryAction.AGAIN,  # errors of a local file system
@@ -125,6 +128,11 @@ class RetryState:
             self._limited += 1
             if self._limited == _MAX_LIMITED:
                 raise (_permanent if self.has_ever_succeeded() else _denied)(key, error, self.wording) from error
+        if action is RetryAction.SETTINGS:
+            if not self.has_ever_succeeded():
+                what = f"{self.wording.doing} is not possible with these settings: {error}"
+                raise ConfigError(what, key, remedy=error.remedy) from error
+            action = RetryAction.RECONNECT
         pause = self.clock.uniform(0, self._wait)
         if self.clock.now() + pause > self._start + self.retry_policy.deadline:
             if denied:  # waiting did not help

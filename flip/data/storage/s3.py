@@ -19,7 +19,15 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from flip.data.storage.base import ObjectStat, RangeResponse, RequestError, RequestRunner, ends_early, run_once
+from flip.data.storage.base import (
+    ObjectStat,
+    RangeResponse,
+    RequestError,
+    RequestRunner,
+    ends_early,
+    plain_etag,
+    run_once,
+)
 from flip.data.storage.checksums import etag_of_parts
 from flip.runs.credentials import scrub
 from flip.runs.errors import ConfigError
@@ -170,7 +178,7 @@ class S3Storage:
                     pieces.append(piece)
         except transient_errors() as error:  # the pieces need not be requested again
             failed = classify_error(error)
-            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag) from error
+            raise RequestError(failed.kind, str(failed), b"".join(pieces), etag, failed.remedy) from error
         finally:
             body.close()
         data = b"".join(pieces)
@@ -193,6 +201,8 @@ class S3Storage:
                 return reply
             except transient_errors() as error:
                 raise classify_error(error) from error
+            except RecursionError as error:  # botocore asks for the region again and again if the server names none
+                raise _redirected("the server redirects the request and names no region", "") from error
             except RuntimeError as error:
                 if "still expired" not in str(error):
                     raise
@@ -233,18 +243,31 @@ def split(key: str) -> tuple[str, str]:
 
 
 def _etag(reply: dict[str, Any]) -> str:
-    return reply.get("ETag", "").strip('"')
+    return plain_etag(reply.get("ETag", ""))
 
 
 def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
-    """Check the headers of a range response. Raises DataError if the object ends before the range."""
+    """Check the headers of a range response.
+
+    Raises DataError if the object ends before the range, RequestError if the response has another range.
+    """
     length = reply.get("ContentLength", 0)  # chunked bodies have none
+    if start and not reply.get("ContentRange"):
+        raise range_ignored(f"the response to bytes {start}-{stop - 1} is the object from its first byte")
     match = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
     first, last, size = map(int, match.groups()) if match else (-1, -1, stop)
+    if match and first != start:
+        raise range_ignored(f"bytes {first}-{last} came for {start}-{stop - 1}")
     if size < stop:
         raise ends_early(key, size, stop)
     if (first, last) != (start, stop - 1) or length > stop - start:
         raise RequestError("short", f"bytes {first}-{last} came for {start}-{stop - 1}")
+
+
+def range_ignored(text: str) -> RequestError:
+    """The error of a server that does not return the requested range. It says nothing about the shard."""
+    remedy = "Reads need a server that supports ranges (HTTP 206): check AWS_ENDPOINT_URL and proxies in front of it."
+    return RequestError("range", f"the server ignores the start of a range: {text}", remedy=remedy)
 
 
 # -- errors; texts name codes and addresses, no secrets ----------------------------------------------------------------
@@ -255,6 +278,11 @@ _SLOW = {
     "RequestLimitExceeded", "BandwidthLimitExceeded",
 }  # fmt: skip
 _SERVER = {"InternalError", "RequestTimeout"}
+_REDIRECT = {
+    "PermanentRedirect", "TemporaryRedirect", "Redirect", "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}  # fmt: skip
+_REGION = re.compile(r"[a-z0-9-]{1,40}")
 _STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
 
 
@@ -298,8 +326,9 @@ def classify_error(error: BaseException) -> RequestError:
     from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return _by_code(status, error.response.get("Error", {}).get("Code", ""))
+        about, answer = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+        region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region") or about.get("Region", "")
+        return _by_code(answer.get("HTTPStatusCode", 0), about.get("Code", ""), region)
     kind = next(kind for kind, classes in _errors_by_kind().items() if isinstance(error, classes))
     return RequestError(kind, scrub(str(error)) or type(error).__name__)
 
@@ -310,12 +339,27 @@ def classify_obstore_error(error: BaseException) -> RequestError:
     status, code = _STATUS.search(text), _CODE.search(text)
     if status:
         return _by_code(int(status[1]), code[1] if code else status[1])
+    if "redirect" in text.lower():
+        return _redirected(text, "")
+    if "range" in text.lower():  # it compares the range itself
+        return range_ignored(text)
     return RequestError("stall" if "kind: Timeout" in str(error) else "connection", text)
 
 
-def _by_code(status: int, code: str) -> RequestError:
+def _redirected(text: str, region: str) -> RequestError:
+    """The error of a server that names another place for the bucket. ``region``: as it says, "" if it does not."""
+    remedy = "Set AWS_REGION to the bucket's region, and check AWS_ENDPOINT_URL and the name of the bucket."
+    if _REGION.fullmatch(region):
+        text = f"{text}, the bucket is in region {region}"
+        remedy = f"Set AWS_REGION={region}, and AWS_ENDPOINT_URL, if it is set, to the address of that region."
+    return RequestError("redirect", text, remedy=remedy)
+
+
+def _by_code(status: int, code: str, region: str = "") -> RequestError:
     """The RequestError of an error response, by its code or else its status: HEAD and proxies send no code."""
     text = f"{status} {code}" if code != str(status) else code
+    if 300 <= status < 400 or code in _REDIRECT:
+        return _redirected(text, region)
     if code in _EXPIRED:
         return RequestError("expired", text)
     if code in _SLOW or status in (429, 503):
