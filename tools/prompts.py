@@ -46,7 +46,7 @@ def write(options: argparse.Namespace) -> int:
     with writing(out):
         output_folder(out.parent)
         try:
-            if read_regular(out) != text.encode():
+            if read_regular(out, prompts.LIMIT) != text.encode():
                 raise ConfigError("already exists, with other content", str(out), remedy="Choose another --out.")
         except FileNotFoundError:
             write_text(out, text)

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
+from flip.runs import records
 from flip.runs.errors import FlipError
 from flip.runs.files import fsync_path, run_folder
 from flip.runs.ownership import PathLike
@@ -80,6 +81,7 @@ def read_commit(path: Path) -> Commit:
         if record is None:
             raise CorruptCheckpoint("%s has no %s" % (path, COMMIT_FILE))
         validate_record(record)
+        _check_folder(path, record)
         return Commit(path, record)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpoint("%s: %s" % (path / COMMIT_FILE, error))
@@ -90,8 +92,8 @@ def validate_record(record: Any) -> None:
 
     Files must be inside the commit's folder: a copy of the checkpoint writes to their names.
     """
-    if not isinstance(record["stage"], str):
-        raise ValueError("`stage` is not text")
+    if not records.NAME.fits(record["stage"]):  # results are written to a folder of this name
+        raise ValueError("`stage` is not a name")
     for key in ("samples", "attempt"):
         if type(record[key]) is not int or record[key] < 0:
             raise ValueError("`%s` is not a whole number" % key)
@@ -104,6 +106,15 @@ def validate_record(record: Any) -> None:
             raise ValueError("`files` names %r, which is not a file of this folder" % name)
         if type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
             raise ValueError("`files` lacks the bytes or sha256 of %r" % name)
+
+
+def _check_folder(path: Path, record: Dict[str, Any]) -> None:
+    """Raise ValueError unless the record belongs to its folder, ``<stage>/<samples>-<attempt>``."""
+    if record["stage"] != path.parent.name:
+        raise ValueError("`stage` is not the name of its folder, %r (found: %r)" % (path.parent.name, record["stage"]))
+    name = "%d-%d" % (record["samples"], record["attempt"])
+    if name != path.name:
+        raise ValueError("`samples` and `attempt` give %r, but its folder is %r" % (name, path.name))
 
 
 def commits(run: RunDir, folders: str = "*") -> List[Commit]:

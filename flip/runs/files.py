@@ -24,8 +24,8 @@ from typing import Any, Iterator, Optional, Tuple
 from flip.runs import acl
 from flip.runs.ownership import PathLike, user_name
 
-#: Largest record (JSON, YAML) that is read, bytes.
-RECORD_LIMIT = 64 << 20
+#: Bytes of a file that are read if its reader states no other limit. flip.runs.records lists the larger records.
+RECORD_LIMIT = 1 << 20
 
 #: Modes of new folders and files of runs and caches, reduced by the umask. With a default ACL, which replaces the
 #: umask, their group bits become the mask of the ACL.

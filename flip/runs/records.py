@@ -8,9 +8,10 @@ may rely on their types. Standard library, Python >= 3.6.
 import json
 import math
 import re
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from flip.runs.credentials import scrub
+from flip.runs.files import RECORD_LIMIT
 
 #: Limit of counts and sizes. FLOPs are floats, with a limit of 1e30.
 LARGEST = 10**18
@@ -18,6 +19,8 @@ LARGEST = 10**18
 LONGEST = 4000
 #: Fields that quote errors of libraries and services: they are written without credentials.
 MESSAGES = ("reason", "storage", "trace", "verdict", "what", "why")
+#: Characters of a message that are written: a compiler's error of megabytes would make its record unreadable.
+MESSAGE_LIMIT = 100_000
 #: Levels of nesting. Printing a record as JSON takes several calls per level.
 DEEPEST = 64
 #: Digits of a whole number. 64 bits need fewer; Python takes quadratic time to parse long numbers.
@@ -153,7 +156,7 @@ FIELDS: Dict[str, Any] = {
     },
     "pids.json": [{"rank": COUNT, "pid": PID.needed(), "start": TEXT.needed()}],
     "commit.json": {
-        "stage": TEXT, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files": MAPPING,
+        "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files": MAPPING,
     },
     "url.json": {"url": EXACT.needed()},
     "sweep.json": {
@@ -162,6 +165,24 @@ FIELDS: Dict[str, Any] = {
     },
     "settings.json": {"parallel": COUNT, "peer_grace": NUMBER, "stop_grace": NUMBER},
 }  # fmt: skip
+
+
+#: File name -> (limit of its bytes, why more than RECORD_LIMIT). A larger record is damaged: it is named and not read.
+LIMITS: Dict[str, Tuple[int, str]] = {
+    "commit.json": (16 << 20, "200 bytes for each file; each of thousands of ranks writes several"),
+    "identity.json": (8 << 20, "every setting of a configuration of up to 1 MiB of YAML, again at each change of data"),
+    "export.json": (8 << 20, "a configuration, as identity.json"),
+    "job.json": (4 << 20, "the environment of the job, and for a canary the names of the runs that wait for it"),
+    "sweep.json": (4 << 20, "the names of up to 10,000 runs, and the published rows"),
+    "task.json": (4 << 20, "the checkpoints and data sets of an evaluation"),
+}  # fmt: skip
+#: Commas and brackets of a record. Parsed values take up to 50 times the bytes of their text.
+MAX_PARTS = 500_000
+
+
+def limit_of(name: str) -> int:
+    """The largest record of this file name that is read, bytes."""
+    return LIMITS[name][0] if name in LIMITS else RECORD_LIMIT
 
 
 def checked(value: Any, kind: Any, where: str = "") -> Any:
@@ -194,9 +215,16 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
 
 
 def without_credentials(record: Dict[str, Any]) -> Dict[str, Any]:
-    """A copy of a record without credentials in its messages."""
-    messages = {name: scrub(record[name]) for name in MESSAGES if isinstance(record.get(name), str)}
+    """A copy of a record without credentials in its messages, each cut to its first and last MESSAGE_LIMIT / 2."""
+    messages = {name: _shorten(scrub(record[name])) for name in MESSAGES if isinstance(record.get(name), str)}
     return dict(record, **messages)
+
+
+def _shorten(message: str) -> str:
+    half = MESSAGE_LIMIT // 2
+    if len(message) <= 2 * half:
+        return message
+    return message[:half] + "\n...\n" + message[-half:]
 
 
 def _short(value: Any) -> str:
@@ -205,7 +233,12 @@ def _short(value: Any) -> str:
 
 
 def parse(data: bytes) -> Any:
-    """Parse JSON. Raises ValueError if it is invalid, not finite, too deep (DEEPEST) or has too many DIGITS."""
+    """Parse JSON.
+
+    Raises ValueError if it is invalid, not finite, too deep (DEEPEST), or has too many DIGITS or parts (MAX_PARTS).
+    """
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_PARTS:
+        raise ValueError("more than {:,} values".format(MAX_PARTS))
     try:
         value = json.loads(
             data.decode("utf-8"), parse_int=_limited_int, parse_float=_finite_float, parse_constant=_finite_float

@@ -91,7 +91,7 @@ def create_json(path: PathLike, value: Any) -> bool:
 def read_json(path: PathLike) -> Optional[Any]:
     """Return the value of a JSON file, or None if it does not exist.
 
-    Raises ValueError with the path if it is not JSON, not a regular file, or larger than ``RECORD_LIMIT``.
+    Raises ValueError with the path if it is not JSON, not a regular file, or larger than ``flip.runs.records`` permits.
     """
     try:
         return _parsed(path)
@@ -100,7 +100,7 @@ def read_json(path: PathLike) -> Optional[Any]:
 
 
 def _parsed(path: PathLike) -> Any:
-    data = read_regular(path)
+    data = read_regular(path, records.limit_of(Path(path).name))
     try:
         return records.parse(data)
     except ValueError as error:

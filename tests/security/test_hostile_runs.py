@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,30 @@ def test_status_and_report_list_every_run_despite_fifos(sweep):
         rows = {row["run"]: row for row in json.loads(done.stdout)}
         assert rows.keys() == {"sound", *(record.replace("/", "-") for record in RECORDS)} - {"config.yaml"}, "no run"
         assert rows["sound"]["state"] == "complete" and "Traceback" not in done.stderr
+
+
+BULKY = (*(name for name in RECORDS if name.endswith(".json")), "checkpoints/pretrain/8-1/commit.json")
+
+
+def test_too_large_records_are_named_and_not_read(tmp_path):
+    """Each is 18 MB of empty lists; as values of Python these are 400 MB. A sound run is shown as ever."""
+    make(tmp_path / "demo", "sound", "0.5")
+    for record in BULKY:
+        path = make(tmp_path / "demo", record.replace("/", "-"), "0.5").path / record
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"value": [' + "[]," * 6_000_000 + "[]]}")
+    named = {}
+    for command in ("jobs/status.py", "jobs/report.py"):
+        done = call(tmp_path / "demo", command, "demo", "--json")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+        rows = {row["run"]: row for row in json.loads(done.stdout)}
+        assert rows.keys() == {"sound", *(record.replace("/", "-") for record in BULKY)}
+        assert rows["sound"]["state"] == "complete"
+        named[command] = {run for run, row in rows.items() if "more than the limit" in (row["reason"] or "")}
+    assert named["jobs/status.py"] >= {"status.json", "result.json"}
+    assert named["jobs/report.py"] >= {"result.json", "attempts-1-start.json", "attempts-1-end.json"}
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
+    assert peak < 500e6, "the largest child of this process so far"
 
 
 @pytest.mark.parametrize("record", RECORDS)

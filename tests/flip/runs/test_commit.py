@@ -197,7 +197,9 @@ def test_commit_takes_known_files_without_reading_them(run):
 @pytest.mark.parametrize(
     "change",
     [
-        dict(stage=3), dict(samples=-1), dict(samples="8"), dict(samples=True), dict(attempt=-1), dict(attempt=1.0),
+        dict(stage=3), dict(stage=".."), dict(stage="../../x"), dict(stage="/tmp/x"), dict(stage="a/b"), dict(stage=""),
+        dict(stage="other"), dict(samples=9), dict(attempt=2),
+        dict(samples=-1), dict(samples="8"), dict(samples=True), dict(attempt=-1), dict(attempt=1.0),
         dict(url=3), dict(files=[]), dict(files={"../x": None}), dict(files={"a/../x": None}), dict(files={"/x": None}),
         dict(files={"./x": None}), dict(files={"": None}), dict(files={"a\0": None}), dict(files={"a": {"bytes": 1}}),
         dict(files={"a": {"bytes": True, "sha256": ""}}), dict(files={"a": {"bytes": 1, "sha256": 3}}),
@@ -212,9 +214,9 @@ def test_read_commit_rejects_record_with_invalid_fields(run, change):
     (path / commit.COMMIT_FILE).write_text(json.dumps({**good, **change}))
     with pytest.raises(commit.CorruptCheckpoint, match=re.escape(str(path / commit.COMMIT_FILE))):
         commit.read_commit(path)
-    (path / commit.COMMIT_FILE).write_text(json.dumps({**good, "samples": 0, "attempt": 0, "url": "s3://b"}))
+    (path / commit.COMMIT_FILE).write_text(json.dumps({**good, "url": "s3://b"}))
     restored = commit.read_commit(path)
-    assert (restored.samples, restored.attempt) == (0, 0)
+    assert (restored.samples, restored.attempt) == (8, 1)
     (path / commit.COMMIT_FILE).unlink()
     with pytest.raises(commit.CorruptCheckpoint, match="has no commit.json"):
         commit.read_commit(path)
