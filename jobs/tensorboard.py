@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 On a cluster: ssh -L 6006:localhost:6006 LOGIN_NODE, and open http://localhost:6006 here.
 """
-NO_PASSWORD = (
+WARNING = (
     "TensorBoard has no password: while it runs, every user of this machine can read these runs at its address."
     " The page of `flip report` has curves too, and the permissions of its file protect it."
 )
@@ -61,7 +61,7 @@ def serve(args: argparse.Namespace, own: Sequence[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="flip-tensorboard-") as folder:
         add(select.chosen(args), Path(folder))
-        note(NO_PASSWORD)
+        note(WARNING)
         note("Add #custom_scalars to the address that TensorBoard prints: loss, accuracy and scores come first.")
         command = [sys.executable, "-P", "-m", "tensorboard.main", "--logdir", folder]
         child = subprocess.Popen([*command, "--window_title", " ".join(args.target) or "FLIP", *own])
