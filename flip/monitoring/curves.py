@@ -44,6 +44,14 @@ CURVES = {
 }
 """Field of a metric line -> (tag, description). docs/monitoring.md has the same sentences."""
 
+WITHOUT_CURVE = (
+    "step", "samples", "stage", "attempt", "seconds", "time", "cpu_seconds", "compiled_graphs", "bound", "verdict",
+    "saves", "saving", "save_wait",
+)  # fmt: skip
+"""Fields of a metric line that are no curve: positions, texts, and totals. docs/monitoring.md describes them."""
+NESTED = ("storage", "shares")
+"""Fields whose parts are curves: ``STORAGE`` and ``TIME``."""
+
 TIME = {
     "data_wait": "Share of time in which rank 0 waited for a batch.",
     "compute": "Share of time for the rest of the steps.",

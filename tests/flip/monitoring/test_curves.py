@@ -1,12 +1,18 @@
 """Tests of the tags and descriptions of TensorBoard curves, and of their table in docs/monitoring.md."""
 
+import ast
+import inspect
+import re
+import textwrap
 from pathlib import Path
 
 from flip.config.schema import Config, Evaluate, EvaluationSet
 from flip.data.storage.client import IOStats
 from flip.monitoring import curves
-from flip.monitoring.collector import PARTS
+from flip.monitoring.collector import PARTS, MetricsCollector
 from flip.monitoring.curves import CurvePoints
+from flip.monitoring.utilisation import Utilisation
+from flip.training import trainer as training
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "monitoring.md").read_text(encoding="utf-8")
 
@@ -20,7 +26,8 @@ def line():
 def test_curve_tags_of_metric_line_have_descriptions():
     tags = CurvePoints().of(line())
     assert {"train/loss", "storage/retries_slowdown", "storage/cap", "time/communication_share"} <= set(tags)
-    assert [tag for tag in tags if not curves.describe(tag)] == []
+    missing = [tag for tag in tags if not curves.describe(tag)]
+    assert not missing, f"{missing}: describe each in flip/monitoring/curves.py"
     assert curves.describe("storage/other") == curves.describe("train/other") == ""
 
 
@@ -33,9 +40,42 @@ def test_score_tags_have_descriptions():
     ]  # fmt: skip
 
 
+def written_fields():
+    """Return the fields of the metric lines that training writes: the keys of the dictionaries in its functions."""
+    functions = (
+        MetricsCollector.collect, MetricsCollector._compiled, MetricsCollector._logit_bias, Utilisation.of,
+        training.Trainer.report,
+    )  # fmt: skip
+    fields = set()
+    for function in functions:
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+            if isinstance(node, ast.Dict):
+                fields |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                fields.add(ast.literal_eval(node.slice))
+    assert {"loss", "mfu", "logit_bias", "seconds", "compiled_graphs", "step"} <= fields
+    return fields
+
+
+def test_every_metric_is_a_curve_or_exempt():
+    known = {*curves.CURVES, *curves.WITHOUT_CURVE, *curves.NESTED}
+    missing = sorted(written_fields() - known)
+    assert not missing, f"{missing}: add each to CURVES, or to WITHOUT_CURVE, in flip/monitoring/curves.py"
+    stale = sorted(known - written_fields())
+    assert not stale, f"{stale}: no metric line has these: remove them from flip/monitoring/curves.py"
+    absent = [field for field in sorted(known) if not re.search(rf"^\|[^|]*`{field}`", PAGE, re.MULTILINE)]
+    assert not absent, f"{absent}: add a row for each to the table of docs/monitoring.md, A metric line"
+
+
+def test_every_counter_of_storage_has_a_description():
+    missing = [name for name in IOStats().flat() if not curves.describe(f"storage/{name}")]
+    assert not missing, f"{missing}: add each to STORAGE in flip/monitoring/curves.py"
+
+
 def test_monitoring_page_states_description_of_each_curve():
     rows = [f"| `{field}` | {tag} | {text} " for field, (tag, text) in curves.CURVES.items()]
-    assert [row for row in rows if row not in PAGE] == []
+    wrong = [row for row in rows if row not in PAGE]
+    assert not wrong, f"{wrong}: write these rows into the table of docs/monitoring.md, A metric line"
 
 
 def test_counter_curve_starts_at_first_nonzero_count():
