@@ -43,6 +43,7 @@ STORAGE_ERRNOS = tuple(number for number, name in errno.errorcode.items() if nam
     "ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO", "ECOMM", "ENOLINK",
 ))  # fmt: skip
 
+
 def short(value: object) -> str:
     """The value for a message: ``repr``, of huge whole numbers their size, such as 1e300."""
     text = repr(value)
@@ -51,7 +52,6 @@ def short(value: object) -> str:
     digits = text.lstrip("-")
     sign = "-" if text.startswith("-") else ""
     return "%s%se%d" % (sign, digits[0], len(digits) - 1)
-
 
 
 def start_logging(stream: Any, prefix: str = "") -> None:
