@@ -115,7 +115,7 @@ class Submission:
 
     def _refuse_other_file(self) -> None:
         """ConfigError if another sweep file, which exists and differs, has put its runs into the folder."""
-        before = load_record(self.folder / "sweep.json").get("file", "")
+        before = read_lenient(self.folder / "sweep.json").get("file", "")
         if before in ("", resubmit.recorded_path(self.file)):
             return
         other = REPOSITORY / before

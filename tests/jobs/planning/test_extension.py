@@ -37,6 +37,7 @@ def test_printed_entry_continues_changed_run(desk, capsys, setting):
     (entry,) = re.findall(r"by: (half-more: .*)$", capsys.readouterr().err, re.MULTILINE)
     assert submit.main(["mine.yaml", setting, "--dry-run"]) == 78
     assert f"\n  {entry}\n" in capsys.readouterr().out, "the plan has the entry, too"
+    assert "data.lanes: 16" in entry, "the lanes stay"
     text = (desk.folder / "mine.yaml").read_text()
     (desk.folder / "mine.yaml").write_text(text.replace("runs: {half: }", f"runs:\n  {entry}"))
     assert desk("mine.yaml", setting) == ["half-more"]
