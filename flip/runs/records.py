@@ -132,8 +132,8 @@ FIELDS: Dict[str, Any] = {
     "cancel.json": {"who": TEXT, "why": TEXT, "reason": TEXT, "time": TIME},
     "job.json": {
         "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": COUNT,
-        "folder": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH, "hooks": PATH,
-        "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT},
+        "folder": PATH, "copy_of": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH,
+        "hooks": PATH, "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT},
         "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
         "exposed": [EXACT],
         "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
@@ -158,7 +158,8 @@ FIELDS: Dict[str, Any] = {
     "commit.json": {
         "stage": NAME, "samples": COUNT, "attempt": COUNT, "saving": NUMBER, "url": EXACT, "files": MAPPING,
     },
-    "url.json": {"url": EXACT.needed()},
+    "url.json": {"url": EXACT.needed(), "folder": PATH},
+    "owner.json": {"folder": PATH.needed(), "id": EXACT.needed()},
     "sweep.json": {
         "name": TEXT, "title": TEXT, "notes": TEXT, "file": PATH, "runs": [NAME], "paper": {"*": PUBLISHED},
         "rows": [PUBLISHED],

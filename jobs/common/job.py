@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, read_record
 
 STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
@@ -80,6 +81,7 @@ class Job:
         return {
             "folder": os.path.abspath(self.run.path),
             "uid": os.geteuid(),
+            "copy_of": original_folder(self.run, record_of(self.run)),
             "module": self.module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "hooks": str(self.host_code),
@@ -144,16 +146,6 @@ def read_lenient(path: Path) -> dict[str, Any]:
         return read_record(path) or {}
     except UNREADABLE:
         return {}
-
-
-def is_copy(run: RunDir, job: Mapping[str, Any]) -> bool:
-    """Whether a job.json came with a copy of another run directory that still exists: the job and the processes in its
-    records are that one's. A run that was renamed or moved is no copy."""
-    folder = job.get("folder", "")
-    try:
-        return bool(folder) and not os.path.samefile(folder, run.path)
-    except OSError:
-        return False
 
 
 class Backend(Protocol):

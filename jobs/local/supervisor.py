@@ -24,9 +24,9 @@ from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
 from flip.runs import ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.files import close_umask, open_lock, run_folder
+from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
-from jobs.common.job import is_copy
 from jobs.common.submitter import other_submitter
 from jobs.host import attempts, canary, notify
 from jobs.host.rank_entry import raise_limits

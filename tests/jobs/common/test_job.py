@@ -1,0 +1,22 @@
+"""Tests the job.json that every backend writes."""
+
+import shutil
+
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job
+
+
+def test_job_record_of_copy_names_the_original_in_every_later_submission(tmp_path):
+    """job.json of the copy names the copy itself, so the trainer needs another field to know the original."""
+    run, copy, renamed = (RunDir(tmp_path / "sweep" / name) for name in ("a", "b", "c"))
+    run.path.mkdir(parents=True)
+    write_json(run.path / "job.json", Job(run, tmp_path).record())
+    assert read_json(run.path / "job.json")["copy_of"] == ""
+    shutil.copytree(run.path, copy.path)
+    for _ in range(2):
+        record = Job(copy, tmp_path).record()
+        assert (record["folder"], record["copy_of"]) == (str(copy.path), str(run.path))
+        write_json(copy.path / "job.json", record)
+    run.path.rename(renamed.path)
+    record = Job(renamed, tmp_path).record()
+    assert (record["folder"], record["copy_of"]) == (str(renamed.path), ""), "it was renamed"
