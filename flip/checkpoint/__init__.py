@@ -3,7 +3,8 @@
 - ``manager``: the checkpoints of one attempt, and the time between two of them.
 - ``saver`` writes and commits, ``restorer`` finds, verifies and loads.
 - ``staging``: the copy in host memory that is written; ``safetensors_io``: the files of a checkpoint.
-- ``remote``: checkpoints in object storage; ``export_record``: the record of an exported folder.
+- ``remote``: checkpoints in object storage; ``remote_folder``: the address and the owner of a run's folder there.
+- ``export_record``: the record of an exported folder.
 
 May import ``flip.distributed``, ``flip.data.storage`` and ``flip.runs``.
 """

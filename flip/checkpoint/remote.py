@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,8 +16,7 @@ from flip.data.storage.fsspec_storage import FsspecStorage
 from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied
-from flip.runs.files import atomic_write, run_folder
-from flip.runs.rundir import RunDir, create_json, read_record
+from flip.runs.files import atomic_write
 
 if TYPE_CHECKING:
     from flip.data.storage.s3 import S3Storage
@@ -86,12 +84,31 @@ class RemoteCheckpoint:
         """
         return bytearray().join(self._parts(name, expected, start, stop))
 
-    def remove(self) -> None:
-        """Delete all files in the folder, commit.json first."""
-        pages = self._storage.list(self.url + "/", lambda request: self._with_retries(self.url, request, WRITING))
-        keys = [key for key, _ in pages]
-        for key in sorted(keys, key=lambda key: not key.endswith("/" + commit.COMMIT_FILE)):
-            self._with_retries(key, partial(self._storage.delete, key), WRITING)
+    def read_small(self, name: str, limit: int) -> bytes | None:
+        """The first ``limit`` + 1 bytes of a file; None if it does not exist."""
+        key = f"{self.url}/{name}"
+
+        def request() -> bytes | None:
+            try:
+                size = self._storage.stat(key).size
+                return self._storage.get(key, 0, min(size, limit + 1)).result().data if size else b""
+            except RequestError as fault:
+                if fault.kind == "missing":
+                    return None
+                raise
+
+        return self._with_retries(key, request, READING)
+
+    def names(self) -> list[str]:
+        """The names of all files below the folder, with their relative paths."""
+        prefix = self.url + "/"
+        pages = self._storage.list(prefix, lambda request: self._with_retries(self.url, request, WRITING))
+        return [key.removeprefix(prefix) for key, _ in pages]
+
+    def delete(self, name: str) -> None:
+        """Delete one file, which may be missing. ``flip.runs.deletion`` decides which names of a checkpoint."""
+        key = f"{self.url}/{name}"
+        self._with_retries(key, partial(self._storage.delete, key), WRITING)
 
     def _verify(self, name: str, expected: Mapping[str, Any], target: Path | None) -> None:
         """A file with a wrong checksum is read twice: the network may have corrupted it."""
@@ -144,22 +161,8 @@ def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:
     return S3Storage(timeout)
 
 
-def url_prefix(run: RunDir, url: str) -> str:
-    """The URL of this run's checkpoints below ``url``, which may be an absolute path. Only the current attempt may call
-    it.
-
-    The first call chooses its last part, with random digits: another run of the same name gets another one. If ``url``
-    changes later, new checkpoints go there; the records of older ones hold their own addresses.
-    """
-    path = run.checkpoints / "url.json"
-    if read_record(path) is None:
-        run_folder(run.checkpoints)
-        create_json(path, {"url": f"{_as_url(url)}/{run.sweep}/{run.name}-{os.urandom(4).hex()}"})
-    first = str((read_record(path) or {})["url"])
-    return f"{_as_url(url)}/{run.sweep}/{first.rpartition('/')[2]}"
-
-
-def _as_url(url: str) -> str:
+def as_url(url: str) -> str:
+    """The URL of ``checkpoint.url``, which may be an absolute path."""
     return (url if "://" in url else f"file://{url}").rstrip("/")
 
 
@@ -184,7 +187,7 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
     """
     address, record = source.record["url"], source.path / commit.COMMIT_FILE
     reason = ownership.untrusted(record)
-    below = url and f"{address}/".startswith(f"{_as_url(url)}/") and ".." not in address.split("/")
+    below = url and f"{address}/".startswith(f"{as_url(url)}/") and ".." not in address.split("/")
     if reason and not below:
         what = f"names an address, and its record is not trusted: {reason}"
         remedy = (

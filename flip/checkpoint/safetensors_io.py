@@ -23,7 +23,7 @@ from torch import Tensor
 from flip.checkpoint.export_record import HEADER_LIMIT
 from flip.checkpoint.remote import PARALLEL_FILES, RemoteCheckpoint
 from flip.distributed.parallel import local, local_offsets
-from flip.runs.commit import CorruptCheckpoint
+from flip.runs.commit import SHARD_FILE, CorruptCheckpoint
 from flip.runs.errors import DataError
 from flip.runs.files import OUTPUT_MODE, atomic_path, atomic_write
 
@@ -56,7 +56,7 @@ def write_shard(
     rank has no file."""
     if not data:
         return {}
-    name = f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+    name = SHARD_FILE % (rank + 1)
     record = _write_file(folder / name, data) if remote is None else remote.put(name, data)
     return {name: record | {"sha256": hashlib.sha256(data).hexdigest()}}
 

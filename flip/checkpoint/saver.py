@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from flip.checkpoint.remote import RemoteCheckpoint, url_prefix, verify
+from flip.checkpoint.remote import RemoteCheckpoint, verify
+from flip.checkpoint.remote_folder import RemoteFolder
 from flip.checkpoint.restorer import CheckpointRestorer
 from flip.checkpoint.safetensors_io import write_shard
 from flip.checkpoint.staging import StagedShard
 from flip.concurrency import DaemonExecutor
 from flip.data.storage.retry import RetryPolicy
-from flip.distributed.collectives import RankFailure, all_gather_json, run_on_all
+from flip.distributed.collectives import RankFailure, all_gather_json, broadcast_json, run_on_all
 from flip.distributed.parallel import World
 from flip.optimizers import moments_of
-from flip.runs import commit
+from flip.runs import commit, deletion
 from flip.runs.errors import Diverged, FlipError, Superseded
 from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, to_json
@@ -73,6 +74,7 @@ class Checkpointer:
         self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
         self._keep_at = keep_at
         self._retry_policy = retry_policy or RetryPolicy()
+        self._remote_folder = RemoteFolder(run, url, self._retry_policy) if url else None
         self.restorer = CheckpointRestorer(run, attempt, world, retry_policy, url)
         self.blocked_seconds = 0.0
         """Seconds that saves waited for the previous save."""
@@ -148,14 +150,16 @@ class Checkpointer:
         rank, size, group = self._world.rank, self._world.size, self._world.checkpoint_group
 
         def prepare() -> None:
-            nonlocal remote
             if self._world.is_rank0:
+                if self._remote_folder is not None:
+                    self._remote_folder.claim()
                 run_folder(self._run.checkpoints)
                 run_folder(path.parent)
                 run_folder(path)  # an earlier try may have left files
-            remote = RemoteCheckpoint(self._url_of(path), self._retry_policy) if self._url else None
 
         def write() -> None:
+            nonlocal remote
+            remote = RemoteCheckpoint(address, self._retry_policy) if address else None
             files.update(write_shard(path, staged.data, rank, remote))
 
         def mark() -> None:
@@ -169,7 +173,9 @@ class Checkpointer:
         def read_back() -> None:
             verify(commit.read_commit(path), self._retry_policy, part=rank, parts=size)
 
-        failure = run_on_all(prepare, group) or run_on_all(write, group)
+        failure = run_on_all(prepare, group)
+        address = broadcast_json(self._url_of(path), group) if failure is None else ""
+        failure = failure or run_on_all(write, group)
         if failure is None:
             for part in all_gather_json(files, group):
                 files.update(part)
@@ -185,28 +191,45 @@ class Checkpointer:
         return failure
 
     def _url_of(self, path: Path) -> str:
-        """The URL of a commit's folder."""
-        return f"{url_prefix(self._run, self._url)}/{path.parent.name}/{path.name}"
+        """The computed URL of a commit's folder, on rank 0; empty if there is none, or none was claimed yet."""
+        folder = self._remote_folder
+        return folder.checkpoint_url(path) if folder is not None and folder.url else ""
 
     def _retain(self, named: list[Path]) -> None:
+        if self._remote_folder is not None and not self._remote_folder.url:
+            return  # the storage failed before a save could claim the folder
         try:
             commit.apply_retention(self._run, self._attempt, self._keep, named, self._delete, self._keep_at)
         except (OSError, FlipError) as error:  # too many commits do no harm, and the next save tries again
             log.warning("an old checkpoint could not be deleted: %s", error)
 
-    def _delete(self, path: Path) -> None:
-        """Delete a commit or an incomplete one, its commit.json in the run directory first."""
+    def _delete(self, path: Path) -> str:
+        """Delete a commit or an incomplete one, its commit.json in the run directory first.
+
+        Returns "", or why it is left alone. The address of its files is computed; one that its record names is only
+        compared. Raises PermissionDenied if the remote folder has another owner.
+        """
         try:
-            url = commit.read_commit(path).record.get("url", "")
-        except commit.CorruptCheckpoint:  # or never committed
-            url = ""
-        commit.uncommit(path)
-        if url or self._url:
-            retry_policy = replace(
-                self._retry_policy, deadline=min(self._retry_policy.deadline, DELETE_DEADLINE_SECONDS)
-            )
-            RemoteCheckpoint(url or self._url_of(path), retry_policy).remove()
-        commit.remove(path)
+            record = commit.read_commit(path).record
+        except (commit.CorruptCheckpoint, NotADirectoryError):  # damaged, or never committed
+            record = {}
+        files = list(record["files"]) if record else None
+        address = self._url_of(path)
+        if record.get("url", address) != address:
+            return f"its files are at {record['url']}, and this run deletes only below its own address"
+        is_remote = bool(address) and (not record or "url" in record)
+        retry_policy = replace(self._retry_policy, deadline=min(self._retry_policy.deadline, DELETE_DEADLINE_SECONDS))
+        if is_remote:
+            assert self._remote_folder is not None
+            self._remote_folder.check_owner(retry_policy)
+        reason = commit.uncommit(path)
+        if reason:
+            return reason
+        if is_remote:
+            remote = RemoteCheckpoint(address, retry_policy)
+            names = remote.names() if files is None else [commit.COMMIT_FILE, *files]
+            deletion.delete_remote_checkpoint(names, files, remote.delete)
+        return commit.remove(path, files)
 
     def _check_saveable(self, staged: StagedShard, samples: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""

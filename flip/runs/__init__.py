@@ -4,6 +4,7 @@
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
 - ``ownership``: who owns a path, who may write to it, and who may exchange it through a folder above.
+- ``deletion``: the only calls that delete files and folders.
 - ``origin``: whether a run directory was copied, or renamed and moved.
 - ``files``: makes folders of runs and caches, and opens files to write, closed to others and never through a link.
 - ``acl``: access control lists of files and folders.

@@ -6,20 +6,30 @@ that starts from it (``init``), or an evaluation in progress. Standard library, 
 """
 
 import hashlib
+import logging
 import os
+import re
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from flip.runs import records
+from flip.runs import deletion, records
 from flip.runs.errors import FlipError
 from flip.runs.files import fsync_path, run_folder
 from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
-from flip.runs.rundir import RunDir, list_names, parse_int, read_record, write_json
+from flip.runs.rundir import RunDir, list_names, read_record, write_json
 
-COMMIT_FILE = "commit.json"
+log = logging.getLogger(__name__)
+
+COMMIT_FILE = deletion.COMMIT_FILE
+#: The file of one rank, by its number from 1.
+SHARD_FILE = "shard-%05d-model-00001-of-00001.safetensors"
+#: A folder of a checkpoint, with the attempt's number.
+_FOLDER = re.compile(r"[0-9]+-([0-9]+)\Z")
+#: What this process has logged about checkpoints that are left alone.
+_logged: Set[str] = set()
 #: Folder of a sweep with the run directories of its evaluation jobs.
 EVALUATIONS = ".evaluate"
 
@@ -160,43 +170,49 @@ def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = F
 
 def mark_corrupt(path: Path) -> None:
     """Rename commit.json to damaged.json. The checkpoint no longer exists; retention deletes its files later."""
-    os.replace(str(path / COMMIT_FILE), str(path / "damaged.json"))
+    os.replace(str(path / COMMIT_FILE), str(path / deletion.DAMAGED_FILE))
     fsync_path(path)
 
 
-def uncommit(path: Path) -> None:
-    """Delete commit.json alone; ``remove`` deletes the rest."""
+def uncommit(path: Path) -> str:
+    """Delete commit.json alone; ``remove`` deletes the rest. Returns "", or why the checkpoint is left alone."""
+    return deletion.delete_commit_file(path)
+
+
+def remove(path: Path, files: Optional[Collection[str]] = None) -> str:
+    """Delete a checkpoint or the rest of one: commit.json first, so that it never exists in part.
+
+    ``files``: those of its record; by default its record is read, if it has one. Returns "", or why something is left
+    alone: a link, or files that the writer does not make.
+    """
+    if files is None:
+        files = listed_files(path)
+    return deletion.delete_checkpoint(path, files)
+
+
+def listed_files(path: Path) -> Optional[Collection[str]]:
+    """The names of the files that a commit lists; None if the folder has no valid commit.json."""
     try:
-        (path / COMMIT_FILE).unlink()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    fsync_path(path)
-
-
-def remove(path: Path) -> None:
-    """Delete a checkpoint or the rest of one: commit.json first, so that it never exists in part."""
-    uncommit(path)
-    if path.is_dir():
-        for file in list(path.iterdir()):
-            file.unlink()
-        path.rmdir()
+        return list(read_commit(path).record["files"])
+    except (CorruptCheckpoint, NotADirectoryError):
+        return None
 
 
 def ever_committed(run: RunDir) -> bool:
     """Whether the run ever had a commit, valid or damaged: such a run never restarts from zero by itself."""
-    return any({COMMIT_FILE, "damaged.json"} & set(list_names(path)) for path in _folders(run))
+    return any({COMMIT_FILE, deletion.DAMAGED_FILE} & set(list_names(path)) for path in _folders(run))
 
 
 def apply_retention(
-    run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], None] = remove,
+    run: RunDir, attempt: int, keep: int, named: Iterable[Path] = (), delete: Callable[[Path], str] = remove,
     keep_at: Sequence[int] = (),
 ) -> List[Path]:  # fmt: skip
     """Delete all checkpoints except the newest ``keep``, the last of every stage, the ``named`` and the pinned ones,
     and those at an S of ``keep_at``.
 
     Returns the deleted folders, among them uncommitted ones of this and older attempts. ``delete`` deletes one,
-    commit.json first. Does nothing unless ``attempt`` is the current one. An error of one deletion is raised after the
-    others.
+    commit.json first, or returns why it leaves it alone, which is logged once. Does nothing unless ``attempt`` is the
+    current one. An error of one deletion is raised after the others.
     """
     if not run.is_current_attempt(attempt):
         return []
@@ -207,17 +223,27 @@ def apply_retention(
     deleted = []
     failed: Optional[Exception] = None
     for path in _folders(run):
-        n = parse_int(path.name.rpartition("-")[2])
-        if path in needed or not path.is_dir() or n is None or n > attempt:
+        match = _FOLDER.match(path.name)
+        if path in needed or match is None or int(match.group(1)) > attempt or not path.is_dir():
             continue
         try:
-            delete(path)
-            deleted.append(path)
+            reason = delete(path)
         except (OSError, FlipError) as error:
             failed = failed or error
+            continue
+        if reason:
+            _log_once("%s is left alone: %s" % (path, reason))
+        else:
+            deleted.append(path)
     if failed:
         raise failed
     return deleted
+
+
+def _log_once(text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
+        log.warning("%s", text)
 
 
 def summary(checkpoint: Commit) -> Dict[str, Any]:
@@ -244,10 +270,7 @@ def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:
     run_folder(run.pins)
     for path, record in _pins(run):
         if not os.path.isdir(record["by"]):  # checked at submission: a node might not see that folder
-            try:
-                path.unlink()
-            except FileNotFoundError:  # another command deletes it too
-                continue
+            deletion.delete_file(path, missing_ok=True)  # another command may delete it too
     name = hashlib.sha256(("%s %s %d" % (by.path, stage, samples)).encode()).hexdigest()[:16]
     record = {"by": str(by.path), "stage": stage, "samples": samples, "time": time.time()}
     write_json(run.pins / ("%s.json" % name), record)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -436,9 +437,10 @@ def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Che
 def probe_url(url: str, deadline: float = 10.0) -> str:
     """Write and delete an object below the URL of checkpoints. Raises the error of a save, after the deadline."""
     place = url if "://" in url else f"file://{url}"
-    remote = RemoteCheckpoint(f"{place.rstrip('/')}/.probe-{os.getpid()}", RetryPolicy(deadline=deadline))
-    remote.put("probe", b"probe")
-    remote.remove()
+    name = f".probe-{secrets.token_hex(8)}"
+    remote = RemoteCheckpoint(place.rstrip("/"), RetryPolicy(deadline=deadline))
+    remote.put(name, b"probe")
+    remote.delete(name)
     return f"{url}: objects can be written and deleted"
 
 

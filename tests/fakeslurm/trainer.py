@@ -117,7 +117,7 @@ class Trainer:
             return
         path = commit.folder(self.run, "pretrain", samples, self.n)
         path.mkdir(parents=True)
-        (path / "model").write_text(str(samples))
+        (path / (commit.SHARD_FILE % 1)).write_text(str(samples))
         commit.commit(path, {"stage": "pretrain", "samples": samples, "attempt": self.n})
         commit.apply_retention(self.run, self.n, 2, [path])
         self.saved = samples

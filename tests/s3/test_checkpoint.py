@@ -16,6 +16,7 @@ import torch
 
 from flip.checkpoint import remote
 from flip.checkpoint import saver as checkpoint
+from flip.checkpoint.remote_folder import OWNER_FILE
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.base import RequestError
@@ -26,6 +27,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
 from tests.flip.checkpoint.test_saver import state_of, trained
+from tests.harness import copied_runs
 from tests.harness.training_run import TrainingRun, configuration
 from tests.s3.conftest import lead_to, on_nanio
 from tests.s3.servers import BUCKET, Nanio, environment, files
@@ -51,6 +53,11 @@ def run(tmp_path):
     return run
 
 
+def delete_all(checkpoint_store):
+    for name in checkpoint_store.names():
+        checkpoint_store.delete(name)
+
+
 def saver_of(run, world, url=URL, deadline=30.0, **more):
     return checkpoint.Checkpointer(
         run, 1, world, 1, url=url, retry_policy=RetryPolicy(deadline=deadline, timeout=5), **more
@@ -66,7 +73,8 @@ def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
     (saved,) = commit.commits(run)
     assert saved.samples == 32 and os.listdir(saved.path) == [commit.COMMIT_FILE]
     objects = dict(s3.S3Storage().list(f"{URL}/sweep/"))
-    assert {Path(key).name for key in objects} == {*saved.record["files"], commit.COMMIT_FILE} and len(objects) == 2
+    assert {Path(key).name for key in objects} == {*saved.record["files"], commit.COMMIT_FILE, OWNER_FILE}
+    assert len(objects) == 3
     assert (saved.path / commit.COMMIT_FILE).read_bytes() == s3.S3Storage().get(f"{saved.record['url']}/commit.json", 0,
     objects[
         f"{saved.record['url']}/commit.json"].size).result().data  # fmt: skip
@@ -88,7 +96,7 @@ def test_remote_checkpoint_uploads_large_file_in_parts(server, monkeypatch, tmp_
     with pytest.raises(commit.CorruptCheckpoint, match="checksum"):
         checkpoint_store.verify({"large": facts}, tmp_path)
     assert (tmp_path / "large").read_bytes() == data
-    checkpoint_store.remove()
+    delete_all(checkpoint_store)
     with pytest.raises(commit.CorruptCheckpoint, match="missing"):
         checkpoint_store.check("large", facts)
 
@@ -119,7 +127,7 @@ def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world,
     back.join()
     assert [c.samples for c in commit.commits(run)] == [32]
     own.kill()
-    with pytest.raises(StorageError, match=r"writing failed for 1 s.*; it takes [\d,]+ bytes\.") as error:
+    with pytest.raises(StorageError, match=r"reading failed for 1 s.*; it takes [\d,]+ bytes\.") as error:
         saver_of(run, world, deadline=1.0).save(state_of(*trained()), "pretrain", 48)
     assert error.value.code == 69 and [c.samples for c in commit.commits(run)] == [32]
     own.start()
@@ -139,7 +147,7 @@ def test_put_retries_slowdown_server_and_throttle_errors(server, proxied, tmp_pa
     assert proxy.counts["slowdown"] == proxy.counts["server"] == proxy.counts["throttle"] == 1
     checkpoint_store.verify({"one": facts | {"sha256": hashlib.sha256(data).hexdigest()}}, tmp_path)
     assert (tmp_path / "one").read_bytes() == data
-    checkpoint_store.remove()
+    delete_all(checkpoint_store)
 
 
 @on_nanio
@@ -162,7 +170,7 @@ def test_checkpoint_saves_and_loads_at_local_path_url(world, run, tmp_path):
     loaded = state_of(*trained(steps=0))
     saver.restorer.load(saver.restorer.newest(), loaded)
     assert all(torch.equal(expected[name], loaded[name]) for name in expected)
-    assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 2
+    assert len([p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file()]) == 3
 
 
 def test_save_leaves_no_object_if_newer_attempt_removed_its_folder(world, run, tmp_path, monkeypatch):
@@ -177,7 +185,7 @@ def test_save_leaves_no_object_if_newer_attempt_removed_its_folder(world, run, t
     saver = saver_of(run, world, str(tmp_path / "elsewhere"))
     with pytest.raises(StorageError, match="No such file"):
         saver.save(state_of(*trained()), "pretrain", 16)
-    assert not [path for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()] == [OWNER_FILE]
 
 
 @pytest.mark.slow
@@ -248,7 +256,7 @@ def test_put_succeeds_if_last_answer_of_multipart_upload_is_lost(server, proxied
     with pytest.raises(RequestError) as error:
         s3.S3Storage()._complete(f"{url}/again", "never-begun", [], len(data), call_twice)
     assert error.value.kind == "missing", "the object comes from another upload"
-    checkpoint_store.remove()
+    delete_all(checkpoint_store)
 
 
 def call_twice(request):
@@ -268,7 +276,7 @@ def test_verify_refetches_object_after_corrupt_download(server, proxied, tmp_pat
     proxy.plan(["flip"], 1)
     with pytest.raises(commit.CorruptCheckpoint, match="fetched twice"):
         checkpoint_store.verify(files, tmp_path)
-    checkpoint_store.remove()
+    delete_all(checkpoint_store)
 
 
 def test_fsspec_storage_turns_protocol_errors_into_request_errors():
@@ -288,3 +296,17 @@ def hang_up(server):
             client, _ = server.accept()
             client.recv(1 << 16)
             client.close()
+
+
+@on_nanio
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario, id=scenario.__name__, marks=[] if n < 2 else pytest.mark.slow)
+        for n, scenario in enumerate(copied_runs.SCENARIOS)
+    ],
+)
+def test_remote_folder_in_bucket(scenario, server, world, tmp_path, monkeypatch):
+    """The first two represent the others, which also run on disk (tests/flip/checkpoint/test_remote_folder.py)."""
+    lead_to(monkeypatch, server.address)
+    scenario(tmp_path, world, f"{URL}/{tmp_path.name}")

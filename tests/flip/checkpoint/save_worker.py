@@ -19,20 +19,27 @@ from torch.distributed.fsdp import fully_shard
 
 from flip.checkpoint import safetensors_io
 from flip.checkpoint import saver as checkpoint
-from flip.checkpoint.remote import local_copy, url_prefix
+from flip.checkpoint.remote import local_copy
+from flip.checkpoint.remote_folder import OWNER_FILE
 from flip.config import schema
 from flip.data.storage import s3
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
 from flip.runs.errors import FlipError
-from flip.runs.rundir import RunDir
+from flip.runs.rundir import RunDir, read_json
 from flip.training import optimizer as optim
 from tests.s3.servers import free_port
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link"}
 INTERVAL = 16
 """S between saves."""
+
+
+def changed_path(event, values):
+    """The path that an audit event names; deletions name it relative to an open folder."""
+    folder = values[1] if event in ("os.remove", "os.rmdir") else -1
+    return f"{os.readlink(f'/proc/self/fd/{folder}')}/{values[0]}" if folder >= 0 else str(values[0])
 
 
 class KillSwitch:
@@ -48,7 +55,7 @@ class KillSwitch:
 
     def audit(self, event, values):
         written = event == "open" and values[2] & (os.O_WRONLY | os.O_RDWR)
-        if (written or event in CHANGES) and "/checkpoints" in str(values[0]):
+        if (written or event in CHANGES) and "/checkpoints" in changed_path(event, values):
             self.step()
 
     def around(self, request):
@@ -182,10 +189,10 @@ def main(run, size, url):
     commits = commit.commits(run)
     assert len(commits) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [commits[0].path]
     if url:
-        keys = {key for key, _ in s3.S3Storage().list(url_prefix(run, url["url"]))}
-        assert keys == {
-            f"{commits[0].record['url']}/{name}" for name in (*commits[0].record["files"], commit.COMMIT_FILE)
-        }
+        folder = read_json(run.checkpoints / "url.json")["url"]
+        keys = {key for key, _ in s3.S3Storage().list(folder + "/")}
+        files = {f"{commits[0].record['url']}/{name}" for name in (*commits[0].record["files"], commit.COMMIT_FILE)}
+        assert keys == files | {f"{folder}/{OWNER_FILE}"}
     return killed
 
 

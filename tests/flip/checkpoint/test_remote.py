@@ -6,11 +6,11 @@ import os
 import pytest
 
 from flip.checkpoint import remote
-from flip.checkpoint.remote import local_copy, url_prefix
+from flip.checkpoint.remote import local_copy
 from flip.data.storage.retry import RetryPolicy
 from flip.runs.commit import Commit, CorruptCheckpoint
 from flip.runs.errors import PermissionDenied
-from flip.runs.rundir import RunDir, write_json
+from flip.runs.rundir import write_json
 
 ADDRESS = "s3://others/runs/demo/a-1"
 
@@ -44,15 +44,6 @@ def test_local_copy_rejects_url_that_leaves_given_prefix_via_dotdot(make_commit)
 def test_local_copy_accepts_own_record_or_url_below_given_prefix(make_commit, mode, url):
     with local_copy(make_commit("file:///runs/a-1", mode), url=url) as folder:
         assert not os.listdir(folder), "the record names no files"
-
-
-def test_url_prefix_keeps_token_and_follows_configured_url(tmp_path):
-    """The bucket is full: the user names another one and submits the run again."""
-    run = RunDir(tmp_path / "sweep" / "run")
-    first = url_prefix(run, "s3://full/a")
-    token = first.rpartition("/")[2]
-    assert first == url_prefix(run, "s3://full/a/") == f"s3://full/a/sweep/{token}" and token.startswith("run-")
-    assert url_prefix(run, "s3://new") == f"s3://new/sweep/{token}"
 
 
 def test_verify_reads_files_of_storage_without_etags(tmp_path):

@@ -224,11 +224,12 @@ def test_save_retries_after_removing_first_try_and_leftovers(run, world, monkeyp
     remove, freed = commit.remove, []
     with full_disk() as make_room:
 
-        def makes_room(path):
-            remove(path)
+        def makes_room(path, files):
+            reason = remove(path, files)
             freed.append(path)
             if path == left:
                 make_room()
+            return reason
 
         monkeypatch.setattr(commit, "remove", makes_room)
         checkpoint.Checkpointer(run, 1, world, keep=1).save(state_of(*trained()), "pretrain", 16)

@@ -16,6 +16,8 @@ from flip.runs import commit
 from flip.runs.commit import pin
 from flip.runs.rundir import RunDir, read_json, write_json
 
+FIRST, SECOND = commit.SHARD_FILE % 1, commit.SHARD_FILE % 2
+
 
 @pytest.fixture
 def run(tmp_path):
@@ -27,8 +29,8 @@ def run(tmp_path):
 def write(run, stage, samples, attempt=1, mark=True):
     path = commit.folder(run, stage, samples, attempt)
     path.mkdir(parents=True)
-    (path / "shard-1.safetensors").write_bytes(b"one" * samples)
-    (path / "shard-2.safetensors").write_bytes(b"two" * samples)
+    (path / FIRST).write_bytes(b"one" * samples)
+    (path / SECOND).write_bytes(b"two" * samples)
     if mark:
         commit.commit(path, {"stage": stage, "samples": samples, "attempt": attempt})
     return path
@@ -79,14 +81,14 @@ def test_verify_detects_damage_only_in_the_given_part(run, damage):
     path = write(run, "pretrain", 8)
     (checkpoint,) = commit.commits(run)
     commit.verify(checkpoint)
-    file = path / "shard-2.safetensors"
+    file = path / SECOND
     if damage == "flip":
         file.write_bytes(b"twO" + file.read_bytes()[3:])
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:-1])
     else:
         file.unlink()
-    with pytest.raises(commit.CorruptCheckpoint, match="shard-2"):
+    with pytest.raises(commit.CorruptCheckpoint, match="shard-00002"):
         commit.verify(checkpoint)
     commit.verify(checkpoint, part=0, parts=2)
     with pytest.raises(commit.CorruptCheckpoint):
@@ -132,7 +134,7 @@ def test_retention_deletes_only_for_current_attempt_and_spares_newer_files(run):
 
 def test_remove_interrupted_at_rmdir_leaves_no_commit(run, monkeypatch):
     path = write(run, "pretrain", 8)
-    monkeypatch.setattr("pathlib.Path.rmdir", lambda self: (_ for _ in ()).throw(OSError("killed here")))
+    monkeypatch.setattr("os.rmdir", lambda *_, **__: (_ for _ in ()).throw(OSError("killed here")))
     with pytest.raises(OSError, match="killed here"):
         commit.remove(path)
     assert commit.commits(run) == []
@@ -150,8 +152,8 @@ def test_commit_record_lists_every_file_with_its_size(run):
     path = write(run, "pretrain", 2)
     files = json.loads((path / commit.COMMIT_FILE).read_text())["files"]
     assert {name: entry["bytes"] for name, entry in files.items()} == {
-        "shard-1.safetensors": 6,
-        "shard-2.safetensors": 6,
+        FIRST: 6,
+        SECOND: 6,
     }
 
 
@@ -169,7 +171,10 @@ def test_commit_syncs_files_and_folders_before_commit_file(run, monkeypatch):
     path = write(run, "pretrain", 8)
     assert os.listdir("/proc/self/fd") == handles
     before = {name for name, marked in synced if not marked}
-    assert before >= {str(path / "shard-1.safetensors"), str(path / "shard-2.safetensors")}
+    assert before >= {
+        str(path / FIRST),
+        str(path / SECOND),
+    }
     assert before >= {str(path), str(path.parent), str(run.checkpoints)}
     assert (str(path), True) in synced, "the folder is synced after commit.json is created"
     synced.clear()
@@ -184,11 +189,18 @@ def test_commit_syncs_files_and_folders_before_commit_file(run, monkeypatch):
 
 def test_commit_takes_known_files_without_reading_them(run):
     path = write(run, "pretrain", 8, mark=False)
-    known = {"shard-1.safetensors": {"bytes": 1, "sha256": "x"}, "far": {"bytes": 2, "sha256": "y"}}
+    known = {
+        FIRST: {"bytes": 1, "sha256": "x"},
+        "far": {"bytes": 2, "sha256": "y"},
+    }
     record = {"stage": "pretrain", "samples": 8, "attempt": 1, "url": "s3://b/c"}
     committed = commit.commit(path, record, known)
-    assert committed.record["files"]["shard-1.safetensors"] == known["shard-1.safetensors"]
-    assert sorted(committed.record["files"]) == ["far", "shard-1.safetensors", "shard-2.safetensors"]
+    assert committed.record["files"][FIRST] == known[FIRST]
+    assert sorted(committed.record["files"]) == [
+        "far",
+        FIRST,
+        SECOND,
+    ]
     assert "files" not in record and len(known) == 2 and commit.read_commit(path).record == committed.record
     again = commit.commit(path, record)
     assert commit.COMMIT_FILE not in again.record["files"]
@@ -327,19 +339,21 @@ def test_sha256_covers_entire_large_file(tmp_path):
 def test_verify_splits_files_among_parts(run):
     path = write(run, "pretrain", 8)
     (checkpoint,) = commit.commits(run)
-    (path / "shard-1.safetensors").write_bytes(b"")
+    (path / FIRST).write_bytes(b"")
     commit.verify(checkpoint, part=1, parts=2)
     for part, parts in ((0, 2), (0, 1)):
-        with pytest.raises(commit.CorruptCheckpoint, match="shard-1.safetensors has 0 bytes, but 24 were committed"):
+        with pytest.raises(
+            commit.CorruptCheckpoint,
+            match=f"{FIRST} has 0 bytes, but 24 were committed",
+        ):
             commit.verify(checkpoint, part, parts)
 
 
 def test_remove_deletes_commit_file_first(run, monkeypatch):
-    path, gone, unlink = write(run, "pretrain", 8), [], Path.unlink
-    monkeypatch.setattr(Path, "unlink", lambda self, *more: (gone.append(self.name), unlink(self, *more)))
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(map(self.joinpath, os.listdir(self)), reverse=True)))
+    path, gone, unlink = write(run, "pretrain", 8), [], os.unlink
+    monkeypatch.setattr(os, "unlink", lambda name, **more: (gone.append(name), unlink(name, **more)))
     commit.remove(path)
-    assert gone[0] == commit.COMMIT_FILE and len(gone) == 3
+    assert gone[0] == commit.COMMIT_FILE and len(gone) == 3 and not path.exists()
 
 
 def test_retention_keeps_pinned_commit(run):
@@ -374,12 +388,59 @@ def test_pin_ends_with_evaluation_that_does_not_continue(run, place, end):
     assert commit.apply_retention(run, 1, keep=1) == ([commit.folder(run, "pretrain", 8, 1)] if over else [])
 
 
-def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run):
+def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run, monkeypatch):
     for samples in (8, 16, 24, 32):
         write(run, "pretrain", samples)
-    foreign = commit.folder(run, "pretrain", 16, 1) / ".ipynb_checkpoints"
-    foreign.mkdir()
-    with pytest.raises(OSError, match="ipynb_checkpoints"):
+    busy, unlink = commit.folder(run, "pretrain", 16, 1), os.unlink
+
+    def fails(name, dir_fd=None):
+        if os.readlink(f"/proc/self/fd/{dir_fd}") == str(busy):
+            raise OSError(16, "Device or resource busy", name)
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", fails)
+    with pytest.raises(OSError, match="busy"):
         commit.apply_retention(run, 1, keep=1)
-    assert [c.samples for c in commit.commits(run)] == [32] and foreign.exists()
+    assert [c.samples for c in commit.commits(run)] == [16, 32]
     assert not commit.folder(run, "pretrain", 8, 1).exists() and not commit.folder(run, "pretrain", 24, 1).exists()
+
+
+def test_retention_leaves_files_of_others_in_a_checkpoint_and_logs_them_once(run, caplog):
+    for samples in (8, 16, 24):
+        write(run, "pretrain", samples)
+    path = commit.folder(run, "pretrain", 8, 1)
+    (path / "notes.txt").write_text("mine")
+    (path / ".ipynb_checkpoints").mkdir()
+    for _ in range(2):
+        commit.apply_retention(run, 1, keep=1)
+    assert [c.samples for c in commit.commits(run)] == [24]
+    assert sorted(p.name for p in path.iterdir()) == [".ipynb_checkpoints", "notes.txt"]
+    assert caplog.text.count("8-1 is left alone: files stay that no checkpoint has: .ipynb_checkpoints, notes.txt") == 1
+
+
+@pytest.mark.parametrize("linked", ["8-1", "pretrain"])
+def test_retention_does_not_follow_links(run, tmp_path, linked):
+    """A folder of another run, linked into this one: deleting through the link would empty that run."""
+    other = RunDir(tmp_path / "sweep" / "other")
+    victim = write(other, "pretrain", 8)
+    write(run, "unmasked", 24)
+    place = {"8-1": commit.folder(run, "pretrain", 8, 1), "pretrain": run.checkpoints / "pretrain"}[linked]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(victim if linked == "8-1" else victim.parent)
+    write(run, "pretrain" if linked == "8-1" else "unmasked", 16)
+    assert victim not in commit.apply_retention(run, 1, keep=1)
+    assert commit.remove(commit.folder(run, "pretrain", 8, 1)).startswith("it, or a folder above it")
+    assert [c.samples for c in commit.commits(other)] == [8] and len(list(victim.iterdir())) == 3
+
+
+def test_retention_deletes_only_listed_shards_of_a_commit_and_leftovers_of_its_writer(run):
+    shard, temporary = commit.SHARD_FILE % 3, f"{commit.COMMIT_FILE}.tmp.{'0' * 16}"
+    path, left = write(run, "pretrain", 8), write(run, "pretrain", 16, mark=False)
+    write(run, "pretrain", 24)
+    for name in (shard, temporary, "shard-3.safetensors", "commit.json.tmp.1", "weights.safetensors"):
+        (path / name).write_text("x")
+        (left / name).write_text("x")
+    for place, stays in ((path, {shard}), (left, set())):
+        commit.remove(place)
+        names = {file.name for file in place.iterdir()}
+        assert names == stays | {"shard-3.safetensors", "commit.json.tmp.1", "weights.safetensors"}

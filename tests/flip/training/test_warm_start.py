@@ -35,7 +35,7 @@ from tests.synthetic import make_tokenizer
 def save(run, samples, stage="pretrain", n=1, content="weights"):
     path = commit.folder(run, stage, samples, n)
     path.mkdir(parents=True)
-    (path / "model.safetensors").write_text(f"{content} {samples}")
+    (path / (commit.SHARD_FILE % 1)).write_text(f"{content} {samples}")
     return commit.commit(path, {"stage": stage, "samples": samples, "attempt": n})
 
 

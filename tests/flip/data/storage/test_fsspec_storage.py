@@ -53,11 +53,11 @@ def test_listed_keys_keep_account_of_requested_url(accounts, folder):
     assert list(storage.list("accounts://runs@other/a")) == []
 
 
-def test_remote_checkpoint_remove_spares_checkpoint_of_other_account(accounts):
+def test_remote_checkpoint_delete_spares_checkpoint_of_other_account(accounts):
     storage = FsspecStorage()
     for account in ("mine", ""):  # "": the account that the environment names
         storage.put(f"accounts://runs@{account}/a/commit.json", b"{}")
-    RemoteCheckpoint("accounts://runs@mine/a", RetryPolicy(deadline=1.0)).remove()
+    RemoteCheckpoint("accounts://runs@mine/a", RetryPolicy(deadline=1.0)).delete("commit.json")
     assert list(storage.list("accounts://runs@mine/a")) == []
     assert len(list(storage.list("accounts://runs@/a"))) == 1
 

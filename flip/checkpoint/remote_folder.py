@@ -1,0 +1,160 @@
+"""The folder of a run's checkpoints at a URL: its address, and the record of its owner.
+
+The address is computed: ``<checkpoint.url>/<sweep>/<name>-<8 hex digits>``. The last component comes from
+checkpoints/url.json, and counts only if it has the form that this module writes; its name part may be an older name of
+the run. owner.json in the folder names the run directory that writes and deletes there. A copied run directory gets a
+folder of its own; the commits that it inherited stay readable and are never deleted by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flip.checkpoint.remote import RemoteCheckpoint, as_url
+from flip.data.storage.retry import RetryPolicy
+from flip.runs import records
+from flip.runs.errors import PermissionDenied
+from flip.runs.files import run_folder
+from flip.runs.origin import is_copy, is_gone, original_folder
+from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_json
+
+log = logging.getLogger(__name__)
+
+OWNER_FILE = "owner.json"
+OWNER_LIMIT = 1 << 16
+"""Largest owner record that is read, bytes."""
+_NAME = re.compile(r"\w[\w.-]{0,200}-[0-9a-f]{8}")
+"""The last component of an address, as ``_new_url`` makes it."""
+
+
+class RemoteFolder:
+    """The remote folder of one run, used by rank 0 of the current attempt alone.
+
+    Args:
+        url: ``checkpoint.url``, a URL or an absolute path.
+        retry_policy: how long a request is repeated.
+    """
+
+    def __init__(self, run: RunDir, url: str, retry_policy: RetryPolicy) -> None:
+        self._run = run
+        self._base = f"{as_url(url)}/{run.sweep}"
+        self._retry_policy = retry_policy
+        self._id = secrets.token_hex(16)
+        self._address_file = run.checkpoints / "url.json"
+        self.url = ""
+        """Its address; empty before ``claim``."""
+
+    def claim(self) -> None:
+        """Choose the folder and write this run directory into its owner record, before the first write of an attempt.
+
+        Later calls check that it still has this owner. Raises PermissionDenied if not, DataError if url.json is
+        damaged, and what ``RemoteCheckpoint`` raises.
+        """
+        if self.url:
+            self.check_owner()
+            return
+        url = self._own_url() or self._new_url()
+        self._write_owner(url)
+        if load_record(self._address_file).get("folder") != str(self._run.path):  # it was moved, or url.json is old
+            self._write_address(url)
+        self.url = url
+
+    def check_owner(self, retry_policy: RetryPolicy | None = None) -> None:
+        """Raise PermissionDenied unless the owner record is that of this attempt. For each save and each deletion.
+
+        A missing record is written again, and so is that of a run directory that certainly no longer exists.
+        """
+        owner = self._read_owner(self.url, retry_policy)
+        if owner is not None and owner.get("id") == self._id:
+            return
+        if owner is None or (owner and not is_gone(owner["folder"])):
+            named = owner["folder"] if owner else "a damaged owner.json"
+            remedy = (
+                "Two run directories, or two attempts, use it: end one of them. If this run must go on, delete"
+                f" {self._address_file}; it then gets a folder of its own."
+            )
+            raise PermissionDenied("the remote folder of checkpoints has another owner", self.url, named, remedy)
+        self._write_owner(self.url)
+
+    def checkpoint_url(self, path: Path) -> str:
+        """The address of the commit in the run directory's folder ``path``. Only after ``claim``."""
+        return f"{self.url}/{path.parent.name}/{path.name}"
+
+    def _own_url(self) -> str:
+        """The address that this run directory has used before; "" if it has none, or that of another one."""
+        record = load_record(self._address_file)
+        if not record:
+            return ""
+        name = record["url"].rpartition("/")[2]
+        if not _NAME.fullmatch(name):
+            log.warning("%s: %r is no name of a folder of checkpoints; a new folder is used", self._address_file, name)
+            return ""
+        url = f"{self._base}/{name}"
+        if self._came_with_copy(record) or self._is_owned_by_other(url, record):
+            log.warning("%s belongs to another run directory; a new folder is used", url)
+            return ""
+        return url
+
+    def _came_with_copy(self, record: dict[str, Any]) -> bool:
+        """Whether url.json (``record``) came with a copy of another run directory. job.json also shows that after the
+        original was moved."""
+        original = original_folder(self._run, self._job)
+        if "folder" not in record:
+            return bool(original)
+        return is_copy(self._run, record) or original == record["folder"] != str(self._run.path)
+
+    def _is_owned_by_other(self, url: str, record: dict[str, Any]) -> bool:
+        """Whether owner.json names another run directory.
+
+        Older versions wrote neither owner.json nor ``folder`` into url.json. If job.json is as old, the names of sweep
+        and run in the address decide: a copied directory has another name, or lies in another sweep.
+        """
+        owner = self._read_owner(url)
+        if owner:
+            return is_copy(self._run, owner)
+        job = self._job
+        was_moved = job.get("folder", str(self._run.path)) != str(self._run.path)
+        if "folder" in record or "copy_of" in job or was_moved:
+            return False
+        first = re.escape(f"/{self._run.sweep}/{self._run.name}-")
+        return not re.search(first + r"[0-9a-f]{8}\Z", record["url"])
+
+    @cached_property
+    def _job(self) -> dict[str, Any]:
+        """job.json, empty if it does not exist or is damaged."""
+        try:
+            return read_record(self._run.path / "job.json") or {}
+        except ValueError:
+            return {}
+
+    def _new_url(self) -> str:
+        """Choose an address that no other run has, and record it."""
+        url = f"{self._base}/{self._run.name}-{secrets.token_hex(4)}"
+        run_folder(self._run.checkpoints)
+        self._write_address(url)
+        return url
+
+    def _write_address(self, url: str) -> None:
+        write_json(self._address_file, {"url": url, "folder": str(self._run.path)})
+
+    def _write_owner(self, url: str) -> None:
+        record = {"folder": str(self._run.path), "id": self._id}
+        RemoteCheckpoint(url, self._retry_policy).put(OWNER_FILE, to_json(record).encode())
+
+    def _read_owner(self, url: str, retry_policy: RetryPolicy | None = None) -> dict[str, Any] | None:
+        """The owner record at ``url``: empty if there is none, None if it is damaged."""
+        data = RemoteCheckpoint(url, retry_policy or self._retry_policy).read_small(OWNER_FILE, OWNER_LIMIT)
+        if data is None:
+            return {}
+        try:
+            if len(data) > OWNER_LIMIT:
+                raise ValueError(f"it has more than {OWNER_LIMIT:,} bytes")
+            return dict(records.checked(records.parse(data), records.FIELDS[OWNER_FILE]))
+        except ValueError as error:
+            log.warning("%s/%s is damaged: %s", url, OWNER_FILE, error)
+            return None

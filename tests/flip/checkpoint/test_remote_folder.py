@@ -1,0 +1,142 @@
+"""Tests the remote folder of a run in a folder on disk: its address, its owner, and copies of the run directory.
+
+tests/s3/test_checkpoint.py runs the same scenarios on an S3 server.
+"""
+
+import shutil
+
+import pytest
+
+from flip.checkpoint import saver as checkpoint
+from flip.checkpoint.remote import RemoteCheckpoint
+from flip.checkpoint.remote_folder import OWNER_FILE, RemoteFolder
+from flip.config import schema
+from flip.data.storage.retry import RetryPolicy
+from flip.distributed import parallel
+from flip.runs import commit
+from flip.runs.errors import DataError, PermissionDenied
+from flip.runs.rundir import RunDir, read_json, write_json
+from tests.flip.checkpoint.test_saver import state_of, trained
+from tests.harness import copied_runs
+
+POLICY = RetryPolicy(deadline=1.0)
+
+
+@pytest.fixture(scope="module")
+def world():
+    yield parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
+    parallel.stop()
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path / "sweep" / "run")
+
+
+@pytest.mark.parametrize("scenario", copied_runs.SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_remote_folder_on_disk(scenario, tmp_path, world):
+    scenario(tmp_path, world, f"file://{tmp_path}/there")
+
+
+@pytest.mark.parametrize("submitted", [None, {"copy_of": "ORIGINAL"}, {}], ids=["never", "now", "by-old-version"])
+def test_copy_of_run_without_owner_record_gets_own_folder(submitted, tmp_path, world):
+    if submitted:
+        submitted = {"copy_of": str(tmp_path / "sweep" / "a")}
+    copied_runs.copy_of_old_run_gets_own_folder(tmp_path, world, f"file://{tmp_path}/there", submitted)
+
+
+def claimed(run, url):
+    folder = RemoteFolder(run, url, POLICY)
+    folder.claim()
+    return folder.url
+
+
+def test_address_keeps_name_and_follows_configured_url(run, tmp_path):
+    """The bucket is full: the user names another one and submits the run again."""
+    first = claimed(run, f"{tmp_path}/full")
+    name = first.rpartition("/")[2]
+    assert first == claimed(run, f"file://{tmp_path}/full/") == f"file://{tmp_path}/full/sweep/{name}"
+    assert name.startswith("run-") and read_json(run.checkpoints / "url.json") == {
+        "url": first,
+        "folder": str(run.path),
+    }
+    assert claimed(run, f"{tmp_path}/new") == f"file://{tmp_path}/new/sweep/{name}"
+
+
+def test_copy_gets_own_folder_without_help_of_owner_record(run, tmp_path):
+    """url.json names the original. After that was renamed, job.json of the copy still shows that it is one."""
+    copy, second = RunDir(tmp_path / "sweep" / "copy"), RunDir(tmp_path / "sweep" / "second")
+    url = claimed(run, f"{tmp_path}/there")
+    RemoteCheckpoint(url, POLICY).delete(OWNER_FILE)
+    for other in (copy, second):
+        shutil.copytree(run.path, other.path)
+        write_json(other.path / "job.json", {"folder": str(other.path), "copy_of": str(run.path)})
+    assert claimed(copy, f"{tmp_path}/there") != url
+    run.path.rename(tmp_path / "sweep" / "renamed")
+    assert claimed(second, f"{tmp_path}/there") != url
+    own = read_json(copy.checkpoints / "url.json")["url"]
+    assert claimed(copy, f"{tmp_path}/there") == own, "the copy keeps the folder that it got"
+    assert claimed(RunDir(tmp_path / "sweep" / "renamed"), f"{tmp_path}/there") == url
+
+
+def test_commits_at_previous_url_stay_and_are_logged_once(run, tmp_path, world, caplog):
+    copied_runs.save(run, world, f"{tmp_path}/full", 16)
+    (old,) = commit.commits(run)
+    before = copied_runs.files(old.record["url"])
+    copied_runs.save(run, world, f"{tmp_path}/new", 32, 48, 64)
+    assert [entry.samples for entry in commit.commits(run)] == [16, 64]
+    assert copied_runs.files(old.record["url"]) == before
+    assert caplog.text.count(f"16-1 is left alone: its files are at {old.record['url']}") == 1
+
+
+def test_leftovers_of_a_killed_save_are_deleted_by_the_names_of_the_writer(run, tmp_path, world):
+    """The attempt was killed before its commit: only names that the writer makes are its leftovers."""
+    copied_runs.save(run, world, f"{tmp_path}/there", 16)
+    left = commit.folder(run, "pretrain", 24, 1)
+    left.mkdir()
+    store = RemoteCheckpoint(f"{copied_runs.address(run)}/pretrain/24-1", POLICY)
+    for name in (commit.SHARD_FILE % 1, commit.SHARD_FILE % 2, "notes", "deep/commit.json"):
+        store.put(name, b"x")
+    copied_runs.save(run, world, f"{tmp_path}/there", 32)
+    assert sorted(store.names()) == ["deep/commit.json", "notes"] and not left.exists()
+
+
+def test_older_attempt_deletes_nothing_after_newer_one_has_claimed_the_folder(run, tmp_path):
+    old, new = RemoteFolder(run, f"{tmp_path}/there", POLICY), RemoteFolder(run, f"{tmp_path}/there", POLICY)
+    old.claim()
+    new.claim()
+    new.check_owner()
+    with pytest.raises(PermissionDenied, match="has another owner"):
+        old.check_owner()
+
+
+def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(run, tmp_path):
+    folder = RemoteFolder(run, f"{tmp_path}/there", POLICY)
+    folder.claim()
+    store = RemoteCheckpoint(folder.url, POLICY)
+    store.delete(OWNER_FILE)
+    folder.check_owner()
+    assert copied_runs.owner(folder.url) == str(run.path)
+    for damaged in (b"", b"{", b'{"folder": 3, "id": "0"}', b"[" * (1 << 17)):
+        store.put(OWNER_FILE, damaged)
+        with pytest.raises(PermissionDenied, match="a damaged owner.json"):
+            folder.check_owner()
+    assert claimed(run, f"{tmp_path}/there") == folder.url, "the next attempt knows its folder from url.json"
+
+
+def test_claim_reports_damaged_url_file(run, tmp_path):
+    run.checkpoints.mkdir(parents=True)
+    write_json(run.checkpoints / "url.json", {"url": 3})
+    with pytest.raises(DataError, match="url.json"):
+        claimed(run, f"{tmp_path}/there")
+
+
+def test_save_fails_without_deletion_if_storage_refuses_the_claim(run, tmp_path, world):
+    (tmp_path / "file").write_text("in the way")
+    left = commit.folder(run, "pretrain", 8, 0)
+    left.mkdir(parents=True)
+    run.start_attempt({})
+    saver = checkpoint.Checkpointer(run, 1, world, 1, url=f"{tmp_path}/file/there", retry_policy=POLICY)
+    with pytest.raises(Exception, match="could not be written"):
+        saver.save(state_of(*trained()), "pretrain", 16)
+    assert left.exists(), "its files at the URL could not be deleted either"
