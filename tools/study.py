@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from flip.runs import deletion
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_json
     from jobs.common.paths import runs_root
@@ -73,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
     path, choices = (options.docs / design.name / name for name in ("calibration.json", "choices.json"))
     if options.calibrate:
         runner.write_calibration(design, path, options.cluster)
-        choices.unlink(missing_ok=True)
+        deletion.delete_file(choices, missing_ok=True)
     record = runner.read_calibration(design, path)
     times = runner.seconds_per_sample(record)
     if options.calibrate or options.plan:

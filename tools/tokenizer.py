@@ -122,6 +122,7 @@ def _claim(path: Path) -> None:
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` whose file is then renamed to it. Raises as ``_claim``."""
+    from flip.runs import deletion
     from tools.shards_commands.output import writing
 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -131,7 +132,7 @@ def _new_file(path: Path) -> Iterator[Path]:
             _claim(path)  # another command may have written it meanwhile
             os.rename(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            deletion.delete_file(temporary, missing_ok=True)
 
 
 def captions(source: str, member: str) -> Iterator[str]:

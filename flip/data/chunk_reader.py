@@ -14,6 +14,7 @@ import fcntl
 import itertools
 import logging
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from flip.data.storage.base import RequestError, Storage, drop_cached_pages, is_
 from flip.data.storage.checksums import crc32
 from flip.data.storage.client import IOStats, StorageClient
 from flip.data.storage.retry import Clock, Outage, RetryPolicy
+from flip.runs import deletion
 from flip.runs.errors import DataError
 from flip.runs.files import atomic_write, open_lock, private_folder, read_regular, run_folder
 
@@ -41,6 +43,10 @@ Sample = dict[str, memoryview]
 """Member (extension) -> its bytes, a view of the chunk's buffer."""
 ChunkRanges = Sequence[tuple[int, int, int, int]]
 """As returned by ``ChunkTable.chunk_ranges``."""
+
+
+_OWN_NAME = re.compile(r"[0-9]+(\.tmp\.[0-9a-f.]+)?")
+"""The name of a chunk, or of a temporary file of its writer."""
 
 
 class ChunkCache:
@@ -61,7 +67,7 @@ class ChunkCache:
             data = read_regular(path, self._limit)
             if crc32(data) != manifest.checksums[j]:
                 data = None
-                path.unlink()
+                deletion.delete_file(path, missing_ok=True)
                 self._failed(f"{path} is damaged")
         except FileNotFoundError:
             pass
@@ -111,7 +117,8 @@ class ChunkCache:
         files = []
         for folder in self._folder.iterdir():
             with contextlib.suppress(NotADirectoryError), os.scandir(folder) as entries:
-                for entry in entries if not folder.is_symlink() else ():
+                own = [] if folder.is_symlink() else [entry for entry in entries if _OWN_NAME.fullmatch(entry.name)]
+                for entry in own:
                     with contextlib.suppress(FileNotFoundError):  # deleted or renamed meanwhile
                         info = entry.stat(follow_symlinks=False)
                         files += [(info.st_mtime_ns, info.st_size, entry.path)] if stat.S_ISREG(info.st_mode) else []
@@ -119,7 +126,7 @@ class ChunkCache:
         for _, size, path in sorted(files):
             if total <= limit:
                 break
-            Path(path).unlink(missing_ok=True)
+            deletion.delete_file(path, missing_ok=True)
             total -= size
         return total
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-import shutil
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from flip.export.differences import differences
 from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
 from flip.monitoring.results import read_run
+from flip.runs import deletion
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.files import fsync_path, new_output_folder, output_folder, publish_folder
@@ -85,24 +86,34 @@ def export(
         raise ConfigError("an export exists already", target, remedy=remedy)
     if target.exists() and not export_record.is_export(target):
         raise ConfigError("exists already, and is no export", target, remedy="Name another folder.")
+    _refuse_other_files(target)
     output_folder(target.parent)
-    temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with this number
+    temporary = target.with_name(f"{target.name}.tmp.{secrets.token_hex(8)}")
     new_output_folder(temporary)
     try:
         record = _write_files(temporary, target, loaded, form, variant)
         publish_folder(temporary)
         if target.exists():
-            previous = target.with_name(f"{target.name}.old.{os.getpid()}")
+            previous = target.with_name(f"{target.name}.old.{secrets.token_hex(8)}")
             os.replace(target, previous)
             os.replace(temporary, target)
-            shutil.rmtree(previous)
+            deletion.delete_own_folder(previous)
         else:
             os.replace(temporary, target)
         fsync_path(target.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        deletion.discard_own_folder(temporary)
     return record
+
+
+def _refuse_other_files(target: Path) -> None:
+    """Raise ConfigError if an export that is to be replaced has files that it does not list: they would be deleted."""
+    listed = {export_record.EXPORT_FILE, *load_record(target / export_record.EXPORT_FILE).get("files", {})}
+    files = (path for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    others = sorted({path.relative_to(target).as_posix() for path in files} - listed)
+    if others:
+        what = f"the export has files that no export has written, for example {others[0]}"
+        raise ConfigError(what, target, remedy="Move them away, or name another folder.")
 
 
 def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, variant: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from flip.runs.ownership import PathLike, user_name
 COMMIT_FILE = "commit.json"
 DAMAGED_FILE = "damaged.json"
 _SHARD = re.compile(r"shard-[0-9]{5,9}-model-00001-of-00001\.safetensors\Z")
+#: NAME.tmp.<hex>, .tmp.<hex>.NAME (files.atomic_path), NAME.new.<hex>; earlier releases: NAME.tmp.<pid>, latest.new.
+_TEMPORARY = re.compile(r"\.(tmp|new)\.[0-9a-f]+(\.[0-9a-f]+)*\Z|\A\.tmp\.[0-9a-f]{16}\.")
 _RANDOM = re.compile(r"[0-9a-f]{16}\Z")
 _LINKED = "it, or a folder above it in the run directory, is a symbolic link or no folder"
 
@@ -72,6 +74,11 @@ def discard_own_folder(path: PathLike) -> None:
         return
     if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
         shutil.rmtree(str(path), ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is that of a temporary file of our writers, of this and earlier releases."""
+    return bool(_TEMPORARY.search(name))
 
 
 def checkpoint_files(names: Iterable[str], listed: Optional[Collection[str]] = None) -> List[str]:

@@ -21,7 +21,7 @@ import stat
 from pathlib import Path
 from typing import Any, Iterator, Optional, Tuple
 
-from flip.runs import acl
+from flip.runs import acl, deletion
 from flip.runs.ownership import PathLike, user_name
 
 #: Bytes of a file that are read if its reader states no other limit. flip.runs.records lists the larger records.
@@ -189,7 +189,7 @@ def publish_folder(path: PathLike) -> None:
         granted = os.fstat(handle).st_mode & OPEN_TO_OTHERS
     finally:
         os.close(handle)
-        probe.unlink()
+        deletion.delete_file(probe)
     if granted:
         os.chmod(str(path), stat.S_IMODE(os.stat(str(path)).st_mode) | granted)
 
@@ -333,8 +333,7 @@ def _renamed(temporary: Path, path: PathLike, sync: bool) -> Iterator[None]:
         yield
         os.replace(str(temporary), str(path))
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        deletion.delete_file(temporary, missing_ok=True)
         raise
     if sync:
         fsync_path(Path(path).parent)

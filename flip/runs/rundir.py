@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-from flip.runs import records
+from flip.runs import deletion, records
 from flip.runs.errors import CRASH, DataError
 from flip.runs.files import (
     atomic_write,
@@ -57,7 +57,7 @@ def write_new(path: PathLike, data: bytes, mode: int = 0o644) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        temporary.unlink()
+        deletion.delete_file(temporary)
         raise
     return temporary
 
@@ -83,7 +83,7 @@ def create_json(path: PathLike, value: Any) -> bool:
         if not os.path.samestat(os.lstat(str(temporary)), os.lstat(str(path))):
             return False
     finally:
-        temporary.unlink()
+        deletion.delete_file(temporary)
     fsync_path(Path(path).parent)
     return True
 
@@ -256,13 +256,12 @@ class RunDir:
         """
         newest = [self.attempt(n) for n in self.attempt_numbers()[-4:]]
         for folder in [self.path, self.eval, self.anomalies] + newest:
+            if folder != self.path and folder.is_symlink():
+                continue
             for name in os.listdir(str(folder)) if folder.is_dir() else []:
                 # except those of an attempt that starts now and of a command that cancels the run now
-                if (".tmp." in name or ".new." in name) and not name.startswith(("start.", "cancel.")):
-                    try:
-                        (folder / name).unlink()
-                    except FileNotFoundError:  # its writer is alive and has renamed it
-                        continue
+                if deletion.is_temporary(name) and not name.startswith(("start.", "cancel.")):
+                    deletion.delete_file(folder / name, missing_ok=True)  # its writer may be alive and have renamed it
 
     def attempt(self, n: int) -> Path:
         return self.attempts / str(n)

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -50,7 +49,7 @@ from flip.evaluation.predictions import Predictions, path_of
 from flip.models import clip
 from flip.monitoring.collector import MetricsCollector, RankCounters
 from flip.monitoring.metrics_writer import MetricsWriter, NullMetricsWriter, SampleLog
-from flip.runs import commit
+from flip.runs import commit, deletion
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json
 from flip.tokenizer import Tokenizer
@@ -448,7 +447,7 @@ class Trainer:
             "attempts": self.attempt, "replaced": replaced, "manifest": self.loader.digest,
             "peak_memory": self.counters.peak_memory(), "time": time.time(),
         })  # fmt: skip
-        shutil.rmtree(self.run.compiled, ignore_errors=True)
+        deletion.discard_own_folder(self.run.compiled)
 
     def close(self, phase: str, reason: str) -> None:
         self.watchdog.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flip.runs import ownership
+from flip.runs import deletion, ownership
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.files import RefusedPath, create_file
 
@@ -51,7 +51,7 @@ def probe(place: str | os.PathLike[str]) -> None:
                     raise
                 remedy = f"Runs could not record their state there. {OTHER_ROOT}"
                 raise ConfigError(f"this file system has no {kind} links", place, error.strerror, remedy) from error
-            first.unlink()
+            deletion.delete_file(first)
 
 
 def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:

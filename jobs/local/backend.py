@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import python_path
+from flip.runs import deletion, python_path
 from flip.runs.errors import FlipError
 from flip.runs.files import open_append, run_folder
 from flip.runs.origin import is_copy
@@ -89,7 +89,8 @@ class LocalBackend:
         for order, job in enumerate(jobs):
             write_json(job.run.path / "job.json", self._record(job, order))
             if job.uncancels:  # why it was cancelled stays in the attempt's end
-                job.run.cancel.unlink(missing_ok=True)  # last: a supervisor would start what the old job.json says
+                # last: a supervisor would start what the old job.json says
+                deletion.delete_file(job.run.cancel, missing_ok=True)
         start_supervisor(sweep, jobs[0].host_code)
 
     def _record(self, job: Job, order: int) -> dict[str, Any]:

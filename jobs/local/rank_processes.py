@@ -7,7 +7,6 @@ run, or be prepared.
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import python_path
+from flip.runs import deletion, python_path
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.files import RefusedPath, open_append
 from flip.runs.rundir import OWNER, RunDir, read_record, write_json
@@ -195,7 +194,7 @@ class LocalAttempt:
 
     def close(self) -> None:
         if self.store is not None:
-            shutil.rmtree(self.store, ignore_errors=True)
+            deletion.discard_own_folder(self.store)
         if self.lifeline is not None:
             os.close(self.lifeline)
             self.lifeline = None
@@ -295,7 +294,7 @@ def _make_store(run: RunDir, n: int) -> Path:
     try:
         write_json(folder / OWNER, {"run": str(run.path), "attempt": n})
     except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
+        deletion.discard_own_folder(folder)
         raise
     return folder
 

@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flip.distributed import shutdown
+from flip.runs import deletion, ownership
 from flip.runs.errors import (
     CAUSES,
     STORAGE_ERRNOS,
@@ -77,9 +77,11 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
     temporary = Path(tempfile.gettempdir())
     for mark in (*temporary.glob(f"pymp-*/{OWNER}"), *temporary.glob(f"flip-store-*/{OWNER}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if not ownership.is_mine(mark) or not ownership.is_mine(mark.parent):
+                continue
             owner = read_json(mark) or {}
-            if owner["run"] == str(run.path) and owner["attempt"] < attempt and mark.stat().st_uid == os.geteuid():
-                shutil.rmtree(mark.parent, ignore_errors=True)
+            if owner["run"] == str(run.path) and owner["attempt"] < attempt:
+                deletion.discard_own_folder(mark.parent)
 
 
 def _record_stop(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
@@ -203,7 +205,7 @@ def exit_process(code: int) -> NoReturn:
     if "multiprocessing.util" in sys.modules:
         from multiprocessing import util
 
-        shutil.rmtree(util.get_temp_dir(), ignore_errors=True)  # the fork server's socket
+        deletion.discard_own_folder(util.get_temp_dir())  # the fork server's socket
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a full disk must not change the exit code
             stream.flush()

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, FlipError, StorageError
 from flip.runs.files import new_folder, run_folder
 from flip.runs.rundir import RunDir, write_json, write_text
@@ -84,7 +85,7 @@ class SlurmBackend:
                 record["canary"] = {"steps": job.canary, "releases": (held or {}).get(job.run.name, [])}
             write_json(job.run.path / "job.json", record)
             if job.uncancels:
-                job.run.cancel.unlink(missing_ok=True)  # why it was cancelled stays in the attempt's end
+                deletion.delete_file(job.run.cancel, missing_ok=True)  # why it was cancelled stays in the attempt's end
         id_ = self._sbatch(jobs, folder, name)
         requeue = is_requeued(id_)
         write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs), "requeue": requeue})

@@ -7,7 +7,7 @@ RUNS_ROOT/.trash/<time>/.
 import fcntl
 import os
 import re
-import shutil
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +19,7 @@ from flip.config.identity import identity, is_same_run, version_of
 from flip.config.merge import dump, to_dict
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
-from flip.runs import commit
+from flip.runs import commit, deletion
 from flip.runs.errors import ConfigError
 from flip.runs.files import closed_folder, folder_like, fsync_path, new_folder, open_lock
 from flip.runs.ownership import is_mine
@@ -80,12 +80,12 @@ def apply(
     fresh = [action for action in started if action.kind == "new" or action.moves]
     sourced = [action for action in started if action.wanted.config.init.run and _needs_source(action, plan.folder)]
     codes = {action.name: snapshot_of(action, plan.folder) or snapshot.path for action in started}
-    temporaries = {action.name: plan.folder / f".new-{action.name}.{os.getpid()}" for action in fresh}
+    temporaries = {action.name: plan.folder / f".new-{action.name}.{secrets.token_hex(8)}" for action in fresh}
     with writing(plan.folder), ExitStack() as cleanup:
         for action in fresh:
             temporary = temporaries[action.name]
-            cleanup.callback(shutil.rmtree, temporary, ignore_errors=True)  # unless it is renamed
             new_folder(temporary)
+            cleanup.callback(deletion.discard_own_folder, temporary)  # unless it is renamed
             write_text(temporary / "config.yaml", dump(action.wanted.config))
             write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
         for action in sourced:  # before anything is moved

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.open_clip_folder import conversion, is_pickle
 from flip.evaluation.score import score_of
 from flip.evaluation.task import CONFIGURED, Task, precision
-from flip.runs import commit
+from flip.runs import commit, deletion
 from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.files import closed_folder, new_folder, run_folder
@@ -141,7 +140,7 @@ class EvaluationRequest:
                 if not isinstance(error, FlipError) and (job.path / "job.json").exists():
                     note(f"may have been submitted; to end it: {command('cancel', job.path)}")
                 else:
-                    shutil.rmtree(job.path, ignore_errors=True)
+                    deletion.discard_own_folder(job.path)
             raise
 
     def _task(self, subject: RunDir) -> Task:
@@ -292,17 +291,18 @@ class EvaluationRequest:
         """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
         name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         job = RunDir(subject.path.parent / EVALUATIONS / name)
+        with writing(job.path):
+            run_folder(job.path.parent)
+            new_folder(job.path)
         try:
             with writing(job.path):
-                run_folder(job.path.parent)
-                new_folder(job.path)
                 write_text(job.config, merge.dump(config))
                 task.write(job)
                 write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
                 for commit_name in task.commits:
                     self._pin(subject, job, commit_name)
         except BaseException:  # Ctrl-C included
-            shutil.rmtree(job.path, ignore_errors=True)  # the next pin deletes stale pins
+            deletion.discard_own_folder(job.path)  # the next pin deletes stale pins
             raise
         return job
 

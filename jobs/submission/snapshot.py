@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.files import closed_folder, create_file, fsync_path, read_regular
 from jobs.common.filesystem import require_trusted, unwritable, writing
@@ -78,7 +78,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         os.rename(temporary, target)
         fsync_path(into)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        deletion.discard_own_folder(temporary)
         if not target.exists():  # else another submit was first, with the same bytes
             raise unwritable(error, into) from error
     return snapshot
@@ -254,5 +254,5 @@ def _repair(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
             fsync_path(file.parent)
         except OSError as error:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                deletion.delete_file(temporary, missing_ok=True)
             raise unwritable(error, file) from error

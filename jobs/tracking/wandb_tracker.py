@@ -6,10 +6,10 @@ is in one of them. ``wandb sync RUN_DIR/trackers/wandb/from-*/wandb`` uploads al
 """
 
 import secrets
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, StorageError
 from flip.runs.files import run_folder
 from flip.runs.rundir import parse_int
@@ -37,7 +37,7 @@ class WandbTracker:
             first = parse_int(old.name.partition("-")[2])
             if first is not None and first > step:  # renamed, because a dying process may hold files of it open
                 old = old.rename(old.with_name(f".{old.name}.{secrets.token_hex(4)}"))
-                shutil.rmtree(old, ignore_errors=True)
+                deletion.discard_own_folder(old)
         session = run_folder(run.folder / f"from-{step + 1:09d}")  # sorted by a shell, as `wandb sync` needs
         entity, _, project = run.project.rpartition("/")
         try:

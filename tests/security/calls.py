@@ -20,6 +20,7 @@ OBJECTS = "makes objects of any class"
 UNPACK = "writes where an archive says"
 FOLDER = "makes a folder that others may write to under umask 002 or a default ACL: see flip/runs/files.py"
 WRITES = "opens or makes a file where another user may have prepared a link: see flip/runs/files.py"
+DELETES = "deletes: only flip/runs/deletion.py does, which checks the target"
 
 #: Full name of a module, class or function (shell patterns) -> why it is refused.
 REFUSED = {
@@ -50,6 +51,9 @@ REFUSED = {
     "shutil.unpack_archive": UNPACK,
     "tempfile.mktemp": "returns a name that another user may take first",
     "xml": "expands entities without a limit",
+    **dict.fromkeys((f"{module}.{name}" for module in ("os", "posix") for name in ("unlink", "remove")), DELETES),
+    **dict.fromkeys((f"{module}.{name}" for module in ("os", "posix") for name in ("rmdir", "removedirs")), DELETES),
+    **dict.fromkeys(("shutil.rmtree", "shutil.move", "pathlib.Path.unlink", "pathlib.Path.rmdir"), DELETES),
 }
 #: Methods that are refused whatever object they belong to.
 METHODS = {
@@ -62,7 +66,11 @@ METHODS = {
     "register_new_resolver": "resolvers of OmegaConf are off",
     **dict.fromkeys(("mkdir", "makedirs"), FOLDER),
     **dict.fromkeys(("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "tofile"), WRITES),
+    **dict.fromkeys(("unlink", "rmdir", "removedirs", "rmtree"), DELETES),
+    **dict.fromkeys(("delete", "rm", "rm_file", "_rm_file", "_rm", "delete_object", "delete_objects"), DELETES),
 }
+#: Names of methods that a string may hold, for getattr and the like.
+NAMES = {"unlink", "rmdir", "rmtree", "rm_file", "delete_object", "delete_objects"}
 #: Keyword -> values with which it is refused; a value that is no constant is refused too.
 KEYWORDS = {
     "shell": (True,),
@@ -89,6 +97,10 @@ def dangerous_calls(source: str) -> Iterator[tuple[int, str, str]]:
             yield from ((node.lineno, name, reason) for name in names.of(node) for reason in _refusals(name))
             if isinstance(node, ast.Attribute) and node.attr in METHODS and not _is_own(names.of(node)):
                 yield node.lineno, ast.unparse(node), METHODS[node.attr]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMES:
+            yield node.lineno, repr(node.value), DELETES
+        elif isinstance(node, ast.List | ast.Tuple) and _is_command(node, {"rm", "rmdir", "unlink", "shred"}):
+            yield node.lineno, ast.unparse(node), DELETES
         elif isinstance(node, ast.List | ast.Tuple) and _is_shell(node):
             yield node.lineno, ast.unparse(node), SHELL
         elif isinstance(node, ast.Call):
@@ -156,6 +168,12 @@ def _refusals(name: str) -> list[str]:
     return [reason for pattern, reason in REFUSED.items() if any(fnmatchcase(prefix, pattern) for prefix in prefixes)][
         :1
     ]
+
+
+def _is_command(node: ast.List | ast.Tuple, programs: set[str]) -> bool:
+    """Return whether a literal list of arguments starts one of these programs."""
+    first = node.elts[0] if node.elts else None
+    return isinstance(first, ast.Constant) and str(first.value).rpartition("/")[2] in programs
 
 
 def _is_shell(node: ast.List | ast.Tuple) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.runs import deletion
 from flip.runs.errors import DataError, StorageError
 from flip.runs.files import closed_folder
 from jobs.common.terminal import ProgressBar
@@ -66,7 +67,7 @@ def verify(package: Package, path: Path) -> None:
     """Raise DataError unless the file is the pinned tarball. A wrong file is removed, so that a retry fetches it."""
     digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if digest != package.sha512:
-        path.unlink()
+        deletion.delete_file(path)
         raise DataError(
             f"the tarball of {package.spec} differs from the pinned one: its sha512 should be {package.sha512}",
             str(path),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flip.runs import deletion
 from flip.runs.files import closed_folder, fsync_path, new_folder, open_lock
 from flip.runs.rundir import read_json, write_json
 from jobs.common.filesystem import unwritable
@@ -64,21 +64,21 @@ class DemoData:
         part, work, final, old = (cache / f"{self.name}{end}" for end in (".partial", ".work", "", ".old"))
         npm.fetch(self.packages, cache / "packages")
         if self.ready(work) is None:
-            shutil.rmtree(work, ignore_errors=True)
+            deletion.discard_own_folder(work)
             new_folder(work)
             write_json(work / "done.json", self.source)
-        shutil.rmtree(part, ignore_errors=True)
+        deletion.discard_own_folder(part)
         new_folder(part)
         facts = self.source | self.write(part, cache / "packages", work)
         write_json(part / "done.json", facts)
         fsync_path(part)
-        shutil.rmtree(old, ignore_errors=True)
+        deletion.discard_own_folder(old)
         if final.exists():
             os.rename(final, old)
         os.rename(part, final)
         fsync_path(cache)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)
+        deletion.discard_own_folder(old)
+        deletion.discard_own_folder(work)
         return facts
 
 

@@ -8,13 +8,13 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied
 from flip.runs.files import closed_folder, open_lock
 from flip.runs.rundir import write_text
@@ -175,7 +175,7 @@ class SandboxCluster:
 
     def _create_files(self, keep: bool) -> None:
         for name in EMPTIED if not keep else ("run",):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            deletion.discard_own_folder(self.folder / name)
         for name in (*FOLDERS, *(["database"] if self.site.options.accounting else [])):
             closed_folder(self.folder / name)
         for name in ("munge", "state", "database"):  # munged requires it

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import tarfile
@@ -34,6 +33,7 @@ from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import split
 from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.files import create_file, fsync_path, output_folder
 from flip.runs.rundir import write_json
@@ -107,7 +107,7 @@ def make(options: argparse.Namespace) -> CommandResult:
             _publish(folder, out)
         finally:
             for left in (folder, build.part_folder(folder)):
-                shutil.rmtree(left, ignore_errors=True)
+                deletion.discard_own_folder(left)
     report = facts(Manifest.load(out)) | sets[""]
     if TEST in sets:
         report[TEST] = facts(Manifest.load(out / TEST)) | sets[TEST]
@@ -293,7 +293,7 @@ def _writer(labels: Sequence[str], templates: list[str], folders: Sequence[str])
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         if len(written.refused) == len(rows):
-            os.unlink(path)
+            deletion.delete_file(path)
         else:
             fsync_path(path)
         return written

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from flip.data.decode import refuse_whole_json
 from flip.data.manifest.manifest import refuse_existing
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.files import output_folder
 from jobs.common.filesystem import unwritable
@@ -94,6 +95,6 @@ def claim(out: Path) -> None:
         writable = os.access(out, os.W_OK | os.X_OK) or not out.exists()  # False if another process's claim removed it
     if not existed:
         with suppress(OSError):  # removed meanwhile, or in use
-            out.rmdir()
+            deletion.delete_empty_folder(out)
     if not writable:
         raise PermissionDenied("may not be written", str(out), remedy="Choose another --out.")

@@ -38,6 +38,7 @@ from flip import __version__
 from flip.config.resolve import source_remedy
 from flip.data.manifest.tar import BLOCK
 from flip.data.storage.base import is_remote, plain_etag
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, read_error
 from flip.runs.files import OUTPUT_MODE, fsync_path, output_folder
 from flip.runs.rundir import to_json, write_new
@@ -415,7 +416,7 @@ def _create(path: Path, content: bytes) -> bool:
             return False
         os.replace(private, path)  # such file systems have nothing exclusive
     finally:
-        private.unlink(missing_ok=True)
+        deletion.delete_file(private, missing_ok=True)
     fsync_path(path.parent)
     return True
 

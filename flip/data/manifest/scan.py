@@ -10,6 +10,7 @@ import base64
 import errno
 import json
 import os
+import re
 import stat as modes
 import uuid
 import zlib
@@ -28,6 +29,7 @@ from flip.data.manifest.manifest import BLOCK
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.checksums import ETag, crc32
 from flip.data.storage.client import StorageClient
+from flip.runs import deletion
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from flip.runs.files import create_file, output_folder
 
@@ -248,6 +250,10 @@ class _Line(NamedTuple):
     samples: int
 
 
+_OWN_NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
+"""The name of a file of a process."""
+
+
 class ScanJournal:
     """The scans in ``folder``, so that an index that was stopped or split over machines need not start again.
 
@@ -311,16 +317,17 @@ class ScanJournal:
         """Close the file of this process. An empty file is deleted, and so is an empty folder."""
         if self._file is not None:
             if not self._file.tell():
-                Path(self._file.name).unlink(missing_ok=True)
+                deletion.delete_file(self._file.name, missing_ok=True)
             self._file.close()
             self._file = None
         with suppress(OSError):  # missing, or not empty
-            self.folder.rmdir()
+            deletion.delete_empty_folder(self.folder)
 
     def remove(self) -> None:
         """Delete all scans."""
         for path in self.folder.glob("*.jsonl"):
-            path.unlink(missing_ok=True)
+            if _OWN_NAME.fullmatch(path.name):
+                deletion.delete_file(path, missing_ok=True)
         self.close()
 
 

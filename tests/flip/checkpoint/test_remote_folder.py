@@ -110,6 +110,24 @@ def test_older_attempt_deletes_nothing_after_newer_one_has_claimed_the_folder(ru
         old.check_owner()
 
 
+def test_retention_deletes_nothing_if_another_run_takes_the_folder_during_the_save(
+    run, tmp_path, world, monkeypatch, caplog
+):
+    """The owner is read before each deletion, not only at the begin of a save."""
+    saver, other, real = copied_runs.save(run, world, f"{tmp_path}/there", 16), RunDir(tmp_path / "b"), commit.commit
+    other.path.mkdir()
+
+    def commit_and_lose(*arguments):
+        committed = real(*arguments)
+        copied_runs.take(copied_runs.address(run), other)
+        return committed
+
+    monkeypatch.setattr(commit, "commit", commit_and_lose)
+    copied_runs.save_at(saver, 32)
+    copied_runs.check_whole(run, 16, 32)
+    assert "an old checkpoint could not be deleted" in caplog.text and "has another owner" in caplog.text
+
+
 def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(run, tmp_path):
     folder = RemoteFolder(run, f"{tmp_path}/there", POLICY)
     folder.claim()

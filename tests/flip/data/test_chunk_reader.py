@@ -125,6 +125,12 @@ def test_chunk_cache_evicts_only_its_own_files(manifest, tmp_path):
     (tmp_path / "mine" / "1").write_bytes(bytes(10**6))
     fill(ChunkCache(tmp_path, 30_000), manifest, range(30))
     assert cached_files(tmp_path) and (tmp_path / "mine" / "1").stat().st_size == 10**6
+    for name in ("notes.txt", "1.tmp.txt", "-1"):
+        (cached_files(tmp_path)[0].parent / name).write_bytes(bytes(10**6))
+    folder = cached_files(tmp_path)[0].parent
+    (folder.parent / "size").unlink()  # the sizes are counted again
+    fill(ChunkCache(tmp_path, 20_000), manifest, range(30))
+    assert {"notes.txt", "1.tmp.txt", "-1"} <= set(os.listdir(folder)) and len(os.listdir(folder)) > 3
 
 
 def test_chunk_cache_eviction_follows_no_links(manifest, tmp_path):

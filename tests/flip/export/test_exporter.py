@@ -425,6 +425,11 @@ def test_refused_or_failed_export_changes_no_files(run, tmp_path, capsys, monkey
     monkeypatch.undo()
     assert (out / "export.json").read_bytes() == before and (mine / "thesis.txt").read_text() == "mine"
     assert not run.export.exists() and {"out", "mine"} >= set(os.listdir(tmp_path)) - {"runs"}
+    (out / "timm" / "notes.txt").write_text("mine")
+    assert command.main([str(run.path), "--out", str(out), "--replace"]) == 78
+    assert "files that no export has written, for example timm/notes.txt" in capsys.readouterr().err
+    assert (out / "timm" / "notes.txt").read_text() == "mine"
+    (out / "timm" / "notes.txt").unlink()
     assert command.main([str(run.path), "--out", str(out), "--replace"]) == 0
     assert json.loads((out / "export.json").read_text())["stage"] == "unmasked"
     assert {"out", "mine"} >= set(os.listdir(tmp_path)) - {"runs"}
