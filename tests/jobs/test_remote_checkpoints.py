@@ -1,6 +1,7 @@
 """Runs with checkpoints at a URL: branches, ``debug`` and ``evaluate`` read the checkpoints from the URL."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,23 @@ def test_evaluate_reads_remote_checkpoint(remote):
     (result,), _ = json.JSONDecoder().raw_decode(remote.call("evaluate", "demo/base", *argv))
     assert (result["samples"], result["predictions"]) == (48, evaluation["predictions"])
     assert result["commit"] == commit.summary(commit.commits(run)[-1])
+
+
+@pytest.mark.slow
+def test_copied_run_continues_in_its_own_remote_folder_and_original_keeps_all(remote):
+    """``cp -r`` of a run directory, which is then submitted: it once deleted the checkpoints of its original."""
+    run, copy = remote.run("base"), remote.run("copy")
+    before, first, last = remote.files(), commit.commits(run)[0].path, commit.commits(run)[-1].path
+    shutil.copytree(run.path, copy.path, symlinks=True)
+    copy.result.unlink()
+    shutil.rmtree(copy.checkpoints / last.parent.name / last.name)
+    output = remote.type("submit", "--watch", runs="runs:\n  base: {}\n  copy: {checkpoint.keep: 1}\n")
+    assert "copy: complete" in output
+    assert before.items() <= remote.files().items(), "the files of the original are unchanged"
+    job, place = read_json(copy.path / "job.json"), read_json(copy.checkpoints / "url.json")
+    assert (job["folder"], job["copy_of"]) == (str(copy.path), str(run.path))
+    assert place["folder"] == str(copy.path) and place["url"] != read_json(run.checkpoints / "url.json")["url"]
+    assert commit.commits(copy)[-1].record["url"].startswith(place["url"])
+    assert commit.commits(copy)[0].path.name == first.name, "inherited commits stay readable"
+    actual, expected = weights(copy, 48), weights(run, 48)
+    assert expected and all((actual[name] == expected[name]).all() for name in expected)
