@@ -9,6 +9,7 @@ folder of its own; the commits that it inherited stay readable and are never del
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 from functools import cached_property
@@ -42,7 +43,8 @@ class RemoteFolder:
 
     def __init__(self, run: RunDir, url: str, retry_policy: RetryPolicy) -> None:
         self._run = run
-        self._base = f"{as_url(url)}/{run.sweep}"
+        self._root = as_url(url)
+        self._base = f"{self._root}/{run.sweep}"
         self._retry_policy = retry_policy
         self._id = secrets.token_hex(16)
         self._address_file = run.checkpoints / "url.json"
@@ -84,6 +86,19 @@ class RemoteFolder:
     def checkpoint_url(self, path: Path) -> str:
         """The address of the commit in the run directory's folder ``path``. Only after ``claim``."""
         return f"{self.url}/{path.parent.name}/{path.name}"
+
+    def refuse_links(self, path: Path) -> None:
+        """Raise PermissionDenied if the address of a commit leads through a link below ``checkpoint.url``.
+
+        Another user may have prepared it. Object storage has no links.
+        """
+        if not self._root.startswith("file://"):
+            return
+        root = self._root.removeprefix("file://")
+        address = self.checkpoint_url(path).removeprefix("file://")
+        if os.path.realpath(address) != os.path.join(os.path.realpath(root), os.path.relpath(address, root)):
+            remedy = "Replace the link by a folder, or let checkpoint.url name its target."
+            raise PermissionDenied("a folder of this address is a symbolic link", address, remedy=remedy)
 
     def _own_url(self) -> str:
         """The address that this run directory has used before; "" if it has none, or that of another one."""

@@ -153,6 +153,7 @@ class Checkpointer:
             if self._world.is_rank0:
                 if self._remote_folder is not None:
                     self._remote_folder.claim()
+                    self._remote_folder.refuse_links(path)
                 run_folder(self._run.checkpoints)
                 run_folder(path.parent)
                 run_folder(path)  # an earlier try may have left files
@@ -222,6 +223,7 @@ class Checkpointer:
         if is_remote:
             assert self._remote_folder is not None
             self._remote_folder.check_owner(retry_policy)
+            self._remote_folder.refuse_links(path)
         reason = commit.uncommit(path)
         if reason:
             return reason

@@ -4,6 +4,7 @@ tests/s3/test_checkpoint.py runs the same scenarios on an S3 server.
 """
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +127,26 @@ def test_retention_deletes_nothing_if_another_run_takes_the_folder_during_the_sa
     copied_runs.save_at(saver, 32)
     copied_runs.check_whole(run, 16, 32)
     assert "an old checkpoint could not be deleted" in caplog.text and "has another owner" in caplog.text
+
+
+@pytest.mark.parametrize("linked", ["pretrain", "pretrain/16-1"])
+def test_links_below_url_are_neither_written_nor_deleted_through(run, tmp_path, world, linked, caplog):
+    """Another user who may write to the remote folder replaces a folder of it by a link to a folder of this user."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "disk")  # the user's own: checkpoint.url names it
+    saver = copied_runs.save(run, world, f"{tmp_path}/there", 16)
+    folder = Path(copied_runs.address(run).removeprefix("file://")) / linked
+    folder.rename(tmp_path / "precious")
+    folder.symlink_to(tmp_path / "precious")
+    before = {path: path.read_bytes() for path in (tmp_path / "precious").rglob("*") if path.is_file()}
+    if linked == "pretrain":
+        with pytest.raises(PermissionDenied, match="a folder of this address is a symbolic link"):
+            copied_runs.save_at(saver, 32)
+    else:
+        copied_runs.save_at(saver, 32)
+        assert "a folder of this address is a symbolic link" in caplog.text
+    after = {path: path.read_bytes() for path in (tmp_path / "precious").rglob("*") if path.is_file()}
+    assert len(before) == 2 and after == before
 
 
 def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(run, tmp_path):
