@@ -109,7 +109,7 @@ def delete_bytecode(code: Path) -> None:
     Python writes it again. Raises OSError.
     """
     for path in code.rglob("__pycache__/*"):
-        path.unlink(missing_ok=True)
+        deletion.delete_file(path, missing_ok=True)
 
 
 def _is_code(path: PurePosixPath) -> bool:
