@@ -456,7 +456,7 @@ def test_failed_start_leaks_no_file_descriptors(field):
     run = field.run()
     run.logs.write_text("no folder")
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(FileExistsError):
         start_attempt(field, run)
     assert os.listdir("/proc/self/fd") == before
 
