@@ -4,6 +4,7 @@
 - ``task``: the task of an evaluation job and its results; ``job``: the job.
 - ``evaluator``: scores a model on a data set by ``zero_shot``, ``retrieval``, ``linear_probe`` or ``associations``.
 - ``metrics``: accuracy, and published metrics of single data sets; ``predictions``: those of each image.
+- ``score``: the score by which a result is shown and compared, with its name, chance level and interval.
 - ``encoders``, ``open_clip_folder``: models of runs and of open_clip; ``features``: their features and a cache of
 these.
 

@@ -7,7 +7,8 @@
 - ``environment_checks.py``: files that a container hides, environment variables that jobs do not get.
 - ``memory_fit.py``: whether a step fits the memory of the devices.
 - ``step_time.py``: seconds of a step on GPUs (arithmetic, communication, input) and what would shorten it.
+- ``extension.py``: the entry of a sweep file that continues a changed run.
 - ``cost.py``: ``Estimate`` of FLOPs, GPU-hours and price.
 
-May import ``jobs.runs``, ``jobs.slurm``, ``jobs.common`` and ``jobs.host``.
+May import ``jobs.runs``, ``jobs.sweeps``, ``jobs.slurm``, ``jobs.common`` and ``jobs.host``.
 """

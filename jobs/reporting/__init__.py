@@ -3,7 +3,8 @@
 - ``status.py``: the table of states, and ``watch``, which shows it until all runs have ended.
 - ``outcomes.py``: results as rows, CSV and text. ``run_details.py``: details of one run.
 - ``goodput.py``: ``Account``, how runs spent their time, and which setting would save most.
-- ``seed_groups.py``: ``SeedGroup``, runs that differ only in their seed, and their ``Score``.
+- ``seed_groups.py``: ``SeedGroup``, runs that differ only in their seed, and their ``GroupScore``.
+- ``ranking.py``: which group is better; ``paired.py``: paired differences of seeds, also for the studies.
 - ``scaling_laws.py``: ``PowerLaw`` fits. ``paper_comparison.py``: results against those of the paper.
 - ``report.py``: the blocks of a report (``document.py``: ``Text``, ``Table``, ``Figure``), shown by ``html.py``,
   ``markdown.py``, ``figures.py`` and ``charts.py``.
