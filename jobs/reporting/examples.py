@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flip.data.chunk_reader import ChunkReader
-from flip.data.decode import DecodeError, encoded_image, open_image, to_rgb
+from flip.data.decode import DecodeError, encoded_image, file_name, open_image, to_rgb
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import is_remote
@@ -22,7 +22,7 @@ from flip.monitoring.results import Outcome
 from flip.runs.errors import FlipError
 from flip.runs.files import read_regular
 from flip.runs.ownership import is_mine
-from jobs.common.text import percent
+from jobs.common.text import percent, plain
 from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting.seed_groups import SeedGroup
@@ -75,26 +75,29 @@ def choose_pictures(
     hashes = [hashlib.sha256(str(image).encode("utf-8", "replace")).digest() for image in predicted.images]
     items, problem = [], "" if is_mine(outcome.run.path) else "the run belongs to another user"
     for i in sorted(range(len(hashes)), key=hashes.__getitem__)[:most]:
-        jpeg = b""
+        jpeg, title = b"", f"picture {predicted.images[i]}"
         if not problem:
             try:
-                jpeg = thumbnail(predicted.where, predicted.images[i], item.get("data"))
+                jpeg, name = thumbnail(predicted.where, predicted.images[i], item.get("data"))
+                title += f" ({plain(name)})" if name else ""
             except (FlipError, DecodeError, OSError, ValueError, IndexError) as error:
                 problem = str(error)
         nearest = zip(predicted.classes[i, :captions], predicted.scores[i], strict=False)
         named = [(predicted.names[c], float(score)) for c, score in nearest]
-        items.append(Picture(f"picture {predicted.images[i]}", predicted.names[predicted.labels[i]], named, jpeg))
+        items.append(Picture(title, predicted.names[predicted.labels[i]], named, jpeg))
     return items, problem
 
 
-def thumbnail(where: str, image: int | str, digest: str | None) -> bytes:
+def thumbnail(where: str, image: int | str, digest: str | None) -> tuple[bytes, str]:
     """A small JPEG of an image of the manifest, or below the folder, ``where``; only local files are read.
 
+    Also returns the name of the picture in the source that ``shards make`` packed; empty if that is unknown.
     ``digest``: of the manifest that was scored. Raises DataError or another FlipError, DecodeError, OSError, ValueError
     or IndexError.
     """
     if is_remote(where) or (isinstance(image, str) and (os.path.isabs(image) or ".." in Path(image).parts)):
         raise ValueError("the images are not below a local folder")
+    name = ""
     if isinstance(image, str):
         data: bytes | memoryview = read_regular(os.path.join(where, image), SAMPLE_LIMIT)
     else:
@@ -104,11 +107,12 @@ def thumbnail(where: str, image: int | str, digest: str | None) -> bytes:
             raise ValueError("the data set has changed since it was scored")
         if not all(os.path.isfile(shard) for shard, *_ in manifest.chunk_reads(number)):
             raise ValueError("the shards are not local files")
-        data = encoded_image(ChunkReader().read_chunk(manifest, number)[index])
+        sample = ChunkReader().read_chunk(manifest, number)[index]
+        data, name = encoded_image(sample), file_name(sample)
     picture, out = to_rgb(open_image(data)), io.BytesIO()
     picture.thumbnail((SIDE, SIDE))
     picture.save(out, "JPEG", quality=85)
-    return out.getvalue()
+    return out.getvalue(), name
 
 
 def _worst_classes(outcome: Outcome, item: dict[str, Any], predicted: Predictions) -> list[Block]:

@@ -13,7 +13,8 @@ from flip.runs.rundir import read_json, write_json
 from jobs.reporting import examples, html, markdown, seed_groups
 from jobs.reporting.document import Pictures, Table, Text
 from tests.jobs.outcomes import make
-from tests.synthetic import make_dataset
+from tests.synthetic import encode, make_dataset, picture
+from tools.shards import main as shards_main
 
 NAMES = ["cat", "dog", "<script>bird", "owl", "ant"]
 
@@ -69,6 +70,21 @@ def test_examples_show_pictures_and_worst_classes_of_best_run(tmp_path, data):
     page = html.render("t", blocks)
     assert page.count('src="data:image/jpeg;base64,') == 8 and "<script" not in page and "best on twemoji" in page
     assert "wrong, label: cat" in markdown.markdown(blocks) and len(example_blocks(best, pictures=0)) == 3
+
+
+def test_examples_show_names_of_pictures_in_their_source(tmp_path):
+    """A number does not tell which of one's pictures is meant."""
+    for i in range(3):
+        path = tmp_path / "birds" / "wren" / f"<u>{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(picture(i, 16)))
+    assert shards_main(["make", str(tmp_path / "birds"), "--out", str(tmp_path / "set")]) == 0
+    digest = Manifest.load(tmp_path / "set").digest
+    run = scored(tmp_path / "s", "run", tmp_path / "set", range(3), digest)
+    blocks = example_blocks(run)
+    (pictures,) = [block for block in blocks if isinstance(block, Pictures)]
+    names = {item.name.partition(" (")[2] for item in pictures.items}
+    assert names == {f"wren/<u>{i}.png)" for i in range(3)} and "<u>" not in html.render("t", blocks)
 
 
 def test_examples_show_image_files_with_transparency_as_white(tmp_path, data):
