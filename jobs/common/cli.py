@@ -177,7 +177,7 @@ def _json_error(error: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """The value as JSON can hold it, with texts as ``as_typed`` and without credentials."""
-    from flip.runs.errors import scrub
+    from flip.runs.credentials import scrub
 
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
