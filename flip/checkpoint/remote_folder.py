@@ -47,6 +47,7 @@ class RemoteFolder:
         self._base = f"{self._root}/{run.sweep}"
         self._retry_policy = retry_policy
         self._id = secrets.token_hex(16)
+        self._clients: dict[tuple[str, RetryPolicy], RemoteCheckpoint] = {}
         self._address_file = run.checkpoints / "url.json"
         self.url = ""
         """Its address; empty before ``claim``."""
@@ -159,11 +160,18 @@ class RemoteFolder:
 
     def _write_owner(self, url: str) -> None:
         record = {"folder": str(self._run.path), "id": self._id}
-        RemoteCheckpoint(url, self._retry_policy).put(OWNER_FILE, to_json(record).encode())
+        self._client(url, self._retry_policy).put(OWNER_FILE, to_json(record).encode())
+
+    def _client(self, url: str, retry_policy: RetryPolicy) -> RemoteCheckpoint:
+        """A client of the folder, which keeps its connections for the next save."""
+        key = (url, retry_policy)
+        if key not in self._clients:
+            self._clients[key] = RemoteCheckpoint(url, retry_policy)
+        return self._clients[key]
 
     def _read_owner(self, url: str, retry_policy: RetryPolicy | None = None) -> dict[str, Any] | None:
         """The owner record at ``url``: empty if there is none, None if it is damaged."""
-        data = RemoteCheckpoint(url, retry_policy or self._retry_policy).read_small(OWNER_FILE, OWNER_LIMIT)
+        data = self._client(url, retry_policy or self._retry_policy).read_small(OWNER_FILE, OWNER_LIMIT)
         if data is None:
             return {}
         try:
