@@ -158,17 +158,24 @@ def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
 
 def changed_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
     """Evaluation sets whose class names are other ones than a stored identity.json records."""
-    if version_of(stored) == 1:
-        leaves = flatten(stored.get("config", {}))
-        before = {name: leaves.get(f"evaluate.sets.{name}.classes") for name in _class_names(config)}
-    else:
-        before = stored.get("classes", {})
+    before = _stored_class_names(stored, config)
     return [name for name, now in _class_names(config).items() if before.get(name, now) != now]
 
 
-def missing_class_names(config: Config) -> list[str]:
-    """Files of class names of a configuration that do not exist."""
-    return [names for names in _class_names(config).values() if not _is_content(names)]
+def missing_class_names(stored: Mapping[str, Any], config: Config) -> list[str]:
+    """Files of class names that existed according to a stored identity.json, and do not exist now."""
+    before = _stored_class_names(stored, config)
+    now = _class_names(config)
+    return [path for name, path in now.items() if _is_content(before.get(name)) and not _is_content(path)]
+
+
+def _stored_class_names(stored: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
+    """The class names that a stored identity.json records, as ``_class_names``."""
+    if version_of(stored) != 1:
+        recorded = stored.get("classes", {})
+        return recorded if isinstance(recorded, Mapping) else {}
+    leaves = flatten(stored.get("config", {}))
+    return {name: leaves.get(f"evaluate.sets.{name}.classes") for name in _class_names(config)}
 
 
 def _class_names(config: Config) -> dict[str, str]:

@@ -178,7 +178,7 @@ def _check_snapshot() -> None:
 
 
 def _check_identity(run: RunDir) -> None:
-    """Configuration, data sets and tokenizer must be those that were submitted, and class names must exist.
+    """Configuration, data sets and tokenizer must be those that were submitted, and class names must not be missing.
 
     Raises DataError if one differs, StorageError if one is missing: a node may lack the file system.
     """
@@ -186,15 +186,14 @@ def _check_identity(run: RunDir) -> None:
     from flip.config.identity import diff_identity, is_same_run, missing_class_names
 
     stored, config = load_record(run.identity), merge.read_config(run.config)
-    if missing := missing_class_names(config):
+    is_changed = bool(stored) and not is_same_run(stored, config)
+    changes = diff_identity(stored, config) if is_changed else []
+    absent = [f"{change.key}: {change.now}" for change in changes if change.is_missing_content]
+    absent += [f"class names: {path}" for path in missing_class_names(stored, config)]
+    if absent:
         remedy = "It existed when the run was submitted: mount it on this node, or restore it."
-        raise StorageError(f"class names of the run are missing: {', '.join(missing)}", host(), remedy=remedy)
-    if stored and not is_same_run(stored, config):
-        changes = diff_identity(stored, config)
-        if absent := [change for change in changes if change.is_missing_content]:
-            names = "; ".join(f"{change.key}: {change.now}" for change in absent)
-            remedy = "It existed when the run was submitted: mount it on this node, or restore it."
-            raise StorageError(f"data of the run are missing: {names}", host(), remedy=remedy)
+        raise StorageError(f"data of the run are missing: {'; '.join(absent)}", host(), remedy=remedy)
+    if is_changed:
         changed = "; ".join(map(str, changes[:3]))
         remedy = "Restore it, or submit the sweep again, which lists the options for changed runs."
         raise DataError(f"the run has changed since it was submitted: {changed}", run.path, remedy=remedy)

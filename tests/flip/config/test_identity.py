@@ -64,7 +64,8 @@ def test_class_names_can_be_corrected_without_another_run(data, version):
         assert is_same_run(before, config) and diff_identity(before, config) == []
         assert changed_class_names(before, config) == ["val"]
         assert identity(config, "code")["hash"] == GOLDEN[2] != identity(config, "code", 1)["hash"]
-    assert missing_class_names(config) == [str(data / "classes.json")]
+    assert missing_class_names(before, config) == [str(data / "classes.json")]
+    assert missing_class_names(identity(config, "code", version), config) == [], "they never existed"
     other = run(data, "evaluate.sets.val.role=validation")
     assert not is_same_run(before, other)
     assert [change.key for change in diff_identity(before, other)] == ["evaluate.sets.val.role"]
