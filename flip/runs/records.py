@@ -139,7 +139,8 @@ FIELDS: Dict[str, Any] = {
         "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,
     },
     "start.json": {
-        "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "world": DIGITS_OR_WHOLE, "resumes_from": COUNT,
+        "attempt": COUNT, "host": TEXT, "nodes": TEXT, "job": TEXT, "restarts": DIGITS_OR_WHOLE,
+        "world": DIGITS_OR_WHOLE, "resumes_from": COUNT,
         "first_commit": FLAG, "after": COUNT, "samples": COUNT, "time": TIME,
     },
     "ready.json": {

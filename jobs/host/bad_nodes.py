@@ -13,7 +13,7 @@ import re
 from typing import List, Optional, Set, Tuple
 
 from flip.runs.rundir import RunDir, read_record
-from jobs.host.restart_policy import DAY
+from jobs.host.restart_policy import DAY, UNSTARTED
 
 NODE_SUSPECT_CAUSES = ("crash", "hang")  # that a node may be to blame for
 RECENT = DAY  # seconds for which a failure counts: the node may be repaired by then
@@ -59,7 +59,7 @@ def failures(run: RunDir, now: float) -> Set[Optional[str]]:
 
 
 #: Exit codes before the worker: no such file, not executable, no such command; file errors of jobs/host/rank_entry.py.
-UNSTARTED_CODES = (2, 126, 127, 69)
+UNSTARTED_CODES = (2, 126, 127, UNSTARTED)
 #: A line of srun, one per node whose tasks ended alike.
 SRUN_EXIT_LINE = re.compile(
     r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Exited with exit code ([0-9]{1,3})$", re.MULTILINE
@@ -67,14 +67,17 @@ SRUN_EXIT_LINE = re.compile(
 TAIL_BYTES = 1 << 16  # of the log's end that are read
 
 
-def unstartable_nodes(path: str, total: int) -> List[str]:
-    """Names of nodes that could not start a rank, from a job's standard error, sorted.
+def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:
+    """Names of nodes that could not start a rank of attempt n, from its job's standard error, sorted.
 
-    Empty if more than half of the ``total`` nodes are named: then a shared service fails, which comes back, and a job
-    that excludes all nodes would never start again.
+    Empty if all ranks have started, as ``ready.json`` proves: then the codes have other reasons. Also empty if more
+    than half of the ``total`` nodes are named: then a shared service fails, which comes back, and a job that excludes
+    all nodes would never start again.
     """
+    if (run.attempt(n) / "ready.json").exists():
+        return []
     try:
-        with open(path, "rb") as log:
+        with open(str(run.logs / str(n) / "job.err"), "rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
             text = log.read().decode("utf-8", "replace")
     except OSError:  # its content is only a hint

@@ -3,7 +3,7 @@
     batch_hooks.py begin RUN_DIR            print the number of the next attempt, or nothing if there is none
     batch_hooks.py end RUN_DIR --code 75    record the end, requeue; print the decision as a line of JSON
     batch_hooks.py watch RUN_DIR            restart a job that Slurm ends for its wall limit or for lost nodes, or whose
-                                            batch shell was killed
+                                            batch shell was killed, also before `begin` has ended
     batch_hooks.py release RUN_DIR          release the jobs that wait for a canary once it has passed
 
 The order in ``end`` matters: after a requeue the batch shell may be killed at once, so the end is written and synced
@@ -37,6 +37,8 @@ RETRY_SECONDS = 600.0  # for which an unavailable file system is retried on the 
 REQUEUE_DELAY = 1800.0  # until the next start after that
 SHELL_EXIT_SECONDS = 2.0  # until Slurm has noticed that a batch shell is gone
 CANARY_POLL_SECONDS = 10.0
+START_POLL_SECONDS = 0.5  # between two looks for the attempt that `begin` wins
+KILLED = 137  # exit code of a shell that was killed by SIGKILL
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -44,8 +46,6 @@ def main(arguments: Optional[List[str]] = None) -> int:
     scrub_stderr()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # they would interrupt the decision
         signal.signal(number, signal.SIG_IGN)
-    if args.what in processes.WATCHERS:
-        watch_shell()
     if args.what == "watch":  # a blocked signal stays pending, although it is ignored
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     return act(args, sleep_until_term)
@@ -55,12 +55,12 @@ class ShellGone(Exception):
     """The batch shell ended without its exit trap, which otherwise ends this process."""
 
 
-def watch_shell() -> None:
-    """Raise ShellGone in this process when its parent, the batch shell, is gone. Linux only."""
-    shell = os.getppid()
+def watch_shell(shell: int) -> None:
+    """Raise ShellGone in this process when its parent, the batch shell, is gone, also if it is gone now. Linux only."""
 
     def on_hangup(*_: Any) -> None:
         if os.getppid() != shell:  # scancel --full may send the same signal
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             raise ShellGone()
 
     signal.signal(signal.SIGHUP, on_hangup)
@@ -70,6 +70,7 @@ def watch_shell() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGHUP)  # PR_SET_PDEATHSIG
     except (ImportError, OSError, AttributeError):
         return
+    on_hangup()  # it may have been killed before that call
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,26 +81,27 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("what", choices=["begin", "end", "watch", "release"])
     parser.add_argument("run", metavar="RUN_DIR")
     parser.add_argument("--token", help="submission that the job belongs to (begin); a job of another does nothing")
-    parser.add_argument("--attempt", type=int, help="number that begin printed (end, watch); default: the newest")
+    parser.add_argument("--attempt", type=int, help="number that begin printed (end); default: the newest")
+    parser.add_argument("--shell", type=int, help="process id of the batch shell (watch, release)")
     parser.add_argument("--code", type=int, help="exit code of the attempt (end)")
     parser.add_argument("--state", help="the scheduler's state of the job (end); default: Slurm is asked")
     return parser
 
 
-def sleep_until_term(seconds: float) -> None:
-    """Sleep, but return at TERM, which Slurm sends to all processes of a job at its limit."""
-    signal.sigtimedwait([signal.SIGTERM], seconds)
+def sleep_until_term(seconds: float) -> bool:
+    """Sleep, but return True at TERM, which Slurm sends to all processes of a job at its limit."""
+    return signal.sigtimedwait([signal.SIGTERM], seconds) is not None
 
 
-def act(args: argparse.Namespace, sleep: Optional[Callable[[float], None]] = None) -> int:
+def act(args: argparse.Namespace, sleep: Optional[Callable[[float], Any]] = None) -> int:
     """Run one command; returns the exit code. ``sleep``: how the watcher waits (slurm_cli.wait_for_time_limit)."""
     try:
         if args.what == "begin":
             return retry_on_oserror(lambda error: begin(args.run, args.token))
         if args.what == "watch":
-            return watch(args.run, args.attempt, sleep)
+            return watch(args.run, args.attempt, sleep, args.shell)
         if args.what == "release":
-            return release(args.run)
+            return release(args.run, args.shell)
         return retry_on_oserror(lambda error: end(args.run, args.attempt, args.code, args.state, error), args.attempt)
     except ShellGone:  # of a canary: the next start has its own process that releases the others
         return 0
@@ -142,17 +144,29 @@ def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[i
                 break
         time.sleep(wait)
         wait = min(60.0, 2 * wait)
-    job, restarts = own_start()
-    if not job:  # nothing restarts it
+    if not own_start()[0]:  # nothing restarts it
         return STORAGE
+    return restart_later(STORAGE, REQUEUE_DELAY, attempt)
+
+
+def restart_later(
+    code: int, delay: Optional[float] = None, attempt: Optional[int] = None, run: Optional[RunDir] = None
+) -> int:
+    """Requeue the job after a start that could not record its end, at most MAX_FAILED_STARTS times in a row.
+
+    ``code``: how this start ends; it is returned. ``delay``: seconds; None: 60 more for each failed start before.
+    ``attempt``: the one whose end could not be written. ``run``: as for ``restart``.
+    """
+    job, restarts = own_start()
     # a requeue waits for Slurm as long: the comment must not be lost before
     known = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS)
     before = known or slurm_cli.FailedStarts()
     if before.starts < slurm_cli.MAX_FAILED_STARTS:
-        failed = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt)
+        node = os.environ.get("SLURMD_NODENAME", "")
+        failed = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt, code, node)
         slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if known else slurm_cli.OUTAGE_SECONDS)
-        restart(REQUEUE_DELAY, (), attempt=attempt)
-    return STORAGE
+        restart(60.0 * before.starts if delay is None else delay, (), run=run, attempt=attempt)
+    return code
 
 
 def begin(path: str, token: Optional[str]) -> int:
@@ -247,7 +261,7 @@ def end(
         state,
         suspect=bad_nodes.find_suspect(run, n, time.time()),
         late=wall_limit.limit_reached(run, n, fields),
-        unstarted=bad_nodes.unstartable_nodes(str(run.logs / str(n) / "job.err"), nodes),
+        unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
         disk_full=str(last_error) if disk_full else "",
     )
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)
@@ -310,10 +324,12 @@ def release_held_jobs(run: RunDir, absent: List[float]) -> bool:
     return True
 
 
-def release(path: str) -> int:
+def release(path: str, shell: Optional[int] = None) -> int:
     """Wait until the canary at ``path`` has passed, then release the jobs that wait for it."""
     run = RunDir(path)
     absent: List[float] = []
+    if shell is not None:
+        watch_shell(shell)
     while True:
         try:
             record = canary.canary_record(run)
@@ -324,53 +340,103 @@ def release(path: str) -> int:
         time.sleep(CANARY_POLL_SECONDS)
 
 
-def watch(path: str, n: Optional[int], sleep: Optional[Callable[[float], None]] = None) -> int:
-    """Restart the job when Slurm ends it for its wall limit, or for lost nodes without a requeue.
+def watch(
+    path: str,
+    n: Optional[int] = None,
+    sleep: Optional[Callable[[float], Any]] = None,
+    shell: Optional[int] = None,
+) -> int:
+    """Restart the job if its batch shell is killed, or when Slurm ends it for its wall limit, or for lost nodes without
+    a requeue.
 
     The exit trap may come too late: only KillWait passes between TERM and KILL, and srun waits as long for tasks of
-    lost nodes. The next ``begin`` records how this attempt ended.
+    lost nodes. The next ``begin`` records how this attempt ended. It starts before the attempt (``n`` is None then),
+    because a shell may be killed while ``begin`` works.
     """
-    run = RunDir(path)
-    attempt = run.newest_attempt() if n is None else n
-
-    def record_limit(limit: int) -> None:
-        """For ``status``, and for an end that leaves no time to ask."""
-        try:
-            wall_limit.record_limit(run, attempt, limit)
-        except OSError as error:
-            log(error)
-
+    own = OwnAttempt(RunDir(path), n)
+    sleep = sleep or time.sleep
     try:
-        state = slurm_cli.wait_for_time_limit(*own_start(), sleep, record_limit)
+        if shell is not None:
+            watch_shell(shell)
+        state = slurm_cli.wait_for_time_limit(*own_start(), lambda seconds: own.sleep(seconds, sleep), own.record_limit)
     except ShellGone:
-        return retry_on_oserror(lambda error: on_shell_gone(run, attempt), attempt)
-    if state == "TIMEOUT":
+        return retry_on_oserror(lambda error: on_shell_gone(own), own.number)
+    if state == "TIMEOUT" and own.find():
         try:
-            run.record_time_limit(attempt)
+            own.run.record_time_limit(own.number)
         except OSError as error:
             log(error)
     if state:
-        restart(0.0, (), ending=True, run=run, attempt=attempt)
+        restart(0.0, (), ending=True, run=own.run, attempt=own.number or None)
     return 0
 
 
-def on_shell_gone(run: RunDir, n: int) -> int:
+class OwnAttempt:
+    """The attempt that this start of the job has won, for its watcher; ``number`` is 0 before ``begin`` has won it."""
+
+    def __init__(self, run: RunDir, number: Optional[int] = None) -> None:
+        self.run = run
+        self.number = number or 0
+        self.limit: Optional[int] = None  # seconds, not recorded yet
+
+    def find(self) -> bool:
+        """Whether the attempt has started; looks for it if that is unknown."""
+        try:
+            for n in reversed(self.run.attempt_numbers() if not self.number else []):
+                start = read_record(self.run.attempt(n) / "start.json")
+                if start is not None:
+                    if (start.get("job"), int(start.get("restarts") or 0)) == own_start():
+                        self.number = n
+                        os.environ["FLIP_ATTEMPT"] = str(n)  # as all processes of the attempt have it
+                    break
+        except (OSError, ValueError):  # asked again
+            pass
+        return bool(self.number)
+
+    def record_limit(self, limit: Optional[int]) -> None:
+        """Record the wall limit in seconds for ``status``, and for an end that leaves no time to ask."""
+        self.limit = limit
+        if limit is None or not self.find():
+            return
+        try:
+            wall_limit.record_limit(self.run, self.number, limit)
+        except OSError as error:
+            log(error)
+        self.limit = None
+
+    def sleep(self, seconds: float, sleep: Callable[[float], Any]) -> None:
+        """Sleep until TERM. Until the attempt has started, look for it every START_POLL_SECONDS."""
+        while not self.find() and seconds > START_POLL_SECONDS:
+            if sleep(START_POLL_SECONDS):
+                return
+            seconds -= START_POLL_SECONDS
+        self.record_limit(self.limit)
+        sleep(seconds)
+
+
+def on_shell_gone(own: OwnAttempt) -> int:
     """Requeue the job in place of the exit trap of a batch shell that was killed.
 
     Does nothing if the job has been requeued or cancelled, or if its state is unknown. The next ``begin`` records the
-    end of attempt n, whose ranks may still be saving.
+    end of the attempt, whose ranks may still be saving. Without an attempt it counts as a failed start.
     """
     time.sleep(SHELL_EXIT_SECONDS)
+    run = own.run
     state = slurm_cli.wait_for_state(*own_start())
-    ended = read_record(run.attempt(n) / "end.json") or {"action": "requeue"}  # the trap may have got that far
+    ended: Dict[str, Any] = {"action": "requeue"}
+    if own.find():
+        ended = read_record(run.attempt(own.number) / "end.json") or ended  # the trap may have got that far
     over = exists(run.result) or exists(run.cancel) or ended["action"] != "requeue"
     if over or state in (None, UNKNOWN, "PENDING", "CANCELLED"):
         log("%s: the batch shell is gone; its job (%s) is left alone" % (run.path, state))
         return 0
     log("%s: the batch shell was killed (%s)" % (run.path, state))
+    if not own.number:
+        restart_later(KILLED, run=run)
+        return 0
     if state == "TIMEOUT":
-        run.record_time_limit(n)
-    restart(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=n)
+        run.record_time_limit(own.number)
+    restart(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=own.number)
     return 0
 
 

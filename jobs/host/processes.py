@@ -10,7 +10,7 @@ from typing import Dict, Iterator, List, Tuple
 
 from jobs.host import slurm_cli
 
-WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run beside the ranks for a whole attempt
+WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run for a whole attempt, next to the ranks
 
 
 def read_stat(pid: int) -> Tuple[str, List[str]]:
@@ -83,13 +83,16 @@ def _read(pid: int, name: str) -> List[str]:
 def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     """SIGKILL this user's processes of attempts before ``n`` of the run at ``path``; returns their pids.
 
-    A watcher is recognised by its command line and by FLIP_RUN and FLIP_ATTEMPT in its environment, a batch shell as an
-    earlier start of the job that starts now (``job``, ``restarts``).
+    A watcher is recognised by its command line and an srun by its name; FLIP_RUN in their environments must name the
+    run. The attempt is named by FLIP_ATTEMPT; a watcher that started before it belongs to another start than this one
+    (``job``, ``restarts``). A batch shell is that of an earlier start of this job.
     """
     killed = []
     for pid, started in _own_processes():
         argv, environ = arguments(pid), environment(pid)
-        if not (_is_watcher(argv, environ, path, n) or _is_batch_shell(argv, environ, job, restarts)):
+        same_run = environ.get("FLIP_RUN") == path and (_is_watcher(argv) or _is_srun(argv))
+        earlier = same_run and _is_earlier(environ, n, job, restarts)
+        if not (earlier or _is_batch_shell(argv, environ, job, restarts)):
             continue
         if pid != os.getppid() and start_time(pid) == started:  # else the pid belongs to another process by now
             try:
@@ -100,12 +103,24 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     return killed
 
 
-def _is_watcher(argv: List[str], environ: Dict[str, str], path: str, n: int) -> bool:
+def _is_watcher(argv: List[str]) -> bool:
     hooks = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in argv]
     command = argv[hooks.index(True) + 1 :][:1] if any(hooks) else []
+    return bool(command) and command[0] in WATCHERS
+
+
+def _is_srun(argv: List[str]) -> bool:
+    """srun waits for ever if the daemon of its step was killed."""
+    return os.path.basename(argv[0] if argv else "") == "srun"
+
+
+def _is_earlier(environ: Dict[str, str], n: int, job: str, restarts: int) -> bool:
+    """Whether a process of the run belongs to an attempt before ``n``, or was started before an attempt existed, by
+    another start than this one."""
     attempt = slurm_cli.parse_int(environ.get("FLIP_ATTEMPT", ""))
-    watches = bool(command) and command[0] in WATCHERS and environ.get("FLIP_RUN") == path
-    return watches and attempt is not None and attempt < n
+    if attempt is not None:
+        return attempt < n
+    return (slurm_cli.own_job(environ), slurm_cli.restart_count(environ)) != (job, restarts)
 
 
 def _is_batch_shell(argv: List[str], environ: Dict[str, str], job: str, restarts: int) -> bool:

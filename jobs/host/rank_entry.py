@@ -19,8 +19,9 @@ from typing import Dict, Mapping, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-PERMISSION, STORAGE = 77, 69  # exit codes, as in flip.runs.errors
+PERMISSION = 77  # exit code, as in flip.runs.errors
 PORTS = (10000, 30000)  # below the ephemeral ports
+UNSTARTED = 73  # exit code of a rank that could not open its log or code; sysexits' EX_CANTCREAT, of no other process
 GPUS = ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")  # set and not empty if the job has GPUs
 MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0"  # huge pages by madvise, for the heap alone
@@ -45,7 +46,7 @@ def main() -> None:
         try:
             os.write(2, text.encode("utf-8", "replace"))
         finally:  # standard error may lie on the same full disk; that must not change the exit code
-            os._exit(PERMISSION if isinstance(error, RefusedPath) else STORAGE)
+            os._exit(PERMISSION if isinstance(error, RefusedPath) else UNSTARTED)
     os.execv(sys.executable, [sys.executable, "-m", sys.argv[1], os.environ["FLIP_RUN"]])
 
 

@@ -34,6 +34,9 @@ OWN_LIMITS = {"port": "ports", "node": "nodes"}  # causes with a limit of their 
 #: had asked the ranks to save and stop before they ended; the end was not observed, or Slurm's state is not known here.
 LAUNCHER_STOPPED, STOP_REQUESTED, UNKNOWN = "LEAVING", "TOLD", "UNSEEN"
 
+#: Exit code of a rank that could not open its log or its code (jobs/host/rank_entry.py, which imports nothing of ours).
+UNSTARTED = 73
+
 DAY = 24 * 3600
 
 
@@ -151,6 +154,8 @@ def root_cause(
         if stop_requested:
             return "stopped", "asked to save and stop, but a rank was lost before it had"
         return "node", "a rank was lost, and the state of the job is unknown: a network, or a node"
+    if code == UNSTARTED:
+        return "storage", "a rank could not open its log or its code"
     if code == 0:
         return "crash", "ended with 0, but there is no result.json"
     named = {number: name for name, number in CAUSES.items() if name not in ("complete", "peer_lost")}

@@ -43,7 +43,10 @@ STATE_BY_REASON = {
 }  # fmt: skip
 #: Variables by which users change what Slurm's commands print: filters, prompts, another cluster, formats of times.
 USER_SETTINGS = re.compile("(SQUEUE|SCANCEL|SINFO|SCONTROL|SACCT|SBATCH)_|SLURM_(CLUSTERS|TIME_FORMAT|BITSTR_LEN)$")
-REASON_AND_START = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A))?$")  # a reason may contain anything
+#: Name, array index, id, state, nodes, reason, start, comment.
+QUEUE_FORMAT = "%j|%K|%i|%T|%N|%r|%S|%k"
+#: The last fields of a line of squeue. Reason and comment may contain anything, and the last two may be absent.
+REASON_START_COMMENT = re.compile(r"(.*?)(?:\|(?:(\d{4}-\d\d-\d\dT[\d:]+)|N/A)(?:\|(.*))?)?$")
 
 
 class SlurmUnavailable(Exception):
@@ -66,6 +69,7 @@ class QueueRow(NamedTuple):
     reason: str
     nodes: str
     start: str = ""  # start time, actual or expected; empty if unknown
+    comment: str = ""
 
 
 def call(*argv: str, **options: Any) -> str:
@@ -251,15 +255,15 @@ def queue(names: Iterable[str]) -> Dict[Tuple[str, int], QueueRow]:
     asked = sorted(set(names))
     if not asked:
         return {}
-    text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", "%j|%K|%i|%T|%N|%r|%S")
+    text = call("squeue", "-a", "-h", "-r", "-t", "all", "--name=" + ",".join(asked), "-o", QUEUE_FORMAT)
     rows: Dict[Tuple[str, int], QueueRow] = {}
     for cells in (line.split("|", 5) for line in text.splitlines()):
         if len(cells) == 6:
             name, index, id_, state, nodes, rest = cells
-            reason, start = REASON_AND_START.findall(rest)[0]
+            reason, start, comment = REASON_START_COMMENT.findall(rest)[0]
             known = rows.get((name, parse_int(index) or 0))
             if known is None or (parse_int(known.id) or 0) < (parse_int(id_) or 0):
-                rows[name, parse_int(index) or 0] = QueueRow(id_, state, reason, nodes, start)
+                rows[name, parse_int(index) or 0] = QueueRow(id_, state, reason, nodes, start, comment)
     return rows
 
 
@@ -301,18 +305,20 @@ NO_ANSWER = re.compile(
 
 
 def affordable(fields: Mapping[str, str], exclude: Optional[Sequence[str]]) -> Optional[Sequence[str]]:
-    """``exclude``; None if the partition of a job would have too few other nodes that work: Slurm would not start it.
+    """``exclude``; None if the partition of a job would have too few other nodes that work, or if Slurm does not list
+    them: it would not start the job, for the reason BadConstraints.
 
     ``fields``: of the job. Does not know what else restricts the job to some nodes, such as a constraint.
     """
     if not exclude:
         return exclude
     try:
-        lines = call("sinfo", "-a", "-h", "-N", "-p", fields["Partition"], "-o", "%N|%T").split()
+        lines = call_with_retry("sinfo", "-h", "-N", "-p", fields["Partition"], "-o", "%N|%T").split()
         nodes = {name for name, _, state in (line.partition("|") for line in lines) if not UNUSABLE.match(state)}
-        excluded = set(call("scontrol", "show", "hostnames", ",".join(exclude)).split())
-    except (KeyError, SlurmUnavailable):
-        return exclude
+        excluded = set(call_with_retry("scontrol", "show", "hostnames", ",".join(exclude)).split())
+    except (KeyError, SlurmUnavailable) as error:
+        log.warning("no node is excluded: the nodes of the job's partition are unknown (%s)", error)
+        return None
     return exclude if len(nodes - excluded) >= (parse_int(fields.get("NumNodes", "")) or 1) else None
 
 
@@ -331,6 +337,10 @@ def requeue(
     deadline, wait, tried = SHORT_DEADLINE if ending else DEADLINE, 1.0, False
     fields: Dict[str, str] = {}
     state: Optional[str] = "TIMEOUT" if ending else job_state(job, restarts, seen=fields)
+    checked = bool(exclude and fields)
+    if checked:  # before the requeue, after which this process may be killed at once
+        exclude = affordable(fields, exclude)
+        state = job_state(job, restarts, seen=fields)  # the queries may have taken a minute
     silent_until = time.time() + OUTAGE_SECONDS
     refused_until: Optional[float] = None
     while True:
@@ -355,7 +365,8 @@ def requeue(
         wait = wait if ending else min(60.0, 2 * wait)
         state = job_state(job, restarts, deadline, fields)
     updates = ["StartTime=now+%d" % round(delay)] if delay >= 1 else []
-    exclude = affordable(fields, exclude)
+    if not checked:
+        exclude = affordable(fields, exclude)
     if exclude is not None and ",".join(exclude) != _excluded(fields):
         updates.append("ExcNodeList=" + ",".join(exclude))
     if updates:
@@ -426,7 +437,7 @@ def _submit_successor(
     excluded = _excluded(fields) if exclude is None else ",".join(exclude)
     options += ["--exclude=" + excluded] if excluded else []
     left = COMMENT.match(fields.get("Comment", ""))
-    options += ["--comment=away:%s:-1:%s" % left.group(1, 3)] if left and left.group(2) == str(restarts) else []
+    options += ["--comment=away:%s:-1:%s%s" % left.group(1, 3, 4)] if left and left.group(2) == str(restarts) else []
     id_ = call("sbatch", "--parsable", *options, text=script, env=_original_environment(attempt)).strip()
     return "requeue is disabled for this job; submitted its successor %s" % id_.partition(";")[0]
 
@@ -450,17 +461,19 @@ def _original_environment(attempt: Optional[int]) -> Dict[str, str]:
 
 
 MAX_FAILED_STARTS = 100  # in a row without access to the run's files: two days of them
-COMMENT = re.compile(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})$")
+COMMENT = re.compile(r"away:([0-9]{1,9}):(-1|[0-9]{1,9}):([0-9]{1,9})((?::([0-9]{1,3}):([^:\s|]*))?)$")
 
 
 class FailedStarts(NamedTuple):
-    """What starts of a job that cannot write to its run leave in its comment: ``Comment=away:1:17:5``.
+    """What starts of a job that cannot write to its run leave in its comment: ``Comment=away:1:17:5:127:n3``.
 
     The second number is the restart count of the start that wrote it; -1: the job's predecessor.
     """
 
     starts: int = 0  # failed starts in a row; a preemption or a good start resets the number
     attempt: int = 0  # the attempt whose end could not be written; 0: none
+    code: int = 0  # exit code of the last failed start, and its node; 0 and "": unknown
+    node: str = ""
 
 
 def read_failed_starts(job: str, restarts: int, patience: float = 0.0) -> Optional[FailedStarts]:
@@ -469,17 +482,23 @@ def read_failed_starts(job: str, restarts: int, patience: float = 0.0) -> Option
         text = call_with_retry("scontrol", "show", "job", job, patience=patience)
     except SlurmUnavailable:
         return None
-    match = COMMENT.match(fields_of(text).get("Comment", ""))
+    writer, failed = parse_failed_starts(fields_of(text).get("Comment", ""))
+    return failed if writer == restarts - 1 else failed._replace(starts=0)
+
+
+def parse_failed_starts(comment: str) -> Tuple[Optional[int], FailedStarts]:
+    """(restart count of the start that wrote a job's comment, what it says); (None, FailedStarts()) for any other."""
+    match = COMMENT.match(comment)
     if not match:
-        return FailedStarts()
-    starts, writer, attempt = (int(part) for part in match.groups())
-    return FailedStarts(starts if writer == restarts - 1 else 0, attempt)
+        return None, FailedStarts()
+    starts, writer, attempt, code = (int(part or 0) for part in match.group(1, 2, 3, 5))
+    return writer, FailedStarts(starts, attempt, code, match.group(6) or "")
 
 
 def record_failed_starts(job: str, restarts: int, failed: FailedStarts, patience: float = 0.0) -> None:
     """Write the comment for the next start, before the requeue, after which this process may be killed at once."""
-    changes = "JobId=" + job, "Comment=away:%d:%d:%d" % (failed.starts, restarts, failed.attempt)
+    comment = "Comment=away:%d:%d:%d:%d:%s" % (failed.starts, restarts, failed.attempt, failed.code, failed.node)
     try:
-        call_with_retry("scontrol", "update", *changes, patience=patience)
+        call_with_retry("scontrol", "update", "JobId=" + job, comment, patience=patience)
     except SlurmUnavailable:  # one start more than the limit
         pass

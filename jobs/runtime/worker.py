@@ -60,6 +60,8 @@ def main(path: str, work: Work | None = None) -> int:
         run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace=trace, signal=flag.signal, host=host())
     except OSError as error:  # only the exit code is left
         logging.error("the cause could not be written: %s", error)
+        if cause in ("crash", "hang", "peer_lost"):  # most likely an echo of the same trouble
+            cause = "storage"
     if trace:
         with contextlib.suppress(OSError):  # standard error may be full; that must not change the exit code
             print(trace, file=sys.stderr, flush=True)
@@ -148,11 +150,18 @@ def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) ->
     except RefusedPath as error:
         return "permission", str(error), ""
     except OSError as error:
-        cause = "storage" if error.errno in STORAGE_ERRNOS else "crash"
+        cause = "storage" if error.errno in STORAGE_ERRNOS or _denied_in(run, error) else "crash"
         return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
     except Exception as error:  # the outermost frame: any cause must be recorded
         text = f"{type(error).__name__}: {error}"
         return "peer_lost" if PEER_GONE.search(text) else "crash", text, traceback.format_exc()
+
+
+def _denied_in(run: RunDir, error: OSError) -> bool:
+    """Whether access to a file of the run was denied. ``begin`` has just written there, so the denial may pass, as that
+    of an expired ticket does: it counts as storage, which is tried again for a day."""
+    named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+    return isinstance(error, PermissionError) and any(Path(name).is_relative_to(run.path) for name in named)
 
 
 def in_process(run: RunDir, attempt: int) -> None:

@@ -87,6 +87,16 @@ def _functions(name: str) -> list[str]:
     return text.replace("MAX_FAILED_STARTS", str(MAX_FAILED_STARTS)).splitlines()
 
 
+def _location(sweep: Path) -> list[str]:
+    """Lines by which ``sweep_deleted`` distinguishes a deleted folder from one that this node does not mount: the
+    number of the runs root's inode is the same on all nodes, and that of an empty mount point another."""
+    sweep = sweep.parent if sweep.name.startswith(".") else sweep  # jobs of evaluations lie in a subfolder
+    root = ""
+    with contextlib.suppress(OSError):
+        root = str(os.stat(sweep.parent).st_ino)
+    return [f"sweep={shlex.quote(str(sweep))} root={root}"]
+
+
 def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
     """Lines that refuse to execute code that another user can change or exchange, at every start.
 
@@ -140,8 +150,9 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         exported[ownership.TRUSTED_GROUP] = trusted
     if profile.master_addr:
         exported["MASTER_ADDR"] = profile.master_addr
-    releaser = [f'{decide} release "$FLIP_RUN" & releaser=$!; disown  # the jobs that wait for this canary']
+    releaser = [f'{decide} release "$FLIP_RUN" --shell $$ & releaser=$!; disown  # the jobs that wait for this canary']
     return [
+        *_location(folder.parent.parent),
         "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
         "trap '' TERM USR1 USR2  # the start is not interrupted",
         "umask go-w  # also for what the ranks create",
@@ -151,13 +162,16 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         *_ownership(profile, job),
         f"export {' '.join(f'{key}={shlex.quote(value)}' for key, value in exported.items())}",
         f'FLIP_RUN=$(sed -n "$((${{SLURM_ARRAY_TASK_ID:-0}} + 1))p" {runs}) || requeue_elsewhere',
+        "export FLIP_RUN",
+        "trap stop_watcher EXIT",
+        f'{decide} watch "$FLIP_RUN" --shell $$ & watcher=$!; disown  # restarts the job if this shell is killed',
         f'FLIP_ATTEMPT=$({decide} begin "$FLIP_RUN" --token {folder.name}) || requeue_elsewhere',
         '[ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again',
-        "export FLIP_RUN FLIP_ATTEMPT",
+        "export FLIP_ATTEMPT",
         "finish() {",
-        "  code=$?; trap '' TERM USR1 USR2; trap - EXIT",
+        "  code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT",
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere',
-        '  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit',
+        "  stop_watcher  # not before: `end` may outlive the limit",
         *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
         *([AWAIT_FOLLOWERS] if job.trackers else []),
         '  exit "$code"',
@@ -165,7 +179,6 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "trap finish EXIT",
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         '[ -z "$exposed" ] || echo "$exposed" >&2',
-        f'{decide} watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown',
         *(releaser if job.canary else []),
         *_functions("srun_functions.sh"),
         *_modules(profile.modules),

@@ -13,6 +13,7 @@ from jobs.host.slurm_cli import DEADLINE, SlurmUnavailable, command_error
 from tests.fakeslurm.clock import EPOCH
 from tests.fakeslurm.controller import Refused
 from tests.fakeslurm.host import Script
+from tests.harness import slurm_command_lines
 
 AWAY = "Unable to contact slurm controller (connect failure)"
 
@@ -27,6 +28,12 @@ class Commands:
         """Of every call: who (Process.about), words, code, standard output, what stood on standard error."""
 
     def call(self, *args, **options):
+        """Execute a command line of the product, which must be one that a real Slurm has accepted."""
+        slurm_command_lines.check(list(args))
+        return self.perform(*args, **options)
+
+    def perform(self, *args, **options):
+        """Execute a command line, also one of the tests alone."""
         process = self.clock.current
         record = {"by": process and process.about, "words": list(args), "code": None, "out": "", "said": ""}
         self.noted.append(record)
@@ -88,6 +95,8 @@ class Commands:
             return self.controller.find(args[2]).script.text
         if args[:2] == ("show", "config"):
             return f"Configuration data as of now\nClusterName             = {self.controller.site.name}\n"
+        if args[:2] == ("show", "hostnames"):
+            return "".join(f"{name}\n" for name in args[2].split(","))
         if args[:2] == ("show", "job"):
             return self._shown(self.controller.find(args[2]))
         if args[0] == "requeue":
@@ -126,19 +135,23 @@ class Commands:
             f"   Requeue={requeue} Restarts={job.restarts} BatchFlag=1 Reboot=0 ExitCode={job.exit_code}\n"
             f"   RunTime={_span(ran)} TimeLimit={_span(job.limit)} TimeMin=N/A\n"
             f"   EndTime={_moment(job.end)}{preempted}\n"
+            f"   Partition=low NumNodes={job.nodes_wanted}\n"
             f"   Comment={job.comment} \n"
             f"   ExcNodeList={job.excluded or '(null)'} NodeList={','.join(node.name for node in job.nodes)}\n"
         )
 
+    def _sinfo(self, *args):
+        """The nodes, all of one partition."""
+        return "".join(f"{node.name}|{'idle' if node.up else 'down*'}\n" for node in self.controller.nodes.values())
+
     def _squeue(self, *args):
-        assert args[-2:] == ("-o", "%j|%K|%i|%T|%N|%r|%S"), args
         names = next(arg for arg in args if arg.startswith("--name=")).removeprefix("--name=").split(",")
         lines = []
         for job in self.controller.jobs.values():
             if job.name in names:
                 index = "N/A" if job.index is None else job.index
                 nodes = ",".join(node.name for node in job.nodes)
-                lines.append(f"{job.name}|{index}|{job.key}|{_state(job)}|{nodes}|{job.reason}|N/A\n")
+                lines.append(f"{job.name}|{index}|{job.key}|{_state(job)}|{nodes}|{job.reason}|N/A|{job.comment}\n")
         return "".join(lines)
 
     def _scancel(self, *args):

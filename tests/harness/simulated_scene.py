@@ -25,7 +25,7 @@ class SimulatedScene(SlurmScene):
     """A scene on the simulated Slurm, with the observations and records of ``SlurmScene``."""
 
     def __init__(self, clock, controller, commands, folder, name):
-        sandbox = SimpleNamespace(call=commands.call, lose=controller.lose, bring_back=controller.bring_back)
+        sandbox = SimpleNamespace(call=commands.perform, lose=controller.lose, bring_back=controller.bring_back)
         super().__init__(sandbox, "", folder, name)
         self.clock, self.controller, self.commands = clock, controller, commands
 

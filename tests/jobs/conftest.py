@@ -13,6 +13,7 @@ import pytest
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from jobs.submit import main as submit_main
+from tests.harness import slurm_command_lines
 from tests.harness.command_line import SubmitCommandLine
 from tests.harness.local_sweep import LocalSweep
 from tests.synthetic import make_dataset, make_tokenizer
@@ -61,16 +62,24 @@ def slept(monkeypatch):
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """``commands(name, script)`` puts a shell script with this name first on PATH; ``.calls()`` lists all calls."""
+    """``commands(name, script)`` puts a shell script with this name first on PATH; ``.calls()`` lists all calls.
+
+    A stand-in for a command of Slurm fails the test if it was called in a way that no real Slurm has accepted."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    calls = tmp_path / "calls"
+    calls, words = tmp_path / "calls", tmp_path / "words"
 
     def put(name, script):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {calls}\n{script}\n')
+        record = f"""printf '%s\\0' $# {name} "$@" >> {words}; echo "{name} $*" >> {calls}"""
+        (tmp_path / name).write_text(f"#!/bin/sh\n{record}\n{script}\n")
         (tmp_path / name).chmod(0o755)
 
     put.calls = lambda: calls.read_text().splitlines() if calls.exists() else []
-    return put
+    yield put
+    left = words.read_text().split("\0")[:-1] if words.exists() else []
+    while left:
+        end = int(left[0]) + 2
+        slurm_command_lines.check(left[1:end])
+        left = left[end:]
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def ready(run, ranks=1):
 
 
 def test_exit_trap_retries_run_after_full_disk(foreign_site, tmp_path):
-    """The ranks can write neither causes nor logs and exit with a crash code. The exit trap meets the full disk."""
+    """The ranks can write neither causes nor logs and exit with 69. The exit trap meets the full disk."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]).returncode:
@@ -69,7 +69,7 @@ def test_exit_trap_retries_run_after_full_disk(foreign_site, tmp_path):
         filler.unlink()
         wait_until(lambda: state(run) == "complete", "its second attempt")
         end = read_json(run.attempt(1) / "end.json")
-        assert (end["cause"], end["code"], end["delay"]) == ("storage", 70, 30.0), end
+        assert (end["cause"], end["code"], end["delay"]) == ("storage", 69, 30.0), end
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 

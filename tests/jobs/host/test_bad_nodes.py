@@ -102,7 +102,9 @@ def test_requeue_excludes_suspect_node_and_records_reason(sweep, commands, monke
     monkeypatch.setenv("SLURM_JOB_ID", "57")
     monkeypatch.setattr(bad_nodes, "RECENT", float("inf"))
     monkeypatch.setattr(slurm_cli.time, "sleep", lambda seconds: None)
-    commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0 ExcNodeList=(null)'; exit 0")
+    fields = "JobState=RUNNING Restarts=0 Partition=gpu NumNodes=1 ExcNodeList=(null)"
+    commands("scontrol", f"case $2 in job) echo '{fields}';; hostnames) echo $3;; esac")
+    commands("sinfo", "printf 'n%s|idle\\n' 1 2")
     sweep("other", "n1")
     run, n = sweep("mine", "n1", ended=False)
     assert act("end", run.path, "--code", "70") == 0
@@ -136,8 +138,19 @@ LOST = "srun: error: n2: task 1: Exited with exit code 2\n"
 
 
 def unstartable(tmp_path, text, among=4):
-    (tmp_path / "job.err").write_text(text)
-    return bad_nodes.unstartable_nodes(str(tmp_path / "job.err"), among)
+    run = RunDir(tmp_path / "run")
+    (run.logs / "1").mkdir(parents=True, exist_ok=True)
+    (run.logs / "1" / "job.err").write_text(text)
+    return bad_nodes.unstartable_nodes(run, 1, among)
+
+
+def test_unstartable_nodes_is_empty_if_all_ranks_have_started(tmp_path):
+    """The code has another reason then: such a node was once excluded for a day, after 110 steps, for a full disk."""
+    assert unstartable(tmp_path, LOST) == ["n2"]
+    run = RunDir(tmp_path / "run")
+    run.start_attempt({})
+    run.record_ready(1, 0)
+    assert unstartable(tmp_path, LOST) == []
 
 
 @pytest.mark.parametrize("code", bad_nodes.UNSTARTED_CODES)
@@ -146,7 +159,7 @@ def test_unstartable_nodes_lists_node_that_started_no_rank(tmp_path, code):
     assert unstartable(tmp_path, text) == ["n-2.site"]
 
 
-@pytest.mark.parametrize("code", [1, 12, 65, 70, 75, 78, 137, 143])
+@pytest.mark.parametrize("code", [1, 12, 65, 69, 70, 75, 78, 137, 143])
 def test_unstartable_nodes_ignores_exit_codes_of_started_ranks(tmp_path, code):
     assert unstartable(tmp_path, f"srun: error: n2: task 1: Exited with exit code {code}\n") == []
 
@@ -158,6 +171,6 @@ def test_unstartable_nodes_is_empty_if_more_than_half_fail(tmp_path):
 
 
 def test_unstartable_nodes_accepts_missing_log_and_reads_only_its_tail(tmp_path):
-    assert bad_nodes.unstartable_nodes(str(tmp_path / "nothing"), 4) == []
+    assert bad_nodes.unstartable_nodes(RunDir(tmp_path / "nothing"), 1, 4) == []
     assert unstartable(tmp_path, LOST + "x" * bad_nodes.TAIL_BYTES) == []
     assert unstartable(tmp_path, "x" * bad_nodes.TAIL_BYTES + "\n" + LOST) == ["n2"]

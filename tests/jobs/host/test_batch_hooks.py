@@ -107,7 +107,7 @@ def test_job_comment_is_written_before_requeue_after_slurm_outage(run, commands,
     monkeypatch.setattr(batch_hooks, "end", full)
     assert act("end", run.path, "--attempt", "1", "--code", "75") == 69
     assert log.read_text().splitlines() == [
-        "update JobId=57 Comment=away:1:1:1",
+        "update JobId=57 Comment=away:1:1:1:69:",
         "requeue 57",
         "update JobId=57 StartTime=now+1800",
     ]

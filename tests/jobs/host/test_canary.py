@@ -158,7 +158,7 @@ def test_slurm_submits_waiting_runs_as_held_array_before_canary(submitted, tmp_p
     a, b, c = submitted.runs
     texts = [path.read_text() for path in tmp_path.glob("sbatch.[0-9]*")]
     (held,), (first,) = ([t for t in texts if ("\n#SBATCH --hold\n" in t) == with_hold] for with_hold in (True, False))
-    assert "--array=0-1" in held and "releaser" not in held and 'release "$FLIP_RUN" & releaser=$!' in first
+    assert "--array=0-1" in held and "releaser" not in held and 'release "$FLIP_RUN" --shell $$ & releaser=$!' in first
     record, waiting = (read_json(run.path / "job.json") for run in (a, b))
     assert record["canary"] == {"steps": 50, "releases": [waiting["name"]]} and waiting["waits_for"] == "a"
     assert waiting["time"] < record["time"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs import errors
-from jobs.host import rank_entry
+from jobs.host import rank_entry, restart_policy
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = {
@@ -165,13 +165,14 @@ def test_gloo_connects_nodes_with_hostnames_that_resolve_to_loopback(tmp_path):
     assert [path.read_text() for path in sorted(logs.glob("*.out"))] == ["met over w0\n", "met over w1\n"], output
 
 
-def test_rank_entry_exits_with_storage_code_if_run_folder_is_missing(tmp_path):
+def test_rank_entry_exits_with_own_code_if_run_folder_is_missing(tmp_path):
     environment = {**os.environ, **TASK, "FLIP_RUN": str(tmp_path / "away"), "FLIP_SNAPSHOT": str(tmp_path)}
     command = [sys.executable, ROOT / "jobs" / "host" / "rank_entry.py", "late"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == rank_entry.STORAGE == errors.STORAGE and "No such file" in done.stderr
+    assert done.returncode == rank_entry.UNSTARTED == restart_policy.UNSTARTED and "No such file" in done.stderr
+    assert rank_entry.UNSTARTED not in errors.CAUSES.values(), "no worker ends with it"
     with open("/dev/full", "w") as full:  # like the log of a job on a full disk
-        assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.STORAGE
+        assert subprocess.run(command, env=environment, stderr=full).returncode == rank_entry.UNSTARTED
 
 
 def test_rank_entry_refuses_prepared_link_as_log(tmp_path):

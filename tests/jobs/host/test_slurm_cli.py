@@ -10,8 +10,9 @@ from jobs.host import slurm_cli
 JOB = (
     "JobId=57 ArrayJobId=50 ArrayTaskId=3 JobName=a.b\n   Priority=1\n   JobState={state} Reason={reason}\n"
     "   Requeue=1 Restarts={restarts}\n   RunTime={ran} TimeLimit={limit} TimeMin=N/A\n   ExcNodeList={out}\n"
-    "   EndTime=2026-11-25T09:24:14 PreemptTime={preempted}\n"
+    "   EndTime=2026-11-25T09:24:14 PreemptTime={preempted}\n   Partition=gpu NumNodes=2\n"
 )
+NODES = "printf 'n%s|idle\\n' 1 2 3 4 5 6 7 8 9"
 USUAL = {"state": "RUNNING", "restarts": 0, "ran": "00:10:00", "limit": "1-00:00:00", "out": "(null)"}
 
 
@@ -104,17 +105,21 @@ def test_queue_reads_all_jobs_with_single_squeue_call(commands):
         ("x.2", 0): ("9", "COMPLETED", "None"),
     }
     assert [rows[key].start for key in rows] == ["", "2026-11-25T14:00:00", ""]
-    assert commands.calls() == ["squeue -a -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r|%S"]
+    assert commands.calls() == ["squeue -a -h -r -t all --name=demo.1f,x.2 -o %j|%K|%i|%T|%N|%r|%S|%k"]
     assert slurm_cli.queue([]) == {}
 
 
 def test_requeue_sets_start_time_and_excluded_nodes_afterwards(commands):
-    commands("scontrol", f"[ $1 = show ] && {{ {show(out='n[1-2]')}\n}}; exit 0")
+    commands("sinfo", NODES)
+    commands(
+        "scontrol", f"[ $2 = hostnames ] && echo $3 | tr , ' '\n[ $2 = job ] && {{ {show(out='n[1-2]')}\n}}; exit 0"
+    )
     assert slurm_cli.requeue("50_3", 0) == "requeued"
     result = slurm_cli.requeue("50_3", 0, delay=30.4, exclude=("n9", "n4"))
     assert result == "requeued StartTime=now+30 ExcNodeList=n9,n4"
     assert [line for line in commands.calls() if "show" not in line] == [
         "scontrol requeue 50_3",
+        "sinfo -h -N -p gpu -o %N|%T",
         "scontrol requeue 50_3",
         "scontrol update JobId=50_3 StartTime=now+30 ExcNodeList=n9,n4",
     ]
@@ -185,7 +190,9 @@ def test_requeue_of_ending_job_tries_first_and_uses_short_deadlines(commands, na
 def test_requeue_sets_delay_and_nodes_if_answer_was_lost(commands, naps, tmp_path):
     """Otherwise unavailable storage would be retried at once, and on the broken node."""
     done = tmp_path / "done"
-    commands("scontrol", f"[ $1 = requeue ] && {{ touch {done}; exit 1; }}\n"
+    commands("sinfo", NODES)
+    commands("scontrol", "[ $2 = hostnames ] && { echo $3; exit; }\n"
+             f"[ $1 = requeue ] && {{ touch {done}; exit 1; }}\n"
              f"[ $1 = show ] && {{ [ -e {done} ] && {{ {show(state='PENDING', restarts=1)}\n}} || {{ {show()}\n}}; }}\n"
              "exit 0")  # fmt: skip
     assert slurm_cli.requeue("57", 0, delay=1800, exclude=("n4",)) == "requeued StartTime=now+1800 ExcNodeList=n4"
@@ -194,15 +201,17 @@ def test_requeue_sets_delay_and_nodes_if_answer_was_lost(commands, naps, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "comment, mark", [("away:3:6:12", (3, 12)), ("away:3:5:12", (0, 12)), ("mine", (0, 0)), ("(null)", (0, 0))]
-)
+    "comment, mark",
+    [("away:3:6:12:127:n1", (3, 12, 127, "n1")), ("away:3:5:12:69:", (0, 12, 69, "")), ("away:3:6:12", (3, 12, 0, "")),
+     ("mine", (0, 0, 0, "")), ("away:3:6:12:x", (0, 0, 0, "")), ("(null)", (0, 0, 0, ""))],
+)  # fmt: skip
 def test_failed_starts_are_passed_on_in_job_comment(commands, naps, comment, mark):
     commands("scontrol", show() + f"\necho '   AdminComment=x Comment={comment} '")
     assert slurm_cli.read_failed_starts("57_3", 7) == mark
     commands("scontrol", "exit 1")
     assert slurm_cli.read_failed_starts("57_3", 7) is None and naps == [1.0, 5.0, 25.0]
-    slurm_cli.record_failed_starts("57_3", 7, slurm_cli.FailedStarts(4, 12))
-    assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12"
+    slurm_cli.record_failed_starts("57_3", 7, slurm_cli.FailedStarts(4, 12, 127, "n1"))
+    assert commands.calls()[-1] == "scontrol update JobId=57_3 Comment=away:4:7:12:127:n1"
 
 
 def test_requeue_leaves_job_alone_if_it_restarted_since(commands):
@@ -270,7 +279,7 @@ def test_call_removes_user_settings_from_environment(commands, monkeypatch):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     commands("scontrol", "env")
-    lines = slurm_cli.call("scontrol").splitlines()
+    lines = slurm_cli.call("scontrol", "show", "config").splitlines()
     assert [line for line in lines if line.startswith(("SLURM_", "SQUEUE_", "SCANCEL_"))] == [
         "SLURM_CONF=/etc/slurm.conf"
     ]
@@ -279,7 +288,7 @@ def test_call_removes_user_settings_from_environment(commands, monkeypatch):
 # -- successors of jobs that Slurm does not requeue
 
 SCRIPT = "#!/bin/bash\n#SBATCH --hold\n#SBATCH --array=0-3%2\necho '#SBATCH --hold'\n"
-SHOWN = "JobId=60 JobState={state} Restarts=0\n   Comment={comment}\n   ExcNodeList={out} NodeList=n1\n"
+SHOWN = "JobId=60 JobState={state} Restarts=0 Partition=gpu NumNodes=1\n   Comment={comment}\n   ExcNodeList={out} n1\n"
 
 
 @pytest.fixture
@@ -293,7 +302,9 @@ def slurm(commands, tmp_path, monkeypatch):
     def make(state="RUNNING", comment="", out="(null)", queue="demo.77aa|3|57_3|RUNNING|n1|None", sbatch=""):
         (tmp_path / "shown").write_text(SHOWN.format(state=state, comment=comment, out=out))
         commands("squeue", f"echo '{queue}'")
-        commands("scontrol", f"case $1 in show) cat {tmp_path}/shown;; write) cat {tmp_path}/script;; *) exit 1;; esac")
+        answers = f"job) cat {tmp_path}/shown;; hostnames) echo $3 | tr , ' ';; batch_script) cat {tmp_path}/script;;"
+        commands("scontrol", f"case $2 in {answers} *) exit 1;; esac")
+        commands("sinfo", NODES)
         commands("sbatch", sbatch or f"cat > {tmp_path}/given; env > {tmp_path}/env; echo '99;far'")
 
     make.sbatch = lambda: [call for call in commands.calls() if call.startswith("sbatch")]
@@ -320,6 +331,17 @@ def test_requeue_leaves_enough_nodes_and_frees_others(commands, nodes, present, 
     lines = [node if "|" in node else f"{node}|idle" for node in nodes.split()]
     commands("sinfo", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
     assert slurm_cli.requeue("57", 0, exclude=exclude) == f"requeued{updated}"
+
+
+def test_no_node_is_excluded_if_sinfo_fails(commands, naps, tmp_path):
+    """A job that excludes too many nodes of its partition would never start; sinfo is tried again before that."""
+    commands("scontrol", f"case $2 in hostnames) echo $3;; job) {show()}\n;; esac")
+    commands("sinfo", f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 2 ] && {NODES}")
+    assert slurm_cli.requeue("57", 0, exclude=("n4",)) == "requeued ExcNodeList=n4" and naps == [1.0, 5.0]
+    commands("sinfo", "exit 1")
+    assert slurm_cli.requeue("57", 0, delay=60, exclude=("n4",)) == "requeued StartTime=now+60"
+    before_requeue = [call for call in commands.calls() if not call.startswith("sinfo")][-3:]
+    assert before_requeue[0] == "scontrol show job 57", "a job that was cancelled meanwhile is not requeued"
 
 
 def test_submit_successor_submits_same_script_for_own_array_element(slurm, tmp_path):

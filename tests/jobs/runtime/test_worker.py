@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,31 @@ def test_worker_preserves_cause_and_exit_code_if_log_disk_is_full(run, error, co
         command = [sys.executable, "-c", program, str(run.path)]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=full, timeout=120)
     assert (done.returncode, [cause["code"] for cause in run.causes(1)]) == (code, [code])
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users can read."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a rank as another user")
+@pytest.mark.parametrize(
+    "error, code", [("open(run / 'status.json', 'w')", STORAGE), ("{}[3]", STORAGE), ("raise ConfigError('x')", CONFIG)]
+)
+def test_worker_ends_with_storage_code_if_run_folder_is_read_only(open_folder, error, code):
+    """Its cause cannot be written either. A crash would count as the run's fault; a configuration error stays one."""
+    run = RunDir(open_folder / "run")
+    run.start_attempt({})
+    program = "import os, sys\nfrom pathlib import Path\nfrom flip.runs.errors import ConfigError\n"
+    program += "from jobs.runtime import worker\nrun = Path(sys.argv[1])\nos.setuid(12345)\n"
+    program += f"def fail(*_):\n    {error}\nworker.exit_process(worker.main(sys.argv[1], fail))"
+    environment = {**os.environ, "FLIP_ATTEMPT": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(run.path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and run.causes(1) == [], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -124,10 +124,14 @@ class Stage:
         text = script(ClusterProfile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
         self.script = folder / "script.sh"
         self.script.write_text(text)
-        commands("scontrol", "[ $1 = show ] && echo 'JobState=RUNNING Restarts=0'; exit 0")
+        commands(
+            "scontrol", "case $2 in job) echo 'JobState=RUNNING Restarts=0 Partition=gpu';; hostnames) echo $3;; esac"
+        )
+        commands("sinfo", "printf 'n%s|idle\\n' 1 2 3 4 5 6 7 8 9")
 
     def start(self, **env):
-        variables = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1", **env}
+        variables = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1"}
+        variables |= {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_NAME": "demo", "SLURMD_NODENAME": "n7", **env}
         return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **variables}, start_new_session=True)
 
     def end(self, n=1):
@@ -323,7 +327,7 @@ def test_broken_node_submits_successor_job_if_requeue_is_disabled(stage, tmp_pat
     stage.commands("scontrol", DISABLED.format(script=stage.script))
     stage.commands("sbatch", f"cat > {tmp_path}/given; env > {tmp_path}/env")
     assert stage.start(SLURMD_NODENAME="n7", FLIP_FOLLOWS="5").wait(60) == 1
-    options = "--dependency=afterany:58 --comment=away:1:-1:0 --begin=now+0 --exclude=n7,n7 --array=1"
+    options = "--dependency=afterany:58 --comment=away:1:-1:0:1:n7 --begin=now+0 --exclude=n7,n7 --array=1"
     assert [call for call in stage.commands.calls() if "requeue" in call or "sbatch" in call] == [
         "scontrol requeue 57_1",
         f"sbatch {options}",
@@ -428,7 +432,7 @@ def test_broken_node_is_excluded_only_if_another_node_works(stage, nodes, before
     assert stage.start(SLURMD_NODENAME="n7", SLURM_JOB_PARTITION="small").wait(60) == 1
     excluded = f"ExcNodeList={'' if before == '(null)' else before + ','}n7,n7 " if excludes else ""
     assert f"scontrol update JobId=57_1 {excluded}StartTime=now+0" in stage.commands.calls()
-    assert "sinfo -ahN -p small -o %N|%T" in stage.commands.calls()
+    assert "sinfo -h -N -p small -o %N|%T" in stage.commands.calls()
 
 
 @pytest.mark.parametrize("what", ["folder", "interpreter"])
@@ -439,9 +443,12 @@ def test_broken_node_requeues_job_and_excludes_itself(stage, what):
     else:
         stage.script.write_text(stage.script.read_text().replace(sys.executable, "/nowhere/python"))
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == (1 if what == "folder" else 127)
+    failure = 1 if what == "folder" else 127
     assert stage.commands.calls() == [
         "scontrol show job 57_1",
-        "scontrol update JobId=57_1 Comment=away:1:0:0",
+        f"scontrol update JobId=57_1 Comment=away:1:0:0:{failure}:n7",
+        "sinfo -h -N -p gpu -o %N|%T",
+        "scontrol show hostnames n7,n7",
         "scontrol requeue 57_1",
         "scontrol update JobId=57_1 ExcNodeList=n7,n7 StartTime=now+0",
     ]
@@ -485,7 +492,7 @@ def test_script_requeues_job_if_exit_trap_cannot_start(stage, tmp_path, monkeypa
     stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
     assert stage.start(SLURMD_NODENAME="n7").wait(60) == 69
     assert ("scontrol requeue 57_1" in stage.commands.calls()) == requeued
-    assert ("scontrol update JobId=57_1 Comment=away:1:0:1" in stage.commands.calls()) == requeued
+    assert ("scontrol update JobId=57_1 Comment=away:1:0:1:2:n7" in stage.commands.calls()) == requeued
     assert not (stage.run.attempt(1) / "end.json").exists()
 
 
@@ -494,26 +501,27 @@ def test_broken_node_counts_consecutive_failed_starts_without_preemptions(stage,
     shutil.rmtree(stage.folder)
     stage.commands("scontrol", f"[ $1 = show ] && printf 'JobId=58\\n   Comment=away:{starts}:{before}:12 \\n'; exit 0")
     assert stage.start(SLURMD_NODENAME="n7", SLURM_RESTART_COUNT="200").wait(60) == 1
-    changes = [call for call in stage.commands.calls() if "show" not in call]
-    assert changes[:1] == ([f"scontrol update JobId=57_1 Comment=away:{again}:200:12"] if again else [])
+    changes = [call for call in stage.commands.calls() if "show" not in call and "sinfo" not in call]
+    assert changes[:1] == ([f"scontrol update JobId=57_1 Comment=away:{again}:200:12:1:n7"] if again else [])
     assert len(changes) == (3 if again else 0), "the number of retries is limited"
 
 
 def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
     """Slurm kills the shell at the limit, and the exit trap with it, so only the watcher can requeue the job."""
     limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
+    running = "JobState=RUNNING Restarts=0 RunTime=00:29:59 TimeLimit=00:30:00"
     stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
-    stage.commands("scontrol", f"[ $1 = show ] && echo '{limit}'; exit 0")
+    stage.commands(
+        "scontrol", f"[ $1 = show ] && {{ [ -e {tmp_path}/up ] && echo '{limit}' || echo '{running}'; }}; exit 0"
+    )
     bash = stage.start()
     while "scontrol requeue 57_1" not in stage.commands.calls():
         time.sleep(0.01)
         assert bash.poll() is None
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
-    calls = [call for call in stage.commands.calls() if call.startswith("scontrol")]
-    assert [call.split()[1] for call in calls] == ["show", "requeue"], (
-        "the watcher does not poll again before it is killed"
-    )
+    calls = [call.split()[1] for call in stage.commands.calls() if call.startswith("scontrol")]
+    assert calls == ["show"] * (len(calls) - 1) + ["requeue"], "the watcher does not poll again before it is killed"
     assert stage.run.hit_time_limit(1) and stage.end() is None
     attempts.end_abandoned(stage.run)
     assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
@@ -578,6 +586,80 @@ def test_watcher_requeues_job_after_kill_of_batch_shell(stage, tmp_path):
     assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
 
 
+SLOW = """#!/bin/sh
+# The batch script's Python, slow to start one of the hooks: its process id is in the file of that name.
+case $3 in {hook}) echo $$ > {folder}/{hook}; sleep {seconds};; esac
+exec {python} "$@"
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hook, seconds", [("begin", 60), ("watch", 1)])
+def test_job_of_shell_that_is_killed_during_start_up_is_requeued(stage, tmp_path, hook, seconds):
+    """``begin`` has not won an attempt yet, or the watcher's Python has not started: its parent is another process."""
+    failed = "JobState=FAILED Reason=RaisedSignal:9(Killed) Restarts=0 RunTime=00:00:02 TimeLimit=10:00:00"
+    running = failed.replace("FAILED Reason=RaisedSignal:9(Killed)", "RUNNING")
+    stage.commands("srun", "sleep 60")
+    stage.commands(
+        "scontrol", f"case $2 in job) [ -e {tmp_path}/killed ] && echo '{failed}' || echo '{running}';; esac"
+    )
+    (tmp_path / "slow").write_text(SLOW.format(hook=hook, folder=tmp_path, seconds=seconds, python=sys.executable))
+    (tmp_path / "slow").chmod(0o755)
+    stage.script.write_text(stage.script.read_text().replace(f"{sys.executable} -I", f"{tmp_path}/slow -I"))
+    bash = stage.start()
+    if hook == "begin":
+        wait_until(lambda: "scontrol show job 57_1" in stage.commands.calls(), "the watcher")
+    wait_until((tmp_path / hook).exists, hook)
+    (tmp_path / "killed").touch()
+    bash.kill()
+    bash.wait(60)
+    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "a requeue")
+    os.killpg(bash.pid, signal.SIGKILL)
+    if hook == "begin":
+        assert "scontrol update JobId=57_1 Comment=away:1:0:0:137:n7" in stage.commands.calls()
+        assert stage.run.newest_attempt() == 0
+
+
+@pytest.mark.parametrize("ends", ["complete", "folder"])
+def test_watcher_ends_with_script_that_starts_no_attempt(stage, ends):
+    """It must not take the end of the shell for a kill."""
+    if ends == "complete":
+        write_json(stage.run.result, {})
+    else:
+        text = stage.script.read_text()
+        stage.script.write_text(
+            text.replace("FLIP_ATTEMPT=$(", "sleep 0.3; FLIP_ATTEMPT=$(mv /nowhere /nowhere2 || exit 2; ")
+        )
+        stage.commands(
+            "scontrol", "case $2 in job) printf 'JobId=58\\n   Comment=away:100:-1:12 \\n';; hostnames) echo $3;; esac"
+        )
+    assert stage.start().wait(60) == (0 if ends == "complete" else 2)
+    time.sleep(batch_hooks.SHELL_EXIT_SECONDS + 0.5)
+    assert not subprocess.run(["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"], capture_output=True).stdout
+    assert "scontrol requeue 57_1" not in stage.commands.calls()
+
+
+@pytest.mark.parametrize("what, requeued", [("sweep", False), ("root", True), ("code", True)])
+def test_job_ends_if_sweep_was_deleted_but_not_if_it_is_out_of_reach(stage, tmp_path, monkeypatch, what, requeued):
+    """A node that does not mount the runs root has an empty folder in its place, with another inode."""
+    root = stage.run.path.parent.parent / "runs"
+    stage.run.path.parent.rename(tmp_path / "gone")
+    root.mkdir()
+    (tmp_path / "gone").rename(root / "demo")
+    folder = root / "demo" / ".slurm" / "77aa77aa"
+    job = Job(RunDir(root / "demo" / "run with space"), ROOT, JobResources(), {}, "jobs.worker")
+    stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, folder, monkeypatch))
+    if what == "code":
+        stage.script.write_text(stage.script.read_text().replace(f"{ROOT}/jobs/host", "/nowhere/jobs/host"))
+    else:
+        shutil.rmtree(root / "demo")
+    if what == "root":
+        root.rename(tmp_path / "mounted elsewhere")
+        root.mkdir()
+    assert stage.start().wait(60) == {"sweep": 78, "root": 1, "code": 2}[what]
+    assert ("scontrol requeue 57_1" in stage.commands.calls()) == requeued
+
+
 @pytest.mark.parametrize(
     "state, what, requeued",
     [
@@ -601,7 +683,7 @@ def test_on_shell_gone_requeues_job_depending_on_job_and_run_state(stage, slept,
     elif what:
         write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
     monkeypatch.setenv("SLURM_JOB_ID", "58")
-    assert batch_hooks.on_shell_gone(stage.run, n) == 0
+    assert batch_hooks.on_shell_gone(batch_hooks.OwnAttempt(stage.run, n)) == 0
     assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
     assert stage.run.hit_time_limit(n) == ("TimeLimit" in state)
 
@@ -634,7 +716,7 @@ def test_batch_hooks_requeue_job_if_disk_and_logs_are_full(stage, what):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=full, env={**os.environ, "SLURM_JOB_ID": "58"}, timeout=60)
     assert done.returncode == 69 and "scontrol requeue 58" in stage.commands.calls(), file
-    assert f"scontrol update JobId=58 Comment=away:1:0:{int(what == 'end')}" in stage.commands.calls()
+    assert f"scontrol update JobId=58 Comment=away:1:0:{int(what == 'end')}:69:" in stage.commands.calls()
 
 
 FULL = """

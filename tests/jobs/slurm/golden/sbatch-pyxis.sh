@@ -21,12 +21,13 @@
 #SBATCH --time=1434
 
 # setup
+sweep=/runs/demo root=
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM USR1 USR2  # the start is not interrupted
 umask go-w  # also for what the ranks create
 submit_successor() (  # Slurm does not requeue this job: submit the same script again, as jobs/host/slurm_cli.py does
   text=$(scontrol write batch_script "$id" -) || exit
-  options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$attempt")
+  options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$failure")
   options+=(--begin="now+$((60 * starts))" ${excluded:+--exclude="$excluded"})
   [ -z "$SLURM_ARRAY_TASK_ID" ] || options+=(--array="$SLURM_ARRAY_TASK_ID")
   for name in "${!SLURM@}" FLIP_FOLLOWS; do [ "$name" = SLURM_CONF ] || unset "$name"; done
@@ -43,12 +44,24 @@ requeue_job() {  # for half a day while Slurm does not answer, as when this node
     refusals=$((refusals + 1)); [ "$refusals" -lt 20 ] || return
   done
 }
-retry_scontrol() { for _ in 1 2 3 4 5; do scontrol "$@" && break; sleep 30; done; }
+retry() { for _ in 1 2 3 4 5; do "$@" && return; sleep 30; done; return 1; }
+stop_watcher() { [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null; }
+sweep_deleted() {  # and not only out of reach: the folder above is the one of the submission, and may be searched
+  above=${sweep%/*}; [ -n "$root" ] && [ "$(stat -Lc %i "$above")" = "$root" ] && [ -x "$above" ] && ! [ -e "$sweep" ]
+}
+# Whether enough other nodes of the partition work: else the job would never start (BadConstraints). No, if Slurm does
+# not list them.
+affordable() {
+  nodes=$(retry sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N|%T') && avoided=$(retry scontrol show hostnames "$1") || return
+  left=$(grep -Ev '[|](down|drain|fail|inval|unk)' <<< "$nodes" | cut -d'|' -f1 | grep -Fxv "$avoided" | sort -u | wc -l)
+  [ "$left" -ge "${SLURM_JOB_NUM_NODES:-1}" ]
+}
 # A node that lacks the mount or the interpreter must not consume a whole array, nor end a run: called before an attempt
 # starts, and if its end could not be decided, which the next `begin` then records.
 requeue_elsewhere() {
   status=$?; [ -n "$FLIP_ATTEMPT" ] || code=$status
   case $status in 1|2|4|126|127|13[0-9]) ;; *) [ -z "$FLIP_ATTEMPT" ] || return; exit "$code";; esac  # decided
+  ! sweep_deleted || { echo "$sweep was deleted: the job ends" >&2; exit 78; }
   restarts=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: failed starts in a row
   until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the exit trap does
   comment=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
@@ -56,16 +69,15 @@ requeue_elsewhere() {
   [ "${writer:-x}" != $((restarts - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
   attempt=${FLIP_ATTEMPT:-$attempt}
   case $FLIP_ATTEMPT.$shown in [1-9]*JobState=C*) exit "$code";; esac  # cancelled, or at its limit: see `watch`
+  echo "start $((starts + 1)) failed on ${SLURMD_NODENAME:=unknown} with exit code $status" >&2
   [ "$starts" -lt 100 ] || exit "$code"
-  retry_scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$attempt"
+  failure=$attempt:$status:$SLURMD_NODENAME
+  retry scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$failure"
   # Nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is listed
   # twice; the next one replaces it, so that an outage of all nodes cannot exclude them all.
   others=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
   excluded=${others:+$others,}$SLURMD_NODENAME,$SLURMD_NODENAME
-  # a partition with too few other nodes that work: the job would never start
-  nodes=$(sinfo -ahN -p "$SLURM_JOB_PARTITION" -o '%N|%T') && avoided=$(scontrol show hostnames "$excluded") && left=$(
-    grep -Ev '[|](down|drain|fail|inval|unk)' <<< "$nodes" | cut -d'|' -f1 | grep -Fxv "$avoided" | sort -u | wc -l
-  ) && [ "$left" -lt "${SLURM_JOB_NUM_NODES:-1}" ] && shown='' excluded=$others
+  affordable "$excluded" || { shown=''; excluded=$others; }
   requeue_job
   scontrol update JobId="$id" ${shown:+"ExcNodeList=$excluded"} StartTime="now+$((60 * starts))"
   exit "$code"
@@ -78,19 +90,21 @@ END_OF_OWNERSHIP
 exposed=$(python3 -I -c "$ownership" /runs/demo/.code/c0de /runs/demo/.code/today --) || requeue_elsewhere
 export FLIP_SNAPSHOT=/runs/demo/.code/c0de PYTHONPATH=/runs/demo/.code/c0de PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1 NCCL_DEBUG='WARN x'
 FLIP_RUN=$(sed -n "$((${SLURM_ARRAY_TASK_ID:-0} + 1))p" /runs/demo/.slurm/0123abcd/runs) || requeue_elsewhere
+export FLIP_RUN
+trap stop_watcher EXIT
+python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --shell $$ & watcher=$!; disown  # restarts the job if this shell is killed
 FLIP_ATTEMPT=$(python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py begin "$FLIP_RUN" --token 0123abcd) || requeue_elsewhere
 [ -n "$FLIP_ATTEMPT" ] || exit 0  # complete, cancelled, or submitted again
-export FLIP_RUN FLIP_ATTEMPT
+export FLIP_ATTEMPT
 finish() {
-  code=$?; trap '' TERM USR1 USR2; trap - EXIT
+  code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT
   python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere
-  [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null  # not before: `end` may outlive the limit
+  stop_watcher  # not before: `end` may outlive the limit
   exit "$code"
 }
 trap finish EXIT
 exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"
 [ -z "$exposed" ] || echo "$exposed" >&2
-python3 -I /runs/demo/.code/today/jobs/host/batch_hooks.py watch "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" & watcher=$!; disown
 # Handlers, since srun would inherit ignored signals. On TERM srun kills its ranks; for them USR1 means the same.
 forward() { [ -z "$step" ] || kill -s "$1" "$step"; }
 trap 'forward USR1' TERM; trap 'forward USR2' USR1 USR2
