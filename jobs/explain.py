@@ -74,6 +74,7 @@ def page(facts: Mapping[str, Any]) -> Page:
         ("code", f"{code['digest'] or 'unknown'}, {code['folder']}" + ("" if code["present"] else " (absent)")),
         ("state", _state(facts["state"])),
         *_decision(facts["evidence"]),
+        *_start(facts["start"]),
         ("next", _coming(next_)),
     ]
     heads += [("damaged", damage) for damage in facts["damaged"]]
@@ -124,6 +125,12 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if evidence["lines"]:
         lines += [("log", evidence["log"]), *(("", f"| {line}") for line in evidence["lines"])]
     return lines
+
+
+def _start(start: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if start is None:
+        return []
+    return [("start", f"the batch script's log since then: {start['log']}"), *(("", f"| {x}") for x in start["lines"])]
 
 
 def _coming(next_: Mapping[str, Any]) -> str:

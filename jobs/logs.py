@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,12 +66,18 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) -> list[Path]:
-    """Paths of the logs of an attempt (None: the newest): of the batch job and each node, or only of ``node``."""
+    """Paths of the logs of an attempt (None: the newest): of the batch job and each node, or only of ``node``.
+
+    For None also those of batch scripts that failed since, before they started an attempt.
+    """
+    from jobs.slurm.start_problems import start_logs
+
     folder = run.logs / str(_newest_attempt(run) if attempt is None else attempt)
     kind = "err" if err else "out"
     if node is not None:
         return sorted(folder.glob(f"node{node}.{kind}"))
-    return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}"))]
+    failed = start_logs(run, kind) if attempt is None else []
+    return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}")), *failed]
 
 
 def _newest_attempt(run: RunDir) -> int:
@@ -107,13 +114,15 @@ def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, nod
             newest = _newest_attempt(run)  # the attempts before it have ended: their last lines are there
             numbers = range(begun[run.path], newest + 1) if attempt is None else [attempt]
             present += [(run, path) for n in numbers for path in files(run, n, err, node)]
+            if attempt is None:
+                present += [(run, path) for path in files(run, None, err, node) if (run, path) not in present]
             begun[run.path] = newest
         for run, path in present:
             decoder = decoders.setdefault(path, codecs.getincrementaldecoder("utf-8")("backslashreplace"))
             for block in itertools.chain([b""] * (path not in read), _blocks(path, read.get(path, 0))):
                 if path != shown and (on or len(runs) > 1):
-                    name = path.relative_to(run.path if len(runs) == 1 else run.path.parent.parent)
-                    print(f"==> {plain(str(name))} <==", flush=True)
+                    name = os.path.relpath(path, run.path if len(runs) == 1 else run.path.parent.parent)
+                    print(f"==> {plain(name)} <==", flush=True)
                 read[path], shown = read.get(path, 0) + len(block), path
                 text = plain_lines(decoder.decode(block).replace("\r\n", "\n").expandtabs())
                 sys.stdout.buffer.write(text.encode("utf-8"))

@@ -150,12 +150,17 @@ def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[i
 
 
 def restart_later(
-    code: int, delay: Optional[float] = None, attempt: Optional[int] = None, run: Optional[RunDir] = None
+    code: int,
+    delay: Optional[float] = None,
+    attempt: Optional[int] = None,
+    run: Optional[RunDir] = None,
+    ended: bool = False,
 ) -> int:
     """Requeue the job after a start that could not record its end, at most MAX_FAILED_STARTS times in a row.
 
     ``code``: how this start ends; it is returned. ``delay``: seconds; None: 60 more for each failed start before.
-    ``attempt``: the one whose end could not be written. ``run``: as for ``restart``.
+    ``attempt``: the one whose end could not be written. ``run``: as for ``restart``. ``ended``: whether Slurm has ended
+    the job, whose comment can then be written only after the requeue.
     """
     job, restarts = own_start()
     # a requeue waits for Slurm as long: the comment must not be lost before
@@ -164,8 +169,11 @@ def restart_later(
     if before.starts < slurm_cli.MAX_FAILED_STARTS:
         node = os.environ.get("SLURMD_NODENAME", "")
         failed = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt, code, node)
-        slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if known else slurm_cli.OUTAGE_SECONDS)
+        if not ended:
+            slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if known else slurm_cli.OUTAGE_SECONDS)
         restart(60.0 * before.starts if delay is None else delay, (), run=run, attempt=attempt)
+        if ended:
+            slurm_cli.record_failed_starts(job, restarts, failed)
     return code
 
 
@@ -432,7 +440,7 @@ def on_shell_gone(own: OwnAttempt) -> int:
         return 0
     log("%s: the batch shell was killed (%s)" % (run.path, state))
     if not own.number:
-        restart_later(KILLED, run=run)
+        restart_later(KILLED, run=run, ended=state != "RUNNING")
         return 0
     if state == "TIMEOUT":
         run.record_time_limit(own.number)

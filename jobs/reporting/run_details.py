@@ -20,6 +20,7 @@ from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row
 from jobs.runs import resubmit, select
 from jobs.runs.clusters import states
+from jobs.slurm.start_problems import start_logs
 
 STAGE = ("samples", "batch", "mask")
 LINES = 5
@@ -35,8 +36,9 @@ TAIL = 1 << 16
 def explain(run: RunDir) -> dict[str, Any]:
     """Everything that the page shows.
 
-    Keys: sweep, run, folder, about, code, state, evidence, attempts, next, incidents, goodput, verdict (of the newest
-    metric line), anomalies (files, in the order of their steps), damaged (a sentence per file). Slurm is asked once.
+    Keys: sweep, run, folder, about, code, state, evidence, start (of a batch script that failed since), attempts, next,
+    incidents, goodput, verdict (of the newest metric line), anomalies (files, in the order of their steps), damaged (a
+    sentence per file). Slurm is asked once.
     """
     state, outcome = states([run])[run.path], read_run(run.path)
     now = time.time()
@@ -49,6 +51,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "code": _code(run),
         "state": row(run, state),
         "evidence": _evidence(outcome, state),
+        "start": _failed_start(run),
         "attempts": [_attempt(outcome, i, state) for i in range(len(outcome.attempts))],
         "next": _next(run, outcome, state, now),
         "incidents": _incidents(outcome),
@@ -115,6 +118,12 @@ def _evidence(outcome: Outcome, state: JobState) -> dict[str, Any] | None:
     return {**details, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}
 
 
+def _failed_start(run: RunDir) -> dict[str, Any] | None:
+    """The newest log of a batch script that no attempt has followed, and its last lines."""
+    logs = start_logs(run, "err")
+    return {"log": str(logs[-1]), "lines": last_lines(logs[-1])} if logs else None
+
+
 def _log(run: RunDir, n: int, node: int) -> Path | None:
     """The log with the best evidence of how attempt n ended on a node; None if all are empty."""
     folder = run.logs / str(n)
@@ -172,6 +181,8 @@ def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[st
         "unknown": ("unknown: ask again when its cluster answers", None),
     }
     step, typed = steps[state.state]
+    if state.needs:
+        step = f"nothing until a person acts: {state.needs}"
     if state.state in ("failed", "cancelled", "stopped"):
         more, typed = resubmit.command(run, retry=state.state != "stopped")
         step += f"; {more}"

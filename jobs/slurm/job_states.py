@@ -12,7 +12,9 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
 from jobs.host import attempts, canary, slurm_cli, wall_limit
 from jobs.host.slurm_cli import ENDED, WAITING, QueueRow, SlurmUnavailable
+from jobs.slurm import start_problems
 
+KILLED_STATES = ("FAILED", "NODE_FAIL", "OUT_OF_MEMORY")  # of a job whose batch script could not record its end
 LIMIT_REASON = "its wall limit came before it had saved"
 
 
@@ -116,9 +118,21 @@ def _state(run: RunDir, row: QueueRow | None, unanswered: str) -> JobState:
     if row is not None and row.state == "CANCELLED":
         return JobState("cancelled", n, "cancelled in Slurm")
     gone = f"its job ended ({row.state})" if row else "its job is not in Slurm's queue any more"
+    if row is not None and row.state in KILLED_STATES and (n <= after or not (run.attempt(n) / "end.json").exists()):
+        gone += _script_failure(run)
     if row is None and n <= after and not _was_accepted(run):
         gone = "Slurm did not confirm that it accepted its job"
     return JobState("stopped", n, "; ".join(filter(None, [reason, f"{gone}: submit again"])), resubmit=True)
+
+
+def _script_failure(run: RunDir) -> str:
+    """How a batch script ended that recorded no end of an attempt, as the end of a sentence; "" if unknown."""
+    logs = start_problems.start_logs(run, "err")
+    if logs:
+        return f"; its batch script failed (log: {logs[-1]})"
+    token = (read_record(run.path / "job.json") or {}).get("token", "")
+    readable = canary.file_exists(run.path.parent / ".slurm" / token / "runs")
+    return "; its batch script was killed before it could act" if readable else ""
 
 
 def _was_accepted(run: RunDir) -> bool:
@@ -143,8 +157,11 @@ def _active_state(run: RunDir, row: QueueRow, n: int, started: bool) -> JobState
 
 def _queued_state(run: RunDir, row: QueueRow, n: int, reason: str, started: bool) -> JobState:
     why = f"in Slurm: {row.reason}" if row.reason and row.reason != "None" else ""
-    if "held" in row.reason.lower():
-        why += f" (release it with `scontrol release {row.id}`)"
-    if started and not reason and not (run.attempt(n) / "end.json").exists():
+    needs = start_problems.remedy(row)
+    if needs:
+        why += f" ({needs})"
+    failed = start_problems.failed_starts(run, row)
+    if started and not failed and not reason and not (run.attempt(n) / "end.json").exists():
         reason = LIMIT_REASON if run.hit_time_limit(n) else "ended unseen: preempted, or its node failed"
-    return JobState("waiting" if started else "queued", n, "; ".join(filter(None, [reason, why])), row.start)
+    detail = "; ".join(filter(None, [reason, failed, why]))
+    return JobState("waiting" if started else "queued", n, detail, row.start, needs=needs)

@@ -26,7 +26,7 @@ VALUES = {
     "QOS": r"\w+",
     "USER": r"[\w.-]+",
     "CLUSTER": r"[\w-]+",
-    "FILE": r".*",
+    "FILE": r"[^-].*",
     "UID": r"[0-9]+",
     "N": r"[0-9]+",
     "WORDS": r".*",
@@ -95,7 +95,7 @@ LINES = [
     CommandLine("scancel [--user=<UID>] <JOB>...", "held"),
     CommandLine("scancel --signal=USR2 [--user=<UID>] <JOB>", "running"),
     CommandLine("sbatch <FILE>"),
-    CommandLine("sbatch --test-only <FILE>"),
+    CommandLine("sbatch --test-only", script=True),
     CommandLine(
         "sbatch --test-only [--partition=<PARTITION>] --nodes=<N> --ntasks=<N> --time=<N> --requeue "
         "[--gpus-per-node=<N>] --wrap=true"

@@ -13,11 +13,12 @@ import pytest
 
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs import cancel
+from jobs import cancel, explain, logs
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
+from jobs.reporting import run_details
 from jobs.runs import clusters, resubmit
 from jobs.slurm import backend, job_states, site
 from jobs.submission import dry_run
@@ -76,6 +77,59 @@ def test_states_distinguish_queued_running_and_waiting_runs(sweep):
     held = sweep("e", ("PENDING", "job requeued in held state"))
     assert "scontrol release 57_4" in state_of(held)[2]
     assert state_of(sweep("f", ("SUSPENDED", "None"))) == ("running", 0, "in Slurm: SUSPENDED")
+
+
+def test_states_show_failed_starts_from_comment_of_job(sweep):
+    """The node may have no folder to write a log to."""
+    run = sweep("a", ("PENDING", "BeginTime|N/A|away:3:2:0:127:n7"))
+    failed = "3 starts in a row failed, the last one on n7: the batch script's Python is missing there"
+    assert state_of(run) == ("queued", 0, f"{failed}; in Slurm: BeginTime")
+    folder = run.path.parent / ".slurm" / "77aa"
+    folder.mkdir(parents=True)
+    (folder / "57_0.err").write_text("/opt/python: No such file or directory\n")
+    (folder / "57_1.err").write_text("of another run\n")
+    assert f"{failed} (log: {folder}/57_0.err); in" in state_of(run)[2]
+    assert logs.files(run, None, err=True) == [folder / "57_0.err"]
+    details = run_details.explain(run)
+    assert details["start"]["lines"] == ["/opt/python: No such file or directory"]
+    assert f"{folder}/57_0.err" in explain.page(details) and "No such file" in explain.page(details)
+    attempts.start_attempt(run, {"job": "57_0", "restarts": "3"})  # a start that has succeeded since
+    assert state_of(run)[2].startswith("ended unseen") and "starts in a row" not in state_of(run)[2]
+    os.utime(folder / "57_0.err", (1, 1))
+    assert logs.files(run, None, err=True) == [] and run_details.explain(run)["start"] is None
+
+
+@pytest.mark.parametrize(
+    "reason, step",
+    [
+        ("job requeued in held state", "release it with `scontrol release 57_0`"),
+        ("launch failed requeued held", "release it with `scontrol release 57_0`"),  # after a failed prolog
+        ("JobHeldUser", "release it with `scontrol release 57_0`"),
+        ("JobHeldAdmin", "an administrator must release it: `scontrol release 57_0`"),
+        ("BadConstraints", "`scontrol update JobId=57_0 ExcNodeList=` excludes none"),
+        ("PartitionTimeLimit", "`scontrol update JobId=57_0 TimeLimit=MINUTES`"),
+        ("BeginTime", ""),
+        ("Resources", ""),
+    ],
+)
+def test_next_step_of_waiting_job_follows_reason_of_slurm(sweep, reason, step):
+    run = sweep("a", ("PENDING", reason))
+    ended(run)
+    (detail,) = state_of(run)[2:]
+    what = run_details.explain(run)["next"]["what"]
+    if not step:
+        assert what == "it restarts automatically" and detail.endswith(f"in Slurm: {reason}")
+    else:
+        assert what.startswith("nothing until a person acts: ") and step in what and step in detail
+
+
+def test_state_names_batch_script_that_was_killed_before_it_could_act(sweep):
+    run = sweep("a", ("FAILED", "RaisedSignal:9(Killed)"))
+    (run.path.parent / ".slurm" / "77aa").mkdir(parents=True)
+    (run.path.parent / ".slurm" / "77aa" / "runs").touch()
+    assert "its job ended (FAILED); its batch script was killed before it could act: submit again" in state_of(run)[2]
+    (run.path.parent / ".slurm" / "77aa" / "57_0.err").write_text("boom\n")
+    assert "its batch script failed (log: " in state_of(run)[2]
 
 
 def test_states_name_too_short_wall_limit_of_running_run(sweep):
