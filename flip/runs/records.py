@@ -133,7 +133,8 @@ FIELDS: Dict[str, Any] = {
     "job.json": {
         "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": COUNT,
         "folder": PATH, "copy_of": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH,
-        "hooks": PATH, "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT}, "env": {"*": EXACT},
+        "hooks": PATH, "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT, "hours": NUMBER},
+        "env": {"*": EXACT},
         "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
         "exposed": [EXACT],
         "exclude": EXACT, "signal_seconds": NUMBER, "command": [EXACT], "after": COUNT, "time": TIME,

@@ -74,6 +74,7 @@ def end_attempt(
         committed=committed,
         stop_requested=run.was_signalled(n),
         late=late,
+        lowered=wall_limit.lowered(run, wall_limit.recorded_limit(run, n)),
         unstarted=unstarted,
     )
     if decision.cause == "cancelled":

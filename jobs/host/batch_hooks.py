@@ -260,6 +260,9 @@ def end(
         state = slurm_cli.wait_for_state(job, restarts, seen=fields)
     if state is not None:
         end_abandoned(run, n)
+    limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
+    if limit is not None and limit != wall_limit.recorded_limit(run, n):  # lowered since the watcher has read it
+        wall_limit.record_limit(run, n, limit)
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES") or 1)
     disk_full = last_error is not None and last_error.errno in (errno.ENOSPC, errno.EDQUOT)
     decision = attempts.end_attempt(

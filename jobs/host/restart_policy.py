@@ -76,6 +76,7 @@ def decide(
     stop_requested: bool = False,
     late: Union[bool, str] = False,
     unstarted: Sequence[str] = (),
+    lowered: str = "",
 ) -> Decision:
     """What to do after an attempt.
 
@@ -88,6 +89,7 @@ def decide(
         committed: whether this attempt made a new commit.
         late: whether it used its wall limit, except for the time to save; True, or a sentence.
         unstarted: nodes that could not start any of its ranks.
+        lowered: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
     """
     states = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
@@ -98,6 +100,8 @@ def decide(
     if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
         limit = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
         cause, reason = "timeout", "%s; %s: give it more hours" % (reason, limit)
+        if lowered:  # as free as a preemption, but it waits longer each time
+            cause, reason = "stopped", "%s; %s" % (reason, lowered)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision

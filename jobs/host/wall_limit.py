@@ -3,10 +3,12 @@
 Administrators change limits of running jobs, so the limit comes from Slurm and not from the run's configuration.
 """
 
+import math
 import time
 from typing import Dict, Optional
 
 from flip.runs import commit
+from flip.runs.records import COUNT
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.host import slurm_cli
 
@@ -51,6 +53,22 @@ def too_short(run: RunDir, limit: int) -> str:
     if not limit or startup_seconds(run) + save_seconds(run) < limit:
         return ""
     return "no attempt can make progress within the wall limit of %s: %s" % (format_seconds(limit), measured(run))
+
+
+def lowered(run: RunDir, limit: int) -> str:
+    """Where the wall limit of an attempt, in seconds, was lowered since its submission, in words; "" if it was not, or
+    if that is unknown. A person did that, and may raise it again: the run is not given up for it."""
+    job = read_record(run.path / "job.json") or {}
+    submitted = {}
+    try:
+        path = run.path.parent / ".slurm" / job.get("token", "") / "submitted.json"
+        submitted = read_record(path, {"limit": COUNT}) or {}
+    except PermissionError:  # the folder of another user
+        pass
+    asked = submitted.get("limit") or math.ceil(3600 * job.get("shape", {}).get("hours", 0.0))
+    if not 0 < limit < asked:
+        return ""
+    return "its wall limit was lowered from %s to %s" % (format_seconds(asked), format_seconds(limit))
 
 
 def limit_reached(run: RunDir, n: int, fields: Dict[str, str]) -> str:

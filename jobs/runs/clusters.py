@@ -118,9 +118,19 @@ def request_cancel(runs: Iterable[RunDir], why: str, repeat_kills: bool = True) 
 def _cancel_error(unwritten: Mapping[Path, OSError], undelivered: str) -> FlipError:
     """``undelivered``: further errors of the backends."""
     first = next(iter(unwritten.values()))
+    owners = {
+        user_name(path.stat().st_uid) for path in unwritten if path.exists() and path.stat().st_uid != os.geteuid()
+    }
     value = "; ".join(f"{path.name}: {error.strerror or error}" for path, error in unwritten.items())
-    remedy = "The others are cancelled. Of these, Slurm jobs were killed, and local runs continue: "
-    remedy += f"fix the cause and cancel again.{f' Also: {undelivered}' if undelivered else ''}"
+    remedy = "The others are cancelled. "
+    if undelivered:
+        remedy += f"These were not ended: {undelivered} "
+    else:
+        remedy += "Of these, jobs in Slurm's queue were killed without a save, and local runs continue. "
+    if owners:
+        remedy += f"Ask {', '.join(sorted(owners))}, who started them."
+    else:
+        remedy += "Fix the cause and cancel again."
     return type(unwritable(first, ""))("cancel.json could not be written", value=value, remedy=remedy)
 
 

@@ -21,7 +21,8 @@ from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import Job
-from jobs.host import canary, slurm_cli
+from jobs.common.text import plain
+from jobs.host import canary, slurm_cli, wall_limit
 from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import canaries_of, invisible_jobs, queue_rows
@@ -87,10 +88,16 @@ class SlurmBackend:
             if job.uncancels:
                 deletion.delete_file(job.run.cancel, missing_ok=True)  # why it was cancelled stays in the attempt's end
         id_ = self._sbatch(jobs, folder, name)
-        requeue = is_requeued(id_)
-        write_json(folder / "submitted.json", {"job": id_, "name": name, "runs": len(jobs), "requeue": requeue})
+        requeue, limit = granted(id_)
+        record = {"job": id_, "name": name, "runs": len(jobs), "requeue": requeue, "limit": limit}
+        write_json(folder / "submitted.json", record)
         if requeue is False:
             print(f"warning: job {id_}: {NOT_REQUEUED}", file=sys.stderr)
+        asked = 60 * batch_script.minutes(jobs[0].shape.hours)
+        if limit is not None and limit < asked:
+            given = wall_limit.format_seconds(limit)
+            what = f"the site has cut its wall limit to {given}; asked for {wall_limit.format_seconds(asked)}"
+            print(f"warning: job {id_}: {what}", file=sys.stderr)
 
     def _record(self, job: Job, name: str, index: int, site: str) -> dict[str, Any]:
         return job.record(
@@ -112,7 +119,7 @@ class SlurmBackend:
 
         executor = executor_of(self.profile, jobs[0], folder, name)
         try:
-            with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
+            with printed_messages(), batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
                 submitted = executor.map_array(_payload, [str(job.run.path) for job in jobs])
         except OSError as error:  # submitit writes its files first
             raise unwritable(error, folder) from error
@@ -170,12 +177,38 @@ def _owner_filter(run: RunDir) -> list[str]:
     return [] if uid == os.geteuid() else [f"--user={uid}"]
 
 
-def is_requeued(id_: str) -> bool | None:
-    """Whether Slurm requeues a job on request; None if unknown. A plugin of the site may have disabled it."""
+def granted(id_: str) -> tuple[bool | None, int | None]:
+    """(whether Slurm requeues a job on request, its wall limit in seconds), each None if unknown.
+
+    A plugin of the site may have changed what was asked for.
+    """
     try:
-        return {"1": True, "0": False}.get(slurm_cli.job_fields(id_).get("Requeue", ""))
+        fields = slurm_cli.job_fields(id_)
     except SlurmUnavailable:
-        return None
+        return None, None
+    requeue = {"1": True, "0": False}.get(fields.get("Requeue", ""))
+    return requeue, slurm_cli.parse_duration(fields.get("TimeLimit", ""))
+
+
+@contextlib.contextmanager
+def printed_messages() -> Iterator[None]:
+    """Print what sbatch writes to standard error, such as messages of the site, although it accepts the job: submitit
+    reads it and shows only that of a refusal."""
+    from submitit.core import utils
+
+    copy = utils.copy_process_streams
+
+    def copy_and_print(process: Any, output: Any, errors: Any, verbose: bool = False) -> None:
+        copy(process, output, errors, verbose)
+        if process.wait() == 0:
+            for line in errors.getvalue().splitlines():
+                print(plain(line), file=sys.stderr)
+
+    utils.copy_process_streams = copy_and_print
+    try:
+        yield
+    finally:
+        utils.copy_process_streams = copy
 
 
 def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:

@@ -149,9 +149,11 @@ def _active_state(run: RunDir, row: QueueRow, n: int, started: bool) -> JobState
     if row.state == "COMPLETING" or (started and run.was_signalled(n)):
         return JobState("running", n, "stop requested" if started else "ending")
     if row.state == "RUNNING":
-        return JobState(
-            "running", n, wall_limit.too_short(run, wall_limit.recorded_limit(run, n)) if started else "starting"
-        )
+        if not started:
+            return JobState("running", n, "starting")
+        limit = wall_limit.recorded_limit(run, n)
+        warnings = filter(None, [wall_limit.lowered(run, limit), wall_limit.too_short(run, limit)])
+        return JobState("running", n, "; ".join(warnings))
     return JobState("running", n, f"in Slurm: {row.state}")
 
 

@@ -1,5 +1,6 @@
 """Which guarantees of the launcher hold on a Slurm site: pure functions of what ``jobs/slurm/site.py`` has read."""
 
+import re
 from typing import NamedTuple
 
 from flip.runs.errors import CAUSES
@@ -139,6 +140,19 @@ def _crash(site: Site, profile: ClusterProfile) -> Verdict:
     return OK, read
 
 
+def _prolog(site: Site, profile: ClusterProfile) -> Verdict:
+    prologs = [name for name in site.config if re.fullmatch(r"(Prolog|PrologSlurmctld)(\[\d+\])?", name)]
+    set_ = [name for name in prologs if site.config[name] not in ("", "(null)")]
+    if not set_:
+        return OK, "no prolog"
+    read = f"{set_[0]}={site.config[set_[0]]}"
+    parameters = site.config.get("SchedulerParameters", "")
+    if "nohold_on_prolog_fail" in parameters.split(","):
+        return OK, f"{read}; nohold_on_prolog_fail: such a job starts elsewhere"
+    then = "Slurm holds a job whose prolog fails: `status` prints the command that releases it. Ask for "
+    return DEGRADED, read, then + "SchedulerParameters=nohold_on_prolog_fail, with which it starts elsewhere."
+
+
 def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
     age = parse_int(site.config.get("MinJobAge", ""))
     read = f"run directories record it; squeue lists ended jobs for {'?' if age is None else age} s (MinJobAge)"
@@ -260,6 +274,7 @@ CHECKS = {
     "a run is warned before the time limit": _limit,
     "a killed rank or a crash is restarted": _crash,
     "a lost node is noticed": _lost,
+    "a failed prolog does not hold jobs": _prolog,
     "the outcome of a run is known": _outcome,
     "a sweep may have any number of runs": _sweep,
     "a requeued job starts soon": _delay,

@@ -265,12 +265,12 @@ def lowered(scene, play):
 
 
 @scenario(
-    "the time limit is lowered to a minute, which leaves no time to train",
+    "the time limit is lowered to a minute, which leaves no time to train; the third attempt is quick",
     options=FOREIGN,
-    ends=(3, "failed"),
+    ends=(3, "complete"),
 )
 def limit_lowered(scene):
-    lowered(scene, {"steps": LONG, "save": 1.0})
+    lowered(scene, {"steps": LONG, "save": 1.0, "attempts": {"3": {"steps": SHORT}}})
 
 
 @scenario("the time limit is lowered to a minute; the ranks obey nothing and are killed", options=FOREIGN)

@@ -111,8 +111,10 @@ def test_watcher_of_killed_batch_shell_exits_with_job_or_next_attempt(start_slur
     for run in runs:
         ready(run)
         watchers += matching_pids(f"batch_hooks.py watch {run.path}")
-        (shell,) = pids(f"/job{int(job(run)['JobId']):05d}/slurm_script")
+        script = f"/job{int(job(run)['JobId']):05d}/slurm_script"
+        (shell,) = pids(script)
         os.kill(shell, signal.SIGKILL)
+        wait_until(lambda script=script: not pids(script), "the end of the shell", pause=0.01)
         os.kill(watchers[-1], signal.SIGSTOP)  # within SHELL_EXIT_SECONDS; before, the kernel would continue it
     number = read_json(next((tmp_path / "orphans" / ".slurm").glob("*/submitted.json")))["job"]
 

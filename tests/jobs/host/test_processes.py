@@ -1,6 +1,7 @@
 """Tests that the next start removes leftovers of earlier attempts, with real processes found in /proc."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -84,6 +85,26 @@ def test_kill_orphans_kills_batch_shell_of_earlier_start_of_same_job(start, run,
         monkeypatch.setenv(name, value)
     assert processes.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
     assert old.wait(60) == -9 and [process.poll() for process in (same, *other_jobs)] == [None] * 4
+
+
+def test_kill_orphans_kills_srun_of_earlier_attempt(start, run, tmp_path):
+    """The daemon of its step was killed: srun then waits for ever. It consists of two processes."""
+    shutil.copy(shutil.which("sleep"), tmp_path / "srun")
+    sruns = [
+        start(tmp_path / "srun", "60", FLIP_RUN=str(path), FLIP_ATTEMPT=str(n))
+        for path, n in ((run.path, 1), (run.path, 1), (run.path, 2), (tmp_path, 1))
+    ]
+    assert sorted(processes.kill_orphans(str(run.path), 2, "58", 1)) == sorted(srun.pid for srun in sruns[:2])
+    assert [srun.wait(60) for srun in sruns[:2]] == [-9, -9] and [srun.poll() for srun in sruns[2:]] == [None, None]
+
+
+def test_kill_orphans_kills_watcher_of_earlier_start_without_attempt(start, run):
+    """It starts before ``begin`` has won an attempt; that of the present start lives on."""
+    program = "import time; time.sleep(60)"
+    command = (sys.executable, "-c", program, "/jobs/host/batch_hooks.py", "watch", run.path)
+    old, own = (start(*command, FLIP_RUN=str(run.path), SLURM_RESTART_COUNT=count) for count in ("0", "1"))
+    assert processes.kill_orphans(str(run.path), 2, "58", 1) == [old.pid]
+    assert old.wait(60) == -9 and own.poll() is None
 
 
 def test_clear_temporaries_deletes_folders_of_earlier_attempts_of_same_run(run, tmp_path, monkeypatch):

@@ -442,8 +442,45 @@ def test_cancel_command_continues_after_unwritable_cancel_file(sweep, commands, 
     assert [run.cancel.exists() for run in runs] == [True, False, True]
     commands("scancel", "echo 'Access denied' >&2; exit 1")
     monkeypatch.setattr(clusters, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
-    with pytest.raises(PermissionDenied, match="a: Permission denied; .*Also: not signalled .*Access denied"):
+    with pytest.raises(PermissionDenied, match="a: Permission denied; .*not ended: not signalled .*Access denied"):
         clusters.request_cancel(runs, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_cancel_of_run_of_other_user_claims_no_kill(sweep, commands, monkeypatch):
+    """scancel is refused, too: nothing was ended."""
+    run = sweep("a", ("RUNNING", "None"))
+    os.chown(run.path, 12345, -1)
+    commands("scancel", "echo 'scancel: error: Kill job error on job id 57_0: Access/permission denied' >&2; exit 210")
+    monkeypatch.setattr(clusters, "create_json", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionDenied) as error:
+        clusters.request_cancel([run], "")
+    assert "were killed" not in str(error.value) and "Access/permission denied" in str(error.value)
+    assert str(error.value).endswith("Ask uid 12345, who started them.")
+
+
+def test_submit_shows_messages_of_site_and_limit_that_it_has_cut(tmp_path, commands, capsys):
+    commands("sbatch", "echo 'sbatch: Site policy: at most a minute' >&2; echo 'Submitted batch job 57'")
+    commands("scontrol", f"[ $2 = job ] && echo 'JobId=57 Requeue=1 TimeLimit=00:01:00' || {CONFIG}")
+    run = RunDir(tmp_path / "demo" / "a")
+    run.path.mkdir(parents=True)
+    backend.SlurmBackend(PROFILE).submit([Job(run, tmp_path, JobResources(hours=0.5))])
+    assert capsys.readouterr().err.splitlines() == [
+        "sbatch: Site policy: at most a minute",
+        "warning: job 57: the site has cut its wall limit to 60 s; asked for 30 min",
+    ]
+    (submitted,) = map(read_json, run.path.parent.glob(".slurm/*/submitted.json"))
+    assert submitted["limit"] == 60 and wall_limit.lowered(run, 60) == "", "it was not lowered since"
+
+
+def test_status_warns_of_limit_that_was_lowered(sweep):
+    run = sweep("a", ("RUNNING", "None"))
+    write_json(run.path / "job.json", {**read_json(run.path / "job.json"), "shape": {"hours": 0.5}})
+    n = attempts.start_attempt(run, {})
+    wall_limit.record_limit(run, n, 1800)
+    assert state_of(run)[2] == ""
+    wall_limit.record_limit(run, n, 60)
+    assert state_of(run)[2] == "its wall limit was lowered from 30 min to 60 s"
 
 
 def test_cancel_signals_remaining_runs_after_failure(sweep, commands):

@@ -553,14 +553,21 @@ def test_watcher_notices_lowered_time_limit_on_sigterm(stage, tmp_path):
     assert "the wall limit of 15 min passed, and nothing new was kept" in stage.end()["reason"]
 
 
-def test_script_stops_run_after_three_timeouts_of_lowered_limit(stage):
-    """The limit was 24 hours at submission. Slurm reports the present limit, and when a job was preempted."""
+@pytest.mark.parametrize("hours", [0, 24])
+def test_script_stops_run_after_three_timeouts_unless_limit_was_lowered(stage, hours):
+    """Slurm reports the present limit, and when a job was preempted. A run whose limit was 24 hours at its submission
+    goes on, as after preemptions: each start waits longer."""
+    write_json(stage.run.path / "job.json", {"token": "77aa77aa", "after": 0, "shape": {"hours": hours}})
     job_fields = "JobState=RUNNING Restarts=0 RunTime=00:00:50 TimeLimit=00:01:00 PreemptTime={}"
     stage.commands("srun", "exit 75")
     for n, preempted in ((1, "2026-11-25T09:24:14"), (2, "None"), (3, "None"), (4, "None")):
         stage.commands("scontrol", f"[ $1 = show ] && echo '{job_fields.format(preempted)}'; exit 0")
         assert stage.start().wait(60) == 75
-        assert stage.end(n)["cause"] == ("stopped" if n == 1 else "timeout")
+        assert stage.end(n)["cause"] == ("stopped" if n == 1 or hours else "timeout")
+    if hours:
+        assert (stage.end(4)["action"], stage.end(4)["delay"]) == ("requeue", 120.0)
+        assert stage.end(4)["reason"].endswith("its wall limit was lowered from 24 h to 60 s")
+        return
     assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
 
 
