@@ -5,7 +5,7 @@ Administrators change limits of running jobs, so the limit comes from Slurm and 
 
 import math
 import time
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 from flip.runs import commit
 from flip.runs.records import COUNT
@@ -59,7 +59,7 @@ def lowered(run: RunDir, limit: int) -> str:
     """Where the wall limit of an attempt, in seconds, was lowered since its submission, in words; "" if it was not, or
     if that is unknown. A person did that, and may raise it again: the run is not given up for it."""
     job = read_record(run.path / "job.json") or {}
-    submitted = {}
+    submitted: Dict[str, Any] = {}
     try:
         path = run.path.parent / ".slurm" / job.get("token", "") / "submitted.json"
         submitted = read_record(path, {"limit": COUNT}) or {}
