@@ -198,10 +198,10 @@ def printed_messages() -> Iterator[None]:
 
     copy = utils.copy_process_streams
 
-    def copy_and_print(process: Any, output: Any, errors: Any, verbose: bool = False) -> None:
-        copy(process, output, errors, verbose)
+    def copy_and_print(process: Any, stdout: Any, stderr: Any, verbose: bool = False) -> None:
+        copy(process, stdout, stderr, verbose)
         if process.wait() == 0:
-            for line in errors.getvalue().splitlines():
+            for line in stderr.getvalue().splitlines():
                 print(plain(line), file=sys.stderr)
 
     utils.copy_process_streams = copy_and_print
