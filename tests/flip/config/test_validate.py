@@ -35,7 +35,7 @@ def run(*overrides, **resolved):
         (["stages.pretrain.base_lr=4e-6"], "base_lr is the default 4e-06, meant for batches of 16,384 or more"),
         (["stages.pretrain.base_lr=1e-9"], "peak learning rate"),
         (["stages.pretrain.base_lr=1e-3"], ""),
-        (["stages.pretrain.base_lr=0"], ""),
+        (["stages.pretrain.base_lr=0"], "base_lr is 0"),
     ],
 )
 def test_warnings_report_implausible_learning_rate(words, said):
