@@ -308,6 +308,7 @@ def test_cancel_requires_confirmation_or_yes_option(root):
 def test_cancel_continues_if_processes_belong_to_another_user(root, monkeypatch, capsys):
     bad, pid = RunDir(root / "one" / "b"), os.getpid()
     write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": rank_processes.start_time(pid)}])
+    monkeypatch.setattr(rank_processes, "is_rank", lambda *_: True)  # this process is no rank
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     assert cancel.main(["one/b", "two/a", "--yes", "--root", str(root)]) == 70
     assert "not signalled (found: 'b: [Errno 1] Operation not permitted')" in capsys.readouterr().err
@@ -323,8 +324,11 @@ def test_cancel_does_nothing_at_end_of_input(root, monkeypatch):
 @pytest.mark.parametrize(
     "command, allowed",
     [
-        *((name, ("flip", "jobs", "jobs.common", "jobs.common.cli")) for name in ("status", "logs", "cancel")),
-        ("explain", ("flip", "jobs", "jobs.common", "jobs.common.cli", "jobs.common.text")),
+        *(
+            (name, ("flip", "flip.runs", "jobs", "jobs.common", "jobs.common.cli"))
+            for name in ("status", "logs", "cancel")
+        ),
+        ("explain", ("flip", "flip.runs", "jobs", "jobs.common", "jobs.common.cli", "jobs.common.text")),
         ("host/batch_hooks", ("flip", "flip.runs", "jobs", "jobs.host")),
     ],
 )

@@ -322,6 +322,10 @@ def test_doctor_help_shows_examples_and_imports_only_cli_module():
     assert "examples:" in done.stdout
     assert not {name for name in imported if name.startswith(("flip", "jobs"))} - {
         "flip",
+        "flip.runs",
+        "flip.runs.acl",
+        "flip.runs.ownership",
+        "flip.runs.python_path",
         "jobs",
         "jobs.common",
         "jobs.common.cli",

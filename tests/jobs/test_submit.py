@@ -300,7 +300,9 @@ def test_submit_and_dry_run_warn_of_implausible_settings(typed):
     code, out, _ = typed("stages.pretrain.base_lr=2000", "--only", "half")
     assert code == 0 and "warning (half): stage pretrain: the peak learning rate is 125 (" in out and typed.started
     runs = json.loads(typed("--dry-run", "--json", "stages.pretrain.base_lr=2000", "--changed", "keep")[1])["runs"]
-    assert len(runs[1]["warnings"]) == 1 and "warning: stage pretrain" in typed("--dry-run", "--only", "half")[1]
+    rate, training_data = runs[1]["warnings"]
+    assert "peak learning rate" in rate and "is the data set that the run trains on" in training_data
+    assert "warning: stage pretrain" in typed("--dry-run", "--only", "half")[1]
 
 
 def test_dry_run_prints_batch_scripts_with_script_option(desk):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flip.config.derived import world_size
 from flip.config.host import Host
-from flip.config.identity import ConfigChange, identity
+from flip.config.identity import ConfigChange, identity, is_same_run
 from flip.config.merge import dump
 from flip.config.resolve import dataset_facts, resolve
 from flip.config.validate import validate
@@ -173,7 +173,9 @@ def test_shipped_sweeps_keep_pinned_names_and_identities(name, monkeypatch):
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]  # same on every machine
     runs = load(SWEEPS / f"{name}.yaml", fixed).runs
     resolved = {run.name: resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in runs}
-    assert {name: identity(config, "")["hash"][:16] for name, config in resolved.items()} == PINNED[name]
+    stored = {name: identity(config, "", version=1) for name, config in resolved.items()}
+    assert {name: record["hash"][:16] for name, record in stored.items()} == PINNED[name]
+    assert all(is_same_run(stored[name], config) for name, config in resolved.items()), "version 2 continues such runs"
 
 
 def test_grid_runs_and_seeds_have_short_names(sweep):
@@ -476,7 +478,7 @@ def test_resolve_stable_keeps_identity_of_run_before_gpu_defaults(monkeypatch, t
     fixed = ["data.decoder=pillow", "data.resize=pillow", "data.samples=1e6"]
     old = load(SWEEPS / "model_scaling.yaml", [*fixed, *before]).runs[0].config
     stored = resolve(old, H100_NODE, dataset_facts(old))
-    record = identity(stored, "")
+    record = identity(stored, "", version=1)
     assert record["hash"][:16] == "068fae29737a5b0b", "the identity is unchanged since then"
     run = tmp_path / "baseline"
     run.mkdir()
@@ -485,8 +487,8 @@ def test_resolve_stable_keeps_identity_of_run_before_gpu_defaults(monkeypatch, t
     write_json(run / "identity.json", record)
     new = load(SWEEPS / "model_scaling.yaml", fixed).runs[0].config
     facts = dataset_facts(new)
-    assert identity(resolve(new, H100_NODE, facts), "")["hash"] != record["hash"]
-    assert identity(resolve_stable(new, H100_NODE, facts, [run]), "")["hash"] == record["hash"]
+    assert not is_same_run(record, resolve(new, H100_NODE, facts))
+    assert is_same_run(record, resolve_stable(new, H100_NODE, facts, [run]))
 
 
 BEFORE = ("compile", "replicate", "loss_tile")
