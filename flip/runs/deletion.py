@@ -12,7 +12,7 @@ import shutil
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Collection, Iterable, Iterator, List, Optional, Tuple
+from typing import Callable, Collection, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from flip.runs.ownership import PathLike, user_name
 
@@ -22,7 +22,7 @@ _SHARD = re.compile(r"shard-[0-9]{5,9}-model-00001-of-00001\.safetensors\Z")
 #: NAME.tmp.<hex>, .tmp.<hex>.NAME (files.atomic_path), NAME.new.<hex>; earlier releases: NAME.tmp.<pid>, latest.new.
 _TEMPORARY = re.compile(r"\.(tmp|new)\.[0-9a-f]+(\.[0-9a-f]+)*\Z|\A\.tmp\.[0-9a-f]{16}\.")
 _RANDOM = re.compile(r"[0-9a-f]{16}\Z")
-_LINKED = "it, or a folder above it in the run directory, is a symbolic link or no folder"
+_LINKED = "it, or a folder above it, is a symbolic link or no folder"
 
 
 def delete_file(path: PathLike, missing_ok: bool = False) -> bool:
@@ -74,6 +74,33 @@ def discard_own_folder(path: PathLike) -> None:
         return
     if stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid():
         shutil.rmtree(str(path), ignore_errors=True)
+
+
+def delete_folder_below(top: PathLike, names: Sequence[str], emptied: int = 0) -> None:
+    """Delete the folder TOP/NAME/.../NAME of the current user and everything below it. It may be missing.
+
+    ``emptied``: how many of the folders above it are deleted too if they are then empty. Raises PermissionError if one
+    of ``names`` is a link or no folder, or if the folder, or the one that contains it, belongs to another user; OSError
+    if something cannot be deleted. For commands: Python >= 3.11.
+    """
+    path = os.path.join(str(top), *names)
+    try:
+        with _opened_below(top, names) as folders:
+            for folder in folders[-2:]:
+                owner = os.fstat(folder).st_uid
+                if owner != os.geteuid():
+                    reason = "not deleted: it, or its folder, belongs to %s" % user_name(owner)
+                    raise PermissionError(errno.EPERM, reason, path)
+            shutil.rmtree(names[-1], dir_fd=folders[-2])
+            for level in range(-2, -2 - emptied, -1):
+                if os.listdir(folders[level]):
+                    break
+                os.rmdir(names[level], dir_fd=folders[level - 1])
+    except _Linked:
+        raise PermissionError(errno.EPERM, "not deleted: %s" % _LINKED, path)
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise
 
 
 def is_temporary(name: str) -> bool:
@@ -168,11 +195,18 @@ class _Linked(Exception):
 @contextmanager
 def _opened(path: Path) -> Iterator[Tuple[int, int]]:
     stage = path.parent
-    descriptors = [os.open(str(stage.parent.parent), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+    with _opened_below(stage.parent.parent, (stage.parent.name, stage.name, path.name)) as folders:
+        yield folders[-2], folders[-1]
+
+
+@contextmanager
+def _opened_below(top: PathLike, names: Sequence[str]) -> Iterator[List[int]]:
+    """Yield descriptors of ``top`` and of each folder on the way down. Raises _Linked if a name is a link."""
+    descriptors = [os.open(str(top), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
-        for name in (stage.parent.name, stage.name, path.name):
+        for name in names:
             descriptors.append(_open_below(descriptors[-1], name))
-        yield descriptors[-2], descriptors[-1]
+        yield descriptors
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

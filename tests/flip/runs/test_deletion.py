@@ -69,6 +69,39 @@ def test_delete_own_folder_refuses_folder_of_another_user(outside):
     assert (outside / "file").exists()
 
 
+def test_delete_folder_below_deletes_folder_and_empty_parents(outside, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / "a" / "b" / name / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "first" / "link").symlink_to(outside)
+    deletion.delete_folder_below(tmp_path, ("a", "b", "first"), emptied=2)
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["second"]
+    deletion.delete_folder_below(tmp_path, ("a", "b", "first"), emptied=2)  # missing
+    deletion.delete_folder_below(tmp_path, ("a", "b", "second"), emptied=1)
+    assert list((tmp_path / "a").iterdir()) == [] and (outside / "file").exists()
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_delete_folder_below_refuses_link_at_any_level(outside, tmp_path, level):
+    names = ("a", "b", "c")
+    (outside / "b" / "c" / "c").mkdir(parents=True)
+    place = tmp_path.joinpath(*names[:level])
+    place.mkdir(parents=True, exist_ok=True)
+    (place / names[level]).symlink_to(outside.joinpath(*names[1 : level + 1]))
+    with pytest.raises(PermissionError, match="is a symbolic link"):
+        deletion.delete_folder_below(tmp_path, names)
+    assert (outside / "b" / "c" / "c").exists()
+
+
+@root
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_delete_folder_below_refuses_folder_of_another_user(tmp_path, names):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    os.chown(tmp_path.joinpath(*names), OTHER, OTHER)
+    with pytest.raises(PermissionError, match="belongs to"):
+        deletion.delete_folder_below(tmp_path, ("a", "b"))
+    assert (tmp_path / "a" / "b").exists()
+
+
 def test_checkpoint_files_are_the_names_of_the_writer_with_commit_file_first():
     own = [commit.COMMIT_FILE, f"commit.json.tmp.{'a' * 16}", "damaged.json", commit.SHARD_FILE % 1]
     own += [f"{commit.SHARD_FILE % 2}.tmp.{'0' * 16}", commit.SHARD_FILE % 100_000]
