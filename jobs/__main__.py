@@ -17,6 +17,7 @@ COMMANDS = {
         "status": "state and progress of runs",
         "logs": "output of the ranks of runs",
         "cancel": "save, end and stop runs",
+        "clean": "delete the trash, old logs and unused code",
         "explain": "one page about one run: state, cause, next step",
         "report": "results as table, page, Markdown, CSV and figures",
         "tensorboard": "TensorBoard over runs",

@@ -7,6 +7,7 @@ commit.
 - ``snapshot.py``: ``take`` copies the code of the runs into the sweep's folder.
 - ``dry_run.py``: ``PlannedJob``, the jobs that Slurm would get.
 - ``render.py``: a plan as text and as JSON.
+- ``cleanup.py``: what runs no longer need, and its deletion, for ``jobs/clean.py``.
 - ``evaluation.py``: ``EvaluationRequest``, one call of ``jobs/evaluate.py``: a separate job next to the run.
 
 Does not watch runs: it returns their directories to the command. May import ``jobs.planning``, ``jobs.runs``,

@@ -66,6 +66,7 @@ def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
         _refuse_additional_files(contents, target)
         _repair(contents, target)
         with writing(target):
+            os.utime(target)  # in use again: flip clean deletes only old ones
             delete_bytecode(target)
             _make_caches(contents, target)
         return snapshot
