@@ -1,6 +1,6 @@
 """Makes folders and opens files to write: the only module of the project that does so (tests/security/test_calls.py).
 
-Folders and files of runs and caches: nobody but the owner may write to them, whatever the umask and default ACLs allow.
+Only the owner may write to folders and files of runs and caches, whatever the umask and default ACLs allow.
 
 - ``closed_folder``, ``new_folder``: create a folder. ``run_folder``: also closes one that an older release left open.
 - ``private_folder``: only the owner may enter it.

@@ -1,6 +1,5 @@
 """Tests of the batch script: its text against golden files, its protocol in a real bash with stand-ins for Slurm."""
 
-import ast
 import contextlib
 import json
 import os
@@ -14,38 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import acl
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.job import Job, JobResources
-from jobs.host import attempts, batch_hooks
 from jobs.slurm import batch_script
-from jobs.slurm.backend import executor_of
 from jobs.slurm.site import rejection
-from tests.flip.runs.test_acl import set_or_skip
-from tests.harness.common import wait_until
+from tests.jobs.slurm.batch_stage import JOB, ROOT, script
 from tests.slurm_site import require_shellcheck
 
-ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).with_name("golden")
-CODE = Path("/runs/demo/.code")
-JOB = Job(
-    RunDir("/runs/demo/a"),
-    CODE / "c0de",
-    JobResources(2, 8, 8, 12, 23.9),
-    {"NCCL_DEBUG": "WARN x"},
-    hooks=CODE / "today",
-)
-
-
-def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
-    """The script that sbatch would get."""
-    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # without srun
-    executor = executor_of(profile, job, Path(folder), "demo.0123abcd")
-    if elements > 1:
-        executor.parameters["map_count"] = elements
-    return executor._make_submission_file_text(executor._submitit_command_str, "0")
 
 
 @pytest.mark.parametrize(
@@ -110,39 +87,6 @@ def test_script_requests_requeue_unless_profile_forbids_it(options, requeue, mon
     assert ("#SBATCH --requeue\n" in text) == requeue and ("#SBATCH --no-requeue\n" in text) == (not requeue)
 
 
-class Stage:
-    """Runs a batch script in a real bash; srun and scontrol are small scripts at the front of PATH."""
-
-    def __init__(self, folder, commands, monkeypatch):
-        self.folder, self.commands = folder / "my sweep" / ".slurm" / "77aa77aa", commands
-        self.run = RunDir(folder / "my sweep" / "run with space")
-        self.run.path.mkdir(parents=True)
-        self.folder.mkdir(parents=True)
-        (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
-        write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
-        job = Job(self.run, ROOT, JobResources(), {}, "jobs.worker")
-        text = script(ClusterProfile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
-        self.script = folder / "script.sh"
-        self.script.write_text(text)
-        commands(
-            "scontrol", "case $2 in job) echo 'JobState=RUNNING Restarts=0 Partition=gpu';; hostnames) echo $3;; esac"
-        )
-        commands("sinfo", "printf 'n%s|idle\\n' 1 2 3 4 5 6 7 8 9")
-
-    def start(self, **env):
-        variables = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1"}
-        variables |= {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_NAME": "demo", "SLURMD_NODENAME": "n7", **env}
-        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **variables}, start_new_session=True)
-
-    def end(self, n=1):
-        return read_json(self.run.attempt(n) / "end.json")
-
-
-@pytest.fixture
-def stage(tmp_path, commands, monkeypatch):
-    return Stage(tmp_path, commands, monkeypatch)
-
-
 def test_script_records_crash_and_requeues_job(stage):
     stage.commands("srun", "echo $FLIP_RUN $FLIP_ATTEMPT $*; exit 137")
     bash = stage.start()
@@ -196,105 +140,6 @@ DISABLED = """case $1 in
     write) cat {script};;
     requeue) echo "57_1: Requested operation is presently disabled." >&2; exit 1;; esac"""
 """scontrol for a job with Requeue=0."""
-
-
-@pytest.fixture
-def code(tmp_path):
-    """A copy of the code in a folder of its own, as a snapshot has it."""
-    folder = tmp_path / "root" / "code"
-    for name in ("flip", "jobs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (folder.parent, folder, *folder.rglob("*")):
-        path.chmod(path.stat().st_mode & ~0o022)
-    return folder
-
-
-def put(stage, code, monkeypatch, **fields):
-    """Write the script of a job with this code."""
-    job = Job(stage.run, code, JobResources(), {}, "jobs.worker", **fields)
-    stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
-    stage.commands("srun", "env > $FLIP_RUN/env; exit 0")
-
-
-LAB = 54321
-"""A group without a name, of which this process is no member."""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize(
-    ("place", "owner", "group", "mode", "reason"),
-    [
-        ("code/jobs", 12345, 0, 0o755, "it belongs to uid 12345"),
-        ("code/flip/__init__.py", 0, 0, 0o666, "every user may write to it"),
-        ("code/flip/runs", 0, LAB, 0o775, f"members of the group gid {LAB} may write to it"),
-        ("code/flip/__init__.py", 0, LAB, 0o664, f"members of the group gid {LAB} may write to it"),
-        (".", 0, LAB, 0o2775, f"members of the group gid {LAB} may write to it"),
-        (".", 0, 0, 0o777, "every user may write to it"),
-        (".", 12345, 0, 0o755, "it belongs to uid 12345"),
-    ],
-)
-def test_script_does_not_execute_code_of_other_user(stage, code, monkeypatch, place, owner, group, mode, reason):
-    """A user with write access to the code, or to a folder above, may have replaced it."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(stage.folder / "none"))
-    put(stage, code, monkeypatch)
-    path = code.parent / place
-    before = path.stat().st_mode
-    os.chown(path, owner, group)
-    path.chmod(mode)
-    assert stage.start().wait(60) == 77 and not stage.run.attempts.exists()
-    assert f"{path}: {reason}: not executed" in (stage.folder / "57_1.err").read_text()
-    assert not [call for call in stage.commands.calls() if "requeue" in call]
-    os.chown(path, 0, 0)
-    path.chmod(before)
-    stage.start().wait(60)
-    assert stage.run.newest_attempt() == 1
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_script_carries_trusted_groups_and_accepted_places(stage, code, monkeypatch):
-    """Nodes may not have the user's record of trusted groups, nor the variable of the submission."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(stage.folder / "none"))
-    os.chown(code / "flip", 0, LAB)
-    (code / "flip").chmod(0o775)
-    monkeypatch.setenv("FLIP_TRUST_GROUP", str(LAB))
-    put(stage, code, monkeypatch)
-    monkeypatch.delenv("FLIP_TRUST_GROUP")
-    stage.start().wait(60)
-    assert stage.run.newest_attempt() == 1
-    assert f"FLIP_TRUST_GROUP={LAB}\n" in (stage.run.path / "env").read_text()
-    (code / "flip").chmod(0o755)
-    code.parent.chmod(0o777)
-    put(stage, code, monkeypatch, exposed=[str(code.parent)])
-    shutil.rmtree(stage.run.attempts)
-    stage.start().wait(60)
-    assert stage.run.newest_attempt() == 1
-    warning = f"warning: {code.parent}: every user may write to it, so that others could exchange the code"
-    assert (stage.run.logs / "1" / "job.err").read_text().count(warning) == 1
-    code.chmod(0o777)
-    assert stage.start().wait(60) == 77, "accepted is one folder, not what lies in it"
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize(("permissions", "refused"), [(6, True), (5, False)], ids=["write", "read"])
-def test_script_reads_access_control_lists_of_code(stage, code, monkeypatch, permissions, refused):
-    """The group bits of the mode are the mask of the list: they show write access in both cases."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(stage.folder / "none"))
-    put(stage, code, monkeypatch)
-    file = code / "flip" / "__init__.py"
-    rows = [(acl.USER_OBJ, 7), (acl.USER, permissions), (acl.GROUP_OBJ, 5), (acl.MASK, 7), (acl.OTHER, 5)]
-    entries = [acl.Entry(tag, bits, 12345 if tag == acl.USER else acl.NO_ID) for tag, bits in rows]
-    set_or_skip(file, acl.ACCESS, entries)
-    assert file.stat().st_mode & 0o020
-    assert (stage.start().wait(60) == 77) == refused
-    if refused:
-        reason = "its access control list lets uid 12345 write to it: not executed"
-        assert f"{file}: {reason}" in (stage.folder / "57_1.err").read_text()
-
-
-def test_ownership_program_has_syntax_of_python_3_6_and_imports_no_module_of_ours():
-    tree = ast.parse(batch_script.ownership_program(), feature_version=(3, 6))
-    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert {node.module for node in imported} == {"typing"}
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -506,53 +351,6 @@ def test_broken_node_counts_consecutive_failed_starts_without_preemptions(stage,
     assert len(changes) == (3 if again else 0), "the number of retries is limited"
 
 
-def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
-    """Slurm kills the shell at the limit, and the exit trap with it, so only the watcher can requeue the job."""
-    limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
-    running = "JobState=RUNNING Restarts=0 RunTime=00:29:59 TimeLimit=00:30:00"
-    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
-    stage.commands(
-        "scontrol", f"[ $1 = show ] && {{ [ -e {tmp_path}/up ] && echo '{limit}' || echo '{running}'; }}; exit 0"
-    )
-    bash = stage.start()
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-        assert bash.poll() is None
-    os.killpg(bash.pid, signal.SIGKILL)
-    bash.wait(60)
-    calls = [call.split()[1] for call in stage.commands.calls() if call.startswith("scontrol")]
-    assert calls == ["show"] * (len(calls) - 1) + ["requeue"], "the watcher does not poll again before it is killed"
-    assert stage.run.hit_time_limit(1) and stage.end() is None
-    attempts.end_abandoned(stage.run)
-    assert (stage.end()["cause"], stage.end()["action"]) == ("timeout", "requeue")
-
-
-def test_watcher_notices_lowered_time_limit_on_sigterm(stage, tmp_path):
-    """The watcher has read a limit of a day and asks Slurm every 15 minutes; Slurm sends TERM when a job ends."""
-    (tmp_path / "shown").write_text("JobState=RUNNING Reason=None Restarts=0 RunTime=00:10:00 TimeLimit=1-00:00:00")
-    stage.commands("scontrol", f"[ $1 = show ] && cat {tmp_path}/shown; exit 0")
-    stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
-    bash = stage.start()
-    command = ["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"]
-    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-    (tmp_path / "ending").write_text(
-        "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
-    )
-    (tmp_path / "ending").replace(tmp_path / "shown")  # atomic: the watcher may read the file at this moment
-    for pid in subprocess.run(command, capture_output=True, text=True).stdout.split():
-        os.kill(int(pid), signal.SIGTERM)
-    limit = time.monotonic() + 60
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-        assert time.monotonic() < limit
-    assert stage.run.hit_time_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
-    os.killpg(bash.pid, signal.SIGKILL)
-    bash.wait(60)
-    attempts.end_abandoned(stage.run)
-    assert "the wall limit of 15 min passed, and nothing new was kept" in stage.end()["reason"]
-
-
 @pytest.mark.parametrize("hours", [0, 24])
 def test_script_stops_run_after_three_timeouts_unless_limit_was_lowered(stage, hours):
     """Slurm reports the present limit, and when a job was preempted. A run whose limit was 24 hours at its submission
@@ -569,82 +367,6 @@ def test_script_stops_run_after_three_timeouts_unless_limit_was_lowered(stage, h
         assert stage.end(4)["reason"].endswith("its wall limit was lowered from 24 h to 60 s")
         return
     assert stage.end(4)["action"] == "stop" and "the wall limit of 60 s passed" in stage.end(4)["reason"]
-
-
-@pytest.mark.long
-def test_watcher_requeues_job_after_kill_of_batch_shell(stage, tmp_path):
-    """The exit trap does not run then. The next start records the end of the attempt."""
-    running = "JobState=RUNNING Restarts=0 RunTime=00:00:20 TimeLimit=10:00:00"
-    killed = running.replace("RUNNING", "COMPLETING Reason=RaisedSignal:9(Killed)")
-    stage.commands("srun", f"touch {tmp_path}/up; sleep 60")
-    show = f"[ -e {tmp_path}/killed ] && echo '{killed}' || echo '{running}'"
-    stage.commands("scontrol", f"[ $1 = show ] && {{ {show}; }}; exit 0")
-    bash = stage.start()
-    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-    (tmp_path / "killed").touch()
-    bash.kill()
-    bash.wait(60)
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-    os.killpg(bash.pid, signal.SIGKILL)  # the ranks
-    assert stage.end() is None
-    attempts.end_abandoned(stage.run)
-    assert (stage.end()["cause"], stage.end()["action"]) == ("node", "requeue")
-
-
-SLOW = """#!/bin/sh
-# The batch script's Python, slow to start one of the hooks: its process id is in the file of that name.
-case $3 in {hook}) echo $$ > {folder}/{hook}; sleep {seconds};; esac
-exec {python} "$@"
-"""
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("hook, seconds", [("begin", 60), ("watch", 1)])
-def test_job_of_shell_that_is_killed_during_start_up_is_requeued(stage, tmp_path, hook, seconds):
-    """``begin`` has not won an attempt yet, or the watcher's Python has not started: its parent is another process."""
-    failed = "JobState=FAILED Reason=RaisedSignal:9(Killed) Restarts=0 RunTime=00:00:02 TimeLimit=10:00:00"
-    running = failed.replace("FAILED Reason=RaisedSignal:9(Killed)", "RUNNING")
-    stage.commands("srun", "sleep 60")
-    stage.commands(
-        "scontrol", f"case $2 in job) [ -e {tmp_path}/killed ] && echo '{failed}' || echo '{running}';; esac"
-    )
-    (tmp_path / "slow").write_text(SLOW.format(hook=hook, folder=tmp_path, seconds=seconds, python=sys.executable))
-    (tmp_path / "slow").chmod(0o755)
-    stage.script.write_text(stage.script.read_text().replace(f"{sys.executable} -I", f"{tmp_path}/slow -I"))
-    bash = stage.start()
-    if hook == "begin":
-        wait_until(lambda: "scontrol show job 57_1" in stage.commands.calls(), "the watcher")
-    wait_until((tmp_path / hook).exists, hook)
-    (tmp_path / "killed").touch()
-    bash.kill()
-    bash.wait(60)
-    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "a requeue")
-    if hook == "begin":  # Slurm changes no comment of a job that has ended
-        failure = "scontrol update JobId=57_1 Comment=away:1:0:0:137:n7"
-        wait_until(lambda: stage.commands.calls()[-1] == failure, "the comment, after the requeue")
-        assert stage.run.newest_attempt() == 0
-    os.killpg(bash.pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("ends", ["complete", "folder"])
-def test_watcher_ends_with_script_that_starts_no_attempt(stage, ends):
-    """It must not take the end of the shell for a kill."""
-    if ends == "complete":
-        write_json(stage.run.result, {})
-    else:
-        text = stage.script.read_text()
-        stage.script.write_text(
-            text.replace("FLIP_ATTEMPT=$(", "sleep 0.3; FLIP_ATTEMPT=$(mv /nowhere /nowhere2 || exit 2; ")
-        )
-        stage.commands(
-            "scontrol", "case $2 in job) printf 'JobId=58\\n   Comment=away:100:-1:12 \\n';; hostnames) echo $3;; esac"
-        )
-    assert stage.start().wait(60) == (0 if ends == "complete" else 2)
-    time.sleep(batch_hooks.SHELL_EXIT_SECONDS + 0.5)
-    assert not subprocess.run(["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"], capture_output=True).stdout
-    assert "scontrol requeue 57_1" not in stage.commands.calls()
 
 
 @pytest.mark.parametrize("what, requeued", [("sweep", False), ("root", True), ("code", True)])
@@ -666,53 +388,6 @@ def test_job_ends_if_sweep_was_deleted_but_not_if_it_is_out_of_reach(stage, tmp_
         root.mkdir()
     assert stage.start().wait(60) == {"sweep": 78, "root": 1, "code": 2}[what]
     assert ("scontrol requeue 57_1" in stage.commands.calls()) == requeued
-
-
-@pytest.mark.parametrize(
-    "state, what, requeued",
-    [
-        ("RUNNING", "", True),
-        ("FAILED Reason=RaisedSignal:9(Killed)", "", True),
-        ("COMPLETING Reason=TimeLimit", "", True),
-        ("COMPLETING Reason=None", "", False),  # cancelled
-        ("PENDING Reason=BeginTime", "", False),
-        ("COMPLETING Reason=SomethingNew", "", False),
-        ("RUNNING", "complete", False),
-        ("RUNNING", "cancelled", False),
-        ("RUNNING", "stop", False),
-    ],
-)
-def test_on_shell_gone_requeues_job_depending_on_job_and_run_state(stage, slept, monkeypatch, state, what, requeued):
-    stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
-    n = stage.run.start_attempt({})
-    if what == "stop":
-        stage.run.write_cause(n, 0, "config", 78, "a key is unknown")
-        attempts.end_attempt(stage.run, n, 78, "RUNNING")
-    elif what:
-        write_json(stage.run.result if what == "complete" else stage.run.cancel, {})
-    monkeypatch.setenv("SLURM_JOB_ID", "58")
-    assert batch_hooks.on_shell_gone(batch_hooks.OwnAttempt(stage.run, n)) == 0
-    assert ("scontrol requeue 58" in stage.commands.calls()) == requeued
-    assert stage.run.hit_time_limit(n) == ("TimeLimit" in state)
-
-
-def test_watcher_detects_time_limit_while_exit_trap_waits(stage, tmp_path):
-    """The trap waits up to ten minutes for storage or Slurm. The job may reach its limit first, which ends the trap."""
-    limit = "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:30:20 TimeLimit=00:30:00"
-    stage.commands("srun", "exit 1")
-    stage.commands(
-        "scontrol",
-        f"""[ $1 = show ] || exit 0
-    case $(tr '\\0' ' ' < /proc/$PPID/cmdline) in *batch_hooks.py\\ watch*)
-        while [ ! -e {tmp_path}/end ]; do sleep 0.05; done; echo '{limit}';;
-    *) touch {tmp_path}/end; exit 1;; esac""",
-    )
-    bash = stage.start()
-    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "the watcher's requeue", seconds=120)
-    assert stage.end() is None, "the exit trap still waits"
-    os.killpg(bash.pid, signal.SIGKILL)
-    bash.wait(60)
-    assert stage.run.hit_time_limit(1)
 
 
 @pytest.mark.parametrize("what", ["begin", "end"])

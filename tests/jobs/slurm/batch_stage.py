@@ -1,0 +1,57 @@
+"""A batch script in a real bash, with stand-ins for Slurm: the harness of the tests of this folder."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
+from jobs.slurm.backend import executor_of
+
+ROOT = Path(__file__).resolve().parents[3]
+CODE = Path("/runs/demo/.code")
+JOB = Job(
+    RunDir("/runs/demo/a"),
+    CODE / "c0de",
+    JobResources(2, 8, 8, 12, 23.9),
+    {"NCCL_DEBUG": "WARN x"},
+    hooks=CODE / "today",
+)
+
+
+def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
+    """The script that sbatch would get."""
+    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # without srun
+    executor = executor_of(profile, job, Path(folder), "demo.0123abcd")
+    if elements > 1:
+        executor.parameters["map_count"] = elements
+    return executor._make_submission_file_text(executor._submitit_command_str, "0")
+
+
+class Stage:
+    """Runs a batch script in a real bash; srun and scontrol are small scripts at the front of PATH."""
+
+    def __init__(self, folder, commands, monkeypatch):
+        self.folder, self.commands = folder / "my sweep" / ".slurm" / "77aa77aa", commands
+        self.run = RunDir(folder / "my sweep" / "run with space")
+        self.run.path.mkdir(parents=True)
+        self.folder.mkdir(parents=True)
+        (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
+        write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
+        job = Job(self.run, ROOT, JobResources(), {}, "jobs.worker")
+        text = script(ClusterProfile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
+        self.script = folder / "script.sh"
+        self.script.write_text(text)
+        commands(
+            "scontrol", "case $2 in job) echo 'JobState=RUNNING Restarts=0 Partition=gpu';; hostnames) echo $3;; esac"
+        )
+        commands("sinfo", "printf 'n%s|idle\\n' 1 2 3 4 5 6 7 8 9")
+
+    def start(self, **env):
+        variables = {"SLURM_JOB_ID": "58", "SLURM_ARRAY_JOB_ID": "57", "SLURM_ARRAY_TASK_ID": "1"}
+        variables |= {"SLURM_JOB_PARTITION": "gpu", "SLURM_JOB_NAME": "demo", "SLURMD_NODENAME": "n7", **env}
+        return subprocess.Popen(["bash", str(self.script)], env={**os.environ, **variables}, start_new_session=True)
+
+    def end(self, n=1):
+        return read_json(self.run.attempt(n) / "end.json")
