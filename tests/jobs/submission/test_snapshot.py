@@ -207,7 +207,7 @@ def test_snapshot_stays_trusted_after_import_under_open_umask(repository, tmp_pa
     first = take(repository, tmp_path / "code")
     before = os.umask(0)
     try:
-        command = [sys.executable, "-c", "import flip.a"]
+        command = [sys.executable, "-S", "-c", "import flip.a"]  # -S: not the installed checkout
         environment = {"PYTHONPATH": str(first.path), "PYTHONDONTWRITEBYTECODE": ""}
         subprocess.run(command, env=environment, cwd=tmp_path, check=True)
     finally:
