@@ -112,7 +112,7 @@ class RemoteFolder:
             return ""
         url = f"{self._base}/{name}"
         if self._came_with_copy(record) or self._is_owned_by_other(url, record):
-            log.warning("%s belongs to another run directory; a new folder is used", url)
+            log.warning("%s has no owner.json of this run directory; a new folder is used", url)
             return ""
         return url
 
@@ -125,17 +125,21 @@ class RemoteFolder:
         return is_copy(self._run, record) or original == record["folder"] != str(self._run.path)
 
     def _is_owned_by_other(self, url: str, record: dict[str, Any]) -> bool:
-        """Whether owner.json names another run directory.
+        """Whether owner.json names another run directory, or the folder has files without a valid owner.json.
 
-        Older versions wrote neither owner.json nor ``folder`` into url.json. If job.json is as old, the names of sweep
-        and run in the address decide: a copied directory has another name, or lies in another sweep.
+        Older versions wrote neither owner.json nor ``folder`` into url.json (``record``). A url.json with ``folder``
+        may be prepared, to name the folder of an older run: only an empty folder is then taken. If url.json and
+        job.json are old, the names of sweep and run in the address decide: a copied directory has another name, or
+        lies in another sweep.
         """
         owner = self._read_owner(url)
         if owner:
             return is_copy(self._run, owner)
+        if "folder" in record:
+            return any(name != OWNER_FILE for name in RemoteCheckpoint(url, self._retry_policy).names())
         job = self._job
         was_moved = job.get("folder", str(self._run.path)) != str(self._run.path)
-        if "folder" in record or "copy_of" in job or was_moved:
+        if "copy_of" in job or was_moved:
             return False
         first = re.escape(f"/{self._run.sweep}/{self._run.name}-")
         return not re.search(first + r"[0-9a-f]{8}\Z", record["url"])

@@ -40,7 +40,20 @@ def original_folder(run: RunDir, job: Mapping[str, Any]) -> str:
     """
     if is_copy(run, job):
         return str(job["folder"])
+    if "folder" not in job:
+        return _original_by_snapshot(run, job)
     return str(job.get("copy_of", ""))
+
+
+def _original_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
+    """``original_folder`` by a job.json of an older version, which names SWEEP/.code/DIGEST, but no ``folder``."""
+    code = os.path.normpath(str(job.get("snapshot", "")))
+    if not os.path.isabs(code) or os.path.basename(os.path.dirname(code)) != ".code":
+        return ""
+    folder = os.path.join(os.path.dirname(os.path.dirname(code)), run.name)
+    if _is_same(os.path.dirname(folder), run.path.parent) or is_gone(folder):
+        return ""
+    return folder
 
 
 def _is_same(folder: PathLike, path: PathLike) -> bool:

@@ -135,6 +135,39 @@ def old_run_gets_owner_record(folder, world, url):
     assert len(files(first)) == 3, "the old commit is deleted"
 
 
+def prepared_address_of_an_old_run_is_not_used(folder, world, url):
+    """The folder of the victim has no owner record yet, and url.json of the other run claims to be of this version."""
+    victim, run = RunDir(folder / "sweep" / "victim"), RunDir(folder / "sweep" / "a")
+    save(victim, world, url, 16)
+    RemoteCheckpoint(address(victim), POLICY).delete(OWNER_FILE)
+    write_json(victim.checkpoints / "url.json", {"url": address(victim)})
+    shutil.copytree(victim.path, run.path)
+    write_json(run.checkpoints / "url.json", {"url": address(victim), "folder": str(run.path)})
+    before = files(address(victim))
+    save(run, world, url, 32, 48)
+    assert address(run) != address(victim) and files(address(victim)) == before
+    check_whole(victim, 16)
+    save(victim, world, url, 32)
+    check_whole(victim, 32)
+
+
+def copied_root_of_old_runs_gets_own_folders(folder, world, url):
+    """``cp -r`` of a whole runs root: the names are equal, and job.json of an older version names only the snapshot."""
+    run, copy = RunDir(folder / "runs" / "sweep" / "a"), RunDir(folder / "copied" / "sweep" / "a")
+    save(run, world, url, 16)
+    first = address(run)
+    RemoteCheckpoint(first, POLICY).delete(OWNER_FILE)
+    write_json(run.checkpoints / "url.json", {"url": first})
+    write_json(run.path / "job.json", {"snapshot": str(run.path.parent / ".code" / "0123456789abcdef")})
+    shutil.copytree(folder / "runs", folder / "copied")
+    save(copy, world, url, 32, 48)
+    assert address(copy) != first
+    check_whole(run, 16)
+    save(run, world, url, 32)
+    assert address(run) == first
+    check_whole(run, 32)
+
+
 def copy_of_old_run_gets_own_folder(folder, world, url, submitted):
     """``submitted``: job.json of the copy was replaced by a submission; else it still names the original."""
     run, copy = RunDir(folder / "sweep" / "a"), RunDir(folder / "sweep" / "b")
@@ -219,6 +252,8 @@ SCENARIOS = [
     record_that_names_another_folder_deletes_nothing,
     prepared_address_of_another_run_is_not_used,
     old_run_gets_owner_record,
+    prepared_address_of_an_old_run_is_not_used,
+    copied_root_of_old_runs_gets_own_folders,
     moved_run_keeps_folder,
     unreachable_original_counts_as_copy,
     folder_of_another_owner_is_left_alone,

@@ -75,3 +75,15 @@ def test_original_folder_outlives_the_submission_that_replaces_job_json(run, tmp
     assert first["copy_of"] == str(run.path)
     assert original_folder(copy, first) == str(run.path), "also after a second submission"
     assert original_folder(run, record(run.path)) == "" == original_folder(run, {})
+
+
+def test_original_of_older_run_follows_from_its_snapshot(run, tmp_path):
+    """Older versions wrote no ``folder`` into job.json, but the snapshot, which lies in the folder of the sweep."""
+    job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
+    copy = RunDir(tmp_path / "copied" / "sweep" / "a")
+    shutil.copytree(run.path, copy.path)
+    assert original_folder(copy, job) == str(run.path)
+    assert original_folder(run, job) == "" and original_folder(RunDir(tmp_path / "sweep" / "renamed"), job) == ""
+    assert original_folder(copy, {"snapshot": str(tmp_path / "checkout")}) == original_folder(copy, {}) == ""
+    run.path.rename(tmp_path / "aside")
+    assert original_folder(copy, job) == "", "the run was moved"
