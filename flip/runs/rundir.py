@@ -4,6 +4,7 @@ Standard library, Python >= 3.6: trainer, launcher and the exit handler on the h
 are never compared: order comes from the attempt's number n, which is assigned by an exclusive mkdir.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -278,7 +279,8 @@ class RunDir:
         run_folder(self.logs)
         folder = run_folder(self.logs / str(n))
         refuse_prepared(folder)
-        replace_link(self.logs / "latest", str(n))
+        with contextlib.suppress(IsADirectoryError):  # a copy of the link's target, by scp -r or cp -rL
+            replace_link(self.logs / "latest", str(n))
         return folder
 
     def record_ready(self, n: int, samples: int, environment: Optional[Dict[str, Any]] = None) -> None:

@@ -48,7 +48,9 @@ def _state(run: RunDir, served: bool) -> JobState:
         return JobState("cancelled", n, cancelled)
     job = read_record(run.path / "job.json")
     if job is None or copied:
-        return JobState("stopped", n, "a copy, which was never submitted" if copied else "never submitted")
+        return JobState(
+            "stopped", n, "copied or moved to this folder, and not submitted since" if copied else "never submitted"
+        )
     end = attempts.current_end(run)
     if end is not None and end["action"] == "stop":
         return JobState("failed" if end["cause"] != "cancelled" else "cancelled", n, end["reason"])

@@ -321,3 +321,16 @@ def test_write_json_respects_umask(tmp_path):
     os.umask(0o027)
     rundir.write_json(tmp_path / "status.json", {})
     assert stat.S_IMODE((tmp_path / "status.json").stat().st_mode) == 0o640
+
+
+def test_open_logs_leaves_copy_of_link_alone(tmp_path):
+    """``scp -r`` and ``cp -rL`` copy the folder to which logs/latest leads: the run goes on."""
+    run = rundir.RunDir(tmp_path / "run")
+    folder = run.open_logs(1)
+    (run.logs / "latest").unlink()
+    (run.logs / "latest").mkdir()
+    assert run.open_logs(2) == folder.with_name("2") and sorted(path.name for path in run.logs.iterdir()) == [
+        "1",
+        "2",
+        "latest",
+    ]
