@@ -51,6 +51,8 @@ def refuse(places: Sequence[Exposure]) -> None:
         remedy = "Other users could put other code in its place, which would be executed with your rights. "
         if ownership.is_mine(place.place):
             remedy += f"Close it: chmod go-w {place.place}. "
+        elif os.geteuid() == 0:  # in most cases a mounted folder of the user who started the container
+            remedy += f"In a container, work as its owner: docker run --user {_owner(place.place)}. "
         if place.group is not None:
             remedy += f"Or trust the group, if every member may run code as you: {export_line([place.group])}. "
         remedy += f"Or choose another folder: FLIP_RUNS=FOLDER, or runs_root in the cluster profile. {GUIDE}"
@@ -131,6 +133,12 @@ def checkout_warnings() -> list[str]:
     for place, reason, _ in ownership.exposures(REPOSITORY, [owner]):
         lines.append(f"warning: {place}: {reason}, so that others could exchange this checkout, whose code you run")
     return lines
+
+
+def _owner(place: str) -> str:
+    """UID:GID of a folder or link."""
+    info = os.lstat(place)
+    return f"{info.st_uid}:{info.st_gid}"
 
 
 def _owners(path: Path) -> list[int]:

@@ -253,3 +253,11 @@ def test_plan_names_owner_of_checkout_of_other_user(typed, monkeypatch):
     monkeypatch.setattr(trust, "_code_owner", lambda: STRANGER)
     warning = f"belongs to uid {STRANGER}, whose code you run"
     assert warning in typed("--dry-run")[1] and warning in typed()[1]
+
+
+def test_root_of_a_container_is_advised_to_work_as_owner_of_mounted_folder(typed, desk):
+    desk.runs.mkdir()
+    os.chown(desk.runs, STRANGER, LAB)
+    code, _, err = typed("--yes")
+    assert code == 77 and f"{desk.runs}: " in err and "it belongs to uid" in err, err
+    assert f"docker run --user {STRANGER}:{LAB}" in err
