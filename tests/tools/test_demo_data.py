@@ -264,6 +264,16 @@ def test_build_writes_all_sets_and_second_call_reuses_them(tiny: Path) -> None:
     assert contents(folder) == before
 
 
+def test_built_files_are_closed_to_writing_by_others(tiny: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        build.DATA.build(tiny)
+    finally:
+        os.umask(before)
+    built = [tiny / "emoji", *(tiny / "emoji").rglob("*")]
+    assert not [path for path in built if path.stat().st_mode & 0o022]
+
+
 def test_build_writes_equal_bytes_from_equal_packages(tiny: Path) -> None:
     build.DATA.build(tiny)
     before = contents(tiny / "emoji")

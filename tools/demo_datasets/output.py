@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flip.runs import deletion
-from flip.runs.files import closed_folder, fsync_path, new_folder, open_lock
+from flip.runs.files import close_umask, closed_folder, fsync_path, new_folder, open_lock
 from flip.runs.rundir import read_json, write_json
 from jobs.common.filesystem import unwritable
 from tools.demo_datasets import npm
@@ -53,6 +53,7 @@ class DemoData:
         ``name``.work, if they are of the same source. Raises StorageError (network, disk), PermissionDenied and
         DataError (a wrong tarball); nothing is half-written.
         """
+        close_umask()  # it is a cache, and the libraries that write its files follow the umask
         try:
             with os.fdopen(open_lock(closed_folder(cache) / f"{self.name}.lock"), "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
