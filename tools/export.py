@@ -100,6 +100,7 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
     loaded = load(source, at=options.commit)
     name = _folder_name(loaded.source.stage, loaded.source.samples, options.to)
     out = options.out.expanduser() if options.out else RunDir(source).export / name
+    exporter.choose_format(loaded.config.model, options.to, options.variant)  # before a folder is created
     with writing(out):
         if not options.out:
             run_folder(out.parent)  # of the run; the export itself follows the umask

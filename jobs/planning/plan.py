@@ -72,7 +72,9 @@ class ExistingRun:
         return self.state in ("queued", "running", "waiting", "unknown")
 
     def matches(self, wanted: ResolvedRun) -> bool:
-        return self.identity is not None and is_same_run(self.identity, wanted.config)
+        if self.identity is None:
+            return False
+        return self.identity.get("hash") == wanted.identity["hash"] or is_same_run(self.identity, wanted.config)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import dataclass, field
 
+from flip.config.schema import Config
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, create_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
@@ -263,7 +264,7 @@ class World:
         """Submit as ``jobs/submit.py`` does, without the checks of configurations."""
         with folder.lock(self.folder):
             existing = planning.scan_runs(self.folder, list(self.likes))
-            resolved_runs = [ResolvedRun(name, None, {"hash": name}, None) for name in self.likes]
+            resolved_runs = [ResolvedRun(name, Config(), {"hash": name}, None) for name in self.likes]
             # an interrupted submit leaves a directory without a job, which counts as a stopped run
             starting = planning.plan(resolved_runs, existing, self.folder).starting
             self.over = not starting and all(run.state in OVER for run in existing.values())

@@ -1,6 +1,6 @@
 """Tests that another member of the group can neither write to a run nor redirect what its writers write.
 
-Alice runs; Mallory shares her group. The runs root belongs to the group, as project folders do (mode 2775, setgid, not
+Alice runs; Mallory shares her group. The runs root belongs to the group, as project folders do (mode 3775: setgid and
 sticky), or has a default ACL that lets the group write. An older release left folders of runs open to the group.
 """
 
@@ -57,7 +57,7 @@ def root(users):
     folder = users.folder / "team"
     folder.mkdir()
     os.chown(folder, 0, TEAM)
-    folder.chmod(0o2775)
+    folder.chmod(0o3775)
     return folder
 
 
