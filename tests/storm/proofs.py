@@ -4,6 +4,7 @@ raises."""
 import subprocess
 from dataclasses import dataclass
 
+from flip.checkpoint.remote_folder import OWNER_FILE
 from flip.config.derived import stage_spans
 from flip.data.storage import s3
 from flip.runs import commit
@@ -154,6 +155,7 @@ def nothing_left(storm):
     copies = [path.name for path in (storm.scene.folder / "tmp").glob("flip-*")]
     assert not copies, copies
     objects = {key for key, _ in s3.S3Storage().list(f"s3://{BUCKET}/checkpoints/")}
+    remote = [run for run in storm.runs if (run.run.checkpoints / "url.json").exists()]
     referenced = {
         f"{checkpoint.record['url']}/{name}"
         for run in storm.runs
@@ -161,7 +163,8 @@ def nothing_left(storm):
         if "url" in checkpoint.record
         for name in (*checkpoint.record["files"], commit.COMMIT_FILE)
     }
+    referenced |= {f"{read_json(run.run.checkpoints / 'url.json')['url']}/{OWNER_FILE}" for run in remote}
     assert objects == referenced, f"without a commit: {objects - referenced}, missing: {referenced - objects}"
     for path in storm.scene.runs.rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
-    return f"{len(objects)} objects, all with a commit"
+    return f"{len(objects)} objects, all of a commit but the owner records of {len(remote)} folders"
