@@ -27,6 +27,8 @@ from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_js
 log = logging.getLogger(__name__)
 
 OWNER_FILE = "owner.json"
+ID_FILE = "remote.json"
+"""In the folder of an attempt: the id of its owner record."""
 OWNER_LIMIT = 1 << 16
 """Largest owner record that is read, bytes."""
 _NAME = re.compile(r"\w[\w.-]{0,200}-[0-9a-f]{8}")
@@ -39,10 +41,12 @@ class RemoteFolder:
     Args:
         url: ``checkpoint.url``, a URL or an absolute path.
         retry_policy: how long a request is repeated.
+        attempt: number of the current attempt, which records the id that it writes into the owner record.
     """
 
-    def __init__(self, run: RunDir, url: str, retry_policy: RetryPolicy) -> None:
+    def __init__(self, run: RunDir, url: str, retry_policy: RetryPolicy, attempt: int) -> None:
         self._run = run
+        self._attempt = attempt
         self._root = as_url(url)
         self._base = f"{self._root}/{run.sweep}"
         self._retry_policy = retry_policy
@@ -70,12 +74,13 @@ class RemoteFolder:
     def check_owner(self, retry_policy: RetryPolicy | None = None) -> None:
         """Raise PermissionDenied unless the owner record is that of this attempt. For each save and each deletion.
 
-        A missing record is written again, and so is that of a run directory that certainly no longer exists.
+        A missing record is written again, and so is that of a run directory that certainly no longer exists, and that
+        of an older attempt of this run, whose write may arrive late.
         """
         owner = self._read_owner(self.url, retry_policy)
         if owner is not None and owner.get("id") == self._id:
             return
-        if owner is None or (owner and not is_gone(owner["folder"])):
+        if owner is None or (owner and not is_gone(owner["folder"]) and not self._is_of_older_attempt(owner)):
             named = owner["folder"] if owner else "a damaged owner.json"
             remedy = (
                 "Two run directories, or two attempts, use it: end one of them. If this run must go on, delete"
@@ -162,7 +167,24 @@ class RemoteFolder:
     def _write_address(self, url: str) -> None:
         write_json(self._address_file, {"url": url, "folder": str(self._run.path)})
 
+    def _is_of_older_attempt(self, owner: dict[str, Any]) -> bool:
+        """Whether an owner record was written by an earlier attempt in this run directory.
+
+        A node that was cut off may write it after this attempt has started. The folder does not show that: a copy on
+        another host may have the same path.
+        """
+        earlier = [n for n in self._run.attempt_numbers() if n < self._attempt]
+        return any(self._recorded_id(n) == owner["id"] for n in reversed(earlier))
+
+    def _recorded_id(self, attempt: int) -> str:
+        """The id with which an attempt claimed the folder; "" if it recorded none."""
+        try:
+            return str((read_record(self._run.attempt(attempt) / ID_FILE) or {}).get("id", ""))
+        except ValueError:  # damaged
+            return ""
+
     def _write_owner(self, url: str) -> None:
+        write_json(self._run.attempt(self._attempt) / ID_FILE, {"id": self._id})  # before it can be read there
         record = {"folder": str(self._run.path), "id": self._id}
         self._client(url, self._retry_policy).put(OWNER_FILE, to_json(record).encode())
 

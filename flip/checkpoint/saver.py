@@ -74,7 +74,7 @@ class Checkpointer:
         self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
         self._keep_at = keep_at
         self._retry_policy = retry_policy or RetryPolicy()
-        self._remote_folder = RemoteFolder(run, url, self._retry_policy) if url else None
+        self._remote_folder = RemoteFolder(run, url, self._retry_policy, attempt) if url else None
         self.restorer = CheckpointRestorer(run, attempt, world, retry_policy, url)
         self.blocked_seconds = 0.0
         """Seconds that saves waited for the previous save."""

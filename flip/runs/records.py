@@ -162,6 +162,7 @@ FIELDS: Dict[str, Any] = {
     },
     "url.json": {"url": EXACT.needed(), "folder": PATH},
     "owner.json": {"folder": PATH.needed(), "id": EXACT.needed()},
+    "remote.json": {"id": EXACT.needed()},
     "sweep.json": {
         "name": TEXT, "title": TEXT, "notes": TEXT, "file": PATH, "runs": [NAME], "paper": {"*": PUBLISHED},
         "rows": [PUBLISHED],

@@ -3,6 +3,7 @@
 tests/s3/test_checkpoint.py runs the same scenarios on an S3 server.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_copy_of_run_without_owner_record_gets_own_folder(submitted, tmp_path, w
 
 
 def claimed(run, url):
-    folder = RemoteFolder(run, url, POLICY)
+    folder = RemoteFolder(run, url, POLICY, run.start_attempt({}))
     folder.claim()
     return folder.url
 
@@ -103,12 +104,34 @@ def test_leftovers_of_a_killed_save_are_deleted_by_the_names_of_the_writer(run, 
 
 
 def test_older_attempt_deletes_nothing_after_newer_one_has_claimed_the_folder(run, tmp_path):
-    old, new = RemoteFolder(run, f"{tmp_path}/there", POLICY), RemoteFolder(run, f"{tmp_path}/there", POLICY)
+    old, new = (RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({})) for _ in range(2))
     old.claim()
     new.claim()
     new.check_owner()
     with pytest.raises(PermissionDenied, match="has another owner"):
         old.check_owner()
+
+
+def test_late_write_of_older_attempt_does_not_stop_the_newer_one(run, tmp_path):
+    """A node that was cut off while it claimed the folder comes back after the next attempt has claimed it."""
+    old, new = (RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({})) for _ in range(2))
+    old.claim()
+    late = RemoteCheckpoint(old.url, POLICY).read_small(OWNER_FILE, 1 << 16)
+    new.claim()
+    RemoteCheckpoint(new.url, POLICY).put(OWNER_FILE, late)
+    new.check_owner()
+    assert RemoteCheckpoint(new.url, POLICY).read_small(OWNER_FILE, 1 << 16) != late
+    with pytest.raises(PermissionDenied, match="has another owner"):
+        old.check_owner()
+
+
+def test_attempt_of_a_run_of_the_same_path_on_another_host_is_another_owner(run, tmp_path):
+    folder = RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({}))
+    folder.claim()
+    other = {"folder": str(run.path), "id": "0" * 32}
+    RemoteCheckpoint(folder.url, POLICY).put(OWNER_FILE, json.dumps(other).encode())
+    with pytest.raises(PermissionDenied, match="has another owner"):
+        folder.check_owner()
 
 
 def test_retention_deletes_nothing_if_another_run_takes_the_folder_during_the_save(
@@ -150,7 +173,7 @@ def test_links_below_url_are_neither_written_nor_deleted_through(run, tmp_path, 
 
 
 def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(run, tmp_path):
-    folder = RemoteFolder(run, f"{tmp_path}/there", POLICY)
+    folder = RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({}))
     folder.claim()
     store = RemoteCheckpoint(folder.url, POLICY)
     store.delete(OWNER_FILE)
