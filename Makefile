@@ -82,10 +82,10 @@ bsdtar: install  ## install bsdtar and zsh for the tests of foreign tars and com
 		FLIP_REQUIRE_SLURM= tests/slurm/install.sh libarchive-tools zsh || \
 		echo "no bsdtar or no zsh: tests that need them are skipped"
 
-check: lint types  ## lint, types and unit tests (three minutes on two cores): no Slurm, no S3 server, no long training
+check: lint types  ## lint, types and unit tests (five minutes on two cores): no Slurm, no S3 server, no long training
 	$(TOGETHER) -m "not slow and not gpu and not ($(LONG))"
 
-test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (20 minutes on two cores)
+test: lint types slurm browser bsdtar  ## what CI runs: check, and one or two tests of each long kind (25 to 40 minutes on two cores)
 	$(TOGETHER) -m "not slow and not gpu and not ($(ALONE))"
 	$(PYTEST) -m "not slow and not gpu and ($(ALONE))"
 

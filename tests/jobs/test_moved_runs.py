@@ -30,7 +30,7 @@ def desk(tmp_path, data):
 
 def is_copy(desk):
     """Whether ``status`` says that the run is a copy."""
-    return "a copy, which was never submitted" in desk.call("status", "demo", "--json")
+    return "copied or moved to this folder, and not submitted since" in desk.call("status", "demo", "--json")
 
 
 def submit(desk):
