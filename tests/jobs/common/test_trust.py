@@ -261,3 +261,16 @@ def test_root_of_a_container_is_advised_to_work_as_owner_of_mounted_folder(typed
     code, _, err = typed("--yes")
     assert code == 77 and f"{desk.runs}: " in err and "it belongs to uid" in err, err
     assert f"docker run --user {STRANGER}:{LAB}" in err
+
+
+@pytest.mark.parametrize("mode", [0o2775, 0o777], ids=["group without a terminal", "writable for all"])
+def test_settle_refuses_without_asking_what_no_answer_can_close(tmp_path, record, mode):
+    root = tmp_path / "root"
+    root.mkdir()
+    os.chown(root, 0, LAB)
+    root.chmod(mode)
+    questions = []
+    ask = None if mode == 0o2775 else lambda question: questions.append(question) or True
+    with pytest.raises(PermissionDenied, match="is not trusted"):
+        trust.settle([root / "sweep"], ask)
+    assert not questions and not record.exists()
