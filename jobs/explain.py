@@ -169,7 +169,7 @@ def _environment_changes(attempts: list[dict[str, Any]]) -> list[str]:
 
 
 def _counts(incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from jobs.host.restart_policy import Limits
+    from flip.runs.restart_policy import Limits
 
     columns = {"cause": "cause", "total": "total", "without_commit": "without a new commit", "limit": "stops at"}
     rows = [{head: incident[key] for key, head in columns.items()} for incident in incidents]

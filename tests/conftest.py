@@ -1,4 +1,4 @@
-"""Profiles of hypothesis: how many examples of a property are tried.
+"""Stub commands, and profiles of hypothesis: how many examples of a property are tried.
 
 - ``ci``: 25, the same each time; the default, and that of ``make check`` and ``make test``.
 - ``all``: 100, the same each time; ``make test-all``.
@@ -8,7 +8,9 @@
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests.harness")
+pytest.register_assert_rewrite("tests.harness")  # before its first import
+
+from tests.harness import slurm_command_lines  # noqa: E402
 
 #: A fixture of a function, such as a folder, serves all examples of a test.
 SHARED = [HealthCheck.function_scoped_fixture]
@@ -19,3 +21,25 @@ for name, examples in (("ci", 25), ("all", 100)):
     )
 settings.register_profile("search", max_examples=5000, deadline=None, suppress_health_check=SHARED)
 settings.load_profile("ci")
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """``commands(name, script)`` puts a shell script with this name first on PATH; ``.calls()`` lists all calls.
+
+    A stand-in for a command of Slurm fails the test if it was called in a way that no real Slurm has accepted."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    calls, words = tmp_path / "calls", tmp_path / "words"
+
+    def put(name, script):
+        record = f"""printf '%s\\0' $# {name} "$@" >> {words}; echo "{name} $*" >> {calls}"""
+        (tmp_path / name).write_text(f"#!/bin/sh\n{record}\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+
+    put.calls = lambda: calls.read_text().splitlines() if calls.exists() else []
+    yield put
+    left = words.read_text().split("\0")[:-1] if words.exists() else []
+    while left:
+        end = int(left[0]) + 2
+        slurm_command_lines.check(left[1:end])
+        left = left[end:]

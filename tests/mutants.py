@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "flip/data/order.py": ["tests/flip/data/test_order.py", "tests/flip/data/test_order_reference.py"],
     "flip/runs/commit.py": ["tests/flip/runs/test_commit.py", "tests/parsers/test_records.py"],
-    "jobs/host/restart_policy.py": ["tests/jobs/host/test_restart_policy.py", "-k", "not python"],
+    "flip/runs/restart_policy.py": ["tests/flip/runs/test_restart_policy.py", "-k", "not python"],
 }
 #: Timeout of the first run in seconds, and of later runs in multiples of its duration: some mutants never end.
 DEADLINE, TIMES = 300.0, 5.0

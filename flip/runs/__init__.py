@@ -10,6 +10,10 @@
 - ``acl``: access control lists of files and folders.
 - ``python_path``: where the Python processes that we start find modules.
 - ``credentials``: what is removed from texts that leave the process, and refused in settings.
+- ``attempts``: records of attempts. ``end_attempt`` calls the restart policy and writes its decision.
+- ``restart_policy``: ``decide``, a pure function: causes of an end -> restart, stop, or wait.
+- ``bad_nodes``: nodes that the next attempts of a run exclude.
+- ``wall_limit``: the time limit of a job, compared with the measured times of its run.
 - ``errors``: the errors that users see, with their causes and exit codes.
 
 Trainer, launcher and the host's batch script share these modules: standard library only, Python >= 3.6. Imports nothing

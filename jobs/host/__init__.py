@@ -1,14 +1,11 @@
 """What runs on a node outside of the container: what happens to a run when its attempt starts or ends?
 
 - ``batch_hooks.py``: the commands that a batch script calls: begin, end, watch and release.
-- ``attempts.py``: records of attempts. ``end_attempt`` calls the restart policy and writes its decision.
-- ``restart_policy.py``: ``decide``, a pure function: causes of an end -> restart, stop, or wait.
-- ``bad_nodes.py``: nodes that the next attempts of a run exclude.
 - ``slurm_cli.py``: the only module that calls Slurm's commands: states, requeue, successors of jobs that are not
   requeued, ``FailedStarts``.
 - ``canary.py``: runs that wait until the first of their kind has passed.
 - ``processes.py``: processes in /proc; kills those of earlier attempts.
-- ``wall_limit.py``, ``notify.py``: the time limit; the profile's notification command.
+- ``notify.py``: the profile's notification command.
 - ``rank_entry.py``: the start of a rank, before any package is imported.
 
 Python >= 3.6, standard library only, in all files. May import ``flip.runs`` alone.

@@ -23,11 +23,12 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from flip.runs import attempts, bad_nodes, wall_limit
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
+from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import attempts, bad_nodes, canary, notify, processes, slurm_cli, wall_limit
-from jobs.host.restart_policy import UNKNOWN
+from jobs.host import canary, notify, processes, slurm_cli
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -271,7 +272,7 @@ def end(
         code,
         state,
         suspect=bad_nodes.find_suspect(run, n, time.time()),
-        late=wall_limit.limit_reached(run, n, fields),
+        late=wall_limit.limit_reached(run, n, slurm_cli.time_used(fields)),
         unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
         disk_full=str(last_error) if disk_full else "",
     )

@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
+from flip.runs import attempts
 from flip.runs.rundir import RunDir, create_json, exists, read_record
-from jobs.host import attempts, slurm_cli
+from jobs.host import slurm_cli
 
 
 def canary_record(run: RunDir) -> Dict[str, Any]:

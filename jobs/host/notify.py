@@ -12,9 +12,10 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
+from flip.runs import attempts
 from flip.runs.files import run_folder
 from flip.runs.rundir import RunDir, create_json, read_record
-from jobs.host import attempts, canary
+from jobs.host import canary
 
 DEADLINE = 30.0  # seconds that the command gets
 

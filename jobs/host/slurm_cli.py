@@ -13,7 +13,8 @@ import time
 from datetime import datetime
 from typing import Any, Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from jobs.host.restart_policy import UNKNOWN
+from flip.runs.restart_policy import UNKNOWN
+from flip.runs.wall_limit import TimeUsed
 
 log = logging.getLogger(__name__)
 DEADLINE = 30.0  # seconds for one command; clients wait if the controller is down
@@ -141,7 +142,7 @@ def _restarted(fields: Mapping[str, str], restarts: int) -> bool:
 def job_state(
     job: str, restarts: int, deadline: float = DEADLINE, seen: Optional[Dict[str, str]] = None
 ) -> Optional[str]:
-    """The state of a job whose script is ending, as ``jobs.host.restart_policy`` reads it; None if Slurm does not
+    """The state of a job whose script is ending, as ``flip.runs.restart_policy`` reads it; None if Slurm does not
     answer, UNKNOWN for a state or reason that is not known here.
 
     ``restarts``: SLURM_RESTART_COUNT of this start. ``seen`` receives the job's fields. While a job ends, Slurm prints
@@ -245,6 +246,18 @@ def parse_duration(text: str) -> Optional[int]:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def time_used(fields: Dict[str, str]) -> Optional[TimeUsed]:
+    """The time that a job has used. ``fields``: of ``scontrol show job``; None if they are empty."""
+    if not fields:
+        return None
+    return TimeUsed(
+        elapsed=parse_duration(fields.get("RunTime", "")),
+        limit=parse_duration(fields.get("TimeLimit", "")),
+        over=fields.get("Reason") == "TimeLimit",  # RunTime is 0 if the job is requeued already
+        preempted=timestamp(fields.get("PreemptTime", "")) is not None,
+    )
 
 
 def queue(names: Iterable[str]) -> Dict[Tuple[str, int], QueueRow]:

@@ -9,14 +9,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import deletion, python_path
+from flip.runs import attempts, deletion, python_path
 from flip.runs.errors import FlipError
 from flip.runs.files import open_append, run_folder
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import UNREADABLE, Job, JobState, is_complete, record_of, unreadable_state
-from jobs.host import attempts, canary
+from jobs.host import canary
 from jobs.local import rank_processes, supervisor
 
 

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
-from flip.runs import ownership
+from flip.runs import attempts, ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.files import close_umask, open_lock, run_folder
 from flip.runs.origin import is_copy
+from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.submitter import other_submitter
-from jobs.host import attempts, canary, notify
+from jobs.host import canary, notify
 from jobs.host.rank_entry import raise_limits
-from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
 from jobs.local import rank_processes
 from jobs.tracking.tracker import start_follower
 

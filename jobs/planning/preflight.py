@@ -37,6 +37,7 @@ from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import prompts
 from flip.evaluation.datasets import PROBE_REMEDY, probe_defect
+from flip.runs import wall_limit as wall
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir
@@ -44,7 +45,6 @@ from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import OTHER_ROOT, probe, unwritable
 from jobs.common.text import count, size
-from jobs.host import wall_limit as wall
 from jobs.planning import environment_checks, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes

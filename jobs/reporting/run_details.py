@@ -11,10 +11,10 @@ from flip.config.derived import model_label
 from flip.environment import changes_in
 from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.cli import command
 from jobs.common.job import JobState, read_lenient, record_of
-from jobs.host.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from jobs.reporting import goodput
 from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row

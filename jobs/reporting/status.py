@@ -13,12 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
+from flip.runs import attempts
 from flip.runs.rundir import RunDir, newest_first, read_record
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, hours_text, percent, plain
-from jobs.host import attempts
 from jobs.runs.clusters import ENDED, poll_interval, states, worst_exit_code
 
 QUIET = 30.0

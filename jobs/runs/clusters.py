@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from flip.runs import attempts
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import UNREADABLE, Backend, Job, JobState, record_of, unreadable_state
-from jobs.host import attempts
 from jobs.runs import resubmit
 
 ENDED = ("complete", "failed", "cancelled", "stopped")

@@ -31,8 +31,8 @@ from flip.runs.errors import (
     start_logging,
 )
 from flip.runs.files import RefusedPath, close_umask
+from flip.runs.restart_policy import PEER_GONE
 from flip.runs.rundir import OWNER, RunDir, load_record, read_json, write_bytes
-from jobs.host.restart_policy import PEER_GONE
 
 FLIGHT_RECORD_SECONDS = 10.0  # a process that hangs may hold the recorder's lock
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import deletion
+from flip.runs import deletion, wall_limit
 from flip.runs.errors import ConfigError, FlipError, StorageError
 from flip.runs.files import new_folder, run_folder
 from flip.runs.rundir import RunDir, write_json, write_text
@@ -22,7 +22,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import Job
 from jobs.common.text import plain
-from jobs.host import canary, slurm_cli, wall_limit
+from jobs.host import canary, slurm_cli
 from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
 from jobs.slurm.job_states import canaries_of, invisible_jobs, queue_rows

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flip.runs import attempts, wall_limit
 from flip.runs.origin import is_copy
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.job import UNREADABLE, JobState, is_complete, unreadable_state
-from jobs.host import attempts, canary, slurm_cli, wall_limit
+from jobs.host import canary, slurm_cli
 from jobs.host.slurm_cli import ENDED, WAITING, QueueRow, SlurmUnavailable
 from jobs.slurm import start_problems
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from unittest import mock
 
-from flip.runs import rundir
-from jobs.host import attempts, batch_hooks, processes, slurm_cli, wall_limit
+from flip.runs import attempts, rundir, wall_limit
+from jobs.host import batch_hooks, processes, slurm_cli
 
 
 @contextlib.contextmanager

@@ -10,10 +10,9 @@ import contextlib
 import json
 from dataclasses import dataclass
 
-from flip.runs import commit
+from flip.runs import attempts, commit
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import create_json, read_json
-from jobs.host import attempts
 
 CODES = CAUSES | {"oom": 137, "port": 70}
 PORT = "failed to bind to [::]:29500 (errno: 98 - Address already in use)"

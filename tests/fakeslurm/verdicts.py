@@ -4,8 +4,8 @@ that the simulation recorded for each attempt: ``Life.events``, and the commits 
 
 from __future__ import annotations
 
+from flip.runs.restart_policy import DAY, Limits
 from flip.runs.rundir import read_json
-from jobs.host.restart_policy import DAY, Limits
 
 MAY_BE = {
     "preempted": {"stopped"},

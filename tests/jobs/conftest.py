@@ -1,4 +1,4 @@
-"""Fixtures of the tests of jobs/: a sweep of fake workers, small data, a small disk, simulated time, stub commands."""
+"""Fixtures of the tests of jobs/: a sweep of fake workers, small data, a small disk and simulated time."""
 
 import contextlib
 import os
@@ -13,7 +13,6 @@ import pytest
 from jobs.submission import submission
 from jobs.submission.snapshot import Snapshot
 from jobs.submit import main as submit_main
-from tests.harness import slurm_command_lines
 from tests.harness.command_line import SubmitCommandLine
 from tests.harness.local_sweep import LocalSweep
 from tests.synthetic import make_dataset, make_tokenizer
@@ -58,28 +57,6 @@ def slept(monkeypatch):
     )
     monkeypatch.setattr(time, "time", lambda: ends[-1])
     return ends
-
-
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
-    """``commands(name, script)`` puts a shell script with this name first on PATH; ``.calls()`` lists all calls.
-
-    A stand-in for a command of Slurm fails the test if it was called in a way that no real Slurm has accepted."""
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    calls, words = tmp_path / "calls", tmp_path / "words"
-
-    def put(name, script):
-        record = f"""printf '%s\\0' $# {name} "$@" >> {words}; echo "{name} $*" >> {calls}"""
-        (tmp_path / name).write_text(f"#!/bin/sh\n{record}\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-
-    put.calls = lambda: calls.read_text().splitlines() if calls.exists() else []
-    yield put
-    left = words.read_text().split("\0")[:-1] if words.exists() else []
-    while left:
-        end = int(left[0]) + 2
-        slurm_command_lines.check(left[1:end])
-        left = left[end:]
 
 
 @pytest.fixture

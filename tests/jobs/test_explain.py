@@ -9,10 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 
+from flip.runs import attempts
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import explain
 from jobs.common import cli
-from jobs.host import attempts
 from jobs.reporting import outcomes as results
 from jobs.reporting import run_details
 from jobs.reporting.status import render, table

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from flip.checkpoint import manager
 from flip.config.merge import to_dict
 from flip.monitoring import metrics_reader, results
-from flip.runs import commit
+from flip.runs import attempts, bad_nodes, commit, wall_limit  # fmt: skip
 from flip.runs.errors import FlipError
 from flip.runs.rundir import RunDir, write_json
 from jobs import explain, logs, report  # fmt: skip
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import STATES  # fmt: skip
-from jobs.host import attempts, bad_nodes, notify, wall_limit  # fmt: skip
+from jobs.host import notify  # fmt: skip
 from jobs.local import backend  # fmt: skip
 from jobs.planning import plan  # fmt: skip
 from jobs.reporting import goodput, html, markdown, run_details  # fmt: skip

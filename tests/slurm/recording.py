@@ -5,7 +5,7 @@
 
 The simulated Slurm must reproduce scenarios.json. It contains, for each attempt of each scenario: ``states`` of the job
 in squeue, ``signals`` of each rank, the exit ``code`` that the exit trap received, the job fields that it ``read``, the
-``words`` that it derived from them for ``jobs.host.restart_policy``, its ``calls``, its ``decision``, and the calls of
+``words`` that it derived from them for ``flip.runs.restart_policy``, its ``calls``, its ``decision``, and the calls of
 the ``watcher`` of the time limit.
 """
 

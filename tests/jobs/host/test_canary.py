@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from flip.runs import attempts
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.host import attempts, batch_hooks, canary, slurm_cli
+from jobs.host import batch_hooks, canary, slurm_cli
 from jobs.runs import clusters
 from jobs.slurm import backend
 from jobs.submission import apply

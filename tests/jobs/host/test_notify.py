@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from flip.runs import attempts
 from flip.runs.rundir import RunDir, create_json, write_json
-from jobs.host import attempts, notify
+from jobs.host import notify
 from tests.jobs.act import act
 
 TAKES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import errors
-from jobs.host import rank_entry, restart_policy
+from flip.runs import errors, restart_policy
+from jobs.host import rank_entry
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = {

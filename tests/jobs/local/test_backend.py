@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import commit
+from flip.runs import attempts, commit
 from flip.runs.errors import FlipError
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
-from jobs.host import attempts
 from jobs.host.rank_entry import MALLOC
 from jobs.local import backend, rank_processes, supervisor
 

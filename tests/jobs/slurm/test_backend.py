@@ -11,12 +11,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from flip.runs import attempts, wall_limit
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel, explain, logs
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.host import attempts, wall_limit
 from jobs.planning import plan as planning
 from jobs.reporting import run_details
 from jobs.runs import clusters, resubmit

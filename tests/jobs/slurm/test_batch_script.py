@@ -404,7 +404,8 @@ def test_batch_hooks_requeue_job_if_disk_and_logs_are_full(stage, what):
 
 FULL = """
 import errno, sys
-from jobs.host import attempts as ledger, batch_hooks as requeue
+from flip.runs import attempts as ledger
+from jobs.host import batch_hooks as requeue
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 ledger.start_attempt = ledger.end_attempt = full

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from flip.runs import attempts
 from flip.runs.rundir import read_json, write_json
-from jobs.host import attempts, batch_hooks
+from jobs.host import batch_hooks
 from tests.harness.common import wait_until
 
 

@@ -8,12 +8,11 @@ import socket
 import time
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-from flip.runs import commit
+from flip.runs import commit, wall_limit
+from flip.runs.bad_nodes import NODE_SUSPECT_CAUSES
 from flip.runs.errors import STORAGE
+from flip.runs.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
 from flip.runs.rundir import RunDir, create_json, exists, read_record, write_json
-from jobs.host import wall_limit
-from jobs.host.bad_nodes import NODE_SUSPECT_CAUSES
-from jobs.host.restart_policy import DAY, STOP_REQUESTED, UNKNOWN, Decision, Limits, decide
 
 REQUIRED_FIELDS = ("attempt", "action", "cause", "reason", "committed", "delay")  # of end.json
 INTERRUPTED = ("stopped", "timeout", "node")  # causes that are no fault of the run

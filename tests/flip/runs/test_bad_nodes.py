@@ -4,9 +4,10 @@ import os
 
 import pytest
 
+from flip.runs import attempts, bad_nodes
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import attempts, bad_nodes, slurm_cli
+from jobs.host import slurm_cli
 from tests.jobs.act import act
 
 NOW = 1_000_000.0

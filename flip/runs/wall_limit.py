@@ -5,14 +5,25 @@ Administrators change limits of running jobs, so the limit comes from Slurm and 
 
 import math
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Dict, NamedTuple, Optional
 
 from flip.runs import commit
 from flip.runs.records import COUNT
 from flip.runs.rundir import RunDir, read_record, write_json
-from jobs.host import slurm_cli
 
 EARLY = 75  # seconds by which the warning may come earlier than requested, and a few for the ranks to exit
+
+
+class TimeUsed(NamedTuple):
+    """How long a job has run, as its scheduler reports it."""
+
+    elapsed: Optional[float]
+    """Seconds; None if unknown."""
+    limit: Optional[float]
+    """Seconds; None if unknown or unlimited."""
+    over: bool
+    """Whether the scheduler ended the job at its limit."""
+    preempted: bool
 
 
 def record_limit(run: RunDir, n: int, limit: int) -> None:
@@ -71,25 +82,25 @@ def lowered(run: RunDir, limit: int) -> str:
     return "its wall limit was lowered from %s to %s" % (format_seconds(asked), format_seconds(limit))
 
 
-def limit_reached(run: RunDir, n: int, fields: Dict[str, str]) -> str:
+def limit_reached(run: RunDir, n: int, used: Optional[TimeUsed]) -> str:
     """Why attempt n, which ends, counts as one that used its wall limit, except for the time to save; "" if it does
     not. A preempted one does not.
 
-    ``fields``: of ``scontrol show job``; empty if Slurm does not answer: then the recorded limit counts.
+    ``used``: None if the scheduler does not answer: then the recorded limit and this host's clock count.
     """
-    elapsed: Optional[float] = slurm_cli.parse_duration(fields.get("RunTime", ""))
-    limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
-    if not fields:
+    if used is None:
         start = read_record(run.attempt(n) / "start.json") or {}
-        elapsed, limit = time.time() - float(start.get("time", time.time())), recorded_limit(run, n) or None
-    if elapsed is None or limit is None or slurm_cli.timestamp(fields.get("PreemptTime", "")) is not None:
+        elapsed = time.time() - float(start.get("time", time.time()))
+        used = TimeUsed(elapsed, recorded_limit(run, n) or None, over=False, preempted=False)
+    if used.elapsed is None or used.limit is None or used.preempted:
         return ""
     lead = (read_record(run.path / "job.json") or {}).get("signal_seconds", 0)
-    over = fields.get("Reason") == "TimeLimit"  # RunTime is 0 if the job is requeued already
-    return no_progress(run, limit) if over or elapsed >= limit - lead - EARLY else ""
+    if used.over or used.elapsed >= used.limit - lead - EARLY:
+        return no_progress(run, used.limit)
+    return ""
 
 
-def no_progress(run: RunDir, limit: int) -> str:
+def no_progress(run: RunDir, limit: float) -> str:
     """The reason of an end at the wall limit, in seconds, without a new commit."""
     known = measured(run)
     suffix = " (%s)" % known if known else ""

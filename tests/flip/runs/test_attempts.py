@@ -1,9 +1,8 @@
 """Tests of attempt records: each end is decided once, and attempts that ended unobserved get an end."""
 
-from flip.runs import commit
+from flip.runs import attempts, commit
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import attempts
 
 
 def make(tmp_path) -> RunDir:

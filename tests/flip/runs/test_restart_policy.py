@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flip.runs import restart_policy
 from flip.runs.errors import CAUSES
-from jobs.host import restart_policy
-from jobs.host.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Limits, decide
+from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED, Limits, decide
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -12,8 +12,8 @@ import os
 import re
 from typing import List, Optional, Set, Tuple
 
+from flip.runs.restart_policy import DAY, UNSTARTED
 from flip.runs.rundir import RunDir, read_record
-from jobs.host.restart_policy import DAY, UNSTARTED
 
 NODE_SUSPECT_CAUSES = ("crash", "hang")  # that a node may be to blame for
 RECENT = DAY  # seconds for which a failure counts: the node may be repaired by then
