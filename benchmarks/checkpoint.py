@@ -34,7 +34,9 @@ from benchmarks.lib.results import rounded
 from flip.config.schema import MODEL_PRESETS
 
 WIDTH = 1024
-BLOCKING, BACKGROUND, TORCH = "blocking", "background", "torch async_save"
+BLOCKING = "blocking"
+BACKGROUND = "background"
+TORCH = "torch async_save"
 WAYS = BLOCKING, BACKGROUND, TORCH
 
 
@@ -54,8 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.rank:
         return _rank(json.loads(chosen.rank))
     if chosen.quick:
-        chosen.bytes, chosen.ranks, chosen.rounds = 40_000_000, [2], 1
-        chosen.planning, chosen.size = min(chosen.planning, 8), "tiny"
+        chosen.bytes = 40_000_000
+        chosen.ranks = [2]
+        chosen.rounds = 1
+        chosen.planning = min(chosen.planning, 8)
+        chosen.size = "tiny"
     rows = [row for size in chosen.ranks for row in _cases(size, chosen)]
     facts = results.machine() | results.versions(["torch"])
     report = {"benchmark": "checkpoint", "machine": facts, "threads": chosen.threads, "cases": rows}
@@ -152,7 +157,10 @@ def _rank(work: dict[str, Any]) -> int:
             start_time = time.perf_counter()
             settle = ways[way](state)
             times[way]["stall"].append(time.perf_counter() - start_time)
-            products = [product() for _ in range(200)] if way != BLOCKING else [usual]
+            if way != BLOCKING:
+                products = [product() for _ in range(200)]
+            else:
+                products = [usual]
             settle()
             times[way]["written"].append(time.perf_counter() - start_time)
             times[way]["slowed"].append(statistics.median(products) / usual)
@@ -169,7 +177,8 @@ def _ours(work: dict[str, Any], world: Any, background: bool) -> Callable[[Any],
 
     run = RunDir(Path(work["folder"]) / "sweep" / f"run{background}")
     run.attempt(1).mkdir(parents=True, exist_ok=True)
-    saver, samples = Checkpointer(run, 1, world, keep=1, background=background), 0
+    saver = Checkpointer(run, 1, world, keep=1, background=background)
+    samples = 0
 
     def save(state: Any) -> Callable[[], None]:
         nonlocal samples

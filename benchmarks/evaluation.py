@@ -27,10 +27,14 @@ from benchmarks.lib import results
 from benchmarks.lib.peak_memory import peak_bytes, start_peak
 from benchmarks.lib.results import rounded
 
-OURS, PEER = "ours", "clip_benchmark"
-WIDTH, CAPTIONS, BATCH = 512, 5, 256
+OURS = "ours"
+PEER = "clip_benchmark"
+WIDTH = 512
+CAPTIONS = 5
+BATCH = 256
 """E; captions per image; images per batch of the peer."""
-NEAR, CAPTION_NEAR = 0.25, 0.22
+NEAR = 0.25
+CAPTION_NEAR = 0.22
 """Noise per dimension of a feature, relative to length 1: some features are nearest to a wrong class."""
 AMONG = 1, 5, 10
 
@@ -63,7 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "evaluation")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.images, chosen.classes, chosen.retrieved, chosen.repeats, chosen.threads = 300, 20, 60, 1, 1
+        chosen.images = 300
+        chosen.classes = 20
+        chosen.retrieved = 60
+        chosen.repeats = 1
+        chosen.threads = 1
     facts = results.machine()
     more = chosen.seed, chosen.threads or facts["cores"]
     tasks = [

@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the row's processes too
     chosen.folder.mkdir(parents=True, exist_ok=True)
-    facts, end = _facts(chosen.device), time.monotonic() + 60 * chosen.minutes
+    facts = _facts(chosen.device)
+    end = time.monotonic() + 60 * chosen.minutes
     rows = [row for row in ROWS if not chosen.only or row.name in chosen.only]
     for row in rows:
         file = chosen.folder / f"{row.name}.json"
@@ -85,20 +86,28 @@ def measure(row: GpuRow, device: str, quick: bool, limit: float, folder: Path) -
     script, *options = row.words
     argv = [script, *options, "--device", device, *(row.quick if quick else ()), "--json"]
     command = [sys.executable, str(FOLDER / script), *argv[1:]]
-    command += ["--folder", str(folder)] if script == "gpu.py" else []
+    if script == "gpu.py":
+        command += ["--folder", str(folder)]
     environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # as a run has it (jobs/host/rank_entry.py)
     environment |= os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    start_time, result = time.monotonic(), {}
+    start_time = time.monotonic()
+    result = {}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         output, errors = process.communicate(timeout=limit)
-        status = OUT_OF_MEMORY if MEMORY_ERRORS.search(errors) else FAILED
+        if MEMORY_ERRORS.search(errors):
+            status = OUT_OF_MEMORY
+        else:
+            status = FAILED
         if process.returncode == 0:
-            status, result, errors = MEASURED, json.loads(output), ""
+            status = MEASURED
+            result = json.loads(output)
+            errors = ""
     except subprocess.TimeoutExpired:
-        status, errors = TIME_LIMIT, ""
+        status = TIME_LIMIT
+        errors = ""
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # what the script started, and on an interruption the script
@@ -116,7 +125,10 @@ def _facts(device: str) -> dict[str, Any]:
 
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no GPU here. To try the rows without one: --device cpu --quick --folder FOLDER")
-    card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    if device == "cuda":
+        card = torch.cuda.get_device_name()
+    else:
+        card = "CPU"
     return {"card": card, "cuda": torch.version.cuda or "", "machine": results.machine()} | {
         "versions": results.versions(["torch", "timm", "open_clip_torch"])
     }
@@ -126,7 +138,8 @@ def _tests(chosen: argparse.Namespace) -> dict[str, Any]:
     """The tests marked ``gpu``, or without a GPU none."""
     files = [path for path in (FOLDER.parent / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *map(str, sorted(files))]
-    command += ["--collect-only"] if chosen.device == "cpu" else []
+    if chosen.device == "cpu":
+        command += ["--collect-only"]
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{done.stdout[-3000:]}\n{done.stderr[-1000:]}")
@@ -178,9 +191,15 @@ def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    cuda, steps = chosen.device == "cuda", 3
+    cuda = chosen.device == "cuda"
+    steps = 3
     options = {"compile": cuda, "precision": "bf16", "threads": 1} | vars(chosen)
-    size, batch = ("tiny", 4) if chosen.quick else ("B/16", 256)
+    if chosen.quick:
+        size = "tiny"
+        batch = 4
+    else:
+        size = "B/16"
+        batch = 256
     (step,) = flip_steps(torch, Case(OURS, size, batch, ("0.5",)), argparse.Namespace(**options))
     kind = torch.profiler.ProfilerActivity
 
@@ -196,7 +215,10 @@ def _trace(chosen: argparse.Namespace) -> dict[str, Any]:
     with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
         seconds = run(steps)
     profile.export_chrome_trace(str(chosen.folder / "trace.json.gz"))
-    field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    if cuda:
+        field = "self_device_time_total"
+    else:
+        field = "self_cpu_time_total"
     averages = device_rows(profile.key_averages(), cuda)
     rows = [(getattr(row, field) / 1e6, row.key, row.count) for row in averages if getattr(row, field)]
     longest = {name: results.rounded(spent / seconds) for spent, name, _ in sorted(rows, reverse=True)[:LONGEST]}

@@ -25,7 +25,9 @@ from benchmarks.lib.slurm_stub import SHAPES, Site, judged, status
 ROOT = Path(__file__).resolve().parents[1]
 NO_COMMANDS = ("supervisor", "worker", "evaluator", "rank")
 """Executable files that are not user commands."""
-OURS, LOOP, HYDRA_RUN = "ours", "a loop of submitit.submit", "a Hydra multirun"
+OURS = "ours"
+LOOP = "a loop of submitit.submit"
+HYDRA_RUN = "a Hydra multirun"
 PEERS = ("submitit", "hydra-core", "hydra-submitit-launcher")
 
 
@@ -34,7 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3, help="medians are over these (default: %(default)s)")
     results.options(parser, "launcher")
     chosen = parser.parse_args(arguments)
-    runs, many, repeats = (4, 6, 1) if chosen.quick else (50, 200, chosen.repeats)
+    if chosen.quick:
+        runs = 4
+        many = 6
+        repeats = 1
+    else:
+        runs = 50
+        many = 200
+        repeats = chosen.repeats
     results.publish(measure(runs, many, repeats), chosen)
     return 0
 
@@ -43,7 +52,8 @@ def measure(runs: int, many: int, repeats: int) -> dict[str, Any]:
     """All figures. ``runs`` are planned and submitted; the status of ``many`` is shown."""
     facts = results.machine()
     with tempfile.TemporaryDirectory(prefix="flip-launcher-") as name:
-        site, versions = Site(Path(name)), results.versions(PEERS)
+        site = Site(Path(name))
+        versions = results.versions(PEERS)
         return {
             "benchmark": "launcher",
             "machine": facts,

@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "loss")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.local, chosen.batch, chosen.repeats = [256], [256, 512], 1
+        chosen.local = [256]
+        chosen.batch = [256, 512]
+        chosen.repeats = 1
     rows = [row for b in chosen.local for batch in chosen.batch if b <= batch for row in at(b, batch, chosen)]
     facts = results.machine() | device(chosen.device) | results.versions(["open_clip_torch"])
     report = {"benchmark": "loss", "machine": facts, "device": chosen.device, "E": WIDTH, "cases": rows}
@@ -146,7 +148,8 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     leaves = [torch.nn.functional.normalize(each, dim=1).requires_grad_() for each in drawn]
     leaves.append(torch.tensor(14.3, dtype=torch.float64, requires_grad=True))
     image, text, scale = leaves
-    logits, own = scale * image @ text.T, torch.arange(b)
+    logits = scale * image @ text.T
+    own = torch.arange(b)
     cross_entropy = torch.nn.functional.cross_entropy
     plain = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
     tiled, _ = contrastive_loss(image, text, scale, tile=tile)
@@ -164,7 +167,8 @@ def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: in
 def _whole(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:
     """Both full matrices of logits, as in trainers with a local loss."""
     own = torch.arange(len(image), device=image.device)
-    to_text, to_image = scale * image @ texts.T, scale * texts[: len(image)] @ images.T
+    to_text = scale * image @ texts.T
+    to_image = scale * texts[: len(image)] @ images.T
     loss = (torch.nn.functional.cross_entropy(to_text, own) + torch.nn.functional.cross_entropy(to_image, own)) / 2
     torch.autograd.grad(loss, [image, texts, images, scale])
 

@@ -44,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "memory")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.size, chosen.batch, chosen.mask, chosen.recompute = "tiny", [4], ["0.5"], ["no", "selective"]
+        chosen.size = "tiny"
+        chosen.batch = [4]
+        chosen.mask = ["0.5"]
+        chosen.recompute = ["no", "selective"]
     rows = [row for recompute in chosen.recompute for row in cases(chosen, chosen.device, chosen.batch, recompute)]
     report: dict[str, Any] = {
         "benchmark": "memory", "machine": results.machine() | device(chosen.device), "size": chosen.size,
@@ -59,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def attention(device: str, precision: str) -> str:
-    return "explicit" if (device, precision) == ("cpu", "bf16") else "sdpa"
+    if (device, precision) == ("cpu", "bf16"):
+        return "explicit"
+    return "sdpa"
 
 
 def cases(
@@ -103,7 +108,8 @@ def _case(model: Model, compute: Compute, b: int, mask: str, seed: int) -> int:
     def once(pair: Any, of: Model, b: int, mask: str) -> None:
         optimizer = pair.optimizer
         optimizer.zero_grad(set_to_none=True)
-        count, patches = kept_patches(of.image, mask), (of.image.size // of.image.patch) ** 2
+        count = kept_patches(of.image, mask)
+        patches = (of.image.size // of.image.patch) ** 2
         pixels = torch.randint(0, 256, (b, count, 3 * of.image.patch**2), dtype=torch.uint8, generator=generator)
         keep = torch.rand(b, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values.to(torch.int16)
         tokens = torch.randint(0, of.text.vocabulary, (b, of.text.length), dtype=torch.int32, generator=generator)

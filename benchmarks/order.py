@@ -27,10 +27,13 @@ from flip.data.manifest import manifest
 from flip.data.manifest.manifest import Manifest
 from flip.data.order import SampleOrder
 
-BATCH, LANES, BLOCK = 32_768, 4096, 4
+BATCH = 32_768
+LANES = 4096
+BLOCK = 4
 WORLDS = 8, 512
 SHARES = 0.0, 0.01, 0.5, 0.99, 3.0
-PATCHES, MASK = 196, "0.5"
+PATCHES = 196
+MASK = "0.5"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "order")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.shards, chosen.peer, chosen.repeats = 600, 1000, 1
+        chosen.shards = 600
+        chosen.peer = 1000
+        chosen.repeats = 1
     results.publish(measure(chosen.shards, chosen.peer, chosen.repeats, chosen.seed), chosen)
     return 0
 
@@ -82,7 +87,8 @@ def fit(chunks: int) -> tuple[int, int]:
 
 def load(folder: str, check: bool, repeats: int) -> dict[str, Any]:
     """Seconds and memory of Manifest.load, each time in a new process; the files are in the page cache."""
-    times, grown = [], []
+    times = []
+    grown = []
     for _ in range(repeats):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             seconds, more = pool.submit(_load, folder, check).result()
@@ -93,7 +99,8 @@ def load(folder: str, check: bool, repeats: int) -> dict[str, Any]:
 
 
 def _load(folder: str, check: bool) -> tuple[float, dict[str, int]]:
-    before, start_time = _resident(), time.perf_counter()
+    before = _resident()
+    start_time = time.perf_counter()
     loaded = Manifest.load(folder, check)
     seconds = time.perf_counter() - start_time
     now = _resident()
@@ -122,8 +129,10 @@ def first(order: SampleOrder, batch: int, share: float, world: int, repeats: int
 
 def after(order: SampleOrder, batch: int, world: int, repeats: int) -> dict[str, Any]:
     """Microseconds per sample of one rank over full blocks: the order alone, and with its masks."""
-    lanes, count = range(order.lanes // world), batch // order.lanes
-    count_visible, steps = round(PATCHES * (1 - float(MASK))), order.block_samples // count
+    lanes = range(order.lanes // world)
+    count = batch // order.lanes
+    count_visible = round(PATCHES * (1 - float(MASK)))
+    steps = order.block_samples // count
 
     def run(masks: bool) -> None:
         fresh = SampleOrder(order.seed, order.samples, order.chunk, order.block, order.lanes)

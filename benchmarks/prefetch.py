@@ -42,7 +42,8 @@ from flip.data.prefetch import LOOKAHEAD_SECONDS, MAX_LOOKAHEAD, chunks_due, pha
 from flip.data.storage.retry import SHARE
 from flip.data.worker_pool import SLOTS
 
-Q, HEDGE = 4, Data.hedge
+Q = 4
+HEDGE = Data.hedge
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -101,7 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "prefetch")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.ranks, chosen.lanes, chosen.batch, chosen.steps, chosen.shards = 4, 16, 512, 80, 300
+        chosen.ranks = 4
+        chosen.lanes = 16
+        chosen.batch = 512
+        chosen.steps = 80
+        chosen.shards = 300
     if chosen.lanes % chosen.ranks or chosen.batch % chosen.lanes:
         parser.error("W must divide L, and L must divide B")
     fleet = Fleet(chosen.ranks, chosen.steps, chosen.batch // chosen.lanes)
@@ -161,7 +166,10 @@ def begins(order: SampleOrder, fleet: Fleet, needs: Needs, case: Case) -> Ints:
     """Per chunk, the step in which it is requested, by the real rule."""
     share = order.lanes // fleet.ranks // case.workers
     own = [(lane % share + 1) / share for lane in range(order.lanes)]
-    phases = own if case.phase == "own" else [phase(lane) for lane in range(order.lanes)]
+    if case.phase == "own":
+        phases = own
+    else:
+        phases = [phase(lane) for lane in range(order.lanes)]
     span = order.block_samples - int(min(case.lead / case.step * fleet.count, MAX_LOOKAHEAD * order.block_samples))
     moments = {at: _moments(order.block_samples, span, at) for at in set(phases)}
     table = np.array([moments[at] for at in phases])
@@ -184,16 +192,19 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
 
     def draw_seconds() -> Floats:
         drawn = fleet.median * np.exp(fleet.sigma * rng.standard_normal(len(needs.lane)))
-        chance, length = rng.random(len(drawn)), rng.random(len(drawn))
+        chance = rng.random(len(drawn))
+        length = rng.random(len(drawn))
         if case.latency == "constant":
             return np.full(len(drawn), fleet.median)
         if case.latency == "tail":
             return np.where(chance < fleet.tail_share, fleet.tail + length * (fleet.slow - fleet.tail), drawn)
         return np.where((chance < fleet.slow_share) & (case.latency == "slow"), fleet.slow, drawn)
 
-    total, more = np.zeros(len(needs.lane)), 0
+    total = np.zeros(len(needs.lane))
+    more = 0
     for number in (1, 2):
-        seconds, again = draw_seconds(), draw_seconds()
+        seconds = draw_seconds()
+        again = draw_seconds()
         delay = max(case.hedge, float(np.quantile(seconds, 1 - SHARE)))
         late = (seconds > delay) & (case.hedge > 0)
         seconds = np.where(late, np.minimum(seconds, delay + again), seconds)
@@ -206,15 +217,18 @@ def latencies(fleet: Fleet, case: Case, needs: Needs, seed: int) -> tuple[Floats
 def simulate(case: Case, order: SampleOrder, fleet: Fleet, needs: Needs, seed: int) -> dict[str, Any]:
     """One case: waiting of the trainer, and load of storage."""
     share = order.lanes // fleet.ranks // case.workers
-    worker, begin = needs.lane // share, begins(order, fleet, needs, case)
+    worker = needs.lane // share
+    begin = begins(order, fleet, needs, case)
     seconds, hedged = latencies(fleet, case, needs, seed)
     use = needs.position // fleet.count
     inside = begin < fleet.steps
     clock = _Clock(case, fleet, share * fleet.count * fleet.decode)
     asked = np.full(len(begin), np.nan)
-    starting, needed = _grouped(begin, fleet.steps), _grouped(use, fleet.steps)
+    starting = _grouped(begin, fleet.steps)
+    needed = _grouped(use, fleet.steps)
     for step in range(fleet.steps):
-        now, mine = clock.begin(step), starting[step]
+        now = clock.begin(step)
+        mine = starting[step]
         if case.reads == "blocking":
             asked[mine] = now[worker[mine]] + _before(worker[mine], seconds[mine])
             waits = np.bincount(worker[mine], seconds[mine], len(now))
@@ -232,7 +246,9 @@ class _Clock:
     """When each worker starts and ends each batch, and when each step starts; all ranks start it together."""
 
     def __init__(self, case: Case, fleet: Fleet, work: float) -> None:
-        self.case, self.fleet, self.work = case, fleet, work
+        self.case = case
+        self.fleet = fleet
+        self.work = work
         self.taken = np.zeros((fleet.steps, fleet.ranks))
         self.ready = np.zeros((fleet.steps, fleet.ranks))
         self.start = np.zeros(fleet.steps)
@@ -249,7 +265,9 @@ class _Clock:
         one."""
         self._done = when
         self.ready[step] = when.reshape(self.fleet.ranks, -1).max(axis=1)
-        free = self.start[step - 1] + self.case.step if step else 0.0
+        free = 0.0
+        if step:
+            free = self.start[step - 1] + self.case.step
         self.taken[step] = np.maximum(self.ready[step], free)
         self.start[step] = self.taken[step].max()
 
@@ -278,12 +296,16 @@ def _storage(
     settled: int,
 ) -> dict[str, Any]:
     """Requests per second and bytes in flight, from the end of the first block to the start of the last step."""
-    low, high = clock.start[settled], clock.start[-1]
-    times, takes, weights = asked[inside], seconds[inside], needs.requests[inside]
+    low = clock.start[settled]
+    high = clock.start[-1]
+    times = asked[inside]
+    takes = seconds[inside]
+    weights = needs.requests[inside]
     spans = max(1, int(high - low))
     rate = np.histogram(times, bins=spans, range=(low, low + spans), weights=weights)[0]
     fine = np.histogram(times, bins=spans * 10, range=(low, low + spans), weights=weights)[0]
-    order, ends = np.argsort(times), np.sort(times + takes)
+    order = np.argsort(times)
+    ends = np.sort(times + takes)
     grid = np.linspace(low, high, 10 * spans)
     flying = np.searchsorted(times[order], grid, side="right") - np.searchsorted(ends, grid, side="right")
     bytes_each = synthetic.CHUNK * synthetic.SAMPLE_BLOCKS * BLOCK

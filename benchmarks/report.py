@@ -48,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "report")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.runs, chosen.lines, chosen.repeats = 7, 60, 1
+        chosen.runs = 7
+        chosen.lines = 60
+        chosen.repeats = 1
     results.publish(measure(chosen.runs, chosen.lines, chosen.repeats, chosen.seed), chosen)
     return 0
 
@@ -103,11 +105,14 @@ def report_row(ended: list[Ended]) -> dict[str, Any]:
 def write(folder: Path, runs: int, lines: int, seed: int) -> int:
     """The run directories, and the bytes of their metric lines."""
     folder.mkdir(parents=True)
-    random, total = np.random.default_rng(seed), 0
+    random = np.random.default_rng(seed)
+    total = 0
     names = []
     for i in range(runs):
         arm, number = divmod(i, SEEDS)
-        size, data, batch = ("B/16", "L/16", "H/14")[arm % 3], (40e6, 400e6, 1.92e9)[arm // 3 % 3], 4096 << (arm % 4)
+        size = ("B/16", "L/16", "H/14")[arm % 3]
+        data = (40e6, 400e6, 1.92e9)[arm // 3 % 3]
+        batch = 4096 << (arm % 4)
         lr = 4e-6 * (1 + arm // 36)
         names.append(f"{size.lower().replace('/', '')}-{data:.0e}-{batch}-{arm}-s{number}".replace("+", ""))
         total += _run(RunDir(folder / names[-1]), size, data, batch, lr, number, lines, random)
@@ -127,7 +132,8 @@ def _run(
             {"name": "imagenet", "manifest": "/i", "classes": "/c"},
         ]},
     })])  # fmt: skip
-    total, cost = stage_spans(config)[-1].end, training_flops(config.model, "0.5")["total"]
+    total = stage_spans(config)[-1].end
+    cost = training_flops(config.model, "0.5")["total"]
     speed = 8 * 0.4 * 989e12 / cost
     run.path.mkdir()
     run.config.write_text(dump(config), encoding="utf-8")

@@ -39,7 +39,9 @@ from flip.data.manifest.manifest import ChunkTable, Manifest
 from tests.s3.servers import files
 
 SHARES = 0.01, 0.5, 0.99
-WORLD, EACH, COUNT = 512, 8, 8
+WORLD = 512
+EACH = 8
+COUNT = 8
 """W; lanes of a rank, L/W; samples of a lane in a global batch, B/L."""
 PACKAGES = "torch", "s3fs", "webdataset", "mosaicml-streaming"
 
@@ -55,7 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "resume")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.rounds, chosen.shards, chosen.samples, chosen.peer, chosen.server = 1, 200_000, 128, 1000, "nanio"
+        chosen.rounds = 1
+        chosen.shards = 200_000
+        chosen.samples = 128
+        chosen.peer = 1000
+        chosen.server = "nanio"
         chosen.chunk = 16
     results.publish(measure(chosen), chosen)
     return 0

@@ -67,7 +67,8 @@ def reads(config: Config, step: float, seed: int, quick: bool) -> dict[str, Any]
     shards = 3000 if quick else synthetic.SHARDS
     table = synthetic.table(shards, seed, mean=data.samples / synthetic.SHARDS)
     small, steps = (64, 200) if quick else (1, 600)
-    lanes, count = data.lanes // small, config.stages[0].batch // data.lanes
+    lanes = data.lanes // small
+    count = config.stages[0].batch // data.lanes
     ranks = Fleet(world_size(config) // small, steps, count)
     stream = SampleOrder(seed, table.samples, table.chunk, data.block, lanes)
     needs = prefetch.plan(stream, table, ranks)

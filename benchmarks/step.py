@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.quick:
         chosen.size = chosen.large = "tiny"
-        chosen.batch, chosen.repeats, chosen.threads = 4, 2, 1
+        chosen.batch = 4
+        chosen.repeats = 2
+        chosen.threads = 1
     machine = results.machine() | results.versions(["torch", "timm", "open_clip_torch"])
     chosen.threads = chosen.threads or machine["cores"]
     rows = [row for mask in chosen.beside for row in _beside(mask, chosen)]
@@ -96,7 +98,10 @@ def _beside(mask: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """All forms at one mask ratio: milliseconds of a step, pairs per second, peak memory, and ratios to the peer."""
     names = [form for form in chosen.forms if form != PEER or importlib.util.find_spec("open_clip")]
     cases = [Case(form, chosen.size, chosen.batch, (mask,)) for form in names]
-    groups = [[case] for case in cases] if chosen.device == "cuda" else [cases]
+    if chosen.device == "cuda":
+        groups = [[case] for case in cases]
+    else:
+        groups = [cases]
     measured = [form_steps for group in groups for form_steps in _in_turn(group, chosen)]
     peer = dict(zip(names, measured, strict=True)).get(PEER)
     rows = []
@@ -138,7 +143,8 @@ def _masked(chosen: argparse.Namespace) -> list[dict[str, Any]]:
 def _in_turn(cases: list[Case], chosen: argparse.Namespace) -> list[Steps]:
     """The steps of each case at each of its masks, in that order; each case has a process, all step in turn."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
+    pipes = []
+    processes = []
     try:
         for case in cases:
             parent_pipe, child_pipe = context.Pipe()
@@ -202,7 +208,10 @@ def _profile(torch: Any, timed: Callable[[], float], cuda: bool) -> dict[str, fl
     kind = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kind.CPU, kind.CUDA] if cuda else [kind.CPU]) as profile:
         timed()
-    field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    if cuda:
+        field = "self_device_time_total"
+    else:
+        field = "self_cpu_time_total"
     spent = {row.key: getattr(row, field) for row in device_rows(profile.key_averages(), cuda)}
     total = sum(spent.values()) or 1.0
     first = sorted(spent, key=lambda name: -spent[name])[:LONGEST]

@@ -61,14 +61,18 @@ def main(arguments: list[str] | None = None) -> int:
     results.options(parser, "stream")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.rounds, chosen.samples, chosen.batch, chosen.server = 1, 128, 16, "nanio"
+        chosen.rounds = 1
+        chosen.samples = 128
+        chosen.batch = 16
+        chosen.server = "nanio"
     results.publish(measure(chosen), chosen)
     return 0
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     """The report."""
-    facts, sets = results.machine(), {}
+    facts = results.machine()
+    sets = {}
     chunk = min(CHUNK, chosen.samples // 16)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flip-stream-")))
@@ -96,7 +100,8 @@ def compare(processes: dict[str, ProcessPoolExecutor], work: Work, rounds: int) 
     all_rounds = [interleaved.passes(processes, partial(open_batches, work), work.samples) for _ in range(rounds)]
     passes = {name: [passes_of[name] for passes_of in all_rounds] for name in processes}
     stages = processes[OURS].submit(sample_costs.measure, work).result()
-    total, alone = statistics.median(entry.cpu for entry in passes[OURS]), sum(row["us"] for row in stages)
+    total = statistics.median(entry.cpu for entry in passes[OURS])
+    alone = sum(row["us"] for row in stages)
     rest = [{"stage": "all else", "us": rounded(total - alone)}, {"stage": "whole", "us": rounded(total)}]
     return {"pipelines": [row(name, passes) for name in PIPELINES], "costs": stages + rest}
 

@@ -32,7 +32,8 @@ from benchmarks.lib.table_rows import NOT_MEASURED, ROWS, Row, number
 from flip.runs.rundir import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "RESULTS.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
 QUOTED = re.compile(r"(<!-- (figure|ours) (\w+): (.+?) -->)(.*?)(<!-- end -->)")
 HEAD = """# Results of the benchmarks
 
@@ -122,10 +123,15 @@ def machines(results_by_name: Mapping[str, Any]) -> list[list[str]]:
         on = f"{facts.pop('card', '')} {facts.pop('processor')}, {facts.pop('cores')} cores".strip()
         facts.pop("load_before")
         took = entry.get("took")
-        spent = [f"{number(took['seconds'])} s", f"{took['cores_of_others']:.2f}"] if took else ["", "not noted"]
+        if took:
+            spent = [f"{number(took['seconds'])} s", f"{took['cores_of_others']:.2f}"]
+        else:
+            spent = ["", "not noted"]
         cells.append([f"{name}.json", on, ", ".join(f"{key} {value}" for key, value in facts.items()), *spent])
     total = sum(entry["took"]["seconds"] for entry in results_by_name.values() if "took" in entry)
-    return [*cells, ["all that noted it", "", "", f"{total / 60:.0f} minutes", ""]] if total else cells
+    if total:
+        return [*cells, ["all that noted it", "", "", f"{total / 60:.0f} minutes", ""]]
+    return cells
 
 
 def table(head: Iterable[str], cells: Iterable[Iterable[str]]) -> str:

@@ -97,7 +97,9 @@ def _show(listing: Listing) -> None:
 
 def _folders(listing: Listing) -> str:
     number = len(listing.folders)
-    return "1 folder" if number == 1 else f"{number} folders"
+    if number == 1:
+        return "1 folder"
+    return f"{number} folders"
 
 
 def _print_json(args: argparse.Namespace, listing: Listing, deleted: list[Folder]) -> None:

@@ -69,15 +69,25 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     if len(set(tasks)) > 1:
         remedy = "Ask for it with --ntasks-per-node."
         raise ConfigError("the nodes of the allocation have different numbers of tasks", value=tasks, remedy=remedy)
-    nodes, processes = (len(tasks), tasks[0]) if allocated else (1, 1)
+    if allocated:
+        nodes = len(tasks)
+        processes = tasks[0]
+    else:
+        nodes = 1
+        processes = 1
     defaults = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
-    defaults += [] if allocated else ["resources.gpus=0"]
+    if allocated:
+        defaults += []
+    else:
+        defaults += ["resources.gpus=0"]
     fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
     resolved, real = resolve(args, not allocated, defaults, fixed)
     run = scratch(resolved, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
     n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
-    return in_allocation(run, n) if allocated else in_process(run, n, args.no_pdb)
+    if allocated:
+        return in_allocation(run, n)
+    return in_process(run, n, args.no_pdb)
 
 
 def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list[str]) -> tuple[ResolvedRun, RunDir]:
@@ -98,7 +108,9 @@ def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list
 
     planned = submission()
     real = RunDir(planned.folder / planned.sweep.runs[0].name)
-    stored = read_config(real.config) if real.config.exists() else None
+    stored = None
+    if real.config.exists():
+        stored = read_config(real.config)
     if stored and not stored.data.sets:  # a commit can only be resumed with its own lanes
         planned = submission(f"data.lanes={stored.data.lanes}")
     profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
@@ -160,7 +172,8 @@ def in_allocation(run: RunDir, n: int) -> int:
     from jobs.reporting.run_details import last_lines
 
     run.open_logs(n)
-    code, entry = str(REPOSITORY), str(COMMANDS / "host" / "rank_entry.py")
+    code = str(REPOSITORY)
+    entry = str(COMMANDS / "host" / "rank_entry.py")
     variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": code}
     variables |= python_path.variables(code)
     argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]

@@ -56,7 +56,9 @@ def examine(args: argparse.Namespace) -> int:
     from jobs.slurm import site as reading
     from jobs.slurm.site_checks import FAIL, check_site
 
-    target = place(args.write, args.force) if args.write else None
+    target = None
+    if args.write:
+        target = place(args.write, args.force)
     base = requested_profile(args)
     site = reading.read(base)
     profile = base if args.cluster else draft(base, site)
@@ -73,7 +75,9 @@ def examine(args: argparse.Namespace) -> int:
         print(render(results, f"Slurm cluster {cluster}, partition {site.partition['PartitionName']}"))
         if target:
             print(f"\nwritten: {target}")
-    return CONFIG if any(result.verdict == FAIL for result in results) else COMPLETE
+    if any(result.verdict == FAIL for result in results):
+        return CONFIG
+    return COMPLETE
 
 
 def requested_profile(args: argparse.Namespace) -> ClusterProfile:
@@ -81,7 +85,10 @@ def requested_profile(args: argparse.Namespace) -> ClusterProfile:
     from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import ClusterProfile, load_profile, require_trusted_programs
 
-    profile = load_profile(args.cluster) if args.cluster else ClusterProfile(kind="slurm")
+    if args.cluster:
+        profile = load_profile(args.cluster)
+    else:
+        profile = ClusterProfile(kind="slurm")
     require_trusted_programs(profile)
     if profile.kind != "slurm":
         raise ConfigError("not a profile of a Slurm cluster", f"{profile.name}, kind", profile.kind)
@@ -94,7 +101,10 @@ def place(name: str, force: bool) -> Path:
     from flip.runs.errors import ConfigError
     from jobs.common.paths import PROFILES
 
-    target = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        target = Path(name).expanduser()
+    else:
+        target = PROFILES / f"{name}.yaml"
     if target.exists() and not force:
         raise ConfigError("profile already exists", "--write", str(target), "Choose another name, or add --force.")
     return target
@@ -121,7 +131,10 @@ def draft(profile: ClusterProfile, site: Site) -> ClusterProfile:
 
     node = site.common_node or Node(0, 0, 0, "")
     most = parse_int(site.config.get("MaxArraySize", ""))
-    hours = max(0.01, int(site.max_seconds / 36) / 100) if site.max_seconds else DEFAULT_HOURS
+    if site.max_seconds:
+        hours = max(0.01, int(site.max_seconds / 36) / 100)
+    else:
+        hours = DEFAULT_HOURS
     options = dict(profile.options)
     if node.gpus and "cons_tres" not in site.config.get("SelectType", "cons_tres"):
         options.setdefault("gres", f"gpu:{node.gpus}")
@@ -148,9 +161,12 @@ def text(profile: ClusterProfile, site: Site) -> str:
 
     from jobs.common.cluster_profile import ClusterProfile
 
-    count = site.nodes[site.common_node] if site.common_node else 0
+    count = 0
+    if site.common_node:
+        count = site.nodes[site.common_node]
     limits = f"MaxTime={site.partition.get('MaxTime', '')} of the partition"
-    limits += f", MaxWall={site.qos['wall']} of the QOS" if site.qos.get("wall") else ""
+    if site.qos.get("wall"):
+        limits += f", MaxWall={site.qos['wall']} of the QOS"
     lines: list[tuple[str, Any, str]] = [
         ("kind", profile.kind, ""),
         ("partition", profile.partition, ""),
@@ -166,7 +182,8 @@ def text(profile: ClusterProfile, site: Site) -> str:
         ("array_size", profile.array_size, f"MaxArraySize={site.config.get('MaxArraySize', '')}, minus 1"),
         ("options", profile.options, ", ".join(filter(None, [site.config.get("SelectType"), site.memory_share]))),
     ]
-    defaults, written = asdict(ClusterProfile()), {"name", *(key for key, _, _ in lines)}
+    defaults = asdict(ClusterProfile())
+    written = {"name", *(key for key, _, _ in lines)}
     lines += [
         (key, value, "unchanged")
         for key, value in asdict(profile).items()
@@ -177,7 +194,9 @@ def text(profile: ClusterProfile, site: Site) -> str:
     for key, value, source in lines:
         if value not in ("", {}, []):
             # JSON is YAML, and one line also of texts with several
-            nested = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else ""
+            nested = ""
+            if isinstance(value, list | dict):
+                nested = json.dumps(value, ensure_ascii=False)
             row = f"{key}: {nested or yaml.safe_dump(value, width=1000).splitlines()[0]}"
             rows.append(f"{row:24}  # {source}" if source else row)
     if profile.gpus_per_node and not profile.tflops:

@@ -50,7 +50,8 @@ def follow(args: argparse.Namespace) -> int:
     from jobs.runs import select
     from jobs.tracking import follower
 
-    runs, code = select.select_many(args.target, roots(args.root)), 0
+    runs = select.select_many(args.target, roots(args.root))
+    code = 0
     if len(runs) > 1 and not args.once:
         raise ConfigError("several runs", value=len(runs), remedy="Add --once, or name one run.")
     for run in runs:
@@ -86,12 +87,14 @@ def _is_over(run: RunDir) -> Callable[[], bool]:
 
     from jobs.runs import clusters
 
-    over, asked = False, -math.inf
+    over = False
+    asked = -math.inf
 
     def is_over() -> bool:
         nonlocal over, asked
         if not over and time.monotonic() >= asked + clusters.poll_interval([run]):
-            over, asked = clusters.states([run])[run.path].state in clusters.ENDED, time.monotonic()
+            over = clusters.states([run])[run.path].state in clusters.ENDED
+            asked = time.monotonic()
         return over
 
     return is_over

@@ -105,16 +105,22 @@ def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, nod
     read: dict[Path, int] = {}
     decoders: dict[Path, codecs.IncrementalDecoder] = {}
     begun = {run.path: _newest_attempt(run) for run in runs}
-    over, asked, shown = not on, float("-inf"), Path()
+    over = not on
+    asked = float("-inf")
+    shown = Path()
     while True:
         if on and time.monotonic() >= asked + poll_interval(runs):  # before reading: the last lines are not missed
-            over, asked = _over(runs, attempt), time.monotonic()
+            over = _over(runs, attempt)
+            asked = time.monotonic()
         present = []
         for run in runs:
             newest = _newest_attempt(run)  # the attempts before it have ended: their last lines are there
-            numbers = range(begun[run.path], newest + 1) if attempt is None else [attempt]
-            present += [(run, path) for n in numbers for path in files(run, n, err, node)]
-            if attempt is None:
+            if attempt is not None:
+                present += [(run, path) for path in files(run, attempt, err, node)]
+            else:
+                present += [
+                    (run, path) for n in range(begun[run.path], newest + 1) for path in files(run, n, err, node)
+                ]
                 present += [(run, path) for path in files(run, None, err, node) if (run, path) not in present]
             begun[run.path] = newest
         for run, path in present:
@@ -123,7 +129,8 @@ def follow(runs: Sequence[RunDir], attempt: int | None, err: bool, on: bool, nod
                 if path != shown and (on or len(runs) > 1):
                     name = os.path.relpath(path, run.path if len(runs) == 1 else run.path.parent.parent)
                     print(f"==> {plain(name)} <==", flush=True)
-                read[path], shown = read.get(path, 0) + len(block), path
+                read[path] = read.get(path, 0) + len(block)
+                shown = path
                 text = plain_lines(decoder.decode(block).replace("\r\n", "\n").expandtabs())
                 sys.stdout.buffer.write(text.encode("utf-8"))
             sys.stdout.flush()
@@ -153,7 +160,12 @@ def _blocks(path: Path, start: int) -> Iterator[bytes]:
 
 
 def _report_empty(attempt: int, err: bool) -> None:
-    kind, hint = ("error", "without --err: output") if err else ("output", "--err shows errors")
+    if err:
+        kind = "error"
+        hint = "without --err: output"
+    else:
+        kind = "output"
+        hint = "--err shows errors"
     print(f"standard {kind} of attempt {attempt} is empty; {hint}, status.py progress", file=sys.stderr)
 
 

@@ -56,7 +56,8 @@ class Schedule(NamedTuple):
 
     def fields(self, size: int) -> dict[str, str]:
         """The fields of the template for a data set of ``size`` samples; 0: unknown."""
-        samples, batch = self.samples, self.batch
+        samples = self.samples
+        batch = self.batch
         if size:
             while batch > SMALLEST_BATCH and 2 * batch > size:
                 batch //= 2
@@ -128,7 +129,8 @@ def new(args: argparse.Namespace) -> int:
     cache = CACHE if data.startswith(CACHE) else ""
     beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
     tokenizer = args.tokenizer or beside
-    tokenizer = tokenizer if tokenizer.startswith(CACHE) else resolve_path(tokenizer)
+    if not tokenizer.startswith(CACHE):
+        tokenizer = resolve_path(tokenizer)
     small = MODEL_PRESETS[size]["image"]["width"] < 512
     values = {
         "recipe": args.recipe,
@@ -166,10 +168,14 @@ def _place(path: str) -> str:
 def _of_pictures(record: Mapping[str, Any]) -> str:
     """Settings of ``data`` that the pictures of a data set need, by the counts of `shards make`."""
     settings = record.get("settings")
-    counts = settings.get("pictures") if isinstance(settings, dict) else None
+    counts = None
+    if isinstance(settings, dict):
+        counts = settings.get("pictures")
     if not isinstance(counts, dict):
         return ""
-    fields = ", to_rgb: flatten" if counts.get("transparent") else ""
+    fields = ""
+    if counts.get("transparent"):
+        fields = ", to_rgb: flatten"
     return fields + (", exif: apply" if counts.get("turned") else "")
 
 

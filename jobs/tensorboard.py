@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_run_arguments(parser)
     typed = sys.argv[1:] if arguments is None else arguments
     at = typed.index("--") if "--" in typed else len(typed)
-    args, own = parser.parse_args(typed[:at]), typed[at + 1 :]
+    args = parser.parse_args(typed[:at])
+    own = typed[at + 1 :]
     return run_command(lambda args: serve(args, own), args)
 
 

@@ -50,9 +50,14 @@ def prepare(options: argparse.Namespace) -> int:
         from tools.demo_datasets.icons.build import DATA as data
     else:
         from tools.demo_datasets.emoji.build import DATA as data
-    cache = options.cache.expanduser().absolute() if options.cache else cache_root()
+    if options.cache:
+        cache = options.cache.expanduser().absolute()
+    else:
+        cache = cache_root()
     start_time = time.monotonic()
-    facts = None if options.force else data.ready(cache / data.name)
+    facts = None
+    if not options.force:
+        facts = data.ready(cache / data.name)
     state = "ready" if facts else "built"
     facts = facts or data.build(cache, options.force)
     facts |= {"state": state, "seconds": round(time.monotonic() - start_time, 1), "path": str(cache / data.name)}

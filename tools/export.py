@@ -99,7 +99,10 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("required to export an exported folder again", "--out")
     loaded = load(source, at=options.commit)
     name = _folder_name(loaded.source.stage, loaded.source.samples, options.to)
-    out = options.out.expanduser() if options.out else RunDir(source).export / name
+    if options.out:
+        out = options.out.expanduser()
+    else:
+        out = RunDir(source).export / name
     exporter.choose_format(loaded.config.model, options.to, options.variant)  # before a folder is created
     with writing(out):
         if not options.out:
@@ -110,7 +113,10 @@ def _export(source: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def _text(report: dict[str, Any]) -> str:
     size = sum(file["bytes"] for file in report["files"].values()) / 1e6
-    form = f"variant {report['variant']}" if "variant" in report else report["format"]
+    if "variant" in report:
+        form = f"variant {report['variant']}"
+    else:
+        form = report["format"]
     usage = _USAGE[report.get("format", "open_clip")]
     return "\n".join((
         f"{report['folder']}",

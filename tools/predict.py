@@ -54,12 +54,17 @@ def predict(options: argparse.Namespace) -> int:
 
     if options.top < 1:
         raise ConfigError("must be at least 1", "--top", options.top)
-    run = options.run if Path(options.run).is_dir() else select.select_one(options.run, roots(options.root)).path
+    if Path(options.run).is_dir():
+        run = options.run
+    else:
+        run = select.select_one(options.run, roots(options.root)).path
     if options.classes:
         classes = prompts.read_prompts(options.classes)
-        names, templates = classes.names, classes.templates
+        names = classes.names
+        templates = classes.templates
     else:
-        names, templates = [label.strip() for label in options.labels.split(",") if label.strip()], ["{}"]
+        names = [label.strip() for label in options.labels.split(",") if label.strip()]
+        templates = ["{}"]
     from flip.export.load import load  # imports torch: after all checks that do not need it
 
     probabilities = load(run, options.device).classify(options.images, names, options.templates or templates)

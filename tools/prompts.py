@@ -34,15 +34,18 @@ def write(options: argparse.Namespace) -> int:
     from flip.runs.rundir import to_json, write_text
     from tools.shards_commands.output import writing
 
-    classes = (
-        prompts.imagenet_prompts(options.templates) if options.of == "imagenet" else prompts.read_folder(options.of)
-    )
+    classes: prompts.Prompts | None
+    if options.of == "imagenet":
+        classes = prompts.imagenet_prompts(options.templates)
+    else:
+        classes = prompts.read_folder(options.of)
     if classes is None and not Path(options.of).is_dir():
         remedy = "Give the folder of a wds_* data set, or the word imagenet."
         raise ConfigError("folder does not exist", options.of, remedy=remedy)
     if classes is None:
         raise ConfigError("has no names and templates", options.of, remedy=f"Files: {', '.join(prompts.WDS)}.")
-    out, text = Path(options.out), to_json(dataclasses.asdict(classes))
+    out = Path(options.out)
+    text = to_json(dataclasses.asdict(classes))
     with writing(out):
         output_folder(out.parent)
         try:

@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     module, function = options.run_by.split(":")
     outcome = getattr(importlib.import_module(f"tools.shards_commands.{module}"), function)(options)
-    text = json.dumps(outcome.report, indent=1) if options.json else outcome.show()
+    if options.json:
+        text = json.dumps(outcome.report, indent=1)
+    else:
+        text = outcome.show()
     encoding = sys.stdout.encoding or "utf-8"  # escapes invalid bytes, and characters that the terminal cannot show
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return int(outcome.code)

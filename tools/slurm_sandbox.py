@@ -110,9 +110,14 @@ def packages(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _started(report: dict[str, Any]) -> str:
-    folder = [] if Path(report["folder"]) == _folder().resolve() else ["--folder", report["folder"]]
+    folder = []
+    if Path(report["folder"]) != _folder().resolve():
+        folder = ["--folder", report["folder"]]
     first, last = report["ports"]
-    head = "Slurm runs" if report["started"] else "Slurm runs already"
+    if report["started"]:
+        head = "Slurm runs"
+    else:
+        head = "Slurm runs already"
     sizes = f"{report['nodes']} nodes of {report['gpus']} GPUs, {report['cpus']} CPUs, {report['memory']:,} MB"
     rows = {
         f"{head}:": f"{sizes}; partitions low and high; ports {first}-{last} of {report['address']}",
@@ -129,8 +134,14 @@ def _state(report: dict[str, Any]) -> str:
     if not report["running"]:
         return f"does not run: {report['folder']}"
     dead = [name for name, pid in report["daemons"].items() if not pid]
-    daemon_line = f"not alive: {', '.join(dead)}" if dead else "all daemons are alive"
-    jobs = table(report["jobs"]) if report["jobs"] else "no jobs"
+    if dead:
+        daemon_line = f"not alive: {', '.join(dead)}"
+    else:
+        daemon_line = "all daemons are alive"
+    if report["jobs"]:
+        jobs = table(report["jobs"])
+    else:
+        jobs = "no jobs"
     return f"runs: {report['folder']}\n{daemon_line}\n\n{table(report['nodes'])}\n\n{jobs}"
 
 
@@ -171,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _start_options(command: argparse.ArgumentParser) -> None:
     for field in dataclasses.fields(Options):
-        option, default, about = f"--{field.name.replace('_', '-')}", field.default, field.metadata["help"]
+        option = f"--{field.name.replace('_', '-')}"
+        default = field.default
+        about = field.metadata["help"]
         if field.name == "grace":
             default = 30
         if default is True:

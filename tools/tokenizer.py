@@ -61,7 +61,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
         return 0
     for name, value in report.items():
-        text = " ".join(f"{piece}:{i}" for i, piece in value) if isinstance(value, list) else str(value)
+        if isinstance(value, list):
+            text = " ".join(f"{piece}:{i}" for i, piece in value)
+        else:
+            text = str(value)
         print(f"{plain(name)}: {plain(text)}")
     return 0
 
@@ -73,7 +76,12 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     from flip.tokenizer import train as train_wordpiece
 
     bpe = options.kind == "bpe"
-    make, least = (train_byte_pairs, 2 * len(BYTES) + 2) if bpe else (train_wordpiece, len(SPECIAL))
+    if bpe:
+        make = train_byte_pairs
+        least = 2 * len(BYTES) + 2
+    else:
+        make = train_wordpiece
+        least = len(SPECIAL)
     if options.vocabulary <= least:
         raise ConfigError(f"a vocabulary needs more than {least} entries", "--vocabulary", options.vocabulary)
     _claim(options.out)

@@ -43,13 +43,17 @@ class _Storage:
     """Answers ``limit`` requests per second of the clock."""
 
     def __init__(self, case: Burst, rng: np.random.Generator) -> None:
-        self._case, self._rng, self.refused = case, rng, 0
-        self._second, self._given = 0, 0
+        self._case = case
+        self._rng = rng
+        self.refused = 0
+        self._second = 0
+        self._given = 0
 
     def answer(self, now: float) -> tuple[float, str]:
         """Seconds until the response to a request sent now, and its error ("" if none)."""
         if int(now) > self._second:
-            self._second, self._given = int(now), 0
+            self._second = int(now)
+            self._given = 0
         self._given += 1
         if self._given > self._case.limit:
             self.refused += 1
@@ -62,8 +66,10 @@ class _Reader:
     """A worker: its remaining requests and its concurrency limit."""
 
     def __init__(self, requests: int, patience: RetryPolicy) -> None:
-        self.gate, self.waiting = ConcurrencyLimiter(patience.requests), deque(range(requests))
-        self.asking, self.busy = 0, 0
+        self.gate = ConcurrencyLimiter(patience.requests)
+        self.waiting = deque(range(requests))
+        self.asking = 0
+        self.busy = 0
         """Threads busy with a request, pauses after a refusal included; requests at storage."""
         self.woken = deque[int]()
         """Requests to retry once the limiter admits them."""
@@ -87,11 +93,16 @@ class _Fleet:
     """Readers and storage on one clock. An event: (time, number, reader, request, ticket of the limiter, kind)."""
 
     def __init__(self, case: Burst, seed: int) -> None:
-        self._case, self._rng, self._patience = case, np.random.default_rng(seed), RetryPolicy()
+        self._case = case
+        self._rng = np.random.default_rng(seed)
+        self._patience = RetryPolicy()
         self._storage = _Storage(case, self._rng)
         self._readers = [_Reader(case.each, self._patience) for _ in range(case.readers)]
         self._events: list[tuple[float, int, int, int, int | None, str]] = []
-        self._now, self._count, self._answered_at, self._lost = 0.0, 0, 0.0, 0
+        self._now = 0.0
+        self._count = 0
+        self._answered_at = 0.0
+        self._lost = 0
         self._pauses: list[float] = []
         self._clock = Clock(
             now=lambda: self._now,
@@ -139,7 +150,8 @@ class _Fleet:
                 self._lost += 1
                 reader.asking -= 1
         elif what == "":
-            reader.asking, self._answered_at = reader.asking - 1, self._now
+            reader.asking -= 1
+            self._answered_at = self._now
 
     def _send(self, reader: _Reader, r: int) -> None:
         """Send all requests that a reader may send now."""

@@ -23,9 +23,11 @@ from jobs.common.job import Job, JobResources
 from jobs.host.slurm_cli import DEADLINE
 from jobs.slurm.backend import SlurmBackend
 
-MAX_ARRAY, MAX_JOBS = 1001, 10_000
+MAX_ARRAY = 1001
+MAX_JOBS = 10_000
 """Defaults of MaxArraySize and MaxJobCount (slurm.conf)."""
-BUCKET, REFILL = 30, 2.0
+BUCKET = 30
+REFILL = 2.0
 """Defaults of rl_bucket_size, and of rl_refill_rate per rl_refill_period of a second (slurm.conf)."""
 KILL_WAIT = 30
 """Default of KillWait (slurm.conf), seconds: time for the exit trap of a job that is preempted without grace."""
@@ -62,7 +64,8 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
         site = Site(folder)
         script = folder / "bin" / "scontrol"
         script.write_text(f"#!/bin/sh\necho scontrol >>{site.calls}\n{PREEMPTED}")
-        calls, sweep = Calls(site), folder / "runs" / "sweep"
+        calls = Calls(site)
+        sweep = folder / "runs" / "sweep"
         jobs = []
         for i in range(runs):
             run = RunDir(sweep / f"run{i}")
@@ -76,7 +79,8 @@ def counted(folder: Path, runs: int) -> dict[str, dict[str, int]]:
         }
         commands["status"] = _one(calls.during(lambda: status(site, runs, 1)), 2)
         site.environment |= {"SLURM_JOB_ID": "57", "SLURM_RESTART_COUNT": "0"}
-        run, script = jobs[0].run, ROOT / "jobs" / "host" / "batch_hooks.py"
+        run = jobs[0].run
+        script = ROOT / "jobs" / "host" / "batch_hooks.py"
         commands["begin"] = calls.during(lambda: site.command(script, "begin", run.path))
         run.attempt(1).mkdir(exist_ok=True, parents=True)
         write_json(run.attempt(1) / "cause.0.json", {"cause": "stopped", "code": 75, "reason": "asked to stop"})
@@ -95,8 +99,14 @@ def storm(jobs: int, calls: int, seed: int, bucket: int = BUCKET, refill: float 
 
     A command that has waited for DEADLINE is taken as unanswered, and repeated.
     """
-    rng, left, since = np.random.default_rng(seed), np.full(jobs, calls), np.zeros(jobs)
-    tokens, second, unanswered, requests, soon = float(bucket), 0, 0, 0, 0
+    rng = np.random.default_rng(seed)
+    left = np.full(jobs, calls)
+    since = np.zeros(jobs)
+    tokens = float(bucket)
+    second = 0
+    unanswered = 0
+    requests = 0
+    soon = 0
     while left.any():
         waiting = rng.permutation(np.flatnonzero(left))
         requests += len(waiting)
@@ -106,7 +116,11 @@ def storm(jobs: int, calls: int, seed: int, bucket: int = BUCKET, refill: float 
         late = (second - since >= DEADLINE) & (left > 0)
         late[through] = False
         unanswered += int(late.sum())
-        since[through], since[late] = second, second
+        since[through] = second
+        since[late] = second
         second += 1
-        soon = soon if second > KILL_WAIT else int((left == 0).sum())
+        if second > KILL_WAIT:
+            soon = soon
+        else:
+            soon = int((left == 0).sum())
     return {"requests": requests, "seconds": second, "unanswered": unanswered, "jobs_done_within_kill_wait": soon}

@@ -37,7 +37,8 @@ from jobs.sweeps import sweep_file
 
 SWEEP = SWEEPS / "joint_scaling.yaml"
 SETTINGS = ("resources.nodes=64", "data.samples=2e9", f"data.sample_bytes={synthetic.SAMPLE_BLOCKS * BLOCK}")
-GETS, PUTS = 5500, 3500
+GETS = 5500
+PUTS = 3500
 """Requests per second that S3 guarantees for each partitioned prefix (docs/scale.md, source 1)."""
 USD_PER_GET = 0.0004 / 1000
 """S3's list price (docs/laion.md, source 10)."""
@@ -45,7 +46,8 @@ PACE = 85.0
 """MB/s of one connection to S3: 85 to 90 in its guide (source 2)."""
 LLAMA = {"interruptions": 419, "days": 54, "gpus": 16_384}
 """Unexpected interruptions of the pre-training of Llama 3 405B (source 3)."""
-START, WRITTEN = 300.0, 10.0
+START = 300.0
+WRITTEN = 10.0
 """Assumed: seconds from the start of an attempt to its first step, and from a save's stall to its commit."""
 COSTS = {"background": 1.0, "blocking": 10.0}
 """Assumed: seconds for which a save blocks steps."""
@@ -111,7 +113,8 @@ def forms(config: Config, profile: ClusterProfile) -> dict[str, tuple[Config, Cl
 
 def step(config: Config, profile: ClusterProfile) -> dict[str, float]:
     """Seconds of a masked step, its collectives, and GB that a rank exchanges with ranks on other nodes."""
-    stage, ranks = config.stages[0], world_size(config)
+    stage = config.stages[0]
+    ranks = world_size(config)
     local = stage.batch // ranks
     phases = step_phases(for_stage(config, stage).model, config.compute, local, ranks)
     links = Links(config.resources.processes, profile.nvlink_gbps, profile.network_gbps)
@@ -160,7 +163,8 @@ def storage(config: Config, run: dict[str, Any], speeds: dict[str, float]) -> di
 
 def host(config: Config) -> dict[str, Any]:
     """Lanes, and memory of a node."""
-    data, ranks = config.data, world_size(config)
+    data = config.data
+    ranks = world_size(config)
     stream = SampleOrder(config.seed, data.samples, data.chunk, data.block, data.lanes)
     loader = max(costs.loader_memory(config, stage) for stage in config.stages)
     usual = buffer_bytes(data.lanes, data.block, data.chunk, data.sample_bytes) * (1.5 + MAX_LOOKAHEAD / 2) / 1.5
@@ -226,7 +230,8 @@ def cases(config: Config) -> dict[str, Life]:
 def goodput(life: Life) -> dict[str, float]:
     """Goodput in per cent: with our interval, with fixed ones, at best; and losses that do not depend on the
     interval."""
-    interval, best = interruptions.known(life), interruptions.optimum(life)
+    interval = interruptions.known(life)
+    best = interruptions.optimum(life)
     return {
         "between_h": life.between / 3600,
         "ours_s": interval,
@@ -258,4 +263,6 @@ def shorter(value: Any) -> Any:
     """The same with all numbers rounded to four significant digits."""
     if isinstance(value, dict):
         return {name: shorter(inner) for name, inner in value.items()}
-    return rounded(value) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return rounded(value)
+    return value

@@ -16,7 +16,10 @@ from benchmarks.lib.training_steps import LEFT_OUT, OURS, PEER, model
 from flip import costs
 
 NOT_RUN = "not run"
-MEASURED, OUT_OF_MEMORY, TIME_LIMIT, FAILED = "measured", "out of memory", "time limit", "failed"
+MEASURED = "measured"
+OUT_OF_MEMORY = "out of memory"
+TIME_LIMIT = "time limit"
+FAILED = "failed"
 Figure = Callable[[Mapping[str, Any], str], str]
 """(results of the script, name of the card) -> the result in words."""
 
@@ -39,7 +42,9 @@ def _tests(result: Mapping[str, Any], card: str) -> str:
 
 def _matmul(result: Mapping[str, Any], card: str) -> str:
     peak = costs.peak_flops(card, "bf16")
-    share = "" if peak is None else f": {100e12 * result['TFLOPS'] / peak:.0f} % of the datasheet peak"
+    share = ""
+    if peak is not None:
+        share = f": {100e12 * result['TFLOPS'] / peak:.0f} % of the datasheet peak"
     return f"{number(result['TFLOPS'])} TFLOP/s{share}"
 
 
@@ -51,7 +56,9 @@ def _step(result: Mapping[str, Any], card: str) -> str:
     peak = costs.peak_flops(card, result["precision"])
     if peak is None:
         return words
-    tokens = result["tokens_of_a_caption"] if row["form"] == LEFT_OUT else None
+    tokens = None
+    if row["form"] == LEFT_OUT:
+        tokens = result["tokens_of_a_caption"]
     flops = speed * costs.training_flops(model(result["size"]), row["mask"], tokens)["total"]
     return f"{words}, {number(flops / 1e12)} TFLOP/s: {100 * flops / peak:.1f} % of the datasheet peak"
 
@@ -139,6 +146,9 @@ def cells(found: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         if entry is None:
             lines.append([row.what, NOT_RUN, "", ""])
             continue
-        words = row.figure(entry["result"], entry["card"]) if entry["status"] == MEASURED else entry["status"]
+        if entry["status"] == MEASURED:
+            words = row.figure(entry["result"], entry["card"])
+        else:
+            words = entry["status"]
         lines.append([row.what, words, entry["card"], number(entry["seconds"])])
     return lines

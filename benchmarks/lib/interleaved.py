@@ -88,7 +88,8 @@ def _work(open_batches: Callable[[str], Iterator[int]], name: str, samples: int)
     signal.signal(signal.SIGTERM, _end)
     with contextlib.closing(open_batches(name)) as batches:  # type: ignore[type-var]
         while True:
-            cpu, since = _cpu(), time.perf_counter()
+            cpu = _cpu()
+            since = time.perf_counter()
             count = next(batches, 0)
             turns.append(_Turn(count, time.perf_counter() - since, _cpu() - cpu))
             if not count or sum(turn.samples for turn in turns) >= samples:

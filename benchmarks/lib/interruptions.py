@@ -63,10 +63,18 @@ def young(life: Life) -> float:
 
 def optimum(life: Life) -> float:
     """The t with the best goodput, by golden-section search around Young's."""
-    low, high, ratio = young(life) / 20, young(life) * 20, (math.sqrt(5) - 1) / 2
+    low = young(life) / 20
+    high = young(life) * 20
+    ratio = (math.sqrt(5) - 1) / 2
     while high - low > 1e-6 * high:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (left, high) if goodput(life, left) < goodput(life, right) else (low, right)
+        left = high - ratio * (high - low)
+        right = low + ratio * (high - low)
+        if goodput(life, left) < goodput(life, right):
+            low = left
+            high = high
+        else:
+            low = low
+            high = right
     return (low + high) / 2
 
 
@@ -89,20 +97,27 @@ def learning(life: Life) -> Rule:
 
 def simulate(life: Life, rule: Rule, lives: int, seed: int) -> tuple[float, float]:
     """Goodput over ``lives`` attempts of one endless run, event by event, and its standard error."""
-    rng, history = np.random.default_rng(seed), History()
+    rng = np.random.default_rng(seed)
+    history = History()
     lasted = rng.exponential(life.between, lives)
     useful = np.zeros(lives)
     for n, end in enumerate(lasted.tolist()):
-        history.saves, before = 0, history.trained
-        now, trained, stood = life.start, 0.0, 0.0
+        history.saves = 0
+        before = history.trained
+        now = life.start
+        trained = 0.0
+        stood = 0.0
         while now < end:
             every = rule(history)
-            now, trained = now + every + life.cost, trained + every
+            now += every + life.cost
+            trained += every
             if now + life.written > end:
                 break
-            stood, history.saves = trained, history.saves + 1
+            stood = trained
+            history.saves += 1
             history.trained = before + now - life.start
-        useful[n], history.cut = stood, history.cut + 1
+        useful[n] = stood
+        history.cut += 1
         history.trained = before + max(0.0, end - life.start)
     share = float(useful.sum() / lasted.sum())
     apart = useful - share * lasted

@@ -16,7 +16,8 @@ _INLINE = re.compile(r"[-\d.,]*\d \(`(\w+\.[\w.]+)`\)")
 
 def fill(text: str, numbers: dict[str, Any]) -> str:
     """The page with the values of ``numbers``. Raises KeyError for an unknown key."""
-    lines, header = [], list[str]()
+    lines = []
+    header = list[str]()
     for line in text.split("\n"):
         if not line.startswith("|"):
             header = []
@@ -33,7 +34,9 @@ def shown(value: float | str) -> str:
     """A number as pages write it: with commas, and no more digits than the file has."""
     if isinstance(value, str):
         return value
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:,}"
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,}"
 
 
 def _look(numbers: dict[str, Any], key: str) -> Any:

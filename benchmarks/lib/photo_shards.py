@@ -42,14 +42,18 @@ def picture(rng: np.random.Generator, width: int, height: int, grain: float) -> 
     """(height, width, 3)."""
     noise = np.full((height, width, 3), 128, dtype=np.float32)
     for cells, strength in ((3, 60), (9, 30), (27, 15), (81, 8)):
-        light, colour = rng.normal(128, strength, (cells, cells, 1)), rng.normal(0, strength / 4, (cells, cells, 3))
+        light = rng.normal(128, strength, (cells, cells, 1))
+        colour = rng.normal(0, strength / 4, (cells, cells, 3))
         coarse = (light + colour).clip(0, 255).astype(np.uint8)
         noise += np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32) - 128
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(6):
         left, top, right, bottom = (rng.uniform(0, 1, 4) * [width, height, width, height] / [1, 1, 2, 2]).tolist()
-        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        if rng.random() < 0.5:
+            shape = draw.ellipse
+        else:
+            shape = draw.rectangle
         shape((left, top, left + right / 2, top + bottom / 2), tuple(rng.integers(0, 255, 3).tolist()))
     fine = rng.standard_normal((height, width, 1), dtype=np.float32) * grain
     return (np.asarray(image, np.float32) + fine).clip(0, 255).astype(np.uint8)
@@ -72,9 +76,15 @@ def samples(kind: Kind, count: int, seed: int) -> list[tuple[bytes, str]]:
     entries = []
     for i in range(count):
         rng = np.random.default_rng([seed, kind.side, i])
-        width, height = kind.side, kind.side
+        width = kind.side
+        height = kind.side
         if not kind.square:
-            width, height = (kind.side * 4 // 3, kind.side) if rng.random() < 0.5 else (kind.side, kind.side * 4 // 3)
+            if rng.random() < 0.5:
+                width = kind.side * 4 // 3
+                height = kind.side
+            else:
+                width = kind.side
+                height = kind.side * 4 // 3
         entries.append((jpeg(picture(rng, width, height, kind.grain)), caption(rng)))
     return entries
 

@@ -33,8 +33,13 @@ from flip.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import torch
 
-SIZE, PATCH, LENGTH, AUGMENT = 224, 16, 32, schema.Augment()
-BLOCK, LANES, SHUFFLE = 4, 1, 1000
+SIZE = 224
+PATCH = 16
+LENGTH = 32
+AUGMENT = schema.Augment()
+BLOCK = 4
+LANES = 1
+SHUFFLE = 1000
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int
     """Prepared before the clock starts: JPEGs and their random draws."""
     views = [memoryview(Path(path).read_bytes()) for path in work.local]
     places = [(view, *sample.members["jpg"]) for view in views for sample in tar.samples(view)]
-    ids, patches = np.arange(len(places)), (SIZE // PATCH) ** 2
+    ids = np.arange(len(places))
+    patches = (SIZE // PATCH) ** 2
     epochs = np.zeros_like(ids)
     keep = masking.visible_patches(work.seed, epochs, ids, patches, patches // 2)
     return [bytes(view[at : at + size]) for view, at, size in places], augmenting.Draws.of(work.seed, epochs, ids), keep
@@ -152,7 +158,8 @@ def webdataset_whole(work: Work) -> Iterator[int]:
 
 def webdataset_torchvision(work: Work) -> Iterator[int]:
     """As ``webdataset_whole``, but cropped by torchvision's public transform, as usual; our decoder."""
-    crop, tokenizer = _torchvisions_crop(work.seed), Tokenizer(work.tokenizer, LENGTH, True)
+    crop = _torchvisions_crop(work.seed)
+    tokenizer = Tokenizer(work.tokenizer, LENGTH, True)
     for samples in _batched(samples_of_webdataset(work, whole=True), work.batch):
         images = crop(decode.decode(sample["jpg"], "simplejpeg") for sample in samples)
         assert len(images) == len(tokenizer([captions_of(sample, ["txt"])[0] for sample in samples]))
@@ -190,7 +197,8 @@ def mosaicml(work: Work) -> Iterator[int]:
     from streaming import StreamingDataset
 
     os.environ["S3_ENDPOINT_URL"] = work.address
-    finish, folder = _Finish(work), tempfile.mkdtemp(prefix="flip-mds-")
+    finish = _Finish(work)
+    folder = tempfile.mkdtemp(prefix="flip-mds-")
     try:
         samples = StreamingDataset(
             remote=work.mds, local=folder, shuffle=True, shuffle_seed=work.seed, batch_size=work.batch
@@ -217,7 +225,9 @@ class _Finish:
     """The remaining work for peers that only read: as ours, but in their order and with all pixels."""
 
     def __init__(self, work: Work) -> None:
-        self._seed, self._seen, self._tokenizer = work.seed, 0, Tokenizer(work.tokenizer, LENGTH, True)
+        self._seed = work.seed
+        self._seen = 0
+        self._tokenizer = Tokenizer(work.tokenizer, LENGTH, True)
 
     def __call__(self, samples: list[dict[str, Any]]) -> int:
         ids = np.arange(self._seen, self._seen + len(samples))

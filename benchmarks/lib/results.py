@@ -54,9 +54,14 @@ def ratio(over: Sequence[float], under: Sequence[float], name: str = "ratio") ->
 
 def machine() -> dict[str, Any]:
     """Facts of the machine that numbers depend on, without its host name."""
-    text = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").exists() else ""
+    text = ""
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
     model = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count()
     load = round(os.getloadavg()[0], 2)
     return {
         "processor": model or platform.machine(),
@@ -104,7 +109,8 @@ def publish(report: dict[str, Any], chosen: argparse.Namespace) -> None:
 def _used() -> tuple[float, float]:
     """CPU seconds used so far by the machine, and by this process with its children."""
     times = os.times()
-    busy, own = 0.0, sum(times[:4])
+    busy = 0.0
+    own = sum(times[:4])
     if Path("/proc/stat").exists():
         fields = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
         busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
@@ -119,7 +125,8 @@ def _used() -> tuple[float, float]:
 
 def _took(start_time: float, before: tuple[float, float]) -> dict[str, float]:
     """Seconds, and the cores that other processes used meanwhile; the machine was not idle if much above a tenth."""
-    took, (busy, own) = time.perf_counter() - start_time, _used()
+    took = time.perf_counter() - start_time
+    busy, own = _used()
     others = (busy - before[0] - (own - before[1])) / took
     return {"seconds": rounded(took), "cores_of_others": rounded(max(0.0, others))}
 

@@ -31,7 +31,8 @@ def cores() -> tuple[int, set[int]]:
 @contextmanager
 def serving(name: str, folder: Path) -> Iterator[str]:
     """Address of an empty server; s3:// URLs use it, also in later processes."""
-    server, before = SERVERS[name](folder / name), os.sched_getaffinity(0)
+    server = SERVERS[name](folder / name)
+    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores()[1])  # the server inherits it
     try:
         server.start()
@@ -72,7 +73,8 @@ def _settle(core: int) -> None:
 def prepare(kind: Kind, samples: int, chunk: int, batch: int, address: str, folder: Path, seed: int) -> Work:
     """Create a data set, upload it, and index it."""
     pairs = photo_shards.samples(kind, samples, seed)
-    name, remote_files = f"{kind.side}", files(address)
+    name = f"{kind.side}"
+    remote_files = files(address)
     local = photo_shards.write(pairs, folder / name, SHARDS)
     shards = tuple(f"{name}/{path.name}" for path in local)
     for path, key in zip(local, shards, strict=True):

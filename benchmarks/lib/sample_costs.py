@@ -29,7 +29,9 @@ REPEATS = 5
 
 def measure(work: Work) -> list[dict[str, Any]]:
     """CPU microseconds per sample and stage; medians over REPEATS. Results are discarded."""
-    manifest, reader, tokenizer = Manifest.load(work.manifest), ChunkReader(), Tokenizer(work.tokenizer, LENGTH, True)
+    manifest = Manifest.load(work.manifest)
+    reader = ChunkReader()
+    tokenizer = Tokenizer(work.tokenizer, LENGTH, True)
     reads = [
         read[:3] for j in range(min(manifest.chunks, max(1, HELD // work.chunk))) for read in manifest.chunk_reads(j)
     ]
@@ -38,7 +40,8 @@ def measure(work: Work) -> list[dict[str, Any]]:
     images = [image_of(sample, "simplejpeg") for sample in samples]
     captions = [captions_of(sample, ["txt"])[0] for sample in samples]
     batches = [slice(start, start + work.batch) for start in range(0, len(samples), work.batch)]
-    ids, epochs = np.arange(len(samples)), np.zeros(len(samples), dtype=np.int64)
+    ids = np.arange(len(samples))
+    epochs = np.zeros(len(samples), dtype=np.int64)
     draws, keep = _drawn(work, epochs, ids)
     views = [augmenting.view(image, SIZE, AUGMENT, draws, row, "torchvision") for row, image in enumerate(images)]
     rows = range(len(samples))

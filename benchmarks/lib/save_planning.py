@@ -16,7 +16,9 @@ from unittest import mock
 
 from benchmarks.lib.results import rounded
 
-DCP, CACHED, OURS = "DCP's planner", "DCP's planner, plans cached", "ours"
+DCP = "DCP's planner"
+CACHED = "DCP's planner, plans cached"
+OURS = "ours"
 SAVES = 3
 
 
@@ -85,7 +87,9 @@ def _ours(world: Any, state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     run = RunDir(folder / "sweep" / "run")
     run.attempt(1).mkdir(parents=True)
-    checkpointer, saves, sizes = saver.Checkpointer(run, 1, world, keep=1), [], []
+    checkpointer = saver.Checkpointer(run, 1, world, keep=1)
+    saves = []
+    sizes = []
     planning, staged = _spent(lambda: StagedShard(state, 0))
     later, fits = _spent(lambda: staged.fits(state))
     assert fits

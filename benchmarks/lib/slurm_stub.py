@@ -48,7 +48,9 @@ class Site:
     """A temporary folder with Slurm's commands, which record every call and answer at once."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.calls, self.rows = folder, folder / "calls", folder / "rows"
+        self.folder = folder
+        self.calls = folder / "calls"
+        self.rows = folder / "rows"
         self.number = 0
         (folder / "bin").mkdir()
         answers = {
@@ -73,7 +75,9 @@ class Site:
         return made
 
     def called(self, name: str) -> int:
-        return self.calls.read_text().split().count(name) if self.calls.exists() else 0
+        if self.calls.exists():
+            return self.calls.read_text().split().count(name)
+        return 0
 
     def command(self, *argv: object, cwd: Path | None = None) -> str:
         line = [sys.executable, *map(str, argv)]
@@ -117,7 +121,8 @@ class Site:
 
     def hydra(self, runs: int) -> None:
         """A multirun over a range, as in the documentation of its launcher; interpreter and imports included."""
-        script, folder = self.folder / "app.py", self.fresh()
+        script = self.folder / "app.py"
+        folder = self.fresh()
         script.write_text(HYDRA, encoding="utf-8")
         axis = f"+run=range(0,{runs})"
         self.command(script, "-m", "hydra/launcher=submitit_slurm", axis, f"hydra.sweep.dir={folder}", cwd=folder)
@@ -125,7 +130,8 @@ class Site:
 
 def status(site: Site, many: int, repeats: int) -> dict[str, Any]:
     """Seconds of the command over ``many`` runs in Slurm, a third of them after a requeue, and its calls of squeue."""
-    folder, rows = site.folder / "runs" / "many", []
+    folder = site.folder / "runs" / "many"
+    rows = []
     for i in range(many):
         run = RunDir(folder / f"run{i}")
         run.path.mkdir(parents=True)

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 from flip.data.manifest.manifest import BLOCK, ChunkTable
 from flip.data.order import SampleOrder
 
-SHARDS, MEAN, SIGMA, CHUNK = 230_000, 8_333, 534, 256
+SHARDS = 230_000
+MEAN = 8_333
+SIGMA = 534
+CHUNK = 256
 """Samples per shard of a download of LAION-2B: 10,000 links, five in six of them alive."""
 SAMPLE_BLOCKS = 94
 """Blocks of 512 bytes of a sample inside its shard: 48 kB, headers included."""

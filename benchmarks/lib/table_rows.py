@@ -37,7 +37,9 @@ class Row:
 
 def number(value: float) -> str:
     """Three significant digits, or a whole number."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def spread(result: Mapping[str, Any], scale: float = 1.0) -> tuple[float, float] | None:
@@ -66,13 +68,15 @@ EXACT = 1e-12
 
 def step(result: Found) -> list[Row]:
     """Against open_clip, and masked against unmasked."""
-    rows, gpu = [], result["device"] == "cuda"
+    rows = []
+    gpu = result["device"] == "cuda"
     cases = {(row["mask"], row["form"]): row for row in result["beside_the_peer"]}
     for (mask, form), row in cases.items():
         peer = cases.get((mask, "open_clip"))
         if form == "open_clip" or peer is None:
             continue
-        speed, least = row["speed_to_open_clip"], 1.5 if gpu else 1.35 if "padding" in form else 1.2
+        speed = row["speed_to_open_clip"]
+        least = 1.5 if gpu else 1.35 if "padding" in form else 1.2
         name = f"{result['size']}, b = {result['b']}, mask {mask}" + form.removeprefix("ours") + " on a GPU" * gpu
         rows.append(Row(
             f"step of {name}, pairs/s",
@@ -92,8 +96,10 @@ def step(result: Found) -> list[Row]:
 def _masked(row: Found, size: str, gpu: bool) -> Row:
     """Time relative to the unmasked step, over the ratio of FLOPs."""
     what = f"step of {size}, b = {row['b']}, mask {row['mask']}, to the unmasked one" + " on a GPU" * gpu
-    ratio, work = row["time_to_FLOPs"], row["FLOPs_ratio"]
-    times, flops = f"{number(row['time_ratio'])} of the time", f"{number(work)} of the FLOPs"
+    ratio = row["time_to_FLOPs"]
+    work = row["FLOPs_ratio"]
+    times = f"{number(row['time_ratio'])} of the time"
+    flops = f"{number(work)} of the FLOPs"
     return Row(what, times, flops, ratio, spread(row, 1 / work), **goal(ratio, "<=", 1.1))
 
 
@@ -106,8 +112,12 @@ def loss(result: Found) -> list[Row]:
         flip_row = cases.get((b, batch, tile))
         if form.startswith("tiles") or flip_row is None or not isinstance(row["milliseconds"], float):
             continue
-        name, peer = f"loss in {tile}, b = {b:,}, B = {batch:,}", form.replace("whole", "whole logits")
-        name += "" if form == "whole" else f", beside {form}"
+        name = f"loss in {tile}, b = {b:,}, B = {batch:,}"
+        peer = form.replace("whole", "whole logits")
+        if form == "whole":
+            name += ""
+        else:
+            name += f", beside {form}"
         rows.append(Row(
             f"{name}, time", f"{number(flip_row['milliseconds'])} ms", f"{peer} {number(row['milliseconds'])} ms",
             flip_row["milliseconds"] / row["milliseconds"], spread(flip_row) if form == "whole" else None,
@@ -137,7 +147,9 @@ def stream(result: Found) -> list[Row]:
             if row["samples_per_s"] is None:
                 rows.append(Row(what, number(flip_row["samples_per_s"]), row["note"]))
                 continue
-            asked = goal(row["ours_is"], ">=", row["goal"]) if row["goal"] else {}
+            asked = {}
+            if row["goal"]:
+                asked = goal(row["ours_is"], ">=", row["goal"])
             speeds = number(flip_row["samples_per_s"]), number(row["samples_per_s"])
             rows.append(Row(what, *speeds, row["ours_is"], spread(row), **asked))
     return rows
@@ -153,7 +165,8 @@ def resume(result: Found) -> list[Row]:
         f"{number(max(seconds))} s", f"{number(min(seconds))} s", ratio, **goal(ratio, "<=", 1.25),
     )]  # fmt: skip
     peer_seconds = result["webdataset"][-1]["computed_seconds"]
-    what, last = f"first batch after a resume at {where[-1]} % of {result['data']['N']:.3g} samples", seconds[-1]
+    what = f"first batch after a resume at {where[-1]} % of {result['data']['N']:.3g} samples"
+    last = seconds[-1]
     rows.append(Row(
         f"{what}, beside webdataset reading up to there", f"{number(last)} s", f"{number(peer_seconds)} s (computed)",
         last / peer_seconds,
@@ -172,14 +185,15 @@ def resume(result: Found) -> list[Row]:
 
 def checkpoint(result: Found) -> list[Row]:
     """How long the loop is blocked."""
-    rows, cases = [], {(row["ranks"], row["way"]): row for row in result["cases"]}
+    rows = []
+    cases = {(row["ranks"], row["way"]): row for row in result["cases"]}
     for ranks in sorted({ranks for ranks, _ in cases}):
-        flip_row, torchs = cases[ranks, "background"], cases[ranks, "torch async_save"]
-        what, seconds = (
-            f"save of {flip_row['megabytes']} MB, ranks: {ranks}; the loop stalls",
-            f"{number(flip_row['stall_s'])} s",
-        )
-        share, waited = flip_row["share_of_blocking"], f"{number(cases[ranks, 'blocking']['stall_s'])} s"
+        flip_row = cases[ranks, "background"]
+        torchs = cases[ranks, "torch async_save"]
+        what = f"save of {flip_row['megabytes']} MB, ranks: {ranks}; the loop stalls"
+        seconds = f"{number(flip_row['stall_s'])} s"
+        share = flip_row["share_of_blocking"]
+        waited = f"{number(cases[ranks, 'blocking']['stall_s'])} s"
         rows.append(
             Row(f"{what}, beside a save waited for", seconds, waited, share, spread(flip_row), **goal(share, "<", 0.1))
         )
@@ -191,7 +205,8 @@ def checkpoint(result: Found) -> list[Row]:
 
 def _planning(flip_row: Found, dcp: Found, cached: Found) -> list[Row]:
     """What rank 0 computes for a save of many simulated ranks after the first, and what the ranks exchange for it."""
-    what, spent = f"save of {flip_row['size']} on {flip_row['ranks']} simulated ranks", flip_row["save_s"]
+    what = f"save of {flip_row['size']} on {flip_row['ranks']} simulated ranks"
+    spent = flip_row["save_s"]
     rows = [Row(f"{what}: processor time of rank 0", f"{number(spent)} s", **goal(spent, "<", 2.0, " s"))]
     for name, row in (("DCP", dcp), ("DCP with cached plans", cached)):
         for field, unit, of in (("planning_s", "s", "planning on rank 0"), ("exchanged_MB", "MB", "exchanged for it")):
@@ -219,8 +234,10 @@ def launcher(result: Found) -> list[Row]:
     """Limits of commands; submission against submitit and Hydra."""
     slowest = max(result["help"], key=lambda row: row["seconds"])
     flip_row, *others = result["submit"]["ways"]
-    runs, shapes = result["submit"]["runs"], result["submit"]["shapes"]
-    squeue, sbatch = result["status"]["squeue_calls"], flip_row["sbatch_calls"]
+    runs = result["submit"]["runs"]
+    shapes = result["submit"]["shapes"]
+    squeue = result["status"]["squeue_calls"]
+    sbatch = flip_row["sbatch_calls"]
     rows = [
         limited(f"plan of {result['plan']['runs']} runs", result["plan"]),
         limited(f"status of {result['status']['runs']} runs", result["status"]),
@@ -243,8 +260,11 @@ def launcher(result: Found) -> list[Row]:
 def order(result: Found) -> list[Row]:
     """The position in the stream, and the cost of order and mask."""
     first = [row for row in result["first_batch"] if row["passes"] == 0.5][-1]
-    peer, after, samples = result["peer"], result["afterwards"][-1], f"{result['data']['N']:.3g} samples"
-    seconds, peer_value = first["milliseconds"] / 1000, peer["extrapolated_to_N_seconds"]
+    peer = result["peer"]
+    after = result["afterwards"][-1]
+    samples = f"{result['data']['N']:.3g} samples"
+    seconds = first["milliseconds"] / 1000
+    peer_value = peer["extrapolated_to_N_seconds"]
     permuted = f"NumPy's permutation {number(peer_value)} s (from {peer['ids']:,} ids)"
     what = f"ids of a batch in the middle of a pass of {samples}, W = {first['W']}"
     cost = after["with_mask_us"]
@@ -264,7 +284,9 @@ def prefetch(result: Found) -> list[Row]:
         if first is not same[0] or first["latency"] == "constant":
             continue
         blocking = [case["stalled_share"] for case in same if case["reads"] == "blocking"]
-        peer = f"each read waited for: {100 * blocking[-1]:.3g} %" if blocking else ""
+        peer = ""
+        if blocking:
+            peer = f"each read waited for: {100 * blocking[-1]:.3g} %"
         case = f"{result['fleet']['ranks']} ranks, steps of {first['step']} s, latency {first['latency']}"
         rows.append(Row(f"simulated, {case}: stalled", f"{100 * first['stalled_share']:.3g} %", peer))
     return rows
@@ -276,7 +298,8 @@ def evaluation(result: Found) -> list[Row]:
     for name, task in result["tasks"].items():
         flip_row, peer_value = task["forms"]
         counts = ", ".join(f"{task[key]:,} {key}" for key in ("images", "classes", "captions") if key in task)
-        what, far = f"{name} of {counts}", task["farthest"]
+        what = f"{name} of {counts}"
+        far = task["farthest"]
         speeds = number(flip_row["samples_per_s"]), f"clip_benchmark {number(peer_value['samples_per_s'])}"
         rows.append(Row(f"{what}, images/s", *speeds, flip_row["times_as_fast"], spread(flip_row)))
         sizes = f"{flip_row['extra_MB']:,} MB", f"clip_benchmark {peer_value['extra_MB']:,} MB"
@@ -288,8 +311,11 @@ def evaluation(result: Found) -> list[Row]:
 
 def report(result: Found) -> list[Row]:
     """Seconds and memory."""
-    data, flip_row, plain = result["data"], result["report"], result["plain_json"]
-    what, size = f"report of {data['runs']} runs of {data['lines_per_run']:,} lines", flip_row["peak_bytes"] / 1e6
+    data = result["data"]
+    flip_row = result["report"]
+    plain = result["plain_json"]
+    what = f"report of {data['runs']} runs of {data['lines_per_run']:,} lines"
+    size = flip_row["peak_bytes"] / 1e6
     reading = f"json alone, reading them: {number(plain['seconds'])} s"
     peak = f"json alone {number(plain['peak_bytes'] / 1e6)} MB"
     return [

@@ -12,7 +12,9 @@ from flip.config import schema
 from flip.config.derived import kept_patches, patches
 from flip.config.schema import MODEL_PRESETS
 
-OURS, LEFT_OUT, PEER = "ours", "ours, padding left out", "open_clip"
+OURS = "ours"
+LEFT_OUT = "ours, padding left out"
+PEER = "open_clip"
 
 
 class Case(NamedTuple):
@@ -27,7 +29,8 @@ class Case(NamedTuple):
 def model(size: str, padding: str = "attend") -> schema.Model:
     """A model size in recipe portable."""
     row = MODEL_PRESETS[size]
-    image, text = schema.ImageTower(**row["image"]), schema.TextTower(**row["text"], padding=padding)
+    image = schema.ImageTower(**row["image"])
+    text = schema.TextTower(**row["text"], padding=padding)
     return schema.Model(size, row["embed"], image, text)
 
 
@@ -62,7 +65,8 @@ def flip_steps(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Calla
     if config.compute.deterministic == "yes":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # as flip.distributed.parallel does
-    image, device = config.model.image, torch.device(chosen.device)
+    image = config.model.image
+    device = torch.device(chosen.device)
     pair = towers.CLIPModel(config.model, config.augment, config.compute.attention)
     towers.init_weights(pair, chosen.seed)
     here = parallel.World(0, 1, device, None, None)
@@ -97,15 +101,19 @@ def _inputs(torch: Any, config: schema.Config, batch: int, visible: int, chosen:
         ),
         torch.from_numpy(_tokens(batch, config.model.text, chosen.seed)),
     )
-    return tuple(field.pin_memory() for field in fields) if chosen.device == "cuda" else fields
+    if chosen.device == "cuda":
+        return tuple(field.pin_memory() for field in fields)
+    return fields
 
 
 def peer(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[], Any]]:
     """open_clip's modules, combined as in its trainer; one mask ratio, as it is part of its model."""
     from open_clip import CLIP, ClipLoss
 
-    config, device = model(case.size), torch.device(chosen.device)
-    image, text = config.image, config.text
+    config = model(case.size)
+    device = torch.device(chosen.device)
+    image = config.image
+    text = config.text
     more = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
     vision = {"image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers}
     vision |= {"head_width": image.width // image.heads, "no_ln_pre": True, "pool_type": "avg"}
@@ -113,22 +121,26 @@ def peer(torch: Any, case: Case, chosen: argparse.Namespace) -> list[Callable[[]
     words = {"context_length": text.length, "vocab_size": text.vocabulary, "width": text.width, "heads": text.heads}
     words |= {"layers": text.layers, "no_causal_mask": True, "pool_type": "first"}
     pair = CLIP(config.embed, vision | more, words | more, output_dict=True).to(device).train()
-    spared, decayed = [], []
+    spared = []
+    decayed = []
     for name, p in pair.named_parameters():
         if p.requires_grad:
             (spared if p.ndim < 2 or "ln" in name or "logit_scale" in name else decayed).append(p)
     groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
     optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=(0.9, 0.95), eps=1e-8)
     encode = torch.compile(pair) if chosen.compile else pair
-    loss, bf16 = ClipLoss(), chosen.precision == "bf16"
+    loss = ClipLoss()
+    bf16 = chosen.precision == "bf16"
     pixels = torch.randn(case.batch, 3, image.size, image.size)
     tokens = torch.from_numpy(_tokens(case.batch, text, chosen.seed)).long()
     if chosen.device == "cuda":
-        pixels, tokens = pixels.pin_memory(), tokens.pin_memory()
+        pixels = pixels.pin_memory()
+        tokens = tokens.pin_memory()
 
     def run() -> None:
         optimizer.zero_grad()
-        images, texts = pixels.to(device, non_blocking=True), tokens.to(device, non_blocking=True)
+        images = pixels.to(device, non_blocking=True)
+        texts = tokens.to(device, non_blocking=True)
         with torch.autocast(chosen.device, torch.bfloat16, enabled=bf16):
             loss(**encode(images, texts)).backward()
         optimizer.step()

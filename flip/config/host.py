@@ -20,7 +20,9 @@ class Host:
 
 def cores() -> int:
     """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def core_seconds(statistics: str = "/proc/stat") -> tuple[float, float]:
@@ -31,9 +33,13 @@ def core_seconds(statistics: str = "/proc/stat") -> tuple[float, float]:
     rows = [line.split() for line in _text(statistics).splitlines() if re.match(r"cpu\d", line)]
     allowed = os.sched_getaffinity(0) if rows else ()
     ticks = [[int(tick) for tick in more[:8]] for name, *more in rows if int(name[3:]) in allowed]  # 3, 4: idle
-    total, used = sum(map(sum, ticks)), sum(sum(row) - row[3] - row[4] for row in ticks)
-    hertz, own = os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])
-    return (used / hertz - own, total / hertz) if total else (0.0, 0.0)
+    total = sum(map(sum, ticks))
+    used = sum(sum(row) - row[3] - row[4] for row in ticks)
+    hertz = os.sysconf("SC_CLK_TCK")
+    own = sum(os.times()[:4])
+    if total:
+        return used / hertz - own, total / hertz
+    return 0.0, 0.0
 
 
 def this_host() -> Host:
@@ -59,7 +65,10 @@ def memory_limits(own: str = "/proc/self/cgroup", mounts: str = "/sys/fs/cgroup"
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
-        file = "memory/{}/memory.limit_in_bytes" if kinds else "{}/memory.max"
+        if kinds:
+            file = "memory/{}/memory.limit_in_bytes"
+        else:
+            file = "{}/memory.max"
         names = path.strip("/").split("/")
         texts = [_text(f"{mounts}/{file.format('/'.join(names[:n]))}").strip() for n in range(len(names) + 1)]
         limits += [int(text) for text in texts if text.isdigit()]  # else "max"; version 1 has a huge number for none

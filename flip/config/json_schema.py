@@ -48,7 +48,10 @@ def section(kind: Any) -> Node:
         member = (typing.get_args(hint) or (hint,))[0]
         if not dataclasses.is_dataclass(member):
             rules = kind.__dataclass_fields__[name].metadata
-            node = dict(_SHARE) if rules.get("decimal") else field(hint, rules)
+            if rules.get("decimal"):
+                node = dict(_SHARE)
+            else:
+                node = field(hint, rules)
         elif member is hint:
             node = section(member)
             patterns |= {rf"^{name}\.{key[1:]}": value for key, value in node["patternProperties"].items()}
@@ -61,7 +64,10 @@ def section(kind: Any) -> Node:
             node = {"anyOf": [{"type": "array", "items": item}, named]}
             patterns[rf"^{name}\.[\w-]+$"] = optional
             patterns |= {rf"^{name}\.{key[1:]}": value for key, value in within.items()}
-        properties[name] = {**node, "description": described[name]} if name in described else node
+        if name in described:
+            properties[name] = {**node, "description": described[name]}
+        else:
+            properties[name] = node
     return {"type": "object", "properties": properties, "patternProperties": patterns, "additionalProperties": False}
 
 
@@ -74,7 +80,10 @@ def field(hint: Any, rules: Mapping[str, Any]) -> Node:
     if typing.get_origin(hint) is dict:
         return {"type": "object"}
     if rules.get("choices"):
-        booleans = [True, False] if set(YES_NO) <= set(rules["choices"]) else []  # YAML's, for yes and no
+        # YAML's, for yes and no
+        booleans = []
+        if set(YES_NO) <= set(rules["choices"]):
+            booleans = [True, False]
         return {"enum": [*rules["choices"], *booleans]}
     return {**_SCALARS[hint], **{word: rules[rule] for rule, word in _BOUNDS.items() if rule in rules}}
 
@@ -86,7 +95,9 @@ def descriptions(kind: Any) -> dict[str, str]:
     descriptions_by_field = {}
     for node, following in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            text = following.value if isinstance(following, ast.Expr) else None
+            text = None
+            if isinstance(following, ast.Expr):
+                text = following.value
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
                 descriptions_by_field[node.target.id] = " ".join(text.value.replace("``", "`").split())
     return descriptions_by_field

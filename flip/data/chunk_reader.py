@@ -54,14 +54,16 @@ class ChunkCache:
 
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:
         self._folder = Path(folder) / f"flip-chunks-{os.geteuid()}"
-        self._limit, self._lock = limit, threading.Lock()
+        self._limit = limit
+        self._lock = threading.Lock()
         self.hits = self.misses = 0
         self.failures = 0
         """Files that were damaged, or could not be read or written."""
 
     def get(self, manifest: Manifest, j: int) -> memoryview | None:
         """The bytes of chunk j, with the right CRC; None if they are not cached."""
-        path, data = self._path(manifest, j), None
+        path = self._path(manifest, j)
+        data = None
         try:
             private_folder(self._folder)
             data = read_regular(path, self._limit)
@@ -74,12 +76,16 @@ class ChunkCache:
         except (OSError, ValueError) as error:
             self._failed(error)
         with self._lock:
-            self.hits, self.misses = self.hits + (data is not None), self.misses + (data is None)
-        return None if data is None else memoryview(data)
+            self.hits += data is not None
+            self.misses += data is None
+        if data is None:
+            return None
+        return memoryview(data)
 
     def put(self, manifest: Manifest, j: int, pieces: Sequence[bytes]) -> None:
         """Store the bytes of chunk j, replacing the oldest chunks. The first failure is logged."""
-        path, size = self._path(manifest, j), sum(map(len, pieces))
+        path = self._path(manifest, j)
+        size = sum(map(len, pieces))
         if size > self._limit:
             return
         try:
@@ -117,11 +123,14 @@ class ChunkCache:
         files = []
         for folder in self._folder.iterdir():
             with contextlib.suppress(NotADirectoryError), os.scandir(folder) as entries:
-                own = [] if folder.is_symlink() else [entry for entry in entries if _OWN_NAME.fullmatch(entry.name)]
+                own = []
+                if not folder.is_symlink():
+                    own = [entry for entry in entries if _OWN_NAME.fullmatch(entry.name)]
                 for entry in own:
                     with contextlib.suppress(FileNotFoundError):  # deleted or renamed meanwhile
                         info = entry.stat(follow_symlinks=False)
-                        files += [(info.st_mtime_ns, info.st_size, entry.path)] if stat.S_ISREG(info.st_mode) else []
+                        if stat.S_ISREG(info.st_mode):
+                            files += [(info.st_mtime_ns, info.st_size, entry.path)]
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= limit:
@@ -152,7 +161,8 @@ class Chunk:
 
         Raises DataError if the bytes are not the tar that was indexed.
         """
-        manifest, j = self.manifest, self.j
+        manifest = self.manifest
+        j = self.j
         samples: list[Sample] = []
         for piece, (shard, start, _, count) in zip(self.pieces, manifest.chunk_ranges(j), strict=True):
             in_tar, selected = manifest.select(shard, manifest.chunk_ids(j).start + len(samples), count)
@@ -169,7 +179,8 @@ class Chunk:
 def corrupt_chunk(manifest: Manifest, j: int, what: str) -> DataError:
     """The error for a chunk whose bytes are not those that were indexed."""
     ids = manifest.chunk_ids(j)
-    first, last = ids.start, ids.stop - 1
+    first = ids.start
+    last = ids.stop - 1
     where = ", ".join(f"{key} bytes {start}-{stop}" for key, start, stop, _ in manifest.chunk_reads(j))
     return DataError(
         f"chunk {j} (samples {first} to {last}) is damaged: {what}",
@@ -197,7 +208,8 @@ class ChunkReader(StorageClient):
         """A copy of the current counters, including those of the cache."""
         stats = super().counters
         if self._cache is not None:
-            stats.cache_hits, stats.cache_misses = self._cache.hits, self._cache.misses
+            stats.cache_hits = self._cache.hits
+            stats.cache_misses = self._cache.misses
             stats.cache_failures = self._cache.failures
         return stats
 
@@ -215,7 +227,9 @@ class ChunkReader(StorageClient):
     def fetch(self, manifest: Manifest, j: int) -> Chunk:
         """Chunk j, its bytes checked against the manifest's CRC. Raises as ``read`` does."""
         ranges = manifest.chunk_ranges(j)
-        data = self._cache.get(manifest, j) if self._cache else None
+        data = None
+        if self._cache:
+            data = self._cache.get(manifest, j)
         if data is not None:
             ends = list(itertools.accumulate(stop - start for _, start, stop, _ in ranges))
             return Chunk(manifest, j, [data[start:stop] for start, stop in zip([0, *ends], ends, strict=False)])
@@ -226,7 +240,8 @@ class ChunkReader(StorageClient):
 
     def _fetch(self, manifest: Manifest, j: int, ranges: ChunkRanges) -> Sequence[bytes]:
         """The bytes of a chunk from storage, with the right CRC, a piece for each range."""
-        attempts, wrong = self._attempts(), set[int]()
+        attempts = self._attempts()
+        wrong = set[int]()
         while True:
             pieces = [
                 self._read(attempts, manifest.keys[shard], start, stop, manifest.etags[shard])

@@ -52,7 +52,8 @@ class Loader:
     """
 
     def __init__(self, config: WorkerConfig, rank: int = 0, world_size: int = 1, pinned: bool = False) -> None:
-        data, self.config = config.data, config
+        data = config.data
+        self.config = config
         self.sources = load_sources(data)
         self._check(world_size)
         self.digest: str = datasets_digest(self.sources)
@@ -82,7 +83,8 @@ class Loader:
         tokens = kept_tokens(config.text, text_mask)
         way = WAYS[text_masking].of(config.data)
         masks = MaskSpec(kept_patches(config.image, mask), tokens, way, config.text.causal)
-        self._counted, self._producer = self.counters(), None
+        self._counted = self.counters()
+        self._producer = None
         producer: WorkerPool | BatchProducer
         if config.data.workers:
             producer = WorkerPool(config, self.lanes, start, batch, masks, config.data.workers, self.outages.add)
@@ -112,12 +114,15 @@ class Loader:
                     for shape, kind in BatchBuffers.shapes(self.config, samples, masks)
                 ]
                 more, notes = producer.fill(BatchBuffers(*(field.numpy() for field in fields)))
-                seen, replaced = seen + samples, replaced + more
+                seen += samples
+                replaced += more
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
                 self._check_replaced_share(seen, replaced, notes)
                 patches, keep_indices, tokens, position_ids, ids, witness = fields
-                shortened = position_ids if masks.tokens < self.config.text.length else None
+                shortened = None
+                if masks.tokens < self.config.text.length:
+                    shortened = position_ids
                 yield Batch(
                     patches, keep_indices, tokens, ids, more, witness if self.config.witness else None, shortened
                 )
@@ -127,7 +132,9 @@ class Loader:
     def _check_replaced_share(self, seen: int, replaced: int, notes: list[ReplacedSample]) -> None:
         limit = self.config.data.max_replaced
         if replaced > limit * max(seen, _MIN_SAMPLES_CHECKED):
-            last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}" if notes else ""
+            last = ""
+            if notes:
+                last = f"; the last one is sample {notes[-1].ordinal} of {notes[-1].shard}"
             raise DataError(
                 f"{replaced} of {seen} samples had to be replaced, more than data.max_replaced allows{last}",
                 ", ".join(str(source.manifest.folder) for source in self.sources),

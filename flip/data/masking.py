@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from flip.data.text_masking import Captions, TextMasking
 from flip.rng import Keys, key, uniform
 
-CROP, FLIP, MASK, TEXT, CAPTION, AUGMENT = 1, 2, 3, 4, 5, 6
+CROP = 1
+FLIP = 2
+MASK = 3
+TEXT = 4
+CAPTION = 5
+AUGMENT = 6
 """Purposes of draws. 7 is in ``flip.data.text_masking``."""
 
 
@@ -51,10 +56,17 @@ def visible_tokens(seed: int, epochs: Any, ids: Any, tokens: NDArray[np.int32], 
     length = tokens.shape[1]
     if masks.tokens == length:
         return np.tile(np.arange(length, dtype=np.int16), (len(tokens), 1))
-    epochs, ids = np.asarray(epochs).reshape(-1, 1), np.asarray(ids).reshape(-1, 1)
+    epochs = np.asarray(epochs).reshape(-1, 1)
+    ids = np.asarray(ids).reshape(-1, 1)
     keys = key(seed, epochs, ids, TEXT, np.arange(length))
-    pooled = tokens.argmax(axis=1)[:, None] if masks.causal else np.zeros((len(tokens), 1), np.int64)
-    padding = np.arange(length) > pooled if masks.causal else tokens == 0
+    if masks.causal:
+        pooled = tokens.argmax(axis=1)[:, None]
+    else:
+        pooled = np.zeros((len(tokens), 1), np.int64)
+    if masks.causal:
+        padding = np.arange(length) > pooled
+    else:
+        padding = tokens == 0
     ranks = masks.way.ranks(Captions(seed, epochs, ids, tokens, padding)).copy()
     np.put_along_axis(ranks, pooled, -1, axis=1)
     order = np.lexsort((keys, ranks), axis=-1)[:, : masks.tokens]

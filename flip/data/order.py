@@ -46,12 +46,16 @@ def permute(seed: int, epoch: Any, chunks: int, c: Any, inverse: bool = False) -
     number at which an epoch reads the chunk ``c``.
     """
     width = max(1, ((chunks - 1).bit_length() + 1) // 2)
-    low, shift = _U((1 << width) - 1), _U(width)
+    low = _U((1 << width) - 1)
+    shift = _U(width)
     epochs, values = np.broadcast_arrays(np.asarray(epoch, dtype=np.uint64), np.asarray(c, dtype=np.uint64))
-    shape, epochs, values = values.shape, epochs.ravel(), values.ravel().copy()
+    shape = values.shape
+    epochs = epochs.ravel()
+    values = values.ravel().copy()
     remaining = np.arange(values.size)
     while remaining.size:
-        left, right = values[remaining] >> shift, values[remaining] & low
+        left = values[remaining] >> shift
+        right = values[remaining] & low
         for turn in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
             if inverse:
                 left, right = right ^ (key(seed, _CHUNKS, epochs[remaining], turn, left) & low), left
@@ -68,7 +72,11 @@ class SampleOrder:
     def __init__(self, seed: int, samples: int, chunk: int, block: int, lanes: int) -> None:
         if min(samples, chunk, block, lanes) < 1 or samples < chunk:
             raise ValueError(f"no order for N={samples}, R={chunk}, Q={block}, L={lanes}: all at least 1, R at most N")
-        self.seed, self.samples, self.chunk, self.block, self.lanes = seed, samples, chunk, block, lanes
+        self.seed = seed
+        self.samples = samples
+        self.chunk = chunk
+        self.block = block
+        self.lanes = lanes
         self.chunks = samples // chunk
         self.block_samples = block * chunk
         """Samples of one lane's block, Q * R."""
@@ -85,7 +93,8 @@ class SampleOrder:
         lane = np.array(lanes, dtype=np.int64)[None, :, None]
         k = np.array(numbers, dtype=np.int64)[:, None, None]
         c = lane + self.lanes * (k * self.block + np.arange(self.block))
-        epochs, chunks = c // self.chunks, permute(self.seed, c // self.chunks, self.chunks, c % self.chunks)
+        epochs = c // self.chunks
+        chunks = permute(self.seed, c // self.chunks, self.chunks, c % self.chunks)
         keys = key(self.seed, _SHUFFLE, lane, k, np.arange(self.block_samples))
         order = np.argsort(keys, axis=-1, kind="stable")
         ids = np.take_along_axis(chunks, order // self.chunk, axis=-1) * self.chunk + order % self.chunk
@@ -98,8 +107,10 @@ class SampleOrder:
         Costs one inverse permutation per epoch and element of ``chunks``.
         """
         size = self.block * self.lanes  # chunk numbers of one block of all lanes
-        first, last = start // self.block_samples * size, -(-stop // self.block_samples) * size
-        epochs, blocks = range(first // self.chunks, -(-last // self.chunks)), np.empty(0, dtype=np.int64)
+        first = start // self.block_samples * size
+        last = -(-stop // self.block_samples) * size
+        epochs = range(first // self.chunks, -(-last // self.chunks))
+        blocks = np.empty(0, dtype=np.int64)
         step = max(1, _SEARCHED // max(1, len(chunks)))
         for e in epochs[::step] if len(chunks) else ():
             epoch = np.arange(e, min(e + step, epochs.stop))[:, None]
@@ -116,7 +127,8 @@ class SampleOrder:
     def cached_block(self, lanes: range, k: int, ahead: int = 0) -> tuple[Ints, Ints]:
         """Ids and epochs of block k of the lanes, (lanes, Q*R) each. If it is not cached, k .. k+ahead are computed."""
         if lanes != self._cached_lanes:
-            self._block_cache, self._cached_lanes = {}, lanes
+            self._block_cache = {}
+            self._cached_lanes = lanes
         if k not in self._block_cache:
             numbers = range(k, k + ahead + 1)
             self._block_cache.update(zip(numbers, zip(*self.blocks(lanes, numbers), strict=True), strict=True))
@@ -127,7 +139,8 @@ class SampleOrder:
 
         The blocks of these positions and the next one stay cached, all others are dropped.
         """
-        first, last = start // self.block_samples, (start + max(count, 1) - 1) // self.block_samples
+        first = start // self.block_samples
+        last = (start + max(count, 1) - 1) // self.block_samples
         self._block_cache = {k: block for k, block in self._block_cache.items() if first <= k <= last + 1}
         pieces = []
         for k in range(first, last + 1):

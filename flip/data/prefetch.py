@@ -50,23 +50,34 @@ class Prefetch:
         chunk_bytes: Callable[[int], int],
         patience: float | None = None,
     ) -> None:
-        self.order, self.lanes, self._skip_chunk, self._chunk_bytes = order, lanes, skip_chunk, chunk_bytes
-        self.bytes, self._patience, self._last_end = 0, patience, 0.0
+        self.order = order
+        self.lanes = lanes
+        self._skip_chunk = skip_chunk
+        self._chunk_bytes = chunk_bytes
+        self.bytes = 0
+        self._patience = patience
+        self._last_end = 0.0
         self._chunks: list[dict[int, dict[int, Future[Chunk]]]] = [{} for _ in lanes]
         """Per lane: block number -> chunk number -> the chunk."""
         self._requested: list[dict[int, int]] = [{} for _ in lanes]
         """Per lane: block number -> number of its chunks that were requested."""
-        self._pool, self._read = DaemonExecutor(THREADS, "read"), read
-        self._rate, self._updated_at, self._request_window = 0.0, time.monotonic(), order.block_samples
+        self._pool = DaemonExecutor(THREADS, "read")
+        self._read = read
+        self._rate = 0.0
+        self._updated_at = time.monotonic()
+        self._request_window = order.block_samples
         self._phases = [phase(lane) for lane in lanes]
         self._request_first(*divmod(start, order.block_samples))
 
     def chunk(self, lane: int, k: int, j: int) -> Chunk:
         """Chunk j for block k of a lane (its index in ``lanes``). Raises StorageError if it does not come in time."""
-        future, last_end = self._request(lane, k, j), time.monotonic()
+        future = self._request(lane, k, j)
+        last_end = time.monotonic()
         while True:
             last_end = max(last_end, self._last_end)
-            wait = None if self._patience is None else max(0.0, last_end + self._patience - time.monotonic())
+            wait = None
+            if self._patience is not None:
+                wait = max(0.0, last_end + self._patience - time.monotonic())
             try:
                 return future.result(wait)
             except TimeoutError as error:
@@ -92,7 +103,8 @@ class Prefetch:
         """Each lane has advanced by ``count`` samples since the last call."""
         now = time.monotonic()
         rate = count / max(now - self._updated_at, 1e-6)
-        self._rate, self._updated_at = (0.9 * self._rate + 0.1 * rate if self._rate else rate), now
+        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
+        self._updated_at = now
         self._request_window = self.order.block_samples - self.lookahead
 
     @property

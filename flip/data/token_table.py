@@ -23,7 +23,10 @@ from flip.runs.rundir import write_text
 if TYPE_CHECKING:
     from flip.tokenizer import Tokenizer
 
-NOUN, ADJECTIVE, OTHER, CONTINUATION = 0, 1, 2, -1
+NOUN = 0
+ADJECTIVE = 1
+OTHER = 2
+CONTINUATION = -1
 """Parts of speech; CONTINUATION: the token continues a word and has the part of that word."""
 MAX_BYTES = 16 << 20
 LONGEST = 256
@@ -50,7 +53,8 @@ class TokenTable:
             raise ConfigError("data.token_table: is not given", remedy=remedy)
         try:
             table = cls(**json.loads(read_regular(Path(path), MAX_BYTES)))
-            size, rows = Tokenizer(tokenizer, 1, prepend_cls=False).size, (table.counts, table.parts or table.counts)
+            size = Tokenizer(tokenizer, 1, prepend_cls=False).size
+            rows = table.counts, table.parts or table.counts
             if not all(isinstance(v, int) and v >= 0 for v in table.counts):
                 raise ValueError("it has a value that is not a count")
             if not all(part in (NOUN, ADJECTIVE, OTHER, CONTINUATION) for part in table.parts):
@@ -75,14 +79,18 @@ class TokenTable:
 
 def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech: bool) -> TokenTable:
     """The table of captions. ``parts_of_speech``: the most frequent part of a token, by TextBlob's tagger."""
-    counts, votes = np.zeros(tokenizer.size, np.int64), np.zeros((tokenizer.size, OTHER + 1), np.int64)
+    counts = np.zeros(tokenizer.size, np.int64)
+    votes = np.zeros((tokenizer.size, OTHER + 1), np.int64)
     tag = _tagger() if parts_of_speech else None
     for caption in captions:
         ids = tokenizer.without_padding(tokenizer([caption])[0])
         ids = ids[1:-1] if tokenizer.byte_pairs else ids  # every caption has START and END: they would be dropped
         counts += np.bincount(ids, minlength=len(counts))
         for word, name in tag(caption) if tag else ():
-            part = NOUN if name.startswith("NN") else ADJECTIVE if name.startswith("JJ") else OTHER
+            if name.startswith("NN"):
+                part = NOUN
+            else:
+                part = ADJECTIVE if name.startswith("JJ") else OTHER
             votes[tokenizer([word])[0][1 if tokenizer.byte_pairs else 0], part] += 1  # after the start token
     parts = votes.argmax(axis=1)
     parts[votes.sum(axis=1) == 0] = CONTINUATION

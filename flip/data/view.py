@@ -45,18 +45,25 @@ class EvaluationView:
         return "-".join([f"{self.size}px", *changed, *(["exif"] if self.exif == "apply" else [])])
 
     def __call__(self, image: Pixels | Image.Image) -> Pixels:
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            picture = image
+        else:
+            picture = Image.fromarray(image)
         if self.exif == "apply":
             picture = upright(picture)
         if self.conversion == "flatten" or self.preprocess == "resize_crop_floor":
             picture = to_rgb(picture, self.conversion)
-        crop = self._crop_resize if self.preprocess == "crop_resize" else self._resize_crop
+        if self.preprocess == "crop_resize":
+            crop = self._crop_resize
+        else:
+            crop = self._resize_crop
         return np.asarray(crop(picture).convert("RGB"))
 
     def _crop_resize(self, picture: Image.Image) -> Image.Image:
         width, height = picture.size
         side = min(height, width)
-        left, top = (width - side) / 2, (height - side) / 2
+        left = (width - side) / 2
+        top = (height - side) / 2
         box = (left, top, left + side, top + side)
         return picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
 
@@ -67,5 +74,6 @@ class EvaluationView:
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         corner = math.floor if self.preprocess == "resize_crop_floor" else round
-        left, top = corner((width - self.size) / 2), corner((height - self.size) / 2)
+        left = corner((width - self.size) / 2)
+        top = corner((height - self.size) / 2)
         return picture.crop((left, top, left + self.size, top + self.size))

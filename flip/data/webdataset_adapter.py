@@ -48,7 +48,8 @@ class Samples:
             raise ConfigError(what, "lanes", lanes, "Choose L among the divisors of B, a multiple of W.")
         self.order = SampleOrder(seed, self.manifest.samples, self.manifest.chunk, block, lanes)
         self.lanes = range(rank * lanes // world, (rank + 1) * lanes // world)
-        self.start, self.count = start // lanes, batch // lanes
+        self.start = start // lanes
+        self.count = batch // lanes
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         """webdataset calls a first stage that is not a torch dataset."""
@@ -56,8 +57,11 @@ class Samples:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         _refuse_workers()
-        manifest, order, position = self.manifest, self.order, self.start
-        read, size = partial(ChunkReader().fetch, manifest), partial(chunk_bytes, manifest)
+        manifest = self.manifest
+        order = self.order
+        position = self.start
+        read = partial(ChunkReader().fetch, manifest)
+        size = partial(chunk_bytes, manifest)
         prefetcher = Prefetch(order, self.lanes, position, read, lambda j: False, size)
         try:
             while True:

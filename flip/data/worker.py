@@ -97,10 +97,15 @@ class BatchProducer:
     ) -> None:  # fmt: skip
         data = config.data
         retry_policy = RetryPolicy(data.deadline, data.timeout, hedge=data.hedge, absent_is_outage=True)
-        cache = ChunkCache(data.cache, data.cache_bytes) if data.cache else None
-        remote = ObstoreStorage(data.timeout) if data.client == "obstore" else None
+        cache = None
+        if data.cache:
+            cache = ChunkCache(data.cache, data.cache_bytes)
+        remote = None
+        if data.client == "obstore":
+            remote = ObstoreStorage(data.timeout)
         self.reader = ChunkReader(retry_policy=retry_policy, remote=remote, cache=cache, report=report)
-        position, count = start // data.lanes, batch // data.lanes
+        position = start // data.lanes
+        count = batch // data.lanes
         self._streams = list[tuple[DatasetStream, slice]]()
         for source in sources:
             own = source.own_lanes(lanes)
@@ -120,7 +125,8 @@ class BatchProducer:
         Samples that a manifest excludes are replaced and logged too, but not counted.
         Raises DataError (a damaged shard, a block without a decodable sample) or StorageError.
         """
-        replaced, notes = 0, list[ReplacedSample]()
+        replaced = 0
+        notes = list[ReplacedSample]()
         for stream, rows in self._streams:
             own_rows: list[Any] = [field[rows] for field in out]
             replaced += stream.fill(BatchBuffers(*own_rows), notes)
@@ -143,9 +149,15 @@ class DatasetStream:
         self, config: WorkerConfig, source: DatasetSource, lanes: range, position: int, count: int, masks: MaskSpec,
         reader: ChunkReader,
     ) -> None:  # fmt: skip
-        self.config, self.manifest, self.lanes, self.masks = config, source.manifest, lanes, masks
-        self.first_id, self.order = source.first_id, source.order(config.seed, config.data.block)
-        self.position, self.count, self.reader = position, count, reader
+        self.config = config
+        self.manifest = source.manifest
+        self.lanes = lanes
+        self.masks = masks
+        self.first_id = source.first_id
+        self.order = source.order(config.seed, config.data.block)
+        self.position = position
+        self.count = count
+        self.reader = reader
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.text)
         self.bad: dict[int, str] = dict(self.manifest.exceptions)
         self._logged: set[int] = set()
@@ -155,13 +167,17 @@ class DatasetStream:
         """As ``BatchProducer.fill``; appends to ``notes``, returns the number of replaced samples."""
         ids, epochs = (field.ravel() for field in self.order.positions(self.lanes, self.position, self.count))
         if self._prefetcher is None:  # created with the first batch: an unused stream reads nothing
-            read, size = partial(self.reader.fetch, self.manifest), partial(chunk_bytes, self.manifest)
+            read = partial(self.reader.fetch, self.manifest)
+            size = partial(chunk_bytes, self.manifest)
             patience = self.reader.retry_policy.deadline + HANG_SECONDS
             self._prefetcher = Prefetch(self.order, self.lanes, self.position, read, self._skip_chunk, size, patience)
         prefetcher = self._prefetcher
         draws = _Draws(self, epochs, ids)
-        out.ids[:], out.keep_indices[:], epochs_used = draws.ids, draws.keep_indices, epochs.copy()
-        captions, replaced = list[str](), 0
+        out.ids[:] = draws.ids
+        out.keep_indices[:] = draws.keep_indices
+        epochs_used = epochs.copy()
+        captions = list[str]()
+        replaced = 0
         for lane in range(len(self.lanes)):
             for k, places in _blocks(self.position, self.count, self.order.block_samples):
                 block_ids, block_epochs = (field[lane] for field in self.order.cached_block(self.lanes, k))
@@ -171,7 +187,8 @@ class DatasetStream:
                     drawn = draws
                     if m != n:
                         replaced += int(ids[i]) not in self.manifest.exceptions
-                        row, drawn = 0, _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
+                        row = 0
+                        drawn = _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
                         out.ids[i], out.keep_indices[i], epochs_used[i] = (
                             drawn.ids[0],
                             drawn.keep_indices[0],
@@ -199,7 +216,9 @@ class DatasetStream:
         self, lane: int, k: int, ids: NDArray[np.int64], n: int, notes: list[ReplacedSample]
     ) -> tuple[int, tuple[Pixels, list[str]]]:
         """(m, (pixels, captions)) of the first decodable place m of block k from n on, cyclic."""
-        data, chunk, prefetcher = self.config.data, self.manifest.chunk, self._prefetcher
+        data = self.config.data
+        chunk = self.manifest.chunk
+        prefetcher = self._prefetcher
         assert prefetcher is not None
 
         def load(id: int) -> tuple[Pixels, list[str]]:
@@ -234,7 +253,9 @@ class DatasetStream:
     @property
     def bytes_held(self) -> int:
         """Bytes of raw samples, requested ones included."""
-        return self._prefetcher.bytes if self._prefetcher else 0
+        if self._prefetcher:
+            return self._prefetcher.bytes
+        return 0
 
 
 def _blocks(position: int, count: int, block_samples: int) -> Iterator[tuple[int, range]]:
@@ -249,7 +270,8 @@ class _Draws:
 
     def __init__(self, stream: DatasetStream, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
         seed = stream.config.seed
-        self.epochs, self.ids = epochs, ids + stream.first_id
+        self.epochs = epochs
+        self.ids = ids + stream.first_id
         self.view = augmenting.Draws.of(seed, epochs, self.ids)
         self.keep_indices = masking.visible_patches(seed, epochs, self.ids, stream.config.patches, stream.masks.patches)
         self.caption = masking.draw(seed, epochs, self.ids, masking.CAPTION, 0)

@@ -77,7 +77,8 @@ class WorkerPool:
 
     def fill(self, out: BatchBuffers) -> tuple[int, list[ReplacedSample]]:
         """As ``BatchProducer.fill``. Raises a worker's FlipError, and RuntimeError if a worker died."""
-        replaced, notes = 0, list[ReplacedSample]()
+        replaced = 0
+        notes = list[ReplacedSample]()
         workers = zip(self._pipes, self._buffers, self._rows, self._processes, strict=True)
         for w, (pipe, buffers, rows, process) in enumerate(workers):
             try:
@@ -130,7 +131,10 @@ def _work(
 
         torch.set_num_threads(1)
     buffers = _views(memory, BatchBuffers.shapes(config, len(lanes) * (batch // config.data.lanes), masks))
-    free, slot, producer, sending = SLOTS, 0, None, threading.Lock()
+    free = SLOTS
+    slot = 0
+    producer = None
+    sending = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
         with sending:
@@ -147,7 +151,8 @@ def _work(
             replaced, notes = producer.fill(buffers[slot])
             # IOStats are totals since the start, so that only the newest message matters.
             send({"replaced": replaced, "notes": notes, "counters": dataclasses.asdict(producer.counters)})
-            slot, free = (slot + 1) % SLOTS, free - 1
+            slot = (slot + 1) % SLOTS
+            free -= 1
             while not free or pipe.poll():
                 pipe.recv_bytes()
                 free += 1
@@ -174,7 +179,8 @@ def slot_bytes(shapes: list[tuple[tuple[int, ...], str]]) -> int:
 
 def _views(memory: Any, shapes: list[tuple[tuple[int, ...], str]]) -> list[BatchBuffers]:
     """The slots of shared memory as arrays."""
-    slots, offset = [], 0
+    slots = []
+    offset = 0
     for _ in range(SLOTS):
         fields = []
         for shape, kind in shapes:

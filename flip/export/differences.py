@@ -73,7 +73,10 @@ def _transformers_pictures(config: Config) -> list[str]:
     """The processor converts to RGB, resizes the short side, and rounds the corner of its crop down."""
     order = config.evaluate.preprocess
     flatten = config.data.to_rgb == "flatten"
-    seen = "on white" if flatten else "without the alpha channel"
+    if flatten:
+        seen = "on white"
+    else:
+        seen = "without the alpha channel"
     sentences = []
     if order == "crop_resize":
         sentences.append(

@@ -54,7 +54,10 @@ def choose_format(model: Model, form: str, variant: str = "") -> str:
 
 def choose_variant(model: Model, requested: str = "") -> str:
     """``requested``, or else native or extra-block. Raises ConfigError if the variant cannot hold the model."""
-    natural = "extra-block" if model.image.pool == "all" else "native"
+    if model.image.pool == "all":
+        natural = "extra-block"
+    else:
+        natural = "native"
     variant = requested or natural
     if variant not in VARIANTS:
         raise ConfigError("no such variant", "variant", variant, f"There are: {', '.join(VARIANTS)}.")
@@ -142,7 +145,8 @@ def _write_files(folder: Path, target: Path, loaded: TrainedModel, form: str, va
 
 
 def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: str) -> None:
-    config, model = loaded.config, loaded.model
+    config = loaded.config
+    model = loaded.model
     state = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
     positions = model.image.positions.cpu()
     if variant == "native":
@@ -151,10 +155,12 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
         image = weights.image_to_extra_block(state, positions, config.model.image.layers)
     else:
         image = weights.image_to_timm_tower(state, positions)
-    shape, eps = config.model, config.model.norm_eps
+    shape = config.model
+    eps = config.model.norm_eps
     if fold_padding.applies(shape.text):
         state, text, factor = fold_padding.fold_padding_mask(state, shape.text)
-        shape, eps = dataclasses.replace(shape, text=text), eps * factor
+        shape = dataclasses.replace(shape, text=text)
+        eps *= factor
     new_output_folder(folder / "timm")
     _save(image | weights.text_to_open_clip(state, model.max_logit_scale), folder / export_record.OPEN_CLIP)
     _save(weights.to_timm(state, positions), folder / export_record.TIMM)
@@ -167,7 +173,9 @@ def _write_open_clip(folder: Path, target: Path, loaded: TrainedModel, variant: 
 
 
 def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
-    model, tokens = loaded.model, loaded.tokenizer([""])[0]  # the start and the end token, then padding
+    # the start and the end token, then padding
+    model = loaded.model
+    tokens = loaded.tokenizer([""])[0]
     state = {name: value.detach().cpu().float() for name, value in model.state_dict().items()}
     native = weights.image_to_native(state, model.image.positions.detach().cpu())
     native |= weights.text_to_open_clip(state, model.max_logit_scale)
@@ -178,7 +186,9 @@ def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
 def _logit_parameters(model: CLIPModel) -> dict[str, float]:
     """The factor of the cosine, clamped as in training, and SigLIP's bias if any."""
     parameters = {"logit_scale": model.logit_scale.detach().clamp(0.0, model.max_logit_scale).exp().item()}
-    return parameters if model.logit_bias is None else {**parameters, "logit_bias": model.logit_bias.item()}
+    if model.logit_bias is None:
+        return parameters
+    return {**parameters, "logit_bias": model.logit_bias.item()}
 
 
 def provenance(loaded: TrainedModel) -> dict[str, Any]:

@@ -64,8 +64,11 @@ def _convert(
 
 
 def _widen(kind: str, value: Tensor, tower: TextTower) -> Tensor:
-    width, heads, d = tower.width, tower.heads, tower.width // tower.heads
-    wide, matrix = width + heads, value.ndim == 2
+    width = tower.width
+    heads = tower.heads
+    d = tower.width // tower.heads
+    wide = width + heads
+    matrix = value.ndim == 2
     if kind == "text.tokens.weight":
         result = _pad(_centred(value, 1), len(value), wide)
         result[0, width] = _PAD_MARKER
@@ -96,20 +99,28 @@ def _widen(kind: str, value: Tensor, tower: TextTower) -> Tensor:
 
 
 def _narrow(kind: str, value: Tensor, tower: TextTower) -> Tensor:
-    width, heads, d = tower.width, tower.heads, tower.width // tower.heads
+    width = tower.width
+    heads = tower.heads
+    d = tower.width // tower.heads
     if kind.startswith(".attn.qkv."):
         result = value.unflatten(0, (3, heads, d + 1))[:, :, :d]
         result = torch.cat([result[:1] * (d / (d + 1)) ** 0.5, result[1:]]).flatten(0, 2)
-        return result if value.ndim == 1 else result[:, :width]
+        if value.ndim == 1:
+            return result
+        return result[:, :width]
     if kind == ".attn.proj.weight":
         return value[:width].unflatten(1, (heads, d + 1))[:, :, :d].flatten(1)
     if kind.startswith(".norm") and kind.endswith(".weight"):
         return value[:width] * ((width + heads) / width) ** 0.5
     if kind.startswith(".mlp.fc1."):
-        return value[: 4 * width] if value.ndim == 1 else value[: 4 * width, :width]
+        if value.ndim == 1:
+            return value[: 4 * width]
+        return value[: 4 * width, :width]
     if kind == ".mlp.fc2.weight":
         return value[:width, : 4 * width]
-    return value[:width] if value.ndim == 1 else value[:, :width]
+    if value.ndim == 1:
+        return value[:width]
+    return value[:, :width]
 
 
 def _pad(value: Tensor, *shape: int) -> Tensor:

@@ -29,9 +29,13 @@ not normalised means nothing. For fine-tuning take `timm/`.""",
 
 def model_card(record: dict[str, Any], config: Config) -> str:
     """README.md. ``record``: export.json without its files."""
-    model, augment = config.model, config.augment
+    model = config.model
+    augment = config.augment
     form = record.get("format", "open_clip")
-    padding = "not seen" if model.text.causal else "attended to"
+    if model.text.causal:
+        padding = "not seen"
+    else:
+        padding = "attended to"
     if fold_padding.applies(model.text):
         padding = "not seen (open_clip's encoder is\n  wider by a channel per head, which sees to that)"
     fields = {
@@ -53,12 +57,16 @@ def model_card(record: dict[str, Any], config: Config) -> str:
 def _special_tokens(text: TextTower) -> str:
     if text.causal:
         return f", between `{START}` and `{END}`"
-    return ", [CLS] stands first" if text.prepend_cls else ", nothing is put before or behind"
+    if text.prepend_cls:
+        return ", [CLS] stands first"
+    return ", nothing is put before or behind"
 
 
 def _facts(record: dict[str, Any], config: Config) -> Iterator[str]:
-    model, data = config.model, config.data
-    image, words = model.image, model.text
+    model = config.model
+    data = config.data
+    image = model.image
+    words = model.text
     sets = ", ".join(f"{item.name} ({item.samples:,} samples)" for item in data.sets) or f"{data.samples:,} samples"
     stages = (
         f"{stage.name}: {stage.samples:,} samples, batch {stage.batch:,}, {100 * float(stage.mask):g} % masked patches"
@@ -88,7 +96,10 @@ def _scores(evaluations: list[dict[str, Any]]) -> Iterator[str]:
     for result in scored:
         score = score_of(result)
         interval = " to ".join(f"{end:.2%}" for end in score.interval or ()) or "-"
-        chance = "-" if score.chance is None else f"{score.chance:.2%}"
+        if score.chance is None:
+            chance = "-"
+        else:
+            chance = f"{score.chance:.2%}"
         task = result.get("task", "zeroshot")  # exports of older versions lack it
         about = result["name"], task, result["role"], f"{result['n']:,}", score.label
         row = *about, f"{score.value:.2%}", interval, chance, precision(result)
@@ -105,10 +116,13 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
     both: dict[str, Any] = {"norm_kwargs": {"eps": model.norm_eps}}
     if model.activation == "gelu_tanh":
         both["act_kwargs"] = {"approximate": "tanh"}
-    more: dict[str, Any] = {"init_logit_bias": model.logit_bias} if model.objective == "siglip" else {}
+    more: dict[str, Any] = {}
+    if model.objective == "siglip":
+        more = {"init_logit_bias": model.logit_bias}
     if model.activation == "quick_gelu":
         more["quick_gelu"] = True
-    image, text = model.image, model.text
+    image = model.image
+    text = model.text
     extra = variant == "extra-block"
     vision: dict[str, Any] = {
         "image_size": image.size, "patch_size": image.patch, "width": image.width, "layers": image.layers + extra,
@@ -118,7 +132,10 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
     }  # fmt: skip
     if variant == "timm-tower":
         vision = {"image_size": image.size, "timm_model_name": f"local-dir:{timm}"}
-        vision["timm_pool"] = "token" if image.pool == "class" else "avg"
+        if image.pool == "class":
+            vision["timm_pool"] = "token"
+        else:
+            vision["timm_pool"] = "avg"
         vision["timm_proj"] = "linear"
     return {
         "model_cfg": {
@@ -140,7 +157,8 @@ def open_clip_config(model: Model, augment: Augment, variant: str, timm: Path, t
 
 def transformers_config(model: Model, start: int, end: int) -> dict[str, Any]:
     """config.json of CLIPModel. ``start``, ``end``: ids of the tokens around a caption."""
-    image, text = model.image, model.text
+    image = model.image
+    text = model.text
     names = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
     vision_config, text_config = (
         {
@@ -199,7 +217,9 @@ def tokenizer_config(model: Model) -> dict[str, Any]:
     The class is the general one: its classes for BERT would add [CLS] and [SEP] by themselves. A causal text is padded
     with the end token, as the published models are: what follows the first one is not seen.
     """
-    first = {"cls_token": "[CLS]"} if model.text.prepend_cls else {}
+    first = {}
+    if model.text.prepend_cls:
+        first = {"cls_token": "[CLS]"}
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", **first}
     if model.text.causal:
         special = {"bos_token": START, **dict.fromkeys(("eos_token", "pad_token", "unk_token"), END)}

@@ -34,7 +34,10 @@ class TrainedModel:
     """The model of a run's commit on one device, in fp32, with the run's tokenizer and image view."""
 
     def __init__(self, model: clip.CLIPModel, config: Config, source: commit.Commit, device: str) -> None:
-        self.model, self.config, self.source, self.device = model.to(device).eval(), config, source, device
+        self.model = model.to(device).eval()
+        self.config = config
+        self.source = source
+        self.device = device
         self.tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
         self.preprocess = Preprocess(EvaluationView.of(config))
         """The transform of a picture to input of ``encode_image``, for a ``torch.utils.data.DataLoader``."""
@@ -51,7 +54,8 @@ class TrainedModel:
         Raises:
             DataError: a picture cannot be read or has another form.
         """
-        given, patch = as_pictures(images), self.config.model.image.patch
+        given = as_pictures(images)
+        patch = self.config.model.image.patch
         features = [torch.empty(0, self.config.model.embed)]
         for start in range(0, len(given), batch):
             pixels = [self.preprocess.pixels(picture) for picture in given[start : start + batch]]
@@ -78,7 +82,8 @@ class TrainedModel:
         ``images`` as in ``encode_image``. ``templates``: prompts with {} for the label; the embedding of a label is
         their mean. Raises DataError, ConfigError.
         """
-        labels, templates = as_texts(labels), as_texts(templates)
+        labels = as_texts(labels)
+        templates = as_texts(templates)
         prompts.check_prompts(prompts.Prompts(labels, templates), "labels")
         tower = self.config.model.image
         encoder = ModelEncoder(self.model, self.tokenizer, tower, self.device, view=self.preprocess.view)
@@ -137,7 +142,8 @@ def _load_export(folder: Path) -> tuple[clip.CLIPModel, Config, commit.Commit]:
     model = clip.CLIPModel(config.model, config.augment, "sdpa")
     for name in (export_record.OPEN_CLIP, export_record.TIMM):
         export_record.check_header(folder / name)
-    tensors, tower = load_file(folder / export_record.OPEN_CLIP), load_file(folder / export_record.TIMM)
+    tensors = load_file(folder / export_record.OPEN_CLIP)
+    tower = load_file(folder / export_record.TIMM)
     state = weights.from_timm(tower, config.model.image.positions == "learned") | weights.text_from_open_clip(tensors)
     state |= weights.projection_from_open_clip(tensors, config.model.image.layers, config.model.embed)
     if fold_padding.applies(config.model.text):

@@ -12,7 +12,8 @@ from flip.export.load import TrainedModel
 from flip.models.clip import CLIPModel
 from flip.runs.errors import ConfigError
 
-IMAGE, TEXT = "image_encoder.onnx", "text_encoder.onnx"
+IMAGE = "image_encoder.onnx"
+TEXT = "text_encoder.onnx"
 _SINGLE_FILE_BYTES = 1 << 30
 """Larger weights go to a second file NAME.onnx.data: a protobuf file holds at most 2 GiB."""
 
@@ -22,7 +23,8 @@ class _PixelEncoder(nn.Module):
 
     def __init__(self, model: CLIPModel, patch: int) -> None:
         super().__init__()
-        self.model, self.patch = model, patch
+        self.model = model
+        self.patch = patch
         model.image.pixel_scale.fill_(1.0)  # pixels are normalised already
         model.image.pixel_offset.zero_()
 
@@ -55,7 +57,8 @@ def check_packages() -> None:
 
 def write(folder: Path, loaded: TrainedModel) -> None:
     """Write the files IMAGE and TEXT to ``folder``."""
-    shape, model = loaded.config.model, copy.deepcopy(loaded.model).cpu().eval()
+    shape = loaded.config.model
+    model = copy.deepcopy(loaded.model).cpu().eval()
     pixels = torch.zeros(2, 3, shape.image.size, shape.image.size)
     _write(_PixelEncoder(model, shape.image.patch), pixels, "pixel_values", "image_embeds", folder / IMAGE)
     tokens = torch.ones(2, shape.text.length, dtype=torch.int64)

@@ -55,7 +55,11 @@ def as_pictures(images: Picture | Iterable[Picture]) -> list[Picture]:
 
 def as_texts(given: str | Iterable[str]) -> list[str]:
     """One or many texts as a list. Raises DataError if one is no ``str``."""
-    texts: list[Any] = list(given) if isinstance(given, Iterable) and not isinstance(given, (str, bytes)) else [given]
+    texts: list[Any]
+    if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+        texts = list(given)
+    else:
+        texts = [given]
     for text in texts:
         if not isinstance(text, str):
             raise DataError("is no text", value=type(text).__name__, remedy="Give a str or a list of them.")
@@ -92,7 +96,8 @@ def _of_tensor(tensor: Tensor) -> Pixels:
         raise _refused("a tensor", tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
     tensor = tensor.detach().cpu()
     if floats:
-        low, high = tensor.min().item(), tensor.max().item()
+        low = tensor.min().item()
+        high = tensor.max().item()
         if not (low >= 0 and high <= 1):
             remedy = f"{_ACCEPTED}, before any normalisation."
             raise DataError("is no picture: a float tensor", value=f"values from {low:g} to {high:g}", remedy=remedy)

@@ -162,7 +162,8 @@ def image_to_extra_block(state: StateDict, positions: Tensor, layers: int) -> di
     """
     projection = state["image.projection.weight"]
     embed, width = projection.shape
-    zeros, eye = torch.zeros(width, width), torch.eye(width)
+    zeros = torch.zeros(width, width)
+    eye = torch.eye(width)
     out = torch.zeros(width, width)
     out[:embed], out[embed] = _SCALE * projection, -_SCALE * projection.double().sum(dim=0).float()
     stem = f"visual.{_RESBLOCKS}{layers}."
@@ -226,7 +227,8 @@ def as_matrix(convolution: Tensor) -> Tensor:
 
 def _rename_blocks(state: StateDict, stem: str, target: str, parts: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
     """The parameters ``stem``N.PART as ``target``N.PART; ``parts``: starts of parts, and what replaces them."""
-    blocks, pairs = {}, list(parts)
+    blocks = {}
+    pairs = list(parts)
     for name in (name for name in state if name.startswith(stem)):
         number, _, part = name.removeprefix(stem).partition(".")
         old, new = next(pair for pair in pairs if part.startswith(pair[0]))

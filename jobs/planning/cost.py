@@ -73,13 +73,19 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     costs what follows after its commit.
     """
     numbers = plan_numbers(config)
-    stages, devices, times = [], [], list[float | None]()
+    stages = []
+    devices = []
+    times = list[float | None]()
     first = config.init.samples if config.init.extend else 0
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
         done = min(max(first - row["start"], 0), row["end"] - row["start"])
-        samples, steps = row["end"] - row["start"] - done, row["steps"] - done // row["batch"]
+        samples = row["end"] - row["start"] - done
+        steps = row["steps"] - done // row["batch"]
         work = float(samples * stage_flops(config, stage))
-        step, hours, price, seconds = step_time(config, stage, profile), None, None, None
+        step = step_time(config, stage, profile)
+        hours = None
+        price = None
+        seconds = None
         if not config.resources.gpus:
             again = forward_passes(for_stage(config, stage).compute) / 3
             hours = 0.0
@@ -87,13 +93,22 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
         elif step is not None:
             seconds = steps * step.total
             hours = seconds * numbers["world"] / 3600
-            price = hours * profile.price_per_gpu_hour if profile.price_per_gpu_hour else None
+            price = None
+            if profile.price_per_gpu_hour:
+                price = hours * profile.price_per_gpu_hour
         times.append(seconds)
         stages.append(Cost(samples, steps, work, hours, price))
         devices.append(Device(stage_memory(config, stage), seconds / steps if seconds and steps else None, step))
-    wall = None if None in times else sum(filter(None, times)) / 3600
-    limit = math.inf if profile.kind == "local" else config.resources.hours
-    attempts = None if wall is None else max(1, math.ceil(wall / limit))
+    wall = None
+    if None not in times:
+        wall = sum(filter(None, times)) / 3600
+    if profile.kind == "local":
+        limit = math.inf
+    else:
+        limit = config.resources.hours
+    attempts = None
+    if wall is not None:
+        attempts = max(1, math.ceil(wall / limit))
     return Estimate(parameters(config.model), numbers, stages, devices, total(stages), wall, attempts)
 
 
@@ -102,7 +117,9 @@ def total(costs: Iterable[Cost]) -> Cost:
     costs = list(costs)
 
     def add(values: list[float | None]) -> float | None:
-        return None if not values or None in values else sum(v for v in values if v is not None)
+        if not values or None in values:
+            return None
+        return sum(v for v in values if v is not None)
 
     return Cost(
         sum(c.samples for c in costs),
@@ -119,7 +136,9 @@ def makespan(hours: Sequence[float | None], profile: ClusterProfile) -> float | 
     if not known or len(known) < len(hours):
         return None
     at_once = profile.parallel or (1 if profile.kind == "local" else len(known))
-    return max(*known, sum(known) / at_once) if len(known) > 1 else known[0]
+    if len(known) > 1:
+        return max(*known, sum(known) / at_once)
+    return known[0]
 
 
 def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
@@ -135,8 +154,12 @@ def assumption(profile: ClusterProfile, gpus: bool = True) -> str:
     speeds = {"nvlink_gbps": profile.nvlink_gbps, "network_gbps": profile.network_gbps}
     known = [f"{speed:g} Gbit/s ({name})" for name, speed in speeds.items() if speed]
     unknown = " and ".join(name for name, speed in speeds.items() if not speed)
-    links = f"communication at {' and '.join(known)} a GPU" if known else "no communication"
-    links += f"; set {unknown} in the profile to count that of runs with such links" if unknown else ""
+    if known:
+        links = f"communication at {' and '.join(known)} a GPU"
+    else:
+        links = "no communication"
+    if unknown:
+        links += f"; set {unknown} in the profile to count that of runs with such links"
     return (
         f"GPU-hours of runs in bf16 from arithmetic at an assumed {100 * ARITHMETIC:g} % {peak}, {links}, and input at"
         f" {profile.core_samples:g} samples/s a core; none of it was measured on GPUs; {rest}"

@@ -95,7 +95,9 @@ def _hidden(path: str, visible: Sequence[str]) -> str:
     path, real = os.path.normpath(path), os.path.realpath(path)
     if not _inside(path, visible):
         return path
-    return "" if _inside(real, [*visible, *map(os.path.realpath, visible)]) else real
+    if _inside(real, [*visible, *map(os.path.realpath, visible)]):
+        return ""
+    return real
 
 
 def _inside(path: str, folders: Sequence[str]) -> bool:
@@ -108,7 +110,9 @@ def _folders(hidden: Iterable[str]) -> str:
     places = (os.path.dirname(place) if place.endswith(".json") else place for place in hidden)
     folders = list(dict.fromkeys(cache if _inside(place, [cache]) else place for place in places))
     above = os.path.commonpath(folders)
-    return above if len(folders) > MAX_NAMED and above != "/" else ", ".join(folders)
+    if len(folders) > MAX_NAMED and above != "/":
+        return above
+    return ", ".join(folders)
 
 
 #: Scheme of an address -> prefixes of the variables of its client, besides those of fsspec.
@@ -129,7 +133,9 @@ def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool =
 
     ``places``: the manifests, folders and addresses that they need. ``plan``: as for ``check_container``.
     """
-    schemes = sorted({url.partition("://")[0] for url in _addresses(places)}) if profile.kind == "slurm" else []
+    schemes = []
+    if profile.kind == "slurm":
+        schemes = sorted({url.partition("://")[0] for url in _addresses(places)})
     if not schemes:
         return []
     names = client_variables(schemes, os.environ)
@@ -137,7 +143,10 @@ def check_variables(places: Iterable[str], profile: ClusterProfile, plan: bool =
     given = {*FORWARDED_ENV, *profile.env, *(name for name in names if re.search(rf"\b{re.escape(name)}\b", setup))}
     missing = [name for name in names if name not in given]
     if not missing:
-        state = f"are forwarded to jobs: {', '.join(names)}" if names else "are not set here"
+        if names:
+            state = f"are forwarded to jobs: {', '.join(names)}"
+        else:
+            state = "are not set here"
         return [("environment", f"the variables for {', '.join(schemes)} {state}", False)]
     remedy = f"In the profile: env: [{', '.join([*profile.env, *missing])}]. Or unset them and check again."
     what = f"env: variables for {', '.join(schemes)} that are set here are not forwarded to jobs"

@@ -16,7 +16,8 @@ from jobs.common.text import size
 
 LIBRARIES = 400_000_000  # bytes of a rank's interpreter and libraries on its host
 MAX_NODE_FACTOR = 64  # of the nodes in a proposal
-CONTEXT, COMMUNICATOR = 1_500_000_000, 1_000_000_000
+CONTEXT = 1_500_000_000
+COMMUNICATOR = 1_000_000_000
 """Bytes of a GPU that CUDA and its libraries take, and each communicator of NCCL: assumed, from reports of 0.7 to
 1.6 GB (github.com/NVIDIA/nccl, issues 864, 964, 1685); not measured here."""
 
@@ -29,7 +30,9 @@ def largest_stage(config: Config) -> tuple[Stage, dict[str, int]]:
 
 def reserved_bytes(config: Config) -> int:
     """Bytes of a GPU that are not for tensors: of CUDA, and of NCCL's groups (``flip.distributed.parallel``)."""
-    groups = 0 if world_size(config) == 1 else 2 if config.compute.replicate == 1 else 4
+    groups = 0
+    if world_size(config) != 1:
+        groups = 2 if config.compute.replicate == 1 else 4
     return CONTEXT + groups * COMMUNICATOR
 
 
@@ -48,7 +51,9 @@ def fit_reshard(config: Config, profile: ClusterProfile) -> None:
 def host_bytes(config: Config) -> int:
     """Bytes of host memory of the ranks of a node; without GPUs this includes the model."""
     loader = max(costs.loader_memory(config, stage) for stage in config.stages)
-    model = 0 if config.resources.gpus else largest_stage(config)[1]["total"]
+    model = 0
+    if not config.resources.gpus:
+        model = largest_stage(config)[1]["total"]
     return config.resources.processes * (LIBRARIES + loader + costs.checkpoint_memory(config) + model)
 
 
@@ -74,7 +79,9 @@ def check(config: Config, profile: ClusterProfile, on: Host) -> list[tuple[str, 
         remedy = smallest_change(config, lambda other: host_bytes(other) <= on.memory, more_nodes)
         loader = "Lower data.buffer or leave data.lanes out. "
         raise ConfigError(what, remedy=loader if config.resources.gpus else remedy)
-    detail = "" if config.resources.gpus else f"; a rank's model {describe(parts)}"
+    detail = ""
+    if not config.resources.gpus:
+        detail = f"; a rank's model {describe(parts)}"
     return [*rows, ("memory", f"about {size(total)} of {size(on.memory)} a node{detail}", False)]
 
 
@@ -99,23 +106,28 @@ def smallest_change(config: Config, fits: Callable[[Config], bool], nodes: bool 
         if (kind is _more_nodes and not nodes) or (kind is _recompute_and_accumulate and changes):
             continue
         first = next((description for description, other in kind(config) if fits(other)), "")
-        changes += [first] if first else []
+        if first:
+            changes += [first]
     if not changes:
         return "No single change makes it fit: take a smaller model, or GPUs with more memory."
-    others = f" Or: {'; '.join(changes[1:])}." if changes[1:] else ""
+    others = ""
+    if changes[1:]:
+        others = f" Or: {'; '.join(changes[1:])}."
     return f"The smallest change that fits: {changes[0]}.{others}"
 
 
 def _changed(config: Config, key: str, value: Any) -> tuple[str, Config]:
     """(KEY=VALUE, a copy of the configuration with it)."""
-    other, (section, name) = copy.deepcopy(config), key.split(".")
+    other = copy.deepcopy(config)
+    section, name = key.split(".")
     setattr(getattr(other, section), name, value)
     return f"{key}={value}", other
 
 
 def _recompute(config: Config) -> Iterator[tuple[str, Config]]:
     """In the stage with the most memory alone, if there are several, or in all."""
-    largest, modes = largest_stage(config)[0], ("no", "selective", "block")
+    largest = largest_stage(config)[0]
+    modes = "no", "selective", "block"
     for mode in modes[modes.index(for_stage(config, largest).compute.recompute) + 1 :]:
         if len(config.stages) > 1:
             other = copy.deepcopy(config)
@@ -161,6 +173,7 @@ def _smaller_batch(config: Config) -> Iterator[tuple[str, Config]]:
             return
         other = copy.deepcopy(other)
         for stage in other.stages:
-            stage.batch = top // 2 if stage.batch == top else stage.batch
+            if stage.batch == top:
+                stage.batch = top // 2
         changed = [(a, b) for a, b in zip(config.stages, other.stages, strict=True) if a.batch != b.batch]
         yield " and ".join(f"stages.{b.name}.batch={b.batch}" for a, b in changed), other

@@ -187,17 +187,16 @@ class Plan:
             try:
                 holders = commit.pin_holders(run)
             except OSError as error:
-                what, remedy = (
-                    f"who needs its commits cannot be read: {error}",
-                    "Delete that file if no run needs them.",
-                )
+                what = f"who needs its commits cannot be read: {error}"
+                remedy = "Delete that file if no run needs them."
                 raise ConfigError(what, str(run.path), remedy=remedy) from error
             holders -= {self.folder / other for other in self.pruned}
             if holders:
                 what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
                 remedy = "Wait until that is complete, or prune it too."
                 jobs = [str(holder) for holder in sorted(holders) if holder.parent.name == commit.EVALUATIONS]
-                remedy += f" To end an evaluation: {command('cancel', jobs[0])}" if jobs else ""
+                if jobs:
+                    remedy += f" To end an evaluation: {command('cancel', jobs[0])}"
                 raise ConfigError(what, str(run.path), remedy=remedy)
 
 
@@ -246,10 +245,12 @@ def scan_runs(folder: Path, names: Collection[str], query: bool = True) -> dict[
         except (OSError, ValueError):
             stored = None
         if run.path in known:
-            state, detail = known[run.path].state, known[run.path].detail
+            state = known[run.path].state
+            detail = known[run.path].detail
         else:
             outcome = read_run(run.path)
-            state, detail = outcome.state, outcome.reason
+            state = outcome.state
+            detail = outcome.reason
         existing[run.name] = ExistingRun(state, detail, stored, run.name in cancelled, other_submitter(run))
     return existing
 
@@ -287,7 +288,8 @@ def _action(
     retry: bool,
     changed: str,
 ) -> Action:
-    existing, fork = all_existing.get(wanted.name), ""
+    existing = all_existing.get(wanted.name)
+    fork = ""
     if existing is None:
         return Action(wanted, "new", starts=True)
     if not existing.matches(wanted):
@@ -296,8 +298,12 @@ def _action(
             return _changed(wanted, all_existing, forked, names, changed)
         existing = all_existing[fork]
     starts = existing.state == "stopped" or (retry and existing.state in ("failed", "cancelled"))
-    unchanged = f"kept as it is ({_list(wanted.ignored_changes, wanted.given)})" if wanted.ignored_changes else ""
-    renamed = _renamed(existing, wanted.config) if existing.state == "complete" else ""
+    unchanged = ""
+    if wanted.ignored_changes:
+        unchanged = f"kept as it is ({_list(wanted.ignored_changes, wanted.given)})"
+    renamed = ""
+    if existing.state == "complete":
+        renamed = _renamed(existing, wanted.config)
     reason = "; ".join(filter(None, [existing.detail, unchanged, renamed]))
     stored_hash = str((existing.identity or {}).get("hash", ""))
     return Action(
@@ -324,7 +330,8 @@ def _changed(
 ) -> Action:
     """The action for a run whose configuration neither its directory nor a fork of it holds."""
     latest = forked[-1] if forked else ""  # a run is stored in its newest fork
-    name, existing = latest or wanted.name, all_existing[latest or wanted.name]
+    name = latest or wanted.name
+    existing = all_existing[latest or wanted.name]
     changes, why = _explained(existing.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
     adopts = changed == "data" and _of_data(changes) and existing.state != "complete"
@@ -348,7 +355,9 @@ def _changed(
 
 def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
     """The keys in which a stored identity differs; empty if it cannot be read."""
-    return diff_identity(stored, config) if stored and isinstance(stored.get("config"), dict) else []
+    if stored and isinstance(stored.get("config"), dict):
+        return diff_identity(stored, config)
+    return []
 
 
 def _of_data(changes: Sequence[ConfigChange]) -> bool:
@@ -361,7 +370,9 @@ def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[l
     changes = _changes(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
         return changes, "its identity.json cannot be read"
-    sentences = [_list(changes, wanted.given)] if changes else []
+    sentences = []
+    if changes:
+        sentences = [_list(changes, wanted.given)]
     if digest(stored["config"]) != stored.get("hash"):
         sentences.append("the text of its identity.json does not match its hash: edited, or from another version")
     return changes, "; ".join(sentences)

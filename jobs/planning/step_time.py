@@ -18,7 +18,8 @@ from jobs.planning.memory_fit import fits_gpu
 ARITHMETIC = 0.4
 """Assumed share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an
 H100 (650 TFLOP/s, 2.8 TB/s) gives 0.38 (B/16 at 75 %) to 0.47 (H/14 at 50 %); nothing was measured."""
-WORTH, GAIN = 0.03, 1.01
+WORTH = 0.03
+GAIN = 1.01
 """Share of a step that communication must take for advice, and the least factor of a change that it names."""
 MARGIN = 1.25
 """Loader processes for each one that the GPUs need on average."""
@@ -56,7 +57,9 @@ def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime
         return None
     work = stage.batch * stage_flops(config, stage) / (world_size(config) * profile.tflops * 1e12)
     compute = work * forward_passes(for_stage(config, stage).compute) / 3 / (profile.utilisation or ARITHMETIC)
-    exposed = 0.0 if profile.utilisation else _exposed(config, stage, profile, compute)
+    exposed = 0.0
+    if not profile.utilisation:
+        exposed = _exposed(config, stage, profile, compute)
     loading = stage.batch / config.resources.nodes / profile.core_samples  # seconds of one core
     busy = compute + exposed
     total = max(busy, loading / _loader_cores(config, profile))
@@ -65,7 +68,8 @@ def step_time(config: Config, stage: Stage, profile: ClusterProfile) -> StepTime
 
 def _exposed(config: Config, stage: Stage, profile: ClusterProfile, compute: float) -> float:
     """Seconds of communication that ``compute`` seconds do not hide; 0 if the speed of a link is unknown."""
-    ranks, asked = world_size(config), config.resources
+    ranks = world_size(config)
+    asked = config.resources
     links = Links(asked.processes, profile.nvlink_gbps, profile.network_gbps)
     if (asked.processes > 1 and not links.nvlink_gbps) or (asked.nodes > 1 and not links.network_gbps):
         return 0.0
@@ -91,7 +95,8 @@ def fit_workers(config: Config, profile: ClusterProfile) -> None:
     steps = _steps(config, profile)
     if not profile.cpus_per_node or not steps:
         return
-    processes, lanes = config.resources.processes, config.data.lanes // world_size(config)
+    processes = config.resources.processes
+    lanes = config.data.lanes // world_size(config)
     room = (config.resources.cpus or profile.cpus_per_node // processes) - config.compute.threads
     needed = math.ceil(MARGIN * max(step.input_cores for _, step in steps) / processes)
     config.data.workers = max(1, min(max(USUAL_WORKERS, needed), room, lanes))
@@ -146,13 +151,16 @@ def advice(config: Config, profile: ClusterProfile) -> str:
 def changed(config: Config, replicate: int, reshard: str, nodes: int) -> Config:
     """A copy with other settings of communication."""
     other = copy.deepcopy(config)
-    other.compute.replicate, other.compute.reshard, other.resources.nodes = replicate, reshard, nodes
+    other.compute.replicate = replicate
+    other.compute.reshard = reshard
+    other.resources.nodes = nodes
     return other
 
 
 def _changes(config: Config, profile: ClusterProfile) -> Iterator[tuple[str, Config, ClusterProfile]]:
     """Changes that may save communication and fit the GPUs: words, configuration, profile."""
-    nodes, copies = config.resources.nodes, config.compute.replicate
+    nodes = config.resources.nodes
+    copies = config.compute.replicate
     settings = {
         f"compute.replicate={nodes} and compute.reshard=no": (nodes, "no", nodes),
         "compute.reshard=no": (copies, "no", nodes),

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 
-SMALL, LARGE = (420, 290), (800, 420)
+SMALL = 420, 290
+LARGE = 800, 420
 """Width and height of a chart among others, and of one across the page."""
-LEFT, RIGHT, BOTTOM, TOP = 62, 12, 46, 12
+LEFT = 62
+RIGHT = 12
+BOTTOM = 46
+TOP = 12
 """Margins around the axes; labels of series may widen the right one."""
-LETTER, LINE = 7.8, 16
+LETTER = 7.8
+LINE = 16
 """About the width of a letter and the height of a line of text."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3a9bd0", "#000000")
@@ -130,7 +135,9 @@ class Plot:
         labels = [plain(mark.label) for item in self.series for mark in item.marks]
         labels = labels or [plain(item.name) for item in self.series if item.lines]
         labels += [plain(level.name) for level in self.levels if level.must_show]
-        more = f"; and {len(labels) - 20} more" if len(labels) > 20 else ""
+        more = ""
+        if len(labels) > 20:
+            more = f"; and {len(labels) - 20} more"
         return f"{plain(self.y)} against {plain(self.x)}. {'; '.join(labels[:20])}{more}"
 
     @property
@@ -177,7 +184,8 @@ def thin(xs: NDArray[np.float64], ys: NDArray[np.float64], most: int = 300) -> l
 
 def smooth(ys: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean over a tenth of the values around each, over fewer near the ends; less than 20 values stay."""
-    total, index = np.concatenate([[0.0], np.cumsum(ys)]), np.arange(len(ys))
+    total = np.concatenate([[0.0], np.cumsum(ys)])
+    index = np.arange(len(ys))
     reach = np.minimum(len(ys) // 20, np.minimum(index, index[::-1]))
     return (total[index + reach + 1] - total[index - reach]) / (2 * reach + 1)
 
@@ -192,7 +200,8 @@ def _save(draw: Callable[[Figure], None], size: tuple[int, int], kind: str) -> b
         warnings.simplefilter("ignore")  # letters that the font lacks
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure, out = Figure((size[0] / 72, size[1] / 72), dpi=72), io.BytesIO()
+        figure = Figure((size[0] / 72, size[1] / 72), dpi=72)
+        out = io.BytesIO()
         draw(figure)
         figure.savefig(out, format=kind, dpi=144, metadata=metadata)
     return out.getvalue()
@@ -260,7 +269,9 @@ def _series(item: Series, axes: Axes, titles: list[str]) -> None:
     if item.dots:
         axes.plot(*zip(*item.dots, strict=True), color=colour, marker=SHAPES[shape], ms=5, ls="", mew=0, alpha=0.45)
     for line in item.lines:
-        every = 1 if len(line) <= 40 else ((item.style or 0) % 7 * len(line) // 56, len(line) // 8)
+        every: int | tuple[int, int] = 1
+        if len(line) > 40:  # about eight marks, at other places for each style
+            every = (item.style or 0) % 7 * len(line) // 56, len(line) // 8
         marker = None if grey else SHAPES[shape]
         axes.plot(
             *zip(*line, strict=True), ls=dash, marker=marker, ms=5, markevery=every, gid=titled(item.name), **thick
@@ -291,7 +302,9 @@ def _set_ticks(plot: Plot, axes: Axes) -> None:
     room = max(3, int(axes.bbox.width // 75))
     for axis, log, about in ((axes.xaxis, plot.log_x, room), (axes.yaxis, plot.log_y, 6)):
         low, high = axis.get_view_interval()
-        powers = LogLocator(subs=(1.0,) if high > 1e3 * low else (1.0, 3.0), numticks=about + 1) if log else None
+        powers = None
+        if log:
+            powers = LogLocator(subs=(1.0,) if high > 1e3 * low else (1.0, 3.0), numticks=about + 1)
         narrow = MaxNLocator(about, steps=[1, 2, 5, 10])
         axis.set_major_locator(powers if powers and high > 20 * low else narrow)
         axis.set_minor_locator(NullLocator())
@@ -318,7 +331,8 @@ def _label_ends(series: Sequence[Series], axes: Axes) -> None:
         return
     most = 20 if axes.figure.bbox.width < LARGE[0] else 32
     texts = [without_middle(plain(item.label or item.name), most) for item, _ in ends]
-    room, space = [LETTER * len(text) + 16 for text in texts], axes.bbox.width + RIGHT
+    room = [LETTER * len(text) + 16 for text in texts]
+    space = axes.bbox.width + RIGHT
     shares = axes.transAxes.inverted().transform(axes.transData.transform([end for _, end in ends]))[:, 0]
     _place(axes, max([RIGHT, *(space - (space - need) / share for need, share in zip(room, shares, strict=True))]))
     points = axes.transData.transform([end for _, end in ends])
@@ -359,4 +373,6 @@ def spread(boxes: Sequence[tuple[float, float, float]], low: float, high: float)
 
 def tick(value: float) -> str:
     """The number of a tick: 0.25, 400, 12,800, 2.5 M, 5.1e20."""
-    return count(value) if abs(value) >= 1000 else f"{value:.4g}".replace("e-0", "e-")
+    if abs(value) >= 1000:
+        return count(value)
+    return f"{value:.4g}".replace("e-0", "e-")

@@ -63,7 +63,9 @@ class Picture:
     @property
     def verdict(self) -> str:
         nearest = [caption for caption, _ in self.captions]
-        return "right" if nearest[0] == self.label else f"wrong, label: {self.label}"
+        if nearest[0] == self.label:
+            return "right"
+        return f"wrong, label: {self.label}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,10 @@ from jobs.reporting import seed_groups
 from jobs.reporting.document import Block, Picture, Pictures, Table, Text, heading
 from jobs.reporting.seed_groups import SeedGroup
 
-PICTURES, CAPTIONS, CLASSES, ANSWERS = 8, 3, 8, 3
+PICTURES = 8
+CAPTIONS = 3
+CLASSES = 8
+ANSWERS = 3
 """Test pictures in a report, captions of each, classes in the table, and wrong answers of each."""
 SIDE = 128
 """Longer side of an embedded picture, pixels."""
@@ -52,7 +55,9 @@ def read_predictions(outcome: Outcome, name: str) -> tuple[dict[str, Any], Predi
     """The final result on a set ({}: none), and its predictions if they are stored. Raises OSError, ValueError."""
     item = next(({**outcome.result, **item} for item in outcome.evaluations if item["name"] == name), {})
     path = predictions.path_of(outcome.run, str(item.get("stage")), item.get("samples", 0), name)
-    predicted = predictions.read(path) if item.get("predictions") and os.path.isfile(path) else None
+    predicted = None
+    if item.get("predictions") and os.path.isfile(path):
+        predicted = predictions.read(path)
     return item, predicted if predicted and predicted.digest == item["predictions"] else None  # else of an older one
 
 
@@ -60,8 +65,11 @@ def _sections(outcome: Outcome, item: dict[str, Any], predicted: Predictions, pi
     items, problem = choose_pictures(outcome, item, predicted, pictures, CAPTIONS)
     note = f"{outcome.run.name} on {item['name']}: pictures chosen by a hash of their names, each with its {CAPTIONS}"
     note += " nearest captions and their cosine similarities; the right one is bold."
-    note += f" Not shown: {problem}." if problem else ""
-    shown: list[Block] = [heading("Test pictures"), Text(note, tone="quiet"), Pictures(items)] if items else []
+    if problem:
+        note += f" Not shown: {problem}."
+    shown: list[Block] = []
+    if items:
+        shown = [heading("Test pictures"), Text(note, tone="quiet"), Pictures(items)]
     return [*shown, *_worst_classes(outcome, item, predicted)]
 
 
@@ -73,13 +81,16 @@ def choose_pictures(
     Also returns why they cannot be shown, if they cannot.
     """
     hashes = [hashlib.sha256(str(image).encode("utf-8", "replace")).digest() for image in predicted.images]
-    items, problem = [], "" if is_mine(outcome.run.path) else "the run belongs to another user"
+    items = []
+    problem = "" if is_mine(outcome.run.path) else "the run belongs to another user"
     for i in sorted(range(len(hashes)), key=hashes.__getitem__)[:most]:
-        jpeg, title = b"", f"picture {predicted.images[i]}"
+        jpeg = b""
+        title = f"picture {predicted.images[i]}"
         if not problem:
             try:
                 jpeg, name = thumbnail(predicted.where, predicted.images[i], item.get("data"))
-                title += f" ({plain(name)})" if name else ""
+                if name:
+                    title += f" ({plain(name)})"
             except (FlipError, DecodeError, OSError, ValueError, IndexError) as error:
                 problem = str(error)
         nearest = zip(predicted.classes[i, :captions], predicted.scores[i], strict=False)
@@ -108,8 +119,10 @@ def thumbnail(where: str, image: int | str, digest: str | None) -> tuple[bytes, 
         if not all(os.path.isfile(shard) for shard, *_ in manifest.chunk_reads(number)):
             raise ValueError("the shards are not local files")
         sample = ChunkReader().read_chunk(manifest, number)[index]
-        data, name = encoded_image(sample), file_name(sample)
-    picture, out = to_rgb(open_image(data)), io.BytesIO()
+        data = encoded_image(sample)
+        name = file_name(sample)
+    picture = to_rgb(open_image(data))
+    out = io.BytesIO()
     picture.thumbnail((SIDE, SIDE))
     picture.save(out, "JPEG", quality=85)
     return out.getvalue(), name
@@ -118,9 +131,11 @@ def thumbnail(where: str, image: int | str, digest: str | None) -> tuple[bytes, 
 def _worst_classes(outcome: Outcome, item: dict[str, Any], predicted: Predictions) -> list[Block]:
     """The classes with the lowest accuracy; of equal ones those that fewer images have among the best five, and then
     those with the highest wrong scores."""
-    labels, first = predicted.labels, predicted.classes[:, 0]
+    labels = predicted.labels
+    first = predicted.classes[:, 0]
     count = partial(np.bincount, minlength=len(predicted.names))
-    images, right = count(labels), count(labels[first == labels])
+    images = count(labels)
+    right = count(labels[first == labels])
     near = count(labels[(predicted.classes == labels[:, None]).any(axis=1)])
     score = count(labels, weights=predicted.scores[:, 0])
     some = np.flatnonzero(images > right)

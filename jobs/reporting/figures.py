@@ -19,7 +19,8 @@ from jobs.reporting.document import Block, Figure, Fold, Table, Text, heading
 from jobs.reporting.scaling_laws import Curve
 from jobs.reporting.seed_groups import GroupScore, SeedGroup
 
-MANY, BEST = 12, 7
+MANY = 12
+BEST = 7
 """Of more than MANY groups only the BEST get styles of their own; the others are grey."""
 
 UNSTEADY = "†"
@@ -45,7 +46,9 @@ def focus(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[int
 def _others(styles: Styles) -> str:
     """The end of a caption: how many groups are grey."""
     grey = sum(style is None for style in styles)
-    return f" Grey: {grey} others." if grey else ""
+    if grey:
+        return f" Grey: {grey} others."
+    return ""
 
 
 Cost = Callable[[Outcome, float | None, float | None], float | None]
@@ -78,7 +81,9 @@ def accuracy(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], styles: 
         for name, plots in charts_of.items()
         if plots
     ]
-    folded = [Fold("Other costs and evaluation sets", more)] if more else []
+    folded = []
+    if more:
+        folded = [Fold("Other costs and evaluation sets", more)]
     return [heading("Accuracy against cost"), Figure(f"accuracy-{lead}", [large], captions[lead] + notes), *folded]
 
 
@@ -92,7 +97,9 @@ def _plots(name: str, grouped: Sequence[SeedGroup], styles: Styles) -> list[Plot
         i for i, group in enumerate(grouped) if not group.is_foreign and (i not in scores or scores[i].label == label)
     ]
     chance = next((score.chance for score in scores.values() if score.chance), None)
-    levels = [] if chance is None else [Level(100 * chance, f"chance, {100 * chance:.2g} %")]
+    levels = []
+    if chance is not None:
+        levels = [Level(100 * chance, f"chance, {100 * chance:.2g} %")]
     for i, score in scores.items():
         if grouped[i].is_foreign and score.label == label:
             levels.append(Level(100 * score.mean, f"{grouped[i].name} {percent(score.mean)}", must_show=True))
@@ -107,20 +114,30 @@ def _series(group: SeedGroup, name: str, label: str, cost: Cost, style: int | No
     """The course and the final score of one group; of several seeds the means, and each seed faintly."""
     score = group.score(name)
     words = [group.name]
-    words += [] if score is None else [percent(score.mean)]
-    words += [UNSTEADY] if group.unsteady else []
+    if score is None:
+        words += []
+    else:
+        words += [percent(score.mean)]
+    if group.unsteady:
+        words += [UNSTEADY]
     finals = _finals(group, name, cost)
     scored = [outcome for outcome, _, _ in finals] or list(group.outcomes)
     courses = [_course(outcome, name, label, cost) for outcome in scored]
     if len(scored) == 1:
-        lines, marks, faint, dots = courses, [_mark(*final[1:], group.name) for final in finals], [], []
+        lines = courses
+        marks = [_mark(*final[1:], group.name) for final in finals]
+        faint = []
+        dots = []
     else:
-        lines, faint = [_mean_course(courses)], [_points(course) for course in courses]
-        marks, dots = [], [(x, 100 * final.value) for _, x, final in finals]
+        lines = [_mean_course(courses)]
+        faint = [_points(course) for course in courses]
+        marks = []
+        dots = [(x, 100 * final.value) for _, x, final in finals]
         if score is not None and finals:
             marks = [_mean_mark([x for _, x, _ in finals], score, group.name)]
     if style is None:
-        faint, dots = [], []
+        faint = []
+        dots = []
     drawn = [_points(line) for line in lines if len({x for _, x, _ in line}) > 1]
     faint = [line for line in faint if len({x for x, _ in line}) > 1]
     return Series(group.name, drawn, marks, style, label=" ".join(words), faint=faint, dots=dots)
@@ -164,7 +181,10 @@ def _course(outcome: Outcome, name: str, label: str, cost: Cost) -> list[Step]:
 def _mean_course(courses: Sequence[Sequence[Step]]) -> list[Step]:
     """The mean of several courses at the samples that all have."""
     tables = [{samples: (x, y) for samples, x, y in course} for course in courses]
-    common = set.intersection(*(set(table) for table in tables)) if tables else set()
+    if tables:
+        common = set.intersection(*(set(table) for table in tables))
+    else:
+        common = set()
     means = []
     for samples in sorted(common):
         xs, ys = zip(*(table[samples] for table in tables), strict=True)
@@ -210,7 +230,8 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
     blocks: list[Block] = []
     for test in tests:
         curves = scaling_laws.curves(outcomes, test)
-        plots, rows = [], []
+        plots = []
+        rows = []
         for axis in dict.fromkeys(curve.axis for curve in curves):
             along = [curve for curve in curves if curve.axis == axis]
             many = len(along) > MANY
@@ -219,9 +240,13 @@ def scaling_figures(outcomes: Sequence[Outcome]) -> list[Block]:
             rows += [_exponent(test, curve) for curve in along if curve.law]
         if plots:
             caption = f"Error on {test} of complete runs of one design along each axis, with 95 % intervals; both axes"
-            caption += " logarithmic. Dashed, with a band of 95 %: fitted power laws." if rows else " logarithmic."
+            if rows:
+                caption += " logarithmic. Dashed, with a band of 95 %: fitted power laws."
+            else:
+                caption += " logarithmic."
             blocks.append(Figure(f"scaling-{test}", plots, caption))
-        blocks += [Table(rows, text=["along", "of"])] if rows else []
+        if rows:
+            blocks += [Table(rows, text=["along", "of"])]
     if not blocks:
         return []
     if any(isinstance(block, Table) for block in blocks):
@@ -245,7 +270,8 @@ def _law(curve: Curve, style: int | None) -> Series:
         line = [(x, sum(values) / len(values)) for x, values in means.items()]
         return Series(curve.name, [line] if curve.axis != scaling_laws.AXES[0].name else [], marks, style)
     line_ = curve.law.line(curve.trials[0].x, curve.trials[-1].x)
-    fitted, band = [(x, 100 * y) for x, y, _, _ in line_], [(x, 100 * low, 100 * high) for x, _, low, high in line_]
+    fitted = [(x, 100 * y) for x, y, _, _ in line_]
+    band = [(x, 100 * low, 100 * high) for x, _, low, high in line_]
     return Series(curve.name, [], marks, style, fitted, band)
 
 
@@ -272,12 +298,14 @@ def loss(grouped: Sequence[SeedGroup], styles: Styles) -> list[Block]:
     for field, label in (("loss", "training loss"), ("accuracy", "accuracy within the batch, %")):
         series = []
         for group, style in zip(grouped, styles, strict=True):
-            lines, raw = [], []
+            lines = []
+            raw = []
             for outcome in group.outcomes:
                 xs, ys = _logged(outcome, field)
                 if len(xs):
                     lines.append(thin(xs, smooth(ys), 100 if style is not None else 60))
-                    raw += [thin(xs, ys)] if style is not None else []
+                    if style is not None:
+                        raw += [thin(xs, ys)]
             series.append(Series(group.name, lines, (), style, faint=raw))
         plots.append(Plot("samples seen", label, series))
     caption = "Means over a tenth of the run around each step; faint: as logged."

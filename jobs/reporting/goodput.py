@@ -75,11 +75,13 @@ def attempt_times(
     ``lines``: its metric lines, by field. ``ready``: its ready.json. ``resumed``: S at which the next attempt resumed;
     None: there is no next attempt. ``now``: the time, for an attempt that still runs.
     """
-    times, start_time = Times(), attempt.start.get("time")
+    times = Times()
+    start_time = attempt.start.get("time")
     ended, seen = _end(attempt, lines, ready, status, now)
     if start_time is None or ended is None or ended < start_time:
         return times
-    parts, from_ = times.parts, attempt.start.get("resumes_from", 0)
+    parts = times.parts
+    from_ = attempt.start.get("resumes_from", 0)
     known = np.isfinite(lines["time"]) & (lines["samples_per_second"] > 0)
     timed = {name: column[known] for name, column in lines.items()}
     if not known.any():
@@ -88,13 +90,20 @@ def attempt_times(
         committed = attempt.end.get("committed") or not attempt.end
         parts["unknown" if committed else "lost"] += ended - start_time - parts["starting"]
         return times
-    saved = attempt.end.get("commits") if resumed is None else resumed
+    if resumed is None:
+        saved = attempt.end.get("commits")
+    else:
+        saved = resumed
     steps = _steps(parts, timed, (ready or attempt.start).get("samples", from_), saved)
     if resumed is None:  # no attempt has repeated them yet
-        parts["lost"], parts["repeated"] = parts["repeated"], 0.0
+        parts["lost"] = parts["repeated"]
+        parts["repeated"] = 0.0
     first, last = ({name: float(column[i]) for name, column in timed.items()} for i in (0, -1))
     # older run directories have no ready.json: everything before the first step is the start
-    until = ready["time"] if ready else first["time"] - (first["samples"] - from_) / first["samples_per_second"]
+    if ready:
+        until = ready["time"]
+    else:
+        until = first["time"] - (first["samples"] - from_) / first["samples_per_second"]
     parts["starting"] = max(0.0, min(until, first["time"]) - start_time)
     between = max(0.0, last["time"] - start_time - parts["starting"] - steps)
     parts["saving"] = min(between, 0.0 if math.isnan(last["saving"]) else last["saving"])
@@ -111,7 +120,10 @@ def _steps(parts: dict[str, float], timed: Columns, before: float, saved: int | 
     samples = timed["samples"]
     starts = np.concatenate([[before], samples[:-1]])
     windows = (samples - starts) / timed["samples_per_second"]
-    useful_until = samples if saved is None else np.minimum(samples, np.maximum(starts, saved))
+    if saved is None:
+        useful_until = samples
+    else:
+        useful_until = np.minimum(samples, np.maximum(starts, saved))
     counts = samples > starts
     shares = np.where(counts, (useful_until - starts) / np.where(counts, samples - starts, 1.0), 1.0)
     parts["useful"] += float((windows * shares).sum())
@@ -123,7 +135,8 @@ def _tail(
     parts: dict[str, float], attempt: Attempt, seconds: float, last: Mapping[str, Any], resumed: int | None, seen: bool
 ) -> None:
     """Add the time after the last line: steps without a line, the last save, the evaluation of a complete run."""
-    seconds, commits = max(0.0, seconds), attempt.end.get("commits", 0)
+    seconds = max(0.0, seconds)
+    commits = attempt.end.get("commits", 0)
     if not attempt.end or not seen:
         parts["unknown"] += seconds
     elif commits < last["samples"]:
@@ -144,7 +157,8 @@ def _end(
         return now, True
     signs = [attempt.start.get("time"), *(cause.get("time") for cause in attempt.causes), (ready or {}).get("time")]
     signs += lines["time"][-1:].tolist()
-    signs += [status.get("time")] if status.get("attempt") == attempt.number else []
+    if status.get("attempt") == attempt.number:
+        signs += [status.get("time")]
     known = [sign for sign in signs if sign is not None and not math.isnan(sign)]
     return (max(known) if known else None), False
 
@@ -170,7 +184,8 @@ def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
     Defines GPU-hours and core-hours in reports. Cores: ``resources.cpus`` of every rank, as reserved, or if that is 0
     its threads and loader processes.
     """
-    nodes, gpus = int(settings.get("resources.nodes") or 1), int(settings.get("resources.gpus") or 0)
+    nodes = int(settings.get("resources.nodes") or 1)
+    gpus = int(settings.get("resources.gpus") or 0)
     if gpus:
         return nodes * gpus, "GPU"
     threads = int(settings.get("compute.threads") or 1) + int(settings.get("data.workers") or 0)
@@ -179,7 +194,8 @@ def resources(settings: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
-    run, all_times = outcome.run, []
+    run = outcome.run
+    all_times = []
     job = record_of(run)
     ready = [read_lenient(run.attempt(attempt.number) / "ready.json") for attempt in outcome.attempts]
     for i, attempt in enumerate(outcome.attempts):
@@ -201,10 +217,14 @@ def _waited(attempts: Sequence[Attempt], i: int, job: Mapping[str, Any]) -> floa
     if attempts[i].number == job.get("after", -1) + 1:
         since = job.get("time")
     elif i and attempts[i].start.get("after") != attempts[i - 1].number:  # else the first of an earlier submission
-        since = attempts[i - 1].end.get("time") if attempts[i - 1].end.get("code") is not None else None
+        since = None
+        if attempts[i - 1].end.get("code") is not None:
+            since = attempts[i - 1].end.get("time")
     else:
         since = None
-    return None if start_time is None or since is None else max(0.0, start_time - since)
+    if start_time is None or since is None:
+        return None
+    return max(0.0, start_time - since)
 
 
 # -- several runs -------------------------------------------------------------------------------------------
@@ -223,7 +243,8 @@ def of_runs(runs: Iterable[RunDir]) -> list[Account]:
 
 def with_sums(outcomes: Sequence[Outcome], running: Iterable[Any] = (), now: float | None = None) -> list[Account]:
     """Accounts of the outcomes, then the sum per sweep and unit; ``running``: paths of runs that count up to now."""
-    running, accounts = set(running), []
+    running = set(running)
+    accounts = []
     sums: dict[tuple[str, str], list[Account]] = {}
     for outcome in outcomes:
         account = of_run(outcome, now if outcome.run.path in running else None)
@@ -250,7 +271,8 @@ def _sum(sweep: str, unit: str, members: Sequence[Account]) -> Account:
     )
     best = max(members, key=lambda account: account.gain * account.total)
     if best.advice:
-        total.advice, total.gain = f"{best.name}: {best.advice}", best.gain * best.total / (total.total or 1.0)
+        total.advice = f"{best.name}: {best.advice}"
+        total.gain = best.gain * best.total / (total.total or 1.0)
     return total
 
 
@@ -271,8 +293,14 @@ def cells(accounts: Sequence[Account]) -> list[dict[str, Any]]:
     rows = []
     for account in accounts:
         shares = {part: percent(account.hours[part] / account.total if account.total else None) for part in PARTS}
-        waited = "unknown" if account.waiting_hours is None else duration(3600 * account.waiting_hours)
-        spent = f"{hours_text(account.total)} {account.unit}-hours" if account.total else "-"
+        if account.waiting_hours is None:
+            waited = "unknown"
+        else:
+            waited = duration(3600 * account.waiting_hours)
+        if account.total:
+            spent = f"{hours_text(account.total)} {account.unit}-hours"
+        else:
+            spent = "-"
         parts = {f"{part} %": share for part, share in shares.items()}
         rows.append({"run": account.name, "spent": spent, **parts, "waited": waited})
     return rows
@@ -302,7 +330,9 @@ def advise(outcome: Outcome, times: Sequence[Times]) -> tuple[str, float]:
     if not total:
         return "", 0.0
     best = max(_longer(outcome, times, total), _workers(outcome, times, total), key=lambda change: change[1])
-    return best if best[1] >= MIN_GAIN else ("", 0.0)
+    if best[1] >= MIN_GAIN:
+        return best
+    return "", 0.0
 
 
 def _longer(outcome: Outcome, times: Sequence[Times], total: float) -> tuple[str, float]:
@@ -326,5 +356,7 @@ def _workers(outcome: Outcome, times: Sequence[Times], total: float) -> tuple[st
         return "", 0.0
     share = float(waits.mean())
     workers = int(outcome.settings.get("data.workers") or 0)
-    gain = share * sum(t.parts["useful"] for t in times) / total / 2 if share > 0.1 else 0.0
+    gain = 0.0
+    if share > 0.1:
+        gain = share * sum(t.parts["useful"] for t in times) / total / 2
     return f"data.workers={max(1, 2 * workers)} in place of {workers}: steps wait {percent(share)} % for data", gain

@@ -24,7 +24,10 @@ def render(name: str, blocks: Sequence[Block]) -> str:
         f"<title>{escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
     )
     headings = [block for block in blocks if isinstance(block, Text) and block.level == 2]
-    first = blocks.index(headings[0]) if headings else len(blocks)
+    if headings:
+        first = blocks.index(headings[0])
+    else:
+        first = len(blocks)
     parts = [*map(_block, blocks[:first]), _contents(headings), *map(_block, blocks[first:])]
     return head + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
 
@@ -46,7 +49,9 @@ def _block(block: Block) -> str:
         return f'<ul class="pictures">{"".join(map(_picture, block.items))}</ul>'
     if isinstance(block, Table):
         return _table(block)
-    return _figure(block) if isinstance(block, Figure) else _text(block)
+    if isinstance(block, Figure):
+        return _figure(block)
+    return _text(block)
 
 
 def _text(block: Text) -> str:
@@ -64,11 +69,14 @@ def _table(block: Table) -> str:
     lines = []
     for i, row in enumerate(block.rows):
         first = _cell(str(row[heads[0]]))
-        first = f'<a href="#{escape(block.links[i])}">{first}</a>' if block.links else first
+        if block.links:
+            first = f'<a href="#{escape(block.links[i])}">{first}</a>'
         cells = f'<th scope="row">{first}</th>'
         for head in heads[1:]:
             best = i in block.best.get(head, ())
-            mark = ' <abbr title="best of the column">\u2605</abbr>' if best else ""
+            mark = ""
+            if best:
+                mark = ' <abbr title="best of the column">\u2605</abbr>'
             cells += f"<td{_class([*kinds[head], *(['best'] if best else [])])}>{_cell(str(row[head]))}{mark}</td>"
         lines.append(f"<tr{_class(['trouble'] if i < len(block.trouble) and block.trouble[i] else [])}>{cells}</tr>")
     # tabindex: a region that scrolls is reachable by keyboard
@@ -79,19 +87,25 @@ def _table(block: Table) -> str:
 
 
 def _class(names: Sequence[str]) -> str:
-    return f' class="{" ".join(names)}"' if names else ""
+    if names:
+        return f' class="{" ".join(names)}"'
+    return ""
 
 
 def _cell(text: str) -> str:
     """Keep short cells, and intervals in longer ones, on one line, also in print."""
     if len(text) <= 12:
-        return f'<span class="nb">{escape(text)}</span>' if " " in text or "-" in text[1:] else escape(text)
+        if " " in text or "-" in text[1:]:
+            return f'<span class="nb">{escape(text)}</span>'
+        return escape(text)
     return INTERVAL.sub(r'<span class="nb">\1</span>', escape(text))
 
 
 def _picture(item: Picture) -> str:
     source = f"data:image/jpeg;base64,{b64encode(item.jpeg).decode()}"
-    image = f'<img src="{source}" alt="{escape(f"{item.name}: {item.label}")}">' if item.jpeg else ""
+    image = ""
+    if item.jpeg:
+        image = f'<img src="{source}" alt="{escape(f"{item.name}: {item.label}")}">'
     texts = [(f"<b>{escape(text)}</b>" if text == item.label else escape(text), score) for text, score in item.captions]
     lines = "".join(f"<li>{text} {score:.2f}</li>" for text, score in texts)
     return (
@@ -102,8 +116,11 @@ def _picture(item: Picture) -> str:
 
 def _figure(block: Figure) -> str:
     """A large chart has a second form for narrow screens."""
-    large = any(plot.large for plot in block.plots)
-    forms = ((False, "full"), (True, "narrow")) if large else ((False, "small"),)
+    forms = [(False, "small")]
+    layout = "charts"
+    if any(plot.large for plot in block.plots):
+        layout = "charts large"
+        forms = [(False, "full"), (True, "narrow")]
     drawn = "".join(
         charts.inline(charts.svg(plot, small)).replace("<svg ", f'<svg class="{kind}" ', 1)
         for plot in block.plots
@@ -112,4 +129,4 @@ def _figure(block: Figure) -> str:
     )
     drawn = drawn or '<p class="quiet">Nothing to draw yet.</p>'
     caption = f"<figcaption>{escape(block.caption)}</figcaption>"
-    return f'<figure><div class="charts{" large" if large else ""}">{drawn}</div>{caption}</figure>'
+    return f'<figure><div class="{layout}">{drawn}</div>{caption}</figure>'

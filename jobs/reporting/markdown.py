@@ -36,7 +36,9 @@ def _text(block: Text) -> str:
         return f"{'#' * block.level} {plain(block.text)}"
     if block.tone == "headline":
         return f"**{plain(block.text)}**"
-    return f"> {plain(block.text)}" if block.tone in ("note", "trouble") else plain(block.text)
+    if block.tone in ("note", "trouble"):
+        return f"> {plain(block.text)}"
+    return plain(block.text)
 
 
 def _table(block: Table) -> str:

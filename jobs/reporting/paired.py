@@ -29,7 +29,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        return "more" if self.low > 0 else "less" if self.high < 0 else "undecided"
+        if self.low > 0:
+            return "more"
+        if self.high < 0:
+            return "less"
+        return "undecided"
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
@@ -40,7 +44,8 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     each = {seed: 100 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())}
     if len(each) < LEAST:
         return None
-    mean, half = fmean(each.values()), t_quantile(len(each) - 1) * stdev(each.values()) / sqrt(len(each))
+    mean = fmean(each.values())
+    half = t_quantile(len(each) - 1) * stdev(each.values()) / sqrt(len(each))
     return Difference(mean, mean - half, mean + half, each)
 
 

@@ -35,13 +35,17 @@ class Line:
 
     @property
     def gap(self) -> float | None:
-        return None if self.result is None else self.result - self.paper
+        if self.result is None:
+            return None
+        return self.result - self.paper
 
     @property
     def verdict(self) -> str:
         """The gap in words."""
         if self.obstacles or self.gap is None:
-            return "not comparable yet" if self.gap is None else "not comparable"
+            if self.gap is None:
+                return "not comparable yet"
+            return "not comparable"
         if self.row.within is None:
             return "no tolerance given"
         if abs(self.gap) <= self.row.within + 1e-9:
@@ -54,9 +58,13 @@ def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: st
 
     ``table``: use the rows of this table instead. Raises ConfigError if it does not exist.
     """
-    entries = list(rows(table).values()) if table else seed_groups.about(outcomes).get("rows", [])
+    if table:
+        entries = list(rows(table).values())
+    else:
+        entries = seed_groups.about(outcomes).get("rows", [])
     order = {entry.get("row", ""): i for i, entry in enumerate(entries)}
-    lines, reproduced = [], set()
+    lines = []
+    reproduced = set()
     for group in grouped:
         if group.published and (not table or group.published.row in order):
             lines += _lines(group.published, group.name, group)
@@ -72,7 +80,9 @@ def _lines(row: Published, name: str, group: SeedGroup | None) -> list[Line]:
     for which, number in row.top1.items():
         why = obstacles(row, group.outcomes if group else [], which)
         score = group.score(which) if group else None
-        numbers = (score.mean, score.low, score.high) if score else (None, None, None)
+        numbers: Sequence[float | None] = (None, None, None)
+        if score:
+            numbers = (score.mean, score.low, score.high)
         mean, low, high = (None if number is None else 100 * number for number in numbers)
         lines.append(Line(row, which, name, number, mean, low, high, why))
     return lines
@@ -85,14 +95,18 @@ def _group_of_other_sweep(row: Published, root: Path) -> SeedGroup | None:
     sweep, _, name = row.run.partition("/")
     folders = [root / sweep / name, *sorted((root / sweep).glob(f"{name}-s[0-9]*"))]
     runs = [read_run(folder) for folder in folders if (folder / "config.yaml").is_file()]
-    return SeedGroup(row.run, runs) if runs else None
+    if runs:
+        return SeedGroup(row.run, runs)
+    return None
 
 
 def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
     """The rows of the table, as text."""
     table = []
     for line in lines:
-        interval = "" if line.low is None else f" ({line.low:.1f}-{line.high:.1f})"
+        interval = ""
+        if line.low is not None:
+            interval = f" ({line.low:.1f}-{line.high:.1f})"
         more = len(line.obstacles) - SHOWN
         why = "; ".join(line.obstacles[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
         table.append(
@@ -146,15 +160,17 @@ def _scoring_command(outcome: Outcome, test: str) -> str:
     """The command that scores masked images; empty for other tests."""
     masked = re.search(r"-(?:mask|ensemble)([0-9.]+)$", test)
     run = f"{outcome.run.sweep}/{outcome.run.name}"
-    return f": flip evaluate {run} --mask {masked[1]} --ensemble" if masked else ""
+    if masked:
+        return f": flip evaluate {run} --mask {masked[1]} --ensemble"
+    return ""
 
 
 def differences(row: Published, settings: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each key whose value in the flat ``settings`` differs from what the row needs."""
     size = row.needs.get("model.size")
-    filled = (
-        flatten(MODEL_PRESETS[size], "model") if size in MODEL_PRESETS and settings.get("model.size") != size else {}
-    )
+    filled = {}
+    if size in MODEL_PRESETS and settings.get("model.size") != size:
+        filled = flatten(MODEL_PRESETS[size], "model")
     for key, wanted in row.needs.items():
         if key in filled:  # the difference in size is reported
             continue
@@ -171,7 +187,8 @@ def _same(value: Any, wanted: Any, near: float) -> bool:
     if isinstance(value, list) and isinstance(wanted, list):
         return len(value) == len(wanted) and all(_same(a, b, near) for a, b in zip(value, wanted, strict=True))
     try:
-        left, right = float(value), float(wanted)
+        left = float(value)
+        right = float(wanted)
     except (TypeError, ValueError):
         return str(value) == str(wanted)
     return abs(left - right) <= max(near, 1e-9) * abs(right)
@@ -180,4 +197,6 @@ def _same(value: Any, wanted: Any, near: float) -> bool:
 def _word(value: Any) -> str:
     if value is None:
         return "absent"
-    return count(value) if isinstance(value, (int, float)) and value >= 1000 else str(value)
+    if isinstance(value, (int, float)) and value >= 1000:
+        return count(value)
+    return str(value)

@@ -44,7 +44,8 @@ class Comparison:
         """Whether the interval of the difference excludes 0, or else whether the two intervals do not overlap."""
         if self.difference is not None:
             return self.difference.verdict == "more"
-        low, high = self.first.score.low, self.second.score.high
+        low = self.first.score.low
+        high = self.second.score.high
         return low is not None and high is not None and low > high
 
     def __str__(self) -> str:
@@ -134,7 +135,9 @@ def _about(ranked: Sequence[Standing]) -> str:
     chance = next((standing.score.chance for standing in ranked if standing.score.chance), None)
     if chance is not None:
         facts.append(f"chance {100 * chance:.3g} %")
-    return f" ({', '.join(facts)})" if facts else ""
+    if facts:
+        return f" ({', '.join(facts)})"
+    return ""
 
 
 def _explanation(name: str, ranked: Sequence[Standing]) -> str:
@@ -146,7 +149,10 @@ def _explanation(name: str, ranked: Sequence[Standing]) -> str:
         sentences.append(f"Paired by seed on {name}, with 95 % intervals: {'; '.join(differences)}.")
     if close:
         known = all(standing.score.low is not None for standing in ranked[:MAX_RANKED])
-        why = "their intervals overlap" if known else "not all have intervals"
+        if known:
+            why = "their intervals overlap"
+        else:
+            why = "not all have intervals"
         pairs = "; ".join(f"{comparison.first.label} and {comparison.second.label}" for comparison in close)
         sentences.append(f"Not distinguishable on {name}, as {why}: {pairs}.")
     return " ".join(sentences)

@@ -42,7 +42,10 @@ def _compared(outcome: Outcome) -> dict[str, Any]:
     trunk."""
     compared = {key: value for key, value in outcome.settings.items() if not ignored(key)}
     if "init.commit" in compared:
-        compared["init.commit"] = None if outcome.settings.get("init.extend") else source(outcome)
+        if outcome.settings.get("init.extend"):
+            compared["init.commit"] = None
+        else:
+            compared["init.commit"] = source(outcome)
     return compared
 
 
@@ -121,7 +124,8 @@ def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: 
     """The law of the points; None if they are too few, or if an error is 0. ``xs`` are above 0."""
     if len(xs) < MIN_RUNS or len(set(xs)) < 3 or min(errors) <= 0:
         return None
-    x, y = np.log(np.asarray(xs, float)), np.log(np.asarray(errors, float))
+    x = np.log(np.asarray(xs, float))
+    y = np.log(np.asarray(errors, float))
     chosen = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
     fits = _least_squares(x[chosen], y[chosen])
     fits = fits[np.isfinite(fits).all(axis=1)]  # a draw with a single x has no slope
@@ -133,7 +137,8 @@ def fit(xs: Sequence[float], errors: Sequence[float], draws: int = DRAWS, seed: 
 
 def _least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of points (n, k) -> (n, 2): intercept and slope, NaN if all x are equal."""
-    dx, dy = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    dx = x - x.mean(axis=1, keepdims=True)
+    dy = y - y.mean(axis=1, keepdims=True)
     spread = (dx * dx).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = np.where(spread > 1e-12, (dx * dy).sum(axis=1) / spread, np.nan)
@@ -216,9 +221,13 @@ def _short(key: str) -> str:
     """Name of a dotted key in a legend."""
     called = {"model.size": "", "data.samples": "data", "data.manifest": "data"}
     if key.startswith("stages."):
-        return "seen" if key.endswith(".samples") else key.rpartition(".")[2]
+        if key.endswith(".samples"):
+            return "seen"
+        return key.rpartition(".")[2]
     return called.get(key, key.removeprefix("model."))
 
 
 def _value(value: Any) -> str:
-    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return count(value)
+    return str(value)

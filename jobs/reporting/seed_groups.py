@@ -59,7 +59,9 @@ class SeedGroup:
         """The common state, or the number of runs per state."""
         states = [outcome.state for outcome in self.outcomes]
         kinds = list(dict.fromkeys(states))
-        return kinds[0] if len(kinds) == 1 else ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
+        if len(kinds) == 1:
+            return kinds[0]
+        return ", ".join(f"{states.count(kind)} {kind}" for kind in kinds)
 
     @property
     def mask(self) -> str:
@@ -83,10 +85,12 @@ class SeedGroup:
         items = self.items(name)
         if not items:
             return None
-        first, values = items[0][1], [score.value for _, score in items]
+        first = items[0][1]
+        values = [score.value for _, score in items]
         low, high = first.interval or (None, None)
         if len(values) > 1:
-            low, high = min(values), max(values)
+            low = min(values)
+            high = max(values)
         seeds = [(outcome.settings.get("seed"), score.value) for outcome, score in items]
         by_seed = {seed: value for seed, value in seeds if seed is not None}
         return GroupScore(fmean(values), low, high, first.label, first.chance, len(values), by_seed)
@@ -112,7 +116,9 @@ class SeedGroup:
         """Share of the samples of all runs that were seen; None: unknown."""
         seen = [outcome.progress["samples"] or 0 for outcome in self.outcomes]
         total = sum(stage.get("samples", 0) for o in self.outcomes for stage in stages_of(o.settings).values())
-        return min(1.0, sum(seen) / total) if total else None
+        if total:
+            return min(1.0, sum(seen) / total)
+        return None
 
     def progress(self, key: str) -> float | None:
         """Mean of samples, steps, seconds or samples_per_second, as ``mean``."""
@@ -128,7 +134,8 @@ def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | 
 
     ``unit``: ``GPU-hours`` or ``core-hours``; None for a run of the other kind.
     """
-    seconds = outcome.progress["seconds"] if seconds is None else seconds
+    if seconds is None:
+        seconds = outcome.progress["seconds"]
     width, kind = resources(outcome.settings)
     if seconds is None or "resources.nodes" not in outcome.settings or unit != f"{kind}-hours":
         return None
@@ -137,7 +144,8 @@ def hours(outcome: Outcome, unit: str, seconds: float | None = None) -> float | 
 
 def flops(outcome: Outcome, samples: float | None = None) -> float | None:
     """Training FLOPs until now or until S = ``samples``, computed from the configuration; None: unknown."""
-    samples = outcome.progress["samples"] if samples is None else samples
+    if samples is None:
+        samples = outcome.progress["samples"]
     stages = stages_of(outcome.settings).values()
     if samples is None or not stages:
         return None
@@ -147,7 +155,8 @@ def flops(outcome: Outcome, samples: float | None = None) -> float | None:
             image=ImageTower(**_fields(outcome.settings, "model.image.", ImageTower)),
             text=TextTower(**_fields(outcome.settings, "model.text.", TextTower)),
         )
-        total, left = 0.0, float(samples)
+        total = 0.0
+        left = float(samples)
         for stage in stages:
             part = min(left, -(-stage["samples"] // stage["batch"]) * stage["batch"])
             image = replace(model.image, **_fields(stage, "image.", ImageTower))
@@ -178,13 +187,17 @@ def _fields(settings: Mapping[str, Any], prefix: str, kind: Any) -> dict[str, An
 def hours_unit(groups: Sequence[SeedGroup]) -> str:
     """``GPU-hours``, or ``core-hours`` if no run has a GPU."""
     gpus = any(outcome.settings.get("resources.gpus") for group in groups for outcome in group.outcomes)
-    return "GPU-hours" if gpus else "core-hours"
+    if gpus:
+        return "GPU-hours"
+    return "core-hours"
 
 
 def about(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """sweep.json of the folder that the runs share: name, title, notes, runs, paper; {} if it is absent."""
     folders = {outcome.run.path.parent for outcome in outcomes}
-    return read_lenient(folders.pop() / "sweep.json") if len(folders) == 1 else {}
+    if len(folders) == 1:
+        return read_lenient(folders.pop() / "sweep.json")
+    return {}
 
 
 FREE = UNHASHED - {"resources.nodes", "resources.processes", "resources.gpus"} | {"seed"}
@@ -204,8 +217,13 @@ def source(outcome: Outcome) -> Any:
 def _design(outcome: Outcome, free: Collection[str]) -> str:
     """The folder and the settings that are not ``free``, as text; of a run without settings its path."""
     design = {key: value for key, value in outcome.settings.items() if generic_key(key) not in free}
-    design |= {"init.commit": source(outcome)} if "init.commit" in design else {}
-    return repr((outcome.run.path.parent, design)) if design else str(outcome.run.path)
+    if "init.commit" in design:
+        design |= {"init.commit": source(outcome)}
+    else:
+        design |= {}
+    if design:
+        return repr((outcome.run.path.parent, design))
+    return str(outcome.run.path)
 
 
 def group_by_seed(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
@@ -221,7 +239,10 @@ def group_by_seed(outcomes: Sequence[Outcome]) -> list[SeedGroup]:
     repeated = {design for (design, _), runs in seeds.items() if runs > 1}
     members_of: dict[str, list[Outcome]] = {}
     for design, outcome in zip(designs, outcomes, strict=True):
-        key = _design(outcome, {"seed"}) if design in repeated else design
+        if design in repeated:
+            key = _design(outcome, {"seed"})
+        else:
+            key = design
         if outcome.settings.get("seed") in [member.settings.get("seed") for member in members_of.get(key, ())]:
             key = str(outcome.run.path)  # the same seed again is no further seed
         members_of.setdefault(key, []).append(outcome)
@@ -251,7 +272,9 @@ def sets(outcomes: Sequence[Outcome]) -> dict[str, str]:
 def set_label(groups: Sequence[SeedGroup], name: str) -> str | None:
     """The label of the scores of all groups on an evaluation set; None if they differ, or if there is no score."""
     labels = {score.label for group in groups if (score := group.score(name)) is not None}
-    return labels.pop() if len(labels) == 1 else None
+    if len(labels) == 1:
+        return labels.pop()
+    return None
 
 
 def seeds_caution(groups: Sequence[SeedGroup]) -> str:
@@ -278,7 +301,8 @@ def by_sweep_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
     orders: dict[Path, list[str]] = {f: read_lenient(f / "sweep.json").get("runs", []) for f in folders}
 
     def position(outcome: Outcome) -> tuple[str, int, str]:
-        order, name = orders[outcome.run.path.parent], outcome.run.name
+        order = orders[outcome.run.path.parent]
+        name = outcome.run.name
         return str(outcome.run.path.parent), order.index(name) if name in order else len(order), name
 
     return sorted(outcomes, key=position)

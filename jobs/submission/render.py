@@ -56,11 +56,13 @@ def details(
         lines += ["", *_run(same)]
     lines += ["", "all runs", _overview(plan, profile), f"  {assumption(profile, _hours(plan))}", *_dropped(plan)]
     lines += [*_copied(plan), *_advice(plan)]
-    lines += ["", f"asked first: {question}"] if question else []
+    if question:
+        lines += ["", f"asked first: {question}"]
     lines += _batches(batches, script)
     for head, skipped in (("checked", False), ("not checked here", True)):
         seen = [f"  {check.name}{_about(check.runs)}: {check.detail}" for check in checks if check.skipped == skipped]
-        lines += ["", f"{head}:", *seen] if seen else []
+        if seen:
+            lines += ["", f"{head}:", *seen]
     return Page(*lines, "", "dry run: nothing was written, nothing started.")
 
 
@@ -69,11 +71,17 @@ def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
     for batch in batches:
         shape = batch.shape
         gpus = f", {shape.gpus} GPUs a node" if shape.gpus else ""
-        nodes = "1 node" if shape.nodes == 1 else f"{shape.nodes} nodes"
+        if shape.nodes == 1:
+            nodes = "1 node"
+        else:
+            nodes = f"{shape.nodes} nodes"
         start = f"; {batch.start}" if batch.start else ""
         lines.append(f"  {nodes}, {shape.processes} ranks a node{gpus}, {shape.hours:g} h: {_some(batch.runs)}{start}")
-        lines += ["", Verbatim(batch.script.rstrip()), ""] if script else []
-    return lines[:-1] if script and lines else lines
+        if script:
+            lines += ["", Verbatim(batch.script.rstrip()), ""]
+    if script and lines:
+        return lines[:-1]
+    return lines
 
 
 def _copied(plan: Plan) -> list[str]:
@@ -83,19 +91,30 @@ def _copied(plan: Plan) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 5 else f"{len(names)} runs, {names[0]} to {names[-1]}"
+    if len(names) <= 5:
+        return ", ".join(names)
+    return f"{len(names)} runs, {names[0]} to {names[-1]}"
 
 
 def _about(names: Sequence[str]) -> str:
-    return f" ({_some(names)})" if names else ""
+    if names:
+        return f" ({_some(names)})"
+    return ""
 
 
 def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path]) -> str:
     title = f": {plain(sweep.title)}" if sweep.title else ""
-    runs = "1 run" if len(plan.actions) == 1 else f"{len(plan.actions)} runs"
+    if len(plan.actions) == 1:
+        runs = "1 run"
+    else:
+        runs = f"{len(plan.actions)} runs"
     clusters = ", ".join(cluster_names(plan)) or profile.name
-    kind = f" ({profile.kind})" if clusters == profile.name else ""
-    read = f"\nread from {' and '.join(map(str, files))}" if files else ""
+    kind = ""
+    if clusters == profile.name:
+        kind = f" ({profile.kind})"
+    read = ""
+    if files:
+        read = f"\nread from {' and '.join(map(str, files))}"
     return f"{sweep.name}{title}\n{runs} on {clusters}{kind}, below {plan.folder}{read}"
 
 
@@ -110,11 +129,19 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
     rows = [_row(same) for same in _designs(plan)]
     if len(starting := [action.wanted.estimate for action in plan.starting]) > 1:
         attempts = [estimate.attempts for estimate in starting]
-        hours = makespan([e.wall_hours for e in starting], profile) if len(cluster_names(plan)) < 2 else None
+        hours = None
+        if len(cluster_names(plan)) < 2:
+            hours = makespan([e.wall_hours for e in starting], profile)
         total = _time(hours, None if None in attempts else sum(filter(None, attempts)))
         rows.append({**dict.fromkeys(rows[0]), "run": "total to start", **_costs(plan.cost), **total, "": ""})
-    hidden = set() if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions) else {"GPU-hours"}
-    hidden |= {"cluster"} if len(cluster_names(plan)) < 2 else set()
+    if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions):
+        hidden = set()
+    else:
+        hidden = {"GPU-hours"}
+    if len(cluster_names(plan)) < 2:
+        hidden |= {"cluster"}
+    else:
+        hidden |= set()
     rows = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
     return TextTable(rows, cut={"state": 8, "": 12}, drop=DROPPED, indent="  ")
 
@@ -133,14 +160,17 @@ def _designs(plan: Plan) -> list[list[Action]]:
 
 def _title(same: Sequence[Action]) -> str:
     """The name of the first run, with the number of its seeds if there are several."""
-    return same[0].name if len(same) == 1 else f"{same[0].name} ({len(same)} seeds, each)"
+    if len(same) == 1:
+        return same[0].name
+    return f"{same[0].name} ({len(same)} seeds, each)"
 
 
 def _row(same: Sequence[Action]) -> dict[str, Any]:
     action = same[0]
     effect = "will start again" if action.starts else ""
     effect = {"new": "will start", "stopped": "will continue"}.get(action.kind, effect)
-    effect = "cannot start yet" if action.lacks_commit else effect
+    if action.lacks_commit:
+        effect = "cannot start yet"
     return {
         "run": _title(same),
         "cluster": action.wanted.cluster,
@@ -159,13 +189,17 @@ def _time(hours: float | None, attempts: int | None) -> dict[str, Any]:
 def _costs(cost: Cost) -> dict[str, Any]:
     cells: dict[str, Any] = {"samples": count(cost.samples), "steps": f"{cost.steps:,}", "FLOPs": f"{cost.flops:.2e}"}
     cells |= {"GPU-hours": None if cost.gpu_hours is None else f"{cost.gpu_hours:,.0f}"}
-    return cells if cost.price is None else cells | {"price": f"{cost.price:,.0f}"}
+    if cost.price is None:
+        return cells
+    return cells | {"price": f"{cost.price:,.0f}"}
 
 
 def _run(same: Sequence[Action]) -> list[str | TextTable]:
     action = same[0]
-    wanted, numbers = action.wanted, action.wanted.estimate.numbers
-    parameters, data = wanted.estimate.parameters, numbers["data"]
+    wanted = action.wanted
+    numbers = action.wanted.estimate.numbers
+    parameters = wanted.estimate.parameters
+    data = numbers["data"]
     lines = [
         f"{_title(same)}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
         *([f"  seeds        {', '.join(str(each.wanted.config.seed) for each in same)}"] if len(same) > 1 else []),
@@ -216,7 +250,8 @@ def _steps(wanted: ResolvedRun) -> list[str]:
 
 
 def _data(data: dict[str, Any]) -> list[str]:
-    sets, blocks = data["sets"], f"blocks of {data['block']}"
+    sets = data["sets"]
+    blocks = f"blocks of {data['block']}"
     lines = [
         f"{count(row['samples'])} samples, {_passes(row['passes'])} passes;"
         f" {row['lanes']} lanes, chunks of {row['chunk']}, {blocks}"
@@ -228,7 +263,9 @@ def _data(data: dict[str, Any]) -> list[str]:
 
 def _differences(wanted: ResolvedRun) -> list[str]:
     """The differences from the base as lines, without those that follow from a different model.size."""
-    changes, filled, lines = wanted.against_base, dict[str, Any](), list[str]()
+    changes = wanted.against_base
+    filled = dict[str, Any]()
+    lines = list[str]()
     if any(change.key == "model.size" for change in changes):
         filled = flatten(MODEL_PRESETS.get(wanted.config.model.size, {}), "model")
     removed = [change.key for change in changes if change.key.endswith(".name") and change.now is None]  # of a stage
@@ -250,13 +287,17 @@ def _exports(config: Config) -> str:
 
 
 def _passes(number: float) -> str:
-    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+    if number >= 1000:
+        return f"{number:,.0f}"
+    return f"{number:.3g}"
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value in (None, "") else str(value)
+    if value in (None, ""):
+        return "none"
+    return str(value)
 
 
 def _worlds(worlds: list[int]) -> str:
@@ -291,7 +332,9 @@ def _warnings(plan: Plan) -> list[str]:
 def _advice(plan: Plan) -> list[str]:
     """The options for runs that do not start by themselves."""
     kinds = {action.kind for action in plan.actions if not action.starts}
-    lines = ["failed and cancelled runs start again with --retry"] if kinds & {"failed", "cancelled"} else []
+    lines = []
+    if kinds & {"failed", "cancelled"}:
+        lines = ["failed and cancelled runs start again with --retry"]
     if "changed" in kinds:
         entries = [plan.extending_entry(action) for action in plan.actions if action.kind == "changed"]
         lines.append(
@@ -359,8 +402,12 @@ def canaries(jobs: Sequence[Job]) -> str:
     lines = []
     for first in jobs:
         waiting = [job.run.name for job in jobs if job.waits_for == first.run.name]
-        names = ", ".join(waiting) if len(waiting) <= 5 else f"{len(waiting)} runs"
-        lines += [f"canary: {first.run.name} starts first; after {first.canary} steps: {names}"] if waiting else []
+        if len(waiting) <= 5:
+            names = ", ".join(waiting)
+        else:
+            names = f"{len(waiting)} runs"
+        if waiting:
+            lines += [f"canary: {first.run.name} starts first; after {first.canary} steps: {names}"]
     return "\n".join(lines)
 
 
@@ -371,7 +418,10 @@ def trashed(path: Path, target: Path, replaced: bool) -> str:
     """
     numbered = (path.with_name(f"{path.name}-old{n}") for n in itertools.count(2))
     places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
-    place = next(place for place in places if not place.exists()) if replaced else path
+    if replaced:
+        place = next(place for place in places if not place.exists())
+    else:
+        place = path
     back = shlex.join(["mv", str(target), str(place)])
     return plain(f"moved to the trash: {path.name}; restore it with: {back}")
 

@@ -55,11 +55,10 @@ class Condition:
         for key in (key for comparison in self.any for key in comparison.keys if key not in known):
             last = key.rpartition(".")[2]
             near = difflib.get_close_matches(key, known) or [name for name in known if name.endswith("." + last)]
-            remedy = (
-                f"Did you mean {' or '.join(near[:3])}?"
-                if near
-                else "Give the full key, for example stages.pretrain.mask."
-            )
+            if near:
+                remedy = f"Did you mean {' or '.join(near[:3])}?"
+            else:
+                remedy = "Give the full key, for example stages.pretrain.mask."
             raise self.place.error(f"{key}: no such key in these runs", self.text, remedy)
 
     def holds(self, run: str, settings: Mapping[str, Any]) -> bool:
@@ -68,18 +67,27 @@ class Condition:
 
     def _true(self, comparison: _Comparison, run: str, settings: Mapping[str, Any]) -> bool:
         left = settings.get(comparison.key)
-        right = settings.get(comparison.other) if comparison.other else comparison.value
+        if comparison.other:
+            right = settings.get(comparison.other)
+        else:
+            right = comparison.value
         if comparison.op in ("in", "not in"):
             return any(_same(left, item) for item in comparison.value) == (comparison.op == "in")
         if comparison.op in ("==", "!="):
             return _same(left, right) == (comparison.op == "==")
         numbers = _decimal(left), _decimal(right)
         if None in numbers:
-            name, value = (
-                (comparison.key, left) if numbers[0] is None else (comparison.other or "the right side", right)
-            )
+            if numbers[0] is None:
+                name = comparison.key
+                value = left
+            else:
+                name = comparison.other or "the right side"
+                value = right
             what = f"{name} is {'absent' if value is None else repr(value)} in run {run}: only numbers can be ordered"
-            remedy = f"Start the line with `{comparison.key} == null or`." if value is None else "Use ==, != or in."
+            if value is None:
+                remedy = f"Start the line with `{comparison.key} == null or`."
+            else:
+                remedy = "Use ==, != or in."
             raise self.place.error(what, self.text, remedy)
         return _ORDER[comparison.op](*numbers)
 
@@ -91,7 +99,9 @@ def _decimal(value: Any) -> Decimal | None:
         number = Decimal(str(value))
     except InvalidOperation:
         return None
-    return number if number.is_finite() else None
+    if number.is_finite():
+        return number
+    return None
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -116,7 +126,8 @@ def parse(lines: Any, place: SourceLocation) -> tuple[Condition, ...]:
 
 def _comparisons(text: str, place: SourceLocation) -> Iterator[_Comparison]:
     """The comparisons of a line. ConfigError for anything else."""
-    at, joint = 0, "or"
+    at = 0
+    joint = "or"
     while joint:
         match = _COMPARISON.match(text, at)
         if match is None:

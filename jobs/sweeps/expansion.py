@@ -111,7 +111,10 @@ def _list(value: Any, place: SourceLocation) -> list[Point]:
         if not isinstance(entry, LocatedDict):
             raise place.child(i).error("needs a mapping with a name and settings", entry)
         here = place.child(i, min(entry.lines.values(), default=0))
-        head = Point(check_name(entry["name"], "run", here)) if "name" in entry else Point()
+        if "name" in entry:
+            head = Point(check_name(entry["name"], "run", here))
+        else:
+            head = Point()
         rest = LocatedDict({key: item for key, item in entry.items() if key != "name"}, entry.lines)
         members = [head + point for point in points(rest, here)]
         if any(not point.name for point in members):
@@ -201,5 +204,12 @@ def _short(number: int | float) -> str:
     for unit, size in _UNITS:
         if size <= number < 10**300 and number * 100 % size == 0:
             return f"{number / size:g}{unit}"
-    text = f"{number:g}" if isinstance(number, float) else str(number)
-    return text if "+" not in text else str(int(number)) if number % 1 == 0 else repr(number)
+    if isinstance(number, float):
+        text = f"{number:g}"
+    else:
+        text = str(number)
+    if "+" not in text:
+        return text
+    if number % 1 == 0:
+        return str(int(number))
+    return repr(number)

@@ -50,8 +50,13 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
     result = {}
     for name, row in tables[table]["rows"].items():
         foreign = row.get("foreign", False)  # another's model has no settings
-        needs = {} if foreign else {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
-        needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model") if "model.size" in needs else {}
+        needs = {}
+        if not foreign:
+            needs = {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
+        if "model.size" in needs:
+            needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model")
+        else:
+            needs |= {}
         absent = [key for key, value in needs.items() if value is None]
         needs = {
             key: value

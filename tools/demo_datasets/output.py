@@ -44,7 +44,9 @@ class DemoData:
             done = read_json(folder / "done.json")
         except (ValueError, OSError):  # damaged or unreadable: building repairs it or reports why it cannot
             return None
-        return done if done and {key: done.get(key) for key in self.source} == self.source else None
+        if done and {key: done.get(key) for key in self.source} == self.source:
+            return done
+        return None
 
     def build(self, cache: Path, force: bool = False) -> Facts:
         """Build ``cache``/``name`` unless it is ready, and return the facts of its done.json.
@@ -108,8 +110,15 @@ def parts(samples: Sequence[T], shards: int) -> Iterator[Sequence[T]]:
 
 def licence_row(info: Mapping[str, Any], prefix: str, *columns: str) -> str:
     """A row of a Markdown table on a set of drawings by the ``info`` of Iconify: name, columns, author, licence."""
-    author, licence = info["author"], info["license"]
-    by = f"[{author['name']}]({author['url']})" if author.get("url") else author["name"]
+    author = info["author"]
+    licence = info["license"]
+    if author.get("url"):
+        by = f"[{author['name']}]({author['url']})"
+    else:
+        by = author["name"]
     title = licence.get("spdx") or licence["title"]
-    terms = f"[{title}]({licence['url']})" if licence.get("url") else title
+    if licence.get("url"):
+        terms = f"[{title}]({licence['url']})"
+    else:
+        terms = title
     return f"| {info['name']} ({prefix}) | {' | '.join([*columns, by, terms])} |"

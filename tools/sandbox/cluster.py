@@ -125,7 +125,10 @@ class SandboxCluster:
 
     def preempt(self, nodes: int = 2, seconds: int = 20, nodelist: str = "") -> str:
         """Submit a job of higher priority for whole nodes (those of ``nodelist`` if given); returns its id."""
-        size = f"--nodelist={nodelist}" if nodelist else f"--nodes={nodes}"
+        if nodelist:
+            size = f"--nodelist={nodelist}"
+        else:
+            size = f"--nodes={nodes}"
         options = [f"--{self.site.options.preempt}=high", size, "--exclusive", f"--time={seconds // 60 + 1}"]  # minutes
         options += ["--job-name=preempt", "--output=/dev/null", "--chdir=/", f"--wrap=exec sleep {seconds}"]
         return self.call("sbatch", "--parsable", *options).strip().partition(";")[0]
@@ -139,11 +142,14 @@ class SandboxCluster:
 
     def status(self) -> dict[str, Any]:
         """Daemons with their pids (0: not running), nodes and jobs; both empty if Slurm does not run."""
-        running, nodes, jobs = self.running(), list[dict[str, str]](), list[dict[str, str]]()
+        running = self.running()
+        nodes = list[dict[str, str]]()
+        jobs = list[dict[str, str]]()
         if running:
             nodes = self._rows("name state reason", "sinfo", "-h", "-N", "-p", "low", "-o", "%N|%T|%E")
             for node in nodes:
-                node["reason"] = "" if node["reason"] == "none" else node["reason"]
+                if node["reason"] == "none":
+                    node["reason"] = ""
             columns = "JobArrayID:|,Name:|,Partition:|,State:|,RestartCnt:|,NodeList:|,Reason:"
             jobs = self._rows("id name partition state restarts nodes reason", "squeue", "-h", "-r", "-O", columns)
         report = {"folder": str(self.folder), "port": self.site.options.port, "running": running}
@@ -193,7 +199,8 @@ class SandboxCluster:
         daemons.start(site, daemons.munged(site), (site / "run" / "munge.sock").exists)
         if site.options.accounting:
             daemons.start_accounting(site, self.call)
-        controller, nodes = daemons.slurmctld(site), [daemons.slurmd(site, node) for node in site.names]
+        controller = daemons.slurmctld(site)
+        nodes = [daemons.slurmd(site, node) for node in site.names]
         child, *children = [daemons.launch(site, daemon) for daemon in (controller, *nodes)]
         daemons.wait_ready(site, child, controller, lambda: self._answers("scontrol", "ping"))
         for started, daemon, node in zip(children, nodes, site.names, strict=True):

@@ -14,7 +14,8 @@ from typing import Any
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_bytes
 
-_SOCKET, _LONGEST = "/spool/n99/n99_1234567.4294967291", 107
+_SOCKET = "/spool/n99/n99_1234567.4294967291"
+_LONGEST = 107
 """Slurm's longest unix socket below its folder (of a step of a job with seven digits), and the kernel's limit."""
 _PORTS = range(28000, 32000)
 """Below the ports that the kernel gives to clients."""
@@ -59,7 +60,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            name, value, least = f"option {option.name}", getattr(self, option.name), option.metadata.get("least", 0)
+            name = f"option {option.name}"
+            value = getattr(self, option.name)
+            least = option.metadata.get("least", 0)
             choices = option.metadata.get("choices")
             if isinstance(value, int) and value < least:
                 raise ConfigError(f"must be at least {least}", name, value)
@@ -78,7 +81,9 @@ class Options:
     @property
     def cards(self) -> int:
         """GPUs that Slurm allocates; none with select/linear, which gives them to jobs but not to steps."""
-        return 0 if self.select == "linear" else self.gpus
+        if self.select == "linear":
+            return 0
+        return self.gpus
 
     @property
     def limited(self) -> bool:
@@ -95,7 +100,8 @@ class SandboxConfig:
     """Paths, names and configuration files of the Slurm in ``folder``."""
 
     def __init__(self, folder: Path, options: Options) -> None:
-        self.folder, self.options = folder, options
+        self.folder = folder
+        self.options = options
         self.host = socket.gethostname().partition(".")[0]
         self.user = user_name()
         self.address, self.only = loopback()
@@ -143,7 +149,9 @@ class SandboxConfig:
         key = self / "munge" / "key"
         if not key.exists():
             write_bytes(key, secrets.token_bytes(128), 0o600)
-        gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n" if self.options.cards else ""
+        gpus = ""
+        if self.options.cards:
+            gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n"
         texts = {"cgroup.conf": "CgroupPlugin=disabled\n", "gres.conf": gpus, "profile.yaml": self.profile()}
         if self.options.job_submit:
             texts["job_submit.lua"] = self.options.job_submit
@@ -157,7 +165,9 @@ class SandboxConfig:
         for key, value in (line.split("=", 1) for line in options.settings):
             # replaces a default of the same name, regardless of case
             lines = {known: old for known, old in lines.items() if known.lower() != key.lower()} | {key: value}
-        gres = f" Gres=gpu:{options.cards}" if options.cards else ""
+        gres = ""
+        if options.cards:
+            gres = f" Gres=gpu:{options.cards}"
         nodes = [
             f"NodeName={name} NodeHostname={self.host} NodeAddr={self.address} Port={options.port + 1 + index} "
             f"CPUs={options.cpus} RealMemory={options.memory}{gres}"
@@ -270,7 +280,9 @@ def loopback() -> tuple[str, bool]:
         address = socket.gethostbyname(socket.gethostname())
     except OSError:
         return "127.0.0.1", False
-    return (address, True) if address.startswith("127.") else ("127.0.0.1", False)
+    if address.startswith("127."):
+        return address, True
+    return "127.0.0.1", False
 
 
 def free_block(count: int, first: int = 0) -> int:

@@ -117,7 +117,9 @@ def mariadbd(site: SandboxConfig) -> Daemon:
 
 def pids(site: SandboxConfig) -> dict[str, int]:
     """Name of each daemon of the sandbox -> its pid, 0 if it does not run."""
-    database = [mariadbd(site), slurmdbd(site)] if site.options.accounting else []
+    database = []
+    if site.options.accounting:
+        database = [mariadbd(site), slurmdbd(site)]
     expected = [munged(site), *database, slurmctld(site), *(slurmd(site, node) for node in site.names)]
     running = processes.daemons(site.folder)
     return {
@@ -145,7 +147,10 @@ def wait_ready(site: SandboxConfig, child: subprocess.Popen[bytes], daemon: Daem
     limit = time.monotonic() + START_SECONDS
     while not ready():
         if child.poll() is not None or time.monotonic() > limit:
-            what = "did not answer" if child.returncode is None else f"ended with {child.returncode}"
+            if child.returncode is None:
+                what = "did not answer"
+            else:
+                what = f"ended with {child.returncode}"
             log = daemon.log(site)
             raise FlipError(f"{daemon.name} {what}", log, remedy=f"Its last lines:\n{tail(log)}")
         time.sleep(0.05)
@@ -218,7 +223,8 @@ def start_accounting(site: SandboxConfig, call: Callable[..., str]) -> None:
         sacctmgr("-i", "add", "account", ACCOUNT, f"cluster={CLUSTER}")
         sacctmgr("-i", "add", *user, f"account={ACCOUNT}")
         sacctmgr("-i", "modify", *user, "set", f"DefaultAccount={ACCOUNT}")
-    options, limits = site.options, []
+    options = site.options
+    limits = []
     if options.preempt == "qos":
         present = sacctmgr("-n", "-P", "show", "qos", "format=name").split()
         for name in {"low", "high"} - set(present):
@@ -239,7 +245,8 @@ def set_grace(call: Callable[..., str], seconds: int) -> None:
 
 def _create_database(site: SandboxConfig) -> None:
     """Create an empty data directory of MariaDB unless one exists."""
-    folder, log = site / "database", site / "log" / "mariadb-install.out"
+    folder = site / "database"
+    log = site / "log" / "mariadb-install.out"
     if (folder / "mysql").exists():
         return
     arguments = ["--no-defaults", f"--user={site.user}", f"--datadir={folder}", "--skip-test-db"]

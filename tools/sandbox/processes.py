@@ -100,14 +100,17 @@ def children_first(processes: Collection[Process]) -> list[Process]:
     parents = {process.pid: process.parent for process in processes}
 
     def depth(pid: int) -> int:
-        return 1 + depth(parents[pid]) if pid in parents else 0
+        if pid in parents:
+            return 1 + depth(parents[pid])
+        return 0
 
     return sorted(processes, key=lambda process: -depth(process.pid))
 
 
 def wait(processes: Iterable[Process], seconds: float) -> bool:
     """Wait until all have ended; False after ``seconds``."""
-    left, limit = list(processes), time.monotonic() + seconds
+    left = list(processes)
+    limit = time.monotonic() + seconds
     while left := [process for process in left if alive(process)]:
         if time.monotonic() > limit:
             return False

@@ -75,7 +75,8 @@ def measure_stages(manifest: Manifest, spec: WorkerConfig, mask: str, seconds: f
     kept_patches = derived.kept_patches(spec.image, mask)
     if kept_patches < 1:
         raise ConfigError(f"keeps none of {spec.patches} patches", "mask", mask, "Mask less.")
-    reader, share = ChunkReader(), seconds / len(STAGES)
+    reader = ChunkReader()
+    share = seconds / len(STAGES)
     chunks = _chunks(manifest, spec.seed)
     pieces, samples = _load(manifest, reader, chunks)
     return [
@@ -119,11 +120,16 @@ def spec_of(
 
 def _measure(name: str, share: float, work: Callable[[_T], Work], items: Iterator[_T]) -> PipelineStage:
     work(next(items))  # warm up: imports, connections
-    stage, cpu, start_time = PipelineStage(name), time.process_time(), time.perf_counter()
+    stage = PipelineStage(name)
+    cpu = time.process_time()
+    start_time = time.perf_counter()
     while stage.seconds < share or not stage.samples:
         samples, size, skipped = work(next(items))
-        stage.samples, stage.bytes, stage.skipped = stage.samples + samples, stage.bytes + size, stage.skipped + skipped
-        stage.seconds, stage.cpu = time.perf_counter() - start_time, time.process_time() - cpu
+        stage.samples += samples
+        stage.bytes += size
+        stage.skipped += skipped
+        stage.seconds = time.perf_counter() - start_time
+        stage.cpu = time.process_time() - cpu
         if not stage.samples and stage.seconds > 10 * share:
             raise DataError("no sample can be decoded", "bench", remedy="Check the shards: tools/shards.py verify")
     return stage
@@ -134,7 +140,8 @@ def _chunks(manifest: Manifest, seed: int) -> Iterator[int]:
 
     Raises ConfigError if there is none.
     """
-    count, excluded = manifest.samples // manifest.chunk, Counter(id // manifest.chunk for id in manifest.exceptions)
+    count = manifest.samples // manifest.chunk
+    excluded = Counter(id // manifest.chunk for id in manifest.exceptions)
     skipped = {j for j, samples in excluded.items() if samples == manifest.chunk}  # may be damaged
     if count <= len(skipped):
         raise ConfigError("no complete chunk has a sample that is not excluded", str(manifest.folder))
@@ -148,7 +155,9 @@ def _load(
     manifest: Manifest, reader: ChunkReader, chunks: Iterator[int]
 ) -> tuple[list[list[bytes]], list[list[Sample]]]:
     """The bytes and the samples of chunks, up to BUFFER_BYTES."""
-    pieces, samples, size = list[list[bytes]](), list[list[Sample]](), 0
+    pieces = list[list[bytes]]()
+    samples = list[list[Sample]]()
+    size = 0
     for j in itertools.islice(chunks, manifest.samples // manifest.chunk):
         samples.append(reader.read_chunk(manifest, j))
         pieces.append([reader.read(key, start, stop) for key, start, stop, _ in manifest.chunk_reads(j)])
@@ -176,7 +185,8 @@ def _decode(chunk: list[Sample], spec: WorkerConfig) -> Work:
             image_of(sample, spec.data.decoder, spec.data.to_rgb, spec.data.exif)
         except DecodeError:
             continue
-        done, size = done + 1, size + sum(map(len, sample.values()))
+        done += 1
+        size += sum(map(len, sample.values()))
     return done, size, len(chunk) - done
 
 
@@ -195,7 +205,8 @@ def _all_stages(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kep
             continue
         view = augment.view(image, spec.image.size, spec.augment, draws, row, spec.data.resize)
         decode.patches(view, spec.image.patch, keep[row])
-        done, size = done + 1, size + sum(map(len, sample.values()))
+        done += 1
+        size += sum(map(len, sample.values()))
     return done, size, len(ids) - done
 
 
@@ -210,7 +221,8 @@ def bench(options: argparse.Namespace) -> CommandResult:
     if not 0 <= options.want < math.inf:
         raise ConfigError("must be a number, and not negative", "--want", options.want)
     manifest = Manifest.load(options.manifest)
-    members, sizes = captions(options), (options.size, options.patch)
+    members = captions(options)
+    sizes = options.size, options.patch
     spec = spec_of(manifest, members, options.decoder, options.resize, *sizes, options.seed)
     if options.resize == "torchvision":
         import torch

@@ -64,7 +64,10 @@ def compare(old: Manifest, new: Manifest) -> ManifestDifference:
     """
     same_place = bool(set(old.keys) & set(new.keys))
     before = shards(old, same_place)
-    after = before if _same_samples(old, new) else shards(new, same_place)
+    if _same_samples(old, new):
+        after = before
+    else:
+        after = shards(new, same_place)
     rewritten = _rewritten(old, new, list(before))
     changed = [
         ChangedShard(
@@ -110,7 +113,10 @@ def _same_filter(old: ChunkTable, new: ChunkTable) -> bool:
 
 def shards(table: ChunkTable, whole_keys: bool) -> Shards:
     """Shards by name."""
-    names = table.keys if whole_keys else below_common(table.keys)
+    if whole_keys:
+        names = table.keys
+    else:
+        names = below_common(table.keys)
     return {name: (int(row[0]), int(row[1])) for name, row in zip(names, table.shards, strict=True)}
 
 
@@ -129,7 +135,10 @@ def _rewritten(old: Manifest, new: Manifest, names: Sequence[str]) -> set[str]:
     if old.chunk != new.chunk or not all(np.array_equal(a, b[: len(a)]) for a, b in tables):
         return set()
     name_of = dict(zip(old.keys, names, strict=True))
-    same = old.chunks if old.samples == new.samples else old.samples // old.chunk
+    if old.samples == new.samples:
+        same = old.chunks
+    else:
+        same = old.samples // old.chunk
     chunks = np.flatnonzero(np.asarray(old.checksums[:same]) != np.asarray(new.checksums[:same])).tolist()
     readers = [{name_of[key] for key, *_ in old.chunk_reads(j)} for j in chunks]
     rewritten = set[str]().union(*(names for names in readers if len(names) == 1))

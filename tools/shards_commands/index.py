@@ -34,8 +34,13 @@ def index(options: argparse.Namespace) -> CommandResult:
     if not 0 <= options.min_complete <= 1:
         raise ConfigError("a share lies in 0 .. 1", "--min-complete", options.min_complete)
     complete = Completeness(names(options.captions, "--captions"), options.min_complete)
-    part, parts = share(options.part, os.environ) if options.part else (1, 1)
-    chosen, out = filters.parse(options.filter, options.caption_length, options.uids), Path(options.out).absolute()
+    if options.part:
+        part, parts = share(options.part, os.environ)
+    else:
+        part = 1
+        parts = 1
+    chosen = filters.parse(options.filter, options.caption_length, options.uids)
+    out = Path(options.out).absolute()
     old = Manifest.load(options.add) if options.add else None
     build.refuse_filters(old, chosen)  # now, not after hours of reading
     with writing(out):
@@ -96,7 +101,8 @@ def expand(patterns: Sequence[str]) -> tuple[list[str], dict[str, ObjectStat]]:
     Also returns all objects that were listed on the way. Raises ConfigError if braces are unbalanced, and what
     ``local_matches`` raises.
     """
-    keys, known = list[str](), dict[str, ObjectStat]()
+    keys = list[str]()
+    known = dict[str, ObjectStat]()
     for pattern in patterns:
         try:
             expanded = list(map(as_path, braceexpand.braceexpand(pattern)))
@@ -144,7 +150,9 @@ def local_matches(pattern: str) -> list[str]:
 def objects(pattern: str) -> dict[str, ObjectStat]:
     """List the objects below the fixed prefix of a pattern; none if it has no wildcard."""
     prefix = _WILDCARD.split(pattern)[0]
-    return {} if prefix == pattern else ChunkReader(deadline=60.0).list(prefix)
+    if prefix == pattern:
+        return {}
+    return ChunkReader(deadline=60.0).list(prefix)
 
 
 def without_stats(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> dict[str, int]:
@@ -157,4 +165,6 @@ def without_stats(keys: Sequence[str], known: Mapping[str, ObjectStat]) -> dict[
         with suppress(OSError):
             existing.update(os.path.join(folder, name) for name in os.listdir(folder))
     lacking = [f"{key.removesuffix('.tar')}_stats.json" not in existing for key in keys]
-    return {"shards_without_stats_json": sum(lacking)} if any(lacking) and not all(lacking) else {}
+    if any(lacking) and not all(lacking):
+        return {"shards_without_stats_json": sum(lacking)}
+    return {}

@@ -66,9 +66,12 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
     """Read sample ``id`` of a manifest. Raises ConfigError if the id does not exist, StorageError."""
     if not 0 <= id < manifest.samples:
         raise ConfigError(f"sample ids of this manifest are 0 .. {manifest.samples - 1}", "id", id)
-    reader, chunk = ChunkReader(), id // manifest.chunk
+    reader = ChunkReader()
+    chunk = id // manifest.chunk
     shard, ordinal = manifest.locate(id)
-    key, members, damage = None, Sample(), None
+    key = None
+    members = Sample()
+    damage = None
     try:
         members = reader.read_chunk(manifest, chunk)[id % manifest.chunk]
         key = _key(manifest, chunk, id % manifest.chunk, reader)
@@ -94,7 +97,8 @@ def _key(manifest: Manifest, chunk: int, place: int, reader: ChunkReader) -> str
         if place < count:
             held, picks = manifest.select(shard, id, count)
             return tar.indexed(memoryview(reader.read(manifest.keys[shard], start, stop)), held)[picks[place]].key
-        id, place = id + count, place - count
+        id += count
+        place -= count
     raise AssertionError("a chunk reads all of its samples")
 
 
@@ -123,7 +127,9 @@ def _json(members: Sample) -> Any:
 
 def _finite(text: str) -> float | None:
     value = float(text)
-    return value if math.isfinite(value) else None
+    if math.isfinite(value):
+        return value
+    return None
 
 
 class Taken(NamedTuple):
@@ -152,13 +158,15 @@ def batch(
     the configuration.
     """
     for share, source in zip(dataset_lanes(config.data), sources, strict=True):
-        actual, planned = (source.manifest.samples, source.manifest.chunk), (share.samples, share.chunk)
+        actual = source.manifest.samples, source.manifest.chunk
+        planned = share.samples, share.chunk
         if actual != planned:
             what = "the run was planned for N = {}, R = {}, but this manifest has N = {}, R = {}".format(
                 *planned, *actual
             )
             raise ConfigError(what, str(source.manifest.folder), remedy="Use the manifest of the run.")
-    each, first = size // config.data.lanes, start // config.data.lanes
+    each = size // config.data.lanes
+    first = start // config.data.lanes
     for source in sources:
         yield from _of_set(config, source, range(first, first + each), ChunkReader() if read else None)
 
@@ -166,8 +174,11 @@ def batch(
 def _of_set(
     config: schema.Config, source: DatasetSource, positions: range, reader: ChunkReader | None
 ) -> Iterator[Taken]:
-    order, manifest, data = source.order(config.seed, config.data.block), source.manifest, config.data
-    bad, chunks = dict(manifest.exceptions), dict[int, list[Sample]]()
+    order = source.order(config.seed, config.data.block)
+    manifest = source.manifest
+    data = config.data
+    bad = dict(manifest.exceptions)
+    chunks = dict[int, list[Sample]]()
 
     def load(id: int) -> tuple[list[str], bool] | None:
         """The captions of a sample, and whether they are UTF-8. Raises DecodeError if training cannot use it."""
@@ -190,7 +201,9 @@ def _of_set(
                 what = f"none of the {len(ids)} samples of its block can be decoded"
                 raise DataError(what, f"{shard}, sample {ordinal}")
             m, loaded = usable
-            id, caption, is_utf8 = source.first_id + ids[m], None, True
+            id = source.first_id + ids[m]
+            caption = None
+            is_utf8 = True
             if loaded is not None:
                 texts, is_utf8 = loaded
                 caption = texts[int(masking.draw(config.seed, epochs[m], id, masking.CAPTION, 0) * len(texts))]
@@ -237,7 +250,8 @@ def _same_data(run: RunDir, sources: Sequence[DatasetSource], start: int) -> Non
     """
     try:
         stored = read_record(run.identity) or {}
-        data, before = stored["config"]["data"], stored.get("before", [])
+        data = stored["config"]["data"]
+        before = stored.get("before", [])
         submitted = [item["manifest"] for item in data.get("sets") or [data]]
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # missing or damaged: nothing to compare with
@@ -254,12 +268,16 @@ def _same_data(run: RunDir, sources: Sequence[DatasetSource], start: int) -> Non
 
 
 def _step(options: argparse.Namespace) -> CommandResult:
-    run = RunDir(options.run) if Path(options.run).is_dir() else select.select_one(options.run, roots(options.root))
+    if Path(options.run).is_dir():
+        run = RunDir(options.run)
+    else:
+        run = select.select_one(options.run, roots(options.root))
     if not run.config.is_file():
         raise ConfigError("no run here: config.yaml is missing", str(run.path), remedy="Give the folder of a run.")
     config = merge.read_config(run.config)
     span, step, start = _place(stage_spans(config), options.step, options.samples)
-    sets, size = load_sources(config.data), span.stage.batch
+    sets = load_sources(config.data)
+    size = span.stage.batch
     _same_data(run, sets, start)
     taken = list[Taken]()
     with ProgressBar("reading") as bar:
@@ -284,7 +302,9 @@ def _step(options: argparse.Namespace) -> CommandResult:
 
 def _row(item: Taken) -> str:
     place = f"lane {item.lane}  id {item.id}  visit {item.visit}  {plain(Path(item.shard).name)}, sample {item.ordinal}"
-    instead = f"  (for id {item.stands_for})" if item.stands_for is not None else ""
+    instead = ""
+    if item.stands_for is not None:
+        instead = f"  (for id {item.stands_for})"
     return f"{place}{instead}" + (f"  {plain(item.caption)}" if item.caption is not None else "")
 
 
@@ -293,11 +313,21 @@ def _place(all_spans: list[StageSpan], step: int | None, samples: int | None) ->
     before = 0
     for span in all_spans:
         size = span.stage.batch
-        index = (samples - span.start - 1) // size if samples is not None else (step or 0) - before - 1
+        if samples is not None:
+            index = (samples - span.start - 1) // size
+        else:
+            index = (step or 0) - before - 1
         if 0 <= index < span.steps:
             return span, before + index + 1, span.start + index * size
         before += span.steps
     if step is None and samples is None:
         raise ConfigError("no step given", remedy="Give --step T or --samples S, as in metrics/*.jsonl.")
-    name, value, last = ("--samples", samples, all_spans[-1].end) if step is None else ("--step", step, before)
+    if step is None:
+        name = "--samples"
+        value = samples
+        last = all_spans[-1].end
+    else:
+        name = "--step"
+        value = step
+        last = before
     raise ConfigError(f"the run's are 1 .. {last}", name, value)

@@ -91,7 +91,8 @@ def make(options: argparse.Namespace) -> CommandResult:
     templates = [text.replace("{label}", "{}") for text in options.template or ["a photo of a {}"]]
     check_prompts(Prompts(["label"], templates), "--template")
     columns = {name: getattr(options, name) or "" for name in ("images", "image", "caption", "label", "key")}
-    source, out = Source(options.source, **columns), Path(options.out).absolute()
+    source = Source(options.source, **columns)
+    out = Path(options.out).absolute()
     rows = list(_labels_and_keys(source))
     _check_keys(source, rows)
     labels = _class_names(rows)
@@ -168,7 +169,8 @@ def _write_sets(writer: "SetWriter", folder: Path, share: float | None) -> dict[
     if share is None:
         return {"": writer.write(writer.source.rows(), folder)[0]}
     output_folder(folder / TEST, new=True)
-    sets, pictures = dict[str, dict[str, Any]](), dict[str, Any]()
+    sets = dict[str, dict[str, Any]]()
+    pictures = dict[str, Any]()
     for name, wanted in (("", False), (TEST, True)):
         rows = (row for row in writer.source.rows() if is_test(row, share) == wanted)
         sets[name], pictures[name] = writer.write(rows, folder / name)
@@ -202,8 +204,11 @@ class SetWriter:
     def __init__(
         self, source: Source, count: int, labels: Sequence[str], templates: list[str], options: argparse.Namespace
     ) -> None:
-        self.source, self.options = source, options
-        self._count, self._labels, self._templates = count, labels, templates
+        self.source = source
+        self.options = options
+        self._count = count
+        self._labels = labels
+        self._templates = templates
         self._workers = cores() if count > FEW else 0
 
     def write(self, rows: Iterator[Row], folder: Path) -> tuple[dict[str, Any], Any]:
@@ -225,7 +230,10 @@ class SetWriter:
         if written.refused:
             reasons = Counter(kind(reason) for *_, reason in written.refused)
             report["refused_by_reason"] = dict(reasons.most_common())
-            shown = written.refused if self.options.json else written.refused[:EXAMPLES]
+            if self.options.json:
+                shown = written.refused
+            else:
+                shown = written.refused[:EXAMPLES]
             report["refused_rows"] = [{"row": where, "reason": reason} for _, where, reason in shown]
         with ProgressBar("indexing", "B") as bar:
             shards = [str(path) for path in folder.glob("*.tar")]
@@ -233,7 +241,8 @@ class SetWriter:
         return report, np.frombuffer(written.pictures, "<u8")
 
     def _write_shards(self, rows: Iterator[Row], folder: Path) -> Written:
-        size, total = self.options.per_shard, Written()
+        size = self.options.per_shard
+        total = Written()
         parts = iter(lambda: list(islice(rows, size)), [])
         tasks = ((str(folder / f"{n:05d}.tar"), n * size, part) for n, part in enumerate(parts))
         arguments = (self._labels, self._templates, self.source.folders)
@@ -246,7 +255,8 @@ class SetWriter:
 
     def _check_refused(self, written: Written, folder: Path) -> None:
         """Raise DataError if too few rows can be used."""
-        rows, refused = written.rows, written.refused
+        rows = written.rows
+        refused = written.refused
         if rows - len(refused) >= max(1, self.options.min_complete * rows):
             return
         if not rows:
@@ -309,8 +319,14 @@ def _count_picture(image: bytes, written: Written) -> None:
 
 def _content(image: Any) -> bytes | None:
     """The bytes of a picture of a parquet file; None if its row has a path instead."""
-    content = image.get("bytes") if isinstance(image, dict) else image  # datasets.Image is a dict
-    return content if isinstance(content, bytes) else None
+    # datasets.Image is a dict
+    if isinstance(image, dict):
+        content = image.get("bytes")
+    else:
+        content = image
+    if isinstance(content, bytes):
+        return content
+    return None
 
 
 def _image(row: Row, files: SourceFiles) -> bytes:
@@ -324,7 +340,10 @@ def _image(row: Row, files: SourceFiles) -> bytes:
     content = _content(row.image)
     if content is not None:
         return content
-    path = row.image.get("path") if isinstance(row.image, dict) else row.image
+    if isinstance(row.image, dict):
+        path = row.image.get("path")
+    else:
+        path = row.image
     if path is None:
         raise DecodeError("it has no image")
     return files.read(str(path), "image")
@@ -336,7 +355,9 @@ def _members(
     """The members of a sample. Raises DecodeError if the row cannot be used, StorageError if a file is unavailable."""
     if classes and not row.label:
         raise DecodeError("it has no label")
-    lines = re.split(r"[\r\n]", files.read_text(row.text)) if row.text else row.captions
+    lines: Sequence[str] = row.captions
+    if row.text:
+        lines = re.split(r"[\r\n]", files.read_text(row.text))
     captions = [text for caption in lines if (text := " ".join(caption.split()))]
     if not captions and row.label:
         captions = fill_templates(row.label, templates)

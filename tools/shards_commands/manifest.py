@@ -27,10 +27,12 @@ def info(options: argparse.Namespace) -> CommandResult:
     if options.batch < 1:
         raise ConfigError("must be at least 1", "--batch", options.batch)
     manifest = Manifest.load(options.manifest)
-    counts, here = manifest.shards[:, 0], this_host()
+    counts = manifest.shards[:, 0]
+    here = this_host()
     config = Config(stages=[Stage(batch=options.batch)])
     known = DatasetFacts(manifest.samples, manifest.chunk, manifest.mean_bytes, nominal=False)
-    lanes, block = default_lanes(config, [known], here.memory // 4), config.data.block
+    lanes = default_lanes(config, [known], here.memory // 4)
+    block = config.data.block
     report = facts(manifest) | {
         "samples_per_shard": {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())},
         "shuffling_on_one_node_like_this": {
@@ -54,7 +56,10 @@ def exclude(options: argparse.Namespace) -> CommandResult:
     exceptions = dict[int, str]()
     for part in options.ids.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        ids = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if match:
+            ids = range(int(match[1]), int(match[2] or match[1]) + 1)
+        else:
+            ids = range(0)
         if not ids or ids.stop > old.samples:
             raise ConfigError(f"not sample ids below {old.samples}", "--ids", part, "Write them as 7,512-767.")
         exceptions.update(dict.fromkeys(ids, options.reason))
@@ -63,11 +68,13 @@ def exclude(options: argparse.Namespace) -> CommandResult:
 
 def drop(options: argparse.Namespace) -> CommandResult:
     """Write a new manifest without the excluded samples. The shards stay as they are and are scanned again."""
-    old, out = Manifest.load(options.manifest), Path(options.out).absolute()
+    old = Manifest.load(options.manifest)
+    out = Path(options.out).absolute()
     if not old.exceptions:
         raise ConfigError("the manifest excludes no samples: nothing to drop", str(old.folder))
     claim(out)
-    chosen, chunk = Filters(manifest=str(old.folder)), min(old.chunk, old.samples - len(old.exceptions))
+    chosen = Filters(manifest=str(old.folder))
+    chunk = min(old.chunk, old.samples - len(old.exceptions))
     with writing(out), ProgressBar("indexing", "B") as bar:
         try:
             scanned = scan_shards(list(old.keys), out, bar, options.workers or cores(), filters=chosen)

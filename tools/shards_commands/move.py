@@ -26,14 +26,16 @@ NAMED = 10
 
 def move(options: argparse.Namespace) -> CommandResult:
     """Write a manifest whose shards are below another prefix, if they exist there with the indexed sizes and ETags."""
-    old, out = Manifest.load(options.manifest), Path(options.out).absolute()
+    old = Manifest.load(options.manifest)
+    out = Path(options.out).absolute()
     keys = replace_prefix(old.keys, options.prefix, shard_key(options.to).rstrip("/"))
     claim(out)
     with ProgressBar("listing") as bar:
         known = _list_folders(sorted({f"{dirname(key)}/" for key in keys if is_remote(key)}), bar)
     with ProgressBar("checking") as bar:
         shards, missing = stat_shards(keys, known, bar)
-    wrong, by_etag = {key: error.what for key, error in missing.items()}, 0
+    wrong = {key: error.what for key, error in missing.items()}
+    by_etag = 0
     stats = {shard.key: shard.stat for shard in shards}
     for key, size, etag in zip(keys, old.shards[:, 1].tolist(), old.etags, strict=True):
         stat = stats.get(key)
@@ -59,7 +61,10 @@ def replace_prefix(keys: Sequence[str], prefix: str | None, to: str) -> list[str
 
     Raises ConfigError if no key is below ``prefix``, or two keys would become equal.
     """
-    folder = shard_key(prefix).rstrip("/") if prefix else dirname(commonprefix([f"{dirname(key)}/" for key in keys]))
+    if prefix:
+        folder = shard_key(prefix).rstrip("/")
+    else:
+        folder = dirname(commonprefix([f"{dirname(key)}/" for key in keys]))
     if not prefix and folder in ("", "/", "s3:"):
         remedy = "Name the part of their paths to replace."
         raise ConfigError("the shards have no common folder", "--from", remedy=remedy)
@@ -78,7 +83,8 @@ def comparable_etags(a: str, b: str) -> bool:
 
 def _list_folders(folders: Sequence[str], bar: ProgressBar) -> dict[str, ObjectStat]:
     """The objects in folders of a bucket. A request per thousand objects, instead of a request per shard."""
-    client, known = ChunkReader(deadline=60.0), dict[str, ObjectStat]()
+    client = ChunkReader(deadline=60.0)
+    known = dict[str, ObjectStat]()
     executor = DaemonExecutor(min(LISTINGS, len(folders)), "list")
     try:
         for number, listing in enumerate([executor.submit(client.list, folder) for folder in folders], 1):
@@ -91,6 +97,8 @@ def _list_folders(folders: Sequence[str], bar: ProgressBar) -> dict[str, ObjectS
 
 def _refusal(wrong: dict[str, str], count: int) -> DataError:
     named = "; ".join(f"{key}: {wrong[key]}" for key in sorted(wrong)[:NAMED])
-    more = f"; and {len(wrong) - NAMED:,} more (--json lists all)" if len(wrong) > NAMED else ""
+    more = ""
+    if len(wrong) > NAMED:
+        more = f"; and {len(wrong) - NAMED:,} more (--json lists all)"
     remedy = "Copy them again. ETags of objects with server-side encryption are no checksums: then give --sizes-only."
     return DataError(f"{len(wrong):,} of {count:,} shards are missing there or differ: {named}{more}", remedy=remedy)

@@ -71,7 +71,9 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4g}"
+        if abs(value) >= 1000:
+            return f"{value:,.0f}"
+        return f"{value:,.4g}"
     return str(value)
 
 

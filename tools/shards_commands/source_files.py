@@ -56,7 +56,10 @@ class SourceFiles:
             if place is not None:
                 return _read_below(*place)
         except FileNotFoundError:
-            reason = "is a URL: download it first, for example with img2dataset" if "://" in name else "does not exist"
+            if "://" in name:
+                reason = "is a URL: download it first, for example with img2dataset"
+            else:
+                reason = "does not exist"
             raise DecodeError(f"the {what} {reason}") from None
         except (OSError, ValueError) as error:  # ValueError: not a regular file, too large, or a null in its name
             reason = f"the {what} cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -59,21 +59,29 @@ class Source:
     @property
     def folders(self) -> list[str]:
         """Folders that contain the files; paths in a table are relative to the first one."""
-        own = self.path if self.is_folder else os.path.dirname(self.path) or "."
+        if self.is_folder:
+            own = self.path
+        else:
+            own = os.path.dirname(self.path) or "."
         others = [self.images] if self.images else []
-        return [own, *others] if self.is_folder else [*others, own]
+        if self.is_folder:
+            return [own, *others]
+        return [*others, own]
 
     def rows(self, survey: bool = False) -> Iterator[Row]:
         """The rows, in the order of the shards. ``survey``: labels and keys only, without pictures of a parquet file.
 
         Raises ConfigError, StorageError.
         """
-        return _of_folder(self) if self.is_folder else _of_table(self, survey)
+        if self.is_folder:
+            return _of_folder(self)
+        return _of_table(self, survey)
 
 
 def _of_folder(source: Source) -> Iterator[Row]:
     """Pictures with a text file of the same name or, if there is none, in a folder per class, in random order."""
-    root, files = Path(source.path), SourceFiles(source.folders)
+    root = Path(source.path)
+    files = SourceFiles(source.folders)
     pictures = sorted(_pictures(root, files))
     captioned = any(text for _, text, _ in pictures)
     if not captioned:  # neighbours in a shard are read together, and should not be of one class
@@ -134,7 +142,8 @@ def _of_table(source: Source, survey: bool) -> Iterator[Row]:
     label, key = (column(name, names, path) if name else "" for name in (source.label, source.key))
     used = (image, caption, label, key)
     for number, record in enumerate(_records(path, [name for name in (label, key) if name] if survey else None), 1):
-        where, picture = f"{path}, row {number}", record.get(image)
+        where = f"{path}, row {number}"
+        picture = record.get(image)
         try:
             captions = texts_of(record.get(caption), "caption")
             of_class = text_of(record.get(label), "label").replace("_", " ")
@@ -150,7 +159,9 @@ def _file_name(picture: Any) -> str:
     """The name that a table gives a picture: its path, or that of Hugging Face's ``{bytes, path}``."""
     if isinstance(picture, dict):  # datasets.Image
         picture = picture.get("path")
-    return picture if isinstance(picture, str) else ""
+    if isinstance(picture, str):
+        return picture
+    return ""
 
 
 def _refuse_other_delimiter(header: Sequence[str], delimiter: str, path: str) -> None:
@@ -191,7 +202,10 @@ def _records(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[s
             return
         with open(path, "rb") as file:
             encoding = encoding_of(file.read(4))
-        errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+        if encoding == "utf-8-sig":
+            errors = "surrogateescape"
+        else:
+            errors = "strict"
         with open(path, encoding=encoding, errors=errors, newline="") as lines:
             if suffix in JSON_LINES:
                 yield from _json_lines(lines)

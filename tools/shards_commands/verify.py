@@ -101,16 +101,24 @@ def upper_bound(bad: int, n: int, confidence: float = CONFIDENCE) -> float:
     """
     if bad >= n:
         return 1.0
-    low, high = bad / n, 1.0
+    low = bad / n
+    high = 1.0
     for _ in range(60):
         p = (low + high) / 2
-        low, high = (p, high) if _at_most(bad, n, p) > 1 - confidence else (low, p)
+        if _at_most(bad, n, p) > 1 - confidence:
+            low = p
+            high = high
+        else:
+            low = low
+            high = p
     return high
 
 
 def _at_most(k: int, n: int, p: float) -> float:
     """P(X <= k) of a binomial X(n, p), 0 < p < 1."""
-    lgamma, log_p, log_q = math.lgamma, math.log(p), math.log1p(-p)
+    lgamma = math.lgamma
+    log_p = math.log(p)
+    log_q = math.log1p(-p)
     logs = (lgamma(n + 1) - lgamma(i + 1) - lgamma(n - i + 1) + i * log_p + (n - i) * log_q for i in range(k + 1))
     return min(1.0, math.fsum(map(math.exp, logs)))
 
@@ -125,7 +133,8 @@ def check(manifest: Manifest, plan: VerificationPlan, workers: int = 0) -> Gener
 
 
 def _looker(folder: str, plan: VerificationPlan) -> Callable[[Sequence[int]], Report]:
-    manifest, reader = Manifest.load(folder, check=False), ChunkReader()
+    manifest = Manifest.load(folder, check=False)
+    reader = ChunkReader()
     return lambda chunks: look(manifest, plan, chunks, reader)
 
 
@@ -193,7 +202,8 @@ def _bad_samples(
         samples = reader.read_chunk(manifest, j)
     except DataError as error:
         return dict.fromkeys(ids, _without_folders(manifest, j, error)), set()
-    bad, not_utf8 = dict[int, str](), set[int]()
+    bad = dict[int, str]()
+    not_utf8 = set[int]()
     for id in ids if plan.decode else ():
         sample = samples[id - j * manifest.chunk]
         try:
@@ -212,7 +222,9 @@ def _without_folders(manifest: Manifest, j: int, error: DataError) -> str:
     reason = error.what
     for key, *_ in manifest.chunk_reads(j):
         reason = reason.replace(key, os.path.basename(key))
-    return reason if reason.startswith("chunk ") else f"{reason} ({os.path.basename(error.where)})"
+    if reason.startswith("chunk "):
+        return reason
+    return f"{reason} ({os.path.basename(error.where)})"
 
 
 def verify(options: argparse.Namespace) -> CommandResult:
@@ -223,7 +235,8 @@ def verify(options: argparse.Namespace) -> CommandResult:
     plan = VerificationPlan(_chunks(manifest, options), options.decode, captions(options))
     if options.out:
         claim(Path(options.out).absolute())
-    report, start_time = Report(), time.monotonic()
+    report = Report()
+    start_time = time.monotonic()
     shard_errors = {
         "resized_shards": resized(manifest, plan),
         "shards_without_members": zeros(manifest, ChunkReader()),
@@ -317,7 +330,9 @@ def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace
     lines += [f"  shard of a different length: {shard}" for shard in facts["resized_shards"]]
     lines += [f"  shard without samples: {shard}" for shard in facts["shards_without_members"]]
     if "bad_share_at_most" in facts:
-        undecoded = "" if facts["decoded"] else " (images and captions were not decoded)"
+        undecoded = ""
+        if not facts["decoded"]:
+            undecoded = " (images and captions were not decoded)"
         lines.append(
             f"{facts['bad_chunks']:,} of {facts['chunks_checked']:,} chunks drawn (seed {facts['seed']}) contain a bad "
             f"sample{undecoded}. At {facts['confidence']:.0%} confidence, at most "
@@ -336,4 +351,6 @@ def _text(facts: dict[str, Any], manifest: Manifest, options: argparse.Namespace
 
 def _place(folder: object) -> str:
     """The address, or the absolute path, of a manifest."""
-    return str(folder) if is_remote(str(folder)) else os.path.abspath(str(folder))
+    if is_remote(str(folder)):
+        return str(folder)
+    return os.path.abspath(str(folder))

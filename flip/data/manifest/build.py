@@ -55,12 +55,18 @@ class DamagedShards(DataError):
     def __init__(self, errors: Mapping[str, DataError], shards: int, scans: Path) -> None:
         self.errors = dict(errors)
         first = list(errors.values())[:_NAMED]
-        where, what, remedy = first[0].where, first[0].what, first[0].remedy
+        where = first[0].where
+        what = first[0].what
+        remedy = first[0].remedy
         if len(errors) > 1:
             named = "; ".join(f"{error.where}: {error.what}" for error in first)
-            more = f"; and {len(errors) - _NAMED:,} more" if len(errors) > _NAMED else ""
-            where, what = "", f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}"
-            remedy = remedy if len({error.remedy for error in errors.values()}) == 1 else REMEDY
+            more = ""
+            if len(errors) > _NAMED:
+                more = f"; and {len(errors) - _NAMED:,} more"
+            where = ""
+            what = f"{len(errors):,} of {shards:,} shards cannot be indexed: {named}{more}"
+            if len({error.remedy for error in errors.values()}) != 1:
+                remedy = REMEDY
         if scans.exists():
             remedy += f" The scans of the others are kept in {scans}: give the same command again."
         super().__init__(what, where, remedy=remedy)
@@ -92,7 +98,9 @@ def part_folder(out: Path) -> Path:
 def as_path(shard: str) -> str:
     """Convert a file:// URL to a path; other names are returned unchanged."""
     match = _FILE.fullmatch(shard)
-    return unquote(match[1], errors="surrogateescape") if match else shard
+    if match:
+        return unquote(match[1], errors="surrogateescape")
+    return shard
 
 
 def shard_key(shard: str) -> str:
@@ -141,8 +149,10 @@ def scan_shards(
         raise DamagedShards(damaged, len(keys), folder)
     scans = ScanJournal(folder, filters.names if filters else ())
     todo = [shard for shard in shards if shard not in scans]
-    total, left = sum(shard.stat.size for shard in shards), sum(shard.stat.size for shard in todo)
-    done, ended = total - left, len(shards) - len(todo)
+    total = sum(shard.stat.size for shard in shards)
+    left = sum(shard.stat.size for shard in todo)
+    done = total - left
+    ended = len(shards) - len(todo)
     processes = min(workers, len(todo), 1 + left // _BYTES_PER_PROCESS)
     results = concurrency.map_in_processes(_scanner, (filters,), todo, processes if processes > 1 else 0, "index")
     progress = progress or (lambda done, total, text: None)
@@ -156,7 +166,8 @@ def scan_shards(
                 damaged[shard.key] = result
             else:
                 scans.add(shard, result)
-            done, ended = done + shard.stat.size, ended + 1
+            done += shard.stat.size
+            ended += 1
             progress(done, total, f"{ended:,} of {len(shards):,} shards")
     finally:
         results.close()
@@ -176,7 +187,9 @@ def stat_shards(
     ``known``: stats of a listing. ``filters``: those for which the shards are scanned, perhaps with parquet files.
     Raises PermissionDenied, StorageError.
     """
-    client, shards, damaged = StorageClient(), list[Shard](), dict[str, DataError]()
+    client = StorageClient()
+    shards = list[Shard]()
+    damaged = dict[str, DataError]()
     executor = DaemonExecutor(min(_THREADS, len(keys)), "stat")
 
     def stat(key: str) -> Shard:
@@ -221,7 +234,8 @@ def index(
 
     Raises what ``scan_shards`` and ``merge`` raise, and ConfigError for invalid shards or an existing manifest.
     """
-    out, keys = Path(out).absolute(), sorted_keys(shards)
+    out = Path(out).absolute()
+    keys = sorted_keys(shards)
     refuse_existing(out)
     scanned = scan_shards(keys, out, progress, workers, filters=filters)
     return merge(scanned, out, chunk, filters=filters, more=settings)
@@ -252,12 +266,27 @@ def merge(
     refuse_filters(old, filters)
     if not samples:
         raise _no_samples(results, filters, out)
-    chunk = old.chunk if old else chunk or default_chunk(samples)
+    if old:
+        chunk = old.chunk
+    else:
+        chunk = chunk or default_chunk(samples)
     if not old and not 0 < chunk <= samples:
         raise ConfigError(f"chunk must lie in 1 .. {samples}, the number of samples", value=chunk)
-    chunks, selection, counts = ChunkTableBuilder(chunk, old), SampleFilterBuilder(), np.zeros(256, dtype=np.int64)
-    labels = LabelCounts.of_manifest(old) if old else LabelCounts()
-    keys, etags, rows = (list(old.keys), list(old.etags), old.shards.tolist()) if old else ([], [], [])
+    chunks = ChunkTableBuilder(chunk, old)
+    selection = SampleFilterBuilder()
+    counts = np.zeros(256, dtype=np.int64)
+    if old:
+        labels = LabelCounts.of_manifest(old)
+    else:
+        labels = LabelCounts()
+    if old:
+        keys = list(old.keys)
+        etags = list(old.etags)
+        rows = old.shards.tolist()
+    else:
+        keys = []
+        etags = []
+        rows = []
     for number, shard in enumerate(results.shards, 1):
         scan = _read_scan(results, shard, out)
         chunks.add(scan)
@@ -323,8 +352,13 @@ class ChunkTableBuilder:
     """
 
     def __init__(self, chunk: int, old: Manifest | None = None) -> None:
-        self._chunk, self._samples = chunk, old.samples if old else 0
-        self._offsets: list[NDArray[np.uint32]] = [old.offsets] if old else []
+        self._chunk = chunk
+        self._samples = old.samples if old else 0
+        self._offsets: list[NDArray[np.uint32]]
+        if old:
+            self._offsets = [old.offsets]
+        else:
+            self._offsets = []
         self._checksums = array("I", old.checksums.tobytes() if old else b"")
 
     def add(self, scan: Scan) -> None:

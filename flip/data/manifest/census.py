@@ -86,7 +86,8 @@ class Counting:
             kinds[kind if kind in kinds or len(kinds) < MOST else OTHER] += 1
 
     def _half(self, key: str, kind: SampleKind) -> SampleKind:
-        before, kinds = self._halves.get(key), self.census.kinds
+        before = self._halves.get(key)
+        kinds = self.census.kinds
         if before is None:
             self._halves[key] = kind
             return kind
@@ -114,7 +115,8 @@ class Completeness:
     """
 
     def __init__(self, captions: Sequence[str], least: float = 0.0) -> None:
-        self.captions, self.least = [name.partition(":")[0].lower() for name in captions], least
+        self.captions = [name.partition(":")[0].lower() for name in captions]
+        self.least = least
         self.complete = 0
         self.incomplete = Counter[str]()
         """Samples by reason."""
@@ -146,15 +148,20 @@ class Completeness:
             if kind.apart:
                 return "members of one sample that do not follow each other"
             if image is None:
-                return "caption without an image" if texts else "neither image nor caption"
+                if texts:
+                    return "caption without an image"
+                return "neither image nor caption"
             return "image without a caption"
         if image in kind.empty:
             return "empty image"
-        return "empty caption" if set(texts) <= set(kind.empty) else ""
+        if set(texts) <= set(kind.empty):
+            return "empty caption"
+        return ""
 
     def report(self) -> dict[str, Any]:
         """The numbers, with names as in ``--json``."""
-        incomplete, skipped = dict(self.incomplete.most_common()), dict(self.skipped.most_common())
+        incomplete = dict(self.incomplete.most_common())
+        skipped = dict(self.skipped.most_common())
         return (
             {"complete": self.complete, "incomplete": sum(incomplete.values())}
             | ({"incomplete_by_reason": incomplete} if incomplete else {})
@@ -183,5 +190,7 @@ class Completeness:
         if "image" in reason and "caption" not in reason or reason == "caption without an image":
             return f"Images are members named {', '.join(EXTENSIONS)}."
         others = [name for name, _ in self._others.most_common() if name not in self.captions][:_NAMED]
-        present = f"Members that are there: {', '.join(others)}. " if others else ""
+        present = ""
+        if others:
+            present = f"Members that are there: {', '.join(others)}. "
         return f"{present}Name the members that hold captions with --captions."

@@ -120,7 +120,9 @@ class _EarlierDrops:
     """Which samples of a shard an earlier manifest left out, handed out in order."""
 
     def __init__(self, dropped: NDArray[np.bool_], key: str) -> None:
-        self.dropped, self.key, self.position = dropped, key, 0
+        self.dropped = dropped
+        self.key = key
+        self.position = 0
 
     def take(self, count: int) -> NDArray[np.bool_]:
         """Whether each of the next ``count`` samples was left out. Raises DataError after the last."""
@@ -144,8 +146,12 @@ class Filters:
     @property
     def names(self) -> list[str]:
         """The filters as text; equal for equal filters."""
-        digest = _opened(self.manifest)[0].digest[:12] if self.manifest else ""
-        good = [f"not excluded in {self.manifest} (digest {digest})"] if self.manifest else []
+        digest = ""
+        if self.manifest:
+            digest = _opened(self.manifest)[0].digest[:12]
+        good = []
+        if self.manifest:
+            good = [f"not excluded in {self.manifest} (digest {digest})"]
         return [*map(str, [*self.columns, *filter(None, [self.length, self.uids])]), *good]
 
     @property
@@ -155,7 +161,9 @@ class Filters:
 
     def parquet_file(self, key: str) -> str | None:
         """The file that filters on columns read for a shard; None without such filters."""
-        return f"{key.removesuffix('.tar')}.parquet" if self.columns else None
+        if self.columns:
+            return f"{key.removesuffix('.tar')}.parquet"
+        return None
 
     def check_count(self, key: str, count: int) -> None:
         """Raise DataError if a shard has fewer than the samples that ``manifest`` was indexed from."""
@@ -169,16 +177,23 @@ class Filters:
         ``reader`` raises.
         """
         where = self.parquet_file(key)
-        table = _table(where, self.columns, reader) if where else None
-        earlier = _EarlierDrops(_dropped_by_manifest(self.manifest, key), key) if self.manifest else None
+        table = None
+        if where:
+            table = _table(where, self.columns, reader)
+        earlier = None
+        if self.manifest:
+            earlier = _EarlierDrops(_dropped_by_manifest(self.manifest, key), key)
         of_length = _code(len(self.columns))
         of_uids = _code(len(self.columns) + bool(self.length))
         of_manifest = _code(len(self.names) - 1)
 
         def predicate(samples: Sequence[Sample], view: memoryview) -> Codes:
             codes = np.zeros(len(samples), dtype=np.uint8)
-            by_filter = [self.uids.codes(samples, view, of_uids)] if self.uids else []
-            by_filter += _by_columns(*table, samples) if table else []
+            by_filter = []
+            if self.uids:
+                by_filter = [self.uids.codes(samples, view, of_uids)]
+            if table:
+                by_filter += _by_columns(*table, samples)
             if self.length:
                 by_filter.append(_by_length(self.length, samples, view, of_length))
             if earlier:
@@ -217,7 +232,8 @@ class Filters:
 
 def parse(filters: Sequence[str], length: str, uids: str | None = None) -> Filters | None:
     """Parse command-line options; None if there are no filters. Raises ConfigError."""
-    columns, listed = tuple(map(Filter.parse, filters)), UidList.open(uids) if uids else None
+    columns = tuple(map(Filter.parse, filters))
+    listed = UidList.open(uids) if uids else None
     parsed = Filters(columns, Length.parse(length) if length else None, listed)
     if len(parsed.reasons) > 255:
         raise ConfigError("too many filters", "--filter", len(filters))
@@ -235,7 +251,10 @@ def column(name: str, names: Sequence[str], where: str) -> str:
     near = (
         matches or [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)] or names
     )
-    what = "more than one column has this name" if matches else "there is no such column"
+    if matches:
+        what = "more than one column has this name"
+    else:
+        what = "there is no such column"
     raise ConfigError(what, where, name, f"{'Near are' if near is not names else 'There are'}: {', '.join(near)}.")
 
 
@@ -253,8 +272,12 @@ def _dropped_by_manifest(folder: str, key: str) -> NDArray[np.bool_]:
     """Per sample of a shard's tar: whether a manifest has filtered it out, or lists it as an exception."""
     manifest, rows, bad = _opened(folder)
     row = rows[key]
-    first, count = int(manifest.first[row]), int(manifest.shards[row, 0])
-    ordinals = manifest.sample_filter.ordinals(row) if manifest.sample_filter else np.arange(count)
+    first = int(manifest.first[row])
+    count = int(manifest.shards[row, 0])
+    if manifest.sample_filter:
+        ordinals = manifest.sample_filter.ordinals(row)
+    else:
+        ordinals = np.arange(count)
     dropped = np.ones(int(manifest.sample_filter.tars[row, 0]) if manifest.sample_filter else count, dtype=np.bool_)
     dropped[ordinals] = False
     dropped[ordinals[bad[np.searchsorted(bad, first) : np.searchsorted(bad, first + count)] - first]] = True
@@ -286,7 +309,9 @@ def _by_length(length: Length, samples: Sequence[Sample], view: memoryview, code
             return code + 1
         at, size = sample.members[CAPTION]
         text = bytes(view[at : at + min(size, RAW_LIMIT)]).decode("utf-8", "replace")
-        return 0 if length.holds(len(clean(text))) else code
+        if length.holds(len(clean(text))):
+            return 0
+        return code
 
     return np.fromiter(map(code_of, samples), dtype=np.uint8, count=len(samples))
 
@@ -321,9 +346,11 @@ def _table(where: str, filters: Sequence[Filter], reader: StorageClient) -> tupl
     rows = keys.drop_null()
     if pa.types.is_dictionary(keys.type):
         _refuse_repeated(rows.indices, where)  # before each row gets a copy of its text
-        keys, rows = keys.dictionary_decode(), rows.dictionary_decode()
+        keys = keys.dictionary_decode()
+        rows = rows.dictionary_decode()
     try:
-        keys, rows = keys.cast(pa.string()), rows.cast(pa.string())
+        keys = keys.cast(pa.string())
+        rows = rows.cast(pa.string())
     except pa.ArrowException as error:
         raise parquet.damaged(where, str(error)) from error
     _refuse_repeated(rows, where)

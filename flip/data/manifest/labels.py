@@ -28,7 +28,9 @@ def parse_label(data: bytes) -> int | None:
         label = int(data)
     except ValueError:
         return None
-    return label if 0 <= label < LARGEST else None
+    if 0 <= label < LARGEST:
+        return label
+    return None
 
 
 @dataclass
@@ -89,9 +91,14 @@ class LabelCounts:
         outside = {label: number for label, number in self.counts.items() if label >= classes}
         without = samples - self.counts.total() - self.unusable
         if outside:
-            names = "1 class name" if classes == 1 else f"{classes:,} class names"
+            if classes == 1:
+                names = "1 class name"
+            else:
+                names = f"{classes:,} class names"
             number = sum(outside.values())
             return f"{number:,} of {samples:,} labels have no class name: the largest is {max(outside)}, with {names}"
         if self.unusable:
             return f"{self.unusable:,} of {samples:,} labels are not whole numbers from 0 on"
-        return f"{without:,} of {samples:,} samples have no label" if without > 0 else ""
+        if without > 0:
+            return f"{without:,} of {samples:,} samples have no label"
+        return ""

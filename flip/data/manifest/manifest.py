@@ -59,7 +59,8 @@ class SampleFilter:
     """
 
     def __init__(self, tars: NDArray[np.uint32], bits: NDArray[np.uint8]) -> None:
-        self.tars, self.bits = tars, bits
+        self.tars = tars
+        self.bits = bits
         self._first = np.concatenate([[0], np.cumsum((tars[:, 0].astype(np.int64) + 7) // 8)])
 
     @property
@@ -71,7 +72,8 @@ class SampleFilter:
         if len(self.tars) != len(samples) or len(self.bits) != self._first[-1]:
             return False
         some = np.flatnonzero(self.tars[:, 0])  # the others have no byte
-        first, counts = self._first[some], np.zeros(len(samples), dtype=np.int64)
+        first = self._first[some]
+        counts = np.zeros(len(samples), dtype=np.int64)
         for start in range(0, len(self.bits), PIECE):
             ones = _ONES[self.bits[start : start + PIECE]]
             low = np.searchsorted(first, start, side="right") - 1
@@ -94,7 +96,10 @@ class SampleFilter:
         The read ends at the start of kept sample k + count, or at the end of the shard.
         """
         ordinals = self.ordinals(shard)
-        stop = ordinals[k + count] if k + count < len(ordinals) else self.tars[shard, 0]
+        if k + count < len(ordinals):
+            stop = ordinals[k + count]
+        else:
+            stop = self.tars[shard, 0]
         return int(stop) - int(ordinals[k]), (ordinals[k : k + count] - ordinals[k]).tolist()
 
 
@@ -102,7 +107,9 @@ class SampleFilterBuilder:
     """Builds a ``SampleFilter`` shard by shard."""
 
     def __init__(self) -> None:
-        self._tars, self._bits, self._all_kept = list[tuple[int, int]](), list[NDArray[np.uint8]](), True
+        self._tars = list[tuple[int, int]]()
+        self._bits = list[NDArray[np.uint8]]()
+        self._all_kept = True
 
     def add(self, mask: NDArray[np.bool_], start: int) -> None:
         """Add the next shard: which of its samples are kept, and the block at which the first of them starts."""
@@ -137,7 +144,10 @@ class ChunkTable:
         self, keys: Sequence[str], shards: NDArray[np.int64], chunk: int, offsets: NDArray[np.uint32],
         etags: Sequence[str] = (), sample_filter: SampleFilter | None = None,
     ) -> None:  # fmt: skip
-        self.keys, self.shards, self.chunk, self.offsets = keys, shards, chunk, offsets
+        self.keys = keys
+        self.shards = shards
+        self.chunk = chunk
+        self.offsets = offsets
         self.sample_filter = sample_filter
         self.etags: Sequence[str] = etags or [""] * len(keys)
         """Per shard; ``""``: none, or unknown."""
@@ -159,13 +169,17 @@ class ChunkTable:
     @property
     def total_samples_in_tars(self) -> int:
         """Samples in the tars, including those that were filtered out."""
-        return self.sample_filter.total_samples_in_tars if self.sample_filter else self.samples
+        if self.sample_filter:
+            return self.sample_filter.total_samples_in_tars
+        return self.samples
 
     @property
     def read_bytes(self) -> int:
         """Bytes that reading all chunks takes."""
         some = np.flatnonzero(self.shards[:, 0])
-        starts = self.sample_filter.tars[some, 1].sum(dtype=np.int64) * BLOCK if self.sample_filter else 0
+        starts = 0
+        if self.sample_filter:
+            starts = self.sample_filter.tars[some, 1].sum(dtype=np.int64) * BLOCK
         return int(self.shards[some, 2].sum() - starts)
 
     def locate(self, id: int) -> tuple[str, int]:
@@ -184,17 +198,25 @@ class ChunkTable:
 
     def chunk_ranges(self, j: int) -> list[tuple[int, int, int, int]]:
         """``chunk_reads`` with the number of the shard instead of its key."""
-        id, stop = self.chunk_ids(j).start, self.chunk_ids(j).stop
+        id = self.chunk_ids(j).start
+        stop = self.chunk_ids(j).stop
         shard = int(np.searchsorted(self.first, id, side="right")) - 1
-        reads, start = [], int(self.offsets[j]) * BLOCK
+        reads = []
+        start = int(self.offsets[j]) * BLOCK
         while id < stop:
             border = int(self.first[shard + 1])
-            end = int(self.shards[shard, 2]) if border <= stop else int(self.offsets[j + 1]) * BLOCK
+            if border <= stop:
+                end = int(self.shards[shard, 2])
+            else:
+                end = int(self.offsets[j + 1]) * BLOCK
             count = min(border, stop) - id
             if count:
                 reads.append((shard, start, end, count))
-            id, shard = id + count, shard + 1
-            start = self.sample_filter.start(shard) if self.sample_filter and id < stop else 0
+            id += count
+            shard += 1
+            start = 0
+            if self.sample_filter and id < stop:
+                start = self.sample_filter.start(shard)
         return reads
 
     def select(self, shard: int, id: int, count: int) -> tuple[int, Sequence[int]]:
@@ -210,7 +232,9 @@ class Manifest(ChunkTable):
     def __init__(self, folder: Path, facts: Mapping[str, Any], check: bool = True) -> None:
         if check:
             _check(folder, facts)
-        etags = _lines(folder / _ETAGS) if _ETAGS in facts["files"] else []
+        etags = []
+        if _ETAGS in facts["files"]:
+            etags = _lines(folder / _ETAGS)
         etags = [plain_etag(etag) if etag.startswith("W/") else etag for etag in etags]  # of older versions
         arrays = {name: _map(folder / name, kind, facts) for name, kind in _arrays(facts).items()}
         below = os.path.join(folder, "")  # joined as text: a Path for each of 230,000 keys takes a second
@@ -235,7 +259,8 @@ class Manifest(ChunkTable):
 
     def _validate(self, facts: Mapping[str, Any], check: bool) -> None:
         """Check that the files describe a data set, beyond their checksums. Raises ValueError."""
-        shards, selection = self.shards, self.sample_filter
+        shards = self.shards
+        selection = self.sample_filter
         wrong = {
             "chunk": type(self.chunk) is not int or not 0 < self.chunk <= self.samples,
             "samples": self.samples != facts["samples"] or (shards < 0).any() or (shards[:, 2] > shards[:, 1]).any(),
@@ -350,7 +375,9 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 def _arrays(facts: Mapping[str, Any]) -> dict[str, str]:
     """File -> data type of its numbers."""
-    return _ARRAYS | _KEPT if facts["version"] == FILTERED else _ARRAYS
+    if facts["version"] == FILTERED:
+        return _ARRAYS | _KEPT
+    return _ARRAYS
 
 
 def _check(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -395,7 +422,9 @@ def _map(path: Path, kind: str, facts: Mapping[str, Any]) -> NDArray[Any]:
         actual = os.fstat(file.fileno()).st_size
         if actual != size:
             raise DataError(f"the file has {actual} bytes, {MARK} says {size}", str(path), remedy=_REMEDY)
-        return np.memmap(file, dtype=kind, mode="r") if size else np.empty(0, dtype=kind)
+        if size:
+            return np.memmap(file, dtype=kind, mode="r")
+        return np.empty(0, dtype=kind)
 
 
 def _create(path: Path, content: bytes) -> bool:

@@ -82,15 +82,21 @@ def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
     except _DAMAGE as error:
         raise damaged(where, "its footer is damaged") from error
     _refuse_more(sum(abs(rows) for rows, _ in groups), ROWS_LIMIT, "{} rows", where)
-    plain, total = ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"), 0
+    plain = "BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"
+    total = 0
     leaves = {file.schema.column(i).path: i for i in range(len(file.schema))}
     for name in sorted(set(chosen)):
-        kind, leaf = file.schema_arrow.field(name).type, file.schema.column(leaves[name]) if name in leaves else None
+        kind = file.schema_arrow.field(name).type
+        leaf = file.schema.column(leaves[name]) if name in leaves else None
         bounded = leaf is not None and (leaf.physical_type in plain or str(kind) == "halffloat" or is_dictionary(kind))
         if leaf is None or leaf.max_repetition_level or not bounded:
             raise DataError(f"the column {name} holds {kind}, neither numbers nor text", where, remedy=_REMEDY)
         for rows, chunks in groups:
-            values, start = chunks[leaves[name]] if leaves[name] < len(chunks) else (-1, 0)
+            if leaves[name] < len(chunks):
+                values, start = chunks[leaves[name]]
+            else:
+                values = -1
+                start = 0
             if values != rows:
                 raise damaged(where, f"{values} values of {name} in {rows} rows")
             total += _pages_bytes(data, start, values, name, where)
@@ -119,9 +125,14 @@ def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
             page, at = _struct(data, at)
             # The kind of a page selects the field of its header: 0 is a data page, 3 a data page of version 2.
             part, number = {0: (5, 2), 3: (8, 4)}.get(page[1, _I32], (0, 0))
-            about = page[part, _STRUCT] if part else {(1, _I32): 0, (0, _I32): 0}
-            count, encoding = about[1, _I32], about[number, _I32]
-            size, end = page[2, _I32], at + page[3, _I32]
+            if part:
+                about = page[part, _STRUCT]
+            else:
+                about = {(1, _I32): 0, (0, _I32): 0}
+            count = about[1, _I32]
+            encoding = about[number, _I32]
+            size = page[2, _I32]
+            end = at + page[3, _I32]
             if size < 0 or not at <= end <= len(data):
                 raise IndexError("a page runs past the end")
         except _DAMAGE as error:
@@ -129,7 +140,9 @@ def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
         if encoding not in _ENCODINGS:
             what = f"the column {name} has encoding {encoding}, which does not tell its size"
             raise DataError(what, where, remedy=f"Write it again as one of: {', '.join(_ENCODINGS.values())}.")
-        total, values, at = total + size, values + count, end
+        total += size
+        values += count
+        at = end
     return total
 
 
@@ -137,7 +150,16 @@ def _pages_bytes(data: bytes, at: int, rows: int, name: str, where: str) -> int:
 #
 # pyarrow does not show the headers of pages, and its objects for row groups end the process at some damaged footers.
 
-_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 12
+_TRUE = 1
+_FALSE = 2
+_BYTE = 3
+_I16 = 4
+_I32 = 5
+_I64 = 6
+_DOUBLE = 7
+_BINARY = 8
+_LIST = 9
+_STRUCT = 12
 _DAMAGE = (IndexError, KeyError, TypeError, RecursionError)
 _Fields = dict[tuple[int, int], Any]
 """(number, type) -> value; a reader ignores a field that has the number but another type."""
@@ -150,7 +172,9 @@ def _row_groups(data: bytes) -> list[tuple[int, list[tuple[int, int]]]]:
 
 
 def _chunk(meta: _Fields) -> tuple[int, int]:
-    values, first, dictionary = meta[5, _I64], meta[9, _I64], meta.get((11, _I64), 0)
+    values = meta[5, _I64]
+    first = meta[9, _I64]
+    dictionary = meta.get((11, _I64), 0)
     return values, min(first, dictionary) if dictionary > 0 else first
 
 
@@ -158,7 +182,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while shift < 64:
         byte = data[at]
-        value, at, shift = value | (byte & 127) << shift, at + 1, shift + 7
+        value |= (byte & 127) << shift
+        at += 1
+        shift += 7
         if byte < 128:
             return value, at
     raise IndexError("a number of more than 64 bits")
@@ -173,9 +199,14 @@ def _struct(data: bytes, at: int) -> tuple[_Fields, int]:
     """The fields of a struct and its end. Raises IndexError or TypeError if it is damaged."""
     if at < 0:
         raise IndexError("a place before the file")
-    fields, number = _Fields(), 0
+    fields = _Fields()
+    number = 0
     while head := data[at]:
-        number, at = (number + (head >> 4), at + 1) if head >> 4 else _zigzag(data, at + 1)
+        if head >> 4:
+            number += head >> 4
+            at += 1
+        else:
+            number, at = _zigzag(data, at + 1)
         if (number, head & 15) in fields:
             raise TypeError("a field stands twice")  # readers disagree on its value
         fields[number, head & 15], at = _value(data, at, head & 15)
@@ -196,8 +227,13 @@ def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind == _STRUCT:
         return _struct(data, at)
     if kind == _LIST:
-        head, at = data[at], at + 1
-        count, at = (head >> 4, at) if head >> 4 < 15 else _varint(data, at)
+        head = data[at]
+        at += 1
+        if head >> 4 < 15:
+            count = head >> 4
+            at = at
+        else:
+            count, at = _varint(data, at)
         items = []
         for _ in range(count):
             item, at = _value(data, at, _BYTE if head & 15 in (_TRUE, _FALSE) else head & 15)

@@ -95,7 +95,9 @@ def scan_shard(key: str, stat: ObjectStat, reader: StorageClient, filters: Filte
     """
     if not stat.size:
         raise DataError("the shard is empty", key, remedy=REMEDY)
-    parts = reader.parts(key, stat) if is_remote(key) and "-" in stat.etag else []
+    parts: Sequence[int] = []
+    if is_remote(key) and "-" in stat.etag:
+        parts = reader.parts(key, stat)
 
     def read() -> tuple[Scan | tar.InvalidTar, str]:
         return _read(key, stat, parts, reader, filters.predicate(key, reader) if filters else _keep_all)
@@ -119,8 +121,15 @@ def _keep_all(samples: Sequence[tar.Sample], _: memoryview) -> NDArray[np.uint8]
 
 def scan_tar(pieces: Iterable[bytes], predicate: SamplePredicate = _keep_all) -> Scan:
     """Scan a tar that arrives in pieces. Raises tar.InvalidTar."""
-    pieces, blocks, crcs, head, dropped = iter(pieces), list[int](), list[int](), 0, list[NDArray[np.uint8]]()
-    buffer, base, failure, counting = bytearray(), 0, tar.InvalidTar(0, "an empty archive"), Counting()
+    pieces = iter(pieces)
+    blocks = list[int]()
+    crcs = list[int]()
+    head = 0
+    dropped = list[NDArray[np.uint8]]()
+    buffer = bytearray()
+    base = 0
+    failure = tar.InvalidTar(0, "an empty archive")
+    counting = Counting()
     for piece in pieces:
         buffer += piece
         view = memoryview(buffer)
@@ -171,7 +180,8 @@ def _failure(error: tar.InvalidTar, base: int, view: memoryview) -> tar.InvalidT
 
 def _samples(view: memoryview) -> tuple[list[tar.Sample], tar.Skipped, tar.InvalidTar | None]:
     """The samples, the members without a sample, and the error that ended the search before the archive's end."""
-    samples, skipped = list[tar.Sample](), tar.Skipped()
+    samples = list[tar.Sample]()
+    skipped = tar.Skipped()
     try:
         for sample in tar.samples(view, True, skipped):
             samples.append(sample)
@@ -227,7 +237,10 @@ def file_stat(key: str) -> ObjectStat:
     if modes.S_ISDIR(info.st_mode):
         raise DataError("a folder is no shard", key, remedy=f"Name its files: '{key}/*.tar'")
     if not modes.S_ISREG(info.st_mode):
-        what = "a FIFO" if modes.S_ISFIFO(info.st_mode) else "a device or a socket"
+        if modes.S_ISFIFO(info.st_mode):
+            what = "a FIFO"
+        else:
+            what = "a device or a socket"
         raise DataError(f"{what} is no shard: a shard is read at any place, again and again", key, remedy=_TARS_ALONE)
     return ObjectStat(info.st_size, "", info.st_mtime_ns)
 
@@ -264,7 +277,8 @@ class ScanJournal:
     """
 
     def __init__(self, folder: Path, filters: Sequence[str] = ()) -> None:
-        self.folder, self._filters = folder, list(filters)
+        self.folder = folder
+        self._filters = list(filters)
         self._lines: dict[Shard, _Line] = {}
         self._file: BinaryIO | None = None
         for path in sorted(folder.glob("*.jsonl")):
@@ -280,7 +294,10 @@ class ScanJournal:
         return shard in self._lines
 
     def _fits(self, record: dict[str, Any]) -> bool:
-        fields = {*record["arrays"], "census"} if "census" in record else set()
+        if "census" in record:
+            fields = {*record["arrays"], "census"}
+        else:
+            fields = set()
         return fields == set(Scan._fields) and record["filters"] == self._filters
 
     def samples(self, shard: Shard) -> int:
@@ -296,14 +313,16 @@ class ScanJournal:
     def add(self, shard: Shard, scan: Scan) -> None:
         """Append a scan. It is not synced: it survives the end of the process, not always that of the machine."""
         assert self._file is not None
-        line, start = _format(shard, scan, self._filters), self._file.tell()
+        line = _format(shard, scan, self._filters)
+        start = self._file.tell()
         self._file.write(line)
         self._file.flush()
         self._lines[shard] = _Line(Path(self._file.name), start, len(line), len(scan.crcs))
 
     def read(self, shard: Shard) -> Scan:
         """The scan of a shard in the journal. Raises DataError if the file has changed."""
-        line, record = self._lines[shard], None
+        line = self._lines[shard]
+        record = None
         with suppress(FileNotFoundError), open(line.path, "rb") as file:
             file.seek(line.start)
             record = _parse(file.read(line.bytes))
@@ -344,7 +363,9 @@ def _format(shard: Shard, scan: Scan, filters: Sequence[str]) -> bytes:
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     text = line[9:-1]
-    return json.loads(text) if line == b"%08x %s\n" % (zlib.crc32(text), text) else None
+    if line == b"%08x %s\n" % (zlib.crc32(text), text):
+        return json.loads(text)
+    return None
 
 
 def _shard(record: dict[str, Any]) -> Shard:

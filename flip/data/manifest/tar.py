@@ -38,7 +38,8 @@ class InvalidTar(Exception):
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(f"{reason} at byte {offset}")
-        self.offset, self.reason = offset, reason
+        self.offset = offset
+        self.reason = reason
 
 
 class TruncatedTar(InvalidTar):
@@ -95,7 +96,8 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
     Raises InvalidTar; TruncatedTar if the buffer ends inside a member or, with ``strict``, without the zero block;
     TooLarge with ``strict``.
     """
-    offset, end = 0, len(buffer)
+    offset = 0
+    end = len(buffer)
     extensions: _Extensions | None = None
     while offset < end:
         if end - offset < BLOCK:
@@ -107,12 +109,16 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
             return check_rest(buffer, offset)
         if strict:
             _check_header(buffer, offset, magic, prefix)
-        length, at = _number(size_field, offset), offset
+        length = _number(size_field, offset)
+        at = offset
         if kind in _EXTENSIONS:
             extensions, offset = _extended(buffer, at, length, kind, extensions or _Extensions(at), strict)
             continue
         start, name, size = extensions or _Extensions(at)
-        path = _name(path_field, magic, prefix) if name is None else name
+        if name is None:
+            path = _name(path_field, magic, prefix)
+        else:
+            path = name
         if kind == b"\0" and _text(path_field).endswith("/"):
             kind = _FOLDER  # as archives older than type 5 have them
         if kind in _DATA_TYPES:
@@ -122,7 +128,10 @@ def members(buffer: memoryview, strict: bool = False, skipped: Skipped | None = 
             if skipped is not None and kind != _FOLDER:
                 skipped.append((start, "links and devices"))
         else:
-            what = "a sparse file" if kind == b"S" else f"of type {kind!r}, which shards do not hold"
+            if kind == b"S":
+                what = "a sparse file"
+            else:
+                what = f"of type {kind!r}, which shards do not hold"
             raise InvalidTar(at, f"member {path} is {what}; its header is")
         if strict and length > SAMPLE_LIMIT:
             raise TooLarge(at, f"a member of {length:,} bytes, at most {SAMPLE_LIMIT:,} are read; its header is")
@@ -190,9 +199,11 @@ def samples(
 
     Raises InvalidTar, also if a sample has an extension twice.
     """
-    sample, stem = None, ""
+    sample = None
+    stem = ""
     for member in members(buffer, strict, skipped):
-        name, extension = member.name, member.name[len(stem) :]
+        name = member.name
+        extension = member.name[len(stem) :]
         if strict and "\n" in name:
             raise InvalidTar(member.start, "a line break in the name of a member")
         # Most members belong to the current sample; this check is cheaper than splitting the name.
@@ -206,7 +217,8 @@ def samples(
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
-                sample, stem = Sample(key, member.start, {}), key + "."
+                sample = Sample(key, member.start, {})
+                stem = key + "."
         extension = extension.lower()
         if extension in sample.members or (strict and extension in _RESERVED):
             raise InvalidTar(member.start, f"sample {sample.key} holds two members {extension}")
@@ -241,7 +253,9 @@ def indexed(buffer: memoryview, count: int) -> list[Sample]:
 def _skip_reason(name: str) -> str:
     if name.startswith("__"):
         return "meta files of webdataset"
-    return "AppleDouble files" if name.startswith("._") else "names without key and extension"
+    if name.startswith("._"):
+        return "AppleDouble files"
+    return "names without key and extension"
 
 
 def check_rest(buffer: memoryview, offset: int = 0) -> None:
@@ -322,7 +336,8 @@ def _after(buffer: memoryview, offset: int, size: int) -> int:
 
 def _pax(data: bytes, offset: int, name: str | None, size: int | None) -> tuple[str | None, int | None]:
     """Name and size of the next member from an extended header, by default those given."""
-    at, stop = 0, len(data.rstrip(b"\0"))
+    at = 0
+    stop = len(data.rstrip(b"\0"))
     while at < stop:
         first = data.find(b" ", at, at + 21) + 1
         digits = data[at : first - 1] if first else b""
@@ -344,4 +359,6 @@ def _text(field: bytes) -> str:
 
 def _name(field: bytes, magic: bytes, prefix: bytes) -> str:
     name = _text(field)
-    return f"{_text(prefix)}/{name}" if prefix[0] and magic == b"ustar\0" else name
+    if prefix[0] and magic == b"ustar\0":
+        return f"{_text(prefix)}/{name}"
+    return name

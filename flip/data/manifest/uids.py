@@ -64,11 +64,13 @@ class UidList:
     def _contains(self, uids: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which of ``uids`` (n, 2) are listed: a binary search of all at once, which reads few pages of the file."""
         pairs = _sorted(self)
-        low, high = np.zeros(len(uids), np.int64), np.full(len(uids), len(pairs) - 1)
+        low = np.zeros(len(uids), np.int64)
+        high = np.full(len(uids), len(pairs) - 1)
         while (low < high).any():
             middle = (low + high) // 2
             less = _less(pairs[middle], uids)
-            low, high = np.where(less & (low < high), middle + 1, low), np.where(less, high, middle)
+            low = np.where(less & (low < high), middle + 1, low)
+            high = np.where(less, high, middle)
         return (pairs[low] == uids).all(axis=1)
 
 
@@ -87,7 +89,9 @@ def _uid(sample: Sample, view: memoryview) -> bytes | None:
 def _sorted(uids: UidList) -> NDArray[np.uint64]:
     """The uids (n, 2), ascending; loaded once per process."""
     pairs = _read(uids.path)
-    return pairs if uids.is_sorted else pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    if uids.is_sorted:
+        return pairs
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def _less(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -22,7 +22,9 @@ class ETag:
     """
 
     def __init__(self, parts: Sequence[int] = ()) -> None:
-        self._sizes, self._digests, self._current = list(parts), list[bytes](), _md5()
+        self._sizes = list(parts)
+        self._digests = list[bytes]()
+        self._current = _md5()
 
     def update(self, data: bytes) -> None:
         """Add the next bytes of the object."""
@@ -31,7 +33,8 @@ class ETag:
             size = self._sizes.pop(0)
             self._current.update(view[:size])
             self._digests.append(self._current.digest())
-            view, self._current = view[size:], _md5()
+            view = view[size:]
+            self._current = _md5()
         self._current.update(view)
         if self._sizes:
             self._sizes[0] -= len(view)

@@ -33,7 +33,9 @@ class FsspecStorage:
         """
 
         def find(files: Any, path: str) -> dict[str, int]:
-            entries = files.find(path, detail=True) if files.exists(path) else {}
+            entries = {}
+            if files.exists(path):
+                entries = files.find(path, detail=True)
             return {name[len(path.rstrip("/")) :]: int(info["size"]) for name, info in entries.items()}
 
         below = each(lambda: self._call(prefix, find))

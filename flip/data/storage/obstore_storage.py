@@ -35,7 +35,8 @@ class ObstoreStorage(S3Storage):
         store = self._stores.get(bucket)
         if store is None:
             store = self._stores[bucket] = await self._store(client, bucket)
-        pieces, etag = list[memoryview](), ""
+        pieces = list[memoryview]()
+        etag = ""
         try:
             async with asyncio.timeout(self.timeout + (stop - start) / SLOWEST):
                 reply = await obstore.get_async(store, path, options={"range": (start, stop)})
@@ -58,7 +59,8 @@ class ObstoreStorage(S3Storage):
         """A store with the address and credentials of ``client``. Raises NoCredentialsError if there are none."""
         from obstore.store import S3Store
 
-        files, wait = self._client(), f"{self.timeout:g}s"
+        files = self._client()
+        wait = f"{self.timeout:g}s"
         await files.set_session()
 
         async def credentials() -> dict[str, Any]:

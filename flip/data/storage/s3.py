@@ -35,7 +35,8 @@ from flip.runs.errors import ConfigError
 _PIECE = 1 << 20
 SLOWEST = 1 << 16
 """Bytes per second; a slower body counts as stalled."""
-PART, PARTS_AT_ONCE = 1 << 26, 4
+PART = 1 << 26
+PARTS_AT_ONCE = 4
 """Bytes of a part of an upload; S3 allows 10,000 parts."""
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
@@ -69,17 +70,21 @@ class S3Storage:
                 return []
             if "PartsCount" not in reply:  # the server ignores PartNumber
                 return []
-            size, count = reply["ContentLength"], reply["PartsCount"]
+            size = reply["ContentLength"]
+            count = reply["PartsCount"]
             rest = stat.size - size * (count - 1)
             if not sizes and 0 < rest <= size:  # nearly always all but the last are equal: no request for each
                 return [size] * (count - 1) + [rest]
             sizes.append(size)
             if len(sizes) >= count:
-                return sizes if sum(sizes) == stat.size else []
+                if sum(sizes) == stat.size:
+                    return sizes
+                return []
 
     def list(self, prefix: str, each: RequestRunner = run_once) -> Iterator[tuple[str, ObjectStat]]:
         bucket, path = split(prefix)
-        options, more = {"Bucket": bucket, "Prefix": path}, True
+        options = {"Bucket": bucket, "Prefix": path}
+        more = True
         while more:
             page = each(lambda: self._send(prefix, lambda client: client.list_objects_v2(**options)).result())
             for entry in page.get("Contents", ()):
@@ -156,7 +161,8 @@ class S3Storage:
 
     def _call_with_body(self, key: str, method: str, view: memoryview, **more: Any) -> Any:
         """Send bytes with their MD5, which the server compares with what it received."""
-        (bucket, path), body = split(key), bytes(view)
+        bucket, path = split(key)
+        body = bytes(view)
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
 
         async def send(client: Any) -> Any:
@@ -169,7 +175,8 @@ class S3Storage:
         """Body and ETag come from the same reply: two requests could see two objects."""
         bucket, path = split(key)
         reply = await client.get_object(Bucket=bucket, Key=path, Range=f"bytes={start}-{stop - 1}")
-        etag, body = _etag(reply), reply["Body"]
+        etag = _etag(reply)
+        body = reply["Body"]
         pieces: list[bytes] = []
         try:
             _check(key, reply, start, stop)
@@ -255,7 +262,12 @@ def _check(key: str, reply: dict[str, Any], start: int, stop: int) -> None:
     if start and not reply.get("ContentRange"):
         raise range_ignored(f"the response to bytes {start}-{stop - 1} is the object from its first byte")
     match = _RANGE.match(reply.get("ContentRange") or f"bytes 0-{length - 1}/{length}")
-    first, last, size = map(int, match.groups()) if match else (-1, -1, stop)
+    if match:
+        first, last, size = map(int, match.groups())
+    else:
+        first = -1
+        last = -1
+        size = stop
     if match and first != start:
         raise range_ignored(f"bytes {first}-{last} came for {start}-{stop - 1}")
     if size < stop:
@@ -283,7 +295,8 @@ _REDIRECT = {
     "IllegalLocationConstraintException",
 }  # fmt: skip
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
-_STATUS, _CODE = re.compile(r"status code: (\d{3})"), re.compile(r"<Code>(\w+)</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
 @cache
@@ -326,7 +339,8 @@ def classify_error(error: BaseException) -> RequestError:
     from botocore.exceptions import ClientError
 
     if isinstance(error, ClientError):
-        about, answer = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+        about = error.response.get("Error", {})
+        answer = error.response.get("ResponseMetadata", {})
         region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region") or about.get("Region", "")
         return _by_code(answer.get("HTTPStatusCode", 0), about.get("Code", ""), region)
     kind = next(kind for kind, classes in _errors_by_kind().items() if isinstance(error, classes))
@@ -336,7 +350,8 @@ def classify_error(error: BaseException) -> RequestError:
 def classify_obstore_error(error: BaseException) -> RequestError:
     """The RequestError of an error of obstore, which has nothing but a text."""
     text = scrub(str(error).split("\n\nDebug source", 1)[0])
-    status, code = _STATUS.search(text), _CODE.search(text)
+    status = _STATUS.search(text)
+    code = _CODE.search(text)
     if status:
         return _by_code(int(status[1]), code[1] if code else status[1])
     if "redirect" in text.lower():

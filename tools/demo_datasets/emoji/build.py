@@ -57,7 +57,8 @@ def _classes(store: Path) -> tuple[list[Emoji], Pictures, dict[str, int]]:
 
     drawings = [(vendor, emoji.slug, name) for emoji in drawn for vendor, name in emoji.drawings.items()]
     documents = [render.svg(icons[vendor], name) for vendor, _, name in drawings]
-    pictures, thumbnails = {}, {}
+    pictures = {}
+    thumbnails = {}
     with ProgressBar("rendering pictures") as bar, render.renderers() as pool:
         rendered = render.render(pool, documents, render.png_and_thumbnail)
         for (vendor, slug, _), (png, thumbnail) in zip(drawings, rendered, strict=True):

@@ -76,7 +76,10 @@ def drawn(names: list[tuple[str, str, tuple[str, ...]]], icons: Mapping[str, Map
 
 def _drawing(vendor: str, icons: Mapping[str, Any], slug: str, slugs: set[str]) -> str | None:
     """A vendor's name of the drawing of a slug; None for an alias of another class's drawing, or a mirrored one."""
-    name = slug.replace("-", "") if vendor == "fxemoji" else slug
+    if vendor == "fxemoji":
+        name = slug.replace("-", "")
+    else:
+        name = slug
     while name not in icons["icons"]:
         alias = icons.get("aliases", {}).get(name)
         if alias is None or set(alias) != {"parent"}:

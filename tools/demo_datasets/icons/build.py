@@ -109,7 +109,10 @@ def _write_held_out(folder: Path, training: Sequence[Drawing], held_out: Mapping
     classes = {name: selection.classes(pictures, drawn) for name, pictures in held_out.items()}
     facts = {}
     for name, chosen in classes.items():
-        role = "validation" if name == families.VALIDATION else "test"
+        if name == families.VALIDATION:
+            role = "validation"
+        else:
+            role = "test"
         facts[name] = _write_classes(folder / name, role, list(chosen), chosen.values())
 
     test = [drawing for name in families.TEST for drawing in held_out[name]]

@@ -57,9 +57,14 @@ def shape(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.full(SIDE * SIDE, 255, np.uint8)
     darkness = 255 - grey.astype(np.int64)
     grey = (255 - darkness * 255 // darkness.max()).astype(np.uint8)
-    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-    half, pad = max(bottom - top, right - left) / 2, render.SIZE // 2
-    x, y = (left + right) / 2 + pad, (top + bottom) / 2 + pad
+    top = rows.min()
+    bottom = rows.max() + 1
+    left = columns.min()
+    right = columns.max() + 1
+    half = max(bottom - top, right - left) / 2
+    pad = render.SIZE // 2
+    x = (left + right) / 2 + pad
+    y = (top + bottom) / 2 + pad
     padded = Image.fromarray(np.pad(grey, pad, constant_values=255))
     box = (x - half, y - half, x + half, y + half)
     return np.asarray(padded.resize((SIDE, SIDE), Image.Resampling.BOX, box=box)).reshape(-1)
@@ -89,9 +94,12 @@ def _rendered(pool: Executor, item: Any, icons: list[Icon], path: Path) -> tuple
         done = list(render.render(pool, (render.svg(item, icon.name) for icon in icons), convert))
         pictures = [png for png, _ in done]
         sizes = np.array([len(png) for png in pictures], dtype=np.int64)
-        joined, shapes = np.frombuffer(b"".join(pictures), np.uint8), np.stack([shape for _, shape in done])
+        joined = np.frombuffer(b"".join(pictures), np.uint8)
+        shapes = np.stack([shape for _, shape in done])
         with atomic_write(path) as file:
             np.savez(file, pictures=joined, sizes=sizes, shapes=shapes)
     with np.load(path, allow_pickle=False) as stored:
-        joined, ends, shapes = stored["pictures"].tobytes(), np.cumsum(stored["sizes"]).tolist(), stored["shapes"]
+        joined = stored["pictures"].tobytes()
+        ends = np.cumsum(stored["sizes"]).tolist()
+        shapes = stored["shapes"]
     return [joined[start:end] for start, end in zip([0, *ends], ends, strict=False)], shapes

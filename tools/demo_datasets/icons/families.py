@@ -63,4 +63,6 @@ def refusal(prefix: str, info: Mapping[str, Any]) -> str:
     licence = info["license"].get("spdx", "")
     if info.get("category") == "Emoji" or prefix == "fluent-emoji":
         return "emoji"
-    return f"licence {licence or 'unknown'}" if not licence or "GPL" in licence or "-NC" in licence else ""
+    if not licence or "GPL" in licence or "-NC" in licence:
+        return f"licence {licence or 'unknown'}"
+    return ""

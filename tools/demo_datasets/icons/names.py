@@ -48,7 +48,9 @@ def icons(collection: Mapping[str, Any]) -> Iterator[Icon]:
             aliases.setdefault(item["parent"], []).append(alias)
     categories = {name: title for title, names in collection.get("categories", {}).items() for name in names}
     variants = [{*collection.get(ends, ())} - {""} for ends in ("prefixes", "suffixes")]
-    logo = "logo" if collection["info"].get("category") == "Logos" else ""
+    logo = ""
+    if collection["info"].get("category") == "Logos":
+        logo = "logo"
     for name, drawing in sorted(collection["icons"].items()):
         if 0 in (drawing.get("width"), drawing.get("height")):
             continue
@@ -92,7 +94,9 @@ def _style(words: list[str], collection: Mapping[str, Any], name: str) -> str:
         return named
     if collection["info"].get("palette"):
         return "a coloured icon"
-    return "a line icon" if "stroke=" in collection["icons"][name]["body"] else ""
+    if "stroke=" in collection["icons"][name]["body"]:
+        return "a line icon"
+    return ""
 
 
 def _spaced(title: str) -> str:
@@ -103,7 +107,9 @@ def _spaced(title: str) -> str:
 def captions(icon: Icon) -> list[str]:
     """The lines of one training sample, of which training draws one: templates, style, category, other names."""
     lines = [template.format(icon.subject) for template in TEMPLATES[:3]]
-    lines += [f"{icon.subject}, {icon.style}"] if icon.style else []
-    lines += [f"{icon.subject}, {icon.category}"] if icon.category else []
+    if icon.style:
+        lines += [f"{icon.subject}, {icon.style}"]
+    if icon.category:
+        lines += [f"{icon.subject}, {icon.category}"]
     lines += [f"an icon of {icon.subject}, or {alias}" for alias in icon.aliases]
     return lines

@@ -42,7 +42,9 @@ def nearest(a: Sequence[Drawing], b: Sequence[Drawing]) -> tuple[NDArray[np.floa
     machine: no sum of SIDE^2 products of 8-bit values reaches 2^24, so all are exact in float32.
     """
     x = np.stack([drawing.shape for drawing in a]).astype(np.float32)
-    x_squares, best, converse = (x**2).sum(1)[:, None], np.full(len(a), np.inf), np.empty(len(b))
+    x_squares = (x**2).sum(1)[:, None]
+    best = np.full(len(a), np.inf)
+    converse = np.empty(len(b))
     for start in range(0, len(b), _BLOCK):
         y = np.stack([drawing.shape for drawing in b[start : start + _BLOCK]]).astype(np.float32)
         products = x @ y.T
