@@ -2,7 +2,8 @@
 
 Some records name the folder of the run that wrote them (``folder``): job.json, checkpoints/url.json, and owner.json
 of the remote folder. If such a record names another folder than the one where it lies, the answer decides whose
-processes, jobs and remote files the records name. Standard library, Python >= 3.6.
+processes, jobs and remote files the records name. A job.json of an older release has no ``folder``, but the snapshot,
+which lies in the folder of the sweep. Standard library, Python >= 3.6.
 """
 
 import os
@@ -16,10 +17,17 @@ def is_copy(run: RunDir, record: Mapping[str, Any]) -> bool:
     """Whether a record of ``run`` came with a copy of another run directory: what it names belongs to that one.
 
     A run was renamed or moved only if the parent of the recorded folder can be listed and lacks its name. An original
-    that cannot be reached counts as existing. A record without ``folder`` says nothing: not a copy.
+    that cannot be reached counts as existing. A record with neither ``folder`` nor ``snapshot`` shows no copy.
     """
-    folder = record.get("folder", "")
-    return bool(folder) and not _is_same(folder, run.path) and not is_gone(folder)
+    return bool(_other_folder(run, record))
+
+
+def original_folder(run: RunDir, job: Mapping[str, Any]) -> str:
+    """The folder from which a run directory was copied, by its job.json; "" if it is no copy.
+
+    A submission writes it into the new job.json (``copy_of``), because that names the copy itself as ``folder``.
+    """
+    return _other_folder(run, job) or str(job.get("copy_of", ""))
 
 
 def is_gone(folder: PathLike) -> bool:
@@ -33,27 +41,20 @@ def is_gone(folder: PathLike) -> bool:
         return False
 
 
-def original_folder(run: RunDir, job: Mapping[str, Any]) -> str:
-    """The folder from which a run directory was copied, by its job.json; "" if it is no copy.
-
-    A submission writes it into the new job.json (``copy_of``), because that names the copy itself as ``folder``.
-    """
-    if is_copy(run, job):
-        return str(job["folder"])
-    if "folder" not in job:
-        return _original_by_snapshot(run, job)
-    return str(job.get("copy_of", ""))
+def _other_folder(run: RunDir, record: Mapping[str, Any]) -> str:
+    """The folder of the run that wrote a record, if it is another one than ``run`` and may exist; else ""."""
+    folder = str(record["folder"]) if "folder" in record else _folder_by_snapshot(run, record)
+    if not folder or _is_same(folder, run.path) or is_gone(folder):
+        return ""
+    return folder
 
 
-def _original_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
-    """``original_folder`` by a job.json of an older version, which names SWEEP/.code/DIGEST, but no ``folder``."""
+def _folder_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
+    """The folder of a run of this name in the sweep to which the snapshot of a job.json belongs: SWEEP/.code/DIGEST."""
     code = os.path.normpath(str(job.get("snapshot", "")))
     if not os.path.isabs(code) or os.path.basename(os.path.dirname(code)) != ".code":
         return ""
-    folder = os.path.join(os.path.dirname(os.path.dirname(code)), run.name)
-    if _is_same(os.path.dirname(folder), run.path.parent) or is_gone(folder):
-        return ""
-    return folder
+    return os.path.join(os.path.dirname(os.path.dirname(code)), run.name)
 
 
 def _is_same(folder: PathLike, path: PathLike) -> bool:

@@ -87,3 +87,17 @@ def test_original_of_older_run_follows_from_its_snapshot(run, tmp_path):
     assert original_folder(copy, {"snapshot": str(tmp_path / "checkout")}) == original_folder(copy, {}) == ""
     run.path.rename(tmp_path / "aside")
     assert original_folder(copy, job) == "", "the run was moved"
+
+
+def test_copy_of_older_run_is_copy_by_its_snapshot(run, tmp_path):
+    """Its job.json has no ``folder``: whoever asks about processes and jobs gets the same answer as the remote folder."""
+    job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
+    copy = RunDir(tmp_path / "copied" / "sweep" / "a")
+    shutil.copytree(run.path, copy.path)
+    assert is_copy(copy, job) and not is_copy(run, job)
+    (tmp_path / "link").symlink_to(tmp_path / "copied" / "sweep")
+    assert not is_copy(copy, {"snapshot": str(tmp_path / "link" / ".code" / "0123456789abcdef")})
+    assert not is_copy(copy, {"snapshot": str(tmp_path / "checkout")}) and not is_copy(copy, {"snapshot": ".code/x"})
+    assert not is_copy(copy, {**job, "folder": str(copy.path)}), "the folder counts more than the snapshot"
+    run.path.rename(tmp_path / "aside")
+    assert not is_copy(copy, job), "the run was moved"

@@ -197,6 +197,27 @@ def test_copy_of_running_run_is_left_alone(field):
     assert not is_copy(copy, copied), "it was renamed"
 
 
+def test_copy_of_running_sweep_of_older_release_is_left_alone(field, tmp_path):
+    """Its job.json names no folder, but a snapshot in the folder of the original sweep."""
+    run = field.run("a", total=60)
+    field.submit(run)
+    field.until_moving(run, 1, step=2)
+    copy = RunDir(tmp_path / "copied" / field.sweep.name / "a")
+    shutil.copytree(run.path, copy.path)
+    job = read_json(copy.path / "job.json")
+    del job["folder"]
+    write_json(copy.path / "job.json", {**job, "snapshot": str(field.sweep / ".code" / "0123456789abcdef")})
+    assert backend.states([copy])[copy.path].state == "stopped" and backend.live_ranks(copy) == []
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.local.supervisor", copy.path.parent], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    field.until(lambda: not supervisor.is_served(copy.path.parent))
+    assert copy.newest_attempt() == 1 and not (copy.attempt(1) / "end.json").exists()
+    field.until_state(run, "complete")
+    assert ends(run) == [("done", "complete")]
+
+
 def test_ranks_stop_by_themselves_if_supervisor_is_killed(field):
     run = field.run(world=2, total=10_000)
     field.submit(run)
