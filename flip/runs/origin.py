@@ -9,6 +9,7 @@ which lies in the folder of the sweep. Standard library, Python >= 3.6.
 import os
 from typing import Any, Mapping
 
+from flip.runs.commit import EVALUATIONS
 from flip.runs.ownership import PathLike
 from flip.runs.rundir import RunDir
 
@@ -54,7 +55,10 @@ def _folder_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
     code = os.path.normpath(str(job.get("snapshot", "")))
     if not os.path.isabs(code) or os.path.basename(os.path.dirname(code)) != ".code":
         return ""
-    return os.path.join(os.path.dirname(os.path.dirname(code)), run.name)
+    sweep = os.path.dirname(os.path.dirname(code))
+    if run.path.parent.name == EVALUATIONS:
+        return os.path.join(sweep, EVALUATIONS, run.name)
+    return os.path.join(sweep, run.name)
 
 
 def _is_same(folder: PathLike, path: PathLike) -> bool:

@@ -147,6 +147,19 @@ class Supervisor:
                 self.warned.add(place)
                 log.warning("%s: %s, so that others could exchange the code of these runs", place, reason)
 
+    def refuse_untrusted_program(self, job: Mapping[str, Any]) -> None:
+        """Raise ValueError if another user can change or exchange the interpreter of the ranks.
+
+        Not that of this process, which runs already, nor a bare name, which PATH resolves. ``start`` reports one that
+        does not exist.
+        """
+        program = job["python"]
+        if program == sys.executable or not os.path.isabs(program) or not os.path.exists(program):
+            return
+        if reason := ownership.untrusted_target(program):
+            raise ValueError(f"its interpreter is not trusted: {reason}. Submit it again")
+        self.refuse_exposed(ownership.exposures(program), job.get("exposed"))
+
     def free_gpus(self, job: Mapping[str, Any]) -> list[str] | None:
         """GPUs for a run that no active attempt of this sweep has; None: not enough, it waits.
 
@@ -195,6 +208,7 @@ class Supervisor:
             self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)
             return
         trackers, gpus = job.get("trackers", []), self.free_gpus(job) or []
+        self.refuse_untrusted_program(job)
         job = {key: job[key] for key in rank_processes.JOB_KEYS}  # a damaged record raises before an attempt starts
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": "", "gpus": gpus}
         n = attempts.start_attempt(run, facts)

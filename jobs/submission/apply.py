@@ -39,18 +39,36 @@ PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` m
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Create the sweep folder and hold its lock. Raises ConfigError if another submit holds it."""
+    """Create the sweep folder and hold its lock. Raises ConfigError if another submit holds it.
+
+    A folder that it created, and in which nothing was written meanwhile, is deleted at the end.
+    """
+    is_new = not os.path.lexists(folder)
+    path = folder / ".lock"
     with writing(folder):
         require_trusted(closed_folder(folder))
-        handle = open_lock(folder / ".lock")
+        handle = open_lock(path)
     try:
         with writing(folder):
-            alone = locked(handle, fcntl.LOCK_EX, folder)
+            alone = locked(handle, fcntl.LOCK_EX, folder) and _is_current(handle, path)
         if not alone:
             raise ConfigError("another submit is at work on this sweep", str(folder), remedy="Wait for it, or end it.")
-        yield
+        try:
+            yield
+        finally:
+            if is_new and os.listdir(folder) == [path.name]:
+                deletion.delete_file(path)
+                deletion.delete_empty_folder(folder)
     finally:
         os.close(handle)
+
+
+def _is_current(handle: int, path: Path) -> bool:
+    """Whether an open file still has its name: a submit that wrote nothing may have deleted it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def apply(

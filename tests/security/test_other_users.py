@@ -223,6 +223,34 @@ def test_supervisor_starts_runs_in_group_folder_only_if_group_is_trusted(users):
     assert (alice.home / "mine").exists(), log
 
 
+def test_supervisor_executes_no_interpreter_that_other_user_can_change(users):
+    """Each is named by an own job.json: a program of hers, a link of hers to a trusted program, an open folder."""
+    sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
+    tools, opened = users.shared / "tools", alice.home / "opened"
+    with mallory.acts():
+        tools.mkdir()
+        (tools / "python").write_text('#!/bin/sh\ntouch "$HOME/executed"\n')
+        (tools / "python").chmod(0o755)
+        (tools / "link").symlink_to("/bin/true")
+    with alice.acts():
+        sweep.mkdir()
+        opened.mkdir()
+        for order, name in enumerate(("mine", "hers", "link", "open")):
+            submitted(sweep, name, name, order)
+        (sweep / "open" / "program").rename(opened / "program")
+        opened.chmod(0o777)
+        for name, python in (("hers", tools / "python"), ("link", tools / "link"), ("open", opened / "program")):
+            path = sweep / name / "job.json"
+            write_json(path, {**read_json(path), "python": str(python), "exposed": []})
+    log = supervise(alice, sweep)
+    assert (alice.home / "mine").exists() and not (alice.home / "executed").exists(), log
+    assert not (alice.home / "open").exists(), log
+    for name in ("hers", "link", "open"):
+        assert RunDir(sweep / name).newest_attempt() == 0, log
+    assert f"its interpreter is not trusted: {tools / 'python'}: it belongs to uid {mallory.uid}" in log, log
+    assert f"{tools} is not trusted: it belongs to" in log and f"{opened} is not trusted: every user" in log, log
+
+
 # -- 4: the cache of chunks --------------------------------------------------------------------------------------------
 
 FILL = """

@@ -101,3 +101,13 @@ def test_copy_of_older_run_is_copy_by_its_snapshot(run, tmp_path):
     assert not is_copy(copy, {**job, "folder": str(copy.path)}), "the folder counts more than the snapshot"
     run.path.rename(tmp_path / "aside")
     assert not is_copy(copy, job), "the run was moved"
+
+
+def test_copied_evaluation_of_older_release_is_copy_by_its_snapshot(run, tmp_path):
+    """Evaluations lie one level below the folder of the sweep, and share its snapshots."""
+    job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
+    original = RunDir(run.path.parent / ".evaluate" / "a-0101-000000-abcd")
+    original.path.mkdir(parents=True)
+    shutil.copytree(run.path.parent, tmp_path / "copied")
+    copy = RunDir(tmp_path / "copied" / ".evaluate" / original.name)
+    assert is_copy(copy, job) and not is_copy(original, job)

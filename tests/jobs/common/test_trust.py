@@ -59,7 +59,8 @@ def test_submit_asks_once_whether_to_trust_group_of_project_folder(typed, projec
     assert code == 0 and f"asked first: Members of the group gid {LAB} can rename in {project}" in out
     asked = answer(monkeypatch, "n")
     code, _, err = typed()
-    assert code == 77 and LINE in err and len(asked) == 1 and not typed.there() and not record.exists()
+    assert code == 77 and LINE in err and len(asked) == 1 and not record.exists()
+    assert not list(project.iterdir()), "nothing stays of the folder that was locked"
     asked = answer(monkeypatch, "y")
     assert typed()[0] == 0 and typed.started == ["half", "whole"] and len(asked) == 1
     assert read_json(record) == {"groups": [LAB]} and stat.S_IMODE(record.parent.stat().st_mode) == 0o700

@@ -23,9 +23,8 @@ def test_watcher_requeues_job_at_time_limit_before_kill(stage, tmp_path):
         "scontrol", f"[ $1 = show ] && {{ [ -e {tmp_path}/up ] && echo '{limit}' || echo '{running}'; }}; exit 0"
     )
     bash = stage.start()
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-        assert bash.poll() is None
+    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls() or bash.poll() is not None, "a requeue")
+    assert bash.poll() is None
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
     calls = [call.split()[1] for call in stage.commands.calls() if call.startswith("scontrol")]
@@ -42,18 +41,15 @@ def test_watcher_notices_lowered_time_limit_on_sigterm(stage, tmp_path):
     stage.commands("srun", f"touch {tmp_path}/up; exec sleep 60")
     bash = stage.start()
     command = ["pgrep", "-f", f"batch_hooks.py watch {stage.run.path}"]
-    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
+    wait_until((tmp_path / "up").exists, "srun")
+    wait_until(lambda: "scontrol show job 57_1" in stage.commands.calls(), "the watcher")
     (tmp_path / "ending").write_text(
         "JobState=COMPLETING Reason=TimeLimit Restarts=0 RunTime=00:15:00 TimeLimit=00:15:00"
     )
     (tmp_path / "ending").replace(tmp_path / "shown")  # atomic: the watcher may read the file at this moment
     for pid in subprocess.run(command, capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGTERM)
-    limit = time.monotonic() + 60
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
-        assert time.monotonic() < limit
+    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "a requeue")
     assert stage.run.hit_time_limit(1) and read_json(stage.run.attempt(1) / "wall.json") == {"limit": 900}
     os.killpg(bash.pid, signal.SIGKILL)
     bash.wait(60)
@@ -70,13 +66,12 @@ def test_watcher_requeues_job_after_kill_of_batch_shell(stage, tmp_path):
     show = f"[ -e {tmp_path}/killed ] && echo '{killed}' || echo '{running}'"
     stage.commands("scontrol", f"[ $1 = show ] && {{ {show}; }}; exit 0")
     bash = stage.start()
-    while not (tmp_path / "up").exists() or "scontrol show job 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
+    wait_until((tmp_path / "up").exists, "srun")
+    wait_until(lambda: "scontrol show job 57_1" in stage.commands.calls(), "the watcher")
     (tmp_path / "killed").touch()
     bash.kill()
     bash.wait(60)
-    while "scontrol requeue 57_1" not in stage.commands.calls():
-        time.sleep(0.01)
+    wait_until(lambda: "scontrol requeue 57_1" in stage.commands.calls(), "a requeue")
     os.killpg(bash.pid, signal.SIGKILL)  # the ranks
     assert stage.end() is None
     attempts.end_abandoned(stage.run)

@@ -1,5 +1,6 @@
 """Tests that submit carries out plans: pruned, restarted, forked and cancelled runs, and errors of the runs folder."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from flip.config.identity import identity
 from flip.config.merge import read_config
 from flip.runs import commit
+from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, create_json, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
@@ -214,6 +216,32 @@ def test_submit_refuses_sweep_locked_by_other_submit(desk):
     with submission.lock(desk.runs / "demo"):
         done = desk.submit()
     assert done.returncode == 78 and "another submit is at work" in done.stderr
+
+
+def test_lock_deletes_new_folder_in_which_nothing_was_written(tmp_path):
+    with submission.lock(tmp_path / "unused"):
+        pass
+    with submission.lock(tmp_path / "used"):
+        (tmp_path / "used" / "sweep.json").touch()
+    (tmp_path / "older").mkdir()
+    with submission.lock(tmp_path / "older"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"used", "older"}
+
+
+def test_lock_of_folder_that_other_submit_deletes_is_refused(tmp_path, monkeypatch):
+    """The other one ends between the opening of the file and its lock."""
+    other = contextlib.ExitStack()
+    other.enter_context(submission.lock(tmp_path / "demo"))
+    lock_file = submission.locked
+
+    def end_other(*arguments):
+        other.close()
+        return lock_file(*arguments)
+
+    monkeypatch.setattr(submission, "locked", end_other)
+    with pytest.raises(ConfigError, match="another submit is at work"), submission.lock(tmp_path / "demo"):
+        pytest.fail("the locked file has no name")
 
 
 def test_submit_refuses_file_in_place_of_runs_folder(desk):
