@@ -192,10 +192,15 @@ def verify(code: Path) -> None:
 
 
 def digest_of(code: Path) -> str:
-    """The digest of the files of a snapshot. Hidden files are temporary files; Python writes __pycache__."""
+    """The digest of the files of a snapshot. Hidden files are temporary files; Python writes __pycache__.
+
+    Raises ValueError for a link, which no snapshot has: it could put a hidden folder on the module path.
+    """
     contents = {}
     for path in code.rglob("*"):
         name = path.relative_to(code)
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link")
         if not _is_cache(name) and not path.is_dir():
             contents[name.as_posix()] = (read_regular(path, LIMIT), bool(path.stat().st_mode & stat.S_IXUSR))
     return _digest(contents)
@@ -224,13 +229,14 @@ def _write(file: Path, data: bytes, executable: bool) -> None:
 
 
 def _refuse_additional_files(contents: dict[str, tuple[bytes, bool]], folder: Path) -> None:
-    """Raise ConfigError if a snapshot holds a file that was not submitted, such as a sitecustomize.py.
+    """Raise ConfigError if a snapshot holds a file that was not submitted, such as a sitecustomize.py, or a link.
 
     Hidden files are temporary files of a submission that was killed; Python writes __pycache__.
     """
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
-        if not _is_cache(name) and not path.is_dir() and name.as_posix() not in contents:
+        is_additional = not _is_cache(name) and not path.is_dir() and name.as_posix() not in contents
+        if is_additional or path.is_symlink():
             remedy = "Move it away, or submit with another runs root."
             raise ConfigError("a file in the copied code is not of the code", str(path), remedy=remedy)
 

@@ -82,6 +82,14 @@ def plant_bytecode(code):
     source.unlink()
 
 
+def link_package(code):
+    """A package in a hidden folder, which is no part of the digest, and a link that puts it on the module path."""
+    package = code / ".x" / "json"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(EVIL)
+    (code / "json").symlink_to(package.relative_to(code))
+
+
 def copy(user, source, root):
     done = user.run("cp", "-r", source, root)
     assert done.returncode == 0, done.stderr
@@ -123,6 +131,24 @@ def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk,
         assert not other_submitter(copied), "from now on it is her run"
 
 
+def test_link_in_copied_snapshot_of_the_same_release_is_refused(users, worker_desk):
+    """Its digest is that of the current code, and all of it belongs to Alice."""
+    alice, bob, desk = users.alice, users.bob, worker_desk
+    theirs, mine = users.shared / "bob", users.shared / "alice"
+    with bob.acts():
+        theirs.mkdir()
+    with alice.acts():
+        mine.mkdir()
+    run = stopped_run(desk, bob, theirs)
+    (bob.home / "executed").unlink(missing_ok=True)
+    with bob.acts():
+        link_package(theirs / "demo" / ".code" / read_json(run.identity)["code"])
+    copy(alice, theirs / "demo", mine)
+    done = desk.submit(alice, mine)
+    assert not (alice.home / "executed").exists() and not (alice.home / "ran").exists()
+    assert done.returncode == 78 and "/json: " in done.stderr and "not of the code" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "move"])
 def test_own_run_continues_with_its_code_after_copy_or_move(users, worker_desk, how):
@@ -145,17 +171,22 @@ def test_own_run_continues_with_its_code_after_copy_or_move(users, worker_desk, 
 
 
 @pytest.mark.slow
-def test_own_run_whose_code_has_changed_is_refused(users, desk):
+def test_own_run_whose_code_other_user_has_changed_is_refused(users, desk):
+    """She wrote to a file while it was open to her: owner and mode show nothing afterwards."""
     alice, root = users.alice, users.shared / "root"
     with alice.acts():
         root.mkdir()
     run = stopped_run(desk, alice, root)
     with alice.acts():
-        replace_code(root, run, older_release, honest=True)
-        name = replace_code(root, run, change_source, honest=False)
+        name = replace_code(root, run, older_release, honest=True)
+    code = root / "demo" / ".code" / name
+    (code / "flip" / "rng.py").chmod(0o666)
+    with users.mallory.acts():
+        module = code / "flip" / "rng.py"
+        module.write_text(module.read_text() + EVIL)
+    (code / "flip" / "rng.py").chmod(0o444)
     before = read_json(run.path / "job.json")
     done = desk.submit(alice, root)
-    code = root / "demo" / ".code" / name
     assert done.returncode == 77 and f"{code}: " in done.stderr and f"mv {code} " in done.stderr, done.stderr
     assert read_json(run.path / "job.json") == before and not (alice.home / "executed").exists()
     with alice.acts():

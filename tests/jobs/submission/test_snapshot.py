@@ -248,7 +248,7 @@ def test_snapshot_does_not_execute_copied_bytecode(repository, tmp_path):
     assert subprocess.run(command, **options).stdout == "good\n"
 
 
-@pytest.mark.parametrize("change", ["content", "mode", "additional file", "missing file", "FIFO"])
+@pytest.mark.parametrize("change", ["content", "mode", "additional file", "linked package", "missing file", "FIFO"])
 def test_changed_snapshot_is_refused_with_remedy(repository, tmp_path, change):
     code = take(repository, tmp_path / "code").path
     verify(code)
@@ -257,6 +257,9 @@ def test_changed_snapshot_is_refused_with_remedy(repository, tmp_path, change):
         file.chmod(0o644), file.write_text("print()")
     elif change == "mode":
         file.chmod(0o555)
+    elif change == "linked package":
+        (code / ".x" / "json").mkdir(parents=True)
+        (code / "json").symlink_to(".x/json")
     elif change == "additional file":
         (code / "sitecustomize.py").touch()
     else:
