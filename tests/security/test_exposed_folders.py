@@ -4,15 +4,19 @@ Alice submits. Mallory is in her group, or has an entry in an access control lis
 """
 
 import os
+import shutil
 
 import pytest
 
 from flip.runs import acl
 from flip.runs.acl import Entry
-from flip.runs.rundir import read_json, write_json
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.cluster_profile import ClusterProfile
+from jobs.common.job import Job, JobResources
 from tests.flip.runs.test_acl import set_or_skip
+from tests.jobs.slurm.batch_stage import script
 from tests.security.test_other_users import submitted, supervise
-from tests.security.users import TEAM, tree
+from tests.security.users import ROOT, TEAM, tree
 
 pytestmark = pytest.mark.long
 
@@ -118,3 +122,73 @@ def test_profile_and_sweep_in_folder_of_other_user_are_not_executed(users, desk)
         assert done.returncode == 78 and "ambiguous" in done.stderr, (words, done.stderr)
         assert str(place) in done.stderr and "Type the path: ./" in done.stderr
     assert tree(place) == before and not (alice.home / "runs").exists()
+
+
+def test_record_of_trusted_groups_of_other_user_is_ignored(users, desk, project):
+    """XDG_CONFIG_HOME may lead to a folder that others may write to."""
+    alice, mallory = users.alice, users.mallory
+    config = users.shared / "config"
+    with mallory.acts():
+        (config / "flip").mkdir(parents=True)
+        write_json(config / "flip" / "trusted_groups.json", {"groups": [TEAM]})
+    options = {"groups": [TEAM], "XDG_CONFIG_HOME": config}
+    done = desk.submit(alice, project, "--dry-run", **options)
+    assert done.returncode == 0 and "asked first: Members of the group" in done.stdout, done.stderr
+    done = desk.submit(alice, project, **options)
+    assert done.returncode == 77 and not list(project.iterdir()), done.stderr
+    for path in (config, config / "flip", config / "flip" / "trusted_groups.json"):
+        os.chown(path, alice.uid, alice.uid)
+    done = desk.submit(alice, project, "--dry-run", **options)
+    assert done.returncode == 0 and "asked first" not in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("line", ["python: {}", "notify: [{}, x]", "setup: ['. {} || exit 78']"])
+def test_program_of_other_user_in_own_profile_is_not_executed(users, desk, line):
+    alice, mallory = users.alice, users.mallory
+    program, profile = users.shared / "tools" / "program", alice.home / "mine.yaml"
+    with mallory.acts():
+        program.parent.mkdir()
+        program.write_text('#!/bin/sh\ntouch "$HOME/executed"\n')
+        program.chmod(0o755)
+    with alice.acts():
+        profile.write_text(f"kind: local\n{line.format(program)}\n")
+    for words in (["--dry-run"], ["--yes"]):
+        done = alice.python("jobs/submit.py", desk.sweep, "--cluster", profile, *words, FLIP_RUNS=alice.home / "runs")
+        assert done.returncode == 77 and f"{program}: {line.partition(':')[0]}, in the cluster" in done.stderr, words
+    assert not (alice.home / "executed").exists() and not (alice.home / "runs").exists()
+
+
+def test_batch_script_executes_no_code_that_other_user_exchanged(users, monkeypatch):
+    """The folder of a package was open to her for a while. Slurm starts the script long after the submission."""
+    alice, mallory = users.alice, users.mallory
+    code, sweep = users.shared / "code", users.shared / "demo"
+    with alice.acts():
+        for name in ("flip", "jobs"):
+            shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+        run = RunDir(sweep / "run")
+        run.path.mkdir(parents=True)
+        (sweep / "script").mkdir()
+        (sweep / "script" / "runs").write_text(f"{run.path}\n")
+        write_json(run.path / "job.json", {"token": "script", "after": 0})
+    job = Job(run, code, JobResources(), {}, "jobs.worker")
+    text = script(ClusterProfile(name="x", kind="slurm"), job, 2, sweep / "script", monkeypatch)
+    (sweep / "script.sh").write_text(text)
+    slurm = {"SLURM_JOB_ID": 58, "SLURM_ARRAY_JOB_ID": 57, "SLURM_ARRAY_TASK_ID": 0, "SLURM_JOB_NAME": "demo"}
+    slurm |= {"SLURM_JOB_PARTITION": "gpu", "SLURMD_NODENAME": "n7", "PATH": f"{users.folder}/bin:{os.defpath}"}
+    (users.folder / "bin").mkdir()
+    show = "case $2 in job) echo 'JobState=RUNNING Restarts=0 Partition=gpu';; hostnames) echo $3;; esac"
+    for name, line in {"scontrol": show, "srun": "exit 0", "sinfo": "printf 'n7|idle\\n'"}.items():
+        (users.folder / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (users.folder / "bin" / name).chmod(0o755)
+    (code / "flip").chmod(0o777)
+    with mallory.acts():
+        (code / "flip" / "__init__.py").rename(code / "flip" / "moved.py")
+        (code / "flip" / "__init__.py").write_text("import os; open(os.environ['HOME'] + '/executed', 'w')\n")
+    (code / "flip").chmod(0o755)
+    done = alice.run("bash", sweep / "script.sh", **slurm)
+    logs = "".join(path.read_text() for path in (sweep / "script").glob("*.err"))
+    assert done.returncode == 77 and f"{code}/flip/__init__.py: it belongs to uid {mallory.uid}: not executed" in logs
+    assert not (alice.home / "executed").exists() and not run.attempts.exists()
+    (code / "flip" / "moved.py").rename(code / "flip" / "__init__.py")
+    alice.run("bash", sweep / "script.sh", **slurm)
+    assert run.attempts.exists(), "trusted again, it starts an attempt"

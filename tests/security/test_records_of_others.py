@@ -1,0 +1,144 @@
+"""Tests of records, texts and folders that another user wrote, with real user ids: commands of Alice neither stop her
+processes, nor delete her files, nor read private ones, nor print what a terminal or a shell would execute.
+"""
+
+import socket
+import sys
+
+import pytest
+
+from flip.runs.rundir import write_json
+from jobs.local import rank_processes
+from tests.jobs.outcomes import make
+from tests.jobs.test_clean import age
+from tests.security.test_other_users import submitted, supervise
+from tests.security.users import ROOT, tree
+
+pytestmark = pytest.mark.long
+
+
+def test_supervisor_stops_no_process_that_other_user_recorded(users):
+    """Folders of attempts of older releases are open to the group. A dead supervisor has left an attempt."""
+    alice, mallory = users.alice, users.mallory
+    processes = {}
+    sleeps = {"other": "setsid sleep 600", "same attempt of another run": "FLIP_RUN=/else setsid sleep 600"}
+    for name, command in sleeps.items():
+        done = alice.run("sh", "-c", f"{command} > /dev/null 2>&1 & echo $!", FLIP_ATTEMPT=1)
+        processes[name] = (int(done.stdout), rank_processes.start_time(int(done.stdout)))
+    orphan = alice.run("setsid", "sh", "-c", "sleep 600 > /dev/null 2>&1 & echo $$ $!")  # its leader has ended
+    leader, child = map(int, orphan.stdout.split())
+    processes["in the session of a dead leader"] = (child, rank_processes.start_time(child))
+    sweep = users.shared / "demo"
+    with alice.acts():
+        sweep.mkdir()
+        run = submitted(sweep, "run", "ran", 0)
+        run.start_attempt({"host": socket.gethostname(), "world": 1})
+        run.attempt(1).chmod(0o777)
+    with mallory.acts():
+        rows = [{"rank": rank, "pid": pid, "start": start} for rank, (pid, start) in enumerate(processes.values())]
+        write_json(run.attempt(1) / "pids.json", [*rows, {"rank": 9, "pid": leader, "start": "1"}])
+    log = supervise(alice, sweep)
+    assert "adopting attempt 1" in log and (alice.home / "ran").exists(), log
+    for name, (pid, start) in processes.items():
+        assert rank_processes.alive(pid, start), name
+
+
+def test_clean_deletes_nothing_of_other_user_and_follows_no_link(users):
+    alice, mallory = users.alice, users.mallory
+    runs, private = users.shared / "runs", alice.home / "private"
+    trash = runs / ".trash"
+    with alice.acts():
+        for folder in (trash / "20200101-000000" / "demo" / "old", private / "demo" / "run", runs / "demo" / "run"):
+            folder.mkdir(parents=True)
+            (folder / "config.yaml").write_text("schema: 1\n")
+        (runs / "demo" / "run" / "logs").mkdir()
+        for name in ("1", "2"):
+            (runs / "demo" / "run" / "logs" / name).mkdir()
+    for folder in (trash, trash / "20200101-000000", runs, runs / "demo" / "run", runs / "demo" / "run" / "logs"):
+        folder.chmod(0o777)
+    with mallory.acts(umask=0):
+        (trash / "20200102-000000" / "demo" / "hers").mkdir(parents=True)
+        (trash / "20200103-000000").symlink_to(private)
+        (trash / "20200101-000000" / "linked").symlink_to(private / "demo")
+        (runs / "demo" / "run" / "compiled.of-x-1").symlink_to(private)
+        (runs / "demo" / "run" / "logs" / "0").symlink_to(private)
+        (runs / "linked").symlink_to(private)
+        (runs / "hers").mkdir()
+    age(users.shared)
+    age(private)
+    before = tree(private)
+    done = alice.python("jobs/clean.py", "--all", "--yes", FLIP_RUNS=runs)
+    assert done.returncode == 0, done.stderr
+    assert tree(private) == before and (trash / "20200102-000000" / "demo" / "hers").exists(), done.stdout
+    assert not (trash / "20200101-000000" / "demo").exists(), done.stdout + done.stderr
+    assert (trash / "20200101-000000" / "linked").is_symlink() and (runs / "linked").is_symlink()
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J"
+END = {"action": "stop", "cause": "crash", "code": 70, "delay": 0, "exclude": []}
+
+
+def test_texts_of_other_user_are_printed_without_control_characters_and_commands(users):
+    sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
+    with mallory.acts():
+        run = make(sweep, "failed", steps=50, complete=False, end={**END, "reason": f"{ESCAPES}=cmd()"})
+        command = ["jobs/submit.py", "--sweep", "a.yaml", "--only", "$(touch ~/executed)"]
+        write_json(run.path / "job.json", {"kind": "local", "after": 0, "command": command})
+        write_json(run.path / "status.json", {"attempt": 1, "phase": ESCAPES, "time": 1.0, "reason": ESCAPES})
+        for name in ("node0.out", "node0.err"):
+            (run.open_logs(1) / name).write_text(f"{ESCAPES}last words\n")
+        other = make(sweep, "cancelled", steps=50, complete=False)
+        write_json(other.cancel, {"who": f"{ESCAPES}root", "why": f"{ESCAPES}=1+1", "time": 1.0})
+    for words in (
+        ["status.py", sweep], ["status.py", sweep, "--json"], ["status.py", sweep, "--goodput"], ["report.py", sweep],
+        ["explain.py", run.path], ["explain.py", other.path], ["logs.py", run.path],
+    ):  # fmt: skip
+        done = alice.python(f"jobs/{words[0]}", *words[1:])
+        assert done.returncode in (0, 69) and "Traceback" not in done.stderr, (words, done.stderr)
+        for shown in (done.stdout, done.stderr):
+            assert "\x1b" not in shown and "\x07" not in shown and "executed" not in shown, (words, shown)
+    shown = alice.python("jobs/explain.py", run.path)
+    assert "=cmd()" in shown.stdout, "the reason is shown"
+
+
+def test_address_in_record_of_other_user_is_not_followed(users):
+    """It names a private folder of Alice's; a library call and a command that read it are refused with the remedy."""
+    alice, mallory = users.alice, users.mallory
+    with alice.acts():
+        (alice.home / "private").mkdir()
+    with mallory.acts():
+        run = make(users.shared / "demo", "run")
+        folder = run.checkpoints / "pretrain" / "64-1"
+        folder.mkdir(parents=True)
+        record = {"stage": "pretrain", "samples": 64, "attempt": 1, "files": {}, "url": f"file://{alice.home}/private"}
+        write_json(folder / "commit.json", record)
+    for words in (["-c", "import sys, flip; flip.load(sys.argv[1])", run.path], ["tools/export.py", run.path]):
+        done = alice.python(*words, timeout=120)
+        assert "names an address, and its record is not trusted: it belongs to uid" in done.stderr, done.stderr
+        assert done.returncode == (1 if words[0] == "-c" else 77), done.stderr
+    assert not (run.path / "export").exists()
+
+
+def test_data_folder_of_other_user_is_not_on_module_path(users, data):
+    """Her modules have the names of standard and installed ones. Commands start processes of their own there."""
+    alice, mallory = users.alice, users.mallory
+    place = users.shared / "data"
+    shards = {file.name: file.read_bytes() for file in data.glob("*.tar")}
+    with mallory.acts():
+        place.mkdir()
+        for name in ("json", "multiprocessing", "numpy", "random", "sitecustomize", "tensorboard", "flip", "jobs"):
+            text = "import os; open(os.environ['HOME'] + '/executed', 'w')\n"
+            (place / f"{name}.py").write_text(text)
+        for name, content in shards.items():
+            (place / name).write_bytes(content)
+    control = alice.run(sys.executable, "-c", "import json", cwd=place)
+    assert (alice.home / "executed").exists(), control.stderr
+    (alice.home / "executed").unlink()
+    flip = alice.home / "flip"  # as pip writes it
+    with alice.acts():
+        start = "if __name__ == '__main__':\n    from jobs.__main__ import main\n    sys.exit(main())\n"
+        flip.write_text(f"import sys\nsys.path.insert(1, {str(ROOT)!r})\n{start}")
+    for words in (["status", "--help"], ["shards", "index", "*.tar", "--out", alice.home / "manifest", "--workers", 2]):
+        done = alice.run(sys.executable, flip, *words, cwd=place, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert not (alice.home / "executed").exists() and (alice.home / "manifest").exists()
