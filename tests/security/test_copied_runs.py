@@ -95,7 +95,7 @@ def copy(user, source, root):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kind", ["digest right", *map(slow, ["digest wrong", "bytecode", "no job.json"])])
+@pytest.mark.parametrize("kind", ["digest right", *map(slow, ["digest wrong", "bytecode", "no job.json", "no attempts"])])
 def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk, kind):
     alice, bob, desk = users.alice, users.bob, worker_desk
     theirs, mine = users.shared / "bob", users.shared / "alice"
@@ -108,8 +108,11 @@ def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk,
     with bob.acts():
         prepare = plant_bytecode if kind == "bytecode" else change_source
         name = replace_code(theirs, run, prepare, honest=kind != "digest wrong")
-        if kind == "no job.json":
+        if kind in ("no job.json", "no attempts"):
             (run.path / "job.json").unlink()
+        if kind == "no attempts":
+            shutil.rmtree(run.attempts)
+            write_json(run.identity, {**read_json(run.identity), "uid": None})
     copy(alice, theirs / "demo", mine)
     copied = RunDir(mine / "demo" / "half")
     with alice.acts():
