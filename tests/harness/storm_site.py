@@ -1,4 +1,4 @@
-"""The environment of a storm: a Slurm, an S3 server with a proxy for each run, data, a working tree and the sweep.
+"""The home site of a storm: a Slurm, an S3 server with a proxy for each run, data, a working tree and the sweep.
 
 Everything is below one folder. The storm runs in its own process, whose environment is used for submissions.
 """
@@ -21,7 +21,7 @@ from tests.harness.training_run import BATCH, INTERVAL
 from tests.s3.proxy import Proxy
 from tests.s3.servers import BUCKET, Nanio, environment, upload
 from tests.storm.deal import RUNS
-from tests.storm.faults import DEADLINE
+from tests.storm.faults import DEADLINE, HOME
 from tests.synthetic import make_dataset, make_tokenizer
 from tools.sandbox import daemons, processes
 from tools.sandbox.cluster import SandboxCluster
@@ -43,14 +43,19 @@ PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_M
 
 
 class StormSite:
+    name = HOME
+    form = "CPUs and memory as resources (select/cons_tres), one partition, JobRequeue=1"
+    profiles = {"here.yaml": ("low", tuple(RUNS))}
+    """File of a cluster profile -> (its partition, the runs that are submitted with it)."""
+
     def __init__(self, folder, dealt, say):
         self.folder, self.dealt, self._say = folder, dealt, say
         self.runs, self.calm, self.tree = folder / "runs", folder / "calm", folder / "tree"
         self.server = Nanio(folder / "nanio")
+        options = {"nodes": NODES, "settings": ["SlurmctldTimeout=30"], **self.options()}
         self.here = SandboxCluster(
-            folder / "slurm", nodes=NODES, gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=SILENT,
-            settings=["SlurmctldTimeout=30"],
-        )  # fmt: skip
+            folder / "slurm", gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=SILENT, **options
+        )
         self.lines, self.hands = {}, threading.RLock()
         """Run -> its proxy; the lock ``hands`` guarantees that no other fault stops Slurm meanwhile."""
         self.failed, self._again, self._started = False, [], time.monotonic()
@@ -61,6 +66,22 @@ class StormSite:
     @property
     def seconds(self):
         return time.monotonic() - self._started
+
+    def options(self):
+        """Options of the sandbox that differ from the defaults here."""
+        return {}
+
+    def profile_text(self):
+        """Further lines of the cluster profiles."""
+        return ""
+
+    def set_grace(self, run, seconds):
+        """Set the grace period of preemption in the partition of a run."""
+        self.here.set_grace(seconds)
+
+    def has_spare(self, run):
+        """Whether the partition of a run has a node that the run does not use."""
+        return True
 
     # -- start and stop ----------------------------------------------------------------------------------------------
 
@@ -81,14 +102,18 @@ class StormSite:
         for name in RUNS:
             self.lines[name] = Proxy(self.server).start()
             self.lines[name].pace = PACE
-        self.here.start()
+        self.start_slurm()
         os.environ.update(self.here.env())
         self._copy_tree()
         self._write_files()
-        self.profile = load_profile(str(self.folder / "here.yaml"))
-        self.say(f"Slurm of {NODES} nodes and S3 server are up; preemption sends {self.preemption}")
-        self._submit(self.tree, "storm.yaml", "here.yaml", self.runs)
+        self.profile = load_profile(str(self.folder / next(iter(self.profiles))))
+        self.say(f"Slurm of {len(self.here.site.names)} nodes and S3 server are up; preemption sends {self.preemption}")
+        for cluster, (_, names) in self.profiles.items():
+            self._submit(self.tree, "storm.yaml", cluster, self.runs, "--only", *names)
         self._submit(ROOT, "calm/storm.yaml", "local.yaml", self.calm)
+
+    def start_slurm(self):
+        self.here.start()
 
     def stop(self):
         with contextlib.suppress(Exception):
@@ -113,11 +138,12 @@ class StormSite:
     def _write_files(self):
         ways = [f"*/{name}) export AWS_ENDPOINT_URL={line.address};;" for name, line in self.lines.items()]
         setup = json.dumps([f"case $FLIP_RUN in {' '.join(ways)} esac"])
-        (self.folder / "here.yaml").write_text(
-            f"kind: slurm\npartition: low\ncpus_per_node: 2\nmemory_gb: 60\nhours: 0.5\nsignal_seconds: 60\n"
-            f"peer_seconds: 20\ncanary: 0\noptions: {{exclusive: ''}}\nenv: [SLURM_CONF, {', '.join(PASSED)}]\n"
-            f"setup: {setup}\n"
-        )
+        for cluster, (partition, _) in self.profiles.items():
+            (self.folder / cluster).write_text(
+                f"kind: slurm\npartition: {partition}\ncpus_per_node: 2\nmemory_gb: 60\nhours: 0.5\n"
+                f"signal_seconds: 60\npeer_seconds: 20\ncanary: 0\noptions: {{exclusive: ''}}\n"
+                f"env: [SLURM_CONF, {', '.join(PASSED)}]\nsetup: {setup}\n{self.profile_text()}"
+            )
         (self.folder / "local.yaml").write_text("kind: local\nparallel: 1\n")
         (self.folder / "calm").mkdir()
         (self.folder / "storm.yaml").write_text(json.dumps(self._sweep(self.folder / "manifest", self._placed)))
@@ -168,9 +194,9 @@ class StormSite:
 
     # -- users -------------------------------------------------------------------------------------------------------
 
-    def _command(self, tree, sweep, cluster, runs):
+    def _command(self, tree, sweep, cluster, runs, *options):
         line = [sys.executable, tree / "jobs" / "submit.py", "--sweep", self.folder / sweep]
-        line += ["--cluster", self.folder / cluster]
+        line += ["--cluster", self.folder / cluster, *options]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         return subprocess.Popen(
             list(map(str, line)), cwd=self.folder, env={**environment, "FLIP_RUNS": str(runs)}, text=True,
@@ -183,7 +209,13 @@ class StormSite:
         assert process.returncode == 0, output
 
     def submit_again(self):
-        self._again.append(self._command(self.tree, "storm.yaml", "here.yaml", self.runs))
+        for cluster, (_, names) in self.profiles.items():
+            self._again.append(self._command(self.tree, "storm.yaml", cluster, self.runs, "--only", *names))
+
+    def resubmit(self, name, *options):
+        """Submit one run as a person does whose run has stopped."""
+        (cluster,) = [cluster for cluster, (_, names) in self.profiles.items() if name in names]
+        self._submit(self.tree, "storm.yaml", cluster, self.runs, "--only", name, *options)
 
     def submissions(self):
         """Return (number of repeated commands, outputs of failed commands, number of submissions to Slurm)."""

@@ -36,6 +36,11 @@ class Storm:
         for thread in threads + watchers:
             thread.join()
 
+    @property
+    def interventions(self):
+        """Faults after which a person had to act."""
+        return [done for run in self.runs for done in run.done if done.intervention]
+
     def _inject(self, run):
         from tests.storm.run import GivenUp
 
@@ -50,7 +55,7 @@ class Storm:
         finally:
             run.quiet.set()
 
-    def settle(self, seconds=120):
+    def settle(self, seconds=300):
         """Wait until the queue is empty and the undisturbed runs are complete."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit and not self.scene.failed:
@@ -79,6 +84,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="default: from the clock, printed")
     parser.add_argument("--faults", type=int, default=12, help="number of faults (default: %(default)s)")
+    parser.add_argument("--site", choices=["home", "foreign"], default="home", help="form of the Slurm site")
     parser.add_argument("--out", type=Path, help="also write the result page to this file")
     parser.add_argument("--folder", type=Path, help="new folder for all files (default: a temporary one)")
     args = parser.parse_args(arguments)
@@ -97,13 +103,15 @@ def main(arguments=None):
 
 
 def storm(args):
+    from tests.harness.foreign_storm_site import ForeignStormSite
     from tests.harness.storm_site import StormSite
     from tests.storm.deal import deal
 
-    print(f"seed {args.seed}, {args.faults} faults", flush=True)
+    site = {"home": StormSite, "foreign": ForeignStormSite}[args.site]
+    print(f"seed {args.seed}, {args.faults} faults, {args.site} site", flush=True)
     folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="storm-"))
     folder.mkdir(exist_ok=not args.folder)
-    scene = StormSite(folder, deal(args.seed, args.faults), lambda text: print(text, flush=True))
+    scene = site(folder, deal(args.seed, args.faults, args.site), lambda text: print(text, flush=True))
     all_hold = False
     try:
         scene.start()

@@ -3,7 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from tests.storm.faults import COMMON, EVERY
+from tests.storm import foreign_faults  # noqa: F401 - registers the kinds of the foreign site
+from tests.storm.faults import COMMON, EVERY, HOME
 
 FIRST, GAP, TAIL = 2, 12, 10
 """Minimum step of the first fault, steps per fault of a run, and steps after the last."""
@@ -55,14 +56,29 @@ class Deal:
     """Whether this cluster's preemption sends the warning signal; else TERM."""
 
 
-def deal(seed, count):
-    """Draw ``count`` faults: first the common kinds, then rounds of all kinds, each kind once per round.
+def kinds_of(site):
+    """All kinds of faults of a site."""
+    return [kind for kind in EVERY.values() if site in kind.sites]
+
+
+def first_kinds(site):
+    """Lists of kinds that a storm injects first, in the order of the lists, each kind once."""
+    if site == HOME:
+        return [COMMON]
+    own = [kind for kind in kinds_of(site) if HOME not in kind.sites]
+    return [own, [kind for kind in kinds_of(site) if HOME in kind.sites]]
+
+
+def deal(seed, count, site=HOME):
+    """Draw ``count`` faults: first those of ``first_kinds``, then rounds of all kinds, each kind once per round.
 
     Long faults are distributed so that all runs have a similar load."""
     rng = random.Random(seed)
-    kinds = rng.sample(COMMON, min(count, len(COMMON)))
+    every, kinds = kinds_of(site), []
+    for first in first_kinds(site):
+        kinds += rng.sample(first, min(count - len(kinds), len(first)))
     while len(kinds) < count:
-        kinds += rng.sample(list(EVERY.values()), min(count - len(kinds), len(EVERY)))
+        kinds += rng.sample(every, min(count - len(kinds), len(every)))
     load, assigned = dict.fromkeys(RUNS, 0.0), {run: [] for run in RUNS}
     for kind in sorted(kinds, key=lambda kind: -kind.seconds):
         suitable = [run for run, layout in RUNS.items() if kind.fits(layout)]

@@ -18,8 +18,10 @@ GRACE = 20
 """Seconds: more than two ranks on two busy cores need for a step, a save and their exit."""
 DEADLINE = 15.0
 """``data.deadline`` of the runs: a longer outage ends the attempt."""
+HOME, FOREIGN = "home", "foreign"
+"""Sites: `tests.harness.storm_site` and `tests.harness.foreign_storm_site`."""
 EVERY, COMMON = {}, []
-"""All kinds by name; those that every storm injects first."""
+"""All kinds by name; those that every storm on the home site injects first."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,19 @@ class Kind:
     """Layout -> whether the fault can be injected into that run."""
     damages: bool = False
     """Whether it destroys the newest commit."""
+    sites: tuple = (HOME, FOREIGN)
+    shows: tuple = ()
+    """States that ``status`` may show because of it, besides running and waiting."""
 
     @property
     def name(self):
         return self.act.__name__
 
 
-def kind(seconds, fits=lambda layout: True, common=True, damages=False):
+def kind(seconds, fits=lambda layout: True, common=True, damages=False, sites=(HOME, FOREIGN), shows=()):
     def register(act):
-        EVERY[act.__name__] = Kind(act, seconds, fits, damages)
-        if common:
+        EVERY[act.__name__] = Kind(act, seconds, fits, damages, sites, shows)
+        if common and HOME in sites:
             COMMON.append(EVERY[act.__name__])
         return act
 
@@ -75,7 +80,7 @@ def preempted_without_grace(run):
 
 def _preempt(run, grace):
     with run.scene.hands:  # the grace period belongs to the partition
-        run.here.set_grace(grace)
+        run.scene.set_grace(run, grace)
         run.here.preempt(seconds=3, nodelist=run.job().nodes)
         run.wait_end()
     return f"a job of higher priority takes its nodes, GraceTime {grace} s"
@@ -124,10 +129,15 @@ def node_lost(run):
     row = run.rng.choice(run.ranks())
     with run.scene.hands:
         run.here.lose(row["node"])
-    run.wait_attempt(run.attempt + 1)
+    if run.scene.has_spare(run):
+        run.wait_attempt(run.attempt + 1)
+        returns = "when the run is on another node"
+    else:
+        run.wait_queued()
+        returns = "when Slurm has requeued the run, which has no other node"
     with run.scene.hands:
         run.here.bring_back(row["node"])
-    return f"the node of rank {row['rank']} fails, and returns when the run is on another node"
+    return f"the node of rank {row['rank']} fails, and returns {returns}"
 
 
 # -- processes -----------------------------------------------------------------------------------------------------
@@ -205,7 +215,7 @@ def submitted_twice(run):
     return "the same submit command again"
 
 
-@kind(16)
+@kind(16, sites=(HOME,))
 def tree_edited(run):
     """Break trainer, worker and trap in the working tree, then make the run start again."""
     run.scene.edit_tree()

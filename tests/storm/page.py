@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.storm.faults import HOME
 from tests.storm.proofs import losses
 from tests.storm.run import LIVELY
 
@@ -20,12 +21,12 @@ def page(storm, proved):
         f"# Fault injection: seed {storm.seed}, {len(strikes)} faults of {len({d.strike.kind for d in strikes})} kinds",
         "",
         f"{'All properties hold.' if all_hold else 'NOT all properties hold.'} `make storm SEED={storm.seed}"
-        f" FAULTS={storm.count}`, {scene.seconds:.0f} s.",
+        f" FAULTS={storm.count}{'' if scene.name == HOME else f' SITE={scene.name}'}`, {scene.seconds:.0f} s.",
         "",
         f"- Machine: {machine()}.",
         f"- Versions: {versions(scene)}.",
-        f"- Slurm: {len(scene.here.site.names)} nodes, preemption sends {scene.preemption}; shards on an S3 server "
-        "(nanio) behind a proxy per run; commits every 5 steps.",
+        f"- Slurm: {scene.form}; {len(scene.here.site.names)} nodes, preemption sends {scene.preemption}; shards "
+        "on an S3 server (nanio) behind a proxy per run; commits every 5 steps.",
         "",
         "| run | ranks | checkpoints | saves | steps | attempts | faults |",
         "|---|---|---|---|---|---|---|",
@@ -54,9 +55,10 @@ def page(storm, proved):
         loss = None if done.strike.kind in LIVELY else lost.get(key)
         owned |= {key} if loss else set()
         ended = f"; attempt {done.attempt} ended with cause `{loss.cause}`" if loss else ""
+        event = done.what + ended + (f"; by hand: {done.intervention}" if done.intervention else "")
         resumed = f"{done.trained:.0f} s" if done.trained is not None else "never"
         lines.append(
-            _row(f"{done.seconds:.0f} s", key[0], done.step, done.strike.kind.replace("_", " "), f"{done.what}{ended}",
+            _row(f"{done.seconds:.0f} s", key[0], done.step, done.strike.kind.replace("_", " "), event,
                  loss.steps if loss else 0, resumed)
         )  # fmt: skip
     rest = [(name, loss) for (name, _), loss in lost.items() if (name, loss.attempt) not in owned]

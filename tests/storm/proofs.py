@@ -44,15 +44,26 @@ def every_fault_struck(storm):
 
 @proof
 def complete(storm):
-    """every run is complete without intervention: nothing was submitted again"""
+    """every run is complete, and nothing was submitted again but by a person who had cancelled it, or whose batch shell
+    was killed before it could act"""
     repeated, failed, submissions = storm.scene.submissions()
     assert not failed, "\n".join(failed)
     for run in storm.runs:
         assert run.run.result.exists(), run.story()
         last = read_json(run.run.attempt(run.run.newest_attempt()) / "end.json")
         assert last["action"] == "done", run.story()
-    assert submissions == storm.submissions, f"Slurm got {submissions} submissions"
+    by_hand = sum("submitted again" in done.intervention for done in storm.interventions)
+    assert submissions == storm.submissions + by_hand, f"Slurm got {submissions} submissions, {by_hand} by hand"
     return f"{len(storm.runs)} runs; {repeated} repeated submit commands started nothing"
+
+
+@proof
+def interventions(storm):
+    """no run needed a person, except where one had held or cancelled it, or its batch shell was killed before the
+    attempt began, which `status` showed"""
+    kinds = {done.strike.kind for done in storm.interventions}
+    assert kinds <= {"held", "scancelled", "shell_killed_at_start"}, kinds
+    return "; ".join(f"{done.strike.kind}: {done.intervention}" for done in storm.interventions) or "none"
 
 
 @proof
@@ -133,11 +144,13 @@ def no_twins(storm):
 
 @proof
 def the_status(storm):
-    """`status` showed each run as running or waiting in the order of its attempts, and finally as complete"""
+    """`status` showed each run as running or waiting in the order of its attempts, otherwise only as a person had
+    stopped it or its batch shell was killed, and finally as complete"""
     for run in storm.runs:
         observed = [state for state in run.seen if state != ("queued", 0)]
         assert observed[-1] == ("complete", run.run.newest_attempt()), observed
-        assert {state for state, _ in observed[:-1]} <= {"running", "waiting"}, observed
+        shown = {state for done in run.done for state in EVERY[done.strike.kind].shows}
+        assert {state for state, _ in observed[:-1]} <= {"running", "waiting"} | shown, observed
         assert [n for _, n in observed] == sorted(n for _, n in observed), observed
     return f"{sum(len(run.seen) for run in storm.runs)} changes"
 

@@ -13,6 +13,7 @@ from flip.runs.rundir import RunDir, read_json
 from jobs.host import slurm_cli
 from jobs.local import rank_processes
 from jobs.slurm.backend import SlurmBackend
+from tests.harness.slurm_scene import pids
 from tests.harness.training_run import TrainingRun
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
@@ -38,6 +39,8 @@ class Done:
     trained: float | None = None
     """Seconds until the next logged step of the run."""
     trouble: str = ""
+    intervention: str = ""
+    """What a person did, and what ``status`` said before; "" if the run needed none."""
     began: float = field(default_factory=time.monotonic)
 
 
@@ -62,6 +65,8 @@ class StormRun(Calm):
         """Faults; (state, attempt) as ``status`` showed them, in order, without repetitions."""
         self.quiet = threading.Event()
         self.trouble, self.attempt = "", 0
+        self.cancelled = set()
+        """Attempts that a person has cancelled."""
 
     # -- the storm ---------------------------------------------------------------------------------------------------
 
@@ -113,9 +118,33 @@ class StormRun(Calm):
             if time.monotonic() > end:
                 assert not strict, f"timeout while waiting for {what}\n{self.story()}"
                 return
-            failed = any((read_json(p) or {}).get("action") == "stop" for p in self.ends())
-            assert not failed, f"the run stopped while waiting for {what}\n{self.story()}"
+            assert not self.stopped(), f"the run stopped while waiting for {what}\n{self.story()}"
             time.sleep(LOOK)
+
+    def stopped(self):
+        """Whether an attempt has ended for good, except by a person."""
+        numbers = set(self.run.attempt_numbers()) - self.cancelled
+        return any((read_json(self.run.attempt(n) / "end.json") or {}).get("action") == "stop" for n in numbers)
+
+    def wait_queued(self):
+        """Wait until Slurm has requeued the job."""
+
+        def queued():
+            job = self.job()
+            return self.run.newest_attempt() > self.attempt or (job is not None and job.state in slurm_cli.WAITING)
+
+        self.wait(queued, "a requeued job")
+
+    def wait_shown(self, condition, what):
+        """Wait until ``condition`` of the state that ``status`` shows is met, and return that state."""
+        seen = []
+
+        def met():
+            seen.append(self.state())
+            return condition(seen[-1])
+
+        self.wait(met, what)
+        return seen[-1]
 
     def wait_end(self):
         """Wait until the attempt with the fault has ended."""
@@ -181,12 +210,26 @@ class StormRun(Calm):
 
     def story(self):
         parts = [super().story(), str(self.seen)]
-        for command in (("scontrol", "show", "job"), ("sinfo", "-N", "-h", "-p", "low", "-o", "%N %T %E")):
+        for command in (("scontrol", "show", "job"), ("sinfo", "-N", "-h", "-p", "high", "-o", "%N %T %E")):
             try:
                 parts.append(self.here.call(*command))
             except FlipError as error:
                 parts.append(str(error))
         return "\n".join(parts)
+
+    def job_number(self):
+        """Slurm's number of the job, which is not that of its array."""
+        return slurm_cli.fields_of(self.slurm("scontrol", "show", "job", self.job().id))["JobId"]
+
+    @staticmethod
+    def shells(number):
+        """Pids of the batch shells of job ``number``, also of earlier starts that still run."""
+        return set(pids(f"/job{int(number):05d}/slurm_script"))
+
+    def intervene(self, what):
+        """Record what a person had to do."""
+        self.done[-1].intervention = what
+        self.scene.say(f"{self.run.name}: by hand: {what}")
 
     def slurm(self, *args):
         with self.scene.hands:
@@ -217,5 +260,5 @@ class StormRun(Calm):
 
 
 LIVELY = ("submitted_twice", "storage_restarts", "storage_throttles", "storage_flips", "storage_breaks_off",
-          "storage_stalls")  # fmt: skip
-"""Kinds that do not end the attempt."""
+          "storage_stalls", "stepd_killed", "batch_stepd_killed")  # fmt: skip
+"""Kinds that do not end the attempt, or not at once."""

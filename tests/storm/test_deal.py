@@ -2,18 +2,20 @@
 
 import pytest
 
-from tests.storm.deal import GAP, RUNS, TAIL, deal
-from tests.storm.faults import COMMON, EVERY
+from tests.storm.deal import GAP, RUNS, TAIL, deal, first_kinds, kinds_of
+from tests.storm.faults import COMMON, EVERY, FOREIGN, HOME
 
 
 @pytest.mark.parametrize("count", [1, 12, len(COMMON), 100])
-def test_deal_is_deterministic_and_gives_runs_suitable_faults(count):
-    dealt = deal(7, count)
-    assert dealt == deal(7, count) != deal(8, count)
+@pytest.mark.parametrize("site", [HOME, FOREIGN])
+def test_deal_is_deterministic_and_gives_runs_suitable_faults(count, site):
+    dealt = deal(7, count, site)
+    assert dealt == deal(7, count, site) != deal(8, count, site)
     strikes = [strike for run in dealt.strikes.values() for strike in run]
     kinds = {strike.kind for strike in strikes}
-    assert len(strikes) == count and len(kinds) == (count if count <= len(COMMON) else len(EVERY))
-    assert all(EVERY[strike.kind].fits(RUNS[strike.run]) for strike in strikes)
+    first, every = sum(map(len, first_kinds(site))), len(kinds_of(site))
+    assert len(strikes) == count and len(kinds) == (count if count <= first else every)
+    assert all(EVERY[strike.kind].fits(RUNS[strike.run]) and site in EVERY[strike.kind].sites for strike in strikes)
     for run, run_strikes in dealt.strikes.items():
         steps = [strike.step for strike in run_strikes]
         assert steps == sorted(steps) and all(step < sum(dealt.steps[run]) - TAIL + GAP for step in steps)

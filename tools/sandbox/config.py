@@ -20,6 +20,8 @@ _LONGEST = 107
 _PORTS = range(28000, 32000)
 """Below the ports that the kernel gives to clients."""
 CLUSTER = "here"
+CGROUPS = {name: Path("/sys/fs/cgroup") / name for name in ("freezer", "memory")}
+"""Mount points of the controllers of cgroup version 1 that Slurm uses here."""
 CRED_EXPIRE = 5
 """Seconds before a requeued job may run again, less one. Slurm's default: 120."""
 
@@ -50,6 +52,9 @@ class Options:
         "partition",
         "preempt by partition or by QOS, each low and high; qos needs --accounting",
         choices=("partition", "qos"),
+    )
+    cgroups: bool = _option(
+        False, "track processes and limit memory by cgroups (version 1, needs root); one such Slurm per machine"
     )
     requeue: bool = _option(True, "jobs are not requeued unless they ask for it (JobRequeue=0)")
     job_submit: str = _option("", "a script that checks and changes jobs at submission (job_submit.lua)")
@@ -121,6 +126,12 @@ class SandboxConfig:
     def spool(self, node: str) -> Path:
         return self / "spool" / node
 
+    def cgroups(self) -> list[Path]:
+        """The cgroups that Slurm has created here, inner ones first."""
+        roots = [path / f"slurm_{name}" for path in CGROUPS.values() for name in self.names]
+        inner = [path for root in roots for path in root.glob("**/") if path != root]
+        return sorted(inner, reverse=True) + [root for root in roots if root.exists()]
+
     @property
     def database_ports(self) -> tuple[int, int]:
         """Ports of slurmdbd and MariaDB."""
@@ -129,6 +140,12 @@ class SandboxConfig:
 
     def check(self) -> None:
         """Raise ConfigError if the folder cannot hold a Slurm."""
+        closed = [str(path) for path in CGROUPS.values() if not os.access(path, os.W_OK)]
+        if self.options.cgroups and closed:
+            remedy = (
+                "It needs root and the controllers freezer and memory of cgroup version 1: start it without cgroups."
+            )
+            raise ConfigError("cannot create cgroups", "option cgroups", ", ".join(closed), remedy)
         text = str(self.folder)
         if not re.fullmatch(r"[\w./+-]+", text):
             remedy = "Name one of letters, digits and ._-+ with --folder: Slurm's files and shell commands contain it."
@@ -152,7 +169,10 @@ class SandboxConfig:
         gpus = ""
         if self.options.cards:
             gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n"
-        texts = {"cgroup.conf": "CgroupPlugin=disabled\n", "gres.conf": gpus, "profile.yaml": self.profile()}
+        cgroup = "CgroupPlugin=disabled\n"
+        if self.options.cgroups:
+            cgroup = "CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\n"
+        texts = {"cgroup.conf": cgroup, "gres.conf": gpus, "profile.yaml": self.profile()}
         if self.options.job_submit:
             texts["job_submit.lua"] = self.options.job_submit
         for name, text in (texts | {"slurm.conf": self.slurm_conf()}).items():
@@ -197,8 +217,6 @@ class SandboxConfig:
             "SlurmdLogFile": f"{folder}/log/slurmd.%n.log",
             "MailProg": "/bin/true",
             "SlurmdParameters": "config_overrides",  # sizes that this machine does not have
-            "ProctrackType": "proctrack/linuxproc",  # like TaskPlugin: without cgroups
-            "TaskPlugin": "task/none",
             "JobAcctGatherType": "jobacct_gather/none",
             "MpiDefault": "none",
             "ReturnToService": "2",  # use a lost node again when it returns
@@ -212,6 +230,8 @@ class SandboxConfig:
     def _chosen(self) -> dict[str, str]:
         options = self.options
         lines = {
+            "ProctrackType": "proctrack/cgroup" if options.cgroups else "proctrack/linuxproc",
+            "TaskPlugin": "task/cgroup" if options.cgroups else "task/none",
             "SlurmctldPort": str(options.port),
             "KillWait": str(options.kill_wait),
             "SlurmdTimeout": str(options.node_timeout),

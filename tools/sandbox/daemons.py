@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 
+from flip.runs import deletion
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.files import atomic_write, open_append
 from flip.runs.rundir import write_bytes
@@ -292,6 +293,8 @@ def stop_all(site: SandboxConfig) -> None:
     kill_steps(site, sorted({*nodes, *site.names}))
     for name, seconds in STOP_SECONDS.items():
         processes.end([p for p in _running(site) if p.name == name], seconds)
+    for path in site.cgroups() if site.options.cgroups else []:
+        deletion.delete_empty_folder(path)
     for left in _running(site):
         value = f"{left.name}, pid {left.pid}"
         raise FlipError("a daemon survived SIGKILL", site.folder, value, "It may hang in the kernel.")

@@ -1,0 +1,183 @@
+"""Faults of the foreign site: what its administrators and users do, and kills of Slurm's own processes on a node.
+
+They are written like those of `tests.storm.faults`. A fault after which a person must act does what `status` or
+`explain` says, and records it.
+"""
+
+import contextlib
+import os
+import signal
+import time
+
+from jobs.reporting import run_details
+from tests.storm.faults import FOREIGN, _kill, kind
+from tools.sandbox import processes
+
+START_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.5)
+"""Seconds from the start of a batch shell to its end by SIGKILL."""
+LOST_SECONDS = 15.0
+"""For which a stopped run must stay stopped: until then the watcher may restart its job."""
+HANGS = (6, 14)
+"""Seconds for which slurmctld does not answer; commands wait for ten."""
+SITE = (FOREIGN,)
+
+
+# -- the scheduler and its administrators ----------------------------------------------------------------------------
+
+
+@kind(22, sites=SITE)
+def prolog_failed(run):
+    """The prolog of the next start fails on a node, which Slurm drains; the administrator resumes the node."""
+    flag = run.scene.fail_prolog(run.job_number())
+    killed = _kill(run)
+    run.wait(lambda: not flag.exists(), "a failed prolog")
+    run.wait(run.scene.resume_drained, "a drained node")
+    return f"{killed}, then the prolog of the next start fails on a node, which is drained and resumed"
+
+
+@kind(22, sites=SITE)
+def node_down(run):
+    row = run.rng.choice(run.ranks())
+    run.slurm("scontrol", "update", f"NodeName={row['node']}", "State=DOWN", "Reason=storm")
+    run.wait_queued()
+    run.slurm("scontrol", "update", f"NodeName={row['node']}", "State=RESUME")
+    run.wait_end()
+    return f"the node of rank {row['rank']} is set down, and resumed when the job is queued"
+
+
+@kind(25, sites=SITE)
+def controller_hung(run):
+    """No command is answered meanwhile, as during an outage of squeue."""
+    seconds = run.rng.choice(HANGS)
+    with run.scene.hands:
+        run.scene.stop_answers(True)
+        try:
+            killed = _kill(run)
+            time.sleep(seconds)
+        finally:
+            run.scene.stop_answers(False)
+    run.wait_end()
+    return f"slurmctld does not answer for {seconds} s; meanwhile {killed}"
+
+
+@kind(14, sites=SITE)
+def requeued(run):
+    run.slurm("scontrol", "requeue", run.job().id)
+    run.wait_end()
+    return "scontrol requeue"
+
+
+@kind(16, sites=SITE, shows=("queued",))
+def held(run):
+    """A person holds the job, and later releases it as `explain` says."""
+    run.slurm("scontrol", "requeuehold", run.job().id)
+    state = run.wait_shown(lambda state: state.needs, "a held job")
+    command = run_details.explain(run.run)["next"]["what"].split("`")[1]
+    run.slurm(*command.split())
+    run.intervene(f"`{command}`; status: {state.state}, {state.detail}")
+    run.wait_end()
+    return "scontrol requeuehold"
+
+
+@kind(24, sites=SITE, shows=("cancelled", "queued"))
+def scancelled(run):
+    """A person cancels the job, and later submits the run again."""
+    number = run.job_number()
+    run.cancelled.add(run.attempt)
+    run.slurm("scancel", number)
+    state = run.wait_shown(lambda state: state.state == "cancelled", "a cancelled run")
+    run.wait(lambda: not run.shells(number), "the end of the job")
+    run.scene.resubmit(run.run.name, "--retry")
+    run.intervene(f"submitted again with --retry; status: {state.state}, {state.detail}")
+    return "scancel"
+
+
+@kind(14, sites=SITE)
+def steps_killed(run):
+    run.slurm("scancel", "--signal=KILL", run.job().id)
+    run.wait_end()
+    return "scancel --signal=KILL, to all ranks"
+
+
+# -- processes of a node ---------------------------------------------------------------------------------------------
+
+
+@kind(16, sites=SITE, shows=("stopped",))
+def shell_killed(run):
+    """The watcher restarts the job, whose state is FAILED until then."""
+    for shell in run.shells(run.job_number()):
+        os.kill(shell, signal.SIGKILL)
+    run.wait_end()
+    return "SIGKILL to the batch shell"
+
+
+@kind(30, sites=SITE, shows=("stopped", "queued"))
+def shell_killed_at_start(run):
+    """A shell that is killed before it has started the watcher is lost; `status` shows it, and the run is submitted
+    again."""
+    number, delay = run.job_number(), run.rng.choice(START_DELAYS)
+    before = run.shells(number)
+    killed = _kill(run)
+    new = set()
+    while not new:
+        new = run.shells(number) - before
+        run.wait(lambda: True, "a batch shell")  # raises if the run has stopped
+        time.sleep(0.003)
+    time.sleep(delay)
+    for shell in new:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(shell, signal.SIGKILL)
+    if _is_lost(run):
+        state = run.state()
+        assert "its batch script was killed before it could act" in state.detail, state
+        run.scene.resubmit(run.run.name)
+        run.intervene(f"submitted again; status: {state.state}, {state.detail}")
+    return f"{killed}, then SIGKILL to the next batch shell after {delay:g} s"
+
+
+def _is_lost(run):
+    """Wait until another attempt has begun, or the run has been stopped for LOST_SECONDS; returns whether it has."""
+    since = []
+
+    def settled():
+        if run.run.newest_attempt() > run.attempt:
+            return True
+        if run.state().state != "stopped":
+            since.clear()
+            return False
+        since.append(time.monotonic())
+        return since[-1] - since[0] > LOST_SECONDS
+
+    run.wait(settled, "the next attempt, or a stopped run")
+    return run.run.newest_attempt() == run.attempt
+
+
+@kind(6, sites=SITE)
+def batch_stepd_killed(run):
+    """Kill Slurm's parent of the batch shell. The run goes on until slurmctld misses the step, when it next asks the
+    node for its steps."""
+    number = run.job_number()
+    with run.scene.hands:
+        (stepd,) = run.scene.stepds(number, "batch")
+        processes.kill([stepd])
+    return "SIGKILL to the slurmstepd of the batch script"
+
+
+@kind(6, sites=SITE)
+def stepd_killed(run):
+    """Kill Slurm's parent of ranks on one node. They go on, but srun learns of their end only when slurmctld misses the
+    step."""
+    number = run.job_number()
+    with run.scene.hands:
+        stepds = sorted(run.scene.stepds(number, "0"), key=lambda process: process.pid)
+        processes.kill([run.rng.choice(stepds)])
+    return "SIGKILL to the slurmstepd of ranks on a node"
+
+
+@kind(16, sites=SITE)
+def interpreter_missing(run):
+    """The Python of the batch script is missing at the next start."""
+    flag = run.scene.hide_interpreter(run.run.name)
+    killed = _kill(run)
+    run.wait(lambda: not flag.exists(), "a failed start")
+    return f"{killed}, then the next start does not find its Python"
