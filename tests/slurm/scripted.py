@@ -2,14 +2,16 @@
 
 Keys of play.json: ``steps``, the number of steps of 0.05 s until the run is complete; ``save``, seconds between the
 stop signal and the exit; ``ignore``, names of signals that are logged but not obeyed; ``exit``, a code with which the
-worker exits at the start, without a cause; ``crash``, the message of a crash with a cause; ``attempts``, other values
-for single attempts, by number.
+worker exits at the start, without a cause; ``crash``, the message of a crash with a cause; ``memory``, MB that it fills
+at the start; ``daemon``, seconds for which a process of its own session lives; ``attempts``, other values for single
+attempts, by number.
 """
 
 import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -62,6 +64,9 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
         host = os.environ["SLURMD_NODENAME"]
         run.write_cause(attempt, rank, "crash", CAUSES["crash"], play["crash"], host=host)
         return CAUSES["crash"]
+    if "daemon" in play:
+        subprocess.Popen(["sleep", play["daemon"]], start_new_session=True)
+    filled = b"x" * (play.get("memory", 0) << 20)
     stop_signal = ""
     end = time.monotonic() + play["steps"] * STEP
     while time.monotonic() < end:

@@ -93,10 +93,10 @@ def scancelled(run):
 
 
 @kind(14, sites=SITE)
-def steps_killed(run):
-    run.slurm("scancel", "--signal=KILL", run.job().id)
+def step_cancelled(run):
+    run.slurm("scancel", f"{run.job().id}.0")
     run.wait_end()
-    return "scancel --signal=KILL, to all ranks"
+    return "scancel of the step of all ranks"
 
 
 # -- processes of a node ---------------------------------------------------------------------------------------------

@@ -142,9 +142,7 @@ class SandboxConfig:
         """Raise ConfigError if the folder cannot hold a Slurm."""
         closed = [str(path) for path in CGROUPS.values() if not os.access(path, os.W_OK)]
         if self.options.cgroups and closed:
-            remedy = (
-                "It needs root and the controllers freezer and memory of cgroup version 1: start it without cgroups."
-            )
+            remedy = "It needs root and cgroup version 1 with freezer and memory; start it without cgroups."
             raise ConfigError("cannot create cgroups", "option cgroups", ", ".join(closed), remedy)
         text = str(self.folder)
         if not re.fullmatch(r"[\w./+-]+", text):
@@ -169,10 +167,10 @@ class SandboxConfig:
         gpus = ""
         if self.options.cards:
             gpus = f"Name=gpu File={self.folder}/dev/gpu[0-{self.options.cards - 1}]\n"
-        cgroup = "CgroupPlugin=disabled\n"
+        cgroups = "CgroupPlugin=disabled\n"
         if self.options.cgroups:
-            cgroup = "CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\n"
-        texts = {"cgroup.conf": cgroup, "gres.conf": gpus, "profile.yaml": self.profile()}
+            cgroups = "CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\n"
+        texts = {"cgroup.conf": cgroups, "gres.conf": gpus, "profile.yaml": self.profile()}
         if self.options.job_submit:
             texts["job_submit.lua"] = self.options.job_submit
         for name, text in (texts | {"slurm.conf": self.slurm_conf()}).items():
