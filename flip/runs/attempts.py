@@ -44,6 +44,7 @@ def end_attempt(
     suspect: Tuple[str, str] = ("", ""),
     late: Union[bool, str] = False,
     unstarted: Sequence[str] = (),
+    out_of_memory: Sequence[str] = (),
     disk_full: str = "",
 ) -> Decision:
     """Decide what follows from the end of attempt n and record it, synced, in end.json. A second call changes nothing.
@@ -52,7 +53,7 @@ def end_attempt(
         code: exit code of the attempt, None if unknown.
         state: the scheduler's state of the job, None if it cannot be read.
         suspect: a node to exclude if the attempt failed, and the run that failed there too (``bad_nodes``).
-        late, unstarted: as for ``restart_policy.decide``.
+        late, unstarted, out_of_memory: as for ``restart_policy.decide``.
         disk_full: the error if the caller met a full disk, which may have kept the ranks from recording causes.
     """
     start = read_record(run.attempt(n) / "start.json") or {}
@@ -75,6 +76,7 @@ def end_attempt(
         late=late,
         lowered=wall_limit.lowered(run, wall_limit.recorded_limit(run, n)),
         unstarted=unstarted,
+        out_of_memory=out_of_memory,
     )
     if decision.cause == "cancelled":
         decision = decision._replace(reason=cancel_reason(run))

@@ -64,6 +64,8 @@ UNSTARTED_CODES = (2, 126, 127, UNSTARTED)
 SRUN_EXIT_LINE = re.compile(
     r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Exited with exit code ([0-9]{1,3})$", re.MULTILINE
 )
+#: The same, for ranks that the kernel killed at the memory limit of their cgroup.
+SRUN_MEMORY_LINE = re.compile(r"^srun: error: ([^\s:\[\],]+): tasks? [0-9,\-]+: Out Of Memory$", re.MULTILINE)
 TAIL_BYTES = 1 << 16  # of the log's end that are read
 
 
@@ -76,11 +78,24 @@ def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:
     """
     if (run.attempt(n) / "ready.json").exists():
         return []
+    lines = SRUN_EXIT_LINE.findall(_end_of_log(run, n))
+    nodes = sorted({name for name, code in lines if int(code) in UNSTARTED_CODES})
+    return nodes if 2 * len(nodes) <= total else []
+
+
+def out_of_memory_nodes(run: RunDir, n: int) -> List[str]:
+    """Names of nodes on which the kernel killed a rank of attempt n at the memory limit of its cgroup, sorted.
+
+    The job goes on until its script ends, so its state does not say it, and srun ends with 1.
+    """
+    return sorted(set(SRUN_MEMORY_LINE.findall(_end_of_log(run, n))))
+
+
+def _end_of_log(run: RunDir, n: int) -> str:
+    """The end of the standard error of attempt n's job; "" if it cannot be read: it is only a hint."""
     try:
         with open(str(run.logs / str(n) / "job.err"), "rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
-            text = log.read().decode("utf-8", "replace")
-    except OSError:  # its content is only a hint
-        return []
-    nodes = sorted({name for name, code in SRUN_EXIT_LINE.findall(text) if int(code) in UNSTARTED_CODES})
-    return nodes if 2 * len(nodes) <= total else []
+            return log.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -77,6 +77,7 @@ def decide(
     late: Union[bool, str] = False,
     unstarted: Sequence[str] = (),
     lowered: str = "",
+    out_of_memory: Sequence[str] = (),
 ) -> Decision:
     """What to do after an attempt.
 
@@ -90,13 +91,14 @@ def decide(
         late: whether it used its wall limit, except for the time to save; True, or a sentence.
         unstarted: nodes that could not start any of its ranks.
         lowered: that its wall limit was lowered since it was submitted, as a sentence; "" if it was not.
+        out_of_memory: nodes on which the kernel killed a rank at the memory limit of the job.
     """
     states = set(re.findall("[A-Z_]+", (state or "").upper()))
     if complete:
         return Decision("done", "complete", "complete")
     if cancelled or "CANCELLED" in states:
         return Decision("stop", "cancelled", "cancelled")
-    cause, reason = root_cause(causes, code, states, stop_requested, unstarted)
+    cause, reason = root_cause(causes, code, states, stop_requested, unstarted, out_of_memory)
     if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
         limit = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
         cause, reason = "timeout", "%s; %s: give it more hours" % (reason, limit)
@@ -126,6 +128,7 @@ def root_cause(
     states: Set[str],
     stop_requested: bool = False,
     unstarted: Sequence[str] = (),
+    out_of_memory: Sequence[str] = (),
 ) -> Tuple[str, str]:
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
@@ -141,6 +144,9 @@ def root_cause(
         return "stopped", "preempted, or its node failed, before a clean stop"
     if unstarted:
         return "node", "no rank could be started on %s: the mount or the interpreter is missing" % ", ".join(unstarted)
+    if out_of_memory:  # causes of other ranks are then echoes
+        where = ", ".join(out_of_memory)
+        return "crash", "out of memory: a rank on %s was killed at the memory limit of the job (--mem)" % where
     if root:
         taken = any(c["cause"] == "crash" and PORT_TAKEN.search(str(c.get("reason", ""))) for c in causes)
         return "port" if taken else "crash", _describe(root)

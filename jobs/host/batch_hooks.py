@@ -274,6 +274,7 @@ def end(
         suspect=bad_nodes.find_suspect(run, n, time.time()),
         late=wall_limit.limit_reached(run, n, slurm_cli.time_used(fields)),
         unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
+        out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
         disk_full=str(last_error) if disk_full else "",
     )
     log(json.dumps(decision._asdict(), sort_keys=True), sys.stdout)

@@ -66,7 +66,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
         return CAUSES["crash"]
     if "daemon" in play:
         subprocess.Popen(["sleep", play["daemon"]], start_new_session=True)
-    filled = b"x" * (play.get("memory", 0) << 20)
+    memory = b"x" * (play.get("memory", 0) << 20)
     stop_signal = ""
     end = time.monotonic() + play["steps"] * STEP
     while time.monotonic() < end:
@@ -77,6 +77,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
                 run.record_stop_signal(attempt, f"SIG{name}")
             if not stop_signal and name not in play.get("ignore", []):
                 stop_signal, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
+    del memory
     if not stop_signal and rank == 0:
         write_json(run.result, {"run": run.name, "attempt": attempt})
     return leave(run, attempt, rank, stop_signal)

@@ -221,10 +221,10 @@ class StormRun(Calm):
         """Slurm's number of the job, which is not that of its array."""
         return slurm_cli.fields_of(self.slurm("scontrol", "show", "job", self.job().id))["JobId"]
 
-    @staticmethod
-    def shells(number):
+    def shells(self, number):
         """Pids of the batch shells of job ``number``, also of earlier starts that still run."""
-        return set(pids(f"/job{int(number):05d}/slurm_script"))
+        folders = [self.here.site.spool(node) for node in self.here.site.names]
+        return {pid for folder in folders for pid in pids(f"{folder}/job{int(number):05d}/slurm_script")}
 
     def intervene(self, what):
         """Record what a person had to do."""

@@ -175,3 +175,16 @@ def test_unstartable_nodes_accepts_missing_log_and_reads_only_its_tail(tmp_path)
     assert bad_nodes.unstartable_nodes(RunDir(tmp_path / "nothing"), 1, 4) == []
     assert unstartable(tmp_path, LOST + "x" * bad_nodes.TAIL_BYTES) == []
     assert unstartable(tmp_path, "x" * bad_nodes.TAIL_BYTES + "\n" + LOST) == ["n2"]
+
+
+def test_out_of_memory_nodes_reads_lines_of_srun(tmp_path):
+    run = RunDir(tmp_path / "run")
+    assert bad_nodes.out_of_memory_nodes(run, 1) == []
+    (run.logs / "1").mkdir(parents=True)
+    lines = [
+        "slurmstepd-n1: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed."
+    ]
+    lines += ["srun: error: n1: task 0: Out Of Memory", "srun: error: n-3.site: tasks 4-5: Out Of Memory"]
+    lines += ["srun: error: n2: task 1: Killed", "rank 1: srun: error: n9: task 1: Out Of Memory"]
+    (run.logs / "1" / "job.err").write_text("\n".join(lines) + "\n")
+    assert bad_nodes.out_of_memory_nodes(run, 1) == ["n-3.site", "n1"]

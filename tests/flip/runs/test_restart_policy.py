@@ -284,6 +284,15 @@ def test_decide_excludes_hosts_for_hardware_errors_and_unstarted_ranks():
     assert (full.cause, full.exclude) == ("storage", ())
 
 
+def test_decide_names_memory_limit_beside_crashes_of_other_ranks():
+    """srun ends with 1 then, and the state of the job stays RUNNING until its script has ended."""
+    for causes in ([], [c("peer_lost")], [c("crash", 1, reason="CUDA error")]):
+        decision = ask(causes=causes, code=1, out_of_memory=["n1", "n2"])
+        assert (decision.cause, decision.action, decision.exclude) == ("crash", "requeue", ())
+        assert decision.reason.startswith("out of memory: a rank on n1, n2 was killed at the memory limit of the job")
+    assert ask(causes=[c("diverged")], code=1, out_of_memory=["n1"]).cause == "diverged"
+
+
 def old_python() -> str:
     """The oldest Python from 3.6 to 3.10 on this machine, or any Python of pyenv; empty if there is none."""
     places = [*Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/3.*/bin/python3")]

@@ -1,0 +1,81 @@
+"""Tests on a Slurm that tracks processes and limits memory by cgroups (proctrack/cgroup, task/cgroup)."""
+
+import os
+import signal
+
+import pytest
+
+from flip.runs.errors import ConfigError
+from flip.runs.rundir import RunDir, read_json, write_json
+from jobs.common.job import Job, JobResources
+from jobs.host import slurm_cli
+from jobs.runs.clusters import states
+from jobs.slurm.backend import SlurmBackend
+from tests.harness.common import ROOT, wait_until
+from tests.harness.slurm_scene import pids, profile
+from tests.slurm.scenarios import AGAIN, SHORT
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+@pytest.fixture
+def site(start_slurm):
+    try:
+        return start_slurm(nodes=2, gpus=0, cpus=2, cgroups=True)
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+def submit(folder, play, **options):
+    run = RunDir(folder / "runs" / "run")
+    run.path.mkdir(parents=True)
+    write_json(run.path / "play.json", play)
+    run.config.write_text("schema: 1\n")
+    send(run, **options)
+    return run
+
+
+def send(run, **options):
+    job = Job(run, ROOT, JobResources(nodes=1, cpus=1, hours=0.5), module="tests.slurm.scripted")
+    SlurmBackend(profile(peer_seconds=2, options=options)).submit([job])
+
+
+def state(run):
+    return states([run])[run.path]
+
+
+def fields(run):
+    record = read_json(run.path / "job.json")
+    return slurm_cli.job_fields(slurm_cli.queue([record["name"]])[record["name"], 0].id)
+
+
+def story(run):
+    return lambda: (state(run), fields(run), [p.read_text() for p in run.path.glob("attempts/*/end.json")])
+
+
+def test_rank_killed_for_memory_restarts_and_leaves_no_process(site, tmp_path):
+    """The kernel kills the rank at the memory limit of its job (--mem). A process that has left the rank's session ends
+    with the step; without cgroups Slurm would not know it."""
+    play = {"steps": SHORT, "attempts": {"1": {"memory": 400, "daemon": "7731.25"}}}
+    run = submit(tmp_path, play, mem="200")
+    wait_until(lambda: state(run).state == "complete", "its end", 120, story=story(run))
+    end = read_json(run.attempt(1) / "end.json")
+    assert run.newest_attempt() == 2 and (end["cause"], end["action"]) == ("crash", "requeue"), end
+    assert "memory" in end["reason"], end
+    assert not pids("sleep 7731.25")
+
+
+def test_status_names_killed_batch_shell_and_run_continues_when_submitted_again(site, tmp_path):
+    """Slurm kills the watcher with its shell, before it can restart the job. The rank gets TERM and saves."""
+    run = submit(tmp_path, AGAIN)
+    wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == 1, "its rank")
+    job = fields(run)
+    (shell,) = pids(f"{site.site.spool(job['BatchHost'])}/job{int(job['JobId']):05d}/slurm_script")
+    os.kill(shell, signal.SIGKILL)
+    wait_until(lambda: fields(run)["JobState"] == "FAILED", "its end", story=story(run))
+    assert not pids(f"batch_hooks.py watch {run.path}")
+    shown = state(run)
+    assert shown.state == "stopped" and "its batch script was killed before it could act" in shown.detail, shown
+    assert run.causes(1)[0]["cause"] == "stopped"
+    send(run)
+    wait_until(lambda: state(run).state == "complete", "its second attempt", 120, story=story(run))
