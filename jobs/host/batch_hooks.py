@@ -3,7 +3,8 @@
     batch_hooks.py begin RUN_DIR            print the number of the next attempt, or nothing if there is none
     batch_hooks.py end RUN_DIR --code 75    record the end, requeue; print the decision as a line of JSON
     batch_hooks.py watch RUN_DIR            restart a job that Slurm ends for its wall limit or for lost nodes, or whose
-                                            batch shell was killed, also before `begin` has ended
+                                            batch shell was killed, also before `begin` has ended; end an srun that
+                                            outlives its ranks
     batch_hooks.py release RUN_DIR          release the jobs that wait for a canary once it has passed
 
 The order in ``end`` matters: after a requeue the batch shell may be killed at once, so the end is written and synced
@@ -28,7 +29,7 @@ from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import canary, notify, processes, slurm_cli
+from jobs.host import canary, lost_step, notify, processes, slurm_cli
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -391,6 +392,7 @@ class OwnAttempt:
         self.run = run
         self.number = number or 0
         self.limit: Optional[int] = None  # seconds, not recorded yet
+        self.step: Optional[lost_step.LostStep] = None
 
     def find(self) -> bool:
         """Whether the attempt has started; looks for it if that is unknown."""
@@ -418,13 +420,26 @@ class OwnAttempt:
         self.limit = None
 
     def sleep(self, seconds: float, sleep: Callable[[float], Any]) -> None:
-        """Sleep until TERM. Until the attempt has started, look for it every START_POLL_SECONDS."""
+        """Sleep until TERM. Until the attempt has started, look for it every START_POLL_SECONDS; then, every
+        ``lost_step.POLL_SECONDS``, look for the end of its ranks."""
         while not self.find() and seconds > START_POLL_SECONDS:
             if sleep(START_POLL_SECONDS):
                 return
             seconds -= START_POLL_SECONDS
         self.record_limit(self.limit)
+        while self.find() and seconds > lost_step.POLL_SECONDS:
+            if sleep(lost_step.POLL_SECONDS):
+                return
+            seconds -= lost_step.POLL_SECONDS
+            self.check_step()
         sleep(seconds)
+
+    def check_step(self) -> None:
+        """End an srun that outlives its ranks."""
+        if self.step is None:
+            self.step = lost_step.LostStep(self.run, self.number)
+        if self.step.check():
+            log("%s: srun was killed: its ranks have ended, and Slurm did not notice" % self.run.path)
 
 
 def on_shell_gone(own: OwnAttempt) -> int:

@@ -90,7 +90,7 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     killed = []
     for pid, started in _own_processes():
         argv, environ = arguments(pid), environment(pid)
-        same_run = environ.get("FLIP_RUN") == path and (_is_watcher(argv) or _is_srun(argv))
+        same_run = environ.get("FLIP_RUN") == path and (_is_watcher(argv) or is_srun(argv))
         earlier = same_run and _is_earlier(environ, n, job, restarts)
         if not (earlier or _is_batch_shell(argv, environ, job, restarts)):
             continue
@@ -109,8 +109,8 @@ def _is_watcher(argv: List[str]) -> bool:
     return bool(command) and command[0] in WATCHERS
 
 
-def _is_srun(argv: List[str]) -> bool:
-    """srun waits for ever if the daemon of its step was killed."""
+def is_srun(argv: List[str]) -> bool:
+    """Whether a command line is that of srun, which waits for ever if the daemon of its step was killed."""
     return os.path.basename(argv[0] if argv else "") == "srun"
 
 
@@ -130,6 +130,11 @@ def _is_batch_shell(argv: List[str], environ: Dict[str, str], job: str, restarts
     return bool(job and script and same and slurm_cli.own_job(environ) == job) and (
         slurm_cli.restart_count(environ) < restarts
     )
+
+
+def own_environments() -> Dict[int, Dict[str, str]]:
+    """Pid of each process of this user, without this one -> its environment."""
+    return {pid: environment(pid) for pid, _ in _own_processes()}
 
 
 def _own_processes() -> Iterator[Tuple[int, str]]:

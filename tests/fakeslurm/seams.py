@@ -6,7 +6,7 @@ import contextlib
 from unittest import mock
 
 from flip.runs import attempts, rundir, wall_limit
-from jobs.host import batch_hooks, processes, slurm_cli
+from jobs.host import batch_hooks, lost_step, processes, slurm_cli
 
 
 @contextlib.contextmanager
@@ -19,6 +19,7 @@ def in_place(clock, commands):
         stack.enter_context(
             mock.patch.object(processes, "kill_orphans", lambda *args: [])
         )  # it reads processes of this host
+        stack.enter_context(mock.patch.object(lost_step, "POLL_SECONDS", float("inf")))  # the same
         stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
         stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
         yield

@@ -19,6 +19,8 @@ LOST_SECONDS = 15.0
 """For which a stopped run must stay stopped: until then the watcher may restart its job."""
 HANGS = (6, 14)
 """Seconds for which slurmctld does not answer; commands wait for ten."""
+LONG = 300
+"""Seconds to wait for a batch shell."""
 SITE = (FOREIGN,)
 
 
@@ -119,9 +121,11 @@ def shell_killed_at_start(run):
     before = run.shells(number)
     killed = _kill(run)
     new = set()
+    limit = time.monotonic() + LONG
     while not new:
         new = run.shells(number) - before
         run.wait(lambda: True, "a batch shell")  # raises if the run has stopped
+        assert time.monotonic() < limit, f"timeout while waiting for a batch shell\n{run.story()}"
         time.sleep(0.003)
     time.sleep(delay)
     for shell in new:
@@ -165,8 +169,8 @@ def batch_stepd_killed(run):
 
 @kind(6, sites=SITE)
 def stepd_killed(run):
-    """Kill Slurm's parent of ranks on one node. They go on, but srun learns of their end only when slurmctld misses the
-    step."""
+    """Kill Slurm's parent of ranks on one node. They go on; when they have ended, the watcher ends srun, which would
+    wait for ever."""
     number = run.job_number()
     with run.scene.hands:
         stepds = sorted(run.scene.stepds(number, "0"), key=lambda process: process.pid)
