@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from flip.runs.rundir import RunDir, write_json
-from jobs.host import lost_step
+from jobs.host import lost_step, processes
 from jobs.host.lost_step import LostStep
 from tests.harness.common import wait_until
 
@@ -20,20 +20,15 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def start(run, tmp_path):
+def start(run):
     """``start(name, *options, **environment)`` starts a process of the attempt, which is killed after the test."""
     started = []
 
     def spawn(name, *options, attempt=1, **environment):
         named = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(attempt), **environment}
-        command = [
-            "bash",
-            "-c",
-            f"exec -a {name} {sys.executable} -c 'import time; time.sleep(60)' {' '.join(options)}",
-        ]
-        started.append(subprocess.Popen(command, env={**os.environ, **named}))
-        cmdline = f"/proc/{started[-1].pid}/cmdline"
-        wait_until(lambda: open(cmdline, "rb").read().startswith(name.encode() + b"\0"), "its command line")
+        words = [name, "-c", "import time; time.sleep(60)", *options]
+        started.append(subprocess.Popen(words, executable=sys.executable, env={**os.environ, **named}))
+        wait_until(lambda: processes.arguments(started[-1].pid)[:1] == [name], "its command line")
         return started[-1]
 
     yield spawn
