@@ -24,9 +24,9 @@ from flip.distributed.collectives import run_on_first
 from flip.distributed.parallel import World
 from flip.distributed.shutdown import LONG_OPERATION_FACTOR, Watchdog
 from flip.models.clip import CLIPModel
-from flip.runs import rundir
 from flip.runs.commit import Commit
 from flip.runs.errors import DataError
+from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_record
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def uptime_and_interruptions(run: RunDir, attempt: int) -> tuple[float, int]:
         ready = _record(run.attempt(n) / "ready.json").get("time")
         if n >= attempt or ready is None:
             continue
-        lines = rundir.newest_first(run.metrics / f"{n}.jsonl")
+        lines = metric_file(run, n).newest_first()
         uptime += max(0.0, next((line["time"] for line in lines if "time" in line), ready) - ready)
         interruptions += _record(run.attempt(n) / "end.json").get("code") != 75
     return uptime, interruptions

@@ -1,18 +1,15 @@
 """The logged steps of a run as a table with all their fields: ``flip.read_metrics``. No torch.
 
-``flip.monitoring.metrics_reader`` reads the few fields that reports need, and faster.
+``flip.monitoring.metrics_reader`` has columns of the few fields that reports need, and is faster.
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from flip.config.identity import flatten
-from flip.runs import records
 from flip.runs.errors import ConfigError, DataError
-from flip.runs.files import open_regular
-from flip.runs.rundir import RunDir, parse_int, sorted_glob
+from flip.runs.metric_lines import metric_files
+from flip.runs.rundir import RunDir
 
 
 def read_metrics(run: str | os.PathLike[str]) -> dict[str, list[Any]]:
@@ -27,22 +24,11 @@ def read_metrics(run: str | os.PathLike[str]) -> dict[str, list[Any]]:
     if not folder.identity.is_file():
         raise ConfigError("is no run directory", str(run), remedy="Name one, such as runs/quickstart/masked.")
     steps: dict[int, dict[str, Any]] = {}
-    numbered = {parse_int(path.stem): path for path in sorted_glob(folder.metrics, "*.jsonl")}
-    for n in sorted(n for n in numbered if n is not None):
-        for line in _lines(numbered[n]):
+    for n, file in metric_files(folder).items():
+        for line in file:
             steps[line["step"]] = {"attempt": n, **flatten(line)}
+        if file.damaged:
+            raise DataError(file.problem, str(file.path))
     rows = [steps[step] for step in sorted(steps)]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The complete lines of one attempt: a process that was killed may leave a part of a line at the end."""
-    with open_regular(path) as file:
-        lines = file.read().split(b"\n")
-    for number, text in enumerate(lines[:-1], 1):
-        try:
-            line = records.checked(records.parse(text), records.LINE)
-            yield {"step": line["step"], **line}
-        except (ValueError, KeyError) as error:
-            raise DataError(f"line {number} cannot be read: {error}", str(path)) from error

@@ -1,16 +1,19 @@
-"""Reads the metric lines of a run as columns; 10,000 lines take 10 ms and 1 MB. No torch."""
+"""The metric lines of a run as columns; 10,000 lines take 10 ms and 1 MB. No torch.
+
+Lines are those of ``flip.runs.metric_lines``. pyarrow parses files whose lines are all valid, ten times as fast.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flip.runs.files import open_regular
-from flip.runs.rundir import RunDir, newest_first, parse_int, sorted_glob
+from flip.runs import records
+from flip.runs.metric_lines import MetricFile, metric_files
+from flip.runs.rundir import RunDir
 
 Column = NDArray[np.float64]
 Columns = Mapping[str, Column]
@@ -45,7 +48,7 @@ class Metrics:
     bounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     """Attempt -> its range of lines [first, stop)."""
     damage: tuple[str, ...] = ()
-    """A sentence for each unreadable file, whose lines are missing."""
+    """A sentence for each file that is unreadable or has damaged lines, which are missing."""
 
     def attempt(self, n: int) -> Columns:
         """All lines of attempt n; views."""
@@ -95,54 +98,69 @@ def empty(damage: tuple[str, ...] = ()) -> Metrics:
 
 
 def read_metrics(run: RunDir) -> Metrics:
-    """Read the lines of all attempts. A damaged file is reported in ``damage``."""
-    tables, damage = [], []
-    for n, path in sorted(_numbered(run).items()):
+    """Read the valid lines of all attempts. Damaged ones and unreadable files are reported in ``damage``."""
+    tables: dict[int, dict[str, Column]] = {}
+    damage = []
+    for n, file in metric_files(run).items():
         try:
-            tables.append((n, _lines(path)))
+            table = _columns(file)
         except (OSError, ValueError) as error:
-            damage.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    tables = [(n, table) for n, table in tables if len(table["step"])]
+            damage.append(str(error) if str(file.path) in str(error) else f"{file.path}: {error}")
+            continue
+        if file.damaged:
+            damage.append(f"{file.path}: {file.damaged} damaged lines are left out; {file.problem}")
+        if len(table["step"]):
+            tables[n] = table
     if not tables:
         return empty(tuple(damage))
-    bounds, first = {}, 0
-    for n, table in tables:
-        bounds[n] = (first, first := first + len(table["step"]))
-    columns = {name: np.concatenate([table[name] for _, table in tables]) for name in FIELDS}
+    ends = np.cumsum([len(table["step"]) for table in tables.values()]).tolist()
+    ranges = zip([0, *ends[:-1]], ends, strict=True)
+    bounds = dict(zip(tables, ranges, strict=True))
+    columns = {name: np.concatenate([table[name] for table in tables.values()]) for name in FIELDS}
     return Metrics(columns, bounds, tuple(damage))
 
 
-def _numbered(run: RunDir) -> dict[int, Path]:
-    """Attempt -> its file."""
-    numbers = {parse_int(path.stem): path for path in sorted_glob(run.metrics, "*.jsonl")}
-    return {n: path for n, path in numbers.items() if n is not None}
+def _columns(file: MetricFile) -> dict[str, Column]:
+    """A column of each field of a file's valid lines."""
+    text = file.text()
+    if not text.strip():
+        return {name: np.empty(0) for name in FIELDS}
+    columns = _parsed_by_pyarrow(text)
+    if columns is not None:
+        return columns
+    lines = list(file)
+    return {name: np.array([line.get(name, np.nan) for line in lines], dtype=np.float64) for name in FIELDS}
 
 
-def newest(run: RunDir) -> dict[str, Any]:
-    """The newest complete metric line with all its fields; empty without any line."""
-    lines = (line for _, path in sorted(_numbered(run).items(), reverse=True) for line in newest_first(path))
-    return next(lines, {})
-
-
-def _lines(path: Path) -> dict[str, Column]:
-    """The columns of one file, without an incomplete last line."""
+def _parsed_by_pyarrow(text: bytes) -> dict[str, Column] | None:
+    """The columns of complete lines; None if a line may be damaged."""
     import pyarrow
     from pyarrow.json import ParseOptions, ReadOptions, read_json
 
-    with open_regular(path) as file:
-        text = file.read()
-    text = text[: text.rfind(b"\n") + 1]
-    if not text.strip():
-        return {name: np.empty(0) for name in FIELDS}
-    if not text.lstrip().startswith(b"{"):  # pyarrow 26 ends the process if the first value is null
-        raise ValueError(f"{path}: the first line is not a JSON object")
-    schema = pyarrow.schema([(name, pyarrow.float64()) for name in FIELDS])
-    table = read_json(
-        pyarrow.BufferReader(text),
-        read_options=ReadOptions(use_threads=False, block_size=max(1 << 20, len(text))),
-        parse_options=ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-    )
+    if not text.startswith(b"{"):  # pyarrow 26 ends the process if the first value is null
+        return None
+    whole, string = pyarrow.int64(), pyarrow.string()
+    types = {"step": whole, "samples": whole, "stage": string, "verdict": string}
+    names = dict.fromkeys([*FIELDS, *types])
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.float64())) for name in names])
+    try:
+        table = read_json(
+            pyarrow.BufferReader(text),
+            read_options=ReadOptions(use_threads=False, block_size=max(1 << 20, len(text))),
+            parse_options=ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except pyarrow.ArrowInvalid:
+        return None
+    if table["step"].null_count or table["samples"].null_count:
+        return None
     columns = {name: table[name].to_numpy() for name in FIELDS}
-    if np.isnan(columns["step"]).any() or np.isnan(columns["samples"]).any():
-        raise ValueError(f"{path}: a line has no step or no samples")
-    return columns
+    if not all(_is_valid(name, column, table[name].null_count) for name, column in columns.items()):
+        return None
+    return {name: column.astype(np.float64) for name, column in columns.items()}
+
+
+def _is_valid(name: str, column: NDArray[Any], absent: int) -> bool:
+    """Whether the type of a field accepts all its values. ``absent``: lines without it; NaN of others is none."""
+    known = column[~np.isnan(column)]
+    extremes = [known.min().item(), known.max().item()] if len(known) else []
+    return len(known) + absent == len(column) and all(records.LINE[name].fits(value) for value in extremes)

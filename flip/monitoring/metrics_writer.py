@@ -23,6 +23,7 @@ from flip.data.loader import Batch
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.files import open_append, run_folder
+from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, write_json
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ class MetricsWriter:
 
     def _logged_before(self, samples: int) -> dict[str, Any]:
         """Stage, loss and accuracy of the newest metric line, unless its step will be repeated."""
-        line = metrics_reader.newest(self._run)
+        line = newest_line(self._run)
         logged = line.get("samples")
         known = isinstance(logged, int) and logged <= samples
         return {key: line[key] for key in ("stage", "loss", "accuracy") if known and key in line}

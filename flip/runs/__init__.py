@@ -3,6 +3,7 @@
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
 - ``records``: the fields and types of every record, checked when it is read.
+- ``metric_lines``: the only reader of metrics/<n>.jsonl.
 - ``ownership``: who owns a path, who may write to it, and who may exchange it through a folder above.
 - ``deletion``: the only calls that delete files and folders.
 - ``origin``: whether a run directory was copied, or renamed and moved.

@@ -104,7 +104,11 @@ POINT: Dict[str, Any] = {"stage": TEXT, "samples": COUNT.needed(), "seconds": NU
 #: pins/<id>.json.
 PIN = {"by": PATH.needed(), "stage": TEXT.needed(), "samples": COUNT.needed(), "time": TIME}
 #: A line of metrics/<n>.jsonl.
-LINE = {"step": COUNT, "samples": COUNT, "stage": TEXT, "loss": NUMBER, "time": TIME, "verdict": TEXT}
+LINE: Dict[str, Any] = {
+    "step": COUNT.needed(), "samples": COUNT.needed(), "stage": TEXT, "loss": NUMBER, "accuracy": NUMBER, "time": TIME,
+    "seconds": NUMBER, "samples_per_second": NUMBER, "data_wait": NUMBER, "saving": NUMBER, "cpu_seconds": NUMBER,
+    "verdict": TEXT,
+}  # fmt: skip
 #: A row of the paper in sweep.json; its undeclared fields are scores by evaluation set.
 PUBLISHED: Dict[str, Any] = {
     "row": TEXT, "title": TEXT, "run": RUN, "not_yet": TEXT, "within": NUMBER, "needs": MAPPING, "near": {"*": NUMBER},

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, List, Optional
 
 from flip.runs import deletion, records
 from flip.runs.errors import CRASH, DataError
@@ -20,16 +20,12 @@ from flip.runs.files import (
     create_beside,
     fsync_path,
     new_folder,
-    open_regular,
     read_regular,
     refuse_prepared,
     replace_link,
     run_folder,
 )
 from flip.runs.ownership import PathLike
-
-#: Upper bound of the bytes of a line of metrics.
-LINE_LIMIT = 1 << 16
 
 #: Levels of folders in a run directory: checkpoints/<stage>/<S>-<n>.
 RUN_DEPTH = 3
@@ -140,24 +136,6 @@ def load_record(path: PathLike, fields: Any = None) -> Any:
         return read_record(path, fields) or {}
     except ValueError as error:
         raise DataError("a record is damaged", path, str(error))
-
-
-def newest_first(path: Path) -> Iterator[Dict[str, Any]]:
-    """Yield the last lines of a file of metrics (64 KiB of it), newest first, without damaged lines.
-
-    Yields nothing if the file does not exist or cannot be read.
-    """
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LINE_LIMIT))
-            lines = file.read().split(b"\n")[:-1]
-    except (OSError, ValueError):
-        return
-    for line in reversed(lines):
-        try:
-            yield records.checked(records.parse(line), records.LINE)
-        except ValueError:
-            continue
 
 
 def list_names(folder: Path) -> List[str]:

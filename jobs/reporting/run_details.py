@@ -9,8 +9,8 @@ from typing import Any
 
 from flip.config.derived import model_label
 from flip.environment import changes_in
-from flip.monitoring import metrics_reader
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.runs.metric_lines import newest_line
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.cli import command
@@ -56,7 +56,7 @@ def explain(run: RunDir) -> dict[str, Any]:
         "next": _next(run, outcome, state, now),
         "incidents": _incidents(outcome),
         "goodput": goodput.as_dict([account])[0],
-        "verdict": metrics_reader.newest(run).get("verdict"),
+        "verdict": newest_line(run).get("verdict"),
         "anomalies": _anomalies(run),
         "damaged": outcome.damage,
     }

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flip.runs import attempts
-from flip.runs.rundir import RunDir, newest_first, read_record
+from flip.runs.metric_lines import metric_file
+from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
@@ -105,7 +106,7 @@ def _final_seconds(path: Path, n: int, submitted: float | None) -> float:
     """
     run = RunDir(path)
     start, end = (read_lenient(run.attempt(n) / name) for name in ("start.json", "end.json"))
-    last = end if end.get("code") is not None else next(newest_first(run.metrics / f"{n}.jsonl"), {})
+    last = end if end.get("code") is not None else next(metric_file(run, n).newest_first(), {})
     return max(0.0, last["time"] - start["time"])
 
 

@@ -22,10 +22,11 @@ from typing import Any
 
 from flip.monitoring import results
 from flip.monitoring.curves import CurvePoints, scores
-from flip.runs import commit, records
+from flip.runs import commit
 from flip.runs.credentials import scrub
 from flip.runs.errors import ConfigError, StorageError
-from flip.runs.files import open_lock, open_regular, run_folder
+from flip.runs.files import open_lock, run_folder
+from flip.runs.metric_lines import MetricFile, metric_file
 from flip.runs.rundir import RunDir, load_record, write_json
 from jobs.common.filesystem import locked, writing
 from jobs.tracking.tracker import TrackedRun, Tracker, load_tracker
@@ -81,7 +82,7 @@ class Follower:
         self._step: int = state.get("step", -1)
         self._summary: dict[str, Any] = state.get("summary", {})
         self._scored: set[str] = set(state.get("scored", ()))
-        self._offsets: dict[int, int] = {}
+        self._files: dict[int, MetricFile] = {}
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._points = CurvePoints()
         self._tracker: Tracker | None = None
@@ -119,16 +120,8 @@ class Follower:
     def _new_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(attempt, metric line) of lines that were not read yet, without damaged ones."""
         for n in self.run.attempt_numbers():
-            with contextlib.suppress(FileNotFoundError), open_regular(self.run.metrics / f"{n}.jsonl") as file:
-                file.seek(self._offsets.get(n, 0))
-                text = file.read()
-                text = text[: text.rfind(b"\n") + 1]
-                self._offsets[n] = self._offsets.get(n, 0) + len(text)
-                for row in text.splitlines():
-                    with contextlib.suppress(ValueError, KeyError, TypeError):
-                        line = records.checked(records.parse(row), records.LINE)
-                        line["step"], line["samples"]
-                        yield n, line
+            for line in self._files.setdefault(n, metric_file(self.run, n)):
+                yield n, line
 
     def _open(self) -> int:
         """Open the tracker, if it is not; returns the last step that it holds."""

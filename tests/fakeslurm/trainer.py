@@ -89,7 +89,7 @@ class Trainer:
                 self.run.metrics.mkdir(exist_ok=True)
                 step = self.first // BATCH + steps
                 with open(self.run.metrics / f"{self.n}.jsonl", "a") as lines:
-                    lines.write(json.dumps({"step": step, "loss": 5.0}) + "\n")
+                    lines.write(json.dumps({"step": step, "samples": step * BATCH, "loss": 5.0}) + "\n")
 
     def _when(self, samples):
         """Seconds from the start of training until S is reached."""

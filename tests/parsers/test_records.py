@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flip.monitoring import metrics_reader
 from flip.runs import commit
 from flip.runs.errors import CAUSES
+from flip.runs.metric_lines import newest_line
 from flip.runs.records import PIN
 from flip.runs.rundir import RunDir, read_json, read_record, write_json
 from tests.parsers.spoil import DEEP, VALUES, spoiled, texts
@@ -94,14 +95,14 @@ def test_read_metrics_survives_any_lines(run, lines, end):
     metrics = metrics_reader.read_metrics(run)
     assert all(isinstance(step, float) for step in metrics["step"].tolist())
     metrics.last("loss"), metrics.seconds_at(100)
-    assert isinstance(metrics_reader.newest(run), dict)
+    assert isinstance(newest_line(run), dict)
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=5))
 def test_read_metrics_returns_losses_as_written(run, losses):
     lines = [dict(LINE, step=step, loss=loss) for step, loss in enumerate(losses)]
     (run.metrics / "1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert metrics_reader.read_metrics(run)["loss"].tolist() == losses and metrics_reader.newest(run) == lines[-1]
+    assert metrics_reader.read_metrics(run)["loss"].tolist() == losses and newest_line(run) == lines[-1]
 
 
 @pytest.mark.parametrize("name", ["²", "x", "1.tmp.7"])
@@ -111,9 +112,7 @@ def test_run_ignores_attempts_with_non_numeric_names(tmp_path, name):
     (run.attempts / name).mkdir()
     run.metrics.mkdir()
     (run.metrics / f"{name}.jsonl").write_text("{}\n")
-    assert (
-        run.attempt_numbers() == [1] and len(metrics_reader.read_metrics(run)) == 0 and metrics_reader.newest(run) == {}
-    )
+    assert run.attempt_numbers() == [1] and len(metrics_reader.read_metrics(run)) == 0 and newest_line(run) == {}
 
 
 @given(spoiled(b'{"a": [1, 2.5, null, "b"]}') | st.binary(max_size=20))

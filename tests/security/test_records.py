@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from flip.checkpoint import manager
 from flip.config.merge import to_dict
-from flip.monitoring import metrics_reader, results
+from flip.monitoring import results
 from flip.runs import attempts, bad_nodes, commit, wall_limit  # fmt: skip
 from flip.runs.errors import FlipError
+from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, write_json
 from jobs import explain, logs, report  # fmt: skip
 from jobs.common.cluster_profile import ClusterProfile
@@ -192,7 +193,7 @@ def read_by_hosts(run):
         lambda: attempts.cancel_reason(run), lambda: run.causes(1), lambda: commit.commits(run), lambda:
         commit.pinned(run), lambda: commit.pin_holders(run), lambda: wall_limit.measured(run), lambda:
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
-        lambda: manager.uptime_and_interruptions(run, 9), lambda: metrics_reader.newest(run), lambda:
+        lambda: manager.uptime_and_interruptions(run, 9), lambda: newest_line(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),
         lambda: job_states.canaries_of([run]), lambda: job_states.invisible_jobs([run]),
     )  # fmt: skip

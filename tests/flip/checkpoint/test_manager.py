@@ -56,7 +56,7 @@ def attempts(run, *lives):
             continue
         write_json(run.attempt(n) / "ready.json", {"samples": 0, "time": 1000.0 * n})
         run.metrics.mkdir(exist_ok=True)
-        lines = [json.dumps({"step": k, "time": 1000.0 * n + t}) for k, t in enumerate((1.0, lived))]
+        lines = [json.dumps({"step": k, "samples": 8 * k, "time": 1000.0 * n + t}) for k, t in enumerate((1.0, lived))]
         (run.metrics / f"{n}.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "ti')
 
 
@@ -88,13 +88,15 @@ def test_save_interval_shrinks_with_more_interruptions(tmp_path):
     assert SaveInterval(7, calm, 2).seconds(3, 30.0, 1.0) == 420
 
 
-@pytest.mark.parametrize("line", ["\0\0\0", '{"step": 2, "ti', "[1]", '{"step": 2}', '{"step": 2, "time": "late"}'])
+@pytest.mark.parametrize("line", [
+    "\0\0\0", '{"step": 2, "ti', "[1]", '{"step": 2}', '{"step": 2, "samples": 16, "time": "late"}',
+])  # fmt: skip
 def test_uptime_skips_damaged_metric_lines(tmp_path, line):
     """Damaged telemetry never stops training. The newest valid line with a time counts; without one the attempt counts
     as 0 seconds."""
     run = RunDir(tmp_path / "sweep" / "run")
     attempts(run, (100.0, None), (50.0, None))
-    valid = json.dumps({"step": 1, "time": 1030.0})
+    valid = json.dumps({"step": 1, "samples": 8, "time": 1030.0})
     (run.metrics / "1.jsonl").write_text(f"{valid}\n{line}\n")
     (run.metrics / "2.jsonl").write_text(f"{line}\n")
     assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (30.0, 2)

@@ -1,11 +1,12 @@
-"""Tests of read_metrics, which reads the metric lines of a run into columns, and of newest."""
+"""Tests of read_metrics, which reads the metric lines of a run into columns."""
 
 import json
 
 import numpy as np
 import pytest
 
-from flip.monitoring.metrics_reader import FIELDS, newest, read_metrics
+from flip.monitoring import metrics_reader
+from flip.monitoring.metrics_reader import FIELDS, read_metrics
 from flip.runs.rundir import RunDir
 
 
@@ -93,10 +94,40 @@ def test_read_metrics_returns_exact_floats_of_many_lines(tmp_path):
     assert (read_metrics(RunDir(tmp_path))["loss"] == values).all()
 
 
-def test_newest_skips_incomplete_and_damaged_lines(tmp_path):
+DAMAGED = [
+    "no json",
+    "null",
+    "[1]",
+    '{"step": 2}',
+    '{"step": 2.0, "samples": 16}',
+    '{"step": -2, "samples": 16}',
+    '{"step": 2, "samples": 2000000000000000000}',
+    '{"step": 2, "samples": 16, "loss": 1e31}',
+    '{"step": 2, "samples": 16, "loss": "x"}',
+    '{"step": 2, "samples": 16, "loss": NaN}',
+    '{"step": 2, "samples": 16, "accuracy": true}',
+    '{"step": 2, "samples": 16, "time": -1}',
+    '{"step": 2, "samples": 16, "stage": 5}',
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_line_is_left_out_and_named(tmp_path, text):
+    """The parser of columns refuses what ``records.LINE`` refuses."""
     run = RunDir(tmp_path)
-    write(run, 1, [line(1)])
-    write(run, 2, [line(2), line(3)], tail='\0\0\0\n[4]\n{"step": 5')
-    assert newest(run) == line(3)
-    write(run, 2, [], tail="\0\n")
-    assert newest(run) == line(1)
+    write(run, 1, [line(1)], tail=text + "\n" + json.dumps(line(3)) + "\n")
+    metrics = read_metrics(run)
+    assert metrics["step"].tolist() == [1, 3] and metrics["loss"].tolist() == [0.1, 0.3]
+    (sentence,) = metrics.damage
+    assert sentence.startswith(f"{run.metrics / '1.jsonl'}: 1 damaged lines are left out; line 2 cannot be read: ")
+
+
+def test_both_parsers_return_the_same_columns(tmp_path, monkeypatch):
+    run = RunDir(tmp_path)
+    write(run, 1, [line(1, seconds=0.5, time=1e9), line(2, loss=None, accuracy=1), {"step": 3, "samples": 24}])
+    fast = read_metrics(run)
+    monkeypatch.setattr(metrics_reader, "_parsed_by_pyarrow", lambda text: None)
+    slow = read_metrics(run)
+    assert not fast.damage and not slow.damage
+    for name in FIELDS:
+        np.testing.assert_array_equal(fast.columns[name], slow.columns[name])

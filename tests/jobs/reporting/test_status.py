@@ -1,6 +1,7 @@
 """Tests of the status command and of watching runs: output, Ctrl-C and exit codes."""
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -126,7 +127,8 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
         "the second attempt has neither an end nor metrics"
     )
     run.metrics.mkdir()
-    (run.metrics / "2.jsonl").write_text('{"step": 1, "time": 6000}\n{"step": 2, "time": 6800}\n')
+    lines = [{"step": 1, "samples": 8, "time": 6000}, {"step": 2, "samples": 16, "time": 6800}]
+    (run.metrics / "2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run_status.row(run, JobState("running", 3))["wall_seconds"] == 9000, "it counts up to its last metrics"
     (run.metrics / "2.jsonl").unlink()
     write_json(run.status, {"attempt": 3, "time": 10_800.0})
