@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from flip.data.storage.base import RequestError, plain_etag
 from flip.data.storage.fsspec_storage import FsspecStorage
-from flip.data.storage.retry import ErrorWording, OutageDetector, RetryAction, RetryPolicy, RetryState
+from flip.data.storage.retry import ErrorWording, OutageDetector, RetryPolicy, RetryState
 from flip.runs import commit, ownership
 from flip.runs.errors import PermissionDenied
 from flip.runs.files import atomic_write
@@ -140,17 +140,14 @@ class RemoteCheckpoint:
         return self._place in self._answered
 
     def _with_retries(self, key: str, request: Callable[[], _T], wording: ErrorWording) -> _T:
+        def recorded() -> _T:
+            answer = request()
+            self._answered.add(self._place)
+            self._outages.succeeded()
+            return answer
+
         state = RetryState(self._retry_policy, self._has_answered, wording=wording, outages=self._outages)
-        while True:
-            try:
-                answer = request()
-            except RequestError as fault:
-                if state.failed(key, fault) is RetryAction.RECONNECT:
-                    self._storage.reconnect()
-            else:
-                self._answered.add(self._place)
-                self._outages.succeeded()
-                return answer
+        return state.until_success(key, recorded, self._storage.reconnect)
 
 
 def _storage(url: str, timeout: float) -> S3Storage | FsspecStorage:

@@ -241,8 +241,9 @@ class ChunkReader(StorageClient):
     def _fetch(self, manifest: Manifest, j: int, ranges: ChunkRanges) -> Sequence[bytes]:
         """The bytes of a chunk from storage, with the right CRC, a piece for each range."""
         attempts = self._attempts()
-        wrong = set[int]()
-        while True:
+        wrong: set[int] = set()
+
+        def request_pieces() -> Sequence[bytes]:
             pieces = [
                 self._read(attempts, manifest.keys[shard], start, stop, manifest.etags[shard])
                 for shard, start, stop, _ in ranges
@@ -258,5 +259,6 @@ class ChunkReader(StorageClient):
             for shard, start, stop, _ in ranges:
                 if not is_remote(manifest.keys[shard]):
                     drop_cached_pages(manifest.keys[shard], start, stop)
-            error = RequestError("checksum", f"chunk {j} has a wrong CRC32")
-            self._failed(attempts, manifest.keys[ranges[0][0]], error)
+            raise RequestError("checksum", f"chunk {j} has a wrong CRC32")
+
+        return self._retry(attempts, manifest.keys[ranges[0][0]], request_pieces)

@@ -71,6 +71,37 @@ class _InFlight(Generic[_T]):
     answer: Future[_T]
 
 
+class _Download:
+    """The bytes of a range from ``start`` on, from responses each of which continues the one before."""
+
+    def __init__(self, start: int) -> None:
+        self.position = start
+        """Where the next response has to start."""
+        self._start = start
+        self._etag = ""
+        self._pieces: list[bytes] = []
+
+    def add(self, data: bytes, etag: str) -> bool:
+        """Append a response; returns False, and starts again, if it is of another object than those before."""
+        if self._pieces and etag != self._etag:
+            self._pieces.clear()
+            self.position = self._start
+            return False
+        self._pieces.append(data)
+        self.position += len(data)
+        self._etag = etag
+        return True
+
+    def data(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
+def _refuse_changed(etag: str, expected: str) -> None:
+    """Raise RequestError for a response of another object than the expected one; unknown ETags are empty."""
+    if expected and etag not in ("", expected):
+        raise RequestError("changed", f"its ETag is {etag}, indexed was {expected}")
+
+
 class StorageClient:
     """Reads local files and, for keys ``s3://bucket/path``, object storage. Threads may share an instance.
 
@@ -126,33 +157,40 @@ class StorageClient:
 
     def _read(self, attempts: RetryState, key: str, start: int, stop: int, etag: str) -> bytes:
         """``read``; after an incomplete response, the next attempt continues there if the object is the same."""
-        pieces, at, pieces_etag = list[bytes](), start, ""
-        while at < stop:
-            response = self._once(key, lambda storage: storage.get(key, at, stop))  # noqa: B023
-            error = response if isinstance(response, RequestError) else None
-            if etag and response.etag not in ("", etag):
-                error = RequestError("changed", f"its ETag is {response.etag}, indexed was {etag}")
-            if error is not None:
-                self._failed(attempts, key, error)
-                if not (response.data and response.etag):
-                    continue
-            if pieces and response.etag != pieces_etag:
-                pieces, at = [], start  # another object: start again
-                continue
-            pieces.append(response.data)
-            at, pieces_etag = at + len(response.data), response.etag
-            if error is not None:
-                self._count(resumed=len(response.data))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        download = _Download(start)
+
+        def request_rest() -> None:
+            while download.position < stop:
+                try:
+                    response = self._once(key, lambda storage: storage.get(key, download.position, stop))
+                except RequestError as error:
+                    _refuse_changed(error.etag, etag)
+                    if error.data and error.etag and download.add(error.data, error.etag):
+                        self._count(resumed=len(error.data))
+                    raise
+                _refuse_changed(response.etag, etag)
+                download.add(response.data, response.etag)
+
+        self._retry(attempts, key, request_rest)
+        return download.data()
 
     def _with_retries(self, key: str, request: Callable[[Storage], Future[_T]]) -> _T:
-        attempts = self._attempts()
-        while isinstance(result := self._once(key, request), RequestError):
-            self._failed(attempts, key, result)
-        return result
+        return self._retry(self._attempts(), key, lambda: self._once(key, request))
 
-    def _once(self, key: str, request: Callable[[Storage], Future[_T]]) -> _T | RequestError:
-        """The result or error of one request, or of two if the first is late."""
+    def _retry(self, attempts: RetryState, key: str, request: Callable[[], _T]) -> _T:
+        """The result of ``request``, repeated while it raises RequestError, which is counted. Raises as ``read``."""
+
+        def counted() -> _T:
+            try:
+                return request()
+            except RequestError as error:
+                self._count(kind=error.kind)
+                raise
+
+        return attempts.until_success(key, counted, lambda: self._storage(key).reconnect())
+
+    def _once(self, key: str, request: Callable[[Storage], Future[_T]]) -> _T:
+        """The result of one request, or of two if the first is late. Raises RequestError."""
         storage, best = self._storage(key), None
         had_succeeded = self._ever_succeeded
         sent = [_InFlight(self._gate.enter(), time.perf_counter(), request(storage))]
@@ -163,9 +201,6 @@ class StorageClient:
         finally:
             for each in sent:
                 self._end(each, each.answer is best)
-        error = best.exception()
-        if isinstance(error, RequestError):
-            return error
         result = best.result()
         self._ever_succeeded = True
         self._outages.succeeded()
@@ -191,21 +226,17 @@ class StorageClient:
             return ticket
 
     def _end(self, request: _InFlight[_T], best: bool) -> None:
-        """Cancel or finish a request, leave the limiter, and count; ``_failed`` counts the error of the best one."""
-        cancelled, data, kind = request.answer.cancel(), b"", ""
-        if not cancelled:
-            error = request.answer.exception()
-            result = error if isinstance(error, RequestError) else request.answer.result() if error is None else None
-            data = result.data if isinstance(result, RangeResponse | RequestError) else b""
-            kind = error.kind if isinstance(error, RequestError) else ""
-        self._gate.leave(request.ticket, None if cancelled else kind)
+        """Cancel or finish a request, leave the limiter, and count; ``_retry`` counts the error of the best one."""
+        if request.answer.cancel():
+            self._gate.leave(request.ticket, None)
+            self._count(requests=1, seconds=time.perf_counter() - request.start)
+            return
+        error = request.answer.exception()
+        kind = error.kind if isinstance(error, RequestError) else ""
+        result = request.answer.result() if error is None else error
+        data = result.data if isinstance(result, RangeResponse | RequestError) else b""
+        self._gate.leave(request.ticket, kind)
         self._count(requests=1, bytes=len(data), seconds=time.perf_counter() - request.start, kind="" if best else kind)
-
-    def _failed(self, attempts: RetryState, key: str, error: RequestError) -> None:
-        """Count an error and wait for the next attempt. Raises FlipError if no attempt is left."""
-        self._count(kind=error.kind)
-        if attempts.failed(key, error) is retry.RetryAction.RECONNECT:
-            self._storage(key).reconnect()
 
     def _attempts(self) -> RetryState:
         return RetryState(self.retry_policy, lambda: self._ever_succeeded, self._clock, outages=self._outages)

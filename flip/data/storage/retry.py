@@ -1,7 +1,8 @@
 """Retries, second requests, concurrency limit and outage reports of storage clients.
 
 Failed requests are retried with exponential back-off and full jitter until a deadline in minutes, so that many clients
-survive an outage of their storage and do not all return at once when it ends.
+survive an outage of their storage and do not all return at once when it ends. ``RetryState.until_success`` is the only
+loop: shards, chunks and checkpoints call it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from flip.data.storage.base import RequestError, is_remote
 from flip.runs.errors import ConfigError, DataError, FlipError, PermissionDenied, StorageError
 
 log = logging.getLogger("flip.data")
+
+_T = TypeVar("_T")
 
 
 class ErrorWording(NamedTuple):
@@ -110,6 +113,18 @@ class RetryState:
     def __post_init__(self) -> None:
         self._start, self._wait = self.clock.now(), self.retry_policy.first
         self._denied = self._limited = 0
+
+    def until_success(self, key: str, request: Callable[[], _T], reconnect: Callable[[], None]) -> _T:
+        """Repeat ``request`` while it raises RequestError, and return its result. Raises FlipError as ``failed`` does.
+
+        ``reconnect`` is called before attempts that need new connections and credentials.
+        """
+        while True:
+            try:
+                return request()
+            except RequestError as error:
+                if self.failed(key, error) is RetryAction.RECONNECT:
+                    reconnect()
 
     def failed(self, key: str, error: RequestError) -> RetryAction:
         """Sleep until the next attempt is due and return its action. Raises FlipError if no attempt is left."""
@@ -212,8 +227,6 @@ LONG = 5
 request gets a second one beyond ``SHARE``."""
 _RECENT = 200
 """Durations that the delay is computed from."""
-
-_T = TypeVar("_T")
 
 
 class HedgePolicy:

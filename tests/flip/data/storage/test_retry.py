@@ -53,6 +53,22 @@ def test_retry_pauses_have_full_jitter():
     assert drawn == [(0, 0.1)]
 
 
+def test_request_is_repeated_until_success_with_new_connections_where_needed():
+    time = Time()
+    kinds = ["server", "expired", "checksum", "stall"]
+    events = []
+
+    def request():
+        events.append("request")
+        if kinds:
+            raise RequestError(kinds.pop(0), "failed")
+        return "data"
+
+    assert attempts(time).until_success("s3://b/k", request, lambda: events.append("reconnect")) == "data"
+    again = ["request", "reconnect"]
+    assert events == ["request", *again, *again, "request", "request"] and time.pauses == [0.1, 0.2, 0.4, 0.8]
+
+
 @pytest.mark.parametrize(
     "kind",
     [
