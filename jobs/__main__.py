@@ -91,7 +91,7 @@ def _usage(argv: Sequence[str]) -> int:
         print(usage, end="")
         return 0
     if argv:
-        from jobs.common.text import suggestion
+        from flip.runs.errors import suggestion
 
         usage += f"\nunknown command: {argv[0]}. {suggestion(argv[0], SCRIPTS)}"
     print(usage.rstrip(), file=sys.stderr)

@@ -99,12 +99,11 @@ def new(args: argparse.Namespace) -> int:
     """Write the file and show the next commands. Raises ConfigError if a value is unknown or the file exists."""
     from flip.config.resolve import manifest_record, resolve_path
     from flip.config.schema import MODEL_PRESETS
-    from flip.runs.errors import ConfigError
+    from flip.runs.errors import ConfigError, suggestion
     from flip.runs.rundir import write_text
     from jobs.common.cluster_profile import load_profile
     from jobs.common.filesystem import writing
     from jobs.common.paths import REPOSITORY, SWEEPS
-    from jobs.common.text import suggestion
     from jobs.sweeps.expansion import NAME, NAME_RULE
 
     target = Path(args.file.removesuffix(".yaml") + ".yaml").expanduser()

@@ -68,7 +68,7 @@ SWEEPS = [
     ("runs: {a: }", ["stages.pretrain.samples=1e300"], 78, ["stages.pretrain.samples", "9007199254740991", "1"]),
     ("runs: {a: }", ["stages.pretrain.warmup=1e300"], 78, ["stages.pretrain.warmup", "9007199254740991", "1"]),
     ("runs: {a: }", ["--cluster", "h1000"], 78, ["no such cluster profile", "'h1000'", "mean h100? There are:"]),
-    ("runs: {a: }", ["--cluster", "bad.yaml"], 78, ["bad.yaml", "'hourss'", "Nearest: hours"]),
+    ("runs: {a: }", ["--cluster", "bad.yaml"], 78, ["bad.yaml:2", "hourss: unknown key", "Did you mean hours?"]),
     ("runs: {a: }", ["data.manifest=/nowhere", "data.samples=0"], 65, ["/nowhere", "no manifest", "shards.py index"]),
     ("runs: {a: }", ["data.samples=0"], 65, ["cache/emoji/train", "no manifest", "tools/demo_data.py emoji"]),
     ("runs: {a: {init.run: other/run}}", [], 78, ["init.run", "no such run", "'other/run'", "SWEEP/RUN"]),

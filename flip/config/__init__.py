@@ -1,7 +1,8 @@
 """What may a configuration say, how is it merged, resolved, validated and hashed?
 
 - ``schema``: the fields with their limits, and the named model sizes. A new field is an edit of this file alone.
-- ``yaml_io`` reads YAML with the line of every value; ``merge`` combines layers and writes the result.
+- ``yaml_io`` reads YAML with the line of every value; ``typed`` checks its fields, for cluster profiles and sweep files
+  too; ``merge`` combines layers and writes the result.
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
 - ``host``: what this machine offers. ``resolve`` replaces ``auto`` and 0 by values for a machine and its data.
 - ``validate`` refuses what cannot work.

@@ -6,16 +6,15 @@ Interpolation is off: a value with ``${`` is refused.
 
 import copy
 import dataclasses
-import difflib
 import functools
 import json
 import logging
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from flip.config import typed
 from flip.config.schema import MODEL_PRESETS, SCHEMA, YES_NO, Config
 from flip.config.yaml_io import LocatedDict, SourceLocation, dump_yaml, line_of, parse_yaml, read_yaml
 from flip.runs.credentials import exposes
@@ -42,41 +41,18 @@ def _paths(kind: Any = Config, prefix: str = "") -> Iterator[str]:
 
 
 def _unknown_key(kind: type, name: str, place: SourceLocation) -> ConfigError:
-    here = place.key.rpartition(".")[0]
-    near = [f"{here}.{n}" if here else n for n in difflib.get_close_matches(name, fields_of(kind))]
+    """Also names the keys of other sections with the same last word."""
     last = name.rpartition(".")[2]
-    near += [p for p in _paths() if f"_{p.rpartition('.')[2]}".endswith(f"_{last}") and p not in near]
-    remedy = f"Did you mean {' or '.join(near)}?" if near else f"Keys here: {', '.join(fields_of(kind))}."
-    return place.error("unknown key", remedy=remedy)
-
-
-def _parse_number(value: Any) -> Decimal | None:
-    """The finite number that a value is or spells, within the range of floats; else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = Decimal(str(value).strip())
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() and abs(number.adjusted()) < 308 else None
+    elsewhere = [path for path in _paths() if f"_{path.rpartition('.')[2]}".endswith(f"_{last}")]
+    return typed.unknown_key(name, fields_of(kind), place, elsewhere)
 
 
 def _coerce_scalar(kind: type, value: Any, place: SourceLocation) -> Any:
-    number = _parse_number(value)
     if isinstance(value, str) and ("${" in value or value == "???"):  # both are special to OmegaConf
         raise place.error("interpolation is off", value, "Write the value itself.")
     if isinstance(value, str) and exposes(value):
         _refuse_credentials(place, value)
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return value if isinstance(value, str) else str(value)
-    if kind is int and number is not None and number == number.to_integral_value():
-        return int(number)
-    if kind is float and number is not None:
-        return float(number)
-    if kind is bool and str(value).lower() in ("true", "false", "yes", "no"):
-        return str(value).lower() in ("true", "yes")
-    needed = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise place.error(f"needs {needed}", "nothing" if value is None else value)
+    return typed.read_value(value, typed.TYPES[kind], place)
 
 
 def _refuse_credentials(place: SourceLocation, value: str) -> None:
@@ -95,7 +71,7 @@ def _warn(text: str) -> None:
 
 def _canonical_decimal(text: str, place: SourceLocation) -> str:
     """The canonical form of a decimal number: 0.50, 5e-1 and .5 are all 0.5."""
-    number = _parse_number(text)
+    number = typed.parse_number(text)
     if number is None:
         raise place.error("needs a decimal number", text, "Example: 0.5")
     return format(number.normalize(), "f") if number else "0"

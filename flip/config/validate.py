@@ -1,6 +1,5 @@
 """Checks of a configuration: each field by its rules, then what fields must agree on. The numbers of its plan."""
 
-import difflib
 import math
 import operator
 import re
@@ -23,7 +22,7 @@ from flip.config.derived import (
     world_size,
 )
 from flip.config.schema import Augment, Config, Data, ImageTower, Stage, walk_fields
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, nearest
 
 MAX_PATCHES = 2**15 - 1
 """Patch positions are int16."""
@@ -69,7 +68,7 @@ def _suggestion(config: Config, key: str) -> str:
     """A remedy if the field belongs to a stage whose name is similar to another: a typing error adds a stage."""
     section, _, name = key.rpartition(".")[0].partition(".")
     others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
-    near = difflib.get_close_matches(name, others, n=1)
+    near = nearest(name, others)
     return f"Did you mean stages.{near[0]}? An unknown name adds a new stage." if near else ""
 
 

@@ -6,7 +6,7 @@ in ``attempts/<n>/cause.<rank>.json`` is authoritative.
 
 import errno
 import logging
-from typing import Any
+from typing import Any, Iterable, List
 
 from flip.runs.credentials import ScrubbedFormatter, scrub, scrub_stderr
 
@@ -52,6 +52,19 @@ def short(value: object) -> str:
     digits = text.lstrip("-")
     sign = "-" if text.startswith("-") else ""
     return "%s%se%d" % (sign, digits[0], len(digits) - 1)
+
+
+def suggestion(typed: str, known: Iterable[str]) -> str:
+    """A remedy with the known names nearest to a word; empty if none is near."""
+    near = nearest(typed, known)
+    return "Did you mean %s?" % " or ".join(near) if near else ""
+
+
+def nearest(typed: str, known: Iterable[str]) -> List[str]:
+    """At most three known names that are similar to a word, the most similar first."""
+    import difflib  # only for errors: --help must be quick
+
+    return difflib.get_close_matches(typed, sorted(known))
 
 
 def start_logging(stream: Any, prefix: str = "") -> None:

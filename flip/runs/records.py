@@ -2,7 +2,8 @@
 
 ``flip.runs.rundir.read_record`` applies these tables: code that uses a record gets values of the declared types, or a
 ValueError with the file and the field. A null field counts as absent. Undeclared fields are kept as they are; no code
-may rely on their types. Standard library, Python >= 3.6.
+may rely on their types. Standard library, Python >= 3.6. YAML files of users have another check
+(``flip.config.typed``): there an unknown key is an error.
 """
 
 import json

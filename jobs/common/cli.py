@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
         options, unknown = parse(args, namespace or argparse.Namespace(**DEFAULTS))
         if unknown:
-            from jobs.common.text import nearest
+            from flip.runs.errors import nearest
 
             near = [nearest(word.partition("=")[0], self._options())[:1] for word in unknown]
             hints = [f" (did you mean {names[0]}?)" if names else "" for names in near]
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            from jobs.common.text import suggestion
+            from flip.runs.errors import suggestion
 
             error.message = f"{error.message} {suggestion(str(value), map(str, action.choices or ()))}".rstrip()
             raise

@@ -1,18 +1,16 @@
 """Cluster profiles: YAML files that describe a cluster (``sweeps/clusters/NAME.yaml``)."""
 
 import contextlib
-import difflib
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from flip.costs import find_accelerator
-from flip.runs.errors import ConfigError, PermissionDenied
+from flip.runs.errors import ConfigError, PermissionDenied, suggestion
 from jobs.common.paths import PROFILES, runs_root
-from jobs.common.text import suggestion
 from jobs.common.trust import require_trusted_file
 
 KINDS = ("local", "slurm")
@@ -125,17 +123,13 @@ def load_profile(name: str) -> ClusterProfile:
 
     Raises ConfigError, or PermissionDenied if another user can change the file, because its lines are executed.
     """
-    from flip.config.yaml_io import read_yaml
+    from flip.config import typed
+    from flip.config.yaml_io import SourceLocation, read_yaml
 
     path = profile_path(name)
     require_trusted_file(path, "the cluster profile", f"Or read it, and name a copy of your own: cp {path} mine.yaml.")
-    values = dict(read_yaml(path))
-    hints = get_type_hints(ClusterProfile)
-    for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), list(hints), n=3) or list(hints)
-            raise ConfigError("unknown key in a cluster profile", str(path), key, f"Nearest: {', '.join(near)}.")
-        values[key] = _typed(value, hints[key], f"{path}, {key}")
+    types = {name: typed.TYPES[hint] for name, hint in get_type_hints(ClusterProfile).items()}
+    values = typed.read_fields(read_yaml(path), types, SourceLocation(str(path)))
     profile = ClusterProfile(**{"name": path.stem, **values})
     _check(profile, path)
     return profile
@@ -219,22 +213,6 @@ def _executed_words(line: str) -> Iterator[str]:
 
 KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
 """Words of the shell that a command follows."""
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**300:
-        return float(value)
-    if hint == list[str]:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return value
-        raise ConfigError("must be a list of texts", where, value)
-    if hint == dict[str, str]:
-        if isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values()):
-            return {str(key): "" if item in (None, True) else str(item) for key, item in value.items()}
-        raise ConfigError("must be options and their values, without dashes", where, value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"must be {hint.__name__}", where, value)
-    return value
 
 
 RESERVED_OPTIONS = (

@@ -1,19 +1,7 @@
 """Aligned tables, and numbers, sizes and durations as text."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-
-def suggestion(typed: str, known: Iterable[str]) -> str:
-    """A sentence with the known names nearest to a word; empty if none is near."""
-    near = nearest(typed, known)
-    return f"Did you mean {' or '.join(near)}?" if near else ""
-
-
-def nearest(typed: str, known: Iterable[str]) -> list[str]:
-    import difflib  # only for errors: --help must be quick
-
-    return difflib.get_close_matches(typed, sorted(known))
 
 
 def table(rows: Sequence[Mapping[str, Any]], indent: str = "") -> str:

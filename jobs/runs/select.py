@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, suggestion
 from flip.runs.rundir import RunDir
 from jobs.common import cluster_profile
-from jobs.common.text import plain, suggestion
+from jobs.common.text import plain
 
 
 def is_run(path: Path) -> bool:

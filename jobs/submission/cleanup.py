@@ -23,11 +23,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from flip.runs import attempts, deletion
-from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
+from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, list_names, parse_int, read_record
 from jobs.common.job import UNREADABLE
-from jobs.common.text import plain, suggestion
+from jobs.common.text import plain
 from jobs.local import supervisor
 from jobs.runs import clusters
 from jobs.submission.apply import lock

@@ -22,7 +22,7 @@ from flip.config.resolve import DatasetFacts, dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import validate, warnings
 from flip.runs import commit
-from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError
+from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError, suggestion
 from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
@@ -39,7 +39,6 @@ from jobs.common.cluster_profile import (
 from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
-from jobs.common.text import suggestion
 from jobs.planning import memory_fit, preflight, step_time
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate, total

@@ -5,7 +5,6 @@ comparison = KEY ("==" | "!=" | "<" | "<=" | ">" | ">=") VALUE  |  KEY ["not"] "
 VALUE      = number | text | "text" | true | false | null | KEY
 """
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from flip.config.schema import Config
 from flip.config.yaml_io import SourceLocation, parse_yaml
+from flip.runs.errors import nearest
 
 _WORD = r"""[^\s<>=!\[\]"']++"""
 _COMPARISON = re.compile(
@@ -54,11 +54,10 @@ class Condition:
         """Raise ConfigError for a key that no run has."""
         for key in (key for comparison in self.any for key in comparison.keys if key not in known):
             last = key.rpartition(".")[2]
-            near = difflib.get_close_matches(key, known) or [name for name in known if name.endswith("." + last)]
+            near = nearest(key, known) or [name for name in known if name.endswith("." + last)]
+            remedy = "Give the full key, for example stages.pretrain.mask."
             if near:
                 remedy = f"Did you mean {' or '.join(near[:3])}?"
-            else:
-                remedy = "Give the full key, for example stages.pretrain.mask."
             raise self.place.error(f"{key}: no such key in these runs", self.text, remedy)
 
     def holds(self, run: str, settings: Mapping[str, Any]) -> bool:

@@ -13,7 +13,6 @@ with one value adds no name.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -22,7 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flip.config.schema import Config
+from flip.config.typed import unknown_key
 from flip.config.yaml_io import LocatedDict, SourceLocation
+from flip.runs.errors import nearest
 from jobs.sweeps.constraints import Condition, parse
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -51,10 +52,10 @@ def points(entry: LocatedDict, place: SourceLocation) -> list[Point]:
     """The points of an entry, at least one. Raises ConfigError."""
     fields = {key: value for key, value in entry.items() if key not in KEYS}
     for key in fields:
-        _no_label(key, place.child(key, entry.lines.get(key, 0)))
-        near = difflib.get_close_matches(key, KEYS)
-        if near and key not in Config.__dataclass_fields__:
-            raise place.child(key, entry.lines.get(key, 0)).error("unknown key", remedy=f"Did you mean {near[0]}?")
+        here = place.child(key, entry.lines.get(key, 0))
+        _no_label(key, here)
+        if nearest(key, KEYS) and key not in Config.__dataclass_fields__:
+            raise unknown_key(key, KEYS, here)
     below = entry.get("set", LocatedDict())
     if not isinstance(below, LocatedDict):
         raise place.child("set", entry.lines.get("set", 0)).error("needs a mapping of fields", below)

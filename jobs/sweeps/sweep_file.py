@@ -24,30 +24,35 @@ from typing import Any
 from flip.config.identity import ConfigChange, compare, flatten
 from flip.config.merge import assignment, expand_dotted_keys, lookup, merge, to_dict
 from flip.config.schema import MODEL_PRESETS, Config
+from flip.config.typed import read_fields
 from flip.config.yaml_io import LocatedDict, SourceLocation, read_yaml
-from flip.runs.errors import ConfigError
+from flip.runs.errors import ConfigError, suggestion
+from flip.runs.records import FieldType
 from jobs.common.paths import SWEEPS
-from jobs.common.text import suggestion
 from jobs.sweeps import expansion
 from jobs.sweeps import published as paper
 from jobs.sweeps.expansion import NAME, NAME_RULE, Layer, Point
 
-KEYS: dict[str, tuple[tuple[type, ...], str]] = {
-    "name": ((str,), "text"),
-    "title": ((str,), "text"),
-    "notes": ((str,), "text"),
-    "cluster": ((str,), "the name of a profile"),
-    "recipe": ((str, list), "a name or a list of names"),
-    "set": ((dict,), "a mapping"),
-    "runs": ((dict,), "a mapping"),
-    "list": ((list,), "a list"),
-    "zip": ((dict,), "a mapping"),
-    "grid": ((dict,), "a mapping"),
-    "where": ((str, list), "a line or a list of lines"),
-    "seeds": ((list,), "a list"),
-    "paper": ((dict,), "a mapping"),
-    "table": ((str,), "the name of a table, in quotes"),
+TEXT = FieldType("text", lambda value: isinstance(value, str))
+LIST = FieldType("a list", lambda value: isinstance(value, list))
+MAPPING = FieldType("a mapping", lambda value: isinstance(value, dict))
+KEYS = {
+    "name": TEXT,
+    "title": TEXT,
+    "notes": TEXT,
+    "cluster": FieldType("the name of a profile", TEXT.fits),
+    "recipe": FieldType("a name or a list of names", lambda value: isinstance(value, (str, list))),
+    "set": MAPPING,
+    "runs": MAPPING,
+    "list": LIST,
+    "zip": MAPPING,
+    "grid": MAPPING,
+    "where": FieldType("a line or a list of lines", lambda value: isinstance(value, (str, list))),
+    "seeds": LIST,
+    "paper": MAPPING,
+    "table": FieldType("the name of a table, in quotes", TEXT.fits),
 }
+"""Key of a sweep file -> what it may hold."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +106,10 @@ class _File:
         return ConfigError(f"{key}: {what}" if key else what, place, value, remedy)
 
 
-def _check_keys(file: _File) -> None:
-    for key, value in file.table.items():
-        if key not in KEYS:
-            remedy = suggestion(key, KEYS) or f"Keys of a sweep: {', '.join(KEYS)}."
-            if key.partition(".")[0] in Config.__dataclass_fields__:
-                remedy = f"Fields of the configuration belong under set: set.{key}"
-            raise file.error(key, "unknown key in a sweep", remedy=remedy)
-        types, wanted = KEYS[key]
-        if not isinstance(value, types):
-            raise file.error(key, f"needs {wanted}", "nothing" if value is None else value)
+def _setting_remedy(key: str) -> str:
+    """What to do about a field of the configuration at the top of a sweep; empty for other keys."""
+    is_setting = key.partition(".")[0] in Config.__dataclass_fields__
+    return f"Fields of the configuration belong under set: set.{key}" if is_setting else ""
 
 
 def _recipes(file: _File) -> list[Layer]:
@@ -301,7 +300,7 @@ def load(
     replaces the seeds of the file. Raises ConfigError, or PermissionDenied if the file is unreadable.
     """
     file = _File(Path(path), read_yaml(path))
-    _check_keys(file)
+    read_fields(file.table, KEYS, SourceLocation(str(file.path)), _setting_remedy)
     table = file.table
     name = table.get("name", file.path.stem)
     if not NAME.fullmatch(name):

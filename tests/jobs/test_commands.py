@@ -356,8 +356,11 @@ def test_builtin_profiles_load_and_use_runs_root_variable(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("parallell: 2\n", "parallel"),
-        ("parallel: two\n", "int"),
+        ("parallel: 1\nparallell: 2\n", r":2: parallell: unknown key. Did you mean parallel\?"),
+        ("colour: red\n", "colour: unknown key. Keys here: name, kind, runs_root"),
+        ("parallel: two\n", r":1: parallel: needs a whole number \(found: 'two'\)"),
+        ("gpu: true\n", r"gpu: needs text \(found: True\)"),
+        ("hours:\n", r"hours: needs a number \(found: 'nothing'\)"),
         ("array_size: 0\n", "above 0"),
         ("env: [TOKEN=abc]\n", "name of an environment variable"),
         ("options: [exclusive]\n", "options and their values"),
@@ -377,6 +380,15 @@ def test_load_profile_refuses_invalid_fields(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words) as caught:
         load_profile(str(path))
     assert str(path) in str(caught.value)
+
+
+def test_load_profile_reads_numbers_as_configurations_do(tmp_path):
+    """The schema for editors accepts these, too."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("parallel: 1_000\nhours: '1.5'\npartition: 4\nmemory_gb: 512\nsetup: ['echo ${HOME}']\n")
+    profile = load_profile(str(path))
+    assert (profile.parallel, profile.hours, profile.partition, profile.memory_gb) == (1000, 1.5, "4", 512.0)
+    assert profile.setup == ["echo ${HOME}"] and isinstance(profile.memory_gb, float)
 
 
 def test_load_profile_lists_known_profiles_for_unknown_name():

@@ -366,7 +366,7 @@ def test_set_values_override_recipe_values(sweep, tmp_path):
         (COMMON + "list: [a]\n", [":2", "list.0", "mapping"]),
         (COMMON + "list: [{name: ../a}]\n", [":2", "list.0", "../a", "a-z"]),
         (COMMON + "grid:\n  x:\n    size: 3\n", [":3", "grid.x", "runs, list, zip, grid"]),
-        (COMMON + "runs:\n  a:\n    gird: {seed: [1]}\n", [":4", "runs.a.gird", "Did you mean grid"]),
+        (COMMON + "runs:\n  a:\n    gird: {seed: [1]}\n", [":4", "runs.a.gird", "Did you mean runs.a.grid?"]),
         (COMMON + "grid: {data.tokenizer: ['..', b]}\n", [":2", "cannot be part of a name", ".."]),
         (COMMON + "grid: {recipe: [paper, portable]}\n", [":2", "grid.recipe", "a label"]),
         (COMMON + f"grid: {{data.samples: {[*range(200)]}, seed: {[*range(99)]}}}\n", ["19,800 runs"]),

@@ -1,0 +1,106 @@
+"""Typed fields of the YAML files that users write: configurations, cluster profiles and sweep files.
+
+An error names file, line and key, what the field needs, and the value; for an unknown key the nearest keys. JSON
+records, which programs write, have a check of their own with the same ``FieldType`` (``flip.runs.records``): there an
+unknown field comes from another release and stays, and hosts read them with Python 3.6 and without YAML.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from flip.config.yaml_io import SourceLocation, line_of
+from flip.runs.errors import ConfigError, nearest
+from flip.runs.records import FieldType
+
+
+def read_fields(
+    table: Mapping[str, Any],
+    types: Mapping[str, FieldType],
+    place: SourceLocation,
+    remedy: Callable[[str], str] = lambda name: "",
+) -> dict[str, Any]:
+    """The values of a mapping of known fields, converted to their types.
+
+    ``place``: of the mapping. ``remedy``: what to do about an unknown key, if that is not to correct its spelling.
+    Raises ConfigError.
+    """
+    values = {}
+    for name, value in table.items():
+        here = place.child(name, line_of(table, name))
+        if name not in types:
+            raise unknown_key(name, types, here, remedy=remedy(name))
+        values[name] = read_value(value, types[name], here)
+    return values
+
+
+def read_value(value: Any, kind: FieldType, place: SourceLocation) -> Any:
+    """``value``, converted to its type. Raises ConfigError."""
+    if not kind.fits(value):
+        raise place.error(f"needs {kind.description}", "nothing" if value is None else value)
+    return kind.convert(value) if kind.convert else value
+
+
+def unknown_key(
+    name: str, known: Iterable[str], place: SourceLocation, elsewhere: Iterable[str] = (), remedy: str = ""
+) -> ConfigError:
+    """The error for a key that no field has.
+
+    ``known``: the keys in this mapping. ``elsewhere``: full keys of similar fields in others.
+    """
+    section = place.key.removesuffix(name)
+    near = [section + other for other in nearest(name, known)]
+    near += [key for key in elsewhere if key not in near]
+    spelling = f"Did you mean {' or '.join(near)}?" if near else f"Keys here: {', '.join(known)}."
+    return place.error("unknown key", remedy=remedy or spelling)
+
+
+def parse_number(value: Any) -> Decimal | None:
+    """The finite number that a value is or spells, within the range of floats; else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and abs(number.adjusted()) < 308 else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    number = parse_number(value)
+    return number is not None and number == number.to_integral_value()
+
+
+def _whole(value: Any) -> int:
+    return int(Decimal(str(value).strip()))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_options(value: Any) -> bool:
+    return isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values())
+
+
+def _options(value: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): "" if item in (None, True) else str(item) for key, item in value.items()}
+
+
+TYPES: dict[Any, FieldType] = {
+    str: FieldType("text", _is_text, str),
+    int: FieldType("a whole number", _is_whole, _whole),
+    float: FieldType("a number", lambda value: parse_number(value) is not None, float),
+    bool: FieldType(
+        "true or false",
+        lambda value: str(value).lower() in ("true", "false", "yes", "no"),
+        lambda value: str(value).lower() in ("true", "yes"),
+    ),
+    list[str]: FieldType("a list of texts", _is_texts),
+    dict[str, str]: FieldType("options and their values, without dashes", _is_options, _options),
+}
+"""Type of a dataclass's field -> its values in YAML. A number may be written as text: YAML reads 40_000 as text."""
