@@ -95,7 +95,9 @@ def copy(user, source, root):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kind", ["digest right", *map(slow, ["digest wrong", "bytecode", "no job.json", "no attempts"])])
+@pytest.mark.parametrize(
+    "kind", ["digest right", *map(slow, ["digest wrong", "bytecode", "no job.json", "no attempts"])]
+)
 def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk, kind):
     alice, bob, desk = users.alice, users.bob, worker_desk
     theirs, mine = users.shared / "bob", users.shared / "alice"

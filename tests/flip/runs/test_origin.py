@@ -90,7 +90,7 @@ def test_original_of_older_run_follows_from_its_snapshot(run, tmp_path):
 
 
 def test_copy_of_older_run_is_copy_by_its_snapshot(run, tmp_path):
-    """Its job.json has no ``folder``: whoever asks about processes and jobs gets the same answer as the remote folder."""
+    """Its job.json has no ``folder``. Processes, jobs and the remote folder get the same answer."""
     job = {"snapshot": str(tmp_path / "sweep" / ".code" / "0123456789abcdef")}
     copy = RunDir(tmp_path / "copied" / "sweep" / "a")
     shutil.copytree(run.path, copy.path)
