@@ -12,7 +12,6 @@ first. Output goes to the file system of the run, which may be full, so nothing 
 """
 
 import argparse
-import contextlib
 import errno
 import json
 import os
@@ -20,7 +19,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -29,7 +28,7 @@ from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import canary, lost_step, notify, processes, slurm_cli
+from jobs.host import canary, failed_starts, lost_step, notify, own_job, processes, requeue, slurm_cli
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -96,7 +95,7 @@ def sleep_until_term(seconds: float) -> bool:
 
 
 def act(args: argparse.Namespace, sleep: Optional[Callable[[float], Any]] = None) -> int:
-    """Run one command; returns the exit code. ``sleep``: how the watcher waits (slurm_cli.wait_for_time_limit)."""
+    """Run one command; returns the exit code. ``sleep``: how the watcher waits (own_job.wait_for_time_limit)."""
     try:
         if args.what == "begin":
             return retry_on_oserror(lambda error: begin(args.run, args.token))
@@ -125,7 +124,7 @@ def log(text: object, stream: Any = None) -> None:
 
 def own_start() -> Tuple[str, int]:
     """(the batch job of this process, its restart count)."""
-    return slurm_cli.own_job(os.environ), slurm_cli.restart_count(os.environ)
+    return own_job.own_job(os.environ), own_job.restart_count(os.environ)
 
 
 def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[int] = None) -> int:
@@ -157,25 +156,37 @@ def restart_later(
     attempt: Optional[int] = None,
     run: Optional[RunDir] = None,
     ended: bool = False,
+    leave_node: bool = False,
 ) -> int:
     """Requeue the job after a start that could not record its end, at most MAX_FAILED_STARTS times in a row.
 
     ``code``: how this start ends; it is returned. ``delay``: seconds; None: 60 more for each failed start before.
     ``attempt``: the one whose end could not be written. ``run``: as for ``restart``. ``ended``: whether Slurm has ended
-    the job, whose comment can then be written only after the requeue.
+    the job, whose comment can then be written only after the requeue. ``leave_node``: whether the next start avoids
+    this node. ``requeue_elsewhere`` of ``jobs/slurm/batch_functions.sh`` does the same, with ``leave_node``.
     """
     job, restarts = own_start()
+    fields: Dict[str, str] = {}
     # a requeue waits for Slurm as long: the comment must not be lost before
-    known = slurm_cli.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS)
-    before = known or slurm_cli.FailedStarts()
-    if before.starts < slurm_cli.MAX_FAILED_STARTS:
-        node = os.environ.get("SLURMD_NODENAME", "")
-        failed = slurm_cli.FailedStarts(before.starts + 1, attempt or before.attempt, code, node)
-        if not ended:
-            slurm_cli.record_failed_starts(job, restarts, failed, patience=0.0 if known else slurm_cli.OUTAGE_SECONDS)
-        restart(60.0 * before.starts if delay is None else delay, (), run=run, attempt=attempt)
-        if ended:
-            slurm_cli.record_failed_starts(job, restarts, failed)
+    known = failed_starts.read_failed_starts(job, restarts, slurm_cli.OUTAGE_SECONDS, seen=fields)
+    if own_job.state_of(fields, restarts) == "CANCELLED":
+        return code
+    before = known or failed_starts.FailedStarts()
+    if before.starts >= failed_starts.MAX_FAILED_STARTS:
+        return code
+    node = os.environ.get("SLURMD_NODENAME", "")
+    failed = failed_starts.FailedStarts(before.starts + 1, attempt or before.attempt, code, node)
+    if not ended:
+        patience = 0.0 if known else slurm_cli.OUTAGE_SECONDS
+        failed_starts.record_failed_starts(job, restarts, failed, patience)
+    nodes: Optional[Sequence[str]] = None
+    if leave_node and node:
+        nodes = requeue.exclude_failed_node(fields, node, before.node)
+    if delay is None:
+        delay = 60.0 * before.starts
+    restart(delay, nodes, run=run, attempt=attempt, failed=failed)
+    if ended:
+        failed_starts.record_failed_starts(job, restarts, failed)
     return code
 
 
@@ -193,7 +204,7 @@ def begin(path: str, token: Optional[str]) -> int:
     idle = ""
     if token is not None and record.get("token") != token:
         idle = "it was submitted again since, as another job"
-    elif slurm_cli.superseded(run.newest_attempt(), os.environ):
+    elif requeue.superseded(run.newest_attempt(), os.environ):
         idle = "another job has continued it"
     elif exists(run.result):
         idle = "it is complete"
@@ -212,7 +223,7 @@ def begin(path: str, token: Optional[str]) -> int:
             settle_canary(run, "stop")
             send_notification(run, "stop")
         return CAUSES.get(previous["cause"], CAUSES["crash"])
-    os.environ.pop(slurm_cli.FOLLOWS, None)  # repeated after an error, this call finds the attempt that it has won
+    os.environ.pop(requeue.FOLLOWS, None)  # repeated after an error, this call finds the attempt that it has won
     n = attempts.start_attempt(run, start_record())
     processes.kill_orphans(str(run.path), n, *own_start())
     run.open_logs(n)
@@ -229,7 +240,7 @@ def end_abandoned(run: RunDir, before: Optional[int] = None) -> bool:
     if not [n for n in attempts.unended(run) if before is None or n < before]:
         return False
     job, restarts = own_start()
-    failed = slurm_cli.read_failed_starts(job, restarts) if job else slurm_cli.FailedStarts()
+    failed = failed_starts.read_failed_starts(job, restarts) if job else failed_starts.FailedStarts()
     if failed is None:
         log("%s: Slurm does not say how the last attempt ended; it is asked again later" % run.path)
         return False
@@ -241,7 +252,7 @@ def start_record() -> Dict[str, str]:
     """Where this attempt runs, for its start.json."""
     names = {"restarts": "SLURM_RESTART_COUNT", "nodes": "SLURM_JOB_NODELIST", "world": "SLURM_NTASKS"}
     values = {key: os.environ[name] for key, name in names.items() if name in os.environ}
-    return dict(values, job=slurm_cli.own_job(os.environ))
+    return dict(values, job=own_job.own_job(os.environ))
 
 
 def end(
@@ -259,7 +270,7 @@ def end(
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
     job, restarts = own_start()
     if state is None and job:
-        state = slurm_cli.wait_for_state(job, restarts, seen=fields)
+        state = own_job.wait_for_state(job, restarts, seen=fields)
     if state is not None:
         end_abandoned(run, n)
     limit = slurm_cli.parse_duration(fields.get("TimeLimit", ""))
@@ -273,7 +284,7 @@ def end(
         code,
         state,
         suspect=bad_nodes.find_suspect(run, n, time.time()),
-        late=wall_limit.limit_reached(run, n, slurm_cli.time_used(fields)),
+        late=wall_limit.limit_reached(run, n, own_job.time_used(fields)),
         unstarted=bad_nodes.unstartable_nodes(run, n, nodes),
         out_of_memory=bad_nodes.out_of_memory_nodes(run, n),
         disk_full=str(last_error) if disk_full else "",
@@ -284,10 +295,10 @@ def end(
             remedy = "The end is recorded; continue local runs with `python jobs/submit.py`."
             what = "not a batch job: nothing to requeue"
             raise ConfigError(what, "jobs/host/batch_hooks.py", decision.cause, remedy=remedy)
-        restart(decision.delay, decision.exclude, run=run, attempt=n)
+        restart(decision.delay, avoided_nodes(run, decision.exclude), run=run, attempt=n)
     else:
         if job and "PENDING" in (state or "") and decision.delay >= 1:  # Slurm has requeued it, to start at once
-            problem = slurm_cli.delay_start(job, decision.delay)
+            problem = requeue.delay_start(job, decision.delay)
             if problem:
                 log("%s: it starts again without the delay: %s" % (run.path, problem))
         settle_canary(run, decision.action)
@@ -372,7 +383,7 @@ def watch(
     try:
         if shell is not None:
             watch_shell(shell)
-        state = slurm_cli.wait_for_time_limit(*own_start(), lambda seconds: own.sleep(seconds, sleep), own.record_limit)
+        state = own_job.wait_for_time_limit(*own_start(), lambda seconds: own.sleep(seconds, sleep), own.record_limit)
     except ShellGone:
         return retry_on_oserror(lambda error: on_shell_gone(own), own.number)
     if state == "TIMEOUT" and own.find():
@@ -381,7 +392,7 @@ def watch(
         except OSError as error:
             log(error)
     if state:
-        restart(0.0, (), ending=True, run=own.run, attempt=own.number or None)
+        restart(0.0, None, ending=True, run=own.run, attempt=own.number or None)
     return 0
 
 
@@ -450,7 +461,7 @@ def on_shell_gone(own: OwnAttempt) -> int:
     """
     time.sleep(SHELL_EXIT_SECONDS)
     run = own.run
-    state = slurm_cli.wait_for_state(*own_start())
+    state = own_job.wait_for_state(*own_start())
     ended: Dict[str, Any] = {"action": "requeue"}
     if own.find():
         ended = read_record(run.attempt(own.number) / "end.json") or ended  # the trap may have got that far
@@ -460,40 +471,49 @@ def on_shell_gone(own: OwnAttempt) -> int:
         return 0
     log("%s: the batch shell was killed (%s)" % (run.path, state))
     if not own.number:
-        restart_later(KILLED, run=run, ended=state != "RUNNING")
+        restart_later(KILLED, run=run, ended=state != "RUNNING", leave_node=True)
         return 0
     if state == "TIMEOUT":
         run.record_time_limit(own.number)
-    restart(ended.get("delay", 0.0), tuple(ended.get("exclude", ())), run=run, attempt=own.number)
+    nodes = avoided_nodes(run, tuple(ended.get("exclude", ())))
+    restart(ended.get("delay", 0.0), nodes, run=run, attempt=own.number)
     return 0
 
 
+def avoided_nodes(run: RunDir, decided: Sequence[str]) -> Optional[Sequence[str]]:
+    """All nodes that the next start of a run avoids; None: as before. ``decided``: if the records cannot be read."""
+    try:
+        return attempts.excluded_nodes(run, time.time())
+    except (OSError, ValueError):  # an unreadable record must not prevent the restart
+        return decided or None
+
+
 def restart(
-    delay: float, exclude: tuple, ending: bool = False, run: Optional[RunDir] = None, attempt: Optional[int] = None
+    delay: float,
+    exclude: Optional[Sequence[str]],
+    ending: bool = False,
+    run: Optional[RunDir] = None,
+    attempt: Optional[int] = None,
+    failed: Optional[failed_starts.FailedStarts] = None,
 ) -> None:
-    """Requeue our job, or submit a successor if Slurm does not requeue it. If Slurm refuses, record why the run ends
-    here; ``run`` is None if its files cannot be written."""
+    """Requeue our job, or submit a successor if Slurm does not requeue it (``requeue.restart``). If Slurm refuses,
+    record why the run ends here; ``run`` is None if its files cannot be written."""
     job, restarts = own_start()
-    nodes: Optional[tuple] = exclude or None
-    if run is not None and not ending:
-        with contextlib.suppress(OSError, ValueError):  # an unreadable record must not prevent the restart
-            nodes = attempts.excluded_nodes(run, time.time())
     disabled = False
     try:
-        try:
-            what = slurm_cli.requeue(job, restarts, delay, nodes, ending=ending)
-        except slurm_cli.RequeueDisabled:
-            disabled = True
-            what = slurm_cli.submit_successor(job, restarts, attempt, delay, nodes)
+        what = requeue.restart(job, restarts, delay, exclude, attempt, ending, failed)
         log("%s: %s" % (job, what), sys.stdout)
+        return
+    except requeue.SuccessorRefused as error:
+        disabled = True
+        reason = "requeue is disabled here, and a new job was refused (%s)" % error
     except slurm_cli.SlurmUnavailable as error:
-        refused = "requeue is disabled here, and a new job was refused" if disabled else "the requeue was refused"
-        reason = "%s (%s)" % (refused, error)
-        log("%s: %s; submit again" % (job, reason))
-        if run is not None and attempt is not None and (disabled or not ending):  # else the exit trap still tries
-            attempts.record_failed_restart(run, attempt, reason)
-            settle_canary(run, "stop")
-            send_notification(run, "stop")
+        reason = "the requeue was refused (%s)" % error
+    log("%s: %s; submit again" % (job, reason))
+    if run is not None and attempt is not None and (disabled or not ending):  # else the exit trap still tries
+        attempts.record_failed_restart(run, attempt, reason)
+        settle_canary(run, "stop")
+        send_notification(run, "stop")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def _final_state(run: RunDir) -> str:
         return "complete"
     if run.cancel.exists() or (end is not None and end["cause"] == "cancelled"):
         return "cancelled"
-    return "failed" if end is not None and end["action"] == "stop" else ""
+    if end is not None and end["action"] == "stop":
+        return "failed"
+    return ""
 
 
 def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
@@ -95,4 +97,6 @@ def _send(command: List[str], event: Dict[str, Any]) -> List[str]:
         return ["notify: %s took longer than %g s" % (command[0], DEADLINE)]
     except OSError as error:  # the command did not read its input
         return ["notify: %s" % error]
-    return ["notify: %s ended with %d" % (command[0], process.returncode)] if process.returncode else []
+    if process.returncode:
+        return ["notify: %s ended with %d" % (command[0], process.returncode)]
+    return []

@@ -8,7 +8,7 @@ import os
 import signal
 from typing import Dict, Iterator, List, Tuple
 
-from jobs.host import slurm_cli
+from jobs.host import own_job, slurm_cli
 
 WATCHERS = ("watch", "release")  # commands of batch_hooks.py that run for a whole attempt, next to the ranks
 
@@ -89,7 +89,8 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
     """
     killed = []
     for pid, started in _own_processes():
-        argv, environ = arguments(pid), environment(pid)
+        argv = arguments(pid)
+        environ = environment(pid)
         same_run = environ.get("FLIP_RUN") == path and (_is_watcher(argv) or is_srun(argv))
         earlier = same_run and _is_earlier(environ, n, job, restarts)
         if not (earlier or _is_batch_shell(argv, environ, job, restarts)):
@@ -105,13 +106,15 @@ def kill_orphans(path: str, n: int, job: str, restarts: int) -> List[int]:
 
 def _is_watcher(argv: List[str]) -> bool:
     hooks = [word.endswith(("/batch_hooks.py", "/requeue.py")) for word in argv]
-    command = argv[hooks.index(True) + 1 :][:1] if any(hooks) else []
-    return bool(command) and command[0] in WATCHERS
+    if not any(hooks):
+        return False
+    after = argv[hooks.index(True) + 1 :]
+    return bool(after) and after[0] in WATCHERS
 
 
 def is_srun(argv: List[str]) -> bool:
     """Whether a command line is that of srun, which waits for ever if the daemon of its step was killed."""
-    return os.path.basename(argv[0] if argv else "") == "srun"
+    return bool(argv) and os.path.basename(argv[0]) == "srun"
 
 
 def _is_earlier(environ: Dict[str, str], n: int, job: str, restarts: int) -> bool:
@@ -120,15 +123,15 @@ def _is_earlier(environ: Dict[str, str], n: int, job: str, restarts: int) -> boo
     attempt = slurm_cli.parse_int(environ.get("FLIP_ATTEMPT", ""))
     if attempt is not None:
         return attempt < n
-    return (slurm_cli.own_job(environ), slurm_cli.restart_count(environ)) != (job, restarts)
+    return (own_job.own_job(environ), own_job.restart_count(environ)) != (job, restarts)
 
 
 def _is_batch_shell(argv: List[str], environ: Dict[str, str], job: str, restarts: int) -> bool:
     """Slurm names every batch script slurm_script. Another cluster may have a job of the same number."""
     script = any(word.endswith("/slurm_script") for word in argv[:2])
     same = all(environ.get(name) == os.environ.get(name) for name in ("SLURM_JOB_NAME", "SLURM_CLUSTER_NAME"))
-    return bool(job and script and same and slurm_cli.own_job(environ) == job) and (
-        slurm_cli.restart_count(environ) < restarts
+    return bool(job and script and same and own_job.own_job(environ) == job) and (
+        own_job.restart_count(environ) < restarts
     )
 
 

@@ -98,7 +98,8 @@ def environment(environ: Mapping[str, str]) -> Dict[str, str]:
     An existing MASTER_ADDR is kept. The port depends on job and attempt: it is the same on all ranks, and a restart
     uses another, in case the port was taken or a process of the earlier start holds it.
     """
-    size, nodes = int(environ["SLURM_NTASKS"]), int(environ["SLURM_NNODES"])
+    size = int(environ["SLURM_NTASKS"])
+    nodes = int(environ["SLURM_NNODES"])
     return {
         "RANK": environ["SLURM_PROCID"],
         "LOCAL_RANK": environ["SLURM_LOCALID"],
@@ -131,13 +132,17 @@ def address(environ: Mapping[str, str]) -> str:
 def first_host(nodes: str) -> str:
     """The first name of Slurm's node list: ``n[03-07,12],m1`` -> ``n03``. Containers have no scontrol."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
-    return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0)) if first else ""
+    if not first:
+        return ""
+    return re.sub(r"\[([^,\-\]]*)[^\]]*\]", r"\1", first.group(0))
 
 
 def last_host(nodes: str) -> str:
     """The last name: ``n[03-07,12]`` -> ``n12``."""
     last = re.search(r"(?:[^,\[\]]|\[[^\]]*\])+$", nodes)
-    return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0)) if last else ""
+    if not last:
+        return ""
+    return re.sub(r"\[[^\]]*?([^,\-\]]*)\]", r"\1", last.group(0))
 
 
 def gloo_interface(environ: Mapping[str, str]) -> Dict[str, str]:

@@ -18,11 +18,24 @@ from flip.runs.errors import ConfigError
 from jobs.common import filesystem
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
-from jobs.host.slurm_cli import MAX_FAILED_STARTS
+from jobs.host import failed_starts, slurm_cli
 
 #: Variables that jobs get from the submitting environment, besides those named in the profile: a job must not depend on
 #: what happens to be set there, and secrets that are not named stay behind.
 FORWARDED_ENV = ("HOME", "USER", "LOGNAME", "PATH", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+#: Line that sets ``id``: the job, or the array element, as ``own_job.own_job`` names it.
+OWN_JOB = "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+#: Line after ``end``, which has requeued the job if it restarts. What is not sent then, the next attempt sends.
+AWAIT_FOLLOWERS = (
+    '  for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done'
+)
+END_OF_CHECK = "END_OF_OWNERSHIP"
+#: Words of batch_functions.sh and their values.
+CONSTANTS = {
+    "MAX_FAILED_STARTS": str(failed_starts.MAX_FAILED_STARTS),
+    "UNUSABLE": slurm_cli.UNUSABLE.pattern,
+    "QUEUE_FORMAT": slurm_cli.QUEUE_FORMAT,
+}
 
 
 @contextlib.contextmanager
@@ -81,10 +94,12 @@ def minutes(hours: float) -> int:
     return max(1, math.ceil(round(hours * 60, 6)))  # 0 means no limit
 
 
-def _functions(name: str) -> list[str]:
-    """The lines of a file of shell functions in this folder."""
+def functions(name: str) -> list[str]:
+    """The lines of a file of shell functions in this folder, with the constants of the functions in Python."""
     text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-    return text.replace("MAX_FAILED_STARTS", str(MAX_FAILED_STARTS)).splitlines()
+    for constant, value in CONSTANTS.items():
+        text = text.replace(constant, value)
+    return text.splitlines()
 
 
 def _location(sweep: Path) -> list[str]:
@@ -121,9 +136,6 @@ def _trusted_groups() -> str:
     return ",".join(map(str, sorted(ownership.trusted_groups())))
 
 
-END_OF_CHECK = "END_OF_OWNERSHIP"
-
-
 @functools.lru_cache(maxsize=1)
 def ownership_program() -> str:
     """The text of a Python program that runs ``flip.runs.ownership.main`` without any file of ours."""
@@ -153,10 +165,10 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     releaser = [f'{decide} release "$FLIP_RUN" --shell $$ & releaser=$!; disown  # the jobs that wait for this canary']
     return [
         *_location(folder.parent.parent),
-        "id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}",
+        OWN_JOB,
         "trap '' TERM USR1 USR2  # the start is not interrupted",
         "umask go-w  # also for what the ranks create",
-        *_functions("batch_functions.sh"),
+        *functions("batch_functions.sh"),
         f"log={shlex.quote(str(folder))}/$id",
         'exec >>"$log.out" 2>>"$log.err" || requeue_elsewhere',
         *_ownership(profile, job),
@@ -180,17 +192,11 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         '[ -z "$exposed" ] || echo "$exposed" >&2',
         *(releaser if job.canary else []),
-        *_functions("srun_functions.sh"),
+        *functions("srun_functions.sh"),
         *_modules(profile.modules),
         *profile.setup,
         *_followers(profile, job),
     ]
-
-
-AWAIT_FOLLOWERS = (
-    '  for each in $followers; do for _ in {1..60}; do kill -0 "$each" 2>/dev/null || break; sleep 1; done; done'
-)
-"""After ``end``, which has requeued the job if it restarts; what they do not send, the next attempt's will."""
 
 
 def _followers(profile: ClusterProfile, job: Job) -> list[str]:

@@ -24,6 +24,7 @@ from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment, minutes
 GPUS = re.compile(r"\bgpu:(?:([^:,()]+):)?([0-9]{1,9})(?=[,(\s]|$)")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 DEADLINE = 15.0  # seconds for one query of ``read``
+KILL_WAIT = 30  # Slurm's default, seconds
 #: Executed by the batch script's Python as a test.
 PYTHON = "import sys; sys.version_info >= (3, 6) or sys.exit('it is Python %d.%d' % sys.version_info[:2])"
 #: Limits on submitted jobs in Slurm's accounting database, as sacctmgr names them.
@@ -49,8 +50,9 @@ def check_ready(profile: ClusterProfile, execute: bool = True) -> str:
         _check_python(profile)
     else:
         answer += "; host_python is not executed: others can exchange it, or a dry run has its profile from the sweep"
-    disabled = "; no-requeue in the profile's options: each start is a new job, submitted by the previous one"
-    return answer + (disabled if "no-requeue" in profile.options else "")
+    if "no-requeue" in profile.options:
+        answer += "; no-requeue in the profile's options: each start is a new job, submitted by the previous one"
+    return answer
 
 
 def _check_python(profile: ClusterProfile) -> None:
@@ -92,7 +94,10 @@ def _describe_cluster(partition: str, name: str) -> str:
         except slurm_cli.SlurmUnavailable as error:
             where = f"{name}, partition"
             raise ConfigError("no such partition", where, part, "`sinfo` lists all partitions.") from error
-    return f"the cluster {cluster} answers" + (f", it has the partition {partition}" if partition else "")
+    answer = f"the cluster {cluster} answers"
+    if partition:
+        answer += f", it has the partition {partition}"
+    return answer
 
 
 def _no_answer(name: str, error: slurm_cli.SlurmUnavailable) -> StorageError:
@@ -142,13 +147,15 @@ class Site:
         kind = self.config.get("PreemptType", "")
         if kind in ("preempt/none", "(null)"):
             return "OFF", 0
-        source, key = (self.qos, "preempt") if kind == "preempt/qos" else (self.partition, "PreemptMode")
         if kind == "preempt/qos" and not self.qos:
             return "", 0
-        modes = source.get(key, "").upper()
+        modes = self.partition.get("PreemptMode", "").upper()
+        grace = self.partition.get("GraceTime", "")
+        if kind == "preempt/qos":
+            modes = self.qos.get("preempt", "").upper()
+            grace = self.qos.get("grace", "")
         if not modes or modes == "CLUSTER":
             modes = self.config.get("PreemptMode", "").upper()
-        grace = source.get("grace" if kind == "preempt/qos" else "GraceTime", "")
         mode = next((mode for mode in ("REQUEUE", "CANCEL", "SUSPEND", "OFF") if mode in modes), "")
         return mode, slurm_cli.parse_duration(grace) or parse_int(grace) or 0
 
@@ -156,7 +163,9 @@ class Site:
     def kill_wait(self) -> int:
         """Seconds between TERM and KILL."""
         seconds = parse_int(self.config.get("KillWait", ""))
-        return 30 if seconds is None else seconds
+        if seconds is None:
+            return KILL_WAIT
+        return seconds
 
     @property
     def max_seconds(self) -> int | None:
@@ -234,7 +243,9 @@ def _qos(errors: dict[str, str], name: str) -> dict[str, str]:
         return {}
     form = f"format=PreemptMode,GraceTime,MaxWall,{','.join(QOS_LIMITS)}"
     line = query(errors, "qos", "sacctmgr", "-n", "-P", "show", "qos", f"name={name}", form).strip()
-    return dict(zip(("preempt", "grace", "wall", *QOS_LIMITS), line.split("|"), strict=False)) if line else {}
+    if not line:
+        return {}
+    return dict(zip(("preempt", "grace", "wall", *QOS_LIMITS), line.split("|"), strict=False))
 
 
 def query(errors: dict[str, str], name: str, *argv: str) -> str:
@@ -250,8 +261,9 @@ def query(errors: dict[str, str], name: str, *argv: str) -> str:
 def _partition(profile: ClusterProfile) -> dict[str, str]:
     """The fields of the profile's (first) partition, or of the site's default one."""
     name = profile.partition.partition(",")[0]
+    names = [name] if name else []
     try:
-        text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *([name] if name else []), deadline=DEADLINE)
+        text = slurm_cli.call("scontrol", "-a", "-o", "show", "partition", *names, deadline=DEADLINE)
     except slurm_cli.SlurmUnavailable as error:
         if not name or "did not answer" in str(error):
             raise _no_answer(profile.name, error) from error
@@ -299,7 +311,9 @@ def filesystem_type(path: Path) -> str:
         return ""
     above = {str(folder) for folder in (path.resolve(), *path.resolve().parents)}
     inside = [(len(place), -i, kind) for i, (place, kind) in enumerate(reversed(mounts)) if place in above]
-    return max(inside)[2] if inside else ""
+    if not inside:
+        return ""
+    return max(inside)[2]
 
 
 def write_problem(root: Path) -> str:

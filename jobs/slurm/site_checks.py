@@ -6,9 +6,12 @@ from typing import NamedTuple
 from flip.runs.errors import CAUSES
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.host.slurm_cli import parse_int
-from jobs.slurm.site import SHARED, Site
+from jobs.slurm.site import SHARED, Node, Site
 
-OK, DEGRADED, FAIL, UNKNOWN = "ok", "degraded", "fails", "unknown"
+OK = "ok"
+DEGRADED = "degraded"
+FAIL = "fails"
+UNKNOWN = "unknown"
 OLDEST = (20, 11)  # first release with send_user_signal
 CRED_EXPIRE = 120  # Slurm's default, seconds
 REQUEUE_DELAY = (25, 11)  # first release that reads SchedulerParameters=requeue_delay
@@ -42,9 +45,11 @@ def _accepted(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _version(site: Site, profile: ClusterProfile) -> Verdict:
     read = f"Slurm {site.config.get('SLURM_VERSION', 'of an unknown version')}; the tests run on 24.11"
-    if site.version and site.version < OLDEST:
+    if not site.version:
+        return UNKNOWN, read, "Ask `sbatch --version`."
+    if site.version < OLDEST:
         return DEGRADED, read, "Releases before 20.11 are untested."
-    return (OK if site.version else UNKNOWN), read, "" if site.version else "Ask `sbatch --version`."
+    return OK, read
 
 
 def _nodes(site: Site, profile: ClusterProfile) -> Verdict:
@@ -53,9 +58,7 @@ def _nodes(site: Site, profile: ClusterProfile) -> Verdict:
         return UNKNOWN, site.errors["nodes"], "Compare the profile with `sinfo` yourself."
     if node is None:
         return FAIL, "no node of the partition is up", "Jobs wait until one is."
-    gpus = f"{node.gpus} GPUs{f' ({node.gpu})' if node.gpu else ''}, " if node.gpus else ""
-    share = f"{site.nodes[node]} of {sum(site.nodes.values())}"
-    read = f"{share} usable nodes have {gpus}{node.cpus} CPUs, {node.memory} MiB"
+    read = f"{site.nodes[node]} of {sum(site.nodes.values())} usable nodes have {_resources(node)}"
     most = {"gpus_per_node": max(n.gpus for n in site.nodes), "cpus_per_node": max(n.cpus for n in site.nodes)}
     for key, maximum in most.items():
         if getattr(profile, key) > maximum:
@@ -67,10 +70,20 @@ def _nodes(site: Site, profile: ClusterProfile) -> Verdict:
     return OK, read
 
 
+def _resources(node: Node) -> str:
+    parts = [f"{node.cpus} CPUs", f"{node.memory} MiB"]
+    if node.gpus:
+        kind = f" ({node.gpu})" if node.gpu else ""
+        parts.insert(0, f"{node.gpus} GPUs{kind}")
+    return ", ".join(parts)
+
+
 def _memory(site: Site, profile: ClusterProfile) -> Verdict:
     share = site.memory_share
-    if not share or any(key.startswith("mem") for key in profile.options):
-        return OK, "the profile asks for it" if share else "memory is not counted, or jobs get all of a node"
+    if not share:
+        return OK, "memory is not counted, or jobs get all of a node"
+    if any(key.startswith("mem") for key in profile.options):
+        return OK, "the profile asks for it"
     return DEGRADED, share, "Jobs that request no memory get only that: set options: {mem-per-cpu: ...} in the profile."
 
 
@@ -85,12 +98,16 @@ def _restarts(site: Site, profile: ClusterProfile) -> Verdict:
     plugins = [site.config.get(key, "") for key in ("JobSubmitPlugins", "CliFilterPlugins")]
     if any(name not in ("", "(null)") for name in plugins):
         read += "; a plugin of the site may disable requeue, then each start is a new job: `submit` says so"
-    if mode in ("OFF", "REQUEUE"):
-        return OK, f"no preemption there ({kind}, PreemptMode=OFF)" if mode == "OFF" else read
+    if mode == "OFF":
+        return OK, f"no preemption there ({kind}, PreemptMode=OFF)"
+    if mode == "REQUEUE":
+        return OK, read
     if mode == "SUSPEND":
         return DEGRADED, read, "It is frozen and continues there; after ten minutes of that it may end as a crash."
     if mode == "CANCEL":
-        most = f"the grace and KillWait ({site.kill_wait} s)" if grace else f"KillWait ({site.kill_wait} s)"
+        most = f"KillWait ({site.kill_wait} s)"
+        if grace:
+            most = f"the grace and {most}"
         then = f"Its exit trap does it, if the ranks save and leave within {most}; else it is `stopped`: submit again."
         return DEGRADED, read, then
     return UNKNOWN, site.errors.get("qos") or read, "Name the QOS of jobs: --qos, or qos in the profile."
@@ -98,8 +115,10 @@ def _restarts(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _warned(site: Site, profile: ClusterProfile) -> Verdict:
     mode, grace = site.preemption
-    usr2 = "send_user_signal" in site.config.get("PreemptParameters", "")
-    read = f"GraceTime={grace} s, KillWait={site.kill_wait} s, {'USR2' if usr2 else 'TERM'} at the start"
+    signal = "TERM"
+    if "send_user_signal" in site.config.get("PreemptParameters", ""):
+        signal = "USR2"
+    read = f"GraceTime={grace} s, KillWait={site.kill_wait} s, {signal} at the start"
     if not mode:
         return UNKNOWN, "see above", "It depends on the QOS."
     if mode == "OFF":
@@ -112,9 +131,10 @@ def _warned(site: Site, profile: ClusterProfile) -> Verdict:
 
 
 def _limit(site: Site, profile: ClusterProfile) -> Verdict:
-    most, asked = site.max_seconds, profile.hours * 3600
-    read = f"USR2 comes {profile.signal_seconds} s before the limit of {profile.hours:g} h; the site allows "
-    read += f"{most / 3600:g} h" if most else "any"
+    most = site.max_seconds
+    asked = profile.hours * 3600
+    allowed = f"{most / 3600:g} h" if most else "any"
+    read = f"USR2 comes {profile.signal_seconds} s before the limit of {profile.hours:g} h; the site allows {allowed}"
     if most and asked > most:
         return FAIL, read, f"Jobs that ask for more do not start: set hours to {int(most / 36) / 100:g}."
     if profile.signal_seconds * 2 > asked:
@@ -126,7 +146,7 @@ def _limit(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _crash(site: Site, profile: ClusterProfile) -> Verdict:
     most = parse_int(site.config.get("MaxBatchRequeue", ""))
-    read = f"the job's exit trap calls scontrol requeue; MaxBatchRequeue={'not set' if most is None else most}"
+    read = f"the job's exit trap calls scontrol requeue; MaxBatchRequeue={_shown(most, 'not set')}"
     starts, holds = (_codes(site.config.get(key, "")) for key in ("RequeueExit", "RequeueExitHold"))
     bad = {code for cause, code in CAUSES.items() if cause != "complete"}
     if bad & starts:
@@ -155,7 +175,7 @@ def _prolog(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
     age = parse_int(site.config.get("MinJobAge", ""))
-    read = f"run directories record it; squeue lists ended jobs for {'?' if age is None else age} s (MinJobAge)"
+    read = f"run directories record it; squeue lists ended jobs for {_shown(age)} s (MinJobAge)"
     if age is not None and age < 60:
         return DEGRADED, read, "Of a job that was killed with its exit trap `status` then knows only that it ended."
     return OK, read
@@ -163,19 +183,23 @@ def _outcome(site: Site, profile: ClusterProfile) -> Verdict:
 
 def _lost(site: Site, profile: ClusterProfile) -> Verdict:
     limit = parse_int(site.config.get("SlurmdTimeout", ""))
-    back = "; lost nodes come back only by hand" if site.config.get("ReturnToService") == "0" else ""
     if limit is None:
         return UNKNOWN, "SlurmdTimeout is not known", "Ask `scontrol show config`."
     if limit == 0:
         return FAIL, "SlurmdTimeout=0", "Slurm never declares a silent node lost: cancel and submit such runs yourself."
-    return OK, f"noticed after {limit} s or more (SlurmdTimeout), then Slurm starts the job again{back}"
+    read = f"noticed after {limit} s or more (SlurmdTimeout), then Slurm starts the job again"
+    if site.config.get("ReturnToService") == "0":
+        read += "; lost nodes come back only by hand"
+    return OK, read
 
 
 def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
-    most, jobs = parse_int(site.config.get("MaxArraySize", "")), site.config.get("MaxJobCount", "?")
+    most = parse_int(site.config.get("MaxArraySize", ""))
+    jobs = site.config.get("MaxJobCount", "?")
     name, submit = site.submit_limit
-    read = f"MaxArraySize={'?' if most is None else most}, MaxJobCount={jobs}"
-    read += f", {name} {submit}" if name else ""
+    read = f"MaxArraySize={_shown(most)}, MaxJobCount={jobs}"
+    if name:
+        read += f", {name} {submit}"
     if most is None:
         return UNKNOWN, read, "sbatch refuses arrays that are too big: lower array_size."
     if profile.array_size > max(1, most - 1):
@@ -191,7 +215,9 @@ def _sweep(site: Site, profile: ClusterProfile) -> Verdict:
 def _delay(site: Site, profile: ClusterProfile) -> Verdict:
     wait, whence = _requeue_delay(site)
     read = f"about {wait} s from a requeue to the next start at the earliest ({whence})"
-    return (DEGRADED, read, "Every preemption costs that.") if wait > CRED_EXPIRE + 1 else (OK, read)
+    if wait > CRED_EXPIRE + 1:
+        return DEGRADED, read, "Every preemption costs that."
+    return OK, read
 
 
 def _requeue_delay(site: Site) -> tuple[int, str]:
@@ -200,8 +226,9 @@ def _requeue_delay(site: Site) -> tuple[int, str]:
     if delay is not None and site.version >= REQUEUE_DELAY:
         return delay, f"SchedulerParameters=requeue_delay={delay}"
     given = parse_int(_parameters(site, "AuthInfo").get("cred_expire", ""))
-    wait = given or CRED_EXPIRE
-    return wait + 1, f"cred_expire={wait}, {'AuthInfo' if given else 'the default of Slurm'}"
+    if given:
+        return given + 1, f"cred_expire={given}, AuthInfo"
+    return CRED_EXPIRE + 1, f"cred_expire={CRED_EXPIRE}, the default of Slurm"
 
 
 def _parameters(site: Site, key: str) -> dict[str, str]:
@@ -213,21 +240,20 @@ def _parameters(site: Site, key: str) -> dict[str, str]:
 def _python(site: Site, profile: ClusterProfile) -> Verdict:
     name = profile.hosts_python
     if site.errors.get("python"):
-        return (
-            FAIL,
-            site.errors["python"],
-            "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile.",
-        )
+        then = "Name a Python >= 3.6 that the nodes' hosts have: host_python in the profile."
+        return FAIL, site.errors["python"], then
     if tuple(parse_int(part) or 0 for part in site.python.split(".")[:2]) < (3, 6):
         return FAIL, f"{name} is Python {site.python}", "The exit trap needs 3.6: name another in host_python."
-    read, kind = f"{name} is Python {site.python} on this machine", site.filesystems.get("python", "")
+    read = f"{name} is Python {site.python} on this machine"
+    kind = site.filesystems.get("python", "")
     if kind.startswith(SHARED):
         return OK, f"{read}, on {kind}"
     return UNKNOWN, read, f"Nodes must have it too: `srun -N1 -p {profile.partition} {name} --version` shows it."
 
 
 def _runs_root(site: Site, profile: ClusterProfile) -> Verdict:
-    problem, kind = site.errors.get("runs root", ""), site.filesystems.get("runs root", "")
+    problem = site.errors.get("runs root", "")
+    kind = site.filesystems.get("runs root", "")
     if problem:
         return FAIL, problem, "Name a writable folder: runs_root in the profile, or FLIP_RUNS."
     if kind.startswith(SHARED):
@@ -239,7 +265,10 @@ def _runs_root(site: Site, profile: ClusterProfile) -> Verdict:
 def _environment(site: Site, profile: ClusterProfile) -> Verdict:
     if site.unset:
         return FAIL, f"not set here: {', '.join(site.unset)}", "Export them, or remove them from the profile's env."
-    return OK, f"sbatch --export=ALL of a few names{' and ' + ', '.join(profile.env) if profile.env else ''}"
+    read = "sbatch --export=ALL of a few names"
+    if profile.env:
+        read += f" and {', '.join(profile.env)}"
+    return OK, read
 
 
 def _submitit(site: Site, profile: ClusterProfile) -> Verdict:
@@ -253,10 +282,18 @@ def _codes(text: str) -> set[int]:
     codes: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
-        least, most = parse_int(first), parse_int(last)
-        if least is not None:
-            codes |= {code for code in range(256) if least <= code <= (least if most is None else most)}
+        least = parse_int(first)
+        if least is None:
+            continue
+        most = parse_int(last)
+        if most is None:
+            most = least
+        codes |= {code for code in range(256) if least <= code <= most}
     return codes
+
+
+def _shown(number: int | None, unknown: str = "?") -> str:
+    return unknown if number is None else str(number)
 
 
 def _list(codes: set[int]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flip.runs.rundir import RunDir, list_names, read_record
 from jobs.common.job import read_lenient, record_of
-from jobs.host import slurm_cli
+from jobs.host.failed_starts import parse_failed_starts
 from jobs.host.slurm_cli import WAITING, QueueRow
 
 #: What the exit code of a failed start means (``requeue_elsewhere`` in batch_functions.sh, ``batch_hooks.py``).
@@ -48,7 +48,7 @@ def remedy(row: QueueRow) -> str:
 
 def failed_starts(run: RunDir, row: QueueRow) -> str:
     """How often in a row, where and why a waiting job could not start an attempt, as a sentence; "" if it could."""
-    writer, failed = slurm_cli.parse_failed_starts(row.comment)
+    writer, failed = parse_failed_starts(row.comment)
     if writer is None or not failed.starts or row.state not in WAITING:
         return ""
     newest = read_record(run.attempt(run.newest_attempt()) / "start.json") or {}

@@ -85,7 +85,8 @@ class Commands:
             raise Refused("Batch job submission failed: Access/permission denied")
         fields = Script.read(text) | {"elements": None}
         later = float(options.get("begin", "now+0").partition("+")[2])
-        after, index = int(options["dependency"].partition(":")[2]), options.get("array")
+        after = self.controller.find(options["dependency"].partition(":")[2]).id
+        index = options.get("array")
         extra = {"after": after, "comment": options.get("comment", ""), "excluded": options.get("exclude", "")}
         extra["follows"] = env.get("FLIP_FOLLOWS", "")
         return f"{self.controller.submit(**fields | extra | {'later': later}, only=index and int(index))}\n"

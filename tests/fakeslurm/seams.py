@@ -6,14 +6,14 @@ import contextlib
 from unittest import mock
 
 from flip.runs import attempts, rundir, wall_limit
-from jobs.host import batch_hooks, lost_step, processes, slurm_cli
+from jobs.host import batch_hooks, lost_step, own_job, processes, requeue, slurm_cli
 
 
 @contextlib.contextmanager
 def in_place(clock, commands):
     """Let the code of jobs/ call the simulated Slurm and use the simulated clock."""
     with contextlib.ExitStack() as stack:
-        for module in (slurm_cli, batch_hooks, attempts, wall_limit, rundir):
+        for module in (slurm_cli, own_job, requeue, batch_hooks, attempts, wall_limit, rundir):
             stack.enter_context(mock.patch.object(module, "time", clock.module))
         stack.enter_context(mock.patch.object(slurm_cli, "call", commands.call))
         stack.enter_context(

@@ -111,10 +111,6 @@ LINES = [
         "running", script=True,
     ),
     CommandLine(
-        "sbatch --dependency=afterany:<JOB> --comment=<COMMENT> --begin=now+<N> [--exclude=<NODES>] [--array=<N>]",
-        "running", script=True,
-    ),
-    CommandLine(
         "srun --unbuffered --output <FILE> --error <FILE> --output=all --error=all --kill-on-bad-exit=0 --wait=<N> "
         "--export=ALL --cpus-per-task=<N> <WORDS>..."
     ),

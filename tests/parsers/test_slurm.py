@@ -11,7 +11,7 @@ from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import JobState
-from jobs.host import slurm_cli
+from jobs.host import failed_starts, own_job, slurm_cli
 from jobs.slurm import job_states, site, site_checks
 from tests.parsers.spoil import spoiled
 
@@ -90,8 +90,8 @@ def test_queue_returns_printed_rows(answers, jobs):
 @given(printed(JOB))
 def test_job_state_parses_any_scontrol_output(answers, text):
     answers["scontrol"] = text
-    assert slurm_cli.job_state("50_3", 2) is None or slurm_cli.job_state("50_3", 2).strip()
-    mark = slurm_cli.read_failed_starts("50_3", 2)
+    assert own_job.job_state("50_3", 2) is None or own_job.job_state("50_3", 2).strip()
+    mark = failed_starts.read_failed_starts("50_3", 2)
     assert mark.starts >= 0 and mark.attempt >= 0
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from flip.runs import commit, wall_limit
 from flip.runs.rundir import RunDir, write_json
-from jobs.host import slurm_cli
+from jobs.host import own_job
 
 FIELDS = {"RunTime": "00:58:00", "TimeLimit": "01:00:00", "PreemptTime": "None"}
 
@@ -82,7 +82,7 @@ def test_too_short_reports_limit_not_above_startup_plus_save_time(run):
 def test_limit_reached_from_time_of_warning_unless_preempted(run, fields, lead, words):
     attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": lead})
-    assert wall_limit.limit_reached(run, 1, slurm_cli.time_used({**FIELDS, **fields})) == words
+    assert wall_limit.limit_reached(run, 1, own_job.time_used({**FIELDS, **fields})) == words
 
 
 @pytest.mark.parametrize("seconds, reached", [(3599, True), (3480, True), (3400, False)])
@@ -90,9 +90,9 @@ def test_limit_reached_uses_recorded_limit_if_slurm_is_silent(run, monkeypatch, 
     n = attempt(run, ready=50)
     write_json(run.path / "job.json", {"signal_seconds": 60})
     monkeypatch.setattr(wall_limit.time, "time", lambda: 1000.0 + seconds)
-    assert wall_limit.limit_reached(run, n, slurm_cli.time_used({})) == "", "no limit is recorded"
+    assert wall_limit.limit_reached(run, n, own_job.time_used({})) == "", "no limit is recorded"
     wall_limit.record_limit(run, n, 3600)
-    assert bool(wall_limit.limit_reached(run, n, slurm_cli.time_used({}))) == reached
+    assert bool(wall_limit.limit_reached(run, n, own_job.time_used({}))) == reached
 
 
 def test_record_limit_stores_newest_limit_of_attempt(run):

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from flip.runs.rundir import RunDir, read_json, write_json
-from jobs.host import batch_hooks, slurm_cli
+from jobs.host import batch_hooks, requeue, slurm_cli
 from tests.jobs.act import act
 
 SILENT = "exit 1"
@@ -58,7 +58,7 @@ def test_open_attempt_is_ended_at_start_if_slurm_answers(run, commands, said, ca
 def test_successor_starts_again_after_its_start_could_not_be_recorded(run, commands, monkeypatch, capsys):
     """The attempt that it has won before the error is not that of another job."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    monkeypatch.setenv(slurm_cli.FOLLOWS, "1")
+    monkeypatch.setenv(requeue.FOLLOWS, "1")
     commands("scontrol", NONE)
     open_logs, errors = RunDir.open_logs, [OSError(errno.ENOSPC, "No space left on device")]
 

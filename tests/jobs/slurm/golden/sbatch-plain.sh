@@ -22,61 +22,96 @@ sweep=/runs/demo root=
 id=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 trap '' TERM USR1 USR2  # the start is not interrupted
 umask go-w  # also for what the ranks create
-submit_successor() (  # Slurm does not requeue this job: submit the same script again, as jobs/host/slurm_cli.py does
-  text=$(scontrol write batch_script "$id" -) || exit
-  options=(--dependency="afterany:$SLURM_JOB_ID" --comment="away:$((starts + 1)):-1:$failure")
-  options+=(--begin="now+$((60 * starts))" ${excluded:+--exclude="$excluded"})
-  [ -z "$SLURM_ARRAY_TASK_ID" ] || options+=(--array="$SLURM_ARRAY_TASK_ID")
-  for name in "${!SLURM@}" FLIP_FOLLOWS; do [ "$name" = SLURM_CONF ] || unset "$name"; done
-  [ -z "$FLIP_ATTEMPT" ] || export FLIP_FOLLOWS="$FLIP_ATTEMPT"
-  sbatch "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
-)
-requeue_job() {  # for half a day while Slurm does not answer, as when this node is cut off; ten minutes if it refuses
-  for _ in {1..1440}; do refusals=${refusals:-0}
-    error=$(scontrol requeue "$id" 2>&1) && return; echo "$error" >&2
-    case $error in *"presently disabled"*) submit_successor && exit "$code";; esac; sleep 30
-    count=$(scontrol show job "$id") || continue
-    count=$(sed -En 's/.*Restarts=([0-9]+).*/\1/p' <<< "$count")
-    [ "${count:-$restarts}" = "$restarts" ] || exit "$code"  # Slurm has restarted it
-    refusals=$((refusals + 1)); [ "$refusals" -lt 20 ] || return
-  done
-}
 retry() { for _ in 1 2 3 4 5; do "$@" && return; sleep 30; done; return 1; }
 stop_watcher() { [ -z "$watcher" ] || kill -9 "$watcher" 2>/dev/null; }
 sweep_deleted() {  # and not only out of reach: the folder above is the one of the submission, and may be searched
-  above=${sweep%/*}; [ -n "$root" ] && [ "$(stat -Lc %i "$above")" = "$root" ] && [ -x "$above" ] && ! [ -e "$sweep" ]
+  above=${sweep%/*}
+  [ -n "$root" ] && [ "$(stat -Lc %i "$above")" = "$root" ] && [ -x "$above" ] && ! [ -e "$sweep" ]
 }
-# Whether enough other nodes of the partition work: else the job would never start (BadConstraints). No, if Slurm does
-# not list them.
-affordable() {
-  nodes=$(retry sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N|%T') && avoided=$(retry scontrol show hostnames "$1") || return
+# Below: how a job restarts whose node lacks the mount or the interpreter. Elsewhere jobs/host/ does it, by functions of
+# the same names; tests/slurm/test_requeue.py compares both.
+field() { grep -Eo "\b$1=[^ ]*" <<< "$shown" | head -n 1 | cut -d= -f2-; }  # of `scontrol show job`
+restarted() { count=$(field Restarts); [ "${count:-0}" -gt "$restarts" ]; }  # by Slurm
+cancelled() {  # or at its limit: see `watch`
+  case $(field JobState) in COMPLETING|CANCELLED) ! restarted;; *) false;; esac
+}
+read_failed_starts() {  # in a row, the attempt whose end could not be written, the last one's node: failed_starts.py
+  starts=0 attempt=0 previous=''
+  [[ $(field Comment) =~ ^away:([0-9]+):(-1|[0-9]+):([0-9]+)(:[0-9]+:([^:]*))?$ ]] || return
+  [ "${BASH_REMATCH[2]}" -ne $((restarts - 1)) ] || starts=${BASH_REMATCH[1]}
+  attempt=${BASH_REMATCH[3]} previous=${BASH_REMATCH[5]}
+}
+exclude_failed_node() {  # this node, in place of the one of the failed start before: an outage must not exclude all
+  listed=$(field ExcNodeList)
+  listed=${listed#"(null)"} others=''
+  [ -z "$listed" ] || others=$(retry scontrol show hostnames "$listed") || return
+  excluded=$({ grep -Fxv "$previous" <<< "$others"; echo "$SLURMD_NODENAME"; } | grep . | paste -sd,)
+}
+affordable() {  # whether enough other nodes of the partition work; else the job would never start (BadConstraints)
+  nodes=$(retry sinfo -h -N -p "$SLURM_JOB_PARTITION" -o '%N|%T') || return
+  avoided=$(retry scontrol show hostnames "$1") || return
   left=$(grep -Ev '[|](down|drain|fail|inval|unk)' <<< "$nodes" | cut -d'|' -f1 | grep -Fxv "$avoided" | sort -u | wc -l)
   [ "$left" -ge "${SLURM_JOB_NUM_NODES:-1}" ]
 }
-# A node that lacks the mount or the interpreter must not consume a whole array, nor end a run: called before an attempt
-# starts, and if its end could not be decided, which the next `begin` then records.
+submit_successor() (  # the same script, in the environment with which this shell was started; nothing if that was done
+  rows=$(squeue -a -h -r -t all --name="$SLURM_JOB_NAME" -o '%j|%K|%i|%T|%N|%r|%S|%k') || exit
+  newest=$(cut -d'|' -f2,3 <<< "$rows" | grep "^${SLURM_ARRAY_TASK_ID:-N/A}|" | cut -d'|' -f2 | sort -n | tail -n 1)
+  [ "${newest:-$id}" = "$id" ] || exit 0
+  text=$(scontrol write batch_script "$id" -) || exit
+  avoid=${excluded:-$listed}
+  options=(--parsable --dependency="afterany:$id" ${SLURM_ARRAY_TASK_ID:+--array="$SLURM_ARRAY_TASK_ID"})
+  [ "$delay" -eq 0 ] || options+=(--begin="now+$delay")
+  options+=(${avoid:+--exclude="$avoid"} --comment="away:$((starts + 1)):-1:$failure")
+  environment=()
+  while IFS= read -rd '' pair; do
+    case $pair in SLURM_CONF=*) ;; SLURM*|FLIP_FOLLOWS=*) continue;; esac
+    environment+=("$pair")
+  done < "/proc/$$/environ"
+  [ -z "$FLIP_ATTEMPT" ] || environment+=("FLIP_FOLLOWS=$FLIP_ATTEMPT")
+  env -i "${environment[@]}" "$(type -P sbatch)" "${options[@]}" <<< "${text/$'\n#SBATCH --hold\n'/$'\n'}"
+)
+requeue() {  # for half a day while Slurm does not answer, as when this node is cut off; ten minutes if it refuses
+  error='' refusals=-1
+  for _ in {1..1440}; do
+    if shown=$(scontrol show job "$id"); then
+      ! cancelled || exit "$code"
+      if restarted; then  # by Slurm, or by a try whose answer was lost
+        [ -z "$error" ] || return 0
+        exit "$code"
+      fi
+      refusals=$((refusals + 1))
+      [ "$refusals" -lt 20 ] || exit "$code"
+    fi
+    error=$(scontrol requeue "$id" 2>&1) && return
+    echo "${error:=refused}" >&2
+    case $error in *"presently disabled"*) submit_successor && exit "$code";; esac
+    sleep 30
+  done
+  exit "$code"
+}
+# batch_hooks.restart_later with leave_node: a node that lacks the mount or the interpreter must not consume a whole
+# array, nor end a run. Called before an attempt starts, and if its end could not be decided, which the next `begin` then
+# records.
 requeue_elsewhere() {
-  status=$?; [ -n "$FLIP_ATTEMPT" ] || code=$status
+  status=$?
+  [ -n "$FLIP_ATTEMPT" ] || code=$status
   case $status in 1|2|4|126|127|13[0-9]) ;; *) [ -z "$FLIP_ATTEMPT" ] || return; exit "$code";; esac  # decided
   ! sweep_deleted || { echo "$sweep was deleted: the job ends" >&2; exit 78; }
-  restarts=${SLURM_RESTART_COUNT:-0} starts=0 attempt=0  # as slurm_cli.FailedStarts: failed starts in a row
-  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as the exit trap does
-  comment=$(sed -En 's/^ *Comment=away:([0-9]+:-?[0-9]+:[0-9]+).*/\1/p' <<< "$shown")
-  IFS=: read -r past writer ended <<< "$comment"
-  [ "${writer:-x}" != $((restarts - 1)) ] || starts=$past; [ -z "$ended" ] || attempt=$ended
-  attempt=${FLIP_ATTEMPT:-$attempt}
-  case $FLIP_ATTEMPT.$shown in [1-9]*JobState=C*) exit "$code";; esac  # cancelled, or at its limit: see `watch`
+  restarts=${SLURM_RESTART_COUNT:-0}
+  until shown=$(scontrol show job "$id") || [ "$((tries += 1))" -gt 1440 ]; do sleep 30; done  # as long as a requeue
+  ! cancelled || exit "$code"
+  read_failed_starts
   echo "start $((starts + 1)) failed on ${SLURMD_NODENAME:=unknown} with exit code $status" >&2
   [ "$starts" -lt 100 ] || exit "$code"
-  failure=$attempt:$status:$SLURMD_NODENAME
+  failure=${FLIP_ATTEMPT:-$attempt}:$status:$SLURMD_NODENAME
   retry scontrol update JobId="$id" Comment="away:$((starts + 1)):$restarts:$failure"
-  # Nodes that Slurm already excludes (profile, broken hardware) stay excluded. A node that gave the job back is listed
-  # twice; the next one replaces it, so that an outage of all nodes cannot exclude them all.
-  others=$(sed -En 's/.*ExcNodeList=([^ ]+).*/\1/p' <<< "$shown" | sed -E 's/^\(null\)$//; s/(^|,)([^][,]+),\2(,|$)/\1/; s/,$//')
-  excluded=${others:+$others,}$SLURMD_NODENAME,$SLURMD_NODENAME
-  affordable "$excluded" || { shown=''; excluded=$others; }
-  requeue_job
-  scontrol update JobId="$id" ${shown:+"ExcNodeList=$excluded"} StartTime="now+$((60 * starts))"
+  delay=$((60 * starts))
+  { exclude_failed_node && affordable "$excluded"; } || excluded=''
+  requeue
+  updates=()
+  [ "$delay" -eq 0 ] || updates+=(StartTime="now+$delay")
+  [ -z "$excluded" ] || updates+=(ExcNodeList="$excluded")
+  [ "${#updates[@]}" -eq 0 ] || scontrol update JobId="$id" "${updates[@]}"
   exit "$code"
 }
 log=/runs/demo/.slurm/0123abcd/$id
