@@ -70,12 +70,14 @@ class QueueRow(NamedTuple):
 def call(*argv: str, **options: Any) -> str:
     """Standard output of one of Slurm's commands. Raises SlurmUnavailable with its error text.
 
-    Options: ``deadline`` in seconds, ``text`` for standard input, ``env`` in place of this process's environment.
+    Options: ``deadline`` in seconds, ``text`` for standard input, ``env`` in place of this process's environment
+    without USER_SETTINGS, ``messages``: a list that receives the lines on standard error of a command that succeeds.
     """
     deadline = options.get("deadline", DEADLINE)
     text = options.get("text", "")
-    given = options.get("env", os.environ)
-    env = {name: value for name, value in given.items() if not USER_SETTINGS.match(name)}
+    env = options.get("env")
+    if env is None:
+        env = {name: value for name, value in os.environ.items() if not USER_SETTINGS.match(name)}
     line = [shutil.which(argv[0]) or argv[0]] + list(argv[1:])  # on our PATH, not on that of ``env``
     log.debug("running %s", " ".join(argv))
     try:
@@ -86,9 +88,11 @@ def call(*argv: str, **options: Any) -> str:
         raise SlurmUnavailable("%s did not answer for %g s" % (argv[0], deadline)) from None
     except OSError as error:
         raise SlurmUnavailable("%s: %s" % (argv[0], error.strerror or error)) from error
+    errors = done.stderr.decode("utf-8", "replace")
     if done.returncode != 0:
-        text = failure_text(argv[0], done.stderr.decode("utf-8", "replace")) or "exit code %d" % done.returncode
-        raise command_error(argv[0], text)
+        raise command_error(argv[0], failure_text(argv[0], errors) or "exit code %d" % done.returncode)
+    if "messages" in options:
+        options["messages"].extend(errors.splitlines())
     return done.stdout.decode("utf-8", "replace")
 
 

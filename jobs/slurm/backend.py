@@ -1,13 +1,13 @@
-"""The Slurm backend: runs as batch jobs, submitted through submitit, one array per group of equal resources.
+"""The Slurm backend: runs as batch jobs, one array per group of equal resources.
 
 A job is known by its name, ``<sweep>.<token>``, and its array index. Both are written to job.json before sbatch is
 called, so a job can be found whatever happens to this process, and a job that was replaced does nothing
-(``batch_hooks.py begin`` compares the token). submitit's pickles carry a function and the run's path; nothing reads
-them.
+(``batch_hooks.py begin`` compares the token).
 """
 
 import contextlib
 import os
+import re
 import secrets
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +34,10 @@ NOT_REQUEUED = (
 CANCEL_NOTE = (
     "Runs with a cancel.json save and stop by themselves, or do not start; a second cancel kills them without a save."
 )
+
+
+SUBMIT_SECONDS = 300.0  # for sbatch: plugins of a site may work on an array for long
+SUBMITTED = re.compile(r"job ([0-9]+)")  # in the answer of sbatch
 
 
 class SlurmBackend:
@@ -114,23 +118,31 @@ class SlurmBackend:
         )
 
     def _sbatch(self, jobs: Sequence[Job], folder: Path, name: str) -> str:
-        """The number of the job or array."""
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        executor = executor_of(self.profile, jobs[0], folder, name)
+        """Write the batch script and submit it; returns the number of the job or array."""
+        script = folder / "batch_script.sh"
         try:
-            with printed_messages(), batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
-                submitted = executor.map_array(_payload, [str(job.run.path) for job in jobs])
-        except OSError as error:  # submitit writes its files first
+            write_text(script, batch_script.script_text(self.profile, jobs, folder, name))
+        except OSError as error:
             raise unwritable(error, folder) from error
-        except (FailedJobError, FailedSubmissionError) as error:
-            refusal = slurm_cli.failure_text("sbatch", str(error)) or type(error).__name__
-            if slurm_cli.NO_ANSWER.search(str(error)):
+        messages: list[str] = []
+        try:
+            with batch_script.clean_environment([*batch_script.FORWARDED_ENV, *self.profile.env]):
+                environment = dict(os.environ)
+            answer = slurm_cli.call("sbatch", str(script), deadline=SUBMIT_SECONDS, env=environment, messages=messages)
+        except SlurmUnavailable as error:
+            refusal = str(error).removeprefix("sbatch: ")
+            if slurm_cli.NO_ANSWER.search(refusal):
                 remedy = "Submit again when the controller answers: a job that was accepted is found by its name."
                 raise StorageError("Slurm does not answer", self.profile.name, refusal, remedy) from error
             remedy = "Correct partition, account, qos or options of the profile (`python jobs/doctor.py`)."
             raise ConfigError("sbatch refused the job", self.profile.name, refusal, remedy) from error
-        return str(submitted[0].job_id).partition("_")[0]
+        for line in messages:  # of the site, for instance
+            print(plain(line), file=sys.stderr)
+        number = SUBMITTED.search(answer)
+        if number is None:
+            remedy = "Submit again: if the job was accepted, it is found by its name."
+            raise StorageError("sbatch printed no job number", self.profile.name, answer.strip(), remedy)
+        return number[1]
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """Signal running jobs, which save and stop, and whose exit trap reads cancel.json. Other jobs, and those in
@@ -138,7 +150,8 @@ class SlurmBackend:
         with _slurm_errors(CANCEL_NOTE):
             rows = queue_rows(runs)
             invisible = invisible_jobs([run for run in runs if run.path not in rows])
-        problems, canaries = [f"{path.name}: {why}" for path, why in invisible.items()], list[RunDir]()
+        problems = [f"{path.name}: {why}" for path, why in invisible.items()]
+        canaries: list[RunDir] = []
         for run in runs:
             row = rows.get(run.path)
             if row is None or row.state in ENDED:
@@ -174,7 +187,9 @@ def _settle(run: RunDir) -> None:
 def _owner_filter(run: RunDir) -> list[str]:
     """Options that restrict scancel to jobs of the record's owner, who may have written the name of our job."""
     uid = os.stat(run.path / "job.json").st_uid
-    return [] if uid == os.geteuid() else [f"--user={uid}"]
+    if uid == os.geteuid():
+        return []
+    return [f"--user={uid}"]
 
 
 def granted(id_: str) -> tuple[bool | None, int | None]:
@@ -188,27 +203,6 @@ def granted(id_: str) -> tuple[bool | None, int | None]:
         return None, None
     requeue = {"1": True, "0": False}.get(fields.get("Requeue", ""))
     return requeue, slurm_cli.parse_duration(fields.get("TimeLimit", ""))
-
-
-@contextlib.contextmanager
-def printed_messages() -> Iterator[None]:
-    """Print what sbatch writes to standard error, such as messages of the site, although it accepts the job: submitit
-    reads it and shows only that of a refusal."""
-    from submitit.core import utils
-
-    copy = utils.copy_process_streams
-
-    def copy_and_print(process: Any, stdout: Any, stderr: Any, verbose: bool = False) -> None:
-        copy(process, stdout, stderr, verbose)
-        if process.wait() == 0:
-            for line in stderr.getvalue().splitlines():
-                print(plain(line), file=sys.stderr)
-
-    utils.copy_process_streams = copy_and_print
-    try:
-        yield
-    finally:
-        utils.copy_process_streams = copy
 
 
 def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
@@ -225,29 +219,6 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 def _new_name(jobs: Sequence[Job]) -> str:
     """A new name in Slurm for jobs of a sweep: SWEEP.TOKEN."""
     return f"{jobs[0].run.path.parent.name.lstrip('.')}.{secrets.token_hex(4)}"
-
-
-def executor_of(profile: ClusterProfile, job: Job, folder: Path, name: str) -> Any:
-    """submitit's Slurm executor for an array of jobs like ``job``, with our command and parameters."""
-    from submitit import SlurmExecutor
-
-    class Executor(SlurmExecutor):
-        @classmethod
-        def affinity(cls) -> int:
-            return 2  # preflight checks whether Slurm exists here; a dry run shows the script anywhere
-
-        @property
-        def _submitit_command_str(self) -> str:
-            return batch_script.command(profile, job)
-
-    executor = Executor(folder)
-    executor.update_parameters(**batch_script.parameters(profile, job, folder, name))
-    return executor
-
-
-def _payload(path: str) -> str:
-    """The function that submitit pickles. Nothing calls it."""
-    return path
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The text of the batch script of one array, and the parameters of submitit that create it.
+"""The text of the batch script of one array, which submitit writes from our parameters.
 
 The script's exit trap decides on the host, outside the trainer and its container, whether the job restarts
 (docs/contracts.md, Stop and resume). Its fixed functions are in ``batch_functions.sh`` and ``srun_functions.sh``.
@@ -40,7 +40,7 @@ CONSTANTS = {
 
 @contextlib.contextmanager
 def clean_environment(names: Sequence[str]) -> Iterator[None]:
-    """Reduce the environment of this process, which submitit's sbatch inherits, to these names.
+    """Reduce the environment of this process, which sbatch inherits, to these names.
 
     ``--export=NAMES`` would do the same, but makes Slurm load the user's login environment on the node.
     """
@@ -53,11 +53,25 @@ def clean_environment(names: Sequence[str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> dict[str, Any]:
-    """Keywords for submitit's ``update_parameters``. ``job``: any of the array; they differ only in their run.
+def script_text(profile: ClusterProfile, jobs: Sequence[Job], folder: Path, name: str) -> str:
+    """The batch script of an array, or of a single job. ``name``: of the job in Slurm.
 
     ``folder``: of the submission. Line i + 1 of its file ``runs`` is the run directory of element i.
     """
+    # submitit's public way to a script is `SlurmExecutor.map_array`. It takes a Python function, writes a pickle of it
+    # for each run, starts it with an interpreter of its own in place of our command, and prints none of sbatch's
+    # messages. So the function below, on which it is built, is the only part of submitit that we use.
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    job = jobs[0]
+    elements = len(jobs) if len(jobs) > 1 else None
+    options = parameters(profile, job, folder, name)
+    text: str = _make_sbatch_string(command(profile, job), folder.absolute(), map_count=elements, **options)
+    return text
+
+
+def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> dict[str, Any]:
+    """Keywords for submitit, see ``script_text``. ``job``: any of the array; they differ only in their run."""
     shape = job.shape
     keywords: dict[str, Any] = {
         "job_name": name,
@@ -69,23 +83,26 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
         "wckey": None,  # sites that check wckeys know none called submitit
         "setup": setup_lines(profile, job, folder),
         "srun_args": srun_args(profile, job),
-        "additional_parameters": {
-            **({} if "no-requeue" in profile.options else {"requeue": True}),  # of both, sbatch takes the last
-            "signal": f"USR2@{profile.signal_seconds}",
-            "export": "ALL",  # of what ``clean_environment`` leaves
-            # paths that every node has: a node without the shared folders must be able to start the script
-            **dict.fromkeys(("output", "error"), "/dev/null"),
-            "chdir": "/",
-            **({"hold": True} if job.waits_for else {}),
-        },
     }
+    additional: dict[str, Any] = {
+        "signal": f"USR2@{profile.signal_seconds}",
+        "export": "ALL",  # of what ``clean_environment`` leaves
+        # paths that every node has: a node without the shared folders must be able to start the script
+        "output": "/dev/null",
+        "error": "/dev/null",
+        "chdir": "/",
+    }
+    if "no-requeue" not in profile.options:  # of both, sbatch takes the last
+        additional["requeue"] = True
+    if job.waits_for:
+        additional["hold"] = True
+    keywords["additional_parameters"] = additional | {key: value or True for key, value in profile.options.items()}
     if shape.gpus and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
         keywords["gpus_per_node"] = shape.gpus
     for key in ("partition", "account", "qos"):
         if getattr(profile, key):
             keywords[key] = getattr(profile, key)
     keywords["array_parallelism"] = profile.parallel or profile.array_size
-    keywords["additional_parameters"] |= {key: value or True for key, value in profile.options.items()}
     return keywords
 
 
@@ -105,11 +122,18 @@ def functions(name: str) -> list[str]:
 def _location(sweep: Path) -> list[str]:
     """Lines by which ``sweep_deleted`` distinguishes a deleted folder from one that this node does not mount: the
     number of the runs root's inode is the same on all nodes, and that of an empty mount point another."""
-    sweep = sweep.parent if sweep.name.startswith(".") else sweep  # jobs of evaluations lie in a subfolder
+    sweep = _without_subfolder(sweep)
     root = ""
     with contextlib.suppress(OSError):
         root = str(os.stat(sweep.parent).st_ino)
     return [f"sweep={shlex.quote(str(sweep))} root={root}"]
+
+
+def _without_subfolder(folder: Path) -> Path:
+    """The folder of the sweep; jobs of evaluations lie in a subfolder."""
+    if folder.name.startswith("."):
+        return folder.parent
+    return folder
 
 
 def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
@@ -121,8 +145,9 @@ def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
     """
     code = [str(path) for path in dict.fromkeys([Path(job.snapshot).absolute(), job.host_code])]
     words = shlex.join([*code, "--", *job.exposed])
-    trusted = _trusted_groups()
-    groups = f"{ownership.TRUSTED_GROUP}={trusted} " if trusted else ""
+    groups = ""
+    if trusted := _trusted_groups():
+        groups = f"{ownership.TRUSTED_GROUP}={trusted} "
     return [
         f"IFS= read -rd '' ownership <<'{END_OF_CHECK}'",
         *ownership_program().splitlines(),
@@ -155,14 +180,22 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "FLIP_SNAPSHOT": str(snapshot),
         **python_path.variables(snapshot),
         "PYTHONUNBUFFERED": "1",  # ranks share a log: whole lines, at once
-        **({"PYTHONNOUSERSITE": "1"} if profile.container else {}),  # the image's packages, not those in a mounted home
-        **job.env,
     }
+    if profile.container:  # the image's packages, not those in a mounted home
+        exported["PYTHONNOUSERSITE"] = "1"
+    exported |= job.env
     if trusted := _trusted_groups():
         exported[ownership.TRUSTED_GROUP] = trusted
     if profile.master_addr:
         exported["MASTER_ADDR"] = profile.master_addr
-    releaser = [f'{decide} release "$FLIP_RUN" --shell $$ & releaser=$!; disown  # the jobs that wait for this canary']
+    start_releaser = []
+    after_end = []
+    if job.canary:
+        release = f'{decide} release "$FLIP_RUN" --shell $$'
+        start_releaser.append(f"{release} & releaser=$!; disown  # the jobs that wait for this canary")
+        after_end.append('  [ -z "$releaser" ] || kill -9 "$releaser"')
+    if job.trackers:
+        after_end.append(AWAIT_FOLLOWERS)
     return [
         *_location(folder.parent.parent),
         OWN_JOB,
@@ -184,14 +217,13 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
         "  code=$?; trap '' TERM USR1 USR2; trap stop_watcher EXIT",
         f'  {decide} end "$FLIP_RUN" --attempt "$FLIP_ATTEMPT" --code "$code" || requeue_elsewhere',
         "  stop_watcher  # not before: `end` may outlive the limit",
-        *(['  [ -z "$releaser" ] || kill -9 "$releaser"'] if job.canary else []),
-        *([AWAIT_FOLLOWERS] if job.trackers else []),
+        *after_end,
         '  exit "$code"',
         "}",
         "trap finish EXIT",
         'exec >>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.out" 2>>"$FLIP_RUN/logs/$FLIP_ATTEMPT/job.err"',
         '[ -z "$exposed" ] || echo "$exposed" >&2',
-        *(releaser if job.canary else []),
+        *start_releaser,
         *functions("srun_functions.sh"),
         *_modules(profile.modules),
         *profile.setup,
@@ -261,6 +293,4 @@ def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:
 
 
 def _mounts(profile: ClusterProfile, job: Job) -> str:
-    sweep = job.run.path.parent
-    sweep = sweep.parent if sweep.name.startswith(".") else sweep  # jobs of evaluations lie in a subfolder
-    return ",".join(mounts(profile, sweep))
+    return ",".join(mounts(profile, _without_subfolder(job.run.path.parent)))

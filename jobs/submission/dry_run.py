@@ -13,7 +13,7 @@ from jobs.common.job import Job, JobResources
 from jobs.common.paths import REPOSITORY
 from jobs.host.slurm_cli import DEADLINE
 from jobs.planning.plan import Plan, resources_of
-from jobs.slurm import backend
+from jobs.slurm import backend, batch_script
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment
 from jobs.submission.apply import assign_canaries, snapshot_of
 from jobs.submission.snapshot import current_digest
@@ -76,11 +76,7 @@ def planned_jobs(
 def script_text(profile: ClusterProfile, jobs: Sequence[Job]) -> str:
     """The batch script of an array, except for CODE and TOKEN."""
     sweep = jobs[0].run.path.parent
-    executor = backend.executor_of(profile, jobs[0], sweep / ".slurm" / TOKEN, f"{sweep.name}.{TOKEN}")
-    if len(jobs) > 1:
-        executor.parameters["map_count"] = len(jobs)
-    text: str = executor._make_submission_file_text(executor._submitit_command_str, "0")
-    return text
+    return batch_script.script_text(profile, jobs, sweep / ".slurm" / TOKEN, f"{sweep.name}.{TOKEN}")
 
 
 def expected_start(script: str, profile: ClusterProfile) -> str:

@@ -1,4 +1,4 @@
-"""Patches that connect the code of jobs/ to the simulation: the clock, Slurm's commands, and submitit."""
+"""Patches that connect the code of jobs/ to the simulation: the clock and Slurm's commands."""
 
 from __future__ import annotations
 
@@ -20,23 +20,4 @@ def in_place(clock, commands):
             mock.patch.object(processes, "kill_orphans", lambda *args: [])
         )  # it reads processes of this host
         stack.enter_context(mock.patch.object(lost_step, "POLL_SECONDS", float("inf")))  # the same
-        stack.enter_context(mock.patch("submitit.core.utils.CommandFunction", _sbatch(commands)))
-        stack.enter_context(mock.patch("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2)))
         yield
-
-
-def _sbatch(commands):
-    """The class with which submitit calls sbatch."""
-    from submitit.core.utils import FailedJobError
-
-    class CommandFunction:
-        def __init__(self, args, verbose=False):
-            self.args = args
-
-        def __call__(self):
-            try:
-                return commands.call(*map(str, self.args))
-            except slurm_cli.SlurmUnavailable as error:
-                raise FailedJobError(str(error)) from error
-
-    return CommandFunction

@@ -7,7 +7,7 @@ from pathlib import Path
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.slurm.backend import executor_of
+from jobs.slurm import batch_script
 
 ROOT = Path(__file__).resolve().parents[3]
 CODE = Path("/runs/demo/.code")
@@ -22,11 +22,7 @@ JOB = Job(
 
 def script(profile, job=JOB, elements=3, folder="/runs/demo/.slurm/0123abcd", monkeypatch=None):
     """The script that sbatch would get."""
-    monkeypatch.setattr("submitit.SlurmExecutor.affinity", classmethod(lambda cls: 2))  # without srun
-    executor = executor_of(profile, job, Path(folder), "demo.0123abcd")
-    if elements > 1:
-        executor.parameters["map_count"] = elements
-    return executor._make_submission_file_text(executor._submitit_command_str, "0")
+    return batch_script.script_text(profile, [job] * elements, Path(folder), "demo.0123abcd")
 
 
 class Stage:

@@ -202,7 +202,6 @@ def test_check_ready_notes_no_requeue_option_of_profile(sweep, commands, monkeyp
 
 def test_submit_reports_runs_accepted_before_refusal(tmp_path, commands):
     commands("scontrol", CONFIG)
-    commands("srun", "")
     commands("sbatch", "grep -q -- --nodes=2 $1 && { echo 'sbatch: error: QOSMaxSubmit' >&2; exit 1; }\n" + SBATCH)
     small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
     with pytest.raises(ConfigError, match="; 2 of 3 runs were submitted before and stay"):
@@ -284,7 +283,6 @@ def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, m
     list_command = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
     commands("sbatch", f"{list_command}; {SBATCH}")
     commands("scontrol", CONFIG)
-    commands("srun", "")
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("PROXY", "y")
     submitted = jobs(tmp_path, small, large, small)
@@ -302,6 +300,7 @@ def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, m
     assert records[0]["uid"] == os.geteuid()
     texts = [path.read_text() for path in sorted(tmp_path.glob("sbatch.[0-9]*"))]
     assert sum("--array=0-1%2" in text for text in texts) == 1 and len(texts) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["batch_script.sh", "runs", "submitted.json"]
     environment = (tmp_path / "sbatch.env").read_text()
     assert "PROXY=y" in environment and "SECRET" not in environment and os.environ["SECRET"] == "x"
 
@@ -309,7 +308,6 @@ def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, m
 def test_dry_run_shows_script_passed_to_sbatch(tmp_path, commands):
     commands("sbatch", SBATCH)
     commands("scontrol", CONFIG)
-    commands("srun", "exit 1")  # submitit looks for srun on PATH
     submitted = jobs(tmp_path, JobResources(2, 8, 8, 4, 24.0), JobResources(2, 8, 8, 4, 24.0))
     shown_script = dry_run.script_text(PROFILE, submitted)
     backend.SlurmBackend(PROFILE).submit(submitted)
@@ -376,7 +374,6 @@ def test_group_into_arrays_splits_at_array_size_limit(tmp_path):
 
 def test_submit_reports_sbatch_error_in_single_paragraph(tmp_path, commands):
     commands("scontrol", CONFIG)
-    commands("srun", "")
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1")
     with pytest.raises(ConfigError, match="Invalid account.*doctor"):
         backend.SlurmBackend(PROFILE).submit(jobs(tmp_path, JobResources()))
