@@ -181,6 +181,15 @@ def test_submit_successor_passes_on_delay_nodes_and_failed_starts(slurm):
     assert "--exclude=n[8-9]" in slurm.sbatch()[-1], "those of the job, of its profile for instance"
 
 
+def test_submit_successor_passes_on_failed_starts_that_own_comment_lacks(slurm):
+    """Slurm changes no comment of a job whose batch shell was killed, because it has ended."""
+    slurm(comment="away:7:4:4")
+    requeue.submit_successor("57_3", 5, None, failed=failed_starts.FailedStarts(8, 4, 137, "n3"))
+    requeue.submit_successor("57_3", 5, None)
+    calls = slurm.sbatch()
+    assert calls[0].endswith("--comment=away:8:-1:4:137:n3") and "--comment" not in calls[1]
+
+
 @pytest.fixture(params=["gone", "other"])
 def parent(request):
     """The parent's pid after the batch shell was killed: 0, or another process. The hook's own environment counts."""

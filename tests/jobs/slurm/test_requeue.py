@@ -18,12 +18,13 @@ SHELL_VARIABLES = ("_", "PWD", "OLDPWD", "SHLVL")
 
 @dataclass(frozen=True)
 class Situation:
-    """``fields``: of the job. ``requeue``: what scontrol does. ``changes``: the calls that change something."""
+    """``fields``: of the job. ``requeue``, ``update``: what scontrol does. ``changes``: calls that change something."""
 
     changes: list[str]
     fields: str = ""
     nodes: str = "n6 n7 n8"
-    requeue: str = ""
+    requeue: str = "true"
+    update: str = "true"
     queue: str = ""
     attempt: int | None = None
     element: bool = False
@@ -49,6 +50,14 @@ SITUATIONS = {
     "exclusion guard": Situation(
         ["scontrol update JobId=58 Comment=away:1:0:0:127:n7", "scontrol requeue 58"], nodes="n6|down* n7 n8|drained"
     ),
+    "just enough other nodes": Situation(
+        [
+            "scontrol update JobId=58 Comment=away:1:0:0:127:n7",
+            "scontrol requeue 58",
+            "scontrol update JobId=58 ExcNodeList=n7",
+        ],
+        nodes="n6|down* n7 n8",
+    ),
     "limit of failed starts": Situation([], fields="Comment=away:100:-1:0:127:n5"),
     "earlier failed starts, then a good one": Situation(
         [
@@ -67,6 +76,10 @@ SITUATIONS = {
     ),
     "cancelled": Situation([], fields="JobState=COMPLETING Reason=None", attempt=4),
     "cancelled before an attempt": Situation([], fields="JobState=CANCELLED"),
+    "cancelled meanwhile": Situation(
+        ["scontrol update JobId=58 Comment=away:1:0:0:127:n7"],
+        update="sed -i s/JobState=RUNNING/JobState=CANCELLED/ {folder}/shown",
+    ),
     "answer lost": Situation(
         [
             "scontrol update JobId=58 Comment=away:1:0:0:127:n7",
@@ -131,11 +144,11 @@ def play(variant, situation, folder, commands):
     (folder / "shown").write_text("".join(f"   {key}={value} x=y\n" for key, value in usual.items()))
     (folder / "queue").write_text(situation.queue)
     (folder / "script").write_text("#!/bin/bash\n#SBATCH --hold\n#SBATCH --nodes=1\ntrue\n#SBATCH --hold\n")
-    requeue = situation.requeue.replace("{folder}", str(folder))
+    acts = f"requeue) {situation.requeue};; update) {situation.update};;".replace("{folder}", str(folder))
     shows = f"job) cat {folder}/shown;; hostnames) echo $3 | tr , '\\n';;"
     commands(
         "scontrol",
-        f"case $1 in show) case $2 in {shows} esac;; write) cat {folder}/script;; requeue) {requeue or 'true'};; esac",
+        f"case $1 in show) case $2 in {shows} esac;; write) cat {folder}/script;; {acts} esac",
     )
     nodes = [node if "|" in node else f"{node}|idle" for node in situation.nodes.split()]
     commands("sinfo", f"printf '%s\\n' {' '.join(map(repr, nodes))}")
