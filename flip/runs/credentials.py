@@ -44,13 +44,14 @@ _NAME = (
 )
 #: Names of credentials among the parameters of an address.
 _PARAMETER = r"[\w-]{0,60}(?:key|sig|signature|credential|token|secret|password|passwd)"
+_HEADER = r"(?:(?:proxy-)?authorization|cookie)"
 _VALUE = r"(\"[^\"\n]*\"?|'[^'\n]*'?|[^\s\"'&]+)"
 _PATTERNS = (
     # parameters of a part of an address, as clients log it: GET /x?token=...
     (re.compile(r"(?<=[?&#;])(%s)=[^&\s'\"]+" % _PARAMETER, re.I), r"\1=..."),
     (re.compile(r"(?<![A-Za-z0-9])(%s[\"']?\s{0,3}[=:]\s{0,3})%s" % (_NAME, _VALUE), re.I), r"\1..."),
     (re.compile(r"\b([A-Z][A-Z0-9_]{0,60}_(?:TOKEN|KEY)=)%s" % _VALUE), r"\1..."),
-    (re.compile(r"\b((?:proxy-)?authorization[\"']?\s{0,3}[:=]\s{0,3}b?[\"']?)[^\r\n\"']+", re.I), r"\1..."),
+    (re.compile(r"\b(%s[\"']?\s{0,3}[:=]\s{0,3}(?:b?[\"'])?)[^\r\n\"']+" % _HEADER, re.I), r"\1..."),
     (re.compile(r"\b(Signature|Credential)=[^\s,&\"']+"), r"\1=..."),
     (re.compile(r"\b(bearer\s{1,3})(?!(?:tokens?|auth\w*)\b)[\w.~+/=-]+", re.I), r"\1..."),
 )  # fmt: skip

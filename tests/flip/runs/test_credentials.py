@@ -79,7 +79,7 @@ def test_unknown_parameters_are_removed_and_refused(name, secret, mark):
         "client_secret={}", "aws_secret_access_key={}", "aws_secret_access_key = {}", "AWS_SECRET_ACCESS_KEY: {}",
         "{{'aws_secret_access_key': '{}', 'region': 'x'}}", '{{"password": "{}"}}', "password={}", "api-key: {}",
         "HF_TOKEN={}", "Authorization: Bearer {}", "authorization: Basic {}", "{{'Authorization': b'Bearer {}'}}",
-        "bearer {}", "Bearer\t{}",
+        "bearer {}", "Bearer\t{}", "Cookie: session={}",
         "GET /bucket/a?X-Amz-Signature={} HTTP/1.1", "url: /bucket?key={}", "/oauth#access_token={}",
         "AWS4-HMAC-SHA256 Credential={}, SignedHeaders=host, Signature={}",
     ],
@@ -87,6 +87,11 @@ def test_unknown_parameters_are_removed_and_refused(name, secret, mark):
 def test_assigned_credentials_are_removed(text):
     assert "hush" not in scrub("failed: " + text.format(*[SECRET] * text.count("{}")))
     assert scrub("failed: " + text).startswith("failed: ")
+
+
+def test_header_is_removed_from_its_first_character_on():
+    assert scrub("Authorization: Basic abc") == "Authorization: ..." == scrub("Authorization: bob")
+    assert scrub("{'Authorization': b'abc'}") == "{'Authorization': b'...'}"
 
 
 @pytest.mark.parametrize(
