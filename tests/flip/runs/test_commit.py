@@ -234,6 +234,15 @@ def test_read_commit_rejects_record_with_invalid_fields(run, change):
         commit.read_commit(path)
 
 
+@pytest.mark.parametrize("stage", [3, ".", "..", "a/b", "/tmp/x", "a\0", "x" * 256])
+def test_record_of_an_export_needs_a_name_as_stage(stage):
+    """No folder shows what the stage of an export must be, and results are written to a folder of this name."""
+    record = {"stage": "pretrain", "samples": 8, "attempt": 1, "files": {}}
+    commit.validate_record(record)
+    with pytest.raises(ValueError, match="`stage` is not a name"):
+        commit.validate_record({**record, "stage": stage})
+
+
 def test_summary_describes_commit_of_given_samples(run):
     write(run, "pretrain", 8)
     write(run, "pretrain", 8, attempt=2)
