@@ -216,9 +216,13 @@ def test_supervisor_does_not_start_copied_job_record(users, desk):
     evil.chmod(0o755)
     with bob.acts():
         shutil.copytree(run.path, theirs / "demo" / "other")
-        record = read_json(run.path / "job.json")
+        shutil.copytree(run.path, theirs / "demo" / "third")
+        record = {**read_json(run.path / "job.json"), "python": str(evil), "order": 0}
+        code = mine / "demo" / ".code" / read_json(run.identity)["code"]
+        prepared = {**record, "folder": str(mine / "demo" / "third"), "snapshot": str(code)}
+        write_json(theirs / "demo" / "third" / "job.json", prepared)  # only the uid shows that it is a copy
         del record["folder"], record["uid"]  # as older releases wrote it
-        write_json(theirs / "demo" / "other" / "job.json", {**record, "python": str(evil), "order": 0})
+        write_json(theirs / "demo" / "other" / "job.json", record)
     copy(alice, theirs / "demo", mine)
     done = desk.submit(alice, mine)
     assert done.returncode == 0, done.stderr

@@ -138,7 +138,12 @@ def test_data_folder_of_other_user_is_not_on_module_path(users, data):
     with alice.acts():
         start = "if __name__ == '__main__':\n    from jobs.__main__ import main\n    sys.exit(main())\n"
         flip.write_text(f"import sys\nsys.path.insert(1, {str(ROOT)!r})\n{start}")
-    for words in (["status", "--help"], ["shards", "index", "*.tar", "--out", alice.home / "manifest", "--workers", 2]):
-        done = alice.run(sys.executable, flip, *words, cwd=place, timeout=120)
-        assert done.returncode == 0, done.stderr
-    assert not (alice.home / "executed").exists() and (alice.home / "manifest").exists()
+    with alice.acts():
+        make(alice.home / "runs" / "demo", "run").tensorboard.mkdir()
+    for words in (
+        ["status", "demo"], ["shards", "index", "*.tar", "--out", alice.home / "manifest", "--workers", 2],
+        ["shards", "verify", alice.home / "manifest", "--workers", 2], ["tensorboard", "demo", "--", "--version_tb"],
+    ):  # fmt: skip
+        done = alice.run(sys.executable, flip, *words, cwd=place, timeout=120, FLIP_RUNS=alice.home / "runs")
+        assert done.returncode == 0 and not (alice.home / "executed").exists(), (words, done.stderr)
+    assert (alice.home / "manifest").exists()
