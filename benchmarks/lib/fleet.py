@@ -19,10 +19,9 @@ from benchmarks.lib.results import rounded
 from flip import costs
 from flip.checkpoint.manager import MIN_SECONDS
 from flip.config.derived import buffer_bytes, for_stage, world_size
+from flip.config.finish import finish
 from flip.config.host import Host
-from flip.config.resolve import dataset_facts, resolve
 from flip.config.schema import Config, Stage
-from flip.config.validate import validate
 from flip.data.manifest.manifest import BLOCK
 from flip.data.order import SampleOrder
 from flip.data.prefetch import MAX_LOOKAHEAD, THREADS
@@ -59,9 +58,7 @@ def planned() -> tuple[Config, ClusterProfile]:
     profile = load_profile("h100")
     (run,) = sweep_file.load(SWEEP, SETTINGS, only="joint").runs
     node = Host(profile.cpus_per_node, int(1e9 * profile.memory_gb), bf16=True, cuda=True)
-    config = resolve(run.config, node, dataset_facts(run.config))
-    validate(config)
-    return config, profile
+    return finish(run.config, node).config, profile
 
 
 def arithmetic(config: Config, profile: ClusterProfile, speeds: dict[str, float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
   too; ``merge`` combines layers and writes the result.
 - ``derived``: quantities that follow from a configuration: stages, ranks, patches, lanes of data sets.
 - ``host``: what this machine offers. ``resolve`` replaces ``auto`` and 0 by values for a machine and its data.
-- ``validate`` refuses what cannot work.
+- ``validate`` refuses what cannot work. ``finish`` is the sequence of these steps, for every caller.
 - ``identity``: the hash of what matters to science, and the differences between two configurations.
 
 No torch. May import ``flip.runs``.

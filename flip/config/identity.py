@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,3 +233,13 @@ def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChang
     if version_of(stored) == 1:
         hashed = _without_class_names(hashed)
     return compare(hashed, _canonical(config))
+
+
+def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
+    """As ``diff_identity``, but empty if there is no stored identity.json or it cannot be compared."""
+    return diff_identity(stored, config) if stored and isinstance(stored.get("config"), dict) else []
+
+
+def concern_only_data(changes: Sequence[ConfigChange]) -> bool:
+    """Whether there are changes, and all are about the data."""
+    return bool(changes) and all(change.is_other_data for change in changes)

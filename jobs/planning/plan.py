@@ -15,14 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flip.config.host import Host
-from flip.config.identity import ConfigChange, changed_class_names, diff_identity, digest, is_same_run
-from flip.config.merge import read_config
-from flip.config.resolve import DatasetFacts, inherit_machine_fields, resolve
+from flip.config.identity import (
+    ConfigChange,
+    changed_class_names,
+    changes_since,
+    concern_only_data,
+    digest,
+    is_same_run,
+)
 from flip.config.schema import Config
 from flip.monitoring.results import read_run
 from flip.runs import commit
-from flip.runs.errors import ConfigError, FlipError
+from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
 from jobs.common.job import JobResources
@@ -156,7 +160,7 @@ class Plan:
             if action.kind == "changed" and not action.starts:
                 ways = "keep (the run stays as it is), fork (a new run starts next to it)"
                 ways += " or restart (the old run goes to the trash)"
-                ways += ", or data (it continues with the new data)" * _of_data(action.changes)
+                ways += ", or data (it continues with the new data)" * concern_only_data(action.changes)
                 remedy = f"Restore the old values, or use --changed {ways}."
                 if entry := self.extending_entry(action):
                     remedy += f" To continue it with the new values, replace {action.wanted.name} under `runs` of the"
@@ -207,26 +211,6 @@ def forks(existing: Collection[str], others: Collection[str]) -> dict[str, list[
         if fork not in others and (match := re.fullmatch(r"(.+)-v(\d+)", fork)):
             by_name.setdefault(match[1], []).append((int(match[2]), fork))
     return {name: [fork for _, fork in sorted(numbered)] for name, numbered in by_name.items()}
-
-
-def resolve_stable(config: Config, on: Host, data: Sequence[DatasetFacts], paths: Sequence[Path]) -> Config:
-    """``config``, resolved so that an existing run at one of ``paths`` stays the same run if possible.
-
-    That is so if only machine-dependent values differ (cores and memory of the submitting machine would otherwise make
-    a new run), or only the data.
-    """
-    fresh = resolve(config, on, data)
-    for run in map(RunDir, paths):
-        try:
-            stored = read_record(run.identity)
-            if not isinstance(stored, dict):
-                continue
-            stable = resolve(inherit_machine_fields(config, read_config(run.config)), on, data)
-        except (FlipError, OSError, ValueError):  # a damaged run is reported by the plan
-            continue
-        if is_same_run(stored, stable) or _of_data(_changes(stored, stable)):
-            return stable
-    return fresh
 
 
 def scan_runs(folder: Path, names: Collection[str], query: bool = True) -> dict[str, ExistingRun]:
@@ -334,7 +318,7 @@ def _changed(
     existing = all_existing[latest or wanted.name]
     changes, why = _explained(existing.identity, wanted)
     reason = f"the run directory holds another configuration ({why})"
-    adopts = changed == "data" and _of_data(changes) and existing.state != "complete"
+    adopts = changed == "data" and concern_only_data(changes) and existing.state != "complete"
     if (changed == "restart" or adopts) and existing.active:
         raise ConfigError(
             f"{reason} and is {existing.state}", name, remedy=f"Cancel it first: flip cancel SWEEP/{name}"
@@ -353,21 +337,9 @@ def _changed(
     return Action(wanted, "changed", reason, starts, starts, existing.state, changes, latest)
 
 
-def _changes(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
-    """The keys in which a stored identity differs; empty if it cannot be read."""
-    if stored and isinstance(stored.get("config"), dict):
-        return diff_identity(stored, config)
-    return []
-
-
-def _of_data(changes: Sequence[ConfigChange]) -> bool:
-    """Whether there are changes, and all are about the data."""
-    return bool(changes) and all(change.is_other_data for change in changes)
-
-
 def _explained(stored: Mapping[str, Any] | None, wanted: ResolvedRun) -> tuple[list[ConfigChange], str]:
     """(changes of a stored identity, the same in words)."""
-    changes = _changes(stored, wanted.config)
+    changes = changes_since(stored, wanted.config)
     if not stored or not isinstance(stored.get("config"), dict):
         return changes, "its identity.json cannot be read"
     sentences = []

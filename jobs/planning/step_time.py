@@ -13,7 +13,7 @@ from flip.costs import forward_passes, stage_flops
 from flip.traffic import Links, exposed_seconds, step_phases
 from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.planning.memory_fit import fits_gpu
+from jobs.planning.memory_fit import fit_reshard, fits_gpu
 
 ARITHMETIC = 0.4
 """Assumed share of a GPU's peak that a step reaches without communication. A roofline over the traced kernels of an
@@ -88,6 +88,15 @@ def _loader_cores(config: Config, profile: ClusterProfile) -> float:
 def _steps(config: Config, profile: ClusterProfile) -> list[tuple[Stage, StepTime]]:
     steps = ((stage, step_time(config, stage, profile)) for stage in config.stages)
     return [(stage, step) for stage, step in steps if step is not None]
+
+
+def fit_cluster(requested: Config, config: Config, profile: ClusterProfile) -> None:
+    """Set the fields of a resolved configuration that ``requested`` leaves to ``auto`` and a cluster decides:
+    ``compute.reshard`` and ``data.workers``."""
+    if requested.compute.reshard == "auto":
+        fit_reshard(config, profile)
+    if requested.data.workers < 0:
+        fit_workers(config, profile)
 
 
 def fit_workers(config: Config, profile: ClusterProfile) -> None:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.derived import stage_at
+from flip.config.finish import finish
 from flip.config.host import Host, core_seconds, this_host
 from flip.config.identity import ConfigChange, diff_identity, flatten, identity, is_same_run
 from flip.config.merge import read_config, to_dict
-from flip.config.resolve import DatasetFacts, dataset_facts
+from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Init
-from flip.config.validate import validate, warnings
+from flip.config.validate import warnings
 from flip.runs import commit
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError, suggestion
 from flip.runs.ownership import Exposure
@@ -39,8 +40,8 @@ from jobs.common.cluster_profile import (
 from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
-from jobs.planning import memory_fit, preflight, step_time
 from jobs.planning import plan as planning
+from jobs.planning import preflight, step_time
 from jobs.planning.cost import estimate, total
 from jobs.planning.extension import newest_commit
 from jobs.planning.plan import NOT_YET, Plan, ResolvedRun
@@ -227,12 +228,14 @@ class Submission:
                 run.config.init = self._resolve_init(run)
             data = dataset_facts(run.config, nominal=dry)  # nominal data are for plans only
             profile, on = self._place(run)
-            config, ignored = self._resolve_stable(run, data, on)
-            if run.config.compute.reshard == "auto":
-                memory_fit.fit_reshard(config, profile)
-            if run.config.data.workers < 0:
-                step_time.fit_workers(config, profile)
-            notes = validate(config)
+            ignored: list[ConfigChange] = []
+
+            def adjust(resolved: Config) -> Config:
+                kept = self._kept(run, resolved, ignored)
+                step_time.fit_cluster(run.config, kept, profile)
+                return kept
+
+            config, notes = finish(run.config, on, data, self._places_of(run), adjust)
             if config.init.commit == NOT_YET:
                 init = config.init
                 later = command("submit", *resubmit.submit_argv(self.options, self.file)[1:], "--only", run.name)
@@ -352,22 +355,24 @@ class Submission:
         stored = (warm_start.stored_init(init, RunDir(place)) for place in reversed(self._places_of(run)))
         return next(filter(None, stored), None)
 
-    def _resolve_stable(
-        self, run: Run, data: Sequence[DatasetFacts], on: Host
-    ) -> tuple[Config, Sequence[ConfigChange]]:
-        """The resolved configuration, and the changes in the sweep file that ``--changed keep`` ignores."""
+    def _kept(self, run: Run, config: Config, ignored: list[ConfigChange]) -> Config:
+        """``config``, or with ``--changed keep`` that of an existing run, which stays as it is.
+
+        Adds the changes in the sweep file that are ignored then to ``ignored``.
+        """
         places = self._places_of(run)
         path = places[-1]
-        config = planning.resolve_stable(run.config, on, data, places)
         if self.options.changed != "keep" or not all((place / "identity.json").exists() for place in (places[0], path)):
-            return config, ()
+            return config
         try:
             known = [read_record(place / "identity.json") or {} for place in places]
             if any(is_same_run(stored, config) for stored in known):
-                return config, ()
-            return read_config(path / "config.yaml"), diff_identity(known[-1], config)
+                return config
+            stored_config = read_config(path / "config.yaml")
+            ignored += diff_identity(known[-1], config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
+        return stored_config
 
     @cached_property
     def _forks(self) -> dict[str, list[str]]:

@@ -8,10 +8,9 @@ import pytest
 
 from flip import costs
 from flip.config.derived import world_size
+from flip.config.finish import finish
 from flip.config.host import Host
 from flip.config.identity import identity
-from flip.config.resolve import dataset_facts, resolve
-from flip.config.validate import validate
 from flip.costs import ACCELERATORS, find_accelerator, stage_memory
 from flip.runs.errors import ConfigError
 from jobs.common.cluster_profile import ClusterProfile, load_profile
@@ -30,9 +29,7 @@ def no_data(monkeypatch):
 def planned(*overrides, run="baseline", on=NODE):
     runs = load(SWEEP, ["data.decoder=pillow", "data.resize=pillow", *overrides]).runs
     (requested,) = [candidate.config for candidate in runs if candidate.name == run]
-    config = resolve(requested, on, dataset_facts(requested))
-    validate(config)
-    return config
+    return finish(requested, on).config
 
 
 def refused(config, profile, on=NODE):

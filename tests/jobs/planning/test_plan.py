@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from flip.config import merge
+from flip.config.finish import finish
 from flip.config.host import Host
 from flip.config.identity import identity
 from flip.config.merge import dump, read_config
@@ -425,16 +426,16 @@ def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snap
     assert folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, Looks(), {})
 
 
-def test_resolve_stable_keeps_identity_on_other_machine(tmp_path, snapshot):
+def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapshot):
     folder, requested = tmp_path / "demo", config()
     requested.data.lanes, requested.data.buffer, requested.compute.threads = 0, 0, 0
     requested.compute.precision = requested.compute.attention = "auto"
     big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
     data = dataset_facts(requested)
-    first = planning.resolve_stable(requested, big, data, [folder / "a"])
+    first = finish(requested, big, data, [folder / "a"]).config
     resolved = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
     folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
-    again = planning.resolve_stable(requested, small, data, [folder / "a"])
+    again = finish(requested, small, data, [folder / "a"]).config
     assert (
         identity(again, "")["hash"]
         == resolved.identity["hash"]
@@ -442,11 +443,11 @@ def test_resolve_stable_keeps_identity_on_other_machine(tmp_path, snapshot):
     )
     assert again.data.buffer == small.memory // 4, "the buffer depends on the memory of the present machine"
     requested.stages[0].batch = 96
-    assert planning.resolve_stable(requested, small, data, [folder / "a"]) == resolve(requested, small, data), (
+    assert finish(requested, small, data, [folder / "a"]).config == resolve(requested, small, data), (
         "a different run keeps no stored values"
     )
     (folder / "a" / "config.yaml").write_text("{")
-    assert planning.resolve_stable(requested, small, data, [folder / "a"]) == resolve(requested, small, data)
+    assert finish(requested, small, data, [folder / "a"]).config == resolve(requested, small, data)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from flip.config.finish import finish
 from flip.config.host import Host
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
-from flip.config.resolve import dataset_facts, resolve
-from flip.config.validate import validate
 from flip.config.yaml_io import read_yaml
 from flip.evaluation import open_clip_folder
 from flip.evaluation.datasets import DatasetRequest, entries, suites
@@ -98,8 +97,7 @@ def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys):
 def test_shipped_sweep_matches_settings_of_its_published_rows(name):
     sweep = load(SWEEPS / f"{name}.yaml", ["data.samples=5507"] if name == "quickstart_full" else [])
     for run in sweep.runs:
-        config = resolve(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE, dataset_facts(run.config))
-        validate(config)
+        config = finish(run.config, LAPTOP if sweep.cluster == "local" else H100_NODE).config
         if run.name in sweep.paper and sweep.rows:
             row = published(sweep.paper[run.name])
             settings = flatten(to_dict(config))

@@ -12,16 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flip.config.derived import world_size
+from flip.config.finish import finish, resolve_as_stored
 from flip.config.host import Host
 from flip.config.identity import ConfigChange, identity, is_same_run
 from flip.config.merge import dump
 from flip.config.resolve import dataset_facts, resolve
-from flip.config.validate import validate
 from flip.config.yaml_io import SourceLocation, dump_yaml
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import write_json
 from jobs.common.paths import SWEEPS
-from jobs.planning.plan import resolve_stable
 from jobs.sweeps import sweep_file
 from jobs.sweeps.constraints import parse
 from jobs.sweeps.sweep_file import load
@@ -67,8 +66,8 @@ def test_paper_sweeps_expand_and_validate(name, runs):
     loaded = load(SWEEPS / f"{name}.yaml")
     assert (loaded.name, loaded.cluster, set(loaded.paper)) == (name, "h100", set(runs))
     for run in loaded.runs:
-        config = resolve(run.config, H100_NODE, dataset_facts(run.config))
-        assert not [note for note in validate(config) if "buffer" in note or "accuracy" in note]
+        config, notes = finish(run.config, H100_NODE)
+        assert not [note for note in notes if "buffer" in note or "accuracy" in note]
         assert (world_size(config), config.model.size, config.stages[0].samples) == runs[run.name]
         assert [(s.name, s.batch, s.mask) for s in config.stages] == [
             ("pretrain", 65536, "0.5"),
@@ -83,8 +82,7 @@ def test_quickstart_sweep_uses_portable_recipe():
     loaded = load(SWEEPS / "quickstart_full.yaml", ["data.samples=5507"])
     assert [run.name for run in loaded.runs] == ["mask50", "mask75", "clip"]
     for run in loaded.runs:
-        config = resolve(run.config, Host(cores=2, memory=8 * 10**9), dataset_facts(run.config))
-        validate(config)
+        config = finish(run.config, Host(cores=2, memory=8 * 10**9)).config
         assert config.recipe == "portable" and config.model.image.pool == "patches" and config.model.text.prepend_cls
         assert not config.optim.decay_logit_scale and config.data.lanes == 128
         assert config.stages[0].base_lr * config.stages[0].batch / 256 == 1e-3
@@ -431,9 +429,7 @@ def test_accepted_names_are_safe_for_paths_and_shells(form, name, tmp_path):
     path.write_text(COMMON + dump_yaml(FORMS[form](name)), encoding="utf-8")
     try:
         loaded = load(path)
-        configs = [resolve(run.config, H100_NODE, dataset_facts(run.config)) for run in loaded.runs]
-        for config in configs:
-            validate(config)
+        configs = [finish(run.config, H100_NODE).config for run in loaded.runs]
     except ConfigError as error:
         assert "\n" not in error.paragraph()
         return
@@ -471,7 +467,7 @@ def test_recipe_clip_is_portable2_with_another_model(sweep):
     assert config == other
 
 
-def test_resolve_stable_keeps_identity_of_run_before_gpu_defaults(monkeypatch, tmp_path):
+def test_resolve_as_stored_keeps_identity_of_run_before_gpu_defaults(monkeypatch, tmp_path):
     """Recipes set compile, replicate and loss_tile to auto now; a run from before keeps its values."""
     monkeypatch.setenv("FLIP_CACHE", "/no/cache")
     before = ["compute.compile=no", "compute.replicate=1", "compute.loss_tile=1024"]
@@ -488,7 +484,7 @@ def test_resolve_stable_keeps_identity_of_run_before_gpu_defaults(monkeypatch, t
     new = load(SWEEPS / "model_scaling.yaml", fixed).runs[0].config
     facts = dataset_facts(new)
     assert not is_same_run(record, resolve(new, H100_NODE, facts))
-    assert is_same_run(record, resolve_stable(new, H100_NODE, facts, [run]))
+    assert is_same_run(record, resolve_as_stored(new, H100_NODE, facts, [run]))
 
 
 BEFORE = ("compile", "replicate", "loss_tile")
