@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 ORPHAN_GRACE_SECONDS = 90.0
 """Time to save and exit after the supervisor has died."""
 
+LIFELINE_VARIABLE = "FLIP_LEASH_FD"
+"""Environment variable with the descriptor of the lifeline: the pipe whose end of file tells ranks that their
+supervisor is gone. A supervisor may start ranks of another release, so that the name does not change."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """What a cluster sends: SIGTERM (preemption, time limit, cancel) and the warning signal; SIGUSR1 means the same."""
 
@@ -73,18 +77,19 @@ class StopFlag:
 
 
 def install() -> StopFlag:
-    """Install the signal handlers. If FLIP_LEASH_FD is set, also watch for the end of the supervisor at that pipe."""
+    """Install the signal handlers, and watch the lifeline if LIFELINE_VARIABLE names its descriptor."""
     flag = StopFlag()
     for number in SIGNALS:
         signal.signal(number, lambda n, _frame: flag.set(f"signal {signal.Signals(n).name}", signal.Signals(n).name))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # jobs/host/rank_entry.py blocks them until here
-    parent_pipe = os.environ.pop("FLIP_LEASH_FD", "")
-    if parent_pipe:
-        threading.Thread(target=_watch_parent, args=(int(parent_pipe), flag), name="parent-pipe", daemon=True).start()
+    lifeline = os.environ.pop(LIFELINE_VARIABLE, "")
+    if lifeline:
+        threading.Thread(target=_watch_lifeline, args=(int(lifeline), flag), name="lifeline", daemon=True).start()
     return flag
 
 
-def _watch_parent(descriptor: int, flag: StopFlag) -> None:
+def _watch_lifeline(descriptor: int, flag: StopFlag) -> None:
+    """Set the flag at the end of file of the lifeline, the pipe whose other end the supervisor holds."""
     os.set_inheritable(descriptor, False)  # a loader's worker must not hold the pipe open
     while os.read(descriptor, 1):
         pass

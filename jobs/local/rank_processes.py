@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.distributed.shutdown import LIFELINE_VARIABLE
 from flip.runs import deletion, python_path
 from flip.runs.errors import CAUSES, COMPLETE, STOPPED
 from flip.runs.files import RefusedPath, open_append
@@ -311,7 +312,7 @@ def _environment(
         "FLIP_RUN": str(run.path),
         "FLIP_ATTEMPT": str(n),
         "FLIP_SNAPSHOT": job["snapshot"],
-        "FLIP_LEASH_FD": str(lifeline),
+        LIFELINE_VARIABLE: str(lifeline),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
         "FLIP_STORE": str(store / "store") if store else "",

@@ -16,7 +16,7 @@ from jobs.planning import plan as planning
 from jobs.planning.plan import ResolvedRun
 from jobs.runs.clusters import states
 from jobs.slurm.backend import SlurmBackend
-from jobs.submission import apply as folder
+from jobs.submission import apply
 from tests.fakeslurm.clock import Clock, Process
 from tests.fakeslurm.commands import Commands
 from tests.fakeslurm.controller import Controller
@@ -262,7 +262,7 @@ class World:
 
     def _submit(self):
         """Submit as ``jobs/submit.py`` does, without the checks of configurations."""
-        with folder.lock(self.folder):
+        with apply.lock(self.folder):
             existing = planning.scan_runs(self.folder, list(self.likes))
             resolved_runs = [ResolvedRun(name, Config(), {"hash": name}, None) for name in self.likes]
             # an interrupted submit leaves a directory without a job, which counts as a stopped run
@@ -272,7 +272,7 @@ class World:
                 Job(self.run(action.wanted.name), self.folder / ".code", self._shape(action.wanted.name))
                 for action in starting
             ]
-            jobs = folder.assign_canaries(jobs, self.folder, CANARY)
+            jobs = apply.assign_canaries(jobs, self.folder, CANARY)
             names = [job.run.name for job in jobs]
             if any(run.state == "unknown" for run in existing.values()):
                 self._extend_excuse()

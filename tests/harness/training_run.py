@@ -137,7 +137,7 @@ class TrainingRun:
         os.kill(pid, signal.SIGKILL)
         self.faults += 1
         self.wait(lambda: not rank_processes.alive(pid, rank_processes.start_time(pid)), "the supervisor's end")
-        self.wait(lambda: not self.ranks(), "the ranks' end by their leash")
+        self.wait(lambda: not self.ranks(), "the ranks' end by their lifeline")
 
     def damage_newest(self):
         """Flip one byte in the middle of the newest checkpoint's largest file."""

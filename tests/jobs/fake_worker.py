@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+from flip.distributed.shutdown import LIFELINE_VARIABLE
 from flip.runs import commit
 from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, read_json, write_json
@@ -20,9 +21,9 @@ from flip.runs.rundir import RunDir, read_json, write_json
 stop = threading.Event()
 
 
-def watch_leash() -> None:
-    leash = int(os.environ["FLIP_LEASH_FD"])
-    while os.read(leash, 1):
+def watch_lifeline() -> None:
+    lifeline = int(os.environ[LIFELINE_VARIABLE])
+    while os.read(lifeline, 1):
         pass
     stop.set()
 
@@ -88,5 +89,5 @@ if __name__ == "__main__":
     run = RunDir(Path(sys.argv[1]))
     if run.result.exists():
         os._exit(0)
-    threading.Thread(target=watch_leash, daemon=True).start()
+    threading.Thread(target=watch_lifeline, daemon=True).start()
     os._exit(work(run, int(os.environ["FLIP_ATTEMPT"]), int(os.environ["RANK"])))

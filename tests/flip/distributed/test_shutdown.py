@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from flip.distributed.shutdown import RunWatcher, StopFlag
+from flip.distributed.shutdown import LIFELINE_VARIABLE, RunWatcher, StopFlag
 from flip.runs.errors import CAUSES, HANG
 from flip.runs.rundir import RunDir
 
@@ -33,9 +33,9 @@ def test_stop_flag_records_first_signal_and_process_continues(name):
     assert (done.returncode, done.stdout.strip()) == (0, f"signal {name}")
 
 
-@pytest.mark.parametrize("leash", [False, True])
-def test_forkserver_start_loses_no_signal_and_server_ignores_signals(leash):
-    """In production the leash has its own thread, to which the kernel may deliver a signal."""
+@pytest.mark.parametrize("lifeline", [False, True])
+def test_forkserver_start_loses_no_signal_and_server_ignores_signals(lifeline):
+    """In production the lifeline has its own thread, to which the kernel may deliver a signal."""
     body = (
         "import threading, time, multiprocessing\n"
         "from multiprocessing import forkserver\n"
@@ -52,7 +52,7 @@ def test_forkserver_start_loses_no_signal_and_server_ignores_signals(leash):
         "assert os.waitpid(server, os.WNOHANG) == (0, 0)\n"
     )
     reader, writer = os.pipe()
-    done = run(body, env={**os.environ, **({"FLIP_LEASH_FD": str(reader)} if leash else {})}, pass_fds=[reader])
+    done = run(body, env={**os.environ, **({LIFELINE_VARIABLE: str(reader)} if lifeline else {})}, pass_fds=[reader])
     os.close(reader)
     os.close(writer)
     assert (done.returncode, done.stdout.strip() in ("signal SIGTERM", "signal SIGUSR2")) == (0, True), done.stderr
@@ -63,7 +63,7 @@ def test_stop_flag_is_set_when_supervisor_pipe_closes():
     body = "import time\nfor _ in range(200):\n    time.sleep(0.05)\n    if flag: break"
     child = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(body="print('up', flush=True)\n" + body)],
-        env={**os.environ, "FLIP_LEASH_FD": str(reader)}, pass_fds=[reader], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, LIFELINE_VARIABLE: str(reader)}, pass_fds=[reader], stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.close(reader)
     assert child.stdout.readline() == "up\n"

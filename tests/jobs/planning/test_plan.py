@@ -28,7 +28,7 @@ from jobs.planning import plan as planning
 from jobs.planning.cost import estimate
 from jobs.planning.plan import ExistingRun, ResolvedRun
 from jobs.runs import clusters as cluster
-from jobs.submission import apply as folders
+from jobs.submission import apply
 from jobs.submission.snapshot import Snapshot
 from tests.jobs.outcomes import config, wanted
 
@@ -206,7 +206,7 @@ def test_prune_stops_running_run_and_spares_others(field):
     for run in (a, b):
         field.until_moving(run, 1)
     existing_runs = {"a": ExistingRun("complete"), "b": ExistingRun("running")}
-    folders.prune(planning.Plan(field.sweep, [], {"b": existing_runs["b"]}, True), "no longer there")
+    apply.prune(planning.Plan(field.sweep, [], {"b": existing_runs["b"]}, True), "no longer there")
     (moved,) = (field.sweep.parent / ".trash").glob("*/sweep/b")
     assert not b.path.exists() and read_json(moved / "cancel.json")["why"] == "no longer there"
     assert read_json(moved / "attempts" / "1" / "end.json")["action"] == "stop", "the run ends before it is moved"
@@ -225,12 +225,12 @@ def command_of(pid):
 def test_prune_leaves_running_run_in_place_after_timeout(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / "demo" / name).mkdir(parents=True)
-    monkeypatch.setattr(folders, "PRUNE_SECONDS", 0.0)
+    monkeypatch.setattr(apply, "PRUNE_SECONDS", 0.0)
     killed = []
     monkeypatch.setattr(cluster, "cancel", lambda runs, again: killed.append(list(again)))
     plan = planning.Plan(tmp_path / "demo", [], {"a": ExistingRun("running"), "b": ExistingRun("complete")}, True)
-    assert folders.prune(plan, "why") == ["a"]
-    assert folders.prune(replace(plan, dropped={"a": ExistingRun("running")}), "why") == ["a"]
+    assert apply.prune(plan, "why") == ["a"]
+    assert apply.prune(replace(plan, dropped={"a": ExistingRun("running")}), "why") == ["a"]
     assert killed == [[], []], "a run that is still saving is signalled again, not killed"
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["a"]
 
@@ -238,7 +238,7 @@ def test_prune_leaves_running_run_in_place_after_timeout(tmp_path, monkeypatch):
 def test_apply_writes_complete_run_directories_before_submission(tmp_path, snapshot, monkeypatch):
     cluster, folder = Fake(), tmp_path / "demo"
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
-    runs = [job.run for job in folders.apply(plan, snapshot, cluster, {"name": "demo"})]
+    runs = [job.run for job in apply.apply(plan, snapshot, cluster, {"name": "demo"})]
     assert [run.name for run in runs] == ["a", "b"] and [job.snapshot for job in cluster.jobs] == [snapshot.path] * 2
     assert read_config(runs[1].config) == config("0")
     stored = read_json(runs[0].identity)
@@ -264,36 +264,36 @@ def test_apply_needs_source_of_run_only_until_its_first_commit(tmp_path, snapsho
     restart = planning.plan([resolved], other, folder, changed="restart")
     for plan in (planning.plan([resolved], present, folder), restart):
         with pytest.raises(DataError, match="no longer exists"):
-            folders.apply(plan, snapshot, cluster, {"name": "demo"})
+            apply.apply(plan, snapshot, cluster, {"name": "demo"})
     assert run.path.exists() and not cluster.jobs
     place = commit.folder(run, "pretrain", 12_800, 1)
     place.mkdir(parents=True)
     commit.commit(place, {"stage": "pretrain", "samples": 12_800, "attempt": 1})
-    folders.apply(planning.plan([resolved], present, folder), snapshot, cluster, {"name": "demo"})
+    apply.apply(planning.plan([resolved], present, folder), snapshot, cluster, {"name": "demo"})
     assert [job.run.name for job in cluster.jobs] == ["a"]
 
 
 def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapshot, monkeypatch):
-    folder, written = tmp_path / "demo", folders.write_json
+    folder, written = tmp_path / "demo", apply.write_json
 
     def full(path, value):
         if "-b." in str(path):
             raise OSError(28, "No space left on device", str(path))
         written(path, value)
 
-    monkeypatch.setattr(folders, "write_json", full)
+    monkeypatch.setattr(apply, "write_json", full)
     cluster = Fake()
     with pytest.raises(StorageError, match="No space left"):
-        folders.apply(planning.plan([wanted("a"), wanted("b")], {}, folder), snapshot, cluster, {})
+        apply.apply(planning.plan([wanted("a"), wanted("b")], {}, folder), snapshot, cluster, {})
     assert sorted(path.name for path in folder.iterdir()) == [".code"] and not cluster.jobs
 
 
 def test_apply_moves_changed_run_to_trash_on_restart(tmp_path, snapshot):
     cluster, folder = Fake(), tmp_path / "demo"
-    folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
+    apply.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
     existing_runs = planning.scan_runs(folder, ["a"])
-    folders.apply(planning.plan([wanted(mask="0.75")], existing_runs, folder, changed="restart"), snapshot, cluster, {})
+    apply.apply(planning.plan([wanted(mask="0.75")], existing_runs, folder, changed="restart"), snapshot, cluster, {})
     assert read_config(folder / "a" / "config.yaml").stages[0].mask == "0.75"
     (trashed,) = (tmp_path / ".trash").glob("*/demo/a/treasure")
     assert trashed.read_text() == "weights"
@@ -323,13 +323,13 @@ def test_plan_refuses_to_adopt_other_changes_or_data_of_running_run():
 
 def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
     folder, cluster = tmp_path / "demo", Fake()
-    folders.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
+    apply.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
     resolved, old = wanted(data="other"), wanted().identity["hash"]
     existing_runs = planning.scan_runs(folder, ["a"])
-    folders.apply(planning.plan([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
+    apply.apply(planning.plan([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
     assert (
         stored["hash"] == resolved.identity["hash"] != old
@@ -345,7 +345,7 @@ def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
 
 def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapshot):
     folder, resolved = tmp_path / "demo", wanted()
-    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     old = folder / ".code" / EMPTY
     old.mkdir()
     for state, code in (("never started", snapshot.path), ("stopped", old), ("failed", snapshot.path)):
@@ -356,14 +356,14 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": old.name})
         cluster = Fake()
         existing_runs = {"a": ExistingRun(state, "", resolved.identity)}
-        folders.apply(planning.plan([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
+        apply.apply(planning.plan([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
         assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
 
 
 def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
     folder, resolved = tmp_path / "demo", wanted()
-    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     (folder / ".code" / EMPTY).mkdir()
     path = folder / "a" / "config.yaml"
@@ -374,7 +374,7 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
         path.write_text(dump_yaml(stored))
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
-        folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, Fake(), {})
+        apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, Fake(), {})
         older, written = code != snapshot.path.name, read_yaml(path)
         assert ("loss_tf32" not in written["compute"]) is older and ("schedule" not in written["stages"][0]) is older
         assert written["checkpoint"]["minutes"] == 77
@@ -384,14 +384,14 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
 def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, code):
     """Other users may have written identity.json, so a path in it is not trusted."""
     folder, resolved = tmp_path / "demo", wanted()
-    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     (tmp_path / "elsewhere").mkdir()
     code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
     write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
     cluster = Fake()
     existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
-    folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, cluster, {})
+    apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, cluster, {})
     assert cluster.jobs[0].snapshot == snapshot.path
 
 
@@ -399,18 +399,18 @@ def test_lock_refuses_sweep_folder_writable_by_other_users(tmp_path, monkeypatch
     folder = tmp_path / "demo"
     before = os.umask(0)
     try:
-        with folders.lock(folder):
+        with apply.lock(folder):
             assert folder.stat().st_mode & 0o022 == 0, "the folder is not writable by others under an open umask"
     finally:
         os.umask(before)
     folder.chmod(0o777)
-    with pytest.raises(PermissionDenied, match="every user may write to it.*chmod -R go-w"), folders.lock(folder):
+    with pytest.raises(PermissionDenied, match="every user may write to it.*chmod -R go-w"), apply.lock(folder):
         pass
 
 
 def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snapshot):
     folder = tmp_path / "demo"
-    folders.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
+    apply.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
     resolved = wanted()
     resolved.config.checkpoint.minutes, resolved.config.data.workers = 77, 3
     existing_runs = planning.scan_runs(folder, ["a"])
@@ -423,7 +423,7 @@ def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snap
                 "the stored configuration is updated before submission"
             )
 
-    assert folders.apply(planning.plan([resolved], existing_runs, folder), snapshot, Looks(), {})
+    assert apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, Looks(), {})
 
 
 def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapshot):
@@ -434,7 +434,7 @@ def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapsh
     data = dataset_facts(requested)
     first = finish(requested, big, data, [folder / "a"]).config
     resolved = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))
-    folders.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
+    apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     again = finish(requested, small, data, [folder / "a"]).config
     assert (
         identity(again, "")["hash"]
@@ -454,20 +454,20 @@ def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapsh
 def test_lock_reports_file_system_without_locks(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
     pattern = "demo: this file system has no locks .*-o flock, or choose another runs root with FLIP_RUNS"
-    with pytest.raises(ConfigError, match=pattern), folders.lock(tmp_path / "demo"):
+    with pytest.raises(ConfigError, match=pattern), apply.lock(tmp_path / "demo"):
         pass
     with pytest.raises(ConfigError, match=pattern):
         supervisor.take_lock(tmp_path / "demo")
     assert not supervisor.is_served(tmp_path / "demo")
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
-    with pytest.raises(StorageError, match="Input/output error"), folders.lock(tmp_path / "demo"):
+    with pytest.raises(StorageError, match="Input/output error"), apply.lock(tmp_path / "demo"):
         pass
 
 
 def test_lock_refuses_concurrent_submit(tmp_path):
-    with folders.lock(tmp_path / "demo"):
-        with pytest.raises(ConfigError, match="another submit"), folders.lock(tmp_path / "demo"):
+    with apply.lock(tmp_path / "demo"):
+        with pytest.raises(ConfigError, match="another submit"), apply.lock(tmp_path / "demo"):
             pass
         assert stat.S_ISREG((tmp_path / "demo" / ".lock").stat().st_mode)
-    with folders.lock(tmp_path / "demo"):
+    with apply.lock(tmp_path / "demo"):
         pass
