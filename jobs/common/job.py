@@ -45,7 +45,7 @@ class Job:
     run: RunDir
     snapshot: Path
     """The run's own code (flip/, jobs/): working directory and PYTHONPATH of its ranks in all attempts."""
-    shape: JobResources = JobResources()
+    resources: JobResources = JobResources()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of ranks. Stored in files: no secrets."""
     module: str = "jobs.worker"
@@ -62,7 +62,7 @@ class Job:
     """Name of the canary, in the same call, that must pass before this run starts."""
     trackers: Sequence[str] = ()
     """Names of the trackers that follow it (``jobs.tracking``)."""
-    hooks: Path | None = None
+    host_snapshot: Path | None = None
     """The current code; None: ``snapshot``. See ``host_code``."""
     exposed: Sequence[str] = ()
     """Folders above the run in which other users can rename what lies there, accepted because the run existed before
@@ -74,7 +74,7 @@ class Job:
 
         It is the current code, not the run's own, because the batch script must agree with it on options.
         """
-        return Path(self.hooks or self.snapshot).absolute()
+        return Path(self.host_snapshot or self.snapshot).absolute()
 
     def record(self, **fields: Any) -> dict[str, Any]:
         """The job.json of the run: what every backend writes, and ``fields`` of its own."""
@@ -85,8 +85,8 @@ class Job:
             "module": self.module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "hooks": str(self.host_code),
-            "world": self.shape.world_size,
-            "shape": asdict(self.shape),
+            "world": self.resources.world_size,
+            "shape": asdict(self.resources),
             "env": dict(self.env),
             "waits_for": self.waits_for,
             "trackers": list(self.trackers),

@@ -97,7 +97,7 @@ class SlurmBackend:
         write_json(folder / "submitted.json", record)
         if requeue is False:
             print(f"warning: job {id_}: {NOT_REQUEUED}", file=sys.stderr)
-        asked = 60 * batch_script.minutes(jobs[0].shape.hours)
+        asked = 60 * batch_script.minutes(jobs[0].resources.hours)
         if limit is not None and limit < asked:
             given = wall_limit.format_seconds(limit)
             what = f"the site has cut its wall limit to {given}; asked for {wall_limit.format_seconds(asked)}"
@@ -210,7 +210,15 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs:
         code = str(job.snapshot), str(job.host_code)
-        key = (job.shape, code, job.module, job.canary, job.waits_for, tuple(job.trackers), *sorted(job.env.items()))
+        key = (
+            job.resources,
+            code,
+            job.module,
+            job.canary,
+            job.waits_for,
+            tuple(job.trackers),
+            *sorted(job.env.items()),
+        )
         groups.setdefault(key, []).append(job)
     for members in groups.values():
         yield from (members[i : i + size] for i in range(0, len(members), size))

@@ -72,13 +72,13 @@ def script_text(profile: ClusterProfile, jobs: Sequence[Job], folder: Path, name
 
 def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> dict[str, Any]:
     """Keywords for submitit, see ``script_text``. ``job``: any of the array; they differ only in their run."""
-    shape = job.shape
+    resources = job.resources
     keywords: dict[str, Any] = {
         "job_name": name,
-        "nodes": shape.nodes,
-        "ntasks_per_node": shape.processes,
-        "cpus_per_task": shape.cpus,
-        "time": minutes(shape.hours),
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.processes,
+        "cpus_per_task": resources.cpus,
+        "time": minutes(resources.hours),
         "signal_delay_s": profile.signal_seconds,
         "wckey": None,  # sites that check wckeys know none called submitit
         "setup": setup_lines(profile, job, folder),
@@ -97,8 +97,8 @@ def parameters(profile: ClusterProfile, job: Job, folder: Path, name: str) -> di
     if job.waits_for:
         additional["hold"] = True
     keywords["additional_parameters"] = additional | {key: value or True for key, value in profile.options.items()}
-    if shape.gpus and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
-        keywords["gpus_per_node"] = shape.gpus
+    if resources.gpus and not {"gres", "gpus", "gpus-per-node"} & profile.options.keys():
+        keywords["gpus_per_node"] = resources.gpus
     for key in ("partition", "account", "qos"):
         if getattr(profile, key):
             keywords[key] = getattr(profile, key)
@@ -260,7 +260,7 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
     ``all``: output of tasks before they open their own logs goes to the log of the job.
     """
     argv = ["--output=all", "--error=all", "--kill-on-bad-exit=0", f"--wait={profile.peer_seconds}", "--export=ALL"]
-    argv.append(f"--cpus-per-task={job.shape.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
+    argv.append(f"--cpus-per-task={job.resources.cpus}")  # Slurm 22.05 to 23.02 gives a step one core without it
     if profile.container and profile.container_runtime == "pyxis":
         argv += [f"--container-image={profile.container}", f"--container-mounts={_mounts(profile, job)}"]
     return argv
@@ -276,7 +276,7 @@ def _in_container(profile: ClusterProfile, job: Job, argv: list[str]) -> list[st
     """The command in the container of Apptainer, if there is one."""
     if not profile.container or profile.container_runtime != "apptainer":
         return argv
-    gpus = ["--nv"] if job.shape.gpus else []
+    gpus = ["--nv"] if job.resources.gpus else []
     return ["apptainer", "exec", *gpus, "--bind", _mounts(profile, job), profile.container, *argv]
 
 

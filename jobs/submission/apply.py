@@ -148,7 +148,7 @@ def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     a run of the folder has already passed ``steps`` with them."""
     groups: dict[tuple[Any, ...], list[Job]] = {}
     for job in jobs if steps else ():
-        key = (job.cluster, job.shape, job.snapshot, job.module, *sorted(job.env.items()))
+        key = (job.cluster, job.resources, job.snapshot, job.module, *sorted(job.env.items()))
         groups.setdefault(key, []).append(job)
     changed: dict[Path, Job] = {}
     for first, *others in groups.values():
@@ -162,7 +162,7 @@ def _proves(run: RunDir, like: Job, steps: int) -> bool:
     """Whether a run with the resources and code of the job ``like`` has passed the steps."""
     try:
         record = read_record(run.path / "job.json") or {}
-        same = record.get("shape") == asdict(like.shape) and record["snapshot"] == str(like.snapshot.absolute())
+        same = record.get("shape") == asdict(like.resources) and record["snapshot"] == str(like.snapshot.absolute())
         same = same and record["module"] == like.module and like.cluster in ("", record.get("cluster"))
         return same and canary.passed(run, steps)
     except (ValueError, KeyError):  # damaged: no proof
@@ -248,7 +248,7 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Sequ
     command += ["--changed", "keep"] if typed and action.wanted.ignored_changes else []
     resources, cluster = resources_of(action.wanted.config), action.wanted.cluster
     return Job(
-        run, code, resources, cluster=cluster, uncancels=uncancels, command=command, hooks=snapshot.path,
+        run, code, resources, cluster=cluster, uncancels=uncancels, command=command, host_snapshot=snapshot.path,
         trackers=tracker.used(action.wanted.config),
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ def planned_jobs(
             snapshot_of(action, plan.folder) or present,
             resources_of(action.wanted.config),
             cluster=action.wanted.cluster,
-            hooks=code,
+            host_snapshot=code,
             trackers=tracker.used(action.wanted.config),
         )
         for action in plan.starting
@@ -65,7 +65,9 @@ def planned_jobs(
     planned = []
     jobs.sort(key=lambda job: not job.waits_for)
     for group in backend.group_into_arrays(jobs, profile.array_size):
-        script, shape, canary_run = script_text(profile, group), group[0].shape, group[0].waits_for
+        script = script_text(profile, group)
+        shape = group[0].resources
+        canary_run = group[0].waits_for
         if not canary_run and shape not in starts:
             starts[shape] = expected_start(script, profile) if query else ""
         start = f"held until {canary_run} has passed {steps} steps" if canary_run else starts[shape]

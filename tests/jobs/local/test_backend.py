@@ -376,7 +376,7 @@ def test_supervisor_runs_from_hooks_code_instead_of_older_snapshot(field):
     (field.snapshot / "jobs").mkdir()
     (field.snapshot / "jobs" / "supervisor.py").write_text("raise SystemExit('an older supervisor')\n")
     run = field.run()
-    field.submit(run, hooks=ROOT)
+    field.submit(run, host_snapshot=ROOT)
     field.until_state(run, "complete")
     job = read_json(run.path / "job.json")
     assert (job["snapshot"], job["hooks"]) == (str(field.snapshot), str(ROOT))

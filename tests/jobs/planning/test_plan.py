@@ -357,7 +357,7 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
         cluster = Fake()
         existing_runs = {"a": ExistingRun(state, "", resolved.identity)}
         apply.apply(planning.plan([resolved], existing_runs, folder, retry=True), snapshot, cluster, {})
-        assert (cluster.jobs[0].snapshot, cluster.jobs[0].hooks) == (code, snapshot.path)
+        assert (cluster.jobs[0].snapshot, cluster.jobs[0].host_snapshot) == (code, snapshot.path)
         assert read_json(folder / "a" / "identity.json")["code"] == code.name
 
 

@@ -16,7 +16,7 @@ JOB = Job(
     CODE / "c0de",
     JobResources(2, 8, 8, 12, 23.9),
     {"NCCL_DEBUG": "WARN x"},
-    hooks=CODE / "today",
+    host_snapshot=CODE / "today",
 )
 
 

@@ -72,7 +72,7 @@ def test_script_matches_golden_file(name, fields, monkeypatch):
 def test_time_limit_is_not_rounded_up_by_floating_point_noise(hours, minutes, commands, tmp_path):
     """8.3 * 60 is 498.00000000000006. Rounded up, it would exceed a site limit of exactly 498 minutes."""
     parameters = batch_script.parameters(
-        ClusterProfile(kind="slurm"), replace(JOB, shape=JobResources(hours=hours)), tmp_path, "demo.0123abcd"
+        ClusterProfile(kind="slurm"), replace(JOB, resources=JobResources(hours=hours)), tmp_path, "demo.0123abcd"
     )
     assert parameters["time"] == minutes
     commands("sbatch", "")
@@ -125,7 +125,7 @@ def test_host_hooks_run_from_newly_submitted_code(stage, tmp_path, monkeypatch):
     (old / "jobs" / "host").mkdir(parents=True)
     for name in ("host/batch_hooks.py", "host/rank_entry.py"):
         (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
-    job = Job(stage.run, old, JobResources(), {}, "jobs.worker", hooks=ROOT)
+    job = Job(stage.run, old, JobResources(), {}, "jobs.worker", host_snapshot=ROOT)
     stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", "echo $PYTHONPATH $FLIP_SNAPSHOT $*; exit 75")
     assert stage.start().wait(60) == 75
@@ -335,7 +335,7 @@ def test_script_requeues_job_if_exit_trap_cannot_start(stage, tmp_path, monkeypa
     hooks = tmp_path / "hooks"
     shutil.copytree(ROOT / "jobs", hooks / "jobs")
     shutil.copytree(ROOT / "flip", hooks / "flip")
-    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker", hooks=hooks)
+    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker", host_snapshot=hooks)
     stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", f"mv {hooks} {hooks}.gone; exit 69")
     stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
