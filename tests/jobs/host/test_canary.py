@@ -62,7 +62,7 @@ def test_assign_canaries_skips_shape_and_code_that_have_passed(tmp_path, last, g
     log(before.run, 1, 1, 20, last)
     jobs = [job(tmp_path, "a"), job(tmp_path, "b")]
     assert bool(apply.assign_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
-    for changes in ({"snapshot": tmp_path / "new"}, {"shape": JobResources(4)}):
+    for changes in ({"snapshot": tmp_path / "new"}, {"resources": JobResources(4)}):
         assert apply.assign_canaries([replace(item, **changes) for item in jobs], tmp_path / "demo", 50)[0].canary
 
 
