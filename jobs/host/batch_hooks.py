@@ -133,7 +133,8 @@ def retry_on_oserror(do: Callable[[Optional[OSError]], int], attempt: Optional[i
     After that the job leaves the node and starts again later. The comment of the job then says that the end of
     ``attempt`` could not be written; the next ``begin`` writes it.
     """
-    deadline, wait = time.time() + RETRY_SECONDS, 1.0
+    deadline = time.time() + RETRY_SECONDS
+    wait = 1.0
     last: Optional[OSError] = None
     while True:
         try:
@@ -314,7 +315,9 @@ def send_notification(run: RunDir, action: str) -> None:
 
 def settle_canary(run: RunDir, action: str) -> None:
     """Release or cancel the jobs that wait for a canary which ends. Slurm outages are waited out as for a requeue."""
-    record, start, wait = canary.canary_record(run), time.time(), 1.0
+    record = canary.canary_record(run)
+    start = time.time()
+    wait = 1.0
     absent: List[float] = []
     while record.get("releases"):
         try:

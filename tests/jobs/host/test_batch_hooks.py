@@ -55,6 +55,18 @@ def test_open_attempt_is_ended_at_start_if_slurm_answers(run, commands, said, ca
     assert causes(run) == [cause, None]
 
 
+def test_next_start_avoids_node_whose_batch_shell_was_killed_before_an_attempt(run, commands, monkeypatch):
+    """As a node whose `begin` was killed, which the batch script notices."""
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    job = "echo 'JobState=RUNNING Restarts=1 Partition=gpu NumNodes=1 ExcNodeList=n4'"
+    commands("scontrol", f"case $2 in job) {job};; hostnames) echo $3 | tr , '\\n';; esac")
+    commands("sinfo", "printf 'n%s|idle\\n' 4 7 8")
+    assert batch_hooks.on_shell_gone(batch_hooks.OwnAttempt(run)) == 0
+    changes = [call for call in commands.calls() if "show" not in call and "sinfo" not in call]
+    comment, requeued, update = (call.split(" ", 2)[2] for call in changes)
+    assert (comment, requeued, update) == ("JobId=57 Comment=away:1:1:0:137:n7", "57", "JobId=57 ExcNodeList=n4,n7")
+
+
 def test_successor_starts_again_after_its_start_could_not_be_recorded(run, commands, monkeypatch, capsys):
     """The attempt that it has won before the error is not that of another job."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
