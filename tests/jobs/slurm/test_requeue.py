@@ -18,7 +18,8 @@ SHELL_VARIABLES = ("_", "PWD", "OLDPWD", "SHLVL")
 
 @dataclass(frozen=True)
 class Situation:
-    """``fields``: of the job. ``requeue``, ``update``: what scontrol does. ``changes``: calls that change something."""
+    """``fields``: of the job. ``requeue``, ``update``: what scontrol does. ``changes``: calls that change something.
+    ``silent``: the first two words of a command that fails once."""
 
     changes: list[str]
     fields: str = ""
@@ -26,19 +27,19 @@ class Situation:
     requeue: str = "true"
     update: str = "true"
     queue: str = ""
+    silent: str = ""
     attempt: int | None = None
     element: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
 
+PLAIN = [
+    "scontrol update JobId=58 Comment=away:1:0:0:127:n7",
+    "scontrol requeue 58",
+    "scontrol update JobId=58 ExcNodeList=n7",
+]
 SITUATIONS = {
-    "requeue": Situation(
-        [
-            "scontrol update JobId=58 Comment=away:1:0:0:127:n7",
-            "scontrol requeue 58",
-            "scontrol update JobId=58 ExcNodeList=n7",
-        ]
-    ),
+    "requeue": Situation(PLAIN),
     "exclusion": Situation(
         [
             "scontrol update JobId=58 Comment=away:4:0:12:127:n7",
@@ -51,11 +52,7 @@ SITUATIONS = {
         ["scontrol update JobId=58 Comment=away:1:0:0:127:n7", "scontrol requeue 58"], nodes="n6|down* n7 n8|drained"
     ),
     "just enough other nodes": Situation(
-        [
-            "scontrol update JobId=58 Comment=away:1:0:0:127:n7",
-            "scontrol requeue 58",
-            "scontrol update JobId=58 ExcNodeList=n7",
-        ],
+        PLAIN,
         nodes="n6|down* n7 n8",
     ),
     "limit of failed starts": Situation([], fields="Comment=away:100:-1:0:127:n5"),
@@ -81,13 +78,14 @@ SITUATIONS = {
         update="sed -i s/JobState=RUNNING/JobState=CANCELLED/ {folder}/shown",
     ),
     "answer lost": Situation(
-        [
-            "scontrol update JobId=58 Comment=away:1:0:0:127:n7",
-            "scontrol requeue 58",
-            "scontrol update JobId=58 ExcNodeList=n7",
-        ],
+        PLAIN,
         requeue="sed -i s/Restarts=0/Restarts=1/ {folder}/shown; exit 1",
     ),
+    "silent at first": Situation(PLAIN, silent="show job"),
+    "silent sinfo": Situation(PLAIN, silent="-h -N"),
+    "silent hostnames": Situation(PLAIN, silent="show hostnames"),
+    "silent update": Situation([PLAIN[0], *PLAIN], silent="update JobId=58"),
+    "refused at first": Situation([*PLAIN[:2], *PLAIN[1:]], silent="requeue 58"),
     "array element": Situation(
         [
             "scontrol update JobId=57_1 Comment=away:1:0:0:127:n7",
@@ -145,13 +143,16 @@ def play(variant, situation, folder, commands):
     (folder / "queue").write_text(situation.queue)
     (folder / "script").write_text("#!/bin/bash\n#SBATCH --hold\n#SBATCH --nodes=1\ntrue\n#SBATCH --hold\n")
     acts = f"requeue) {situation.requeue};; update) {situation.update};;".replace("{folder}", str(folder))
+    fails = (
+        f"[ \"$1 $2\" = '{situation.silent}' ] && ! [ -e {folder}/failed ] && {{ touch {folder}/failed; exit 1; }}\n"
+    )
     shows = f"job) cat {folder}/shown;; hostnames) echo $3 | tr , '\\n';;"
     commands(
         "scontrol",
-        f"case $1 in show) case $2 in {shows} esac;; write) cat {folder}/script;; {acts} esac",
+        f"{fails}case $1 in show) case $2 in {shows} esac;; write) cat {folder}/script;; {acts} esac",
     )
     nodes = [node if "|" in node else f"{node}|idle" for node in situation.nodes.split()]
-    commands("sinfo", f"printf '%s\\n' {' '.join(map(repr, nodes))}")
+    commands("sinfo", f"{fails}printf '%s\\n' {' '.join(map(repr, nodes))}")
     commands("squeue", f"cat {folder}/queue")
     commands("sbatch", f"cat > {folder}/given; env > {folder}/env; echo 99")
     commands("sleep", "")
