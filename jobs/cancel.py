@@ -34,8 +34,7 @@ def cancel(args: argparse.Namespace) -> int:
 
     runs = select.chosen(args)
     states = clusters.states(runs)
-    open_states = ("queued", "running", "waiting", "stopped", "unknown")
-    chosen = [run for run in runs if states[run.path].state in open_states]
+    chosen = [run for run in runs if states[run.path].state not in ("complete", "failed", "cancelled")]
     if chosen and not args.yes and not confirm(f"Cancel {', '.join(plain(run.name) for run in chosen)}?"):
         return 0
     clusters.request_cancel(chosen, args.why)

@@ -85,6 +85,7 @@ def _is_over(run: RunDir) -> Callable[[], bool]:
     import math
     import time
 
+    from flip.runs import lifecycle
     from jobs.runs import clusters
 
     over = False
@@ -93,7 +94,7 @@ def _is_over(run: RunDir) -> Callable[[], bool]:
     def is_over() -> bool:
         nonlocal over, asked
         if not over and time.monotonic() >= asked + clusters.poll_interval([run]):
-            over = clusters.states([run])[run.path].state in clusters.ENDED
+            over = clusters.states([run])[run.path].state in lifecycle.ENDED
             asked = time.monotonic()
         return over
 

@@ -170,7 +170,8 @@ def _report_empty(attempt: int, err: bool) -> None:
 
 
 def _over(runs: Sequence[RunDir], attempt: int | None) -> bool:
-    from jobs.runs.clusters import ENDED, states
+    from flip.runs.lifecycle import ENDED
+    from jobs.runs.clusters import states
 
     newest = [run for run in runs if attempt in (None, run.newest_attempt())]
     return all(state.state in ENDED for state in states(newest).values())

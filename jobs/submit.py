@@ -113,8 +113,9 @@ def _stop_on_interrupt(paths: Sequence[Path]) -> None:
     """Let the first Ctrl-C cancel the runs, which then save and end; the second one only ends this command."""
     import signal
 
+    from flip.runs.lifecycle import ENDED
     from flip.runs.rundir import RunDir
-    from jobs.runs.clusters import ENDED, request_cancel, states
+    from jobs.runs.clusters import request_cancel, states
 
     runs = [RunDir(path) for path in paths]
 

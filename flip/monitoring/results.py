@@ -18,15 +18,13 @@ from flip.evaluation.score import score_of
 from flip.evaluation.task import COLUMNS, merge_results, precision
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
-from flip.runs import records
+from flip.runs import lifecycle, records
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.files import read_regular
+from flip.runs.lifecycle import RunState, Seen
 from flip.runs.rundir import RunDir, read_record, sorted_glob
 
 T = TypeVar("T")
-
-_ACTIONS = {"requeue": "waiting", "stop": "failed", "done": "failed", "nothing": "stopped"}
-"""Action at the end of the newest attempt -> state of a run that is neither complete nor cancelled."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Outcome:
 
     run: RunDir
     state: str
-    """queued, running (an attempt has not ended), waiting, complete, failed, cancelled, stopped, unknown."""
+    """One of ``flip.runs.lifecycle.STATES``."""
     reason: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The resolved configuration as dotted key -> value; stages and evaluation sets go by their names."""
@@ -147,8 +145,12 @@ def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
     return [RunDir(path) for path in folders if path.name.isprintable() and os.path.isfile(path / "identity.json")]
 
 
-def read_run(path: str | os.PathLike[str]) -> Outcome:
-    """The outcome of the run directory at ``path``."""
+def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Outcome:
+    """The outcome of the run directory at ``path``.
+
+    ``state``: of the run, if its scheduler was asked; None: what its files prove. A run whose settings, attempts or
+    result cannot be read is not complete but ``unknown``.
+    """
     run, files = RunDir(path), RunFileReader()
     settings = files.read(run.config, _read_settings) or {}
     result = files.read(run.result, read_record)
@@ -159,14 +161,16 @@ def read_run(path: str | os.PathLike[str]) -> Outcome:
             Attempt(n, start, end, files.read(run.attempt(n), lambda path: run.causes(int(path.name))) or [])
         )
     decisive = list(files.damaged)
-    cancel, job = (files.read(path, read_record) for path in (run.cancel, run.path / "job.json"))
+    for path in (run.cancel, run.path / "job.json"):
+        files.read(path, read_record)
     if result is None:
         decisive = list(files.damaged)
     status, _ = (files.read(path, read_record) for path in (run.status, run.identity))
-    state, reason = _state(attempts, result is not None, cancel, job or {})
-    if decisive:
-        state, reason = "unknown", "; ".join(decisive)
-    return Outcome(run, state, reason, settings, result or {}, status or {}, attempts, tuple(files.damaged))
+    known = lifecycle.states([run], {})[run.path] if state is None else state
+    if decisive and known.state in ("complete", "unknown"):
+        known = RunState("unknown", known.attempt, "; ".join(decisive))
+    damaged = tuple(files.damaged)
+    return Outcome(run, known.state, known.detail, settings, result or {}, status or {}, attempts, damaged)
 
 
 def read_settings(run: RunDir) -> dict[str, Any]:
@@ -218,11 +222,14 @@ def _kind(key: str) -> Any:
     return _KINDS.get(generic_key(key), records.ANY_SETTING)
 
 
-def read_outcomes(root: str | os.PathLike[str]) -> list[Outcome]:
-    return [read_run(run.path) for run in find_runs(root)]
+def read_outcomes(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = None) -> list[Outcome]:
+    """The outcomes of all runs below ``root``; ``seen`` as in ``read_runs``."""
+    runs = find_runs(root)
+    states = lifecycle.states(runs, seen or {})
+    return [read_run(run.path, states[run.path]) for run in runs]
 
 
-def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_runs(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = None) -> list[dict[str, Any]]:
     """The results of all runs below ``root``: a flat dict per run, all with the same keys, ready for a data frame.
 
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, unsteady, world, parameters,
@@ -231,12 +238,16 @@ def read_runs(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     compared by another score than top-1 (``flip.evaluation.score``); and the dotted configuration keys in which runs
     of one sweep differ. None if a run has no such value (yet). A set has the role that a configuration gives it, also
     for open_clip models.
+
+    ``seen``: path of a run directory -> what its scheduler shows of its job (``flip.runs.lifecycle``). No scheduler is
+    asked: without it a run that has not ended is ``unknown``.
+
     Raises ConfigError if there is no folder ``root``.
     """
     if not Path(root).is_dir():
         remedy = "Name a folder of runs, such as runs/quickstart."
         raise ConfigError("there is no such folder", str(root), remedy=remedy)
-    outcomes = read_outcomes(root)
+    outcomes = read_outcomes(root, seen)
     sweeps: dict[Path, list[Outcome]] = {}
     for outcome in outcomes:
         sweeps.setdefault(outcome.run.path.parent, []).append(outcome)
@@ -298,18 +309,3 @@ def differing(tables: Iterable[Mapping[str, Any]]) -> list[str]:
     tables = [table for table in tables if table and "model.open_clip" not in table]
     keys = dict.fromkeys(key for table in tables for key in table)
     return [key for key in keys if len({repr(table.get(key)) for table in tables}) > 1]
-
-
-def _state(
-    attempts: list[Attempt], complete: bool, cancel: Mapping[str, Any] | None, job: Mapping[str, Any]
-) -> tuple[str, str]:
-    """(state, reason), as far as files show."""
-    last = attempts[-1].end if attempts else {}
-    reason = str(last.get("reason") or "")
-    if complete:
-        return "complete", ""
-    if cancel is not None:
-        return "cancelled", str(cancel.get("why") or cancel.get("reason") or reason)
-    if not attempts or attempts[-1].number <= job.get("after", 0):
-        return "queued", ""
-    return (_ACTIONS.get(last.get("action", ""), "unknown"), reason) if last else ("running", "")

@@ -1,4 +1,4 @@
-"""Where do the files of a run lie, what is a committed checkpoint, and which exit code does a failure have?
+"""Where do the files of a run lie, which state is it in, what is a committed checkpoint, which exit code has a failure?
 
 - ``rundir``: names and formats of the files of a run directory, and the only ways to write them.
 - ``commit``: the commit protocol of checkpoints, retention, and pins that protect a commit for another run.
@@ -13,6 +13,8 @@
 - ``credentials``: what is removed from texts that leave the process, and refused in settings.
 - ``attempts``: records of attempts. ``end_attempt`` calls the restart policy and writes its decision.
 - ``restart_policy``: ``decide``, a pure function: causes of an end -> restart, stop, or wait.
+- ``lifecycle``: ``state_of``, a pure function: what files prove and what a scheduler shows -> the state of a run.
+- ``canary``: which run goes ahead of others, and when these are released.
 - ``bad_nodes``: nodes that the next attempts of a run exclude.
 - ``wall_limit``: the time limit of a job, compared with the measured times of its run.
 - ``errors``: the errors that users see, with their causes and exit codes.

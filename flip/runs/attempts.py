@@ -171,10 +171,14 @@ def last_end(run: RunDir) -> Optional[Dict[str, Any]]:
     return next(ends(run), None)
 
 
-def current_end(run: RunDir) -> Optional[Dict[str, Any]]:
-    """The newest recorded end if its decision still counts; None if the run was submitted again since."""
+def current_end(run: RunDir, after: Optional[int] = None) -> Optional[Dict[str, Any]]:
+    """The newest recorded end if its decision still counts; None if the run was submitted again since.
+
+    ``after``: the newest attempt at the time of the last submission, if the caller has read it.
+    """
     row = last_end(run)
-    return row if row is not None and row["attempt"] > submitted_after(run) else None
+    after = submitted_after(run) if after is None else after
+    return row if row is not None and row["attempt"] > after else None
 
 
 def submitted_after(run: RunDir) -> int:

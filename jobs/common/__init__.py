@@ -1,6 +1,6 @@
 """Basics for every package of ``jobs``: jobs and backends, cluster profiles, command lines, text output.
 
-- ``job.py``: ``Job`` (a run to start), ``JobResources``, ``JobState`` (one of ``STATES``) and ``Backend``, the
+- ``job.py``: ``Job`` (a run to start), ``JobResources`` and ``Backend``, the
   interface that ``jobs.slurm`` and ``jobs.local`` implement.
 - ``cluster_profile.py``: ``ClusterProfile``, a file of sweeps/clusters/, and the folder of runs.
 - ``cli.py``: the parser of all commands, their exit codes, and command lines to show.

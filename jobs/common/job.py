@@ -1,4 +1,4 @@
-"""Jobs: resources, states, and the interface of backends, which submit jobs and report states.
+"""Jobs: resources, and the interface of backends, which submit jobs and look at them.
 
 ``jobs.slurm.backend`` and ``jobs.local.backend`` implement the interface; ``jobs.runs.clusters`` chooses between them.
 """
@@ -10,12 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from flip.runs.lifecycle import UNREADABLE, Seen
 from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, read_record
-
-STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "stopped", "unknown")
-"""``waiting``: between attempts, restarts automatically. ``stopped``: not supervised any more, submit again.
-``failed``: for good. ``unknown``: the scheduler did not answer, or a file of the run is damaged."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Job:
     module: str = "jobs.worker"
     """Run by every rank as ``python -m MODULE RUN_DIR``."""
     canary: int = 0
-    """Steps to pass before the runs that wait for it start (``jobs.host.canary``); 0: no canary."""
+    """Steps to pass before the runs that wait for it start (``flip.runs.canary``); 0: no canary."""
     cluster: str = ""
     """Name of its profile; empty if there is only one."""
     uncancels: bool = False
@@ -98,45 +95,6 @@ class Job:
         }
 
 
-@dataclass(frozen=True)
-class JobState:
-    """State of a run: ``state`` is one of STATES; ``detail`` is a sentence for users."""
-
-    state: str
-    attempt: int = 0
-    detail: str = ""
-    starts: str = ""
-    """Expected start, as the scheduler prints it; empty: unknown."""
-    resubmit: bool = False
-    """Whether ``detail`` ends in "submit again", to which ``jobs.runs.clusters.states`` adds the command."""
-    needs: str = ""
-    """What a person must do before a queued or waiting run can start, as ``detail`` says too; empty: nothing."""
-
-
-UNREADABLE = (OSError, ValueError, KeyError)
-"""Errors of the files of a run that are unreadable, not JSON, or incomplete. They must not affect other runs."""
-
-
-def unreadable_state(run: RunDir, error: Exception, damaged: str = "unknown") -> JobState:
-    """State of a run whose files raised one of UNREADABLE. ``damaged``: the state for bad content."""
-    try:
-        n = run.newest_attempt()
-    except OSError:
-        n = 0
-    if isinstance(error, OSError):
-        return JobState("unknown", n, f"it cannot be read: {error.filename or run.path}: {error.strerror or error}")
-    return JobState(damaged, n, f"a file of it is damaged: {error}")
-
-
-def is_complete(run: RunDir) -> bool:
-    """Whether result.json exists. A damaged one raises ValueError, which names it and the remedy."""
-    try:
-        return read_record(run.result) is not None
-    except ValueError as error:
-        remedy = "Delete it and submit again: the run resumes at its end and writes it again"
-        raise ValueError(f"{error}. {remedy}") from error
-
-
 def record_of(run: RunDir) -> dict[str, Any]:
     """job.json; empty if the run was never submitted or the file is unreadable."""
     return read_lenient(run.path / "job.json")
@@ -151,13 +109,13 @@ def read_lenient(path: Path) -> dict[str, Any]:
 
 
 class Backend(Protocol):
-    """Submits jobs, knows their states and ends them. The jobs of one ``submit`` call belong to one sweep folder."""
+    """Submits jobs, looks at them and ends them. The jobs of one ``submit`` call belong to one sweep folder."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Start them in this order as resources allow. Failed and cancelled runs get a new limit of restarts."""
 
-    def states(self, runs: Sequence[RunDir]) -> dict[Path, JobState]:
-        """Path of a run -> its state."""
+    def seen(self, runs: Sequence[RunDir]) -> dict[Path, Seen]:
+        """Path of a run -> what the scheduler shows of its job. Never raises: what is unreadable is UNKNOWN."""
 
     def cancel(self, runs: Sequence[RunDir], again: Collection[Path] = ()) -> None:
         """End runs with a cancel.json for good. Returns at once.

@@ -5,7 +5,7 @@
 - ``own_job.py``: the batch job of this process: its number, the state in which it ends, its wall limit.
 - ``requeue.py``: how a job restarts: requeue, or a successor if Slurm does not requeue it; which nodes it then avoids.
 - ``failed_starts.py``: starts of a job that could not write to its run, counted in its comment.
-- ``canary.py``: runs that wait until the first of their kind has passed.
+- ``held_jobs.py``: releases and cancels the jobs that wait until the first of their kind has passed.
 - ``processes.py``: processes in /proc; kills those of earlier attempts.
 - ``notify.py``: the profile's notification command.
 - ``rank_entry.py``: the start of a rank, before any package is imported.

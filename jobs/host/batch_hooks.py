@@ -23,12 +23,12 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flip.runs import attempts, bad_nodes, wall_limit
+from flip.runs import attempts, bad_nodes, canary, wall_limit
 from flip.runs.credentials import scrub_stderr
 from flip.runs.errors import CAUSES, DATA, STORAGE, ConfigError, FlipError
 from flip.runs.restart_policy import UNKNOWN
 from flip.runs.rundir import RunDir, exists, read_record
-from jobs.host import canary, failed_starts, lost_step, notify, own_job, processes, requeue, slurm_cli
+from jobs.host import failed_starts, held_jobs, lost_step, notify, own_job, processes, requeue, slurm_cli
 
 EXAMPLES = """examples:
   python3 jobs/host/batch_hooks.py begin runs/masking/mask50
@@ -322,7 +322,7 @@ def settle_canary(run: RunDir, action: str) -> None:
     while record.get("releases"):
         try:
             if action == "stop" and not canary.passed(run, record["steps"]):
-                return canary.cancel_held_jobs(record["releases"])
+                return held_jobs.cancel(record["releases"])
             if action == "nothing" or release_held_jobs(run, absent):
                 return None
             problem: object = "held jobs are missing from squeue"
@@ -342,7 +342,7 @@ def release_held_jobs(run: RunDir, absent: List[float]) -> bool:
     ``absent``: times of earlier answers of squeue that lacked some of them. After two such answers,
     slurm_cli.UNKNOWN_JOB_SECONDS apart, these jobs are gone.
     """
-    missing = canary.release(run)
+    missing = held_jobs.release(run)
     if not missing:
         return True
     absent.append(time.time())

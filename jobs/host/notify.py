@@ -12,10 +12,10 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
-from flip.runs import attempts
+from flip.runs import attempts, canary, lifecycle
 from flip.runs.files import run_folder
+from flip.runs.lifecycle import ABSENT, Seen
 from flip.runs.rundir import RunDir, create_json, read_record
-from jobs.host import canary
 
 DEADLINE = 30.0  # seconds that the command gets
 
@@ -43,16 +43,10 @@ def send_events(run: RunDir, action: str) -> List[str]:
     return problems
 
 
-def _final_state(run: RunDir) -> str:
-    """complete, cancelled or failed; empty if the run may continue."""
-    end = attempts.current_end(run)
-    if run.result.exists():
-        return "complete"
-    if run.cancel.exists() or (end is not None and end["cause"] == "cancelled"):
-        return "cancelled"
-    if end is not None and end["action"] == "stop":
-        return "failed"
-    return ""
+def _final_state(facts: lifecycle.Facts) -> str:
+    """complete, cancelled or failed; empty if the run may continue: no scheduler is asked."""
+    state = lifecycle.state_of(facts, Seen(ABSENT)).state
+    return state if state in ("complete", "cancelled", "failed") else ""
 
 
 def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
@@ -65,11 +59,11 @@ def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
     names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
     states = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
-        state = _final_state(other)
+        facts = lifecycle.read_facts(other)
+        state = _final_state(facts)
         if not state:
-            waits = other.newest_attempt() <= attempts.submitted_after(other)
-            first = canary.holding(other, read_record(other.path / "job.json") or {}) if waits else None
-            if first is None or not _final_state(first):
+            first = RunDir(sweep / facts.waits_for)
+            if not facts.waits_for or canary.has_passed(first) or not _final_state(lifecycle.read_facts(first)):
                 return None
             state = "failed"  # it will not start any more
         names_by_state[state].append(other.name)

@@ -9,69 +9,51 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import attempts, deletion, python_path
+from flip.runs import deletion, python_path
 from flip.runs.errors import FlipError
 from flip.runs.files import open_append, run_folder
+from flip.runs.lifecycle import ABSENT, ACTIVE, ENDING, UNKNOWN, UNREADABLE, Seen
 from flip.runs.origin import is_copy
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import UNREADABLE, Job, JobState, is_complete, record_of, unreadable_state
-from jobs.host import canary
+from jobs.common.job import Job, record_of
 from jobs.local import rank_processes, supervisor
 
 
-def states(runs: Sequence[RunDir]) -> dict[Path, JobState]:
-    """Path of a run -> state, from its files and the lock of the supervisor."""
+def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
+    """Path of a run -> what this machine shows: whether the supervisor serves its sweep, and whether ranks live."""
     served: dict[Path, bool] = {}
-    result = {}
+    shown = {}
     for run in runs:
         sweep = run.path.parent
         try:
             if sweep not in served:
                 served[sweep] = supervisor.is_served(sweep)
-            result[run.path] = _state(run, served[sweep])
-        except UNREADABLE as error:
-            result[run.path] = unreadable_state(run, error, damaged="failed")
-    return result
+            shown[run.path] = _seen(run, served[sweep])
+        except OSError as error:
+            shown[run.path] = Seen(UNKNOWN, f"it cannot be read: {error}")
+        except (ValueError, KeyError):  # damaged: a supervisor leaves it alone
+            shown[run.path] = Seen(ABSENT, supervisor.ABSENT_REASON)
+    return shown
 
 
-def _state(run: RunDir, served: bool) -> JobState:
-    n, copied = run.newest_attempt(), is_copy(run, record_of(run))
-    running = n > 0 and not copied and not (run.attempt(n) / "end.json").exists() and (served or bool(live_ranks(run)))
-    cancelled = attempts.cancel_reason(run) if run.cancel.exists() else ""
-    if running:
-        detail = cancelled or ("" if served else "its supervisor has died")
-        return JobState("running", n, f"{detail}: it saves and stops" if detail else "")
-    if is_complete(run):
-        return JobState("complete", n)
-    if cancelled:
-        return JobState("cancelled", n, cancelled)
-    job = read_record(run.path / "job.json")
-    if job is None or copied:
-        return JobState(
-            "stopped", n, "copied or moved to this folder, and not submitted since" if copied else "never submitted"
-        )
-    end = attempts.current_end(run)
-    if end is not None and end["action"] == "stop":
-        return JobState("failed" if end["cause"] != "cancelled" else "cancelled", n, end["reason"])
-    reason = end["reason"] if end else ""
-    first = canary.holding(run, job) if n <= attempts.submitted_after(run) else None
-    if first is not None:
-        state_of_first = _state(first, served)
-        if served and state_of_first.state in ("queued", "running", "waiting"):
-            return JobState("queued", n, f"waits for its canary {first.name}")
-        return JobState("stopped", n, canary.stuck_reason(first, state_of_first.state, state_of_first.detail))
-    if not served:
-        return JobState("stopped", n, "; ".join(filter(None, [reason, "no supervisor is running: submit again"])))
-    if end is not None and end["delay"] > 0:
-        return JobState("waiting", n, f"{reason}; starts again {end['delay']:g} s after that")
-    return JobState("queued", n, reason)
+def _seen(run: RunDir, served: bool) -> Seen:
+    job = record_of(run)
+    n = run.newest_attempt()
+    if is_copy(run, job):
+        return Seen(ABSENT, supervisor.ABSENT_REASON)
+    if n > 0 and not (run.attempt(n) / "end.json").exists():
+        if served:
+            return Seen(ACTIVE)
+        if live_ranks(run):
+            return Seen(ENDING, "its supervisor has died: it saves and stops")
+    return supervisor.idle(job) if served and job else Seen(ABSENT, supervisor.ABSENT_REASON)
 
 
 class LocalBackend:
     """See ``jobs.common.job.Backend``. Stateless: any number of instances may exist."""
 
-    states = staticmethod(states)
+    seen = staticmethod(seen)
 
     def __init__(self, profile: ClusterProfile, peer_grace: float = 20.0) -> None:
         self.profile, self.peer_grace = profile, peer_grace

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from flip.distributed.shutdown import ORPHAN_GRACE_SECONDS
-from flip.runs import attempts, ownership
+from flip.runs import attempts, lifecycle, ownership
 from flip.runs.errors import CAUSES, ConfigError, start_logging
 from flip.runs.files import close_umask, open_lock, run_folder
+from flip.runs.lifecycle import Seen
 from flip.runs.origin import is_copy
 from flip.runs.restart_policy import LAUNCHER_STOPPED, STOP_REQUESTED
 from flip.runs.rundir import RunDir, read_record, write_json
 from jobs.common.filesystem import locked
 from jobs.common.submitter import other_submitter
-from jobs.host import canary, notify
+from jobs.host import notify
 from jobs.host.rank_entry import raise_limits
 from jobs.local import rank_processes
 from jobs.tracking.tracker import start_follower
@@ -38,6 +39,8 @@ POLL = 0.2
 SCAN = 1.0
 RETRY = 30.0  # seconds until a retry after an error of the machine (a full disk, no more processes)
 ADOPTION = ORPHAN_GRACE_SECONDS + 10.0  # for ranks of a dead supervisor, whose lifeline lets them save
+
+ABSENT_REASON = "no supervisor is running"  # what status shows of a run then
 
 log = logging.getLogger("supervisor")
 
@@ -130,10 +133,7 @@ class Supervisor:
                 if user := other_submitter(run):
                     raise ValueError(f"{path} is a copy of a run of {user}: submit it")
                 self.refuse_exposed(exposed, job.get("exposed"))
-                end = attempts.current_end(run)
-                over = run.result.exists() or (end is not None and end["action"] in ("stop", "done"))
-                held = not over and canary.holding(run, job) is not None
-                if attempts.unended(run) or not (over or held or run.cancel.exists()):
+                if attempts.unended(run) or may_start(run, job):
                     rows.append((job["order"], run.name, run, job))
         return [(run, job) for _, _, run, job in sorted(rows, key=lambda row: row[:2])]
 
@@ -297,6 +297,18 @@ def main(folder: str) -> int:
         lock = again
     log.info("supervisor %d ends", os.getpid())
     return 0
+
+
+def idle(job: Mapping[str, Any]) -> Seen:
+    """What a supervisor shows of a run of its sweep without a running attempt: it starts the run as soon as there is
+    room, or, if the run waits for a canary, once that has passed."""
+    return Seen(lifecycle.HELD if job.get("waits_for") else lifecycle.QUEUED)
+
+
+def may_start(run: RunDir, job: Mapping[str, Any]) -> bool:
+    """Whether a run without a running attempt is to be started. Raises one of UNREADABLE."""
+    state = lifecycle.state_of(lifecycle.read_facts(run), idle(job))
+    return state.state in ("queued", "waiting") and not state.waits_for
 
 
 def refuse_untrusted(*paths: Path) -> None:

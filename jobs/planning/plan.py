@@ -24,9 +24,9 @@ from flip.config.identity import (
     is_same_run,
 )
 from flip.config.schema import Config
-from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError
+from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
 from jobs.common.job import JobResources
@@ -73,7 +73,7 @@ class ExistingRun:
     @property
     def active(self) -> bool:
         """Whether a process of it may exist or start."""
-        return self.state in ("queued", "running", "waiting", "unknown")
+        return self.state not in ENDED
 
     def matches(self, wanted: ResolvedRun) -> bool:
         if self.identity is None:
@@ -86,7 +86,7 @@ class Action:
     """What happens to one run.
 
     ``kind``: ``new`` (no folder), ``changed`` (another configuration), or the state of the run, one of
-    ``jobs.common.job.STATES``. ``moves``: the existing directory, in state ``existing``, goes to the trash first.
+    ``flip.runs.lifecycle.STATES``. ``moves``: the existing directory, in state ``existing``, goes to the trash first.
     ``fork``: name of the directory if it is a fork. ``adopts``: it continues in its directory with new data.
     ``submitter``: as in ``ExistingRun``: nothing that came with the copy is executed.
     """
@@ -213,29 +213,20 @@ def forks(existing: Collection[str], others: Collection[str]) -> dict[str, list[
     return {name: [fork for _, fork in sorted(numbered)] for name, numbered in by_name.items()}
 
 
-def scan_runs(folder: Path, names: Collection[str], query: bool = True) -> dict[str, ExistingRun]:
-    """The named runs and all others in the folder, each with the state from its own cluster.
-
-    ``query`` False: states come from the files alone, no scheduler is asked.
-    """
+def scan_runs(folder: Path, names: Collection[str]) -> dict[str, ExistingRun]:
+    """The named runs and all others in the folder, each with the state from its own cluster."""
     present = [path.parent.name for path in sorted(folder.glob("[!.]*/identity.json"))]
     runs = [RunDir(folder / name) for name in dict.fromkeys([*names, *present]) if (folder / name).exists()]
     cancelled = {run.name for run in runs if os.path.exists(run.cancel)}  # before states: a later cancel is new
-    known = states(runs) if query else {}
+    known = states(runs)
     existing = {}
     for run in runs:
         try:
             stored = read_record(run.identity)
         except (OSError, ValueError):
             stored = None
-        if run.path in known:
-            state = known[run.path].state
-            detail = known[run.path].detail
-        else:
-            outcome = read_run(run.path)
-            state = outcome.state
-            detail = outcome.reason
-        existing[run.name] = ExistingRun(state, detail, stored, run.name in cancelled, other_submitter(run))
+        state = known[run.path]
+        existing[run.name] = ExistingRun(state.state, state.detail, stored, run.name in cancelled, other_submitter(run))
     return existing
 
 

@@ -5,10 +5,8 @@ The blocks of the page and of the Markdown report come from ``jobs.reporting.rep
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from flip.monitoring.results import Outcome, differing, read_run, row, set_roles
@@ -22,15 +20,8 @@ from jobs.runs.clusters import states
 
 def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
     """Outcomes of the runs in the order of their sweep, with states from their cluster."""
-    # os.path.exists: Path.exists raises PermissionError
-    results, known = [], states(run for run in runs if os.path.exists(run.path / "job.json"))
-    for run in runs:
-        outcome = read_run(run.path)
-        state = known.get(run.path)
-        damaged = outcome.state == "unknown"  # a run without readable settings and result is not complete
-        if state is not None and not (damaged and state.state == "complete"):
-            outcome = replace(outcome, state=state.state, reason=state.detail or outcome.reason)
-        results.append(outcome)
+    known = states(runs)
+    results = [read_run(run.path, known[run.path]) for run in runs]
     with ThreadPoolExecutor(2) as pool:  # reading metric lines releases the GIL
         list(pool.map(lambda outcome: outcome.metrics, results))
     return by_sweep_order(results)

@@ -10,11 +10,12 @@ from typing import Any
 from flip.config.derived import model_label
 from flip.environment import changes_in
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.runs.lifecycle import RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
 from flip.runs.rundir import RunDir, parse_int, sorted_glob
 from jobs.common.cli import command
-from jobs.common.job import JobState, read_lenient, record_of
+from jobs.common.job import read_lenient, record_of
 from jobs.reporting import goodput
 from jobs.reporting.seed_groups import stages_of
 from jobs.reporting.status import row
@@ -40,7 +41,8 @@ def explain(run: RunDir) -> dict[str, Any]:
     incidents, goodput, verdict (of the newest metric line), anomalies (files, in the order of their steps), damaged (a
     sentence per file). Slurm is asked once.
     """
-    state, outcome = states([run])[run.path], read_run(run.path)
+    state = states([run])[run.path]
+    outcome = read_run(run.path, state)
     now = time.time()
     account = goodput.of_run(outcome, now if state.state == "running" else None)
     return {
@@ -95,7 +97,7 @@ def _code(run: RunDir) -> dict[str, Any]:
     return {"digest": digest, "folder": str(folder), "present": os.path.isdir(folder), "cluster": job.get("cluster")}
 
 
-def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
+def _unrecorded(outcome: Outcome, state: RunState) -> Mapping[str, Any]:
     """The end of a newest attempt without end.json (its batch script was killed), from the files of its ranks."""
     attempt = outcome.attempts[-1] if outcome.attempts else None
     if attempt is None or attempt.end or state.state in ("running", "unknown"):
@@ -104,7 +106,7 @@ def _unrecorded(outcome: Outcome, state: JobState) -> Mapping[str, Any]:
     return {key: cause.get(key) for key in ("cause", "reason", "code")}
 
 
-def _evidence(outcome: Outcome, state: JobState) -> dict[str, Any] | None:
+def _evidence(outcome: Outcome, state: RunState) -> dict[str, Any] | None:
     """The basis of the newest decision, or what the ranks recorded; None if no attempt has ended."""
     unrecorded = _unrecorded(outcome, state)
     attempt = next((a for a in reversed(outcome.attempts) if a.end or unrecorded), None)
@@ -145,7 +147,7 @@ def last_lines(path: Path, count: int = LINES) -> list[str]:
     return lines[max(0, end - count) : end]
 
 
-def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
+def _attempt(outcome: Outcome, i: int, state: RunState) -> dict[str, Any]:
     attempt, newest = outcome.attempts[i], i == len(outcome.attempts) - 1
     start, end = attempt.start, attempt.end or (_unrecorded(outcome, state) if newest else {})
     seen = end.get("code") is not None and end.get("time") is not None and start.get("time") is not None
@@ -165,7 +167,7 @@ def _attempt(outcome: Outcome, i: int, state: JobState) -> dict[str, Any]:
     }
 
 
-def _next(run: RunDir, outcome: Outcome, state: JobState, now: float) -> dict[str, Any]:
+def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[str, Any]:
     """What happens next and when, and the command to type, if any."""
     end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
     until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flip.runs import attempts
+from flip.runs.lifecycle import ENDED, UNREADABLE, RunState
 from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import INTERRUPTED, command
-from jobs.common.job import UNREADABLE, JobState, read_lenient, record_of
+from jobs.common.job import read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
 from jobs.common.text import count, duration, hours_text, percent, plain
-from jobs.runs.clusters import ENDED, poll_interval, states, worst_exit_code
+from jobs.runs.clusters import poll_interval, states, worst_exit_code
 
 QUIET = 30.0
 """Without a terminal: seconds between lines about a run if only its progress has changed."""
@@ -47,7 +48,7 @@ def table(runs: list[RunDir]) -> list[dict[str, Any]]:
     return [row(run, state_of[run.path]) for run in runs]
 
 
-def row(run: RunDir, state: JobState) -> dict[str, Any]:
+def row(run: RunDir, state: RunState) -> dict[str, Any]:
     """The row of one run. Speed and ETA are None unless an attempt is running.
 
     ``reason``: of the last end, unless the run was submitted again since; it also names damaged files.
@@ -78,7 +79,7 @@ def row(run: RunDir, state: JobState) -> dict[str, Any]:
     }
 
 
-def _committed(live: Mapping[str, Any], last: Mapping[str, Any], state: JobState) -> dict[str, Any]:
+def _committed(live: Mapping[str, Any], last: Mapping[str, Any], state: RunState) -> dict[str, Any]:
     """The position of the newest commit at the end of the newest attempt, if status.json is older than it.
 
     Processes that were killed do not write their last position. The step of the commit is unknown here.
@@ -110,7 +111,7 @@ def _final_seconds(path: Path, n: int, submitted: float | None) -> float:
     return max(0.0, last["time"] - start["time"])
 
 
-def _wall_seconds(run: RunDir, state: JobState, live: Mapping[str, Any], submitted: float | None) -> float:
+def _wall_seconds(run: RunDir, state: RunState, live: Mapping[str, Any], submitted: float | None) -> float:
     """Seconds of all attempts together: a running one up to now, one whose end was not observed up to its last sign."""
     total = 0.0
     for n in range(1, state.attempt):

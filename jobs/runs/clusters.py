@@ -6,19 +6,17 @@ job.json of a run names the kind of its backend; one call may concern runs of se
 import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from flip.runs import attempts
+from flip.runs import attempts, lifecycle
 from flip.runs.errors import CAUSES, COMPLETE, CRASH, STOPPED, FlipError
+from flip.runs.lifecycle import UNREADABLE, RunState, Seen
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, create_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
-from jobs.common.job import UNREADABLE, Backend, Job, JobState, record_of, unreadable_state
+from jobs.common.job import Backend, Job, record_of
 from jobs.runs import resubmit
-
-ENDED = ("complete", "failed", "cancelled", "stopped")
 
 
 def open_backend(profile: ClusterProfile) -> Backend:
@@ -37,23 +35,33 @@ def kind_of(run: RunDir) -> str:
     return record_of(run).get("kind", "local")
 
 
-def states(runs: Iterable[RunDir]) -> dict[Path, JobState]:
-    """Path of a run -> state, from its backend; one call of squeue for all runs on Slurm."""
-    runs, known = list(runs), dict[Path, JobState]()
-    for kind, group in _by_kind(runs).items():
-        known |= open_backend(ClusterProfile(kind=kind)).states(group)
+def seen(runs: Iterable[RunDir]) -> dict[Path, Seen]:
+    """Path of a run, or of the canary for which one waits -> what its backend shows of its job; one call of squeue for
+    all runs on Slurm."""
+    runs = list(runs)
+    queried = {run.path: run for run in [*lifecycle.awaited_canaries(runs).values(), *runs]}
+    shown: dict[Path, Seen] = {}
+    for kind, group in _by_kind(queried.values()).items():
+        shown |= open_backend(ClusterProfile(kind=kind)).seen(group)
+    return shown
+
+
+def states(runs: Iterable[RunDir]) -> dict[Path, RunState]:
+    """Path of a run -> its state (``flip.runs.lifecycle``), by its files and its backend."""
+    runs = list(runs)
+    known = lifecycle.states(runs, seen(runs))
     return {run.path: _with_command(run, known[run.path]) for run in runs}
 
 
-def _with_command(run: RunDir, state: JobState) -> JobState:
+def _with_command(run: RunDir, state: RunState) -> RunState:
     """The state with the command that submits the run again, if there is one."""
     if not state.resubmit:
         return state
     try:
         command = resubmit.command(run)[1]
     except UNREADABLE as error:
-        return unreadable_state(run, error)
-    return replace(state, detail=f"{state.detail}: {command}") if command else state
+        return lifecycle.damaged_state(state.attempt, error, run.path)
+    return state._replace(detail=f"{state.detail}: {command}") if command else state
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:

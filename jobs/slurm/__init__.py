@@ -3,7 +3,7 @@
 - ``backend.py``: ``SlurmBackend`` implements ``jobs.common.job.Backend``: sbatch through submitit, cancel.
 - ``batch_script.py``: the text of the batch script, and the environment of jobs. ``batch_functions.sh`` (restart
   without mount or interpreter) and ``srun_functions.sh`` hold its fixed functions.
-- ``job_states.py``: states of runs, from their files and one call of squeue.
+- ``job_states.py``: what Slurm shows of the jobs of runs, by one call of squeue.
 - ``site.py``: partitions, limits and nodes of this Slurm; ``check_ready`` refuses a profile that cannot work.
 - ``site_checks.py``: one ``CheckResult`` per guarantee of the launcher: ok, degraded, fails or unknown.
 

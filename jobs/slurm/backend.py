@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flip.runs import deletion, wall_limit
+from flip.runs import canary, deletion, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, StorageError
 from flip.runs.files import new_folder, run_folder
 from flip.runs.rundir import RunDir, write_json, write_text
@@ -22,10 +22,10 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
 from jobs.common.job import Job
 from jobs.common.text import plain
-from jobs.host import canary, slurm_cli
+from jobs.host import held_jobs, slurm_cli
 from jobs.host.slurm_cli import ENDED, TRANSITIONAL, WAITING, SlurmUnavailable
 from jobs.slurm import batch_script, job_states
-from jobs.slurm.job_states import canaries_of, invisible_jobs, queue_rows
+from jobs.slurm.job_states import invisible_jobs, queue_rows
 
 NOT_REQUEUED = (
     "requeue is disabled here (Requeue=0). After a preemption or the time limit a job submits its successor; "
@@ -43,7 +43,7 @@ SUBMITTED = re.compile(r"job ([0-9]+)")  # in the answer of sbatch
 class SlurmBackend:
     """See ``jobs.common.job.Backend``. Stateless: any number of instances may exist."""
 
-    states = staticmethod(job_states.states)
+    seen = staticmethod(job_states.seen)
 
     def __init__(self, profile: ClusterProfile) -> None:
         self.profile = profile
@@ -70,7 +70,7 @@ class SlurmBackend:
                     held.pop(name, None)
         except BaseException as error:  # Ctrl-C included: nothing would release held jobs without their canary
             with contextlib.suppress(SlurmUnavailable):
-                canary.cancel_held_jobs([name for names in held.values() for name in names])
+                held_jobs.cancel([name for names in held.values() for name in names])
             problem = unwritable(error, jobs[0].run.path.parent) if isinstance(error, OSError) else error
             if accepted and isinstance(problem, FlipError):
                 what = f"{problem.what}; {accepted} of {len(jobs)} runs were submitted before and stay"
@@ -177,11 +177,11 @@ class SlurmBackend:
 
 def _settle(run: RunDir) -> None:
     """Release or cancel the jobs that wait for a canary whose exit trap does not run."""
-    if names := canary.still_held(run):
+    if names := canary.held_names(run):
         if canary.passed(run, canary.canary_record(run)["steps"]):
-            canary.release(run)
+            held_jobs.release(run)
         else:
-            canary.cancel_held_jobs(names, *_owner_filter(run))
+            held_jobs.cancel(names, *_owner_filter(run))
 
 
 def _owner_filter(run: RunDir) -> list[str]:
@@ -245,6 +245,6 @@ def _cancel_superseded(runs: Sequence[RunDir]) -> None:
     Other runs may wait in the same array, so array elements are cancelled by their own ids.
     """
     with contextlib.suppress(SlurmUnavailable):
-        rows = queue_rows([RunDir(path) for path in canaries_of(runs)])
-        if held := sorted(row.id for row in rows.values() if canary.is_held(row)):
+        rows = queue_rows([run for run in runs if run.path in lifecycle.awaited_canaries(runs)])
+        if held := sorted(row.id for row in rows.values() if held_jobs.is_held(row)):
             slurm_cli.call("scancel", *held)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from flip.monitoring.results import read_runs
 from flip.runs.errors import StorageError
+from flip.runs.lifecycle import ENDED, RunState
 from flip.runs.rundir import RunDir
-from jobs.common.job import JobState
 from jobs.runs import clusters
 from jobs.submission.submission import Submission, SubmitOptions
 
@@ -27,12 +27,12 @@ class SubmittedRuns:
     def runs(self) -> list[RunDir]:
         return [RunDir(self.folder / name) for name in self.names]
 
-    def states(self) -> dict[str, JobState]:
+    def states(self) -> dict[str, RunState]:
         """Run -> its state now."""
         known = clusters.states(self.runs)
         return {run.name: known[run.path] for run in self.runs}
 
-    def wait(self, timeout: float | None = None) -> dict[str, JobState]:
+    def wait(self, timeout: float | None = None) -> dict[str, RunState]:
         """Return the states when every run is complete, failed, cancelled or stopped.
 
         Raises TimeoutError after ``timeout`` seconds; the runs continue.
@@ -40,7 +40,7 @@ class SubmittedRuns:
         limit = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
             states = self.states()
-            active = [name for name, known in states.items() if known.state not in clusters.ENDED]
+            active = [name for name, known in states.items() if known.state not in ENDED]
             if not active:
                 return states
             if time.monotonic() >= limit:
@@ -49,7 +49,7 @@ class SubmittedRuns:
 
     def results(self) -> list[dict[str, Any]]:
         """A row per run, as ``flip.read_runs`` gives it."""
-        return [row for row in read_runs(self.folder) if row["run"] in self.names]
+        return [row for row in read_runs(self.folder, clusters.seen(self.runs)) if row["run"] in self.names]
 
     def cancel(self, why: str = "") -> None:
         """Save and stop the runs that have not ended; they do not start again by themselves."""

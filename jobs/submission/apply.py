@@ -19,15 +19,15 @@ from flip.config.identity import identity, is_same_run, version_of
 from flip.config.merge import dump, to_dict
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
-from flip.runs import commit, deletion
+from flip.runs import canary, commit, deletion
 from flip.runs.errors import ConfigError
 from flip.runs.files import closed_folder, folder_like, fsync_path, new_folder, open_lock
+from flip.runs.lifecycle import ENDED
 from flip.runs.ownership import is_mine
 from flip.runs.rundir import RunDir, read_record, write_json, write_text
 from flip.training import warm_start
 from jobs.common.filesystem import locked, require_trusted, writing
 from jobs.common.job import Backend, Job
-from jobs.host import canary
 from jobs.planning.plan import Action, Plan, resources_of
 from jobs.runs import clusters
 from jobs.runs.clusters import MultiBackend
@@ -267,7 +267,7 @@ def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda 
     end = time.monotonic() + PRUNE_SECONDS
     while active and time.monotonic() < end:
         known = clusters.states(active)
-        active = [run for run in active if known[run.path].state in ("queued", "running", "waiting", "unknown")]
+        active = [run for run in active if known[run.path].state not in ENDED]
         if active:
             time.sleep(clusters.poll_interval(active))
     left = [run.name for run in active]

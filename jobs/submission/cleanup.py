@@ -24,9 +24,9 @@ from pathlib import Path
 
 from flip.runs import attempts, deletion
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
+from flip.runs.lifecycle import ENDED, UNREADABLE
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, list_names, parse_int, read_record
-from jobs.common.job import UNREADABLE
 from jobs.common.text import plain
 from jobs.local import supervisor
 from jobs.runs import clusters
@@ -239,7 +239,7 @@ def _append(
     path: Path,
     runs: Sequence[Path],
     days: float,
-    states: tuple[str, ...] = clusters.ENDED,
+    states: tuple[str, ...] = ENDED,
 ) -> None:
     """Add a folder to a listing if it is old enough; to ``spared`` if it is no folder of this user alone."""
     try:

@@ -32,6 +32,7 @@ from flip.runs import commit, deletion
 from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.files import closed_folder, new_folder, run_folder
+from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common import trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
@@ -50,7 +51,7 @@ from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
 from jobs.planning.plan import resources_of
 from jobs.runs import select
-from jobs.runs.clusters import ENDED, open_backend, poll_interval, states, worst_exit_code
+from jobs.runs.clusters import open_backend, poll_interval, states, worst_exit_code
 from jobs.submission import submission
 from jobs.submission.snapshot import take
 

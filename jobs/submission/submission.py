@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from flip.config.schema import Config, Init
 from flip.config.validate import warnings
 from flip.runs import commit
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError, suggestion
+from flip.runs.lifecycle import ACTIVE_STATES
 from flip.runs.ownership import Exposure
 from flip.runs.rundir import RunDir, load_record, read_record
 from flip.training import warm_start
@@ -288,8 +288,7 @@ class Submission:
 
     def _check_space(self, plan: Plan) -> None:
         """Check the space for checkpoints of runs that start or have an active job."""
-        active = ("queued", "running", "waiting")
-        grows = [action for action in plan.actions if action.starts or action.kind in active]
+        grows = [action for action in plan.actions if action.starts or action.kind in ACTIVE_STATES]
         # the checkpoints of a run that goes to the trash first stay on the disk
         paths = {plan.folder / f"{action.name}{'.new' if action.moves else ''}": action.wanted for action in grows}
         configs = {path: wanted.config for path, wanted in paths.items()}
@@ -387,14 +386,9 @@ class Submission:
         places = self._places_of(run)  # a damaged record is reported with the plan
         return next((place for place in places if is_same_run(read_lenient(place / "identity.json"), config)), None)
 
-    def _can_query(self) -> bool:
-        """Whether states can be queried; a dry run without Slurm uses the files alone."""
-        slurm = any(profile.kind == "slurm" for profile in self._profiles())
-        return not (self.options.dry_run and slurm and shutil.which("squeue") is None)
-
     def _plan(self, runs: Sequence[ResolvedRun]) -> Plan:
         options, names = self.options, self.sweep.names
-        existing = planning.scan_runs(self.folder, [run.name for run in runs], self._can_query())
+        existing = planning.scan_runs(self.folder, [run.name for run in runs])
         changed, only = options.changed or "", options.only or "*"
         plan = planning.plan(runs, existing, self.folder, names, options.retry, changed, self.prunes, only)
         if not (plan.actions or plan.dropped):
@@ -404,6 +398,8 @@ class Submission:
     def _show(self, plan: Plan, question: str) -> dict[str, Any]:
         """Print the plan, unless --json prints it in the end with the outcome. Returns it for programs."""
         all_runs = len(self.sweep.runs)
+        if self.options.dry_run:
+            self._list_unknown(plan)
         checks = [
             replace(check, runs=tuple(names) if len(names) < all_runs else ()) for check, names in self.checks.items()
         ]
@@ -422,6 +418,14 @@ class Submission:
         elif not self.options.json:
             show(render.summary(plan, self.sweep, self.profile, files))
         return render.as_dict(plan, self.sweep, self.profile, checks, asked, self.batches, files)
+
+    def _list_unknown(self, plan: Plan) -> None:
+        """List runs of unknown state as not checked: a dry run does not guess what would start."""
+        for action in plan.actions:
+            if action.kind == "unknown":
+                self._add_checks([preflight.Check("state", action.reason, skipped=True)], action.name)
+            elif action.existing == "unknown":
+                self._add_checks([preflight.Check("state", "it is unknown whether it runs", True)], action.name)
 
     def _question(self, plan: Plan) -> str:
         """The question to confirm before anything starts; empty if there is none."""

@@ -134,6 +134,8 @@ class Follower:
     def close(self) -> None:
         """Send the results as far as they are known, close the tracker, and store the position."""
         row = results.row(results.read_run(self.run.path))
+        if row["state"] == "unknown":  # the files do not prove it: the run may continue
+            row |= {"state": None, "reason": None}
         summary = {key: value for key, value in row.items() if value is not None}
         if self._tracker is None and summary == self._summary:
             return

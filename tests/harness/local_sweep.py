@@ -3,10 +3,13 @@
 import shutil
 from pathlib import Path
 
+from flip.runs import attempts
+from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
 from jobs.local import backend, rank_processes
+from jobs.runs import clusters
 from tests.harness.common import ROOT, make_run, wait_until
 
 
@@ -37,13 +40,16 @@ class LocalSweep:
         )
 
     def state(self, run: RunDir) -> str:
-        return self.cluster.states([run])[run.path].state
+        return clusters.states([run])[run.path].state
 
     def until(self, condition, seconds=40.0):
         wait_until(condition, "a state of the sweep", seconds, 0.02, self.journal)
 
     def until_state(self, run: RunDir, *states: str) -> None:
+        """Wait until the run is in one of the states, and, if that is an end, until its supervisor has recorded it."""
         self.until(lambda: self.state(run) in states)
+        if self.state(run) in ENDED:
+            self.until(lambda: not attempts.unended(run))
 
     def until_moving(self, run: RunDir, n: int, step: int = 1) -> None:
         """Wait until attempt n has completed ``step`` steps."""

@@ -22,6 +22,7 @@ from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, JobResources
 from jobs.local import rank_processes
 from jobs.local.backend import LocalBackend, live_ranks
+from jobs.runs import clusters
 from jobs.tracking import tracker
 from tests.harness.common import ROOT, make_run, wait_until
 
@@ -118,7 +119,7 @@ class TrainingRun:
         self.wait(lambda: self.run.newest_attempt() >= n and self.ranks(), f"attempt {n}")
 
     def state(self):
-        return self.cluster.states([self.run])[self.run.path]
+        return clusters.states([self.run])[self.run.path]
 
     def wait_state(self, *states, seconds=120):
         self.wait(lambda: self.state().state in states, " or ".join(states), seconds)

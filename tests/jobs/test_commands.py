@@ -13,11 +13,11 @@ from unittest.mock import Mock
 import pytest
 
 from flip.runs.errors import ConfigError
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs import cancel, explain, logs, report, status
 from jobs.common import cluster_profile
 from jobs.common.cluster_profile import load_profile
-from jobs.common.job import JobState
 from jobs.common.paths import runs_root
 from jobs.local import rank_processes
 from jobs.reporting import run_details
@@ -55,10 +55,10 @@ def names(runs):
 def test_status_row_shows_storage_outage_only_for_running_attempt(root):
     run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
     write_json(run.status, {"attempt": 1, "storage": text, "unsteady": True})
-    assert run_status.row(run, JobState("running", 1))["reason"] == text
-    assert [run_status.row(run, JobState("running", n))["unsteady"] for n in (1, 2)] == [True, None]
-    assert run_status.row(run, JobState("pending", 1))["reason"] == ""
-    assert run_status.row(run, JobState("running", 2))["reason"] == "", "the outage belongs to an older attempt"
+    assert run_status.row(run, RunState("running", 1))["reason"] == text
+    assert [run_status.row(run, RunState("running", n))["unsteady"] for n in (1, 2)] == [True, None]
+    assert run_status.row(run, RunState("pending", 1))["reason"] == ""
+    assert run_status.row(run, RunState("running", 2))["reason"] == "", "the outage belongs to an older attempt"
 
 
 def test_select_resolves_sweeps_runs_and_paths_or_lists_candidates(root, monkeypatch):

@@ -20,9 +20,9 @@ from flip.models import clip
 from flip.monitoring.results import read_run
 from flip.runs import commit
 from flip.runs.errors import ConfigError
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
 from jobs import evaluate, report
-from jobs.common.job import JobState
 from jobs.common.text import percent
 from jobs.runs import clusters
 from jobs.slurm import site
@@ -296,7 +296,7 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
         write_json(jobs[0].run.result, {"evaluations": [result]})
 
     def states(jobs):
-        return {job.path: JobState("complete" if job.result.exists() else "failed", 1, "crash") for job in jobs}
+        return {job.path: RunState("complete" if job.result.exists() else "failed", 1, "crash") for job in jobs}
 
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
@@ -336,7 +336,7 @@ def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
 def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path, monkeypatch):
     request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(["two", "--root", str(tmp_path)]))
     cancelled, failed = (RunDir(tmp_path / name) for name in ("cancelled", "failed"))
-    monkeypatch.setattr(evaluation, "states", lambda jobs: {job.path: JobState(job.path.name) for job in jobs})
+    monkeypatch.setattr(evaluation, "states", lambda jobs: {job.path: RunState(job.path.name) for job in jobs})
     monkeypatch.setattr(clusters, "exit_code_of", lambda _: 65)
     request.jobs = {cancelled: cancelled, failed: failed}
     assert request._wait() == 65

@@ -16,7 +16,7 @@ from jobs.common import cli
 from jobs.reporting import outcomes as results
 from jobs.reporting import run_details
 from jobs.reporting.status import render, table
-from jobs.slurm import job_states
+from jobs.runs import clusters
 from tests.jobs.outcomes import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +200,7 @@ def test_explain_command_prints_page_for_each_run_without_slurm(place):
 def test_job_states_read_expected_start_from_squeue(place, commands):
     queue(commands, "PENDING||Priority|2026-11-25T14:00:00")
     run = RunDir(place / "demo" / "mask50")
-    assert job_states.states([run])[run.path].starts == "2026-11-25T14:00:00"
+    assert clusters.states([run])[run.path].starts == "2026-11-25T14:00:00"
 
 
 @pytest.mark.parametrize("kind", ["local", "slurm"])
@@ -213,7 +213,7 @@ def test_run_with_damaged_result_is_not_complete(place, commands, kind):
     run.status.write_text("\0\0")
     queue(commands)
     details = run_details.explain(run)
-    assert details["state"]["state"] == {"local": "failed", "slurm": "unknown"}[kind]
+    assert details["state"]["state"] == "failed"
     assert [item["attempt"] for item in details["attempts"]] == [1]
     shown = explain.page(details)
     assert "Delete it and submit again" in shown and "no attempt has started" not in shown

@@ -90,7 +90,7 @@ def test_report_prints_results_table_in_sweep_order(sweep):
     assert "25.0 (22.5-27.5)" in lines[1] and "32 s" in lines[1]
     (paper_row,) = [line for line in lines if "19.5" in line]
     assert paper_row.split()[:6] == ["-", "clip", "twemoji", "19.5", "20.0", "(17.7-22.3)"] and "+0.5" in paper_row
-    assert "failed" in lines[2] and "queued" in lines[4]
+    assert "failed" in lines[2] and "stopped" in lines[4]
     assert "mask75 is failed: three crashes without a commit" in done.stdout
     assert "useful training steps; lost work, evaluation and start-up not counted" in done.stdout
     assert "One seed of each cannot rank runs" in done.stdout
@@ -250,7 +250,7 @@ def test_report_csv_and_json_have_row_per_run(sweep):
     assert rows[0]["paper.twemoji.top1"] is None
     done = command("demo", "--csv", "-", root=sweep.parent)
     table = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert [row["state"] for row in table] == ["complete", "failed", "complete", "queued"]
+    assert [row["state"] for row in table] == ["complete", "failed", "complete", "stopped"]
 
 
 class Texts(HTMLParser):
@@ -519,7 +519,7 @@ def test_paper_comparison_uses_runs_of_other_sweeps(tmp_path, monkeypatch):
     assert list(lines) == [f"1b, {mask} %, {batch}k" for mask in (50, 75) for batch in (16, 32, 64)]
     assert lines["1b, 50 %, 32k"].run == "masking/mask50" and lines["1b, 50 %, 32k"].obstacles == []
     assert lines["1b, 50 %, 16k"].obstacles == ["stages.pretrain.warmup is 25.6 M, published 51.2 M"]
-    assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is running" and lines["1b, 75 %, 16k"].gap is None
+    assert lines["1b, 75 %, 16k"].obstacles[0] == "mask75-16k is stopped" and lines["1b, 75 %, 16k"].gap is None
     assert "not comparable yet" in results.text(run_outcomes) and "agrees within 0.5" in results.text(run_outcomes)
     tuned = against.compare(seed_groups.group_by_seed(run_outcomes), run_outcomes, "1e")
     assert [(line.run, line.verdict) for line in tuned if line.row.row.startswith("1e, 50")] == [

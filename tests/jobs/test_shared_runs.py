@@ -21,7 +21,7 @@ from jobs.common.job import Job
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.runs import clusters, select
-from jobs.slurm import backend, job_states
+from jobs.slurm import backend
 from jobs.submission import apply
 from tests.harness.common import no_access
 from tests.jobs.outcomes import make, wanted
@@ -75,7 +75,7 @@ def sweep(tmp_path, commands):
 
 def states_for_other_user(sweep):
     with another(*sweep.tokens):
-        states = job_states.states(sweep.runs)
+        states = clusters.states(sweep.runs)
     return [(states[run.path].state, states[run.path].detail) for run in sweep.runs]
 
 
@@ -108,7 +108,7 @@ def test_job_states_of_other_users_are_unknown_if_slurm_hides_jobs(sweep, monkey
 
     def read_states(settings):
         sweep("scontrol", f"printf '%s\\n' 'ClusterName = far' {settings}")
-        states = job_states.states([run, own, complete])
+        states = clusters.states([run, own, complete])
         return states[run.path].detail, *(state.state for state in states.values())
 
     visible = (SUBMITTED, "stopped", "stopped", "complete")

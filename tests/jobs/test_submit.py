@@ -17,9 +17,9 @@ from flip.config import schema
 from flip.monitoring.results import read_run
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, PermissionDenied
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import JobState
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.reporting.goodput import of_run
@@ -203,10 +203,10 @@ def test_submit_refuses_options_that_override_what_the_sweep_varies(desk, typed,
 
 def test_submit_exits_with_69_if_states_of_all_runs_are_unknown(typed, monkeypatch):
     typed()
-    states = {"half": JobState("unknown", 1, "Slurm does not answer"), "whole": JobState("unknown")}
+    states = {"half": RunState("unknown", 1, "Slurm does not answer"), "whole": RunState("unknown")}
     monkeypatch.setattr(planning, "states", lambda runs: {run.path: states[run.name] for run in runs})
     assert [typed(*argv)[0] for argv in ([], ["--json"], ["--dry-run"])] == [69, 69, 69]
-    states["half"] = JobState("running", 1)
+    states["half"] = RunState("running", 1)
     assert typed()[0] == 0
 
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flip.runs import lifecycle
 from flip.runs.errors import ConfigError
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import JobState
 from jobs.host import failed_starts, own_job, slurm_cli
 from jobs.slurm import job_states, site, site_checks
 from tests.parsers.spoil import spoiled
@@ -74,7 +75,7 @@ def test_queue_parses_any_squeue_output(answers, run, text):
     answers |= {"squeue": text, "scontrol": CONFIG.encode()}
     rows = slurm_cli.queue(["s.1f"])
     assert all(isinstance(name, str) and index >= 0 for name, index in rows)
-    assert isinstance(job_states.states([run])[run.path], JobState)
+    assert isinstance(lifecycle.states([run], job_states.seen([run]))[run.path], RunState)
 
 
 WORD = st.text(st.sampled_from("abcdefgh[]-,.0123 ()"), max_size=8)

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from flip.checkpoint import manager
 from flip.config.merge import to_dict
 from flip.monitoring import results
-from flip.runs import attempts, bad_nodes, commit, wall_limit  # fmt: skip
+from flip.runs import attempts, bad_nodes, commit, lifecycle, wall_limit  # fmt: skip
 from flip.runs.errors import FlipError
+from flip.runs.lifecycle import STATES  # fmt: skip
 from flip.runs.metric_lines import newest_line
 from flip.runs.rundir import RunDir, write_json
 from jobs import explain, logs, report  # fmt: skip
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import STATES  # fmt: skip
 from jobs.host import notify  # fmt: skip
 from jobs.local import backend  # fmt: skip
 from jobs.planning import plan  # fmt: skip
@@ -169,7 +169,6 @@ def read_by_commands(run, desired_runs):
     resubmit.command(run), logs.files(run, None, True), clusters.poll_interval(runs)
     scanned = plan.scan_runs(folder, ["victim", "sound"])
     planned = plan.plan(desired_runs, scanned, folder, retry=True)
-    plan.scan_runs(folder, ["victim"], query=False)
     assert planned.actions[1].kind in ("changed", "complete") and scanned["sound"].state == "complete"
     desired = SimpleNamespace(name="demo", title="A \x1b[2J title")
     shown += [
@@ -195,7 +194,7 @@ def read_by_hosts(run):
         wall_limit.recorded_limit(run, 1), lambda: wall_limit.too_short(run, 9),
         lambda: manager.uptime_and_interruptions(run, 9), lambda: newest_line(run), lambda:
         bad_nodes.find_suspect(run, 1, 1.7e9), lambda: notify._sweep_ended(run), lambda: backend.live_ranks(run),
-        lambda: job_states.canaries_of([run]), lambda: job_states.invisible_jobs([run]),
+        lambda: lifecycle.awaited_canaries([run]), lambda: job_states.invisible_jobs([run]),
     )  # fmt: skip
     for call in calls:
         with contextlib.suppress(OSError, ValueError, FlipError):

@@ -10,6 +10,7 @@ from flip.config import merge
 from flip.monitoring.metrics_reader import Metrics
 from flip.monitoring.results import differing, find_runs, read_outcomes, read_run, read_runs
 from flip.runs.errors import ConfigError
+from flip.runs.lifecycle import ABSENT, QUEUED, Seen
 from flip.runs.rundir import read_json, write_json
 from tests.jobs.outcomes import make
 
@@ -20,7 +21,7 @@ def test_read_runs_returns_flat_rows_with_equal_keys(tmp_path):
     make(tmp_path / "b", "other", "0.5", seed=7)
     rows = read_runs(tmp_path)
     assert [(row["sweep"], row["run"], row["state"]) for row in rows] == [
-        ("a", "clip", "running"),
+        ("a", "clip", "stopped"),
         ("a", "mask50", "complete"),
         ("b", "other", "complete"),
     ]
@@ -34,17 +35,33 @@ def test_read_runs_returns_flat_rows_with_equal_keys(tmp_path):
     assert flip.read_runs(tmp_path) == rows
 
 
-def test_read_run_derives_state_from_files(tmp_path):
-    ends = {"requeue": "waiting", "stop": "failed", "nothing": "stopped"}
-    for action, state in ends.items():
-        run = make(
-            tmp_path / "s", action, steps=10, end={"action": action, "cause": "crash", "reason": "r"}, complete=False
-        )
-        assert (read_run(run.path).state, read_run(run.path).reason) == (state, "r")
+def test_read_runs_says_only_what_files_prove_without_a_scheduler(tmp_path):
+    ends = {"requeue": "unknown", "stop": "failed", "nothing": "unknown"}
+    for action in ends:
+        end = {"action": action, "cause": "crash", "reason": "r"}
+        run = make(tmp_path / "s", action, steps=10, end=end, complete=False)
+        write_json(run.path / "job.json", {"kind": "slurm", "after": 0})
+    assert {row["run"]: row["state"] for row in read_runs(tmp_path)} == ends
+    assert read_run(tmp_path / "s" / "stop").reason == "r"
     write_json(run.path / "job.json", {"after": 1})
-    assert read_run(run.path).state == "queued", "the run is submitted again"
+    assert read_run(run.path).state == "unknown", "the run is submitted again"
     write_json(run.cancel, {"who": "me", "why": "wrong", "time": 0})
-    assert (read_run(run.path).state, read_run(run.path).reason) == ("cancelled", "wrong")
+    assert (read_run(run.path).state, read_run(run.path).reason) == ("cancelled", "cancelled by me: wrong")
+
+
+def test_read_runs_uses_what_was_seen_of_the_jobs(tmp_path):
+    waiting, gone = (
+        make(
+            tmp_path / "s", name, steps=10, end={"action": "requeue", "cause": "stopped", "reason": "r"}, complete=False
+        )
+        for name in ("waiting", "gone")
+    )
+    for run in (waiting, gone):
+        write_json(run.path / "job.json", {"kind": "slurm", "after": 0})
+    seen = {waiting.path: Seen(QUEUED, "in Slurm: BeginTime"), gone.path: Seen(ABSENT, "its job is gone")}
+    rows = {row["run"]: (row["state"], row["reason"]) for row in flip.read_runs(tmp_path, seen)}
+    assert rows["waiting"] == ("waiting", "r; in Slurm: BeginTime")
+    assert rows["gone"] == ("stopped", "r; its job is gone: submit again")
 
 
 def test_read_runs_returns_other_runs_despite_damaged_run(tmp_path):

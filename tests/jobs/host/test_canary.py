@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from flip.runs import attempts
+from flip.runs import attempts, canary
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job, JobResources
-from jobs.host import batch_hooks, canary, slurm_cli
+from jobs.host import batch_hooks, held_jobs, slurm_cli
 from jobs.runs import clusters
 from jobs.slurm import backend
 from jobs.submission import apply
@@ -98,7 +98,7 @@ def test_local_runs_start_after_canary_has_passed(field):
     submit_with_canary(field, 5, first, other)
     field.until_moving(first, 1)
     assert field.state(other) == "queued" and other.newest_attempt() == 0
-    assert field.cluster.states([other])[other.path].detail == "waits for its canary a"
+    assert clusters.states([other])[other.path].detail == "waits for its canary a"
     log(first, 1, 1, 5)
     field.until_moving(first, 1, step=30)
     assert other.newest_attempt() == 0, "the canary needs another step"
@@ -115,7 +115,7 @@ def test_local_runs_stay_stopped_after_failed_canary_until_resubmission(field):
     field.until_state(first, "failed")
     field.until(lambda: not field.left())
     for run in waiting:
-        state = field.cluster.states([run])[run.path]
+        state = clusters.states([run])[run.path]
         assert state.state == "stopped" and state.detail.startswith("its canary a is failed (exit code 78")
     submit_with_canary(field, 5, *waiting)
     field.until(lambda: not field.left())
@@ -178,7 +178,7 @@ def test_held_jobs_are_released_once_after_canary_has_passed(submitted, monkeypa
     monkeypatch.setattr(batch_hooks, "time", type("Clock", (), {"sleep": staticmethod(sleep)}))
     assert act("release", a.path) == 0
     assert len(sleeps) == 2 and calls(submitted, "scontrol release") == ["scontrol release 52"]
-    assert not canary.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not held_jobs.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
     submitted.queue(waiting="PENDING|JobHeldAdmin")
     assert state_of(b)[0] == "queued" and "scontrol release 52_0" in state_of(b)[1], "an administrator holds the job"
 
@@ -187,9 +187,9 @@ def test_release_returns_jobs_missing_from_squeue_as_unreleased(submitted):
     a, b, _ = submitted.runs
     write_json(a.result, {})
     submitted.queue(waiting="")
-    assert canary.release(a) == canary.canary_record(a)["releases"] and not calls(submitted, "scontrol release")
+    assert held_jobs.release(a) == canary.canary_record(a)["releases"] and not calls(submitted, "scontrol release")
     submitted.queue()
-    assert not canary.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
+    assert not held_jobs.release(a) and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
 @pytest.mark.parametrize("what", ["end", "begin", "release"])
@@ -247,10 +247,10 @@ def test_end_hook_releases_or_cancels_held_jobs_by_cause(submitted, cause, code,
 @pytest.mark.parametrize("row", ["RUNNING|None", "PENDING|Priority"])
 def test_failed_canary_leaves_job_that_was_released_by_hand(submitted, row):
     submitted.queue(waiting=(row, "PENDING|JobHeldUser"))
-    canary.cancel_held_jobs(canary.canary_record(submitted.runs[0])["releases"])
+    held_jobs.cancel(canary.canary_record(submitted.runs[0])["releases"])
     assert calls(submitted, "scancel") == ["scancel 52_1"]
     submitted.queue(waiting=("COMPLETED|None", "PENDING|JobHeldUser"))
-    canary.cancel_held_jobs(canary.canary_record(submitted.runs[0])["releases"])
+    held_jobs.cancel(canary.canary_record(submitted.runs[0])["releases"])
     assert calls(submitted, "scancel")[1:] == ["scancel 52"]
 
 

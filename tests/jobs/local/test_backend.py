@@ -19,6 +19,7 @@ from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
 from jobs.host.rank_entry import MALLOC
 from jobs.local import backend, rank_processes, supervisor
+from jobs.runs import clusters
 
 pytestmark = pytest.mark.long
 
@@ -103,7 +104,7 @@ def test_run_fails_after_three_crashes_and_restarts_after_resubmission(field):
     field.submit(run)
     field.until_state(run, "failed")
     assert ends(run) == [("requeue", "crash"), ("requeue", "crash"), ("stop", "crash")]
-    assert "3 failed attempts" in field.cluster.states([run])[run.path].detail
+    assert "3 failed attempts" in clusters.states([run])[run.path].detail
     field.until(lambda: not field.left())
     field.submit(run)
     field.until_state(run, "complete")
@@ -387,7 +388,7 @@ def test_missing_python_interpreter_fails_run_and_is_named(field):
     field.cluster.profile.python = "/nowhere/python"
     field.submit(run)
     field.until_state(run, "failed")
-    assert "/nowhere/python" in field.cluster.states([run])[run.path].detail
+    assert "/nowhere/python" in clusters.states([run])[run.path].detail
 
 
 def test_supervisor_records_missing_end_of_complete_run(field):
@@ -501,7 +502,7 @@ def test_damaged_records_of_a_run_do_not_affect_other_runs(field):
     field.until(lambda: not field.left())
     assert bad.newest_attempt() == 2 and worse.newest_attempt() == 0
     assert (field.state(bad), field.state(good)) == ("failed", "complete")
-    assert "damaged" in field.cluster.states([bad])[bad.path].detail
+    assert "damaged" in clusters.states([bad])[bad.path].detail
 
 
 def test_run_with_moved_folder_ends_without_supervisor_error(field):

@@ -20,9 +20,9 @@ from flip.config.schema import Init
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import JobState
 from jobs.local import supervisor
 from jobs.planning import plan as planning
 from jobs.planning.cost import estimate
@@ -43,7 +43,7 @@ class Fake:
         self.known, self.jobs = states or {}, []
 
     def states(self, runs):
-        return {run.path: self.known.get(run.name, JobState("stopped")) for run in runs}
+        return {run.path: self.known.get(run.name, RunState("stopped")) for run in runs}
 
     def submit(self, jobs):
         for job in jobs:
@@ -244,7 +244,7 @@ def test_apply_writes_complete_run_directories_before_submission(tmp_path, snaps
     stored = read_json(runs[0].identity)
     assert stored["hash"] == plan.actions[0].wanted.identity["hash"] and stored["code"] == "new"
     assert "omegaconf" in stored["environment"]["packages"]
-    monkeypatch.setattr(planning, "states", Fake({"a": JobState("running", 1)}).states)
+    monkeypatch.setattr(planning, "states", Fake({"a": RunState("running", 1)}).states)
     scanned = planning.scan_runs(folder, ["a"])
     assert scanned["a"].state == "running" and scanned["a"].identity == stored and list(scanned) == ["a", "b"]
 

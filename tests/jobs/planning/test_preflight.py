@@ -18,9 +18,9 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, FlipError, StorageError
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, write_json
 from jobs.common.cluster_profile import ClusterProfile
-from jobs.common.job import JobState
 from jobs.planning import plan as planning
 from jobs.planning import preflight
 from jobs.slurm import site
@@ -233,7 +233,7 @@ def test_disk_check_counts_runs_with_active_jobs(state, code, desk, typed, monke
     monkeypatch.setattr(preflight, "_checkpoint_bytes", lambda _: 100)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=150))
     assert typed("--only", "half")[0] == 0
-    monkeypatch.setattr(planning, "states", lambda runs: {run.path: JobState(state) for run in runs})
+    monkeypatch.setattr(planning, "states", lambda runs: {run.path: RunState(state) for run in runs})
     assert typed()[0] == code and typed.started == ([] if code else ["whole"])
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import write_json
 from jobs.common.cli import command
-from jobs.common.job import JobState
 from jobs.common.terminal import show
 from jobs.reporting import status as run_status
 from tests.harness.common import make_run
@@ -122,21 +122,21 @@ def test_row_sums_wall_time_and_gpu_hours_over_attempts(tmp_path, monkeypatch):
                 },
             )
     monkeypatch.setattr(time, "time", lambda: 12_600.0)
-    row = run_status.row(run, JobState("running", 3))
+    row = run_status.row(run, RunState("running", 3))
     assert (row["wall_seconds"], row["gpu_hours"], row["attempts"]) == (7200, 16.0, 3), (
         "the second attempt has neither an end nor metrics"
     )
     run.metrics.mkdir()
     lines = [{"step": 1, "samples": 8, "time": 6000}, {"step": 2, "samples": 16, "time": 6800}]
     (run.metrics / "2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert run_status.row(run, JobState("running", 3))["wall_seconds"] == 9000, "it counts up to its last metrics"
+    assert run_status.row(run, RunState("running", 3))["wall_seconds"] == 9000, "it counts up to its last metrics"
     (run.metrics / "2.jsonl").unlink()
     write_json(run.status, {"attempt": 3, "time": 10_800.0})
-    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 7200, (
+    assert run_status.row(run, RunState("unknown", 3))["wall_seconds"] == 7200, (
         "the newest attempt counts up to its last status; what is known of earlier ones is not read again"
     )
     write_json(run.path / "job.json", {"shape": {"nodes": 2, "gpus": 4}, "after": 0, "time": 1.0})
-    assert run_status.row(run, JobState("unknown", 3))["wall_seconds"] == 5400, "another run may be in its place"
+    assert run_status.row(run, RunState("unknown", 3))["wall_seconds"] == 5400, "another run may be in its place"
 
 
 def test_reason_of_last_end_is_shown_until_run_is_submitted_again(tmp_path):
@@ -148,7 +148,7 @@ def test_reason_of_last_end_is_shown_until_run_is_submitted_again(tmp_path):
         (0, "cancelled", "cancelled by ada"), (0, "queued", "cancelled by ada"), (1, "queued", ""), (1, "running", ""),
     ):  # fmt: skip
         write_json(run.path / "job.json", {"shape": {"nodes": 1, "gpus": 0}, "after": after})
-        assert run_status.row(run, JobState(state, 1))["reason"] == reason
+        assert run_status.row(run, RunState(state, 1))["reason"] == reason
 
 
 def test_position_of_ended_run_is_that_of_its_newest_commit(tmp_path):
@@ -159,13 +159,13 @@ def test_position_of_ended_run_is_that_of_its_newest_commit(tmp_path):
     end = {"attempt": 1, "action": "stop", "cause": "cancelled", "reason": "cancelled", "code": 75, "delay": 0}
     end |= {"commits": 2176, "committed": True}
     write_json(run.attempt(1) / "end.json", end)
-    shown = run_status.row(run, JobState("cancelled", 1))
+    shown = run_status.row(run, RunState("cancelled", 1))
     assert (shown["samples"], shown["step"]) == (2176, None)
     (table,) = [part for part in run_status.render([shown]).parts if not isinstance(part, str)]
     assert table.rows[0]["samples"] == "2,176 / 12,800" and table.rows[0]["batch acc."] == "25.0 %"
-    assert run_status.row(run, JobState("running", 2))["samples"] == 1920, "a new attempt has its own position"
+    assert run_status.row(run, RunState("running", 2))["samples"] == 1920, "a new attempt has its own position"
     write_json(run.attempt(1) / "end.json", {**end, "commits": 1280})
-    assert run_status.row(run, JobState("failed", 1))["samples"] == 1920, "steps after the newest commit"
+    assert run_status.row(run, RunState("failed", 1))["samples"] == 1920, "steps after the newest commit"
 
 
 def test_watch_distinguishes_runs_of_same_name_in_two_sweeps(terminal):

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from flip.runs import attempts, wall_limit
+from flip.runs import attempts, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs import cancel, explain, logs
@@ -159,7 +159,9 @@ def test_states_distinguish_ends_of_runs(sweep):
     write_json(complete.result, {})
     assert state_of(complete) == ("complete", 0, "")
     by_hand = sweep("c", ("CANCELLED", "None"))
-    assert state_of(by_hand) == ("cancelled", 0, "cancelled in Slurm")
+    assert state_of(by_hand) == ("stopped", 0, "its job was cancelled in Slurm: submit again"), (
+        "no file records it, so it must not depend on how long Slurm lists the job"
+    )
     cancelling = sweep("d", ("RUNNING", "None"))
     write_json(cancelling.cancel, {"who": "ann", "why": "a mistake"})
     assert state_of(cancelling) == ("running", 0, "cancelled by ann: a mistake: it saves and stops")
@@ -233,16 +235,16 @@ def test_submit_distinguishes_silent_controller_from_refusal(sweep, commands):
 
 
 def test_states_are_unknown_if_squeue_fails_unless_files_decide(sweep, commands):
-    running, complete, failed, over = (sweep(name) for name in "abcd")
-    attempts.start_attempt(running, {})
+    running, complete, failed, over, saving = runs = [sweep(name) for name in "abcde"]
+    for run in (running, saving):
+        attempts.start_attempt(run, {})
     write_json(complete.result, {})
     ended(failed, "data", 65)
-    write_json(over.cancel, {"who": "ann"})
+    for run in (over, saving):
+        write_json(run.cancel, {"who": "ann"})
     commands("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    states = clusters.states([running, complete, failed, over])
-    assert [states[run.path].state for run in (running, complete, failed, over)] == [
-        "unknown", "complete", "failed", "unknown",
-    ]  # fmt: skip
+    states = clusters.states(runs)
+    assert [states[run.path].state for run in runs] == ["unknown", "complete", "failed", "cancelled", "unknown"]
     assert states[running.path].detail == "Slurm does not answer: squeue: Unable to contact slurm controller"
 
 
@@ -254,7 +256,7 @@ def test_states_of_runs_on_other_cluster_are_unknown(sweep):
 def test_states_of_other_runs_survive_damaged_job_record(sweep):
     bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
     (bad.path / "job.json").write_text("{")
-    states = job_states.states([bad, good])
+    states = lifecycle.states([bad, good], job_states.seen([bad, good]))
     assert (states[bad.path].state, states[good.path].state) == ("unknown", "running")
     assert "job.json" in states[bad.path].detail
 
@@ -486,6 +488,7 @@ def test_cancel_signals_remaining_runs_after_failure(sweep, commands):
     with pytest.raises(FlipError, match="a: it was submitted to the Slurm cluster near.*b: .*Access denied"):
         clusters.cancel([remote, first, second])
     assert commands.calls()[-1] == "scancel --signal=USR2 57_2"
+    attempts.start_attempt(remote, {})
     write_json(remote.cancel, {"who": "ann"})
     assert state_of(remote)[0] == "unknown", "the state on the other cluster is unknown"
 

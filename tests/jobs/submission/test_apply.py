@@ -19,6 +19,7 @@ from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.local import backend as local
 from jobs.planning import plan as planning
+from jobs.runs import clusters
 from jobs.slurm import backend as slurm
 from jobs.submission import apply as submission
 from jobs.submission.snapshot import Snapshot
@@ -324,7 +325,7 @@ def test_new_run_cancelled_before_submission_stays_cancelled(sweep, cluster, mon
     monkeypatch.setattr(cluster, "submit", slowly)
     assert apply(sweep, plan, cluster) == ["a", "b"]
     assert submission.cancelled_meanwhile(plan) == ["a"] and read_json(sweep.place / "a" / "cancel.json") == WHO
-    assert cluster.states([RunDir(sweep.place / "a")])[sweep.place / "a"].state == "cancelled"
+    assert clusters.states([RunDir(sweep.place / "a")])[sweep.place / "a"].state == "cancelled"
 
 
 def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster):

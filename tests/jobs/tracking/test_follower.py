@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from flip.runs.errors import ConfigError, StorageError
+from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir
-from jobs.common.job import JobState
 from jobs.follow import main
 from jobs.runs import clusters
 from jobs.tracking import follower, tracker
@@ -206,7 +206,7 @@ def test_follow_command_waits_for_first_start_and_for_requeued_job(run, monkeypa
         step = next(steps)
         if step:
             save(run, attempt(run, step - 2, (step - 1, step)), step)
-        return {run.path: JobState("queued" if step != 6 else "complete")}
+        return {run.path: RunState("queued" if step != 6 else "complete")}
 
     steps = iter([0, 2, 4, 6])
     monkeypatch.setattr(clusters, "states", states)

@@ -1,0 +1,194 @@
+"""Canaries: the first run with new resources or code starts alone; the others are held until it has passed.
+
+It passes when it has logged a number of steps, each with a finite loss, or is complete. Then the others are released:
+on Slurm by a process next to its ranks and, after that, its exit trap (batch_hooks.py); locally by the supervisor. If
+it stops for good they never start, and ``status`` says why; the next submission includes them, with a canary of its
+own.
+
+The rule is in the pure functions ``choose`` (which run goes ahead), ``standing`` (what holds a run that waits) and
+``at_end`` (what an ending canary does with the jobs that wait for it); docs/cluster.md has them as tables. Back ends
+only hold and release. Standard library, Python >= 3.6.
+
+On disk: job.json of a canary has ``canary``: steps, and on Slurm ``releases``, the names of the held jobs. job.json of
+a run that waits has ``waits_for``, the name of its canary. .slurm/<token>/released.json exists once the jobs of that
+submission were released.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Dict, Hashable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+
+from flip.runs import attempts
+from flip.runs.rundir import RunDir, create_json, exists, read_record
+
+#: What holds a run that waits for a canary: nothing; its canary, which may still pass; a canary that never will.
+FREE = "free"
+HELD = "held"
+LOST = "lost"
+
+#: What an ending canary does with the jobs that wait for it.
+RELEASE = "release"
+CANCEL = "cancel"
+LEAVE = "leave"
+
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+def choose(groups: Sequence[Hashable], steps: int, proven: Sequence[Hashable] = ()) -> List[Optional[int]]:
+    """For each run that starts, the index of its canary: its own if it is one, None if it starts at once.
+
+    Args:
+        groups: what a canary proves, one value per run: resources, code, module, environment, cluster.
+        steps: that a canary has to pass; 0: there are no canaries (``--no-canary``).
+        proven: the groups of which a run has passed before.
+    """
+    members: Dict[Hashable, List[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    chosen: List[Optional[int]] = [None] * len(groups)
+    for group, indices in members.items():
+        if steps and len(indices) > 1 and group not in proven:
+            for index in indices:
+                chosen[index] = indices[0]
+    return chosen
+
+
+class Wait(NamedTuple):
+    """What is known of a run that waits for a canary, and of the canary."""
+
+    released: Optional[bool] = False
+    """Locally whether the canary has passed; on Slurm whether the job was released. None: unknown to this user."""
+    job: str = HELD
+    """The job of the run that waits: held, queued (released by hand), gone."""
+    current: bool = True
+    """Whether it waits for the newest submission of its canary."""
+    canary: str = "running"
+    """State of the canary (``flip.runs.lifecycle``)."""
+    ending: bool = False
+    """Whether the job of a complete canary is still in Slurm's queue: its exit trap releases the others."""
+
+
+def standing(wait: Wait) -> str:
+    """FREE, HELD or LOST: what holds a run that waits for a canary."""
+    if wait.released or wait.job == "queued":
+        return FREE
+    if wait.released is None and (wait.job == "gone" or wait.canary == "complete"):
+        return FREE  # for users who cannot see the release it waits as long as Slurm shows its job as held
+    if wait.current and wait.canary in ("queued", "running", "waiting", "unknown"):
+        return FREE if wait.job == "gone" else HELD
+    if wait.current and wait.canary == "complete" and wait.ending and wait.job == HELD:
+        return HELD
+    return LOST
+
+
+def at_end(action: str, has_passed: bool) -> str:
+    """RELEASE, CANCEL or LEAVE: what happens to the held jobs when an attempt of their canary has ended.
+
+    ``action``: of the restart policy. A canary that starts again leaves them held.
+    """
+    if action == "done":
+        return RELEASE
+    if action == "stop":
+        return RELEASE if has_passed else CANCEL
+    return LEAVE
+
+
+def lost_reason(name: str, state: str, reason: str) -> str:
+    """Why a run will not be released any more: the state of its canary, as a sentence."""
+    return "its canary %s is %s%s: submit again" % (name, state, " (%s)" % reason if reason else "")
+
+
+# -- the store ---------------------------------------------------------------------------------------------------------
+
+
+def canary_record(run: RunDir) -> Dict[str, Any]:
+    """The ``canary`` field of job.json; empty for any other run."""
+    return (read_record(run.path / "job.json") or {}).get("canary") or {}
+
+
+def releases(run: RunDir) -> List[str]:
+    """Names of the jobs on Slurm that a canary releases; empty for any other run."""
+    return list(canary_record(run).get("releases", ()))
+
+
+def has_passed(canary: RunDir) -> bool:
+    """Whether a canary has passed the steps of its job.json. A run that is none passes with its first step."""
+    return passed(canary, canary_record(canary).get("steps", 0))
+
+
+def passed(run: RunDir, steps: int) -> bool:
+    """Whether a run has logged that many steps since it was submitted, over all its attempts, or is complete."""
+    if run.result.exists():
+        return True
+    after = attempts.submitted_after(run)
+    lowest: Optional[int] = None
+    highest = 0
+    for n in run.attempt_numbers():
+        for step in _steps(run, n) if n > after else ():  # a loss that is not finite is never logged
+            lowest, highest = (step, step) if lowest is None else (min(lowest, step), max(highest, step))
+            if highest - lowest >= steps:
+                return True  # nearly always in the first lines of a long file
+    return False
+
+
+def _steps(run: RunDir, n: int) -> Iterator[int]:
+    """The steps that attempt n logged. Damaged lines are skipped: they must not keep others held."""
+    try:
+        file = open(str(run.metrics / ("%d.jsonl" % n)), "rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                step = json.loads(line.decode("utf-8"))["step"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if isinstance(step, int) and line.endswith(b"\n"):
+                yield step
+
+
+def awaited(run: RunDir, job: Mapping[str, Any]) -> Optional[RunDir]:
+    """The canary for which a run waits by its job.json; None if it has none, if its job on Slurm was released, or if
+    an attempt has started since."""
+    name = job.get("waits_for")
+    if not name or run.newest_attempt() > job.get("after", 0):
+        return None
+    if "token" in job and file_exists(released_file(run, job["name"])):
+        return None
+    return RunDir(run.path.parent / name)
+
+
+def is_released(run: RunDir, job: Mapping[str, Any], canary: RunDir) -> Optional[bool]:
+    """``Wait.released``. On Slurm None if another user submitted the run, whose folder cannot be read."""
+    if "token" in job:
+        return file_exists(released_file(run, job["name"]))
+    return has_passed(canary)
+
+
+def is_current(canary: RunDir, job: Mapping[str, Any]) -> bool:
+    """``Wait.current``. Locally nothing but the folder of the canary connects the two."""
+    return "token" not in job or job["name"] in releases(canary)
+
+
+def file_exists(path: Path) -> Optional[bool]:
+    """Whether a file of a submission exists; None if unknown, because its folder (0700) belongs to another user."""
+    try:
+        return exists(path)
+    except PermissionError:
+        return None
+
+
+def held_names(run: RunDir) -> List[str]:
+    """Names of the jobs that this canary has not released yet, or whose release this user cannot see."""
+    return [name for name in releases(run) if file_exists(released_file(run, name)) is not True]
+
+
+def record_release(run: RunDir, name: str) -> None:
+    """Record that the jobs of that name were released."""
+    create_json(released_file(run, name), {"canary": run.name})
+
+
+def released_file(run: RunDir, name: str) -> Path:
+    """Exists once the jobs of that name were released. The end of the name is the token of their submission."""
+    return run.path.parent / ".slurm" / name.rpartition(".")[2] / "released.json"
