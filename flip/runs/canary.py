@@ -16,7 +16,7 @@ submission were released.
 
 import json
 from pathlib import Path
-from typing import Any, Dict, Hashable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from flip.runs import attempts
 from flip.runs.rundir import RunDir, create_json, exists, read_record
@@ -35,20 +35,22 @@ LEAVE = "leave"
 # -- the rule ----------------------------------------------------------------------------------------------------------
 
 
-def choose(groups: Sequence[Hashable], steps: int, proven: Sequence[Hashable] = ()) -> List[Optional[int]]:
+def choose(
+    groups: Sequence[Hashable], steps: int, is_proven: Callable[[Any], bool] = lambda group: False
+) -> List[Optional[int]]:
     """For each run that starts, the index of its canary: its own if it is one, None if it starts at once.
 
     Args:
         groups: what a canary proves, one value per run: resources, code, module, environment, cluster.
         steps: that a canary has to pass; 0: there are no canaries (``--no-canary``).
-        proven: the groups of which a run has passed before.
+        is_proven: whether a run of a group has passed before. Not called for groups of a single run.
     """
     members: Dict[Hashable, List[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     chosen: List[Optional[int]] = [None] * len(groups)
     for group, indices in members.items():
-        if steps and len(indices) > 1 and group not in proven:
+        if steps and len(indices) > 1 and not is_proven(group):
             for index in indices:
                 chosen[index] = indices[0]
     return chosen

@@ -63,6 +63,8 @@ NOT_ASKED = Seen(UNKNOWN, "it is not known whether it runs: its scheduler was no
 class Facts(NamedTuple):
     """What the files of a run prove."""
 
+    present: bool = True
+    """Whether the run directory exists."""
     submitted: bool = True
     """Whether job.json exists."""
     copied: bool = False
@@ -136,7 +138,7 @@ def state_of(facts: Facts, seen: Seen = NOT_ASKED, first: Optional[RunState] = N
     if facts.copied:
         return RunState("stopped", n, COPIED)
     if not facts.submitted:
-        return RunState("stopped", n, "never submitted")
+        return RunState("stopped", n, "never submitted" if facts.present else "its folder does not exist")
     if seen.kind == UNKNOWN:
         return RunState("unknown", n, seen.reason)
     if facts.waits_for:
@@ -223,6 +225,7 @@ def read_facts(run: RunDir) -> Facts:
     started = n > after
     is_open = started and not exists(run.attempt(n) / "end.json")
     facts = Facts(
+        present=job is not None or exists(run.path),
         submitted=job is not None,
         cancelled=cancelled,
         attempt=n,

@@ -321,9 +321,10 @@ def settle_canary(run: RunDir, action: str) -> None:
     absent: List[float] = []
     while record.get("releases"):
         try:
-            if action == "stop" and not canary.passed(run, record["steps"]):
+            then = canary.at_end(action, action == "stop" and canary.passed(run, record["steps"]))
+            if then == canary.CANCEL:
                 return held_jobs.cancel(record["releases"])
-            if action == "nothing" or release_held_jobs(run, absent):
+            if then == canary.LEAVE or release_held_jobs(run, absent):
                 return None
             problem: object = "held jobs are missing from squeue"
         except slurm_cli.SlurmUnavailable as error:

@@ -177,11 +177,13 @@ class SlurmBackend:
 
 def _settle(run: RunDir) -> None:
     """Release or cancel the jobs that wait for a canary whose exit trap does not run."""
-    if names := canary.held_names(run):
-        if canary.passed(run, canary.canary_record(run)["steps"]):
-            held_jobs.release(run)
-        else:
-            held_jobs.cancel(names, *_owner_filter(run))
+    names = canary.held_names(run)
+    if not names:
+        return
+    if canary.at_end("stop", canary.has_passed(run)) == canary.RELEASE:
+        held_jobs.release(run)
+    else:
+        held_jobs.cancel(names, *_owner_filter(run))
 
 
 def _owner_filter(run: RunDir) -> list[str]:

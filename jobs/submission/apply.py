@@ -146,16 +146,20 @@ def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
 def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     """The same jobs with canaries: of several jobs with equal resources and code, the first becomes the canary unless
     a run of the folder has already passed ``steps`` with them."""
-    groups: dict[tuple[Any, ...], list[Job]] = {}
-    for job in jobs if steps else ():
-        key = (job.cluster, job.resources, job.snapshot, job.module, *sorted(job.env.items()))
-        groups.setdefault(key, []).append(job)
-    changed: dict[Path, Job] = {}
-    for first, *others in groups.values():
-        if others and not any(_proves(RunDir(path.parent), first, steps) for path in folder.glob("[!.]*/job.json")):
-            changed[first.run.path] = replace(first, canary=steps)
-            changed |= {job.run.path: replace(job, waits_for=first.run.name) for job in others}
-    return [changed.get(job.run.path, job) for job in jobs]
+    groups = [(job.cluster, job.resources, job.snapshot, job.module, *sorted(job.env.items())) for job in jobs]
+
+    def is_proven(group: tuple[Any, ...]) -> bool:
+        like = jobs[groups.index(group)]
+        return any(_proves(RunDir(path.parent), like, steps) for path in folder.glob("[!.]*/job.json"))
+
+    assigned = []
+    for i, (job, first) in enumerate(zip(jobs, canary.choose(groups, steps, is_proven), strict=True)):
+        if first == i:
+            job = replace(job, canary=steps)
+        elif first is not None:
+            job = replace(job, waits_for=jobs[first].run.name)
+        assigned.append(job)
+    return assigned
 
 
 def _proves(run: RunDir, like: Job, steps: int) -> bool:

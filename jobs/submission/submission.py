@@ -373,6 +373,11 @@ class Submission:
             raise ConfigError("cannot be kept: its identity.json is damaged", str(path), str(error)) from error
         return stored_config
 
+    @property
+    def _canary_steps(self) -> int:
+        """Steps of a canary; 0: no canaries."""
+        return 0 if self.options.no_canary else self.profile.canary
+
     @cached_property
     def _forks(self) -> dict[str, list[str]]:
         return planning.forks([path.name for path in self.folder.glob("*-v*")], self.sweep.names)
@@ -407,8 +412,7 @@ class Submission:
         for profile in self._profiles():
             if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
-                steps = 0 if self.options.no_canary else self.profile.canary
-                jobs = planned_jobs(replace(plan, actions=part), profile, answers, steps)
+                jobs = planned_jobs(replace(plan, actions=part), profile, answers, self._canary_steps)
                 self.batches = [*self.batches, *jobs]
         files = [self.file.absolute(), *dict.fromkeys(self.profile_files.values())]
         asked = " ".join(filter(None, [self._trust_question(plan), question]))
@@ -468,12 +472,13 @@ class Submission:
             snapshot = take(REPOSITORY, self.folder / ".code")
             hidden = ", ".join(snapshot.left_out)
             note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")
-            steps = 0 if self.options.no_canary else self.profile.canary
             cluster = MultiBackend(self._profiles())
             again = resubmit.submit_argv(self.options, self.file)
             replaced = partial(self._trashed, replaced=True)
             exposed = list(dict.fromkeys(place.place for place in self.exposed))
-            jobs = apply(plan, snapshot, cluster, self._sweep_record(plan), steps, again, replaced, exposed)
+            jobs = apply(
+                plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, again, replaced, exposed
+            )
             note(render.canaries(jobs))
             late = cancelled_meanwhile(plan)
             note(f"cancelled meanwhile, so not started: {', '.join(late)}" if late else "")

@@ -105,7 +105,7 @@ def test_earlier_submissions_do_not_count(run):
 
 
 def test_table_is_in_the_documentation():
-    section = PAGE.read_text(encoding="utf-8").partition("\n## State of a run\n")[2].partition("\n## ")[0]
+    section = PAGE.read_text(encoding="utf-8").partition("\n## State of a run\n")[2].partition("\n##")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
     head, _, *rows = [[re.sub("`", "", cell) for cell in line] for line in lines]
     assert head[1:] == list(COLUMNS)

@@ -1,4 +1,4 @@
-"""Tests of canaries: locally with the real supervisor, on Slurm with stub commands."""
+"""Tests of canaries and of the jobs that they hold: locally with the real supervisor, on Slurm with stub commands."""
 
 import json
 from dataclasses import replace
@@ -64,23 +64,6 @@ def test_assign_canaries_skips_shape_and_code_that_have_passed(tmp_path, last, g
     assert bool(apply.assign_canaries(jobs, tmp_path / "demo", 50)[0].canary) == goes_ahead
     for changes in ({"snapshot": tmp_path / "new"}, {"resources": JobResources(4)}):
         assert apply.assign_canaries([replace(item, **changes) for item in jobs], tmp_path / "demo", 50)[0].canary
-
-
-def test_passed_counts_steps_over_attempts_since_submission(tmp_path):
-    run = job(tmp_path, "a").run
-    write_json(run.path / "job.json", {"after": 1})
-    for n, steps in ((1, (1, 100)), (2, (10, 30)), (3, (31, 59))):
-        run.start_attempt({})
-        log(run, n, *steps)
-    assert not canary.passed(run, 50)
-    log(run, 3, 60)
-    assert canary.passed(run, 50)
-
-
-def test_passed_accepts_complete_run_without_logged_steps(tmp_path):
-    run = job(tmp_path, "a").run
-    write_json(run.result, {})
-    assert canary.passed(run, 50)
 
 
 # -- local cluster -----------------------------------------------------------------------------------------------------
