@@ -141,7 +141,7 @@ def preempted_for_good_grace(scene):
 @scenario(
     "preempted with grace; then scancel; the ranks of the second attempt obey nothing and are killed",
     grace=GRACE,
-    ends=(2, "cancelled"),
+    ends=(2, "stopped"),
 )
 def scancelled_after_grace(scene):
     preempted(scene, {**AGAIN, "attempts": {"2": DEAF}})
@@ -287,7 +287,7 @@ def scancelled(scene, play=AGAIN):
 scenario("scancel while it runs", ends=(1, "cancelled"))(scancelled)
 
 
-@scenario("scancel while it runs; the ranks obey nothing and are killed", ends=(1, "cancelled"), torn=True)
+@scenario("scancel while it runs; the ranks obey nothing and are killed", ends=(1, "stopped"), torn=True)
 def scancelled_deaf(scene):
     scancelled(scene, DEAF)
 
@@ -300,7 +300,7 @@ def scancelled_without_json(scene):
     scene.call("scancel", scene.id())
 
 
-@scenario("scancel while it waits", ends=(0, "cancelled"))
+@scenario("scancel while it waits", ends=(0, "stopped"))
 def scancelled_pending(scene):
     scene.submit(AGAIN, options={"begin": "now+3600"})
     scene.until(lambda: 0 in scene.rows, "a row in the queue")
