@@ -17,6 +17,7 @@ from typing import Any, Callable, Collection, Dict, Iterable, Iterator, List, Op
 from flip.runs import deletion, records
 from flip.runs.errors import FlipError
 from flip.runs.files import fsync_path, run_folder
+from flip.runs.job_kind import is_evaluation
 from flip.runs.ownership import PathLike
 from flip.runs.records import PIN
 from flip.runs.rundir import RunDir, list_names, read_record, write_json
@@ -30,8 +31,6 @@ SHARD_FILE = "shard-%05d-model-00001-of-00001.safetensors"
 _FOLDER = re.compile(r"[0-9]+-([0-9]+)\Z")
 #: What this process has logged about checkpoints that are left alone.
 _logged: Set[str] = set()
-#: Folder of a sweep with the run directories of its evaluation jobs.
-EVALUATIONS = ".evaluate"
 
 
 class CorruptCheckpoint(Exception):
@@ -294,7 +293,7 @@ def _is_over(record: Dict[str, Any]) -> bool:
     holder = RunDir(record["by"])
     if holder.result.exists():
         return True
-    if holder.path.parent.name != EVALUATIONS:
+    if not is_evaluation(holder):
         return False
     try:
         end = read_record(holder.attempt(holder.newest_attempt()) / "end.json") or {}

@@ -136,9 +136,10 @@ FIELDS: Dict[str, Any] = {
     },
     "cancel.json": {"who": TEXT, "why": TEXT, "reason": TEXT, "time": TIME},
     "job.json": {
-        "kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME, "index": COUNT,
+        "kind": NAME, "job_kind": NAME, "cluster": NAME, "site": NAME, "uid": CODE, "name": NAME, "token": NAME,
+        "index": COUNT,
         "folder": PATH, "copy_of": PATH, "order": COUNT, "python": PATH, "module": EXACT, "snapshot": PATH,
-        "hooks": PATH, "world": COUNT, "shape": {"nodes": COUNT, "gpus": COUNT, "hours": NUMBER},
+        "hooks": PATH, "world": COUNT, "shape": {"nodes": COUNT, "processes": COUNT, "gpus": COUNT, "hours": NUMBER},
         "env": {"*": EXACT},
         "canary": {"steps": COUNT, "releases": [NAME]}, "waits_for": NAME, "trackers": [NAME], "notify": [EXACT],
         "exposed": [EXACT],

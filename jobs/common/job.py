@@ -10,9 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from flip.runs.job_kind import EVALUATE, TRAIN, sweep_folder
 from flip.runs.lifecycle import UNREADABLE, Seen
 from flip.runs.origin import original_folder
 from flip.runs.rundir import RunDir, read_record
+
+MODULES = {TRAIN: "jobs.worker", EVALUATE: "jobs.evaluator"}
+"""Kind of a job -> module of its ranks. Records of jobs name them."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class JobResources:
 
 @dataclass(frozen=True)
 class Job:
-    """One run to start: its directory (with config.yaml), code and resources."""
+    """One run or evaluation to start: its run directory, code and resources."""
 
     run: RunDir
     snapshot: Path
@@ -45,8 +49,10 @@ class Job:
     resources: JobResources = JobResources()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of ranks. Stored in files: no secrets."""
-    module: str = "jobs.worker"
-    """Run by every rank as ``python -m MODULE RUN_DIR``."""
+    kind: str = TRAIN
+    """What it does (``flip.runs.job_kind``)."""
+    module: str = ""
+    """Module that every rank runs in place of that of the kind; for tests."""
     canary: int = 0
     """Steps to pass before the runs that wait for it start (``flip.runs.canary``); 0: no canary."""
     cluster: str = ""
@@ -66,6 +72,16 @@ class Job:
     they were checked (``flip.runs.ownership.exposures``): its starts warn about these and refuse others."""
 
     @property
+    def rank_module(self) -> str:
+        """Run by every rank as ``python -m MODULE RUN_DIR``."""
+        return self.module or MODULES[self.kind]
+
+    @property
+    def sweep(self) -> Path:
+        """The folder of the sweep: its code and its locks are there."""
+        return sweep_folder(self.run, self.kind)
+
+    @property
     def host_code(self) -> Path:
         """The code of everything outside the ranks: batch script hooks, rank entry, supervisor.
 
@@ -79,7 +95,8 @@ class Job:
             "folder": os.path.abspath(self.run.path),
             "uid": os.geteuid(),
             "copy_of": original_folder(self.run, record_of(self.run)),
-            "module": self.module,
+            "job_kind": self.kind,
+            "module": self.rank_module,
             "snapshot": str(Path(self.snapshot).absolute()),
             "hooks": str(self.host_code),
             "world": self.resources.world_size,

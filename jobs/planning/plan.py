@@ -26,6 +26,7 @@ from flip.config.identity import (
 from flip.config.schema import Config
 from flip.runs import commit
 from flip.runs.errors import ConfigError
+from flip.runs.job_kind import is_evaluation
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import command
@@ -198,7 +199,7 @@ class Plan:
             if holders:
                 what = f"may not go to the trash: a commit of it is needed by {', '.join(sorted(map(str, holders)))}"
                 remedy = "Wait until that is complete, or prune it too."
-                jobs = [str(holder) for holder in sorted(holders) if holder.parent.name == commit.EVALUATIONS]
+                jobs = [str(holder) for holder in sorted(holders) if is_evaluation(RunDir(holder))]
                 if jobs:
                     remedy += f" To end an evaluation: {command('cancel', jobs[0])}"
                 raise ConfigError(what, str(run.path), remedy=remedy)

@@ -10,6 +10,7 @@ from typing import Any
 from flip.config.derived import model_label
 from flip.environment import changes_in
 from flip.monitoring.results import Outcome, differing, read_run, read_settings
+from flip.runs.job_kind import job_kind, sweep_folder
 from flip.runs.lifecycle import RunState
 from flip.runs.metric_lines import newest_line
 from flip.runs.restart_policy import FAILURES, FINAL, OWN_LIMITS, Limits
@@ -171,7 +172,7 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
     """What happens next and when, and the command to type, if any."""
     end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
     until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
-    sweep = run.path.parent.parent if resubmit.is_evaluation(run) else run.path.parent
+    sweep = sweep_folder(run, job_kind(run))
     steps: dict[str, tuple[str, str | None]] = {
         "complete": ("nothing: it has finished", command("report", sweep)),
         "running": ("it continues", None),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flip.runs.job_kind import is_evaluation
 from flip.runs.ownership import untrusted
 from flip.runs.rundir import RunDir
 from jobs.common import cli
@@ -40,9 +41,9 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
 
     The command of job.json is used only if this user trusts the file and each word has a known form (``_COMMAND``).
     """
-    if is_evaluation(run):
-        return "request it again: `flip evaluate` does not resume an existing job", None
     record = record_of(run)
+    if is_evaluation(run, record):
+        return "request it again: `flip evaluate` does not resume an existing job", None
     name, argv, options = name_in_sweep(run, record), _stored_argv(record), ["--retry"] * retry
     if argv and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
         return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
@@ -86,11 +87,6 @@ def _absolute_sweep(words: Sequence[str]) -> list[str]:
     if not shipped.is_file():
         return list(words)
     return [*words[:at], str(shipped), *words[at + 1 :]]
-
-
-def is_evaluation(run: RunDir) -> bool:
-    """Whether it is a job of ``jobs/evaluate.py``: names of sweeps do not start with a dot."""
-    return run.sweep.startswith(".")
 
 
 def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from flip.runs import canary, deletion, lifecycle, wall_limit
 from flip.runs.errors import ConfigError, FlipError, StorageError
 from flip.runs.files import new_folder, run_folder
+from flip.runs.job_kind import EVALUATE
 from flip.runs.rundir import RunDir, write_json, write_text
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.filesystem import unwritable
@@ -215,7 +216,7 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
         key = (
             job.resources,
             code,
-            job.module,
+            job.rank_module,
             job.canary,
             job.waits_for,
             tuple(job.trackers),
@@ -227,8 +228,10 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 
 
 def _new_name(jobs: Sequence[Job]) -> str:
-    """A new name in Slurm for jobs of a sweep: SWEEP.TOKEN."""
-    return f"{jobs[0].run.path.parent.name.lstrip('.')}.{secrets.token_hex(4)}"
+    """A new name in Slurm for jobs of one kind: SWEEP.TOKEN, or evaluate.TOKEN."""
+    first = jobs[0]
+    group = EVALUATE if first.kind == EVALUATE else first.sweep.name
+    return f"{group}.{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager

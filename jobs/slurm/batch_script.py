@@ -122,18 +122,10 @@ def functions(name: str) -> list[str]:
 def _location(sweep: Path) -> list[str]:
     """Lines by which ``sweep_deleted`` distinguishes a deleted folder from one that this node does not mount: the
     number of the runs root's inode is the same on all nodes, and that of an empty mount point another."""
-    sweep = _without_subfolder(sweep)
     root = ""
     with contextlib.suppress(OSError):
         root = str(os.stat(sweep.parent).st_ino)
     return [f"sweep={shlex.quote(str(sweep))} root={root}"]
-
-
-def _without_subfolder(folder: Path) -> Path:
-    """The folder of the sweep; jobs of evaluations lie in a subfolder."""
-    if folder.name.startswith("."):
-        return folder.parent
-    return folder
 
 
 def _ownership(profile: ClusterProfile, job: Job) -> list[str]:
@@ -197,7 +189,7 @@ def setup_lines(profile: ClusterProfile, job: Job, folder: Path) -> list[str]:
     if job.trackers:
         after_end.append(AWAIT_FOLLOWERS)
     return [
-        *_location(folder.parent.parent),
+        *_location(job.sweep),
         OWN_JOB,
         "trap '' TERM USR1 USR2  # the start is not interrupted",
         "umask go-w  # also for what the ranks create",
@@ -269,7 +261,7 @@ def srun_args(profile: ClusterProfile, job: Job) -> list[str]:
 def command(profile: ClusterProfile, job: Job) -> str:
     """The command that srun starts once per rank."""
     rank = job.host_code / "jobs" / "host" / "rank_entry.py"
-    return shlex.join(_in_container(profile, job, [profile.jobs_python, str(rank), job.module]))
+    return shlex.join(_in_container(profile, job, [profile.jobs_python, str(rank), job.rank_module]))
 
 
 def _in_container(profile: ClusterProfile, job: Job, argv: list[str]) -> list[str]:
@@ -293,4 +285,4 @@ def mounts(profile: ClusterProfile, sweep: Path) -> list[str]:
 
 
 def _mounts(profile: ClusterProfile, job: Job) -> str:
-    return ",".join(mounts(profile, _without_subfolder(job.run.path.parent)))
+    return ",".join(mounts(profile, job.sweep))

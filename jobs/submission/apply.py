@@ -146,7 +146,7 @@ def cancelled_meanwhile(plan: Plan, known: Collection[str] = ()) -> list[str]:
 def assign_canaries(jobs: Sequence[Job], folder: Path, steps: int) -> list[Job]:
     """The same jobs with canaries: of several jobs with equal resources and code, the first becomes the canary unless
     a run of the folder has already passed ``steps`` with them."""
-    groups = [(job.cluster, job.resources, job.snapshot, job.module, *sorted(job.env.items())) for job in jobs]
+    groups = [(job.cluster, job.resources, job.snapshot, job.rank_module, *sorted(job.env.items())) for job in jobs]
 
     def is_proven(group: tuple[Any, ...]) -> bool:
         like = jobs[groups.index(group)]
@@ -167,7 +167,7 @@ def _proves(run: RunDir, like: Job, steps: int) -> bool:
     try:
         record = read_record(run.path / "job.json") or {}
         same = record.get("shape") == asdict(like.resources) and record["snapshot"] == str(like.snapshot.absolute())
-        same = same and record["module"] == like.module and like.cluster in ("", record.get("cluster"))
+        same = same and record["module"] == like.rank_module and like.cluster in ("", record.get("cluster"))
         return same and canary.passed(run, steps)
     except (ValueError, KeyError):  # damaged: no proof
         return False

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from flip.runs import attempts, deletion
 from flip.runs.errors import ConfigError, FlipError, PermissionDenied, StorageError, suggestion
+from flip.runs.job_kind import EVALUATIONS
 from flip.runs.lifecycle import ENDED, UNREADABLE
 from flip.runs.ownership import user_name
 from flip.runs.rundir import RunDir, list_names, parse_int, read_record
@@ -263,7 +264,7 @@ def _used_code(root: Path, sweep: Path) -> set[str]:
     Raises one of UNREADABLE if a run cannot be read: it may name any snapshot.
     """
     used = set()
-    for folder in (sweep, sweep / ".evaluate", *(place / sweep.name for place in _trash(root))):
+    for folder in (sweep, sweep / EVALUATIONS, *(place / sweep.name for place in _trash(root))):
         for path in (folder / name for name in list_names(folder) if not name.startswith(".")):
             if not stat.S_ISDIR(path.stat().st_mode):
                 continue
@@ -305,7 +306,7 @@ def _raise(error: OSError) -> None:
 
 def _runs(sweep: Path) -> list[Path]:
     """Folders of a sweep that may be runs, also links and damaged ones, and its evaluations."""
-    return [*_visible(sweep), *_visible(sweep / ".evaluate")]
+    return [*_visible(sweep), *_visible(sweep / EVALUATIONS)]
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -29,9 +29,9 @@ from flip.evaluation.open_clip_folder import conversion, is_pickle
 from flip.evaluation.score import score_of
 from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit, deletion
-from flip.runs.commit import EVALUATIONS
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.files import closed_folder, new_folder, run_folder
+from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
 from flip.runs.rundir import RunDir, load_record, write_json, write_text
 from jobs.common import trust
@@ -125,7 +125,7 @@ class EvaluationRequest:
         try:
             for subject, task, config in planned:
                 job, code = self._make(subject, task, config), snapshots[subject.path.parent]
-                prepared[subject] = Job(job, code, resources_of(config), cache, "jobs.evaluator")
+                prepared[subject] = Job(job, code, resources_of(config), cache, EVALUATE)
             for folder in folders:
                 members = [subject for subject in prepared if subject.path.parent == folder]
                 for i in range(0, len(members), self.profile.array_size):  # an array: accepted or refused as a whole

@@ -2,6 +2,7 @@
 
 import shutil
 
+from flip.runs.job_kind import KINDS
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.job import Job
 
@@ -20,3 +21,9 @@ def test_job_record_of_copy_names_the_original_in_every_later_submission(tmp_pat
     run.path.rename(renamed.path)
     record = Job(renamed, tmp_path).record()
     assert (record["folder"], record["copy_of"]) == (str(renamed.path), ""), "it was renamed"
+
+
+def test_job_record_names_the_kind_and_its_module(tmp_path):
+    train, evaluation = (Job(RunDir(tmp_path / "s" / "a"), tmp_path, kind=kind) for kind in KINDS)
+    assert [job.record()["job_kind"] for job in (train, evaluation)] == ["train", "evaluate"]
+    assert [job.record()["module"] for job in (train, evaluation)] == ["jobs.worker", "jobs.evaluator"]

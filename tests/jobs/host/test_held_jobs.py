@@ -321,7 +321,7 @@ def test_submit_cancels_held_jobs_if_sbatch_refuses_canary(tmp_path, submitted):
 def test_submit_cancels_only_held_jobs_of_resubmitted_runs(submitted):
     """b and c wait in one array."""
     _, b, _ = submitted.runs
-    again = Job(b, Path("/"), JobResources(1), {}, "jobs.worker")
+    again = Job(b, Path("/"), JobResources(1))
     backend.SlurmBackend(ClusterProfile(name="far", kind="slurm")).submit([again])
     assert calls(submitted, "scancel") == ["scancel 52_0"]
 

@@ -35,7 +35,7 @@ class Stage:
         self.folder.mkdir(parents=True)
         (self.folder / "runs").write_text(f"/nowhere\n{self.run.path}\n")
         write_json(self.run.path / "job.json", {"token": "77aa77aa", "after": 0})
-        job = Job(self.run, ROOT, JobResources(), {}, "jobs.worker")
+        job = Job(self.run, ROOT)
         text = script(ClusterProfile(name="x", kind="slurm"), job, 2, self.folder, monkeypatch)
         self.script = folder / "script.sh"
         self.script.write_text(text)

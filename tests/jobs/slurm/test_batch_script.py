@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flip.runs.errors import ConfigError
+from flip.runs.job_kind import EVALUATE
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile, load_profile
 from jobs.common.job import Job, JobResources
@@ -66,6 +67,20 @@ def test_script_matches_golden_file(name, fields, monkeypatch):
     assert text == path.read_text(), "FLIP_GOLDEN=write updates the file; review the diff"
 
 
+def test_script_of_evaluation_differs_from_training_by_its_places_and_module(monkeypatch):
+    profile = ClusterProfile(
+        name="a", kind="slurm", container="/img/torch.sif", container_runtime="apptainer", python="/py"
+    )
+    place = "/runs/demo/.evaluate"
+    evaluation = replace(JOB, run=RunDir(f"{place}/a-1126-0000"), kind=EVALUATE)
+    train = script(profile, monkeypatch=monkeypatch)
+    text = script(profile, evaluation, folder=f"{place}/.slurm/0123abcd", monkeypatch=monkeypatch)
+    assert "sweep=/runs/demo root=" in text, "what is looked for on the node is the folder of the sweep"
+    assert "--bind /runs/demo:/runs/demo " in text, "its code lies in the folder of the sweep"
+    text = text.replace(f"{place}/.slurm", "/runs/demo/.slurm").replace("jobs.evaluator", "jobs.worker")
+    assert text == train
+
+
 @pytest.mark.parametrize(
     "hours, minutes", [(8.3, 498), (16.6, 996), (23.9, 1434), (1 / 3, 20), (0.501, 31), (24.0, 1440), (1e-9, 1)]
 )
@@ -108,7 +123,7 @@ def test_script_runs_metrics_follower_alongside_ranks(stage, project, monkeypatc
     monkeypatch.setenv("WANDB_MODE", "offline")
     stage.run.config.write_text(f"monitor: {{wandb: '{project}'}}")
     profile = ClusterProfile(name="x", kind="slurm", python=sys.executable)
-    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker", trackers=["wandb"])
+    job = Job(stage.run, ROOT, JobResources(), {}, trackers=["wandb"])
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
     work = "from tests.jobs.tracking.run_files import *; from flip.runs.rundir import RunDir; import sys"
     work += "; run = RunDir(sys.argv[1]); log(run, 1, (1, 2)); save(run, 1, 2); complete(run, 2)"
@@ -125,7 +140,7 @@ def test_host_hooks_run_from_newly_submitted_code(stage, tmp_path, monkeypatch):
     (old / "jobs" / "host").mkdir(parents=True)
     for name in ("host/batch_hooks.py", "host/rank_entry.py"):
         (old / "jobs" / name).write_text("import argparse\nargparse.ArgumentParser().parse_args()\n")
-    job = Job(stage.run, old, JobResources(), {}, "jobs.worker", host_snapshot=ROOT)
+    job = Job(stage.run, old, JobResources(), {}, host_snapshot=ROOT)
     stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", "echo $PYTHONPATH $FLIP_SNAPSHOT $*; exit 75")
     assert stage.start().wait(60) == 75
@@ -223,7 +238,7 @@ def test_script_starts_no_attempt_of_ended_or_replaced_run(stage, what):
 
 
 def test_script_requeues_job_if_module_is_missing(stage, monkeypatch):
-    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker")
+    job = Job(stage.run, ROOT, JobResources())
     profile = ClusterProfile(name="x", kind="slurm", modules=["nosuch/1.0"])
     stage.script.write_text(script(profile, job, 2, stage.folder, monkeypatch))
     assert stage.start().wait(60) == 70
@@ -335,7 +350,7 @@ def test_script_requeues_job_if_exit_trap_cannot_start(stage, tmp_path, monkeypa
     hooks = tmp_path / "hooks"
     shutil.copytree(ROOT / "jobs", hooks / "jobs")
     shutil.copytree(ROOT / "flip", hooks / "flip")
-    job = Job(stage.run, ROOT, JobResources(), {}, "jobs.worker", host_snapshot=hooks)
+    job = Job(stage.run, ROOT, JobResources(), {}, host_snapshot=hooks)
     stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", f"mv {hooks} {hooks}.gone; exit 69")
     stage.commands("scontrol", f"[ $1 = show ] && echo 'JobState={state} Restarts=0'; exit 0")
@@ -381,7 +396,7 @@ def test_job_ends_if_sweep_was_deleted_but_not_if_it_is_out_of_reach(stage, tmp_
     root.mkdir()
     (tmp_path / "gone").rename(root / "demo")
     folder = root / "demo" / ".slurm" / "77aa77aa"
-    job = Job(RunDir(root / "demo" / "run with space"), ROOT, JobResources(), {}, "jobs.worker")
+    job = Job(RunDir(root / "demo" / "run with space"), ROOT, JobResources())
     stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, folder, monkeypatch))
     if what == "code":
         stage.script.write_text(stage.script.read_text().replace(f"{ROOT}/jobs/host", "/nowhere/jobs/host"))

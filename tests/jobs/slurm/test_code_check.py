@@ -27,7 +27,7 @@ def code(tmp_path):
 
 def put(stage, code, monkeypatch, **fields):
     """Write the script of a job with this code."""
-    job = Job(stage.run, code, JobResources(), {}, "jobs.worker", **fields)
+    job = Job(stage.run, code, JobResources(), {}, **fields)
     stage.script.write_text(script(ClusterProfile(name="x", kind="slurm"), job, 2, stage.folder, monkeypatch))
     stage.commands("srun", "env > $FLIP_RUN/env; exit 0")
 
