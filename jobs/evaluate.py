@@ -94,12 +94,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from jobs.common.terminal import show
-    from jobs.submission.evaluation import EvaluationRequest, listing
+    from jobs.submission.evaluation import EvaluateCommand, listing
 
     if args.list:
         show(listing(args.data, args.json))
         return 0
-    return EvaluationRequest(args).run()
+    return EvaluateCommand(args).run()
 
 
 if __name__ == "__main__":

@@ -43,7 +43,12 @@ LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown", "flip.monitoring.results")
 LIGHT += ("flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
-LIGHT += ("flip.evaluation.datasets", "flip.evaluation.predictions", "flip.evaluation.prompts", "flip.evaluation.task")
+LIGHT += (
+    "flip.evaluation.datasets",
+    "flip.evaluation.predictions",
+    "flip.evaluation.prompts",
+    "flip.evaluation.request",
+)
 LIGHT += (
     "flip.export.open_clip_source",
     "flip.evaluation.open_clip_folder",

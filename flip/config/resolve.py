@@ -17,7 +17,7 @@ from typing import Any
 
 from flip.config.derived import WEIGHT_TOLERANCE, allocate_lanes, buffer_bytes, weight_error, world_size
 from flip.config.host import Host
-from flip.config.schema import Config, Data, DataSet, walk_fields
+from flip.config.schema import Compute, Config, Data, DataSet, walk_fields
 from flip.config.validate import check_fields
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 
@@ -197,12 +197,7 @@ def _resolve_compute(config: Config, on: Host) -> None:
     compute, data, resources = config.compute, config.data, config.resources
     cuda = compute.device == "cuda" or (compute.device == "auto" and resources.gpus > 0)
     compute.device = "cuda" if cuda else "cpu"
-    if compute.precision == "auto":
-        compute.precision = "bf16" if cuda or on.bf16 else "fp32"
-    if compute.attention == "auto":
-        compute.attention = "sdpa" if cuda or compute.precision == "fp32" else "explicit"
-    if compute.deterministic == "auto":
-        compute.deterministic = "no" if cuda else "yes"
+    resolve_arithmetic(compute, on.bf16)
     if compute.compile == "auto":
         compute.compile = "yes" if cuda else "no"
     if compute.replicate == 0:
@@ -217,6 +212,20 @@ def _resolve_compute(config: Config, on: Host) -> None:
         # With GPUs the CPU does little, and the number must not depend on the login node that resolves it.
         cores = resources.cpus or on.cores // max(1, resources.processes)
         compute.threads = 4 if cuda else max(1, cores - data.workers)
+
+
+def resolve_arithmetic(compute: Compute, fast_bf16: bool) -> None:
+    """Resolve ``auto`` values of precision, attention and determinism for ``compute.device``, cpu or cuda.
+
+    ``fast_bf16``: whether the processor is fast at bf16.
+    """
+    cuda = compute.device == "cuda"
+    if compute.precision == "auto":
+        compute.precision = "bf16" if cuda or fast_bf16 else "fp32"
+    if compute.attention == "auto":
+        compute.attention = "sdpa" if cuda or compute.precision == "fp32" else "explicit"
+    if compute.deterministic == "auto":
+        compute.deterministic = "no" if cuda else "yes"
 
 
 def _loss_tile(config: Config) -> int:

@@ -37,7 +37,7 @@ from flip.evaluation import associations
 from flip.evaluation.annotations import is_other_table, read_annotations
 from flip.evaluation.images import File, ImageFiles, Images, Shards
 from flip.evaluation.prompts import FORMAT_HELP, Prompts, imagenet_prompts, read_folder, read_prompts
-from flip.evaluation.task import COLUMNS
+from flip.evaluation.request import COLUMNS
 from flip.runs.errors import ConfigError
 
 log = logging.getLogger(__name__)

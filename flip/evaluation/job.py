@@ -13,7 +13,7 @@ import torch
 
 from flip.checkpoint import saver
 from flip.checkpoint.restorer import CheckpointRestorer
-from flip.config import merge, schema
+from flip.config import merge
 from flip.config.derived import weights_config
 from flip.data.storage.retry import RetryPolicy
 from flip.data.view import EvaluationView
@@ -27,7 +27,7 @@ from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.metrics import format_result
 from flip.evaluation.predictions import path_of
-from flip.evaluation.task import COLUMNS, CONFIGURED, Task, merge_results, suffix, write_result
+from flip.evaluation.request import COLUMNS, CONFIGURED, EvaluationRequest, merge_results, suffix, write_result
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.commit import Commit
@@ -55,18 +55,18 @@ class EvaluationStopped(Exception):
 
 
 def evaluate(job: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback) -> None:
-    """Run the job's task.json: write results to the subject's eval/, then result.json, which completes the job.
+    """Run the job's request: write results to the subject's eval/, then result.json, which completes the job.
 
     ``on_end`` is called before the process exits as in training. Raises EvaluationStopped or FlipError.
     """
-    config, task = merge.read_config(job.config), Task.read(job)
-    watchdog = Watchdog(60 * config.monitor.hang_minutes, on_end)
-    world = parallel.start(config.compute, config.monitor.hang_minutes)
+    request = EvaluationRequest.read(job)
+    watchdog = Watchdog(60 * request.hang_minutes, on_end)
+    world = parallel.start(request.compute, request.hang_minutes)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     try:
-        results = Evaluation(job, attempt, task, config, world, watchdog, flag).run()
+        results = Evaluation(job, attempt, request, world, watchdog, flag).run()
         if world.is_rank0:
-            create_json(job.result, {"evaluations": results, "subject": task.subject, "time": time.time()})
+            create_json(job.result, {"evaluations": results, "subject": request.subject, "time": time.time()})
         peers.close()  # not after an error or a stop, which each rank meets alone
     finally:
         watchdog.close()
@@ -76,22 +76,26 @@ class Evaluation:
     """One attempt of the job on one rank."""
 
     def __init__(
-        self, job: RunDir, attempt: int, task: Task, config: schema.Config, world: parallel.World,
-        watchdog: Watchdog, flag: StopFlag,
+        self, job: RunDir, attempt: int, request: EvaluationRequest, world: parallel.World, watchdog: Watchdog,
+        flag: StopFlag,
     ) -> None:  # fmt: skip
-        self.job, self.attempt, self.task, self.config, self.world = job, attempt, task, config, world
-        self.watchdog, self.flag = watchdog, flag
-        self.subject = RunDir(task.subject)
+        self.job = job
+        self.attempt = attempt
+        self.request = request
+        self.world = world
+        self.watchdog = watchdog
+        self.flag = flag
+        self.subject = RunDir(request.subject)
         # rank 0 may index shards or fit a probe meanwhile, so this is the group with the longest timeout
         self.ranks = RankGroup(world.rank, world.size, world.checkpoint_group)
-        self.retry_policy = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
-        self.autocast = parallel.autocast(config.compute, world)
+        self.retry_policy = RetryPolicy(deadline=request.deadline, timeout=request.timeout)
+        self.autocast = parallel.autocast(request.compute, world)
 
     def run(self) -> list[dict[str, Any]]:
         """All results, including those of earlier attempts."""
         self.watchdog.heartbeat("looking for the data sets", times=LONG_OPERATION_FACTOR)
         sets = []
-        for values in self.task.sets:
+        for values in self.request.sets:
             resolved = self.ranks.on_rank0(partial(self._resolve, DatasetRequest(**values)))
             sets.append(ResolvedDataset.from_dict(resolved))
         results = []
@@ -111,7 +115,7 @@ class Evaluation:
 
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:
-            return dataclasses.asdict(datasets.resolve_dataset(request, self.task.data, self.retry_policy))
+            return dataclasses.asdict(datasets.resolve_dataset(request, self.request.data, self.retry_policy))
         sets = merge.read_config(self.subject.config).evaluate.sets
         item = next(item for item in sets if item.name == request.name)
         return dataclasses.asdict(ResolvedDataset.from_config(item))
@@ -120,12 +124,12 @@ class Evaluation:
 
     def _sources(self) -> list[Commit | dict[str, Any]]:
         """The commits, equal on all ranks; for an open_clip folder the fields that stand for a commit."""
-        if self.task.model:
-            folder = self.task.model.partition(":")[2]
+        if self.request.model:
+            folder = self.request.model.partition(":")[2]
             self._beat("verifying the model")
             digest = self.ranks.on_rank0(partial(open_clip_folder.verified_digest, folder))
             return [{"path": folder, "stage": "foreign", "samples": 0, "digest": digest}]
-        names = self.ranks.on_rank0(lambda: list(self.task.commits) or self._newest())
+        names = self.ranks.on_rank0(lambda: list(self.request.commits) or self._newest())
         return [self._commit(name) for name in names]
 
     def _newest(self) -> list[str]:
@@ -148,21 +152,21 @@ class Evaluation:
     def _encoders(self, source: Commit | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
         """(mask, ensemble) -> encoder."""
         self._beat("loading the model")
-        device, compute = self.world.device, self.config.compute
+        device, compute = self.world.device, self.request.compute
         if isinstance(source, dict):
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
         config = weights_config(merge.read_config(self.subject.config), source.stage)
         with torch.device("meta"):
             model = clip.CLIPModel(config.model, config.augment, compute.attention)
         parallel.apply_parallelism(model, self.world, compute)
-        checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.retry_policy, self.task.url)
+        checkpoints = CheckpointRestorer(self.subject, 0, self.world, self.retry_policy, self.request.url)
         checkpoints.load(checkpoints.open(source.path), saver.model_state(model))
         checkpoints.close()
         parallel.check_initialised(model)
         model.eval()
         tokenizer, eval_view = Tokenizer.of(config.data.tokenizer, config.model.text), EvaluationView.of(config)
         make = partial(ModelEncoder, model, tokenizer, config.model.image, device, self.autocast)
-        return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.task.views}
+        return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.request.views}
 
     # -- results -----------------------------------------------------------------------------------------------------
 
@@ -171,12 +175,18 @@ class Evaluation:
             return done
         self._beat(f"evaluating {dataset.name}")
         evaluator = Evaluator(
-            encoder, self.task.batch, self.ranks, partial(self._beat, f"evaluating {dataset.name}"), self._cache(about),
-            self.world.device, self.task.cost, retry_policy=self.retry_policy,
-        )  # fmt: skip
+            encoder,
+            self.request.batch,
+            self.ranks,
+            partial(self._beat, f"evaluating {dataset.name}"),
+            self._cache(about),
+            self.world.device,
+            self.request.cost,
+            retry_policy=self.retry_policy,
+        )
         results = evaluator.score(dataset)
-        if self.task.model and self.world.is_rank0:
-            open_clip_folder.register(self.subject, self.task.model.partition(":")[2])
+        if self.request.model and self.world.is_rank0:
+            open_clip_folder.register(self.subject, self.request.model.partition(":")[2])
         for result in results:
             if self.world.is_rank0:
                 if (name := result["name"]) in evaluator.predictions and is_shown(self.subject, result, about):
@@ -188,13 +198,13 @@ class Evaluation:
         return [{**result, "commit": about, "stage": about["stage"], "samples": about["samples"]} for result in results]
 
     def _cache(self, about: dict[str, Any]) -> FeatureCache | None:
-        if not self.task.cache:
+        if not self.request.cache:
             return None
-        compute = self.config.compute
+        compute = self.request.compute
         # a sharded model rounds differently in bf16; one of an open_clip folder is never sharded
-        sharded = ("sharded",) if self.world.size > 1 and not self.task.model else ()
+        sharded = ("sharded",) if self.world.size > 1 and not self.request.model else ()
         key = (str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *sharded)
-        return FeatureCache(self.task.cache, "-".join(key))
+        return FeatureCache(self.request.cache, "-".join(key))
 
     def _done(self, dataset: ResolvedDataset, about: dict[str, Any]) -> list[dict[str, Any]]:
         """The results of an earlier attempt of this job, if they are complete."""

@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import MAX_BYTES, parse_yaml
+from flip.evaluation.request import COLUMNS, merge_results, precision
 from flip.evaluation.score import score_of
-from flip.evaluation.task import COLUMNS, merge_results, precision
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
 from flip.runs import lifecycle, records
 from flip.runs.errors import ConfigError, FlipError
 from flip.runs.files import read_regular
+from flip.runs.job_kind import REQUEST
 from flip.runs.lifecycle import RunState, Seen
 from flip.runs.rundir import RunDir, read_record, sorted_glob
 
@@ -152,7 +153,8 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     result cannot be read is not complete but ``unknown``.
     """
     run, files = RunDir(path), RunFileReader()
-    settings = files.read(run.config, _read_settings) or {}
+    is_request = not run.config.exists() and (run.path / REQUEST).exists()  # of an evaluation job
+    settings = {} if is_request else files.read(run.config, _read_settings) or {}
     result = files.read(run.result, read_record)
     attempts = []
     for n in files.read(run.attempts, lambda _: run.attempt_numbers()) or ():

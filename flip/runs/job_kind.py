@@ -14,6 +14,8 @@ EVALUATE = "evaluate"
 KINDS = (TRAIN, EVALUATE)
 EVALUATIONS = ".evaluate"
 """Folder of the evaluation jobs of a sweep."""
+REQUEST = "task.json"
+"""The configuration of an evaluation job, in place of the config.yaml of a run."""
 
 
 def job_kind(run: RunDir, record: Optional[Mapping[str, Any]] = None) -> str:

@@ -9,7 +9,7 @@ which lies in the folder of the sweep. Standard library, Python >= 3.6.
 import os
 from typing import Any, Mapping
 
-from flip.runs.commit import EVALUATIONS
+from flip.runs.job_kind import EVALUATIONS, is_evaluation
 from flip.runs.ownership import PathLike
 from flip.runs.rundir import RunDir
 
@@ -56,7 +56,7 @@ def _folder_by_snapshot(run: RunDir, job: Mapping[str, Any]) -> str:
     if not os.path.isabs(code) or os.path.basename(os.path.dirname(code)) != ".code":
         return ""
     sweep = os.path.dirname(os.path.dirname(code))
-    if run.path.parent.name == EVALUATIONS:
+    if is_evaluation(run, job):
         return os.path.join(sweep, EVALUATIONS, run.name)
     return os.path.join(sweep, run.name)
 

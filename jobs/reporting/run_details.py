@@ -115,7 +115,8 @@ def _evidence(outcome: Outcome, state: RunState) -> dict[str, Any] | None:
         return None
     end = attempt.end or unrecorded
     rank = next((c["rank"] for c in attempt.causes if c["cause"] == end.get("cause")), 0)
-    log = _log(outcome.run, attempt.number, rank // int(outcome.settings.get("resources.processes") or 1))
+    processes = record_of(outcome.run).get("shape", {}).get("processes") or 1
+    log = _log(outcome.run, attempt.number, rank // processes)
     keys = ("action", "cause", "reason", "code", "state")
     details = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
     return {**details, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}

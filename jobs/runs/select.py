@@ -13,20 +13,25 @@ from functools import lru_cache
 from pathlib import Path
 
 from flip.runs.errors import ConfigError, suggestion
+from flip.runs.job_kind import REQUEST
 from flip.runs.rundir import RunDir
 from jobs.common import cluster_profile
 from jobs.common.text import plain
 
 
 def is_run(path: Path) -> bool:
-    """Whether the folder is a run directory. One without read permission counts, with the state unknown.
+    """Whether the folder is a run directory: of a run with its config.yaml, or of an evaluation job with its request.
 
-    Submissions create no names with control characters.
+    One without read permission counts, with the state unknown. Submissions create no names with control characters.
     """
     if path.name.startswith(".") or not f"{path.parent.name}/{path.name}".isprintable():
         return False
+    return any(_is_file_of_run(path, name) for name in ("config.yaml", REQUEST))
+
+
+def _is_file_of_run(path: Path, name: str) -> bool:
     try:
-        return stat.S_ISREG(os.stat(path / "config.yaml").st_mode)
+        return stat.S_ISREG(os.stat(path / name).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:  # another user's, or below a folder that this user cannot enter, or on a mount that is gone

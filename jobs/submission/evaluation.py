@@ -2,8 +2,8 @@
 table.
 
 The job is a run directory, RUNS_ROOT/<sweep>/.evaluate/<run>-<token>/, with attempts, causes and logs like any other,
-so backends, the restart policy, and `status`, `logs`, `cancel` (given its path) handle it. Results go to the run's
-eval/.
+so backends, the restart policy, and `status`, `logs`, `cancel` (given its path) handle it. Its configuration is an
+``EvaluationRequest`` (task.json). Results go to the run's eval/.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +21,19 @@ from typing import Any
 
 from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
-from flip.config.host import Host
-from flip.config.resolve import DatasetFacts, cache_root, resolve
-from flip.config.schema import SCHEMA, Config, Stage
+from flip.config.resolve import cache_root, resolve_arithmetic
+from flip.config.schema import Compute, Config
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.open_clip_folder import conversion, is_pickle
+from flip.evaluation.request import CONFIGURED, EvaluationRequest, precision
 from flip.evaluation.score import score_of
-from flip.evaluation.task import CONFIGURED, Task, precision
 from flip.runs import commit, deletion
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.files import closed_folder, new_folder, run_folder
 from flip.runs.job_kind import EVALUATE, EVALUATIONS
 from flip.runs.lifecycle import ENDED
-from flip.runs.rundir import RunDir, load_record, write_json, write_text
+from flip.runs.rundir import RunDir, load_record
 from jobs.common import trust
 from jobs.common.cli import INTERRUPTED, can_ask, command, confirm, note
 from jobs.common.cluster_profile import (
@@ -44,12 +44,11 @@ from jobs.common.cluster_profile import (
     roots,
 )
 from jobs.common.filesystem import require_trusted, writing
-from jobs.common.job import Job
+from jobs.common.job import Job, JobResources
 from jobs.common.paths import REPOSITORY, runs_root
 from jobs.common.terminal import Page, TextTable, Verbatim, show
 from jobs.common.text import duration, percent, plain
 from jobs.planning import environment_checks, preflight
-from jobs.planning.plan import resources_of
 from jobs.runs import select
 from jobs.runs.clusters import open_backend, poll_interval, states, worst_exit_code
 from jobs.submission import submission
@@ -78,11 +77,21 @@ def listing(data: str, as_json: bool = False) -> Page:
     return Page(f"data root: {root}", TextTable(rows, {"get": 12}, ("images", "task")), "suites:", *suites)
 
 
-class EvaluationRequest:
+@dataclass(frozen=True)
+class PlannedEvaluation:
+    """A checked evaluation of one run or model."""
+
+    subject: RunDir
+    request: EvaluationRequest
+    resources: JobResources
+
+
+class EvaluateCommand:
     """One call of the command."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.profile = args, load_profile(args.cluster)
+        self.args = args
+        self.profile = load_profile(args.cluster)
         require_trusted_programs(self.profile)
         self.root = Path(args.root).absolute() if args.root else runs_root(self.profile)
         self.data = datasets.root(args.data)
@@ -97,7 +106,7 @@ class EvaluationRequest:
         folders = [subject.path.parent for subject in subjects]
         trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
         preflight.scheduler(self.profile, dry=False)
-        planned = [(subject, *self._plan(subject)) for subject in subjects]
+        planned = [self._plan(subject) for subject in subjects]
         self.jobs: dict[RunDir, RunDir] = {}
         self._submit(planned)
         rows = [{"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()]
@@ -107,25 +116,28 @@ class EvaluationRequest:
         show(Page(Verbatim(json.dumps(rows, indent=1)) if self.args.json else TextTable(rows)))
         return COMPLETE
 
-    def _plan(self, subject: RunDir) -> tuple[Task, Config]:
-        """What the job of a run does, and with which configuration, checked."""
-        task = self._task(subject)
-        config = self._config(subject, task)
-        self._check(config, task)
+    def _plan(self, subject: RunDir) -> PlannedEvaluation:
+        """What the job of a run does, and with which resources, checked."""
+        config = None if self.args.model else merge.read_config(subject.config)
+        resources = self._resources()
+        request = self._request(subject, config, resources)
+        self._check(request, config)
         with writing(subject.path.parent):
             require_trusted(closed_folder(subject.path.parent))
-        return task, config
+        return PlannedEvaluation(subject, request, resources)
 
-    def _submit(self, planned: Sequence[tuple[RunDir, Task, Config]]) -> None:
+    def _submit(self, planned: Sequence[PlannedEvaluation]) -> None:
         """Create the jobs of all runs, then submit those of each folder together. Jobs that are refused or interrupted
         are removed, but for an interrupted one with a job.json: the scheduler may have accepted it."""
-        folders = list(dict.fromkeys(subject.path.parent for subject, _, _ in planned))
+        folders = list(dict.fromkeys(each.subject.path.parent for each in planned))
         snapshots = {folder: take(REPOSITORY, folder / ".code").path for folder in folders}
-        cache, prepared = {"FLIP_CACHE": str(cache_root())}, dict[RunDir, Job]()
+        environment = {"FLIP_CACHE": str(cache_root())}
+        prepared = dict[RunDir, Job]()
         try:
-            for subject, task, config in planned:
-                job, code = self._make(subject, task, config), snapshots[subject.path.parent]
-                prepared[subject] = Job(job, code, resources_of(config), cache, EVALUATE)
+            for each in planned:
+                job = self._make(each)
+                code = snapshots[each.subject.path.parent]
+                prepared[each.subject] = Job(job, code, each.resources, environment, EVALUATE)
             for folder in folders:
                 members = [subject for subject in prepared if subject.path.parent == folder]
                 for i in range(0, len(members), self.profile.array_size):  # an array: accepted or refused as a whole
@@ -144,25 +156,62 @@ class EvaluationRequest:
                     deletion.discard_own_folder(job.path)
             raise
 
-    def _task(self, subject: RunDir) -> Task:
+    def _request(self, subject: RunDir, config: Config | None, resources: JobResources) -> EvaluationRequest:
+        """``config``: of the run; None for an open_clip model."""
         args = self.args
-        sets = self._requested or self._own(subject)
+        sets = self._requested or self._own(config)
         classes = args.classes and str(Path(args.classes).expanduser().absolute())
         requests = [self._located(request, classes or args.templates) for request in sets]
         names = [request.name for request in requests]
         if len({(request.name, request.task) for request in requests}) < len(requests):
             raise ConfigError("a set is named twice", "--sets", " ".join(names), "Give one of them another NAME=PATH.")
+        of_training = config or Config()
+        return EvaluationRequest(
+            subject=str(subject.path),
+            compute=self._compute(of_training.compute, resources),
+            model=self._model(),
+            commits=self._commits(subject),
+            sets=tuple(dataclasses.asdict(request) for request in requests),
+            data=self.data,
+            views=self._views(),
+            batch=args.batch,
+            cost=args.cost,
+            cache="" if args.no_cache else str(cache_root() / "features"),
+            url=args.url,
+            deadline=of_training.data.deadline,
+            timeout=of_training.data.timeout,
+            hang_minutes=of_training.monitor.hang_minutes,
+        )
+
+    def _resources(self) -> JobResources:
+        args = self.args
         lowest = {"batch": 1, "cost": 0, "nodes": 1, "processes": 0, "gpus": -1}
         for name, least in lowest.items():
             if getattr(args, name) < least:
                 option = {"cost": "probe-c"}.get(name, name)
                 raise ConfigError(f"must be at least {max(least, 0)}", f"--{option}", getattr(args, name))
-        cache = "" if args.no_cache else str(cache_root() / "features")
-        rows = tuple(dataclasses.asdict(request) for request in requests)
-        commits, views = self._commits(subject), self._views()
-        return Task(
-            str(subject.path), self._model(), commits, rows, self.data, views, args.batch, args.cost, cache, args.url
+        gpus = self.profile.gpus_per_node if args.gpus < 0 else args.gpus
+        processes = args.processes or gpus or 1
+        cpus = self._cores_of_process(processes)
+        if self.profile.kind == "local":
+            cpus = _threads(gpus, cpus)
+        return JobResources(args.nodes, processes, gpus, cpus, min(args.hours, self.profile.hours))
+
+    def _cores_of_process(self, processes: int) -> int:
+        return max(1, submission.node(self.profile).cores // processes)
+
+    def _compute(self, of_training: Compute, resources: JobResources) -> Compute:
+        """How the ranks of the job compute, by the settings of the run's training."""
+        compute = dataclasses.replace(
+            of_training,
+            device="cuda" if resources.gpus else "cpu",
+            precision=self.args.precision,
+            threads=_threads(resources.gpus, self._cores_of_process(resources.processes)),
+            replicate=1,  # these are for training
+            compile="no",
         )
+        resolve_arithmetic(compute, fast_bf16=False)
+        return compute
 
     @cached_property
     def _requested(self) -> list[DatasetRequest]:
@@ -180,13 +229,13 @@ class EvaluationRequest:
             raise ConfigError("no data set of the suite is here", "--sets", " ".join(self.args.sets), "See --list.")
         return result
 
-    def _own(self, subject: RunDir) -> list[DatasetRequest]:
-        if self.args.model:
+    def _own(self, config: Config | None) -> list[DatasetRequest]:
+        if config is None:
             raise ConfigError("a model has no data sets of its own", "--sets", remedy="Name some: see --list.")
         if given := self.args.classes or self.args.templates:
             remedy = "Name data sets with --sets."
             raise ConfigError("the run's own sets have their class names", "--classes, --templates", given, remedy)
-        names = [item.name for item in merge.read_config(subject.config).evaluate.sets]
+        names = [item.name for item in config.evaluate.sets]
         if not names:
             raise ConfigError("the run has no evaluation sets of its own", "--sets", remedy="Name some: see --list.")
         return [DatasetRequest(name, path=CONFIGURED) for name in names]
@@ -262,34 +311,18 @@ class EvaluationRequest:
         open_clip_folder.refuse_another(subject, str(folder))
         return subject
 
-    def _config(self, subject: RunDir, task: Task) -> Config:
-        """The configuration of the run, adapted to the evaluation."""
-        config = Config() if task.model else merge.read_config(subject.config)
-        args, profile, node = self.args, self.profile, submission.node(self.profile)
-        gpus = profile.gpus_per_node if args.gpus < 0 else args.gpus
-        asked = config.resources
-        asked.nodes, asked.gpus, asked.hours = args.nodes, gpus, min(args.hours, profile.hours)
-        asked.processes = args.processes or gpus or 1
-        asked.cpus = max(1, node.cores // asked.processes) if profile.kind == "slurm" else 0
-        config.compute.device = "cuda" if gpus else "cpu"
-        config.compute.threads = 4 if gpus else max(1, node.cores // asked.processes)
-        config.compute.replicate, config.compute.compile = 1, "no"  # these are for training
-        config.data.workers = 0
-        config.compute.precision = args.precision
-        if task.model:
-            config = _resolved(config, node)
-        return config
-
-    def _check(self, config: Config, task: Task) -> None:
+    def _check(self, request: EvaluationRequest, config: Config | None) -> None:
         """Checks of environment variables, as for runs. Raises ConfigError."""
-        own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
-        places = [config.checkpoint.url]
-        for row in task.sets:
-            places += own[row["name"]] if row["path"] == CONFIGURED else [row["path"] or task.data]
+        sets = config.evaluate.sets if config else ()
+        own = {item.name: (item.manifest, item.train) for item in sets}
+        places = [config.checkpoint.url] if config else []
+        for row in request.sets:
+            places += own[row["name"]] if row["path"] == CONFIGURED else [row["path"] or request.data]
         environment_checks.check_variables(places, self.profile)
 
-    def _make(self, subject: RunDir, task: Task, config: Config) -> RunDir:
+    def _make(self, planned: PlannedEvaluation) -> RunDir:
         """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
+        subject, request = planned.subject, planned.request
         name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         job = RunDir(subject.path.parent / EVALUATIONS / name)
         with writing(job.path):
@@ -297,10 +330,8 @@ class EvaluationRequest:
             new_folder(job.path)
         try:
             with writing(job.path):
-                write_text(job.config, merge.dump(config))
-                task.write(job)
-                write_json(job.identity, {"hash": "", "schema": SCHEMA, "code": "", "config": {}})
-                for commit_name in task.commits:
+                request.write(job)
+                for commit_name in request.commits:
                     self._pin(subject, job, commit_name)
         except BaseException:  # Ctrl-C included
             deletion.discard_own_folder(job.path)  # the next pin deletes stale pins
@@ -348,11 +379,9 @@ def _name(run: RunDir) -> str:
     return f"{run.sweep}/{run.name}"
 
 
-def _resolved(config: Config, node: Host) -> Config:
-    """Resolve ``auto`` values of a job that trains nothing, without reading data sets."""
-    config.stages = [Stage(samples=1, batch=config.resources.nodes * config.resources.processes)]
-    config.data.lanes = config.data.samples = config.data.chunk = 1
-    return resolve(config, node, [DatasetFacts(1, 1, 1.0, True)])
+def _threads(gpus: int, cores: int) -> int:
+    """Threads of a rank that may use so many cores: with GPUs the CPU does little."""
+    return 4 if gpus else cores
 
 
 def _integer(number: int | None) -> str:

@@ -22,7 +22,7 @@ from flip.runs import commit
 from flip.runs.errors import ConfigError
 from flip.runs.lifecycle import RunState
 from flip.runs.rundir import RunDir, create_json, read_json, write_json, write_text
-from jobs import evaluate, report
+from jobs import evaluate, explain, report, status
 from jobs.common.text import percent
 from jobs.runs import clusters
 from jobs.slurm import site
@@ -217,6 +217,10 @@ def test_evaluate_fails_without_retry_if_foreign_model_is_damaged(place, tmp_pat
     assert "damaged" in capsys.readouterr().out
     (job,) = (place / "runs" / "damaged" / ".evaluate").glob("theirs-*")
     assert RunDir(job).newest_attempt() == 1, "no retry"
+    assert not RunDir(job).config.exists() and read_json(job / "job.json")["job_kind"] == "evaluate"
+    for command, known in ((status, "failed"), (explain, "request it again")):
+        assert command.main([str(job)]) in (0, 65)
+        assert known in capsys.readouterr().out
     assert flip.read_runs(place / "runs" / "damaged") == []
 
 
@@ -317,11 +321,11 @@ def test_evaluate_submits_separate_job_for_each_run(place, tmp_path, capsys, mon
 
 def test_evaluate_writes_masks_as_in_the_columns_of_the_paper(tmp_path):
     argv = ["two", "--root", str(tmp_path), "--mask", ".5", "0.50", "5e-1", "0.5", "0.75"]
-    request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))
+    request = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))
     assert request._views() == (("0", False), ("0.5", False), ("0.75", False))
     argv[:1] = ["--model", "open_clip:x"]
     with pytest.raises(ConfigError, match="only runs of this toolkit"):
-        evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))._views()
+        evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))._views()
 
 
 def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
@@ -329,12 +333,12 @@ def test_evaluate_takes_set_of_suite_from_given_path_and_each_once(tmp_path):
         wds(tmp_path / name)
     sets = ["datacomp38", f"imagenet1k={tmp_path}/elsewhere", "paper-table4"]
     argv = ["two", "--root", str(tmp_path), "--data", str(tmp_path), "--sets", *sets]
-    requested = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(argv))._requested
+    requested = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(argv))._requested
     assert [request.name for request in requested] == ["cifar10", "imagenet1k"]
 
 
 def test_evaluate_returns_code_of_failure_rather_than_of_cancelled_job(tmp_path, monkeypatch):
-    request = evaluation.EvaluationRequest(evaluate.build_parser().parse_args(["two", "--root", str(tmp_path)]))
+    request = evaluation.EvaluateCommand(evaluate.build_parser().parse_args(["two", "--root", str(tmp_path)]))
     cancelled, failed = (RunDir(tmp_path / name) for name in ("cancelled", "failed"))
     monkeypatch.setattr(evaluation, "states", lambda jobs: {job.path: RunState(job.path.name) for job in jobs})
     monkeypatch.setattr(clusters, "exit_code_of", lambda _: 65)
@@ -351,7 +355,7 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
     """Slurm is queried once; the jobs of a folder are one array."""
     for name in ("one/a", "one/b", "two/a"):
         shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / name)
-    submitted, checked, make = list[list[str]](), [], evaluation.EvaluationRequest._make
+    submitted, checked, make = list[list[str]](), [], evaluation.EvaluateCommand._make
 
     def submit(jobs):
         if submitted and fails == "second folder":
@@ -360,12 +364,12 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
             write_json(job.run.path / "job.json", {})
         submitted.append([job.run.name.partition("-")[0] for job in jobs])
 
-    def make_or_fail(self, subject, *args):
-        if fails == "second job" and subject.name == "b":
+    def make_or_fail(self, planned):
+        if fails == "second job" and planned.subject.name == "b":
             raise ConfigError("this checkpoint has been deleted meanwhile")
-        return make(self, subject, *args)
+        return make(self, planned)
 
-    monkeypatch.setattr(evaluation.EvaluationRequest, "_make", make_or_fail)
+    monkeypatch.setattr(evaluation.EvaluateCommand, "_make", make_or_fail)
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
     monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(evaluation.preflight, "scheduler", lambda *_, **__: checked.append(1))
@@ -474,7 +478,7 @@ def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys,
         shutil.rmtree(job)
 
 
-@pytest.mark.parametrize("fails", [(evaluation.Task, "write"), (commit, "pin")])
+@pytest.mark.parametrize("fails", [(evaluation.EvaluationRequest, "write"), (commit, "pin")])
 def test_evaluate_reports_full_disk_and_leaves_no_partial_job(place, capsys, monkeypatch, fails):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -13,7 +13,7 @@ import torch
 from flip.checkpoint.saver import Checkpointer
 from flip.config import schema
 from flip.distributed import parallel, shutdown
-from flip.evaluation import task
+from flip.evaluation import request
 from flip.evaluation.features import FeatureCache
 from flip.evaluation.predictions import Predictions
 from flip.monitoring.metrics_writer import MetricsWriter, SampleLog
@@ -45,7 +45,7 @@ def main(path: str, code: str) -> None:
     attempt("flight record", lambda: flight_record(run, n))
     attempt("features", lambda: features(run))
     attempt("trace", lambda: trace(run, n))
-    attempt("score", lambda: task.write_result(run, {"name": "set"}, {"stage": "pretrain", "samples": 64}, "job"))
+    attempt("score", lambda: request.write_result(run, {"name": "set"}, {"stage": "pretrain", "samples": 64}, "job"))
     attempt("predictions", lambda: predictions(run))
     attempt("pin", lambda: commit.pin(run, run, "pretrain", 64))
     attempt("lock of follower", lambda: hold(follower.lock(run, "wandb")))

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from flip.config import merge
+from flip.config.schema import Compute
 from flip.evaluation.job import is_shown
-from flip.evaluation.task import Task
-from flip.runs.rundir import RunDir, write_json, write_text
+from flip.evaluation.request import EvaluationRequest
+from flip.runs.rundir import RunDir, write_json
 
 pytestmark = pytest.mark.long
 
@@ -22,7 +22,7 @@ from flip.runs.errors import DataError
 from flip.runs.rundir import RunDir
 
 class Evaluation:
-    def __init__(self, run, attempt, task, config, world, watchdog, flag):
+    def __init__(self, run, attempt, request, world, watchdog, flag):
         self.rank = world.rank
 
     def run(self):
@@ -60,9 +60,8 @@ def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, shown):
 def test_rank_of_evaluation_ends_if_peer_fails(tmp_path):
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
-    settings = ["compute.device=cpu", "compute.precision=fp32", "compute.attention=sdpa", "compute.threads=1"]
-    write_text(run.config, merge.dump(merge.merge([], settings)))
-    Task("subject").write(run)
+    compute = Compute(device="cpu", precision="fp32", attention="sdpa", threads=1)
+    EvaluationRequest("subject", compute).write(run)
     shared = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "FLIP_STORE": str(tmp_path / "store")}
     ranks = [
         subprocess.Popen(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flip.evaluation.open_clip_folder import register
-from flip.evaluation.task import write_result
+from flip.evaluation.request import write_result
 from flip.monitoring.results import read_outcomes, read_runs
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.reporting import outcomes as short

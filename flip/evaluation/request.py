@@ -1,4 +1,4 @@
-"""The task of an evaluation job (``task.json``) and the files of its results. No torch."""
+"""The request of an evaluation job (``task.json``) and the files of its results. No torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flip.config import merge
+from flip.config.schema import Compute, Config, Data, Monitor
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.files import run_folder
+from flip.runs.job_kind import REQUEST
 from flip.runs.rundir import RunDir, load_record, write_json
 
-FILE = "task.json"
 CONFIGURED = "run"
 """Instead of a path: the data set is one of the run's own evaluate.sets."""
 
@@ -49,9 +51,13 @@ def curve(name: str, task: str) -> str:
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationRequest:
+    """What an evaluation job does and how it computes: the configuration of the job."""
+
     subject: str
     """The run directory with the commits to score, and with the results in eval/; created for an open_clip folder."""
+    compute: Compute
+    """Resolved. Settings that only training has keep their defaults."""
     model: str = ""
     """``open_clip:FOLDER``; empty: the run's own commits."""
     commits: tuple[str, ...] = ()
@@ -69,20 +75,47 @@ class Task:
     """Folder of cached features; empty: no cache."""
     url: str = ""
     """Checkpoint files below this URL are read even if another user wrote the record that names them."""
+    deadline: float = Data.deadline
+    """Seconds for which storage is retried."""
+    timeout: float = Data.timeout
+    """Seconds of one request to storage."""
+    hang_minutes: float = Monitor.hang_minutes
+    """Minutes without progress after which a rank ends."""
 
     @classmethod
-    def read(cls, job: RunDir) -> Task:
-        record = load_record(job.path / FILE)
+    def read(cls, job: RunDir) -> EvaluationRequest:
+        """The request of a job, also of earlier releases. Raises ConfigError if there is none, DataError if damaged."""
+        record = load_record(job.path / REQUEST)
         if not record:
             raise ConfigError("there is no evaluation here: task.json is missing", job.path)
         try:
-            lists = {"commits": tuple(record["commits"]), "sets": tuple(record["sets"])}
-            return cls(**{**record, **lists, "views": tuple((mask, bool(every)) for mask, every in record["views"])})
+            if "compute" not in record:
+                return _of_earlier_release(record, merge.read_config(job.config))
+            return cls(**{**record, **_sequences(record), "compute": Compute(**record["compute"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError("is no task of an evaluation", job.path / FILE, str(error)) from error
+            raise DataError("is no request of an evaluation", job.path / REQUEST, str(error)) from error
 
     def write(self, job: RunDir) -> None:
-        write_json(job.path / FILE, dataclasses.asdict(self))
+        """Write task.json, which marks the directory as a run directory."""
+        write_json(job.path / REQUEST, dataclasses.asdict(self))
+
+
+def _of_earlier_release(record: Mapping[str, Any], config: Config) -> EvaluationRequest:
+    """The request of a task.json without ``compute``: the other settings are in a config.yaml, as of a run."""
+    data, monitor = config.data, config.monitor
+    return EvaluationRequest(
+        **{**record, **_sequences(record)},
+        compute=config.compute,
+        deadline=data.deadline,
+        timeout=data.timeout,
+        hang_minutes=monitor.hang_minutes,
+    )
+
+
+def _sequences(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists of a record as tuples."""
+    views = tuple((mask, bool(ensemble)) for mask, ensemble in record["views"])
+    return {"commits": tuple(record["commits"]), "sets": tuple(record["sets"]), "views": views}
 
 
 def suffix(mask: str, ensemble: bool) -> str:

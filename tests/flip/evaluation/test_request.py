@@ -1,0 +1,58 @@
+"""Tests of the request of an evaluation job, also of earlier releases."""
+
+import pytest
+
+from flip.config import merge
+from flip.config.schema import Compute
+from flip.evaluation.request import EvaluationRequest
+from flip.monitoring.results import read_run
+from flip.runs.errors import ConfigError, DataError
+from flip.runs.job_kind import REQUEST
+from flip.runs.rundir import RunDir, read_json, write_json, write_text
+
+COMPUTE = Compute(device="cpu", precision="bf16", attention="explicit", threads=3, deterministic="yes")
+
+
+@pytest.fixture
+def job(tmp_path):
+    run = RunDir(tmp_path / "sweep" / ".evaluate" / "run-1126-0000")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def request(**fields):
+    sets = ({"name": "pets", "task": "", "path": "/data", "templates": ""},)
+    views = (("0", False), ("0.5", True))
+    return EvaluationRequest("/runs/sweep/run", COMPUTE, commits=("a/8-1",), sets=sets, views=views, **fields)
+
+
+def test_request_is_the_whole_configuration_of_a_job(job):
+    written = request(cost=1.5, deadline=7.0, timeout=3.0, hang_minutes=9.0)
+    written.write(job)
+    assert EvaluationRequest.read(job) == written
+    assert not job.config.exists()
+    outcome = read_run(job.path)
+    assert (outcome.state, outcome.damage, outcome.settings) == ("queued", [], {})
+
+
+def test_request_of_earlier_release_is_completed_by_its_training_configuration(job):
+    wanted = request(deadline=7.0, timeout=3.0, hang_minutes=9.0)
+    wanted.write(job)
+    record = read_json(job.path / REQUEST)
+    for field in ("compute", "deadline", "timeout", "hang_minutes"):
+        del record[field]
+    write_json(job.path / REQUEST, record)
+    config = merge.merge([], ["data.deadline=7", "data.timeout=3", "monitor.hang_minutes=9"])
+    config.compute = COMPUTE
+    write_text(job.config, merge.dump(config))
+    assert EvaluationRequest.read(job) == wanted
+
+
+def test_damaged_request_is_refused(job):
+    with pytest.raises(ConfigError, match=r"task\.json is missing"):
+        EvaluationRequest.read(job)
+    for change in ({"compute": {"unknown": 1}}, {"views": 3}, {"unknown": 1}):
+        request().write(job)
+        write_json(job.path / REQUEST, {**read_json(job.path / REQUEST), **change})
+        with pytest.raises(DataError, match="no request of an evaluation"):
+            EvaluationRequest.read(job)
