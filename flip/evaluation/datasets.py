@@ -29,14 +29,15 @@ from flip.config.schema import EvaluationSet
 from flip.config.yaml_io import read_yaml
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.build import index
-from flip.data.manifest.manifest import MARK
+from flip.data.manifest.labels import LabelCounts, defect_of
+from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation import associations
 from flip.evaluation.annotations import is_other_table, read_annotations
 from flip.evaluation.images import File, ImageFiles, Images, Shards
-from flip.evaluation.prompts import FORMAT_HELP, Prompts, imagenet_prompts, read_folder, read_prompts
+from flip.evaluation.prompts import FORMAT_HELP, IMAGENET_CLASSES, Prompts, imagenet_prompts, read_folder, read_prompts
 from flip.evaluation.request import COLUMNS
 from flip.runs.errors import ConfigError
 
@@ -205,6 +206,38 @@ def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPoli
     return ResolvedDataset(request.name, task, location, prompts, train, note or entry.get("note", ""), metric, group)
 
 
+def label_defect(request: DatasetRequest, below: str) -> str:
+    """Why the labels of a zero-shot set do not fit its class names, by the counts of its manifest.
+
+    Empty if they fit, and if this machine cannot tell: it has no manifest with counts. No sample is read. Raises
+    ConfigError if the data set has no class names.
+    """
+    entry = entries().get(request.name, {})
+    task = request.task or entry.get("task")
+    if task not in (None, "zeroshot") or missing(request, below):
+        return ""
+    for path in _existing_paths(request, entry, below):
+        folder = _local_manifest(path)
+        if folder is None:
+            continue
+        manifest = Manifest.load(folder)
+        if task is None and not LabelCounts.of_manifest(manifest).counts:  # for retrieval
+            return ""
+        source = _prompt_source(request, entry, path)
+        classes = IMAGENET_CLASSES if isinstance(source, int) else len(source.names)
+        return defect_of(manifest, classes)
+    return ""
+
+
+def _local_manifest(path: str) -> Path | None:
+    """The folder of the manifest of the test split at ``path``; None if it is in another form, or remote."""
+    if is_remote(path):
+        return None
+    root = Path(path).expanduser().absolute()
+    folders = [*(root / name for name in SPLITS["test"]), root]
+    return next((folder for folder in folders if (folder / MARK).is_file()), None)
+
+
 def probe_defect(test: str, train: str) -> str:
     """Why a probe of two manifests would mean nothing; empty if nothing is wrong."""
     return _probe_defect(*(DatasetLocation(path, manifest=path) for path in (test, train)))
@@ -245,15 +278,21 @@ def _require(location: DatasetLocation | None, path: str, split: str) -> Dataset
 
 
 def _prompts(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts:
+    source = _prompt_source(request, entry, path)
+    return imagenet_prompts(source) if isinstance(source, int) else source
+
+
+def _prompt_source(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts | int:
+    """The prompts of a data set, or the number of templates if it has those of ImageNet."""
     of_imagenet = request.templates in ("7", "80")
     if request.templates and not of_imagenet:
         return read_prompts(request.templates)
     folder = path if Path(path).is_dir() else os.path.dirname(path)
     prompts = None if is_remote(path) else read_folder(folder)
     if of_imagenet and (entry.get("words") == "imagenet" or not (entry or prompts)):  # others have names of their own
-        return imagenet_prompts(int(request.templates))
+        return int(request.templates)
     if prompts is None and entry.get("words") == "imagenet":
-        prompts = imagenet_prompts(int(entry["templates"]))
+        return int(entry["templates"])
     if prompts is None:
         remedy = f"Put a classes.json there, or give one with --classes. {FORMAT_HELP}"
         raise ConfigError("the data set has no names of its classes", path, remedy=remedy)

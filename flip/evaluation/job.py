@@ -25,6 +25,7 @@ from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
 from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.features import FeatureCache
+from flip.evaluation.label_check import check_resolved_labels
 from flip.evaluation.metrics import format_result
 from flip.evaluation.predictions import path_of
 from flip.evaluation.request import COLUMNS, CONFIGURED, EvaluationRequest, merge_results, suffix, write_result
@@ -98,6 +99,8 @@ class Evaluation:
         for values in self.request.sets:
             resolved = self.ranks.on_rank0(partial(self._resolve, DatasetRequest(**values)))
             sets.append(ResolvedDataset.from_dict(resolved))
+        progress = partial(self._beat, "comparing labels with class names")
+        check_resolved_labels(sets, self.ranks, self.retry_policy, progress)
         results = []
         for source in self._sources():
             about = source if isinstance(source, dict) else commit.summary(source)

@@ -1,16 +1,22 @@
-"""Compares the labels of evaluation sets with their class names on the node, before the first step of a run.
+"""Compares the labels of evaluation sets with their class names on the node: before the first step of a run, and before
+an evaluation job scores its first set.
 
-Plans compare the counts of the manifest. The ranks of a job read the labels of a set whose manifest has no counts.
+Plans and `flip evaluate` compare the counts of the manifest. The ranks of a job read the labels of a set whose manifest
+has no counts.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from flip.config.schema import EvaluationSet
 from flip.data.manifest.labels import MEMBER, REMEDY, LabelCounts
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup, all_gather_json, run_on_all
+from flip.evaluation.datasets import ResolvedDataset
 from flip.evaluation.features import no_op
-from flip.evaluation.images import Shards
+from flip.evaluation.images import Images, Shards
 from flip.evaluation.prompts import read_prompts
 from flip.runs.errors import DataError
 
@@ -24,39 +30,79 @@ def check_labels(
     retry_policy: RetryPolicy | None = None,
     progress: Callable[[], None] = no_op,
 ) -> None:
-    """Check that every label of zero-shot sets has a class name. Collective.
+    """Check that every label of a run's zero-shot sets has a class name. Collective.
 
     ``progress`` is called after every batch. All ranks raise ConfigError, DataError, StorageError or PermissionDenied.
     """
     for item in sets:
         if item.task == "zeroshot":
-            labels = _SetLabels(item, ranks, retry_policy, progress)
-            failure = run_on_all(labels.read, ranks.group)
-            if failure is not None:
-                raise failure.error_class(failure.text)
-            labels.compare()
+            read = partial(_labelled, item, retry_policy)
+            _check(_SetLabels(read, item.manifest, item.classes, ranks, progress), ranks)
+
+
+def check_resolved_labels(
+    datasets: Sequence[ResolvedDataset],
+    ranks: RankGroup = SINGLE_RANK,
+    retry_policy: RetryPolicy | None = None,
+    progress: Callable[[], None] = no_op,
+) -> None:
+    """``check_labels`` for the data sets of an evaluation job."""
+    for dataset in datasets:
+        if dataset.prompts is not None:
+            read = partial(_resolved, dataset, retry_policy)
+            _check(_SetLabels(read, dataset.location.where, dataset.name, ranks, progress), ranks)
+
+
+def _labelled(item: EvaluationSet, retry_policy: RetryPolicy | None) -> tuple[Images, int]:
+    return Shards(item.manifest, retry_policy), len(read_prompts(item.classes).names)
+
+
+def _resolved(dataset: ResolvedDataset, retry_policy: RetryPolicy | None) -> tuple[Images, int]:
+    assert dataset.prompts is not None
+    return dataset.location.open(retry_policy), len(dataset.prompts.names)
+
+
+def _check(labels: _SetLabels, ranks: RankGroup) -> None:
+    failure = run_on_all(labels.read, ranks.group)
+    if failure is not None:
+        raise failure.error_class(failure.text)
+    labels.compare()
 
 
 class _SetLabels:
-    """The labels of one set, of which each rank reads a share."""
+    """The labels of one set, of which each rank reads a share.
+
+    Args:
+        opened: returns the images and the number of class names.
+        where: the location of the images, for errors.
+        names: what names the classes, for errors.
+    """
 
     def __init__(
-        self, item: EvaluationSet, ranks: RankGroup, retry_policy: RetryPolicy | None, progress: Callable[[], None]
+        self,
+        opened: Callable[[], tuple[Images, int]],
+        where: str,
+        names: str,
+        ranks: RankGroup,
+        progress: Callable[[], None],
     ) -> None:
-        self._item, self._ranks, self._retry_policy, self._progress = item, ranks, retry_policy, progress
+        self._opened = opened
+        self._where = where
+        self._names = names
+        self._ranks = ranks
+        self._progress = progress
         self._classes = 0
         self._samples = 0
         self._counts = LabelCounts()
-        """Of all samples if the manifest has counts, else of this rank's share."""
+        """Of all samples if they are known without reading, else of this rank's share."""
         self._counted = False
-        """Whether the manifest has counts."""
+        """Whether the counts are known without reading samples."""
 
     def read(self) -> None:
         """Read class names and manifest, and this rank's labels if the manifest has no counts."""
-        self._classes = len(read_prompts(self._item.classes).names)
-        images = Shards(self._item.manifest, self._retry_policy)
+        images, self._classes = self._opened()
         self._samples = images.count
-        counts = LabelCounts.of_manifest(images.manifest)
+        counts = _known_counts(images)
         self._counted = counts.known
         if self._counted:
             self._counts = counts
@@ -77,4 +123,15 @@ class _SetLabels:
                 total.add(LabelCounts.of_json(part))
         defect = total.defect(self._samples, self._classes) if total.known else ""
         if defect:
-            raise DataError(f"{defect} ({self._item.classes})", self._item.manifest, remedy=REMEDY)
+            raise DataError(f"{defect} ({self._names})", self._where, remedy=REMEDY)
+
+
+def _known_counts(images: Images) -> LabelCounts:
+    """The counts of a manifest, or of a list of files with their labels."""
+    if isinstance(images, Shards):
+        return LabelCounts.of_manifest(images.manifest)
+    counts = LabelCounts()
+    for file in images.files:
+        if file.label is not None:
+            counts.count(str(file.label).encode())
+    return counts

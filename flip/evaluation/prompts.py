@@ -13,6 +13,8 @@ FORMAT_HELP = 'It is a JSON file: {"names": ["cat", ...], "templates": ["a pictu
 WDS = ("classnames.txt", "zeroshot_classification_templates.txt")
 """Files of CLIP_benchmark's format: a name per line, a template per line."""
 
+IMAGENET_CLASSES = 1000
+
 LIMIT = 16 << 20
 """Largest file of names or templates that is read, bytes."""
 

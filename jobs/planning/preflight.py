@@ -271,10 +271,10 @@ def _labels(folder: str, path: str, classes: int) -> str:
     DataError if they do not, or if the first sample is not an image with a label: evaluation replaces no samples.
     """
     manifest = Manifest.load(folder)
-    counts = LabelCounts.of_manifest(manifest)
-    if counts.known and (defect := counts.defect(manifest.samples, classes)):
+    if defect := labels.defect_of(manifest, classes):
         raise DataError(f"{defect} ({path})", folder, remedy=labels.REMEDY)
     _first_label(manifest, path, classes)
+    counts = LabelCounts.of_manifest(manifest)
     if counts.known:
         return f"{len(counts.counts)} of {classes} classes"
     return f"{classes} classes; the manifest has no counts of labels: the job compares them before its first step"

@@ -22,10 +22,13 @@ from typing import Any
 from flip.checkpoint.remote import refuse_foreign
 from flip.config import merge
 from flip.config.resolve import cache_root, resolve_arithmetic
-from flip.config.schema import Compute, Config
+from flip.config.schema import Compute, Config, EvaluationSet
+from flip.data.manifest import labels
+from flip.data.manifest.manifest import MARK, Manifest
 from flip.evaluation import datasets
 from flip.evaluation.datasets import DatasetRequest
 from flip.evaluation.open_clip_folder import conversion, is_pickle
+from flip.evaluation.prompts import read_prompts
 from flip.evaluation.request import CONFIGURED, EvaluationRequest, precision
 from flip.evaluation.score import score_of
 from flip.runs import commit, deletion
@@ -122,6 +125,7 @@ class EvaluateCommand:
         resources = self._resources()
         request = self._request(subject, config, resources)
         self._check(request, config)
+        self._check_labels(request, config)
         with writing(subject.path.parent):
             require_trusted(closed_folder(subject.path.parent))
         return PlannedEvaluation(subject, request, resources)
@@ -320,6 +324,26 @@ class EvaluateCommand:
             places += own[row["name"]] if row["path"] == CONFIGURED else [row["path"] or request.data]
         environment_checks.check_variables(places, self.profile)
 
+    def _check_labels(self, request: EvaluationRequest, config: Config | None) -> None:
+        """Raise ConfigError if the counted labels of a set do not fit its class names: the job would end with that.
+
+        The job reads the labels of sets without counts, or in other places.
+        """
+        configured = {item.name: item for item in config.evaluate.sets} if config else {}
+        for row in request.sets:
+            wanted = DatasetRequest(**row)
+            if wanted.path == CONFIGURED:
+                item = configured[wanted.name]
+                where = item.manifest
+                names = item.classes
+                defect = _configured_defect(item)
+            else:
+                where = wanted.path or wanted.name
+                names = wanted.templates or "its own class names"
+                defect = datasets.label_defect(wanted, request.data)
+            if defect:
+                raise ConfigError(f"{defect} ({names})", where, remedy=labels.REMEDY)
+
     def _make(self, planned: PlannedEvaluation) -> RunDir:
         """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
         subject, request = planned.subject, planned.request
@@ -377,6 +401,13 @@ class EvaluateCommand:
 
 def _name(run: RunDir) -> str:
     return f"{run.sweep}/{run.name}"
+
+
+def _configured_defect(item: EvaluationSet) -> str:
+    """Why the labels of a run's own zero-shot set do not fit its class names; empty if its manifest is not here."""
+    if item.task != "zeroshot" or not (Path(item.manifest) / MARK).is_file():
+        return ""
+    return labels.defect_of(Manifest.load(item.manifest), len(read_prompts(item.classes).names))
 
 
 def _threads(gpus: int, cores: int) -> int:

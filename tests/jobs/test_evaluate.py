@@ -14,6 +14,9 @@ from torch.distributed import checkpoint as dcp
 import flip
 from flip.checkpoint import saver
 from flip.config import merge
+from flip.data.chunk_reader import ChunkReader
+from flip.data.manifest.manifest import Manifest
+from flip.data.manifest.manifest import write as write_manifest
 from flip.evaluation import job as evaluation_job
 from flip.evaluation import predictions
 from flip.models import clip
@@ -378,6 +381,47 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
     left = sorted(job.name.partition("-")[0] for job in tmp_path.glob("*/.evaluate/*"))
     assert (submitted, left, checked) == (accepted, sum(accepted, []), [1])
     assert capsys.readouterr().out.count("submitted before: ") == len(accepted)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_evaluate_refuses_labels_without_class_names_before_a_job_exists(place, tmp_path, capsys, monkeypatch, own):
+    """By the counts of the manifest: no sample is read. A set without counts is left to the job."""
+    data, run = place / "data" / "own", RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    names = tmp_path / "names.json"
+    write_text(names, '{"names": ["a", "b"], "templates": ["{}"]}')
+    argv = ["two/a", "--root", str(tmp_path)]
+    if own:
+        config = merge.read_config(run.config)
+        config.evaluate.sets[0].classes = str(names)
+        write_text(run.config, merge.dump(config))
+    else:
+        argv += ["--sets", f"own={data}", "--classes", str(names)]
+    monkeypatch.setattr(ChunkReader, "read_chunk", None)
+    assert evaluate.main(argv) == 78
+    error = capsys.readouterr().err
+    assert "18 of 30 labels have no class name: the largest is 4, with 2 class names" in error and str(names) in error
+    assert not (tmp_path / "two" / ".evaluate").exists()
+    manifest = Manifest.load(data)
+    write_manifest(tmp_path / "old", manifest, manifest.checksums)
+    submitted = []
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submitted.extend))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["two/a", "--root", str(tmp_path), "--sets", f"zeroshot:own={tmp_path / 'old'}", "--classes", str(names)]
+    assert evaluate.main([*argv, "--detach"]) == 0 and len(submitted) == 1
+
+
+@pytest.mark.timeout(600)
+def test_evaluation_job_compares_uncounted_labels_before_it_scores_a_set(place, tmp_path, capsys):
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path, ignore=shutil.ignore_patterns("eval"))
+    manifest = Manifest.load(place / "data" / "own")
+    write_manifest(tmp_path / "old", manifest, manifest.checksums)
+    write_text(tmp_path / "old" / "classes.json", '{"names": ["a", "b"], "templates": ["{}"]}')
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", f"zeroshot:own={tmp_path / 'old'}"]
+    assert evaluate.main(argv) == 65
+    assert "18 of 30 labels have no class name: the largest is 4, with 2" in capsys.readouterr().err
+    assert not run.eval.exists(), "no set is scored before"
 
 
 def test_evaluate_list_shows_sets_and_local_availability(place, capsys):

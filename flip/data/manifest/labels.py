@@ -102,3 +102,9 @@ class LabelCounts:
         if without > 0:
             return f"{without:,} of {samples:,} samples have no label"
         return ""
+
+
+def defect_of(manifest: Manifest, classes: int) -> str:
+    """``LabelCounts.defect`` by the counts of a manifest; empty also if it has none: its samples are not read."""
+    counts = LabelCounts.of_manifest(manifest)
+    return counts.defect(manifest.samples, classes) if counts.known else ""

@@ -14,7 +14,10 @@ from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import StopFlag
 from flip.evaluation import label_check
-from flip.evaluation.label_check import check_labels
+from flip.evaluation.datasets import DatasetLocation, ResolvedDataset
+from flip.evaluation.images import File
+from flip.evaluation.label_check import check_labels, check_resolved_labels
+from flip.evaluation.prompts import Prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir
 from flip.training.trainer import train
@@ -98,3 +101,19 @@ def test_run_stops_before_its_first_step(data, tmp_path):
         parallel.stop()
     assert not list(run.metrics.glob("*.jsonl")) or not any(path.read_text() for path in run.metrics.glob("*.jsonl"))
     assert not list(run.checkpoints.glob("*/*"))
+
+
+def test_labels_of_an_evaluation_job_are_compared_in_every_form(data, tmp_path):
+    """The counts of the manifest, samples that are read, and the labels of a list of files."""
+    prompts = [Prompts([f"class {i}" for i in range(number)], ["a {}"]) for number in (2, 8)]
+    files = tuple(File(f"{i}.png", i % 8) for i in range(120))
+    locations = [
+        DatasetLocation("counted", manifest=str(data)),
+        DatasetLocation("read", manifest=str(data / "without")),
+        DatasetLocation("listed", files=files),
+    ]
+    for location in locations:
+        check_resolved_labels([ResolvedDataset("shapes", "zeroshot", location, prompts[1])])
+        with pytest.raises(DataError, match=rf"{location.where}: 90 of 120 labels.*the largest is 7, with 2 class"):
+            check_resolved_labels([ResolvedDataset("shapes", "zeroshot", location, prompts[0])])
+    check_resolved_labels([ResolvedDataset("shapes", "retrieval", locations[0])])
