@@ -38,21 +38,25 @@ PRUNE_SECONDS = 600.0  # for pruned runs to save and end; the next ``--prune`` m
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Create the sweep folder and hold its lock. Raises ConfigError if another submit holds it.
+def lock(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Create the sweep folder and hold its lock. Raises ConfigError if another command holds it.
 
     A folder that it created, and in which nothing was written meanwhile, is deleted at the end.
+
+    ``shared``: for a command that only adds jobs beside the runs. Several of these may hold the lock at once, and none
+    deletes the folder.
     """
-    is_new = not os.path.lexists(folder)
+    is_new = not shared and not os.path.lexists(folder)
     path = folder / ".lock"
     with writing(folder):
         require_trusted(closed_folder(folder))
         handle = open_lock(path)
     try:
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with writing(folder):
-            alone = locked(handle, fcntl.LOCK_EX, folder) and _is_current(handle, path)
-        if not alone:
-            raise ConfigError("another submit is at work on this sweep", str(folder), remedy="Wait for it, or end it.")
+            is_mine = locked(handle, how, folder) and _is_current(handle, path)
+        if not is_mine:
+            raise ConfigError("another command is at work on this sweep", str(folder), remedy="Wait for it, or end it.")
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
@@ -55,6 +56,7 @@ from jobs.planning import environment_checks, preflight
 from jobs.runs import select
 from jobs.runs.clusters import open_backend, poll_interval, states, worst_exit_code
 from jobs.submission import submission
+from jobs.submission.apply import lock
 from jobs.submission.snapshot import take
 
 OTHERS = "others"  # the sweep of models that were not trained here
@@ -109,9 +111,13 @@ class EvaluateCommand:
         folders = [subject.path.parent for subject in subjects]
         trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
         preflight.scheduler(self.profile, dry=False)
-        planned = [self._plan(subject) for subject in subjects]
+        for subject in subjects:  # a refusal writes nothing, not even a lock
+            self._plan(subject)
         self.jobs: dict[RunDir, RunDir] = {}
-        self._submit(planned)
+        with ExitStack() as locks:  # a submit that moves a run to the trash must see the pins of its evaluation
+            for folder in dict.fromkeys(folders):
+                locks.enter_context(lock(folder, shared=True))
+            self._submit([self._plan(subject) for subject in subjects])
         rows = [{"run": _name(subject), "job": str(job.path)} for subject, job in self.jobs.items()]
         if not self.args.detach:
             note("\n".join("{run}: the job is {job}".format(**row) for row in rows))

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ from jobs import evaluate, explain, report, status
 from jobs.common.text import percent
 from jobs.runs import clusters
 from jobs.slurm import site
-from jobs.submission import evaluation
+from jobs.submission import apply, evaluation
 from jobs.submission.snapshot import Snapshot
 from tests.flip.evaluation.test_datasets import images, wds
 from tests.flip.evaluation.test_encoders import make_folder
@@ -422,6 +423,62 @@ def test_evaluation_job_compares_uncounted_labels_before_it_scores_a_set(place, 
     assert evaluate.main(argv) == 65
     assert "18 of 30 labels have no class name: the largest is 4, with 2" in capsys.readouterr().err
     assert not run.eval.exists(), "no set is scored before"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from jobs.submission import apply
+
+run = Path(sys.argv[1])
+with apply.lock(run.parent, shared="shared" in sys.argv):
+    print("locked", flush=True)
+    sys.stdin.readline()
+    if "restart" in sys.argv:
+        apply.move_to_trash(run)
+"""
+
+
+@contextmanager
+def holder(run, *words):
+    """A process that holds the lock of the sweep until its input ends."""
+    command = [sys.executable, "-c", HOLDER, str(run.path), *words]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield
+        process.communicate()
+        assert process.returncode == 0
+
+
+def test_evaluate_is_refused_while_a_submit_works_on_the_sweep(place, tmp_path, capsys, monkeypatch):
+    """A submit that restarts the run has seen no pin, and would take the commits of a queued evaluation away."""
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=lambda jobs: None))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", "--commit", "32", "--detach"]
+    with holder(run, "restart"):
+        assert evaluate.main(argv) == 78
+    assert "another command is at work on this sweep" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("task.json")), "of a job whose commit is in the trash now"
+
+
+def test_evaluations_do_not_refuse_each_other_but_a_submit(place, tmp_path, capsys, monkeypatch):
+    run = RunDir(tmp_path / "two" / "a")
+    shutil.copytree(place / "runs" / "sweep" / "run", run.path)
+    tried = []
+
+    def submit(jobs):
+        with pytest.raises(ConfigError, match="another command"), apply.lock(run.path.parent):
+            pass
+        tried.append(len(jobs))
+
+    monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=submit))
+    monkeypatch.setattr(evaluation, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    argv = ["two/a", "--root", str(tmp_path), "--sets", "mnist", "--detach"]
+    with holder(run, "shared"):
+        assert evaluate.main(argv) == 0 and tried == [1]
+    assert evaluate.main(argv) == 0 and tried == [1, 1]
 
 
 def test_evaluate_list_shows_sets_and_local_availability(place, capsys):

@@ -216,7 +216,7 @@ def test_only_keeps_published_numbers_of_other_forks(desk, typed):
 def test_submit_refuses_sweep_locked_by_other_submit(desk):
     with submission.lock(desk.runs / "demo"):
         done = desk.submit()
-    assert done.returncode == 78 and "another submit is at work" in done.stderr
+    assert done.returncode == 78 and "another command is at work" in done.stderr
 
 
 def test_lock_deletes_new_folder_in_which_nothing_was_written(tmp_path):
