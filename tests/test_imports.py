@@ -51,6 +51,7 @@ LIGHT += (
 )
 LIGHT += (
     "flip.export.open_clip_source",
+    "flip.export.timm_source",
     "flip.evaluation.open_clip_folder",
     "flip.data.worker",
     "flip.data.worker_pool",

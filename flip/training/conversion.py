@@ -4,7 +4,7 @@ for a run that starts from another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from flip.models.clip import CLIPModel
 
 
 @torch.no_grad()
-def copy_weights(source: CLIPModel, target: CLIPModel) -> None:
+def copy_weights(source: CLIPModel, target: CLIPModel, names: Collection[str] | None = None) -> None:
     """Fill the parameters of ``target`` with those of ``source``, converted if their shapes differ. Collective.
+
+    ``names``: the parameters that are copied; None: all.
 
     Both models are sharded alike, or ``source`` is whole on every rank. Fixed positions belong to the model and are not
     copied. A parameter that ``source`` does not have (logit_bias) keeps its value.
@@ -24,7 +26,7 @@ def copy_weights(source: CLIPModel, target: CLIPModel) -> None:
     reshard(source)
     values: dict[str, nn.Parameter] = dict(source.named_parameters())
     for name, parameter in target.named_parameters():
-        if name not in values:
+        if name not in values or (names is not None and name not in names):
             continue
         value = values[name].detach()
         if value.shape != parameter.shape:

@@ -25,7 +25,9 @@ from flip.config.merge import lookup
 from flip.config.resolve import resolve_path
 from flip.config.schema import Config, Init
 from flip.evaluation.open_clip_folder import verified_digest
+from flip.export import timm_source
 from flip.export.open_clip_source import is_open_clip, source_config
+from flip.export.timm_source import is_timm
 from flip.runs import commit
 from flip.runs.errors import ConfigError, DataError, PermissionDenied
 from flip.runs.rundir import RunDir, load_record
@@ -140,9 +142,9 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     """Its files are verified when they are read."""
     init = config.init
     paths = [Path(resolve_path(init.export)), *(folder / init.export for folder in folders)]
-    folder = next((path for path in paths if export_record.is_export(path) or is_open_clip(path)), None)
+    folder = next((path for path in paths if _is_source(path)), None)
     if folder is None:
-        remedy = "Give the folder that `flip export` wrote, or a model folder of open_clip."
+        remedy = "Give the folder that `flip export` wrote, or a model of open_clip or timm (docs/export.md)."
         raise SourceMissing("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
     first = for_stage(config, config.stages[0])
     check_compatible(first, _config_of(folder, first), str(folder))
@@ -152,15 +154,25 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     return replace(init, export=str(folder), commit=key)
 
 
+def _is_source(path: Path) -> bool:
+    return export_record.is_export(path) or is_open_clip(path) or is_timm(path)
+
+
 def _config_of(folder: Path, like: Config) -> Config:
-    """The configuration of an export, or of a model folder of open_clip in our terms (other fields as in ``like``)."""
-    return export_record.config(folder) if export_record.is_export(folder) else source_config(folder, like)
+    """The configuration of an export, or of a model of open_clip or timm in our terms (other fields as in ``like``)."""
+    if export_record.is_export(folder):
+        return export_record.config(folder)
+    if is_open_clip(folder):
+        return source_config(folder, like)
+    return timm_source.source_config(folder, like)
 
 
 def _digest_of(folder: Path) -> str:
-    """16 hex digits over the weights of an export, or over all files of a model folder of open_clip."""
+    """16 hex digits over the weights of an export, or over all files of a model of open_clip or timm."""
     if export_record.is_export(folder):
         return export_record.digest(export_record.read_export(folder))
+    if not is_open_clip(folder):
+        return timm_source.digest(folder)
     return verified_digest(str(folder))[:16]
 
 
@@ -210,7 +222,7 @@ def open_commit(init: Init) -> commit.Commit:
 def open_export(init: Init) -> Path:
     """The folder of the export that a resolved ``init`` names. Raises DataError if it is gone or has changed."""
     folder = Path(init.export)
-    exists = export_record.is_export(folder) or is_open_clip(folder)
+    exists = _is_source(folder)
     if not exists or _digest_of(folder) != init.commit:
         raise DataError("the export that init names no longer exists", str(folder), init.commit, _RESTORE)
     return folder
@@ -252,8 +264,8 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
 def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[str]) -> dict[str, list[object]]:
     """Fill ``model``, built for ``config``, with the verified weights of a run or an export. Each rank reads them.
 
-    ``source``: as in ``flip.load``, or a model folder of open_clip. Weights are converted as between two stages
-    (``flip.training.conversion``).
+    ``source``: as in ``flip.load``, or a model of open_clip, or one of timm, of which the image encoder is taken.
+    Weights are converted as between two stages (``flip.training.conversion``).
     Returns key -> [source's value, own value] of differences that change the function of the weights. Raises
     ConfigError if model or tokenizer do not fit, DataError if the source is damaged.
     """
@@ -261,8 +273,11 @@ def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[s
     from flip.tokenizer import Tokenizer
     from flip.training.conversion import copy_weights
 
-    if not export_record.is_export(Path(source)) and is_open_clip(Path(source)):
-        return _load_open_clip(model, config, Path(source))
+    if not export_record.is_export(Path(source)):
+        if is_open_clip(Path(source)):
+            return _load_open_clip(model, config, Path(source))
+        if is_timm(Path(source)):
+            return _load_timm(model, config, Path(source))
     other = load(source, url=config.checkpoint.url)
     differs = check_compatible(config, other.config, str(source))
     own = Tokenizer.of(config.data.tokenizer, config.model.text)
@@ -299,4 +314,29 @@ def _load_open_clip(model: CLIPModel, config: Config, folder: Path) -> dict[str,
     other = clip.CLIPModel(source.model, source.augment, "sdpa")
     other.load_state_dict(state)
     copy_weights(other, model)
+    return differs
+
+
+def _load_timm(model: CLIPModel, config: Config, path: Path) -> dict[str, list[object]]:
+    """``load_converted`` for a model of timm: the image encoder without its projection."""
+    import torch
+    from safetensors.torch import load_file
+
+    from flip.export import weights
+    from flip.models import clip
+    from flip.training.conversion import copy_weights
+
+    source = timm_source.source_config(path, config)
+    differs = check_compatible(config, source, str(path))
+    tensors = {name: tensor.float() for name, tensor in load_file(timm_source.weights_file(path)).items()}
+    learned = source.model.image.positions == "learned"
+    state = weights.from_timm(tensors, learned)
+    other = clip.CLIPModel(source.model, source.augment, "sdpa")
+    rows = dict(other.named_parameters())["image.positions"].shape[0] if learned else 0
+    if learned and len(state["image.positions"]) < rows:  # timm's no_embed_class: the class token has no position
+        positions = state["image.positions"]
+        state["image.positions"] = torch.cat([torch.zeros_like(positions[:1]), positions])
+    other.load_state_dict(state, strict=False)
+    copy_weights(other, model, state)
+    log.info("%s: %s", path, timm_source.FRESH)
     return differs

@@ -21,6 +21,7 @@ from flip.config.merge import read_config, to_dict
 from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import warnings
+from flip.export import timm_source
 from flip.runs import commit
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError, suggestion
 from flip.runs.lifecycle import ACTIVE_STATES
@@ -236,6 +237,8 @@ class Submission:
                 return kept
 
             config, notes = finish(run.config, on, data, self._places_of(run), adjust)
+            if from_timm := timm_source.note(config.init.export):
+                notes.append(from_timm)
             if config.init.commit == NOT_YET:
                 init = config.init
                 later = command("submit", *resubmit.submit_argv(self.options, self.file)[1:], "--only", run.name)

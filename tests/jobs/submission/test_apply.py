@@ -241,7 +241,7 @@ def test_lock_of_folder_that_other_submit_deletes_is_refused(tmp_path, monkeypat
         return lock_file(*arguments)
 
     monkeypatch.setattr(submission, "locked", end_other)
-    with pytest.raises(ConfigError, match="another submit is at work"), submission.lock(tmp_path / "demo"):
+    with pytest.raises(ConfigError, match="another command is at work"), submission.lock(tmp_path / "demo"):
         pytest.fail("the locked file has no name")
 
 
