@@ -136,7 +136,7 @@ def zero_shot(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     import torch
     from clip_benchmark.metrics import zeroshot_classification as peer_module
 
-    from flip.evaluation.zero_shot import classify
+    from flip.evaluation.tasks.zero_shot import classify
 
     # NumPy 2.4 does not take an array of one element for a number any more, which the peer relies on
     peer_module.float = lambda array: array.item()
@@ -161,7 +161,7 @@ def retrieval(task: Task) -> dict[str, Callable[[], dict[str, float]]]:
     import torch
     from clip_benchmark.metrics import zeroshot_retrieval as peer_module
 
-    from flip.evaluation.retrieval import retrieve
+    from flip.evaluation.tasks.retrieval import retrieve
 
     generator = torch.Generator().manual_seed(task.seed)
     images = torch.nn.functional.normalize(torch.randn(task.images, WIDTH, generator=generator), dim=1)

@@ -24,6 +24,10 @@ ORDER = [
     ["flip.data"],
     ["flip.models"],
     ["flip.checkpoint"],
+    ["flip.evaluation.metrics"],
+    ["flip.evaluation.datasets"],
+    ["flip.evaluation.encoding"],
+    ["flip.evaluation.tasks"],
     ["flip.evaluation"],
     ["flip.monitoring"],
     ["flip.export"],
@@ -43,16 +47,16 @@ LEVEL = {package: level for level, row in enumerate(ORDER) for package in row}
 LIGHT = ("flip.runs", "flip.config", "flip.costs", "flip.rng", "flip.distributed.shutdown", "flip.monitoring.results")
 LIGHT += ("flip.monitoring.curves", "flip.traffic")
 LIGHT += ("flip.training.warm_start", "flip.checkpoint.export_record", "flip.data.manifest", "flip.data.storage")
+LIGHT += ("flip.evaluation.datasets", "flip.evaluation.request")
 LIGHT += (
-    "flip.evaluation.datasets",
-    "flip.evaluation.predictions",
-    "flip.evaluation.prompts",
-    "flip.evaluation.request",
+    "flip.evaluation.metrics.predictions",
+    "flip.evaluation.metrics.result_files",
+    "flip.evaluation.metrics.score",
 )
 LIGHT += (
     "flip.export.open_clip_source",
     "flip.export.timm_source",
-    "flip.evaluation.open_clip_folder",
+    "flip.evaluation.encoding.open_clip_folder",
     "flip.data.worker",
     "flip.data.worker_pool",
     "flip.data.chunk_reader",

@@ -121,14 +121,14 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_every_file_of_package(wheel):
     sources = {path.relative_to(ROOT) for path in (ROOT / "flip").rglob("*") if path.is_file()}
     sources = {str(path) for path in sources if "__pycache__" not in path.parts}
-    assert {"flip/py.typed", "flip/evaluation/datasets.yaml"} <= sources
+    assert {"flip/py.typed", "flip/evaluation/datasets/datasets.yaml"} <= sources
     assert sources == {str(path.relative_to(wheel)) for path in (wheel / "flip").rglob("*") if path.is_file()}
 
 
 def test_wheel_works_outside_repository(wheel, tmp_path):
     script = (
         "import flip, importlib.metadata\n"
-        "from flip.evaluation.datasets import entries\n"
+        "from flip.evaluation.datasets.catalog import entries\n"
         "assert entries() and importlib.metadata.version('flip-toolkit') == flip.__version__\n"
         "print(flip.__file__)\n"
     )

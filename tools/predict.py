@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    from flip.evaluation import prompts
+    from flip.evaluation.datasets import prompts
     from flip.runs.errors import ConfigError
     from jobs.common.cluster_profile import roots
     from jobs.common.text import plain

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write(options: argparse.Namespace) -> int:
-    from flip.evaluation import prompts
+    from flip.evaluation.datasets import prompts
     from flip.runs.errors import ConfigError
     from flip.runs.files import output_folder, read_regular
     from flip.runs.rundir import to_json, write_text

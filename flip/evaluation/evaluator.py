@@ -13,17 +13,18 @@ from flip.data.chunk_reader import Sample
 from flip.data.decode import DecodeError, captions_of, label_of
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
-from flip.evaluation import associations
-from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.encoders import Encoder
-from flip.evaluation.features import FeatureCache, Features, embed_images, embed_texts, no_op
-from flip.evaluation.images import Images
-from flip.evaluation.linear_probe import probe
-from flip.evaluation.metrics import METRICS, Answers, check_finite, label_and_group
-from flip.evaluation.predictions import TOP, Predictions
-from flip.evaluation.prompts import Prompts
-from flip.evaluation.retrieval import retrieve
-from flip.evaluation.zero_shot import class_embeddings, classify, nearest_classes
+from flip.evaluation.datasets import associations
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.datasets.images import Images
+from flip.evaluation.datasets.prompts import Prompts
+from flip.evaluation.encoding.encoders import Encoder
+from flip.evaluation.encoding.features import FeatureCache, Features, embed_images, embed_texts, no_op
+from flip.evaluation.metrics.measures import METRICS, Answers, check_finite, label_and_group
+from flip.evaluation.metrics.predictions import TOP, Predictions
+from flip.evaluation.tasks import association
+from flip.evaluation.tasks.linear_probe import probe
+from flip.evaluation.tasks.retrieval import retrieve
+from flip.evaluation.tasks.zero_shot import class_embeddings, classify, nearest_classes
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,13 @@ class Evaluator:
     def _association(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         _, instances = associations.read(images.where)
         embedded = self._images(images)
-        texts = [associations.prompt(instance.cue) for instance in instances]
+        texts = [association.prompt(instance.cue) for instance in instances]
         cues = embed_texts(self.encoder, texts, self.batch, self.ranks, self.progress)
 
         def result() -> dict[str, Any]:
             assert embedded is not None and cues is not None
             check_finite(embedded.features, data.name)
-            scores = associations.score(instances, embedded.features, cues)
+            scores = association.score(instances, embedded.features, cues)
             about = {"metric": "jaccard", "score": scores["top1"], "images": len(embedded.labels), "chance": 0.0}
             return scores | about
 

@@ -20,15 +20,17 @@ from flip.data.view import EvaluationView
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import LONG_OPERATION_FACTOR, EndCallback, PeerWatcher, StopFlag, Watchdog
-from flip.evaluation import datasets, open_clip_folder
-from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
-from flip.evaluation.encoders import Encoder, ModelEncoder, OpenClipEncoder
+from flip.evaluation.datasets import catalog
+from flip.evaluation.datasets.catalog import DatasetRequest, ResolvedDataset
+from flip.evaluation.encoding import open_clip_folder
+from flip.evaluation.encoding.encoders import Encoder, ModelEncoder, OpenClipEncoder
+from flip.evaluation.encoding.features import FeatureCache
 from flip.evaluation.evaluator import Evaluator
-from flip.evaluation.features import FeatureCache
 from flip.evaluation.label_check import check_resolved_labels
-from flip.evaluation.metrics import format_result
-from flip.evaluation.predictions import path_of
-from flip.evaluation.request import COLUMNS, CONFIGURED, EvaluationRequest, merge_results, suffix, write_result
+from flip.evaluation.metrics.measures import format_result
+from flip.evaluation.metrics.predictions import path_of
+from flip.evaluation.metrics.result_files import COLUMNS, merge_results, suffix, write_result
+from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.models import clip
 from flip.runs import commit
 from flip.runs.commit import Commit
@@ -118,7 +120,7 @@ class Evaluation:
 
     def _resolve(self, request: DatasetRequest) -> dict[str, Any]:
         if request.path != CONFIGURED:
-            return dataclasses.asdict(datasets.resolve_dataset(request, self.request.data, self.retry_policy))
+            return dataclasses.asdict(catalog.resolve_dataset(request, self.request.data, self.retry_policy))
         sets = merge.read_config(self.subject.config).evaluate.sets
         item = next(item for item in sets if item.name == request.name)
         return dataclasses.asdict(ResolvedDataset.from_config(item))
@@ -218,7 +220,7 @@ class Evaluation:
         return done if len(done) == len(COLUMNS[dataset.task]) else []
 
     def _log(self, dataset: ResolvedDataset, result: dict[str, Any]) -> None:
-        expected, images = datasets.expected(dataset.name), result.get("images", result["n"])
+        expected, images = catalog.expected(dataset.name), result.get("images", result["n"])
         log.info("%s", format_result(result))
         if expected is not None and images != expected:
             log.warning("%s: %d images, but this data set has %d", dataset.name, images, expected)

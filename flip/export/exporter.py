@@ -15,7 +15,7 @@ from flip.checkpoint.safetensors_io import save_tensors
 from flip.config import merge as configuration
 from flip.config.derived import missing_in_transformers
 from flip.config.schema import Config, Model
-from flip.evaluation.request import merge_results
+from flip.evaluation.metrics.result_files import merge_results
 from flip.export import fold_padding, format, onnx_models, weights
 from flip.export.differences import differences
 from flip.export.load import TrainedModel

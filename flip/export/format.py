@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.schema import Augment, Config, Model, TextTower
-from flip.evaluation.request import precision
-from flip.evaluation.score import score_of
+from flip.evaluation.metrics.result_files import precision
+from flip.evaluation.metrics.score import score_of
 from flip.export import fold_padding
 from flip.tokenizer import END, START
 

@@ -18,9 +18,9 @@ from flip.config.derived import weights_config
 from flip.config.schema import Config
 from flip.data import decode
 from flip.data.view import EvaluationView
-from flip.evaluation import prompts
-from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.zero_shot import class_embeddings
+from flip.evaluation.datasets import prompts
+from flip.evaluation.encoding.encoders import ModelEncoder
+from flip.evaluation.tasks.zero_shot import class_embeddings
 from flip.export import fold_padding, weights
 from flip.export.preprocess import Picture, Preprocess, as_pictures, as_texts
 from flip.models import clip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flip.config.schema import Augment, Config, ImageTower, Model, TextTower
-from flip.evaluation.open_clip_folder import FILES, check
+from flip.evaluation.encoding.open_clip_folder import FILES, check
 from flip.runs.errors import ConfigError
 from flip.runs.files import read_regular
 

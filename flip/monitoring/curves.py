@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flip.config.schema import Config
-from flip.evaluation.request import COLUMNS, curve
+from flip.evaluation.metrics.result_files import COLUMNS, curve
 
 CURVES = {
     "loss": ("train/loss", "Loss of the global batch."),

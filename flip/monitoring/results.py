@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from flip.config.identity import flatten, generic_key
 from flip.config.schema import Augment, Config, DataSet, EvaluationSet, ImageTower, Stage, TextTower
 from flip.config.yaml_io import MAX_BYTES, parse_yaml
-from flip.evaluation.request import COLUMNS, merge_results, precision
-from flip.evaluation.score import score_of
+from flip.evaluation.metrics.result_files import COLUMNS, merge_results, precision
+from flip.evaluation.metrics.score import score_of
 from flip.monitoring import metrics_reader as metrics
 from flip.monitoring.metrics_reader import Metrics
 from flip.runs import lifecycle, records
@@ -237,9 +237,9 @@ def read_runs(root: str | os.PathLike[str], seen: Mapping[Path, Seen] | None = N
     sweep, run, state, reason, attempts, samples, steps, seconds, samples_per_second, unsteady, world, parameters,
     flops, loss, accuracy; ``ROLE.SET.top1``, ``.low``, ``.high`` (95 % interval), ``.n`` and ``.precision`` (fp32,
     bf16, or "as trained" if the result does not say) of every evaluation set, and ``.score`` and ``.metric`` if it is
-    compared by another score than top-1 (``flip.evaluation.score``); and the dotted configuration keys in which runs
-    of one sweep differ. None if a run has no such value (yet). A set has the role that a configuration gives it, also
-    for open_clip models.
+    compared by another score than top-1 (``flip.evaluation.metrics.score``); and the dotted configuration keys in which
+    runs of one sweep differ. None if a run has no such value (yet). A set has the role that a configuration gives it,
+    also for open_clip models.
 
     ``seen``: path of a run directory -> what its scheduler shows of its job (``flip.runs.lifecycle``). No scheduler is
     asked: without it a run that has not ended is ``unknown``.

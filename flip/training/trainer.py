@@ -40,12 +40,12 @@ from flip.distributed.shutdown import (
     StopFlag,
     Watchdog,
 )
-from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.encoders import ModelEncoder
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.label_check import check_labels
-from flip.evaluation.metrics import format_result
-from flip.evaluation.predictions import Predictions, path_of
+from flip.evaluation.metrics.measures import format_result
+from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.models import clip
 from flip.monitoring.collector import MetricsCollector, RankCounters
 from flip.monitoring.metrics_writer import MetricsWriter, NullMetricsWriter, SampleLog

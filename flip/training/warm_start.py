@@ -24,7 +24,7 @@ from flip.config.identity import file_digest, flatten
 from flip.config.merge import lookup
 from flip.config.resolve import resolve_path
 from flip.config.schema import Config, Init
-from flip.evaluation.open_clip_folder import verified_digest
+from flip.evaluation.encoding.open_clip_folder import verified_digest
 from flip.export import timm_source
 from flip.export.open_clip_source import is_open_clip, source_config
 from flip.export.timm_source import is_timm
@@ -292,7 +292,7 @@ def _load_open_clip(model: CLIPModel, config: Config, folder: Path) -> dict[str,
     """``load_converted`` for a model folder of open_clip."""
     from safetensors.torch import load_file
 
-    from flip.evaluation.open_clip_folder import FILES
+    from flip.evaluation.encoding.open_clip_folder import FILES
     from flip.export import weights
     from flip.models import clip
     from flip.tokenizer import Tokenizer

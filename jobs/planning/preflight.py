@@ -35,8 +35,8 @@ from flip.data.manifest.labels import LabelCounts
 from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.storage.base import is_remote
 from flip.data.storage.retry import RetryPolicy
-from flip.evaluation import prompts
-from flip.evaluation.datasets import PROBE_REMEDY, probe_defect
+from flip.evaluation.datasets import prompts
+from flip.evaluation.datasets.catalog import PROBE_REMEDY, probe_defect
 from flip.runs import wall_limit as wall
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError

@@ -16,8 +16,8 @@ from flip.data.decode import DecodeError, encoded_image, file_name, open_image, 
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.tar import SAMPLE_LIMIT
 from flip.data.storage.base import is_remote
-from flip.evaluation import predictions
-from flip.evaluation.predictions import Predictions
+from flip.evaluation.metrics import predictions
+from flip.evaluation.metrics.predictions import Predictions
 from flip.monitoring.results import Outcome
 from flip.runs.errors import FlipError
 from flip.runs.files import read_regular

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import numpy as np
 
-from flip.evaluation.score import Score, score_of
+from flip.evaluation.metrics.score import Score, score_of
 from flip.monitoring.metrics_reader import Column
 from flip.monitoring.results import Outcome
 from flip.runs.files import output_folder

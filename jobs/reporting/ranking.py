@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from flip.evaluation.score import TOP_1
+from flip.evaluation.metrics.score import TOP_1
 from flip.monitoring.results import Outcome
 from jobs.common.text import percent
 from jobs.reporting import paired, seed_groups

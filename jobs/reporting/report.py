@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
-from flip.evaluation.request import precision
-from flip.evaluation.score import TOP_1, score_of
+from flip.evaluation.metrics.result_files import precision
+from flip.evaluation.metrics.score import TOP_1, score_of
 from flip.monitoring.metrics_reader import STEADY
 from flip.monitoring.results import Outcome, differing
 from jobs.common.cli import command

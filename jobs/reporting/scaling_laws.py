@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flip.config.derived import model_label
 from flip.config.identity import UNHASHED, generic_key
-from flip.evaluation.score import score_of
+from flip.evaluation.metrics.score import score_of
 from flip.monitoring.results import Outcome
 from jobs.common.text import count
 from jobs.reporting.seed_groups import source, stages_of

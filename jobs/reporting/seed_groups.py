@@ -11,8 +11,8 @@ from flip import costs
 from flip.config.derived import kept_tokens
 from flip.config.identity import UNHASHED, generic_key
 from flip.config.schema import ImageTower, Model, TextTower
-from flip.evaluation.request import precision
-from flip.evaluation.score import Score, score_of
+from flip.evaluation.metrics.result_files import precision
+from flip.evaluation.metrics.score import Score, score_of
 from flip.monitoring.results import Outcome, set_roles
 from jobs.common.job import read_lenient
 from jobs.common.text import percent
@@ -30,7 +30,7 @@ class GroupScore:
     low: float | None
     high: float | None
     label: str
-    """Its name, such as ``top-1`` (``flip.evaluation.score``)."""
+    """Its name, such as ``top-1`` (``flip.evaluation.metrics.score``)."""
     chance: float | None
     runs: int
     by_seed: Mapping[int, float]

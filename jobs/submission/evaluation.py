@@ -26,12 +26,13 @@ from flip.config.resolve import cache_root, resolve_arithmetic
 from flip.config.schema import Compute, Config, EvaluationSet
 from flip.data.manifest import labels
 from flip.data.manifest.manifest import MARK, Manifest
-from flip.evaluation import datasets
-from flip.evaluation.datasets import DatasetRequest
-from flip.evaluation.open_clip_folder import conversion, is_pickle
-from flip.evaluation.prompts import read_prompts
-from flip.evaluation.request import CONFIGURED, EvaluationRequest, precision
-from flip.evaluation.score import score_of
+from flip.evaluation.datasets import catalog
+from flip.evaluation.datasets.catalog import DatasetRequest
+from flip.evaluation.datasets.prompts import read_prompts
+from flip.evaluation.encoding.open_clip_folder import conversion, is_pickle
+from flip.evaluation.metrics.result_files import precision
+from flip.evaluation.metrics.score import score_of
+from flip.evaluation.request import CONFIGURED, EvaluationRequest
 from flip.runs import commit, deletion
 from flip.runs.errors import COMPLETE, ConfigError, FlipError
 from flip.runs.files import closed_folder, new_folder, run_folder
@@ -65,20 +66,20 @@ KIND = "open_clip:"
 
 def listing(data: str, as_json: bool = False) -> Page:
     """A table of the known data sets."""
-    root = datasets.root(data)
+    root = catalog.root(data)
     rows = [
         {
             "name": name,
             "task": entry["task"],
             "images": str(entry.get("count", "-")),
-            "here": "no" if datasets.missing(DatasetRequest(name), root) else "yes",
-            "get": datasets.source(entry),
+            "here": "no" if catalog.missing(DatasetRequest(name), root) else "yes",
+            "get": catalog.source(entry),
         }
-        for name, entry in datasets.entries().items()
+        for name, entry in catalog.entries().items()
     ]
     if as_json:
         return Page(Verbatim(json.dumps(rows, indent=1)))
-    suites = (f"  {name}: {', '.join(members)}" for name, members in datasets.suites().items())
+    suites = (f"  {name}: {', '.join(members)}" for name, members in catalog.suites().items())
     return Page(f"data root: {root}", TextTable(rows, {"get": 12}, ("images", "task")), "suites:", *suites)
 
 
@@ -99,7 +100,7 @@ class EvaluateCommand:
         self.profile = load_profile(args.cluster)
         require_trusted_programs(self.profile)
         self.root = Path(args.root).absolute() if args.root else runs_root(self.profile)
-        self.data = datasets.root(args.data)
+        self.data = catalog.root(args.data)
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -226,11 +227,11 @@ class EvaluateCommand:
     @cached_property
     def _requested(self) -> list[DatasetRequest]:
         """The data sets of --sets. Members of a suite that are not here are named and left out."""
-        suites, result, absent = datasets.suites(), list[DatasetRequest](), dict[str, str]()
+        suites, result, absent = catalog.suites(), list[DatasetRequest](), dict[str, str]()
         for text in self.args.sets:
             members = [DatasetRequest.parse(member) for member in suites.get(text, [text])]
             here = text in suites and (self.profile.kind == "local" or Path(self.data).is_dir())
-            missing = {m.name: why for m in members if here and (why := datasets.missing(m, self.data))}
+            missing = {m.name: why for m in members if here and (why := catalog.missing(m, self.data))}
             absent |= missing
             result += [m for m in members if m.name not in missing and not (text in suites and m in result)]
         for why in absent.values():
@@ -255,7 +256,7 @@ class EvaluateCommand:
             return wanted
         if wanted.path and "://" not in wanted.path:
             wanted = dataclasses.replace(wanted, path=str(Path(wanted.path).expanduser().absolute()))
-        missing = datasets.missing(wanted, self.data) if self.profile.kind == "local" else ""
+        missing = catalog.missing(wanted, self.data) if self.profile.kind == "local" else ""
         if missing:
             raise ConfigError(missing)
         return dataclasses.replace(wanted, templates=templates)
@@ -309,7 +310,7 @@ class EvaluateCommand:
 
         Raises ConfigError or DataError if the folder is no model, or if another run has that directory.
         """
-        from flip.evaluation import open_clip_folder
+        from flip.evaluation.encoding import open_clip_folder
 
         model = self._model()
         folder = Path(model.partition(":")[2])
@@ -346,7 +347,7 @@ class EvaluateCommand:
             else:
                 where = wanted.path or wanted.name
                 names = wanted.templates or "its own class names"
-                defect = datasets.label_defect(wanted, request.data)
+                defect = catalog.label_defect(wanted, request.data)
             if defect:
                 raise ConfigError(f"{defect} ({names})", where, remedy=labels.REMEDY)
 

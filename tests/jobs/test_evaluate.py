@@ -19,7 +19,7 @@ from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
 from flip.data.manifest.manifest import write as write_manifest
 from flip.evaluation import job as evaluation_job
-from flip.evaluation import predictions
+from flip.evaluation.metrics import predictions
 from flip.models import clip
 from flip.monitoring.results import read_run
 from flip.runs import commit
@@ -32,8 +32,8 @@ from jobs.runs import clusters
 from jobs.slurm import site
 from jobs.submission import apply, evaluation
 from jobs.submission.snapshot import Snapshot
-from tests.flip.evaluation.test_datasets import images, wds
-from tests.flip.evaluation.test_encoders import make_folder
+from tests.flip.evaluation.datasets.test_catalog import images, wds
+from tests.flip.evaluation.encoding.test_encoders import make_folder
 from tests.synthetic import make_dataset, make_tokenizer
 
 pytestmark = pytest.mark.long

@@ -17,7 +17,7 @@ from flip.data.decode import DecodeError, captions_of, json_fields, label_of
 from flip.data.storage import s3
 from flip.data.storage.base import RequestError
 from flip.data.storage.checksums import ETag
-from flip.evaluation import annotations, prompts
+from flip.evaluation.datasets import annotations, prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer, clean, train
 from tests.parsers.spoil import DEEP, changed, spoiled, texts

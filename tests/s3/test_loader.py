@@ -12,8 +12,8 @@ import torch
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.retry import RetryPolicy
-from flip.evaluation import datasets
-from flip.evaluation.images import Shards
+from flip.evaluation.datasets import catalog
+from flip.evaluation.datasets.images import Shards
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio
@@ -214,7 +214,7 @@ def test_locate_split_returns_only_splits_present_in_bucket(original, server, pr
     for name in ("tested/test/0.tar", "trained/train/0.tar", "plain/0.tar", "plain/old/1.tar"):
         store.pipe_file(f"{BUCKET}/splits/{name}", shard)
     locations = {
-        (name, split): datasets.locate_split(f"s3://{BUCKET}/splits/{name}", split)
+        (name, split): catalog.locate_split(f"s3://{BUCKET}/splits/{name}", split)
         for name in ("tested", "trained", "plain") for split in ("test", "train")
     }  # fmt: skip
     assert [pair for pair, location in locations.items() if location] == [

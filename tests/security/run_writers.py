@@ -13,9 +13,9 @@ import torch
 from flip.checkpoint.saver import Checkpointer
 from flip.config import schema
 from flip.distributed import parallel, shutdown
-from flip.evaluation import request
-from flip.evaluation.features import FeatureCache
-from flip.evaluation.predictions import Predictions
+from flip.evaluation.encoding.features import FeatureCache
+from flip.evaluation.metrics import result_files
+from flip.evaluation.metrics.predictions import Predictions
 from flip.monitoring.metrics_writer import MetricsWriter, SampleLog
 from flip.monitoring.profiler import Profiler
 from flip.runs import commit
@@ -45,7 +45,9 @@ def main(path: str, code: str) -> None:
     attempt("flight record", lambda: flight_record(run, n))
     attempt("features", lambda: features(run))
     attempt("trace", lambda: trace(run, n))
-    attempt("score", lambda: request.write_result(run, {"name": "set"}, {"stage": "pretrain", "samples": 64}, "job"))
+    attempt(
+        "score", lambda: result_files.write_result(run, {"name": "set"}, {"stage": "pretrain", "samples": 64}, "job")
+    )
     attempt("predictions", lambda: predictions(run))
     attempt("pin", lambda: commit.pin(run, run, "pretrain", 64))
     attempt("lock of follower", lambda: hold(follower.lock(run, "wandb")))

@@ -297,10 +297,12 @@ READERS = """
     from flip.checkpoint import export_record as exported
     from flip.config.schema import TextTower
     from flip.config.yaml_io import read_yaml
-    from flip.evaluation.images import File, ImageFiles
+    from flip.evaluation.datasets.images import File, ImageFiles
     from flip.data.manifest.manifest import Manifest
     from flip.data.chunk_reader import ChunkReader as Reader
-    from flip.evaluation import annotations as listings, open_clip_folder, prompts
+    from flip.evaluation.datasets import annotations as listings
+    from flip.evaluation.encoding import open_clip_folder
+    from flip.evaluation.datasets import prompts
     from flip.tokenizer import Tokenizer
     from tools.shards_commands.source_files import SourceFiles
 

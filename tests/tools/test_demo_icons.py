@@ -14,7 +14,7 @@ import pytest
 
 from flip.config.resolve import DEMONSTRATION
 from flip.data.manifest.manifest import Manifest
-from flip.evaluation.datasets import DatasetRequest, resolve_dataset
+from flip.evaluation.datasets.catalog import DatasetRequest, resolve_dataset
 from tests.harness.common import ROOT
 from tests.tools.demo_packages import contents, pack, samples
 from tools import shards

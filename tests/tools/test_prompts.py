@@ -1,6 +1,6 @@
 """Tests of the output file of the prompts command."""
 
-from flip.evaluation import prompts
+from flip.evaluation.datasets import prompts
 from tools.prompts import main
 
 

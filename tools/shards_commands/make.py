@@ -32,7 +32,7 @@ from flip.data.decode import FILE_FIELD, DecodeError
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest, refuse_existing
 from flip.data.manifest.tar import split
-from flip.evaluation.prompts import Prompts, check_prompts, fill_templates
+from flip.evaluation.datasets.prompts import Prompts, check_prompts, fill_templates
 from flip.runs import deletion
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.files import create_file, fsync_path, output_folder

@@ -16,7 +16,7 @@ from torch.distributed import checkpoint as dcp
 
 from flip.checkpoint.safetensors_io import CheckpointFiles, read_tensors, save_tensors, write_shard
 from flip.checkpoint.staging import StagedShard
-from flip.evaluation.features import FeatureCache
+from flip.evaluation.encoding.features import FeatureCache
 from flip.runs.errors import DataError
 
 

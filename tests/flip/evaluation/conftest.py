@@ -3,7 +3,7 @@
 import pytest
 
 from flip.config.schema import Augment, ImageTower, Model, TextTower
-from flip.evaluation.encoders import ModelEncoder
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.models import clip
 from flip.tokenizer import Tokenizer
 from tests.synthetic import make_dataset, make_tokenizer

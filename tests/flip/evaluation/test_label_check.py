@@ -14,10 +14,10 @@ from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import StopFlag
 from flip.evaluation import label_check
-from flip.evaluation.datasets import DatasetLocation, ResolvedDataset
-from flip.evaluation.images import File
+from flip.evaluation.datasets.catalog import DatasetLocation, ResolvedDataset
+from flip.evaluation.datasets.images import File
+from flip.evaluation.datasets.prompts import Prompts
 from flip.evaluation.label_check import check_labels, check_resolved_labels
-from flip.evaluation.prompts import Prompts
 from flip.runs.errors import ConfigError, DataError
 from flip.runs.rundir import RunDir
 from flip.training.trainer import train

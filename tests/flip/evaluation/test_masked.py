@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flip.data import masking
-from flip.evaluation.encoders import masks
+from flip.evaluation.encoding.encoders import masks
 from flip.runs.errors import ConfigError
 from tests.flip.evaluation.conftest import encoder_of
 from tests.synthetic import picture

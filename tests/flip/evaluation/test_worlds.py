@@ -14,9 +14,9 @@ from flip.config import schema
 from flip.config.schema import Augment, EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.evaluation.datasets import DatasetLocation, ResolvedDataset
+from flip.evaluation.datasets.catalog import DatasetLocation, ResolvedDataset
+from flip.evaluation.datasets.images import File
 from flip.evaluation.evaluator import Evaluator
-from flip.evaluation.images import File
 from flip.models import clip
 from flip.runs.errors import DataError, Diverged
 from tests.flip.evaluation.conftest import CONFIG, built, encoder_of

@@ -21,8 +21,8 @@ from flip.config import merge as configuration
 from flip.config.schema import Config, Data, DataSet, Evaluate, EvaluationSet, walk_fields
 from flip.data import decode
 from flip.data.view import EvaluationView
-from flip.evaluation.encoders import ModelEncoder
-from flip.evaluation.zero_shot import class_embeddings
+from flip.evaluation.encoding.encoders import ModelEncoder
+from flip.evaluation.tasks.zero_shot import class_embeddings
 from flip.export import exporter, format
 from flip.export.load import TrainedModel
 from flip.models import clip

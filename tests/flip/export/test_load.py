@@ -22,8 +22,8 @@ from flip.config import merge as configuration
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
-from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.encoders import ModelEncoder
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.export.load import TrainedModel
 from flip.models import clip

@@ -13,7 +13,7 @@ from flip.export.open_clip_source import source_config
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError
 from flip.training import warm_start
-from tests.flip.evaluation.test_encoders import MODEL, make_folder
+from tests.flip.evaluation.encoding.test_encoders import MODEL, make_folder
 from tests.flip.export.test_exporter import configured
 from tests.flip.test_byte_pairs import PUBLISHED
 from tests.synthetic import make_tokenizer, picture

@@ -19,10 +19,10 @@ from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.shutdown import CoordinatedStop, StopFlag, Watchdog
-from flip.evaluation import predictions
-from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.encoders import ModelEncoder
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
+from flip.evaluation.metrics import predictions
 from flip.runs import commit
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json

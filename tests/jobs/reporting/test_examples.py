@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flip.data.manifest.manifest import Manifest
-from flip.evaluation.predictions import Predictions, path_of
+from flip.evaluation.metrics.predictions import Predictions, path_of
 from flip.monitoring.results import read_run
 from flip.runs.rundir import read_json, write_json
 from jobs.reporting import examples, html, markdown, seed_groups

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from flip.evaluation.open_clip_folder import register
-from flip.evaluation.request import write_result
+from flip.evaluation.encoding.open_clip_folder import register
+from flip.evaluation.metrics.result_files import write_result
 from flip.monitoring.results import read_outcomes, read_runs
 from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.reporting import outcomes as short

@@ -17,7 +17,7 @@ from flip.config.identity import identity
 from flip.config.yaml_io import read_yaml
 from flip.data.manifest.manifest import Manifest
 from flip.data.token_table import TokenTable
-from flip.evaluation.prompts import read_prompts
+from flip.evaluation.datasets.prompts import read_prompts
 from flip.runs.errors import CONFIG, CRASH, DATA, STORAGE, ConfigError, StorageError
 from flip.runs.rundir import RunDir, write_json
 from flip.tokenizer import Tokenizer

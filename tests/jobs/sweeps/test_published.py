@@ -11,9 +11,9 @@ from flip.config.host import Host
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.yaml_io import read_yaml
-from flip.evaluation import open_clip_folder
-from flip.evaluation.datasets import DatasetRequest, entries, suites
-from flip.evaluation.request import COLUMNS, write_result
+from flip.evaluation.datasets.catalog import DatasetRequest, entries, suites
+from flip.evaluation.encoding import open_clip_folder
+from flip.evaluation.metrics.result_files import COLUMNS, write_result
 from flip.monitoring.results import read_run
 from flip.runs.errors import ConfigError
 from flip.runs.rundir import RunDir

@@ -17,9 +17,9 @@ from PIL import Image
 from flip.data.decode import label_of
 from flip.data.manifest import build
 from flip.data.manifest.manifest import Manifest
-from flip.evaluation import datasets
-from flip.evaluation.datasets import DatasetRequest
-from flip.evaluation.prompts import Prompts
+from flip.evaluation.datasets import catalog
+from flip.evaluation.datasets.catalog import DatasetRequest
+from flip.evaluation.datasets.prompts import Prompts
 from tests.flip.data.manifest.test_filters import samples
 from tests.synthetic import encode, picture
 from tests.tools.test_shards import TOOL
@@ -236,7 +236,7 @@ def test_make_converts_folder_per_class_into_evaluation_set(tmp_path, capsys):
     (tmp_path / "pets" / "cat" / "notes.txt").write_text("not of a picture")
     code, report = call(capsys, "make", tmp_path / "pets", "--out", tmp_path / "out", "--json")
     assert code == 0 and (report["classes"], report["samples"]) == (2, 6)
-    dataset = datasets.resolve_dataset(DatasetRequest("pets", path=str(tmp_path / "out")), str(tmp_path))
+    dataset = catalog.resolve_dataset(DatasetRequest("pets", path=str(tmp_path / "out")), str(tmp_path))
     assert (dataset.task, dataset.prompts) == ("zeroshot", Prompts(["cat", "great dane"], ["a photo of a {}"]))
     opened = dataset.location.open()
     for _, sample in opened.samples(range(opened.count)):
@@ -539,7 +539,7 @@ def test_make_splits_off_evaluation_set_by_name(pictures, tmp_path, capsys):
     assert call(capsys, *command, "--out", tmp_path / "again")[0] == 0
     test = {json.loads(sample["json"])["file"] for sample in members(tmp_path / "again" / "test")}
     assert test - {"new.png"} == names[1], "a new row moves no other"
-    dataset = datasets.resolve_dataset(DatasetRequest("more", path=str(tmp_path / "out")), str(tmp_path))
+    dataset = catalog.resolve_dataset(DatasetRequest("more", path=str(tmp_path / "out")), str(tmp_path))
     assert dataset.location.manifest == str(tmp_path / "out" / "test") and dataset.prompts.names == ["a", "b"]
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
-from flip.evaluation.encoders import Encoder
-from flip.evaluation.features import embed_texts, no_op
-from flip.evaluation.metrics import accuracy, check_finite, fingerprint, rank_targets
-from flip.evaluation.prompts import fill_templates
+from flip.evaluation.datasets.prompts import fill_templates
+from flip.evaluation.encoding.encoders import Encoder
+from flip.evaluation.encoding.features import embed_texts, no_op
+from flip.evaluation.metrics.measures import accuracy, check_finite, fingerprint, rank_targets
 from flip.runs.errors import DataError
 
 TILE = 4096

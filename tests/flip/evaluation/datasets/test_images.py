@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
-from flip.evaluation.images import READER_THREADS, File, ImageFiles, Shards
+from flip.evaluation.datasets.images import READER_THREADS, File, ImageFiles, Shards
 from flip.runs.errors import DataError
 from tests.synthetic import encode, picture
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from flip.config.schema import EvaluationSet
 from flip.data.decode import open_image
-from flip.evaluation import encoders, open_clip_folder
-from flip.evaluation.datasets import ResolvedDataset
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.encoding import encoders, open_clip_folder
 from flip.evaluation.evaluator import Evaluator
 from flip.runs.commit import sha256
 from flip.runs.errors import ConfigError, DataError

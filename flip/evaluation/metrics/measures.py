@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flip.data.chunk_reader import Sample
 from flip.data.decode import DecodeError, label_of
-from flip.evaluation.score import score_of
+from flip.evaluation.metrics.score import score_of
 from flip.runs.errors import Diverged
 
 Integers = NDArray[np.integer[Any]]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flip.evaluation.features import no_op
-from flip.evaluation.metrics import accuracy, check_finite, fingerprint, rank_of_target
+from flip.evaluation.encoding.features import no_op
+from flip.evaluation.metrics.measures import accuracy, check_finite, fingerprint, rank_of_target
 from flip.rng import key
 from flip.runs.errors import DataError
 

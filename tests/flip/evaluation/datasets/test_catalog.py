@@ -13,8 +13,8 @@ from flip.config.host import cores
 from flip.config.schema import EvaluationSet
 from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index
-from flip.evaluation import datasets, prompts
-from flip.evaluation.datasets import DatasetRequest, ResolvedDataset
+from flip.evaluation.datasets import catalog, prompts
+from flip.evaluation.datasets.catalog import DatasetRequest, ResolvedDataset
 from flip.runs.errors import ConfigError, DataError
 from tests.synthetic import encode, picture
 from tools import prompts as prompts_command
@@ -55,7 +55,7 @@ def samples(location):
 
 def test_resolve_dataset_reads_clip_benchmark_layout(tmp_path, cache):
     wds(tmp_path / "wds_fgvc_aircraft")
-    dataset = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path))
+    dataset = catalog.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path))
     assert (dataset.task, [label_of(sample) for sample in samples(dataset.location)]) == (
         "zeroshot",
         [i % 3 for i in range(10)],
@@ -65,18 +65,16 @@ def test_resolve_dataset_reads_clip_benchmark_layout(tmp_path, cache):
     )
     (manifest,) = (cache / "manifests").iterdir()
     before = manifest.stat().st_mtime_ns
-    assert datasets.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == dataset.location
+    assert catalog.resolve_dataset(DatasetRequest("fgvc_aircraft"), str(tmp_path)).location == dataset.location
     assert manifest.stat().st_mtime_ns == before  # the second call does not index again
     wds(tmp_path / "wds_fgvc_aircraft", "train", 6)
-    probe = datasets.resolve_dataset(DatasetRequest("fgvc_aircraft", "probe"), str(tmp_path))
+    probe = catalog.resolve_dataset(DatasetRequest("fgvc_aircraft", "probe"), str(tmp_path))
     assert (probe.location, probe.train.open().count, probe.prompts) == (dataset.location, 6, None)
     assert probe.train.open().digest != probe.location.open().digest
     wds(tmp_path / "wds_flickr30k", captions=True, image="png")
-    pairs = datasets.resolve_dataset(DatasetRequest("flickr30k"), str(tmp_path))
+    pairs = catalog.resolve_dataset(DatasetRequest("flickr30k"), str(tmp_path))
     assert pairs.task == "retrieval" and captions_of(samples(pairs.location)[3], ["txt"]) == ["one 3", "two 3"]
-    assert (
-        datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
-    )
+    assert catalog.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "wds_flickr30k")), "").task == "retrieval"
 
 
 def test_locate_split_selects_shards_by_split_in_file_name(tmp_path):
@@ -86,29 +84,29 @@ def test_locate_split_selects_shards_by_split_in_file_name(tmp_path):
     flat.mkdir()
     for split, shard, name in (("train", 0, "train-0000"), ("train", 1, "train-0001"), ("test", 0, "validation-00")):
         (tmp_path / "made" / split / f"{shard}.tar").rename(flat / f"imagenet1k-{name}.tar")
-    assert [datasets.locate_split(str(flat), split).open().count for split in ("test", "train")] == [5, 6]
+    assert [catalog.locate_split(str(flat), split).open().count for split in ("test", "train")] == [5, 6]
     (flat / "imagenet1k-train-0001.tar").rename(flat / "imagenet1k-test-0000.tar")
-    assert datasets.locate_split(str(flat)).open().count == 3, "not those of the validation split, too"
+    assert catalog.locate_split(str(flat)).open().count == 3, "not those of the validation split, too"
     (flat / "imagenet1k-test-0000.tar").rename(flat / "imagenet1k-train-0001.tar")
     (flat / "imagenet1k-validation-00.tar").unlink()
-    assert datasets.locate_split(str(flat)) is None
+    assert catalog.locate_split(str(flat)) is None
     for number, shard in enumerate(sorted(flat.iterdir())):
         shard.rename(flat / f"{number:05}.tar")
-    assert datasets.locate_split(str(flat)).open().count == 6 and datasets.locate_split(str(flat), "train") is None
+    assert catalog.locate_split(str(flat)).open().count == 6 and catalog.locate_split(str(flat), "train") is None
 
 
 def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, monkeypatch):
     """The first process has finished its manifest when the second process starts to write."""
-    folder, index = wds(tmp_path / "set"), datasets.index
+    folder, index = wds(tmp_path / "set"), catalog.index
 
     def slow_index(keys, out, workers):
         assert workers == cores()
-        monkeypatch.setattr(datasets, "index", index)
-        assert datasets.locate_split(str(folder)).manifest == str(out)
+        monkeypatch.setattr(catalog, "index", index)
+        assert catalog.locate_split(str(folder)).manifest == str(out)
         index(keys, out)
 
-    monkeypatch.setattr(datasets, "index", slow_index)
-    location = datasets.locate_split(str(folder))
+    monkeypatch.setattr(catalog, "index", slow_index)
+    location = catalog.locate_split(str(folder))
     assert [str(path) for path in (cache / "manifests").iterdir()] == [
         location.manifest
     ] and location.open().count == 10
@@ -117,30 +115,30 @@ def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, mon
 def test_resolve_dataset_labels_images_by_class_folder(tmp_path):
     images(tmp_path / "imagenet1k" / "val", ["b/b.JPEG", "b/a.png", "a/c.jpg", "c/d.webp", "a/notes.txt"])
     with pytest.raises(ConfigError, match="folders match no class name: a .*, b .*, c .*1000"):
-        datasets.resolve_dataset(DatasetRequest("imagenet1k", templates="80"), str(tmp_path))
+        catalog.resolve_dataset(DatasetRequest("imagenet1k", templates="80"), str(tmp_path))
     (tmp_path / "three.json").write_text('{"names": ["a", "b", "c"], "templates": ["{}"]}')
-    dataset = datasets.resolve_dataset(
+    dataset = catalog.resolve_dataset(
         DatasetRequest("imagenet1k", templates=str(tmp_path / "three.json")), str(tmp_path)
     )
     labelled = [(file.key.split("val/")[1], file.label) for file in dataset.location.files]
     assert labelled == [("a/c.jpg", 0), ("b/a.png", 1), ("b/b.JPEG", 1), ("c/d.webp", 2)]
     images(tmp_path / "imagenet1k" / "train", ["a/c.jpg", "b/a.png", "bb/d.png", "c/d.webp"])
     with pytest.raises(ConfigError, match="test and train have not the same folders.*c beside bb"):
-        datasets.resolve_dataset(DatasetRequest("imagenet1k", "probe"), str(tmp_path))
+        catalog.resolve_dataset(DatasetRequest("imagenet1k", "probe"), str(tmp_path))
     images(tmp_path / "whole", [f"{c}/x.png" for c in range(1000)])
-    numbered = datasets.resolve_dataset(DatasetRequest("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
+    numbered = catalog.resolve_dataset(DatasetRequest("imagenetv2", path=str(tmp_path / "whole"), templates="80"), "")
     assert [file.key.split("/")[-2] for file in numbered.location.files] == [str(c) for c in range(1000)]
     assert (len(numbered.prompts.names), len(numbered.prompts.templates)) == (1000, 80)
     images(tmp_path / "v2", ["a/x.png", "b/x.png"])
     with pytest.raises(ConfigError, match="has no names of its classes"):
-        datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "")
+        catalog.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "")
     (tmp_path / "v2" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    assert datasets.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "").prompts.names == ["a", "b"]
+    assert catalog.resolve_dataset(DatasetRequest("mine", path=str(tmp_path / "v2")), "").prompts.names == ["a", "b"]
 
 
 def test_imagenet_templates_change_no_set_with_own_names(tmp_path):
     wds(tmp_path / "wds_vtab-cifar10")
-    prompts = datasets.resolve_dataset(DatasetRequest("cifar10", templates="80"), str(tmp_path)).prompts
+    prompts = catalog.resolve_dataset(DatasetRequest("cifar10", templates="80"), str(tmp_path)).prompts
     assert prompts.names == ["tench", "great white shark", "cock"] and len(prompts.templates) == 2
 
 
@@ -148,9 +146,9 @@ def test_imagenet_templates_leave_unknown_set_its_own_names(tmp_path):
     images(tmp_path / "birds", ["test/a/1.png", "test/b/2.png"])
     request = DatasetRequest("birds", path=str(tmp_path / "birds"), templates="80")
     with pytest.raises(ConfigError, match="2 of 2 folders match no class name"):
-        datasets.resolve_dataset(request, "")  # without names of its own, ImageNet's are meant
+        catalog.resolve_dataset(request, "")  # without names of its own, ImageNet's are meant
     (tmp_path / "birds" / "classes.json").write_text('{"names": ["a", "b"], "templates": ["a {}"]}')
-    assert datasets.resolve_dataset(request, "").prompts.names == ["a", "b"]
+    assert catalog.resolve_dataset(request, "").prompts.names == ["a", "b"]
 
 
 def test_list_is_training_split_only_if_its_name_says_so(tmp_path):
@@ -158,14 +156,14 @@ def test_list_is_training_split_only_if_its_name_says_so(tmp_path):
     images(tmp_path, ["a.png", "b.png"])
     for name, image in (("labels", "a.png"), ("train", "b.png")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": image, "label": 0}))
-    assert datasets.locate_split(str(tmp_path)).where.endswith("labels.jsonl")
+    assert catalog.locate_split(str(tmp_path)).where.endswith("labels.jsonl")
     (tmp_path / "test.jsonl").write_text(json.dumps({"image": "a.png", "label": 0}))
-    assert datasets.locate_split(str(tmp_path)).where.endswith("test.jsonl"), "its name says so"
-    assert datasets.locate_split(str(tmp_path), "train").where.endswith("train.jsonl")
-    assert datasets.locate_split(str(tmp_path / "labels.jsonl"), "train") is None
+    assert catalog.locate_split(str(tmp_path)).where.endswith("test.jsonl"), "its name says so"
+    assert catalog.locate_split(str(tmp_path), "train").where.endswith("train.jsonl")
+    assert catalog.locate_split(str(tmp_path / "labels.jsonl"), "train") is None
     (tmp_path / "train.jsonl").unlink()
     with pytest.raises(ConfigError, match="no data set with a split train here"):
-        datasets.resolve_dataset(DatasetRequest("mine", "probe", str(tmp_path)), "")
+        catalog.resolve_dataset(DatasetRequest("mine", "probe", str(tmp_path)), "")
 
 
 def test_probe_rejects_splits_whose_classes_are_numbered_differently(tmp_path):
@@ -174,7 +172,7 @@ def test_probe_rejects_splits_whose_classes_are_numbered_differently(tmp_path):
         index([str(path) for path in sorted((folder / split).glob("*.tar"))], folder / split)
         (folder / split / "classes.json").write_text(json.dumps({"names": names, "templates": ["{}"]}))
     with pytest.raises(ConfigError, match=r"different classes\.json"):
-        datasets.resolve_dataset(DatasetRequest("mine", "probe", str(folder)), "")
+        catalog.resolve_dataset(DatasetRequest("mine", "probe", str(folder)), "")
     item = EvaluationSet("mine", str(folder / "test"), task="probe", train=str(folder / "train"))
     assert "different classes.json" in ResolvedDataset.from_config(item).note, "it must not end a trained run"
     item.train = item.manifest
@@ -186,10 +184,10 @@ def test_table_of_other_things_does_not_hide_image_folder(tmp_path):
     for name in ("Meta.csv", "Test.csv"):
         (tmp_path / name).write_text("width,height\n1,2\n")
     (tmp_path / "karpathy-tools").mkdir()
-    assert datasets.locate_split(str(tmp_path)).classes == ("a", "b")
+    assert catalog.locate_split(str(tmp_path)).classes == ("a", "b")
     (tmp_path / "labels.jsonl").write_text("no json\n")
     with pytest.raises(DataError, match="is no list of images"):  # not other labels in its place
-        datasets.locate_split(str(tmp_path))
+        catalog.locate_split(str(tmp_path))
 
 
 def named(tmp_path, folders, names):
@@ -208,7 +206,7 @@ def named(tmp_path, folders, names):
     ],
 )
 def test_class_folders_match_class_names_despite_other_order_and_spelling(tmp_path, folders, names):
-    dataset = datasets.resolve_dataset(named(tmp_path, folders, names), "")
+    dataset = catalog.resolve_dataset(named(tmp_path, folders, names), "")
     letters = [name.lower().replace(" ", "") for name in names]
     expected = {folder: letters.index(re.sub("[ _-]", "", folder.lower())) for folder in folders}
     assert {file.key.split("/")[-2]: file.label for file in dataset.location.files} == expected
@@ -231,13 +229,13 @@ def test_class_folders_match_class_names_despite_other_order_and_spelling(tmp_pa
 )
 def test_class_folders_without_matching_class_names_are_rejected(tmp_path, folders, names, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace(")", r"\)")):
-        datasets.resolve_dataset(named(tmp_path, folders, names), "")
+        catalog.resolve_dataset(named(tmp_path, folders, names), "")
 
 
 @pytest.mark.parametrize("folders", [["n01440764", "n01443537", "n01484850"], ["0", "7", "10"]])
 def test_numeric_and_wnid_folders_are_matched_by_order_with_note(tmp_path, folders, caplog):
     caplog.set_level("INFO")
-    dataset = datasets.resolve_dataset(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
+    dataset = catalog.resolve_dataset(named(tmp_path, folders, ["tench", "goldfish", "great white shark"]), "")
     assert [(file.key.split("/")[-2], file.label) for file in dataset.location.files] == list(
         zip(folders, range(3), strict=True)
     )
@@ -275,7 +273,7 @@ def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
         path=str(kaggle)), tmp_path: DatasetRequest("official", path=str(official)),
     }  # fmt: skip
     for folder, dataset_request in requests.items():
-        dataset = datasets.resolve_dataset(dataset_request, str(tmp_path))
+        dataset = catalog.resolve_dataset(dataset_request, str(tmp_path))
         assert dataset.task == "retrieval" and [file.key.split("/")[-1] for file in dataset.location.files] == [
             name for name, _ in expected[1:]
         ], folder
@@ -298,7 +296,7 @@ def test_caption_tables_are_read_with_and_without_quotes(tmp_path, text, caption
     """Spreadsheets quote captions. CLIP_benchmark does not, and splits a line at its first comma only."""
     images(tmp_path, ["a.png"])
     (tmp_path / "captions.csv").write_bytes(text.encode())
-    (image,) = datasets.locate_split(str(tmp_path)).files
+    (image,) = catalog.locate_split(str(tmp_path)).files
     assert image.captions == tuple(captions)
 
 
@@ -306,7 +304,7 @@ def test_caption_tables_are_read_with_and_without_quotes(tmp_path, text, caption
 def test_invalid_caption_table_is_rejected(tmp_path, text):
     (tmp_path / "captions.csv").write_text(text)
     with pytest.raises(DataError, match="is no list of images"):
-        datasets.locate_split(str(tmp_path))
+        catalog.locate_split(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +325,7 @@ def test_ambiguous_list_of_images_is_rejected_with_remedy(tmp_path, name, conten
     images(tmp_path, ["a.png"])
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=words):
-        datasets.locate_split(str(tmp_path))
+        catalog.locate_split(str(tmp_path))
 
 
 def test_jsonl_captions_may_contain_unicode_line_separator(tmp_path):
@@ -335,7 +333,7 @@ def test_jsonl_captions_may_contain_unicode_line_separator(tmp_path):
     lines = [{"image": "a.png", "captions": ["one\u2028line"]}, {"image": "a.png", "captions": ["b"]}]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (tmp_path / "mine.jsonl").write_text("\ufeff" + text)
-    assert [file.captions for file in datasets.locate_split(str(tmp_path)).files] == [("one\u2028line",), ("b",)]
+    assert [file.captions for file in catalog.locate_split(str(tmp_path)).files] == [("one\u2028line",), ("b",)]
 
 
 def test_resolve_dataset_reads_unpacked_coco_folder(tmp_path):
@@ -348,11 +346,11 @@ def test_resolve_dataset_reads_unpacked_coco_folder(tmp_path):
             content["annotations"].append({"image_id": i, "caption": f"of {i}"})
         (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(content))
         (tmp_path / "annotations" / f"instances_{split}2017.json").write_text("{}")
-    dataset = datasets.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
+    dataset = catalog.resolve_dataset(DatasetRequest("mscoco_captions", path=str(tmp_path)), "")
     assert dataset.task == "retrieval" and [file.key for file in dataset.location.files] == [
         str(tmp_path / "val2017" / f"{i}.jpg") for i in (1, 2)
     ]
-    assert [file.captions for file in datasets.locate_split(str(tmp_path), "train").files] == [("of 3",)]
+    assert [file.captions for file in catalog.locate_split(str(tmp_path), "train").files] == [("of 3",)]
 
 
 def test_resolve_dataset_reads_jsonl_list_and_rejects_invalid_list(tmp_path):
@@ -361,33 +359,33 @@ def test_resolve_dataset_reads_jsonl_list_and_rejects_invalid_list(tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     prompts_file = tmp_path / "words.json"
     prompts_file.write_text('{"names": ["a", "b"], "templates": ["{}"]}')
-    dataset = datasets.resolve_dataset(
+    dataset = catalog.resolve_dataset(
         DatasetRequest("mine", path=str(tmp_path / "mine.jsonl"), templates=str(prompts_file)), ""
     )
     assert (dataset.task, [label_of(sample) for sample in samples(dataset.location)]) == ("zeroshot", [1, 0])
     first = (opened := dataset.location.open()).digest, opened.cache_key
     (tmp_path / "there" / "a.png").write_bytes(encode(picture(1, 20)))
-    second = datasets.locate_split(str(tmp_path / "mine.jsonl")).open()
+    second = catalog.locate_split(str(tmp_path / "mine.jsonl")).open()
     assert first[0] != second.digest and first[1] != second.cache_key
     (tmp_path / "mine.jsonl").write_text("no json\n")
     with pytest.raises(DataError, match="is no list of images"):
-        datasets.locate_split(str(tmp_path / "mine.jsonl"))
+        catalog.locate_split(str(tmp_path / "mine.jsonl"))
     (tmp_path / "mine.jsonl").write_text("")
     with pytest.raises(DataError, match="names no image"):
-        datasets.locate_split(str(tmp_path / "mine.jsonl"))
+        catalog.locate_split(str(tmp_path / "mine.jsonl"))
 
 
 def test_resolve_dataset_error_explains_how_to_get_missing_set(tmp_path):
     with pytest.raises(ConfigError, match="imagenet1k is not here.*clip-benchmark/wds_imagenet1k.*NAME=PATH"):
-        datasets.resolve_dataset(DatasetRequest("imagenet1k"), str(tmp_path))
+        catalog.resolve_dataset(DatasetRequest("imagenet1k"), str(tmp_path))
     with pytest.raises(ConfigError, match="Known names: imagenet1k, "):
-        datasets.resolve_dataset(DatasetRequest("nothing"), str(tmp_path))
+        catalog.resolve_dataset(DatasetRequest("nothing"), str(tmp_path))
     (tmp_path / "cars").mkdir()
     with pytest.raises(ConfigError, match="no data set with a split test"):
-        datasets.resolve_dataset(DatasetRequest("cars"), str(tmp_path))
+        catalog.resolve_dataset(DatasetRequest("cars"), str(tmp_path))
     wds(tmp_path / "wds_pets")
     with pytest.raises(ConfigError, match="split train"):
-        datasets.resolve_dataset(DatasetRequest("pets", "probe"), str(tmp_path))
+        catalog.resolve_dataset(DatasetRequest("pets", "probe"), str(tmp_path))
 
 
 def test_dataset_request_parse_accepts_task_name_and_path():
@@ -399,8 +397,8 @@ def test_dataset_request_parse_accepts_task_name_and_path():
 
 
 def test_dataset_entries_have_only_known_tasks_and_fields():
-    for name, entry in datasets.entries().items():
-        assert entry["task"] in datasets.COLUMNS and entry["get"], name
+    for name, entry in catalog.entries().items():
+        assert entry["task"] in catalog.COLUMNS and entry["get"], name
         assert set(entry) <= {"task", "count", "folders", "words", "templates", "get", "metric", "group", "note"}, name
         assert DatasetRequest.parse(name).name == name
 
@@ -419,7 +417,7 @@ def test_locate_split_does_not_read_images(tmp_path):
     buffer = io.BytesIO(b"no image")
     images(tmp_path / "set", ["0/a.png"])
     (tmp_path / "set" / "0" / "b.png").write_bytes(buffer.getvalue())
-    assert len(datasets.locate_split(str(tmp_path / "set")).files) == 2
+    assert len(catalog.locate_split(str(tmp_path / "set")).files) == 2
 
 
 def test_prompts_command_writes_names_and_templates(tmp_path, capsys):

@@ -16,9 +16,10 @@ from sklearn.metrics import (
 )
 
 from flip.data.decode import DecodeError
-from flip.evaluation import associations, datasets
-from flip.evaluation.metrics import METRICS, Answers, label_and_group
-from flip.evaluation.zero_shot import classify, nearest_classes
+from flip.evaluation.datasets import associations, catalog
+from flip.evaluation.metrics.measures import METRICS, Answers, label_and_group
+from flip.evaluation.tasks import association
+from flip.evaluation.tasks.zero_shot import classify, nearest_classes
 from flip.runs.errors import DataError
 
 CLASSES = 9
@@ -94,7 +95,7 @@ def winogavil(tmp_path):
 def test_associations_score_matches_jaccard_index(winogavil):
     folder, rows = winogavil
     files, instances = associations.read(str(folder))
-    assert [associations.prompt(i.cue) for i in instances] == ["An owl", "A tree", "A sea"] and len(files) == 12
+    assert [association.prompt(i.cue) for i in instances] == ["An owl", "A tree", "A sea"] and len(files) == 12
     images, cues = torch.randn(12, 6), torch.randn(3, 6)
     names = [file.key.rpartition("/")[2] for file in files]
     expected = []
@@ -103,7 +104,7 @@ def test_associations_score_matches_jaccard_index(winogavil):
         chosen = np.argsort(scores)[-len(row["associations"]) :]
         right = np.isin(row["candidates"], row["associations"])
         expected.append(jaccard_score(right, np.isin(np.arange(len(scores)), chosen)))
-    result = associations.score(instances, images, cues)
+    result = association.score(instances, images, cues)
     assert result["top1"] == pytest.approx(np.mean(expected[:2])) and result["n"] == 2, "10 and 12 candidates count"
     assert result["all"] == pytest.approx(np.mean(expected))
 
@@ -117,8 +118,8 @@ def test_associations_read_rejects_contradictory_or_missing_instances(tmp_path):
 
 
 def test_suites_name_known_sets_and_metrics():
-    known, suites = datasets.entries(), datasets.suites()
-    members = {datasets.DatasetRequest.parse(text).name for suite in suites.values() for text in suite}
+    known, suites = catalog.entries(), catalog.suites()
+    members = {catalog.DatasetRequest.parse(text).name for suite in suites.values() for text in suite}
     assert members <= known.keys() and len(set(suites["datacomp38"])) == 38
     assert {entry["metric"] for entry in known.values() if "metric" in entry} == METRICS.keys()
-    assert all(datasets.source(known[name]) for name in members), "download instructions"
+    assert all(catalog.source(known[name]) for name in members), "download instructions"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from flip.evaluation import datasets
-from flip.evaluation.metrics import METRICS
-from flip.evaluation.score import LABELS, Score, score_of
+from flip.evaluation.datasets import catalog
+from flip.evaluation.metrics.measures import METRICS
+from flip.evaluation.metrics.score import LABELS, Score, score_of
 
 TOP_1 = {"name": "a", "task": "zeroshot", "top1": 0.5, "interval": [0.4, 0.6], "chance": 0.1}
 
@@ -32,5 +32,5 @@ def test_score_of_result_of_earlier_version():
 
 
 def test_every_metric_has_label():
-    published = {entry["metric"] for entry in datasets.entries().values() if "metric" in entry}
+    published = {entry["metric"] for entry in catalog.entries().values() if "metric" in entry}
     assert set(METRICS) | published <= set(LABELS)

@@ -34,11 +34,18 @@ from flip.data.manifest.manifest import MARK, Manifest
 from flip.data.manifest.tar import EXTENSIONS
 from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import RetryPolicy
-from flip.evaluation import associations
-from flip.evaluation.annotations import is_other_table, read_annotations
-from flip.evaluation.images import File, ImageFiles, Images, Shards
-from flip.evaluation.prompts import FORMAT_HELP, IMAGENET_CLASSES, Prompts, imagenet_prompts, read_folder, read_prompts
-from flip.evaluation.request import COLUMNS
+from flip.evaluation.datasets import associations
+from flip.evaluation.datasets.annotations import is_other_table, read_annotations
+from flip.evaluation.datasets.images import File, ImageFiles, Images, Shards
+from flip.evaluation.datasets.prompts import (
+    FORMAT_HELP,
+    IMAGENET_CLASSES,
+    Prompts,
+    imagenet_prompts,
+    read_folder,
+    read_prompts,
+)
+from flip.evaluation.metrics.result_files import COLUMNS
 from flip.runs.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -114,7 +121,7 @@ class ResolvedDataset:
     note: str = ""
     """A warning about the result, stored in its file and shown below the table."""
     metric: str = ""
-    """A metric of ``flip.evaluation.metrics``, in addition to the accuracy."""
+    """A metric of ``flip.evaluation.metrics.measures``, in addition to the accuracy."""
     group: int | None = None
     """Column of the metadata with the group that a metric needs."""
 

@@ -9,11 +9,11 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import normalize
 
 from flip.config.schema import EvaluationSet
-from flip.evaluation import linear_probe as probing
-from flip.evaluation.datasets import ResolvedDataset
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.encoding.features import FeatureCache
 from flip.evaluation.evaluator import Evaluator
-from flip.evaluation.features import FeatureCache
-from flip.evaluation.linear_probe import choose, fit, probe
+from flip.evaluation.tasks import linear_probe as probing
+from flip.evaluation.tasks.linear_probe import choose, fit, probe
 from flip.runs.errors import DataError
 from tests.synthetic import make_dataset
 

@@ -13,12 +13,12 @@ from PIL import Image
 from flip.config.schema import Augment, EvaluationSet
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest
-from flip.evaluation import prompts
-from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.encoders import ModelEncoder
+from flip.evaluation.datasets import prompts
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
-from flip.evaluation.metrics import rank_of_target, wilson
-from flip.evaluation.zero_shot import class_embeddings, classify
+from flip.evaluation.metrics.measures import rank_of_target, wilson
+from flip.evaluation.tasks.zero_shot import class_embeddings, classify
 from flip.models import clip
 from flip.runs.errors import ConfigError, DataError, Diverged
 from flip.tokenizer import Tokenizer

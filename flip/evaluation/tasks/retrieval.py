@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flip.evaluation.metrics import accuracy, check_finite, fingerprint, rank_targets
+from flip.evaluation.metrics.measures import accuracy, check_finite, fingerprint, rank_targets
 from flip.runs.errors import DataError
 
 TILE = 1024

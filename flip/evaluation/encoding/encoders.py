@@ -22,7 +22,7 @@ from flip.config.derived import kept_patches, patches
 from flip.data import decode, masking
 from flip.data.decode import Pixels
 from flip.data.view import EvaluationView
-from flip.evaluation import open_clip_folder
+from flip.evaluation.encoding import open_clip_folder
 from flip.models.clip import CLIPModel
 from flip.rng import key
 from flip.runs.errors import ConfigError

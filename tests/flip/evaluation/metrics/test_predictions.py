@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from flip.config.schema import EvaluationSet
-from flip.evaluation import predictions
-from flip.evaluation.datasets import ResolvedDataset
-from flip.evaluation.encoders import ModelEncoder
+from flip.evaluation.datasets.catalog import ResolvedDataset
+from flip.evaluation.datasets.images import File, ImageFiles
+from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
-from flip.evaluation.images import File, ImageFiles
-from flip.evaluation.predictions import Predictions
-from flip.evaluation.zero_shot import nearest_classes
+from flip.evaluation.metrics import predictions
+from flip.evaluation.metrics.predictions import Predictions
+from flip.evaluation.tasks.zero_shot import nearest_classes
 from flip.tokenizer import Tokenizer
 from tests.flip.evaluation.conftest import CONFIG
 
