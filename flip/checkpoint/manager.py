@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from flip.checkpoint.saver import Checkpointer, model_state
+from flip.checkpoint.restorer import CheckpointRestorer
+from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
 from flip.config.schema import Config
 from flip.data import order
 from flip.data.storage.retry import RetryPolicy
@@ -48,6 +49,7 @@ class CheckpointManager:
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, retry_policy, section.keep_at
         )
+        self._restorer = self.checkpointer.restorer
         self._interval: SaveInterval | None = None
         if world.is_rank0 and not section.samples:  # rank 0's clock decides for all
             self._interval = SaveInterval(section.minutes, run, attempt)
@@ -58,13 +60,13 @@ class CheckpointManager:
         self.saves, self.blocked_seconds = 0, 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
-    def find(self, extended_commit: Callable[[], Commit | None]) -> Commit | None:
-        """The commit to resume from: the newest one, or what ``extended_commit`` returns for a run without commits."""
+    def find(self, extended_commit: Callable[[CheckpointRestorer], Commit | None]) -> Commit | None:
+        """The commit to resume from: the newest one, or what ``extended_commit`` opens for a run without commits."""
         # Rank 0 reads for all: on a shared file system another rank may not see the file yet and would decide
         # otherwise.
         record = run_on_first(lambda: (read_record(self._start) or {}).get("first_commit"), self._world.control_group)
         self.save_after_first_step = bool(record)
-        self.resumed_from = self.checkpointer.restorer.newest() or extended_commit()
+        self.resumed_from = self._restorer.newest() or extended_commit(self._restorer)
         if self.resumed_from is not None:
             version = self.resumed_from.record["order"]
             if version != order.VERSION:
@@ -75,11 +77,22 @@ class CheckpointManager:
             self._last_samples = self.resumed_from.samples
         return self.resumed_from
 
-    def load(self, model: CLIPModel) -> None:
-        """Fill the weights from the commit that ``find`` returned, if any. Start the time to the next save."""
-        if self.resumed_from is not None:
-            self.checkpointer.restorer.load(self.resumed_from, model_state(model))
+    def load_weights(self, model: CLIPModel, initialise: Callable[[CheckpointRestorer], None]) -> None:
+        """Fill the weights from the commit that ``find`` returned; without a commit, call ``initialise`` to fill them.
+
+        Starts the time to the next save.
+        """
+        if self.resumed_from is None:
+            initialise(self._restorer)
+        else:
+            self._restorer.load(self.resumed_from, model_state(model))
         self._last_time = time.monotonic()
+
+    def load_optimizer(self, model: CLIPModel, optimizer: torch.optim.Optimizer, stage: str) -> None:
+        """Fill the moments from the commit that ``find`` returned, if it is one of ``stage``; other stages start with
+        fresh moments."""
+        if self.resumed_from is not None and self.resumed_from.stage == stage:
+            self._restorer.load(self.resumed_from, optimizer_state(model, optimizer))
 
     def is_due(self) -> bool:
         """Whether a save is due by the clock of rank 0; False on every other rank."""

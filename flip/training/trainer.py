@@ -20,6 +20,7 @@ import torch
 from flip import costs
 from flip.checkpoint import saver
 from flip.checkpoint.manager import CheckpointManager
+from flip.checkpoint.restorer import CheckpointRestorer
 from flip.config import derived, merge
 from flip.config.derived import StageSpan, stage_spans
 from flip.config.schema import Config, EvaluationSet, Stage
@@ -132,16 +133,12 @@ class Trainer:
         """Build the model and resume from the newest commit, or initialise the weights."""
         if self.watcher is not None:
             self.watcher.start()
-        restorer = self.checkpoints.checkpointer.restorer
-        source = self.checkpoints.find(partial(warm_start.extended_commit, self.config.init, restorer))
+        source = self.checkpoints.find(partial(warm_start.extended_commit, self.config.init))
         if source is not None:
             self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
         self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples))
         self.model = self.allocate(self.stage_config)
-        if source is None:
-            clip.init_weights(self.model, self.config.seed)
-            warm_start.apply(self.model, self.stage_config, restorer, self.watchdog)
-        self.checkpoints.load(self.model)
+        self.checkpoints.load_weights(self.model, self.initialise)
         parallel.check_initialised(self.model)
         self.counters = RankCounters(self.world, self.loader, source)
         self.collector = MetricsCollector(
@@ -150,6 +147,11 @@ class Trainer:
         self.log_rank0("attempt %d: S = %d of %d, %d ranks", self.attempt, self.samples, self.total, self.world.size)
         gpu = torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else ""
         self.monitor.start(self.samples, self.step, self.config, gpu)
+
+    def initialise(self, restorer: CheckpointRestorer) -> None:
+        """Fill the weights of a run without commits: from its seed, or from the source that ``init`` names."""
+        clip.init_weights(self.model, self.config.seed)
+        warm_start.apply(self.model, self.stage_config, restorer, self.watchdog)
 
     def allocate(self, config: Config, like: clip.CLIPModel | None = None) -> clip.CLIPModel:
         """A compiled and sharded model without values. ``like``: a model whose process groups it uses."""
@@ -221,9 +223,8 @@ class Trainer:
         """Train one stage from the present position to its end, and save."""
         self.enter(span.stage)
         optimizer = optim.build(self.model.named_parameters(), self.config.optim)
-        source = self.checkpoints.resumed_from
-        if source is not None and span.start < self.samples and source.stage == span.stage.name:
-            self.checkpoints.checkpointer.restorer.load(source, saver.optimizer_state(self.model, optimizer))
+        if span.start < self.samples:
+            self.checkpoints.load_optimizer(self.model, optimizer, span.stage.name)
         if span.start < self.samples and self.passed_multiple(self.config.evaluate.every, span):
             self.validate(span)  # the process was killed between a commit and its score
         stage = span.stage

@@ -1,17 +1,22 @@
-"""Tests when CheckpointManager saves: decisions that all ranks share, and the Young-Daly interval."""
+"""Tests when CheckpointManager saves and what it restores: decisions that all ranks share, and the interval."""
 
 import json
 import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from flip.checkpoint import manager
 from flip.checkpoint.manager import CheckpointManager, SaveInterval
+from flip.checkpoint.saver import model_state, optimizer_state
 from flip.config import schema
+from flip.data import order
 from flip.distributed import parallel
 from flip.distributed.shutdown import Watchdog
+from flip.optimizers import moments_of
 from flip.runs.rundir import RunDir, write_json
+from flip.training.optimizer import build
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,12 @@ def test_manager_takes_first_commit_flag_from_rank_0(tmp_path, world, monkeypatc
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({"first_commit": here})
     saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
-    saving.find(lambda: None)
+    saving.find(lambda restorer: None)
     assert saving.save_after_first_step == here
     monkeypatch.setattr("flip.checkpoint.manager.run_on_first", lambda function, group: there)
     second = CheckpointManager(run, 1, replace(world, rank=1), schema.Config(), Watchdog(0, print))
     monkeypatch.setattr(second.checkpointer.restorer, "newest", lambda: None)
-    second.find(lambda: None)
+    second.find(lambda restorer: None)
     assert second.save_after_first_step == there
 
 
@@ -111,3 +116,40 @@ def test_uptime_skips_damaged_ready_and_end_records(tmp_path, text):
     assert manager.uptime_and_interruptions(run, run.start_attempt({})) == (50.0, 1), (
         "an unreadable end counts as an interruption"
     )
+
+
+def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_path, world):
+    def built(value):
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(model.weight, value)
+        optimizer = build(model.named_parameters(), schema.Optim())
+        for moments in (moments_of(optimizer, parameter) for parameter in model.parameters()):
+            moments["exp_avg"].fill_(value)
+        return model, optimizer
+
+    def unused(restorer):
+        raise AssertionError("a run with a commit is not initialised")
+
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.start_attempt({})
+    saving = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
+    model, optimizer = built(5.0)
+    saving.save(model_state(model) | optimizer_state(model, optimizer), "pretrain", 16, order=order.VERSION)
+    saving.wait()
+    checkpoints = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
+    assert checkpoints.find(lambda restorer: None).samples == 16
+    model, optimizer = built(1.0)
+    checkpoints.load_weights(model, unused)
+    checkpoints.load_optimizer(model, optimizer, "unmasked")
+    assert model.weight[0, 0].item() == 5 and float(moments_of(optimizer, model.weight)["exp_avg"][0, 0]) == 1
+    checkpoints.load_optimizer(model, optimizer, "pretrain")
+    assert float(moments_of(optimizer, model.weight)["exp_avg"][0, 0]) == 5
+
+
+def test_manager_initialises_weights_of_run_without_commit(tmp_path, world):
+    run = RunDir(tmp_path / "sweep" / "run")
+    run.start_attempt({})
+    checkpoints, opened = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print)), []
+    assert checkpoints.find(lambda restorer: opened.append(restorer)) is None
+    checkpoints.load_weights(torch.nn.Linear(3, 2), opened.append)
+    assert opened == [checkpoints.checkpointer.restorer] * 2
