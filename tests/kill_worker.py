@@ -6,7 +6,7 @@ KILL_FILE_BYTES: the maximum size of a file, as on a full disk. KILL_GRADIENT: R
 a NaN in that step.
 KILL_REQUESTS: with-loss; requests to stop travel as on GPUs. KILL_STALL: RANK:STEP; that rank waits in that step
 without end, as for a GPU.
-FLIP_WITNESS (of the trainer itself): the ids and the hashes of the decoded images of every step.
+FLIP_WITNESS (of the trainer itself): the ids and the hashes of the visible patches of every step.
 """
 
 import os

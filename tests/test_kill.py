@@ -16,7 +16,7 @@ from flip.tokenizer import train_byte_pairs
 from jobs.common.cluster_profile import load_profile
 from jobs.local.backend import LocalBackend
 from tests.flip.models.test_clip import as_radford
-from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_hashes
+from tests.harness.training_run import BATCH, INTERVAL, TrainingRun, configuration, decoded_images
 from tests.synthetic import caption, make_dataset, make_tokenizer
 from tests.verdicts import check_data, check_equal, ends, price
 from tools import shards
@@ -83,8 +83,8 @@ def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
     damaged = inject_faults(storm)
     check_equal(calm, storm)
     check_resumes(storm, damaged.path)
-    check_data(calm, decoded_hashes(data))
-    check_data(storm, decoded_hashes(data))
+    check_data(calm, decoded_images(data))
+    check_data(storm, decoded_images(data))
 
 
 @pytest.mark.slow
@@ -354,4 +354,4 @@ def test_random_faults_leave_same_bits(seed, data, tmp_path):
         storm.wait_attempt(n + 1)
     storm.wait_over()
     check_equal(calm, storm)
-    check_data(storm, decoded_hashes(data))
+    check_data(storm, decoded_images(data))

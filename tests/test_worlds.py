@@ -8,7 +8,7 @@ import pytest
 from flip.config.derived import stage_spans, world_size
 from flip.runs import commit
 from tests.harness.common import metric_lines
-from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_hashes
+from tests.harness.training_run import BATCH, TrainingRun, configuration, decoded_images
 from tests.synthetic import make_dataset, make_tokenizer
 from tests.verdicts import check_attempts, check_data, check_equal
 
@@ -50,7 +50,7 @@ def test_four_ranks_resume_to_same_bits(data, calm, tmp_path):
     arena.wait_over(240)
     assert arena.run.newest_attempt() >= 3
     check_equal(calm, arena, scores=3)
-    check_data(arena, decoded_hashes(data))
+    check_data(arena, decoded_images(data))
 
 
 def test_run_moves_from_four_ranks_to_two_and_back(data, calm, tmp_path):

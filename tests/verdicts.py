@@ -5,7 +5,7 @@ import torch
 from flip.config.derived import stage_spans
 from flip.runs.rundir import read_json
 from tests.harness.common import metric_lines
-from tests.harness.training_run import BATCH, INTERVAL
+from tests.harness.training_run import BATCH, INTERVAL, seen_hashes
 
 
 def check_equal(calm, storm, scores=6):
@@ -41,16 +41,21 @@ def evaluations_of(path):
     return read_json(path)["evaluations"]
 
 
-def check_data(arena, hashes):
-    """Check that the ids of every global batch follow the sample order, and that each picture belongs to its id."""
-    order = arena.order()
+def check_data(arena, images):
+    """Check that the ids of every global batch follow the sample order, and that the model saw of each the patches that
+    its image has. ``images``: pixels per id."""
+    spans = stage_spans(arena.config)
+    expected = {
+        samples: seen_hashes(arena.config, span, samples, images)
+        for span in spans
+        for samples in range(span.start, span.end, BATCH)
+    }
     seen = set()
     for n, batches in arena.witnessed().items():
-        for samples, (ids, pictures) in batches.items():
-            assert ids == order.batch(samples, BATCH)[0].tolist(), (n, samples)
-            assert pictures == [hashes[i] for i in ids]
+        for samples, trained in batches.items():
+            assert trained == expected[samples], (n, samples)
             seen.add(samples)
-    assert seen == set(range(0, stage_spans(arena.config)[-1].end, BATCH))
+    assert seen == expected.keys()
 
 
 def ends(arena, upto):

@@ -501,6 +501,9 @@ class Monitor:
     """S at which the trace starts; an attempt that starts later is not traced."""
     sample_minutes: float = option(10.0, ge=0, le=1_000_000)
     """Minutes between steps of rank 0 that are profiled for time spent waiting for other ranks; 0: never."""
+    callbacks: list[str] = option([], omit_if=[])
+    """Classes of your own, FILE.py:Class, that compute further metrics. The files lie in the folder of the sweep file,
+    or below it, and are copied with the code (docs/monitoring.md, A metric of your own)."""
     wandb: str = ""
     """Project on Weights & Biases, PROJECT or ENTITY/PROJECT, to which a process outside of the ranks sends the metrics
     (docs/monitoring.md, Weights & Biases); ``""``: none. TensorBoard is always written."""

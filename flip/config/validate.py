@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
+from flip.config import callback_names
 from flip.config.derived import (
     WEIGHT_TOLERANCE,
     DatasetLanes,
@@ -358,6 +359,7 @@ def validate(config: Config) -> list[str]:
     if 0 < limit <= config.data.deadline:
         what = f"monitor.hang_minutes: a read may wait {config.data.deadline / 60:g} minutes (data.deadline)"
         raise ConfigError(what, value=config.monitor.hang_minutes, remedy="Set it to more, or lower data.deadline.")
+    callback_names.parse(config.monitor.callbacks)
     _check_names("evaluate.sets", (dataset.name for dataset in config.evaluate.sets))
     for dataset in config.evaluate.sets:
         for key in ("manifest", *_NEEDED[dataset.task]):

@@ -37,8 +37,6 @@ class Batch(NamedTuple):
     """(b,) int64: sample ids; of a replaced sample the id of its replacement."""
     replaced: int
     """Samples found undecodable while reading. Samples that the manifest excludes are replaced too, but not counted."""
-    witness: torch.Tensor | None
-    """(b,) int64, for tests: the first 8 bytes of the SHA-256 of the decoded pixels before the crop."""
     position_ids: torch.Tensor | None = None
     """(b, T) int16: position ids of the tokens; None: 0 .. T-1."""
 
@@ -119,13 +117,11 @@ class Loader:
                 for note in notes:
                     log.warning("%s, sample %d replaced: %s", note.shard, note.ordinal, note.reason)
                 self._check_replaced_share(seen, replaced, notes)
-                patches, keep_indices, tokens, position_ids, ids, witness = fields
+                patches, keep_indices, tokens, position_ids, ids = fields
                 shortened = None
                 if masks.tokens < self.config.text.length:
                     shortened = position_ids
-                yield Batch(
-                    patches, keep_indices, tokens, ids, more, witness if self.config.witness else None, shortened
-                )
+                yield Batch(patches, keep_indices, tokens, ids, more, shortened)
         finally:
             producer.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +38,6 @@ class WorkerConfig:
     image: schema.ImageTower
     text: schema.TextTower
     seed: int
-    witness: bool = False
 
     @property
     def affine(self) -> bool:
@@ -60,7 +58,6 @@ class BatchBuffers(NamedTuple):
     tokens: NDArray[np.int32]
     position_ids: NDArray[np.int16]
     ids: NDArray[np.int64]
-    witness: NDArray[np.int64]
 
     @staticmethod
     def shapes(config: WorkerConfig, samples: int, masks: MaskSpec) -> list[tuple[tuple[int, ...], str]]:
@@ -70,7 +67,6 @@ class BatchBuffers(NamedTuple):
             ((samples, masks.patches), "i2"),
             ((samples, masks.tokens), "i4"),
             ((samples, masks.tokens), "i2"),
-            ((samples,), "i8"),
             ((samples,), "i8"),
         ]
 
@@ -196,8 +192,6 @@ class DatasetStream:
                         )
                     self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
-                    if self.config.witness:
-                        out.witness[i] = np.frombuffer(hashlib.sha256(image.tobytes()).digest()[:8], "<i8")[0]
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:
                         prefetcher.advance(lane, k, n)
         tokens = self.tokenizer(captions)

@@ -1,6 +1,5 @@
 """Measures the steps of an attempt: metric lines, device utilisation, and what limits the training speed."""
 
-import contextlib
 import gc
 import logging
 import math
@@ -8,7 +7,7 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from flip.distributed.parallel import World
 from flip.monitoring.profiler import Profiler
 from flip.monitoring.utilisation import Utilisation
 from flip.runs.commit import Commit
-from flip.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -133,16 +131,19 @@ class RankCounters:
         self.replaced = 0
         """Undecodable samples of this rank that were replaced."""
 
-    def totals(self) -> tuple[int, dict[str, float]]:
-        """Replaced samples of all ranks and attempts; storage counters of all ranks in this attempt. Collective.
+    def totals(self, values: Sequence[float] = ()) -> tuple[int, dict[str, float], list[float]]:
+        """Replaced samples of all ranks and attempts; storage counters of all ranks in this attempt; the sums of
+        further ``values``, as many on every rank. Collective.
 
         The GPUs are idle meanwhile, so that they add the counts: gloo's ring takes 40 to 100 ms on 512 ranks.
         """
         counts, on_gpu = self._loader.counters().flat(), self._world.device.type == "cuda"
-        sums = torch.tensor([self.replaced, *counts.values()], dtype=torch.float64, device=self._world.device)
+        own = [self.replaced, *counts.values(), *values]
+        sums = torch.tensor(own, dtype=torch.float64, device=self._world.device)
         torch.distributed.all_reduce(sums, group=None if on_gpu else self._world.control_group)
-        replaced, *storage = sums.tolist()
-        return int(self._record["replaced"]) + int(replaced), dict(zip(counts, storage, strict=True))
+        replaced, *others = sums.tolist()
+        storage = dict(zip(counts, others[: len(counts)], strict=True))
+        return int(self._record["replaced"]) + int(replaced), storage, others[len(counts) :]
 
     def peak_memory(self) -> int:
         """Peak host memory of this process in this and earlier attempts, bytes."""
@@ -153,15 +154,12 @@ class MetricsCollector:
     """Collects the metric lines of one rank. Create it when the model exists and before the first step."""
 
     def __init__(
-        self, run: RunDir, attempt: int, config: Config, world: World, model: nn.Module, counters: RankCounters,
-        checkpoints: CheckpointManager,
+        self, config: Config, world: World, model: nn.Module, counters: RankCounters, checkpoints: CheckpointManager,
+        profiler: Profiler,
     ) -> None:  # fmt: skip
         self._config, self._world = config, world
-        self._counters, self._checkpoints = counters, checkpoints
-        monitor = config.monitor
+        self._counters, self._checkpoints, self._profiler = counters, checkpoints, profiler
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
-        steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.is_rank0 else (0, 0.0)
-        self.profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
         self._bottleneck, self._graphs = BottleneckDetector(config.data.workers), CompiledGraphs()
         self.use_model(model)
         self.reset()
@@ -182,30 +180,23 @@ class MetricsCollector:
         if self._world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Around an evaluation between steps."""
-        start_time = time.perf_counter()
-        yield
-        self.window.add_paused("evaluation", time.perf_counter() - start_time)
-
     def collect(
-        self, span: StageSpan, optimizer: Any, loss: Any, accuracy: Any, norms: Any, text_tokens: float
-    ) -> dict[str, Any]:
+        self, span: StageSpan, optimizer: Any, loss: Any, accuracy: Any, norms: Any, text_tokens: float, replaced: int,
+        storage: Mapping[str, float],
+    ) -> dict[str, Any]:  # fmt: skip
         """The metric line of the steps since the last one. Collective; waits for the device.
 
         ``norms``: of the gradient, the weights and their last change. ``text_tokens``: mean number of tokens per
-        caption in the newest batch.
+        caption in the newest batch. ``replaced``, ``storage``: as ``RankCounters.totals`` returns them.
         """
         window, model, mask = self.window, for_stage(self._config, span.stage).model, span.stage.mask
         window.add_paused("checkpoint", self._checkpoints.blocked_seconds - self._saved)
         speed = window.samples / window.seconds
         flops, unmasked_flops = (costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0"))
-        shares = window.shares(self.profiler.communication)
+        shares = window.shares(self._profiler.communication)
         verdict, changed = self._bottleneck.update(shares)
         if changed and self._world.is_rank0:
             log.info("%s", verdict)
-        replaced, storage = self._counters.totals()
         checkpoints, on_gpu = self._checkpoints, self._world.device.type == "cuda"
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],

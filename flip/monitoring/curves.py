@@ -49,8 +49,8 @@ WITHOUT_CURVE = (
     "saves", "saving", "save_wait",
 )  # fmt: skip
 """Fields of a metric line that are no curve: positions, texts, and totals. docs/monitoring.md describes them."""
-NESTED = ("storage", "shares")
-"""Fields whose parts are curves: ``STORAGE`` and ``TIME``."""
+NESTED = ("storage", "shares", "callback")
+"""Fields whose parts are curves: ``STORAGE``, ``TIME``, and the values of a user's callbacks."""
 
 TIME = {
     "data_wait": "Share of time in which rank 0 waited for a batch.",
@@ -90,6 +90,8 @@ def describe(tag: str) -> str:
         kind = name.removeprefix("retries_")
         text = f"Failed attempts to read, by cause: {kind}." if kind != name else STORAGE.get(name, "")
         return f"{text} Sum over the ranks in this attempt." if text else ""
+    if group == "callback":
+        return f"Value of the class {name.partition('/')[0]} in monitor.callbacks; mean over ranks and calls."
     if group in COLUMNS:
         return f"Top-1 score on {name.removesuffix('_top1')}, task {group}."
     return next((text for known, text in CURVES.values() if known == tag), "")
@@ -114,6 +116,7 @@ class CurvePoints:
         """Tag -> value of one metric line."""
         points = {tag: line.get(field) for field, (tag, _) in CURVES.items()}
         points |= {f"storage/{name}": count for name, count in (line.get("storage") or {}).items()}
+        points |= {f"callback/{name}": value for name, value in (line.get("callback") or {}).items()}
         points |= {f"time/{part}_share": share for part, share in (line.get("shares") or {}).items()}
         self._counted |= {tag for tag, value in points.items() if value}
         return {

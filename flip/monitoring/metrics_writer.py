@@ -1,4 +1,4 @@
-"""Writes the metric lines, TensorBoard events, status.json and progress bar of a run (rank 0), and a log of samples."""
+"""Writes the metric lines, TensorBoard events, status.json and progress bar of a run (rank 0)."""
 
 import json
 import logging
@@ -19,7 +19,6 @@ from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
-from flip.data.loader import Batch
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.files import open_append, run_folder
@@ -56,6 +55,7 @@ def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
         "Where the time goes": {"shares": ["Multiline", ["^time/"]]},
         "Memory": group("memory/"),
         "Data": group("data/") | {"storage": ["Multiline", ["^storage/"]]},
+        "Callbacks": {"callbacks": ["Multiline", ["^callback/"]]},
     }
 
 
@@ -92,7 +92,7 @@ class MetricsWriter:
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "accuracy": None, "samples_per_second": None, "eta_seconds": None,
-            "verdict": None, "reason": "", "storage": None, "unsteady": None,
+            "verdict": None, "reason": "", "storage": None, "callbacks": None, "unsteady": None,
         }  # fmt: skip
         self._written, self._failing, self._lock = 0.0, False, threading.Lock()
         self._lines = open_append(run_folder(run.metrics) / f"{attempt}.jsonl", "utf-8")
@@ -221,21 +221,3 @@ class NullMetricsWriter(MetricsWriter):
         pass
 
     start = step = evaluation = status = close = _ignore
-
-
-class SampleLog:
-    """For tests (FLIP_WITNESS=1): the samples that each rank trained on, independent of the sample order.
-
-    witness/<attempt>.<rank>.jsonl has, per step, S, the ids, and a hash of each decoded image before its crop.
-    """
-
-    def __init__(self, run: RunDir, attempt: int, rank: int) -> None:
-        folder = run_folder(run.path / "witness")
-        self._file = open_append(folder / f"{attempt}.{rank}.jsonl", "utf-8")
-
-    def log(self, samples: int, batch: Batch) -> None:
-        """``samples``: S at the start of the batch."""
-        assert batch.witness is not None
-        line = {"samples": samples, "ids": batch.ids.tolist(), "seen": batch.witness.tolist()}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()

@@ -1,15 +1,19 @@
 """Profiles steps: traces for viewers, and samples of the time that steps wait for other ranks."""
 
-import contextlib
+from __future__ import annotations
+
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from flip.runs.files import atomic_path, run_folder
+
+if TYPE_CHECKING:
+    from flip.training.callbacks import Training
 
 FIRST = 2
 """The first step of an attempt that is sampled; the step before it contains one-time costs."""
@@ -18,7 +22,7 @@ Interval = tuple[float, float]
 
 
 class Profiler:
-    """Profiler of one rank: traces ``steps`` steps to ``folder``, from the step that contains sample ``first``.
+    """Profiler of one rank, a callback: traces ``steps`` steps to ``folder``, from the step with sample ``first`` on.
 
     ``minutes``: interval at which a step is sampled for communication; 0, or a single rank: never.
     """
@@ -31,45 +35,43 @@ class Profiler:
         self._every = 60 * minutes if world > 1 else 0.0
         self._due, self._seen, self._left = 0.0, 0, 0
         self._trace: Any = None
+        self._sample: Any = None
+        self._start_time = 0.0
         self._name = ""
         self.communication: float | None = 0.0 if world == 1 else None
         """Share of a step, without data wait, that waited for other ranks; None: unknown."""
 
-    @contextlib.contextmanager
-    def step(self, step: int, samples: int, batch: int) -> Iterator[None]:
-        """Around step number ``step``; ``samples``: S before it."""
+    def before_step(self, training: Training) -> None:
         self._seen += 1
-        if self._steps and samples <= self._first < samples + batch:
+        samples = training.samples
+        if self._steps and samples <= self._first < samples + training.span.stage.batch:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
             self._trace, self._left = _start(activities, record_shapes=True), self._steps
-            self._name = f"{self._attempt}-{step}.json.gz"
+            self._name = f"{self._attempt}-{training.step + 1}.json.gz"
+        elif self._trace is None and self._every and self._seen >= FIRST and time.monotonic() >= self._due:
+            self._due = time.monotonic() + self._every
+            # of a GPU's step only kernels are read (``_intervals``): recording operations too would slow their launch
+            self._sample = _start([ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])
+            self._wait()
+            self._start_time = time.perf_counter()
+
+    def step(self, training: Training) -> None:
         if self._trace is not None:
-            yield
             self._left -= 1
             if self._left == 0:
                 self._write()
-        elif self._every and self._seen >= FIRST and time.monotonic() >= self._due:
-            self._due = time.monotonic() + self._every
-            yield from self._sample()
-        else:
-            yield
+        elif self._sample is not None:
+            self._wait()
+            seconds = time.perf_counter() - self._start_time
+            profiler, self._sample = self._sample, None
+            profiler.stop()
+            exposed = exposed_communication_time(*_intervals(profiler.events(), self._cuda))
+            self.communication = min(1.0, exposed / (1e6 * seconds))
 
-    def close(self) -> None:
+    def stop(self, training: Training) -> None:
         """Write the trace if training ends before all its steps."""
         if self._trace is not None:
             self._write()
-
-    def _sample(self) -> Iterator[None]:
-        # of a GPU's step only kernels are read (``_intervals``): recording operations too would slow their launch
-        profiler = _start([ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])
-        self._wait()
-        start_time = time.perf_counter()
-        yield
-        self._wait()
-        seconds = time.perf_counter() - start_time
-        profiler.stop()
-        exposed = exposed_communication_time(*_intervals(profiler.events(), self._cuda))
-        self.communication = min(1.0, exposed / (1e6 * seconds))
 
     def _wait(self) -> None:
         if self._cuda:

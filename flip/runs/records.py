@@ -19,7 +19,7 @@ LARGEST = 10**18
 #: Characters after which a text is cut, such as the error of a compiler.
 LONGEST = 4000
 #: Fields that quote errors of libraries and services: they are written without credentials.
-MESSAGES = ("reason", "storage", "trace", "verdict", "what", "why")
+MESSAGES = ("callbacks", "reason", "storage", "trace", "verdict", "what", "why")
 #: Characters of a message that are written: a compiler's error of megabytes would make its record unreadable.
 MESSAGE_LIMIT = 100_000
 #: Levels of nesting. Printing a record as JSON takes several calls per level.
@@ -123,12 +123,13 @@ EARLIER_DATA = {"samples": COUNT.needed(), "hash": EXACT, "changes": [{"key": TE
 FIELDS: Dict[str, Any] = {
     "identity.json": {
         "hash": EXACT, "schema": COUNT, "code": DIGEST, "uid": CODE, "config": MAPPING, "classes": {"*": TEXT},
+        "callbacks": {"*": EXACT},
         "before": [EARLIER_DATA],
     },
     "status.json": {
         "attempt": COUNT, "samples": COUNT, "total": COUNT, "step": COUNT, "steps": COUNT, "loss": NUMBER,
         "accuracy": NUMBER, "samples_per_second": NUMBER, "eta_seconds": NUMBER, "stage": TEXT, "phase": TEXT,
-        "storage": TEXT, "verdict": TEXT, "reason": TEXT, "time": TIME, "unsteady": FLAG,
+        "storage": TEXT, "callbacks": TEXT, "verdict": TEXT, "reason": TEXT, "time": TIME, "unsteady": FLAG,
     },
     "result.json": {
         "stage": TEXT, "samples": COUNT, "steps": COUNT, "seconds": NUMBER, "samples_per_second": NUMBER,

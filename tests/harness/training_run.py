@@ -1,6 +1,5 @@
 """One run under faults with the real supervisor, ranks and signals, and the records to check afterwards."""
 
-import hashlib
 import io
 import json
 import os
@@ -9,15 +8,19 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from safetensors import safe_open
 
 from flip.checkpoint.remote import local_copy
 from flip.config import merge
-from flip.config.derived import world_size
+from flip.config.derived import for_stage, kept_patches, patches, world_size
+from flip.data import augment, masking
 from flip.data.order import SampleOrder
 from flip.runs import commit
 from flip.runs.rundir import read_json
+from flip.training.sample_log import patch_hashes
 from jobs.common.cluster_profile import load_profile
 from jobs.common.job import Job, JobResources
 from jobs.local import rank_processes
@@ -158,7 +161,7 @@ class TrainingRun:
         return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
     def witnessed(self):
-        """Return attempt -> S -> (ids, hashes of decoded images) of global batches whose step all ranks finished."""
+        """Return attempt -> S -> (ids, hashes of visible patches) of global batches whose step all ranks finished."""
         return {n: self.witnessed_of(n) for n in self.run.attempt_numbers()}
 
     def witnessed_of(self, n):
@@ -203,14 +206,29 @@ class TrainingRun:
         return "\n".join(parts + ([journal.read_text()[-3000:]] if journal.exists() else []))
 
 
-def decoded_hashes(data):
-    """Return per sample id the first 8 bytes of the sha256 of its pixels, read with only tarfile and Pillow."""
-    hashes = []
+def decoded_images(data):
+    """Return per sample id its pixels (H, W, 3), read with only tarfile and Pillow."""
+    images = []
     for path in sorted(data.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".png"):
-                    image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
-                    digest = hashlib.sha256(image.tobytes()).digest()
-                    hashes.append(int.from_bytes(digest[:8], "little", signed=True))
-    return hashes
+                    images.append(np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")))
+    return images
+
+
+def seen_hashes(config, span, samples, images):
+    """Return (ids, hashes of the visible patches) of the global batch at S = ``samples``, as ``SampleLog`` writes them,
+    from ``decoded_images``: without reader, decoder, loader and workers."""
+    image, data = for_stage(config, span.stage).model.image, config.data
+    manifest = json.loads((Path(data.manifest) / "manifest.json").read_text())
+    order = SampleOrder(config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
+    ids, epochs = order.batch(samples, span.stage.batch)
+    draws = augment.Draws.of(config.seed, epochs, ids)
+    keep = masking.visible_patches(config.seed, epochs, ids, patches(image), kept_patches(image, span.stage.mask))
+    rows = []
+    for row, id in enumerate(ids.tolist()):
+        view = augment.view(images[id], image.size, for_stage(config, span.stage).augment, draws, row, data.resize)
+        cells = view.reshape(image.size // image.patch, image.patch, image.size // image.patch, image.patch, 3)
+        rows.append(np.ascontiguousarray(cells.swapaxes(1, 2).reshape(patches(image), -1)[keep[row]]))
+    return ids.tolist(), patch_hashes(torch.from_numpy(np.stack(rows)))

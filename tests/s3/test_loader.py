@@ -40,7 +40,7 @@ def take(source, count=STEPS, between=lambda t: None):
 
 
 def same(actual, expected):
-    names = ("patches", "keep_indices", "tokens", "ids", "witness")
+    names = ("patches", "keep_indices", "tokens", "ids")
     return all(
         torch.equal(getattr(a, n), getattr(b, n)) for a, b in zip(actual, expected, strict=True) for n in names
     )  # fmt: skip

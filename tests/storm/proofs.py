@@ -10,7 +10,7 @@ from flip.data.storage import s3
 from flip.runs import commit
 from flip.runs.rundir import read_json
 from tests.harness.common import metric_lines
-from tests.harness.training_run import BATCH, INTERVAL, decoded_hashes
+from tests.harness.training_run import BATCH, INTERVAL, decoded_images
 from tests.s3.servers import BUCKET, SECRET
 from tests.storm.faults import EVERY
 from tests.verdicts import check_data, check_equal
@@ -84,9 +84,9 @@ def _scores(run):
 @proof
 def the_ordered_ids(storm):
     """each global batch of every attempt has exactly the ids of the sample order, and the images of these ids"""
-    hashes = decoded_hashes(storm.scene.folder / "data")
+    images = decoded_images(storm.scene.folder / "data")
     for run in storm.runs:
-        check_data(run, hashes)
+        check_data(run, images)
     return f"{sum(len(batches) for run in storm.runs for batches in run.witnessed().values())} batches"
 
 

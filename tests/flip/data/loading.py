@@ -16,4 +16,4 @@ def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, pin
         manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
     )
     image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-    return Loader(WorkerConfig(data, augment, image, text, 11, witness=True), rank, world, pinned)
+    return Loader(WorkerConfig(data, augment, image, text, 11), rank, world, pinned)

@@ -98,10 +98,7 @@ def train(original, folder, **fields):
 
 
 def arrays(batches):
-    return [
-        {name: getattr(batch, name) for name in ("patches", "keep_indices", "tokens", "ids", "witness")}
-        for batch in batches
-    ]
+    return [{name: getattr(batch, name) for name in ("patches", "keep_indices", "tokens", "ids")} for batch in batches]
 
 
 def assert_in_place(batches, manifest, bad):

@@ -38,11 +38,11 @@ def batches(data, layout, steps):
     data.workers, parts = workers, []
     for rank in range(world):
         image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
-        loader = Loader(WorkerConfig(data, PLAIN, image, text, 11, witness=True), rank, world)
+        loader = Loader(WorkerConfig(data, PLAIN, image, text, 11), rank, world)
         source = loader.batches(steps.start * BATCH, BATCH, "0.5")
         parts.append([next(source) for _ in steps])
         source.close()
-    names = ("patches", "keep_indices", "tokens", "ids", "witness")
+    names = ("patches", "keep_indices", "tokens", "ids")
     return [{name: torch.cat([getattr(part[t], name) for part in parts]) for name in names} for t in range(len(steps))]
 
 

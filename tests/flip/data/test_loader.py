@@ -1,6 +1,5 @@
 """Tests that batches depend on configuration, manifest and S only: not on ranks, workers, restarts or chance."""
 
-import hashlib
 from functools import partial
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 import webdataset
 
+from flip.data import augment as augmenting
 from flip.data import masking
 from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index
@@ -33,7 +33,7 @@ def take(source, start, count, batch=BATCH, mask="0.5"):
 def joined(original, world, workers, start, count, **fields):
     """Global batches, concatenated from the loaders of all ranks."""
     parts = [take(loader(original, rank, world, workers, **fields), start, count) for rank in range(world)]
-    names = ("patches", "keep_indices", "tokens", "ids", "witness")
+    names = ("patches", "keep_indices", "tokens", "ids")
     return [{n: torch.cat([getattr(part[t], n) for part in parts]) for n in names} for t in range(count)]
 
 
@@ -54,8 +54,11 @@ def test_batch_matches_order_masks_and_images(original, reference):
     ids, epochs = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(0, BATCH)
     assert batch["ids"].tolist() == ids.tolist()
     assert batch["keep_indices"].tolist() == masking.visible_patches(11, epochs, ids, 9, 4).tolist()
-    pixels = [hashlib.sha256(picture(i, 32).tobytes()).digest()[:8] for i in ids]
-    assert batch["witness"].tolist() == [int.from_bytes(d, "little", signed=True) for d in pixels]
+    for row, (id, epoch) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)):
+        draws = augmenting.Draws.of(11, np.array([epoch]), np.array([id]))
+        pixels = augmenting.view(picture(id, 32), 24, reference[0], draws, 0)
+        cells = pixels.reshape(3, 8, 3, 8, 3).swapaxes(1, 2).reshape(9, 192)
+        assert np.array_equal(batch["patches"][row].numpy(), cells[batch["keep_indices"][row].numpy()]), id
 
 
 @pytest.mark.parametrize("world, workers", [(1, 3), (2, 1), (2, 3), (4, 2), (LANES, 0)])

@@ -12,7 +12,8 @@ from flip.monitoring import curves
 from flip.monitoring.collector import PARTS, MetricsCollector
 from flip.monitoring.curves import CurvePoints
 from flip.monitoring.utilisation import Utilisation
-from flip.training import trainer as training
+from flip.training.metric_lines import MetricLines
+from flip.training.user_callbacks import UserCallbacks
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "monitoring.md").read_text(encoding="utf-8")
 
@@ -20,12 +21,19 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "monitoring.md").read_tex
 def line():
     """Return a metric line with a value in every field that has a curve."""
     nested = {"storage": dict.fromkeys(IOStats().flat(), 1.0), "shares": dict.fromkeys(PARTS, 0.1)}
+    nested["callback"] = {"GradNoise/noise": 1.0}
     return dict.fromkeys(curves.CURVES, 1.0) | nested | {"step": 1, "samples": 8, "verdict": "compute-bound"}
 
 
 def test_curve_tags_of_metric_line_have_descriptions():
     tags = CurvePoints().of(line())
-    assert {"train/loss", "storage/retries_slowdown", "storage/cap", "time/communication_share"} <= set(tags)
+    assert {
+        "train/loss",
+        "storage/retries_slowdown",
+        "storage/cap",
+        "time/communication_share",
+        "callback/GradNoise/noise",
+    } <= set(tags)
     missing = [tag for tag in tags if not curves.describe(tag)]
     assert not missing, f"{missing}: describe each in flip/monitoring/curves.py"
     assert curves.describe("storage/other") == curves.describe("train/other") == ""
@@ -44,7 +52,7 @@ def written_fields():
     """Return the fields of the metric lines that training writes: the keys of the dictionaries in its functions."""
     functions = (
         MetricsCollector.collect, MetricsCollector._compiled, MetricsCollector._logit_bias, Utilisation.of,
-        training.Trainer.report,
+        MetricLines._report, UserCallbacks.reduced,
     )  # fmt: skip
     fields = set()
     for function in functions:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,10 +25,16 @@ def test_exposed_communication_time_excludes_overlap_with_compute():
     assert exposed_communication_time([(1, 2), (4, 6)], [(2, 4), (5, 5)]) == 3
 
 
+def position(step, batch=8):
+    """The training after ``step`` steps."""
+    return SimpleNamespace(step=step, samples=step * batch, span=SimpleNamespace(stage=SimpleNamespace(batch=batch)))
+
+
 def steps(profiler, count, start=0, batch=8):
     for i in range(count):
-        with profiler.step(start // batch + i + 1, start + i * batch, batch):
-            torch.ones(64, 64) @ torch.ones(64, 64)
+        profiler.before_step(position(start // batch + i))
+        torch.ones(64, 64) @ torch.ones(64, 64)
+        profiler.step(position(start // batch + i + 1))
 
 
 def test_profiler_traces_requested_steps(tmp_path):
@@ -41,9 +48,9 @@ def test_profiler_writes_shorter_trace_if_training_ends_within_it(tmp_path):
     profiler = Profiler(folder, 3, 1, CPU, first=20, steps=5, minutes=10)
     steps(profiler, 4)
     assert not folder.exists()
-    profiler.close()
+    profiler.stop(position(4))
     assert mm_events(folder) == 2
-    profiler.close()
+    profiler.stop(position(4))
     assert len(list(folder.iterdir())) == 1
 
 
@@ -68,10 +75,11 @@ def rank_main(rank, folder, results):
     profiler, shares = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0), []
     for i in range(3):
         shares.append(profiler.communication)
-        with profiler.step(i + 1, 8 * i, 8):
-            if rank == 1 and i == 1:  # the profiled step; its profiler may take a second to start
-                time.sleep(5.0)
-            distributed.all_reduce(torch.ones(1000))
+        profiler.before_step(position(i))
+        if rank == 1 and i == 1:  # the profiled step; its profiler may take a second to start
+            time.sleep(5.0)
+        distributed.all_reduce(torch.ones(1000))
+        profiler.step(position(i + 1))
     results.put((rank, shares))
     distributed.barrier()
     parallel.stop()

@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import metadata
 
 import flip
 from flip.checkpoint.manager import CheckpointManager
+from flip.config.derived import stage_spans
 from flip.config.merge import dump
 from flip.config.schema import EvaluationSet
 from flip.distributed import parallel
@@ -23,11 +24,15 @@ from flip.evaluation.datasets.catalog import ResolvedDataset
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import predictions
+from flip.monitoring.collector import TimeBreakdown
 from flip.runs import commit
 from flip.runs.errors import StorageError
 from flip.runs.rundir import RunDir, read_json
 from flip.training.anomaly import NonFiniteGuard, Step
-from flip.training.trainer import Trainer, TrainingStopped, train
+from flip.training.callbacks import TrainingStopped
+from flip.training.metric_lines import MetricLines
+from flip.training.scoring import Scoring
+from flip.training.trainer import Trainer, train
 from tests.harness.training_run import BATCH, configuration
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -79,19 +84,58 @@ def test_time_of_the_device_counts_as_training(tmp_path, monkeypatch):
     device, numbers = Device(), torch.ones(2)
     monkeypatch.setattr("flip.training.trainer.time", SimpleNamespace(perf_counter=lambda: device.now))
     guard = NonFiniteGuard(RunDir(tmp_path), 1, 0, 0.0, 8)
-    window = SimpleNamespace(seconds=0.0)
-    trainer = SimpleNamespace(guard=guard, seconds=0.0, collector=SimpleNamespace(window=window))
+    trainer = SimpleNamespace(guard=guard, seconds=0.0)
     for number in range(2):
         started = device.now
         device.now, busy = device.now + 1, max(device.now, device.busy_until) + 4
         guard.flush()
         device.busy_until = busy
         guard._pending = Step(number, number, "pretrain", 0.1, torch.arange(1)), numbers, device
-        window.seconds += device.now - started
-    assert guard.is_device_busy
-    launched = window.seconds
-    Trainer.finish_step(trainer)
-    assert not guard.is_device_busy and device.now == window.seconds == 8 and trainer.seconds == 8 - launched > 0
+        trainer.seconds += device.now - started
+    assert guard.is_device_busy and trainer.seconds < 8
+    Trainer.wait_for_device(trainer)
+    assert not guard.is_device_busy and device.now == trainer.seconds == 8
+
+
+def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
+    """Seconds of steps, of waits for the device in lines, and of those in saves between lines."""
+    config = configuration(data, world=1)
+    config.monitor.log_every = 2
+    world = parallel.World(1, 2, torch.device("cpu"), None, None)
+    users = SimpleNamespace(pending=list, reduced=lambda *_: {}, disabled=[])
+    lines = MetricLines(RunDir(tmp_path), 1, config, world, None, None, users)
+    monkeypatch.setattr("flip.training.metric_lines.optim.weight_norms", lambda *_: (0, 0))
+    monkeypatch.setattr("flip.training.metric_lines.grad_cache.mean_text_tokens", lambda *_: 1.0)
+    windows = []
+
+    class Collector:
+        def reset(self):
+            self.window = TimeBreakdown()
+
+        def use_model(self, model):
+            pass
+
+        def collect(self, *_):
+            windows.append((self.window.samples, round(self.window.seconds, 3), self.window.waited))
+            return {}
+
+    lines._collector = Collector()
+    at = SimpleNamespace(
+        span=stage_spans(config)[0], samples=0, step=0, seconds=100.0, waited=0.25, model=None, gradient_norm=0,
+        optimizer=object(), batch=SimpleNamespace(tokens=None), loss=0, accuracy=0,
+        counters=SimpleNamespace(totals=lambda _: (0, {}, [])),
+    )  # fmt: skip
+
+    def wait():
+        at.seconds += 0.5
+
+    at.wait_for_device = wait
+    lines.start_stage(at)
+    for _ in range(4):
+        at.samples, at.step, at.seconds = at.samples + BATCH, at.step + 1, at.seconds + 1
+        lines.step(at)
+        at.seconds += 0.125 * (at.step == 2)  # a save waits for the device
+    assert windows == [(2 * BATCH, 2.5, 0.5), (2 * BATCH, 2.625, 0.5)]
 
 
 def test_poll_requests_does_not_access_run_directory():
@@ -110,17 +154,17 @@ def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_pa
     monkeypatch.setattr(
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
-    trainer = Trainer.__new__(Trainer)
-    trainer.run, trainer.samples, trainer.seconds = RunDir(tmp_path), 8, 1.0
-    trainer.attempt = trainer.run.start_attempt({})
-    trainer.monitor = SimpleNamespace(evaluation=lambda *_: written.append("scores"))
+    run = RunDir(tmp_path)
+    metrics = SimpleNamespace(writer=SimpleNamespace(evaluation=lambda *_: written.append("scores")))
     predictions = {"val": SimpleNamespace(write=lambda path: written.append(path.name))}
-    span = SimpleNamespace(stage=SimpleNamespace(name="pretrain"))
+    training = SimpleNamespace(span=SimpleNamespace(stage=SimpleNamespace(name="pretrain")), samples=8, seconds=1.0)
+    attempt = run.start_attempt({})
     for rank, newer, commits in ((1, False, []), (0, False, [8]), (0, True, [8])):
-        trainer.world = parallel.World(rank, 2, torch.device("cpu"), None, None)
+        world = parallel.World(rank, 2, torch.device("cpu"), None, None)
+        scoring = Scoring(run, attempt, configuration(tmp_path, world=2), world, None, None, metrics)
         if newer:
-            trainer.run.start_attempt({})
-        assert len(trainer.record_scores(span, [{"name": "val"}], predictions)) == 1 and looked == commits
+            run.start_attempt({})
+        assert len(scoring.record_scores(training, [{"name": "val"}], predictions)) == 1 and looked == commits
     assert written == ["scores", "val.predictions.jsonl"]
 
 

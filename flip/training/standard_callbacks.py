@@ -1,0 +1,43 @@
+"""The callbacks of every attempt, in the order in which the trainer calls them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import flip
+from flip.checkpoint.manager import CheckpointManager
+from flip.config.callback_names import FOLDER
+from flip.config.schema import Config
+from flip.distributed.parallel import World
+from flip.distributed.shutdown import Watchdog
+from flip.monitoring.profiler import Profiler
+from flip.runs.rundir import RunDir
+from flip.training import sample_log
+from flip.training.callbacks import Callbacks
+from flip.training.metric_lines import MetricLines
+from flip.training.scoring import Scoring
+from flip.training.user_callbacks import UserCallbacks
+
+
+def standard_callbacks(
+    run: RunDir, attempt: int, config: Config, world: World, checkpoints: CheckpointManager, watchdog: Watchdog,
+    files: Path | None = None,
+) -> Callbacks:  # fmt: skip
+    """The profiler, the log of samples, the classes of the user, the metric lines and the scores.
+
+    A metric line comes after the callbacks whose values it has.
+
+    Args:
+        files: folder of the copies of the user's files; None: in the code that runs, the snapshot.
+    """
+    monitor = config.monitor
+    steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.is_rank0 else (0, 0.0)
+    profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
+    logs = []
+    if os.environ.get(sample_log.VARIABLE) == "1":
+        logs.append(sample_log.SampleLog(run, attempt, world.rank))
+    user_callbacks = UserCallbacks(config, world, files or Path(str(flip.__file__)).resolve().parents[1] / FOLDER)
+    metrics = MetricLines(run, attempt, config, world, checkpoints, profiler, user_callbacks)
+    scoring = Scoring(run, attempt, config, world, checkpoints, watchdog, metrics)
+    return Callbacks([profiler, *logs, user_callbacks, metrics, scoring])
