@@ -81,17 +81,20 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
     else:
         defaults += ["resources.gpus=0"]
     fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
-    resolved, real = resolve(args, not allocated, defaults, fixed)
+    resolved, real, callbacks = resolve(args, not allocated, defaults, fixed)
     run = scratch(resolved, real, args)
     print(f"a scratch copy: {run.path}", flush=True)
     n = run.start_attempt({"host": os.uname().nodename, "first_commit": False})
+    code = code_with(callbacks, run)
     if allocated:
-        return in_allocation(run, n)
-    return in_process(run, n, args.no_pdb)
+        return in_allocation(run, n, code)
+    return in_process(run, n, args.no_pdb, code)
 
 
-def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list[str]) -> tuple[ResolvedRun, RunDir]:
-    """The resolved run, and its real directory, which may not exist.
+def resolve(
+    args: argparse.Namespace, local: bool, below: list[str], above: list[str]
+) -> tuple[ResolvedRun, RunDir, Mapping[str, bytes]]:
+    """The resolved run; its real directory, which may not exist; path -> content of the files of ``monitor.callbacks``.
 
     ``below`` and ``above``: settings with lower and higher priority than those of the command line.
     """
@@ -115,7 +118,17 @@ def resolve(args: argparse.Namespace, local: bool, below: list[str], above: list
         planned = submission(f"data.lanes={stored.data.lanes}")
     profile = load_profile("local")  # the cluster of the sweep only gives the folder of its runs
     planned.profile = replace(profile, kind=profile.kind if local else "slurm", runs_root=planned.profile.runs_root)
-    return planned.resolve_runs()[0], real
+    return planned.resolve_runs()[0], real, planned.callbacks
+
+
+def code_with(callbacks: Mapping[str, bytes], run: RunDir) -> Path:
+    """The folder of the code that runs: this checkout, or a snapshot beside the scratch copy with files of the user."""
+    from jobs.common.paths import REPOSITORY
+    from jobs.submission.snapshot import take
+
+    if not callbacks:
+        return REPOSITORY
+    return take(REPOSITORY, run.path.parent / ".code", callbacks).path
 
 
 def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> RunDir:
@@ -146,16 +159,17 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     return run
 
 
-def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
-    """Train with this process as the only rank."""
+def in_process(run: RunDir, n: int, no_pdb: bool, code: Path) -> int:
+    """Train with this process as the only rank. ``code``: has the files of ``monitor.callbacks``."""
     import pdb
     import traceback
 
+    from flip.config.callback_names import FOLDER
     from jobs.runtime import worker
 
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "FLIP_ATTEMPT": str(n)}
     try:
-        worker.in_process(run, n)
+        worker.in_process(run, n, code / FOLDER)
     except Exception as error:  # any error is shown to the user
         traceback.print_exc()
         if not no_pdb and sys.stdin.isatty():
@@ -164,18 +178,17 @@ def in_process(run: RunDir, n: int, no_pdb: bool) -> int:
     return 0
 
 
-def in_allocation(run: RunDir, n: int) -> int:
+def in_allocation(run: RunDir, n: int, code: Path) -> int:
     """Train with one rank per task of the current Slurm allocation."""
     from flip.runs import python_path
-    from jobs.common.paths import COMMANDS, REPOSITORY
+    from jobs.common.paths import COMMANDS
     from jobs.common.text import plain
     from jobs.reporting.run_details import last_lines
 
     run.open_logs(n)
-    code = str(REPOSITORY)
     entry = str(COMMANDS / "host" / "rank_entry.py")
-    variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": code}
-    variables |= python_path.variables(code)
+    variables = {"FLIP_RUN": str(run.path), "FLIP_ATTEMPT": str(n), "FLIP_SNAPSHOT": str(code)}
+    variables |= python_path.variables(str(code))
     argv = ["srun", "--kill-on-bad-exit=1", "--export=ALL", sys.executable, entry, "jobs.worker"]
     done = subprocess.run(argv, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"}, check=False)
     for path in sorted((run.logs / str(n)).iterdir()):

@@ -136,8 +136,9 @@ class Callback:
 class Callbacks:
     """Calls the hooks of several callbacks, in their order. An object may lack hooks."""
 
-    def __init__(self, callbacks: Sequence[object]) -> None:
-        self._hooks = {name: [getattr(each, name) for each in callbacks if hasattr(each, name)] for name in HOOKS}
+    def __init__(self, members: Sequence[object]) -> None:
+        self.members = members
+        self._hooks = {name: [getattr(each, name) for each in members if hasattr(each, name)] for name in HOOKS}
 
     def call(self, hook: str, training: Training, *values: Any) -> None:
         """Call this hook of all callbacks."""

@@ -286,7 +286,7 @@ class _Member:
         """Call a hook; ``step`` adds what it returns to the pending values."""
         if self.failure or hook not in self._hooks:
             return
-        with self._failing(f"{hook}, step {training.step}"), _guard(training):
+        with self._failing(f"{hook}() at step {training.step}"), _guard(training):
             result = self._hooks[hook](view, *values)
             if hook == "step" and result is not None:
                 self._add(result)
@@ -305,7 +305,7 @@ class _Member:
         return {f"{self.name.cls}/{name}": x if math.isfinite(x) else None for name, x in means.items()}
 
     def _combine(self, means: dict[str, float], training: Training) -> dict[str, float]:
-        with self._failing(f"combine, step {training.step}"), _guard(training):
+        with self._failing(f"combine() at step {training.step}"), _guard(training):
             return _numbers(self._hooks["combine"](means))
         return {}
 

@@ -65,7 +65,11 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
     submitted_again = state.state in ("queued", "running") and last.get("attempt", 0) <= job.get("after", 0)
     stale = submitted_again or state.state == "complete"
     reason = state.detail or ("" if stale else str(last.get("reason", "")))
-    problems = [text for text in (moving.get("storage"), damage, more, *damaged) if text and text not in reason]
+    problems = [
+        text
+        for text in (moving.get("storage"), live.get("callbacks"), damage, more, *damaged)
+        if text and text not in reason
+    ]
     return {
         **{"sweep": run.sweep, "run": run.name, "state": state.state},
         **{key: live.get(key) for key in ("stage", "samples", "total", "step", "steps", "loss", "accuracy", "phase")},

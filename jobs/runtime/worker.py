@@ -164,14 +164,17 @@ def _denied_in(run: RunDir, error: OSError) -> bool:
     return isinstance(error, PermissionError) and any(Path(name).is_relative_to(run.path) for name in named)
 
 
-def in_process(run: RunDir, attempt: int) -> None:
-    """Train as the only rank, in the calling process. Errors are not converted (jobs/debug.py)."""
+def in_process(run: RunDir, attempt: int, callback_files: Path) -> None:
+    """Train as the only rank, in the calling process. Errors are not converted (jobs/debug.py).
+
+    ``callback_files``: folder of the copies of the files of ``monitor.callbacks``.
+    """
     from flip.training.trainer import TrainingStopped, train
 
     start_logging(sys.stdout)
     _check_identity(run)
     try:
-        train(run, attempt, shutdown.install(), lambda *_: None)
+        train(run, attempt, shutdown.install(), lambda *_: None, callback_files)
     except TrainingStopped as stopped:
         logging.info("%s", stopped)
 

@@ -15,8 +15,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from flip.config import callback_names
 from flip.config.identity import identity, is_same_run, version_of
 from flip.config.merge import dump, to_dict
+from flip.config.schema import Config
 from flip.config.yaml_io import dump_yaml, read_yaml
 from flip.environment import environment
 from flip.runs import canary, commit, deletion
@@ -109,7 +111,7 @@ def apply(
             new_folder(temporary)
             cleanup.callback(deletion.discard_own_folder, temporary)  # unless it is renamed
             write_text(temporary / "config.yaml", dump(action.wanted.config))
-            write_json(temporary / "identity.json", {**action.wanted.identity, **_recorded(snapshot)})
+            write_json(temporary / "identity.json", _recorded(action.wanted.identity, snapshot, action))
         for action in sourced:  # before anything is moved
             warm_start.open_commit(action.wanted.config.init)
         write_json(plan.folder / "sweep.json", dict(about))
@@ -206,7 +208,8 @@ def _set_aside_compiled(run: RunDir, user: str) -> None:
 def _update_config(action: Action, folder: Path, older: bool) -> None:
     """Write config.yaml of a run that continues: settings outside of its identity may be new.
 
-    A run that keeps ``older`` code gets no key that its config.yaml lacks, because that code may not know it.
+    A run that keeps ``older`` code gets no key that its config.yaml lacks, because that code may not know it, and no
+    callback that it does not have yet, because that code does not contain it.
     """
     run = RunDir(folder / action.name)
     stored = read_record(run.identity) or {}
@@ -216,8 +219,19 @@ def _update_config(action: Action, folder: Path, older: bool) -> None:
             write_json(run.identity, renewed)  # class names were corrected; before config.yaml, as in ``_adopt``
     path, settings = folder / action.name / "config.yaml", to_dict(action.wanted.config)
     if older and path.exists():
-        settings = _without_new_keys(settings, read_yaml(path))
+        known = read_yaml(path)
+        settings = _without_new_keys(settings, known)
+        missing = callbacks_without_code(action.wanted.config, known)
+        if "callbacks" in settings["monitor"]:
+            kept = [entry for entry in settings["monitor"]["callbacks"] if entry not in missing]
+            settings["monitor"]["callbacks"] = kept
     write_text(path, dump_yaml(settings))
+
+
+def callbacks_without_code(wanted: Config, stored: Mapping[str, Any]) -> list[str]:
+    """Entries of ``monitor.callbacks`` that the code of a run does not contain. ``stored``: its config.yaml."""
+    known = (stored.get("monitor") or {}).get("callbacks") or []
+    return [entry for entry in wanted.monitor.callbacks if entry not in known]
 
 
 def _without_new_keys(settings: Any, stored: Any) -> Any:
@@ -250,7 +264,7 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
 def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Sequence[str]) -> Job:
     run = RunDir(plan.folder / action.name)
     if code == snapshot.path:
-        write_json(run.identity, {**(read_record(run.identity) or {}), **_recorded(snapshot)})
+        write_json(run.identity, _recorded(read_record(run.identity) or {}, snapshot, action))
     uncancels = action.name in plan.cancelled and not action.moves
     command = [*typed, "--only", action.wanted.name] if typed else []
     command += ["--changed", "keep"] if typed and action.wanted.ignored_changes else []
@@ -261,8 +275,15 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Sequ
     )  # fmt: skip
 
 
-def _recorded(snapshot: Snapshot) -> dict[str, Any]:
-    return {"code": snapshot.digest, "uid": os.geteuid(), "environment": environment()}
+def _recorded(identity: Mapping[str, Any], snapshot: Snapshot, action: Action) -> dict[str, Any]:
+    """identity.json of a run that gets the code of ``snapshot``. Nothing that this adds is hashed."""
+    files = {name.file for name in callback_names.parse(action.wanted.config.monitor.callbacks)}
+    callbacks = {file: checksum for file, checksum in snapshot.callbacks.items() if file in files}
+    others = {key: value for key, value in identity.items() if key != "callbacks"}
+    recorded = {"code": snapshot.digest, "uid": os.geteuid(), "environment": environment()}
+    if callbacks:
+        recorded["callbacks"] = callbacks
+    return {**others, **recorded}
 
 
 def prune(plan: Plan, why: str, on_trash: Callable[[Path, Path], None] = lambda path, target: None) -> list[str]:

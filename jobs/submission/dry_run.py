@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from jobs.planning.plan import Plan, resources_of
 from jobs.slurm import backend, batch_script
 from jobs.slurm.batch_script import FORWARDED_ENV, clean_environment
 from jobs.submission.apply import assign_canaries, snapshot_of
-from jobs.submission.snapshot import current_digest
+from jobs.submission.snapshot import NO_CALLBACKS, current_digest
 from jobs.tracking import tracker
 
 CODE, TOKEN = "CODE", "TOKEN"  # placeholders for the digest of the code and for the name of the submission
@@ -35,16 +35,18 @@ class PlannedJob:
 
 
 def planned_jobs(
-    plan: Plan, profile: ClusterProfile, query: bool = True, canary: int | None = None
-) -> list[PlannedJob]:
+    plan: Plan, profile: ClusterProfile, query: bool = True, canary: int | None = None,
+    callbacks: Mapping[str, bytes] = NO_CALLBACKS,
+) -> list[PlannedJob]:  # fmt: skip
     """The jobs of the runs that start, in the order of their submission.
 
     ``query``: ask Slurm for start times. ``canary``: steps of a canary, 0: none; by default as in the profile.
+    ``callbacks``: as ``snapshot.take``.
     """
     folder = plan.folder / ".code"
     code = present = folder / CODE
     with suppress(ConfigError):  # too much code, which `submit` refuses
-        present = folder / current_digest(REPOSITORY)  # which may have passed its canary
+        present = folder / current_digest(REPOSITORY, callbacks)  # which may have passed its canary
     jobs = [
         Job(
             RunDir(plan.folder / action.name),

@@ -12,12 +12,13 @@ import secrets
 import shlex
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from flip.config import callback_names
 from flip.runs import deletion
 from flip.runs.errors import ConfigError, PermissionDenied, StorageError
 from flip.runs.files import closed_folder, create_file, fsync_path, read_regular
@@ -35,30 +36,36 @@ SECRETS = (
 #: Folders that are skipped if there is no git to ask.
 SKIPPED = (".git", ".venv", "venv", "node_modules", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
 DIGEST = re.compile("[0-9a-f]{16}")  # name of a snapshot
+NO_CALLBACKS: Mapping[str, bytes] = {}
 LIMIT = 50_000_000  # bytes of the largest snapshot: code, not data
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """``digest`` of names, modes and contents; ``left_out``: files below the copied folders that are not copied."""
+    """``digest`` of names, modes and contents; ``left_out``: files below the copied folders that are not copied;
+    ``callbacks``: path -> checksum of a user's callback files in it."""
 
     digest: str
     path: Path
     left_out: tuple[str, ...]
+    callbacks: Mapping[str, str] = field(default_factory=dict)
 
 
-def take(repository: Path, into: Path, limit: int = LIMIT) -> Snapshot:
-    """Copy the code of ``repository`` to ``into``/<digest>/, or repair the copy that exists.
+def take(repository: Path, into: Path, callbacks: Mapping[str, bytes] = NO_CALLBACKS, limit: int = LIMIT) -> Snapshot:
+    """Copy the code of ``repository``, and a user's ``callbacks`` (path -> content), to ``into``/<digest>/, or repair
+    the copy that exists.
 
     Copies tracked, modified and untracked files that git does not ignore; without git, all but SKIPPED folders. Raises
     ConfigError if they exceed ``limit`` bytes, StorageError if they cannot be written, PermissionDenied if another user
     may write to ``into`` or below the existing copy.
     """
     contents, left_out = _read(repository, limit)
+    contents |= _callback_contents(callbacks)
     digest = _digest(contents)
     target = into / digest
     log.debug("code: %d files, snapshot %s", len(contents), target)
-    snapshot = Snapshot(digest, target, tuple(left_out))
+    checksums = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in callbacks.items()}
+    snapshot = Snapshot(digest, target, tuple(left_out), checksums)
     with writing(into):
         require_trusted(closed_folder(into))
     if os.path.lexists(target):
@@ -165,9 +172,14 @@ def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], 
     return contents, left_out
 
 
-def current_digest(repository: Path) -> str:
+def current_digest(repository: Path, callbacks: Mapping[str, bytes] = NO_CALLBACKS) -> str:
     """The digest of the snapshot that ``take`` would make now. Raises ConfigError as it does."""
-    return _digest(_read(repository, LIMIT)[0])
+    return _digest(_read(repository, LIMIT)[0] | _callback_contents(callbacks))
+
+
+def _callback_contents(callbacks: Mapping[str, bytes]) -> dict[str, tuple[bytes, bool]]:
+    """As ``_read`` returns the other files."""
+    return {f"{callback_names.FOLDER}/{name}": (content, False) for name, content in callbacks.items()}
 
 
 def verify(code: Path) -> None:

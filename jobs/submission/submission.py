@@ -21,6 +21,7 @@ from flip.config.merge import read_config, to_dict
 from flip.config.resolve import dataset_facts
 from flip.config.schema import Config, Init
 from flip.config.validate import warnings
+from flip.config.yaml_io import read_yaml
 from flip.export import timm_source
 from flip.runs import commit
 from flip.runs.errors import COMPLETE, STORAGE, ConfigError, FlipError, suggestion
@@ -41,15 +42,15 @@ from jobs.common.cluster_profile import (
 from jobs.common.job import read_lenient
 from jobs.common.paths import REPOSITORY, SWEEPS, runs_root
 from jobs.common.terminal import show
+from jobs.planning import callback_files, preflight, step_time
 from jobs.planning import plan as planning
-from jobs.planning import preflight, step_time
 from jobs.planning.cost import estimate, total
 from jobs.planning.extension import newest_commit
 from jobs.planning.plan import NOT_YET, Plan, ResolvedRun
 from jobs.runs import resubmit
 from jobs.runs.clusters import MultiBackend
 from jobs.submission import render
-from jobs.submission.apply import apply, cancelled_meanwhile, lock, prune
+from jobs.submission.apply import apply, callbacks_without_code, cancelled_meanwhile, lock, prune, snapshot_of
 from jobs.submission.dry_run import PlannedJob, planned_jobs
 from jobs.submission.snapshot import take
 from jobs.sweeps.sweep_file import Run, Sweep, load, no_match
@@ -91,8 +92,8 @@ class Submission:
     ``places``: profile name in the sweep -> the profile, and a node of it. ``profile_files``: the same names -> files.
     ``exposed``: folders in which other users can exchange the runs, their code or what a profile names. ``checks``:
     each passed check once, in order, with the names of its runs (none: all). ``nominal``: whether a dry run plans with
-    nominal data sets. ``batches``: the Slurm jobs of a dry run. ``outcome``: what was done, for --json. ``start``:
-    ``core_seconds`` at the start.
+    nominal data sets. ``callbacks``: path -> content of the files of ``monitor.callbacks``. ``batches``: the
+    Slurm jobs of a dry run. ``outcome``: what was done, for --json. ``start``: ``core_seconds`` at the start.
     """
 
     def __init__(self, options: SubmitOptions) -> None:
@@ -108,6 +109,7 @@ class Submission:
         self.places: dict[str, tuple[ClusterProfile, Host]] = {}
         self.exposed: list[Exposure] = []
         self.checks: dict[preflight.Check, list[str]] = {}
+        self.callbacks: dict[str, bytes] = {}
         self.nominal = False
         self.batches: Sequence[PlannedJob] = ()
         self.outcome: dict[str, Any] = {"started": [], "trashed": {}, "still_saving": [], "cancelled_meanwhile": []}
@@ -255,6 +257,7 @@ class Submission:
                     raise
             anew, current = self.options.changed in ("restart", "fork"), RunDir(holder or self._places_of(run)[-1])
             preflight.refuse_blank_blocks(config, data, None if anew else current)
+            self._read_callbacks(config, run.name)
             self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
             self._add_checks(preflight.save_time(profile, current), run.name)
             self._add_checks(preflight.wall_limit(config, profile, current), run.name)
@@ -285,6 +288,12 @@ class Submission:
             ignored_changes=ignored,
         )
 
+    def _read_callbacks(self, config: Config, name: str) -> None:
+        """Read and check the files of the user's classes; a snapshot gets what was read."""
+        contents = callback_files.read(config.monitor.callbacks, self.file.absolute().parent)
+        self.callbacks |= contents
+        self._add_checks([preflight.Check("callbacks", entry) for entry in config.monitor.callbacks], name)
+
     def _add_checks(self, checks: Sequence[preflight.Check], *names: str) -> None:
         for check in checks:
             self.checks.setdefault(check, []).extend(names)
@@ -298,9 +307,12 @@ class Submission:
         self._add_checks(preflight.space(configs, self.profile, self.folder, self.options.dry_run and self.nominal))
 
     def _executed(self) -> list[Path]:
-        """The folder of the runs, which contains their code, and the files of the profiles that are executed."""
+        """The folder of the runs, which contains their code, the files of the profiles that are executed, and those of
+        the user's classes, which are copied."""
         programs = [path for profile in self._profiles() for _, path in executed_files(profile)]
-        return [self.folder, *self.profile_files.values(), *programs]
+        entries = [entry for run in self.sweep.runs for entry in run.config.monitor.callbacks]
+        classes = callback_files.paths(entries, self.file.absolute().parent)
+        return [self.folder, *self.profile_files.values(), *programs, *classes]
 
     def _check_trust(self, plan: Plan) -> None:
         """Raise PermissionDenied if new runs would start where other users can exchange their code, unless the user can
@@ -415,7 +427,8 @@ class Submission:
         for profile in self._profiles():
             if self.options.dry_run and profile.kind == "slurm":
                 part = [action for action in plan.actions if action.wanted.cluster == profile.name]
-                jobs = planned_jobs(replace(plan, actions=part), profile, answers, self._canary_steps)
+                part_plan = replace(plan, actions=part)
+                jobs = planned_jobs(part_plan, profile, answers, self._canary_steps, self.callbacks)
                 self.batches = [*self.batches, *jobs]
         files = [self.file.absolute(), *dict.fromkeys(self.profile_files.values())]
         asked = " ".join(filter(None, [self._trust_question(plan), question]))
@@ -472,17 +485,19 @@ class Submission:
             if self.profile.kind == "local" and not (running or gpus):
                 note(preflight.load_note(self.start))
             note("\n".join(trust.checkout_warnings()))
-            snapshot = take(REPOSITORY, self.folder / ".code")
+            snapshot = take(REPOSITORY, self.folder / ".code", self.callbacks)
             hidden = ", ".join(snapshot.left_out)
             note(f"not copied, because they are no files of code, or look like secrets: {hidden}" if hidden else "")
             cluster = MultiBackend(self._profiles())
             again = resubmit.submit_argv(self.options, self.file)
             replaced = partial(self._trashed, replaced=True)
             exposed = list(dict.fromkeys(place.place for place in self.exposed))
+            without_callbacks = _without_callbacks(plan)
             jobs = apply(
                 plan, snapshot, cluster, self._sweep_record(plan), self._canary_steps, again, replaced, exposed
             )
             note(render.canaries(jobs))
+            note("\n".join(without_callbacks))
             late = cancelled_meanwhile(plan)
             note(f"cancelled meanwhile, so not started: {', '.join(late)}" if late else "")
             self.outcome |= {"started": [job.run.name for job in jobs], "cancelled_meanwhile": late}
@@ -516,6 +531,19 @@ def is_default(key: str, given: Collection[str]) -> bool:
     return section in Config.__dataclass_fields__ and not any(
         name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in given
     )
+
+
+def _without_callbacks(plan: Plan) -> list[str]:
+    """Lines about runs that continue with code that lacks callbacks of the sweep file."""
+    lines = []
+    for action in plan.starting:
+        path = plan.folder / action.name / "config.yaml"
+        if action.moves or not action.wanted.config.monitor.callbacks or not path.exists():
+            continue
+        missing = callbacks_without_code(action.wanted.config, read_yaml(path))
+        if missing and snapshot_of(action, plan.folder) is not None:
+            lines.append(f"{action.name} continues with its code, which does not have {', '.join(missing)}")
+    return lines
 
 
 def _starts_new(plan: Plan) -> bool:

@@ -71,7 +71,7 @@ class Typed:
         self.desk, self.capsys, self.started = desk, capsys, []
         monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
         monkeypatch.setattr(submission, "MultiBackend", lambda _: self)
-        monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+        monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: False))
 
     def submit(self, jobs):

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture
 def printed(tmp_path, data, monkeypatch, capsys):
     """All commands that a session with two sweeps prints, relative paths being typed in its folder."""
-    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
     monkeypatch.setenv("FLIP_RUNS", "some runs")
     monkeypatch.chdir(tmp_path)

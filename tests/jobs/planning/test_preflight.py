@@ -65,7 +65,7 @@ def test_submit_refuses_json_member_as_caption_and_names_its_fields(desk, with_j
 
 def test_submit_lets_existing_run_with_json_member_captions_continue(desk, with_json, monkeypatch, capsys):
     """An older version accepted such runs. Submitting the same sweep again changes nothing; a new run is refused."""
-    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(submission.MultiBackend, "submit", lambda *_: None)
     with monkeypatch.context() as patch:
         patch.setattr(preflight, "refuse_whole_json_captions", lambda *_: None)

@@ -40,7 +40,7 @@ def desk(tmp_path, data, monkeypatch, capsys):
             super().submit(jobs)
 
     monkeypatch.setattr(submission, "MultiBackend", Cluster)
-    monkeypatch.setattr(submission, "take", lambda _, into: Snapshot("c0de", into / "c0de", ()))
+    monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))
     monkeypatch.setattr(backend, "start_supervisor", lambda *_: None)
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
     (tmp_path / "away").mkdir()

@@ -1,5 +1,6 @@
 """Tests of snapshots of the submitted code: their files, restored damage, and refusal of untrusted copies."""
 
+import hashlib
 import importlib.util
 import os
 import py_compile
@@ -275,3 +276,20 @@ def test_snapshot_with_bytecode_and_temporary_files_is_unchanged(repository, tmp
     (code / "flip" / "__pycache__" / "a.cpython-311.pyc").touch()
     (code / "flip" / ".a.py.17").touch()
     verify(code)
+
+
+def test_snapshot_has_callbacks_of_the_user(repository, tmp_path):
+    plain = take(repository, tmp_path / "code")
+    callbacks = {"more/a.py": b"A = 1\n", "b.py": b"B = 1\n"}
+    snapshot = take(repository, tmp_path / "code", callbacks)
+    assert snapshot.digest == current_digest(repository, callbacks) != plain.digest == current_digest(repository)
+    assert set(taken(snapshot)) - set(taken(plain)) == {"callbacks/more/a.py", "callbacks/b.py"}
+    assert snapshot.callbacks == {
+        name: f"sha256:{hashlib.sha256(text).hexdigest()}" for name, text in callbacks.items()
+    }
+    (snapshot.path / "callbacks" / "b.py").chmod(0o644)
+    (snapshot.path / "callbacks" / "b.py").write_text("B = 2\n")
+    with pytest.raises(PermissionDenied, match="have changed since they were submitted"):
+        verify(snapshot.path)
+    assert take(repository, tmp_path / "code", callbacks) == snapshot, "it is repaired"
+    verify(snapshot.path)
