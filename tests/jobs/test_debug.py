@@ -18,6 +18,7 @@ from flip.runs.rundir import RunDir, read_json
 from flip.training.conversion import resample_patch_embed
 from jobs import debug
 from tests.harness.command_line import JobsCommandLine
+from tests.harness.common import metric_lines
 from tests.jobs.outcomes import wanted
 from tests.synthetic import make_dataset, make_tokenizer
 
@@ -73,6 +74,16 @@ def test_debug_shows_traceback_of_failing_run_and_refuses_unknown_run(desk):
     output = desk.type("debug", "--run", "base", "--fresh", "stages.pretrain.base_lr=1e38", code=76)
     assert "Traceback" in output and "Diverged" in output
     assert "no run of the sweep matches" in desk.type("debug", "--run", "other", code=78)
+
+
+def test_debug_calls_classes_of_the_user_from_a_snapshot(desk):
+    text = "class Mine:\n    every, values = 1, ('x',)\n\n    def step(self, view):\n        return {'x': view.step}\n"
+    (desk.folder / "mine.py").write_text(text)
+    output = desk.type("debug", "--run", "base", "--fresh", "monitor.callbacks=[mine.py:Mine]")
+    copy = RunDir(output.split("a scratch copy: ")[1].splitlines()[0])
+    assert [line["callback"] for line in metric_lines(copy)] == [{"Mine/x": float(n)} for n in (1, 2, 3)]
+    (file,) = copy.path.parent.glob(".code/*/callbacks/mine.py")
+    assert file.read_text() == text
 
 
 def test_debug_names_missing_folder_for_the_copy(tmp_path):

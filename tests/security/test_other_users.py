@@ -141,6 +141,33 @@ def test_submit_refuses_sweep_folder_or_code_of_other_user(users, desk):
     desk.until_complete(users.alice, users.alice.home / "runs")
 
 
+def test_submit_refuses_callback_file_of_other_user(users, desk):
+    """It would be copied and executed with the rights of the submitter."""
+    text = "class Mine:\n    def step(self, view): pass\n"
+    file = desk.place / "mine.py"
+    with users.mallory.acts():
+        (users.mallory.home / "mine.py").write_text(text)
+        (users.mallory.home / "mine.py").chmod(0o644)
+    users.mallory.home.chmod(0o755)
+    setting = "monitor.callbacks=[mine.py:Mine]"
+    file.write_text(text)
+    os.chown(file, users.mallory.uid, users.mallory.uid)
+    done = desk.submit(users.alice, users.alice.home / "runs", setting)
+    assert done.returncode == 77 and f"{file}: " in done.stderr, done.stderr
+    assert f"it belongs to uid {users.mallory.uid}" in done.stderr
+    file.unlink()
+    file.symlink_to(users.mallory.home / "mine.py")
+    done = desk.submit(users.alice, users.alice.home / "runs", setting)
+    assert done.returncode == 77 and f"it belongs to uid {users.mallory.uid}" in done.stderr, done.stderr
+    assert not (users.alice.home / "ran").exists()
+    file.unlink()
+    file.write_text(text)
+    os.chown(file, users.alice.uid, users.alice.uid)
+    done = desk.submit(users.alice, users.alice.home / "runs", setting)
+    assert done.returncode == 0, done.stderr
+    desk.until_complete(users.alice, users.alice.home / "runs")
+
+
 def test_submit_uses_no_code_from_outside_sweep(users, desk):
     """The record of a copied run may name any folder as its code."""
     first, second = users.shared / "first", users.shared / "second"
