@@ -18,6 +18,8 @@ ALLOWED = {
     ("jobs/common/terminal.py", "setattr(sys, name, above)"): "stdout and stderr, named in the file itself",
     ("jobs/tracking/tracker.py", "importlib.import_module"): "modules are named in the file itself",
     ("flip/data/loader.py", "getattr(torch, np.dtype(kind).name)"): "a dtype of the loader's own table of arrays",
+    ("flip/training/user_callbacks.py", "importlib.util.spec_from_file_location"): "a file of the code snapshot",
+    ("flip/training/user_callbacks.py", "spec.loader.exec_module"): "a file of the code snapshot",
     ("jobs/__main__.py", "runpy"): "scripts of this repository, named in the file itself",
     ("jobs/__main__.py", "runpy.run_path"): "scripts of this repository, named in the file itself",
     ("jobs/host/batch_hooks.py", "ctypes.CDLL"): "prctl of the C library that the process has loaded anyway",
