@@ -4,7 +4,7 @@ KILL_STEP_SECONDS: a pause in every step, so that a test can inject a fault at a
 a file; rank 0 deletes it and dies by SIGKILL when all shards of a checkpoint exist and its commit.json does not.
 KILL_FILE_BYTES: the maximum size of a file, as on a full disk. KILL_GRADIENT: RANK:STEP; that rank's gradient has
 a NaN in that step.
-KILL_REQUESTS: with-loss; requests to stop travel as on GPUs. KILL_STALL: RANK:STEP; that rank waits in that step
+KILL_REQUESTS: with-statistics; requests to stop travel as on GPUs. KILL_STALL: RANK:STEP; that rank waits in that step
 without end, as for a GPU.
 FLIP_WITNESS (of the trainer itself): the ids and the hashes of the visible patches of every step.
 """
@@ -31,7 +31,7 @@ def arm() -> None:
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
     original_step, original_commit, original_save = trainer.Trainer.train_step, commit.commit, saver.Checkpointer.save
 
-    if os.environ.get("KILL_REQUESTS") == "with-loss":
+    if os.environ.get("KILL_REQUESTS") == "with-statistics":
         stop = trainer.CoordinatedStop
         trainer.CoordinatedStop = lambda group, size, _: stop(group, size, True)  # type: ignore[misc, assignment]
 

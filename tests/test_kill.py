@@ -126,12 +126,12 @@ def test_gpu_defaults_resume_to_same_bits(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_stop_request_travels_with_loss_and_stalled_rank_detects_dead_peer(data, tmp_path):
+def test_stop_request_travels_with_statistics_and_stalled_rank_detects_dead_peer(data, tmp_path):
     """As on GPUs, rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the stop signal."""
     config = configuration(data, world=2, samples=(12, 4))
     config.evaluate.every = 0
     calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config, pause=0.2)
-    storm.env |= {"KILL_REQUESTS": "with-loss", "KILL_STALL": "0:8"}
+    storm.env |= {"KILL_REQUESTS": "with-statistics", "KILL_STALL": "0:8"}
     storm.cluster.peer_grace = 600.0  # so that the supervisor does not end rank 0
     calm.submit()
     calm.wait_over()

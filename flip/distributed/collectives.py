@@ -1,4 +1,5 @@
-"""Collectives of small values and of shared work, over a process group of all ranks that takes CPU tensors.
+"""Collectives of small values and of shared work, over a process group of all ranks that takes CPU tensors, and the
+means of a step's statistics.
 
 Values travel as JSON instead of pickles, so that nothing that another rank sends can execute: None, bool, int, float,
 str, lists, and dicts with string keys. Floats keep all their bits. Every rank gets the decoded value, the sender too.
@@ -113,6 +114,22 @@ def run_on_all(function: Callable[[], object], group: Any) -> RankFailure | None
     except (OSError, FlipError, CorruptCheckpoint) as error:
         failure = RankFailure.of(error)
     return next((RankFailure(*value) for value in all_gather_json(failure, group) if value is not None), None)
+
+
+def mean_over_ranks(statistics: Tensor, size: int, requests: Tensor | None = None) -> Tensor:
+    """The means (n,) over all ``size`` ranks of their ``statistics`` (n,), in the process group of the device.
+
+    The same all-reduce replaces ``requests`` (m,) by their sums over ranks. Collective.
+    """
+    if size == 1:
+        return statistics
+    values = statistics / size
+    if requests is not None:
+        values = torch.cat([values, requests])
+    distributed.all_reduce(values)
+    if requests is not None:
+        requests.copy_(values[len(statistics) :])
+    return values[: len(statistics)]
 
 
 def _named(error: Exception) -> tuple[str, dict[str, Any]]:

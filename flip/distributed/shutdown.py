@@ -135,14 +135,14 @@ class CoordinatedStop:
 
     An all-reduce of two numbers runs during the step and is read later, so no rank waits for the slowest (0.4 ms a step
     instead of 7 ms with four processes on two cores; measured). On CPUs it runs over ``group``, a gloo group of all
-    ``size`` ranks, and is read at the next call. With ``with_loss``, for GPUs, the numbers are a part of the loss's
-    all-reduce instead, since gloo's ring takes a thousand hops among 512 ranks. They are read a step later still: then
-    the device has finished that step, and the host does not wait for it.
+    ``size`` ranks, and is read at the next call. With ``with_statistics``, for GPUs, the trainer appends the numbers to
+    the statistics of a step before their all-reduce, since gloo's ring takes a thousand hops among 512 ranks. They are
+    read a step later still: then the device has finished that step, and the host does not wait for it.
     """
 
-    def __init__(self, group: Any, size: int, with_loss: bool = False) -> None:
+    def __init__(self, group: Any, size: int, with_statistics: bool = False) -> None:
         self._group, self._size = group, size
-        self._with_loss = with_loss and size > 1
+        self._with_statistics = with_statistics and size > 1
         self._request = False, False
         self._stop = False
         """Agreed. It stays, as what a rank sets to request a stop is never cleared."""
@@ -153,8 +153,8 @@ class CoordinatedStop:
         """(stop, save) as agreed by an earlier call of all ranks; with one rank, as given. A collective."""
         if self._size == 1:
             return stop, save
-        agreed_save = self._read(leave=1 if self._with_loss else 0)
-        if self._with_loss:
+        agreed_save = self._read(leave=1 if self._with_statistics else 0)
+        if self._with_statistics:
             self._request = stop, save
         else:
             self._all_reduce(stop, save)
@@ -178,9 +178,9 @@ class CoordinatedStop:
         self._request = self._request[0], False
 
     def requests(self, device: Any) -> Any:
-        """This rank's requests for ``contrastive_loss``, (2,) fp32 on the device; None if they do not travel with
-        it."""
-        if not self._with_loss:
+        """This rank's requests for ``mean_over_ranks``, (2,) fp32 on the device; None if they do not travel with the
+        statistics."""
+        if not self._with_statistics:
             return None
         import torch
 

@@ -92,22 +92,6 @@ class _FinishGather(torch.autograd.Function):
         return gradient, None, None
 
 
-def _mean_over_ranks(loss: Tensor, correct: Tensor, requests: Tensor | None, group: Any) -> tuple[Tensor, Tensor]:
-    """Values only: the gradient of the loss stays that of this rank's rows, as the trainer averages over ranks.
-
-    The same all-reduce sums ``requests`` in place.
-    """
-    if group is None:
-        return loss, correct
-    values = torch.stack([loss, correct]) / distributed.get_world_size(group)
-    if requests is not None:
-        values = torch.cat([values, requests])
-    distributed.all_reduce(values, group=group)
-    if requests is not None:
-        requests.copy_(values[2:])
-    return values[0].clone(), values[1].clone()
-
-
 class _TiledInfoNCE(torch.autograd.Function):
     """The mean of both cross-entropies, and of correct matches, over this rank's rows of the logits.
 
@@ -116,9 +100,8 @@ class _TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, first: int, tile: int, requests: Tensor | None,
-        group: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, first: int, tile: int, group: Any
+    ) -> tuple[Tensor, Tensor]:
         rows, columns = _OnlineLogSumExp(image, len(image)), _OnlineLogSumExp(image, len(texts))
         argmax = torch.zeros(len(image), dtype=torch.int64, device=image.device)
         scaled = scale * image
@@ -136,8 +119,7 @@ class _TiledInfoNCE(torch.autograd.Function):
         diagonal = (scaled * texts[own]).sum(dim=1)
         ctx.save_for_backward(image, texts, scale, row, column)
         ctx.first, ctx.tile, ctx.tf32 = first, tile, torch.backends.cuda.matmul.allow_tf32
-        loss = ((row + column[own]) / 2 - diagonal).mean()
-        loss, correct = _mean_over_ranks(loss, (argmax == own).to(image.dtype).mean(), requests, group)
+        loss, correct = ((row + column[own]) / 2 - diagonal).mean(), (argmax == own).to(image.dtype).mean()
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
@@ -152,7 +134,7 @@ class _TiledInfoNCE(torch.autograd.Function):
 
         factor = gradients[0] / (2 * len(image))
         with _allow_tf32(ctx.tf32):
-            return *_tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor), *(None,) * 4
+            return *_tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor), *(None,) * 3
 
 
 class _TiledSigmoidLoss(torch.autograd.Function):
@@ -163,9 +145,8 @@ class _TiledSigmoidLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int, tile: int,
-        requests: Tensor | None, group: Any,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any, image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor, first: int, tile: int
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(image, texts, scale, bias)
         ctx.first, ctx.tile, ctx.tf32 = first, tile, torch.backends.cuda.matmul.allow_tf32
         total, scaled = image.new_zeros(()), scale * image
@@ -179,7 +160,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
             _positive_pairs(logits.neg_(), first, start).neg_()
             total = total - torch.nn.functional.logsigmoid(logits).sum()  # softplus turns linear too early for fp64
         own = torch.arange(first, first + len(image), device=image.device)
-        loss, correct = _mean_over_ranks(total / len(image), (argmax == own).to(image.dtype).mean(), requests, group)
+        loss, correct = total / len(image), (argmax == own).to(image.dtype).mean()
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
@@ -199,7 +180,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
         factor = gradients[0] / len(image)
         with _allow_tf32(ctx.tf32):
             grads = _tiled_gradients(image, texts, scale, ctx.tile, grad_logits, factor)
-        return *grads, (factor * grad_bias).reshape(bias.shape), *(None,) * 4
+        return *grads, (factor * grad_bias).reshape(bias.shape), None, None
 
 
 def _tiled_gradients(
@@ -263,9 +244,12 @@ class _OnlineLogSumExp:
 
 def contrastive_loss(
     image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None, *, group: Any = None, tile: int = LOSS_TILE,
-    tf32: bool = False, gather: TextGather | None = None, requests: Tensor | None = None,
+    tf32: bool = False, gather: TextGather | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Loss and accuracy of the global batch, both () fp32 (fp64 if the features are) and equal on all ranks.
+    """Loss and accuracy over this rank's rows of the logits, both () fp32, or fp64 if the features are.
+
+    Their means over ranks are those of the global batch (``flip.distributed.collectives.mean_over_ranks``). The
+    gradient needs no such mean, since the trainer averages gradients over ranks.
 
     Args:
         image, text: this rank's normalised features (b, E), in the same order; b must be equal on all ranks.
@@ -276,7 +260,6 @@ def contrastive_loss(
         tile: columns of logits computed at once (``flip.costs.loss_bytes``).
         tf32: multiply in TF32 on CUDA, forward and backward.
         gather: of ``text`` over ``group``, if it was started before.
-        requests: some numbers of this rank, replaced by their sums over ranks: they share the all-reduce of the loss.
 
     Accuracy is the share of images whose own text has the largest logit.
     """
@@ -291,8 +274,8 @@ def contrastive_loss(
         texts = gather.finish()
         group = (group or distributed.group.WORLD) if world_size > 1 else None
         if bias is None:
-            loss, correct = _TiledInfoNCE.apply(image, texts, scale, first, tile, requests, group)
+            loss, correct = _TiledInfoNCE.apply(image, texts, scale, first, tile, group)
         else:
             bias = bias.to(image.dtype)
-            loss, correct = _TiledSigmoidLoss.apply(image, texts, scale, bias, first, tile, requests, group)
+            loss, correct = _TiledSigmoidLoss.apply(image, texts, scale, bias, first, tile)
     return loss, correct.detach()

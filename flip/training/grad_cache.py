@@ -33,18 +33,17 @@ def grad_cache_backward(
     autocast: AbstractContextManager[Any],
     tile: int = LOSS_TILE,
     tf32: bool = False,
-    requests: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the loss's gradient to ``grad`` of the parameters, which must be None. Returns loss and accuracy.
 
-    ``num_micro_batches`` divides b. Both results are (), of the global batch, without a graph. ``autocast`` is entered
-    around every pass. ``tile``, ``tf32``, ``requests``: of ``contrastive_loss``. Collective.
+    ``num_micro_batches`` divides b. Both results are (), of this rank's rows of the logits, without a graph.
+    ``autocast`` is entered around every pass. ``tile``, ``tf32``: of ``contrastive_loss``. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
     if num_micro_batches == 1:
         gather = TextGather()
         outputs = _encode(model, batches[0], device, autocast, on_text=gather.start)
-        loss, accuracy = contrastive_loss(*outputs, tile=tile, tf32=tf32, gather=gather, requests=requests)
+        loss, accuracy = contrastive_loss(*outputs, tile=tile, tf32=tf32, gather=gather)
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
@@ -52,7 +51,7 @@ def grad_cache_backward(
     leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
     for leaf in leaves:
         leaf.requires_grad_()
-    loss, accuracy = contrastive_loss(*leaves, tile=tile, tf32=tf32, requests=requests)
+    loss, accuracy = contrastive_loss(*leaves, tile=tile, tf32=tf32)
     grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
     grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
     for number, (batch, grad_features) in enumerate(zip(batches, grads, strict=True)):

@@ -26,6 +26,7 @@ from flip.data import order
 from flip.data.loader import Batch, Loader
 from flip.data.worker import WorkerConfig
 from flip.distributed import parallel
+from flip.distributed.collectives import mean_over_ranks
 from flip.distributed.shutdown import (
     CANCELLED,
     LONG_OPERATION_FACTOR,
@@ -276,11 +277,12 @@ class Trainer:
         rate = optim.set_learning_rate(optimizer, span.stage, self.samples - span.start)
         optimizer.zero_grad(set_to_none=True)
         autocast = parallel.autocast(compute, self.world)
-        requests = self.coordinated_stop.requests(self.world.device)
-        loss, accuracy = grad_cache.grad_cache_backward(
+        statistics = grad_cache.grad_cache_backward(
             self.model, inputs, compute.accumulate, self.world.device, autocast, compute.loss_tile,
-            compute.loss_tf32 == "yes", requests,
+            compute.loss_tf32 == "yes",
         )  # fmt: skip
+        requests = self.coordinated_stop.requests(self.world.device)
+        loss, accuracy = mean_over_ranks(torch.stack(statistics), self.world.size, requests)
         self.coordinated_stop.submit(requests)
         norm = optim.gradient_norm(self.model)
         after = self.samples + span.stage.batch

@@ -26,6 +26,7 @@ from flip.config.derived import for_stage, kept_patches
 from flip.config.host import Host
 from flip.config.resolve import dataset_facts, resolve
 from flip.distributed import parallel
+from flip.distributed.collectives import mean_over_ranks
 from flip.models import clip
 from flip.models.loss import contrastive_loss
 from flip.training import grad_cache, optimizer
@@ -131,14 +132,14 @@ def fake_step(case):
         with FakeTensorMode(allow_non_fake_inputs=True):
             pair.to_empty(device="cpu")
             inputs, autocast = zeros(model, case.mask, case.local), contextlib.nullcontext()
-            yield (
-                config,
-                pair,
-                inputs,
-                lambda: grad_cache.grad_cache_backward(
+
+            def backward():
+                statistics = grad_cache.grad_cache_backward(
                     pair, inputs, case.accumulate, world.device, autocast, compute.loss_tile
-                ),
-            )
+                )
+                mean_over_ranks(torch.stack(statistics), case.ranks)
+
+            yield config, pair, inputs, backward
 
 
 def traffic(case):

@@ -25,6 +25,7 @@ from flip.checkpoint.safetensors_io import CheckpointFiles
 from flip.config import schema
 from flip.data.loader import Batch
 from flip.distributed import parallel
+from flip.distributed.collectives import mean_over_ranks
 from flip.distributed.shutdown import CoordinatedStop
 from flip.models import clip
 from flip.runs.errors import StorageError
@@ -76,7 +77,7 @@ def trained(config, world, folder=None, radford=False, sharded=False):
         patches, keep, tokens = inputs(B)
         fields = (visible(patches, keep), keep, tokens.roll(t, dims=1))
         shard = tuple(field[world.rank * share : (world.rank + 1) * share] for field in fields)
-        loss, _ = grad_cache.grad_cache_backward(
+        statistics = grad_cache.grad_cache_backward(
             pair, shard, config.accumulate, world.device, parallel.autocast(config, world), config.loss_tile
         )
         if t == 0:
@@ -84,7 +85,7 @@ def trained(config, world, folder=None, radford=False, sharded=False):
         norm = optim.gradient_norm(pair)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss)
+        losses.append(mean_over_ranks(torch.stack(statistics), world.size)[0])
     result["norms"] = torch.stack([norm, *optim.weight_norms(optimizer, world.size)]).float()
     result["losses"] = torch.stack(losses)
     with torch.no_grad(), parallel.autocast(config, world):  # a separate entry point

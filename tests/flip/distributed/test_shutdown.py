@@ -151,24 +151,24 @@ def test_coordinated_stop_reaches_all_ranks_now_or_at_next_poll(tmp_path):
     assert lines_of_two_ranks(AGREED, tmp_path / "store") == [expected] * 2
 
 
-WITH_LOSS = """
+WITH_STATISTICS = """
 import sys, torch
 from torch import distributed
 from flip.distributed.shutdown import CoordinatedStop
-from flip.models.loss import contrastive_loss
+from flip.distributed.collectives import mean_over_ranks
 rank = int(sys.argv[2])
 distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
-agreement, seen = CoordinatedStop(distributed.group.WORLD, 2, with_loss=True), []
-features = [torch.nn.functional.normalize(torch.randn(3, 4)) for _ in range(2)]
+agreement, seen = CoordinatedStop(distributed.group.WORLD, 2, with_statistics=True), []
+statistics = torch.tensor([0.1, 0.25]) * (rank + 1)
 for step in range(8):
     seen.append(agreement.poll(rank == 1 and step >= 3, rank == 0 and step in (1, 2)))
     if any(seen[-1]):
         agreement.flush()
     if seen[-1][0]:
         break
-    bias, requests = [torch.zeros(1)] * (step % 2), agreement.requests(torch.device("cpu"))
-    plain = contrastive_loss(*features, torch.ones(1), *bias)
-    assert contrastive_loss(*features, torch.ones(1), *bias, requests=requests) == plain
+    requests = agreement.requests(torch.device("cpu"))
+    means = mean_over_ranks(statistics, 2, requests)
+    assert torch.equal(means, mean_over_ranks(statistics, 2)) and torch.allclose(means, torch.tensor([0.15, 0.375]))
     agreement.submit(requests)
 seen = ["none save stop both".split()[2 * stop + save] for stop, save in seen]
 print(seen, agreement.poll_blocking(rank == 0), flush=True)
@@ -177,10 +177,10 @@ sys.stdin.read()
 
 
 @pytest.mark.long
-def test_coordinated_stop_sends_requests_with_loss_and_saves_once(tmp_path):
+def test_coordinated_stop_sends_requests_with_statistics_and_saves_once(tmp_path):
     """Rank 0 requests a save in steps 1 and 2, rank 1 a stop from step 3 on. Ranks read a request two steps later."""
     agreed = "['none', 'none', 'none', 'save', 'none', 'stop'] True"
-    assert lines_of_two_ranks(WITH_LOSS, tmp_path / "store") == [agreed] * 2
+    assert lines_of_two_ranks(WITH_STATISTICS, tmp_path / "store") == [agreed] * 2
 
 
 HANGING = """

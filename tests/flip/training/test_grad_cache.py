@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from flip.config import schema
 from flip.distributed import parallel
+from flip.distributed.collectives import mean_over_ranks
 from flip.models import loss
 from flip.models.loss import contrastive_loss
 from flip.training import grad_cache
@@ -34,8 +35,9 @@ def batch():
     )
 
 
-def compute_gradients(pair, fields, micro):
-    value, accuracy = grad_cache.grad_cache_backward(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
+def compute_gradients(pair, fields, micro, ranks=1):
+    statistics = grad_cache.grad_cache_backward(pair, fields, micro, torch.device("cpu"), contextlib.nullcontext())
+    value, accuracy = mean_over_ranks(torch.stack(statistics), ranks)
     gradients = {name: parallel.full_tensor(p.grad).clone() for name, p in pair.named_parameters()}
     pair.zero_grad(set_to_none=True)
     return {"loss": value, "accuracy": accuracy} | gradients
@@ -133,7 +135,7 @@ def rank_main(rank, size, store, kind, micro, results):
     parallel.apply_parallelism(pair, world, compute)
     share = B // size
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
-    twice = [compute_gradients(pair, fields, micro) for _ in range(2)]  # the second call follows a used state
+    twice = [compute_gradients(pair, fields, micro, size) for _ in range(2)]  # the second call follows a used state
     results.put((rank, [{name: value.tolist() for name, value in result.items()} for result in twice]))
     distributed.barrier()
     parallel.stop()

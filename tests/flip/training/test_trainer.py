@@ -283,11 +283,11 @@ def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, 
 
 
 class SignalledTrainer(Trainer):
-    """Sends requests with the loss, as on GPUs. Only rank 1 gets a signal, in step ``signal_step``."""
+    """Sends requests with the statistics, as on GPUs. Only rank 1 gets a signal, in step ``signal_step``."""
 
     def __init__(self, *args, signal_step):
         super().__init__(*args)
-        self.coordinated_stop = CoordinatedStop(self.world.control_group, self.world.size, with_loss=True)
+        self.coordinated_stop = CoordinatedStop(self.world.control_group, self.world.size, with_statistics=True)
         self.signal_step = signal_step
 
     def train_step(self, *args):
