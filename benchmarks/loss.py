@@ -152,15 +152,16 @@ def farthest(seed: int, b: int = 512, tile: int = 96) -> float:
     own = torch.arange(b)
     cross_entropy = torch.nn.functional.cross_entropy
     plain = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
-    tiled, _ = contrastive_loss(image, text, scale, tile=tile)
+    tiled, _ = contrastive_loss("clip", image, text, scale, tile=tile)
     tiled_grads, reference = ([value.detach(), *torch.autograd.grad(value, leaves)] for value in (tiled, plain))
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(tiled_grads, reference, strict=True))
 
 
 def _tiles(torch: Any, image: Any, texts: Any, images: Any, scale: Any, tile: int) -> None:
-    from flip.models.loss import _TiledInfoNCE
+    from flip.losses import LOSSES
+    from flip.models.loss import _TiledLoss
 
-    loss, _ = _TiledInfoNCE.apply(image, texts, scale, 0, tile, None, None)
+    loss, _ = _TiledLoss.apply(LOSSES["clip"], 0, tile, None, image, texts, scale)
     torch.autograd.grad(loss, [image, texts, scale])
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flip.config.derived import dataset_lanes, for_stage, kept_patches, kept_tokens, patches, world_size
 from flip.config.schema import Compute, Config, ImageTower, Model, Stage, TextTower
+from flip.losses import LOSSES
 from flip.optimizers import OPTIMIZERS
 
 LOSS_TILE = Compute.loss_tile
@@ -18,7 +19,7 @@ LOSS_TILE = Compute.loss_tile
 
 
 def parameters(model: Model) -> dict[str, int]:
-    """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale (and bias)."""
+    """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale and those of the loss."""
     image, text = model.image, model.text
     # Vectors of the width of a token: patch weights, their bias or norm_pre's gain and bias, class token, positions.
     learned = 1 + patches(image) if image.positions == "learned" else 0
@@ -27,7 +28,7 @@ def parameters(model: Model) -> dict[str, int]:
         "image": vectors * image.width + _blocks(image) + image.width * model.embed,
         "text": (text.vocabulary + text.length) * text.width + _blocks(text) + text.width * model.embed,
     }
-    return counts | {"total": sum(counts.values()) + 1 + (model.objective == "siglip")}
+    return counts | {"total": sum(counts.values()) + 1 + len(LOSSES[model.objective].parameters)}
 
 
 def _blocks(tower: ImageTower | TextTower) -> int:
@@ -64,14 +65,15 @@ def forward_passes(compute: Compute) -> int:
     return 3 + (compute.recompute == "block") + (compute.accumulate > 1)
 
 
-def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE) -> int:
+def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, objective: str = Model.objective) -> int:
     """Peak bytes of the loss of ``local`` pairs on each rank, fp32.
 
     Three tiles of logits (backward), all ranks' texts with their gradient, the rank's own features with theirs, and
-    log-sum-exp of rows and columns.
+    what the loss itself stores.
     """
     batch = local * world_size
-    return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + 4 * (local + batch))
+    values = LOSSES[objective].values(local, batch)
+    return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + values)
 
 
 SAVED, SELECTED, TEMPORARY, QUICK_GELU = 16, 9, 12, 4
@@ -128,7 +130,7 @@ def device_memory(
     }
     # Between micro-batches each rank holds all gradients unsharded.
     earlier = 4 * count["total"] if compute.accumulate > 1 else 0
-    loss = loss_bytes(local, ranks, model.embed, compute.loss_tile)
+    loss = loss_bytes(local, ranks, model.embed, compute.loss_tile, model.objective)
     saved = activations(model, compute, micro, mask, ranks, captions)
     texts = saved["text_activations"]
     # After the loss of micro-batches both towers' features are left, with their gradients.

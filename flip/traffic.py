@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flip.config.schema import Compute, Model
 from flip.costs import forward_passes, parameters, value_bytes
+from flip.losses import LOSSES
 
 CALL, NVLINK_HOP, NETWORK_HOP = 14e-6, 1.9e-6, 4e-6
 """Seconds of a call and of each hop of a ring, protocol LL128: the constants of NCCL's cost model (src/graph/tuning.cc,
@@ -96,8 +97,8 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
     ]
     batch, features = local * ranks, 4 * local * ranks * model.embed
     exchange = [Collective("gather", ranks, 1, 1, features), Collective("scatter", ranks, 1, 1, features)]
-    reductions, values = (1, 2) if model.objective == "siglip" else (3, 2 * batch + 2)
-    loss = [Collective("reduction", ranks, 1, reductions, 4 * values)]
+    reductions, values = LOSSES[model.objective].reductions(batch)
+    loss = [Collective("reduction", ranks, 1, reductions + 1, 4 * (values + 2))]  # and of loss and accuracy
     first, last = [once], [*again, *sums]
     if micro == 1:  # behind the image tower, as text is encoded first
         first, last = [once, exchange[0]], [*last, exchange[1]]

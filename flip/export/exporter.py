@@ -184,11 +184,9 @@ def _write_transformers(folder: Path, loaded: TrainedModel) -> None:
 
 
 def _logit_parameters(model: CLIPModel) -> dict[str, float]:
-    """The factor of the cosine, clamped as in training, and SigLIP's bias if any."""
-    parameters = {"logit_scale": model.logit_scale.detach().clamp(0.0, model.max_logit_scale).exp().item()}
-    if model.logit_bias is None:
-        return parameters
-    return {**parameters, "logit_bias": model.logit_bias.item()}
+    """The factor of the cosine, clamped as in training, and the learned parameters of the loss."""
+    scale = {"logit_scale": model.logit_scale.detach().clamp(0.0, model.max_logit_scale).exp().item()}
+    return scale | {name: value.item() for name, value in model.loss_parameters().items()}
 
 
 def provenance(loaded: TrainedModel) -> dict[str, Any]:

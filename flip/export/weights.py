@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from flip.losses import all_parameters
+
 StateDict = Mapping[str, Tensor]
 
 _RESBLOCKS = "transformer.resblocks."
@@ -83,15 +85,15 @@ def from_timm(tower: StateDict, learned_positions: bool) -> dict[str, Tensor]:
 
 
 def text_to_open_clip(state: StateDict, max_logit_scale: float) -> dict[str, Tensor]:
-    """The text encoder, the logarithm of the logit scale, clamped as in our forward pass, and the logit bias if any.
+    """The text encoder, the logarithm of the logit scale, clamped as in our forward pass, and the learned parameters
+    of the loss.
 
     open_clip has no padding mask: apply ``flip.export.fold_padding`` first.
     """
     text = {target: state[name] for name, target in _TEXT.items()}
     text["text_projection"] = state["text.projection.weight"].T
     text["logit_scale"] = state["logit_scale"].reshape(()).clamp(0.0, max_logit_scale)
-    if "logit_bias" in state:
-        text["logit_bias"] = state["logit_bias"].reshape(())
+    text |= {name: state[name].reshape(()) for name in all_parameters() if name in state}
     return text | _rename_blocks(state, "text.blocks.", _RESBLOCKS, _BLOCK.items())
 
 
@@ -99,7 +101,7 @@ def text_from_open_clip(tensors: StateDict) -> dict[str, Tensor]:
     """The inverse of ``text_to_open_clip``."""
     state = {name: tensors[source] for name, source in _TEXT.items()}
     state["text.projection.weight"] = tensors["text_projection"].T
-    state |= {name: tensors[name].reshape(1) for name in ("logit_scale", "logit_bias") if name in tensors}
+    state |= {name: tensors[name].reshape(1) for name in ("logit_scale", *all_parameters()) if name in tensors}
     return state | _rename_blocks(tensors, _RESBLOCKS, "text.blocks.", ((new, old) for old, new in _BLOCK.items()))
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flip import losses
 from flip.config import derived, schema
 from flip.distributed.parallel import shard_like
 from flip.models.transformer import PackedLayout, build_blocks, pack, varlen_kernel
@@ -197,11 +198,13 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class CLIPModel(nn.Module):
-    """Both encoders, the logit scale, and SigLIP's bias: all trained parameters. ``init_weights`` draws their values.
+    """Both encoders, the logit scale, and the learned parameters of the loss. ``init_weights`` draws their values.
 
     ``attention``: ``explicit`` or ``sdpa``. ``recompute``: what blocks recompute in the backward pass, to the same
     bits: nothing (``no``), all but matrix products and attention (``selective``), or everything (``block``).
     """
+
+    logit_scale: nn.Parameter
 
     def __init__(self, model: schema.Model, augment: schema.Augment, attention: str, recompute: str = "no") -> None:
         super().__init__()
@@ -209,11 +212,12 @@ class CLIPModel(nn.Module):
         self.text = TextEncoder(model, attention)
         self.initialisation = model.initialisation
         self.set_recompute(recompute)
-        self.first_logit_scale, self.first_logit_bias = math.log(1 / model.temperature), model.logit_bias
+        self.objective = model.objective
         self.max_logit_scale = math.log(model.max_logit_scale)
-        # Shape (1,): fully_shard refuses scalars.
-        self.logit_scale = nn.Parameter(torch.full((1,), self.first_logit_scale))
-        self.logit_bias = nn.Parameter(torch.full((1,), model.logit_bias)) if model.objective == "siglip" else None
+        self.first_values = {"logit_scale": math.log(1 / model.temperature), **losses.first_values(model)}
+        """First value of each parameter that belongs to no tower."""
+        for name, value in self.first_values.items():  # shape (1,): fully_shard refuses scalars
+            self.register_parameter(name, nn.Parameter(torch.full((1,), value)))
 
     def set_recompute(self, recompute: str) -> None:
         """Change what blocks recompute, from the next forward pass on."""
@@ -225,7 +229,7 @@ class CLIPModel(nn.Module):
         token_indices: Tensor | None = None, on_text: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The arguments of ``contrastive_loss``: image (b, E), text (b, E), both fp32 of norm 1, the logit scale (1,),
-        and with objective siglip the logit bias (1,).
+        and the learned parameters of the loss, (1,) each.
 
         Text is encoded first; ``on_text`` is called with it before the images are encoded (``TextGather.start``). The
         scale is exp of the parameter clamped to [0, ln max]; outside, its gradient is zero. The towers are called
@@ -235,9 +239,13 @@ class CLIPModel(nn.Module):
         if on_text is not None:
             on_text(text)
         image = _normalise(self.image(patches, keep_indices))
-        outputs = image, text, self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp()
-        # A computed value: under sharding, a parameter that is returned itself would not be gathered.
-        return outputs if self.logit_bias is None else (*outputs, self.logit_bias.float() + 0.0)
+        # Computed values: under sharding, a parameter that is returned itself would not be gathered.
+        learned = (parameter.float() + 0.0 for parameter in self.loss_parameters().values())
+        return image, text, self.logit_scale.float().clamp(0.0, self.max_logit_scale).exp(), *learned
+
+    def loss_parameters(self) -> dict[str, nn.Parameter]:
+        """The learned parameters of the loss beside the logit scale, in its order."""
+        return {name: self.get_parameter(name) for name in self.first_values if name != "logit_scale"}
 
     def encode_image(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """(b, K, p*p*3) uint8 -> (b, E) fp32 of norm 1; without ``keep_indices`` all P patches in order."""
@@ -253,10 +261,8 @@ def _normalise(features: Tensor) -> Tensor:
 
 
 def _draw(value: Tensor, name: str, model: CLIPModel, generator: torch.Generator) -> None:
-    if name == "logit_scale":
-        value.fill_(model.first_logit_scale)
-    elif name == "logit_bias":
-        value.fill_(model.first_logit_bias)
+    if name in model.first_values:
+        value.fill_(model.first_values[name])
     elif name.endswith(".bias"):
         value.zero_()
     elif name.endswith((".class_token", ".positions", ".tokens.weight")):

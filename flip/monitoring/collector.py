@@ -200,7 +200,7 @@ class MetricsCollector:
         checkpoints, on_gpu = self._checkpoints, self._world.device.type == "cuda"
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": _finite(self._logit_scale()), **self._logit_bias(),
+            "logit_scale": _finite(self._logit_scale()), **self._loss_parameters(),
             "grad_norm": float(norms[0]), "param_norm": _finite(norms[1]), "update_norm": _finite(norms[2]),
             "samples_per_second": speed, "data_wait": window.waited / window.seconds,
             **self._utilisation.of(flops * speed), "masking_speedup": unmasked_flops / flops,
@@ -223,10 +223,10 @@ class MetricsCollector:
             log.warning("%s", warning)
         return {"compiled_graphs": graphs}
 
-    def _logit_bias(self) -> dict[str, float | None]:
-        """SigLIP's bias of the logits, if any. Collective if it is sharded."""
-        bias: Any = self._model.logit_bias
-        return {} if bias is None else {"logit_bias": _finite(float(parallel.full_tensor(bias.detach())))}
+    def _loss_parameters(self) -> dict[str, float | None]:
+        """The learned parameters of the loss. Collective if they are sharded."""
+        parameters = self._model.loss_parameters()  # type: ignore[operator, union-attr]
+        return {name: _finite(float(parallel.full_tensor(value.detach()))) for name, value in parameters.items()}
 
     def _logit_scale(self) -> float:
         """The factor of the logits: the parameter's exponential, clamped. Collective if it is sharded."""

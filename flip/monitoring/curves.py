@@ -8,13 +8,14 @@ from typing import Any
 
 from flip.config.schema import Config
 from flip.evaluation.metrics.result_files import COLUMNS, curve
+from flip.losses import all_parameters
 
 CURVES = {
     "loss": ("train/loss", "Loss of the global batch."),
     "accuracy": ("train/batch_accuracy", "Share of images whose own caption is the nearest in the global batch."),
     "lr": ("train/learning_rate", "Learning rate of the step."),
     "logit_scale": ("train/logit_scale", "Factor of the logits, after clamping."),
-    "logit_bias": ("train/logit_bias", "Learned bias of the logits (objective siglip)."),
+    **{name: (f"train/{name}", text) for name, text in all_parameters().items()},
     "grad_norm": ("train/grad_norm", "2-norm of all gradients, before clipping."),
     "param_norm": ("train/param_norm", "2-norm of all weights."),
     "update_norm": ("train/update_norm", "2-norm of the change of all weights in the step."),

@@ -19,6 +19,7 @@ from flip.config.derived import stage_spans
 from flip.config.identity import flatten
 from flip.config.merge import to_dict
 from flip.config.schema import Config
+from flip.losses import LOSSES, all_parameters
 from flip.monitoring import metrics_reader
 from flip.monitoring.curves import CURVES, CurvePoints, describe, score_tags, scores
 from flip.runs.files import open_append, run_folder
@@ -46,8 +47,8 @@ def layout(config: Config) -> dict[str, dict[str, list[Any]]]:
         return charts(*(tag for tag, _ in CURVES.values() if tag.startswith(name)))
 
     training = group("train/")
-    if config.model.objective != "siglip":
-        del training[CURVES["logit_bias"][0]]
+    for name in all_parameters().keys() - LOSSES[config.model.objective].parameters.keys():
+        del training[CURVES[name][0]]
     return {
         "Training": training,
         "Scores": charts(*score_tags(config)),

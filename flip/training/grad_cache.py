@@ -40,10 +40,11 @@ def grad_cache_backward(
     ``autocast`` is entered around every pass. ``tile``, ``tf32``: of ``contrastive_loss``. Collective.
     """
     batches = [tuple(part) for part in zip(*(field.chunk(num_micro_batches) for field in inputs), strict=True)]
+    objective: Any = model.objective
     if num_micro_batches == 1:
         gather = TextGather()
         outputs = _encode(model, batches[0], device, autocast, on_text=gather.start)
-        loss, accuracy = contrastive_loss(*outputs, tile=tile, tf32=tf32, gather=gather)
+        loss, accuracy = contrastive_loss(objective, *outputs, tile=tile, tf32=tf32, gather=gather)
         loss.backward()
         return loss.detach(), accuracy
     with torch.no_grad():
@@ -51,12 +52,12 @@ def grad_cache_backward(
     leaves = [torch.cat(images), torch.cat(texts), *(value[0] for value in scalars)]
     for leaf in leaves:
         leaf.requires_grad_()
-    loss, accuracy = contrastive_loss(*leaves, tile=tile, tf32=tf32)
+    loss, accuracy = contrastive_loss(objective, *leaves, tile=tile, tf32=tf32)
     grad_image, grad_text, *grad_scalars = torch.autograd.grad(loss, leaves)
     grads = zip(grad_image.chunk(num_micro_batches), grad_text.chunk(num_micro_batches), strict=True)
     for number, (batch, grad_features) in enumerate(zip(batches, grads, strict=True)):
         _set_last_micro_batch(model, number == num_micro_batches - 1)
-        # The gradients of scale and bias are those of the loss of all micro-batches: they are added once.
+        # Gradients of the scale and of learned parameters are those of the loss of all micro-batches: add them once.
         once = [grad if number == 0 else torch.zeros_like(grad) for grad in grad_scalars]
         torch.autograd.backward(_encode(model, batch, device, autocast), [*grad_features, *once])
     return loss.detach(), accuracy

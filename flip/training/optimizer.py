@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 
 from flip.config import schema
 from flip.distributed.parallel import full_tensor, local, replica_of
+from flip.losses import all_parameters
 from flip.optimizers import KIND, OPTIMIZERS, kind_of
 
 PART = 2**27
@@ -17,11 +18,11 @@ PART = 2**27
 
 
 def uses_weight_decay(name: str, decay_logit_scale: bool) -> bool:
-    """All parameters except biases (also logit_bias), gains of LayerNorm, and positions."""
+    """All parameters except biases, gains of LayerNorm, positions, and those of losses."""
     if name == "logit_scale":
         return decay_logit_scale
     owner, _, leaf = name.rpartition(".")
-    return leaf not in ("bias", "positions", "logit_bias") and not owner.rpartition(".")[2].startswith("norm")
+    return leaf not in ("bias", "positions", *all_parameters()) and not owner.rpartition(".")[2].startswith("norm")
 
 
 def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Optim) -> torch.optim.Optimizer:

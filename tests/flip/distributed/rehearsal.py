@@ -200,7 +200,7 @@ def loss_operations(local, ranks, width, tile):
         features = [torch.zeros(local, width).requires_grad_() for _ in range(2)]
         scale = torch.zeros(1).requires_grad_()
         with Counting() as counting:
-            contrastive_loss(*features, scale, tile=tile)[0].backward()
+            contrastive_loss("clip", *features, scale, tile=tile)[0].backward()
     return counting.operations
 
 

@@ -9,6 +9,8 @@ from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from flip.config.schema import Model
+from flip.losses import LOSSES, first_values
 from flip.models.loss import contrastive_loss
 
 
@@ -37,13 +39,21 @@ def dense_sigmoid(image, text, scale, bias):
     return total / len(image)
 
 
-#: objective -> (definition, scale and bias to compare with)
+#: objective, and what is special -> (definition, scale and learned parameters to compare with). Each row of LOSSES has
+#: one.
 OBJECTIVES = {
     "clip": (dense, (14.3,)),
     "clip at the clamp": (dense, (100.0,)),
     "siglip": (dense_sigmoid, (10.0, -10.0)),
     "siglip trained": (dense_sigmoid, (117.0, -13.0)),
 }
+#: objective -> scale, and first values of the learned parameters
+SHARED = {name: [10.0, *first_values(Model(objective=name)).values()] for name in LOSSES}
+
+
+def test_every_loss_is_compared_with_its_definition():
+    missing = LOSSES.keys() - OBJECTIVES.keys()
+    assert not missing, f"{missing}: add the plain formula of each to OBJECTIVES in tests/flip/models/test_loss.py"
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-5)])
@@ -55,7 +65,7 @@ def test_contrastive_loss_matches_definition_in_value_and_gradient(dtype, tolera
     leaves = [x.requires_grad_() for x in values]
     expected = definition(*leaves)
     references = torch.autograd.grad(expected.sum(), leaves)
-    loss, accuracy = contrastive_loss(*leaves, tile=tile)
+    loss, accuracy = contrastive_loss(objective.split()[0], *leaves, tile=tile)
     assert (loss.shape, accuracy.shape) == ((), ())
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     for gradient, reference in zip(torch.autograd.grad(loss, leaves), references, strict=True):
@@ -67,19 +77,20 @@ def test_contrastive_loss_matches_definition_in_value_and_gradient(dtype, tolera
 def test_accuracy_is_share_of_images_nearest_to_their_text():
     image = torch.eye(4)
     text = image[[0, 1, 3, 2]]
-    for tile, shared in itertools.product((1, 3, 4), ([10.0], [10.0, -10.0])):
-        assert contrastive_loss(image, text, *torch.tensor(shared)[:, None], tile=tile)[1].item() == 0.5
+    for tile, (objective, shared) in itertools.product((1, 3, 4), SHARED.items()):
+        assert contrastive_loss(objective, image, text, *torch.tensor(shared)[:, None], tile=tile)[1].item() == 0.5
 
 
-@pytest.mark.parametrize("shared", [(3.0,), (3.0, -2.0)])
-def test_gradients_match_finite_differences(shared):
+@pytest.mark.parametrize("objective", SHARED)
+def test_gradients_match_finite_differences(objective):
+    shared = [value / 4 for value in SHARED[objective]]
     values = *features(6), *(torch.tensor(value, dtype=torch.float64) for value in shared)
     leaves = [x.requires_grad_() for x in values]
-    assert torch.autograd.gradcheck(lambda *x: contrastive_loss(*x, tile=4)[0], leaves)
+    assert torch.autograd.gradcheck(lambda *x: contrastive_loss(objective, *x, tile=4)[0], leaves)
 
 
-@pytest.mark.parametrize("shared", [[10.0], [10.0, -10.0]])
-def test_contrastive_loss_allocates_no_tensor_larger_than_tile(shared):
+@pytest.mark.parametrize("objective", SHARED)
+def test_contrastive_loss_allocates_no_tensor_larger_than_tile(objective):
     """Neither forward nor backward allocates b * B numbers."""
     b, tile = 512, 32
     largest = 0
@@ -91,22 +102,24 @@ def test_contrastive_loss_allocates_no_tensor_larger_than_tile(shared):
             largest = max([largest, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
             return out
 
-    leaves = [x.requires_grad_() for x in (*features(b, dtype=torch.float32), *torch.tensor(shared)[:, None])]
+    leaves = [
+        x.requires_grad_() for x in (*features(b, dtype=torch.float32), *torch.tensor(SHARED[objective])[:, None])
+    ]
     with Watch():
-        contrastive_loss(*leaves, tile=tile)[0].backward()
+        contrastive_loss(objective, *leaves, tile=tile)[0].backward()
     assert largest == b * tile
 
 
 def test_contrastive_loss_of_bf16_features_is_fp32():
     image, text = features(8, dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = contrastive_loss(image, text, torch.tensor([100.0]))
+        loss, _ = contrastive_loss("clip", image, text, torch.tensor([100.0]))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(dense(image, text, 100.0).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("shared", [[10.0], [10.0, -10.0]])
-def test_tf32_is_enabled_only_inside_contrastive_loss(shared):
+@pytest.mark.parametrize("objective", SHARED)
+def test_tf32_is_enabled_only_inside_contrastive_loss(objective):
     seen = set()
 
     class Watch(TorchDispatchMode):
@@ -115,35 +128,37 @@ def test_tf32_is_enabled_only_inside_contrastive_loss(shared):
                 seen.add(torch.backends.cuda.matmul.allow_tf32)
             return function(*args, **(kwargs or {}))
 
-    leaves = [x.requires_grad_() for x in (*features(24, dtype=torch.float32), *torch.tensor(shared)[:, None])]
+    shared = torch.tensor(SHARED[objective])[:, None]
+    leaves = [x.requires_grad_() for x in (*features(24, dtype=torch.float32), *shared)]
     matmul = torch.backends.cuda.matmul
     for tf32, outside in ((True, False), (False, True), (False, False)):
         matmul.allow_tf32 = outside
         with Watch():
-            loss, _ = contrastive_loss(*leaves, tf32=tf32)
+            loss, _ = contrastive_loss(objective, *leaves, tf32=tf32)
             assert seen == {tf32} and matmul.allow_tf32 == outside
             loss.backward()
         assert seen == {tf32} and matmul.allow_tf32 == outside
         seen.clear()
 
 
-def step(image, text, sigmoid=False):
+def step(image, text, objective):
     """Returns loss, accuracy and gradients of a small model for some pairs."""
     weight = torch.eye(16, dtype=torch.float64).add(0.1).requires_grad_()
-    scale, bias = (torch.full((1,), value, dtype=torch.float64, requires_grad=True) for value in (2.0, -3.0))
+    scale = torch.full((1,), 2.0, dtype=torch.float64, requires_grad=True)
+    learned = [torch.full((1,), -3.0, dtype=torch.float64, requires_grad=True) for _ in LOSSES[objective].parameters]
     embed = [torch.nn.functional.normalize(x @ weight, dim=-1) for x in (image, text)]
-    loss, accuracy = contrastive_loss(*embed, scale.exp(), bias if sigmoid else None, tile=5)
+    loss, accuracy = contrastive_loss(objective, *embed, scale.exp(), *learned, tile=5)
     loss.backward()
     outputs = {"loss": loss.detach(), "accuracy": accuracy, "weight": weight.grad, "scale": scale.grad}
-    return outputs | ({"bias": bias.grad} if sigmoid else {})
+    return outputs | {str(number): value.grad for number, value in enumerate(learned)}
 
 
-def rank_main(rank, world, store, sigmoid, results):
+def rank_main(rank, world, store, objective, results):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", store=distributed.FileStore(store, world), rank=rank, world_size=world)
     image, text = features(24, seed=7)
     b = len(image) // world
-    outputs = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], sigmoid)
+    outputs = step(image[rank * b : (rank + 1) * b], text[rank * b : (rank + 1) * b], objective)
     averaged = {}
     for name in sorted(outputs):  # as FSDP does with gradients, and the trainer with loss and accuracy
         distributed.all_reduce(outputs[name])
@@ -154,18 +169,18 @@ def rank_main(rank, world, store, sigmoid, results):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sigmoid", [False, True])
-def test_contrastive_loss_on_two_ranks_matches_single_process(sigmoid, tmp_path):
+@pytest.mark.parametrize("objective", LOSSES)
+def test_contrastive_loss_on_two_ranks_matches_single_process(objective, tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    shared_args = 2, str(tmp_path / "store"), sigmoid, results
+    shared_args = 2, str(tmp_path / "store"), objective, results
     ranks = [context.Process(target=rank_main, args=(rank, *shared_args)) for rank in range(2)]
     for process in ranks:
         process.start()
     outputs = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    single = step(*features(24, seed=7), sigmoid)
+    single = step(*features(24, seed=7), objective)
     for rank in range(2):
         for name, value in single.items():
             assert torch.allclose(torch.tensor(outputs[rank][name], dtype=torch.float64), value, atol=1e-12), (

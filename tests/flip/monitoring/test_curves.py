@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flip.config.schema import Config, Evaluate, EvaluationSet
 from flip.data.storage.client import IOStats
+from flip.losses import all_parameters
 from flip.monitoring import curves
 from flip.monitoring.collector import PARTS, MetricsCollector
 from flip.monitoring.curves import CurvePoints
@@ -46,10 +47,10 @@ def test_score_tags_have_descriptions():
 def written_fields():
     """Return the fields of the metric lines that training writes: the keys of the dictionaries in its functions."""
     functions = (
-        MetricsCollector.collect, MetricsCollector._compiled, MetricsCollector._logit_bias, Utilisation.of,
+        MetricsCollector.collect, MetricsCollector._compiled, Utilisation.of,
         MetricLines._report, UserCallbacks.reduced,
     )  # fmt: skip
-    fields = set()
+    fields = set(all_parameters())
     for function in functions:
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
             if isinstance(node, ast.Dict):
