@@ -16,8 +16,9 @@ import json
 import os
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,126 @@ def clean(text: str, repair: bool = False) -> str:
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
+class TokenizerKind(ABC):
+    """One kind of tokenizer: how it is read and trained, and what surrounds the tokens of a caption."""
+
+    title: str
+    """Its name in messages."""
+    has_end: bool
+    """Captions end with a token of the highest id, which a causal text tower pools; padding follows it. False: padding
+    is id 0, and the tower is not causal."""
+    word: re.Pattern[str]
+    """The words of printable lower-case ASCII, which are tokenised independently."""
+    smallest: int
+    """Entries of any vocabulary that it trains."""
+
+    @abstractmethod
+    def describes(self, model: Mapping[str, Any]) -> bool:
+        """Whether ``model`` of a tokenizer.json is of this kind."""
+
+    @abstractmethod
+    def read(self, content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+        """The tokenizer of a tokenizer.json. Raises ValueError, KeyError or TypeError if it cannot be used."""
+
+    @abstractmethod
+    def surrounds(self, prepend_cls: bool) -> tuple[list[str], list[str]]:
+        """Special tokens before and after a caption's own."""
+
+    @abstractmethod
+    def fixed_token(self, size: int) -> tuple[str, int]:
+        """A token whose id of ``size`` is fixed, and that id."""
+
+    @abstractmethod
+    def train(self, texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:
+        """Train a tokenizer.json on captions and return its number of entries, at most ``vocabulary``."""
+
+    def prepare(self, text: str) -> str:
+        """A clean text as the tokenizer expects it."""
+        return text
+
+    def normalizer(self, cleaning: list[Any], repair: bool, own: Any) -> Any:
+        """That of an exported tokenizer.json: ``cleaning``, then ``own``, which the tokenizer has."""
+        return normalizers.Sequence([*cleaning, own]) if cleaning else own
+
+    def without_padding(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The tokens of one row of ids."""
+        if self.has_end:
+            return row[: row.argmax() + 1]
+        return row[row != 0]
+
+
+class WordPiece(TokenizerKind):
+    """Lower-case WordPiece, as BERT's. No [SEP]; [PAD] is id 0."""
+
+    title = "WordPiece"
+    has_end = False
+    word = _WORD
+    smallest = len(SPECIAL)
+
+    def describes(self, model: Mapping[str, Any]) -> bool:
+        # Files of 2020, BERT's published one included, have no type; only WordPiece has max_input_chars_per_word.
+        return bool(model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "") == "WordPiece")
+
+    def read(self, content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+        normalizer = dict(content["normalizer"])
+        if normalizer.pop("type") != "BertNormalizer" or not normalizer["lowercase"]:
+            raise ValueError(_NEITHER)
+        vocabulary = content["model"]["vocab"]
+        _check_ids(vocabulary)
+        return _wordpiece(vocabulary, **normalizer)
+
+    def surrounds(self, prepend_cls: bool) -> tuple[list[str], list[str]]:
+        return ["[CLS]"] * prepend_cls, []
+
+    def fixed_token(self, size: int) -> tuple[str, int]:
+        return "[PAD]", 0
+
+    def train(self, texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:
+        return train(texts, vocabulary, path)
+
+
+class BytePairs(TokenizerKind):
+    """Lower-case byte pairs, as CLIP's, between a start and an end token."""
+
+    title = "byte pairs"
+    has_end = True
+    word = _BYTE_PAIR_WORD
+    smallest = 2 * len(BYTES) + 2
+
+    def describes(self, model: Mapping[str, Any]) -> bool:
+        return "merges" in model
+
+    def read(self, content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+        model = content["model"]
+        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        return _byte_pairs(merges, model["vocab"])
+
+    def surrounds(self, prepend_cls: bool) -> tuple[list[str], list[str]]:
+        return [START], [END]
+
+    def fixed_token(self, size: int) -> tuple[str, int]:
+        return END, size - 1
+
+    def train(self, texts: Iterable[str], vocabulary: int, path: str | os.PathLike[str]) -> int:
+        return train_byte_pairs(texts, vocabulary, path)
+
+    def prepare(self, text: str) -> str:
+        return text.lower()
+
+    def normalizer(self, cleaning: list[Any], repair: bool, own: Any) -> Any:
+        composed = [normalizers.NFC()] if repair else []
+        return normalizers.Sequence([*cleaning, *composed, normalizers.Lowercase()])
+
+
+#: ``--kind`` of ``flip tokenizer train`` -> kind. A tokenizer.json states its own by ``model``.
+TOKENIZERS: dict[str, TokenizerKind] = {
+    "wordpiece": WordPiece(),
+    "bpe": BytePairs(),
+}
+
+
 class Tokenizer:
-    """A tokenizer.json of WordPiece or byte pairs, or CLIP's published file of byte pairs.
+    """A tokenizer.json of a kind in ``TOKENIZERS``, or CLIP's published file of byte pairs.
 
     Raises ConfigError if it is missing or damaged, its [PAD] is not id 0, or its end token is not the highest id.
     ``length``: positions of a caption. ``prepend_cls``: start with [CLS] (WordPiece). ``repair``: as in ``clean``.
@@ -81,12 +200,11 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike[str], length: int, prepend_cls: bool, repair: bool = False) -> None:
         self.path, self.length, self._repair = str(path), length, repair
-        self._tokenizer, self._word_ids = _read(Path(path)), dict[str, list[int]]()
-        self.byte_pairs = isinstance(self._tokenizer.model, models.BPE)
-        self._word = _BYTE_PAIR_WORD if self.byte_pairs else _WORD
-        first, last = ([START], [END]) if self.byte_pairs else (["[CLS]"] * prepend_cls, [])
+        self.kind, self._tokenizer = _read(Path(path))
+        self._word_ids = dict[str, list[int]]()
+        first, last = self.kind.surrounds(prepend_cls)
         self._prefix, self._suffix = list(map(self._id, first)), list(map(self._id, last))
-        token, id = (END, self.size - 1) if self.byte_pairs else ("[PAD]", 0)
+        token, id = self.kind.fixed_token(self.size)
         if self._id(token) != id:
             raise ConfigError(f"{token} is not id {id}", self.path, self._id(token), _remedy(self.path))
 
@@ -94,10 +212,10 @@ class Tokenizer:
     def of(cls, path: str | os.PathLike[str], tower: TextTower) -> Tokenizer:
         """The tokenizer of a text tower. Raises ConfigError also if it is of the other kind."""
         tokenizer = cls(path, tower.length, tower.prepend_cls, tower.repair)
-        if tokenizer.byte_pairs != tower.causal:
-            kinds = ("WordPiece", "byte pairs") if tower.causal else ("byte pairs", "WordPiece")
-            what = f"is a tokenizer of {kinds[0]}, but model.text.causal is {str(tower.causal).lower()}"
-            raise ConfigError(what, tokenizer.path, remedy=f"Use one of {kinds[1]}, or another recipe.")
+        if tokenizer.kind.has_end != tower.causal:
+            fitting = " or ".join(kind.title for kind in TOKENIZERS.values() if kind.has_end == tower.causal)
+            what = f"is a tokenizer of {tokenizer.kind.title}, but model.text.causal is {str(tower.causal).lower()}"
+            raise ConfigError(what, tokenizer.path, remedy=f"Use one of {fitting}, or another recipe.")
         return tokenizer
 
     @property
@@ -109,7 +227,7 @@ class Tokenizer:
     def is_published(self) -> bool:
         """Whether these are CLIP's byte pairs, which open_clip and transformers have."""
         entries = "\n".join(map(self.piece, range(self.size)))
-        return self.byte_pairs and hashlib.sha256(entries.encode()).hexdigest() == CLIP_VOCABULARY
+        return self.kind is TOKENIZERS["bpe"] and hashlib.sha256(entries.encode()).hexdigest() == CLIP_VOCABULARY
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """(n, length) int32 token ids."""
@@ -123,9 +241,9 @@ class Tokenizer:
     def _ids(self, text: str) -> list[int]:
         """Ids of a clean text. In ASCII, words are tokenised independently, so that their ids can be cached."""
         if not (text.isascii() and text.isprintable()):
-            return self._encode(text.lower() if self.byte_pairs else text)
+            return self._encode(self.kind.prepare(text))
         ids = list[int]()
-        for word in self._word.findall(text.lower()):
+        for word in self.kind.word.findall(text.lower()):
             if word not in self._word_ids:
                 if len(self._word_ids) == MAX_CACHED_WORDS:
                     self._word_ids.clear()
@@ -139,7 +257,17 @@ class Tokenizer:
 
     def without_padding(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
         """The tokens of one row of ids."""
-        return row[: row.argmax() + 1] if self.byte_pairs else row[row != 0]
+        return self.kind.without_padding(row)
+
+    @property
+    def start(self) -> int:
+        """Position of a caption's first token, after those that start every caption."""
+        return len(self._prefix)
+
+    def own_tokens(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The tokens of one row of ids without padding and without those that surround every caption."""
+        ids = self.without_padding(row)
+        return ids[len(self._prefix) : len(ids) - len(self._suffix)]
 
     def piece(self, id: int) -> str:
         """The vocabulary entry of an id."""
@@ -152,11 +280,7 @@ class Tokenizer:
         """
         exported: Any = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         steps: list[Any] = _cleaning(self._repair) if normalized else []
-        if self.byte_pairs:
-            composed = [normalizers.NFC()] if self._repair else []
-            exported.normalizer = normalizers.Sequence([*steps, *composed, normalizers.Lowercase()])
-        elif steps:
-            exported.normalizer = normalizers.Sequence([*steps, exported.normalizer])
+        exported.normalizer = self.kind.normalizer(steps, self._repair, exported.normalizer)
         special = {self.piece(id): id for id in self._prefix + self._suffix}
         if special:
             template = " ".join([*list(special)[:1], "$A", *list(special)[1:]])
@@ -172,24 +296,21 @@ class Tokenizer:
         return id
 
 
-def _read(path: Path) -> tokenizers.Tokenizer:
+_NEITHER = "neither byte pairs nor lower-case WordPiece"
+
+
+def _read(path: Path) -> tuple[TokenizerKind, tokenizers.Tokenizer]:
     """Uses the vocabulary and the normaliser's options of a file only, not its template or padding."""
     try:
         data = read_regular(path, MAX_FILE_BYTES)
         if data.startswith(b"\x1f\x8b"):
-            return _byte_pairs(_published_merges(data))
+            return TOKENIZERS["bpe"], _byte_pairs(_published_merges(data))
         content = json.loads(data.decode("utf-8"))
         model = content["model"]
-        if "merges" in model:
-            merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-            return _byte_pairs(merges, model["vocab"])
-        normalizer = dict(content["normalizer"])
-        # Files of 2020, BERT's published one included, have no type; only WordPiece has max_input_chars_per_word.
-        kind = model.get("type", "WordPiece" if "max_input_chars_per_word" in model else "")
-        if (kind, normalizer.pop("type")) != ("WordPiece", "BertNormalizer") or not normalizer["lowercase"]:
-            raise ValueError("neither byte pairs nor lower-case WordPiece")
-        _check_ids(model["vocab"])
-        return _wordpiece(model["vocab"], **normalizer)
+        kind = next((kind for kind in TOKENIZERS.values() if kind.describes(model)), None)
+        if kind is None:
+            raise ValueError(_NEITHER)
+        return kind, kind.read(content)
     except FileNotFoundError as error:
         raise ConfigError("no such tokenizer", str(path), remedy=_remedy(path)) from error
     except OSError as error:

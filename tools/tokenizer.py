@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   python tools/tokenizer.py table tokenizer.json --captions data/manifest --parts-of-speech --out tokens.json
   python tools/tokenizer.py show tokenizer.json "a photo of a cat"
 """
+KINDS = ("wordpiece", "bpe")
+"""The rows of ``TOKENIZERS`` in flip/tokenizer.py, whose import is slow."""
 _MEMBER = "Captions of a manifest lie in the member that --member names."
 
 
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     train_ = commands.add_parser("train", help="write a tokenizer.json", description=train.__doc__, epilog=EXAMPLES)
     train_.add_argument("--vocabulary", type=int, required=True, metavar="N", help="maximum number of entries")
     about = "wordpiece, as BERT's (default), or bpe: byte pairs, as CLIP's, for recipe clip"
-    train_.add_argument("--kind", choices=["wordpiece", "bpe"], default="wordpiece", help=about)
+    train_.add_argument("--kind", choices=KINDS, default="wordpiece", help=about)
     train_.set_defaults(run=train)
     table_ = commands.add_parser("table", help="write a token table", description=table.__doc__, epilog=EXAMPLES)
     table_.add_argument("tokenizer", help="a tokenizer.json")
@@ -72,24 +74,17 @@ def run(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Train a tokenizer and write it to a new file."""
     from flip.runs.errors import ConfigError
-    from flip.tokenizer import BYTES, SPECIAL, train_byte_pairs
-    from flip.tokenizer import train as train_wordpiece
+    from flip.tokenizer import TOKENIZERS
 
-    bpe = options.kind == "bpe"
-    if bpe:
-        make = train_byte_pairs
-        least = 2 * len(BYTES) + 2
-    else:
-        make = train_wordpiece
-        least = len(SPECIAL)
-    if options.vocabulary <= least:
-        raise ConfigError(f"a vocabulary needs more than {least} entries", "--vocabulary", options.vocabulary)
+    kind = TOKENIZERS[options.kind]
+    if options.vocabulary <= kind.smallest:
+        raise ConfigError(f"a vocabulary needs more than {kind.smallest} entries", "--vocabulary", options.vocabulary)
     _claim(options.out)
     texts = [line for source in options.captions for line in captions(source, options.member)]
     if not texts:
         raise ConfigError("no captions found", " ".join(options.captions), remedy=_MEMBER)
     with _new_file(options.out) as path:
-        entries = make(texts, options.vocabulary, path)
+        entries = kind.train(texts, options.vocabulary, path)
     return {"captions": len(texts), "entries": entries, "file": str(options.out)}
 
 

@@ -116,7 +116,7 @@ def _prepared(work: Work) -> tuple[list[bytes], augmenting.Draws, NDArray[np.int
     patches = (SIZE // PATCH) ** 2
     epochs = np.zeros_like(ids)
     keep = masking.visible_patches(work.seed, epochs, ids, patches, patches // 2)
-    return [bytes(view[at : at + size]) for view, at, size in places], augmenting.Draws.of(work.seed, epochs, ids), keep
+    return [bytes(view[at : at + size]) for view, at, size in places], augmenting.draw(work.seed, epochs, ids), keep
 
 
 def open_clip(work: Work) -> Iterator[int]:
@@ -232,7 +232,7 @@ class _Finish:
     def __call__(self, samples: list[dict[str, Any]]) -> int:
         ids = np.arange(self._seen, self._seen + len(samples))
         self._seen += len(samples)
-        draws = augmenting.Draws.of(self._seed, np.zeros_like(ids), ids)
+        draws = augmenting.draw(self._seed, np.zeros_like(ids), ids)
         images = np.empty((len(samples), SIZE, SIZE, 3), dtype=np.uint8)
         for row, sample in enumerate(samples):
             pixels = decode.decode(sample["jpg"], "simplejpeg")

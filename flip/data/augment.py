@@ -1,12 +1,17 @@
 """The training view of an image: random crop, flip, affine map and colour.
 
-Crop, flip, affine map and resize are one resampling; brightness, contrast, saturation and grey are one 3 x 4 matrix.
+The steps of ``AUGMENTATIONS`` describe the view before it is computed: crop, flip, affine map and resize are one
+resampling; brightness, contrast, saturation and grey are one 3 x 4 matrix. A new step is a class here and a row of the
+table; it changes the view's pixels (``View.changes``), or what is computed. Its fields are in ``Augment``,
+flip/config/schema.py, and each is 0 by default.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,21 +30,110 @@ _GREY = 127.5
 """Contrast is relative to mid-grey, a constant, so that colour stays one matrix."""
 
 
-class Draws(NamedTuple):
-    """Uniform numbers of n samples: crop (n, 4 * TRIES): area, aspect, column, row; flip (n,); augment (n, 8)."""
+Draws = Mapping[str, NDArray[np.float64]]
+"""Uniform numbers of n samples: name of a step -> (n, ``count``)."""
 
-    crop: NDArray[np.float64]
-    flip: NDArray[np.float64]
-    augment: NDArray[np.float64]
-    """Rotation, shift right, shift down, zoom, brightness, contrast, saturation, grey."""
 
-    @classmethod
-    def of(cls, seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
-        return cls(
-            masking.draw(seed, epochs[:, None], ids[:, None], masking.CROP, np.arange(4 * TRIES)),
-            masking.draw(seed, epochs, ids, masking.FLIP, 0),
-            masking.draw(seed, epochs[:, None], ids[:, None], masking.AUGMENT, np.arange(8)),
-        )
+@dataclass
+class View:
+    """The training view of one image, as the steps describe it before it is computed."""
+
+    width: int
+    height: int
+    """Of the image, pixels."""
+    size: int
+    """Side of the view, pixels."""
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """(left, top, right, bottom) of the crop."""
+    is_mirrored: bool = False
+    affine: tuple[float, ...] | None = None
+    """Map of a point of the view to the image, if it is more than crop and mirror."""
+    colour: tuple[float, ...] | None = None
+    """Twelve numbers of the map RGB -> RGB."""
+    changes: list[Callable[[Pixels], Pixels]] = field(default_factory=list)
+    """Functions of the (size, size, 3) view, applied last and in order; they may not write to their argument."""
+
+
+class AugmentationStep(ABC):
+    """One step of the augmentation. Its draws are ``key(seed, epoch, id, purpose, i)``, i from ``first`` on."""
+
+    purpose: int
+    """Purpose number of its draws (docs/contracts.md, Randomness). A new step gets a new one."""
+    first: int = 0
+    count: int
+    """Draws per sample."""
+    fields: tuple[str, ...]
+    """Its fields of ``augment``; all 0: the step is off, which must be the default."""
+    probability: str = ""
+    """The field with the probability that it is applied to an image, by draw 0; "": always."""
+
+    @abstractmethod
+    def apply(self, view: View, augment: schema.Augment, draws: NDArray[np.float64]) -> None:
+        """Change what ``view`` describes. ``draws``: (count,), uniform in [0, 1)."""
+
+
+class Crop(AugmentationStep):
+    """A random box of the image: area uniform in ``crop_area``, aspect log-uniform in ``crop_aspect``."""
+
+    purpose = masking.CROP
+    count = 4 * TRIES
+    fields = ("crop_area", "crop_aspect")
+
+    def apply(self, view: View, augment: schema.Augment, draws: NDArray[np.float64]) -> None:
+        view.box = crop_box(view.width, view.height, augment, draws)
+
+
+class Flip(AugmentationStep):
+    """A horizontal flip with probability ``flip``."""
+
+    purpose = masking.FLIP
+    count = 1
+    fields = ("flip",)
+    probability = "flip"
+
+    def apply(self, view: View, augment: schema.Augment, draws: NDArray[np.float64]) -> None:
+        view.is_mirrored = True
+
+
+class AffineMap(AugmentationStep):
+    """Rotation, shift right, shift down and zoom of the crop, as one resampling."""
+
+    purpose = masking.AUGMENT
+    count = 4
+    fields = ("rotate", "translate", "zoom")
+
+    def apply(self, view: View, augment: schema.Augment, draws: NDArray[np.float64]) -> None:
+        view.affine = affine(view.box, view.size, view.is_mirrored, augment, draws)
+
+
+class Colour(AugmentationStep):
+    """Brightness, contrast, saturation and grey, as one matrix."""
+
+    purpose = masking.AUGMENT
+    first = 4
+    count = 4
+    fields = ("brightness", "contrast", "saturation", "grey")
+
+    def apply(self, view: View, augment: schema.Augment, draws: NDArray[np.float64]) -> None:
+        view.colour = colour_matrix(augment, draws)
+
+
+#: Name of a step -> step, in the order in which they are applied.
+AUGMENTATIONS: dict[str, AugmentationStep] = {
+    "crop": Crop(),
+    "flip": Flip(),
+    "affine": AffineMap(),
+    "colour": Colour(),
+}
+
+
+def draw(seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64]) -> Draws:
+    """The draws of all steps for n samples."""
+    draws = {}
+    for name, step in AUGMENTATIONS.items():
+        numbers = np.arange(step.first, step.first + step.count)
+        draws[name] = masking.draw(seed, epochs[:, None], ids[:, None], step.purpose, numbers)
+    return draws
 
 
 def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: int, resize: str = "pillow") -> Pixels:
@@ -48,20 +142,33 @@ def view(image: Pixels, size: int, augment: schema.Augment, draws: Draws, row: i
     ``resize``: "pillow" or "torchvision", both bicubic with antialiasing. A view with an affine map uses Pillow's
     bicubic transform after a reduction by an integer factor.
     """
-    height, width = image.shape[:2]
-    box = crop_box(width, height, augment, draws.crop[row])
-    mirrored = bool(draws.flip[row] < augment.flip)
-    picture: Image.Image | Pixels
-    if augment.rotate or augment.translate or augment.zoom:
-        picture = _transform(image, affine(box, size, mirrored, augment, draws.augment[row]), size)
-    else:
-        left, top, right, bottom = box
-        cut = image[top:bottom, left:right].copy()  # before the resize, whose kernel must not see pixels outside
-        picture = (_resize_torchvision if resize == "torchvision" else _resize_pillow)(cut, size, mirrored)
-    matrix = colour_matrix(augment, draws.augment[row])
-    if matrix is not None:
-        picture = (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).convert("RGB", matrix)
-    return np.asarray(picture)
+    described = View(image.shape[1], image.shape[0], size)
+    for name, step in AUGMENTATIONS.items():
+        if not any(getattr(augment, key) for key in step.fields):
+            continue
+        drawn = draws[name][row]
+        if not step.probability or drawn[0] < getattr(augment, step.probability):
+            step.apply(described, augment, drawn)
+    picture = _geometry(image, described, resize)
+    if described.colour is not None:
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(picture)
+        picture = picture.convert("RGB", described.colour)
+    pixels = np.asarray(picture)
+    for change in described.changes:
+        pixels = change(pixels)
+    return pixels
+
+
+def _geometry(image: Pixels, view: View, resize: str) -> Image.Image | Pixels:
+    """Crop, mirror, resize or affine map."""
+    if view.affine is not None:
+        return _transform(image, view.affine, view.size)
+    left, top, right, bottom = view.box
+    cut = image[top:bottom, left:right].copy()  # before the resize, whose kernel must not see pixels outside
+    if resize == "torchvision":
+        return _resize_torchvision(cut, view.size, view.is_mirrored)
+    return _resize_pillow(cut, view.size, view.is_mirrored)
 
 
 def crop_box(width: int, height: int, augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[int, int, int, int]:
@@ -102,15 +209,13 @@ def affine(
     return a, b, c, d, e, f
 
 
-def colour_matrix(augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[float, ...] | None:
-    """Twelve numbers, row by row, of the map RGB -> RGB; None if colour augmentation is off."""
+def colour_matrix(augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[float, ...]:
+    """Twelve numbers, row by row, of the map RGB -> RGB. Draws: (4,)."""
     limits = augment.brightness, augment.contrast, augment.saturation
-    if not any(limits) and not augment.grey:
-        return None
     brightness, contrast, saturation = (
-        1 + (2 * u - 1) * x for u, x in zip(draws[4:7].tolist(), limits, strict=True)
+        1 + (2 * u - 1) * x for u, x in zip(draws[:3].tolist(), limits, strict=True)
     )  # fmt: skip
-    if draws[7] < augment.grey:
+    if draws[3] < augment.grey:
         saturation = 0.0
     gain, offset = brightness * contrast, (1 - contrast) * _GREY
     red, green, blue = (gain * (1 - saturation) * luma for luma in _LUMA)

@@ -13,7 +13,7 @@ from flip.data.masking import MaskSpec
 from flip.data.order import datasets_digest, load_sources
 from flip.data.storage.client import IOStats
 from flip.data.storage.retry import OutageBoard
-from flip.data.text_masking import WAYS
+from flip.data.text_masking import TEXT_MASKINGS
 from flip.data.worker import BatchBuffers, BatchProducer, ReplacedSample, WorkerConfig
 from flip.data.worker_pool import WorkerPool
 from flip.runs.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ class Loader:
             what = f"S = {start} and B = {batch} must be multiples of the number of lanes"
             raise ConfigError(what, "data.lanes", lanes)
         tokens = kept_tokens(config.text, text_mask)
-        way = WAYS[text_masking].of(config.data)
+        way = TEXT_MASKINGS[text_masking].of(config.data)
         masks = MaskSpec(kept_patches(config.image, mask), tokens, way, config.text.causal)
         self._counted = self.counters()
         self._producer = None

@@ -1,7 +1,7 @@
 """Which positions of a caption a text mask keeps: one class for each value of ``text_masking`` of a stage.
 
 A way ranks the positions of captions. The lowest ranks stay; equal ones by the counter hash. Ranks are a pure function
-of seed, epoch, sample id and tokens. A new way is a class here and a row of ``WAYS``.
+of seed, epoch, sample id and tokens. A new way is a class here and a row of ``TEXT_MASKINGS``.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class SyntaxMasking(TextMasking):
 
 
 #: ``text_masking`` of a stage -> class. ``of(data)`` makes one.
-WAYS: dict[str, type[TextMasking]] = {
+TEXT_MASKINGS: dict[str, type[TextMasking]] = {
     "random": TextMasking,
     "truncation": Truncation,
     "prioritised": PrioritisedMasking,

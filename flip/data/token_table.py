@@ -83,15 +83,15 @@ def count_tokens(tokenizer: Tokenizer, captions: Iterable[str], parts_of_speech:
     votes = np.zeros((tokenizer.size, OTHER + 1), np.int64)
     tag = _tagger() if parts_of_speech else None
     for caption in captions:
-        ids = tokenizer.without_padding(tokenizer([caption])[0])
-        ids = ids[1:-1] if tokenizer.byte_pairs else ids  # every caption has START and END: they would be dropped
+        # without what every caption has, which would be dropped
+        ids = tokenizer.own_tokens(tokenizer([caption])[0])
         counts += np.bincount(ids, minlength=len(counts))
         for word, name in tag(caption) if tag else ():
             if name.startswith("NN"):
                 part = NOUN
             else:
                 part = ADJECTIVE if name.startswith("JJ") else OTHER
-            votes[tokenizer([word])[0][1 if tokenizer.byte_pairs else 0], part] += 1  # after the start token
+            votes[tokenizer([word])[0][tokenizer.start], part] += 1
     parts = votes.argmax(axis=1)
     parts[votes.sum(axis=1) == 0] = CONTINUATION
     return TokenTable(file_digest(tokenizer.path), counts.tolist(), parts.tolist() if parts_of_speech else [])

@@ -183,10 +183,10 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
         what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
     if any(stage.text_masking in ("frequency", "syntax") for stage in config.stages):
-        from flip.data.text_masking import WAYS
+        from flip.data.text_masking import TEXT_MASKINGS
 
         for stage in config.stages:
-            WAYS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
+            TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
     return Check("tokenizer", f"{pieces:,} pieces, {path}")
 
 

@@ -194,7 +194,7 @@ def _all_stages(manifest: Manifest, reader: ChunkReader, spec: WorkerConfig, kep
     """The work of a loader process on a chunk: read, CRC, walk, decode, crop, cut visible patches; no tokenizer."""
     ids = np.array(manifest.chunk_ids(j))
     epochs = np.zeros_like(ids)
-    draws = augment.Draws.of(spec.seed, epochs, ids)
+    draws = augment.draw(spec.seed, epochs, ids)
     keep = masking.visible_patches(spec.seed, epochs, ids, spec.patches, kept_patches)
     done = size = 0
     for row, sample in enumerate(reader.read_chunk(manifest, j)):

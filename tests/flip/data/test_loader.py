@@ -13,7 +13,7 @@ from flip.data.decode import captions_of, label_of
 from flip.data.manifest.build import index
 from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
-from flip.data.text_masking import WAYS
+from flip.data.text_masking import TEXT_MASKINGS
 from flip.data.view import EvaluationView
 from flip.evaluation.datasets.images import Shards, prepare
 from flip.runs.errors import ConfigError, DataError
@@ -121,7 +121,7 @@ def test_text_masking_is_independent_of_ranks_and_workers(original, kind):
             assert torch.equal(getattr(shortened, name), getattr(other, name))
             assert torch.equal(getattr(shortened, name), torch.cat([getattr(part, name) for part in parts]))
         ids, epochs = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES).batch(t * BATCH, BATCH)
-        masks = masking.MaskSpec(4, 4, WAYS[kind]())
+        masks = masking.MaskSpec(4, 4, TEXT_MASKINGS[kind]())
         assert (
             shortened.position_ids.tolist()
             == masking.visible_tokens(11, epochs, ids, batch.tokens.numpy(), masks).tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flip.data import masking
-from flip.data.text_masking import WAYS, PrioritisedMasking
+from flip.data.text_masking import TEXT_MASKINGS, PrioritisedMasking
 
 
 def test_visible_patches_are_ascending_and_independent_of_batch():
@@ -47,14 +47,16 @@ def tokens():
 
 @pytest.mark.parametrize("way", ["random", "prioritised"])
 def test_visible_tokens_keep_first_position_and_are_independent_of_batch(way):
-    ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, WAYS[way]())
+    ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, TEXT_MASKINGS[way]())
     many = np.tile(tokens(), (80, 1))
     places = masking.visible_tokens(9, epochs, ids, many, masks)
     assert places.shape == (400, 6) and places.dtype == np.int16
     assert (places[:, 0] == 0).all() and (np.diff(places, axis=1) > 0).all()
     alone = masking.visible_tokens(9, epochs[77:78], ids[77:78], many[77:78], masks)
     assert (alone == places[77]).all()
-    assert (masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 16, WAYS[way]())) == np.arange(16)).all()
+    assert (
+        masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 16, TEXT_MASKINGS[way]())) == np.arange(16)
+    ).all()
     unpadded = places[4::5]  # captions without padding: both ways select the same positions
     assert (unpadded == masking.visible_tokens(9, epochs, ids, many, masking.MaskSpec(1, 6))[4::5]).all()
     assert np.bincount(unpadded.ravel(), minlength=16)[1:].min() > 10
@@ -73,7 +75,7 @@ def test_causal_masking_keeps_end_token_and_treats_rest_as_padding():
     """Id 0 is a token, and the first occurrence of the highest id is the end token, whatever follows it."""
     rows = np.array([[8, *([0] * n), 9, *([9] * (14 - n))] for n in range(15)], dtype=np.int32)
     for way in ("random", "prioritised"):
-        spec = masking.MaskSpec(1, 6, WAYS[way](), causal=True)
+        spec = masking.MaskSpec(1, 6, TEXT_MASKINGS[way](), causal=True)
         places = masking.visible_tokens(9, 0, np.arange(15), rows, spec)
         assert all(n + 1 in row for n, row in enumerate(places)) and (np.diff(places, axis=1) > 0).all()
         inside = [(row <= n + 1).sum() for n, row in enumerate(places)]
@@ -85,7 +87,9 @@ def test_causal_masking_keeps_end_token_and_treats_rest_as_padding():
 def test_visible_tokens_equal_pinned_positions():
     """Other positions would change the results of every run."""
     for way, golden in (("random", RANDOM), ("prioritised", PRIORITISED)):
-        result = masking.visible_tokens(2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, WAYS[way]()))
+        result = masking.visible_tokens(
+            2**64 - 1, 3, np.array(IDS), tokens(), masking.MaskSpec(1, 6, TEXT_MASKINGS[way]())
+        )
         assert result.tolist() == golden
 
 
@@ -106,5 +110,5 @@ def test_visible_tokens_match_reference_of_contract(way):
 
     for id, row in zip(IDS, tokens(), strict=True):
         order = sorted(range(1, 16), key=lambda t: (way == "prioritised" and row[t] == 0, key(5, 3, id, 4, t)))
-        result = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, WAYS[way]()))
+        result = masking.visible_tokens(5, 3, [id], row[None], masking.MaskSpec(1, 6, TEXT_MASKINGS[way]()))
         assert result.tolist() == [sorted([0, *order[:5]])]

@@ -9,7 +9,7 @@ import pytest
 from flip.config.schema import Data
 from flip.data import masking
 from flip.data.masking import MaskSpec
-from flip.data.text_masking import WAYS, FrequencyMasking, SyntaxMasking
+from flip.data.text_masking import TEXT_MASKINGS, FrequencyMasking, SyntaxMasking
 from flip.data.token_table import ADJECTIVE, CONTINUATION, NOUN, OTHER, TokenTable, count_tokens
 from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer, train_byte_pairs
@@ -24,7 +24,7 @@ def visible(way, tokens, n=1, seed=9):
 
 
 def test_truncation_keeps_the_first_positions():
-    assert visible(WAYS["truncation"](), [7] * LENGTH, 3).tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert visible(TEXT_MASKINGS["truncation"](), [7] * LENGTH, 3).tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_frequency_masking_prefers_padding_to_dropped_frequent_tokens():

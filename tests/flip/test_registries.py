@@ -1,0 +1,217 @@
+"""Tests of all implementations that a setting selects by name: losses, optimisers, augmentation steps, text masks and
+tokenizers (CONTRIBUTING.md). Each check names the step that was forgotten when an entry was added."""
+
+import contextlib
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from flip import costs, losses
+from flip.checkpoint.saver import Checkpointer, model_state, optimizer_state
+from flip.config import schema
+from flip.config.json_schema import section
+from flip.data import augment as augmenting
+from flip.data import masking
+from flip.data.augment import AUGMENTATIONS, AugmentationStep
+from flip.data.text_masking import TEXT_MASKINGS
+from flip.distributed import parallel
+from flip.losses import LOSSES, Loss, SigmoidLoss
+from flip.optimizers import OPTIMIZERS, AdamW
+from flip.runs import commit
+from flip.runs.rundir import RunDir
+from flip.tokenizer import TOKENIZERS
+from flip.traffic import step_phases
+from flip.training import grad_cache
+from flip.training import optimizer as training_optimizer
+from jobs.sweeps import choices_page
+from tests.flip.models.test_clip import tiny
+from tests.flip.training.test_grad_cache import batch
+from tests.harness.common import ROOT
+from tools.tokenizer import KINDS
+
+#: Setting -> (its table, its choices, the file of the choices).
+REGISTRIES = {
+    "model.objective": (LOSSES, schema.Model, "objective"),
+    "optim.name": (OPTIMIZERS, schema.Optim, "name"),
+    "stages.text_masking": (TEXT_MASKINGS, schema.Stage, "text_masking"),
+}
+#: Purposes of draws of others (docs/contracts.md, Randomness).
+OTHER_PURPOSES = {masking.MASK, masking.TEXT, masking.CAPTION, 7, 8}
+#: Fields that had a value other than off before steps were registered.
+FIRST_FIELDS = {"crop_area", "crop_aspect", "flip", "rotate", "translate", "zoom"}
+FIRST_FIELDS |= {"brightness", "contrast", "saturation", "grey"}
+NORMALISATION = {"mean", "std"}
+
+
+# -- what is missing, as sentences ------------------------------------------------------------------------------------
+
+
+def missing_choices():
+    for setting, (registry, owner, name) in REGISTRIES.items():
+        choices = owner.__dataclass_fields__[name].metadata["choices"]
+        for entry in registry.keys() ^ set(choices):
+            yield f"flip/config/schema.py: the choices of {setting} and its table differ in {entry}"
+        assert section(owner)["properties"][name]["enum"] == list(choices)
+    for entry in TOKENIZERS.keys() ^ set(KINDS):
+        yield f"tools/tokenizer.py: KINDS and TOKENIZERS differ in {entry}"
+
+
+def missing_descriptions():
+    for registry in (LOSSES, OPTIMIZERS, TEXT_MASKINGS, TOKENIZERS, AUGMENTATIONS):
+        for name, entry in registry.items():
+            if not choices_page.description(entry):
+                yield f"{name}: its class needs a docstring, which docs/choices.md shows"
+    if (ROOT / "docs" / "choices.md").read_text(encoding="utf-8") != choices_page.text():
+        yield "docs/choices.md: run python jobs/schema.py --write"
+
+
+def missing_fields_of_losses():
+    known = {field.name for field in fields(schema.Model)}
+    for name, loss in LOSSES.items():
+        for parameter in loss.parameters.keys() - known:
+            yield f"flip/config/schema.py: {name} needs a field {parameter} in Model, the first value of its parameter"
+
+
+def missing_fields_of_steps():
+    known = {field.name: field for field in fields(schema.Augment)}
+    owned = [field for step in AUGMENTATIONS.values() for field in step.fields]
+    for name, step in AUGMENTATIONS.items():
+        for field in step.fields:
+            if field not in known:
+                yield f"flip/config/schema.py: step {name} needs a field {field} in Augment"
+            elif field not in FIRST_FIELDS and known[field].metadata.get("omit_if") != 0:
+                yield f"flip/config/schema.py: augment.{field} needs omit_if=0.0, or old runs change their identity"
+    for field in known.keys() - NORMALISATION - set(owned):
+        yield f"flip/data/augment.py: no step has the field augment.{field}"
+
+
+def missing_purposes():
+    users = {}
+    for name, step in AUGMENTATIONS.items():
+        if step.purpose in OTHER_PURPOSES:
+            yield f"{name}: purpose {step.purpose} has another use (docs/contracts.md, Randomness)"
+        for number in range(step.first, step.first + step.count):
+            other = users.setdefault((step.purpose, number), name)
+            if other != name:
+                yield f"{name}: draw {number} of purpose {step.purpose} belongs to {other}: take a purpose of its own"
+
+
+CHECKS = [missing_choices, missing_descriptions, missing_fields_of_losses, missing_fields_of_steps, missing_purposes]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_nothing_is_missing_of_any_entry(check):
+    problems = list(check())
+    assert not problems, "\n".join(problems)
+
+
+class Undocumented(AdamW):
+    __doc__ = None
+
+
+class TwoBiases(SigmoidLoss):
+    """A loss with a learned parameter that no setting starts."""
+
+    parameters = {"logit_bias": "Bias.", "other_bias": "Another bias."}
+
+
+class Blur(AugmentationStep):
+    """A blur whose field and purpose are forgotten."""
+
+    purpose = masking.FLIP
+    count = 1
+    fields = ("blur",)
+
+    def apply(self, view, augment, draws):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "registry, entry, check, problem",
+    [
+        (OPTIMIZERS, AdamW(), missing_choices, "the choices of optim.name and its table differ in new"),
+        (LOSSES, TwoBiases(), missing_choices, "the choices of model.objective and its table differ in new"),
+        (OPTIMIZERS, Undocumented(), missing_descriptions, "new: its class needs a docstring"),
+        (OPTIMIZERS, AdamW(), missing_descriptions, "docs/choices.md: run python jobs/schema.py --write"),
+        (LOSSES, TwoBiases(), missing_fields_of_losses, "new needs a field other_bias in Model"),
+        (AUGMENTATIONS, Blur(), missing_fields_of_steps, "step new needs a field blur in Augment"),
+        (AUGMENTATIONS, Blur(), missing_purposes, "new: draw 0 of purpose 2 belongs to flip"),
+        (TOKENIZERS, TOKENIZERS["bpe"], missing_choices, "KINDS and TOKENIZERS differ in new"),
+    ],
+)
+def test_check_names_the_forgotten_step(monkeypatch, registry, entry, check, problem):
+    monkeypatch.setitem(registry, "new", entry)
+    assert problem in "\n".join(check())
+
+
+# -- every loss --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=LOSSES)
+def objective(request):
+    return request.param
+
+
+def test_plan_counts_parameters_memory_and_traffic_of_every_loss(objective):
+    model = schema.Model(objective=objective)
+    pair = tiny(objective=objective)
+    assert pair.loss_parameters().keys() == LOSSES[objective].parameters.keys()
+    without = costs.parameters(model)["total"] - len(pair.loss_parameters())
+    assert without == costs.parameters(schema.Model())["total"] - len(LOSSES["clip"].parameters)
+    assert costs.loss_bytes(64, 8, 512, objective=objective) > 4 * 3 * 64 * 512
+    compute = schema.Compute(precision="bf16", device="cuda")
+    loss_phase = next(phase for phase in step_phases(model, compute, 64, 8) if phase.share == 0)
+    (calls,) = loss_phase.collectives
+    reductions, values = LOSSES[objective].reductions(512)
+    assert (calls.kind, calls.calls, calls.bytes) == ("reduction", reductions + 1, 4 * (values + 2))
+
+
+def trained(pair, optimizer, steps):
+    for step in steps:
+        training_optimizer.set_learning_rate(optimizer, schema.Stage(samples=8 * 256, batch=256, base_lr=1e-2), step)
+        optimizer.zero_grad(set_to_none=True)
+        grad_cache.grad_cache_backward(pair, batch(), 1, torch.device("cpu"), contextlib.nullcontext())
+        optimizer.step()
+    return {name: value.detach().clone() for name, value in pair.named_parameters()}
+
+
+def test_every_loss_trains_its_parameters_and_resumes_to_the_same_bits(objective, tmp_path):
+    pair = tiny(objective=objective)
+    optimizer = training_optimizer.build(pair.named_parameters(), schema.Optim())
+    before = trained(pair, optimizer, [1])
+    run = RunDir(tmp_path / "s" / "run")
+    saver = Checkpointer(run, run.start_attempt({}), parallel.World(0, 1, torch.device("cpu"), None, None), keep=2)
+    saver.save(model_state(pair) | optimizer_state(pair, optimizer), "pretrain", 256)
+    straight = trained(pair, optimizer, [2])
+    changed = [name for name in LOSSES[objective].parameters if not torch.equal(before[name], straight[name])]
+    assert changed == list(LOSSES[objective].parameters)
+
+    other = tiny(objective=objective, trained=False)
+    optimizer = training_optimizer.build(other.named_parameters(), schema.Optim())
+    (newest,) = commit.commits(run)
+    saver.restorer.load(newest, model_state(other) | optimizer_state(other, optimizer))
+    resumed = trained(other, optimizer, [2])
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())
+
+
+def test_loss_parameters_are_not_decayed(objective):
+    assert not any(training_optimizer.uses_weight_decay(name, True) for name in LOSSES[objective].parameters)
+    assert losses.all_parameters().keys() >= LOSSES[objective].parameters.keys()
+    assert isinstance(LOSSES[objective], Loss)
+
+
+# -- every augmentation step -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_draws_of_every_step_depend_on_seed_epoch_and_id_alone(name):
+    """So that a run that resumes, or has other ranks, sees the same views."""
+    epochs, ids = np.array([0, 1, 1]), np.array([7, 7, 9])
+    together = augmenting.draw(3, epochs, ids)[name]
+    assert together.shape == (3, AUGMENTATIONS[name].count)
+    for row in range(3):
+        alone = augmenting.draw(3, epochs[row : row + 1], ids[row : row + 1])[name]
+        assert np.array_equal(alone[0], together[row])
+    assert len({tuple(row) for row in together.tolist()}) == 3
