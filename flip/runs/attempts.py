@@ -72,7 +72,7 @@ def end_attempt(
         complete=exists(run.result),
         cancelled=exists(run.cancel),
         committed=committed,
-        stop_requested=run.was_signalled(n),
+        stop_requested=run.stop_requested(n),
         late=late,
         lowered=wall_limit.lowered(run, wall_limit.recorded_limit(run, n)),
         unstarted=unstarted,
@@ -126,7 +126,7 @@ def end_abandoned(run: RunDir, unwritten: int = 0, before: Optional[int] = None)
             limit = wall_limit.recorded_limit(run, n)
             end_attempt(run, n, None, "TIMEOUT", late=wall_limit.no_progress(run, limit) if limit else False)
         else:  # one that was asked to stop was killed while it saved
-            end_attempt(run, n, None, STOP_REQUESTED if run.was_signalled(n) else UNKNOWN)
+            end_attempt(run, n, None, STOP_REQUESTED if run.stop_requested(n) else UNKNOWN)
 
 
 def ends(run: RunDir) -> Iterator[Dict[str, Any]]:

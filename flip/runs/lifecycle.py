@@ -235,7 +235,7 @@ def read_facts(run: RunDir) -> Facts:
     )
     if is_open:
         facts = facts._replace(
-            stop_requested=run.was_signalled(n),
+            stop_requested=run.stop_requested(n),
             time_limit=run.hit_time_limit(n),
             warnings=_limit_warnings(run, n),
         )

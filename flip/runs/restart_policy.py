@@ -30,9 +30,13 @@ FINAL = ("config", "permission", "data", "diverged")  # causes that only a perso
 FAILURES = ("crash", "hang", "timeout")  # a few of these without progress stop the run; timeout: no clean stop in time
 OWN_LIMITS = {"port": "ports", "node": "nodes"}  # causes with a limit of their own (see Limits)
 
-#: States that launchers pass: the launcher itself was asked to end, so nothing restarts before the next submission; it
-#: had asked the ranks to save and stop before they ended; the end was not observed, or Slurm's state is not known here.
-LAUNCHER_STOPPED, STOP_REQUESTED, UNKNOWN = "LEAVING", "TOLD", "UNSEEN"
+#: States that launchers pass and end.json stores. The launcher itself was asked to end, so nothing restarts before the
+#: next submission:
+LAUNCHER_STOPPED = "LEAVING"
+#: A stop request reached the ranks before they ended:
+STOP_REQUESTED = "TOLD"
+#: The end was not observed, or Slurm's state is not known here:
+UNKNOWN = "UNSEEN"
 
 #: Exit code of a rank that could not open its log or its code (jobs/host/rank_entry.py, which imports nothing of ours).
 UNSTARTED = 73

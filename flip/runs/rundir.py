@@ -267,11 +267,11 @@ class RunDir:
         record = {"samples": samples, "environment": environment or {}, "time": time.time()}
         create_json(self.attempt(n) / "ready.json", record)
 
-    def record_stop_signal(self, n: int, signal: str) -> None:
-        """Record that attempt n received a stop signal: it may be killed before it can record a cause."""
+    def record_stop_request(self, n: int, signal: str) -> None:
+        """Record that attempt n received a stop request: it may be killed before it can record a cause."""
         create_json(self.attempt(n) / "told.json", {"signal": signal, "time": time.time()})
 
-    def was_signalled(self, n: int) -> bool:
+    def stop_requested(self, n: int) -> bool:
         return (self.attempt(n) / "told.json").exists()
 
     def record_time_limit(self, n: int) -> None:

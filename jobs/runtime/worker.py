@@ -89,7 +89,7 @@ def clear_temporaries(run: RunDir, attempt: int) -> None:
 def _record_stop(run: RunDir, attempt: int, flag: shutdown.StopFlag) -> None:
     """Called inside a signal handler: must not raise into the interrupted code."""
     with contextlib.suppress(OSError):
-        run.record_stop_signal(attempt, flag.signal)
+        run.record_stop_request(attempt, flag.signal)
 
 
 def record_end(run: RunDir, attempt: int, cause: str, what: str) -> None:

@@ -91,7 +91,7 @@ class Rank:
         if name not in STOP:
             return
         if self.rank == 0:
-            self.step.run.record_stop_signal(self.step.n, f"SIG{name}")
+            self.step.run.record_stop_request(self.step.n, f"SIG{name}")
         if not self.stop_signal and name not in self.step.play.get("ignore", []):
             self.stop_signal = f"SIG{name}"
             self.clock.cancel(self.event)

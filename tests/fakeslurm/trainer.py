@@ -160,7 +160,7 @@ class Trainer:
         self._catch_up_quietly()
         self.stop_signal = name or "cancel.json"
         with self.world.storage(self.life), contextlib.suppress(OSError):
-            self.run.record_stop_signal(self.n, f"SIG{name}")
+            self.run.record_stop_request(self.n, f"SIG{name}")
         self.clock.cancel(self._timer)
         self._timer = self.clock.at(self.like.step, self._save)
 

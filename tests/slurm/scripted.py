@@ -74,7 +74,7 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
             if name not in STOP:
                 continue
             if rank == 0:
-                run.record_stop_signal(attempt, f"SIG{name}")
+                run.record_stop_request(attempt, f"SIG{name}")
             if not stop_signal and name not in play.get("ignore", []):
                 stop_signal, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
     del memory

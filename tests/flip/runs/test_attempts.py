@@ -69,7 +69,7 @@ def test_end_attempt_reports_stopped_if_peer_is_lost_after_stop_signal(tmp_path)
     """Rank 0 receives a stop signal; then its node loses the connection to its peer and to the scheduler."""
     run = make(tmp_path)
     n = attempts.start_attempt(run, {})
-    run.record_stop_signal(n, "SIGTERM")
+    run.record_stop_request(n, "SIGTERM")
     run.write_cause(n, 0, "peer_lost", CAUSES["peer_lost"], "Connection closed by peer")
     assert attempts.end_attempt(run, n, 70, None).cause == "stopped"
 

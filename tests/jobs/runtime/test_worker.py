@@ -93,7 +93,7 @@ def test_worker_records_signal_received_before_handler_installation(run):
 
     run.config.write_text("schema: 99\n")
     assert work(run, block_and_send_signal).returncode == CONFIG
-    assert run.was_signalled(1) and run.causes(1)[0]["signal"] == "SIGTERM"
+    assert run.stop_requested(1) and run.causes(1)[0]["signal"] == "SIGTERM"
 
 
 FAILS = """

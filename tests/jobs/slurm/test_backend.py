@@ -66,7 +66,7 @@ def test_states_distinguish_queued_running_and_waiting_runs(sweep):
     assert state_of(run) == ("running", 0, "starting")
     n = attempts.start_attempt(run, {})
     assert state_of(run) == ("running", 1, "")
-    run.record_stop_signal(n, "SIGUSR2")
+    run.record_stop_request(n, "SIGUSR2")
     assert state_of(run) == ("running", 1, "stop requested")
     waiting = sweep("c", ("PENDING", "BeginTime"))
     ended(waiting)
@@ -390,7 +390,7 @@ def test_cancel_signals_ranks_first_and_ends_job_on_second_call(sweep, commands)
     )
     n = attempts.start_attempt(running, {})
     commands("scancel", "")
-    running.record_stop_signal(n, "SIGUSR2")  # preemption with a grace time: cancel must let the run save
+    running.record_stop_request(n, "SIGUSR2")  # preemption with a grace time: cancel must let the run save
     clusters.cancel([running, pending, over, ending])
     assert [c for c in commands.calls() if "scancel" in c] == ["scancel --signal=USR2 57_0", "scancel 57_1"]
     clusters.cancel([running], [running.path])
