@@ -35,7 +35,7 @@ def schema(args: argparse.Namespace) -> int:
     from flip.runs.rundir import write_text
     from jobs.common.paths import REPOSITORY, SWEEPS
     from jobs.sweeps import choices_page
-    from jobs.sweeps.sweep_schema import SCHEMAS
+    from jobs.sweeps.json_schemas import SCHEMAS
 
     if not args.write:
         print(text(SCHEMAS[args.kind]()), end="")

@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> None:
     from flip.runs.errors import ConfigError
     from flip.runs.rundir import write_json
     from jobs.common.paths import runs_root
-    from tools.studies import masking_page, paired_stats, runner
+    from tools.studies import arm_scores, masking_page, runner
     from tools.studies.definitions import STUDIES
 
     design = STUDIES[options.study]
@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.calibrate or options.plan:
         print(masking_page.plan(design, times))
         return
-    recorded = paired_stats.recorded(design, choices)
+    recorded = arm_scores.recorded(design, choices)
     if not options.page:
         runner.study(design, times, options.cluster, recorded)
     study = runner.collect(design, recorded)

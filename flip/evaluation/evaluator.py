@@ -15,7 +15,7 @@ from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup
 from flip.evaluation.datasets import associations
 from flip.evaluation.datasets.catalog import ResolvedDataset
-from flip.evaluation.datasets.images import Images
+from flip.evaluation.datasets.image_sources import Images
 from flip.evaluation.datasets.prompts import Prompts
 from flip.evaluation.encoding.encoders import Encoder
 from flip.evaluation.encoding.features import FeatureCache, Features, embed_images, embed_texts, no_op

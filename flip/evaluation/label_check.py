@@ -15,7 +15,7 @@ from flip.data.manifest.labels import MEMBER, REMEDY, LabelCounts
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed.collectives import SINGLE_RANK, RankGroup, all_gather_json, run_on_all
 from flip.evaluation.datasets.catalog import ResolvedDataset
-from flip.evaluation.datasets.images import Images, Shards
+from flip.evaluation.datasets.image_sources import Images, Shards
 from flip.evaluation.datasets.prompts import read_prompts
 from flip.evaluation.encoding.features import no_op
 from flip.runs.errors import DataError

@@ -12,7 +12,7 @@ from flip.data.manifest.manifest import Manifest
 from jobs import new, submit
 from jobs.common import paths
 from jobs.common.paths import SWEEPS
-from jobs.sweeps.sweep_schema import SCHEMAS
+from jobs.sweeps.json_schemas import SCHEMAS
 from tests.synthetic import encode, make_dataset, make_tokenizer, picture
 from tools.shards import main as shards_main
 

@@ -13,7 +13,7 @@ import torch
 from flip.data.chunk_reader import ChunkReader
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation.datasets import catalog
-from flip.evaluation.datasets.images import Shards
+from flip.evaluation.datasets.image_sources import Shards
 from flip.runs.errors import DataError, PermissionDenied, StorageError
 from tests.flip.data.loading import BATCH, CHUNK, loader
 from tests.s3.conftest import ROOT, either, lead_to, on_nanio

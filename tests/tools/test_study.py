@@ -20,7 +20,7 @@ from jobs.reporting import paired
 from jobs.reporting.document import Table
 from jobs.sweeps.sweep_file import load
 from tests.harness.common import wait_until
-from tools.studies import design, masking_page, paired_stats, runner
+from tools.studies import arm_scores, design, masking_page, runner
 from tools.studies.definitions import CHEAPEST, MASKING
 from tools.studies.design import SEEDS
 from tools.studies.runner import Study
@@ -175,19 +175,19 @@ def test_choose_prefers_best_validation_score_then_smallest_rate(tmp_path: Path)
         arm.trial(peak): outcome(tmp_path, arm.trial(peak), validation=v, twemoji=t)
         for peak, v, t in zip(arm.peaks, (0.2, 0.3, 0.3), (0.9, 0.1, 0.2), strict=True)
     }
-    assert paired_stats.choose(arm, trials) == (arm.peaks[1], dict(zip(arm.peaks, (0.2, 0.3, 0.3), strict=True)))
+    assert arm_scores.choose(arm, trials) == (arm.peaks[1], dict(zip(arm.peaks, (0.2, 0.3, 0.3), strict=True)))
     del trials[arm.trial(arm.peaks[0])]
     with pytest.raises(ConfigError, match="no score yet"):
-        paired_stats.choose(arm, trials)
+        arm_scores.choose(arm, trials)
 
 
 def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
     """If two trials are almost equal, another processor could choose differently; the record prevents that."""
     choices = {arm.name: arm.peaks[0] for arm in ARMS}
     path = tmp_path / "choices.json"
-    assert paired_stats.recorded(MASKING, path) == {}
+    assert arm_scores.recorded(MASKING, path) == {}
     write_json(path, choices)
-    study = Study(MASKING, paired_stats.recorded(MASKING, path))
+    study = Study(MASKING, arm_scores.recorded(MASKING, path))
     trials = study_with(tmp_path).trials
     study.trials |= trials
     for study_round in ROUNDS:
@@ -198,8 +198,8 @@ def test_recorded_choices_override_new_trials(tmp_path: Path) -> None:
     for wrong in ({"clip": 0.1}, choices | {"clip": 0.1}, [1]):
         write_json(path, wrong)
         with pytest.raises(ConfigError, match="the chosen learning rates cannot be read"):
-            paired_stats.recorded(MASKING, path)
-    recorded = paired_stats.recorded(MASKING, Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
+            arm_scores.recorded(MASKING, path)
+    recorded = arm_scores.recorded(MASKING, Path(__file__).resolve().parents[2] / "docs" / "study" / "choices.json")
     assert recorded.keys() == choices.keys()
 
 

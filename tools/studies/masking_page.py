@@ -16,7 +16,7 @@ from jobs.reporting.figures import files
 from jobs.reporting.markdown import markdown
 from jobs.reporting.outcomes import csv_text
 from jobs.reporting.paired import Difference
-from tools.studies import design, paired_stats
+from tools.studies import arm_scores, design
 from tools.studies.design import SEEDS, Arm, StudyDesign, Times
 from tools.studies.runner import Study, seconds_per_sample
 
@@ -64,7 +64,7 @@ def differences(study: Study, name: str) -> dict[tuple[str, str], Difference | N
     """(arm, compared with) -> paired difference on the set; None if too few pairs are complete."""
     return {
         (first, second): paired.difference(
-            *(paired_stats.scores(study.design.arms[arm], study.runs, name) for arm in (first, second))
+            *(arm_scores.scores(study.design.arms[arm], study.runs, name) for arm in (first, second))
         )
         for _, first, second in study.design.compared
     }
@@ -114,7 +114,7 @@ def results(study: Study, times: Times) -> list[Block]:
         peak = study.chosen.get(arm.name)
         row["peak lr"] = "-" if peak is None else f"{peak:g}"
         for name in (*TESTS, "validation"):
-            values = list(paired_stats.scores(arm, study.runs, name).values())
+            values = list(arm_scores.scores(arm, study.runs, name).values())
             row[name] = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})" if values else "-"
         cells.append(row)
     return [heading("Arms"), Table(cells, text=["arm", *TESTS, "validation"]), *paragraphs(SCORES)]
@@ -236,7 +236,7 @@ def _trials(study: Study) -> list[Block]:
     for arm in (arm for arm in study.design.arms.values() if arm.name in study.scores):
         scores, chosen = study.scores[arm.name], study.chosen[arm.name]
         edge = " (at the edge of the range)" if chosen in (arm.peaks[0], arm.peaks[-1]) else ""
-        best, _ = paired_stats.choose(arm, study.trials)
+        best, _ = arm_scores.choose(arm, study.trials)
         other = f" (these trials: {best:g})" if best != chosen else ""
         values = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in scores.items())
         cells.append({"arm": arm.name, column: values, "chosen": f"{chosen:g}{edge}{other}"})
@@ -262,5 +262,5 @@ def rows(study: Study, times: Times) -> Iterator[dict[str, Any]]:
                     "samples": result["samples"],
                     "cost": round(design.cost(arm, times, lengths, result["samples"]), 1),
                     "seconds": round(result["seconds"], 1),
-                    **{vendor: paired_stats.score(outcomes[name], vendor) for vendor in ("validation", *TESTS)},
+                    **{vendor: arm_scores.score(outcomes[name], vendor) for vendor in ("validation", *TESTS)},
                 }

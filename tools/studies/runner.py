@@ -27,7 +27,7 @@ from flip.runs.files import output_folder
 from flip.runs.rundir import read_json, write_json, write_text
 from jobs.common.paths import runs_root
 from jobs.submission.apply import move_to_trash
-from tools.studies import paired_stats
+from tools.studies import arm_scores
 from tools.studies.design import Round, StudyDesign, Times
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +69,7 @@ class Study:
 
     def choose(self, round_: Round) -> None:
         for arm in round_.arms:
-            best, self.scores[arm.name] = paired_stats.choose(arm, self.trials)
+            best, self.scores[arm.name] = arm_scores.choose(arm, self.trials)
             self.chosen.setdefault(arm.name, best)
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flip.evaluation.datasets.images import File
+from flip.evaluation.datasets.image_sources import File
 from flip.runs.errors import DataError
 from flip.runs.files import read_regular
 

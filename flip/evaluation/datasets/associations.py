@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from flip.evaluation.datasets.images import File
+from flip.evaluation.datasets.image_sources import File
 from flip.runs.errors import DataError
 from flip.runs.files import read_regular
 

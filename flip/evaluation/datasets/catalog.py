@@ -36,7 +36,7 @@ from flip.data.storage.base import ObjectStat, is_remote
 from flip.data.storage.retry import RetryPolicy
 from flip.evaluation.datasets import associations
 from flip.evaluation.datasets.annotations import is_other_table, read_annotations
-from flip.evaluation.datasets.images import File, ImageFiles, Images, Shards
+from flip.evaluation.datasets.image_sources import File, ImageFiles, Images, Shards
 from flip.evaluation.datasets.prompts import (
     FORMAT_HELP,
     IMAGENET_CLASSES,

@@ -21,7 +21,7 @@ from torch import Tensor
 from flip.checkpoint.safetensors_io import save_tensors
 from flip.data.chunk_reader import Sample
 from flip.distributed.collectives import RankGroup, all_gather_json
-from flip.evaluation.datasets.images import Images, PreparedImage, prefetch
+from flip.evaluation.datasets.image_sources import Images, PreparedImage, prefetch
 from flip.evaluation.encoding.encoders import GREY, Encoder
 from flip.runs.files import FILE_MODE, run_folder
 

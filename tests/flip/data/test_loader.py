@@ -15,7 +15,7 @@ from flip.data.manifest.manifest import Manifest, write
 from flip.data.order import SampleOrder
 from flip.data.text_masking import TEXT_MASKINGS
 from flip.data.view import EvaluationView
-from flip.evaluation.datasets.images import Shards, prepare
+from flip.evaluation.datasets.image_sources import Shards, prepare
 from flip.runs.errors import ConfigError, DataError
 from flip.tokenizer import Tokenizer
 from tests.flip.data.loading import AFFINE, BATCH, BLOCK, CHUNK, LANES, PLAIN, SAMPLES, loader

@@ -15,7 +15,7 @@ from flip.distributed.collectives import RankGroup
 from flip.distributed.shutdown import StopFlag
 from flip.evaluation import label_check
 from flip.evaluation.datasets.catalog import DatasetLocation, ResolvedDataset
-from flip.evaluation.datasets.images import File
+from flip.evaluation.datasets.image_sources import File
 from flip.evaluation.datasets.prompts import Prompts
 from flip.evaluation.label_check import check_labels, check_resolved_labels
 from flip.runs.errors import ConfigError, DataError

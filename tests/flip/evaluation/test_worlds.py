@@ -15,7 +15,7 @@ from flip.config.schema import Augment, EvaluationSet
 from flip.distributed import parallel
 from flip.distributed.collectives import RankGroup
 from flip.evaluation.datasets.catalog import DatasetLocation, ResolvedDataset
-from flip.evaluation.datasets.images import File
+from flip.evaluation.datasets.image_sources import File
 from flip.evaluation.evaluator import Evaluator
 from flip.models import clip
 from flip.runs.errors import DataError, Diverged

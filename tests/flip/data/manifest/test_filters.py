@@ -18,7 +18,7 @@ from flip.data.manifest import manifest as manifests
 from flip.data.manifest.build import index, merge, scan_shards
 from flip.data.manifest.filters import Filter, Filters, Length
 from flip.data.manifest.manifest import Manifest, write
-from flip.evaluation.datasets.images import Shards
+from flip.evaluation.datasets.image_sources import Shards
 from flip.runs.errors import ConfigError, DataError
 from tests.flip.data.loading import CHUNK, SAMPLES, loader
 from tests.flip.data.manifest.test_manifest import write_tar

@@ -8,7 +8,7 @@ import torch
 
 from flip.config.schema import EvaluationSet
 from flip.evaluation.datasets.catalog import ResolvedDataset
-from flip.evaluation.datasets.images import File, ImageFiles
+from flip.evaluation.datasets.image_sources import File, ImageFiles
 from flip.evaluation.encoding.encoders import ModelEncoder
 from flip.evaluation.evaluator import Evaluator
 from flip.evaluation.metrics import predictions

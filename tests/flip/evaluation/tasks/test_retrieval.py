@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from flip.config.schema import EvaluationSet
 from flip.data.decode import DecodeError, captions_of
 from flip.evaluation.datasets.catalog import ResolvedDataset
-from flip.evaluation.datasets.images import File, ImageFiles, Shards
+from flip.evaluation.datasets.image_sources import File, ImageFiles, Shards
 from flip.evaluation.evaluator import Evaluator, _captions
 from flip.evaluation.tasks.retrieval import TILE, retrieve
 from flip.runs.errors import DataError, Diverged

@@ -11,7 +11,7 @@ from jobs.common.cluster_profile import load_profile
 from jobs.common.paths import SWEEPS
 from jobs.schema import KINDS, text
 from jobs.sweeps import sweep_file
-from jobs.sweeps.sweep_schema import SCHEMAS
+from jobs.sweeps.json_schemas import SCHEMAS
 
 FOLDERS = {"sweep": SWEEPS, "recipe": SWEEPS / "recipes", "profile": SWEEPS / "clusters"}
 FILES = [

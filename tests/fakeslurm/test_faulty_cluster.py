@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakeslurm import verdicts
+from tests.fakeslurm.faulty_cluster import HOUR, MINUTE, Weather, World
 from tests.fakeslurm.trainer import BATCH, Run
-from tests.fakeslurm.year import HOUR, MINUTE, Weather, World
 
 pytestmark = pytest.mark.long
 
