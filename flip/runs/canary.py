@@ -14,11 +14,11 @@ a run that waits has ``waits_for``, the name of its canary. .slurm/<token>/relea
 submission were released.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Callable, Dict, Hashable, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 from flip.runs import attempts
+from flip.runs.metric_lines import metric_file
 from flip.runs.rundir import RunDir, create_json, exists, read_record
 
 #: What holds a run that waits for a canary: nothing; its canary, which may still pass; a canary that never will.
@@ -135,19 +135,9 @@ def passed(run: RunDir, steps: int) -> bool:
 
 
 def _steps(run: RunDir, n: int) -> Iterator[int]:
-    """The steps that attempt n logged. Damaged lines are skipped: they must not keep others held."""
-    try:
-        file = open(str(run.metrics / ("%d.jsonl" % n)), "rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for line in file:
-            try:
-                step = json.loads(line.decode("utf-8"))["step"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if isinstance(step, int) and line.endswith(b"\n"):
-                yield step
+    """The steps that attempt n logged. Damaged lines are left out: they must not keep others held."""
+    for line in metric_file(run, n):
+        yield line["step"]
 
 
 def awaited(run: RunDir, job: Mapping[str, Any]) -> Optional[RunDir]:

@@ -93,7 +93,7 @@ def runs(tmp_path):
 def log(run, n, *steps):
     run.metrics.mkdir(exist_ok=True)
     with open(run.metrics / f"{n}.jsonl", "a") as file:
-        file.writelines(json.dumps({"step": step, "loss": 2.0}) + "\n" for step in steps)
+        file.writelines(json.dumps({"step": step, "samples": 8 * step, "loss": 2.0}) + "\n" for step in steps)
 
 
 def state_of(run, **seen):

@@ -23,7 +23,7 @@ SBATCH = 'cp "$1" "$0.$$"; echo "Submitted batch job 5$(ls $0.* | wc -l)"'
 def log(run, n, *steps):
     run.metrics.mkdir(exist_ok=True)
     with open(run.metrics / f"{n}.jsonl", "a") as file:
-        file.writelines(json.dumps({"step": step, "loss": 2.0}) + "\n" for step in steps)
+        file.writelines(json.dumps({"step": step, "samples": 8 * step, "loss": 2.0}) + "\n" for step in steps)
 
 
 ONE = JobResources()
@@ -200,7 +200,7 @@ def test_job_start_queries_squeue_again_after_empty_answer(submitted, slept, tmp
     assert act("begin", a.path) == 0 and calls(submitted, "scontrol release") == ["scontrol release 52"]
 
 
-@pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', "\0\0"])
+@pytest.mark.parametrize("line", ["{", "3", "[]", '{"loss": 1}', '{"step": null}', '{"step": 99}', "\0\0"])
 def test_release_ignores_damaged_metrics_lines(submitted, line):
     a, *_ = submitted.runs
     n = attempts.start_attempt(a, {})
