@@ -93,8 +93,8 @@ class DatasetLanes(NamedTuple):
     name: str
     """``""``: the only one."""
     manifest: str
-    samples: int
-    """N of this set."""
+    dataset_size: int
+    """N of this set, samples."""
     chunk: int
     """R of this set."""
     sample_bytes: int

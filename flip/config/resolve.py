@@ -48,7 +48,8 @@ DEMONSTRATION = {f"cache:{data}/{name}": data for data, names in _DEMONSTRATION.
 class DatasetFacts:
     """The facts about a data set that planning needs. ``nominal``: from the configuration, without a manifest."""
 
-    samples: int
+    dataset_size: int
+    """N, samples."""
     chunk: int
     mean_bytes: float
     nominal: bool
@@ -186,7 +187,7 @@ def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> 
         if common % lanes:
             continue
         parts = list(zip(allocate_lanes(lanes, weights), data, strict=True))
-        fits = all(0 < 2 * count * block <= facts.samples // facts.chunk for count, facts in parts)
+        fits = all(0 < 2 * count * block <= facts.dataset_size // facts.chunk for count, facts in parts)
         size = sum(buffer_bytes(count, block, facts.chunk, facts.mean_bytes) for count, facts in parts)
         if fits and size <= buffer and weight_error([count for count, _ in parts], weights) <= WEIGHT_TOLERANCE:
             return lanes
@@ -263,7 +264,7 @@ def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
             what = f"{key}: the manifest's chunks hold {facts.chunk} samples"
             remedy = f"Leave it out, or index the shards again with --chunk {member.chunk}."
             raise ConfigError(what, value=member.chunk, remedy=remedy)
-        member.samples, member.sample_bytes, member.chunk = facts.samples, round(facts.mean_bytes), facts.chunk
+        member.samples, member.sample_bytes, member.chunk = facts.dataset_size, round(facts.mean_bytes), facts.chunk
     config.resources.hours = config.resources.hours or on.hours
     section.buffer = section.buffer or on.memory // 4 * config.resources.nodes
     if section.lanes == 0 and config.stages:

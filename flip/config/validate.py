@@ -215,11 +215,11 @@ def _check_data_size(config: Config, part: DatasetLanes) -> None:
     key = f"data.sets.{part.name}." if part.name else "data."
     if part.chunk < 1:
         raise ConfigError(f"{key}chunk: is not resolved", value=part.chunk)
-    chunks = part.samples // part.chunk
+    chunks = part.dataset_size // part.chunk
     if 2 * lanes * data.block > chunks:
         what = (
             f"{key}lanes: {lanes} lanes with blocks of {data.block} chunks need {2 * lanes * data.block} chunks,"
-            f" the data set has {chunks} ({part.samples} samples in chunks of {part.chunk})"
+            f" the data set has {chunks} ({part.dataset_size} samples in chunks of {part.chunk})"
         )
         fitting = chunks // (2 * lanes)
         remedy = f"Set data.block to {fitting}" if fitting else "Use fewer ranks or lanes"
@@ -392,8 +392,8 @@ def plan_numbers(config: Config) -> dict[str, Any]:
     end = stage_spans(config)[-1].end
     sets = [
         {
-            "name": part.name, "samples": part.samples, "chunk": part.chunk, "lanes": len(part.lanes),
-            "passes": end * len(part.lanes) / data.lanes / part.samples,
+            "name": part.name, "samples": part.dataset_size, "chunk": part.chunk, "lanes": len(part.lanes),
+            "passes": end * len(part.lanes) / data.lanes / part.dataset_size,
         }
         for part in dataset_lanes(data)
     ]  # fmt: skip

@@ -58,7 +58,7 @@ def failures(run: RunDir, now: float) -> Set[Optional[str]]:
     return nodes
 
 
-#: Exit codes before the worker: no such file, not executable, no such command; file errors of jobs/host/rank_entry.py.
+#: Exit codes before the module runs: no such file, not executable, no such command; errors of rank_entry.py.
 UNSTARTED_CODES = (2, 126, 127, UNSTARTED)
 #: A line of srun, one per node whose tasks ended alike.
 SRUN_EXIT_LINE = re.compile(

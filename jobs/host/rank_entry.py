@@ -1,8 +1,8 @@
 """The start of a rank: every task of a Slurm step runs ``python SNAPSHOT/jobs/host/rank_entry.py MODULE``.
 
-It blocks the signals that stop a run until the worker handles them (they stay pending over exec, so none is lost and
-none kills), opens the log of its node, sets the environment variables of its rank, and executes the worker. Standard
-library alone: a missing package must not fail here, before the log is open.
+It blocks the signals that stop a run until the rank process handles them (they stay pending over exec, so none is lost
+and none kills), opens the log of its node, sets the environment variables of its rank, and executes the module.
+Standard library alone: a missing package must not fail here, before the log is open.
 """
 
 import fcntl

@@ -119,7 +119,7 @@ def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: in
     """(lane of the run, S) of the start of the first block without a usable sample; None if there is none."""
     chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
     source = order.SampleOrder.of_set(
-        number, config.seed, share.samples, share.chunk, config.data.block, len(share.lanes)
+        number, config.seed, share.dataset_size, share.chunk, config.data.block, len(share.lanes)
     )
     first = source.block_within(chunks, start // lanes, -(-end // lanes))
     return first and (share.lanes[first[0]], first[1] * source.block_samples * lanes)
@@ -153,7 +153,7 @@ def scheduler(profile: ClusterProfile, dry: bool, execute: bool = True) -> list[
 def _data_set(config: Config, share: DatasetLanes, facts: DatasetFacts) -> Check:
     name = f"data set {share.name}".rstrip()
     if facts.nominal:
-        return Check(name, f"the {count(facts.samples)} samples are nominal: there is no manifest yet", True)
+        return Check(name, f"the {count(facts.dataset_size)} samples are nominal: there is no manifest yet", True)
     detail = _check_shards(share.manifest)
     _first_samples(share.manifest, tuple(config.data.captions))
     return Check(name, detail)

@@ -159,7 +159,7 @@ def batch(
     """
     for share, source in zip(dataset_lanes(config.data), sources, strict=True):
         actual = source.manifest.samples, source.manifest.chunk
-        planned = share.samples, share.chunk
+        planned = share.dataset_size, share.chunk
         if actual != planned:
             what = "the run was planned for N = {}, R = {}, but this manifest has N = {}, R = {}".format(
                 *planned, *actual
