@@ -403,6 +403,7 @@ def test_lock_refuses_sweep_folder_writable_by_other_users(tmp_path, monkeypatch
             assert folder.stat().st_mode & 0o022 == 0, "the folder is not writable by others under an open umask"
     finally:
         os.umask(before)
+    folder.mkdir()  # an unused folder is deleted with the lock
     folder.chmod(0o777)
     with pytest.raises(PermissionDenied, match="every user may write to it.*chmod -R go-w"), apply.lock(folder):
         pass
