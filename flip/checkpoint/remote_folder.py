@@ -19,7 +19,7 @@ from typing import Any
 from flip.checkpoint.remote import RemoteCheckpoint, as_url
 from flip.data.storage.retry import RetryPolicy
 from flip.runs import records
-from flip.runs.errors import PermissionDenied
+from flip.runs.errors import PermissionDenied, StorageError
 from flip.runs.files import run_folder
 from flip.runs.origin import is_copy, is_gone, original_folder
 from flip.runs.rundir import RunDir, load_record, read_record, to_json, write_json
@@ -31,6 +31,8 @@ ID_FILE = "remote.json"
 """In the folder of an attempt: the id of its owner record."""
 OWNER_LIMIT = 1 << 16
 """Largest owner record that is read, bytes."""
+OWNER_READS = 8
+"""Reads of an owner record until two in a row are equal."""
 _NAME = re.compile(r"\w[\w.-]{0,200}-[0-9a-f]{8}")
 """The last component of an address, as ``_new_url`` makes it."""
 
@@ -196,10 +198,25 @@ class RemoteFolder:
         return self._clients[key]
 
     def _read_owner(self, url: str, retry_policy: RetryPolicy | None = None) -> dict[str, Any] | None:
-        """The owner record at ``url``: empty if there is none, None if it is damaged."""
-        data = self._client(url, retry_policy or self._retry_policy).read_small(OWNER_FILE, OWNER_LIMIT)
-        if data is None:
-            return {}
+        """The owner record at ``url``: empty if there is none, None if it is damaged.
+
+        It has no checksum, and a bit may change on the way. So a record that is not that of this attempt counts only if
+        it is read twice in the same way. Raises StorageError if that does not happen in OWNER_READS reads.
+        """
+        client = self._client(url, retry_policy or self._retry_policy)
+        before: bytes | None = None
+        for _ in range(OWNER_READS):
+            data = client.read_small(OWNER_FILE, OWNER_LIMIT)
+            if data is None:
+                return {}
+            owner = self._parsed_owner(url, data)
+            if data == before or (owner is not None and owner["id"] == self._id):
+                return owner
+            before = data
+        remedy = "The network or the storage changes bytes; the run starts again later."
+        raise StorageError(f"{OWNER_READS} reads of {OWNER_FILE} differ", url, remedy=remedy)
+
+    def _parsed_owner(self, url: str, data: bytes) -> dict[str, Any] | None:
         try:
             if len(data) > OWNER_LIMIT:
                 raise ValueError(f"it has more than {OWNER_LIMIT:,} bytes")

@@ -26,8 +26,6 @@ from tests.synthetic import make_dataset, make_tokenizer
 from tools.sandbox import daemons, processes
 from tools.sandbox.cluster import SandboxCluster
 
-PACE = 0.06
-"""Seconds between two reads of the data, four per step: slow enough to inject a fault at a given step."""
 NODES = 6
 SILENT = 20
 """Seconds after which a silent node is down. With 10 on an overloaded machine, Slurm marked live nodes as down."""
@@ -43,6 +41,10 @@ PASSED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_M
 
 
 class StormSite:
+    PACE = 0.06
+    """Seconds between two reads of the data, four per step: slow enough to inject a fault at a given step."""
+    SLOW = 1.0
+    """The same while a run waits for the lock."""
     name = HOME
     form = "CPUs and memory as resources (select/cons_tres), one partition, JobRequeue=1"
     profiles = {"here.yaml": ("low", tuple(RUNS))}
@@ -101,7 +103,7 @@ class StormSite:
         index(keys, self.folder / "manifest", chunk=4)
         for name in RUNS:
             self.lines[name] = Proxy(self.server).start()
-            self.lines[name].pace = PACE
+            self.lines[name].pace = self.PACE
         self.start_slurm()
         os.environ.update(self.here.env())
         self._copy_tree()

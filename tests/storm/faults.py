@@ -79,7 +79,7 @@ def preempted_without_grace(run):
 
 
 def _preempt(run, grace):
-    with run.scene.hands:  # the grace period belongs to the partition
+    with run.hands():  # the grace period belongs to the partition
         run.scene.set_grace(run, grace)
         run.here.preempt(seconds=3, nodelist=run.job().nodes)
         run.wait_end()
@@ -116,7 +116,7 @@ def time_limit(run):
 def controller_restarted(run):
     """slurmctld ends by SIGTERM or SIGKILL; a rank dies meanwhile, and the exit trap waits for slurmctld."""
     number = run.rng.choice((signal.SIGTERM, signal.SIGKILL))
-    with run.scene.hands:
+    with run.hands():
         run.scene.stop_controller(number)
         killed = _kill(run)
         time.sleep(run.rng.choice((3, 6)))
@@ -127,7 +127,7 @@ def controller_restarted(run):
 @kind(35)
 def node_lost(run):
     row = run.rng.choice(run.ranks())
-    with run.scene.hands:
+    with run.hands():
         run.here.lose(row["node"])
     if run.scene.has_spare(run):
         run.wait_attempt(run.attempt + 1)
@@ -135,7 +135,7 @@ def node_lost(run):
     else:
         run.wait_queued()
         returns = "when Slurm has requeued the run, which has no other node"
-    with run.scene.hands:
+    with run.hands():
         run.here.bring_back(row["node"])
     return f"the node of rank {row['rank']} fails, and returns {returns}"
 
@@ -169,7 +169,7 @@ def straggler(run):
     later."""
     (row,) = run.ranks()
     old = run.attempt
-    with run.scene.hands:
+    with run.hands():
         family = run.scene.cut_off(row["node"], row["pid"])
     os.kill(row["pid"], signal.SIGSTOP)
     run.wait(lambda: run.run.newest_attempt() > old, "the next attempt")
@@ -178,7 +178,7 @@ def straggler(run):
         run.wait_steps_of(old + 1, 2)
     os.kill(row["pid"], signal.SIGCONT)
     run.wait(lambda: not any(run.alive(pid) for pid in family), "the straggler's exit")
-    with run.scene.hands:
+    with run.hands():
         run.here.bring_back(row["node"])
     return f"attempt {old} is cut off, and continues when attempt {old + 1} {'trains' if late else 'has started'}"
 
@@ -238,7 +238,7 @@ def storage_away(run):
 def storage_restarts(run):
     """Kill the server of all runs, and start it before any retry deadline."""
     before = run.line.counts["away"]
-    with run.scene.hands:
+    with run.hands():
         run.scene.server.kill()
         run.wait(lambda: run.line.counts["away"] > before + 2 or run.over(), "requests in vain", 8, strict=False)
         run.scene.server.start()

@@ -51,7 +51,7 @@ def node_down(run):
 def controller_hung(run):
     """No command is answered meanwhile, as during an outage of squeue."""
     seconds = run.rng.choice(HANGS)
-    with run.scene.hands:
+    with run.hands():
         run.scene.stop_answers(True)
         try:
             killed = _kill(run)
@@ -161,7 +161,7 @@ def batch_stepd_killed(run):
     """Kill Slurm's parent of the batch shell. The run goes on until slurmctld misses the step, when it next asks the
     node for its steps."""
     number = run.job_number()
-    with run.scene.hands:
+    with run.hands():
         (stepd,) = run.scene.stepds(number, "batch")
         processes.kill([stepd])
     return "SIGKILL to the slurmstepd of the batch script"
@@ -172,7 +172,7 @@ def stepd_killed(run):
     """Kill Slurm's parent of ranks on one node. They go on; when they have ended, the watcher ends srun, which would
     wait for ever."""
     number = run.job_number()
-    with run.scene.hands:
+    with run.hands():
         stepds = sorted(run.scene.stepds(number, "0"), key=lambda process: process.pid)
         processes.kill([run.rng.choice(stepds)])
     return "SIGKILL to the slurmstepd of ranks on a node"

@@ -1,5 +1,6 @@
 """One run of the storm's sweep: what faults need to know about it and do to it, and a record of each fault."""
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, field
@@ -108,6 +109,14 @@ class StormRun(Calm):
             if state.state != "unknown" and (not self.seen or self.seen[-1] != (state.state, state.attempt)):
                 self.seen.append((state.state, state.attempt))
 
+    @contextlib.contextmanager
+    def hands(self):
+        """The lock of the site. A run that waits for it trains slowly, so that it is not over before its fault."""
+        self.line.pace = self.scene.SLOW
+        with self.scene.hands:
+            self.line.pace = self.scene.PACE
+            yield
+
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(self, condition, what, seconds=LONG, strict=True):
@@ -171,7 +180,8 @@ class StormRun(Calm):
     def ranks(self):
         """Rows {rank, pid, node} of the living processes of this run's newest attempt, from /proc; waits until all
         exist."""
-        self.wait(lambda: len(self._ranks()) == self.world, "all ranks")
+        self.wait(lambda: len(self._ranks()) == self.world or self.over(), "all ranks")
+        assert not self.over(), f"{self.run.name} was over before {self.done[-1].strike.kind}"
         return self._ranks()
 
     def _ranks(self):
@@ -205,7 +215,7 @@ class StormRun(Calm):
     def job(self):
         """The run's row in squeue, None if it is not listed."""
         record = read_json(self.run.path / "job.json")
-        with self.scene.hands:
+        with self.hands():
             return slurm_cli.queue([record["name"]]).get((record["name"], record["index"]))
 
     def story(self):
@@ -232,7 +242,7 @@ class StormRun(Calm):
         self.scene.say(f"{self.run.name}: by hand: {what}")
 
     def slurm(self, *args):
-        with self.scene.hands:
+        with self.hands():
             return self.here.call(*args)
 
     # -- actions -----------------------------------------------------------------------------------------------------

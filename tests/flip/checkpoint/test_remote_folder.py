@@ -16,7 +16,7 @@ from flip.config import schema
 from flip.data.storage.retry import RetryPolicy
 from flip.distributed import parallel
 from flip.runs import commit
-from flip.runs.errors import DataError, PermissionDenied
+from flip.runs.errors import DataError, PermissionDenied, StorageError
 from flip.runs.rundir import RunDir, read_json, write_json
 from tests.flip.checkpoint.test_saver import state_of, trained
 from tests.harness import copied_runs
@@ -184,6 +184,33 @@ def test_missing_owner_record_is_written_again_and_damaged_one_refuses_deletion(
         with pytest.raises(PermissionDenied, match="a damaged owner.json"):
             folder.check_owner()
     assert claimed(run, f"{tmp_path}/there") == folder.url, "the next attempt knows its folder from url.json"
+
+
+def test_bit_that_changes_on_the_way_is_no_other_owner(run, tmp_path, monkeypatch):
+    """A storm with flipped bytes stopped a run for good with 77."""
+    folder = RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({}))
+    folder.claim()
+    read, flips = RemoteCheckpoint.read_small, []
+
+    def flipped(self, name, limit):
+        data = bytearray(read(self, name, limit))
+        if flips:
+            data[flips.pop()] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(RemoteCheckpoint, "read_small", flipped)
+    last = (Path(folder.url.removeprefix("file://")) / OWNER_FILE).stat().st_size - 5  # in the id
+    for places in ([0], [0, last], [0, last, 1]):
+        flips.extend(places)
+        folder.check_owner()
+        assert not flips
+    flips.extend([0, 1] * 4)
+    with pytest.raises(StorageError, match="8 reads of owner.json differ"):
+        folder.check_owner()
+    flips.clear()
+    assert claimed(run, f"{tmp_path}/there") == folder.url
+    with pytest.raises(PermissionDenied, match="has another owner"):
+        folder.check_owner()
 
 
 def test_claim_reports_damaged_url_file(run, tmp_path):
