@@ -110,16 +110,18 @@ def steps_lost(storm):
 
 
 def losses(run):
-    """The losses of all attempts but the last. Each attempt resumes from the newest valid commit."""
-    trained, done, result = run.witnessed(), 0, []
+    """The losses of all attempts that trained and were followed by another one. Each attempt resumes from the newest
+    valid commit."""
+    trained, result = run.witnessed(), []
     numbers = run.run.attempt_numbers()
-    for n, after in zip(numbers, numbers[1:], strict=False):
-        done = max([done, *(s + BATCH for s in trained[n])])
-        ready = read_json(run.run.attempt(after) / "ready.json")
+    for n in numbers:
         end = read_json(run.run.attempt(n) / "end.json")
-        if ready is None or end is None:
-            continue  # the attempt did not train
-        result.append(Loss(n, end["cause"], end["action"], (done - ready["samples"]) // BATCH, _bound(run, n, end)))
+        following = (read_json(run.run.attempt(m) / "ready.json") for m in numbers if m > n)
+        ready = next(filter(None, following), None)
+        if not trained[n] or end is None or ready is None:
+            continue
+        steps = (max(trained[n]) + BATCH - ready["samples"]) // BATCH  # an attempt may stop where an earlier one was
+        result.append(Loss(n, end["cause"], end["action"], steps, _bound(run, n, end)))
     return result
 
 
