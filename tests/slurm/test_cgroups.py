@@ -53,7 +53,7 @@ def story(run):
     return lambda: (state(run), fields(run), [p.read_text() for p in run.path.glob("attempts/*/end.json")])
 
 
-def test_rank_killed_for_memory_restarts_and_leaves_no_process(site, tmp_path):
+def test_rank_killed_for_memory(site, tmp_path):
     """The kernel kills the rank at the memory limit of its job (--mem). A process that has left the rank's session ends
     with the step; without cgroups Slurm would not know it."""
     play = {"steps": SHORT, "attempts": {"1": {"memory": 400, "daemon": "7731.25"}}}
@@ -65,7 +65,7 @@ def test_rank_killed_for_memory_restarts_and_leaves_no_process(site, tmp_path):
     assert not pids("sleep 7731.25")
 
 
-def test_status_names_killed_batch_shell_and_run_continues_when_submitted_again(site, tmp_path):
+def test_killed_batch_shell(site, tmp_path):
     """Slurm kills the watcher with its shell, before it can restart the job. The rank gets TERM and saves."""
     run = submit(tmp_path, AGAIN)
     wait_until(lambda: len(list(run.path.glob("signals/1.*.jsonl"))) == 1, "its rank")

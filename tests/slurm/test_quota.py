@@ -21,7 +21,7 @@ def quota(tmp_path, monkeypatch):
     return quota
 
 
-def test_runs_continue_after_exceeded_quota(start_slurm, tmp_path, emoji, quota):
+def test_exceeded_quota(start_slurm, tmp_path, emoji, quota):
     """Writes of commits, of metrics, and of all files of a run, also its causes and its end.json, fail for a while.
 
     EDQUOT is injected by a library in the batch script and its processes (`tests.harness.quota`): most machines have no
