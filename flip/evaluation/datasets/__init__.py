@@ -2,7 +2,7 @@
 
 - ``catalog``: finds data sets by name or path, in any of the forms that are read; ``datasets.yaml`` lists the known
   ones, and ``suites.yaml`` lists of them.
-- ``images``: images in a fixed order, from the shards of a manifest or single files.
+- ``image_sources``: images in a fixed order, from the shards of a manifest or single files.
 - ``annotations``: lists of images with labels or captions; ``associations``: those of WinoGAViL.
 - ``prompts``: class names and templates.
 

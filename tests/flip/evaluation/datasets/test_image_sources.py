@@ -5,11 +5,7 @@ import threading
 import pytest
 
 from flip.data.chunk_reader import ChunkReader
-<<<<<<<< HEAD:tests/flip/evaluation/datasets/test_image_sources.py
 from flip.evaluation.datasets.image_sources import READER_THREADS, File, ImageFiles, Shards
-========
-from flip.evaluation.datasets.image_sources import READER_THREADS, File, ImageFiles, Shards
->>>>>>>> 06c304d4 (names: rename files whose names do not say what they contain):tests/flip/evaluation/datasets/test_image_sources.py
 from flip.runs.errors import DataError
 from tests.synthetic import encode, picture
 
