@@ -467,7 +467,7 @@ def test_lock_reports_file_system_without_locks(tmp_path, monkeypatch, number):
 
 def test_lock_refuses_concurrent_submit(tmp_path):
     with apply.lock(tmp_path / "demo"):
-        with pytest.raises(ConfigError, match="another submit"), apply.lock(tmp_path / "demo"):
+        with pytest.raises(ConfigError, match="another command is at work"), apply.lock(tmp_path / "demo"):
             pass
         assert stat.S_ISREG((tmp_path / "demo" / ".lock").stat().st_mode)
     with apply.lock(tmp_path / "demo"):
