@@ -24,7 +24,9 @@ KIND = "kind"
 class OptimizerKind(ABC):
     """One kind of optimiser.
 
-    Its torch optimiser must be fused: ``found_inf`` makes a step change nothing (flip.training.anomaly).
+    Its torch optimiser changes neither weights nor moments in a step for which its attribute ``found_inf``, a tensor
+    (), is 1 (flip.training.anomaly), and says so by ``_step_supports_amp_scaling = True``, as GradScaler asks. torch's
+    own do both if they are fused.
     """
 
     moment_bytes: int

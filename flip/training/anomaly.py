@@ -49,10 +49,9 @@ class NonFiniteGuard:
     def check_step(self, optimizer: torch.optim.Optimizer, step: Step, loss: Tensor, norm: Tensor) -> None:
         """Make ``optimizer.step``, which comes next, change nothing if ``loss`` or ``norm`` (both ()) is not finite.
 
-        Then reads the previous step; raises Diverged if that was skipped. The optimiser must be fused: its kernels
-        leave weights and moments unchanged if ``found_inf`` is 1, the protocol of torch's GradScaler.
+        Then reads the previous step; raises Diverged if that was skipped. The optimiser leaves weights and
+        moments unchanged if its ``found_inf`` is 1, the protocol of torch's GradScaler (``optimizer.build``).
         """
-        assert all(group["fused"] for group in optimizer.param_groups)
         finite = loss.isfinite() & norm.isfinite()
         optimizer.found_inf = finite.logical_not().to(torch.float32)  # type: ignore[attr-defined]
         numbers = torch.stack([loss.detach().double(), norm.double()])

@@ -36,7 +36,11 @@ def build(named_parameters: Iterable[tuple[str, nn.Parameter]], optim: schema.Op
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
     decayed = {"params": groups[True], "weight_decay": optim.weight_decay, KIND: optim.name}
     others = {"params": groups[False], "weight_decay": 0.0, KIND: optim.name}
-    return OPTIMIZERS[optim.name].build([decayed, others], optim, fused)
+    optimizer = OPTIMIZERS[optim.name].build([decayed, others], optim, fused)
+    if fused and not getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's own ones set it if fused
+        what = f"{optim.name}: its torch optimiser does not obey found_inf"
+        raise RuntimeError(f"{what}: see OptimizerKind in flip/optimizers.py, and set _step_supports_amp_scaling")
+    return optimizer
 
 
 def learning_rate(stage: schema.Stage, seen: int) -> float:

@@ -81,6 +81,28 @@ def test_training_continues_from_a_checkpoint_as_without_it(tmp_path, optim, sav
         assert torch.equal(ours, theirs), name
 
 
+def test_step_with_found_inf_changes_nothing(optim):
+    """As after a gradient that is not finite: all ranks skip the step."""
+    pair = tiny()
+    optimizer = training_optimizer.build(pair.named_parameters(), optim)
+    train(pair, optimizer, [0])
+    before = {name: value.clone() for name, value in (model_state(pair) | optimizer_state(pair, optimizer)).items()}
+    optimizer.found_inf = torch.ones(())
+    train(pair, optimizer, [1])
+    after = model_state(pair) | optimizer_state(pair, optimizer)
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+
+
+def test_optimiser_that_does_not_obey_found_inf_is_refused(monkeypatch):
+    class Unfused(Momentum):
+        def build(self, groups, optim, fused):
+            return super().build(groups, optim, fused=False)
+
+    monkeypatch.setitem(OPTIMIZERS, "unfused", Unfused())
+    with pytest.raises(RuntimeError, match="unfused: its torch optimiser does not obey found_inf"):
+        training_optimizer.build(tiny().named_parameters(), Optim(name="unfused"))
+
+
 def test_moments_take_the_declared_memory(optim):
     pair = tiny()
     optimizer = training_optimizer.build(pair.named_parameters(), optim)
