@@ -18,7 +18,7 @@ from flip.monitoring.results import read_run
 from flip.runs.commit import commits
 from flip.runs.errors import ConfigError, PermissionDenied
 from flip.runs.lifecycle import RunState
-from flip.runs.rundir import RunDir, read_json
+from flip.runs.rundir import RunDir, read_json, write_json
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.planning import plan as planning
 from jobs.planning import preflight
@@ -208,6 +208,23 @@ def test_submit_exits_with_69_if_states_of_all_runs_are_unknown(typed, monkeypat
     assert [typed(*argv)[0] for argv in ([], ["--json"], ["--dry-run"])] == [69, 69, 69]
     states["half"] = RunState("running", 1)
     assert typed()[0] == 0
+
+
+def test_dry_run_without_squeue_lists_unknown_runs_as_not_checked(desk, typed, monkeypatch):
+    """It does not guess whether they run or would start."""
+    typed()
+    job = {"kind": "slurm", "name": "demo.77aa", "token": "77aa", "index": 0, "after": 0}
+    for name in ("half", "whole"):
+        run = RunDir(desk.runs / "demo" / name)
+        write_json(run.path / "job.json", job)
+        run.start_attempt({})
+    write_json(run.result, {})
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, out, _ = typed("--dry-run")
+    unchecked = out.partition("\nnot checked here:\n")[2]
+    assert code == 0 and "state (half): Slurm does not answer: squeue" in unchecked and "whole" not in unchecked
+    half, whole = json.loads(typed("--dry-run", "--json")[1])["runs"]
+    assert (half["action"], half["starts"], whole["action"]) == ("unknown", False, "complete")
 
 
 def test_submit_names_changed_schema_default(desk, typed, monkeypatch):

@@ -115,6 +115,10 @@ def test_states_of_a_run_that_waits(runs):
 
 def test_run_whose_canary_is_lost_is_stopped(runs):
     first, other = runs
+    job = (first.path / "job.json").read_text()
+    write_json(first.path / "job.json", {**json.loads(job), "canary": {"steps": 50, "releases": ["demo.88bb"]}})
+    assert state_of(other, a=ACTIVE, b=lifecycle.HELD)[0] == "stopped", "its canary was submitted again without it"
+    (first.path / "job.json").write_text(job)
     assert state_of(other, a=ABSENT, b=lifecycle.HELD)[0] == "stopped", "the job of its canary is gone"
     shutil.rmtree(first.path)
     expected = "its canary a is stopped (its folder does not exist): submit again"

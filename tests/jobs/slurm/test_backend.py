@@ -357,7 +357,7 @@ def test_dry_run_shows_the_canary_and_followers_of_the_submission(tmp_path, comm
     run.path.mkdir(parents=True)
     write_json(run.result, {})
     code = run.path.parent / ".code" / current_digest(ROOT)
-    write_json(run.path / "job.json", Job(run, code, held.resources).record(kind="slurm"))
+    write_json(run.path / "job.json", Job(run, code, held.shape).record(kind="slurm"))
     (all_at_once,) = dry_run.planned_jobs(plan, PROFILE)
     assert list(all_at_once.runs) == ["a", "b", "c"]
 
