@@ -1,9 +1,9 @@
 """The callbacks of a user: classes that ``monitor.callbacks`` names (CONTRIBUTING.md, A metric of your own).
 
-Their files are copied into the code snapshot when the run is submitted, and loaded from there. A class sees a ``View``,
-whose tensors it cannot write to. Its values join the all-reduce of the metric lines, so that it costs no collective of
-its own. An error disables it on all ranks at the next metric line, whose all-reduce carries a flag for it; only then,
-once, the ranks also exchange the text of the error.
+Their files are copied into the code snapshot when the run is submitted, and loaded from there. A class sees a
+``TrainingView``, whose tensors it cannot write to. Its values join the all-reduce of the metric lines, so that it costs
+no collective of its own. An error disables it on all ranks at the next metric line, whose all-reduce carries a flag for
+it; only then, once, the ranks also exchange the text of the error.
 
 The guard of a call is against mistakes, not against intent: a callback is code of the user, with the user's rights.
 """
@@ -89,7 +89,7 @@ class OptimizerView:
         return self._training.optimizer
 
 
-class View:
+class TrainingView:
     """What a callback sees of the training. Nothing of it can be set, and its tensors cannot be written to."""
 
     __slots__ = ("_model", "_optimizer", "_shards", "_training", "_world")
@@ -165,7 +165,7 @@ class UserCallbacks(Callback):
     def __init__(self, config: Config, world: World, folder: Path) -> None:
         self._world, self._replicate = world, config.compute.replicate
         self._members = [_Member(name, folder) for name in parse(config.monitor.callbacks)]
-        self._view: View | None = None
+        self._view: TrainingView | None = None
         self.disabled = list[str]()
         """A line for each class that the ranks have agreed to call no more: its name and why."""
 
@@ -173,7 +173,7 @@ class UserCallbacks(Callback):
         """Load the classes, and agree on those that all ranks could load."""
         if not self._members:
             return
-        self._view = View(training, self._world, self._replicate)
+        self._view = TrainingView(training, self._world, self._replicate)
         for member in self._members:
             member.load(training)
         rows = all_gather_json([[member.failure, member.layout] for member in self._members], self._world.control_group)
@@ -282,7 +282,7 @@ class _Member:
             self._hooks = {hook: getattr(loaded, hook) for hook in ARGUMENTS if hasattr(loaded, hook)}
             self._reset()
 
-    def call(self, hook: str, view: View, training: Training, *values: Any) -> None:
+    def call(self, hook: str, view: TrainingView, training: Training, *values: Any) -> None:
         """Call a hook; ``step`` adds what it returns to the pending values."""
         if self.failure or hook not in self._hooks:
             return
