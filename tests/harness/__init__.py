@@ -10,6 +10,8 @@ for states. The assertions are in the tests.
 - `slurm_scene.SlurmScene`: one submission to a real Slurm, and a record of states, signals and calls.
 - `simulated_scene.SimulatedScene`: the same scenarios on the simulated Slurm of `tests.fakeslurm`.
 - `storm_site.StormSite`: Slurm, S3 server, proxies and sweep for `tests.storm`.
+- `foreign_storm_site.ForeignStormSite`: the same on a Slurm of another form.
+- `quota.Quota`: an exceeded quota, for processes that load its C library.
 - `common`: waiting, running a command, creating a run directory.
 
 May import flip, jobs, tools and the helper modules of tests (synthetic data, S3 servers, users, the simulated Slurm).
