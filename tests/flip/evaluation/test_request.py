@@ -32,7 +32,7 @@ def test_request_is_the_whole_configuration_of_a_job(job):
     assert EvaluationRequest.read(job) == written
     assert not job.config.exists()
     outcome = read_run(job.path)
-    assert (outcome.state, outcome.damage, outcome.settings) == ("queued", [], {})
+    assert (outcome.state, outcome.damage, outcome.settings) == ("stopped", [], {})
 
 
 def test_request_of_earlier_release_is_completed_by_its_training_configuration(job):
