@@ -208,7 +208,7 @@ def test_copy_of_running_sweep_of_older_release_is_left_alone(field, tmp_path):
     job = read_json(copy.path / "job.json")
     del job["folder"]
     write_json(copy.path / "job.json", {**job, "snapshot": str(field.sweep / ".code" / "0123456789abcdef")})
-    assert backend.states([copy])[copy.path].state == "stopped" and backend.live_ranks(copy) == []
+    assert clusters.states([copy])[copy.path].state == "stopped" and backend.live_ranks(copy) == []
     done = subprocess.run(
         [sys.executable, "-m", "jobs.local.supervisor", copy.path.parent], cwd=ROOT, capture_output=True, text=True
     )
