@@ -93,7 +93,9 @@ def map_in_processes(
         yield from map(prepare(*arguments), tasks)
         return
     prepare_forkserver()
-    context, pipes, processes = multiprocessing.get_context("forkserver"), [], list[ForkServerProcess]()
+    context = multiprocessing.get_context("forkserver")
+    pipes = []
+    processes = list[ForkServerProcess]()
     try:
         for number in range(workers):
             pipe, worker_end = context.Pipe()
@@ -160,7 +162,8 @@ class DaemonExecutor:
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        self._threads, self._closed = threads, False
+        self._threads = threads
+        self._closed = False
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         for number in range(threads):
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True).start()

@@ -20,9 +20,12 @@ LOSS_TILE = Compute.loss_tile
 
 def parameters(model: Model) -> dict[str, int]:
     """Trainable parameters: ``image``, ``text`` and ``total``, which includes the logit scale and those of the loss."""
-    image, text = model.image, model.text
+    image = model.image
+    text = model.text
     # Vectors of the width of a token: patch weights, their bias or norm_pre's gain and bias, class token, positions.
-    learned = 1 + patches(image) if image.positions == "learned" else 0
+    learned = 0
+    if image.positions == "learned":
+        learned = 1 + patches(image)
     vectors = 3 * image.patch**2 + (2 if image.norm_pre else 1) + 1 + learned
     counts = {
         "image": vectors * image.width + _blocks(image) + image.width * model.embed,
@@ -41,7 +44,8 @@ def forward_flops(model: Model, mask: str, positions: float | None = None) -> di
 
     ``positions``: mean number of computed caption positions, if text masking or masked padding leaves fewer than all.
     """
-    image, text = model.image, model.text
+    image = model.image
+    text = model.text
     visible = kept_patches(image, mask)
     counts = {
         "image": 2 * visible * 3 * image.patch**2 * image.width + _forward(image, visible + 1),
@@ -76,19 +80,24 @@ def loss_bytes(local: int, world_size: int, embed: int, tile: int = LOSS_TILE, o
     return 4 * (3 * local * min(tile, batch) + 2 * batch * embed + 2 * 2 * local * embed + values)
 
 
-SAVED, SELECTED, TEMPORARY, QUICK_GELU = 16, 9, 12, 4
+SAVED = 16
+SELECTED = 9
+TEMPORARY = 12
+QUICK_GELU = 4
 """Memory of a block in values per token and unit of width. SAVED for backward: its two inputs, two norms, q, k, v, the
 heads' output, and the hidden layer before and after its activation (QUICK_GELU also saves the sigmoid of it). SELECTED,
 with ``recompute: selective``: input, q, k, v, the heads' projection, the hidden layer (SDPA's output is extra).
 TEMPORARY: the rest of the peak in the backward pass of a block."""
 
-NORMS, SQUARES = 2, 3
+NORMS = 2
+SQUARES = 3
 """Under autocast on CUDA (bf16 on a single rank) LayerNorm and softmax compute in fp32 (AT_FORALL_FP32 and
 _SET_OPT_DTYPE in torch's ATen/autocast_mode.h); on a CPU, where SAVED was measured, they do not. In addition to SAVED:
 both norms' inputs have twice the bytes. Explicit attention saves its weights in fp32 and a copy in bf16: three for
 one."""
 
-LAST, LAST_SELECTED = 5, 4
+LAST = 5
+LAST_SELECTED = 4
 """SAVED and SELECTED of a last block that computes the pooled token only: input, norm, q, k, v."""
 
 SLOTS = 4
@@ -112,10 +121,16 @@ def device_memory(
     optimiser's step, or in the loss of all micro-batches, which are encoded again after it. Interpreter, libraries, and
     (on CUDA) context and kernels are not included.
     """
-    count, shard = parameters(model), max(1, ranks // compute.replicate)
-    visible, micro = kept_patches(model.image, mask), -(-local // compute.accumulate)
-    size, captions = value_bytes(compute), left or model.text.length
-    batches = BATCHES_ON_CUDA if compute.device == "cuda" else 1
+    count = parameters(model)
+    shard = max(1, ranks // compute.replicate)
+    visible = kept_patches(model.image, mask)
+    micro = -(-local // compute.accumulate)
+    size = value_bytes(compute)
+    captions = left or model.text.length
+    if compute.device == "cuda":
+        batches = BATCHES_ON_CUDA
+    else:
+        batches = 1
     always = {
         "weights": 4 * count["total"] // shard,
         "moments": OPTIMIZERS[optimizer].moment_bytes * count["total"] // shard,
@@ -129,12 +144,17 @@ def device_memory(
         "text": micro * size * TEMPORARY * captions * model.text.width,
     }
     # Between micro-batches each rank holds all gradients unsharded.
-    earlier = 4 * count["total"] if compute.accumulate > 1 else 0
+    earlier = 0
+    if compute.accumulate > 1:
+        earlier = 4 * count["total"]
     loss = loss_bytes(local, ranks, model.embed, compute.loss_tile, model.objective)
     saved = activations(model, compute, micro, mask, ranks, captions)
     texts = saved["text_activations"]
     # After the loss of micro-batches both towers' features are left, with their gradients.
-    features = 4 * 2 * 2 * local * model.embed if compute.accumulate > 1 else loss
+    if compute.accumulate > 1:
+        features = 4 * 2 * 2 * local * model.embed
+    else:
+        features = loss
     moments = [
         {"gradients": earlier, **saved, "temporary": work["image"], "loss": features},
         {"gradients": max(earlier, gradients["image"]), "text_activations": texts, "temporary": work["text"]},
@@ -150,7 +170,9 @@ def device_memory(
 
 def value_bytes(compute: Compute) -> int:
     """Bytes of an activation, or of a weight of the blocks while it is used."""
-    return 2 if compute.precision == "bf16" else 4
+    if compute.precision == "bf16":
+        return 2
+    return 4
 
 
 def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int, int]:
@@ -159,8 +181,11 @@ def _gathered(model: Model, compute: Compute, size: int) -> tuple[int, int, int,
     Before the last micro-batch FSDP does not reshard weights in the backward pass (``flip.training.grad_cache``). Fp32
     projections are counted as if they stayed gathered from the forward pass to the end.
     """
-    image, text, count = model.image, model.text, parameters(model)
-    block, vocabulary = 12 * max(image.width, text.width) ** 2, text.vocabulary * text.width
+    image = model.image
+    text = model.text
+    count = parameters(model)
+    block = 12 * max(image.width, text.width) ** 2
+    vocabulary = text.vocabulary * text.width
     projections = 4 * model.embed * (image.width + text.width)
     # The rest of a tower, the current and the prefetched block; gradients of the current one, as it computes them.
     units = projections + size * (vocabulary + 3 * block)
@@ -183,7 +208,9 @@ def activations(
 
     ``captions``: positions of a caption; 0: all.
     """
-    image, visible, size = model.image, kept_patches(model.image, mask), value_bytes(compute)
+    image = model.image
+    visible = kept_patches(model.image, mask)
+    size = value_bytes(compute)
     pixels = visible * 3 * image.patch**2  # normalised, for the gradient of the embedding
     stem = pixels + ((visible + 1) * image.width if image.norm_pre else 0)
     text = _saved(model, model.text, captions or model.text.length, compute, ranks, pooled_only=True)
@@ -201,8 +228,11 @@ def _saved(
 
     ``pooled_only``: the last block computes only the pooled token.
     """
-    tokens, fp32 = length * tower.width, ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
-    squares = (SQUARES if fp32 else 1) * tower.heads * length**2 if compute.attention == "explicit" else 0
+    tokens = length * tower.width
+    fp32 = ranks == 1 and compute.precision == "bf16" and compute.device == "cuda"
+    squares = 0
+    if compute.attention == "explicit":
+        squares = (SQUARES if fp32 else 1) * tower.heads * length**2
     values = SAVED + (QUICK_GELU if model.activation == "quick_gelu" else 0) + (NORMS if fp32 else 0)
     block = values * tokens + squares
     if compute.recompute == "no":
@@ -215,7 +245,9 @@ def _saved(
 
 def loader_memory(config: Config, stage: Stage) -> int:
     """Peak bytes of one rank's loader on the host: two blocks of every lane, prepared batches, and those in hand."""
-    ranks, data, model = world_size(config), config.data, for_stage(config, stage).model
+    ranks = world_size(config)
+    data = config.data
+    model = for_stage(config, stage).model
     raw = (
         sum(len(dataset.lanes) * data.block * dataset.chunk * dataset.sample_bytes for dataset in dataset_lanes(data))
         / ranks
@@ -237,13 +269,17 @@ def checkpoint_memory(config: Config) -> int:
     Twice for GPUs, because torch rounds page-locked memory up to a power of two; fsspec copies what it writes.
     """
     url = config.checkpoint.url
-    copies = 2 if config.compute.device == "cuda" or (url and not url.startswith("s3://")) else 1
+    if config.compute.device == "cuda" or (url and not url.startswith("s3://")):
+        copies = 2
+    else:
+        copies = 1
     return copies * state_bytes(config) // world_size(config)
 
 
 def stage_memory(config: Config, stage: Stage) -> dict[str, int]:
     """``device_memory`` of a stage of a resolved configuration."""
-    ranks, config = world_size(config), for_stage(config, stage)
+    ranks = world_size(config)
+    config = for_stage(config, stage)
     model = config.model
     left = kept_tokens(model.text, stage.text_mask)
     local = stage.batch // ranks
@@ -307,4 +343,6 @@ def peak_flops(name: str, precision: str) -> float | None:
     here, as it does not use tensor cores.
     """
     entry = find_accelerator(name)
-    return None if entry is None or precision not in _SPEED else 1e12 * entry.tflops * _SPEED[precision]
+    if entry is None or precision not in _SPEED:
+        return None
+    return 1e12 * entry.tflops * _SPEED[precision]

@@ -38,7 +38,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     The platform is left out: a new kernel changes no result.
     """
     pairs = {name: (before.get(name), now.get(name)) for name in ("python", "processor", "gpu")}
-    old, new = before.get("packages") or {}, now.get("packages") or {}
+    old = before.get("packages") or {}
+    new = now.get("packages") or {}
     for name in PACKAGES:
         pairs[name] = old.get(name), new.get(name)
     return [f"{name} {a or 'none'} -> {b or 'none'}" for name, (a, b) in pairs.items() if (a or "") != (b or "")]

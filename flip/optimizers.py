@@ -76,7 +76,8 @@ class AdamW(OptimizerKind):
         w - w' = (a + lr * decay * w') / (1 - lr * decay)."""
         import torch
 
-        rate, decay = group["lr"], group["lr"] * group["weight_decay"]
+        rate = group["lr"]
+        decay = group["lr"] * group["weight_decay"]
         corrections = [1 - beta ** moments[0]["step"] for beta in group["betas"]]  # all have taken the same steps
         root = torch._foreach_div([each["exp_avg_sq"] for each in moments], corrections[1])
         torch._foreach_sqrt_(root)
@@ -108,7 +109,8 @@ def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str,
     """
     import torch
 
-    kind, state = kind_of(optimizer), optimizer.state[parameter]
+    kind = kind_of(optimizer)
+    state = optimizer.state[parameter]
     if not state:
         state.update(kind.first_moments(parameter))
     declared = kind.first_moments(torch.empty(parameter.shape, device="meta"))  # only names and shapes

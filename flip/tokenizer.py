@@ -40,7 +40,8 @@ from flip.runs.rundir import write_text  # noqa: E402
 UNKNOWN = "[UNK]"
 SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 MAX_ALPHABET = 1000
-START, END = "<|startoftext|>", "<|endoftext|>"
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 """Special tokens of byte pairs, as transformers names them; their ids are the highest."""
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 BYTES = [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in range(256 - len(_PRINTABLE))]
@@ -53,7 +54,8 @@ CLIP_MERGES = 48_894
 """Pairs that CLIP uses of the 262,143 in its published file: 49,408 entries with 512 bytes and two special tokens."""
 MAX_FILE_BYTES = 16 << 20
 """Of a tokenizer.json, or of CLIP's published file unpacked; BERT's has 0.5 MB, CLIP's 3.2 MB."""
-RAW_LIMIT, TEXT_LIMIT = 1 << 20, 1 << 16
+RAW_LIMIT = 1 << 20
+TEXT_LIMIT = 1 << 16
 """Characters read of a text, before and after cleaning: encoding needs 280 bytes per character."""
 MAX_CACHED_WORDS = 100_000
 """Words whose ids are cached; a caption of ten cached words takes an eighth of the time."""
@@ -112,7 +114,9 @@ class TokenizerKind(ABC):
 
     def normalizer(self, cleaning: list[Any], repair: bool, own: Any) -> Any:
         """That of an exported tokenizer.json: ``cleaning``, then ``own``, which the tokenizer has."""
-        return normalizers.Sequence([*cleaning, own]) if cleaning else own
+        if cleaning:
+            return normalizers.Sequence([*cleaning, own])
+        return own
 
     def without_padding(self, row: NDArray[np.int32]) -> NDArray[np.int32]:
         """The tokens of one row of ids."""
@@ -199,7 +203,9 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str], length: int, prepend_cls: bool, repair: bool = False) -> None:
-        self.path, self.length, self._repair = str(path), length, repair
+        self.path = str(path)
+        self.length = length
+        self._repair = repair
         self.kind, self._tokenizer = _read(Path(path))
         self._word_ids = dict[str, list[int]]()
         first, last = self.kind.surrounds(prepend_cls)
@@ -279,7 +285,9 @@ class Tokenizer:
         ``normalized``: it also does the part of ``clean`` that normalizers of ``tokenizers`` can do.
         """
         exported: Any = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-        steps: list[Any] = _cleaning(self._repair) if normalized else []
+        steps: list[Any] = []
+        if normalized:
+            steps = _cleaning(self._repair)
         exported.normalizer = self.kind.normalizer(steps, self._repair, exported.normalizer)
         special = {self.piece(id): id for id in self._prefix + self._suffix}
         if special:
@@ -316,7 +324,10 @@ def _read(path: Path) -> tuple[TokenizerKind, tokenizers.Tokenizer]:
     except OSError as error:
         raise read_error(error, "cannot be read", path) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
+        if isinstance(error, (KeyError, TypeError)):
+            problem = f"{type(error).__name__}: {error}"
+        else:
+            problem = str(error)
         what = f"is no tokenizer.json that can be used: {problem}"
         raise ConfigError(what, str(path), remedy=_remedy(path)) from error
 

@@ -13,7 +13,9 @@ from flip.config.schema import Compute, Model
 from flip.costs import forward_passes, parameters, value_bytes
 from flip.losses import LOSSES
 
-CALL, NVLINK_HOP, NETWORK_HOP = 14e-6, 1.9e-6, 4e-6
+CALL = 14e-6
+NVLINK_HOP = 1.9e-6
+NETWORK_HOP = 4e-6
 """Seconds of a call and of each hop of a ring, protocol LL128: the constants of NCCL's cost model (src/graph/tuning.cc,
 baseLatencies and hwLatencies of NCCL 2.27)."""
 PAYLOAD = 120 / 128
@@ -52,12 +54,16 @@ class Collective(NamedTuple):
         """
         if self.ranks == 1:
             return 0.0
-        nodes, turns = self.nodes(links), 2 if self.kind == "reduction" else 1
+        nodes = self.nodes(links)
+        turns = 2 if self.kind == "reduction" else 1
         members = self.ranks // nodes
         speed = links.nvlink_gbps
         if nodes > 1:
             network = members * links.network_gbps
-            speed = min(network, links.nvlink_gbps) if members > 1 else network
+            if members > 1:
+                speed = min(network, links.nvlink_gbps)
+            else:
+                speed = network
         between = nodes - 1
         hops = between * NETWORK_HOP + (self.ranks - 1 - between) * NVLINK_HOP
         moved = self.bytes * (self.ranks - 1) / self.ranks
@@ -84,10 +90,15 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
     gradients over the shards of a copy, then over the copies. The features of all texts are exchanged in fp32, without
     micro-batches behind a tower.
     """
-    passes, micro, shards = forward_passes(compute), compute.accumulate, ranks // compute.replicate
-    forward, backward = 1 / passes / micro, (2 + (compute.recompute == "block")) / passes / micro
-    count, size = parameters(model)["total"], value_bytes(compute)
-    units, root = model.image.layers + model.text.layers + 2, model.embed * (model.image.width + model.text.width)
+    passes = forward_passes(compute)
+    micro = compute.accumulate
+    shards = ranks // compute.replicate
+    forward = 1 / passes / micro
+    backward = (2 + (compute.recompute == "block")) / passes / micro
+    count = parameters(model)["total"]
+    size = value_bytes(compute)
+    units = model.image.layers + model.text.layers + 2
+    root = model.embed * (model.image.width + model.text.width)
     gather = Collective("gather", shards, 1, units, size * (count - root))  # blocks, and the rests of towers
     once = gather._replace(calls=units + 1, bytes=gather.bytes + 4 * root)
     again = [gather] if compute.reshard != "no" else []
@@ -95,13 +106,16 @@ def step_phases(model: Model, compute: Compute, local: int, ranks: int) -> list[
         Collective("scatter", shards, 1, units + 1, 4 * count),
         Collective("reduction", compute.replicate, shards, units + 1, 4 * count // shards),
     ]
-    batch, features = local * ranks, 4 * local * ranks * model.embed
+    batch = local * ranks
+    features = 4 * local * ranks * model.embed
     exchange = [Collective("gather", ranks, 1, 1, features), Collective("scatter", ranks, 1, 1, features)]
     reductions, values = LOSSES[model.objective].reductions(batch)
     loss = [Collective("reduction", ranks, 1, reductions + 1, 4 * (values + 2))]  # and of loss and accuracy
-    first, last = [once], [*again, *sums]
+    first = [once]
+    last = [*again, *sums]
     if micro == 1:  # behind the image tower, as text is encoded first
-        first, last = [once, exchange[0]], [*last, exchange[1]]
+        first = [once, exchange[0]]
+        last = [*last, exchange[1]]
     else:
         loss = [*exchange, *loss]
     phases = [Phase(1, forward, first, [_mean_call(once)]), Phase(1, 0.0, loss)]

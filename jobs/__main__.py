@@ -60,7 +60,9 @@ SCRIPTS = {command: folder for folder, commands in COMMANDS.items() for command 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    name = argv[0].replace("-", "_") if argv and not argv[0].startswith("-") else ""
+    name = ""
+    if argv and not argv[0].startswith("-"):
+        name = argv[0].replace("-", "_")
     if "_ARGCOMPLETE" in os.environ:
         from jobs.common import completion
 
@@ -69,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _usage(argv)
     from jobs.common import cli
 
-    cli.program = "flip" if Path(sys.argv[0]).name == "flip" else "python -m jobs"
+    if Path(sys.argv[0]).name == "flip":
+        cli.program = "flip"
+    else:
+        cli.program = "python -m jobs"
     sys.argv = [str(ROOT / SCRIPTS[name] / f"{name}.py"), *argv[1:]]
     if not Path(sys.argv[0]).exists():
         print(f"flip {name} needs a checkout of the repository: run `make install` there", file=sys.stderr)

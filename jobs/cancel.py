@@ -39,7 +39,10 @@ def cancel(args: argparse.Namespace) -> int:
         return 0
     clusters.request_cancel(chosen, args.why)
     names = [run.name for run in chosen]
-    message = f"cancelled: {', '.join(map(plain, names))}" if names else "nothing to cancel: every run has ended"
+    if names:
+        message = f"cancelled: {', '.join(map(plain, names))}"
+    else:
+        message = "nothing to cancel: every run has ended"
     print(json.dumps(names) if args.json else message)
     return 0
 

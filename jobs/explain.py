@@ -61,7 +61,9 @@ def page(facts: Mapping[str, Any]) -> Page:
     """The details; control characters from files are escaped."""
     from jobs.common.terminal import Page, TextTable
 
-    about, code, next_ = facts["about"], facts["code"], facts["next"]
+    about = facts["about"]
+    code = facts["code"]
+    next_ = facts["next"]
     differs = ", ".join(f"{key} = {value}" for key, value in about["differs"].items()) or "in nothing"
     stages = "; ".join(
         f"{s['name']}: {count(s['samples'])}, batch {s['batch']}, mask {s['mask']}" for s in about["stages"]
@@ -78,8 +80,10 @@ def page(facts: Mapping[str, Any]) -> Page:
         ("next", _coming(next_)),
     ]
     heads += [("damaged", damage) for damage in facts["damaged"]]
-    heads += [("speed", facts["verdict"])] if facts["verdict"] else []
-    heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")] if (files := facts["anomalies"]) else []
+    if facts["verdict"]:
+        heads += [("speed", facts["verdict"])]
+    if files := facts["anomalies"]:
+        heads += [("bad steps", f"{len(files)}, the last one: {files[-1]}")]
     lines: list[str | TextTable] = [f"{name:<10}{text}" for name, text in heads]
     if attempts := _history(facts["attempts"]):
         drop = ("nodes", "S from", "to", "took", "started")
@@ -97,7 +101,10 @@ def _origin(init: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     if init["export"]:
         return [("starts", f"with the weights of the export {init['export']}")]
-    how = "extends it" if init["extend"] else "only its weights"
+    if init["extend"]:
+        how = "extends it"
+    else:
+        how = "only its weights"
     return [("starts", f"with S = {count(init['samples'])} of {init['run']}, stage {init['stage']}: {how}")]
 
 
@@ -105,8 +112,10 @@ def _state(row: Mapping[str, Any]) -> str:
     parts = [row["state"] + (f": {row['reason']}" if row.get("reason") else "")]
     if row.get("samples") is not None and row.get("total"):
         parts.append(f"S = {count(row['samples'])} of {count(row['total'])}")
-    parts += [f"loss {row['loss']:.3f}"] if row.get("loss") is not None else []
-    parts += [f"{duration(row['eta_seconds'])} left"] if row.get("eta_seconds") is not None else []
+    if row.get("loss") is not None:
+        parts += [f"loss {row['loss']:.3f}"]
+    if row.get("eta_seconds") is not None:
+        parts += [f"{duration(row['eta_seconds'])} left"]
     return ", ".join(parts)
 
 
@@ -114,10 +123,14 @@ def _decision(evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if evidence is None:
         return []
     why = ": ".join(filter(None, [evidence["cause"], evidence["reason"] or "-"]))
-    decided = f"{evidence['action']}, because of {why}" if evidence["action"] else f"nothing yet; {why}"
+    if evidence["action"]:
+        decided = f"{evidence['action']}, because of {why}"
+    else:
+        decided = f"nothing yet; {why}"
     if evidence["cause"] == "complete":
         decided = f"{evidence['action'] or 'nothing yet'}: it is complete"
-    code, state = evidence["code"], evidence["state"]
+    code = evidence["code"]
+    state = evidence["state"]
     seen = f"exit code {'unknown' if code is None else code}"
     if state not in UNINFORMATIVE:
         seen += f", job state {state}"
@@ -143,7 +156,9 @@ def _coming(next_: Mapping[str, Any]) -> str:
 
 
 def _clock(moment: float | None) -> str | None:
-    return None if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    if moment is None:
+        return None
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -181,7 +196,10 @@ def _spent(spent: Mapping[str, Any]) -> list[str]:
     if not spent["total"]:
         return ["time      unknown"]
     parts = ", ".join(f"{part} {percent(share)} %" for part, share in spent["share"].items() if share)
-    waited = "unknown" if spent["waiting_hours"] is None else duration(3600 * spent["waiting_hours"])
+    if spent["waiting_hours"] is None:
+        waited = "unknown"
+    else:
+        waited = duration(3600 * spent["waiting_hours"])
     lines = [f"time      {hours_text(spent['total'])} {spent['unit']}: {parts}; waited for a start: {waited}"]
     return lines + ([f"try       {spent['advice']}"] if spent["advice"] else [])
 

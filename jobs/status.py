@@ -60,7 +60,9 @@ def status(args: argparse.Namespace) -> int:
             print(text, file=sys.stderr)
     rows = table(runs)
     print(json.dumps(rows, indent=1)) if args.json else show(render(rows))
-    return STORAGE if all(row["state"] == "unknown" for row in rows) else COMPLETE
+    if all(row["state"] == "unknown" for row in rows):
+        return STORAGE
+    return COMPLETE
 
 
 if __name__ == "__main__":

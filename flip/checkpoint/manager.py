@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 DAY = 86_400.0
 FIRST = 300.0
 """Seconds to the first save, which measures the cost of one."""
-MIN_SECONDS, MAX_SECONDS = 60.0, 3600.0
+MIN_SECONDS = 60.0
+MAX_SECONDS = 3600.0
 MIN_SAVE_MULTIPLE = 4.0
 """The interval is at least this many times the length of a save: how much a save slows training is not measured."""
 
@@ -44,7 +45,10 @@ class CheckpointManager:
     """Saves and restores the state of one attempt. Methods are collective except ``is_due``."""
 
     def __init__(self, run: RunDir, attempt: int, world: World, config: Config, watchdog: Watchdog) -> None:
-        self._run, self._world, self._watchdog, section = run, world, watchdog, config.checkpoint
+        self._run = run
+        self._world = world
+        self._watchdog = watchdog
+        section = config.checkpoint
         retry_policy = RetryPolicy(deadline=config.data.deadline, timeout=config.data.timeout)
         self.checkpointer = Checkpointer(
             run, attempt, world, section.keep, section.background == "yes", section.url, retry_policy, section.keep_at
@@ -53,11 +57,13 @@ class CheckpointManager:
         self._interval: SaveInterval | None = None
         if world.is_rank0 and not section.samples:  # rank 0's clock decides for all
             self._interval = SaveInterval(section.minutes, run, attempt)
-        self._last_time, self._last_samples = time.monotonic(), 0
+        self._last_time = time.monotonic()
+        self._last_samples = 0
         self.resumed_from: Commit | None = None
         self._start = run.attempt(attempt) / "start.json"
         self.save_after_first_step = False
-        self.saves, self.blocked_seconds = 0, 0.0
+        self.saves = 0
+        self.blocked_seconds = 0.0
         """Saves of this attempt, and the seconds that steps waited for them."""
 
     def find(self, extended_commit: Callable[[CheckpointRestorer], Commit | None]) -> Commit | None:
@@ -109,7 +115,9 @@ class CheckpointManager:
         """Start a save of S = ``samples``; ``wait`` waits for its commit."""
         start = time.perf_counter()
         self.checkpointer.save(state, stage, samples, **record)
-        self._last_samples, self._last_time, self.save_after_first_step = samples, time.monotonic(), False
+        self._last_samples = samples
+        self._last_time = time.monotonic()
+        self.save_after_first_step = False
         self.saves, self.blocked_seconds = self.saves + 1, self.blocked_seconds + time.perf_counter() - start
 
     def wait(self) -> None:
@@ -122,8 +130,13 @@ class SaveInterval:
     """Seconds between the saves of one attempt. ``minutes`` 0: Young's interval from observed costs."""
 
     def __init__(self, minutes: float, run: RunDir, attempt: int) -> None:
-        self._fixed, self._start = 60 * minutes, time.monotonic()
-        self._uptime, self._interruptions = (0.0, 0) if minutes else uptime_and_interruptions(run, attempt)
+        self._fixed = 60 * minutes
+        self._start = time.monotonic()
+        if minutes:
+            self._uptime = 0.0
+            self._interruptions = 0
+        else:
+            self._uptime, self._interruptions = uptime_and_interruptions(run, attempt)
 
     def seconds(self, saves: int, blocked: float, last: float) -> float:
         """After ``saves`` saves that blocked steps for ``blocked`` seconds, the last of which took ``last`` seconds."""
@@ -148,7 +161,8 @@ def uptime_and_interruptions(run: RunDir, attempt: int) -> tuple[float, int]:
     Both times of an attempt come from the clock of its own rank 0. Damaged records and metric lines are skipped: they
     only tune an interval and must not stop a run.
     """
-    uptime, interruptions = 0.0, 0
+    uptime = 0.0
+    interruptions = 0
     for n in run.attempt_numbers():
         ready = _record(run.attempt(n) / "ready.json").get("time")
         if n >= attempt or ready is None:

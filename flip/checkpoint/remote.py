@@ -21,7 +21,8 @@ from flip.runs.files import atomic_write
 if TYPE_CHECKING:
     from flip.data.storage.s3 import S3Storage
 
-PART_BYTES, PARALLEL_FILES = 1 << 24, 4
+PART_BYTES = 1 << 24
+PARALLEL_FILES = 4
 """Bytes per read request, and files that are read at the same time."""
 _REMEDY = "Check the bucket and checkpoint.url."
 WRITING = ErrorWording("writing", "write", "the place of the checkpoint", _REMEDY)
@@ -40,8 +41,12 @@ class RemoteCheckpoint:
     what denies access to a later one is no missing right."""
 
     def __init__(self, url: str, retry_policy: RetryPolicy) -> None:
-        self.url, self._retry_policy = url.rstrip("/"), retry_policy
-        self._place = self.url.split("/")[2] if self.url.startswith("s3://") else self.url
+        self.url = url.rstrip("/")
+        self._retry_policy = retry_policy
+        if self.url.startswith("s3://"):
+            self._place = self.url.split("/")[2]
+        else:
+            self._place = self.url
         self._outages = OutageDetector()
         self._storage = _storage(self.url, retry_policy.timeout)
 
@@ -91,7 +96,9 @@ class RemoteCheckpoint:
         def request() -> bytes | None:
             try:
                 size = self._storage.stat(key).size
-                return self._storage.get(key, 0, min(size, limit + 1)).result().data if size else b""
+                if size:
+                    return self._storage.get(key, 0, min(size, limit + 1)).result().data
+                return b""
             except RequestError as fault:
                 if fault.kind == "missing":
                     return None
@@ -116,7 +123,9 @@ class RemoteCheckpoint:
         for _ in range(2):
             digest = hashlib.sha256()
             with ExitStack() as stack:
-                file = stack.enter_context(atomic_write(target, sync=False)) if target is not None else None
+                file = None
+                if target is not None:
+                    file = stack.enter_context(atomic_write(target, sync=False))
                 for part in self._parts(name, expected, 0, expected["bytes"]):
                     digest.update(part)
                     if file is not None:
@@ -169,7 +178,8 @@ def verify(source: commit.Commit, retry_policy: RetryPolicy, part: int = 0, part
     if "url" not in source.record:
         commit.verify(source, part, parts, uncached=True)
         return
-    remote, files = RemoteCheckpoint(source.record["url"], retry_policy), source.record["files"]
+    remote = RemoteCheckpoint(source.record["url"], retry_policy)
+    files = source.record["files"]
     own = {name: files[name] for name in sorted(files)[part::parts]}
     remote.verify({name: expected for name, expected in own.items() if not expected.get("etag")})
     for name, expected in own.items():
@@ -182,7 +192,8 @@ def refuse_foreign(source: commit.Commit, url: str) -> None:
 
     Addresses below ``url``, which the user of this process has named, are accepted.
     """
-    address, record = source.record["url"], source.path / commit.COMMIT_FILE
+    address = source.record["url"]
+    record = source.path / commit.COMMIT_FILE
     reason = ownership.untrusted(record)
     below = url and f"{address}/".startswith(f"{as_url(url)}/") and ".." not in address.split("/")
     if reason and not below:

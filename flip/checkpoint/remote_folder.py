@@ -83,7 +83,10 @@ class RemoteFolder:
         if owner is not None and owner.get("id") == self._id:
             return
         if owner is None or (owner and not is_gone(owner["folder"]) and not self._is_of_older_attempt(owner)):
-            named = owner["folder"] if owner else "a damaged owner.json"
+            if owner:
+                named = owner["folder"]
+            else:
+                named = "a damaged owner.json"
             remedy = (
                 "Two run directories, or two attempts, use it: end one of them. If this run must go on, delete"
                 f" {self._address_file}; it then gets a folder of its own."

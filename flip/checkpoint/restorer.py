@@ -33,7 +33,10 @@ class CheckpointRestorer:
     def __init__(
         self, run: RunDir, attempt: int, world: World, retry_policy: RetryPolicy | None = None, url: str = ""
     ) -> None:
-        self._run, self._attempt, self.world, self._url = run, attempt, world, url
+        self._run = run
+        self._attempt = attempt
+        self.world = world
+        self._url = url
         self._retry_policy = retry_policy or RetryPolicy()
         self._index: tuple[Path, CheckpointIndex] | None = None
         self.parent = ""
@@ -82,7 +85,9 @@ class CheckpointRestorer:
         """The commit in a folder, verified, for ``load``. Raises DataError if it is damaged."""
         failure = run_on_all(lambda: self._verify(path), self.world.checkpoint_group)
         if failure is not None:
-            kind = DataError if failure.cause == DAMAGED else failure.error_class
+            kind = failure.error_class
+            if failure.cause == DAMAGED:
+                kind = DataError
             remedy = "It was deleted since, or is damaged: name another one."
             raise kind(f"this checkpoint cannot be read: {failure.text}", path, remedy=remedy)
         return commit.read_commit(path)
@@ -93,7 +98,9 @@ class CheckpointRestorer:
         Rank 0 reads the headers of its files for all ranks, once for several loads from the same commit.
         """
         record = source.record
-        remote = RemoteCheckpoint(record["url"], self._retry_policy) if "url" in record else None
+        remote = None
+        if "url" in record:
+            remote = RemoteCheckpoint(record["url"], self._retry_policy)
         files = CheckpointFiles(source.path, record["files"], remote)
         if self._index is None or self._index[0] != source.path:
             headers: dict[str, Any] = {}
@@ -108,7 +115,9 @@ class CheckpointRestorer:
 
     def _verify(self, path: Path) -> None:
         """Verify this rank's share of the files of a commit."""
-        source, rank, size = commit.read_commit(path), self.world.rank, self.world.size
+        source = commit.read_commit(path)
+        rank = self.world.rank
+        size = self.world.size
         if "url" not in source.record:
             commit.verify(source, part=rank, parts=size)
             return

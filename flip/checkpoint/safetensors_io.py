@@ -29,9 +29,12 @@ from flip.runs.files import OUTPUT_MODE, atomic_path, atomic_write
 
 HEADER_BYTES = 1 << 18
 """Bytes of a file that are read first for its header."""
-GAP_BYTES, REQUEST_BYTES = 1 << 20, 1 << 26
+GAP_BYTES = 1 << 20
+REQUEST_BYTES = 1 << 26
 """Regions of a file at most ``GAP_BYTES`` apart are read by one request of at most ``REQUEST_BYTES``."""
-METADATA, SHARDS, OFFSETS = "__metadata__", "DCP_SHARDING_INFO", "saved_offsets"
+METADATA = "__metadata__"
+SHARDS = "DCP_SHARDING_INFO"
+OFFSETS = "saved_offsets"
 _DTYPES = {
     "F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I8": torch.int8, "U8": torch.uint8,
     "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BF16": torch.bfloat16,
@@ -57,7 +60,10 @@ def write_shard(
     if not data:
         return {}
     name = SHARD_FILE % (rank + 1)
-    record = _write_file(folder / name, data) if remote is None else remote.put(name, data)
+    if remote is None:
+        record = _write_file(folder / name, data)
+    else:
+        record = remote.put(name, data)
     return {name: record | {"sha256": hashlib.sha256(data).hexdigest()}}
 
 
@@ -73,7 +79,9 @@ class CheckpointFiles:
     def __init__(
         self, folder: Path, files: Mapping[str, Mapping[str, Any]], remote: RemoteCheckpoint | None = None
     ) -> None:
-        self.folder, self._files, self._remote = folder, files, remote
+        self.folder = folder
+        self._files = files
+        self._remote = remote
         self.names = sorted(name for name in files if name.endswith(".safetensors"))
 
     def read(self, name: str, start: int, stop: int) -> bytearray:
@@ -121,8 +129,12 @@ def read_headers(files: CheckpointFiles) -> dict[str, Any]:
     for number, (start, header) in enumerate(headers):
         saved = json.loads(header.pop(METADATA, {}).get(SHARDS, "{}"))
         for name, entry in header.items():
-            shape, rows = entry["shape"], tensors.setdefault(name, (entry["dtype"], []))[1]
-            offsets = saved[name][OFFSETS] if saved else [0] * len(shape)
+            shape = entry["shape"]
+            rows = tensors.setdefault(name, (entry["dtype"], []))[1]
+            if saved:
+                offsets = saved[name][OFFSETS]
+            else:
+                offsets = [0] * len(shape)
             rows.append([*offsets, *shape, start + entry["data_offsets"][0], number])
     return {"files": files.names, "tensors": tensors}
 
@@ -187,16 +199,21 @@ def _regions(name: str, tensor: Tensor, index: CheckpointIndex) -> Iterator[Regi
     dtype, shape, parts = index.tensors[name]
     if shape != list(tensor.shape):
         raise DataError(f"{name} has the shape {shape}, the model needs {list(tensor.shape)}")
-    target, ndim, missing = local(tensor).detach(), tensor.ndim, local(tensor).numel()
-    origin, target = local_offsets(tensor) or [0], target if ndim else target.view(1)
+    target = local(tensor).detach()
+    ndim = tensor.ndim
+    missing = local(tensor).numel()
+    origin = local_offsets(tensor) or [0]
+    target = target if ndim else target.view(1)
     for *box, first_byte, file in parts[_overlapping(parts, origin, target.shape)].tolist() if missing else ():
-        offsets, lengths = box[:ndim] or [0], box[ndim:] or [1]
+        offsets = box[:ndim] or [0]
+        lengths = box[ndim:] or [1]
         low = [max(pair) for pair in zip(origin, offsets, strict=True)]
         high = [min(o + n, p + m) for o, n, p, m in zip(origin, target.shape, offsets, lengths, strict=True)]
         within = [slice(a - o, b - o) for a, b, o in zip(low, high, offsets, strict=True)]
         cut = target[tuple(slice(a - o, b - o) for a, b, o in zip(low, high, origin, strict=True))]
         row = dtype.itemsize * math.prod(lengths[1:])
-        start, stop = first_byte + within[0].start * row, first_byte + within[0].stop * row
+        start = first_byte + within[0].start * row
+        stop = first_byte + within[0].stop * row
         yield Region(index.files[file], start, stop, dtype, [high[0] - low[0], *lengths[1:]], (*within[1:],), cut)
         missing -= cut.numel()
     if missing:
@@ -206,7 +223,8 @@ def _regions(name: str, tensor: Tensor, index: CheckpointIndex) -> Iterator[Regi
 def _overlapping(parts: Any, offsets: list[int], shape: torch.Size) -> Any:
     """Which parts overlap a box of the tensor: a bool for each row."""
     ndim = parts.shape[1] // 2 - 1
-    starts, lengths = parts[:, :ndim], parts[:, ndim : 2 * ndim]
+    starts = parts[:, :ndim]
+    lengths = parts[:, ndim : 2 * ndim]
     low = np.maximum(starts, offsets[:ndim])
     high = np.minimum(starts + lengths, np.add(offsets, shape)[:ndim])
     return (low < high).all(axis=1)

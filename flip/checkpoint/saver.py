@@ -71,17 +71,25 @@ class Checkpointer:
         self, run: RunDir, attempt: int, world: World, keep: int, background: bool = False,
         url: str = "", retry_policy: RetryPolicy | None = None, keep_at: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        self._run, self._attempt, self._world, self._keep, self._url = run, attempt, world, keep, url
+        self._run = run
+        self._attempt = attempt
+        self._world = world
+        self._keep = keep
+        self._url = url
         self._keep_at = keep_at
         self._retry_policy = retry_policy or RetryPolicy()
-        self._remote_folder = RemoteFolder(run, url, self._retry_policy, attempt) if url else None
+        self._remote_folder: RemoteFolder | None = None
+        if url:
+            self._remote_folder = RemoteFolder(run, url, self._retry_policy, attempt)
         self.restorer = CheckpointRestorer(run, attempt, world, retry_policy, url)
         self.blocked_seconds = 0.0
         """Seconds that saves waited for the previous save."""
         self.last_save_seconds = 0.0
         """Seconds of the newest save, until its commit was read back."""
         self._pending: Future[None] | None = None
-        self._executor = DaemonExecutor(1, "checkpoint") if background else None
+        self._executor: DaemonExecutor | None = None
+        if background:
+            self._executor = DaemonExecutor(1, "checkpoint")
         self._staged: StagedShard | None = None
 
     def save(self, state: dict[str, torch.Tensor], stage: str, samples: int, **record: Any) -> None:
@@ -119,7 +127,8 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Wait for the save in the background. Raises what ``save`` raises."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
+        self._pending = None
         if pending is not None:
             pending.result()
 
@@ -136,7 +145,8 @@ class Checkpointer:
             failure = self._save_once(path, staged, record, start_time)
         if failure is not None:
             raise self._to_error(failure, path, staged)
-        self.restorer.parent, self.last_save_seconds = f"{stage}/{path.name}", time.perf_counter() - start_time
+        self.restorer.parent = f"{stage}/{path.name}"
+        self.last_save_seconds = time.perf_counter() - start_time
         if self._world.is_rank0:
             log.info("committed S = %d in stage %s, %.1f s", samples, stage, self.last_save_seconds)
             self._retain([path])
@@ -147,7 +157,9 @@ class Checkpointer:
         """Write and commit. A failure of one rank is that of all, and frees what was written."""
         remote: RemoteCheckpoint | None = None
         files: dict[str, dict[str, Any]] = {}
-        rank, size, group = self._world.rank, self._world.size, self._world.checkpoint_group
+        rank = self._world.rank
+        size = self._world.size
+        group = self._world.checkpoint_group
 
         def prepare() -> None:
             if self._world.is_rank0:
@@ -160,7 +172,9 @@ class Checkpointer:
 
         def write() -> None:
             nonlocal remote
-            remote = RemoteCheckpoint(address, self._retry_policy) if address else None
+            remote = None
+            if address:
+                remote = RemoteCheckpoint(address, self._retry_policy)
             files.update(write_shard(path, staged.data, rank, remote))
 
         def mark() -> None:
@@ -175,7 +189,9 @@ class Checkpointer:
             verify(commit.read_commit(path), self._retry_policy, part=rank, parts=size)
 
         failure = run_on_all(prepare, group)
-        address = broadcast_json(self._url_of(path), group) if failure is None else ""
+        address = ""
+        if failure is None:
+            address = broadcast_json(self._url_of(path), group)
         failure = failure or run_on_all(write, group)
         if failure is None:
             for part in all_gather_json(files, group):
@@ -194,7 +210,9 @@ class Checkpointer:
     def _url_of(self, path: Path) -> str:
         """The computed URL of a commit's folder, on rank 0; empty if there is none, or none was claimed yet."""
         folder = self._remote_folder
-        return folder.checkpoint_url(path) if folder is not None and folder.url else ""
+        if folder is not None and folder.url:
+            return folder.checkpoint_url(path)
+        return ""
 
     def _retain(self, named: list[Path]) -> None:
         if self._remote_folder is not None and not self._remote_folder.url:
@@ -229,13 +247,18 @@ class Checkpointer:
             return reason
         if is_remote:
             remote = RemoteCheckpoint(address, retry_policy)
-            names = remote.names() if files is None else [commit.COMMIT_FILE, *files]
+            if files is None:
+                names = remote.names()
+            else:
+                names = [commit.COMMIT_FILE, *files]
             deletion.delete_remote_checkpoint(names, files, remote.delete)
         return commit.remove(path, files)
 
     def _check_saveable(self, staged: StagedShard, samples: int) -> None:
         """Refuse saves of a straggler, and weights that are not finite. Raises Superseded, Diverged."""
-        problem = "superseded" if self._world.is_rank0 and not self._run.is_current_attempt(self._attempt) else ""
+        problem = ""
+        if self._world.is_rank0 and not self._run.is_current_attempt(self._attempt):
+            problem = "superseded"
         for name, tensor in staged.tensors.items():
             if name.startswith("model.") and not bool(tensor.isfinite().all()):
                 problem = problem or f"{name.removeprefix('model.')} is not finite"
@@ -248,7 +271,8 @@ class Checkpointer:
 
     def _to_error(self, failure: RankFailure, path: Path, staged: StagedShard) -> FlipError:
         """The error for a save that failed, with sizes if more space may help. Collective."""
-        what, remedy = f"the checkpoint could not be written: {failure.text}", ""
+        what = f"the checkpoint could not be written: {failure.text}"
+        remedy = ""
         if failure.is_transient:
             needed = sum(all_gather_json(staged.data.nbytes, self._world.checkpoint_group))
             what += f"; it takes {needed:,} bytes"

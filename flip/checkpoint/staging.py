@@ -27,7 +27,8 @@ def own_part(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     All ranks decide alike, by the order of the names and the full sizes. Rank 0 writes tensors that are not sharded,
     so a rank that loads opens one other file. Replicas write about as much each.
     """
-    own, written = {}, Counter[int]()
+    own = {}
+    written = Counter[int]()
     for name, tensor in state.items():
         writes = rank == 0
         if hasattr(tensor, "placements"):
@@ -57,8 +58,10 @@ class StagedShard:
         tensors = {name: local(tensor) for name, tensor in part.items()}
         size = 0
         for name in sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)):  # keeps all aligned
-            start, size = size, size + tensors[name].nbytes
-            dtype, shape = DTYPE_NAMES[tensors[name].dtype], list(tensors[name].shape)
+            start = size
+            size += tensors[name].nbytes
+            dtype = DTYPE_NAMES[tensors[name].dtype]
+            shape = list(tensors[name].shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, size]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the tensors start at a multiple of 8, as safetensors requires

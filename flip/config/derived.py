@@ -45,7 +45,8 @@ def for_stage(config: Config, stage: Stage) -> Config:
     recompute."""
     model = config.model
     model = replace(model, image=_override(model.image, stage.image), text=_override(model.text, stage.text))
-    augment, compute = _override(config.augment, stage.augment), _override(config.compute, stage.compute)
+    augment = _override(config.augment, stage.augment)
+    compute = _override(config.compute, stage.compute)
     return replace(config, model=model, augment=augment, compute=compute)
 
 
@@ -106,7 +107,8 @@ def dataset_lanes(data: Data) -> list[DatasetLanes]:
     """The data sets in order; if ``data.sets`` is empty, the one that ``data`` itself names."""
     if not data.sets:
         return [DatasetLanes("", data.manifest, data.samples, data.chunk, data.sample_bytes, range(data.lanes))]
-    result, first = list[DatasetLanes](), 0
+    result = list[DatasetLanes]()
+    first = 0
     for dataset in data.sets:
         lanes = range(first, first + dataset.lanes)
         result.append(
@@ -139,7 +141,8 @@ def buffer_bytes(lanes: int, block: int, chunk: int, mean_bytes: float) -> int:
 
 def missing_in_transformers(model: Model) -> list[str]:
     """What CLIPModel of transformers lacks for a model, with the field that asks for it; empty: nothing."""
-    image, text = model.image, model.text
+    image = model.image
+    text = model.text
     lacks = {
         f"pooling of image tokens by their mean (model.image.pool: {image.pool})": image.pool != "class",
         "an image encoder without LayerNorm before its blocks (model.image.norm_pre: false)": not image.norm_pre,
@@ -157,8 +160,13 @@ def model_label(settings: Mapping[str, Any]) -> str | None:
     size = settings.get("model.size")
     changed = []
     for section, value in MODEL_PRESETS.get(size or "", {}).items():
-        fields = {f"{section}.{name}": item for name, item in value.items()} if section != "embed" else {section: value}
+        if section != "embed":
+            fields = {f"{section}.{name}": item for name, item in value.items()}
+        else:
+            fields = {section: value}
         changed += [key for key, item in fields.items() if settings.get(f"model.{key}", item) != item]
     if len(changed) > MAX_LABEL_FIELDS:
         return "custom size"
-    return f"{size} with " + ", ".join(f"{key} {settings.get(f'model.{key}')}" for key in changed) if changed else size
+    if changed:
+        return f"{size} with " + ", ".join(f"{key} {settings.get(f'model.{key}')}" for key in changed)
+    return size

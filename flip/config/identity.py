@@ -53,13 +53,17 @@ def _is_content(value: Any) -> bool:
 def _manifest(path: str) -> str:
     """The digest of a data set, which does not change when it moves; its path if it has no manifest."""
     record = manifest_record(path)
-    return f"digest:{record['digest']}" if record else path
+    if record:
+        return f"digest:{record['digest']}"
+    return path
 
 
 def file_digest(path: str) -> str:
     """The checksum of a file's content, or its path if it does not exist."""
     try:
-        return f"sha256:{hashlib.sha256(Path(resolve_path(path)).read_bytes()).hexdigest()}" if path else path
+        if path:
+            return f"sha256:{hashlib.sha256(Path(resolve_path(path)).read_bytes()).hexdigest()}"
+        return path
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return path
     except PermissionError as error:
@@ -73,7 +77,8 @@ def _hashed(section: Any, version: int) -> dict[str, Any]:
     """The fields of a section that are part of the identity as plain data, with digests in place of paths."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section):
-        value, rules = getattr(section, field.name), field.metadata
+        value = getattr(section, field.name)
+        rules = field.metadata
         is_hashed = rules.get("identity", True) or (version == 1 and _is_class_names(section, field.name))
         if not is_hashed or ("omit_if" in rules and value == rules["omit_if"]):
             continue
@@ -95,7 +100,8 @@ def _is_class_names(section: Any, field: str) -> bool:
 def _unhashed(section: Any, prefix: str = "", inside: bool = False) -> Iterator[str]:
     """Keys of the fields below a section that are no part of a run's identity."""
     for field in dataclasses.fields(section):
-        value, unhashed = getattr(section, field.name), inside or not field.metadata.get("identity", True)
+        value = getattr(section, field.name)
+        unhashed = inside or not field.metadata.get("identity", True)
         if dataclasses.is_dataclass(value):
             yield from _unhashed(value, f"{prefix}{field.name}.", unhashed)
         elif unhashed:
@@ -136,12 +142,16 @@ def identity(config: Config, code: str, version: int = VERSION) -> dict[str, Any
     """
     canonical = _canonical(config, version)
     stored = {"hash": digest(canonical), "schema": version, "code": code, "config": canonical}
-    return stored if version == 1 else stored | {"classes": _class_names(config)}
+    if version == 1:
+        return stored
+    return stored | {"classes": _class_names(config)}
 
 
 def version_of(stored: Mapping[str, Any]) -> int:
     """The version of a stored identity.json."""
-    return 1 if stored.get("schema") == 1 else VERSION
+    if stored.get("schema") == 1:
+        return 1
+    return VERSION
 
 
 def is_same_run(stored: Mapping[str, Any], config: Config) -> bool:
@@ -173,7 +183,9 @@ def _stored_class_names(stored: Mapping[str, Any], config: Config) -> Mapping[st
     """The class names that a stored identity.json records, as ``_class_names``."""
     if version_of(stored) != 1:
         recorded = stored.get("classes", {})
-        return recorded if isinstance(recorded, Mapping) else {}
+        if isinstance(recorded, Mapping):
+            return recorded
+        return {}
     leaves = flatten(stored.get("config", {}))
     return {name: leaves.get(f"evaluate.sets.{name}.classes") for name in _class_names(config)}
 
@@ -186,7 +198,9 @@ def _class_names(config: Config) -> dict[str, str]:
 def _without_class_names(hashed: Mapping[str, Any]) -> dict[str, Any]:
     """The values that version 1 hashed as version 2 hashes them."""
     evaluate = hashed.get("evaluate")
-    sets = evaluate.get("sets") if isinstance(evaluate, Mapping) else None
+    sets = None
+    if isinstance(evaluate, Mapping):
+        sets = evaluate.get("sets")
     if not isinstance(evaluate, Mapping) or not isinstance(sets, list):
         return dict(hashed)
     others = [{key: value for key, value in item.items() if key != "classes"} for item in sets]
@@ -209,12 +223,14 @@ def flatten(value: Any, key: str = "") -> dict[str, Any]:
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[ConfigChange]:
     """The differences between two configurations given as plain data, by key."""
-    was, now = flatten(before), flatten(after)
+    was = flatten(before)
+    now = flatten(after)
     changes = [
         ConfigChange(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)
     ]
     for key in ("stages", "data.sets"):  # flattened, they have no order
-        names, renamed = _names(before, key), _names(after, key)
+        names = _names(before, key)
+        renamed = _names(after, key)
         if names != renamed and sorted(names) == sorted(renamed):
             changes.append(ConfigChange(key, names, renamed))
     return changes
@@ -237,7 +253,9 @@ def diff_identity(stored: Mapping[str, Any], config: Config) -> list[ConfigChang
 
 def changes_since(stored: Mapping[str, Any] | None, config: Config) -> list[ConfigChange]:
     """As ``diff_identity``, but empty if there is no stored identity.json or it cannot be compared."""
-    return diff_identity(stored, config) if stored and isinstance(stored.get("config"), dict) else []
+    if stored and isinstance(stored.get("config"), dict):
+        return diff_identity(stored, config)
+    return []
 
 
 def concern_only_data(changes: Sequence[ConfigChange]) -> bool:

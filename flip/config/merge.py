@@ -74,7 +74,9 @@ def _canonical_decimal(text: str, place: SourceLocation) -> str:
     number = typed.parse_number(text)
     if number is None:
         raise place.error("needs a decimal number", text, "Example: 0.5")
-    return format(number.normalize(), "f") if number else "0"
+    if number:
+        return format(number.normalize(), "f")
+    return "0"
 
 
 def _change_members(
@@ -111,14 +113,19 @@ def _deep_merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     """A copy of ``base`` with the fields of ``over``, merged section by section."""
     new = dict(base)
     for name, value in over.items():
-        new[name] = _deep_merge(base.get(name, {}), value) if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping):
+            new[name] = _deep_merge(base.get(name, {}), value)
+        else:
+            new[name] = value
     return new
 
 
 def _coerce(kind: Any, value: Any, old: Any, place: SourceLocation) -> Any:
     """``value`` as plain data of the schema's type ``kind``. ``old``: the value of the layers below."""
     if type(None) in typing.get_args(kind):
-        return None if value is None else _coerce(typing.get_args(kind)[0], value, old, place)
+        if value is None:
+            return None
+        return _coerce(typing.get_args(kind)[0], value, old, place)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise place.error("needs a mapping of fields", "nothing" if value is None else value)
@@ -160,7 +167,10 @@ def _set(table: LocatedDict, path: Sequence[str], value: Any, place: SourceLocat
         child = table.setdefault(head, LocatedDict())
         if not isinstance(child, LocatedDict):
             raise place.error("is set twice in different ways")
-        items = [(".".join(rest), value)] if rest else list(value.items())
+        if rest:
+            items = [(".".join(rest), value)]
+        else:
+            items = list(value.items())
         for key, item in items:
             line = place.line if rest else line_of(value, key)
             _set(child, key.split("."), item, place if rest else place.child(key, line))
@@ -190,11 +200,13 @@ def assignment(text: str) -> tuple[str, LocatedDict]:
 
 def _find_preset(layers: Sequence[tuple[str, LocatedDict]]) -> dict[str, Any]:
     """The model fields of the size given by the topmost layer."""
-    size, place = Config().model.size, SourceLocation("defaults", "model.size")
+    size = Config().model.size
+    place = SourceLocation("defaults", "model.size")
     for where, layer in layers:
         model = layer.get("model")
         if isinstance(model, Mapping) and isinstance(model.get("size"), str):
-            size, place = model["size"], SourceLocation(where, "model.size", line_of(model, "size"))
+            size = model["size"]
+            place = SourceLocation(where, "model.size", line_of(model, "size"))
     if size not in MODEL_PRESETS:
         raise place.error("unknown model size", size, f"Sizes: {', '.join(MODEL_PRESETS)}.")
     return MODEL_PRESETS[size]

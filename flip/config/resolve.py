@@ -26,8 +26,10 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 LOOKED_AT = 200
 """Files of a folder that are looked at to recognise pictures."""
 MAX_LANES = 4096
-MAX_CHUNK, MIN_CHUNKS = 256, 4096
-CPU_TILE, TILE_VALUES = 1024, 2**23
+MAX_CHUNK = 256
+MIN_CHUNKS = 4096
+CPU_TILE = 1024
+TILE_VALUES = 2**23
 """``compute.loss_tile`` on a CPU, where more columns are not faster (benchmarks/loss.py), and logits of a tile on CUDA,
 where fewer cost kernels: 2,610 per step at b = 128 and B = 65,536."""
 MACHINE_DEPENDENT = (
@@ -108,7 +110,9 @@ def source_remedy(path: str) -> str:
     if not is_source and "://" not in path:
         with contextlib.suppress(OSError):
             is_source = any(_is_picture(name) for name in _names_below(path))
-    return f"Make shards and a manifest of it: flip shards make {path} --out data/mine" if is_source else ""
+    if is_source:
+        return f"Make shards and a manifest of it: flip shards make {path} --out data/mine"
+    return ""
 
 
 def _names_below(folder: str) -> Iterator[str]:
@@ -165,7 +169,10 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         raise ConfigError(f"{key}.manifest: no data set is given", remedy=remedy)
     if source := source_remedy(resolve_path(data.manifest)):
         raise DataError("no manifest, but pictures", resolve_path(data.manifest), remedy=source)
-    plan = "--dry-run plans without them." if data.samples else f"To plan without them, set {key}.samples."
+    if data.samples:
+        plan = "--dry-run plans without them."
+    else:
+        plan = f"To plan without them, set {key}.samples."
     if demo_set := DEMONSTRATION.get(os.path.normpath(data.manifest)):
         remedy = f"Fetch the demonstration data: python tools/demo_data.py {demo_set}"
     elif data.manifest.startswith("cache:"):
@@ -181,8 +188,10 @@ def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> 
 
     Each of several data sets must get its lanes. If nothing fits it is W, and ``validate`` reports what to change.
     """
-    ranks, common = world_size(config), math.gcd(*(stage.batch for stage in config.stages))
-    block, weights = config.data.block, [dataset.weight for dataset in config.data.sets] or [1.0]
+    ranks = world_size(config)
+    common = math.gcd(*(stage.batch for stage in config.stages))
+    block = config.data.block
+    weights = [dataset.weight for dataset in config.data.sets] or [1.0]
     for lanes in range(min(MAX_LANES, common) // ranks * ranks, 0, -ranks):
         if common % lanes:
             continue
@@ -195,7 +204,9 @@ def default_lanes(config: Config, data: Sequence[DatasetFacts], buffer: int) -> 
 
 
 def _resolve_compute(config: Config, on: Host) -> None:
-    compute, data, resources = config.compute, config.data, config.resources
+    compute = config.compute
+    data = config.data
+    resources = config.resources
     cuda = compute.device == "cuda" or (compute.device == "auto" and resources.gpus > 0)
     compute.device = "cuda" if cuda else "cpu"
     resolve_arithmetic(compute, on.bf16)
@@ -204,15 +215,24 @@ def _resolve_compute(config: Config, on: Host) -> None:
     if compute.replicate == 0:
         compute.replicate = resources.nodes if cuda else 1
     if compute.reshard == "auto":  # a plan that knows the memory of the GPUs may say otherwise
-        compute.reshard = "no" if cuda and world_size(config) > 1 else "yes"
+        if cuda and world_size(config) > 1:
+            compute.reshard = "no"
+        else:
+            compute.reshard = "yes"
     if compute.loss_tile == 0:
-        compute.loss_tile = _loss_tile(config) if cuda else CPU_TILE
+        if cuda:
+            compute.loss_tile = _loss_tile(config)
+        else:
+            compute.loss_tile = CPU_TILE
     if data.workers < 0:
         data.workers = min(8 if cuda else 1, max(1, data.lanes // world_size(config)))
     if compute.threads == 0:
         # With GPUs the CPU does little, and the number must not depend on the login node that resolves it.
         cores = resources.cpus or on.cores // max(1, resources.processes)
-        compute.threads = 4 if cuda else max(1, cores - data.workers)
+        if cuda:
+            compute.threads = 4
+        else:
+            compute.threads = max(1, cores - data.workers)
 
 
 def resolve_arithmetic(compute: Compute, fast_bf16: bool) -> None:
@@ -224,7 +244,10 @@ def resolve_arithmetic(compute: Compute, fast_bf16: bool) -> None:
     if compute.precision == "auto":
         compute.precision = "bf16" if cuda or fast_bf16 else "fp32"
     if compute.attention == "auto":
-        compute.attention = "sdpa" if cuda or compute.precision == "fp32" else "explicit"
+        if cuda or compute.precision == "fp32":
+            compute.attention = "sdpa"
+        else:
+            compute.attention = "explicit"
     if compute.deterministic == "auto":
         compute.deterministic = "no" if cuda else "yes"
 
@@ -260,11 +283,16 @@ def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
     members: Sequence[Data | DataSet] = section.sets or [section]
     for member, facts in zip(members, data, strict=True):
         if member.chunk not in (0, facts.chunk):
-            key = f"data.sets.{member.name}.chunk" if isinstance(member, DataSet) else "data.chunk"
+            if isinstance(member, DataSet):
+                key = f"data.sets.{member.name}.chunk"
+            else:
+                key = "data.chunk"
             what = f"{key}: the manifest's chunks hold {facts.chunk} samples"
             remedy = f"Leave it out, or index the shards again with --chunk {member.chunk}."
             raise ConfigError(what, value=member.chunk, remedy=remedy)
-        member.samples, member.sample_bytes, member.chunk = facts.dataset_size, round(facts.mean_bytes), facts.chunk
+        member.samples = facts.dataset_size
+        member.sample_bytes = round(facts.mean_bytes)
+        member.chunk = facts.chunk
     config.resources.hours = config.resources.hours or on.hours
     section.buffer = section.buffer or on.memory // 4 * config.resources.nodes
     if section.lanes == 0 and config.stages:
@@ -275,7 +303,9 @@ def resolve(config: Config, on: Host, data: Sequence[DatasetFacts]) -> Config:
             lanes = allocate_lanes(section.lanes, [dataset.weight for dataset in section.sets])
             for dataset, count in zip(section.sets, lanes, strict=True):
                 dataset.lanes = count
-    section.decoder = "simplejpeg" if section.decoder == "auto" else section.decoder
-    section.resize = "torchvision" if section.resize == "auto" else section.resize
+    if section.decoder == "auto":
+        section.decoder = "simplejpeg"
+    if section.resize == "auto":
+        section.resize = "torchvision"
     _resolve_compute(config, on)
     return config

@@ -64,7 +64,8 @@ def overrides(name: str, base: Any, *names: str) -> Any:
 
     The fields keep their rules. None is never part of the identity.
     """
-    kinds, rules = get_type_hints(base), base.__dataclass_fields__
+    kinds = get_type_hints(base)
+    rules = base.__dataclass_fields__
     members = [
         (key, kinds[key] | None, field(default=None, metadata={**rules[key].metadata, "omit_if": None}))
         for key in names or kinds
@@ -76,7 +77,8 @@ def overrides(name: str, base: Any, *names: str) -> Any:
 def walk_fields(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any], Any]]:
     """(dotted key, section, field, value) of every field below a section; members of lists by name or position."""
     for item in fields(section):
-        value, key = getattr(section, item.name), prefix + item.name
+        value = getattr(section, item.name)
+        key = prefix + item.name
         members = {key: value}
         if isinstance(value, list):
             members = {f"{key}.{getattr(member, 'name', '') or i}": member for i, member in enumerate(value)}

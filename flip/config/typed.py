@@ -38,7 +38,9 @@ def read_value(value: Any, kind: FieldType, place: SourceLocation) -> Any:
     """``value``, converted to its type. Raises ConfigError."""
     if not kind.fits(value):
         raise place.error(f"needs {kind.description}", "nothing" if value is None else value)
-    return kind.convert(value) if kind.convert else value
+    if kind.convert:
+        return kind.convert(value)
+    return value
 
 
 def unknown_key(
@@ -51,7 +53,10 @@ def unknown_key(
     section = place.key.removesuffix(name)
     near = [section + other for other in nearest(name, known)]
     near += [key for key in elsewhere if key not in near]
-    spelling = f"Did you mean {' or '.join(near)}?" if near else f"Keys here: {', '.join(known)}."
+    if near:
+        spelling = f"Did you mean {' or '.join(near)}?"
+    else:
+        spelling = f"Keys here: {', '.join(known)}."
     return place.error("unknown key", remedy=remedy or spelling)
 
 
@@ -63,7 +68,9 @@ def parse_number(value: Any) -> Decimal | None:
         number = Decimal(str(value).strip())
     except InvalidOperation:
         return None
-    return number if number.is_finite() and abs(number.adjusted()) < 308 else None
+    if number.is_finite() and abs(number.adjusted()) < 308:
+        return number
+    return None
 
 
 def _is_text(value: Any) -> bool:

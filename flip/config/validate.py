@@ -37,7 +37,8 @@ _SOURCES = {
 """Remedy if such a field is empty."""
 
 
-LOWEST_LR, HIGHEST_LR = 1e-6, 0.02
+LOWEST_LR = 1e-6
+HIGHEST_LR = 0.02
 """Peak learning rates of AdamW outside this range are probably mistakes, except 0."""
 DEFAULT_LR_BATCH = 1024
 """For smaller batches the default of base_lr, the published one, gives a peak too low to learn (1.6e-5 or less)."""
@@ -70,7 +71,9 @@ def _suggestion(config: Config, key: str) -> str:
     section, _, name = key.rpartition(".")[0].partition(".")
     others = [stage.name for stage in config.stages if section == "stages" and stage.name != name]
     near = nearest(name, others)
-    return f"Did you mean stages.{near[0]}? An unknown name adds a new stage." if near else ""
+    if near:
+        return f"Did you mean stages.{near[0]}? An unknown name adds a new stage."
+    return ""
 
 
 def check_fields(config: Config) -> None:
@@ -123,14 +126,16 @@ def _check_names(key: str, names: Iterable[str]) -> None:
 
 
 def _check_towers(config: Config) -> None:
-    image, text = config.model.image, config.model.text
+    image = config.model.image
+    text = config.model.text
     _check_image("model.image", image)
     for name, tower in (("image", image), ("text", text)):
         if tower.width % tower.heads:
             remedy = f"Set the width to {_nearest_multiples(tower.width, tower.heads)}, or another number of heads."
             what = f"model.{name}.heads: {tower.heads} heads do not divide width {tower.width}"
             raise ConfigError(what, remedy=remedy)
-    scale, most = 1 / config.model.temperature, config.model.max_logit_scale
+    scale = 1 / config.model.temperature
+    most = config.model.max_logit_scale
     if not 1 <= scale <= most:
         remedy = f"Take one from {1 / most:g} to 1: outside, the scale has no gradient and is never learned."
         raise ConfigError("model.temperature: out of the range of the logit scale", value=1 / scale, remedy=remedy)
@@ -162,13 +167,19 @@ def _check_stages(config: Config) -> None:
     _check_names("stages", (stage.name for stage in config.stages))
     ranks = world_size(config)
     for stage in config.stages:
-        key, model = f"stages.{stage.name}", for_stage(config, stage).model
-        image, text = model.image, model.text
+        key = f"stages.{stage.name}"
+        model = for_stage(config, stage).model
+        image = model.image
+        text = model.text
         _check_image(f"{key}.image", image)
         _check_mask(f"{key}.mask", stage.mask, partial(kept_patches, image), f"{patches(image)} patches")
         _check_mask(f"{key}.text_mask", stage.text_mask, partial(kept_tokens, text), f"{text.length} positions")
         if stage.batch % ranks:
-            unit = config.data.lanes if config.data.lanes % ranks == 0 else ranks  # else _check_order refuses it
+            # else _check_order refuses it
+            if config.data.lanes % ranks == 0:
+                unit = config.data.lanes
+            else:
+                unit = ranks
             remedy = (
                 f"Set it to {_nearest_multiples(stage.batch, unit)}, or change resources.nodes or resources.processes."
             )
@@ -190,7 +201,8 @@ def _check_stages(config: Config) -> None:
 
 
 def _check_order(config: Config) -> None:
-    data, ranks = config.data, world_size(config)
+    data = config.data
+    ranks = world_size(config)
     for stage in config.stages:
         if stage.batch % data.lanes:
             remedy = f"Set the batch to {_nearest_multiples(stage.batch, data.lanes)}, or leave data.lanes out."
@@ -211,7 +223,8 @@ def _check_order(config: Config) -> None:
 
 def _check_data_size(config: Config, part: DatasetLanes) -> None:
     """Check that a pass over a data set has two blocks for each of its lanes."""
-    data, lanes = config.data, len(part.lanes)
+    data = config.data
+    lanes = len(part.lanes)
     key = f"data.sets.{part.name}." if part.name else "data."
     if part.chunk < 1:
         raise ConfigError(f"{key}chunk: is not resolved", value=part.chunk)
@@ -222,7 +235,10 @@ def _check_data_size(config: Config, part: DatasetLanes) -> None:
             f" the data set has {chunks} ({part.dataset_size} samples in chunks of {part.chunk})"
         )
         fitting = chunks // (2 * lanes)
-        remedy = f"Set data.block to {fitting}" if fitting else "Use fewer ranks or lanes"
+        if fitting:
+            remedy = f"Set data.block to {fitting}"
+        else:
+            remedy = "Use fewer ranks or lanes"
         raise ConfigError(what, remedy=remedy + ", index the shards with a smaller --chunk, or bring more data.")
 
 
@@ -230,7 +246,8 @@ def _check_datasets(config: Config) -> None:
     """Check that the lanes of several data sets add up to those of the run and match the weights."""
     data = config.data
     _check_names("data.sets", (dataset.name for dataset in data.sets))
-    lanes, weights = [dataset.lanes for dataset in data.sets], [dataset.weight for dataset in data.sets]
+    lanes = [dataset.lanes for dataset in data.sets]
+    weights = [dataset.weight for dataset in data.sets]
     if not data.sets:
         return
     if min(lanes) < 1 or sum(lanes) != data.lanes:
@@ -247,7 +264,8 @@ def _check_datasets(config: Config) -> None:
 
 def _check_init(config: Config) -> None:
     """Check that an export is given alone, and that an extended run's S is between two steps of this run."""
-    init, key = config.init, f"init.samples: {config.init.samples}"
+    init = config.init
+    key = f"init.samples: {config.init.samples}"
     if init.export and (init.run or init.stage or init.samples or init.extend):
         remedy = "It has the weights of one commit and no moments; to choose a commit or to extend, give init.run."
         raise ConfigError("init.export: excludes the other fields of init", value=init.export, remedy=remedy)
@@ -278,13 +296,17 @@ def _check_keep_at(config: Config) -> None:
             raise ConfigError("checkpoint.keep_at: is after the end of the run", value=samples)
         if (samples - span.start) % span.stage.batch:
             near = _nearest_multiples(samples - span.start, span.stage.batch)
-            start = f", counted from its start at S = {span.start}" if span.start else ""
+            start = ""
+            if span.start:
+                start = f", counted from its start at S = {span.start}"
             what = f"checkpoint.keep_at: no step of stage {span.stage.name} ends there"
             raise ConfigError(what, value=samples, remedy=f"Set it to {near}{start}.")
 
 
 def _check_compute(config: Config) -> None:
-    compute, resources, ranks = config.compute, config.resources, world_size(config)
+    compute = config.compute
+    resources = config.resources
+    ranks = world_size(config)
     if ranks % compute.replicate:
         remedy = f"Set it to one of {_divisors(ranks)}; with the value of resources.nodes each node has one copy."
         what = f"compute.replicate: {compute.replicate} copies of the weights do not divide {ranks} ranks"
@@ -306,8 +328,10 @@ def _peak_lr(stage: Stage) -> float:
 
 
 def _notes(config: Config) -> list[str]:
-    data, notes = config.data, []
-    size, limit = _shuffle_buffer(data) / 1e9, data.buffer / 1e9
+    data = config.data
+    notes = []
+    size = _shuffle_buffer(data) / 1e9
+    limit = data.buffer / 1e9
     if size > limit:
         notes.append(f"the shuffle buffer needs {size:.1f} GB, data.buffer is {limit:.1f} GB: use fewer lanes")
     for span in stage_spans(config):
@@ -325,7 +349,8 @@ def warnings(config: Config) -> list[str]:
     """Warnings about a valid configuration: implausible learning rates and batches, settings without effect."""
     result = []
     for stage in config.stages:
-        name, peak = f"stage {stage.name}", _peak_lr(stage)
+        name = f"stage {stage.name}"
+        peak = _peak_lr(stage)
         rate = f"the peak learning rate is {peak:.3g} (base_lr {stage.base_lr:g} * batch {stage.batch} / 256)"
         if stage.base_lr == Stage.base_lr and stage.batch < DEFAULT_LR_BATCH:
             what = f"base_lr is the default {stage.base_lr:g}, meant for batches of 16,384 or more"
@@ -375,7 +400,8 @@ def plan_numbers(config: Config) -> dict[str, Any]:
     pixels. ``kept``: visible patches.
     ``positions``: text tokens left by the text mask. ``lr``: the peak. Buffers are in bytes.
     """
-    data, ranks = config.data, world_size(config)
+    data = config.data
+    ranks = world_size(config)
     buffer = _shuffle_buffer(data)
     stages = [
         {

@@ -43,7 +43,9 @@ class LocatedDict(dict[str, Any]):
 
 def line_of(mapping: Any, key: str) -> int:
     """The line of a key, 0 if unknown."""
-    return mapping.lines.get(key, 0) if isinstance(mapping, LocatedDict) else 0
+    if isinstance(mapping, LocatedDict):
+        return mapping.lines.get(key, 0)
+    return 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class SourceLocation:
         return SourceLocation(self.where, key, line or self.line, self.stored)
 
     def error(self, what: str, value: Any = None, remedy: str = "") -> ConfigError:
-        place = f"{self.where}:{self.line}" if self.line else self.where
+        if self.line:
+            place = f"{self.where}:{self.line}"
+        else:
+            place = self.where
         return ConfigError(f"{self.key}: {what}" if self.key else what, place, value, remedy)
 
 
@@ -125,8 +130,14 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1  # until it is counted: a node that contains itself is infinite
-        below = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(_count(child, known) for child in below)
+        if isinstance(node, yaml.MappingNode):
+            below = [child for pair in node.value for child in pair]
+        else:
+            below = node.value
+        if isinstance(node, yaml.ScalarNode):
+            known[id(node)] = 1
+        else:
+            known[id(node)] = 1 + sum(_count(child, known) for child in below)
     if known[id(node)] > MAX_VALUES:
         problem = f"its aliases expand to more than {MAX_VALUES:,} values"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
@@ -139,13 +150,20 @@ def parse_yaml(text: str, where: str) -> Any:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
-            return None if node is None or not _count(node, {}) else loader.construct_document(node)
+            if node is None or not _count(node, {}):
+                return None
+            return loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        line = text.split("\n")[mark.line : mark.line + 1] if mark else []
+        if mark:
+            place = f"{where}:{mark.line + 1}:{mark.column + 1}"
+        else:
+            place = where
+        line = []
+        if mark:
+            line = text.split("\n")[mark.line : mark.line + 1]
         tab = mark and line and line[0][mark.column : mark.column + 1] == "\t"
         remedy = "It is a tab: indent with spaces." if tab else ""
         raise ConfigError(f"not valid YAML: {error.problem or error.context}", place, remedy=remedy) from error

@@ -181,12 +181,16 @@ def crop_box(width: int, height: int, augment: schema.Augment, draws: NDArray[np
         area, aspect, column, row = values.tolist()
         target = width * height * (augment.crop_area[0] + area * (augment.crop_area[1] - augment.crop_area[0]))
         ratio = low * (high / low) ** aspect
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        w = round(math.sqrt(target * ratio))
+        h = round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(column * (width - w + 1)), int(row * (height - h + 1))
+            left = int(column * (width - w + 1))
+            top = int(row * (height - h + 1))
             return left, top, left + w, top + h
-    w, h = max(1, min(width, round(height * high))), max(1, min(height, round(width / low)))
-    left, top = (width - w) // 2, (height - h) // 2
+    w = max(1, min(width, round(height * high)))
+    h = max(1, min(height, round(width / low)))
+    left = (width - w) // 2
+    top = (height - h) // 2
     return left, top, left + w, top + h
 
 
@@ -198,11 +202,18 @@ def affine(
     In the view's unit square about its centre: mirror, rotate, zoom, shift; then onto the crop box.
     """
     angle = math.radians((2 * draws[0] - 1) * augment.rotate)
-    right, down = (2 * draws[1] - 1) * augment.translate, (2 * draws[2] - 1) * augment.translate
+    right = (2 * draws[1] - 1) * augment.translate
+    down = (2 * draws[2] - 1) * augment.translate
     scale = (1 + augment.zoom) ** (1 - 2 * draws[3]) / size
-    width, height = box[2] - box[0], box[3] - box[1]
-    cos, sin, sign = math.cos(angle) * scale, math.sin(angle) * scale, -1 if mirrored else 1
-    a, b, d, e = sign * cos * width, sin * width, -sign * sin * height, cos * height
+    width = box[2] - box[0]
+    height = box[3] - box[1]
+    cos = math.cos(angle) * scale
+    sin = math.sin(angle) * scale
+    sign = -1 if mirrored else 1
+    a = sign * cos * width
+    b = sin * width
+    d = -sign * sin * height
+    e = cos * height
     half = size / 2
     c = (box[0] + box[2]) / 2 + right * width - half * (a + b)
     f = (box[1] + box[3]) / 2 + down * height - half * (d + e)
@@ -217,7 +228,8 @@ def colour_matrix(augment: schema.Augment, draws: NDArray[np.float64]) -> tuple[
     )  # fmt: skip
     if draws[3] < augment.grey:
         saturation = 0.0
-    gain, offset = brightness * contrast, (1 - contrast) * _GREY
+    gain = brightness * contrast
+    offset = (1 - contrast) * _GREY
     red, green, blue = (gain * (1 - saturation) * luma for luma in _LUMA)
     own = gain * saturation
     return (
@@ -233,7 +245,8 @@ def _transform(image: Pixels, coefficients: tuple[float, ...], size: int) -> Ima
     # The transform samples points; average first the pixels that it would skip.
     factor = max(1, int(min(math.hypot(a, d), math.hypot(b, e))))
     if factor > 1:
-        picture, coefficients = picture.reduce(factor), tuple(value / factor for value in coefficients)
+        picture = picture.reduce(factor)
+        coefficients = tuple(value / factor for value in coefficients)
     return picture.transform(
         (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=_WHITE
     )
@@ -241,7 +254,9 @@ def _transform(image: Pixels, coefficients: tuple[float, ...], size: int) -> Ima
 
 def _resize_pillow(image: Pixels, size: int, mirrored: bool) -> Image.Image:
     picture = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+    if mirrored:
+        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return picture
 
 
 def _resize_torchvision(image: Pixels, size: int, mirrored: bool) -> Pixels:

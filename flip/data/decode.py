@@ -94,13 +94,17 @@ def decode(
             pixels = np.empty((image.height, image.width, 3), np.uint8)
             for top, strip in _strips(image):
                 pixels[top : top + strip.height] = np.asarray(_to_rgb(strip, conversion))
-        return _turned(pixels, _orientation(image)) if exif == "apply" else pixels
+        if exif == "apply":
+            return _turned(pixels, _orientation(image))
+        return pixels
 
 
 def upright(image: Image.Image) -> Image.Image:
     """A decoded image, turned as its EXIF orientation says (``data.exif: apply``)."""
     turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    return image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -113,8 +117,10 @@ def _orientation(image: Image.Image) -> int:
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
     """As ``upright``, without Pillow's copies."""
-    pixels = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
-    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows = orientation in (3, 4, 7, 8)
+    columns = orientation in (2, 3, 6, 7)
     return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
 
 
@@ -283,7 +289,9 @@ def _is_utf8(data: memoryview, field: str) -> bool:
     try:
         if field:
             content = json.loads(bytes(data[: TEXT_LIMIT + 1]).decode("utf-8", "surrogateescape"))
-            text = content.get(field) if isinstance(content, dict) else None
+            text = None
+            if isinstance(content, dict):
+                text = content.get(field)
             json.dumps(text, ensure_ascii=False).encode()
         else:
             decoder = codecs.getincrementaldecoder("utf-8")()
@@ -299,8 +307,12 @@ def file_name(sample: Sample) -> str:
     """The name of a picture in the source that ``shards make`` packed; empty if it is not recorded."""
     name = None
     with contextlib.suppress(DecodeError):
-        name = _parse(sample, "json").get(FILE_FIELD) if "json" in sample else None
-    return name if isinstance(name, str) else ""
+        name = None
+        if "json" in sample:
+            name = _parse(sample, "json").get(FILE_FIELD)
+    if isinstance(name, str):
+        return name
+    return ""
 
 
 def json_fields(sample: Sample) -> list[str]:
@@ -322,7 +334,8 @@ def refuse_whole_json(members: Sequence[str], key: str, fields: Iterable[str] = 
         if _is_json(member) and not field:
             known = list(dict.fromkeys(fields))
             remedy = f"Name the field that holds captions, as {known[0] if known else f'{member}:caption'}."
-            remedy += f" Fields with text in the data: {', '.join(known)}." if known else ""
+            if known:
+                remedy += f" Fields with text in the data: {', '.join(known)}."
             raise ConfigError(f"{key}: {member} is a whole JSON file, not a caption", value=name, remedy=remedy)
 
 
@@ -339,7 +352,9 @@ def _texts(sample: Sample, name: str) -> list[str] | None:
             return None
         lines = bytes(sample[name][:TEXT_LIMIT]).decode("utf-8", "replace").split("\n")
         return [line.strip() for line in lines]
-    value = _parse(sample, member).get(field) if member in sample else None
+    value = None
+    if member in sample:
+        value = _parse(sample, member).get(field)
     if value is None:
         return None
     texts = [value] if isinstance(value, str) else value
@@ -364,7 +379,9 @@ def _parse(sample: Sample, member: str) -> dict[str, Any]:
         content = json.loads(bytes(sample[member]).decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"its {member} is not JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    if isinstance(content, dict):
+        return content
+    return {}
 
 
 def label_of(sample: Sample, member: str = "cls") -> int:

@@ -103,7 +103,10 @@ class Prefetch:
         """Each lane has advanced by ``count`` samples since the last call."""
         now = time.monotonic()
         rate = count / max(now - self._updated_at, 1e-6)
-        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate
+        if self._rate:
+            self._rate = 0.9 * self._rate + 0.1 * rate
+        else:
+            self._rate = rate
         self._updated_at = now
         self._request_window = self.order.block_samples - self.lookahead
 

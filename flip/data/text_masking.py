@@ -108,7 +108,10 @@ class SyntaxMasking(TextMasking):
     def ranks(self, captions: Captions) -> Ranks:
         parts = self.parts[captions.tokens].astype(np.int64)
         for t in range(parts.shape[1]):  # a continuation belongs to the word that it continues
-            before = parts[:, t - 1] if t else np.full(len(parts), NOUN)
+            if t:
+                before = parts[:, t - 1]
+            else:
+                before = np.full(len(parts), NOUN)
             parts[:, t] = np.where(parts[:, t] < 0, before, parts[:, t])
         return np.where(captions.padding, parts.max(initial=0) + 1, parts)
 

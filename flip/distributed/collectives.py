@@ -59,7 +59,10 @@ def broadcast_json(value: Any, group: Any) -> Any:
     """Return rank 0's value on all ranks. ``value`` is ignored on the others. Collective."""
     if group is None or group.size() == 1:
         return _decoded(_encoded(value))
-    data = _encoded(value) if group.rank() == 0 else torch.empty(0, dtype=torch.uint8)
+    if group.rank() == 0:
+        data = _encoded(value)
+    else:
+        data = torch.empty(0, dtype=torch.uint8)
     length = torch.tensor([len(data)])
     distributed.broadcast(length, src=0, group=group)
     if group.rank() != 0:
@@ -138,7 +141,9 @@ def _named(error: Exception) -> tuple[str, dict[str, Any]]:
         return "PeerLost", {"what": f"rank 0 failed: {type(error).__name__}: {error}"}
     name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in ERRORS)
     # The value may not be JSON: its repr becomes part of the text.
-    shown = "" if error.value is None else f" (found: {error.value!r})"
+    shown = ""
+    if error.value is not None:
+        shown = f" (found: {error.value!r})"
     return name, {"what": f"{error.what}{shown}", "where": error.where, "remedy": error.remedy}
 
 
@@ -176,9 +181,13 @@ class RankGroup:
             return part
         padded = torch.zeros(max(rows), *part.shape[1:], dtype=part.dtype)
         padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in rows] if self.is_rank0 else None
+        parts = None
+        if self.is_rank0:
+            parts = [torch.empty_like(padded) for _ in rows]
         distributed.gather(padded, parts, dst=0, group=self.group)
-        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]) if parts is not None else None
+        if parts is not None:
+            return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
+        return None
 
     def on_rank0(self, function: Callable[[], _T]) -> _T:
         """Return the JSON value that ``function`` computes on rank 0; a FlipError is raised on all ranks."""

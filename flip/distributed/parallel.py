@@ -64,7 +64,8 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
     If LOCAL_WORLD_SIZE equals WORLD_SIZE, all ranks are on this host, and other hosts cannot connect to them.
     """
     timeout = datetime.timedelta(minutes=(hang_minutes or NEVER_MINUTES) + TIMEOUT_MARGIN_MINUTES)
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(compute.threads)
     torch.set_float32_matmul_precision("highest")  # images of NVIDIA turn TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
     if compute.compile == "yes":  # first: torch sets its own folder when it is made deterministic
@@ -82,7 +83,8 @@ def start(compute: schema.Compute, hang_minutes: float = 20.0, compiled: Path | 
         delay_nccl_monitor(timeout)
         backend = "cpu:gloo,cuda:nccl"
     else:
-        device, backend = torch.device("cpu"), "gloo"
+        device = torch.device("cpu")
+        backend = "gloo"
     if size == 1 or _is_one_host(size):
         stay_on_loopback()
     store = open_store(rank, size, timeout)
@@ -124,11 +126,14 @@ def open_store(rank: int, size: int, timeout: datetime.timedelta) -> distributed
     """
     if size == 1:
         return distributed.HashStore()
-    path, port = os.environ.get("FLIP_STORE"), int(os.environ.get("MASTER_PORT", 0))
+    path = os.environ.get("FLIP_STORE")
+    port = int(os.environ.get("MASTER_PORT", 0))
     if path:
         store: distributed.Store = distributed.FileStore(path, size)
     elif _is_one_host(size) and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-        listening = socket.create_server((LOOPBACK, port), backlog=size).detach() if rank == 0 else None
+        listening = None
+        if rank == 0:
+            listening = socket.create_server((LOOPBACK, port), backlog=size).detach()
         store = distributed.TCPStore(LOOPBACK, port, size, rank == 0, timeout, master_listen_fd=listening)
     else:
         return None
@@ -230,7 +235,8 @@ def _shard(model: nn.Module, compute: schema.Compute, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy()
     if compute.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    free, projections = compute.reshard != "no", nn.ModuleList()
+    free = compute.reshard != "no"
+    projections = nn.ModuleList()
     for tower in (model.image, model.text):
         for block in tower.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=free)
@@ -321,7 +327,8 @@ def autocast(compute: schema.Compute, world: World) -> contextlib.AbstractContex
 
 def replica_of(tensor: torch.Tensor) -> tuple[int, int]:
     """(number of the replica of its shard that this rank holds, count of replicas); (0, 1) if not replicated."""
-    number, count = 0, 1
+    number = 0
+    count = 1
     for i, placement in enumerate(getattr(tensor, "placements", ())):
         if placement.is_replicate():
             size = tensor.device_mesh.size(i)  # type: ignore[attr-defined]

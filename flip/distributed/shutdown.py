@@ -68,7 +68,8 @@ class StopFlag:
 
     def set(self, reason: str, signal_name: str = "") -> None:
         if not self.reason:
-            self.reason, self.signal = reason, signal_name
+            self.reason = reason
+            self.signal = signal_name
             if self._callback is not None:
                 self._callback()
 
@@ -105,7 +106,10 @@ class RunWatcher:
     """
 
     def __init__(self, run: RunDir, attempt: int, flag: StopFlag, seconds: float = 1.0) -> None:
-        self._run, self._attempt, self._flag, self._seconds = run, attempt, flag, seconds
+        self._run = run
+        self._attempt = attempt
+        self._flag = flag
+        self._seconds = seconds
         self._closed = threading.Event()
 
     def start(self) -> None:
@@ -141,7 +145,8 @@ class CoordinatedStop:
     """
 
     def __init__(self, group: Any, size: int, with_statistics: bool = False) -> None:
-        self._group, self._size = group, size
+        self._group = group
+        self._size = size
         self._with_statistics = with_statistics and size > 1
         self._request = False, False
         self._stop = False
@@ -185,7 +190,9 @@ class CoordinatedStop:
         import torch
 
         request = torch.tensor(self._request, dtype=torch.float32)
-        return request.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else request
+        if device.type == "cuda":
+            return request.pin_memory().to(device, non_blocking=True)
+        return request
 
     def submit(self, requests: Any) -> None:
         """Copy the sums of ``requests`` over ranks to the host. Call it after the step is launched."""
@@ -196,7 +203,8 @@ class CoordinatedStop:
             return
         import torch
 
-        host, event = torch.empty(2, pin_memory=True), torch.cuda.Event(blocking=True)
+        host = torch.empty(2, pin_memory=True)
+        event = torch.cuda.Event(blocking=True)
         host.copy_(requests, non_blocking=True)
         event.record()
         self._pending.append((event.synchronize, host))
@@ -232,13 +240,18 @@ class PeerWatcher:
     main thread may end by itself.
     """
 
-    _TAG, _CLOSED, _LOST = 1, 0, 1
+    _TAG = 1
+    _CLOSED = 0
+    _LOST = 1
 
     def __init__(
         self, group: Any, rank: int, size: int, on_end: EndCallback, seconds: float = PEER_GRACE_SECONDS
     ) -> None:
-        self._group, self._rank, self._size = group, rank, size
-        self._on_end, self._seconds = on_end, seconds
+        self._group = group
+        self._rank = rank
+        self._size = size
+        self._on_end = on_end
+        self._seconds = seconds
         if size > 1:
             threading.Thread(target=self._watch, name="peer-watcher", daemon=True).start()
 
@@ -259,12 +272,15 @@ class PeerWatcher:
         import torch
         from torch import distributed
 
-        byte, peer = torch.empty(1, dtype=torch.uint8), (self._rank + 1) % self._size
+        byte = torch.empty(1, dtype=torch.uint8)
+        peer = (self._rank + 1) % self._size
         try:
             work = distributed.irecv(byte, group=self._group, group_src=peer, tag=self._TAG)
             assert work is not None
             work.wait(datetime.timedelta(days=1000))
-            message = "another rank has ended" if int(byte) == self._LOST else ""
+            message = ""
+            if int(byte) == self._LOST:
+                message = "another rank has ended"
         except RuntimeError as error:
             message = f"rank {peer} has ended: {error}"
         if message:
@@ -292,7 +308,9 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, on_end: EndCallback) -> None:
-        self._seconds, self._on_end, self._closed = seconds, on_end, threading.Event()
+        self._seconds = seconds
+        self._on_end = on_end
+        self._closed = threading.Event()
         self.heartbeat("starting", LONG_OPERATION_FACTOR)
         if seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()

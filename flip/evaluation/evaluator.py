@@ -53,7 +53,8 @@ class Evaluator:
         image), data (the digest of the data set), view, precision (fp32 or bf16), seconds.
         Raises ConfigError, DataError, StorageError, PermissionDenied, and Diverged if features are not finite.
         """
-        images, start_time = data.location.open(self.retry_policy), time.perf_counter()
+        images = data.location.open(self.retry_policy)
+        start_time = time.perf_counter()
         tasks = {
             "zeroshot": self._zeroshot, "retrieval": self._retrieval, "probe": self._probe,
             "association": self._association,
@@ -72,7 +73,8 @@ class Evaluator:
 
     def _zeroshot(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.prompts is not None
-        classes, embedded = self._classes(data.prompts), self._images(images, data.group)
+        classes = self._classes(data.prompts)
+        embedded = self._images(images, data.group)
 
         def result() -> dict[str, Any]:
             assert classes is not None and embedded is not None and data.prompts is not None
@@ -81,7 +83,9 @@ class Evaluator:
             scores = classify(embedded.features, labels, classes, data.name)
             nearest = [part.numpy() for part in nearest_classes(embedded.features, classes, TOP)]
             if data.metric:
-                groups = columns[:, 1].numpy() if data.group is not None else None
+                groups = None
+                if data.group is not None:
+                    groups = columns[:, 1].numpy()
                 answers = Answers(labels.numpy(), nearest[0], groups)
                 scores |= {"metric": data.metric, "score": METRICS[data.metric](answers)}
             about = scores["predictions"], images.root, data.prompts.names, images.names(embedded.ids.tolist())
@@ -106,7 +110,8 @@ class Evaluator:
     def _probe(self, data: ResolvedDataset, images: Images) -> dict[str, dict[str, Any]]:
         assert data.train is not None
         train_images = data.train.open(self.retry_policy)
-        train, test = self._images(train_images), self._images(images)
+        train = self._images(train_images)
+        test = self._images(images)
 
         def result() -> dict[str, Any]:
             assert train is not None and test is not None
@@ -135,17 +140,24 @@ class Evaluator:
         """(C, E) on rank 0, cached."""
 
         def compute() -> dict[str, Tensor] | None:
-            names, templates = prompts.names, prompts.templates
+            names = prompts.names
+            templates = prompts.templates
             classes = class_embeddings(self.encoder, names, templates, self.batch, self.ranks, self.progress)
-            return None if classes is None else {"features": classes}
+            if classes is None:
+                return None
+            return {"features": classes}
 
         tensors = self._cached(compute, "texts", lambda: (prompts.names, prompts.templates, self.batch))
-        return tensors["features"] if tensors else None
+        if tensors:
+            return tensors["features"]
+        return None
 
     def _images(self, images: Images, group: int | None = None) -> Features | None:
         """Features and labels on rank 0, cached. ``group``: each label is [label, group of this column]."""
         own = () if group is None else (group,)
-        read = label_of if group is None else partial(label_and_group, group)
+        read: Callable[..., int | list[int]] = label_of
+        if group is not None:
+            read = partial(label_and_group, group)
 
         def compute() -> dict[str, Tensor] | None:
             computed = embed_images(self.encoder, images, read, self.batch, self.ranks, self.progress)
@@ -155,14 +167,20 @@ class Evaluator:
             return {"features": computed.features, "labels": labels, "ids": computed.ids}
 
         tensors = self._cached(compute, "images", lambda: (images.cache_key, self.encoder.view_id, self.batch, *own))
-        return Features(tensors["features"], tensors["labels"].tolist(), tensors["ids"]) if tensors else None
+        if tensors:
+            return Features(tensors["features"], tensors["labels"].tolist(), tensors["ids"])
+        return None
 
     def _cached(
         self, compute: Callable[[], dict[str, Tensor] | None], kind: str, key: Callable[[], tuple[Any, ...]]
     ) -> dict[str, Tensor] | None:
         """The tensors, cached or computed, on rank 0; None on others. ``compute`` is collective."""
-        path = self.cache.path(kind, *key()) if self.cache and self.ranks.is_rank0 else None
-        tensors = self.cache.get(path) if self.cache and path else None
+        path = None
+        if self.cache and self.ranks.is_rank0:
+            path = self.cache.path(kind, *key())
+        tensors = None
+        if self.cache and path:
+            tensors = self.cache.get(path)
         if self.ranks.on_rank0(lambda: tensors is not None):
             return tensors
         tensors = compute()

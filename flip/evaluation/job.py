@@ -105,7 +105,10 @@ class Evaluation:
         check_resolved_labels(sets, self.ranks, self.retry_policy, progress)
         results = []
         for source in self._sources():
-            about = source if isinstance(source, dict) else commit.summary(source)
+            if isinstance(source, dict):
+                about = source
+            else:
+                about = commit.summary(source)
             encoders = self._encoders(source)
             for dataset in sets:
                 for (mask, ensemble), encoder in encoders.items():
@@ -157,7 +160,8 @@ class Evaluation:
     def _encoders(self, source: Commit | dict[str, Any]) -> dict[tuple[str, bool], Encoder]:
         """(mask, ensemble) -> encoder."""
         self._beat("loading the model")
-        device, compute = self.world.device, self.request.compute
+        device = self.world.device
+        compute = self.request.compute
         if isinstance(source, dict):
             return {("0", False): OpenClipEncoder(str(source["path"]), device, compute.precision)}
         config = weights_config(merge.read_config(self.subject.config), source.stage)
@@ -169,7 +173,8 @@ class Evaluation:
         checkpoints.close()
         parallel.check_initialised(model)
         model.eval()
-        tokenizer, eval_view = Tokenizer.of(config.data.tokenizer, config.model.text), EvaluationView.of(config)
+        tokenizer = Tokenizer.of(config.data.tokenizer, config.model.text)
+        eval_view = EvaluationView.of(config)
         make = partial(ModelEncoder, model, tokenizer, config.model.image, device, self.autocast)
         return {view: make(*view, precision=compute.precision, view=eval_view) for view in self.request.views}
 
@@ -207,7 +212,9 @@ class Evaluation:
             return None
         compute = self.request.compute
         # a sharded model rounds differently in bf16; one of an open_clip folder is never sharded
-        sharded = ("sharded",) if self.world.size > 1 and not self.request.model else ()
+        sharded = []
+        if self.world.size > 1 and not self.request.model:
+            sharded = ["sharded"]
         key = (str(about["digest"])[:32], compute.device, compute.precision, compute.attention, *sharded)
         return FeatureCache(self.request.cache, "-".join(key))
 
@@ -217,10 +224,13 @@ class Evaluation:
         records = [read_record(path, LATER_SCORE) or {} for path in sorted(folder.glob("*.json"))]
         own = [self.job.name, dataset.name, dataset.task]
         done = [record for record in records if [record.get(key) for key in ("job", "set", "task")] == own]
-        return done if len(done) == len(COLUMNS[dataset.task]) else []
+        if len(done) == len(COLUMNS[dataset.task]):
+            return done
+        return []
 
     def _log(self, dataset: ResolvedDataset, result: dict[str, Any]) -> None:
-        expected, images = catalog.expected(dataset.name), result.get("images", result["n"])
+        expected = catalog.expected(dataset.name)
+        images = result.get("images", result["n"])
         log.info("%s", format_result(result))
         if expected is not None and images != expected:
             log.warning("%s: %d images, but this data set has %d", dataset.name, images, expected)

@@ -121,7 +121,9 @@ class _SetLabels:
             total = LabelCounts()
             for part in all_gather_json(self._counts.json(), self._ranks.group):
                 total.add(LabelCounts.of_json(part))
-        defect = total.defect(self._samples, self._classes) if total.known else ""
+        defect = ""
+        if total.known:
+            defect = total.defect(self._samples, self._classes)
         if defect:
             raise DataError(f"{defect} ({self._names})", self._where, remedy=REMEDY)
 

@@ -69,7 +69,8 @@ class EvaluationRequest:
 
 def _of_earlier_release(record: Mapping[str, Any], config: Config) -> EvaluationRequest:
     """The request of a task.json without ``compute``: the other settings are in a config.yaml, as of a run."""
-    data, monitor = config.data, config.monitor
+    data = config.data
+    monitor = config.monitor
     return EvaluationRequest(
         **{**record, **_sequences(record)},
         compute=config.compute,

@@ -60,7 +60,8 @@ def source_config(folder: Path, like: Config) -> Config:
 
 
 def _model(model_cfg: Mapping[str, Any], like: Model, where: str) -> Model:
-    vision, text = dict(model_cfg["vision_cfg"]), dict(model_cfg["text_cfg"])
+    vision = dict(model_cfg["vision_cfg"])
+    text = dict(model_cfg["text_cfg"])
     _refuse_other_keys("vision_cfg", vision, _IMAGE_KEYS, where)
     _refuse_other_keys("text_cfg", text, _TEXT_KEYS, where)
     eps = _equal(
@@ -71,7 +72,10 @@ def _model(model_cfg: Mapping[str, Any], like: Model, where: str) -> Model:
     approximate = _equal(
         "act_kwargs.approximate", vision, text, lambda tower: (tower.get("act_kwargs") or {}).get("approximate"), where
     )
-    activation = "gelu_tanh" if approximate == "tanh" else "gelu"
+    if approximate == "tanh":
+        activation = "gelu_tanh"
+    else:
+        activation = "gelu"
     if model_cfg.get("quick_gelu"):
         activation = "quick_gelu"
     return replace(
@@ -132,7 +136,10 @@ def _equal(key: str, vision: Any, text: Any, value_of: Any, where: str) -> Any:
 
 def _refuse_other_keys(section: str, values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key, value in values.items():
-        fits = value == _DEFAULTS[key] if key in _DEFAULTS else not value
+        if key in _DEFAULTS:
+            fits = value == _DEFAULTS[key]
+        else:
+            fits = not value
         if key not in known and not fits:
             raise _lacking(f"{section}.{key}", value, where)
 

@@ -64,12 +64,17 @@ def is_timm(path: Path) -> bool:
 
 def weights_file(path: Path) -> Path:
     """The file of the weights of a source."""
-    return path if path.is_file() else path / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    return path / WEIGHTS_FILE
 
 
 def digest(path: Path) -> str:
     """16 hex digits over the files of a source. Raises OSError."""
-    files = [path] if path.is_file() else [path / CONFIG_FILE, path / WEIGHTS_FILE]
+    if path.is_file():
+        files = [path]
+    else:
+        files = [path / CONFIG_FILE, path / WEIGHTS_FILE]
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()[:16]
 
 
@@ -127,7 +132,9 @@ def _read(path: Path) -> TimmWeights:
             shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"the weights cannot be read: {error}", file, remedy="Copy the file again.") from error
-    described = {} if path.is_file() else json.loads(read_regular(path / CONFIG_FILE, CONFIG_LIMIT).decode("utf-8"))
+    described = {}
+    if not path.is_file():
+        described = json.loads(read_regular(path / CONFIG_FILE, CONFIG_LIMIT).decode("utf-8"))
     encoder = {name: shape for name, shape in shapes.items() if not name.startswith(CLASSIFIER)}
     return TimmWeights(file, encoder, described)
 
@@ -171,7 +178,10 @@ def _grid(source: TimmWeights, positions: int, learned: bool) -> int:
         grid = round(count**0.5)
         if grid * grid == count and (learned or count == positions):
             return grid
-    has = "a learned position of the class token" if round((positions - 1) ** 0.5) ** 2 == positions - 1 else "no grid"
+    if round((positions - 1) ** 0.5) ** 2 == positions - 1:
+        has = "a learned position of the class token"
+    else:
+        has = "no grid"
     raise _lacking(f"pos_embed has {positions} rows, {has}, and the run has fixed positions", source)
 
 
@@ -196,7 +206,9 @@ def _pool(source: TimmWeights, otherwise: str) -> str:
         return otherwise
     if pool not in _POOLS:
         raise _lacking(f"global_pool is {pool}", source)
-    return "all" if pool == "avg" and arguments.get("pool_include_prefix") else _POOLS[pool]
+    if pool == "avg" and arguments.get("pool_include_prefix"):
+        return "all"
+    return _POOLS[pool]
 
 
 def _eps(source: TimmWeights, otherwise: float) -> float:

@@ -33,7 +33,8 @@ def sincos(grid: int, width: int) -> Tensor:
     """
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * 10000.0 ** -(torch.arange(width // 4) / (width / 4))
     line = torch.cat([angle.sin(), angle.cos()], dim=1)
-    column, row = line.repeat(grid, 1), line.repeat_interleave(grid, dim=0)
+    column = line.repeat(grid, 1)
+    row = line.repeat_interleave(grid, dim=0)
     return torch.cat([column, row], dim=1).float()
 
 
@@ -59,14 +60,18 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: schema.Model, augment: schema.Augment, attention: str) -> None:
         super().__init__()
-        tower, eps = model.image, model.norm_eps
-        self.pool, self.learned_positions = tower.pool, tower.positions == "learned"
+        tower = model.image
+        eps = model.norm_eps
+        self.pool = tower.pool
+        self.learned_positions = tower.positions == "learned"
         self.scale_pixels = scale_pixels
         self.patch = nn.Linear(3 * tower.patch**2, tower.width, bias=not tower.norm_pre)
         self.class_token = nn.Parameter(torch.zeros(tower.width))
         if self.learned_positions:
             self.positions = nn.Parameter(torch.zeros(1 + derived.patches(tower), tower.width))
-        self.norm_pre = nn.LayerNorm(tower.width, eps=eps) if tower.norm_pre else nn.Identity()
+        self.norm_pre: nn.Module = nn.Identity()
+        if tower.norm_pre:
+            self.norm_pre = nn.LayerNorm(tower.width, eps=eps)
         self.blocks = build_blocks(tower, model, attention)
         self.norm = nn.LayerNorm(tower.width, eps=eps)
         self.projection = nn.Linear(tower.width, model.embed, bias=False)
@@ -80,9 +85,11 @@ class ImageEncoder(nn.Module):
     def forward(self, patches: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """(b, K, p*p*3) uint8 and patch indices (b, K), or all P patches in order -> (b, E) fp32, not normalised."""
         x = self.patch(self.scale_pixels(patches, self.pixel_scale, self.pixel_offset, self.patch.weight.dtype))
-        first, positions = self.class_token.to(x.dtype), self.positions.to(x.dtype)
+        first = self.class_token.to(x.dtype)
+        positions = self.positions.to(x.dtype)
         if self.learned_positions:
-            first, positions = first + positions[0], positions[1:]
+            first += positions[0]
+            positions = positions[1:]
         x = x + (positions if keep_indices is None else F.embedding(keep_indices.long(), positions))
         x = torch.cat([first.expand(x.shape[0], 1, -1), x], dim=1)  # (b, 1 + K, D)
         x = self.norm_pre(x).to(x.dtype)
@@ -106,9 +113,11 @@ class TextEncoder(nn.Module):
     def __init__(self, model: schema.Model, attention: str) -> None:
         super().__init__()
         tower = model.text
-        self.causal, self.ignores_padding = tower.causal, tower.causal or tower.padding == "mask"
+        self.causal = tower.causal
+        self.ignores_padding = tower.causal or tower.padding == "mask"
         self.packed = self.ignores_padding
-        self.fused_attention, self.head_width = attention == "sdpa", tower.width // tower.heads
+        self.fused_attention = attention == "sdpa"
+        self.head_width = tower.width // tower.heads
         self.bucket_lengths = False
         """Pad packed batches to one of 32 lengths, as compiled blocks are compiled once per length."""
         self.tokens = nn.Embedding(tower.vocabulary, tower.width)
@@ -141,7 +150,8 @@ class TextEncoder(nn.Module):
         ``position_ids``: (b, T) positions of a shortened caption's tokens, the first one 0; default 0 .. T-1.
         """
         layout = None
-        token_indices = self.token_indices(tokens) if token_indices is None else token_indices
+        if token_indices is None:
+            token_indices = self.token_indices(tokens)
         if token_indices is None:
             x = self.tokens(tokens) + self._positions(position_ids)  # (b, T, D)
         else:
@@ -180,7 +190,9 @@ class TextEncoder(nn.Module):
         return max(1, positions // 32)
 
     def _positions(self, position_ids: Tensor | None) -> Tensor:
-        return self.positions if position_ids is None else F.embedding(position_ids.long(), self.positions)
+        if position_ids is None:
+            return self.positions
+        return F.embedding(position_ids.long(), self.positions)
 
     def _token_mask(self, tokens: Tensor) -> Tensor:
         """(b, T) bool: True at tokens, and at position 0 even of an empty caption. The end token has the highest id."""
@@ -194,7 +206,9 @@ class TextEncoder(nn.Module):
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 class CLIPModel(nn.Module):
@@ -279,9 +293,15 @@ def _draw_clip(value: Tensor, name: str, model: CLIPModel, generator: torch.Gene
     The blocks of the text tower have GPT-2's deviations. Those of the image tower, its patch embedding and the biases
     of all MLPs have the defaults of PyTorch's modules: U(-a, a) with a = fan_in^-0.5, and Xavier for q, k and v.
     """
-    tower = model.image if name.startswith("image.") else model.text
-    width, stem = tower.projection.in_features, re.sub(r"\.\d+\.", ".", name)
-    fan_in = value.shape[1] if stem == "image.patch.weight" else 4 * width if ".fc2." in stem else width
+    tower: ImageEncoder | TextEncoder = model.text
+    if name.startswith("image."):
+        tower = model.image
+    width = tower.projection.in_features
+    stem = re.sub(r"\.\d+\.", ".", name)
+    if stem == "image.patch.weight":
+        fan_in = value.shape[1]
+    else:
+        fan_in = 4 * width if ".fc2." in stem else width
     residual = (2 * len(tower.blocks) * width) ** -0.5
     deviations = {
         "image.class_token": width**-0.5, "image.positions": width**-0.5, "image.projection.weight": width**-0.5,

@@ -33,12 +33,19 @@ class TextGather:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self.group, self._transfer = group, _Transfer()
-        self.world_size = distributed.get_world_size(group) if distributed.is_initialized() else 1
+        self.group = group
+        self._transfer = _Transfer()
+        if distributed.is_initialized():
+            self.world_size = distributed.get_world_size(group)
+        else:
+            self.world_size = 1
 
     def start(self, text: Tensor) -> None:
         """Start the gather of this rank's features (b, E). Collective."""
-        self._texts = text if text.dtype == torch.float64 else text.float()
+        if text.dtype == torch.float64:
+            self._texts = text
+        else:
+            self._texts = text.float()
         if self.world_size > 1:
             self._texts = _StartGather.apply(self._texts, self._transfer, self.group, self.world_size)
 
@@ -54,11 +61,13 @@ class _Transfer:
     """A collective in the background, and the tensor that it fills."""
 
     def start(self, collective: Callable[..., Any], output: Tensor, input: Tensor, group: Any) -> Tensor:
-        self._output, self._work = output, collective(output, input.contiguous(), group=group, async_op=True)
+        self._output = output
+        self._work = collective(output, input.contiguous(), group=group, async_op=True)
         return output
 
     def finish(self) -> Tensor:
-        output, work = self._output, self._work
+        output = self._output
+        work = self._work
         del self._output, self._work  # the graph refers to this object
         work.wait()
         return output
@@ -81,7 +90,8 @@ class _StartGather(torch.autograd.Function):
 class _FinishGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, texts: Tensor, transfer: _Transfer, group: Any) -> Tensor:
-        ctx.transfer, ctx.group = transfer, group
+        ctx.transfer = transfer
+        ctx.group = group
         return transfer.finish().view_as(texts)
 
     @staticmethod
@@ -176,13 +186,17 @@ def contrastive_loss(
         gather = TextGather(group)
         gather.start(text)
     world_size = gather.world_size
-    first = distributed.get_rank(group) * len(image) if world_size > 1 else 0
+    first = 0
+    if world_size > 1:
+        first = distributed.get_rank(group) * len(image)
     with torch.autocast(image.device.type, enabled=False), _allow_tf32(tf32):
         if image.dtype != torch.float64:
             image = image.float()
             scale = scale.float()
         parameters = tuple(value.to(image.dtype) for value in parameters)
         texts = gather.finish()
-        ranks = (group or distributed.group.WORLD) if world_size > 1 else None
+        ranks = None
+        if world_size > 1:
+            ranks = group or distributed.group.WORLD
         value, correct = _TiledLoss.apply(LOSSES[objective], first, tile, ranks, image, texts, scale, *parameters)
     return value, correct.detach()

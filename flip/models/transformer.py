@@ -30,7 +30,9 @@ def _load_varlen() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn if "window_size" in signature(varlen_attn).parameters else None
+    if "window_size" in signature(varlen_attn).parameters:
+        return varlen_attn
+    return None
 
 
 def varlen_kernel(device: torch.device, dtype: torch.dtype, fused: bool, head_width: int) -> Callable[..., Any] | None:
@@ -99,13 +101,17 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, fused: bool) -> None:
         super().__init__()
-        self.heads, self.head_width, self.fused = heads, width // heads, fused
+        self.heads = heads
+        self.head_width = width // heads
+        self.fused = fused
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
         """(b, T, D), or (N, D) with a layout, -> the same shape; with ``pooled_only`` (b, D), the pooled tokens."""
-        qkv, bias, causal = self.qkv(x), None, False
+        qkv = self.qkv(x)
+        bias = None
+        causal = False
         if layout is not None and layout.kernel is not None and not pooled_only:
             packed: Tensor = self.proj(self._attend_packed(qkv, layout, layout.kernel))
             return packed
@@ -139,7 +145,8 @@ class Attention(nn.Module):
     def _attend_packed(self, qkv: Tensor, layout: PackedLayout, kernel: Callable[..., Any]) -> Tensor:
         """(N, 3 D) -> (N, D)."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, self.head_width)).unbind(1)  # (N, heads, D/heads)
-        length, window = layout.bias.shape[-1], (-1, 0 if layout.causal else -1)
+        length = layout.bias.shape[-1]
+        window = -1, 0 if layout.causal else -1
         y: Tensor = kernel(q, k, v, layout.offsets, layout.offsets, length, length, window_size=window)
         return y.flatten(1)
 
@@ -179,8 +186,13 @@ def _save_matmuls_policy(context: Any, op: Any, *inputs: Any, **_: Any) -> Check
     The last product of a block narrows its input; the backward pass does not need its output.
     """
     product = op in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
-    save = inputs[-1].shape[0] <= inputs[-1].shape[1] if product else any(name in op.name() for name in _FUSED)
-    return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+    if product:
+        save = inputs[-1].shape[0] <= inputs[-1].shape[1]
+    else:
+        save = any(name in op.name() for name in _FUSED)
+    if save:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 _CHECKPOINT_OPTIONS: dict[str, dict[str, Any]] = {
@@ -216,8 +228,11 @@ class TransformerBlock(nn.Module):
     def _forward(self, x: Tensor, layout: PackedLayout | None, pooled_only: bool) -> Tensor:
         y = self.attn(self.norm1(x), layout, pooled_only)
         if pooled_only:
-            x = x[:, 0] if layout is None else x.index_select(0, layout.pooled)
-        x = x + y
+            if layout is None:
+                x = x[:, 0]
+            else:
+                x = x.index_select(0, layout.pooled)
+        x += y
         return x + self.mlp(self.norm2(x))
 
 

@@ -52,12 +52,17 @@ class TimeBreakdown:
     """Seconds since the last metric line by part; samples and seconds of the steps."""
 
     def __init__(self) -> None:
-        self.samples, self.waited, self.seconds = 0, 0.0, 1e-9
-        self._start_time, self._paused = time.perf_counter(), dict.fromkeys(("checkpoint", "evaluation"), 0.0)
+        self.samples = 0
+        self.waited = 0.0
+        self.seconds = 1e-9
+        self._start_time = time.perf_counter()
+        self._paused = dict.fromkeys(("checkpoint", "evaluation"), 0.0)
 
     def add(self, samples: int, waited: float, seconds: float) -> None:
         """Add a step of ``seconds``, in which the trainer ``waited`` for the batch."""
-        self.samples, self.waited, self.seconds = self.samples + samples, self.waited + waited, self.seconds + seconds
+        self.samples += samples
+        self.waited += waited
+        self.seconds += seconds
 
     def add_paused(self, part: str, seconds: float) -> None:
         """Add time without steps; ``part``: checkpoint or evaluation."""
@@ -68,13 +73,16 @@ class TimeBreakdown:
 
         ``communication``: its share of a step without data wait. None: unknown; compute then contains it.
         """
-        step, remote = self.seconds - self.waited, communication or 0.0
+        step = self.seconds - self.waited
+        remote = communication or 0.0
         seconds = {"data_wait": self.waited, "compute": step * (1 - remote), "communication": step * remote}
         seconds |= self._paused
         total = max(time.perf_counter() - self._start_time, sum(seconds.values()))
         seconds["other"] = total - sum(seconds.values())
         shares: dict[str, float | None] = {part: seconds[part] / total for part in PARTS}
-        return shares if communication is not None else shares | {"communication": None}
+        if communication is not None:
+            return shares
+        return shares | {"communication": None}
 
 
 class BottleneckDetector:
@@ -92,7 +100,8 @@ class BottleneckDetector:
         means = {part: sum(line[part] or 0.0 for line in self._lines) / len(self._lines) for part in PARTS}
         largest = max((part for part in PARTS if part != "compute"), key=means.__getitem__)
         bound = largest if means[largest] >= BOUND else "compute"
-        changed, self.bound = bound != self.bound, bound
+        changed = bound != self.bound
+        self.bound = bound
         if bound == "compute":
             return f"compute-bound: {100 * means['compute']:.0f} % of the time is arithmetic", changed
         name, help = REMEDIES[bound]
@@ -104,17 +113,23 @@ class CompiledGraphs:
     """Counts the graphs that torch has compiled in this process, and detects shapes that keep changing in a stage."""
 
     def __init__(self) -> None:
-        self._stage, self._first, self._limit = "", 0, math.inf
+        self._stage = ""
+        self._first = 0
+        self._limit = math.inf
 
     @staticmethod
     def count() -> int:
         dynamo: Any = sys.modules.get("torch._dynamo.utils")  # loading it takes a second
-        return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
+        if dynamo is None:
+            return 0
+        return int(dynamo.counters["stats"]["unique_graphs"])
 
     def update(self, stage: str, graphs: int) -> str:
         """A warning, once per stage, if more than MAX_RECOMPILATIONS graphs came after its first metric line."""
         if stage != self._stage:
-            self._stage, self._first, self._limit = stage, graphs, MAX_RECOMPILATIONS
+            self._stage = stage
+            self._first = graphs
+            self._limit = MAX_RECOMPILATIONS
         more = graphs - self._first
         if more <= self._limit:
             return ""
@@ -126,8 +141,12 @@ class RankCounters:
     """Counts of one rank in this attempt, and their totals. ``source``: the commit from which the attempt resumed."""
 
     def __init__(self, world: World, loader: Loader, source: Commit | None) -> None:
-        self._world, self._loader = world, loader
-        self._record = source.record if source else {"replaced": 0, "peak_memory": 0}
+        self._world = world
+        self._loader = loader
+        if source:
+            self._record = source.record
+        else:
+            self._record = {"replaced": 0, "peak_memory": 0}
         self.replaced = 0
         """Undecodable samples of this rank that were replaced."""
 
@@ -137,7 +156,8 @@ class RankCounters:
 
         The GPUs are idle meanwhile, so that they add the counts: gloo's ring takes 40 to 100 ms on 512 ranks.
         """
-        counts, on_gpu = self._loader.counters().flat(), self._world.device.type == "cuda"
+        counts = self._loader.counters().flat()
+        on_gpu = self._world.device.type == "cuda"
         own = [self.replaced, *counts.values(), *values]
         sums = torch.tensor(own, dtype=torch.float64, device=self._world.device)
         torch.distributed.all_reduce(sums, group=None if on_gpu else self._world.control_group)
@@ -157,10 +177,14 @@ class MetricsCollector:
         self, config: Config, world: World, model: nn.Module, counters: RankCounters, checkpoints: CheckpointManager,
         profiler: Profiler,
     ) -> None:  # fmt: skip
-        self._config, self._world = config, world
-        self._counters, self._checkpoints, self._profiler = counters, checkpoints, profiler
+        self._config = config
+        self._world = world
+        self._counters = counters
+        self._checkpoints = checkpoints
+        self._profiler = profiler
         self._utilisation = Utilisation(world.device, config.compute.precision, world.size)
-        self._bottleneck, self._graphs = BottleneckDetector(config.data.workers), CompiledGraphs()
+        self._bottleneck = BottleneckDetector(config.data.workers)
+        self._graphs = CompiledGraphs()
         self.use_model(model)
         self.reset()
 
@@ -189,7 +213,9 @@ class MetricsCollector:
         ``norms``: of the gradient, the weights and their last change. ``text_tokens``: mean number of tokens per
         caption in the newest batch. ``replaced``, ``storage``: as ``RankCounters.totals`` returns them.
         """
-        window, model, mask = self.window, for_stage(self._config, span.stage).model, span.stage.mask
+        window = self.window
+        model = for_stage(self._config, span.stage).model
+        mask = span.stage.mask
         window.add_paused("checkpoint", self._checkpoints.blocked_seconds - self._saved)
         speed = window.samples / window.seconds
         flops, unmasked_flops = (costs.training_flops(model, ratio, text_tokens)["total"] for ratio in (mask, "0"))
@@ -197,7 +223,8 @@ class MetricsCollector:
         verdict, changed = self._bottleneck.update(shares)
         if changed and self._world.is_rank0:
             log.info("%s", verdict)
-        checkpoints, on_gpu = self._checkpoints, self._world.device.type == "cuda"
+        checkpoints = self._checkpoints
+        on_gpu = self._world.device.type == "cuda"
         return {
             "loss": float(loss), "accuracy": float(accuracy), "lr": optimizer.param_groups[0]["lr"],
             "logit_scale": _finite(self._logit_scale()), **self._loss_parameters(),
@@ -236,4 +263,6 @@ class MetricsCollector:
 
 def _finite(value: Any) -> float | None:
     """None for a number that is not finite, which JSON lacks; the next step stops the run then."""
-    return float(value) if math.isfinite(value) else None
+    if math.isfinite(value):
+        return float(value)
+    return None

@@ -89,8 +89,13 @@ def describe(tag: str) -> str:
         return TIME.get(name.removesuffix("_share"), "")
     if group == "storage":
         kind = name.removeprefix("retries_")
-        text = f"Failed attempts to read, by cause: {kind}." if kind != name else STORAGE.get(name, "")
-        return f"{text} Sum over the ranks in this attempt." if text else ""
+        if kind != name:
+            text = f"Failed attempts to read, by cause: {kind}."
+        else:
+            text = STORAGE.get(name, "")
+        if text:
+            return f"{text} Sum over the ranks in this attempt."
+        return ""
     if group == "callback":
         return f"Value of the class {name.partition('/')[0]} in monitor.callbacks; mean over ranks and calls."
     if group in COLUMNS:

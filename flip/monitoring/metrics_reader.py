@@ -24,7 +24,8 @@ FIELDS = (
 )  # fmt: skip
 """Fields that are read; NaN if a line lacks one."""
 
-MIN_WINDOWS, STEADY = 12, 0.8
+MIN_WINDOWS = 12
+STEADY = 0.8
 """Fewest logged windows of a verdict on the speed; smallest ratio of the quartiles of a steady one."""
 
 
@@ -139,7 +140,8 @@ def _parsed_by_pyarrow(text: bytes) -> dict[str, Column] | None:
 
     if not text.startswith(b"{"):  # pyarrow 26 ends the process if the first value is null
         return None
-    whole, string = pyarrow.int64(), pyarrow.string()
+    whole = pyarrow.int64()
+    string = pyarrow.string()
     types = {"step": whole, "samples": whole, "stage": string, "verdict": string}
     names = dict.fromkeys([*FIELDS, *types])
     schema = pyarrow.schema([(name, types.get(name, pyarrow.float64())) for name in names])
@@ -162,5 +164,7 @@ def _parsed_by_pyarrow(text: bytes) -> dict[str, Column] | None:
 def _is_valid(name: str, column: NDArray[Any], absent: int) -> bool:
     """Whether the type of a field accepts all its values. ``absent``: lines without it; NaN of others is none."""
     known = column[~np.isnan(column)]
-    extremes = [known.min().item(), known.max().item()] if len(known) else []
+    extremes = []
+    if len(known):
+        extremes = [known.min().item(), known.max().item()]
     return len(known) + absent == len(column) and all(records.LINE[name].fits(value) for value in extremes)

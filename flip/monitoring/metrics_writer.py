@@ -89,19 +89,25 @@ class MetricsWriter:
     """Writes metrics and status of an attempt: status.json only while it is the run's newest attempt."""
 
     def __init__(self, run: RunDir, attempt: int, total: int, steps: int, seconds: float) -> None:
-        self._run, self._attempt, self._seconds = run, attempt, seconds
+        self._run = run
+        self._attempt = attempt
+        self._seconds = seconds
         self._status: dict[str, Any] = {
             "attempt": attempt, "total": total, "steps": steps, "samples": 0, "step": 0, "stage": "",
             "phase": "starting", "loss": None, "accuracy": None, "samples_per_second": None, "eta_seconds": None,
             "verdict": None, "reason": "", "storage": None, "callbacks": None, "unsteady": None,
         }  # fmt: skip
-        self._written, self._failing, self._lock = 0.0, False, threading.Lock()
+        self._written = 0.0
+        self._failing = False
+        self._lock = threading.Lock()
         self._lines = open_append(run_folder(run.metrics) / f"{attempt}.jsonl", "utf-8")
         self._events: SummaryWriter | None = None
-        self._points, self._described = CurvePoints(), set[str]()
+        self._points = CurvePoints()
+        self._described = set[str]()
         self._stages: list[tuple[str, int, int, float]] = []
         """(name, S at its start, S at its end, FLOPs per sample) of each stage."""
-        self._stage, self._speeds = "", deque[float](maxlen=RECENT)
+        self._stage = ""
+        self._speeds = deque[float](maxlen=RECENT)
         self.status()
 
     def start(self, samples: int, step: int, config: Config, gpu: str = "") -> None:
@@ -149,7 +155,9 @@ class MetricsWriter:
         elif speed:  # the first window of a stage is warm-up
             self._speeds.append(speed)
         unsteady = metrics_reader.is_unsteady(np.array(self._speeds))
-        remaining = self._remaining(record["samples"], record["stage"]) / speed if speed else None
+        remaining = None
+        if speed:
+            remaining = self._remaining(record["samples"], record["stage"]) / speed
         keys = ("stage", "step", "samples", "loss", "accuracy", "samples_per_second", "verdict")
         values = {key: record.get(key) for key in keys}
         self.status(every=self._seconds, eta_seconds=remaining, unsteady=unsteady, **values)
@@ -196,14 +204,17 @@ class MetricsWriter:
                     log.warning("status.json cannot be written, tried again later: %s", error)
                 self._failing = True
             else:
-                self._written, self._failing = now, False
+                self._written = now
+                self._failing = False
 
     def close(self, phase: str, reason: str = "", position: Mapping[str, int] | None = None) -> None:
         """End the attempt. ``phase``: complete, interrupted, cancelled or failed; ``reason``: why, unless complete.
 
         ``position``: ``samples`` and ``step`` of the training, whose last steps may not have been logged.
         """
-        reached = position if position and self._events is not None else {}
+        reached: Mapping[str, int] = {}
+        if position and self._events is not None:
+            reached = position
         self.status(phase=phase, reason=reason, **reached)
         self._lines.close()
         if self._events is not None:

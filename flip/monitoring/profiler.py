@@ -30,15 +30,24 @@ class Profiler:
     def __init__(
         self, folder: Path, attempt: int, world: int, device: torch.device, first: int, steps: int, minutes: float
     ) -> None:
-        self._folder, self._attempt, self._cuda = folder, attempt, device.type == "cuda"
-        self._first, self._steps = first, steps
+        self._folder = folder
+        self._attempt = attempt
+        self._cuda = device.type == "cuda"
+        self._first = first
+        self._steps = steps
         self._every = 60 * minutes if world > 1 else 0.0
-        self._due, self._seen, self._left = 0.0, 0, 0
+        self._due = 0.0
+        self._seen = 0
+        self._left = 0
         self._trace: Any = None
         self._sample: Any = None
         self._start_time = 0.0
         self._name = ""
-        self.communication: float | None = 0.0 if world == 1 else None
+        self.communication: float | None
+        if world == 1:
+            self.communication = 0.0
+        else:
+            self.communication = None
         """Share of a step, without data wait, that waited for other ranks; None: unknown."""
 
     def before_step(self, training: Training) -> None:
@@ -46,7 +55,8 @@ class Profiler:
         samples = training.samples
         if self._steps and samples <= self._first < samples + training.span.stage.batch:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._cuda
-            self._trace, self._left = _start(activities, record_shapes=True), self._steps
+            self._trace = _start(activities, record_shapes=True)
+            self._left = self._steps
             self._name = f"{self._attempt}-{training.step + 1}.json.gz"
         elif self._trace is None and self._every and self._seen >= FIRST and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._every
@@ -63,7 +73,8 @@ class Profiler:
         elif self._sample is not None:
             self._wait()
             seconds = time.perf_counter() - self._start_time
-            profiler, self._sample = self._sample, None
+            profiler = self._sample
+            self._sample = None
             profiler.stop()
             exposed = exposed_communication_time(*_intervals(profiler.events(), self._cuda))
             self.communication = min(1.0, exposed / (1e6 * seconds))
@@ -109,7 +120,9 @@ def exposed_communication_time(communication: Iterable[Interval], arithmetic: It
     """Length of the union of ``communication`` outside the union of ``arithmetic``."""
     edges = [(edge, kind, sign) for kind, spans in enumerate((communication, arithmetic)) for span in spans
              for edge, sign in zip(span, (1, -1), strict=True)]  # fmt: skip
-    depth, previous, length = [0, 0], 0.0, 0.0
+    depth = [0, 0]
+    previous = 0.0
+    length = 0.0
     for edge, kind, sign in sorted(edges):
         if depth[0] and not depth[1]:
             length += edge - previous

@@ -107,7 +107,8 @@ class Outcome:
     @cached_property
     def _scores(self) -> tuple[dict[Path, dict[str, Any]], list[str]]:
         """The records below eval/, by path, and a sentence for each damaged one."""
-        files, scores = RunFileReader(), {}
+        files = RunFileReader()
+        scores = {}
         for pattern, fields in (("*.json", records.POINT), ("*-*/*.json", records.LATER_SCORE)):
             for path in sorted_glob(self.run.eval, pattern):
                 if (record := files.read(path, partial(read_record, fields=fields))) is not None:
@@ -122,7 +123,8 @@ class Outcome:
             if path.parent != self.run.eval:
                 continue
             seconds = record.get("seconds")
-            seconds = self._seconds_at(record["samples"]) if seconds is None else seconds
+            if seconds is None:
+                seconds = self._seconds_at(record["samples"])
             more = job_scores.pop((record.get("stage"), record["samples"]), ())
             evaluations = merge_results(record.get("evaluations", ()), more)
             points.append(record | {"seconds": seconds, "evaluations": evaluations})
@@ -152,9 +154,12 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     ``state``: of the run, if its scheduler was asked; None: what its files prove. A run whose settings, attempts or
     result cannot be read is not complete but ``unknown``.
     """
-    run, files = RunDir(path), RunFileReader()
+    run = RunDir(path)
+    files = RunFileReader()
     is_request = not run.config.exists() and (run.path / REQUEST).exists()  # of an evaluation job
-    settings = {} if is_request else files.read(run.config, _read_settings) or {}
+    settings = {}
+    if not is_request:
+        settings = files.read(run.config, _read_settings) or {}
     result = files.read(run.result, read_record)
     attempts = []
     for n in files.read(run.attempts, lambda _: run.attempt_numbers()) or ():
@@ -168,7 +173,10 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     if result is None:
         decisive = list(files.damaged)
     status, _ = (files.read(path, read_record) for path in (run.status, run.identity))
-    known = lifecycle.states([run], {})[run.path] if state is None else state
+    if state is None:
+        known = lifecycle.states([run], {})[run.path]
+    else:
+        known = state
     if decisive and known.state in ("complete", "unknown"):
         known = RunState("unknown", known.attempt, "; ".join(decisive))
     damaged = tuple(files.damaged)
@@ -193,7 +201,10 @@ class RunFileReader:
                 raise ValueError("not a regular file")
             return read(path)
         except (FlipError, OSError, ValueError, KeyError, TypeError) as error:
-            message = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, KeyError):
+                message = f"lacks {error}"
+            else:
+                message = str(error)
             self.damaged.append(message if str(path) in message else f"{path}: {message}")
             return None
 

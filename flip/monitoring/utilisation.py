@@ -19,7 +19,8 @@ def measure_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: floa
         return time.perf_counter()
 
     left @ right
-    start_time, count = clock(), 0
+    start_time = clock()
+    count = 0
     repeats = 20 if device.type == "cuda" else 1  # the host's wait for a GPU must not count
     while (now := clock()) - start_time < seconds:
         for _ in range(repeats):
@@ -38,12 +39,17 @@ class Utilisation:
     def __init__(self, device: torch.device, precision: str, world_size: int) -> None:
         if precision == "fp32" and torch.get_float32_matmul_precision() != "highest":
             precision = "tf32"
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self._datasheet, self._world_size = costs.peak_flops(name, precision), world_size
+        name = ""
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+        self._datasheet = costs.peak_flops(name, precision)
+        self._world_size = world_size
         self._measured = measure_matmul_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def of(self, speed: float) -> dict[str, float | None]:
         """Both shares for ``speed``, the FLOP/s of all ranks together."""
         each = speed / self._world_size
-        mfu = None if self._datasheet is None else each / self._datasheet
+        mfu = None
+        if self._datasheet is not None:
+            mfu = each / self._datasheet
         return {"mfu": mfu, "matmul_utilisation": each / self._measured}

@@ -61,8 +61,13 @@ def end_attempt(
     commits = following.get("resumes_from", committed_samples(run))
     committed = commits > start.get("resumes_from", commits)  # without a start.json it did nothing
     committed = committed or run.made_progress(n)
-    first = start["after"] if "after" in start else submitted_after(run)
-    trap = [{"cause": "storage", "by": "the exit trap", "reason": disk_full}] if disk_full else []
+    if "after" in start:
+        first = start["after"]
+    else:
+        first = submitted_after(run)
+    trap = []
+    if disk_full:
+        trap = [{"cause": "storage", "by": "the exit trap", "reason": disk_full}]
     decision = decide(
         run.causes(n) + trap,
         code,
@@ -178,7 +183,9 @@ def current_end(run: RunDir, after: Optional[int] = None) -> Optional[Dict[str, 
     """
     row = last_end(run)
     after = submitted_after(run) if after is None else after
-    return row if row is not None and row["attempt"] > after else None
+    if row is not None and row["attempt"] > after:
+        return row
+    return None
 
 
 def submitted_after(run: RunDir) -> int:
@@ -189,7 +196,9 @@ def submitted_after(run: RunDir) -> int:
 def committed_samples(run: RunDir) -> int:
     """The newest committed S, 0 if there is no commit."""
     commits = commit.commits(run)
-    return commits[-1].samples if commits else 0
+    if commits:
+        return commits[-1].samples
+    return 0
 
 
 def cancel_reason(run: RunDir) -> str:

@@ -40,7 +40,9 @@ def failed_on(run: RunDir, n: int) -> Optional[str]:
     named = {
         str(record["host"]) for record in run.causes(n) if record["cause"] in NODE_SUSPECT_CAUSES and record.get("host")
     }
-    return named.pop() if len(named) == 1 else None
+    if len(named) == 1:
+        return named.pop()
+    return None
 
 
 def failures(run: RunDir, now: float) -> Set[Optional[str]]:
@@ -80,7 +82,9 @@ def unstartable_nodes(run: RunDir, n: int, total: int) -> List[str]:
         return []
     lines = SRUN_EXIT_LINE.findall(_end_of_log(run, n))
     nodes = sorted({name for name, code in lines if int(code) in UNSTARTED_CODES})
-    return nodes if 2 * len(nodes) <= total else []
+    if 2 * len(nodes) <= total:
+        return nodes
+    return []
 
 
 def out_of_memory_nodes(run: RunDir, n: int) -> List[str]:

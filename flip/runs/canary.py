@@ -128,7 +128,12 @@ def passed(run: RunDir, steps: int) -> bool:
     highest = 0
     for n in run.attempt_numbers():
         for step in _steps(run, n) if n > after else ():  # a loss that is not finite is never logged
-            lowest, highest = (step, step) if lowest is None else (min(lowest, step), max(highest, step))
+            if lowest is None:
+                lowest = step
+                highest = step
+            else:
+                lowest = min(lowest, step)
+                highest = max(highest, step)
             if highest - lowest >= steps:
                 return True  # nearly always in the first lines of a long file
     return False

@@ -41,7 +41,8 @@ class Commit:
     """One committed checkpoint: its folder and its commit.json."""
 
     def __init__(self, path: Path, record: Dict[str, Any]) -> None:
-        self.path, self.record = path, record
+        self.path = path
+        self.record = record
         self.stage: str = record["stage"]
         self.samples: int = record["samples"]
         self.attempt: int = record["attempt"]
@@ -156,7 +157,8 @@ def verify(checkpoint: Commit, part: int = 0, parts: int = 1, uncached: bool = F
     ``uncached``: as in ``sha256``, for files that this host has just written.
     """
     for name in sorted(checkpoint.record["files"])[part::parts]:
-        expected, file = checkpoint.record["files"][name], checkpoint.path / name
+        expected = checkpoint.record["files"][name]
+        file = checkpoint.path / name
         try:
             size = file.stat().st_size
         except FileNotFoundError:
@@ -258,7 +260,9 @@ def summary(checkpoint: Commit) -> Dict[str, Any]:
 def summary_at(run: RunDir, samples: int) -> Optional[Dict[str, Any]]:
     """``summary`` of the newest checkpoint at S = ``samples``, or None."""
     at_samples = [c for c in commits(run, "%d-*" % samples) if c.samples == samples]
-    return summary(at_samples[-1]) if at_samples else None
+    if at_samples:
+        return summary(at_samples[-1])
+    return None
 
 
 def pin(run: RunDir, by: RunDir, stage: str, samples: int) -> None:

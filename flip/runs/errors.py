@@ -57,7 +57,9 @@ def short(value: object) -> str:
 def suggestion(typed: str, known: Iterable[str]) -> str:
     """A remedy with the known names nearest to a word; empty if none is near."""
     near = nearest(typed, known)
-    return "Did you mean %s?" % " or ".join(near) if near else ""
+    if near:
+        return "Did you mean %s?" % " or ".join(near)
+    return ""
 
 
 def nearest(typed: str, known: Iterable[str]) -> List[str]:
@@ -88,7 +90,10 @@ class FlipError(Exception):
     cause = "crash"
 
     def __init__(self, what: str, where: object = "", value: object = None, remedy: str = "") -> None:
-        self.what, self.where, self.value, self.remedy = what, str(where), value, remedy
+        self.what = what
+        self.where = str(where)
+        self.value = value
+        self.remedy = remedy
         super().__init__(self.paragraph())
 
     @property
@@ -96,7 +101,10 @@ class FlipError(Exception):
         return CAUSES[self.cause]
 
     def paragraph(self) -> str:
-        text = "%s: %s" % (self.where, self.what) if self.where else self.what
+        if self.where:
+            text = "%s: %s" % (self.where, self.what)
+        else:
+            text = self.what
         if self.value is not None:
             text += " (found: %s)" % short(self.value)
         text = text.rstrip(".") + "."

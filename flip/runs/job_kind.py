@@ -28,7 +28,9 @@ def job_kind(run: RunDir, record: Optional[Mapping[str, Any]] = None) -> str:
     kind = record.get("job_kind")
     if kind in KINDS:
         return str(kind)
-    return EVALUATE if run.path.parent.name == EVALUATIONS else TRAIN
+    if run.path.parent.name == EVALUATIONS:
+        return EVALUATE
+    return TRAIN
 
 
 def is_evaluation(run: RunDir, record: Optional[Mapping[str, Any]] = None) -> bool:
@@ -39,7 +41,9 @@ def is_evaluation(run: RunDir, record: Optional[Mapping[str, Any]] = None) -> bo
 def sweep_folder(run: RunDir, kind: str) -> Path:
     """The folder of the sweep to which a run directory of this kind belongs."""
     folder = run.path.parent
-    return folder.parent if kind == EVALUATE else folder
+    if kind == EVALUATE:
+        return folder.parent
+    return folder
 
 
 def _record_of(run: RunDir) -> Mapping[str, Any]:

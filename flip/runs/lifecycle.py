@@ -178,14 +178,19 @@ def _activity(facts: Facts, seen: Seen) -> str:
         return "stop requested"
     if seen.reason:
         return seen.reason
-    return facts.warnings if facts.open else "starting"
+    if facts.open:
+        return facts.warnings
+    return "starting"
 
 
 def _idle(facts: Facts, seen: Seen) -> RunState:
     """Queued, or waiting if an attempt of this submission has ended."""
     reason = _last_reason(facts)
     if facts.open and not seen.detail:
-        reason = LIMIT_REASON if facts.time_limit else UNSEEN_REASON
+        if facts.time_limit:
+            reason = LIMIT_REASON
+        else:
+            reason = UNSEEN_REASON
     elif facts.end is not None and facts.end["delay"] > 0 and not seen.reason:
         reason += "; starts again %g s after that" % facts.end["delay"]
     detail = "; ".join(filter(None, [reason, seen.detail, seen.reason]))
@@ -193,14 +198,18 @@ def _idle(facts: Facts, seen: Seen) -> RunState:
 
 
 def _stopped(facts: Facts, seen: Seen) -> RunState:
-    evidence = seen.detail if facts.open or not facts.started else ""
+    evidence = ""
+    if facts.open or not facts.started:
+        evidence = seen.detail
     gone = "; ".join(filter(None, [_last_reason(facts), seen.reason, evidence]))
     return RunState("stopped", facts.attempt, "%s: submit again" % gone, resubmit=True)
 
 
 def _last_reason(facts: Facts) -> str:
     """Why the newest attempt has ended, as recorded; empty if it is not recorded."""
-    return "" if facts.end is None or facts.open else str(facts.end["reason"])
+    if facts.end is None or facts.open:
+        return ""
+    return str(facts.end["reason"])
 
 
 def _job(seen: Seen) -> str:
@@ -218,7 +227,9 @@ def read_facts(run: RunDir) -> Facts:
         return Facts(complete=True, attempt=n)  # whatever other files say, and if they are damaged
     job = read_record(run.path / "job.json")
     record: Dict[str, Any] = job or {}
-    cancelled = attempts.cancel_reason(run) if exists(run.cancel) else ""
+    cancelled = ""
+    if exists(run.cancel):
+        cancelled = attempts.cancel_reason(run)
     if is_copy(run, record):
         return Facts(copied=True, cancelled=cancelled, attempt=n)
     after = record.get("after", 0)

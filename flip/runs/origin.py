@@ -44,7 +44,10 @@ def is_gone(folder: PathLike) -> bool:
 
 def _other_folder(run: RunDir, record: Mapping[str, Any]) -> str:
     """The folder of the run that wrote a record, if it is another one than ``run`` and may exist; else ""."""
-    folder = str(record["folder"]) if "folder" in record else _folder_by_snapshot(run, record)
+    if "folder" in record:
+        folder = str(record["folder"])
+    else:
+        folder = _folder_by_snapshot(run, record)
     if not folder or _is_same(folder, run.path) or is_gone(folder):
         return ""
     return folder

@@ -239,7 +239,10 @@ class _Rule:
         """Yield why a folder or link on the way to a path is no protection."""
         link = stat.S_ISLNK(info.st_mode)
         if not self._trusts_owner(info.st_uid) and (link or not _unmapped(info.st_uid)):
-            kind = "it is a link that belongs" if link else "it belongs"
+            if link:
+                kind = "it is a link that belongs"
+            else:
+                kind = "it belongs"
             group = None
             if not link and _is_member(info.st_uid, frozenset([info.st_gid])):
                 group = info.st_gid

@@ -38,7 +38,10 @@ class FieldType:
         convert: Optional[Callable[[Any], Any]] = None,
         required: bool = False,
     ) -> None:
-        self.description, self.fits, self.convert, self.required = description, fits, convert, required
+        self.description = description
+        self.fits = fits
+        self.convert = convert
+        self.required = required
 
     def needed(self) -> "FieldType":
         return FieldType(self.description, self.fits, self.convert, required=True)
@@ -56,7 +59,10 @@ def printable(text: Any) -> Any:
     """Cut a text to LONGEST characters, and replace lone surrogates, which UTF-8 cannot encode, by ``?``."""
     if not isinstance(text, str):
         return text
-    text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    if len(text) <= LONGEST:
+        text = text
+    else:
+        text = text[:LONGEST] + "..."
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -193,7 +199,9 @@ MAX_PARTS = 500_000
 
 def limit_of(name: str) -> int:
     """The largest record of this file name that is read, bytes."""
-    return LIMITS[name][0] if name in LIMITS else RECORD_LIMIT
+    if name in LIMITS:
+        return LIMITS[name][0]
+    return RECORD_LIMIT
 
 
 def checked(value: Any, kind: Any, where: str = "") -> Any:
@@ -205,7 +213,9 @@ def checked(value: Any, kind: Any, where: str = "") -> Any:
     if isinstance(kind, FieldType):
         if not kind.fits(value):
             raise ValueError("`%s` is not %s (found: %s)" % (where, kind.description, _short(value)))
-        return kind.convert(value) if kind.convert else value
+        if kind.convert:
+            return kind.convert(value)
+        return value
     if isinstance(kind, list):
         if not isinstance(value, list):
             raise ValueError("`%s` is not a list (found: %s)" % (where, _short(value)) if where else "holds no list")
@@ -240,7 +250,9 @@ def _shorten(message: str) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."
+    if len(text) <= 60:
+        return text
+    return text[:60] + "..."
 
 
 def parse(data: bytes) -> Any:

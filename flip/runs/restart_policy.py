@@ -104,10 +104,15 @@ def decide(
         return Decision("stop", "cancelled", "cancelled")
     cause, reason = root_cause(causes, code, states, stop_requested, unstarted, out_of_memory)
     if cause in ("stopped", "timeout") and late and not committed:  # unlike a preemption this repeats
-        limit = late if isinstance(late, str) else "it had its whole wall limit, and nothing new was kept"
-        cause, reason = "timeout", "%s; %s: give it more hours" % (reason, limit)
+        if isinstance(late, str):
+            limit = late
+        else:
+            limit = "it had its whole wall limit, and nothing new was kept"
+        cause = "timeout"
+        reason = "%s; %s: give it more hours" % (reason, limit)
         if lowered:  # as free as a preemption, but it waits longer each time
-            cause, reason = "stopped", "%s; %s" % (reason, lowered)
+            cause = "stopped"
+            reason = "%s; %s" % (reason, lowered)
     decision = _by_cause(cause, reason, history, limits, committed)
     if decision.action != "requeue":
         return decision
@@ -137,7 +142,9 @@ def root_cause(
     """(cause, reason): a root cause beats its echoes by class, never by clock; codes and states are hints."""
     root = _first_by_class(causes)
     # ranks that waited for those of a node that started none end with causes that are only echoes
-    echoes = ("crash", "hang", "stopped") if unstarted else ("crash",)
+    echoes = ["crash"]
+    if unstarted:
+        echoes += ["hang", "stopped"]
     if root and root["cause"] not in echoes:
         return root["cause"], _describe(root)
     if states & {"NODE_FAIL", "BOOT_FAIL"}:
@@ -192,7 +199,9 @@ def _describe(record: Dict[str, Any]) -> str:
 
 def _killed_by(code: int) -> str:
     if 128 < code < 160:
-        hint = ", as the kernel does when memory runs out" if code == 137 else ""
+        hint = ""
+        if code == 137:
+            hint = ", as the kernel does when memory runs out"
         return "killed by signal %d%s" % (code - 128, hint)
     return "exit code %d, without a cause file" % code
 
@@ -217,7 +226,12 @@ def _by_cause(cause: str, reason: str, history: List[Dict[str, Any]], limits: Li
             remedy = "gave up after %d tries without a new commit; see that storage answers, then submit with --retry"
             return Decision("stop", cause, "%s; %s" % (reason, remedy % tries))
         return Decision("requeue", cause, reason, waits[-1])
-    alike, most = ((cause,), getattr(limits, OWN_LIMITS[cause])) if cause in OWN_LIMITS else (FAILURES, limits.failures)
+    if cause in OWN_LIMITS:
+        alike = {cause}
+        most = getattr(limits, OWN_LIMITS[cause])
+    else:
+        alike = set(FAILURES)
+        most = limits.failures
     failures = sum(row["cause"] in alike for row in since) + (not committed)
     if failures >= most:
         remedy = "%d failed attempts without a new commit; read the logs, fix the cause, then submit with --retry"

@@ -159,7 +159,9 @@ def sorted_glob(folder: Path, pattern: str) -> List[Path]:
 
 def parse_int(name: str) -> Optional[int]:
     """The number that a file's name spells with the digits 0 to 9 (int() accepts others), or None."""
-    return int(name) if re.match(r"[0-9]+\Z", name) else None
+    if re.match(r"[0-9]+\Z", name):
+        return int(name)
+    return None
 
 
 class RunDir:

@@ -111,4 +111,6 @@ def format_seconds(seconds: float) -> str:
     """``48 s``, ``30 min``, ``8.3 h``."""
     if seconds < 120:
         return "%.0f s" % seconds
-    return "%.0f min" % (seconds / 60) if seconds < 7200 else "%.3g h" % (seconds / 3600)
+    if seconds < 7200:
+        return "%.0f min" % (seconds / 60)
+    return "%.3g h" % (seconds / 3600)

@@ -41,8 +41,11 @@ class NonFiniteGuard:
     """Checks the steps of one rank. All ranks see the same loss and norm, so they decide alike at the same step."""
 
     def __init__(self, run: RunDir, attempt: int, rank: int, spike: float, window: int) -> None:
-        self._run, self._attempt, self._rank = run, attempt, rank
-        self._spikes, self._spike_count = LossSpikeDetector(spike, window), 0
+        self._run = run
+        self._attempt = attempt
+        self._rank = rank
+        self._spikes = LossSpikeDetector(spike, window)
+        self._spike_count = 0
         self._stage = ""
         self._pending: tuple[Step, Tensor, torch.cuda.Event | None] | None = None
 
@@ -59,7 +62,9 @@ class NonFiniteGuard:
         if numbers.is_cuda:
             host = torch.empty(2, dtype=numbers.dtype, pin_memory=True)
             host.copy_(numbers, non_blocking=True)
-            numbers, event = host, torch.cuda.Event(blocking=True)  # a wait frees its core
+            # a wait frees its core
+            numbers = host
+            event = torch.cuda.Event(blocking=True)
             event.record()
         self.flush()
         self._pending = step, numbers, event
@@ -75,7 +80,8 @@ class NonFiniteGuard:
         or reported. Raises Diverged."""
         if self._pending is None:
             return
-        (step, numbers, event), self._pending = self._pending, None
+        step, numbers, event = self._pending
+        self._pending = None
         if event is not None:
             event.synchronize()
         loss, norm = numbers.tolist()
@@ -117,7 +123,9 @@ class NonFiniteGuard:
 
 def _json(value: float) -> float | str:
     """JSON has no values that are not finite."""
-    return value if math.isfinite(value) else str(value)
+    if math.isfinite(value):
+        return value
+    return str(value)
 
 
 class LossSpikeDetector:
@@ -147,6 +155,9 @@ class LossSpikeDetector:
             median = statistics.median(self._losses)
             deviation = statistics.median(abs(value - median) for value in self._losses)
             bound = median + self._factor * max(1.4826 * deviation, 1e-3 * abs(median))
-        was_above, self._above = self._above, loss > bound
+        was_above = self._above
+        self._above = loss > bound
         self._losses.append(loss)
-        return bound if self._above and not was_above else None
+        if self._above and not was_above:
+            return bound
+        return None

@@ -90,7 +90,8 @@ def _copy(fields: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """
     if device.type != "cuda":
         return [field.to(device) for field in fields]
-    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    copying = _copy_stream(device)
+    computing = torch.cuda.current_stream(device)
     with torch.cuda.stream(copying):
         copies = [field.to(device, non_blocking=True) for field in fields]
     computing.wait_stream(copying)

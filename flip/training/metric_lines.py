@@ -38,8 +38,12 @@ class MetricLines(Callback):
         self, run: RunDir, attempt: int, config: Config, world: World, checkpoints: CheckpointManager,
         profiler: Profiler, user_callbacks: UserCallbacks,
     ) -> None:  # fmt: skip
-        self._attempt, self._config, self._world = attempt, config, world
-        self._checkpoints, self._profiler, self._user_callbacks = checkpoints, profiler, user_callbacks
+        self._attempt = attempt
+        self._config = config
+        self._world = world
+        self._checkpoints = checkpoints
+        self._profiler = profiler
+        self._user_callbacks = user_callbacks
         spans = stage_spans(config)
         self._total = spans[-1].end
         self._steps = sum(span.steps for span in spans)
@@ -58,7 +62,9 @@ class MetricLines(Callback):
             values = self._attempt, training.samples, self._total, self._world.size
             log.info("attempt %d: S = %d of %d, %d ranks", *values)
         on_gpu = self._world.device.type == "cuda"
-        gpu = torch.cuda.get_device_name(self._world.device) if on_gpu else ""
+        gpu = ""
+        if on_gpu:
+            gpu = torch.cuda.get_device_name(self._world.device)
         self.writer.start(training.samples, training.step, self._config, gpu)
         self._show_disabled()
 

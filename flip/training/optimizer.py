@@ -59,7 +59,9 @@ def learning_rate(stage: schema.Stage, seen: int) -> float:
         progress = min((middle - stage.warmup) / max(end - stage.warmup, 1), 1.0)
         return peak * (1 + math.cos(math.pi * progress)) / 2
     left = max(end - middle, 0.0)
-    return peak if left >= stage.cooldown else peak * (1 - math.sqrt(1 - left / stage.cooldown))
+    if left >= stage.cooldown:
+        return peak
+    return peak * (1 - math.sqrt(1 - left / stage.cooldown))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, stage: schema.Stage, seen: int) -> float:
@@ -83,7 +85,9 @@ def weight_norms(optimizer: torch.optim.Optimizer, world_size: int) -> tuple[Ten
     The change is computed from the optimiser's moments, so that no copy of the weights is needed.
     """
     kind = kind_of(optimizer)
-    weights, changes, scales = list[Tensor](), list[Tensor](), list[float]()
+    weights = list[Tensor]()
+    changes = list[Tensor]()
+    scales = list[float]()
     for group in optimizer.param_groups:
         parameters = [parameter for parameter in group["params"] if optimizer.state[parameter]]
         for part in _parts(parameters):
@@ -105,12 +109,14 @@ def weight_norms(optimizer: torch.optim.Optimizer, world_size: int) -> tuple[Ten
 
 def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Parts of at most PART elements on this rank, or single parameters: a part is copied as a whole."""
-    part, elements = list[nn.Parameter](), 0
+    part = list[nn.Parameter]()
+    elements = 0
     for parameter in parameters:
         count = local(parameter).numel()
         if part and elements + count > PART:
             yield part
-            part, elements = [], 0
+            part = []
+            elements = 0
         part.append(parameter)
         elements += count
     if part:

@@ -48,8 +48,13 @@ class Scoring(Callback):
         self, run: RunDir, attempt: int, config: Config, world: World, checkpoints: CheckpointManager,
         watchdog: Watchdog, metrics: MetricLines,
     ) -> None:  # fmt: skip
-        self._run, self._attempt, self._config, self._world = run, attempt, config, world
-        self._checkpoints, self._watchdog, self._metrics = checkpoints, watchdog, metrics
+        self._run = run
+        self._attempt = attempt
+        self._config = config
+        self._world = world
+        self._checkpoints = checkpoints
+        self._watchdog = watchdog
+        self._metrics = metrics
         self._ranks = RankGroup(world.rank, world.size, world.control_group)
         data = config.data
         self._retry_policy = RetryPolicy(data.deadline, data.timeout, absent_is_outage=True)
@@ -94,7 +99,8 @@ class Scoring(Callback):
         """Results of the present weights, and on rank 0 the predictions for each image. Raises TrainingStopped if the
         ranks agree to stop between two sets."""
         encoder = self._encoder(training)
-        results, predictions = list[dict[str, Any]](), dict[str, Predictions]()
+        results = list[dict[str, Any]]()
+        predictions = dict[str, Predictions]()
         for item in items:
             training.stop_if_requested()
             heartbeat = partial(self._watchdog.heartbeat, f"evaluating {item.name}")
@@ -119,7 +125,8 @@ class Scoring(Callback):
         only while no newer attempt does: the commit could be that one's."""
         if not self._world.is_rank0 or not self._run.is_current_attempt(self._attempt):
             return results
-        stage, samples = training.span.stage.name, training.samples
+        stage = training.span.stage.name
+        samples = training.samples
         record = commit.summary_at(self._run, samples)
         results = [result | {"commit": record} for result in results]
         self._metrics.writer.evaluation(stage, samples, training.seconds, results)

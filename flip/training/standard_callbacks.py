@@ -32,7 +32,12 @@ def standard_callbacks(
         files: folder of the copies of the user's files; None: in the code that runs, the snapshot.
     """
     monitor = config.monitor
-    steps, minutes = (monitor.profile_steps, monitor.sample_minutes) if world.is_rank0 else (0, 0.0)
+    if world.is_rank0:
+        steps = monitor.profile_steps
+        minutes = monitor.sample_minutes
+    else:
+        steps = 0
+        minutes = 0.0
     profiler = Profiler(run.traces, attempt, world.size, world.device, monitor.profile_from, steps, minutes)
     logs = []
     if os.environ.get(sample_log.VARIABLE) == "1":

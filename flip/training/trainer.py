@@ -62,7 +62,8 @@ def train(run: RunDir, attempt: int, flag: StopFlag, on_end: EndCallback, callba
     world = parallel.start(config.compute, config.monitor.hang_minutes, run.compiled)
     peers = PeerWatcher(world.control_group, world.rank, world.size, on_end)
     trainer = Trainer(run, attempt, flag, config, world, watchdog, callback_files)
-    phase, reason = "complete", ""
+    phase = "complete"
+    reason = ""
     try:
         trainer.run_stages()
     except BaseException as error:
@@ -98,11 +99,17 @@ class Trainer:
         self, run: RunDir, attempt: int, flag: StopFlag, config: Config, world: parallel.World, watchdog: Watchdog,
         callback_files: Path | None = None,
     ) -> None:  # fmt: skip
-        self.run, self.attempt, self.flag, self.watchdog = run, attempt, flag, watchdog
-        self.config, self.world = config, world
+        self.run = run
+        self.attempt = attempt
+        self.flag = flag
+        self.watchdog = watchdog
+        self.config = config
+        self.world = world
         self.spans = stage_spans(config)
         self.span, self.total = self.spans[0], self.spans[-1].end
-        self.samples, self.step, self.seconds = 0, 0, 0.0
+        self.samples = 0
+        self.step = 0
+        self.seconds = 0.0
         self.optimizer: torch.optim.Optimizer | None = None
         self.batch: Batch | None = None
         self.loss: Tensor | None = None
@@ -110,7 +117,9 @@ class Trainer:
         self.gradient_norm: Tensor | None = None
         self.waited = 0.0
         self.coordinated_stop = CoordinatedStop(world.control_group, world.size, world.device.type == "cuda")
-        self.watcher = RunWatcher(run, attempt, flag) if world.is_rank0 else None
+        self.watcher: RunWatcher | None = None
+        if world.is_rank0:
+            self.watcher = RunWatcher(run, attempt, flag)
         self.checkpoints = CheckpointManager(run, attempt, world, config, watchdog)
         self.guard = anomaly.NonFiniteGuard(run, attempt, world.rank, config.monitor.spike, config.monitor.spike_window)
         self.callbacks = standard_callbacks(run, attempt, config, world, self.checkpoints, watchdog, callback_files)
@@ -127,7 +136,9 @@ class Trainer:
             self.watcher.start()
         source = self.checkpoints.find(partial(warm_start.extended_commit, self.config.init))
         if source is not None:
-            self.samples, self.step, self.seconds = source.samples, source.record["step"], source.record["seconds"]
+            self.samples = source.samples
+            self.step = source.record["step"]
+            self.seconds = source.record["seconds"]
         self.stage_config = derived.for_stage(self.config, derived.stage_at(self.config, self.samples))
         self.model = self.allocate(self.stage_config)
         self.checkpoints.load_weights(self.model, self.initialise)
@@ -142,7 +153,8 @@ class Trainer:
 
     def allocate(self, config: Config, like: clip.CLIPModel | None = None) -> clip.CLIPModel:
         """A compiled and sharded model without values. ``like``: a model whose process groups it uses."""
-        compute, mesh = config.compute, getattr(next(like.parameters()), "device_mesh", None) if like else None
+        compute = config.compute
+        mesh = getattr(next(like.parameters()), "device_mesh", None) if like else None
         with torch.device("meta"):
             model = clip.CLIPModel(config.model, config.augment, compute.attention, compute.recompute)
         parallel.apply_parallelism(model, self.world, compute, mesh)
@@ -154,7 +166,8 @@ class Trainer:
 
         The checkpoint at the border has the old model, so an attempt that resumes there converts the same weights.
         """
-        before, self.stage_config = self.stage_config, derived.for_stage(self.config, stage)
+        before = self.stage_config
+        self.stage_config = derived.for_stage(self.config, stage)
         shapes = [(config.model, config.augment.mean, config.augment.std) for config in (before, self.stage_config)]
         if shapes[0] == shapes[1]:
             self.model.set_recompute(self.stage_config.compute.recompute)
@@ -165,7 +178,8 @@ class Trainer:
         conversion.copy_weights(self.model, model)
         parallel.check_initialised(model)
         self.model = model
-        image, text = self.stage_config.model.image, self.stage_config.model.text
+        image = self.stage_config.model.image
+        text = self.stage_config.model.text
         if self.world.is_rank0:
             values = stage.name, image.size, image.patch, text.length
             log.info("stage %s: images of %d px, patches of %d px, captions of %d tokens", *values)
@@ -252,7 +266,10 @@ class Trainer:
         start_time = time.perf_counter()
         batch = next(batches)
         # while the device computes the step before, a wait for the batch costs nothing
-        self.waited = 0.0 if self.guard.is_device_busy else time.perf_counter() - start_time
+        if self.guard.is_device_busy:
+            self.waited = 0.0
+        else:
+            self.waited = time.perf_counter() - start_time
         self.callbacks.call("before_step", self)
         self.loss, self.accuracy, self.gradient_norm = self.train_step(span, optimizer, batch)
         self.samples += span.stage.batch

@@ -95,8 +95,10 @@ class TrainingView:
     __slots__ = ("_model", "_optimizer", "_shards", "_training", "_world")
 
     def __init__(self, training: Training, world: World, replicate: int) -> None:
-        self._training, self._world = training, world
-        self._model, self._optimizer = ModelView(training), OptimizerView(training)
+        self._training = training
+        self._world = world
+        self._model = ModelView(training)
+        self._optimizer = OptimizerView(training)
         self._shards = world.size // max(1, replicate)
 
     @property
@@ -163,7 +165,8 @@ class UserCallbacks(Callback):
     """
 
     def __init__(self, config: Config, world: World, folder: Path) -> None:
-        self._world, self._replicate = world, config.compute.replicate
+        self._world = world
+        self._replicate = config.compute.replicate
         self._members = [_Member(name, folder) for name in parse(config.monitor.callbacks)]
         self._view: TrainingView | None = None
         self.disabled = list[str]()
@@ -217,7 +220,9 @@ class UserCallbacks(Callback):
         """
         if not self._members:
             return {}
-        values, position, failed = dict[str, float | None](), 0, list[_Member]()
+        values = dict[str, float | None]()
+        position = 0
+        failed = list[_Member]()
         for member in self._active():
             count = len(member.pending())
             own = sums[position : position + count]
@@ -258,9 +263,12 @@ class _Member:
     """One class, on this rank. ``failure``: why it is not called here any more; ``disabled``: nor on any rank."""
 
     def __init__(self, name: CallbackName, folder: Path) -> None:
-        self.name, self._path = name, folder / name.file
-        self.failure, self.disabled = "", False
-        self.every, self._names = EVERY, list[str]()
+        self.name = name
+        self._path = folder / name.file
+        self.failure = ""
+        self.disabled = False
+        self.every = EVERY
+        self._names = list[str]()
         self._hooks = dict[str, Any]()
         self._reset()
 
@@ -273,12 +281,14 @@ class _Member:
         """Import the file and create the object."""
         with self._failing("cannot be loaded"), _guard(training):
             loaded = getattr(_module(self._path), self.name.cls)()
-            every, names = getattr(loaded, "every", EVERY), getattr(loaded, "values", ())
+            every = getattr(loaded, "every", EVERY)
+            names = getattr(loaded, "values", ())
             if type(every) is not int or every < 1:
                 raise CallbackError(f"every: needs a whole number from 1, not {every!r}")
             if isinstance(names, str) or not all(isinstance(name, str) and VALUE.fullmatch(name) for name in names):
                 raise CallbackError(f"values: needs a tuple of names, not {names!r}")
-            self.every, self._names = every, list(dict.fromkeys(names))
+            self.every = every
+            self._names = list(dict.fromkeys(names))
             self._hooks = {hook: getattr(loaded, hook) for hook in ARGUMENTS if hasattr(loaded, hook)}
             self._reset()
 
@@ -368,7 +378,9 @@ def _guard(training: Training) -> Iterator[None]:
     """
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = []
+    if torch.cuda.is_initialized():
+        devices = [torch.cuda.current_device()]
     try:
         with torch.random.fork_rng(devices), torch.no_grad(), _ReadOnly(_storages(training)):
             yield

@@ -66,10 +66,15 @@ def check_compatible(config: Config, source: Config, where: str, extend: bool = 
     Image size, patch and text length may differ: weights are converted (``flip.training.conversion``). With ``extend``
     only the image size may, because moments are loaded too. ``where``: the name of the source in errors.
     """
-    converted = (*_CONVERTED, "model.image.size") if config.model.image.positions == "learned" else _CONVERTED
+    converted = list(_CONVERTED)
+    if config.model.image.positions == "learned":
+        converted.append("model.image.size")
     for key in (*_EQUAL, *converted * extend):
         if lookup(config, key) != lookup(source, key):
-            free = "image size, pool and texts" if extend else "image size, patch, text length, pool, objective"
+            if extend:
+                free = "image size, pool and texts"
+            else:
+                free = "image size, patch, text length, pool, objective"
             remedy = f"Use {lookup(source, key)!r}, the value of the source. These may differ: {free}."
             raise ConfigError(f"cannot start from {where}", key, lookup(config, key), remedy)
     keys = (*_CONVERTED, *_WARNED)
@@ -106,7 +111,10 @@ def resolve_init(config: Config, folders: Sequence[Path]) -> Init:
         remedy = f"Its commits: {present}. A later commit can be named once it exists (--only, until then)."
         of_stage = f" of stage {stage}" if stage else ""
         raise SourceMissing(f"init: no commit at S = {samples}{of_stage}", str(run.path), remedy=remedy)
-    own_stage = stage_at(config, samples) if init.extend else config.stages[0]
+    if init.extend:
+        own_stage = stage_at(config, samples)
+    else:
+        own_stage = config.stages[0]
     compared = for_stage(config, own_stage), weights_config(source, matches[-1].stage)
     check_compatible(*compared, str(run.path), init.extend)
     tokenizer = flatten(load_record(run.identity).get("config", {})).get("data.tokenizer")
@@ -233,7 +241,9 @@ _RESTORE = "Restore it, or name another one: that makes another run."
 
 def extended_commit(init: Init, restorer: CheckpointRestorer) -> commit.Commit | None:
     """The commit of another run that a run without commits continues from (``init.extend``), or None. Collective."""
-    return restorer.open_other(lambda: open_commit(init), init.run) if init.extend else None
+    if init.extend:
+        return restorer.open_other(lambda: open_commit(init), init.run)
+    return None
 
 
 def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchdog: Watchdog) -> None:
@@ -306,7 +316,10 @@ def _load_open_clip(model: CLIPModel, config: Config, folder: Path) -> dict[str,
     if file.is_file():
         same = own.to_json() == Tokenizer.of(file, config.model.text).to_json()
     if not same:
-        expected = str(file) if file.is_file() else "CLIP's published byte pairs (docs/reproduce.md)"
+        if file.is_file():
+            expected = str(file)
+        else:
+            expected = "CLIP's published byte pairs (docs/reproduce.md)"
         remedy = f"Use that model's own, {expected}: its embedding knows no other ids."
         raise ConfigError(f"is not the tokenizer of {folder}", "data.tokenizer", config.data.tokenizer, remedy)
     tensors = {name: tensor.float() for name, tensor in load_file(folder / FILES[1]).items()}
@@ -332,7 +345,9 @@ def _load_timm(model: CLIPModel, config: Config, path: Path) -> dict[str, list[o
     learned = source.model.image.positions == "learned"
     state = weights.from_timm(tensors, learned)
     other = clip.CLIPModel(source.model, source.augment, "sdpa")
-    rows = dict(other.named_parameters())["image.positions"].shape[0] if learned else 0
+    rows = 0
+    if learned:
+        rows = dict(other.named_parameters())["image.positions"].shape[0]
     if learned and len(state["image.positions"]) < rows:  # timm's no_embed_class: the class token has no position
         positions = state["image.positions"]
         state["image.positions"] = torch.cat([torch.zeros_like(positions[:1]), positions])

@@ -48,14 +48,19 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         text = super().format_help()
-        return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", rf"{program} \1", text) if program else text
+        if program:
+            return re.sub(r"python3? (?:jobs|tools)/(\w+)\.py", rf"{program} \1", text)
+        return text
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions
             from jobs.common.completion import complete
 
             complete(self)
-        parse = self.parse_known_args if self._subparsers else self.parse_known_intermixed_args
+        if self._subparsers:
+            parse = self.parse_known_args
+        else:
+            parse = self.parse_known_intermixed_args
         options, unknown = parse(args, namespace or argparse.Namespace(**DEFAULTS))
         if unknown:
             from flip.runs.errors import nearest
@@ -111,7 +116,12 @@ def add_root_option(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser, all_runs: bool = True) -> None:
     """Add the runs that a command is about and --root, for ``jobs.runs.select.chosen``. ``all_runs``: the default."""
     about = "sweeps, SWEEP/RUN, patterns of it, or folders; with a leading ! they exclude runs"
-    number, default = ("*", "; default: all runs") if all_runs else ("+", "")
+    if all_runs:
+        number = "*"
+        default = "; default: all runs"
+    else:
+        number = "+"
+        default = ""
     parser.add_argument("target", nargs=number, help=about + default)
     add_root_option(parser)
 
@@ -147,7 +157,8 @@ def run_command(work: Callable[[Any], int], options: argparse.Namespace) -> int:
     from flip.runs.errors import FlipError
 
     global _options
-    before, _options = _options, options
+    before = _options
+    _options = options
     logging.disable(logging.WARNING if options.quiet else logging.NOTSET)
     if options.verbose:
         handler = logging.StreamHandler()
@@ -199,7 +210,10 @@ def confirm(question: str) -> bool:
     from flip.runs.errors import ConfigError
 
     if not can_ask():
-        why = "the question cannot be shown with --json" if _options.json else "stdin is not a terminal"
+        if _options.json:
+            why = "the question cannot be shown with --json"
+        else:
+            why = "stdin is not a terminal"
         raise ConfigError(f"confirmation needed, but {why}", value=question, remedy="Add --yes.")
     try:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
@@ -283,4 +297,6 @@ def _script(name: str) -> Path:
 def shorter(path: Path) -> str:
     """The path relative to the current folder if it is below it."""
     relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    if relative.startswith(".."):
+        return str(path)
+    return relative

@@ -140,7 +140,10 @@ def profile_path(name: str) -> Path:
 
     Raises ConfigError if it does not exist, or if a profile of this name lies in the current folder too.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+    else:
+        path = PROFILES / f"{name}.yaml"
     if not path.exists():
         known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
         remedy = f"{suggestion(name, known)} There are: {', '.join(known)}; or give a YAML file.".strip()
@@ -208,7 +211,10 @@ def _executed_words(line: str) -> Iterator[str]:
             if before in (";", *SHELLS):
                 yield word
             if not (word.startswith("-") and before in SHELLS):
-                before = ";" if set(word) <= set("();&|") or word in KEYWORDS else word
+                if set(word) <= set("();&|") or word in KEYWORDS:
+                    before = ";"
+                else:
+                    before = word
 
 
 KEYWORDS = ("if", "then", "else", "elif", "while", "until", "do", "!", "{")
@@ -244,7 +250,10 @@ def _check(profile: ClusterProfile, path: Path) -> None:
         value = getattr(profile, item.name)
         if isinstance(value, int | float) and not 0 <= value < 1e15:
             raise ConfigError("must lie in 0 .. 1e15", f"{path}, {item.name}", value)
-        texts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if isinstance(value, dict):
+            texts = [*value, *value.values()]
+        else:
+            texts = value if isinstance(value, list) else [value]
         if item.name != "setup" and any(isinstance(text, str) and not text.isprintable() for text in texts):
             raise ConfigError(
                 "a control character, which would end its line of a script", f"{path}, {item.name}", value

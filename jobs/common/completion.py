@@ -19,7 +19,9 @@ def command(known: Iterable[str]) -> str:
         parser.add_argument("command", choices=sorted(known))
         complete(parser)
     os.environ["_ARGCOMPLETE"] = "2"  # argcomplete drops the word flip, and this one
-    return completed[1] if len(completed) > 1 else ""
+    if len(completed) > 1:
+        return completed[1]
+    return ""
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,8 @@ def probe(place: str | os.PathLike[str]) -> None:
     Raises ConfigError if the file system does not support it, OSError if it is not permitted.
     """
     with tempfile.TemporaryDirectory(prefix=".probe.", dir=place) as folder:
-        first, second = Path(folder, "a"), Path(folder, "b")
+        first = Path(folder, "a")
+        second = Path(folder, "b")
         with create_file(first) as file:
             locked(file.fileno(), fcntl.LOCK_EX, place)
         first.rename(second)
@@ -59,7 +60,10 @@ def require_trusted(path: str | os.PathLike[str], inside: bool = False) -> None:
 
     ``inside``: also check everything below it.
     """
-    reason = ownership.untrusted_inside(path) if inside else ownership.untrusted(path)
+    if inside:
+        reason = ownership.untrusted_inside(path)
+    else:
+        reason = ownership.untrusted(path)
     if reason:
         remedy = (
             f"Its content would be executed with your rights. If it is yours, run chmod -R go-w {path}. Or "

@@ -22,13 +22,16 @@ def other_submitter(run: RunDir) -> str:
 
     A run that was moved or copied by its own user is no such copy.
     """
-    job, identity = record_of(run), read_lenient(run.identity)
+    job = record_of(run)
+    identity = read_lenient(run.identity)
     if not job and (run.newest_attempt() > 0 or os.path.lexists(run.compiled)):
         return UNKNOWN  # every submission writes a job.json before the first attempt, which compiles
     uids = [record.get("uid") for record in (job, identity)]
     for uid in [*uids, *_owners(job)]:
         if uid is not None and not _is_trusted(uid):
-            return UNKNOWN if uid < 0 else user_name(uid)
+            if uid < 0:
+                return UNKNOWN
+            return user_name(uid)
     return ""
 
 

@@ -114,8 +114,10 @@ class TextTable:
             for name, cell in zip(columns, line, strict=True):
                 if name in widths:
                     value = row.get(name)
-                    cell = value.bar(widths[name]) if isinstance(value, Share) else cell
-                    cell = without_middle(cell, widths[name]) if name == columns[0] else cell
+                    if isinstance(value, Share):
+                        cell = value.bar(widths[name])
+                    if name == columns[0]:
+                        cell = without_middle(cell, widths[name])
                     texts.append(Text(cell, style if name == "state" or isinstance(value, Share) else ""))
             grid.add_row(*texts)
         return Padding(grid, (0, 0, 0, len(self.indent)), expand=False)
@@ -145,7 +147,8 @@ class Page(str):
 
 def show(page: str, file: TextIO | None = None) -> None:
     """Print text, on a terminal with words wrapped and tables that fit its width."""
-    file, page = file or sys.stdout, page if isinstance(page, Page) else Page(page)
+    file = file or sys.stdout
+    page = page if isinstance(page, Page) else Page(page)
     if not is_terminal(file):
         print(page, file=file, flush=True)
         return
@@ -154,7 +157,10 @@ def show(page: str, file: TextIO | None = None) -> None:
         if isinstance(part, TextTable):
             console.print(part.rendered(console.width))
         else:
-            width = UNLIMITED if isinstance(part, Verbatim) else console.width
+            if isinstance(part, Verbatim):
+                width = UNLIMITED
+            else:
+                width = console.width
             console.print("\n".join(_wrap(plain(line), width) for line in part.split("\n")), soft_wrap=True)
 
 
@@ -166,7 +172,9 @@ def _wrap(line: str, width: int) -> str:
 
 def show_picture(image: bytes, text: str, side: int = 24) -> None:
     """Print text, on a terminal with colours next to the encoded image, drawn in ``side`` columns of half blocks."""
-    console = _console(sys.stdout) if image and is_terminal(sys.stdout) else None
+    console = None
+    if image and is_terminal(sys.stdout):
+        console = _console(sys.stdout)
     if console is None or console.no_color or console.color_system is None:
         show(text)
         return
@@ -177,11 +185,14 @@ def show_picture(image: bytes, text: str, side: int = 24) -> None:
     from rich.text import Text
 
     pixels = Image.open(io.BytesIO(image)).convert("RGB").resize((side, side)).tobytes()
-    drawn, grid = Text(no_wrap=True), Table.grid(padding=(0, GAP))
+    drawn = Text(no_wrap=True)
+    grid = Table.grid(padding=(0, GAP))
     for y in range(0, side, 2):
         for x in range(side):
-            at, below = 3 * (y * side + x), 3 * ((y + 1) * side + x)
-            upper, lower = f"#{pixels[at : at + 3].hex()}", f"#{pixels[below : below + 3].hex()}"
+            at = 3 * (y * side + x)
+            below = 3 * ((y + 1) * side + x)
+            upper = f"#{pixels[at : at + 3].hex()}"
+            lower = f"#{pixels[below : below + 3].hex()}"
             drawn.append("▀", f"{upper} on {lower}")
         drawn.append("\n")
     grid.add_row(drawn, Text(plain_lines(text)))
@@ -219,7 +230,9 @@ class Display:
     def __init__(self, file: TextIO, transient: bool = False) -> None:
         from rich.live import Live
 
-        self._file, self._console, self._stack = file, _console(file), ExitStack()
+        self._file = file
+        self._console = _console(file)
+        self._stack = ExitStack()
         self._live = Live(
             console=self._console, auto_refresh=False, transient=transient, redirect_stdout=False, redirect_stderr=False
         )
@@ -250,7 +263,8 @@ class Display:
         from rich.console import Group
         from rich.text import Text
 
-        before, (width, height) = self._console.width, _size(self._file)
+        before = self._console.width
+        width, height = _size(self._file)
         if width < before:
             self._console.clear()  # the terminal has wrapped the lines
         self._console.size = width, height  # type: ignore[assignment]
@@ -277,7 +291,9 @@ class _Above:
     """A stream whose lines appear above a display."""
 
     def __init__(self, stream: TextIO, console: Console) -> None:
-        self._stream, self._console, self._line = stream, console, ""
+        self._stream = stream
+        self._console = console
+        self._line = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -304,10 +320,17 @@ class ProgressBar:
     """Least seconds between two redraws."""
 
     def __init__(self, what: str, unit: str = "", every: float = 60.0) -> None:
-        self.what, self.unit, self.initial = what, unit, -1
+        self.what = what
+        self.unit = unit
+        self.initial = -1
         self.start_time = time.monotonic()
-        self.display = Display(sys.stderr, transient=True) if redraws(sys.stderr) and not cli.quiet() else None
-        self.every = self.REDRAW if self.display else math.inf if cli.quiet() else every
+        self.display: Display | None = None
+        self.every = every
+        if cli.quiet():
+            self.every = math.inf
+        elif redraws(sys.stderr):
+            self.display = Display(sys.stderr, transient=True)
+            self.every = self.REDRAW
         self.shown = self.start_time
 
     def __enter__(self) -> ProgressBar:

@@ -38,7 +38,9 @@ def plain_lines(text: str) -> str:
 def without_middle(text: str, width: int) -> str:
     """The text, or its beginning and end: names of runs often differ in their last characters."""
     end = (width - 1) // 2
-    return text if len(text) <= width or not end else f"{text[: width - 1 - end]}…{text[-end:]}"
+    if len(text) <= width or not end:
+        return text
+    return f"{text[: width - 1 - end]}…{text[-end:]}"
 
 
 def _numeric(text: str) -> bool:
@@ -74,7 +76,9 @@ def duration(seconds: float | None) -> str:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
-        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+        if minutes:
+            return f"{minutes} min {rest:02d} s"
+        return f"{rest} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
@@ -82,8 +86,12 @@ def hours_text(number: float | None) -> str:
     """Hours: 0.012, 1.25, 12.3, 1,790; - for None."""
     if number is None:
         return "-"
-    return f"{number:,.3g}" if abs(number) < 999.5 else f"{number:,.0f}"
+    if abs(number) < 999.5:
+        return f"{number:,.3g}"
+    return f"{number:,.0f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f}"
+    if share is None:
+        return "-"
+    return f"{100 * share:.{digits}f}"

@@ -143,7 +143,9 @@ def _owner(place: str) -> str:
 
 def _owners(path: Path) -> list[int]:
     """Further trusted owners of a file: that of the checkout for its own files, since its code runs already."""
-    return [_code_owner()] if _in_checkout(path) else []
+    if _in_checkout(path):
+        return [_code_owner()]
+    return []
 
 
 def _in_checkout(path: Path) -> bool:

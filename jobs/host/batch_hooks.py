@@ -241,7 +241,10 @@ def end_abandoned(run: RunDir, before: Optional[int] = None) -> bool:
     if not [n for n in attempts.unended(run) if before is None or n < before]:
         return False
     job, restarts = own_start()
-    failed = failed_starts.read_failed_starts(job, restarts) if job else failed_starts.FailedStarts()
+    if job:
+        failed = failed_starts.read_failed_starts(job, restarts)
+    else:
+        failed = failed_starts.FailedStarts()
     if failed is None:
         log("%s: Slurm does not say how the last attempt ended; it is asked again later" % run.path)
         return False

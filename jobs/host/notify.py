@@ -46,7 +46,9 @@ def send_events(run: RunDir, action: str) -> List[str]:
 def _final_state(facts: lifecycle.Facts) -> str:
     """complete, cancelled or failed; empty if the run may continue: no scheduler is asked."""
     state = lifecycle.state_of(facts, Seen(ABSENT)).state
-    return state if state in ("complete", "cancelled", "failed") else ""
+    if state in ("complete", "cancelled", "failed"):
+        return state
+    return ""
 
 
 def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:

@@ -160,7 +160,10 @@ def _end_by_limit_or_nodes(fields: Mapping[str, str]) -> str:
     state = fields.get("JobState", "")
     if state == "COMPLETING":
         reason = fields.get("Reason", "").partition(":")[0]
-        state = "TIMEOUT" if _limit_passed(fields) else STATE_BY_REASON.get(reason, "")
+        if _limit_passed(fields):
+            state = "TIMEOUT"
+        else:
+            state = STATE_BY_REASON.get(reason, "")
     if state in ("TIMEOUT", "NODE_FAIL"):
         return state
     return ""

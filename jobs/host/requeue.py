@@ -182,7 +182,10 @@ def _request_requeue(job: str, restarts: int, state: Optional[str], fields: Dict
 
     ``state``: of the job, queried again after each failed try, with its ``fields``. See ``requeue``.
     """
-    deadline = slurm_cli.SHORT_DEADLINE if ending else slurm_cli.DEADLINE
+    if ending:
+        deadline = slurm_cli.SHORT_DEADLINE
+    else:
+        deadline = slurm_cli.DEADLINE
     wait = 1.0
     silent_until = time.time() + slurm_cli.OUTAGE_SECONDS
     refused_until: Optional[float] = None
@@ -236,7 +239,10 @@ def _submit_successor(
     if delay >= 1:
         options.append("--begin=now+%d" % round(delay))
     exclude = affordable(fields, exclude)
-    excluded = excluded_nodes(fields) if exclude is None else ",".join(exclude)
+    if exclude is None:
+        excluded = excluded_nodes(fields)
+    else:
+        excluded = ",".join(exclude)
     if excluded:
         options.append("--exclude=" + excluded)
     failed = failed or failed_starts.of_start(fields, restarts)

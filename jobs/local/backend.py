@@ -47,7 +47,9 @@ def _seen(run: RunDir, served: bool) -> Seen:
             return Seen(ACTIVE)
         if live_ranks(run):
             return Seen(ENDING, "its supervisor has died: it saves and stops")
-    return supervisor.idle(job) if served and job else Seen(ABSENT, supervisor.ABSENT_REASON)
+    if served and job:
+        return supervisor.idle(job)
+    return Seen(ABSENT, supervisor.ABSENT_REASON)
 
 
 class LocalBackend:
@@ -56,7 +58,8 @@ class LocalBackend:
     seen = staticmethod(seen)
 
     def __init__(self, profile: ClusterProfile, peer_grace: float = 20.0) -> None:
-        self.profile, self.peer_grace = profile, peer_grace
+        self.profile = profile
+        self.peer_grace = peer_grace
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Write each job.json, then start a supervisor if there is none. Raises FlipError if it does not start."""

@@ -88,7 +88,9 @@ class Rank:
     """A rank that this process has started, the leader of its own session, so that its pid identifies its processes."""
 
     def __init__(self, pid: int, start: str, popen: subprocess.Popen[bytes]) -> None:
-        self.pid, self.start, self.popen = pid, start, popen
+        self.pid = pid
+        self.start = start
+        self.popen = popen
 
     def is_alive(self) -> bool:
         return alive(self.pid, self.start)
@@ -140,10 +142,18 @@ class LocalAttempt:
     def __init__(
         self, run: RunDir, n: int, ranks: Sequence[Rank | AdoptedRank], lifeline: int | None, grace: float
     ) -> None:
-        self.run, self.n, self.ranks, self.lifeline, self.grace = run, n, ranks, lifeline, grace
+        self.run = run
+        self.n = n
+        self.ranks = ranks
+        self.lifeline = lifeline
+        self.grace = grace
         self.codes: dict[int, int | None] = {}  # exit codes by rank, in the order of their ends
         # exit code of the attempt: the first bad code, else 75 if any, else 0; None for adopted ranks
-        self.code: int | None = COMPLETE if lifeline is not None else None
+        self.code: int | None
+        if lifeline is not None:
+            self.code = COMPLETE
+        else:
+            self.code = None
         self.deadline = float("inf")
         self.has_unknown_ranks = False  # unrecorded ranks may live: it is over at its deadline, not before
         self.failure: tuple[str, str] | None = None  # (cause, reason) if it could not be started
@@ -215,7 +225,8 @@ def start(run: RunDir, n: int, job: Mapping[str, Any], grace: float, gpus: Seque
 
     The ranks hold the read end of a pipe whose only write end is ours: its end of file tells them that we have died.
     """
-    world, (lifeline, write_end) = job["world"], os.pipe()
+    world = job["world"]
+    lifeline, write_end = os.pipe()
     ranks: list[Rank] = []
     record: list[dict[str, Any]] = []
     attempt = LocalAttempt(run, n, ranks, write_end, grace)
@@ -261,7 +272,10 @@ def failed_start(run: RunDir, n: int, job: Mapping[str, Any], error: OSError) ->
     """Attempt n, which failed to start: this machine could not start a process or open a file."""
     attempt = LocalAttempt(run, n, [], None, 0.0)
     # Storage is retried. An error without a file name: no temporary folder is writable (a full disk).
-    cause = "config" if isinstance(error, FileNotFoundError) and error.filename else "storage"
+    if isinstance(error, FileNotFoundError) and error.filename:
+        cause = "config"
+    else:
+        cause = "storage"
     if isinstance(error, RefusedPath):
         cause = "permission"
     attempt.failure = cause, f"cannot start {job['python']} in {job['snapshot']}: {error}"

@@ -83,7 +83,9 @@ class Supervisor:
 
     def serve(self) -> None:
         """Run until nothing is left to do, or until a stop is requested and all attempts have ended."""
-        scanned, waiting, logged = -SCAN, True, False
+        scanned = -SCAN
+        waiting = True
+        logged = False
         while True:
             if self.stopping:
                 if not logged:
@@ -127,7 +129,8 @@ class Supervisor:
                 continue
             with self.isolate_errors(path):
                 refuse_untrusted(self.sweep, path, path / "job.json")
-                run, job = RunDir(path), read_record(path / "job.json")
+                run = RunDir(path)
+                job = read_record(path / "job.json")
                 if job is None or job.get("kind", "local") != "local" or is_copy(run, job):
                     continue  # another cluster manages it, or it was never submitted
                 if user := other_submitter(run):
@@ -166,12 +169,16 @@ class Supervisor:
         Empty if it needs none or chose its own; or more than this machine has, which its ranks report.
         """
         gpus = rank_processes.visible_gpus(os.environ)
-        count = job["world"] if job.get("shape", {}).get("gpus") else 0
+        count = 0
+        if job.get("shape", {}).get("gpus"):
+            count = job["world"]
         if not 0 < count <= len(gpus) or "CUDA_VISIBLE_DEVICES" in job["env"]:
             return []
         used = {name for attempt in self.active.values() for name in attempt.gpus}
         free = [name for name in gpus if name not in used]
-        return free[:count] if len(free) >= count else None
+        if len(free) >= count:
+            return free[:count]
+        return None
 
     @contextlib.contextmanager
     def isolate_errors(self, path: Path) -> Iterator[None]:
@@ -195,7 +202,9 @@ class Supervisor:
         end = attempts.current_end(run)
         key = (run.path, end["attempt"] if end else 0)
         if key not in self.not_before:
-            wait = min(end["delay"], end["time"] + end["delay"] - time.time()) if end else 0.0
+            wait = 0.0
+            if end:
+                wait = min(end["delay"], end["time"] + end["delay"] - time.time())
             self.not_before[key] = time.monotonic() + wait
         return self.not_before[key]
 
@@ -207,7 +216,8 @@ class Supervisor:
             patience = max(ADOPTION, self.settings.stop_grace)
             self.active[run.path] = rank_processes.adopt(run, n, self.settings.peer_grace, patience)
             return
-        trackers, gpus = job.get("trackers", []), self.free_gpus(job) or []
+        trackers = job.get("trackers", [])
+        gpus = self.free_gpus(job) or []
         self.refuse_untrusted_program(job)
         job = {key: job[key] for key in rank_processes.JOB_KEYS}  # a damaged record raises before an attempt starts
         facts = {"launcher": os.getpid(), "world": job["world"], "snapshot": job["snapshot"], "job": "", "gpus": gpus}
@@ -246,7 +256,8 @@ class Supervisor:
     def finish(self, attempt: rank_processes.LocalAttempt) -> None:
         """Record the end and send notifications."""
         attempt.close()
-        run, n = attempt.run, attempt.n
+        run = attempt.run
+        n = attempt.n
         if attempt.failure:
             cause, reason = attempt.failure
             run.write_cause(n, 0, cause, CAUSES[cause], reason)
@@ -288,7 +299,8 @@ def main(folder: str) -> int:
         supervisor.serve()
         os.close(lock)
         # a submission that found the lock held while we were stopping has written its files by now
-        stopped, supervisor.stopping = supervisor.stopping, False
+        stopped = supervisor.stopping
+        supervisor.stopping = False
         if (stopped and supervisor.submission == submission_stamp(sweep)) or not supervisor.eligible():
             break
         again = take_lock(sweep)

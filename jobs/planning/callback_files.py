@@ -59,7 +59,8 @@ def _check_class(path: Path, content: bytes, name: CallbackName) -> None:
     if name.cls not in classes:
         remedy = suggestion(name.cls, list(classes)) or f"Its classes: {', '.join(classes) or 'none'}."
         raise ConfigError(f"{_KEY}: the file has no such class", str(path), name.cls, remedy)
-    where, found = f"{path}, class {name.cls}", classes[name.cls]
+    where = f"{path}, class {name.cls}"
+    found = classes[name.cls]
     methods = [node for node in found.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for method in methods:
         _check_method(where, method)
@@ -81,7 +82,8 @@ def _check_method(where: str, method: ast.FunctionDef | ast.AsyncFunctionDef) ->
         raise ConfigError(f"{_KEY}: training calls no method of this name", where, method.name, remedy)
     if isinstance(method, ast.AsyncFunctionDef):
         raise ConfigError(f"{_KEY}: training does not wait for `async` methods", where, method.name)
-    number, arguments = ARGUMENTS[method.name] + 1, method.args
+    number = ARGUMENTS[method.name] + 1
+    arguments = method.args
     most = len(arguments.posonlyargs) + len(arguments.args)
     least = most - len(arguments.defaults)
     required = [argument.arg for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)

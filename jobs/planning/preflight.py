@@ -49,7 +49,9 @@ from jobs.planning import environment_checks, memory_fit
 from jobs.slurm import site
 from jobs.slurm.batch_script import minutes
 
-MAX_SHARDS, MAX_OBJECTS = 2000, 64  # evenly spread shards whose sizes are compared; an object takes a request each
+# evenly spread shards whose sizes are compared; an object takes a request each
+MAX_SHARDS = 2000
+MAX_OBJECTS = 64
 IDLE = 0.15  # share of the cores in use below which a machine counts as idle
 FIRST_SAMPLES = 8  # of a training set that are decoded
 
@@ -73,7 +75,8 @@ def check(
     """
     _libraries(config, profile)
     nominal = any(facts.nominal for facts in data)
-    places, plan = environment_checks.required_places(config), dry and nominal
+    places = environment_checks.required_places(config)
+    plan = dry and nominal
     return [
         *(Check(*row) for row in environment_checks.check_variables(places, profile, plan=plan)),
         *(_data_set(config, share, facts) for share, facts in zip(dataset_lanes(config.data), data, strict=True)),
@@ -107,7 +110,8 @@ def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDi
         done = commits(run) if run else []
         if done and (blank := _blank(config, number, share, done[-1].samples, end)) is None:
             continue
-        (lane, start), samples = blank, config.data.block * share.chunk
+        lane, start = blank
+        samples = config.data.block * share.chunk
         what = f"all {samples} samples of the block of lane {lane} from S = {start} are excluded"
         drop = command("shards", "drop", share.manifest, "--out", "NEW_FOLDER")
         remedy = f"Write a manifest without the excluded samples: {drop}."
@@ -117,7 +121,8 @@ def refuse_blank_blocks(config: Config, data: Sequence[DatasetFacts], run: RunDi
 
 def _blank(config: Config, number: int, share: DatasetLanes, start: int, end: int) -> tuple[int, int] | None:
     """(lane of the run, S) of the start of the first block without a usable sample; None if there is none."""
-    chunks, lanes = _blank_chunks(share.manifest), config.data.lanes
+    chunks = _blank_chunks(share.manifest)
+    lanes = config.data.lanes
     source = order.SampleOrder.of_set(
         number, config.seed, share.dataset_size, share.chunk, config.data.block, len(share.lanes)
     )
@@ -162,11 +167,16 @@ def _data_set(config: Config, share: DatasetLanes, facts: DatasetFacts) -> Check
 @lru_cache(maxsize=64)
 def _check_shards(folder: str) -> str:
     """Load a manifest and compare the shards' sizes. Raises DataError, PermissionDenied, StorageError."""
-    manifest, reader = Manifest.load(folder), ChunkReader(deadline=10.0)
+    manifest = Manifest.load(folder)
+    reader = ChunkReader(deadline=10.0)
     shards = len(manifest.keys)
-    most = MAX_SHARDS if shards and not is_remote(manifest.keys[0]) else MAX_OBJECTS
+    if shards and not is_remote(manifest.keys[0]):
+        most = MAX_SHARDS
+    else:
+        most = MAX_OBJECTS
     for i in range(0, shards, max(1, shards // most)):
-        key, expected = manifest.keys[i], int(manifest.shards[i, 1])
+        key = manifest.keys[i]
+        expected = int(manifest.shards[i, 1])
         actual = reader.stat(key).size
         if actual != expected:
             remedy = "It is not the file that was indexed: restore it, or index the shards again."
@@ -178,7 +188,8 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
     path = config.data.tokenizer
     if nominal and not (path and Path(path).exists()):
         return Check("tokenizer", f"{path or 'none is named'}: not on this machine", True)
-    pieces, rows = _tokenizer_size(path, config.model.text.causal), config.model.text.vocabulary
+    pieces = _tokenizer_size(path, config.model.text.causal)
+    rows = config.model.text.vocabulary
     if pieces > rows:
         what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
@@ -324,7 +335,10 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
         return Check(
             "cores", f"{detail}: values that depend on the cores were planned with the {on.cores} of this machine", True
         )
-    warning = "" if needed <= on.cores else ": more than the node has, so it will be slow"
+    if needed <= on.cores:
+        warning = ""
+    else:
+        warning = ": more than the node has, so it will be slow"
     if warning and profile.kind == "slurm" and not resources.cpus:
         share = max(1, on.cores // resources.processes)
         warning = f": more than the node has, and the job requests them all; set resources.cpus to {share}"
@@ -334,7 +348,10 @@ def _machine(config: Config, profile: ClusterProfile, on: Host) -> Check:
 def load_note(before: tuple[float, float]) -> str:
     """What the load of this machine since ``before`` (``core_seconds``) means for its runs; empty if nearly idle."""
     used, total = (now - then for now, then in zip(core_seconds(), before, strict=True))
-    share = used / total if total else min(1.0, os.getloadavg()[0] / cores())
+    if total:
+        share = used / total
+    else:
+        share = min(1.0, os.getloadavg()[0] / cores())
     if share < IDLE:
         return ""
     return (
@@ -347,7 +364,9 @@ def _existing_folder(profile: ClusterProfile, folder: Path) -> Path | None:
     """The nearest folder that exists; None if a cluster's file system is not on this machine."""
     # os.path answers False, as pathlib does not, below a folder that this user cannot enter and on a stale mount
     above = [path for path in (folder, *folder.parents) if os.path.isdir(path)]
-    return above[0] if above and (profile.kind == "local" or os.path.exists(folder.parent)) else None
+    if above and (profile.kind == "local" or os.path.exists(folder.parent)):
+        return above[0]
+    return None
 
 
 def _writable(profile: ClusterProfile, folder: Path, dry: bool) -> Check:
@@ -380,7 +399,9 @@ def space(configs: Mapping[Path, Config], profile: ClusterProfile, folder: Path,
     here = {path: config for path, config in configs.items() if not config.checkpoint.url}
     if not here:
         urls = dict.fromkeys(config.checkpoint.url for config in configs.values())
-        return [Check("free space", f"checkpoints go to {', '.join(urls)}", True)] if urls else []
+        if urls:
+            return [Check("free space", f"checkpoints go to {', '.join(urls)}", True)]
+        return []
     place = _existing_folder(profile, folder)
     if place is None:
         return [Check("free space", f"{folder.parent}: not on this machine", True)]
@@ -418,16 +439,21 @@ def _bucket(config: Config, dry: bool) -> list[Check]:
     url = config.checkpoint.url
     if url and dry:
         return [Check("checkpoint.url", f"{url}: not written to in a dry run", True)]
-    return [Check("checkpoint.url", probe_url(url))] if url else []
+    if url:
+        return [Check("checkpoint.url", probe_url(url))]
+    return []
 
 
 def wall_limit(config: Config, profile: ClusterProfile, run: RunDir) -> list[Check]:
     """A warning if the wall limit leaves no time to train between start-up and the signal to save."""
-    limit, start = 60 * minutes(config.resources.hours), wall.startup_seconds(run)
+    limit = 60 * minutes(config.resources.hours)
+    start = wall.startup_seconds(run)
     left = limit - profile.signal_seconds - start
     if profile.kind != "slurm" or left > 0:
         return []
-    takes = f" and a start takes {wall.format_seconds(start)}" if start else ""
+    takes = ""
+    if start:
+        takes = f" and a start takes {wall.format_seconds(start)}"
     lead = wall.format_seconds(profile.signal_seconds)
     what = f"warning: {wall.format_seconds(limit)}, but the signal to save comes {lead} before its end"
     return [Check("resources.hours", f"{what}{takes}: no time is left to train; raise hours or lower signal_seconds")]
@@ -450,13 +476,16 @@ def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
     A stop waits for the save in progress, trains to the end of up to three steps (ranks agree two steps late on GPUs,
     one on CPUs), and saves once more, unless S is the one that is being saved.
     """
-    records, seconds = [commit.record for commit in commits(run)], profile.signal_seconds
+    records = [commit.record for commit in commits(run)]
+    seconds = profile.signal_seconds
     save = max((float(record.get("saving", 0.0)) for record in records), default=0.0)
     step = max((record["seconds"] / record["step"] for record in records if record.get("step")), default=0.0)
     if not save:
         return []
     enough = 2 * save + 3 * step <= seconds
-    warning = "" if enough else ": too late for a save under way, three steps and one more save; raise signal_seconds"
+    warning = ""
+    if not enough:
+        warning = ": too late for a save under way, three steps and one more save; raise signal_seconds"
     steps = f", a step {step:.1f} s" if step else ""
     detail = f"{save:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{warning}"
     return [Check("time to save", detail)]

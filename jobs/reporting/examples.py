@@ -82,7 +82,9 @@ def choose_pictures(
     """
     hashes = [hashlib.sha256(str(image).encode("utf-8", "replace")).digest() for image in predicted.images]
     items = []
-    problem = "" if is_mine(outcome.run.path) else "the run belongs to another user"
+    problem = ""
+    if not is_mine(outcome.run.path):
+        problem = "the run belongs to another user"
     for i in sorted(range(len(hashes)), key=hashes.__getitem__)[:most]:
         jpeg = b""
         title = f"picture {predicted.images[i]}"

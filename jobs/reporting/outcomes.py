@@ -33,7 +33,8 @@ def rows(results: Sequence[Outcome]) -> list[dict[str, Any]]:
     A run with published numbers also has ``paper.row``, and for each test ``paper.SET.top1`` (0..1) and
     ``.comparable``: yes, or why not.
     """
-    settings, roles = differing(outcome.settings for outcome in results), set_roles(results)
+    settings = differing(outcome.settings for outcome in results)
+    roles = set_roles(results)
     table_rows = [row(outcome, settings, roles) for outcome in results]
     published_of = {
         id(outcome): group.published
@@ -62,7 +63,9 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cell(value: Any) -> Any:
     """The value; text that a spreadsheet would take for a formula gets an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
 
 
 def text(results: Sequence[Outcome], table_: str = "") -> Page:

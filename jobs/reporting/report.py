@@ -36,14 +36,16 @@ def findings(
 ) -> list[Block]:
     """All blocks of the report. ``now``: its time, in seconds. ``table``: a table of the paper to compare with.
     ``pictures``: test pictures to show."""
-    about, grouped = seed_groups.about(outcomes), seed_groups.group_by_seed(outcomes)
+    about = seed_groups.about(outcomes)
+    grouped = seed_groups.group_by_seed(outcomes)
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
     for headline, caution in ranking.headlines(grouped, outcomes):
         blocks += [Text(headline, tone="headline"), *([Text(caution, tone="quiet")] if caution else [])]
     blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
-    blocks += [Text(about["notes"])] if about.get("notes") else []
+    if about.get("notes"):
+        blocks += [Text(about["notes"])]
     blocks += accuracy(grouped, outcomes, styles)
     blocks += [heading("Results"), _results(grouped, outcomes), Text(SCORES, tone="quiet")]
     blocks += [Text(note, tone="note") for note in (_note(grouped), unsteady(outcomes)) if note]
@@ -71,7 +73,9 @@ def _states(outcomes: Sequence[Outcome], now: float | None) -> str:
     states = Counter(outcome.state for outcome in outcomes)
     done = states.pop("complete", 0)
     parts = [f"{done} of {len(outcomes)} runs complete", *(f"{n} {state}" for state, n in states.items())]
-    when = "" if now is None else time.strftime(" (%Y-%m-%d %H:%M)", time.localtime(now))
+    when = ""
+    if now is not None:
+        when = time.strftime(" (%Y-%m-%d %H:%M)", time.localtime(now))
     return f"{', '.join(_folders(outcomes))}: {', '.join(parts)}{when}"
 
 
@@ -83,7 +87,8 @@ def _trouble(outcomes: Sequence[Outcome]) -> list[Block]:
         return [*damaged]
     first = stopped[0]
     lines = [f"{o.run.name} is {o.state}: {o.reason or 'reason unknown'}" for o in stopped[:ROWS_PER_RUN]]
-    lines += [f"and {len(stopped) - ROWS_PER_RUN} more"] if len(stopped) > ROWS_PER_RUN else []
+    if len(stopped) > ROWS_PER_RUN:
+        lines += [f"and {len(stopped) - ROWS_PER_RUN} more"]
     how = f"Why: {command('explain', first.run.path)}. Restart failed runs with submit --retry."
     return [Text(f"{'; '.join(lines)}. {how}", tone="trouble"), *damaged]
 
@@ -111,7 +116,9 @@ def unsteady(outcomes: Sequence[Outcome]) -> str:
 
 
 def _note(grouped: Sequence[SeedGroup]) -> str:
-    return seed_groups.seeds_caution(grouped) if any(group.complete for group in grouped) else "No run is complete yet."
+    if any(group.complete for group in grouped):
+        return seed_groups.seeds_caution(grouped)
+    return "No run is complete yet."
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -121,7 +128,8 @@ def _results(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> Table
     fine = ("complete", "running", "queued", "waiting")
     marked = [any(outcome.state not in fine for outcome in group.outcomes) for group in grouped]
     links = [anchor(f"run {label}") for label in seed_groups.labels(grouped)]
-    rows, best = result_cells(grouped, outcomes), _best(grouped, outcomes)
+    rows = result_cells(grouped, outcomes)
+    best = _best(grouped, outcomes)
     return Table(rows, marked, text=["state", "mask"], best=best, links=links)
 
 
@@ -132,7 +140,8 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
     score only one that is distinguishable from all others.
     """
     steady = {i: group for i, group in enumerate(grouped) if group.complete and not group.unsteady}
-    unit, best = seed_groups.hours_unit(grouped), dict[str, list[int]]()
+    unit = seed_groups.hours_unit(grouped)
+    best = dict[str, list[int]]()
     for name, role in seed_groups.sets(outcomes).items():
         if (standing := ranking.clear_best(grouped, name)) is not None:
             best[_column(name, role, seed_groups.set_label(grouped, name))] = [standing.index]
@@ -153,26 +162,34 @@ def _column(name: str, role: str, label: str | None) -> str:
     notes = [role] if role not in (name, "test") else []
     if label is not None and label != TOP_1:
         notes.append(label)
-    return f"{name} ({', '.join(notes)})" if notes else name
+    if notes:
+        return f"{name} ({', '.join(notes)})"
+    return name
 
 
 def _seeds(group: SeedGroup) -> str:
-    done, all_ = len(group.complete), len(group.outcomes)
+    done = len(group.complete)
+    all_ = len(group.outcomes)
     if group.is_foreign:
         return "-"
-    return str(all_) if done == all_ else f"{done} of {all_}"
+    if done == all_:
+        return str(all_)
+    return f"{done} of {all_}"
 
 
 def _score_cell(score: GroupScore | None, label: str | None) -> str:
     """The score, with its metric if the column has no common one."""
     if score is None:
         return "-"
-    return str(score) if label is not None else f"{score} {score.label}"
+    if label is not None:
+        return str(score)
+    return f"{score} {score.label}"
 
 
 def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
     """The rows of the results table, as text."""
-    unit, sets = seed_groups.hours_unit(grouped), seed_groups.sets(outcomes)
+    unit = seed_groups.hours_unit(grouped)
+    sets = seed_groups.sets(outcomes)
     unfinished = any(outcome.state != "complete" for outcome in outcomes)
     seeds = any(len(group.outcomes) > 1 for group in grouped)
     scored = any(group.precision not in ("", "fp32") for group in grouped)
@@ -181,7 +198,10 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
     for label, group in zip(seed_groups.labels(grouped), grouped, strict=True):
         row = {"run": label, "state": group.state}
         if unfinished:
-            row["done"] = "-" if (share := group.done) is None else f"{100 * share:.0f} %"
+            if (share := group.done) is None:
+                row["done"] = "-"
+            else:
+                row["done"] = f"{100 * share:.0f} %"
         row["mask"] = group.mask
         if seeds:
             row["seeds"] = _seeds(group)
@@ -189,7 +209,8 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             row[_column(name, role, labels[name])] = _score_cell(group.score(name), labels[name])
         if scored:
             row["scored in"] = group.precision or "-"
-        speed, spent = group.progress("samples_per_second"), group.progress("seconds")
+        speed = group.progress("samples_per_second")
+        spent = group.progress("seconds")
         work = group.mean(lambda outcome: seed_groups.hours(outcome, unit))
         row |= {
             "samples/s": "-" if speed is None else f"{speed:,.0f}{f' {UNSTEADY}' if group.unsteady else ''}",
@@ -232,7 +253,10 @@ def _time(outcomes: Sequence[Outcome]) -> list[Block]:
         return []
     rows = []
     for i, (account, row) in enumerate(zip(accounts, goodput.cells(accounts), strict=True)):
-        members = [started[i]] if account.runs == 1 else [o for o in started if goodput.is_member(o, account)]
+        if account.runs == 1:
+            members = [started[i]]
+        else:
+            members = [o for o in started if goodput.is_member(o, account)]
         causes = Counter(attempt.end.get("cause", "complete") for o in members for attempt in o.attempts)
         incidents = ", ".join(f"{cause} {n}" for cause, n in causes.most_common() if cause != "complete") or "-"
         parts = {key.removesuffix(" %"): value for key, value in row.items()}
@@ -267,7 +291,9 @@ def _values(key: str, named: Sequence[tuple[str, SeedGroup]]) -> dict[str, str]:
         for label, group in named
     }
     paths = {value for value in values.values() if value.startswith("/")}
-    common = os.path.commonpath(paths) + "/" if len(paths) > 1 else ""
+    common = ""
+    if len(paths) > 1:
+        common = os.path.commonpath(paths) + "/"
     return {label: value.removeprefix(common) for label, value in values.items()}
 
 
@@ -278,16 +304,19 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
     for label, group in zip(seed_groups.labels(grouped), grouped, strict=True):
         blocks.append(heading(label, 3, anchor(f"run {label}")))
         for outcome in group.outcomes:
-            progress, work = outcome.progress, seed_groups.hours(outcome, unit)
+            progress = outcome.progress
+            work = seed_groups.hours(outcome, unit)
             facts = [f"{outcome.run.name}: {outcome.state}"]
             if progress["samples"] is not None and progress["samples_per_second"]:
                 steady = {None: "", True: ", unsteady", False: ", steady"}[outcome.unsteady]
                 facts.append(f"{count(progress['samples'])} samples in {duration(progress['seconds'])}")
                 facts.append(f"{count(progress['samples_per_second'])} samples/s{steady}")
-            facts += [] if work is None else [f"{goodput.hours_text(work)} {unit}"]
+            if work is not None:
+                facts.append(f"{goodput.hours_text(work)} {unit}")
             blocks.append(Text(", ".join([*facts, f"folder {outcome.run.path}"]), tone="quiet"))
         details = [*_scores(group.outcomes), *_attempts(group.outcomes)]
-        blocks += [Fold(f"Scores and attempts of {label}", details)] if details else []
+        if details:
+            blocks += [Fold(f"Scores and attempts of {label}", details)]
     return blocks
 
 
@@ -303,7 +332,9 @@ def _scores(outcomes: Sequence[Outcome]) -> list[Block]:
         } | ({"note": item.get("note", "")} if noted else {})
         for outcome, item, score in scores
     ]  # fmt: skip
-    return [Table(rows, long=["note"], text=["set", "metric"])] if rows else []
+    if rows:
+        return [Table(rows, long=["note"], text=["set", "metric"])]
+    return []
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
@@ -314,16 +345,22 @@ def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
             continue
         alike = groupby(_ends(outcome), key=lambda row: (row["ended"], row["then"], row["reason"]))
         for same in [list(group) for _, group in alike][-ROWS_PER_RUN:]:
-            first, last = same[0]["attempt"], same[-1]["attempt"]
+            first = same[0]["attempt"]
+            last = same[-1]["attempt"]
             rows.append({**same[0], "attempt": first if first == last else f"{first} to {last}"})
-    return [Table(rows, long=["reason"], text=["ended", "then"])] if rows else []
+    if rows:
+        return [Table(rows, long=["reason"], text=["ended", "then"])]
+    return []
 
 
 def _ends(outcome: Outcome) -> list[dict[str, str]]:
     rows = []
     for attempt in outcome.attempts:
         end = attempt.end
-        running = outcome.state if attempt is outcome.attempts[-1] else "unknown"
+        if attempt is outcome.attempts[-1]:
+            running = outcome.state
+        else:
+            running = "unknown"
         rows.append(
             {
                 "run": outcome.run.name,

@@ -80,7 +80,9 @@ def _about(outcome: Outcome) -> dict[str, Any]:
     settings = outcome.settings
     stages = stages_of(settings)
     family = map(read_settings, select.runs_below(outcome.run.path.parent))
-    chosen = {key: settings.get(key) for key in differing(family)} if settings else {}
+    chosen = {}
+    if settings:
+        chosen = {key: settings.get(key) for key in differing(family)}
     return {
         "size": model_label(settings),
         "samples": sum(int(stage.get("samples") or 0) for stage in stages.values()) or None,
@@ -93,17 +95,23 @@ def _about(outcome: Outcome) -> dict[str, Any]:
 
 
 def _code(run: RunDir) -> dict[str, Any]:
-    digest, job = read_lenient(run.identity).get("code"), record_of(run)
+    digest = read_lenient(run.identity).get("code")
+    job = record_of(run)
     folder = Path(job.get("snapshot") or run.path.parent / ".code" / str(digest))
     return {"digest": digest, "folder": str(folder), "present": os.path.isdir(folder), "cluster": job.get("cluster")}
 
 
 def _unrecorded(outcome: Outcome, state: RunState) -> Mapping[str, Any]:
     """The end of a newest attempt without end.json (its batch script was killed), from the files of its ranks."""
-    attempt = outcome.attempts[-1] if outcome.attempts else None
+    attempt = None
+    if outcome.attempts:
+        attempt = outcome.attempts[-1]
     if attempt is None or attempt.end or state.state in ("running", "unknown"):
         return {}
-    cause = attempt.causes[0] if attempt.causes else {"reason": "its end was not recorded"}
+    if attempt.causes:
+        cause = attempt.causes[0]
+    else:
+        cause = {"reason": "its end was not recorded"}
     return {key: cause.get(key) for key in ("cause", "reason", "code")}
 
 
@@ -125,7 +133,9 @@ def _evidence(outcome: Outcome, state: RunState) -> dict[str, Any] | None:
 def _failed_start(run: RunDir) -> dict[str, Any] | None:
     """The newest log of a batch script that no attempt has followed, and its last lines."""
     logs = start_logs(run, "err")
-    return {"log": str(logs[-1]), "lines": last_lines(logs[-1])} if logs else None
+    if logs:
+        return {"log": str(logs[-1]), "lines": last_lines(logs[-1])}
+    return None
 
 
 def _log(run: RunDir, n: int, node: int) -> Path | None:
@@ -150,8 +160,10 @@ def last_lines(path: Path, count: int = LINES) -> list[str]:
 
 
 def _attempt(outcome: Outcome, i: int, state: RunState) -> dict[str, Any]:
-    attempt, newest = outcome.attempts[i], i == len(outcome.attempts) - 1
-    start, end = attempt.start, attempt.end or (_unrecorded(outcome, state) if newest else {})
+    attempt = outcome.attempts[i]
+    newest = i == len(outcome.attempts) - 1
+    start = attempt.start
+    end = attempt.end or (_unrecorded(outcome, state) if newest else {})
     seen = end.get("code") is not None and end.get("time") is not None and start.get("time") is not None
     return {
         "attempt": attempt.number,
@@ -171,8 +183,12 @@ def _attempt(outcome: Outcome, i: int, state: RunState) -> dict[str, Any]:
 
 def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[str, Any]:
     """What happens next and when, and the command to type, if any."""
-    end: Mapping[str, Any] = outcome.attempts[-1].end if outcome.attempts else {}
-    until = end["time"] + end["delay"] if state.state == "waiting" and end.get("delay") else None
+    end: Mapping[str, Any] = {}
+    if outcome.attempts:
+        end = outcome.attempts[-1].end
+    until = None
+    if state.state == "waiting" and end.get("delay"):
+        until = end["time"] + end["delay"]
     sweep = sweep_folder(run, job_kind(run))
     steps: dict[str, tuple[str, str | None]] = {
         "complete": ("nothing: it has finished", command("report", sweep)),
@@ -207,11 +223,13 @@ def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
     for end in ends:
         if end.get("attempt", 0) > after:
             since = [] if end.get("committed") else [*since, end]
-    limits, incidents = Limits(), []
+    limits = Limits()
+    incidents = []
     for cause in dict.fromkeys(end.get("cause", "?") for end in ends):
         alike = FAILURES if cause in FAILURES else (cause,)
         limit = (dict.fromkeys(FAILURES, limits.failures) | dict.fromkeys(FINAL, 1)).get(cause)
-        limit = getattr(limits, OWN_LIMITS[cause]) if cause in OWN_LIMITS else limit
+        if cause in OWN_LIMITS:
+            limit = getattr(limits, OWN_LIMITS[cause])
         counted = sum(end.get("cause") in alike for end in since)
         total = sum(end.get("cause") == cause for end in ends)
         incidents.append({"cause": cause, "total": total, "without_commit": counted, "limit": limit})

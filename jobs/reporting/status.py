@@ -55,13 +55,18 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
     """
     live, damage = _read_or_error(lambda: read_record(run.status))
     last, more = _read_or_error(lambda: attempts.last_end(run))
-    newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")] if state.attempt else []
+    newest = []
+    if state.attempt:
+        newest = [run.attempt(state.attempt) / name for name in ("start.json", "end.json")]
     records = (run.identity, run.path / "job.json", run.result, run.cancel, *newest)
     job = record_of(run)
-    shape, seconds = job.get("shape", {}), _wall_seconds(run, state, live, job.get("time"))
+    shape = job.get("shape", {})
+    seconds = _wall_seconds(run, state, live, job.get("time"))
     gpus = shape.get("nodes", 0) * shape.get("gpus", 0)
     damaged = [_read_or_error(partial(read_record, path))[1] for path in records]
-    moving = live if state.state == "running" and live.get("attempt") == state.attempt else {}
+    moving = {}
+    if state.state == "running" and live.get("attempt") == state.attempt:
+        moving = live
     submitted_again = state.state in ("queued", "running") and last.get("attempt", 0) <= job.get("after", 0)
     stale = submitted_again or state.state == "complete"
     reason = state.detail or ("" if stale else str(last.get("reason", "")))
@@ -111,7 +116,10 @@ def _final_seconds(path: Path, n: int, submitted: float | None) -> float:
     """
     run = RunDir(path)
     start, end = (read_lenient(run.attempt(n) / name) for name in ("start.json", "end.json"))
-    last = end if end.get("code") is not None else next(metric_file(run, n).newest_first(), {})
+    if end.get("code") is not None:
+        last = end
+    else:
+        last = next(metric_file(run, n).newest_first(), {})
     return max(0.0, last["time"] - start["time"])
 
 
@@ -122,9 +130,14 @@ def _wall_seconds(run: RunDir, state: RunState, live: Mapping[str, Any], submitt
         with suppress(LookupError):
             total += _final_seconds(run.path, n, submitted)
     start, end = (read_lenient(run.attempt(state.attempt) / name) for name in ("start.json", "end.json"))
-    until = end.get("time") if end.get("code") is not None else None
+    until = None
+    if end.get("code") is not None:
+        until = end.get("time")
     if until is None:
-        until = time.time() if state.state == "running" else live.get("time")
+        if state.state == "running":
+            until = time.time()
+        else:
+            until = live.get("time")
     return total + (max(0.0, until - start["time"]) if until is not None and "time" in start else 0.0)
 
 
@@ -133,15 +146,20 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Page:
     parts: list[str | TextTable] = []
     for sweep, group in groupby(rows, key=lambda r: r["sweep"]):
         members = list(group)
-        hidden = set() if any(r["gpu_hours"] is not None for r in members) else {"GPU-hours"}
-        hidden |= set() if len({r.get("cluster") for r in members} - {None}) > 1 else {"cluster"}
+        hidden = set()
+        if all(r["gpu_hours"] is None for r in members):
+            hidden.add("GPU-hours")
+        if len({r.get("cluster") for r in members} - {None}) <= 1:
+            hidden.add("cluster")
         shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
         parts += [*([""] if parts else []), sweep, TextTable(shown, cut={"why": 12}, drop=DROPPED, indent="  ")]
     return Page(*parts)
 
 
 def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
-    age = None if r["progress_time"] is None else max(0, time.time() - r["progress_time"])
+    age = None
+    if r["progress_time"] is not None:
+        age = max(0, time.time() - r["progress_time"])
     return {
         "run": r["run"],
         "cluster": r.get("cluster"),
@@ -163,14 +181,18 @@ def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
 
 def watch(paths: Iterable[Path], out: TextIO | None = None, poll: float = 1.0) -> int:
     """Show the runs until all have ended, then the results. Returns 0, or the worst exit code of incomplete runs."""
-    runs, out = [RunDir(path) for path in paths], out or sys.stdout
+    runs = [RunDir(path) for path in paths]
+    out = out or sys.stdout
     quiet = 0
     try:
         with _live(out) as draw:
             while True:
                 rows = table(runs)
                 draw(rows)
-                quiet = quiet + 1 if all(row["state"] in ENDED for row in rows) else 0
+                if all(row["state"] in ENDED for row in rows):
+                    quiet += 1
+                else:
+                    quiet = 0
                 # a supervisor releases its lock shortly before it ends, and may take it again
                 if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
                     break
@@ -188,8 +210,9 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, poll: float = 1.0) -
 def _to_return(runs: Sequence[RunDir]) -> str:
     """The command that watches the runs again; of many runs their sweeps."""
     paths = [run.path.absolute() for run in runs]
-    targets = paths if len(paths) <= FEW else dict.fromkeys(path.parent for path in paths)
-    return command("status", *targets, "--watch")
+    if len(paths) > FEW:
+        paths = list(dict.fromkeys(path.parent for path in paths))
+    return command("status", *paths, "--watch")
 
 
 @contextmanager
@@ -204,14 +227,19 @@ def _live(out: TextIO) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], None]
 
 def screen(rows: Sequence[Mapping[str, Any]], width: int, height: int) -> Page:
     """What ``watch`` shows: a summary, and a line per run with its progress; the most urgent ones if not all fit."""
-    shown, room = list(rows), height - 3  # without the summary, the header, and the line of the cursor
+    # without the summary, the header, and the line of the cursor
+    shown = list(rows)
+    room = height - 3
     if len(shown) > room:
         shown = sorted(rows, key=lambda row: URGENCY.index(row["state"]))[: max(1, room - 1)]
-    states, sweeps = Counter(row["state"] for row in rows), list(dict.fromkeys(row["sweep"] for row in rows))
+    states = Counter(row["state"] for row in rows)
+    sweeps = list(dict.fromkeys(row["sweep"] for row in rows))
     hidden = states - Counter(row["state"] for row in shown)
     lines = [{"run": _name(row, sweeps), **line(row)} for row in shown]
     drop = ("samples/s", "loss", "wall-clock", "attempts", "why", "samples", "left")
-    more = [f"and {hidden.total()} more: {_counted(hidden)}"] if hidden else []
+    more = []
+    if hidden:
+        more = [f"and {hidden.total()} more: {_counted(hidden)}"]
     return Page(f"{', '.join(sweeps)}: {_counted(states)}", TextTable(lines, {"why": 12, "progress": 8}, drop), *more)
 
 
@@ -221,17 +249,22 @@ def _counted(states: Counter[str]) -> str:
 
 
 def _share(row: Mapping[str, Any]) -> float:
-    return (row["samples"] or 0) / row["total"] if row["total"] else float(row["state"] == "complete")
+    if row["total"]:
+        return (row["samples"] or 0) / row["total"]
+    return float(row["state"] == "complete")
 
 
 def _name(row: Mapping[str, Any], sweeps: Collection[str]) -> str:
     """The name of a run, with that of its sweep if there are several."""
-    return f"{row['sweep']}/{row['run']}" if len(sweeps) > 1 else row["run"]
+    if len(sweeps) > 1:
+        return f"{row['sweep']}/{row['run']}"
+    return row["run"]
 
 
 def line(row: Mapping[str, Any]) -> dict[str, Any]:
     """One run as cells of ``watch``, except for its name."""
-    shown, share = _shown({**row, "samples": row["samples"] or 0}), _share(row)
+    shown = _shown({**row, "samples": row["samples"] or 0})
+    share = _share(row)
     return {
         "state": row["phase"] if row["state"] == "running" and row["phase"] else row["state"],
         "progress": Share(share),
@@ -253,7 +286,8 @@ class _Lines:
     def draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
         sweeps = {row["sweep"] for row in rows}
         for row in rows:
-            summary, name = (row["state"], row["stage"], row["attempts"]), _name(row, sweeps)
+            summary = row["state"], row["stage"], row["attempts"]
+            name = _name(row, sweeps)
             before, at = self.printed.get(name, (None, 0.0))
             moving = row["state"] == "running" and time.monotonic() - at >= QUIET
             if summary != before or moving:

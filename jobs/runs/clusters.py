@@ -61,7 +61,9 @@ def _with_command(run: RunDir, state: RunState) -> RunState:
         command = resubmit.command(run)[1]
     except UNREADABLE as error:
         return lifecycle.damaged_state(state.attempt, error, run.path)
-    return state._replace(detail=f"{state.detail}: {command}") if command else state
+    if command:
+        return state._replace(detail=f"{state.detail}: {command}")
+    return state
 
 
 def cancel(runs: Iterable[RunDir], again: Collection[Path] = ()) -> None:
@@ -102,7 +104,8 @@ def request_cancel(runs: Iterable[RunDir], why: str, repeat_kills: bool = True) 
     ``repeat_kills``: runs that were cancelled before are killed without a save; else they are signalled again. Failures
     for some runs are raised as a FlipError after all others were cancelled.
     """
-    runs, before = list(runs), []
+    runs = list(runs)
+    before = []
     unwritten: dict[Path, OSError] = {}
     record = {"who": user_name(os.geteuid()), "why": why, "time": time.time()}
     for run in runs:
@@ -158,7 +161,9 @@ def worst_exit_code(states: Iterable[tuple[RunDir, str]]) -> int:
 
 def poll_interval(runs: Iterable[RunDir]) -> float:
     """Seconds between two queries of the states of runs; longer on Slurm, whose controller is shared."""
-    return 10.0 if any(kind_of(run) == "slurm" for run in runs) else 0.5
+    if any(kind_of(run) == "slurm" for run in runs):
+        return 10.0
+    return 0.5
 
 
 def _by_kind(runs: Iterable[RunDir]) -> dict[str, list[RunDir]]:

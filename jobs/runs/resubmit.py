@@ -33,7 +33,9 @@ def submit_argv(args: Any, file: Path) -> list[str]:
 def recorded_path(path: Path) -> str:
     """An absolute path, or the path in the repository of a shipped sweep file."""
     path = path.expanduser().absolute()
-    return str(path.relative_to(REPOSITORY)) if path.parent == SWEEPS else str(path)
+    if path.parent == SWEEPS:
+        return str(path.relative_to(REPOSITORY))
+    return str(path)
 
 
 def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
@@ -44,20 +46,27 @@ def command(run: RunDir, retry: bool = False) -> tuple[str, str | None]:
     record = record_of(run)
     if is_evaluation(run, record):
         return "request it again: `flip evaluate` does not resume an existing job", None
-    name, argv, options = name_in_sweep(run, record), _stored_argv(record), ["--retry"] * retry
+    name = name_in_sweep(run, record)
+    argv = _stored_argv(record)
+    options = ["--retry"] * retry
     if argv and untrusted(run.path / "job.json"):  # never run a sweep file or profile of another user as this user
         return f"its submitter can restart it with {shlex.join(['--only', name, *options])}", None
     newest = _newest(run, name)
-    back = f" after restoring its old values in the sweep file, which now means {newest}" if newest != run.name else ""
+    back = ""
+    if newest != run.name:
+        back = f" after restoring its old values in the sweep file, which now means {newest}"
     cluster = record.get("cluster")
     known = not cluster or (PROFILES / f"{cluster}.yaml").exists()
     if not argv and known and (SWEEPS / f"{run.sweep}.yaml").exists():  # a record of an older version
         argv = ["jobs/submit.py", "--sweep", str(SWEEPS / f"{run.sweep}.yaml")]
-        argv += ["--cluster", cluster] if cluster else []
+        if cluster:
+            argv += ["--cluster", cluster]
         argv += ["--only", name]
     if argv:
         return f"to resume from its newest commit{back}", _typed(run, argv, options)
-    to = "" if known else f", with --cluster and the file of the profile {cluster}"
+    to = ""
+    if not known:
+        to = f", with --cluster and the file of the profile {cluster}"
     return f"submit the sweep file of {run.sweep} again{back}{to}, with {shlex.join(['--only', name, *options])}", None
 
 
@@ -95,14 +104,18 @@ def name_in_sweep(run: RunDir, record: Mapping[str, Any]) -> str:
     if "--only" in argv[:-1]:
         return argv[argv.index("--only") + 1]
     fork = re.fullmatch(r"(.+)-v[0-9]+", run.name)
-    return fork[1] if fork and select.is_run(run.path.with_name(fork[1])) else run.name
+    if fork and select.is_run(run.path.with_name(fork[1])):
+        return fork[1]
+    return run.name
 
 
 def _stored_argv(record: Mapping[str, Any]) -> list[str]:
     """The command in job.json if every word has the form that a submission writes, else empty."""
     argv = record.get("command", [])
     text = "\n".join(argv)
-    return argv if all(word.isprintable() for word in argv) and _COMMAND.fullmatch(text) else []
+    if all(word.isprintable() for word in argv) and _COMMAND.fullmatch(text):
+        return argv
+    return []
 
 
 _COMMAND = re.compile(

@@ -73,7 +73,10 @@ def select(word: str | None, roots: Sequence[Path]) -> list[RunDir]:
     if word is None:
         runs = [run for place in roots for sweep in sweeps(place) for run in runs_below(sweep)]
     else:
-        name = Path(word).stem if word.endswith((".yaml", ".yml")) else word
+        if word.endswith((".yaml", ".yml")):
+            name = Path(word).stem
+        else:
+            name = word
         places = [roots[0] / name, Path(name).expanduser().absolute(), *(place / name for place in roots[1:])]
         runs = next((matches for matches in map(_at, places) if matches), [])
     if not runs:
@@ -139,7 +142,9 @@ def _names(roots: Sequence[Path]) -> str:
 
 
 def _at(place: Path) -> list[RunDir]:
-    return [RunDir(place)] if is_run(place) else runs_below(place)
+    if is_run(place):
+        return [RunDir(place)]
+    return runs_below(place)
 
 
 def _existing(word: str | None, roots: Sequence[Path]) -> str:

@@ -45,7 +45,8 @@ def main(path: str, work: Work | None = None) -> int:
     flag = shutdown.install()
     faulthandler.enable()
     close_umask()  # for TensorBoard's writer and others that open files themselves
-    run, rank = RunDir(path), int(os.environ.get("RANK", 0))
+    run = RunDir(path)
+    rank = int(os.environ.get("RANK", 0))
     start_logging(sys.stdout, f"rank {rank} ")
     if run.result.exists():  # a cluster may restart a finished job
         return 0
@@ -150,7 +151,10 @@ def _run_work(work: Work, run: RunDir, attempt: int, flag: shutdown.StopFlag) ->
     except RefusedPath as error:
         return "permission", str(error), ""
     except OSError as error:
-        cause = "storage" if error.errno in STORAGE_ERRNOS or _denied_in(run, error) else "crash"
+        if error.errno in STORAGE_ERRNOS or _denied_in(run, error):
+            cause = "storage"
+        else:
+            cause = "crash"
         return cause, f"{type(error).__name__}: {error}", traceback.format_exc()
     except Exception as error:  # the outermost frame: any cause must be recorded
         text = f"{type(error).__name__}: {error}"
@@ -183,7 +187,8 @@ def _check_snapshot() -> None:
     """The code that runs must be the code that was submitted."""
     import flip
 
-    snapshot, library = os.environ.get("FLIP_SNAPSHOT", ""), Path(str(flip.__file__)).resolve()
+    snapshot = os.environ.get("FLIP_SNAPSHOT", "")
+    library = Path(str(flip.__file__)).resolve()
     if snapshot and not library.is_relative_to(Path(snapshot).resolve()):
         remedy = f"PYTHONPATH must begin with {snapshot}."
         raise ConfigError("the library does not come from the run's snapshot", library, remedy=remedy)
@@ -197,9 +202,12 @@ def _check_identity(run: RunDir) -> None:
     from flip.config import merge
     from flip.config.identity import diff_identity, is_same_run, missing_class_names
 
-    stored, config = load_record(run.identity), merge.read_config(run.config)
+    stored = load_record(run.identity)
+    config = merge.read_config(run.config)
     is_changed = bool(stored) and not is_same_run(stored, config)
-    changes = diff_identity(stored, config) if is_changed else []
+    changes = []
+    if is_changed:
+        changes = diff_identity(stored, config)
     absent = [f"{change.key}: {change.now}" for change in changes if change.is_missing_content]
     absent += [f"class names: {path}" for path in missing_class_names(stored, config)]
     if absent:

@@ -72,7 +72,9 @@ class SlurmBackend:
         except BaseException as error:  # Ctrl-C included: nothing would release held jobs without their canary
             with contextlib.suppress(SlurmUnavailable):
                 held_jobs.cancel([name for names in held.values() for name in names])
-            problem = unwritable(error, jobs[0].run.path.parent) if isinstance(error, OSError) else error
+            problem: BaseException = error
+            if isinstance(error, OSError):
+                problem = unwritable(error, jobs[0].run.path.parent)
             if accepted and isinstance(problem, FlipError):
                 what = f"{problem.what}; {accepted} of {len(jobs)} runs were submitted before and stay"
                 raise type(problem)(what, problem.where, problem.value, problem.remedy) from error
@@ -230,7 +232,10 @@ def group_into_arrays(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
 def _new_name(jobs: Sequence[Job]) -> str:
     """A new name in Slurm for jobs of one kind: SWEEP.TOKEN, or evaluate.TOKEN."""
     first = jobs[0]
-    group = EVALUATE if first.kind == EVALUATE else first.sweep.name
+    if first.kind == EVALUATE:
+        group = EVALUATE
+    else:
+        group = first.sweep.name
     return f"{group}.{secrets.token_hex(4)}"
 
 

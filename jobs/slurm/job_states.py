@@ -32,7 +32,9 @@ def seen(runs: Sequence[RunDir]) -> dict[Path, Seen]:
 def _seen(run: RunDir, row: QueueRow | None, unanswered: str) -> Seen:
     try:
         if row is None:
-            return Seen(UNKNOWN, unanswered) if unanswered else _absent(run)
+            if unanswered:
+                return Seen(UNKNOWN, unanswered)
+            return _absent(run)
         if row.state in WAITING:
             return _waiting(run, row)
         if row.state in ENDED:
@@ -57,7 +59,9 @@ def _was_accepted(run: RunDir, token: str) -> bool:
 
 
 def _waiting(run: RunDir, row: QueueRow) -> Seen:
-    why = f"in Slurm: {row.reason}" if row.reason and row.reason != "None" else ""
+    why = ""
+    if row.reason and row.reason != "None":
+        why = f"in Slurm: {row.reason}"
     needs = start_problems.remedy(row)
     if needs:
         why += f" ({needs})"
@@ -68,7 +72,9 @@ def _waiting(run: RunDir, row: QueueRow) -> Seen:
 def _ended(run: RunDir, row: QueueRow) -> Seen:
     if row.state == "CANCELLED":
         return Seen(OVER, "its job was cancelled in Slurm")
-    failure = _script_failure(run) if row.state in KILLED_STATES else ""
+    failure = ""
+    if row.state in KILLED_STATES:
+        failure = _script_failure(run)
     return Seen(OVER, f"its job ended ({row.state})", detail=failure)
 
 
@@ -79,7 +85,9 @@ def _script_failure(run: RunDir) -> str:
         return f"its batch script failed (log: {logs[-1]})"
     token = (read_record(run.path / "job.json") or {}).get("token", "")
     readable = canary.file_exists(run.path.parent / ".slurm" / token / "runs")
-    return "its batch script was killed before it could act" if readable else ""
+    if readable:
+        return "its batch script was killed before it could act"
+    return ""
 
 
 def queue_rows(runs: Iterable[RunDir]) -> dict[Path, QueueRow]:
@@ -101,7 +109,8 @@ def invisible_jobs(runs: Sequence[RunDir]) -> dict[Path, str]:
     """
     reasons: dict[Path, str] = {}
     config = slurm_cli.config() if runs else {}
-    site, me = config.get("ClusterName", ""), os.geteuid()
+    site = config.get("ClusterName", "")
+    me = os.geteuid()
     hides = me != 0 and "jobs" in re.split(r"\W+", config.get("PrivateData", ""))
     for run in runs:
         with contextlib.suppress(*UNREADABLE):

@@ -218,7 +218,10 @@ def read(profile: ClusterProfile) -> Site:
     python = shutil.which(profile.hosts_python) or profile.hosts_python
     with clean_environment([*FORWARDED_ENV, *profile.env]):
         version = query(errors, "python", python, "-Ic", "import sys; print('%d.%d.%d' % sys.version_info[:3])").strip()
-    errors["submitit"] = "" if find_spec("submitit") else "not installed"
+    if find_spec("submitit"):
+        errors["submitit"] = ""
+    else:
+        errors["submitit"] = "not installed"
     root = runs_root(profile)
     errors["runs root"] = write_problem(root)
     places = {"runs root": filesystem_type(root), "python": filesystem_type(Path(python))}

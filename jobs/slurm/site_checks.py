@@ -293,7 +293,9 @@ def _codes(text: str) -> set[int]:
 
 
 def _shown(number: int | None, unknown: str = "?") -> str:
-    return unknown if number is None else str(number)
+    if number is None:
+        return unknown
+    return str(number)
 
 
 def _list(codes: set[int]) -> str:

@@ -54,9 +54,14 @@ def failed_starts(run: RunDir, row: QueueRow) -> str:
     newest = read_record(run.attempt(run.newest_attempt()) / "start.json") or {}
     if newest.get("job") == row.id and int(newest.get("restarts") or 0) > writer:
         return ""  # a later start has succeeded
-    count = f"{failed.starts} starts in a row failed, the last one" if failed.starts > 1 else "a start failed"
+    if failed.starts > 1:
+        count = f"{failed.starts} starts in a row failed, the last one"
+    else:
+        count = "a start failed"
     where = f" on {failed.node}" if failed.node else ""
-    why = f": {FAILURES.get(failed.code, f'exit code {failed.code}')}" if failed.code else ""
+    why = ""
+    if failed.code:
+        why = f": {FAILURES.get(failed.code, f'exit code {failed.code}')}"
     logs = start_logs(run, "err")
     return f"{count}{where}{why}" + (f" (log: {logs[-1]})" if logs else "")
 

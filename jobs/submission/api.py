@@ -37,7 +37,10 @@ class SubmittedRuns:
 
         Raises TimeoutError after ``timeout`` seconds; the runs continue.
         """
-        limit = float("inf") if timeout is None else time.monotonic() + timeout
+        if timeout is None:
+            limit = float("inf")
+        else:
+            limit = time.monotonic() + timeout
         while True:
             states = self.states()
             active = [name for name, known in states.items() if known.state not in ENDED]

@@ -185,7 +185,8 @@ def _adopt(action: Action, folder: Path) -> None:
     identity.json is written before config.yaml: the next submission repairs one that ends between the two.
     """
     run = RunDir(folder / action.name)
-    stored, done = read_record(run.identity) or {}, commit.commits(run)
+    stored = read_record(run.identity) or {}
+    done = commit.commits(run)
     until = {"samples": done[-1].samples if done else 0, "hash": stored.get("hash")}
     until["changes"] = [change._asdict() for change in action.changes]
     write_json(run.identity, {**_renewed(stored, action), "before": [*stored.get("before", []), until]})
@@ -217,7 +218,8 @@ def _update_config(action: Action, folder: Path, older: bool) -> None:
         renewed = _renewed(stored, action)
         if renewed != stored:
             write_json(run.identity, renewed)  # class names were corrected; before config.yaml, as in ``_adopt``
-    path, settings = folder / action.name / "config.yaml", to_dict(action.wanted.config)
+    path = folder / action.name / "config.yaml"
+    settings = to_dict(action.wanted.config)
     if older and path.exists():
         known = read_yaml(path)
         settings = _without_new_keys(settings, known)
@@ -252,7 +254,9 @@ def snapshot_of(action: Action, folder: Path) -> Path | None:
     run = RunDir(folder / action.name)
     continues = (action.kind == "stopped" and run.newest_attempt() > 0) or action.adopts
     continues = continues and not action.submitter
-    stored = read_record(run.identity) or {} if continues else {}
+    stored: dict[str, Any] = {}
+    if continues:
+        stored = read_record(run.identity) or {}
     code = folder / ".code" / str(stored.get("code"))
     if not DIGEST.fullmatch(code.name) or code.parent != folder / ".code" or not code.is_dir():
         return None
@@ -266,9 +270,13 @@ def _job(action: Action, plan: Plan, snapshot: Snapshot, code: Path, typed: Sequ
     if code == snapshot.path:
         write_json(run.identity, _recorded(read_record(run.identity) or {}, snapshot, action))
     uncancels = action.name in plan.cancelled and not action.moves
-    command = [*typed, "--only", action.wanted.name] if typed else []
-    command += ["--changed", "keep"] if typed and action.wanted.ignored_changes else []
-    resources, cluster = resources_of(action.wanted.config), action.wanted.cluster
+    command = []
+    if typed:
+        command = [*typed, "--only", action.wanted.name]
+    if typed and action.wanted.ignored_changes:
+        command += ["--changed", "keep"]
+    resources = resources_of(action.wanted.config)
+    cluster = action.wanted.cluster
     return Job(
         run, code, resources, cluster=cluster, uncancels=uncancels, command=command, host_snapshot=snapshot.path,
         trackers=tracker.used(action.wanted.config),
@@ -312,7 +320,9 @@ def move_to_trash(path: Path) -> Path:
 
     All users who may create sweeps in RUNS_ROOT may also write to its .trash.
     """
-    stamp, count, root = time.strftime("%Y%m%d-%H%M%S"), 0, path.parent.parent
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    count = 0
+    root = path.parent.parent
     with suppress(FileExistsError):
         folder_like(root / ".trash", root)
     while True:

@@ -154,13 +154,17 @@ def _sweeps(root: Path) -> set[str]:
 def _spare_active(result: Listing) -> None:
     """Move folders whose runs have not ended to ``spared``; one query for all."""
     states = clusters.states(RunDir(path) for path in {path for folder in result.folders for path in folder.runs})
-    folders, result.folders = result.folders, []
+    folders = result.folders
+    result.folders = []
     for folder in folders:
         active = [path for path in folder.runs if states[path].state not in folder.states]
         if active:
             state = states[active[0]]
             reason = f"{active[0].name} is {state.state}"
-            result.spared[folder.path] = f"{reason}: {state.detail}" if state.detail else reason
+            if state.detail:
+                result.spared[folder.path] = f"{reason}: {state.detail}"
+            else:
+                result.spared[folder.path] = reason
         else:
             result.folders.append(folder)
 
@@ -277,7 +281,8 @@ def _used_code(root: Path, sweep: Path) -> set[str]:
 
 def _measure(path: Path) -> tuple[int, float]:
     """Bytes of the files below a folder, and the last change. Raises OSError if this user does not own all folders."""
-    total, changed = 0, 0.0
+    total = 0
+    changed = 0.0
 
     def add(place: str, is_folder: bool) -> None:
         nonlocal total, changed

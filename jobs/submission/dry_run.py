@@ -19,7 +19,9 @@ from jobs.submission.apply import assign_canaries, snapshot_of
 from jobs.submission.snapshot import NO_CALLBACKS, current_digest
 from jobs.tracking import tracker
 
-CODE, TOKEN = "CODE", "TOKEN"  # placeholders for the digest of the code and for the name of the submission
+# placeholders for the digest of the code and for the name of the submission
+CODE = "CODE"
+TOKEN = "TOKEN"  # noqa: S105
 START = re.compile(r"Job \S+ to start at (?P<time>\S+).* processors on (?:nodes )?(?P<nodes>\S+)")  # of sbatch
 
 
@@ -71,8 +73,14 @@ def planned_jobs(
         shape = group[0].resources
         canary_run = group[0].waits_for
         if not canary_run and shape not in starts:
-            starts[shape] = expected_start(script, profile) if query else ""
-        start = f"held until {canary_run} has passed {steps} steps" if canary_run else starts[shape]
+            if query:
+                starts[shape] = expected_start(script, profile)
+            else:
+                starts[shape] = ""
+        if canary_run:
+            start = f"held until {canary_run} has passed {steps} steps"
+        else:
+            start = starts[shape]
         planned.append(PlannedJob([job.run.name for job in group], shape, script, start))
     return planned
 

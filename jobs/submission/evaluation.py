@@ -99,15 +99,24 @@ class EvaluateCommand:
         self.args = args
         self.profile = load_profile(args.cluster)
         require_trusted_programs(self.profile)
-        self.root = Path(args.root).absolute() if args.root else runs_root(self.profile)
+        if args.root:
+            self.root = Path(args.root).absolute()
+        else:
+            self.root = runs_root(self.profile)
         self.data = catalog.root(args.data)
 
     def run(self) -> int:
         """Returns the exit code."""
-        known = [self.root] if self.args.root else list(dict.fromkeys([self.root, *roots()]))
+        if self.args.root:
+            known = [self.root]
+        else:
+            known = list(dict.fromkeys([self.root, *roots()]))
         for word in (*self.args.target, self.args.model.partition(":")[2] if self.args.model else ""):
             _refuse_pickle(word)
-        subjects = [self._foreign()] if self.args.model else select.select_many(self.args.target, known)
+        if self.args.model:
+            subjects = [self._foreign()]
+        else:
+            subjects = select.select_many(self.args.target, known)
         programs = [path for _, path in executed_files(self.profile)]
         folders = [subject.path.parent for subject in subjects]
         trust.settle([*folders, profile_path(self.args.cluster), *programs], confirm if can_ask() else None)
@@ -128,7 +137,9 @@ class EvaluateCommand:
 
     def _plan(self, subject: RunDir) -> PlannedEvaluation:
         """What the job of a run does, and with which resources, checked."""
-        config = None if self.args.model else merge.read_config(subject.config)
+        config = None
+        if not self.args.model:
+            config = merge.read_config(subject.config)
         resources = self._resources()
         request = self._request(subject, config, resources)
         self._check(request, config)
@@ -201,7 +212,10 @@ class EvaluateCommand:
             if getattr(args, name) < least:
                 option = {"cost": "probe-c"}.get(name, name)
                 raise ConfigError(f"must be at least {max(least, 0)}", f"--{option}", getattr(args, name))
-        gpus = self.profile.gpus_per_node if args.gpus < 0 else args.gpus
+        if args.gpus < 0:
+            gpus = self.profile.gpus_per_node
+        else:
+            gpus = args.gpus
         processes = args.processes or gpus or 1
         cpus = self._cores_of_process(processes)
         if self.profile.kind == "local":
@@ -227,7 +241,9 @@ class EvaluateCommand:
     @cached_property
     def _requested(self) -> list[DatasetRequest]:
         """The data sets of --sets. Members of a suite that are not here are named and left out."""
-        suites, result, absent = catalog.suites(), list[DatasetRequest](), dict[str, str]()
+        suites = catalog.suites()
+        result = list[DatasetRequest]()
+        absent = dict[str, str]()
         for text in self.args.sets:
             members = [DatasetRequest.parse(member) for member in suites.get(text, [text])]
             here = text in suites and (self.profile.kind == "local" or Path(self.data).is_dir())
@@ -256,7 +272,9 @@ class EvaluateCommand:
             return wanted
         if wanted.path and "://" not in wanted.path:
             wanted = dataclasses.replace(wanted, path=str(Path(wanted.path).expanduser().absolute()))
-        missing = catalog.missing(wanted, self.data) if self.profile.kind == "local" else ""
+        missing = ""
+        if self.profile.kind == "local":
+            missing = catalog.missing(wanted, self.data)
         if missing:
             raise ConfigError(missing)
         return dataclasses.replace(wanted, templates=templates)
@@ -281,7 +299,8 @@ class EvaluateCommand:
 
     def _commits(self, subject: RunDir) -> tuple[str, ...]:
         """STAGE/S-n of the chosen commits; empty: the newest when the job starts. Refuses what the job would refuse."""
-        wanted, commits = self.args.commit, commit.commits(subject)
+        wanted = self.args.commit
+        commits = commit.commits(subject)
         if self.args.model:
             return ()
         if not commits:
@@ -295,7 +314,9 @@ class EvaluateCommand:
         for entry in map(names.__getitem__, chosen):
             if "url" in entry.record:
                 refuse_foreign(entry, self.args.url)
-        return () if wanted == "newest" else tuple(chosen)
+        if wanted == "newest":
+            return ()
+        return tuple(chosen)
 
     def _model(self) -> str:
         if not self.args.model:
@@ -328,7 +349,10 @@ class EvaluateCommand:
         own = {item.name: (item.manifest, item.train) for item in sets}
         places = [config.checkpoint.url] if config else []
         for row in request.sets:
-            places += own[row["name"]] if row["path"] == CONFIGURED else [row["path"] or request.data]
+            if row["path"] == CONFIGURED:
+                places += own[row["name"]]
+            else:
+                places += [row["path"] or request.data]
         environment_checks.check_variables(places, self.profile)
 
     def _check_labels(self, request: EvaluationRequest, config: Config | None) -> None:
@@ -336,7 +360,9 @@ class EvaluateCommand:
 
         The job reads the labels of sets without counts, or in other places.
         """
-        configured = {item.name: item for item in config.evaluate.sets} if config else {}
+        configured = {}
+        if config:
+            configured = {item.name: item for item in config.evaluate.sets}
         for row in request.sets:
             wanted = DatasetRequest(**row)
             if wanted.path == CONFIGURED:
@@ -353,7 +379,8 @@ class EvaluateCommand:
 
     def _make(self, planned: PlannedEvaluation) -> RunDir:
         """Create the complete directory of the job, with pins on its commits; nothing is left if that fails."""
-        subject, request = planned.subject, planned.request
+        subject = planned.subject
+        request = planned.request
         name = f"{subject.name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         job = RunDir(subject.path.parent / EVALUATIONS / name)
         with writing(job.path):
@@ -423,14 +450,18 @@ def _threads(gpus: int, cores: int) -> int:
 
 
 def _integer(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
+    if number is None:
+        return "-"
+    return f"{number:,}"
 
 
 def row(result: dict[str, Any]) -> dict[str, str]:
     """One result as cells of the table."""
     score = score_of(result)
     low, high = score.interval or (None, None)
-    interval = "" if low is None else f" ({percent(low)}-{percent(high)})"
+    interval = ""
+    if low is not None:
+        interval = f" ({percent(low)}-{percent(high)})"
     return {
         **({"run": result["run"]} if "run" in result else {}),
         "stage": str(result.get("stage", "-")),

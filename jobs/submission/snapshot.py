@@ -98,14 +98,16 @@ def files(repository: Path) -> Iterator[PurePosixPath]:
     listed = _git(repository)
     for path in sorted(_walk(repository) if listed is None else listed):
         top = len(path.parts) == 1 and any(fnmatch(path.name, pattern) for pattern in TOP)
-        file, inside = repository / path, path.parts[0] in FOLDERS
+        file = repository / path
+        inside = path.parts[0] in FOLDERS
         if (top or inside) and (file.is_file() or (inside and file.is_dir())):
             yield path
 
 
 def is_code(path: PurePosixPath, repository: Path) -> bool:
     """Whether a file is copied, by its folder and suffix, and by those of the target of a link."""
-    real, root = (repository / path).resolve(), repository.resolve()
+    real = (repository / path).resolve()
+    root = repository.resolve()
     if not (real.is_file() and real.is_relative_to(root)):
         return False
     return _is_code(path) and _is_code(PurePosixPath(real.relative_to(root)))
@@ -155,10 +157,12 @@ def _walk(repository: Path) -> Iterator[PurePosixPath]:
 def _read(repository: Path, limit: int) -> tuple[dict[str, tuple[bytes, bool]], list[str]]:
     """(path -> (bytes, executable), files left out). They are read once, so that digest and copy agree."""
     contents: dict[str, tuple[bytes, bool]] = {}
-    left_out, total = [], 0
+    left_out: list[str] = []
+    total = 0
     for path in files(repository):
         if not is_code(path, repository):
-            left_out += [] if path.is_relative_to(SCHEMAS) else [str(path)]
+            if not path.is_relative_to(SCHEMAS):
+                left_out.append(str(path))
             continue
         file = repository / path
         total += file.stat().st_size

@@ -149,7 +149,8 @@ class Submission:
     def run(self) -> tuple[int, list[Path] | None]:
         """Returns the exit code, and with --watch the directories of the runs to watch."""
         self._refuse_other_file()
-        dry, runs = self.options.dry_run, self.resolve_runs()
+        dry = self.options.dry_run
+        runs = self.resolve_runs()
         new = not os.path.exists(self.folder)
         if new:  # a refusal must not leave the folder that the lock creates
             plan = self._plan(runs)
@@ -203,7 +204,9 @@ class Submission:
 
     def _place(self, run: Run) -> tuple[ClusterProfile, Host]:
         """The profile of the cluster of a run, and a node there."""
-        asked = "" if self.options.cluster else run.config.resources.cluster
+        asked = ""
+        if not self.options.cluster:
+            asked = run.config.resources.cluster
         if asked not in self.places:
             profile = load_profile(asked) if asked else self.profile
             if asked:
@@ -214,7 +217,8 @@ class Submission:
                 raise ConfigError(what, f"run {run.name}", str(runs_root(profile)), remedy)
             others = [self.profile, *(other for other, _ in self.places.values())]
             if any(other.name == profile.name and other != profile for other in others):
-                what, remedy = "two different cluster profiles have this name", "Give each its own `name`."
+                what = "two different cluster profiles have this name"
+                remedy = "Give each its own `name`."
                 raise ConfigError(what, f"run {run.name}", profile.name, remedy)
             self.places[asked] = profile, node(profile)
         return self.places[asked]
@@ -255,7 +259,8 @@ class Submission:
             except ConfigError:
                 if holder is None:
                     raise
-            anew, current = self.options.changed in ("restart", "fork"), RunDir(holder or self._places_of(run)[-1])
+            anew = self.options.changed in ("restart", "fork")
+            current = RunDir(holder or self._places_of(run)[-1])
             preflight.refuse_blank_blocks(config, data, None if anew else current)
             self._read_callbacks(config, run.name)
             self._add_checks(preflight.check(config, data, profile, on, self.folder, dry), run.name)
@@ -331,7 +336,9 @@ class Submission:
 
     def _trust_question(self, plan: Plan) -> str:
         """The question whether to trust a group; empty if there is none."""
-        return trust.question(self.exposed) if _starts_new(plan) else ""
+        if _starts_new(plan):
+            return trust.question(self.exposed)
+        return ""
 
     def _trust(self, plan: Plan) -> None:
         """Ask whether to trust a group, once: the answer is recorded. ``--yes`` does not answer it."""
@@ -341,7 +348,8 @@ class Submission:
 
     def _resolve_init(self, run: Run) -> Init:
         """``init``, resolved; a run that has started continues without it if its source is gone."""
-        init, seed = run.config.init, f"-s{run.config.seed}"
+        init = run.config.init
+        seed = f"-s{run.config.seed}"
         known = self._stored_init(run, init)
         if known is None and init.run.endswith(seed):  # it started before each seed had a source of its own
             known = self._stored_init(run, replace(init, run=init.run.removesuffix(seed)))
@@ -391,7 +399,9 @@ class Submission:
     @property
     def _canary_steps(self) -> int:
         """Steps of a canary; 0: no canaries."""
-        return 0 if self.options.no_canary else self.profile.canary
+        if self.options.no_canary:
+            return 0
+        return self.profile.canary
 
     @cached_property
     def _forks(self) -> dict[str, list[str]]:
@@ -407,9 +417,11 @@ class Submission:
         return next((place for place in places if is_same_run(read_lenient(place / "identity.json"), config)), None)
 
     def _plan(self, runs: Sequence[ResolvedRun]) -> Plan:
-        options, names = self.options, self.sweep.names
+        options = self.options
+        names = self.sweep.names
         existing = planning.scan_runs(self.folder, [run.name for run in runs])
-        changed, only = options.changed or "", options.only or "*"
+        changed = options.changed or ""
+        only = options.only or "*"
         plan = planning.plan(runs, existing, self.folder, names, options.retry, changed, self.prunes, only)
         if not (plan.actions or plan.dropped):
             raise no_match(self.file, only, names)
@@ -452,7 +464,9 @@ class Submission:
         asked = []
         if plan.pruned:
             active = [name for name, existing in plan.pruned.items() if existing.active]
-            stopped = f" ({', '.join(active)}: cancelled first)" if active else ""
+            stopped = ""
+            if active:
+                stopped = f" ({', '.join(active)}: cancelled first)"
             asked.append(f"moves {_runs(len(plan.pruned))} to the trash: {', '.join(plan.pruned)}{stopped}")
         moved = [f"{action.name} ({action.existing})" for action in plan.starting if action.moves]
         if moved:
@@ -462,11 +476,15 @@ class Submission:
         known = [action for action in plan.starting if action.wanted.estimate.cost.gpu_hours is not None]
         cost = total(action.wanted.estimate.cost for action in known)
         if cost.gpu_hours is not None and cost.gpu_hours > CONFIRM_ABOVE:
-            price = "" if cost.price is None else f", a price of {cost.price:,.0f}"
+            price = ""
+            if cost.price is not None:
+                price = f", a price of {cost.price:,.0f}"
             asked.append(f"starts {_runs(len(known))} of {cost.gpu_hours:,.0f} GPU-hours{price}")
         if unknown:
             asked.append(f"starts {_runs(len(unknown))} of unknown GPU-hours ({', '.join(unknown)})")
-        return f"This {' and '.join(asked)}." if asked else ""
+        if asked:
+            return f"This {' and '.join(asked)}."
+        return ""
 
     def _confirm(self, question: str) -> None:
         if question and not self.options.yes and not confirm(f"{question} Go on?"):
@@ -510,7 +528,8 @@ class Submission:
     def _sweep_record(self, plan: Plan) -> dict[str, Any]:
         """sweep.json, for reports. Runs that were submitted earlier keep a place in the order."""
         names = [name for action in plan.actions for name in dict.fromkeys([action.wanted.name, action.name])]
-        stored, only = load_record(self.folder / "sweep.json"), self.options.only
+        stored = load_record(self.folder / "sweep.json")
+        only = self.options.only
         before = stored.get("runs", [])
         order = [*before, *names] if only else [*names, *before]
         arms = {run.name: run.arm for run in self.sweep.runs}
@@ -552,7 +571,9 @@ def _starts_new(plan: Plan) -> bool:
 
 
 def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
+    if number == 1:
+        return "1 run"
+    return f"{number} runs"
 
 
 def sweep_file(typed: str) -> Path:
@@ -581,5 +602,6 @@ def node(profile: ClusterProfile) -> Host:
         together = profile.parallel or 1
         return Host(max(1, cores // together), memory // together, here.bf16, here.cuda)
     memory = int(profile.memory_gb * 1e9) or here.memory
-    cores, hours = profile.cpus_per_node or here.cores, min(Host.hours, profile.hours)
+    cores = profile.cpus_per_node or here.cores
+    hours = min(Host.hours, profile.hours)
     return Host(cores, memory, bf16=True, cuda=profile.gpus_per_node > 0, hours=hours)

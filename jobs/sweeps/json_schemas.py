@@ -71,7 +71,9 @@ def _settings(cluster: Node) -> Node:
     for key, node in places.items():
         section, _, name = key.partition(".")
         for properties, field in ((settings["properties"], key), (settings["properties"][section]["properties"], name)):
-            described = {"description": text} if (text := properties[field].get("description")) else {}
+            described = {}
+            if text := properties[field].get("description"):
+                described = {"description": text}
             properties[field] = {**node, **described}
     return settings
 
@@ -91,13 +93,16 @@ def profile() -> Node:
 
 def _closed(properties: Node, title: str = "") -> Node:
     """An object with these properties and no others; with a title, a document."""
-    head = {"$schema": json_schema.DIALECT, "title": title} if title else {}
+    head = {}
+    if title:
+        head = {"$schema": json_schema.DIALECT, "title": title}
     return {**head, "type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _keywords() -> Node:
     """What an entry may hold beside settings."""
-    settings, axes = {"$ref": "#/definitions/settings"}, {"$ref": "#/definitions/axes"}
+    settings = {"$ref": "#/definitions/settings"}
+    axes = {"$ref": "#/definitions/axes"}
     return {
         "set": {"allOf": [settings], "description": "Settings that all runs of this entry share."},
         "where": {**_LINES, "description": "Conditions that a run must satisfy, such as `model.size != H/14`."},

@@ -97,11 +97,13 @@ class _File:
 
     def error(self, key: str, what: str, value: Any = None, remedy: str = "") -> ConfigError:
         """An error at a dotted key, with the line of its deepest part in the file."""
-        line, here = 0, self.table
+        line = 0
+        here = self.table
         for part in key.split("."):
             if not isinstance(here, LocatedDict) or part not in here:
                 break
-            line, here = here.lines.get(part, line), here[part]
+            line = here.lines.get(part, line)
+            here = here[part]
         place = f"{self.path}:{line}" if line else str(self.path)
         return ConfigError(f"{key}: {what}" if key else what, place, value, remedy)
 
@@ -109,7 +111,9 @@ class _File:
 def _setting_remedy(key: str) -> str:
     """What to do about a field of the configuration at the top of a sweep; empty for other keys."""
     is_setting = key.partition(".")[0] in Config.__dataclass_fields__
-    return f"Fields of the configuration belong under set: set.{key}" if is_setting else ""
+    if is_setting:
+        return f"Fields of the configuration belong under set: set.{key}"
+    return ""
 
 
 def _recipes(file: _File) -> list[Layer]:
@@ -128,7 +132,9 @@ def _recipes(file: _File) -> list[Layer]:
             name = table.pop("base", None)
             chain.insert(0, (str(path), table))
         layers += chain
-    return [*layers, (str(file.path), {"recipe": "+".join(names)})] if names else []
+    if names:
+        return [*layers, (str(file.path), {"recipe": "+".join(names)})]
+    return []
 
 
 def _recipe(file: _File, name: Any) -> tuple[LocatedDict, Path]:
@@ -151,10 +157,14 @@ def _arms(file: _File) -> list[Point]:
 def _seeds(file: _File, seeds: Sequence[int] | None) -> list[Point]:
     """A point per seed; without seeds one empty point."""
     place = SourceLocation(str(file.path), "seeds", file.table.lines.get("seeds", 0))
-    chosen = file.table.get("seeds", []) if seeds is None else list(seeds)
+    if seeds is None:
+        chosen = file.table.get("seeds", [])
+    else:
+        chosen = list(seeds)
     repeated = next((seed for i, seed in enumerate(chosen) if seed in chosen[:i]), None)
     if repeated is not None:
-        what, remedy = "a seed is repeated", "Give each seed once."
+        what = "a seed is repeated"
+        remedy = "Give each seed once."
         raise ConfigError(what, "--seeds", repeated, remedy) if seeds else place.error(what, repeated, remedy)
     layers = [(place.where, LocatedDict({"seed": seed}, {"seed": place.line})) for seed in chosen]
     # The default seed adds nothing to a name, so that seeds can be added to existing runs.
@@ -210,7 +220,9 @@ def _differing(configs: Sequence[Config], own: Sequence[Sequence[Layer]]) -> lis
 def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) -> list[Run]:
     """Every run: each point once per seed. ``overrides`` change configurations, not the set of runs."""
     below: list[Layer] = [*_recipes(file), (str(file.path), file.table.get("set", LocatedDict()))]
-    arms, tails, top = _arms(file), _seeds(file, seeds), SourceLocation(str(file.path))
+    arms = _arms(file)
+    tails = _seeds(file, seeds)
+    top = SourceLocation(str(file.path))
     if not any(point.layers or point.name for point in (*arms, *tails)):
         raise top.error("the sweep is empty", remedy="Name runs under runs, or add a grid.")
     arms = [arm if arm.name else replace(arm, name=file.path.stem.lower()) for arm in arms]
@@ -220,9 +232,15 @@ def _expand(file: _File, overrides: Sequence[str], seeds: Sequence[int] | None) 
         if not NAME.fullmatch(point.name):
             raise top.error("not a valid name of a run", point.name, f"Name it under runs. {NAME_RULE}")
     limited = any(point.where for point in points)
-    plain = [merge([*below, *point.layers]) for point in points] if limited or not overrides else []
-    chosen = _filter(file, points, plain) if limited else list(range(len(points)))
-    base, layers = merge(below, overrides), [points[i].layers for i in chosen]
+    plain = []
+    if limited or not overrides:
+        plain = [merge([*below, *point.layers]) for point in points]
+    if limited:
+        chosen = _filter(file, points, plain)
+    else:
+        chosen = list(range(len(points)))
+    base = merge(below, overrides)
+    layers = [points[i].layers for i in chosen]
     configs = [merge([*below, *points[i].layers], overrides) if overrides else plain[i] for i in chosen]
     names = {(pairs[i][0].name, pairs[i][1].name): points[i].name for i in chosen}
     for i, config in zip(chosen, configs, strict=True):  # each seed starts from the run of its own seed
@@ -308,11 +326,14 @@ def load(
     runs = _expand(file, overrides, seeds)
     names = [run.name for run in runs]
     published = _paper(file, {run.arm for run in runs})
-    rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values())) if "table" in table else []
+    rows = []
+    if "table" in table:
+        rows = _row(file, "table", lambda: list(paper.rows(table["table"]).values()))
     if only is not None:
         runs = [run for run in runs if is_chosen(run.name, only)]
         unmatched = [pattern for pattern in only.split() if not any(is_chosen(name, pattern) for name in names)]
         if (unmatched or not runs) and not none:
             raise no_match(path, " ".join(unmatched) or only, names)
-    title, notes = table.get("title", ""), table.get("notes", "")
+    title = table.get("title", "")
+    notes = table.get("notes", "")
     return Sweep(name, title, notes, table.get("cluster", "local"), runs, names, published, rows)

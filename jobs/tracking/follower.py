@@ -46,15 +46,22 @@ def final_samples(run: RunDir) -> dict[int, int]:
     limits: dict[int, int] = {}
     resumed = load_record(run.result).get("samples")  # a complete run may have lost its checkpoints
     for n in reversed(run.attempt_numbers()):
-        limits[n] = committed.get(n, 0) if resumed is None else resumed
+        if resumed is None:
+            limits[n] = committed.get(n, 0)
+        else:
+            limits[n] = resumed
         ready = load_record(run.attempt(n) / "ready.json").get("samples")
-        resumed = ready if resumed is None else resumed if ready is None else min(resumed, ready)
+        if resumed is None:
+            resumed = ready
+        else:
+            resumed = resumed if ready is None else min(resumed, ready)
     return limits
 
 
 def tracked_run(run: RunDir, tracker: str, project: str) -> TrackedRun:
     """What the tracker is given. The id is a hash of identity, project, path, and start of the first attempt."""
-    identity, settings = load_record(run.identity), results.read_run(run.path).settings
+    identity = load_record(run.identity)
+    settings = results.read_run(run.path).settings
     first = load_record(run.attempt(1) / "start.json")
     original = [*identity.get("before", []), identity][0].get("hash")  # before it continued with other data
     about = [original, project, os.path.realpath(run.path), first.get("host"), first.get("time")]
@@ -71,7 +78,9 @@ class Follower:
         if not project:
             remedy = f"Set monitor.{tracker}=PROJECT in the sweep, or use --project."
             raise ConfigError("no project for this run", f"monitor.{tracker}", run.name, remedy)
-        self.run, self._name, self._about = run, tracker, tracked_run(run, tracker, project)
+        self.run = run
+        self._name = tracker
+        self._about = tracked_run(run, tracker, project)
         self._state_file = run.path / "trackers" / f"{tracker}.json"
         self._reload()
 
@@ -143,7 +152,8 @@ class Follower:
         assert self._tracker is not None
         self._tracker.summary(summary)
         self._tracker.close()
-        self._tracker, self._summary = None, summary
+        self._tracker = None
+        self._summary = summary
         state = {"id": self._about.id, "step": self._step, "scored": sorted(self._scored), "summary": summary}
         write_json(self._state_file, state)
 

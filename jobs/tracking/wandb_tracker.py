@@ -51,7 +51,9 @@ class WandbTracker:
         except wandb.errors.Error as error:
             raise StorageError("wandb does not answer", "monitor.wandb", str(error)) from error
         self._run.define_metric("*", step_metric="samples")
-        return step if self._run.offline else self._run.starting_step - 1
+        if self._run.offline:
+            return step
+        return self._run.starting_step - 1
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         values = {"_timestamp" if name == "time" else name: value for name, value in values.items()}

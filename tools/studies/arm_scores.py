@@ -24,7 +24,9 @@ def choose(arm: Arm, trials: Mapping[str, Outcome]) -> tuple[float, dict[float, 
     scores: dict[float, float] = {}
     for peak in arm.peaks:
         outcome = trials.get(arm.trial(peak))
-        value = None if outcome is None else score(outcome, "validation")
+        value = None
+        if outcome is not None:
+            value = score(outcome, "validation")
         if value is None:
             raise ConfigError("a trial has no score yet", arm.trial(peak), remedy="Run the study again to continue.")
         scores[peak] = value

@@ -59,7 +59,8 @@ class Arm:
     @property
     def works(self) -> dict[str, float]:
         """Kind of work, which determines the time per sample -> its share of the seconds, in order."""
-        full, small = f"mask {self.mask}, batch {self.batch}", self.small
+        full = f"mask {self.mask}, batch {self.batch}"
+        small = self.small
         if small is None:
             return {full: 1.0}
         return {f"{full}, {small.size} px, {small.tokens} tokens": small.share, full: 1 - small.share}
@@ -70,7 +71,9 @@ class Arm:
 
     @property
     def peaks(self) -> tuple[float, ...]:
-        return TUNING_PEAKS if self.after else PEAKS
+        if self.after:
+            return TUNING_PEAKS
+        return PEAKS
 
     def trial(self, peak: float) -> str:
         """Name of the trial at a peak learning rate."""
@@ -78,7 +81,9 @@ class Arm:
 
     def run(self, seed: int) -> str:
         """Name of the run with a seed, as the field ``seeds`` of a sweep forms it."""
-        return self.name if seed == 0 else f"{self.name}-s{seed}"
+        if seed == 0:
+            return self.name
+        return f"{self.name}-s{seed}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,9 @@ def base_lr(peak: float, batch: int) -> float:
 
 def stages(arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str, dict[str, Any]]:
     """The stages of a run of the arm that lasts ``share`` of its seconds, each rounded to at least one batch."""
-    result, small, first = dict[str, dict[str, Any]](), arm.small, peak
+    result = dict[str, dict[str, Any]]()
+    small = arm.small
+    first = peak
     for name, (work, part) in zip(("pretrain", "full"), arm.works.items(), strict=False):
         steps = max(1, round(share * part * arm.seconds / times[work] / arm.batch))
         length = {
@@ -120,7 +127,9 @@ def stages(arm: Arm, peak: float, times: Times, share: float = 1.0) -> dict[str,
             "base_lr": base_lr(first, arm.batch),
             "warmup": round(WARMUP * steps) * arm.batch,
         }
-        sizes = {"image": {"size": small.size}, "text": {"length": small.tokens}} if small and not result else {}
+        sizes = {}
+        if small and not result:
+            sizes = {"image": {"size": small.size}, "text": {"length": small.tokens}}
         result[name] = {"mask": arm.mask, "batch": arm.batch, **length, **sizes}
         first = peak * FULL_RATE
     return result
@@ -131,7 +140,8 @@ def cost(arm: Arm, times: Times, lengths: Mapping[str, Mapping[str, Any]], sampl
     total = 0.0
     for work, length in zip(arm.works, lengths.values(), strict=True):
         done = min(samples, length["samples"])
-        total, samples = total + done * times[work], samples - done
+        total += done * times[work]
+        samples -= done
     return total
 
 
@@ -160,7 +170,8 @@ class StudyDesign:
 
     def calibration(self) -> dict[str, Any]:
         """The calibration sweep: a short run per kind of work, two at a time, as in the study."""
-        fields, arms = {}, {work: arm for arm in self.arms.values() if not arm.after for work in arm.works}
+        fields = {}
+        arms = {work: arm for arm in self.arms.values() if not arm.after for work in arm.works}
         for work, arm in arms.items():
             stage = stages(arm, PEAKS[0], dict.fromkeys(arm.works, 1.0))["pretrain"]
             if work != next(iter(arm.works)):

@@ -43,10 +43,13 @@ def plan(plan_of: StudyDesign, times: Times) -> str:
 
 def write(docs: Path, calibration: Mapping[str, Any], study: Study) -> list[Path]:
     """Write NAME.md, and figures and results.csv in NAME/; returns the paths. Raises OSError."""
-    times, name = seconds_per_sample(calibration), study.design.name
+    times = seconds_per_sample(calibration)
+    name = study.design.name
     folder = docs / name
     output_folder(folder)
-    figures = [course(study, times), figure_of_differences(study)] if study.runs else []
+    figures = []
+    if study.runs:
+        figures = [course(study, times), figure_of_differences(study)]
     content = {f"{file}.svg": charts.svg(plot) for figure in figures for file, plot in files(figure)}
     if study.runs or study.trials:
         content["results.csv"] = csv_text(list(rows(study, times)))
@@ -73,13 +76,17 @@ def differences(study: Study, name: str) -> dict[tuple[str, str], Difference | N
 def answers(study: Study) -> list[Block]:
     """One sentence per comparison, and the table of differences."""
     columns = {name: differences(study, name) for name in (*TESTS, "validation")}
-    cells, sentences = [], []
+    cells = []
+    sentences = []
     for number, (question, *pair) in enumerate(study.design.compared, 1):
         first, second = pair
         main = columns[TESTS[0]][first, second]
         row = {"no.": str(number), "question": question, "arm": first, "minus": second}
         row |= {name: _interval(column[first, second]) for name, column in columns.items()}
-        row["by seed, twemoji"] = "-" if main is None else ", ".join(f"{value:+.1f}" for value in main.each.values())
+        if main is None:
+            row["by seed, twemoji"] = "-"
+        else:
+            row["by seed, twemoji"] = ", ".join(f"{value:+.1f}" for value in main.each.values())
         cells.append(row | {"verdict": "-" if main is None else main.verdict})
         sentences.append(_sentence(first, second, main))
     left = ["no.", "question", "arm", "minus", "by seed, twemoji", "verdict"]
@@ -99,7 +106,9 @@ def _sentence(first: str, second: str, difference: Difference | None) -> str:
 
 
 def _interval(difference: Difference | None) -> str:
-    return "-" if difference is None else f"{difference.mean:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
+    if difference is None:
+        return "-"
+    return f"{difference.mean:+.1f} ({difference.low:+.1f} to {difference.high:+.1f})"
 
 
 def paragraphs(text: str) -> list[Block]:
@@ -115,14 +124,18 @@ def results(study: Study, times: Times) -> list[Block]:
         row["peak lr"] = "-" if peak is None else f"{peak:g}"
         for name in (*TESTS, "validation"):
             values = list(arm_scores.scores(arm, study.runs, name).values())
-            row[name] = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})" if values else "-"
+            if values:
+                row[name] = f"{percent(sum(values) / len(values))} ({', '.join(map(percent, values))})"
+            else:
+                row[name] = "-"
         cells.append(row)
     return [heading("Arms"), Table(cells, text=["arm", *TESTS, "validation"]), *paragraphs(SCORES)]
 
 
 def _length(plan_of: StudyDesign, arm: Arm, times: Times) -> dict[str, str]:
     lengths = design.stages(arm, arm.peaks[0], times)
-    seconds, samples = design.cost(arm, times, lengths), sum(stage["samples"] for stage in lengths.values())
+    seconds = design.cost(arm, times, lengths)
+    samples = sum(stage["samples"] for stage in lengths.values())
     if arm.after:
         source = plan_of.arms[arm.after]
         seconds += design.cost(source, times, design.stages(source, source.peaks[0], times))
@@ -144,13 +157,15 @@ def course(study: Study, times: Times) -> Figure:
     """Validation accuracy against calibrated cost during training, for arms from scratch, one line per seed."""
     series = []
     for style, arm in enumerate(study.design.rounds[0].arms):
-        lines, lengths = [], design.stages(arm, arm.peaks[0], times)
+        lines = []
+        lengths = design.stages(arm, arm.peaks[0], times)
         for outcome in (study.runs[arm.run(seed)] for seed in SEEDS if arm.run(seed) in study.runs):
             points = [
                 (design.cost(arm, times, lengths, point["samples"]), point["evaluations"]) for point in outcome.curve()
             ]
             line = [(x, 100 * item["top1"]) for x, items in points for item in items if item["name"] == "validation"]
-            lines += [line] if line else []
+            if line:
+                lines += [line]
         series.append(Series(arm.name, lines, (), style))
     plot = Plot("core-seconds of training, calibrated", "noto-v1 (validation), top-1, %", series)
     return _figure("course", plot, series, "Accuracy on noto-v1 during training, one line per seed.")
@@ -232,27 +247,39 @@ def method(calibration: Mapping[str, Any], study: Study) -> list[Block]:
 
 def _trials(study: Study) -> list[Block]:
     """Validation scores of all trials; a choice at the edge of the tried range is marked."""
-    cells, column = [], "validation top-1, %, by peak lr"
+    cells = []
+    column = "validation top-1, %, by peak lr"
     for arm in (arm for arm in study.design.arms.values() if arm.name in study.scores):
-        scores, chosen = study.scores[arm.name], study.chosen[arm.name]
-        edge = " (at the edge of the range)" if chosen in (arm.peaks[0], arm.peaks[-1]) else ""
+        scores = study.scores[arm.name]
+        chosen = study.chosen[arm.name]
+        edge = ""
+        if chosen in (arm.peaks[0], arm.peaks[-1]):
+            edge = " (at the edge of the range)"
         best, _ = arm_scores.choose(arm, study.trials)
-        other = f" (these trials: {best:g})" if best != chosen else ""
+        other = ""
+        if best != chosen:
+            other = f" (these trials: {best:g})"
         values = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in scores.items())
         cells.append({"arm": arm.name, column: values, "chosen": f"{chosen:g}{edge}{other}"})
-    return [heading("Trials"), Table(cells, text=[column, "chosen"])] if cells else []
+    if cells:
+        return [heading("Trials"), Table(cells, text=[column, "chosen"])]
+    return []
 
 
 def rows(study: Study, times: Times) -> Iterator[dict[str, Any]]:
     """One row per complete run; scores are shares, ``cost`` calibrated core-seconds of its own training."""
     for arm in study.design.arms.values():
         full = design.stages(arm, arm.peaks[0], times)
-        half = full if arm.after else design.stages(arm, arm.peaks[0], times, design.TRIAL)
+        if arm.after:
+            half = full
+        else:
+            half = design.stages(arm, arm.peaks[0], times, design.TRIAL)
         trials = [("trial", arm.trial(peak), peak, design.TRIAL_SEED, study.trials) for peak in arm.peaks]
         runs = [("run", arm.run(seed), study.chosen.get(arm.name), seed, study.runs) for seed in SEEDS]
         for kind, name, peak, seed, outcomes in (*trials, *runs):
             if name in outcomes:
-                result, lengths = outcomes[name].result, half if kind == "trial" else full
+                result = outcomes[name].result
+                lengths = half if kind == "trial" else full
                 yield {
                     "arm": arm.name,
                     "run": name,

@@ -137,8 +137,12 @@ def submit(
     write_text(path, dump_yaml(dict(sweep)))
     print(f"\n{sweep['title']}: {path}", flush=True)
     command = [sys.executable, str(ROOT / "jobs" / "submit.py"), "--sweep", str(path), "--cluster", profile]
-    command += ["--watch"] if seconds is None else ["--foreground", "--retry"]
-    end, stopped = time.monotonic() + (float("inf") if seconds is None else seconds), False
+    if seconds is None:
+        command += ["--watch"]
+    else:
+        command += ["--foreground", "--retry"]
+    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    stopped = False
     with subprocess.Popen([*command, "--no-canary"], env=os.environ | {"FLIP_RUNS": str(runs_root())}) as process:
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
         while process.poll() is None:
@@ -159,7 +163,9 @@ def outcomes(sweep: str) -> dict[str, Outcome]:
 
 def machine() -> dict[str, Any]:
     """The machine of the measurement: processor, cores, load of the last minute."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    text = ""
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return {
         "processor": models[0] if models else os.uname().machine,

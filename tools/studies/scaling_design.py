@@ -28,7 +28,8 @@ SEEDS = (0, 1)
 TRIAL_SEED = 9
 """Seed of trials, not used by other runs."""
 BATCH = 128
-WARMUP, COOLDOWN = 0.1, 0.2
+WARMUP = 0.1
+COOLDOWN = 0.2
 """Warm-up as a share of a unit, the same at every length; cooldown as a share of the run."""
 
 GRAIN = 12_800
@@ -79,7 +80,10 @@ class Group:
     @property
     def name(self) -> str:
         share = self.data.partition("/")[2] or "1"
-        end = f"-lr{self.peak:g}" if self.peak else f"-s{self.seed}" + "-repeat" * self.repeat
+        if self.peak:
+            end = f"-lr{self.peak:g}"
+        else:
+            end = f"-s{self.seed}" + "-repeat" * self.repeat
         return f"{self.model.partition('/')[0].lower()}-data{share}-mask{self.mask}{end}"
 
     def point(self, length: float) -> StudyPoint:
@@ -95,16 +99,26 @@ class StudyRun:
 
     @property
     def name(self) -> str:
-        return f"{self.group.name}-x{self.length:g}" if self.length else f"{self.group.name}-trunk"
+        if self.length:
+            return f"{self.group.name}-x{self.length:g}"
+        return f"{self.group.name}-trunk"
 
     @property
     def kind(self) -> str:
-        return "trial" if self.group.peak else "trunk" if not self.length else "repeat" if self.group.repeat else "run"
+        if self.group.peak:
+            return "trial"
+        if not self.length:
+            return "trunk"
+        if self.group.repeat:
+            return "repeat"
+        return "run"
 
     @property
     def trunk(self) -> StudyRun | None:
         """The run that this one extends."""
-        return StudyRun(self.group, 0) if self.length and len(self.group.lengths) > 1 else None
+        if self.length and len(self.group.lengths) > 1:
+            return StudyRun(self.group, 0)
+        return None
 
     @property
     def units(self) -> float:
@@ -153,7 +167,9 @@ ROUNDS: tuple[tuple[str, tuple[Group, ...]], ...] = (
 
 def jobs_of(group: Group) -> list[StudyRun]:
     """The trunk of a group, if it has several lengths, and its runs."""
-    trunk = [StudyRun(group, 0)] if len(group.lengths) > 1 else []
+    trunk = []
+    if len(group.lengths) > 1:
+        trunk = [StudyRun(group, 0)]
     return trunk + [StudyRun(group, length) for length in group.lengths]
 
 
@@ -205,7 +221,8 @@ def sweep(jobs: Iterable[StudyRun], size: int, peaks: Mapping[tuple[str, str], f
 
 def entry(job: StudyRun, size: int, peaks: Mapping[tuple[str, str], float]) -> dict[str, Any]:
     """The settings of a run, as in the sweep file. Equal entries train equal runs."""
-    group, peak = job.group, job.group.peak or peaks[job.group.model, job.group.mask]
+    group = job.group
+    peak = job.group.peak or peaks[job.group.model, job.group.mask]
     stage: dict[str, Any] = {"batch": BATCH, "mask": group.mask, "base_lr": base_lr(peak, BATCH)}
     stage["warmup"] = warmup(size)
     fields: dict[str, Any] = {"seed": group.seed, "model.size": group.model, "data.manifest": DATA[group.data]}

@@ -23,7 +23,9 @@ from tools.studies.scaling_design import JOINT, LENGTHS, MASKS, REFERENCE, Group
 from tools.studies.scaling_runner import ScalingStudy, is_family, score
 from tools.studies.scaling_stats import Interval, SpeedUp
 
-MODEL, DATA, LONG = StudyPoint("8M/8"), StudyPoint(data="all"), StudyPoint(length=4)
+MODEL = StudyPoint("8M/8")
+DATA = StudyPoint(data="all")
+LONG = StudyPoint(length=4)
 BOTH, ALL = (group.point(*group.lengths) for group in JOINT)
 TABLE_8 = {"baseline": REFERENCE, "model": MODEL, "data": DATA, "schedule": LONG, "model+data": BOTH, "joint": ALL}
 """Row of the paper's Table 8 -> our point."""
@@ -126,7 +128,8 @@ def plan(study: ScalingStudy) -> str:
 
 def write(docs: Path, study: ScalingStudy) -> list[Path]:
     """Write the page and its figures; returns the paths. Raises OSError."""
-    name, calibration = scaling_design.NAME, read_json(study.folder / "calibration.json") or {}
+    name = scaling_design.NAME
+    calibration = read_json(study.folder / "calibration.json") or {}
     drawn = [figure for figure in (axes(study), cost(study)) if figure.plots]
     rules = RULES.format(
         **calibration["machine"], time=calibration["time"], unit=study.unit, clear=scaling_stats.CLEAR,
@@ -149,15 +152,22 @@ def write(docs: Path, study: ScalingStudy) -> list[Path]:
 def section(title: str, columns: str, lines: Iterable[Sequence[str]], note: str = "", text: str = "") -> list[Block]:
     """A heading, a table and a note; nothing without lines. ``columns``, and those with text, are separated by |."""
     cells = [dict(zip(columns.split("|"), line, strict=True)) for line in lines]
-    return [heading(title, 3), Table(cells, text=text.split("|")), *([Text(note)] if note else [])] if cells else []
+    if cells:
+        return [heading(title, 3), Table(cells, text=text.split("|")), *([Text(note)] if note else [])]
+    return []
 
 
 def missing(study: ScalingStudy) -> list[Block]:
     jobs = [job.name for job in study.missing() if job.length]
     names = ", ".join(jobs[:3]) + (" and others (--plan shows them)" if len(jobs) > 3 else "")
-    counted = "One run is" if len(jobs) == 1 else f"{len(jobs)} runs are"
+    if len(jobs) == 1:
+        counted = "One run is"
+    else:
+        counted = f"{len(jobs)} runs are"
     note = f"{counted} missing: {names}. Claims that need a missing run have no verdict."
-    return [Text(note, tone="note")] if jobs else []
+    if jobs:
+        return [Text(note, tone="note")]
+    return []
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------
@@ -168,7 +178,9 @@ def claims(study: ScalingStudy) -> list[Block]:
     estimates = [(claim, difference(study, terms)) for claim, terms in CLAIMS]
     lines = [(claim, interval(estimate), estimate.verdict() if estimate else "-") for claim, estimate in estimates]
     for mask in MASKS[1:]:
-        speed = speed_up(study, mask) if has_all_seeds(study, mask) else None
+        speed = None
+        if has_all_seeds(study, mask):
+            speed = speed_up(study, mask)
         claim = f"Mask {percent(float(mask), 0)} % reaches the accuracy without a mask at less cost."
         lines.append((claim, factor(speed), speed.estimate.verdict(1.0) if speed else "-"))
     note = "Differences in points, the last two as ratios of costs; in brackets 95 % intervals."
@@ -184,11 +196,15 @@ def difference(study: ScalingStudy, terms: Terms) -> Interval | None:
 
 
 def interval(estimate: Interval | None) -> str:
-    return "-" if estimate is None else f"{estimate.value:+.1f} ({estimate.low:+.1f} to {estimate.high:+.1f})"
+    if estimate is None:
+        return "-"
+    return f"{estimate.value:+.1f} ({estimate.low:+.1f} to {estimate.high:+.1f})"
 
 
 def mean(scores: Sequence[float]) -> str:
-    return percent(fmean(scores)) if scores else "-"
+    if scores:
+        return percent(fmean(scores))
+    return "-"
 
 
 def table_8(study: ScalingStudy) -> list[Block]:
@@ -196,8 +212,11 @@ def table_8(study: ScalingStudy) -> list[Block]:
     paper = {name.partition(", ")[2]: row["imagenet"] for name, row in rows("8").items()}
     lines = []
     for name, point in TABLE_8.items():
-        gain = difference(study, ((1, point), (-1, REFERENCE))) if point != REFERENCE else None
-        scores, published = study.scores(point), (f"{paper[name]:.1f}", f"{paper[name] - paper['baseline']:+.1f}")
+        gain = None
+        if point != REFERENCE:
+            gain = difference(study, ((1, point), (-1, REFERENCE)))
+        scores = study.scores(point)
+        published = f"{paper[name]:.1f}", f"{paper[name] - paper['baseline']:+.1f}"
         measured = (mean(scores), interval(gain), str(len(scores)))
         lines.append((name, *published, *measured, point.model, point.data, str(point.length)))
     note = (
@@ -229,16 +248,22 @@ def has_all_seeds(study: ScalingStudy, mask: str) -> bool:
 def factor(speed: SpeedUp | None) -> str:
     if speed is None:
         return "-"
-    low, high = speed.estimate.low, speed.estimate.high
-    between = f"{low:.2f} to {high:.2f}" if isfinite(high) else "no interval, one seed"
+    low = speed.estimate.low
+    high = speed.estimate.high
+    if isfinite(high):
+        between = f"{low:.2f} to {high:.2f}"
+    else:
+        between = "no interval, one seed"
     return f"{speed.bound} {speed.estimate.value:.2f} ({between})".strip()
 
 
 def masks(study: ScalingStudy) -> list[Block]:
     """The speed-up at equal accuracy, and at equal samples (the ratio of calibrated costs); the paper's Table 1a."""
-    lines, unmasked = [], study.times[f"{REFERENCE.model}, mask 0"]
+    lines = []
+    unmasked = study.times[f"{REFERENCE.model}, mask 0"]
     for mask in MASKS:
-        speed, share = speed_up(study, mask) if mask != "0" else None, f"{percent(float(mask), 0)} %"
+        speed = speed_up(study, mask) if mask != "0" else None
+        share = f"{percent(float(mask), 0)} %"
         top1 = f"{rows('1a')[f'1a, mask {share}']['imagenet']:.1f}", mean(study.scores(StudyPoint(mask=mask)))
         equal = f"{unmasked / study.times[f'{REFERENCE.model}, mask {mask}']:.2f}"
         lines.append((share, *top1, factor(speed), percent(speed.level) if speed else "-", equal))
@@ -271,7 +296,9 @@ def marked(name: str, placed: Sequence[tuple[float, Sequence[float]]], style: in
     """Means at x as a line, each with its lowest and highest seed; nothing without scores."""
     known = [(x, fmean(scores), min(scores), max(scores)) for x, scores in placed if scores]
     points = [Mark(x, 100 * y, 100 * low, 100 * high, f"{name}: {percent(y)}") for x, y, low, high in known]
-    return [Series(name, [[(x, 100 * y) for x, y, _, _ in known]], points, style)] if known else []
+    if known:
+        return [Series(name, [[(x, 100 * y) for x, y, _, _ in known]], points, style)]
+    return []
 
 
 def axes(study: ScalingStudy) -> Figure:
@@ -286,13 +313,15 @@ def axes(study: ScalingStudy) -> Figure:
 
 def cost(study: ScalingStudy) -> Figure:
     """Accuracy against calibrated cost for each mask: complete runs of three lengths, and the course of the trunks."""
-    final, course = list[Series](), list[Series]()
+    final = list[Series]()
+    course = list[Series]()
     for style, mask in enumerate(MASKS):
         final += marked(f"mask {mask}", [(x / 3600, scores) for x, scores in lengths(study, mask)], style)
         group = Group(mask=mask, lengths=LENGTHS)
         curve = study.results.get(StudyRun(group, 0).name, {}).get("curve", ())
         line = [(point["samples"] * study.times[group.work] / 3600, 100 * point["top1"]) for point in curve]
-        course += [Series(f"mask {mask}", [line], (), style)] if line else []
+        if line:
+            course += [Series(f"mask {mask}", [line], (), style)]
     sets = (("test families", final), ("validation family", course))
     plots = [Plot("core-hours, calibrated", f"{name}, top-1, %", series) for name, series in sets if series]
     caption = (
@@ -310,8 +339,13 @@ def laws(study: ScalingStudy) -> list[Block]:
     for label, field, points in AXES:
         runs = [record for point in points for record in study.records(point).values()]
         known = all(map(study.complete, points))
-        law = scaling_laws.fit([run[field] for run in runs], [1 - score(run) for run in runs]) if known else None
-        shown = (f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", str(law.runs)) if law else ("-", "-")
+        law = None
+        if known:
+            law = scaling_laws.fit([run[field] for run in runs], [1 - score(run) for run in runs])
+        if law:
+            shown = f"{law.exponent:.3f} ({law.low:.3f} to {law.high:.3f})", str(law.runs)
+        else:
+            shown = "-", "-"
         lines.append((label, *shown))
     note = "Error = a * x^-b, by least squares in the logarithms; intervals: bootstrap over runs."
     blocks = section("Power laws", "along|exponent b|runs", lines, note)
@@ -319,8 +353,15 @@ def laws(study: ScalingStudy) -> list[Block]:
         return [*blocks, Text("The joint corner is not predicted yet.", tone="note")]
     corner = []
     for point in (BOTH, ALL):
-        predicted, scores = study.prediction["errors"][str(point.length)], study.scores(point)
-        inside = "-" if not scores else "yes" if predicted["low"] <= 1 - fmean(scores) <= predicted["high"] else "no"
+        predicted = study.prediction["errors"][str(point.length)]
+        scores = study.scores(point)
+        if not scores:
+            inside = "-"
+        else:
+            if predicted["low"] <= 1 - fmean(scores) <= predicted["high"]:
+                inside = "yes"
+            else:
+                inside = "no"
         bounds = f"{percent(1 - predicted['high'])} to {percent(1 - predicted['low'])}"
         corner.append((f"length {point.length:g}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
     note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."
@@ -336,7 +377,9 @@ def laws(study: ScalingStudy) -> list[Block]:
 def measures(study: ScalingStudy) -> list[Block]:
     """Every score of every point: the mean over its seeds. The last line is chance."""
     points = {p: list(study.records(p).values()) for p in scaling_design.points() if study.records(p)}
-    items = next(iter(points.values()))[0]["evaluations"] if points else []
+    items = []
+    if points:
+        items = next(iter(points.values()))[0]["evaluations"]
     names = [item["name"] for item in items]
     lines = [
         (str(point), str(len(runs)), *(percent(fmean(score(run, name) for run in runs)) for name in names))
@@ -351,10 +394,13 @@ def measures(study: ScalingStudy) -> list[Block]:
 
 def learning_rates(study: ScalingStudy) -> list[Block]:
     """Validation scores of the trials; a choice at the edge of the tried range is marked."""
-    lines, edges = [], (scaling_design.PEAKS[0], scaling_design.PEAKS[-1])
+    lines = []
+    edges = scaling_design.PEAKS[0], scaling_design.PEAKS[-1]
     for (model, mask), scores in study.trials().items():
         chosen = study.peaks.get((model, mask))
-        edge = " (at the edge of the range)" if chosen in edges else ""
+        edge = ""
+        if chosen in edges:
+            edge = " (at the edge of the range)"
         tried = ", ".join(f"{peak:g}: {percent(value)}" for peak, value in scores.items()) or "-"
         lines.append((model, mask, tried, f"{chosen:g}{edge}" if chosen else "-"))
     columns = "model|mask|validation top-1, %, by peak|chosen"
@@ -365,7 +411,8 @@ def repeats(study: ScalingStudy) -> list[Block]:
     """Runs that were trained again, beside the first ones."""
     lines = []
     for job in scaling_design.all_jobs():
-        again, first = study.results.get(job.name), study.first(job)
+        again = study.results.get(job.name)
+        first = study.first(job)
         if job.kind == "repeat" and again and first:
             scores = [score(run, "validation") for run in (first, again)]
             shown = [f"{percent(top1)} ({run['time']})" for top1, run in zip(scores, (first, again), strict=True)]
@@ -380,7 +427,9 @@ def data_sets(study: ScalingStudy) -> list[Block]:
     jobs = (job for job in scaling_design.all_jobs() if job.name in study.results)
     used = Counter((job.group.data, study.results[job.name]["data"]) for job in jobs)
     lines = [(name, digest.removeprefix("digest:")[:12], str(runs)) for (name, digest), runs in sorted(used.items())]
-    note = DIGESTS if len(lines) > len({name for name, _ in used}) else ""
+    note = ""
+    if len(lines) > len({name for name, _ in used}):
+        note = DIGESTS
     return section("Training sets", "share of the data|digest|runs", lines, note, "digest")
 
 
@@ -406,7 +455,8 @@ def machine_time(study: ScalingStudy) -> list[Block]:
     machines = sorted({f"{run['machine']['cores']} cores of {run['machine']['processor']}" for run in runs})
     note = f"Reserved core-hours by use, on {'; '.join(machines)}; two runs that share a core count it twice."
     several = [f"{run['run']} ({run['threads']})" for run in runs if run["threads"] > 1]
-    note += f" Runs with several threads: {', '.join(several)}." if several else ""
+    if several:
+        note += f" Runs with several threads: {', '.join(several)}."
     note += " More attempts than runs: runs that were stopped or killed continued from their checkpoints."
     line = (str(len(runs)), str(sum(run["attempts"] for run in runs)), *parts.values())
     columns = "|".join(["runs", "attempts", *parts])

@@ -67,7 +67,8 @@ class ScalingStudy:
     def first(self, repeat: StudyRun) -> Record | None:
         """Record of the run that ``repeat`` trains again. Of the trials it is the one with the chosen peak."""
         group = repeat.group
-        same, peaks = (group.point(repeat.length), group.seed), (0.0, self.peaks.get((group.model, group.mask)))
+        same = group.point(repeat.length), group.seed
+        peaks = 0.0, self.peaks.get((group.model, group.mask))
         firsts = (job for job in scaling_design.all_jobs() if not job.group.repeat and job.group.peak in peaks)
         names = [job.name for job in firsts if (job.group.point(job.length), job.group.seed) == same]
         return next((self.results[name] for name in names if name in self.results), None)
@@ -177,7 +178,8 @@ def law(study: ScalingStudy) -> tuple[JointLaw, list[Record]]:
     jobs = [job for job in scaling_design.all_jobs() if job.kind == "run" and not is_predicted(job)]
     records = [study.results[j.name] for j in jobs if j.group.mask == REFERENCE.mask and j.name in study.results]
     axes = ("parameters", "data_samples", "samples")
-    xs, errors = [[each[axis] for axis in axes] for each in records], [1 - score(each) for each in records]
+    xs = [[each[axis] for axis in axes] for each in records]
+    errors = [1 - score(each) for each in records]
     return scaling_stats.joint_law(xs, errors), records
 
 
@@ -190,7 +192,10 @@ def predict(study: ScalingStudy) -> dict[str, Any]:
     late = [job.name for job in scaling_design.all_jobs() if is_predicted(job) and job.name in study.results]
     early = [job.name for job in study.missing() if not is_predicted(job) and job.kind in ("trial", "run")]
     if late or early or study.prediction:
-        reason = "is complete" if late else "is missing" if early else "exists"
+        if late:
+            reason = "is complete"
+        else:
+            reason = "is missing" if early else "exists"
         what = f"a prediction is made once, before the joint corner and after all other runs: {reason}"
         raise ConfigError(what, (late or early or [str(path)])[0], remedy="Keep the file, or complete the other runs.")
     fitted, records = law(study)
@@ -219,12 +224,14 @@ def train(folder: Path, profile: str, seconds: float) -> ScalingStudy:
     Once a run is complete on which others depend, all runs stop and continue in a new submission, in which those
     others have their place in the order of importance. Raises Unfinished if a submission failed or was stopped.
     """
-    end, machine = time.monotonic() + seconds, runner.machine()
+    end = time.monotonic() + seconds
+    machine = runner.machine()
     while True:
         local = runner.outcomes(scaling_design.NAME)
         collect(folder, local, machine)
         study = read(folder)
-        left, jobs = end - time.monotonic(), study.ready(local)
+        left = end - time.monotonic()
+        jobs = study.ready(local)
         if not jobs or left <= 0:
             return study
 
@@ -254,7 +261,9 @@ def record(job: StudyRun, outcome: Outcome, machine: Mapping[str, Any]) -> dict[
 
     ``curve``: accuracy on the validation family during training; ``hours``: core-hours by use (``goodput``).
     """
-    identity, result, account = read_json(outcome.run.identity) or {}, outcome.result, goodput.of_run(outcome)
+    identity = read_json(outcome.run.identity) or {}
+    result = outcome.result
+    account = goodput.of_run(outcome)
     curve = [
         {"samples": point["samples"], "seconds": point["seconds"], "top1": item["top1"]}
         for point in outcome.curve()

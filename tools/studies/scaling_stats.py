@@ -33,7 +33,11 @@ class Interval:
 
     def verdict(self, level: float = 0.0) -> str:
         """Whether the value is above ``level``: shown, opposite, or not shown if the interval includes the level."""
-        return "shown" if self.low > level else "opposite" if self.high < level else "not shown"
+        if self.low > level:
+            return "shown"
+        if self.high < level:
+            return "opposite"
+        return "not shown"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ def spread(scores: Mapping[Any, Sequence[float]]) -> Spread | None:
     """Pooled over points, the variance being sum (x - mean of its point)^2 / sum (n - 1); None without repeats."""
     deviations = _deviations(scores.values())
     freedom = sum(len(values) - 1 for values in scores.values() if values)
-    return Spread(sqrt(float((deviations**2).sum()) / freedom), freedom) if freedom else None
+    if freedom:
+        return Spread(sqrt(float((deviations**2).sum()) / freedom), freedom)
+    return None
 
 
 def contrast(terms: Sequence[tuple[float, Sequence[float]]], between: Spread) -> Interval | None:
@@ -100,7 +106,8 @@ def speed_up(
     """
     if not first or not second or not all(scores for _, scores in (*first, *second)):
         return None
-    random, designs = np.random.default_rng(seed), (first, second)
+    random = np.random.default_rng(seed)
+    designs = first, second
     if shared:
         pool = np.concatenate([np.array([_scaled([scores]) for _, scores in each]).T for each in designs])
     else:
@@ -121,8 +128,15 @@ def speed_up(
             for first_means, second_means in zip(*drawn, strict=True)
         ]
     ratio, level = _ratio(first, a, second, b)
-    low, high = np.quantile(ratios, (0.025, 0.975)) if ratios else (0.0, np.inf)
-    bound = "at least" if b[0] >= level else "at most" if a[0] >= level else ""
+    if ratios:
+        low, high = np.quantile(ratios, (0.025, 0.975))
+    else:
+        low = 0.0
+        high = np.inf
+    if b[0] >= level:
+        bound = "at least"
+    else:
+        bound = "at most" if a[0] >= level else ""
     return SpeedUp(Interval(ratio, float(low), float(high)), level, bound)
 
 
@@ -170,7 +184,8 @@ def joint_law(xs: Sequence[Sequence[float]], errors: Sequence[float], draws: int
     The bootstrap resamples residuals. Raises ValueError if the runs do not determine the law.
     """
     logs = np.log(np.asarray(xs, float))
-    design, y = np.column_stack([np.ones(len(logs)), -logs]), np.log(np.asarray(errors, float))
+    design = np.column_stack([np.ones(len(logs)), -logs])
+    y = np.log(np.asarray(errors, float))
     if len(y) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
         raise ValueError("too few runs, or an axis with a single value")
     solve = np.linalg.pinv(design)

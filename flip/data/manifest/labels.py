@@ -107,4 +107,6 @@ class LabelCounts:
 def defect_of(manifest: Manifest, classes: int) -> str:
     """``LabelCounts.defect`` by the counts of a manifest; empty also if it has none: its samples are not read."""
     counts = LabelCounts.of_manifest(manifest)
-    return counts.defect(manifest.samples, classes) if counts.known else ""
+    if counts.known:
+        return counts.defect(manifest.samples, classes)
+    return ""

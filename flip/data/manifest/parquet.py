@@ -87,7 +87,9 @@ def _check(file: Any, data: bytes, chosen: Sequence[str], where: str) -> None:
     leaves = {file.schema.column(i).path: i for i in range(len(file.schema))}
     for name in sorted(set(chosen)):
         kind = file.schema_arrow.field(name).type
-        leaf = file.schema.column(leaves[name]) if name in leaves else None
+        leaf = None
+        if name in leaves:
+            leaf = file.schema.column(leaves[name])
         bounded = leaf is not None and (leaf.physical_type in plain or str(kind) == "halffloat" or is_dictionary(kind))
         if leaf is None or leaf.max_repetition_level or not bounded:
             raise DataError(f"the column {name} holds {kind}, neither numbers nor text", where, remedy=_REMEDY)

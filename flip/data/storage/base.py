@@ -49,7 +49,9 @@ class RequestError(Exception):
 
     def __init__(self, kind: str, text: str, data: bytes = b"", etag: str = "", remedy: str = "") -> None:
         super().__init__(text)
-        self.kind, self.data, self.etag = kind, data, etag
+        self.kind = kind
+        self.data = data
+        self.etag = etag
         self.remedy = remedy
 
 
@@ -108,7 +110,8 @@ class LocalStorage:
         try:
             if (size := os.fstat(handle).st_size) < stop:  # before memory is allocated for what a manifest states
                 raise ends_early(key, size, stop)
-            pieces, at = [], start
+            pieces = []
+            at = start
             while at < stop:
                 piece = os.pread(handle, stop - at, at)
                 if not piece:
@@ -151,7 +154,9 @@ def drop_cached_pages(key: str, start: int, stop: int) -> None:
     with contextlib.suppress(OSError):  # that read reports it
         handle = os.open(key, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            first, last = start // PAGESIZE * PAGESIZE, -(-stop // PAGESIZE) * PAGESIZE  # whole pages alone are dropped
+            # whole pages alone are dropped
+            first = start // PAGESIZE * PAGESIZE
+            last = -(-stop // PAGESIZE) * PAGESIZE
             os.posix_fadvise(handle, first, last - first, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(handle)

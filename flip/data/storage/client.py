@@ -93,7 +93,9 @@ class _Download:
         return True
 
     def data(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if len(self._pieces) == 1:
+            return self._pieces[0]
+        return b"".join(self._pieces)
 
 
 def _refuse_changed(etag: str, expected: str) -> None:
@@ -123,8 +125,11 @@ class StorageClient:
             retry.HedgePolicy(self.retry_policy.hedge),
             retry.OutageDetector(report, self._clock),
         )
-        self._local, self._remote = base.LocalStorage(self.retry_policy.absent_is_outage), remote
-        self._lock, self._counters, self._ever_succeeded = threading.Lock(), IOStats(), False
+        self._local = base.LocalStorage(self.retry_policy.absent_is_outage)
+        self._remote = remote
+        self._lock = threading.Lock()
+        self._counters = IOStats()
+        self._ever_succeeded = False
 
     @property
     def counters(self) -> IOStats:
@@ -191,7 +196,8 @@ class StorageClient:
 
     def _once(self, key: str, request: Callable[[Storage], Future[_T]]) -> _T:
         """The result of one request, or of two if the first is late. Raises RequestError."""
-        storage, best = self._storage(key), None
+        storage = self._storage(key)
+        best = None
         had_succeeded = self._ever_succeeded
         sent = [_InFlight(self._gate.enter(), time.perf_counter(), request(storage))]
         try:
@@ -214,7 +220,9 @@ class StorageClient:
         if not self._hedge.is_late(answer, long=not had_succeeded):
             return None
         ticket = self._try_second_request(retry.SHARE)
-        return self._try_second_request() if ticket is None and self._hedge.is_late(answer, long=True) else ticket
+        if ticket is None and self._hedge.is_late(answer, long=True):
+            return self._try_second_request()
+        return ticket
 
     def _try_second_request(self, share: float | None = None) -> int | None:
         """The ticket of a second request, if a slot is free and at most ``share`` of all requests are second ones."""
@@ -232,9 +240,15 @@ class StorageClient:
             self._count(requests=1, seconds=time.perf_counter() - request.start)
             return
         error = request.answer.exception()
-        kind = error.kind if isinstance(error, RequestError) else ""
-        result = request.answer.result() if error is None else error
-        data = result.data if isinstance(result, RangeResponse | RequestError) else b""
+        kind = ""
+        data = b""
+        if isinstance(error, RequestError):
+            kind = error.kind
+            data = error.data
+        elif error is None:
+            answer: object = request.answer.result()
+            if isinstance(answer, RangeResponse):
+                data = answer.data
         self._gate.leave(request.ticket, kind)
         self._count(requests=1, bytes=len(data), seconds=time.perf_counter() - request.start, kind="" if best else kind)
 

@@ -111,7 +111,8 @@ class RetryState:
     outages: OutageDetector | None = None
 
     def __post_init__(self) -> None:
-        self._start, self._wait = self.clock.now(), self.retry_policy.first
+        self._start = self.clock.now()
+        self._wait = self.retry_policy.first
         self._denied = self._limited = 0
 
     def until_success(self, key: str, request: Callable[[], _T], reconnect: Callable[[], None]) -> _T:
@@ -185,7 +186,8 @@ class ConcurrencyLimiter:
     """
 
     def __init__(self, most: int) -> None:
-        self.cap, self._most = most, most
+        self.cap = most
+        self._most = most
         self._busy = self._successes = self._halvings = 0
         self._changed = threading.Condition()
 
@@ -212,11 +214,13 @@ class ConcurrencyLimiter:
             if kind and ACTION_BY_KIND[kind] is RetryAction.SLOWER:
                 self._successes = 0
                 if ticket == self._halvings:
-                    self.cap, self._halvings = max(1, self.cap // 2), self._halvings + 1
+                    self.cap = max(1, self.cap // 2)
+                    self._halvings += 1
             elif kind == "" and self.cap < self._most:
                 self._successes += 1
                 if self._successes >= self.cap:
-                    self.cap, self._successes = self.cap + 1, 0
+                    self.cap += 1
+                    self._successes = 0
             self._changed.notify_all()
 
 
@@ -237,7 +241,8 @@ class HedgePolicy:
     """
 
     def __init__(self, after: float) -> None:
-        self._after, self._lock = after, threading.Lock()
+        self._after = after
+        self._lock = threading.Lock()
         self._recent: deque[float] = deque(maxlen=_RECENT)
 
     def record(self, seconds: float) -> None:
@@ -254,7 +259,9 @@ class HedgePolicy:
         """
         with self._lock:
             recent = sorted(self._recent)
-        return max(self._after, recent[int((1 - SHARE) * len(recent))]) if recent else self._after
+        if recent:
+            return max(self._after, recent[int((1 - SHARE) * len(recent))])
+        return self._after
 
     def is_late(self, answer: Future[_T], long: bool = False) -> bool:
         """Wait for a response for the usual delay, or ``LONG`` times as long; returns whether it is late."""
@@ -305,18 +312,21 @@ class OutageDetector:
     """
 
     def __init__(self, report: Callable[[Outage], None] | None = None, clock: Clock | None = None) -> None:
-        self._report, self._clock = report or OutageBoard().add, clock or Clock()
+        self._report = report or OutageBoard().add
+        self._clock = clock or Clock()
         self._lock = threading.Lock()
         self._last_success = self._clock.now()
         self._since = self._reported = 0.0
-        self._retries, self._error = 0, ""
+        self._retries = 0
+        self._error = ""
 
     def succeeded(self) -> None:
         """Record a successful request."""
         with self._lock:
             self._last_success = self._clock.now()
             over = self._outage(over=True) if self._reported else None
-            self._retries, self._reported = 0, 0.0
+            self._retries = 0
+            self._reported = 0.0
         if over:
             self._report(over)
 
@@ -325,7 +335,8 @@ class OutageDetector:
         with self._lock:
             if not self._retries:
                 self._since = max(self._last_success, start)
-            self._retries, self._error = self._retries + 1, str(error)
+            self._retries += 1
+            self._error = str(error)
 
     def sleep(self, seconds: float) -> None:
         """Sleep before a retry, and report in time what becomes due meanwhile."""

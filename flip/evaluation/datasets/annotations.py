@@ -86,7 +86,8 @@ def _lines(file: Path, split: str) -> Iterator[File]:
             entry = json.loads(line)
             if "split" in entry:
                 raise _has_splits(file)
-            label, captions = entry.get("label"), entry.get("captions", [])
+            label = entry.get("label")
+            captions = entry.get("captions", [])
             if not isinstance(captions, list):
                 raise TypeError(f"captions are no list: {captions!r}")
             yield File(_path(file, entry["image"]), None if label is None else int(label), tuple(captions))
@@ -104,7 +105,10 @@ def _json(file: Path, split: str) -> Iterator[File]:
         return
     for image in content["images"]:
         if image["split"] in KARPATHY[split]:
-            name = f"{image['filepath']}/{image['filename']}" if image.get("filepath") else image["filename"]
+            if image.get("filepath"):
+                name = f"{image['filepath']}/{image['filename']}"
+            else:
+                name = image["filename"]
             yield File(_path(file, name), None, tuple(sentence["raw"] for sentence in image["sentences"]))
 
 
@@ -143,7 +147,8 @@ def _plain(text: str) -> Iterator[tuple[str, str]]:
 
     Raises ValueError if some captions with commas are quoted and others are not: the quotes would become text.
     """
-    quoted, plain = 0, 0
+    quoted = 0
+    plain = 0
     for number, line in enumerate(text.split("\n")[1:], 2):
         if line.strip():
             name, comma, caption = line.strip().partition(",")
@@ -171,5 +176,7 @@ def _path(file: Path, name: str) -> str:
 @cache
 def _folders(folder: Path) -> tuple[Path, ...]:
     """Folders that images may be in. COCO has a folder of annotations next to its folders of images."""
-    more = sorted(folder.parent.glob("*/")) if folder.name == "annotations" else []
+    more = []
+    if folder.name == "annotations":
+        more = sorted(folder.parent.glob("*/"))
     return folder, *sorted(folder.glob("*/")), *more

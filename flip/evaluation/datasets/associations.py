@@ -30,7 +30,9 @@ class Association(NamedTuple):
 
 def read(folder: str) -> tuple[list[File], list[Association]]:
     """The images of all instances, each once, and the instances. Raises DataError."""
-    path, numbers, instances = Path(folder) / FILE, dict[str, int](), list[Association]()
+    path = Path(folder) / FILE
+    numbers = dict[str, int]()
+    instances = list[Association]()
     try:
         lines = read_regular(path, LIMIT).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:

@@ -105,7 +105,10 @@ class DatasetLocation:
     def open(self, retry_policy: RetryPolicy | None = None) -> Images:
         if self.manifest:
             return Shards(self.manifest, retry_policy)
-        root = os.path.dirname(self.where) if os.path.isfile(self.where) else self.where
+        if os.path.isfile(self.where):
+            root = os.path.dirname(self.where)
+        else:
+            root = self.where
         return ImageFiles(self.files, root, self.where, retry_policy)
 
 
@@ -129,7 +132,9 @@ class ResolvedDataset:
     def from_dict(cls, values: Mapping[str, Any]) -> ResolvedDataset:
         """The inverse of ``dataclasses.asdict``."""
         locations = {k: DatasetLocation.from_dict(values[k]) for k in ("location", "train") if values[k] is not None}
-        prompts = None if values["prompts"] is None else Prompts(**values["prompts"])
+        prompts = None
+        if values["prompts"] is not None:
+            prompts = Prompts(**values["prompts"])
         return cls(**{**values, **locations, "prompts": prompts})
 
     @classmethod
@@ -139,7 +144,9 @@ class ResolvedDataset:
         Raises ConfigError.
         """
         location, train = (DatasetLocation(path, manifest=path) for path in (item.manifest, item.train))
-        prompts = read_prompts(item.classes) if item.task == "zeroshot" else None
+        prompts = None
+        if item.task == "zeroshot":
+            prompts = read_prompts(item.classes)
         if item.task != "probe":
             return cls(item.name, item.task, location, prompts)
         return cls(item.name, item.task, location, prompts, train, probe_defect(item.manifest, item.train))
@@ -158,7 +165,9 @@ def suites() -> dict[str, list[str]]:
 def root(given: str = "") -> str:
     """The folder of data sets: ``given``, or else FLIP_DATA, or else ./data."""
     chosen = given or os.environ.get("FLIP_DATA") or "data"
-    return chosen if is_remote(chosen) else str(Path(chosen).expanduser().absolute())
+    if is_remote(chosen):
+        return chosen
+    return str(Path(chosen).expanduser().absolute())
 
 
 def source(entry: Mapping[str, Any]) -> str:
@@ -169,7 +178,9 @@ def source(entry: Mapping[str, Any]) -> str:
 def expected(name: str) -> int | None:
     """Number of images in the test split of a known data set; None if unknown."""
     count = entries().get(name, {}).get("count")
-    return None if count is None else int(count)
+    if count is None:
+        return None
+    return int(count)
 
 
 def missing(request: DatasetRequest, below: str) -> str:
@@ -197,19 +208,27 @@ def resolve_dataset(request: DatasetRequest, below: str, retry_policy: RetryPoli
     if not task:
         _, sample = next(iter(location.open(retry_policy).samples(range(1))))
         task = "zeroshot" if "cls" in sample else "retrieval"
-    train = _require(locate_split(path, "train"), path, "train") if task == "probe" else None
+    train = None
+    if task == "probe":
+        train = _require(locate_split(path, "train"), path, "train")
     if train and train.classes != location.classes:
         a, b = next((a, b) for a, b in zip_longest(location.classes, train.classes, fillvalue="none") if a != b)
         remedy = "Classes are numbered by their folders: give both splits the same ones; empty ones count."
         raise ConfigError("test and train have not the same folders of classes", path, f"{a} beside {b}", remedy)
     if train and (defect := _probe_defect(location, train)):
         raise ConfigError(f"linear probe: {defect}", path, remedy=PROBE_REMEDY)
-    prompts, note = _prompts(request, entry, path) if task == "zeroshot" else None, ""
+    prompts = _prompts(request, entry, path) if task == "zeroshot" else None
+    note = ""
     if prompts and location.classes:
         location, note = label_by_name(location, prompts.names, request.templates or path)
     if note:
         log.info("%s: %s", request.name, note)
-    metric, group = (entry.get("metric", ""), entry.get("group")) if task == "zeroshot" else ("", None)
+    if task == "zeroshot":
+        metric = entry.get("metric", "")
+        group = entry.get("group")
+    else:
+        metric = ""
+        group = None
     return ResolvedDataset(request.name, task, location, prompts, train, note or entry.get("note", ""), metric, group)
 
 
@@ -231,7 +250,10 @@ def label_defect(request: DatasetRequest, below: str) -> str:
         if task is None and not LabelCounts.of_manifest(manifest).counts:  # for retrieval
             return ""
         source = _prompt_source(request, entry, path)
-        classes = IMAGENET_CLASSES if isinstance(source, int) else len(source.names)
+        if isinstance(source, int):
+            classes = IMAGENET_CLASSES
+        else:
+            classes = len(source.names)
         return defect_of(manifest, classes)
     return ""
 
@@ -270,8 +292,13 @@ def _existing_paths(request: DatasetRequest, entry: Mapping[str, Any], below: st
         paths = [f"{below.rstrip('/')}/{name}" for name in names]
     existing = [path for path in paths if is_remote(path) or Path(path).expanduser().exists()]
     if not existing:
-        known = "" if entry or request.path else f" Known names: {', '.join(entries())}; others need NAME=PATH."
-        get = f"Get it from {source(entry)}. " if source(entry) else ""
+        if entry or request.path:
+            known = ""
+        else:
+            known = f" Known names: {', '.join(entries())}; others need NAME=PATH."
+        get = ""
+        if source(entry):
+            get = f"Get it from {source(entry)}. "
         remedy = f"{get}Put it there, or give NAME=PATH or --data.{known}"
         raise ConfigError(f"the data set {request.name} is not here", ", ".join(paths), remedy=remedy)
     return existing
@@ -286,7 +313,9 @@ def _require(location: DatasetLocation | None, path: str, split: str) -> Dataset
 
 def _prompts(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts:
     source = _prompt_source(request, entry, path)
-    return imagenet_prompts(source) if isinstance(source, int) else source
+    if isinstance(source, int):
+        return imagenet_prompts(source)
+    return source
 
 
 def _prompt_source(request: DatasetRequest, entry: Mapping[str, Any], path: str) -> Prompts | int:
@@ -294,7 +323,10 @@ def _prompt_source(request: DatasetRequest, entry: Mapping[str, Any], path: str)
     of_imagenet = request.templates in ("7", "80")
     if request.templates and not of_imagenet:
         return read_prompts(request.templates)
-    folder = path if Path(path).is_dir() else os.path.dirname(path)
+    if Path(path).is_dir():
+        folder = path
+    else:
+        folder = os.path.dirname(path)
     prompts = None if is_remote(path) else read_folder(folder)
     if of_imagenet and (entry.get("words") == "imagenet" or not (entry or prompts)):  # others have names of their own
         return int(request.templates)
@@ -316,7 +348,9 @@ def locate_split(path: str, split: str = "test") -> DatasetLocation | None:
     root = Path(path).expanduser().absolute()
     if root.is_file():
         other = split != "test" and not _lists(root, split)
-        return None if other else DatasetLocation(str(root), files=read_annotations(root, split))
+        if other:
+            return None
+        return DatasetLocation(str(root), files=read_annotations(root, split))
     folders = [root / name for name in SPLITS[split]] + ([root] if split == "test" else [])
     for folder in folders:
         if (folder / MARK).is_file():
@@ -400,7 +434,9 @@ def _locate_images(folder: Path) -> DatasetLocation | None:
         images = sorted(p for p in of_class.rglob("*") if p.suffix[1:].lower() in EXTENSIONS and p.is_file())
         files += [File(str(path), label) for path in images]
     names = tuple(path.name for path in classes)
-    return DatasetLocation(str(folder), files=tuple(files), classes=names) if files else None
+    if files:
+        return DatasetLocation(str(folder), files=tuple(files), classes=names)
+    return None
 
 
 def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) -> tuple[DatasetLocation, str]:
@@ -409,7 +445,8 @@ def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) 
     Folders are matched by name. Case, ``_``, ``-`` and spaces do not count. If no folder matches and all are numbers or
     WordNet ids, folder c is name c. ``source``: the file of the names. Raises ConfigError in all other cases.
     """
-    folders, where = location.classes, location.where
+    folders = location.classes
+    where = location.where
     remedy = (
         f"The class names are from {source}. Correct a name there or rename the folder; folders called 0, 1, ... go by"
         " order, and a list (*.jsonl) gives each image its class number."
@@ -420,11 +457,14 @@ def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) 
             raise ConfigError("there are not as many class names as folders of classes", where, counts, remedy)
         pairs = f"{folders[0]} = {names[0]} ... {folders[-1]} = {names[-1]}"
         return location, f"folders are numbers or WordNet ids, so folder c is class name c: {pairs}"
-    numbers, keys = _by_key(names, "two class names", source), _by_key(folders, "two folders", where)
+    numbers = _by_key(names, "two class names", source)
+    keys = _by_key(folders, "two folders", where)
     unmatched = [key for key in keys if key not in numbers]
     if unmatched:
         shown = [folders[keys[key]] + _nearest(key, numbers, names) for key in unmatched[:5]]
-        more = f" and {len(unmatched) - 5} more" if len(unmatched) > 5 else ""
+        more = ""
+        if len(unmatched) > 5:
+            more = f" and {len(unmatched) - 5} more"
         what = f"{len(unmatched)} of {len(folders)} folders match no class name: {', '.join(shown)}{more}"
         raise ConfigError(what, where, f"{len(names)} names", remedy)
     absent = [name for key, name in zip(numbers, names, strict=True) if key not in keys]
@@ -458,4 +498,6 @@ def _by_key(names: Sequence[str], what: str, where: str) -> dict[str, int]:
 
 def _nearest(key: str, numbers: Mapping[str, int], names: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, numbers, n=1, cutoff=0.5)
-    return f" (nearest: {names[numbers[near[0]]]})" if near else ""
+    if near:
+        return f" (nearest: {names[numbers[near[0]]]})"
+    return ""

@@ -45,7 +45,10 @@ class Shards:
     """All samples of a manifest but its exceptions, including the last ones, which training leaves out."""
 
     def __init__(self, manifest: Manifest | os.PathLike[str] | str, retry_policy: RetryPolicy | None = None) -> None:
-        self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
+        if isinstance(manifest, Manifest):
+            self.manifest = manifest
+        else:
+            self.manifest = Manifest.load(manifest)
         self.where = self.root = str(self.manifest.folder)
         self.digest = self.manifest.digest
         self.cache_key = self.digest
@@ -62,7 +65,10 @@ class Shards:
 
         All are held in memory, so that several can be read at a time: ask for one batch.
         """
-        ids = self._ids[positions.start : positions.stop].tolist() if self.manifest.exceptions else positions
+        if self.manifest.exceptions:
+            ids = self._ids[positions.start : positions.stop].tolist()
+        else:
+            ids = positions
         size = self.manifest.chunk
         by_chunk = {number: list(of_chunk) for number, of_chunk in groupby(ids, lambda id: id // size)}
         with ThreadPoolExecutor(READER_THREADS) as pool:
@@ -98,7 +104,10 @@ class ImageFiles:
     ) -> None:
         if not files:
             raise ConfigError("there are no images here", where or root)
-        self.files, self.root, self.where, self.count = files, root, where or root, len(files)
+        self.files = files
+        self.root = root
+        self.where = where or root
+        self.count = len(files)
         self._reader = ChunkReader(retry_policy=retry_policy)
 
     @cached_property
@@ -130,7 +139,9 @@ class ImageFiles:
             raise DataError("the image is missing, or the storage refuses it", key, remedy=self.remedy(id)) from error
 
     def _name(self, file: File) -> str:
-        return os.path.relpath(file.key, self.root) if "://" not in file.key else file.key.removeprefix(self.root)
+        if "://" not in file.key:
+            return os.path.relpath(file.key, self.root)
+        return file.key.removeprefix(self.root)
 
     def names(self, ids: Iterable[int]) -> Sequence[int | str]:
         """The images as a file of predictions names them: paths below ``root``."""
@@ -189,7 +200,8 @@ def prefetch(
     with ThreadPoolExecutor(1) as reader:
         pending = None
         for part in parts:
-            ready, pending = pending, reader.submit(prepare, images, part, view, read_label)
+            ready = pending
+            pending = reader.submit(prepare, images, part, view, read_label)
             if ready is not None:
                 yield ready.result()
         if pending is not None:

@@ -46,11 +46,18 @@ class ModelEncoder:
         autocast: contextlib.AbstractContextManager[Any] = FULL_PRECISION, mask: str = "0", ensemble: bool = False,
         precision: str = "fp32", view: EvaluationView | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.tokenizer, self.tower, self.device, self.autocast = model, tokenizer, tower, device, autocast
-        self.patches, self.kept_patches, self.ensemble = patches(tower), kept_patches(tower, mask), ensemble
+        self.model = model
+        self.tokenizer = tokenizer
+        self.tower = tower
+        self.device = device
+        self.autocast = autocast
+        self.patches = patches(tower)
+        self.kept_patches = kept_patches(tower, mask)
+        self.ensemble = ensemble
         if self.kept_patches < 1:
             raise ConfigError("the mask leaves no patch", "mask", mask, "Mask less.")
-        self.width, self.precision = model.image.projection.out_features, precision
+        self.width = model.image.projection.out_features
+        self.precision = precision
         self._view = view or EvaluationView(tower.size)
         self.view_id = self._view.label + (f"-{'ensemble' if ensemble else 'mask'}{mask}" if self.masked else "")
 
@@ -106,7 +113,9 @@ class OpenClipEncoder:
     """
 
     def __init__(self, folder: str, device: torch.device | str = "cpu", precision: str = "fp32") -> None:
-        trust = {"trust_remote_code": False} if open_clip_folder.check(folder) else {}
+        trust = {}
+        if open_clip_folder.check(folder):
+            trust = {"trust_remote_code": False}
         try:
             import open_clip
         except ImportError as error:
@@ -121,14 +130,18 @@ class OpenClipEncoder:
         except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
             raise ConfigError(f"open_clip cannot build this model: {error}", folder) from error
         self.model.to(device).eval()
-        self.device, self.precision = device, precision
+        self.device = device
+        self.precision = precision
         self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
         self.view_id = "open_clip-own"  # features cached as "open_clip" are of images converted to RGB beforehand
         self.width = self.image(torch.zeros(1, *self.view(GREY).shape), torch.zeros(1)).shape[1]
 
     def view(self, image: Pixels | Image.Image) -> NDArray[Any]:
         """(3, H, W) float32."""
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            picture = image
+        else:
+            picture = Image.fromarray(image)
         view: NDArray[Any] = self._preprocess(picture).numpy()
         return view
 

@@ -62,7 +62,8 @@ def embed_images(
         ids += batch_ids.tolist()[: len(batch_labels)]
         progress()
     rows = _rows(batches, ranks)
-    all_features, all_ids = ranks.gather(torch.cat(features), rows), ranks.gather(torch.tensor(ids).long(), rows)
+    all_features = ranks.gather(torch.cat(features), rows)
+    all_ids = ranks.gather(torch.tensor(ids).long(), rows)
     all_labels = all_gather_json(labels, ranks.group)
     if all_features is None or all_ids is None:
         return None
@@ -74,11 +75,13 @@ def embed_texts(
 ) -> Tensor | None:
     """(n, E) of all texts on rank 0, None on others. Collective: ``texts`` is equal on all ranks."""
     batches = _batches(len(texts), batch)
-    own, features = ranks.shard(len(batches)), [torch.empty(0, encoder.width)]
+    own = ranks.shard(len(batches))
+    features = [torch.empty(0, encoder.width)]
     for step in range(_steps(batches, ranks)):
         part = batches[own[step]] if step < len(own) else None
         encoded = encoder.text([texts[i] for i in part] if part else [""])
-        features += [encoded] if part else []
+        if part:
+            features += [encoded]
         progress()
     return ranks.gather(torch.cat(features), _rows(batches, ranks))
 

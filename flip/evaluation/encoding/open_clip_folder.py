@@ -70,7 +70,8 @@ def check(folder: str) -> bool:
     where = str(Path(folder) / FILES[0])
     try:
         model = json.loads(read_regular(where, 1 << 20).decode("utf-8"))["model_cfg"]
-        image, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
+        image = dict(model["vision_cfg"])
+        text = dict(model["text_cfg"])
         refused = sorted(set(text.get("tokenizer_kwargs") or {}) - set(ALLOWED_TOKENIZER_KWARGS))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"is no configuration of open_clip: {type(error).__name__} {error}", where) from error

@@ -39,7 +39,10 @@ def accuracy(ranks: Tensor, ks: Sequence[int], chance: float) -> dict[str, Any]:
 def format_result(result: Mapping[str, Any]) -> str:
     """A result as a line of the log."""
     score = score_of(result)
-    of = "captions" if result["task"] == "retrieval" and result["name"].endswith("-image") else "images"
+    if result["task"] == "retrieval" and result["name"].endswith("-image"):
+        of = "captions"
+    else:
+        of = "images"
     return f"{result['name']}: {score.label} {score.value:.2%} of {result['n']:,} {of}"
 
 
@@ -61,7 +64,8 @@ def rank_targets(
     Scores are computed for ``tile`` queries at a time; ``target`` maps the slice of queries and their scores to
     columns.
     """
-    ranks, best = [], []
+    ranks = []
+    best = []
     for start in range(0, len(queries), tile):
         rows = slice(start, start + tile)
         scores = queries[rows] @ candidates.T
@@ -87,7 +91,8 @@ def wilson(correct: int, n: int, z: float = 1.959964) -> list[float]:
     """The 95 % score interval of a share (Wilson 1927) as [low, high]; [0, 1] for n = 0."""
     if n == 0:
         return [0.0, 1.0]
-    share, slack = correct / n, z * z / n
+    share = correct / n
+    slack = z * z / n
     centre = (share + slack / 2) / (1 + slack)
     half = z / (1 + slack) * math.sqrt(share * (1 - share) / n + slack / (4 * n))
     return [max(centre - half, 0.0), min(centre + half, 1.0)]
@@ -114,7 +119,8 @@ def macro_f1(answers: Answers) -> float:
     """Mean F1 over the classes that occur, as scikit-learn's f1_score with average macro and those labels."""
     scores = []
     for label in np.unique(answers.labels):
-        own, predicted = answers.labels == label, answers.nearest[:, 0] == label
+        own = answers.labels == label
+        predicted = answers.nearest[:, 0] == label
         scores.append(2 * (own & predicted).sum() / (own.sum() + predicted.sum()))
     return float(np.mean(scores))
 

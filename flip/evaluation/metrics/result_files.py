@@ -41,7 +41,9 @@ def curve(name: str, task: str) -> str:
 
 def suffix(mask: str, ensemble: bool) -> str:
     """The suffix of a result with this mask."""
-    return "" if float(mask) == 0 else f"-{'ensemble' if ensemble else 'mask'}{mask}"
+    if float(mask) == 0:
+        return ""
+    return f"-{'ensemble' if ensemble else 'mask'}{mask}"
 
 
 def write_result(subject: RunDir, result: Mapping[str, Any], commit: Mapping[str, Any], job: str) -> Path:

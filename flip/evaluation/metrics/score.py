@@ -38,7 +38,8 @@ class Score:
 def score_of(result: Mapping[str, Any]) -> Score:
     """The score of one result, also of earlier versions."""
     metric = _metric(result)
-    chance, interval = None, None
+    chance = None
+    interval = None
     if metric in _OWN_CHANCE:
         chance = result.get("chance")
     if metric in _OWN_INTERVAL and result.get("interval"):
@@ -56,4 +57,6 @@ def _metric(result: Mapping[str, Any]) -> str:
 def _label(result: Mapping[str, Any], metric: str) -> str:
     if metric:
         return LABELS.get(metric, metric.replace("_", " "))
-    return RECALL if result.get("task") == "retrieval" else TOP_1
+    if result.get("task") == "retrieval":
+        return RECALL
+    return TOP_1

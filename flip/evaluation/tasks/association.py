@@ -31,6 +31,7 @@ def score(instances: Sequence[Association], images: Tensor, cues: Tensor) -> dic
         values.append(common / (2 * instance.right - common))
     large = [v for v, instance in zip(values, instances, strict=True) if len(instance.candidates) >= LARGE]
     chosen = torch.tensor(large or values, dtype=torch.float64)
-    mean, half = float(chosen.mean()), 1.96 * float(chosen.std()) / math.sqrt(len(chosen)) if len(chosen) > 1 else 1.0
+    mean = float(chosen.mean())
+    half = 1.96 * float(chosen.std()) / math.sqrt(len(chosen)) if len(chosen) > 1 else 1.0
     interval = [max(0.0, mean - half), min(1.0, mean + half)]
     return {"n": len(chosen), "top1": mean, "interval": interval, "all": float(torch.tensor(values).mean())}

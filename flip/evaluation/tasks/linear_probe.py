@@ -119,13 +119,17 @@ def choose(
     held_out = torch.from_numpy(key(0, np.arange(len(labels)), 0) % HELD_OUT == 0)
     if not 0 < int(held_out.sum()) < len(labels):
         return values[-2]
-    best, most, probe = values[0], -1, None
+    best = values[0]
+    most = -1
+    probe = None
     for C in values:
         probe = fit(features[~held_out], labels[~held_out], classes, C, probe, progress)
         if not probe.converged:
             log.warning("the fit with C = %g, one of the values to choose from, did not converge", C)
         correct = int((probe.scores(features[held_out]).argmax(dim=1) == labels[held_out]).sum())
-        best, most = (C, correct) if correct > most else (best, most)
+        if correct > most:
+            best = C
+            most = correct
     return best
 
 
@@ -146,8 +150,10 @@ def probe(
     absent = sorted(set(test[1].tolist()) - set(train[1].tolist()))
     if absent:
         raise DataError("classes of the test images have no training image", name, absent[:5])
-    features, labels = train[0].to(device), train[1].to(device)
-    given, C = C, C or choose(features, labels, classes, progress=progress)
+    features = train[0].to(device)
+    labels = train[1].to(device)
+    given = C
+    C = C or choose(features, labels, classes, progress=progress)
     fitted = fit(features, labels, classes, C, progress=progress)
     scores = torch.cat([fitted.scores(part.to(device)).cpu() for part in test[0].split(TILE)])
     result = accuracy(rank_of_target(scores, test[1]), (1, 5), 1 / len(set(train[1].tolist())))

@@ -49,7 +49,8 @@ def nearest_classes(features: Tensor, classes: Tensor, k: int) -> tuple[Tensor, 
 
     ``classes``: embeddings (C, E). With fewer than k classes, all are returned.
     """
-    scores, nearest = [], []
+    scores = []
+    nearest = []
     for start in range(0, len(features), TILE):
         ordered = (features[start : start + TILE] @ classes.T).sort(dim=1, descending=True, stable=True)
         scores.append(ordered.values[:, :k])
