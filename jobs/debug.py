@@ -149,7 +149,9 @@ def scratch(resolved: ResolvedRun, real: RunDir, args: argparse.Namespace) -> Ru
     resolved.config.checkpoint.url = ""  # the URL belongs to the real run
     write_text(run.config, dump(resolved.config))
     write_json(run.identity, dict(resolved.identity))
-    commits = [] if args.fresh else commit.commits(real)
+    commits = []
+    if not args.fresh:
+        commits = commit.commits(real)
     if commits:
         copy = run.checkpoints / commits[-1].stage / commits[-1].path.name
         with local_copy(commits[-1]) as here:

@@ -76,7 +76,9 @@ def files(run: RunDir, attempt: int | None, err: bool, node: int | None = None) 
     kind = "err" if err else "out"
     if node is not None:
         return sorted(folder.glob(f"node{node}.{kind}"))
-    failed = start_logs(run, kind) if attempt is None else []
+    failed = []
+    if attempt is None:
+        failed = start_logs(run, kind)
     return [*sorted(folder.glob(f"job.{kind}")), *sorted(folder.glob(f"node*.{kind}")), *failed]
 
 

@@ -119,13 +119,17 @@ def new(args: argparse.Namespace) -> int:
     schema = SWEEPS / "schemas" / "sweep.json"
     data = _place(args.data)
     record = manifest_record(data) or {}
-    test = _place(args.test) if args.test else ""
+    test = ""
+    if args.test:
+        test = _place(args.test)
     if not test and manifest_record(f"{data}/test"):
         test = f"{data}/test"
     if args.test and manifest_record(test) is None:
         remedy = "Make one with: flip shards make SOURCE --split 0.2 --out FOLDER, which writes FOLDER/test."
         raise ConfigError("no manifest in this folder", "--test", args.test, remedy)
-    cache = CACHE if data.startswith(CACHE) else ""
+    cache = ""
+    if data.startswith(CACHE):
+        cache = CACHE
     beside = cache + os.path.join(os.path.dirname(data.removeprefix(cache)), "tokenizer.json")
     tokenizer = args.tokenizer or beside
     if not tokenizer.startswith(CACHE):

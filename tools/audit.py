@@ -32,7 +32,9 @@ def audit(options: argparse.Namespace) -> int:
     report = pip_audit_report()
     lines, count = summary(report)
     print(json.dumps(report, indent=1) if options.json else "\n".join(lines))
-    return VULNERABLE if count else 0
+    if count:
+        return VULNERABLE
+    return 0
 
 
 def pip_audit_report() -> dict[str, Any]:

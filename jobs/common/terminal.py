@@ -77,7 +77,8 @@ class TextTable:
         from rich.cells import cell_len
 
         columns, lines, _ = cells(self.rows)
-        lines = lines if self.header else lines[1:]
+        if not self.header:
+            lines = lines[1:]
         full = {name: max(cell_len(line[i]) for line in lines) for i, name in enumerate(columns)}
         shown = {name: min(full[name], self.cut.get(name, full[name])) for name in columns}
         empty = [name for i, name in enumerate(columns) if {line[i] for line in lines[1:]} <= {"-", ""}]
@@ -148,7 +149,8 @@ class Page(str):
 def show(page: str, file: TextIO | None = None) -> None:
     """Print text, on a terminal with words wrapped and tables that fit its width."""
     file = file or sys.stdout
-    page = page if isinstance(page, Page) else Page(page)
+    if not isinstance(page, Page):
+        page = Page(page)
     if not is_terminal(file):
         print(page, file=file, flush=True)
         return
@@ -360,7 +362,9 @@ class ProgressBar:
     def row(self, done: int, total: int, seconds: float, note: str) -> dict[str, Any]:
         """The cells of the bar, in their order."""
         amount = size if self.unit == "B" else count
-        speed = (done - self.initial) / seconds if seconds else 0.0
+        speed = 0.0
+        if seconds:
+            speed = (done - self.initial) / seconds
         share = done / total if total else 1.0
         return {
             "what": self.what,

@@ -178,7 +178,9 @@ def restart_later(
     node = os.environ.get("SLURMD_NODENAME", "")
     failed = failed_starts.FailedStarts(before.starts + 1, attempt or before.attempt, code, node)
     if not ended:
-        patience = 0.0 if known else slurm_cli.OUTAGE_SECONDS
+        patience = 0.0
+        if not known:
+            patience = slurm_cli.OUTAGE_SECONDS
         failed_starts.record_failed_starts(job, restarts, failed, patience)
     nodes: Optional[Sequence[str]] = None
     if leave_node and node:
@@ -269,7 +271,8 @@ def end(
     """Record the end of attempt n and carry out the decision. ``last_error``: of an earlier try of this call."""
     fields: Dict[str, str] = {}
     run = RunDir(path)
-    n = run.newest_attempt() if n is None else n
+    if n is None:
+        n = run.newest_attempt()
     if n not in run.attempt_numbers():
         raise ConfigError("no such attempt", str(run.path), n, "It is won by `jobs/host/batch_hooks.py begin`.")
     job, restarts = own_start()

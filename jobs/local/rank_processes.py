@@ -184,7 +184,8 @@ class LocalAttempt:
                 self.code = code
             self.shorten_deadline(self.grace)  # its peers can only wait for it
         else:
-            self.code = code if self.code == COMPLETE else self.code
+            if self.code == COMPLETE:
+                self.code = code
             self.shorten_deadline(STRAGGLER_SECONDS)
 
     def shorten_deadline(self, seconds: float) -> None:

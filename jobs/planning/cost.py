@@ -37,7 +37,9 @@ class Device:
     step: StepTime | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        parts = {} if self.step is None else asdict(self.step)
+        parts = {}
+        if self.step is not None:
+            parts = asdict(self.step)
         return {"memory": self.memory, "step_seconds": self.step_seconds, **parts}
 
 
@@ -76,7 +78,9 @@ def estimate(config: Config, profile: ClusterProfile) -> Estimate:
     stages = []
     devices = []
     times = list[float | None]()
-    first = config.init.samples if config.init.extend else 0
+    first = 0
+    if config.init.extend:
+        first = config.init.samples
     for stage, row in zip(config.stages, numbers["stages"], strict=True):
         done = min(max(first - row["start"], 0), row["end"] - row["start"])
         samples = row["end"] - row["start"] - done

@@ -148,7 +148,9 @@ class Plan:
 
     @property
     def pruned(self) -> Mapping[str, ExistingRun]:
-        return self.dropped if self.prunes else {}
+        if self.prunes:
+            return self.dropped
+        return {}
 
     @property
     def cost(self) -> Cost:

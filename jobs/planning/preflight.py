@@ -486,6 +486,8 @@ def save_time(profile: ClusterProfile, run: RunDir) -> list[Check]:
     warning = ""
     if not enough:
         warning = ": too late for a save under way, three steps and one more save; raise signal_seconds"
-    steps = f", a step {step:.1f} s" if step else ""
+    steps = ""
+    if step:
+        steps = f", a step {step:.1f} s"
     detail = f"{save:.1f} s at most until now{steps}, the warning comes {seconds:g} s before the end{warning}"
     return [Check("time to save", detail)]

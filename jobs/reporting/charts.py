@@ -127,7 +127,9 @@ class Plot:
 
     @property
     def size(self) -> tuple[int, int]:
-        return LARGE if self.large else SMALL
+        if self.large:
+            return LARGE
+        return SMALL
 
     @property
     def summary(self) -> str:

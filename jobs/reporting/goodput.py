@@ -203,7 +203,9 @@ def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
         for following in outcome.attempts[i + 1 : i + 2]:  # ready.json counts: a corrupt commit may have been skipped
             resumed = ready[i + 1].get("samples", following.start.get("resumes_from"))
         last = not attempt.end and i == len(outcome.attempts) - 1
-        timed = ready[i] if "time" in ready[i] else None
+        timed = None
+        if "time" in ready[i]:
+            timed = ready[i]
         lines = outcome.metrics.attempt(attempt.number)
         times = attempt_times(attempt, lines, timed, resumed, outcome.status, now if last else None)
         times.waiting = _waited(outcome.attempts, i, job)

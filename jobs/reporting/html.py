@@ -56,7 +56,9 @@ def _block(block: Block) -> str:
 
 def _text(block: Text) -> str:
     if block.level:
-        id = f' id="{_id(block)}"' if block.level > 1 else ""
+        id = ""
+        if block.level > 1:
+            id = f' id="{_id(block)}"'
         return f"<h{block.level}{id}>{escape(block.text)}</h{block.level}>"
     kinds = {"": [], "trouble": ["bad"]}.get(block.tone, [block.tone])
     return f"<p{_class(kinds)}>{escape(block.text)}</p>"

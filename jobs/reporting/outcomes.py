@@ -88,6 +88,8 @@ def text(results: Sequence[Outcome], table_: str = "") -> Page:
         lines += ["", TextTable(compared_rows, {"why": 12}, ("why", "run", "verdict")), ""]
     for outcome in results:
         if outcome.state != "complete":
-            why = f": {outcome.reason}" if outcome.reason else ""
+            why = ""
+            if outcome.reason:
+                why = f": {outcome.reason}"
             lines.append(f"{outcome.run.name} is {outcome.state}{why}")
     return Page(*lines, *damage(results))

@@ -79,7 +79,9 @@ def _lines(row: Published, name: str, group: SeedGroup | None) -> list[Line]:
     lines = []
     for which, number in row.top1.items():
         why = obstacles(row, group.outcomes if group else [], which)
-        score = group.score(which) if group else None
+        score = None
+        if group:
+            score = group.score(which)
         numbers: Sequence[float | None] = (None, None, None)
         if score:
             numbers = (score.mean, score.low, score.high)

@@ -159,7 +159,9 @@ def _best(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> dict[str
 
 def _column(name: str, role: str, label: str | None) -> str:
     """The name of the set, with its role unless it is a test, and with the metric unless it is top-1."""
-    notes = [role] if role not in (name, "test") else []
+    notes = []
+    if role not in (name, "test"):
+        notes = [role]
     if label is not None and label != TOP_1:
         notes.append(label)
     if notes:

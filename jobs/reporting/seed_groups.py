@@ -109,7 +109,9 @@ class SeedGroup:
         """Mean over the complete runs (over all if none is complete) that have the value."""
         numbers = [value(outcome) for outcome in self.complete or self.outcomes]
         values = [number for number in numbers if number is not None]
-        return fmean(values) if values else None
+        if values:
+            return fmean(values)
+        return None
 
     @property
     def done(self) -> float | None:

@@ -64,7 +64,9 @@ def script_text(profile: ClusterProfile, jobs: Sequence[Job], folder: Path, name
     from submitit.slurm.slurm import _make_sbatch_string
 
     job = jobs[0]
-    elements = len(jobs) if len(jobs) > 1 else None
+    elements = None
+    if len(jobs) > 1:
+        elements = len(jobs)
     options = parameters(profile, job, folder, name)
     text: str = _make_sbatch_string(command(profile, job), folder.absolute(), map_count=elements, **options)
     return text
@@ -268,7 +270,9 @@ def _in_container(profile: ClusterProfile, job: Job, argv: list[str]) -> list[st
     """The command in the container of Apptainer, if there is one."""
     if not profile.container or profile.container_runtime != "apptainer":
         return argv
-    gpus = ["--nv"] if job.resources.gpus else []
+    gpus = []
+    if job.resources.gpus:
+        gpus = ["--nv"]
     return ["apptainer", "exec", *gpus, "--bind", _mounts(profile, job), profile.container, *argv]
 
 

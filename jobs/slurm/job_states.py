@@ -108,7 +108,9 @@ def invisible_jobs(runs: Sequence[RunDir]) -> dict[Path, str]:
     Raises SlurmUnavailable.
     """
     reasons: dict[Path, str] = {}
-    config = slurm_cli.config() if runs else {}
+    config = {}
+    if runs:
+        config = slurm_cli.config()
     site = config.get("ClusterName", "")
     me = os.geteuid()
     hides = me != 0 and "jobs" in re.split(r"\W+", config.get("PrivateData", ""))

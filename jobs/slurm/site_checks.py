@@ -73,7 +73,9 @@ def _nodes(site: Site, profile: ClusterProfile) -> Verdict:
 def _resources(node: Node) -> str:
     parts = [f"{node.cpus} CPUs", f"{node.memory} MiB"]
     if node.gpus:
-        kind = f" ({node.gpu})" if node.gpu else ""
+        kind = ""
+        if node.gpu:
+            kind = f" ({node.gpu})"
         parts.insert(0, f"{node.gpus} GPUs{kind}")
     return ", ".join(parts)
 

@@ -58,7 +58,9 @@ def failed_starts(run: RunDir, row: QueueRow) -> str:
         count = f"{failed.starts} starts in a row failed, the last one"
     else:
         count = "a start failed"
-    where = f" on {failed.node}" if failed.node else ""
+    where = ""
+    if failed.node:
+        where = f" on {failed.node}"
     why = ""
     if failed.code:
         why = f": {FAILURES.get(failed.code, f'exit code {failed.code}')}"

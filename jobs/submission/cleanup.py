@@ -123,7 +123,10 @@ def delete(chosen: Sequence[Folder], days: float, on_delete: Callable[[Folder], 
 
 
 def _delete(folder: Folder, on_delete: Callable[[Folder], None]) -> list[FlipError]:
-    emptied = 2 if folder.kind == "trash" else 0  # <time>/<sweep>
+    # <time>/<sweep>
+    emptied = 0
+    if folder.kind == "trash":
+        emptied = 2
     try:
         deletion.delete_folder_below(folder.root, folder.names, emptied)
     except PermissionError as error:

@@ -310,7 +310,8 @@ class EvaluateCommand:
         chosen = [name for name, entry in names.items() if wanted in ("all", "newest", name, str(entry.samples))]
         if not chosen:
             raise ConfigError("no such commit", "--commit", wanted, f"There are: {', '.join(names)}.")
-        chosen = chosen if wanted == "all" else chosen[-1:]
+        if wanted != "all":
+            chosen = chosen[-1:]
         for entry in map(names.__getitem__, chosen):
             if "url" in entry.record:
                 refuse_foreign(entry, self.args.url)
@@ -345,9 +346,11 @@ class EvaluateCommand:
 
     def _check(self, request: EvaluationRequest, config: Config | None) -> None:
         """Checks of environment variables, as for runs. Raises ConfigError."""
-        sets = config.evaluate.sets if config else ()
-        own = {item.name: (item.manifest, item.train) for item in sets}
-        places = [config.checkpoint.url] if config else []
+        own: dict[str, tuple[str, str]] = {}
+        places = []
+        if config:
+            own = {item.name: (item.manifest, item.train) for item in config.evaluate.sets}
+            places = [config.checkpoint.url]
         for row in request.sets:
             if row["path"] == CONFIGURED:
                 places += own[row["name"]]
@@ -419,7 +422,9 @@ class EvaluateCommand:
         for subject, job in self.jobs.items():
             state = known[job.path]
             if state.state == "complete":
-                named = {"run": _name(subject)} if len(jobs) > 1 else {}
+                named = {}
+                if len(jobs) > 1:
+                    named = {"run": _name(subject)}
                 results += [{**named, **result} for result in load_record(job.result).get("evaluations", [])]
                 continue
             detail = f"{state.state}: {state.detail} ({command('logs', job.path)})"

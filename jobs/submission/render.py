@@ -67,15 +67,21 @@ def details(
 
 
 def _batches(batches: Sequence[PlannedJob], script: bool) -> list[str]:
-    lines = ["", "batch jobs:"] if batches else []
+    lines = []
+    if batches:
+        lines = ["", "batch jobs:"]
     for batch in batches:
         shape = batch.shape
-        gpus = f", {shape.gpus} GPUs a node" if shape.gpus else ""
+        gpus = ""
+        if shape.gpus:
+            gpus = f", {shape.gpus} GPUs a node"
         if shape.nodes == 1:
             nodes = "1 node"
         else:
             nodes = f"{shape.nodes} nodes"
-        start = f"; {batch.start}" if batch.start else ""
+        start = ""
+        if batch.start:
+            start = f"; {batch.start}"
         lines.append(f"  {nodes}, {shape.processes} ranks a node{gpus}, {shape.hours:g} h: {_some(batch.runs)}{start}")
         if script:
             lines += ["", Verbatim(batch.script.rstrip()), ""]
@@ -103,7 +109,9 @@ def _about(names: Sequence[str]) -> str:
 
 
 def _head(plan: Plan, sweep: Sweep, profile: ClusterProfile, files: Sequence[Path]) -> str:
-    title = f": {plain(sweep.title)}" if sweep.title else ""
+    title = ""
+    if sweep.title:
+        title = f": {plain(sweep.title)}"
     if len(plan.actions) == 1:
         runs = "1 run"
     else:
@@ -167,7 +175,9 @@ def _title(same: Sequence[Action]) -> str:
 
 def _row(same: Sequence[Action]) -> dict[str, Any]:
     action = same[0]
-    effect = "will start again" if action.starts else ""
+    effect = ""
+    if action.starts:
+        effect = "will start again"
     effect = {"new": "will start", "stopped": "will continue"}.get(action.kind, effect)
     if action.lacks_commit:
         effect = "cannot start yet"
@@ -294,7 +304,9 @@ def _passes(number: float) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        if value:
+            return "yes"
+        return "no"
     if value in (None, ""):
         return "none"
     return str(value)

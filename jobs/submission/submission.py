@@ -534,7 +534,10 @@ class Submission:
         order = [*before, *names] if only else [*names, *before]
         arms = {run.name: run.arm for run in self.sweep.runs}
         forked = {action.fork: self.sweep.paper.get(arms[action.wanted.name]) for action in plan.actions if action.fork}
-        earlier = stored.get("paper", {}) if only else {}  # the plan lacks the forks of runs that --only excludes
+        # the plan lacks the forks of runs that --only excludes
+        earlier = {}
+        if only:
+            earlier = stored.get("paper", {})
         others = {name: numbers for name, numbers in earlier.items() if name not in self.sweep.names}
         paper = others | self.sweep.paper | {fork: numbers for fork, numbers in forked.items() if numbers}
         about = {key: getattr(self.sweep, key) for key in ("name", "title", "notes")}

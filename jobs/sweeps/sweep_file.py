@@ -119,7 +119,8 @@ def _setting_remedy(key: str) -> str:
 def _recipes(file: _File) -> list[Layer]:
     """The layers of the recipes, each after its ``base``, and the label."""
     names = file.table.get("recipe", [])
-    names = [names] if isinstance(names, str) else names
+    if isinstance(names, str):
+        names = [names]
     layers: list[Layer] = []
     for name in names:
         if not (name and isinstance(name, str)):

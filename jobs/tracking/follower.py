@@ -54,7 +54,8 @@ def final_samples(run: RunDir) -> dict[int, int]:
         if resumed is None:
             resumed = ready
         else:
-            resumed = resumed if ready is None else min(resumed, ready)
+            if ready is not None:
+                resumed = min(resumed, ready)
     return limits
 
 
@@ -87,7 +88,8 @@ class Follower:
     def _reload(self) -> None:
         """Start at the stored position, unless it is that of a copied directory."""
         state = load_record(self._state_file)
-        state = state if state.get("id") == self._about.id else {}
+        if state.get("id") != self._about.id:
+            state = {}
         self._step: int = state.get("step", -1)
         self._summary: dict[str, Any] = state.get("summary", {})
         self._scored: set[str] = set(state.get("scored", ()))
@@ -104,7 +106,9 @@ class Follower:
         # a line that is not final can become so only in the newest attempt: others are repeated steps
         self._pending = [(n, line) for n, line in self._pending if line["samples"] > limits.get(n, 0)]
         complete = self.run.result.exists()
-        unsent = self._unsent_scores() if final or complete else []
+        unsent = []
+        if final or complete:
+            unsent = self._unsent_scores()
         for step, line in sorted(final.items()):
             points = self._points.of(line)
             if step > self._step and step > self._open():

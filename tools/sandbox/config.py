@@ -266,7 +266,9 @@ class SandboxConfig:
             signal_seconds: 60
             env: [SLURM_CONF]
             """
-        account = "account: acc\n" if options.accounting else ""
+        account = ""
+        if options.accounting:
+            account = "account: acc\n"
         return dedent(lines) + account + ("qos: low\n" if options.preempt == "qos" else "")
 
     def _accounting(self) -> dict[str, str]:

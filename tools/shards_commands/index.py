@@ -41,7 +41,9 @@ def index(options: argparse.Namespace) -> CommandResult:
         parts = 1
     chosen = filters.parse(options.filter, options.caption_length, options.uids)
     out = Path(options.out).absolute()
-    old = Manifest.load(options.add) if options.add else None
+    old = None
+    if options.add:
+        old = Manifest.load(options.add)
     build.refuse_filters(old, chosen)  # now, not after hours of reading
     with writing(out):
         (refuse_existing if options.part else claim)(out)  # parallel tasks of an array must not delete the folder

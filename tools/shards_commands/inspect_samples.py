@@ -78,7 +78,9 @@ def sample(manifest: Manifest, id: int, captions: Sequence[str] = ("txt",)) -> I
     except DataError as error:
         damage = error.paragraph()
     name = next((extension for extension in tar.EXTENSIONS if extension in members), None)
-    image = (name, bytes(members[name])) if name else None
+    image = None
+    if name:
+        image = name, bytes(members[name])
     try:
         lines = captions_of(members, list(captions))
     except DecodeError:
@@ -207,7 +209,9 @@ def _of_set(
             if loaded is not None:
                 texts, is_utf8 = loaded
                 caption = texts[int(masking.draw(config.seed, epochs[m], id, masking.CAPTION, 0) * len(texts))]
-            stands_for = None if m == n else source.first_id + ids[n]
+            stands_for = None
+            if m != n:
+                stands_for = source.first_id + ids[n]
             yield Taken(source.lanes[lane], epochs[m], id, *manifest.locate(ids[m]), stands_for, caption, is_utf8)
 
 

@@ -63,7 +63,9 @@ class Source:
             own = self.path
         else:
             own = os.path.dirname(self.path) or "."
-        others = [self.images] if self.images else []
+        others = []
+        if self.images:
+            others = [self.images]
         if self.is_folder:
             return [own, *others]
         return [*others, own]

@@ -262,7 +262,9 @@ def masks(study: ScalingStudy) -> list[Block]:
     lines = []
     unmasked = study.times[f"{REFERENCE.model}, mask 0"]
     for mask in MASKS:
-        speed = speed_up(study, mask) if mask != "0" else None
+        speed = None
+        if mask != "0":
+            speed = speed_up(study, mask)
         share = f"{percent(float(mask), 0)} %"
         top1 = f"{rows('1a')[f'1a, mask {share}']['imagenet']:.1f}", mean(study.scores(StudyPoint(mask=mask)))
         equal = f"{unmasked / study.times[f'{REFERENCE.model}, mask {mask}']:.2f}"

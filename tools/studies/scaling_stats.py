@@ -136,7 +136,9 @@ def speed_up(
     if b[0] >= level:
         bound = "at least"
     else:
-        bound = "at most" if a[0] >= level else ""
+        bound = ""
+        if a[0] >= level:
+            bound = "at most"
     return SpeedUp(Interval(ratio, float(low), float(high)), level, bound)
 
 
