@@ -123,8 +123,7 @@ def delete(chosen: Sequence[Folder], days: float, on_delete: Callable[[Folder], 
 
 
 def _delete(folder: Folder, on_delete: Callable[[Folder], None]) -> list[FlipError]:
-    # <time>/<sweep>
-    emptied = 0
+    emptied = 0  # folders above it
     if folder.kind == "trash":
         emptied = 2
     try:
