@@ -183,7 +183,7 @@ class SigmoidLoss(Loss):
         for columns, logits in tiles:
             accuracy.add(columns, logits)
             tiles.positive_pairs(columns, logits.neg_()).neg_()
-            total -= logsigmoid(logits).sum()  # softplus turns linear too early for fp64
+            total = total - logsigmoid(logits).sum()  # softplus turns linear too early for fp64
         return total / len(tiles.image), ()
 
     def gradient(

@@ -76,9 +76,7 @@ def debug(args: argparse.Namespace, tasks: list[int]) -> int:
         nodes = 1
         processes = 1
     defaults = ["monitor.hang_minutes=0", "monitor.log_every=1", "data.workers=0"]
-    if allocated:
-        defaults += []
-    else:
+    if not allocated:
         defaults += ["resources.gpus=0"]
     fixed = ["resources.cluster=''", f"resources.nodes={nodes}", f"resources.processes={processes}"]
     resolved, real, callbacks = resolve(args, not allocated, defaults, fixed)

@@ -114,9 +114,7 @@ def loss(result: Found) -> list[Row]:
             continue
         name = f"loss in {tile}, b = {b:,}, B = {batch:,}"
         peer = form.replace("whole", "whole logits")
-        if form == "whole":
-            name += ""
-        else:
+        if form != "whole":
             name += f", beside {form}"
         rows.append(Row(
             f"{name}, time", f"{number(flip_row['milliseconds'])} ms", f"{peer} {number(row['milliseconds'])} ms",

@@ -88,7 +88,7 @@ class ImageEncoder(nn.Module):
         first = self.class_token.to(x.dtype)
         positions = self.positions.to(x.dtype)
         if self.learned_positions:
-            first += positions[0]
+            first = first + positions[0]
             positions = positions[1:]
         x = x + (positions if keep_indices is None else F.embedding(keep_indices.long(), positions))
         x = torch.cat([first.expand(x.shape[0], 1, -1), x], dim=1)  # (b, 1 + K, D)

@@ -232,7 +232,7 @@ class TransformerBlock(nn.Module):
                 x = x[:, 0]
             else:
                 x = x.index_select(0, layout.pooled)
-        x += y
+        x = x + y
         return x + self.mlp(self.norm2(x))
 
 

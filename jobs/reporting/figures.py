@@ -114,9 +114,7 @@ def _series(group: SeedGroup, name: str, label: str, cost: Cost, style: int | No
     """The course and the final score of one group; of several seeds the means, and each seed faintly."""
     score = group.score(name)
     words = [group.name]
-    if score is None:
-        words += []
-    else:
+    if score is not None:
         words += [percent(score.mean)]
     if group.unsteady:
         words += [UNSTEADY]

@@ -220,9 +220,7 @@ def _design(outcome: Outcome, free: Collection[str]) -> str:
     """The folder and the settings that are not ``free``, as text; of a run without settings its path."""
     design = {key: value for key, value in outcome.settings.items() if generic_key(key) not in free}
     if "init.commit" in design:
-        design |= {"init.commit": source(outcome)}
-    else:
-        design |= {}
+        design["init.commit"] = source(outcome)
     if design:
         return repr((outcome.run.path.parent, design))
     return str(outcome.run.path)

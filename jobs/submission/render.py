@@ -142,14 +142,11 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
             hours = makespan([e.wall_hours for e in starting], profile)
         total = _time(hours, None if None in attempts else sum(filter(None, attempts)))
         rows.append({**dict.fromkeys(rows[0]), "run": "total to start", **_costs(plan.cost), **total, "": ""})
-    if any(action.wanted.estimate.cost.gpu_hours for action in plan.actions):
-        hidden = set()
-    else:
-        hidden = {"GPU-hours"}
+    hidden = set()
+    if not any(action.wanted.estimate.cost.gpu_hours for action in plan.actions):
+        hidden.add("GPU-hours")
     if len(cluster_names(plan)) < 2:
-        hidden |= {"cluster"}
-    else:
-        hidden |= set()
+        hidden.add("cluster")
     rows = [{key: value for key, value in row.items() if key not in hidden} for row in rows]
     return TextTable(rows, cut={"state": 8, "": 12}, drop=DROPPED, indent="  ")
 

@@ -55,8 +55,6 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
             needs = {**base, **flatten(tables[table]["needs"]), **flatten(row.get("needs", {}))}
         if "model.size" in needs:
             needs |= flatten(MODEL_PRESETS[needs["model.size"]], "model")
-        else:
-            needs |= {}
         absent = [key for key, value in needs.items() if value is None]
         needs = {
             key: value

@@ -128,7 +128,9 @@ class TrainingRun:
         self.wait(lambda: self.state().state in states, " or ".join(states), seconds)
 
     def wait_over(self, seconds=120):
+        """Wait until the run is over, and its ranks, which end after they have written the result."""
         self.wait_state("complete", "failed", seconds=seconds)
+        self.wait(lambda: not live_ranks(self.run), "the end of its ranks")
 
     def kill(self, rank=0, number=signal.SIGKILL):
         """Send a signal to one rank of the newest attempt."""
