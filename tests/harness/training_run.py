@@ -226,7 +226,7 @@ def seen_hashes(config, span, samples, images):
     manifest = json.loads((Path(data.manifest) / "manifest.json").read_text())
     order = SampleOrder(config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
     ids, epochs = order.batch(samples, span.stage.batch)
-    draws = augment.Draws.of(config.seed, epochs, ids)
+    draws = augment.draw(config.seed, epochs, ids)
     keep = masking.visible_patches(config.seed, epochs, ids, patches(image), kept_patches(image, span.stage.mask))
     rows = []
     for row, id in enumerate(ids.tolist()):
