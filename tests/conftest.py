@@ -29,7 +29,8 @@ def commands(tmp_path, monkeypatch):
 
     A stand-in for a command of Slurm fails the test if it was called in a way that no real Slurm has accepted."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    calls, words = tmp_path / "calls", tmp_path / "words"
+    calls = tmp_path / "calls"
+    words = tmp_path / "words"
 
     def put(name, script):
         record = f"""printf '%s\\0' $# {name} "$@" >> {words}; echo "{name} $*" >> {calls}"""
@@ -38,7 +39,9 @@ def commands(tmp_path, monkeypatch):
 
     put.calls = lambda: calls.read_text().splitlines() if calls.exists() else []
     yield put
-    left = words.read_text().split("\0")[:-1] if words.exists() else []
+    left = []
+    if words.exists():
+        left = words.read_text().split("\0")[:-1]
     while left:
         end = int(left[0]) + 2
         slurm_command_lines.check(left[1:end])

@@ -29,7 +29,9 @@ def arm() -> None:
 
     pause = float(os.environ.get("KILL_STEP_SECONDS", "0"))
     trap = Path(os.environ.get("KILL_BEFORE_COMMIT", "/nonexistent"))
-    original_step, original_commit, original_save = trainer.Trainer.train_step, commit.commit, saver.Checkpointer.save
+    original_step = trainer.Trainer.train_step
+    original_commit = commit.commit
+    original_save = saver.Checkpointer.save
 
     if os.environ.get("KILL_REQUESTS") == "with-statistics":
         stop = trainer.CoordinatedStop
@@ -41,12 +43,14 @@ def arm() -> None:
             threading.Event().wait()
         return original_step(self, *rest)
 
-    gradient_fault, original_backward = os.environ.get("KILL_GRADIENT", ""), trainer.grad_cache.grad_cache_backward
+    gradient_fault = os.environ.get("KILL_GRADIENT", "")
+    original_backward = trainer.grad_cache.grad_cache_backward
 
     def corrupt_step(self, *rest):
-        trainer.grad_cache.grad_cache_backward = (
-            corrupt_gradients if gradient_fault == f"{self.world.rank}:{self.step + 1}" else original_backward
-        )
+        if gradient_fault == f"{self.world.rank}:{self.step + 1}":
+            trainer.grad_cache.grad_cache_backward = corrupt_gradients
+        else:
+            trainer.grad_cache.grad_cache_backward = original_backward
         return slow_step(self, *rest)
 
     def corrupt_gradients(pair, *rest):

@@ -28,7 +28,8 @@ TESTS = {
     "flip/runs/restart_policy.py": ["tests/flip/runs/test_restart_policy.py", "-k", "not python"],
 }
 #: Timeout of the first run in seconds, and of later runs in multiples of its duration: some mutants never end.
-DEADLINE, TIMES = 300.0, 5.0
+DEADLINE = 300.0
+TIMES = 5.0
 
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -42,7 +43,10 @@ OTHER = {
 def changes(node):
     """Yield the mutations of a node as (kind, new node)."""
     if isinstance(node, ast.Compare | ast.BinOp | ast.BoolOp):
-        ops = node.ops if isinstance(node, ast.Compare) else [node.op]
+        if isinstance(node, ast.Compare):
+            ops = node.ops
+        else:
+            ops = [node.op]
         text = isinstance(node, ast.BinOp) and isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
         for i, op in enumerate(ops):
             if type(op) in OTHER and not text:  # % of a text only formats a message

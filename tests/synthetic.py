@@ -82,9 +82,13 @@ ORIENTATIONS = {
 def oriented(upright, orientation, form="PNG", **options):
     """Return a file with rotated or mirrored pixels and the EXIF orientation that restores ``upright``."""
     row, column = ORIENTATIONS[orientation]
-    stored = upright.swapaxes(0, 1) if row in ("left", "right") else upright
+    if row in ("left", "right"):
+        stored = upright.swapaxes(0, 1)
+    else:
+        stored = upright
     stored = stored[:: -1 if row in ("bottom", "right") else 1, :: -1 if column in ("bottom", "right") else 1]
-    exif, buffer = Image.Exif(), io.BytesIO()
+    exif = Image.Exif()
+    buffer = io.BytesIO()
     exif[ExifTags.Base.Orientation] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(buffer, form, exif=exif, **options)
     return buffer.getvalue()

@@ -94,7 +94,9 @@ def imports(path, everywhere=True):
 
 def package(name):
     """Return the package in ORDER of a module of flip/ or jobs/."""
-    return name if name in LEVEL and FILES[name].name == "__init__.py" else name.rpartition(".")[0] or name
+    if name in LEVEL and FILES[name].name == "__init__.py":
+        return name
+    return name.rpartition(".")[0] or name
 
 
 def under(name, *prefixes):
@@ -125,7 +127,8 @@ def test_file_respects_boundaries_of_flip_jobs_and_tools(name):
 def test_imports_form_no_cycle():
     edges = {name: {x for x in imports(path) if x in FILES and x != name} for name, path in FILES.items()}
     edges = {name: {x for x in targets if FILES[x].name != "__init__.py"} for name, targets in edges.items()}
-    done, cycles = set(), []
+    done = set()
+    cycles = []
 
     def visit(name, trail):
         if name in trail:

@@ -72,8 +72,12 @@ def inject_faults(arena):
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
     config = configuration(data, world)
-    config.checkpoint.background = "no" if world == 1 else "yes"
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    if world == 1:
+        config.checkpoint.background = "no"
+    else:
+        config.checkpoint.background = "yes"
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config)
     (tmp_path / "tmp").mkdir()
     calm.env["TMPDIR"] = str(tmp_path / "tmp")
     calm.env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "compiled")  # otherwise torch creates a folder on import
@@ -90,10 +94,14 @@ def test_run_killed_many_times_ends_with_same_bits(world, data, tmp_path):
 @pytest.mark.slow
 def test_siglip_with_masked_unpadded_texts_resumes_to_same_bits(data, tmp_path):
     config = configuration(data, world=2, samples=(12, 4))
-    config.model.objective, config.model.temperature, config.model.max_logit_scale = "siglip", 0.1, 10_000.0
+    config.model.objective = "siglip"
+    config.model.temperature = 0.1
+    config.model.max_logit_scale = 10_000.0
     config.model.text.padding = "mask"
-    config.stages[0].text_mask, config.stages[0].text_masking = "0.5", "prioritised"
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    config.stages[0].text_mask = "0.5"
+    config.stages[0].text_masking = "prioritised"
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config)
     for arena in (calm, storm):
         arena.submit()
     storm.wait_step(7)
@@ -110,8 +118,11 @@ def test_siglip_with_masked_unpadded_texts_resumes_to_same_bits(data, tmp_path):
 def test_gpu_defaults_resume_to_same_bits(data, tmp_path):
     """The run has two copies of the weights, kept until the end of a step, and a single tile of the loss."""
     config = configuration(data, world=4, samples=(12, 4))
-    config.compute.replicate, config.compute.reshard, config.compute.loss_tile = 2, "no", 65_536
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config, pause=0.2)
+    config.compute.replicate = 2
+    config.compute.reshard = "no"
+    config.compute.loss_tile = 65_536
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config, pause=0.2)
     calm.submit()
     calm.wait_over()
     storm.submit()
@@ -130,7 +141,8 @@ def test_stop_request_travels_with_statistics_and_stalled_rank_detects_dead_peer
     """As on GPUs, rank 0 waits in step 8 when rank 1 is killed. Later only rank 1 receives the stop signal."""
     config = configuration(data, world=2, samples=(12, 4))
     config.evaluate.every = 0
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config, pause=0.2)
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config, pause=0.2)
     storm.env |= {"KILL_REQUESTS": "with-statistics", "KILL_STALL": "0:8"}
     storm.cluster.peer_grace = 600.0  # so that the supervisor does not end rank 0
     calm.submit()
@@ -152,8 +164,10 @@ def test_second_attempt_reuses_compiled_code_and_complete_run_deletes_it(data, t
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):  # a test that compiled in this process has set them
         monkeypatch.delenv(name, raising=False)
     config = configuration(data, world=1, samples=(12, 4))
-    config.stages, config.compute.compile = config.stages[:1], "yes"
-    config.evaluate.every, config.evaluate.sets = 0, []
+    config.stages = config.stages[:1]
+    config.compute.compile = "yes"
+    config.evaluate.every = 0
+    config.evaluate.sets = []
     storm = TrainingRun(tmp_path, "storm", config, pause=0.2)
     storm.submit()
     storm.wait(lambda: storm.lines(1), "the first compiled step", seconds=280)
@@ -172,9 +186,12 @@ def test_clip_recipe_with_two_resolutions_resumes_to_same_bits(data, tmp_path):
     train_byte_pairs([caption(i) for i in range(200)], 600, tmp_path / "tokenizer.json")
     config = configuration(data, world=2, samples=(12, 8))
     as_radford(config.model)
-    config.data.tokenizer, config.evaluate.every = str(tmp_path / "tokenizer.json"), 0
-    config.stages[0].text_mask, config.stages[1].image = "0.5", StageImage(size=96)
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    config.data.tokenizer = str(tmp_path / "tokenizer.json")
+    config.evaluate.every = 0
+    config.stages[0].text_mask = "0.5"
+    config.stages[1].image = StageImage(size=96)
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config)
     for arena in (calm, storm):
         arena.submit()
     for attempt, step in enumerate((7, 18), start=1):
@@ -225,7 +242,8 @@ def test_hung_rank_is_ended_and_run_resumes_to_same_bits(data, tmp_path):
     calm = TrainingRun(tmp_path, "calm", config, pause=0)
     calm.submit()
     calm.wait_over()
-    config.monitor.hang_minutes, config.data.deadline = 0.15, 5.0
+    config.monitor.hang_minutes = 0.15
+    config.data.deadline = 5.0
     arena = TrainingRun(tmp_path, "hung", config)
     arena.submit()
     arena.wait_step(7)
@@ -334,7 +352,8 @@ def test_random_faults_leave_same_bits(seed, data, tmp_path):
     """Faults of random kinds occur at random steps, with both world sizes."""
     rng = random.Random(seed)
     config = configuration(data, world=1 + seed % 2, precision=("fp32", "bf16")[seed // 2 % 2])
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config)
     calm.submit()
     calm.wait_over()
     storm.submit()

@@ -68,7 +68,8 @@ def test_make_install_installs_flip_command(tmp_path):
 
     The copy is named flip, as a clone is: in its parent folder Python first meets a folder flip that is no package.
     """
-    copy, site = tmp_path / "flip", sysconfig.get_paths()["purelib"]
+    copy = tmp_path / "flip"
+    site = sysconfig.get_paths()["purelib"]
     for name in ("flip", "jobs", "tools", "sweeps"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "requirements.lock"):
@@ -77,7 +78,8 @@ def test_make_install_installs_flip_command(tmp_path):
     (own,) = (copy / ".venv" / "lib").glob("python*/site-packages")
     (own / "packages.pth").write_text(site)
     (copy / ".venv" / "bin" / ".ready").touch()
-    line, environment = ["make", "install"], {**os.environ, "PIP_NO_INDEX": "1", "PYTHONPATH": ""}
+    line = ["make", "install"]
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PYTHONPATH": ""}
     for _ in range(2):
         done = subprocess.run(line, cwd=copy, capture_output=True, text=True, timeout=120, env=environment)
         assert done.returncode == 0, done.stderr

@@ -56,7 +56,9 @@ def commands() -> dict[str, str]:
         for number, line in enumerate(text.splitlines(), 1):
             if match := LINE.match(line):
                 command = match[1] or match[2].replace("\\|", "|")
-                command = command.removesuffix('"') if command.count('"') % 2 else command  # of sbatch --wrap
+                # of sbatch --wrap
+                if command.count('"') % 2:
+                    command = command.removesuffix('"')
                 for part in re.split(r"\s{3,}|\s+#\s", command):
                     if re.match(COMMAND, part):
                         places.setdefault(part.strip(), f"{path.relative_to(ROOT)}:{number}")
@@ -71,7 +73,10 @@ def parsers(kind: type = argparse.ArgumentParser) -> list[type]:
 def parser_error(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the error of the command's parser, or an empty string. Stop each command after its parser."""
     _, name, *argv = shlex.split(command)
-    script = name.removesuffix(".py") if "/" in name else f"{SCRIPTS[name.replace('-', '_')]}/{name.replace('-', '_')}"
+    if "/" in name:
+        script = name.removesuffix(".py")
+    else:
+        script = f"{SCRIPTS[name.replace('-', '_')]}/{name.replace('-', '_')}"
     module = importlib.import_module(script.replace("/", "."))
 
     def stopping(real):
@@ -131,17 +136,17 @@ def test_pages_name_existing_files_and_settings():
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     missing = []
     for page in PAGES:
-        text = (
-            re.sub(r"^\| `.*", "", page.read_text(encoding="utf-8"), flags=re.M)
-            if page.stem == "scale"
-            else page.read_text(encoding="utf-8")
-        )
+        if page.stem == "scale":
+            text = re.sub(r"^\| `.*", "", page.read_text(encoding="utf-8"), flags=re.M)
+        else:
+            text = page.read_text(encoding="utf-8")
         missing += [
             f"{page.name}: {name}" for name in NAMED.findall(text) if name not in tracked and name not in CREATED_FILES
         ]
         for key in SETTING.findall(text):
             plain = re.sub(r"^(stages|evaluate\.sets|data\.sets)\.(NAME|\w+)(?=\.)", r"\1", key.rstrip("."))
-            missing += [f"{page.name}: {key}"] if not {key, plain} & keys else []
+            if not {key, plain} & keys:
+                missing += [f"{page.name}: {key}"]
     assert not missing
 
 

@@ -48,7 +48,8 @@ def test_every_requirement_is_locked(lock, files):
 
 
 def test_development_lock_agrees_with_runtime_lock():
-    runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
+    runtime = locked("requirements.lock")
+    development = locked("requirements-dev.lock")
     assert {name: development.get(name) for name in runtime} == runtime
 
 

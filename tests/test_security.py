@@ -68,7 +68,8 @@ def test_scrub_keeps_addresses_without_secrets():
 
 
 def test_snapshot_omits_link_to_file_outside_repository(tmp_path):
-    home, repository = tmp_path / "home" / ".ssh", tmp_path / "repository"
+    home = tmp_path / "home" / ".ssh"
+    repository = tmp_path / "repository"
     for folder in (home, repository / "flip"):
         folder.mkdir(parents=True)
     (home / "deploy").write_text(SECRET)

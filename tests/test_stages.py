@@ -35,18 +35,22 @@ def configured(data, world):
     """Return three stages: small images and short texts; the model's own sizes; a larger patch."""
     config = configuration(data, world, samples=(STEPS, STEPS))
     first, last = config.stages
-    first.image, first.text = StageImage(size=32), StageText(length=16)
+    first.image = StageImage(size=32)
+    first.text = StageText(length=16)
     first.augment = StageAugment(crop_area=[0.8, 1.0], brightness=0.2, mean=[0.5, 0.5, 0.5])
     middle = replace(first, name="full", image=StageImage(), text=StageText(), augment=StageAugment())
-    last.image, last.text = StageImage(patch=16), StageText(length=24)
-    config.stages, config.evaluate.every = [first, middle, last], 0
+    last.image = StageImage(patch=16)
+    last.text = StageText(length=24)
+    config.stages = [first, middle, last]
+    config.evaluate.every = 0
     return config
 
 
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_run_killed_around_stage_borders_ends_with_same_bits(world, data, tmp_path):
     config = configured(data, world)
-    calm, storm = TrainingRun(tmp_path, "calm", config, pause=0), TrainingRun(tmp_path, "storm", config)
+    calm = TrainingRun(tmp_path, "calm", config, pause=0)
+    storm = TrainingRun(tmp_path, "storm", config)
     calm.submit()
     calm.wait_over()
     storm.submit()
@@ -71,13 +75,15 @@ def test_run_killed_around_stage_borders_ends_with_same_bits(world, data, tmp_pa
 
 def check_weights(arena):
     """Check that evaluation, cost and the loaded model have the sizes of the stage that trained the weights."""
-    config, result = arena.config, read_json(arena.run.result)
+    config = arena.config
+    result = read_json(arena.run.result)
     spans = stage_spans(config)
     assert result["flops"] == sum((span.end - span.start) * costs.stage_flops(config, span.stage) for span in spans)
     picture = np.zeros((40, 50, 3), np.uint8)
     for span, (size, patch, length) in zip(spans, ((32, 8, 16), (64, 8, 32), (64, 16, 24)), strict=True):
         loaded = flip.load(arena.run.path, at=f"{span.stage.name}/{span.end}")
-        image, text = loaded.config.model.image, loaded.config.model.text
+        image = loaded.config.model.image
+        text = loaded.config.model.text
         assert (image.size, image.patch, text.length) == (size, patch, length)
         assert loaded.preprocess(picture).shape[-1] == size and loaded.encode_image(picture).shape == (1, 48)
         assert loaded.encode_text("a red circle").shape == (1, 48)

@@ -96,7 +96,8 @@ def test_replicated_weights_resume_from_url_to_same_bits(data, tmp_path):
 
 def check_ids(arena):
     """Check the samples of each batch as ``check_data`` does, for attempts with different numbers of ranks."""
-    order, seen = arena.order(), set()
+    order = arena.order()
+    seen = set()
     for n in arena.run.attempt_numbers():
         rows = witness(arena, n)
         for samples, ids in rows.items():
@@ -108,4 +109,6 @@ def check_ids(arena):
 def witness(arena, n):
     """Return samples -> ids of the global batch in attempt n, for steps that all its ranks finished."""
     arena.world = len(list((arena.run.path / "witness").glob(f"{n}.*.jsonl")))
-    return {samples: ids for samples, (ids, _) in arena.witnessed_of(n).items()} if arena.world else {}
+    if arena.world:
+        return {samples: ids for samples, (ids, _) in arena.witnessed_of(n).items()}
+    return {}

@@ -69,7 +69,8 @@ def price(arena):
 
 def check_attempts(arena):
     """Check that attempts resume from the newest commit, a clean stop costs no step, and a fault at most its price."""
-    trained, done = arena.witnessed(), 0
+    trained = arena.witnessed()
+    done = 0
     for n in arena.run.attempt_numbers():
         start = min(trained.get(n, ()), default=None)
         if start is None:

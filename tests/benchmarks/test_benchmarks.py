@@ -199,9 +199,11 @@ def test_synthetic_table_has_consistent_chunk_reads():
 
 def test_prefetch_plan_follows_sample_order_and_chunks_due():
     table = synthetic.table(300)
-    stream, fleet = SampleOrder(5, table.samples, table.chunk, prefetch.Q, 8), prefetch.Fleet(2, 40, 16)
+    stream = SampleOrder(5, table.samples, table.chunk, prefetch.Q, 8)
+    fleet = prefetch.Fleet(2, 40, 16)
     needs = prefetch.plan(stream, table, fleet)
-    lane, k = 3, 1
+    lane = 3
+    k = 1
     selected = (needs.lane == lane) & (needs.block == k)
     ids = stream.positions(range(lane, lane + 1), k * stream.block_samples, stream.block_samples)[0][0]
     first = {int(j): int(np.flatnonzero(ids // table.chunk == j)[0]) for j in np.unique(ids // table.chunk)}

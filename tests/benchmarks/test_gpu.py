@@ -116,7 +116,8 @@ def _normal(name):
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
     """Provide an environment with torch, timm, numpy, their dependencies, and pytest for the first row."""
-    known, queue = set(), ["torch", "timm", "numpy", "pytest"]
+    known = set()
+    queue = ["torch", "timm", "numpy", "pytest"]
     while queue:
         name = queue.pop()
         with contextlib.suppress(metadata.PackageNotFoundError):

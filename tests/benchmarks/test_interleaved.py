@@ -15,7 +15,9 @@ from benchmarks.lib import interleaved, results, s3_datasets
 
 pytestmark = pytest.mark.long
 
-NAP, TURNS, TICK = 0.2, 10, 0.002
+NAP = 0.2
+TURNS = 10
+TICK = 0.002
 
 
 def busy(log, name):
@@ -28,7 +30,8 @@ def busy(log, name):
         if name == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("its second turn")
-    count, over = [0], threading.Event()
+    count = [0]
+    over = threading.Event()
 
     def count_ticks():
         while not over.wait(TICK):
@@ -58,7 +61,8 @@ def processes():
 
 
 def test_interleaved_passes_alternate_and_time_each_pipeline_alone(processes, tmp_path):
-    start, log = time.monotonic(), tmp_path / "log"
+    start = time.monotonic()
+    log = tmp_path / "log"
     timings = interleaved.passes(processes, partial(busy, log), TURNS)
     took = time.monotonic() - start
     assert log.read_text(encoding="utf-8").split() == ["one", "two"] * TURNS and list(timings) == ["one", "two"]

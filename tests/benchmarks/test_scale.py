@@ -69,7 +69,8 @@ def test_simulated_goodput_agrees_with_formula(life):
 @pytest.mark.parametrize("life", LIVES)
 def test_goodput_formula_equals_daly_and_its_optimum_approaches_young(life):
     """Daly's expected time of T seconds of work: m exp(R / m) (exp((t + c) / m) - 1) T / t."""
-    every, m = 300.0, life.between
+    every = 300.0
+    m = life.between
     start = life.start + life.written
     expected_time = m * math.exp(start / m) * (math.exp((every + life.cost) / m) - 1) / every
     assert interruptions.goodput(life, every) == pytest.approx(1 / expected_time, rel=1e-12)
@@ -80,9 +81,11 @@ def test_goodput_formula_equals_daly_and_its_optimum_approaches_young(life):
 
 
 def test_learning_rule_equals_save_interval_of_real_run(tmp_path, monkeypatch):
-    life, now = Life(7200.0, 300.0, 10.0, 20.0), 1000.0
+    life = Life(7200.0, 300.0, 10.0, 20.0)
+    now = 1000.0
     monkeypatch.setattr(manager.time, "monotonic", lambda: now)
-    real, rule = manager.SaveInterval(0.0, RunDir(tmp_path), 1), interruptions.learning(life)
+    real = manager.SaveInterval(0.0, RunDir(tmp_path), 1)
+    rule = interruptions.learning(life)
     now += 50_000.0
     for saves in (0, 1, 7):
         history = History(trained=50_000.0, cut=0, saves=saves)

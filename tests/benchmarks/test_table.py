@@ -6,7 +6,8 @@ from benchmarks import table
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.table_rows import NOT_MEASURED, Row, goal, limited
 
-RESULTS, ON_GPU = table.read(table.RESULTS), gpu_rows.read(table.RESULTS / "gpu")
+RESULTS = table.read(table.RESULTS)
+ON_GPU = gpu_rows.read(table.RESULTS / "gpu")
 
 
 def test_results_page_is_up_to_date():

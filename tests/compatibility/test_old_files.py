@@ -31,7 +31,8 @@ def old(tmp_path):
         if path.suffix in (".json", ".yaml", ".txt"):
             path.write_text(path.read_text().replace("@OLD@", str(folder)).replace("@PYTHON@", sys.executable))
     for manifest in folder.rglob("manifest.json"):
-        keys, record = manifest.with_name("keys.txt").read_bytes(), json.loads(manifest.read_text())
+        keys = manifest.with_name("keys.txt").read_bytes()
+        record = json.loads(manifest.read_text())
         record["files"]["keys.txt"] = {"bytes": len(keys), "sha256": hashlib.sha256(keys).hexdigest()}
         manifest.write_text(json.dumps(record))
     return folder
@@ -79,7 +80,8 @@ def test_read_runs_and_load_accept_run_and_export_of_release(old):
     runs = old / "runs" / "old"
     rows = {row["run"]: row for row in flip.read_runs(runs)}
     assert (rows["complete"]["state"], rows["stopped"]["state"]) == ("complete", "cancelled")
-    trained, exported = flip.load(runs / "complete"), flip.load(old / "export")
+    trained = flip.load(runs / "complete")
+    exported = flip.load(old / "export")
     texts = ["a red square", "a blue stripe"]
     assert np.array_equal(np.asarray(trained.encode_text(texts)), np.asarray(exported.encode_text(texts)))
 

@@ -26,7 +26,8 @@ class Clock:
         self.now = 0.0
         self.current = None
         """The process that runs at this moment."""
-        self._events, self._order = [], itertools.count()
+        self._events = []
+        self._order = itertools.count()
         self.module = SimpleNamespace(
             time=lambda: EPOCH + self.now, monotonic=lambda: self.now, sleep=self.sleep, strftime=None
         )
@@ -65,8 +66,13 @@ class Process:
     """
 
     def __init__(self, clock, do, environ, over, skin=contextlib.nullcontext, about=None):
-        self._clock, self._do, self._over, self._skin = clock, do, over, skin
-        self.environ, self.out, self.err = dict(environ), io.StringIO(), io.StringIO()
+        self._clock = clock
+        self._do = do
+        self._over = over
+        self._skin = skin
+        self.environ = dict(environ)
+        self.out = io.StringIO()
+        self.err = io.StringIO()
         self.about = about
         """Whatever its maker wants to know of it later."""
         self._code = 1
@@ -102,18 +108,24 @@ class Process:
         try:
             self._code = self._do() or 0
         except SystemExit as error:
-            self._code = error.code if isinstance(error.code, int) else 1
+            if isinstance(error.code, int):
+                self._code = error.code
+            else:
+                self._code = 1
         except Exception:  # any uncaught exception ends the interpreter
             traceback.print_exc(file=self.err)
 
     def _go(self, error=None):
-        clock, before = self._clock, (os.environ, sys.stdout, sys.stderr)
+        clock = self._clock
+        before = os.environ, sys.stdout, sys.stderr
         os.environ, sys.stdout, sys.stderr, clock.current = self.environ, self.out, self.err, self  # type: ignore
         try:
             with self._skin():
                 self._greenlet.throw(error) if error else self._greenlet.switch()
         finally:
-            (os.environ, sys.stdout, sys.stderr), clock.current = before, None
+            os.environ, sys.stdout, sys.stderr = before
+            clock.current = None
         if self._greenlet.dead and self._over is not None:
-            over, self._over = self._over, None
+            over = self._over
+            self._over = None
             over(self._code, self.out.getvalue())

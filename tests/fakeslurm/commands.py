@@ -23,7 +23,10 @@ class Commands:
     reply is lost). ``latency``: seconds before and after the execution."""
 
     def __init__(self, clock, controller, trouble=lambda args: "", latency=0.0):
-        self.clock, self.controller, self.trouble, self.latency = clock, controller, trouble, latency
+        self.clock = clock
+        self.controller = controller
+        self.trouble = trouble
+        self.latency = latency
         self.noted = []
         """Of every call: who (Process.about), words, code, standard output, what stood on standard error."""
 
@@ -47,7 +50,10 @@ class Commands:
         if trouble == "refused":
             raise self._unanswered(record, AWAY)
         try:
-            record["out"] = self._do(*args, **options) if trouble != "empty" else ""
+            if trouble != "empty":
+                record["out"] = self._do(*args, **options)
+            else:
+                record["out"] = ""
             record["code"] = 0
         except Refused as error:
             raise self._unanswered(record, str(error)) from None
@@ -62,7 +68,8 @@ class Commands:
 
     @staticmethod
     def _unanswered(record, stderr):
-        record["code"], record["said"] = 1, stderr
+        record["code"] = 1
+        record["said"] = stderr
         return command_error(record["words"][0], stderr)
 
     def _do(self, name, *args, text="", env=None, **options):
@@ -126,10 +133,16 @@ class Commands:
 
     def _shown(self, job):
         now = self.clock.now
-        ran = 0 if job.start is None else (now if job.state == "RUNNING" else job.end) - job.start
-        array = f" ArrayJobId={job.array} ArrayTaskId={job.index}" if job.index is not None else ""
+        ran = 0
+        if job.start is not None:
+            ran = (now if job.state == "RUNNING" else job.end) - job.start
+        array = ""
+        if job.index is not None:
+            array = f" ArrayJobId={job.array} ArrayTaskId={job.index}"
         requeue = int(self.controller.site.requeue)
-        preempted = f" PreemptTime={_moment(job.preempt_time)}" if job.state != "PENDING" else ""
+        preempted = ""
+        if job.state != "PENDING":
+            preempted = f" PreemptTime={_moment(job.preempt_time)}"
         return (
             f"JobId={job.id}{array} JobName={job.name}\n"
             f"   JobState={_state(job)} Reason={job.reason} Dependency=(null)\n"
@@ -175,7 +188,9 @@ class Commands:
 
 
 def _state(job):
-    return "COMPLETING" if job.completing else job.state
+    if job.completing:
+        return "COMPLETING"
+    return job.state
 
 
 def _span(seconds):
@@ -185,4 +200,6 @@ def _span(seconds):
 
 
 def _moment(now):
-    return "None" if now is None else datetime.fromtimestamp(EPOCH + now, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    if now is None:
+        return "None"
+    return datetime.fromtimestamp(EPOCH + now, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -22,9 +22,12 @@ class Controller:
     """``lives(controller, job)`` starts the processes of a job on its nodes."""
 
     def __init__(self, clock, site, names, lives, rng=None):
-        self.clock, self.site, self.lives = clock, site, lives
+        self.clock = clock
+        self.site = site
+        self.lives = lives
         self.nodes = {name: Node(name) for name in names}
-        self.jobs, self.next_id = {}, 1
+        self.jobs = {}
+        self.next_id = 1
         self.rng = rng or random.Random(0)
         self.asleep = lambda: False
         """Whether it does nothing by itself at this moment: one that is away does not look at limits either."""
@@ -36,12 +39,16 @@ class Controller:
         """Submit a job, an array of ``elements``, or an array with the single index ``only``; returns the job id.
 
         The last element of an array has the array's id."""
-        base, count = self.next_id, elements or 1
+        base = self.next_id
+        count = elements or 1
         self.next_id += count
         for index in range(count):
             id_ = base if index == count - 1 else base + 1 + index
-            array_fields = {"array": base, "index": index} if elements else {}
-            array_fields = array_fields if only is None else {"array": base, "index": only}
+            array_fields = {}
+            if elements:
+                array_fields = {"array": base, "index": index}
+            if only is not None:
+                array_fields = {"array": base, "index": only}
             self.jobs[id_] = job = Job(id=id_, eligible=self.clock.now + later, **array_fields, **fields)
             job.reason = "JobHeldUser" if job.held else job.reason
         self.look()
@@ -66,7 +73,8 @@ class Controller:
         if job.state != "PENDING":
             raise Refused("Job is no longer pending execution")
         if job.held:
-            job.held, job.reason = False, "None"
+            job.held = False
+            job.reason = "None"
             self.look()
 
     def look(self, delay=LATENCY):
@@ -112,8 +120,12 @@ class Controller:
 
     def _start(self, job, nodes):
         now = self.clock.now
-        job.state, job.reason, job.start, job.nodes = "RUNNING", "None", now, nodes
-        job.end, job.preempt_time = now + job.limit, None
+        job.state = "RUNNING"
+        job.reason = "None"
+        job.start = now
+        job.nodes = nodes
+        job.end = now + job.limit
+        job.preempt_time = None
         for node in nodes:
             node.job = job
         if job.script is None:
@@ -128,7 +140,10 @@ class Controller:
             early = self.rng.uniform(0.0, max(0.0, min(self.site.poll, job.limit - job.lead) / 2))
             due = job.limit - job.lead - early - ran
             # a warning that is already due is sent at the next check of limits
-            wait = due if due > 0 else self.rng.uniform(2.0, self.site.poll)
+            if due > 0:
+                wait = due
+            else:
+                wait = self.rng.uniform(2.0, self.site.poll)
             job.timers.append(self.clock.at(wait, self._warn, job, job.restarts))
         late = self.rng.uniform(0.0, self.site.poll)
         job.timers.append(self.clock.at(max(0.0, job.limit - ran) + late, self._limit, job, job.restarts))
@@ -139,7 +154,8 @@ class Controller:
         if job.state == "RUNNING" and job.script is not None:
             for timer in job.timers:
                 self.clock.cancel(timer)
-            job.end, job.timers = job.start + seconds, []
+            job.end = job.start + seconds
+            job.timers = []
             self._watch_limit(job)
 
     # -- what happens to a job ---------------------------------------------------------------------------------------
@@ -153,7 +169,8 @@ class Controller:
         if self.site.user_signal:
             job.life.signal_steps("USR2")
         if self.site.grace:
-            job.in_grace, job.end = True, self.clock.now + self.site.grace
+            job.in_grace = True
+            job.end = self.clock.now + self.site.grace
             if not self.site.user_signal:
                 job.life.signal_steps("TERM")
             job.timers.append(self.clock.at(self.site.grace, self._evict, job, job.restarts))
@@ -200,7 +217,8 @@ class Controller:
         if job.life is not None:
             job.life.happened("cancelled")
         if job.state == "PENDING" and not job.completing:
-            job.state, job.end = "CANCELLED", self.clock.now
+            job.state = "CANCELLED"
+            job.end = self.clock.now
             self._purge_later(job)
         elif job.state == "PENDING":
             job.state = "CANCELLED"
@@ -210,7 +228,9 @@ class Controller:
     def _requeue_job(self, job):
         """Put a job back into the queue, after its processes have ended."""
         running = job.state == "RUNNING"
-        job.state, job.restarts, job.eligible = "PENDING", job.restarts + 1, self.clock.now + self.site.requeue_delay
+        job.state = "PENDING"
+        job.restarts = job.restarts + 1
+        job.eligible = self.clock.now + self.site.requeue_delay
         job.start = job.preempt_time = None
         job.end = self.clock.now
         if running:
@@ -222,7 +242,9 @@ class Controller:
         self._finish(job, "FAILED", "RaisedSignal:9(Killed)")
 
     def _finish(self, job, state, reason="None"):
-        job.state, job.reason, job.end = state, reason, self.clock.now
+        job.state = state
+        job.reason = reason
+        job.end = self.clock.now
         if job.script is None:
             self._gone(job)
         else:
@@ -237,7 +259,8 @@ class Controller:
 
     def _over(self, job):
         """Complete a job of another user."""
-        job.state, job.end = "COMPLETED", self.clock.now
+        job.state = "COMPLETED"
+        job.end = self.clock.now
         self._gone(job)
 
     def batch_done(self, life, code, killed):
@@ -247,7 +270,8 @@ class Controller:
             return
         if job.state == "RUNNING":
             job.end = self.clock.now
-            job.state, job.exit_code = ("COMPLETED" if code == 0 else "FAILED"), f"{code}:0"
+            job.state = "COMPLETED" if code == 0 else "FAILED"
+            job.exit_code = f"{code}:0"
             if job.in_grace:  # also if the grace period was in an earlier life
                 job.in_grace = False
                 if self.site.mode == "REQUEUE":
@@ -266,7 +290,9 @@ class Controller:
         for node in job.nodes:
             if node.job is job:
                 node.job = None
-        job.nodes, job.life, job.timers = [], None, []
+        job.nodes = []
+        job.life = None
+        job.timers = []
         self._settled(job)
 
     def _settled(self, job):
@@ -305,7 +331,8 @@ class Controller:
     def _down(self, node):
         if (node.alive and node.reachable) or not node.up:
             return
-        node.up, job = False, node.job
+        node.up = False
+        job = node.job
         if job is None:
             return
         if job.script is None:
@@ -333,7 +360,8 @@ class Controller:
         """A node registers again. Its remaining processes of a job that was restarted elsewhere are killed."""
         node = self.nodes[name]
         node.alive = node.reachable = node.up = True
-        orphans, node.orphans = node.orphans, []
+        orphans = node.orphans
+        node.orphans = []
         for life in orphans:
             life.kill()
         self.look()
@@ -348,4 +376,5 @@ class Controller:
                 self.clock.at(self.rng.uniform(0.0, 600.0), job.life.kill)
             for node in job.nodes:
                 node.job = None
-        self.jobs, self.next_id = {}, 1
+        self.jobs = {}
+        self.next_id = 1

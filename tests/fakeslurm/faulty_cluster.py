@@ -27,7 +27,9 @@ from tests.fakeslurm.storage import trouble
 from tests.fakeslurm.trainer import BATCH, CANARY, Run, Trainer
 from tests.fakeslurm.verdicts import EXCUSED
 
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86400.0
 HOURS = 72.0
 """The wall limit."""
 EVENTS = ("preemption", "node_lost", "node_cut_off", "controller_away", "storage", "reset", "touched", "cancelled")
@@ -67,8 +69,11 @@ class World:
     """``folder``: RUNS_ROOT/<sweep>. ``calm``: the day after which no faults occur."""
 
     def __init__(self, folder, seed, runs=200, nodes=40, calm=330.0, weather=None):
-        self.rng, self.clock, self.folder = random.Random(seed), Clock(), folder
-        self.weather, self.calm = weather or Weather(), calm * DAY
+        self.rng = random.Random(seed)
+        self.clock = Clock()
+        self.folder = folder
+        self.weather = weather or Weather()
+        self.calm = calm * DAY
         rng = self.rng
         site = Site(
             user_signal=rng.random() < 0.7, grace=rng.choice([0.0, 30.0, 300.0]),
@@ -79,9 +84,16 @@ class World:
         self.controller.asleep = lambda: self.away in ("silent", "refused")
         self.commands = Commands(self.clock, self.controller, self._trouble, latency=0.05)
         self.likes = {f"run{i:03d}": self._like(i) for i in range(runs)}
-        self.bodies, self.lives, self.commits = {}, [], {}
-        self.away, self.storage_kind, self.over = "", "", False
-        self.cancelled, self.errors, self.orders, self.excuses = set(), [], [], []
+        self.bodies = {}
+        self.lives = []
+        self.commits = {}
+        self.away = ""
+        self.storage_kind = ""
+        self.over = False
+        self.cancelled = set()
+        self.errors = []
+        self.orders = []
+        self.excuses = []
         self.behind = set()
         """(time, run) of orders for runs whose canary had stopped: it takes a person to go on."""
         for name in self.likes:
@@ -101,7 +113,8 @@ class World:
         if number % 40 == 7:
             like.bug = int(rng.uniform(0.1, 0.9) * total)
         if number % 100 == 13:
-            like.killer, like.nodes = True, 1
+            like.killer = True
+            like.nodes = 1
         return like
 
     # -- parts of jobs -----------------------------------------------------------------------------------------------
@@ -195,7 +208,9 @@ class World:
         if self.clock.now > self.calm:
             return ""
         if self.away:
-            return self.away if self.away != "empty" or args[0] == "squeue" else ""
+            if self.away != "empty" or args[0] == "squeue":
+                return self.away
+            return ""
         if self.rng.random() < self.weather.bad_call:
             return self.rng.choice(["silent", "refused", "dropped", "dropped"])
         return ""

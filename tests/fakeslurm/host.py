@@ -35,9 +35,11 @@ class Script:
         """Parse a batch script; returns keywords for ``Controller.submit``."""
         options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE))
         folder = re.search(r"^log=(\S+)/\$id$", text, re.MULTILINE)[1].strip("'")
-        nodes, array = int(options["nodes"]), re.match(r"0-(\d+)", options.get("array", ""))
+        nodes = int(options["nodes"])
+        array = re.match(r"0-(\d+)", options.get("array", ""))
         tasks = nodes * int(options["ntasks-per-node"])
-        peers, canary = float(re.search(r"--wait=(\d+)", text)[1]), "releaser=$!" in text
+        peers = float(re.search(r"--wait=(\d+)", text)[1])
+        canary = "releaser=$!" in text
         return {
             "name": options["job-name"],
             "nodes_wanted": nodes,
@@ -70,13 +72,24 @@ class Life:
     """One start of a job on nodes. ``body(life, run, n, over)`` creates its ranks; srun's end calls ``over(code)``."""
 
     def __init__(self, controller, job, body, storage=None):
-        self.controller, self.clock, self.job, self._make = controller, controller.clock, job, body
-        self.nodes, self.host, self.script = list(job.nodes), job.nodes[0], job.script
-        self.restarts, self.path = job.restarts, job.script.run(job.index)
-        self.attempt, self.body, self._processes, self._over = None, None, [], False
+        self.controller = controller
+        self.clock = controller.clock
+        self.job = job
+        self._make = body
+        self.nodes = list(job.nodes)
+        self.host = job.nodes[0]
+        self.script = job.script
+        self.restarts = job.restarts
+        self.path = job.script.run(job.index)
+        self.attempt = None
+        self.body = None
+        self._processes = []
+        self._over = False
         self.events = []
         """(time, what) that happened to it, known only to the simulation."""
-        self.born, self.began, self.ended = self.clock.now, None, float("inf")
+        self.born = self.clock.now
+        self.began = None
+        self.ended = float("inf")
         """When its attempt began, and when the last of its ranks ended."""
         self.through = float("inf")
         """When its exit trap was through."""
@@ -147,7 +160,8 @@ class Life:
         elif code or not out.strip():
             self._done(code)
         else:
-            self.attempt, self.began = int(out), self.clock.now
+            self.attempt = int(out)
+            self.began = self.clock.now
             self._side_processes = [self._python("watcher", lambda code, out: None, "watch")]
             if self.script.canary:
                 self._side_processes.append(self._python("releaser", lambda code, out: None, "release"))

@@ -15,11 +15,16 @@ class Scripted:
     """The ranks of a step, one per node, and srun."""
 
     def __init__(self, life, run, n, over):
-        self.life, self.run, self.n, self.clock, self._over = life, run, n, life.clock, over
+        self.life = life
+        self.run = run
+        self.n = n
+        self.clock = life.clock
+        self._over = over
         play = json.loads((run.path / "play.json").read_text())
         self.play = play | play.get("attempts", {}).get(str(n), {})
         self.ranks = [Rank(self, rank, node) for rank, node in enumerate(life.nodes)]
-        self._lost, self._returned = set(), False
+        self._lost = set()
+        self._returned = False
 
     def on(self, nodes):
         return [rank for rank in self.ranks if rank.node.name in nodes and rank.code is None]
@@ -60,8 +65,14 @@ class Scripted:
 
 class Rank:
     def __init__(self, step, rank, node):
-        self.step, self.rank, self.node, self.clock = step, rank, node, step.clock
-        self.code, self.stop_signal, self.log, self._held = None, "", None, []
+        self.step = step
+        self.rank = rank
+        self.node = node
+        self.clock = step.clock
+        self.code = None
+        self.stop_signal = ""
+        self.log = None
+        self._held = []
         self.event = self.clock.at(LISTENS, self._listen)
 
     def _listen(self):
@@ -98,7 +109,8 @@ class Rank:
             self.event = self.clock.at(self.step.play.get("save", 0.0), self._finish)
 
     def _finish(self):
-        run, n = self.step.run, self.step.n
+        run = self.step.run
+        n = self.step.n
         if not self.stop_signal and self.rank == 0:
             write_json(run.result, {"run": run.name, "attempt": n})
         self.end(leave(run, n, self.rank, self.stop_signal))

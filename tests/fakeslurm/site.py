@@ -83,4 +83,6 @@ class Job:
 
     @property
     def key(self):
-        return str(self.id) if self.index is None else f"{self.array}_{self.index}"
+        if self.index is None:
+            return str(self.id)
+        return f"{self.array}_{self.index}"

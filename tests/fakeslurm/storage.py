@@ -19,7 +19,8 @@ def trouble(folder, kind):
     if not kind:
         yield
         return
-    away, number = kind == "away", errno.EIO if kind == "away" else errno.ENOSPC
+    away = kind == "away"
+    number = errno.EIO if kind == "away" else errno.ENOSPC
 
     def failing(real, fails):
         def call(path, *args, **kwargs):

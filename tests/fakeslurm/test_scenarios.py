@@ -29,7 +29,8 @@ def state_sequence(record):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_simulated_slurm_replays_recorded_scenario(name, tmp_path):
-    torn, recorded = SCENARIOS[name].torn, recording.load()[name]
+    torn = SCENARIOS[name].torn
+    recorded = recording.load()[name]
     played = play(name, tmp_path)
     assert recording.essence(played, torn) == recording.essence(recorded, torn), recording.text(played)
     assert state_sequence(played) == state_sequence(recorded)

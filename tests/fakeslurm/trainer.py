@@ -45,17 +45,27 @@ class Trainer:
     """``world`` provides the properties of the run, its faults, and the state of the storage."""
 
     def __init__(self, world, life, run, n, over):
-        self.world, self.life, self.run, self.n, self.clock, self._over = world, life, run, n, life.clock, over
+        self.world = world
+        self.life = life
+        self.run = run
+        self.n = n
+        self.clock = life.clock
+        self._over = over
         self.like = world.likes[run.name]
-        self.living, self.lost = {node.name for node in life.nodes}, set()
-        self.listening, self.over, self.held, self.stop_signal = False, False, "", ""
+        self.living = {node.name for node in life.nodes}
+        self.lost = set()
+        self.listening = False
+        self.over = False
+        self.held = ""
+        self.stop_signal = ""
         self._timer = self.clock.at(self.like.startup * world.rng.uniform(0.5, 2.0), self._listen)
         world.bodies.setdefault(run.name, []).append(self)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
     def _listen(self):
-        world, like = self.world, self.like
+        world = self.world
+        like = self.like
         with world.storage(self.life):
             try:
                 self.soon = bool((read_json(self.run.attempt(self.n) / "start.json") or {}).get("first_commit"))
@@ -64,7 +74,8 @@ class Trainer:
                 self.life.happened("storage")
                 self._leave("storage", "the start cannot be read")
                 return
-        self.listening, self.training_start = True, self.clock.now
+        self.listening = True
+        self.training_start = self.clock.now
         if self.held:
             self._hear(self.held)
             return
@@ -104,9 +115,12 @@ class Trainer:
             return
         trained = self.clock.now - self.training_start
         count = int(trained / self.like.interval)
-        offset = (
-            count * self.like.interval if count else self.like.step if self.soon and trained >= self.like.step else 0
-        )
+        if count:
+            offset = count * self.like.interval
+        else:
+            offset = 0
+            if self.soon and trained >= self.like.step:
+                offset = self.like.step
         if offset:
             self._commit(self._samples(self.training_start + offset), self.training_start + offset)
 
@@ -184,7 +198,8 @@ class Trainer:
             return
         try:
             with self.world.storage(self.life):
-                superseded, cancelled = not self.run.is_current_attempt(self.n), self.run.cancel.exists()
+                superseded = not self.run.is_current_attempt(self.n)
+                cancelled = self.run.cancel.exists()
         except OSError:
             self.clock.at(self.like.step, self.look)
             return
@@ -199,7 +214,10 @@ class Trainer:
         if self.over or not self.listening or not kind or self.stop_signal:
             return
         passed = self.clock.now - self.training_start
-        wait = self.like.step if kind == "away" else self.like.interval - passed % self.like.interval
+        if kind == "away":
+            wait = self.like.step
+        else:
+            wait = self.like.interval - passed % self.like.interval
         self.clock.at(wait, self._fail)
 
     def _fail(self):
@@ -230,7 +248,8 @@ class Trainer:
         """srun learns from the controller that ranks of lost nodes never report."""
         self.lost -= nodes
         if self.over and not self.lost and self._code is not None:
-            code, self._code = self._code, None
+            code = self._code
+            self._code = None
             self._over(code)
 
     def _leave(self, cause, reason, **facts):
@@ -247,7 +266,9 @@ class Trainer:
     def _end(self, code):
         if self.over:
             return
-        self.over, self._code, self.life.ended = True, code, self.clock.now
+        self.over = True
+        self._code = code
+        self.life.ended = self.clock.now
         self.clock.cancel(self._timer)
         self.world.bodies[self.run.name].remove(self)
         if code is not None and not self.lost:

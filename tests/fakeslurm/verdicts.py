@@ -31,7 +31,10 @@ class Attempt:
     """One attempt: events that the simulation recorded, and the end that the files contain."""
 
     def __init__(self, world, life):
-        self.run, self.n, self.life, self.start = life.path.name, life.attempt, life, life.began
+        self.run = life.path.name
+        self.n = life.attempt
+        self.life = life
+        self.start = life.began
         self.happened = {event for _, event in life.events}
         self.end = read_json(world.run(self.run).attempt(self.n) / "end.json")
         self.cause = self.end and self.end["cause"]
@@ -82,7 +85,10 @@ def _causes_match_events(world, name, state, run_attempts):
     for attempt, following in zip(run_attempts, [*run_attempts[1:], None], strict=False):
         allowed = set().union(*(MAY_BE[event] for event in attempt.happened))
         if attempt.life.unseen:
-            allowed |= {"node", "stopped"} if not attempt.happened & {"limit"} else {"node", "stopped", "timeout"}
+            if not attempt.happened & {"limit"}:
+                allowed |= {"node", "stopped"}
+            else:
+                allowed |= {"node", "stopped", "timeout"}
         if world.run(attempt.run).result.exists() and attempt is run_attempts[-1]:
             allowed |= {"complete"}
         if attempt.run in world.cancelled:
@@ -97,12 +103,17 @@ def _causes_match_events(world, name, state, run_attempts):
 
 def _limits(world, name, state, run_attempts):
     """A run stops exactly when the number of failures that count reaches a limit."""
-    since, best, token = [], 0, None
+    since = []
+    best = 0
+    token = None
     for attempt in run_attempts:
         if attempt.life.script.folder.name != token:
-            since, token = [], attempt.life.script.folder.name  # a resubmission resets the limits
+            # a resubmission resets the limits
+            since = []
+            token = attempt.life.script.folder.name
         top = max((samples for _, samples in attempt.commits), default=0)
-        since, best = ([] if top > best else [*since, attempt]), max(best, top)
+        since = [] if top > best else [*since, attempt]
+        best = max(best, top)
         failed = [earlier for earlier in since if earlier.happened & set(FAILED)]
         unseen = [earlier for earlier in since if earlier.life.unseen or "node" in earlier.happened]
         ports = [earlier for earlier in since if "port" in earlier.happened]
@@ -116,7 +127,9 @@ def _limits(world, name, state, run_attempts):
                 yield f"{attempt}: stopped after {ports}"
             if attempt.cause == "storage" and short[-1].start - short[0].start < DAY / 2:
                 yield f"{attempt}: gave up on storage after {short[-1].start - short[0].start:g} s"
-            since, failed, unseen = [], [], []
+            since = []
+            failed = []
+            unseen = []
         crashed = [earlier for earlier in failed if earlier.cause in ("crash", "hang", "timeout")]
         if (
             len(crashed) >= LIMITS.failures
@@ -149,7 +162,8 @@ def _unneeded_resubmissions(world):
     the wall limit, and Slurm had not yet detected it. The last two are known and not fixed: no code of the job runs
     then.
     """
-    taken, lives = set(), {name: [] for name in world.likes}
+    taken = set()
+    lives = {name: [] for name in world.likes}
     for life in world.lives:
         lives[life.path.name].append(life)
     for moment, names in world.orders:

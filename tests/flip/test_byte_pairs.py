@@ -45,7 +45,8 @@ def published():
 
 def test_published_file_gives_ids_of_open_clip(published):
     texts = TEXTS + odd_texts()
-    actual, expected = published(texts), open_clip.SimpleTokenizer()(texts).numpy()
+    actual = published(texts)
+    expected = open_clip.SimpleTokenizer()(texts).numpy()
     different = [
         text for text, row, reference in zip(texts, actual, expected, strict=True) if not np.array_equal(row, reference)
     ]
@@ -148,7 +149,8 @@ def test_train_byte_pairs_is_deterministic_and_matches_open_clip(tmp_path):
 
 
 def test_tokenizer_command_trains_and_shows_byte_pairs(tmp_path, capsys):
-    lines, out = tmp_path / "captions.txt", tmp_path / "bpe.json"
+    lines = tmp_path / "captions.txt"
+    out = tmp_path / "bpe.json"
     lines.write_text("a red square\na red circle\n")
     arguments = ["train", "--kind", "bpe", "--captions", str(lines), "--out", str(out), "--vocabulary"]
     assert command.main([*arguments, "514"]) == 78 and "more than 514" in capsys.readouterr().err

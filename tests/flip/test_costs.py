@@ -36,7 +36,8 @@ def test_device_memory_scales_with_mask_and_ranks():
 
 
 def test_device_memory_peak_is_gradients_or_activations_by_batch_size():
-    small, large = memory(local=1), memory(local=512)
+    small = memory(local=1)
+    large = memory(local=512)
     assert small["gradients"] == pytest.approx(small["weights"], rel=1e-6) and "image_activations" not in small
     assert large["gradients"] < small["gradients"] and large["image_activations"] > large["weights"]
 

@@ -208,7 +208,8 @@ def test_loss_parameters_are_not_decayed(objective):
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_draws_of_every_step_depend_on_seed_epoch_and_id_alone(name):
     """So that a run that resumes, or has other ranks, sees the same views."""
-    epochs, ids = np.array([0, 1, 1]), np.array([7, 7, 9])
+    epochs = np.array([0, 1, 1])
+    ids = np.array([7, 7, 9])
     together = augmenting.draw(3, epochs, ids)[name]
     assert together.shape == (3, AUGMENTATIONS[name].count)
     for row in range(3):

@@ -91,7 +91,8 @@ def test_word_cache_does_not_change_ids(path, texts):
 
 def test_word_cache_is_bounded(path, monkeypatch):
     monkeypatch.setattr("flip.tokenizer.MAX_CACHED_WORDS", 3)
-    tokenizer, text = Tokenizer(path, 32, prepend_cls=False), "the cats & the dogs [all of them]"
+    tokenizer = Tokenizer(path, 32, prepend_cls=False)
+    text = "the cats & the dogs [all of them]"
     assert (tokenizer([text, text]) == Tokenizer(path, 32, False)([text, text])).all() and len(tokenizer._word_ids) <= 3
 
 

@@ -21,7 +21,9 @@ def phases(size="H/14", ranks=512, local=128, **compute):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_step_phases_match_counts_and_bytes_of_traced_step(case):
-    compute, calls, gigabytes = case.config().compute, Counter(), Counter()
+    compute = case.config().compute
+    calls = Counter()
+    gigabytes = Counter()
     for phase in step_phases(sized(case.size), compute, case.local, case.ranks):
         for collective in phase.collectives:
             kind = f"{collective.kind}s of {collective.ranks}"

@@ -15,7 +15,9 @@ class SubmitCommandLine:
     """A folder with data and a sweep file, and the command line."""
 
     def __init__(self, folder, data):
-        self.folder, self.runs, self.sweep = folder, folder / "runs", folder / "demo.yaml"
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.sweep = folder / "demo.yaml"
         self.text = f"""
 title: A demonstration
 set:
@@ -46,7 +48,8 @@ class JobsCommandLine:
     """Any command of jobs/ or tools/ on a local sweep of a tiny model."""
 
     def __init__(self, folder, data):
-        self.folder, self.runs = folder, folder / "runs"
+        self.folder = folder
+        self.runs = folder / "runs"
         self.head = f"""
 set:
   model: {{size: tiny}}
@@ -61,7 +64,8 @@ set:
         return self.call(command, "--sweep", self.folder / "demo.yaml", *arguments, code=code)
 
     def call(self, command, *arguments, code=0, room="jobs"):
-        script, env = f"{room}/{command}.py", {"TMPDIR": str(self.folder)}
+        script = f"{room}/{command}.py"
+        env = {"TMPDIR": str(self.folder)}
         done = run_script(script, *arguments, cwd=self.folder, runs=self.runs, env=env)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -77,8 +81,11 @@ class SlurmCommandLine:
     """A Slurm with whole nodes for every run, a folder for runs, and the command line."""
 
     def __init__(self, sandbox, folder, data, canary=0):
-        self.here, self.folder, self.runs = sandbox, folder, folder / "runs"
-        self.sweep, self.cluster = folder / "demo.yaml", folder / "whole.yaml"
+        self.here = sandbox
+        self.folder = folder
+        self.runs = folder / "runs"
+        self.sweep = folder / "demo.yaml"
+        self.cluster = folder / "whole.yaml"
         own = sandbox.profile.read_text()
         # A run of the name "crashing" gets too little address space to load torch.
         own += f"canary: {canary}\noptions: {{exclusive: ''}}\n"

@@ -36,7 +36,8 @@ def run_script(script, *arguments, cwd, runs, timeout=None, env=None):
 @contextlib.contextmanager
 def no_access(*paths):
     """Within the context, this process may not access ``paths``: they have mode 0, and root acts as another user."""
-    user, modes = os.geteuid(), [(path, path.stat().st_mode) for path in paths]
+    user = os.geteuid()
+    modes = [(path, path.stat().st_mode) for path in paths]
     for path in paths:
         path.chmod(0)
     try:
@@ -63,7 +64,9 @@ def make_run(path, config="schema: 1\n", play=None):
 def attempt_lines(run, n):
     """Return the metric lines of attempt ``n`` without a line that a kill cut off."""
     path = run.metrics / f"{n}.jsonl"
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    if path.exists():
+        return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    return []
 
 
 def metric_lines(run):

@@ -75,7 +75,8 @@ def check_loads(run, world, url, samples):
 
 def copy_continues_past_retention(folder, world, url):
     """The copy has a remote folder of its own, and the original loses nothing."""
-    run, copy = RunDir(folder / "sweep" / "a"), RunDir(folder / "sweep" / "b")
+    run = RunDir(folder / "sweep" / "a")
+    copy = RunDir(folder / "sweep" / "b")
     save(run, world, url, 16, 32, keep=2)
     shutil.copytree(run.path, copy.path, symlinks=True)
     before = files(address(run))
@@ -95,7 +96,8 @@ def copy_continues_past_retention(folder, world, url):
 
 
 def record_that_names_another_folder_deletes_nothing(folder, world, url):
-    run, outside = RunDir(folder / "sweep" / "a"), f"{url}/outside"
+    run = RunDir(folder / "sweep" / "a")
+    outside = f"{url}/outside"
     store = RemoteCheckpoint(outside, POLICY)
     shard = commit.SHARD_FILE % 1
     for name in (shard, commit.COMMIT_FILE, "deep/x"):
@@ -110,7 +112,8 @@ def record_that_names_another_folder_deletes_nothing(folder, world, url):
 
 def prepared_address_of_another_run_is_not_used(folder, world, url):
     """url.json of one run names the folder of another; only a name of the form that is written counts."""
-    victim, run = RunDir(folder / "sweep" / "victim"), RunDir(folder / "sweep" / "a")
+    victim = RunDir(folder / "sweep" / "victim")
+    run = RunDir(folder / "sweep" / "a")
     save(victim, world, url, 16)
     before = files(address(victim))
     for name in (address(victim), f"{url}/sweep/..", f"{url}/sweep/", "file:///etc/passwd-0123456", ".x-01234567"):
@@ -137,7 +140,8 @@ def old_run_gets_owner_record(folder, world, url):
 
 def prepared_address_of_an_old_run_is_not_used(folder, world, url):
     """The folder of the victim has no owner record yet, and url.json of the other run claims to be of this version."""
-    victim, run = RunDir(folder / "sweep" / "victim"), RunDir(folder / "sweep" / "a")
+    victim = RunDir(folder / "sweep" / "victim")
+    run = RunDir(folder / "sweep" / "a")
     save(victim, world, url, 16)
     RemoteCheckpoint(address(victim), POLICY).delete(OWNER_FILE)
     write_json(victim.checkpoints / "url.json", {"url": address(victim)})
@@ -153,7 +157,8 @@ def prepared_address_of_an_old_run_is_not_used(folder, world, url):
 
 def copied_root_of_old_runs_gets_own_folders(folder, world, url):
     """``cp -r`` of a whole runs root: the names are equal, and job.json of an older version names only the snapshot."""
-    run, copy = RunDir(folder / "runs" / "sweep" / "a"), RunDir(folder / "copied" / "sweep" / "a")
+    run = RunDir(folder / "runs" / "sweep" / "a")
+    copy = RunDir(folder / "copied" / "sweep" / "a")
     save(run, world, url, 16)
     first = address(run)
     RemoteCheckpoint(first, POLICY).delete(OWNER_FILE)
@@ -170,7 +175,8 @@ def copied_root_of_old_runs_gets_own_folders(folder, world, url):
 
 def copy_of_old_run_gets_own_folder(folder, world, url, submitted):
     """``submitted``: job.json of the copy was replaced by a submission; else it still names the original."""
-    run, copy = RunDir(folder / "sweep" / "a"), RunDir(folder / "sweep" / "b")
+    run = RunDir(folder / "sweep" / "a")
+    copy = RunDir(folder / "sweep" / "b")
     save(run, world, url, 16)
     RemoteCheckpoint(address(run), POLICY).delete(OWNER_FILE)
     write_json(run.checkpoints / "url.json", {"url": address(run)})
@@ -185,7 +191,8 @@ def copy_of_old_run_gets_own_folder(folder, world, url, submitted):
 
 
 def moved_run_keeps_folder(folder, world, url):
-    run, moved = RunDir(folder / "sweep" / "a"), RunDir(folder / "sweep" / "renamed")
+    run = RunDir(folder / "sweep" / "a")
+    moved = RunDir(folder / "sweep" / "renamed")
     save(run, world, url, 16)
     first = address(run)
     run.path.rename(moved.path)
@@ -215,7 +222,8 @@ def unreachable_original_counts_as_copy(folder, world, url):
 
 def folder_of_another_owner_is_left_alone(folder, world, url):
     """Another run takes the folder: this one neither writes nor deletes there, until that run is gone."""
-    run, other = RunDir(folder / "sweep" / "a"), RunDir(folder / "sweep" / "b")
+    run = RunDir(folder / "sweep" / "a")
+    other = RunDir(folder / "sweep" / "b")
     saver = save(run, world, url, 16)
     other.path.mkdir()
     take(address(run), other)
@@ -236,7 +244,8 @@ def take(url, run):
 
 
 def attempt_moves_to_new_folder_if_another_run_has_its_own(folder, world, url):
-    run, other = RunDir(folder / "sweep" / "a"), RunDir(folder / "sweep" / "b")
+    run = RunDir(folder / "sweep" / "a")
+    other = RunDir(folder / "sweep" / "b")
     save(run, world, url, 16)
     first = address(run)
     other.path.mkdir()

@@ -10,7 +10,8 @@ import sys
 from jobs.slurm import batch_script
 from tests.harness.common import ROOT
 
-BASH, PYTHON = "bash", "python"
+BASH = "bash"
+PYTHON = "python"
 STATUS = 127
 """The exit code of the start: its node has no Python."""
 PROGRAM = """
@@ -26,7 +27,9 @@ CHANGE = re.compile("scontrol (update|requeue) |sbatch ")
 def script(variant, options=(), before=(), attempt=None):
     """The text of a batch script. ``options``: of sbatch. ``before``: lines before the start fails. ``attempt``: whose
     end could not be written; None: it has not started."""
-    words = [f"export FLIP_ATTEMPT={attempt} code=70"] if attempt else []
+    words = []
+    if attempt:
+        words = [f"export FLIP_ATTEMPT={attempt} code=70"]
     if variant == BASH:
         words += [f"(exit {STATUS}) || requeue_elsewhere"]
     else:

@@ -64,7 +64,9 @@ class LocalSweep:
 
     def journal(self) -> str:
         log = self.sweep / ".supervisor" / "log"
-        return log.read_text() if log.exists() else "no journal"
+        if log.exists():
+            return log.read_text()
+        return "no journal"
 
     def left(self) -> list[int]:
         """Return the pids of live processes that name this sweep."""

@@ -98,10 +98,12 @@ class Quota:
 
     def __init__(self, folder):
         folder.mkdir()
-        source, library = folder / "quota.c", folder / "quota.so"
+        source = folder / "quota.c"
+        library = folder / "quota.so"
         source.write_text(SOURCE)
         subprocess.run([compiler(), "-shared", "-fPIC", "-O1", "-w", "-o", library, source, "-ldl"], check=True)
-        self.exceeded, self.log = folder / "exceeded", folder / "exceeded.refused"
+        self.exceeded = folder / "exceeded"
+        self.log = folder / "exceeded.refused"
         self.env = {"LD_PRELOAD": str(library), "QUOTA_EXCEEDED": str(self.exceeded)}
 
     def exceed(self, *parts):
@@ -116,4 +118,6 @@ class Quota:
 
     def refused(self):
         """Paths of refused writes, in order."""
-        return self.log.read_text().splitlines() if self.log.exists() else []
+        if self.log.exists():
+            return self.log.read_text().splitlines()
+        return []

@@ -5,7 +5,8 @@ from flip.data.storage.fsspec_storage import FsspecStorage
 
 def record_reads(monkeypatch):
     """Return a list that gets (start, stop) of every range read from now on. A temporary copy of a file fails."""
-    ranges, get = [], FsspecStorage._get
+    ranges = []
+    get = FsspecStorage._get
 
     def record(self, key, start, stop):
         ranges.append((start, stop))

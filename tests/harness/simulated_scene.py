@@ -27,7 +27,9 @@ class SimulatedScene(SlurmScene):
     def __init__(self, clock, controller, commands, folder, name):
         sandbox = SimpleNamespace(call=commands.perform, lose=controller.lose, bring_back=controller.bring_back)
         super().__init__(sandbox, "", folder, name)
-        self.clock, self.controller, self.commands = clock, controller, commands
+        self.clock = clock
+        self.controller = controller
+        self.commands = commands
 
     def watch(self):
         self.job_name = read_json(self.runs[0].path / "job.json")["name"]
@@ -91,7 +93,8 @@ def staged(name, folder, storage=None, **settings):
 
 def play(name, folder):
     """Return the record of a scenario, as ``recording.perform`` writes it for a real Slurm."""
-    scenario, options = SCENARIOS[name], SCENARIOS[name].options
+    scenario = SCENARIOS[name]
+    options = SCENARIOS[name].options
     settings = {"kill_wait": options["kill_wait"], "user_signal": options["user_signal"], "mode": scenario.mode}
     settings |= {"grace": scenario.grace, "node_timeout": options.get("node_timeout", 10)}
     settings |= {"requeue": not name.startswith("requeue_disabled")}

@@ -66,7 +66,10 @@ class CommandLine:
     def variants(self, values: dict[str, str]) -> list[list[str]]:
         """The words with these values: with all words in brackets, with none, and with each of them alone."""
         options = [i for i, (_, optional) in enumerate(self.words) if optional]
-        chosen = [set(options), *({i} for i in options), set[int]()] if options else [set[int]()]
+        if options:
+            chosen = [set(options), *({i} for i in options), set[int]()]
+        else:
+            chosen = [set[int]()]
         lines = [[w for i, (w, optional) in enumerate(self.words) if not optional or i in kept] for kept in chosen]
         filled = []
         for line in lines:

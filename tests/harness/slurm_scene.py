@@ -81,8 +81,13 @@ class SlurmScene:
     """A submission to the Slurm ``sandbox``, whose SLURM_CONF and shims are in this process's environment."""
 
     def __init__(self, sandbox, squeue, folder, name):
-        self.here, self.squeue, self.folder, self.name = sandbox, squeue, folder / name, name
-        self.runs, self.seen, self.rows = [], [], {}
+        self.here = sandbox
+        self.squeue = squeue
+        self.folder = folder / name
+        self.name = name
+        self.runs = []
+        self.seen = []
+        self.rows = {}
         self.patience = 120.0
         self._over = threading.Event()
 
@@ -207,7 +212,8 @@ class SlurmScene:
 
     def _attempt(self, index, n):
         run = self.runs[index]
-        end, calls = read_json(run.attempt(n) / "end.json") or {}, self._calls(run, n, "trap")
+        end = read_json(run.attempt(n) / "end.json") or {}
+        calls = self._calls(run, n, "trap")
         lines = self.signals(run, n)
         return {
             "states": self._states(index, n),
@@ -225,14 +231,16 @@ class SlurmScene:
     @staticmethod
     def _calls(run, n, by):
         """Return rows {words, code, said}, and ``read`` if the call queried the job. A killed caller has no code."""
-        path, calls = run.path / "calls" / f"{n}.{by}.jsonl", []
+        path = run.path / "calls" / f"{n}.{by}.jsonl"
+        calls = []
         for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
             if "words" in line:
                 calls.append({"words": masked(line["words"]), "code": None, "said": "", "asked": line})
                 continue
             calls[-1] |= {"code": line["code"], "said": line["err"].strip()}
             if calls[-1]["words"][1:3] == SHOW_JOB:
-                fields, query = fields_of(line["out"]), calls[-1]["asked"]
+                fields = fields_of(line["out"])
+                query = calls[-1]["asked"]
                 read = {key: fields.get(key) for key in READ}
                 calls[-1]["read"] = {**read, "SLURM_RESTART_COUNT": query["restarts"], "json": query["json"]}
         return calls
@@ -285,7 +293,8 @@ def slurm(folder, **options):
     """Provide a Slurm for scenes: (sandbox, the real squeue). Set this process's environment for it, and restore it."""
     from tools.sandbox.cluster import SandboxCluster
 
-    squeue, before = shutil.which("squeue"), dict(os.environ)
+    squeue = shutil.which("squeue")
+    before = dict(os.environ)
     sandbox = SandboxCluster(folder / "slurm", nodes=4, **options)
     os.environ["PATH"] = f"{install(folder / 'bin')}{os.pathsep}{os.environ['PATH']}"
     os.environ.update(sandbox.env())

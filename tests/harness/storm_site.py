@@ -51,16 +51,23 @@ class StormSite:
     """File of a cluster profile -> (its partition, the runs that are submitted with it)."""
 
     def __init__(self, folder, dealt, say):
-        self.folder, self.dealt, self._say = folder, dealt, say
-        self.runs, self.calm, self.tree = folder / "runs", folder / "calm", folder / "tree"
+        self.folder = folder
+        self.dealt = dealt
+        self._say = say
+        self.runs = folder / "runs"
+        self.calm = folder / "calm"
+        self.tree = folder / "tree"
         self.server = Nanio(folder / "nanio")
         options = {"nodes": NODES, "settings": ["SlurmctldTimeout=30"], **self.options()}
         self.here = SandboxCluster(
             folder / "slurm", gpus=0, cpus=2, user_signal=dealt.warned, node_timeout=SILENT, **options
         )
-        self.lines, self.hands = {}, threading.RLock()
+        self.lines = {}
+        self.hands = threading.RLock()
         """Run -> its proxy; the lock ``hands`` guarantees that no other fault stops Slurm meanwhile."""
-        self.failed, self._again, self._started = False, [], time.monotonic()
+        self.failed = False
+        self._again = []
+        self._started = time.monotonic()
 
     def say(self, text):
         self._say(f"{self.seconds:5.0f} s  {text}")
@@ -129,7 +136,9 @@ class StormSite:
 
     @property
     def preemption(self):
-        return "USR2" if self.dealt.warned else "TERM"
+        if self.dealt.warned:
+            return "USR2"
+        return "TERM"
 
     def _copy_tree(self):
         for path in snapshot.files(ROOT):
@@ -164,7 +173,8 @@ class StormSite:
 
     def _sweep(self, manifest, placed):
         """Return the sweep file as a JSON value, which is valid YAML."""
-        data, scored = self.folder / "data", self.folder / "scored"
+        data = self.folder / "data"
+        scored = self.folder / "scored"
         vocabulary_size = len(json.loads((data / "tokenizer.json").read_text())["model"]["vocab"])
         common = {
             "model": {"size": "tiny", "text": {"vocabulary": vocabulary_size}},

@@ -25,7 +25,8 @@ class Terminal:
         self._reader.start()
 
     def resize(self, columns, lines):
-        self.columns, self.lines = columns, lines
+        self.columns = columns
+        self.lines = lines
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def start(self, *arguments, **options):
@@ -68,9 +69,14 @@ class Terminal:
 
         Set ``cursor`` (it is visible) and ``wrapped`` (a line was longer than the terminal).
         """
-        self.cursor, self.wrapped = True, False
-        self.scrolled, self.grid, self.x, self.y = [], [[]], 0, 0
-        text, offset = self.raw.decode(), 0
+        self.cursor = True
+        self.wrapped = False
+        self.scrolled = []
+        self.grid = [[]]
+        self.x = 0
+        self.y = 0
+        text = self.raw.decode()
+        offset = 0
         for match in CONTROL.finditer(text):
             self._write(text[offset : match.start()])
             self._control(match)
@@ -83,7 +89,8 @@ class Terminal:
             assert letter.isprintable(), f"{letter!r} reached the terminal"
             if self.x == self.columns:
                 self._newline()
-                self.x, self.wrapped = 0, True
+                self.x = 0
+                self.wrapped = True
             line = self.grid[self.y]
             line += " " * (self.x + 1 - len(line))
             line[self.x] = letter

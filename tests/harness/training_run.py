@@ -29,7 +29,8 @@ from jobs.runs import clusters
 from jobs.tracking import tracker
 from tests.harness.common import ROOT, make_run, wait_until
 
-BATCH, INTERVAL = 16, 5
+BATCH = 16
+INTERVAL = 5
 """Pairs per step, and steps between commits."""
 
 
@@ -65,7 +66,8 @@ class TrainingRun:
 
     def __init__(self, folder, name, config, pause=0.05):
         self.run = make_run(folder / "sweep" / name, merge.dump(config))
-        self.config, self.world = config, world_size(config)
+        self.config = config
+        self.world = world_size(config)
         self.trap = folder / f"{name}.trap"
         self.env = {
             "FLIP_WITNESS": "1", "KILL_STEP_SECONDS": str(pause), "KILL_BEFORE_COMMIT": str(self.trap),
@@ -160,7 +162,9 @@ class TrainingRun:
     def lines(self, n):
         """Return the complete metric lines of attempt n."""
         path = self.run.metrics / f"{n}.jsonl"
-        return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+        if path.exists():
+            return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return []
 
     def witnessed(self):
         """Return attempt -> S -> (ids, hashes of visible patches) of global batches whose step all ranks finished."""
@@ -170,7 +174,9 @@ class TrainingRun:
         parts = []
         for rank in range(self.world):
             path = self.run.path / "witness" / f"{n}.{rank}.jsonl"
-            rows = path.read_text().split("\n")[:-1] if path.exists() else []
+            rows = []
+            if path.exists():
+                rows = path.read_text().split("\n")[:-1]
             parts.append({row["samples"]: row for row in map(json.loads, rows)})
         shared = set.intersection(*(set(part) for part in parts))
         fields = ("ids", "seen")
@@ -222,7 +228,8 @@ def decoded_images(data):
 def seen_hashes(config, span, samples, images):
     """Return (ids, hashes of the visible patches) of the global batch at S = ``samples``, as ``SampleLog`` writes them,
     from ``decoded_images``: without reader, decoder, loader and workers."""
-    image, data = for_stage(config, span.stage).model.image, config.data
+    image = for_stage(config, span.stage).model.image
+    data = config.data
     manifest = json.loads((Path(data.manifest) / "manifest.json").read_text())
     order = SampleOrder(config.seed, manifest["samples"], data.chunk, data.block, data.lanes)
     ids, epochs = order.batch(samples, span.stage.batch)

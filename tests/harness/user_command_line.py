@@ -11,9 +11,12 @@ class UserCommandLine:
     """Submits the sweep as a user. Its ranks record the folder of their code and complete without training."""
 
     def __init__(self, users, data):
-        self.users, self.place = users, users.folder / "desk"
+        self.users = users
+        self.place = users.folder / "desk"
         shutil.copytree(data, self.place / "data")
-        self.stub, self.sweep, self.site = self.place / "python", self.place / "demo.yaml", self.place / "site.yaml"
+        self.stub = self.place / "python"
+        self.sweep = self.place / "demo.yaml"
+        self.site = self.place / "site.yaml"
         self.stub.write_text(
             f"""#!/bin/sh
 if [ "$2" != jobs.worker ]; then exec {sys.executable} "$@"; fi

@@ -3,15 +3,19 @@
 import json
 import struct
 
-BLOCK, HEADER = 32768, 7
-FULL, LAST = 1, 4
+BLOCK = 32768
+HEADER = 7
+FULL = 1
+LAST = 4
 
 
 def records(path):
     """Yield the records of a ``run-<id>.wandb``."""
     from wandb.proto import wandb_internal_pb2
 
-    data, offset, parts = path.read_bytes(), HEADER, b""
+    data = path.read_bytes()
+    offset = HEADER
+    parts = b""
     assert data[:4] == b":W&B"
     while offset + HEADER <= len(data):
         if BLOCK - offset % BLOCK < HEADER:

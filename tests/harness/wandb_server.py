@@ -14,7 +14,8 @@ class WandbServer(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.history, self.run = {}, None
+        self.history = {}
+        self.run = None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def steps(self):
@@ -26,7 +27,8 @@ class WandbServer(ThreadingHTTPServer):
             return {"model": self.run and {"id": "p", "name": "masking", "entity": {"id": "e", "name": "team"},
             "bucket": self.resumed()}}  # fmt: skip
         if "upsertBucket" in query:
-            new, self.run = self.run is None, self.run or values
+            new = self.run is None
+            self.run = self.run or values
             project = {"id": "p", "name": "masking", "entity": {"id": "e", "name": "team"}}
             bucket = {"id": "b", "name": values["name"], "displayName": "run", "project": project}
             return {"upsertBucket": {"bucket": bucket | {"historyLineCount": len(self.history)}, "inserted": new}}
@@ -50,7 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+        if body[:2] == b"\x1f\x8b":
+            body = gzip.decompress(body)
         answer = {}
         if self.path == "/graphql":
             request = json.loads(body)

@@ -51,7 +51,8 @@ def small_disk(tmp_path):
 @pytest.fixture
 def slept(monkeypatch):
     """A simulated clock that only sleeps advance; returns the time after each sleep. Sleeps below 1 s are real."""
-    ends, real_sleep = [0.0], time.sleep
+    ends = [0.0]
+    real_sleep = time.sleep
     monkeypatch.setattr(
         time, "sleep", lambda seconds: ends.append(ends[-1] + seconds) if seconds >= 1 else real_sleep(seconds)
     )
@@ -68,7 +69,9 @@ class Typed:
     """``submit`` in this process, with a backend that starts nothing; returns (exit code, stdout, stderr)."""
 
     def __init__(self, desk, capsys, monkeypatch):
-        self.desk, self.capsys, self.started = desk, capsys, []
+        self.desk = desk
+        self.capsys = capsys
+        self.started = []
         monkeypatch.setenv("FLIP_RUNS", str(desk.runs))
         monkeypatch.setattr(submission, "MultiBackend", lambda _: self)
         monkeypatch.setattr(submission, "take", lambda _, into, *rest: Snapshot("c0de", into / "c0de", ()))

@@ -60,7 +60,8 @@ def work(run: RunDir, attempt: int, rank: int) -> int:
             if rank == 0:
                 save(run, samples, attempt)
             return leave(run, attempt, rank, "stopped", "asked to stop")
-        samples, step = samples + 1, step + 1
+        samples = samples + 1
+        step = step + 1
         if rank == 0:
             write_json(run.status, {"samples": samples, "total": play["total"], "attempt": attempt, "step": samples})
             if step % play["every"] == 0 or (first and step == 1):

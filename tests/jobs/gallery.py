@@ -40,7 +40,10 @@ def sweep(root, name, progress=None, seeds=None, lines=200, more=()):
 
 class RunWriter:
     def __init__(self, run, config, row, lines):
-        self.run, self.config, self.row, self.lines = run, config, row, lines
+        self.run = run
+        self.config = config
+        self.row = row
+        self.lines = lines
         self.rng = random.Random(f"{run.name} {config.seed}")
         self.total = stage_spans(config)[-1].end
         self.cost = estimate(config, ClusterProfile()).cost.flops
@@ -66,11 +69,14 @@ class RunWriter:
     def attempt(self, first, last, state, final):
         samples = int(first * self.total)
         n = self.run.start_attempt({"host": "n1", "resumes_from": samples, "world": 1})
-        start, end = START_TIME + (first + 0.03 * n) * self.seconds * 1.05, int(last * self.total)
+        start = START_TIME + (first + 0.03 * n) * self.seconds * 1.05
+        end = int(last * self.total)
         write_json(self.run.attempt(n) / "start.json", {"attempt": n, "resumes_from": samples, "time": start})
         write_json(self.run.attempt(n) / "ready.json", {"samples": samples, "time": start + 60})
         self.run.metrics.mkdir(exist_ok=True)
-        speed, batch, stages = self.total / self.seconds, self.config.stages[0].batch, stage_spans(self.config)
+        speed = self.total / self.seconds
+        batch = self.config.stages[0].batch
+        stages = stage_spans(self.config)
         with open(self.run.metrics / f"{n}.jsonl", "w", encoding="utf-8") as file:
             for i in range(int(first * self.lines), int(last * self.lines)):
                 s = (i + 1) * self.total / self.lines
@@ -84,10 +90,20 @@ class RunWriter:
                 }  # fmt: skip
                 file.write(json.dumps(record) + "\n")
         if not final or state != "running":
-            action = {"complete": "done", "preempted": "done", "failed": "stop"}.get(state) if final else "requeue"
-            cause = {"complete": "complete", "preempted": "complete", "failed": "crash"}[state] if final else (
-                "crash" if state == "failed" else "stopped")  # fmt: skip
-            reason = CRASH if cause == "crash" else "" if cause == "complete" else "preempted by the scheduler"
+            if final:
+                action = {"complete": "done", "preempted": "done", "failed": "stop"}.get(state)
+            else:
+                action = "requeue"
+            if final:
+                cause = {"complete": "complete", "preempted": "complete", "failed": "crash"}[state]
+            else:
+                cause = "crash" if state == "failed" else "stopped"
+            if cause == "crash":
+                reason = CRASH
+            else:
+                reason = ""
+                if cause != "complete":
+                    reason = "preempted by the scheduler"
             write_json(self.run.attempt(n) / "end.json", {
                 "attempt": n, "action": action, "cause": cause, "reason": reason,
                 "code": 70 if cause == "crash" else 75, "commits": end, "committed": True,
@@ -99,9 +115,16 @@ class RunWriter:
         if self.row:
             best = self.row["imagenet"] / 100 + self.rng.gauss(0, 0.003)
         else:
-            flops, mask = self.cost / 1e13, float(self.config.stages[0].mask)
+            flops = self.cost / 1e13
+            mask = float(self.config.stages[0].mask)
             best = 1 - 0.86 * flops**-0.085 * (1 - 0.06 * (mask == 0.5)) + self.rng.gauss(0, 0.008)
-            best *= 0.15 if name == "openmoji" else 0.9 if name == "validation" else 1.0
+            if name == "openmoji":
+                best *= 0.15
+            else:
+                if name == "validation":
+                    best *= 0.9
+                else:
+                    best *= 1.0
         return max(0.002, best * (1 - math.exp(-6 * share)))
 
     def scores(self, share, roles):

@@ -38,7 +38,8 @@ def wanted(name="a", **fields):
 
 def make(folder, name, mask="0.5", seed=0, top1=0.2, steps=None, end=None, complete=True, speed=400.0):
     """Write a run directory below ``folder`` with ``steps`` logged steps; ``end`` is end.json of the only attempt."""
-    run, resolved = RunDir(folder / name), config(mask, seed)
+    run = RunDir(folder / name)
+    resolved = config(mask, seed)
     total = stage_spans(resolved)[-1].steps
     steps = total if steps is None else steps
     run.path.mkdir(parents=True)

@@ -18,7 +18,8 @@ from jobs.submission.snapshot import take
 from tests.harness.common import NOBODY, make_run, no_access
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
-CODE, OLD_CODE = "0123456789abcdef", "fedcba9876543210"
+CODE = "0123456789abcdef"
+OLD_CODE = "fedcba9876543210"
 
 
 def age(path, days=30):
@@ -39,7 +40,8 @@ class Desk:
     """A folder of runs, and ``flip clean`` in this process."""
 
     def __init__(self, folder, capsys):
-        self.runs, self.capsys = folder / "runs", capsys
+        self.runs = folder / "runs"
+        self.capsys = capsys
         self.runs.mkdir()
 
     def run(self, name="demo/base", causes=("complete",), code=CODE):
@@ -97,7 +99,8 @@ def desk(tmp_path, capsys, monkeypatch):
 
 
 def test_clean_deletes_old_run_in_trash_and_its_empty_folders_and_nothing_else(desk):
-    old, new = desk.trash(), desk.trash("other/new", days=0)
+    old = desk.trash()
+    new = desk.trash("other/new", days=0)
     run = desk.run("demo/run", ["crash", "stopped", "complete"])
     age(run.path)
     before = files(run.path)
@@ -179,7 +182,8 @@ def test_logs_stay_if_end_of_attempt_cannot_be_read(desk):
 
 
 def test_compiled_code_of_complete_runs_and_of_copies_is_deleted(desk):
-    complete, stopped = desk.run("demo/complete"), desk.run("demo/stopped", ["stopped"])
+    complete = desk.run("demo/complete")
+    stopped = desk.run("demo/stopped", ["stopped"])
     for run in (complete, stopped):
         for name in ("compiled", "compiled.of-bob-1764000000", "compiled.of-mine"):
             (run.path / name).mkdir()
@@ -235,7 +239,8 @@ def test_snapshots_stay_if_a_run_cannot_be_read_or_is_active(desk):
 
 
 def test_snapshot_in_use_again_is_not_old(tmp_path):
-    repository, into = tmp_path / "repository", tmp_path / ".code"
+    repository = tmp_path / "repository"
+    into = tmp_path / ".code"
     (repository / "flip").mkdir(parents=True)
     (repository / "flip" / "rng.py").write_text("")
     first = take(repository, into).path
@@ -297,7 +302,8 @@ def test_run_that_started_after_the_listing_stays(desk, monkeypatch):
 
 
 def test_sweep_that_is_being_submitted_is_refused_and_others_are_cleaned(desk):
-    first, second = desk.run("demo/base", ["stopped"] * 2), desk.run("other/base", ["stopped"] * 2)
+    first = desk.run("demo/base", ["stopped"] * 2)
+    second = desk.run("other/base", ["stopped"] * 2)
     for run in (first, second):
         age(run.path)
     with lock(first.path.parent):
@@ -311,7 +317,8 @@ def test_links_are_not_followed(desk, tmp_path):
     (stays.path / "logs" / "1").mkdir(parents=True)
     old = desk.trash()
     (old / "link").symlink_to(stays.path)  # inside: the link itself is deleted
-    sweep, stamp = old.parent, old.parent.parent
+    sweep = old.parent
+    stamp = old.parent.parent
     (sweep / "linked").symlink_to(stays.path)
     (stamp / "linked").symlink_to(stays.path.parent)
     (stamp.parent / "20200101-000000").symlink_to(stays.path.parent.parent)
@@ -361,7 +368,8 @@ def test_folders_of_another_user_stay(desk):
 
 
 def test_error_of_one_folder_is_reported_after_the_others_are_deleted(desk, monkeypatch):
-    first, second = desk.trash("demo/first"), desk.trash("demo/second")
+    first = desk.trash("demo/first")
+    second = desk.trash("demo/second")
     delete = cleanup.deletion.delete_folder_below
 
     def fail(top, names, emptied):

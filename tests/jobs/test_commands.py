@@ -53,7 +53,8 @@ def names(runs):
 
 
 def test_status_row_shows_storage_outage_only_for_running_attempt(root):
-    run, text = RunDir(root / "one" / "b"), "storage does not answer since 14:03:05, 12 retries, the last: 503"
+    run = RunDir(root / "one" / "b")
+    text = "storage does not answer since 14:03:05, 12 retries, the last: 503"
     write_json(run.status, {"attempt": 1, "storage": text, "unsteady": True})
     assert run_status.row(run, RunState("running", 1))["reason"] == text
     assert [run_status.row(run, RunState("running", n))["unsteady"] for n in (1, 2)] == [True, None]
@@ -117,7 +118,9 @@ def test_commands_accept_several_runs_and_sweeps(root, capsys):
 def test_select_models_accepts_runs_and_exported_folders(root, monkeypatch):
     (root / "export").mkdir()
     monkeypatch.chdir(root)
-    exported, a, b = root / "export", root / "one" / "a", root / "one" / "b"
+    exported = root / "export"
+    a = root / "one" / "a"
+    b = root / "one" / "b"
     assert select.models(["one/*", "export"], str(root)) == [Path("export"), a, b]
     assert select.models([str(exported)], None) == [exported]
     assert select.models(["one"], None) == [a, b], "the folder of a sweep is not a model"
@@ -138,7 +141,8 @@ def test_logs_prints_file_headers_for_several_runs_and_with_follow(root):
 
 
 def test_logs_follow_prints_last_lines_of_attempts_that_restarted_at_once(root, monkeypatch, capfd):
-    run, rounds = RunDir(root / "one" / "b"), iter([False, True])
+    run = RunDir(root / "one" / "b")
+    rounds = iter([False, True])
 
     def over(*_):
         ended = next(rounds)
@@ -170,7 +174,8 @@ def test_status_lists_all_runs_despite_damaged_file(
     root, commands, capsys, monkeypatch, name, numbers, text, words, kind
 ):
     """``explain`` and ``status --watch`` work, too."""
-    bad, record = RunDir(root / "one" / "b"), {"kind": kind, "name": "one.77aa", "token": "77aa", "index": 0}
+    bad = RunDir(root / "one" / "b")
+    record = {"kind": kind, "name": "one.77aa", "token": "77aa", "index": 0}
     write_json(bad.path / "job.json", {**record, "after": 0, "order": 0})
     (bad.path / name).write_text(text)
     commands("squeue", "")
@@ -306,7 +311,8 @@ def test_cancel_requires_confirmation_or_yes_option(root):
 
 
 def test_cancel_continues_if_processes_belong_to_another_user(root, monkeypatch, capsys):
-    bad, pid = RunDir(root / "one" / "b"), os.getpid()
+    bad = RunDir(root / "one" / "b")
+    pid = os.getpid()
     write_json(bad.attempt(1) / "pids.json", [{"rank": 0, "pid": pid, "start": rank_processes.start_time(pid)}])
     monkeypatch.setattr(rank_processes, "is_rank", lambda *_: True)  # this process is no rank
     monkeypatch.setattr(os, "kill", Mock(side_effect=PermissionError(1, "Operation not permitted")))

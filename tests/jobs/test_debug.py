@@ -107,7 +107,8 @@ def test_branch_starts_with_weights_of_other_run(desk):
 """
     output = desk.type("submit", "--watch", runs=runs)
     assert "branch: complete" in output
-    actual, expected = weights(desk.run("branch"), 48), weights(desk.run("base"), 32)
+    actual = weights(desk.run("branch"), 48)
+    expected = weights(desk.run("base"), 32)
     assert actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
     assert [checkpoint.samples for checkpoint in commit.commits(desk.run("branch"))] == [16, 32, 48], "from S = 0"
     assert list(desk.run("base").pins.iterdir()) and not commit.pinned(desk.run("base")), "the branch is complete"
@@ -137,7 +138,8 @@ def test_branch_of_export_resamples_patches_and_needs_export_until_commit(desk):
   coarse: {{init: {{export: {export}}}, model.image.patch: 16, stages.pretrain.base_lr: 0, resources.processes: 2}}
 """
     assert "coarse: complete" in desk.type("submit", "--watch", runs=runs)
-    run, base_parameters = desk.run("coarse"), dict(flip.load(desk.run("base").path).model.named_parameters())
+    run = desk.run("coarse")
+    base_parameters = dict(flip.load(desk.run("base").path).model.named_parameters())
     for name, parameter in flip.load(run.path).model.named_parameters():
         if name == "image.patch.weight":  # resampled again with the threads of this process
             assert torch.allclose(parameter, resample_patch_embed(base_parameters[name].detach(), 16), atol=1e-6)

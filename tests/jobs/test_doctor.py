@@ -229,7 +229,8 @@ def test_doctor_writes_profile_and_overwrites_only_with_force(far, tmp_path, cap
 
 def test_doctor_shows_refusal_of_job_submit_plugin(far, capsys):
     """The plugin prints the reason before Slurm prints an unspecified error."""
-    own, last = "sbatch: error: Site policy: give an account.", "allocation failure: Unspecified error"
+    own = "sbatch: error: Site policy: give an account."
+    last = "allocation failure: Unspecified error"
     far("sbatch", f"echo '{own}' >&2; echo '{last}' >&2; exit 1")
     assert doctor.main([]) == 78
     assert f"{own}; {last}" in " ".join(capsys.readouterr().out.split())
@@ -301,7 +302,8 @@ def test_check_ready_refuses_python_failing_in_job_environment(far, tmp_path, mo
     far("modpython", f'{needs}\nexec {sys.executable} "$@"')
     far("oldpython", "echo 'it is Python 3.4' >&2; exit 1")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/apps/lib")
-    own, fields = str(tmp_path / "modpython"), {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
+    own = str(tmp_path / "modpython")
+    fields = {"kind": "slurm", "name": "mine", "modules": ["python/3.11"]}
     for python, host, message in (
         (own, "", lacks),
         ("python3", own, lacks),

@@ -68,7 +68,8 @@ def make_place(root):
         "evaluate.preprocess=resize_crop",
         f"evaluate.sets=[{{name: own, manifest: {data}, classes: {data}/classes.json}}]",
     ]  # fmt: skip
-    run, config = RunDir(root / "runs" / "sweep" / "run"), merge.merge([], settings)
+    run = RunDir(root / "runs" / "sweep" / "run")
+    config = merge.merge([], settings)
     run.path.mkdir(parents=True)
     write_text(run.config, merge.dump(config))
     write_json(run.identity, {"hash": "", "schema": 1, "config": {}})
@@ -111,7 +112,10 @@ def test_evaluate_scores_all_set_types_with_two_ranks(place, capsys):
     ]
     expected = []
     for i, name in enumerate(names):
-        expected += [f"{name}-text", f"{name}-image"] if i < 3 else [f"{name}-probe" if i > 8 else name]
+        if i < 3:
+            expected += [f"{name}-text", f"{name}-image"]
+        else:
+            expected += [f"{name}-probe" if i > 8 else name]
     assert [result["name"] for result in results] == expected
     assert {result["n"] for result in results} == {10, 20, 9} and {result["samples"] for result in results} == {64}
     last = commit.commits(run)[-1]
@@ -359,7 +363,9 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
     """Slurm is queried once; the jobs of a folder are one array."""
     for name in ("one/a", "one/b", "two/a"):
         shutil.copytree(place / "runs" / "sweep" / "run", tmp_path / name)
-    submitted, checked, make = list[list[str]](), [], evaluation.EvaluateCommand._make
+    submitted = list[list[str]]()
+    checked = []
+    make = evaluation.EvaluateCommand._make
 
     def submit(jobs):
         if submitted and fails == "second folder":
@@ -387,7 +393,8 @@ def test_evaluate_submits_jobs_of_a_folder_at_once_and_removes_refused_ones(
 @pytest.mark.parametrize("own", [True, False])
 def test_evaluate_refuses_labels_without_class_names_before_a_job_exists(place, tmp_path, capsys, monkeypatch, own):
     """By the counts of the manifest: no sample is read. A set without counts is left to the job."""
-    data, run = place / "data" / "own", RunDir(tmp_path / "two" / "a")
+    data = place / "data" / "own"
+    run = RunDir(tmp_path / "two" / "a")
     shutil.copytree(place / "runs" / "sweep" / "run", run.path)
     names = tmp_path / "names.json"
     write_text(names, '{"names": ["a", "b"], "templates": ["{}"]}')
@@ -489,7 +496,8 @@ def test_evaluate_list_shows_sets_and_local_availability(place, capsys):
 
 
 def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_path):
-    run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
+    run = RunDir(tmp_path / "run")
+    job = RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
     config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
@@ -506,11 +514,13 @@ def test_retention_keeps_pinned_commit_until_evaluation_is_complete(place, tmp_p
 
 def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_path, monkeypatch):
     """The run commits and applies retention both before and after the pin is written."""
-    run, job = RunDir(tmp_path / "run"), RunDir(tmp_path / "job")
+    run = RunDir(tmp_path / "run")
+    job = RunDir(tmp_path / "job")
     job.path.mkdir()
     run.path.mkdir()
     config = merge.read_config(place / "runs" / "sweep" / "run" / "config.yaml")
-    n, pin = run.start_attempt({}), commit.pin
+    n = run.start_attempt({})
+    pin = commit.pin
     committed(run, config, 8, n)
 
     def pin_while_training(*args):
@@ -529,7 +539,8 @@ def test_evaluation_pins_newest_commit_despite_concurrent_retention(place, tmp_p
 
 def test_evaluate_refuses_commit_deleted_before_pin(place, capsys, monkeypatch):
     run = RunDir(place / "runs" / "sweep" / "run")
-    before, pin = sorted((place / "runs").rglob("job.json")), commit.pin
+    before = sorted((place / "runs").rglob("job.json"))
+    pin = commit.pin
     gone = commit.commits(run)[0].path
 
     def pin_after_deletion(*args):
@@ -572,7 +583,8 @@ def test_interrupted_evaluate_leaves_only_jobs_that_may_be_queued(place, capsys,
     monkeypatch.setattr(evaluation, "open_backend", lambda _: SimpleNamespace(submit=interrupted))
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(["sweep/run", "--commit", "32"])
-    left, shown = set((place / "runs" / "sweep").glob(".evaluate/*")) - set(before), capsys.readouterr().out
+    left = set((place / "runs" / "sweep").glob(".evaluate/*")) - set(before)
+    shown = capsys.readouterr().out
     assert len(left) == recorded
     for job in left:
         assert re.search(f"may have been submitted; to end it: .*cancel.* {job}\n", shown)
@@ -610,9 +622,11 @@ def test_evaluate_modules_do_not_import_torch():
 
 
 def test_evaluate_follows_url_of_untrusted_record_only_below_url_option(place, tmp_path, capsys):
-    source, run = place / "runs" / "sweep" / "run", RunDir(tmp_path / "sweep" / "run")
+    source = place / "runs" / "sweep" / "run"
+    run = RunDir(tmp_path / "sweep" / "run")
     shutil.copytree(source, run.path, ignore=shutil.ignore_patterns("eval"))
-    last, remote = commit.commits(run)[-1], tmp_path / "there"
+    last = commit.commits(run)[-1]
+    remote = tmp_path / "there"
     remote.mkdir()
     for file in last.path.glob("*.safetensors"):
         shutil.move(file, remote)

@@ -20,7 +20,8 @@ def desk(tmp_path, data):
     desk.head = desk.head.replace("keep: 9", f"keep: 9, url: {tmp_path}/bucket")
     desk.type("submit", "--watch", runs=RUNS)
     run = desk.run("base")
-    desk.expected, newest = weights(run, 48), commit.commits(run)[-1]
+    desk.expected = weights(run, 48)
+    newest = commit.commits(run)[-1]
     run.result.unlink()
     shutil.rmtree(newest.path)
     (run.attempt(1) / "end.json").unlink()

@@ -84,7 +84,8 @@ def test_printed_commands_work_in_empty_folder(printed, tmp_path):
             assert Path(words[2]).is_dir()
             continue
         words = [word for word in words if word not in ("-f", "--watch")]
-        words += ["--dry-run"] if name == "submit" and "--dry-run" not in words else []
+        if name == "submit" and "--dry-run" not in words:
+            words += ["--dry-run"]
         done = subprocess.run(words, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         assert name in ("submit", "explain", "report") or "trunk" in done.stdout or "a line" in done.stdout, line

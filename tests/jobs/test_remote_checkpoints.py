@@ -62,7 +62,8 @@ def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
 """
     output = remote.type("submit", "--watch", runs=runs)
     assert "branch: complete" in output and "extended: complete" in output
-    actual, expected = weights(remote.run("branch"), 48), weights(remote.run("base"), 32)
+    actual = weights(remote.run("branch"), 48)
+    expected = weights(remote.run("base"), 32)
     assert (
         expected and actual.keys() == expected.keys() and all((actual[name] == expected[name]).all() for name in actual)
     )
@@ -75,7 +76,8 @@ def test_branch_and_extended_run_start_from_remote_checkpoint(remote):
 
 
 def test_debug_leaves_remote_checkpoints_untouched(remote):
-    run, before = remote.run("base"), remote.files()
+    run = remote.run("base")
+    before = remote.files()
     newest = commit.commits(run)[-1].path
     newest.rename(remote.folder / "aside")
     run.result.rename(remote.folder / "result")
@@ -110,18 +112,23 @@ def test_evaluate_reads_remote_checkpoint(remote):
 @pytest.mark.slow
 def test_copied_run_continues_in_its_own_remote_folder_and_original_keeps_all(remote):
     """``cp -r`` of a run directory, which is then submitted: it once deleted the checkpoints of its original."""
-    run, copy = remote.run("base"), remote.run("copy")
-    before, first, last = remote.files(), commit.commits(run)[0].path, commit.commits(run)[-1].path
+    run = remote.run("base")
+    copy = remote.run("copy")
+    before = remote.files()
+    first = commit.commits(run)[0].path
+    last = commit.commits(run)[-1].path
     shutil.copytree(run.path, copy.path, symlinks=True)
     copy.result.unlink()
     shutil.rmtree(copy.checkpoints / last.parent.name / last.name)
     output = remote.type("submit", "--watch", runs="runs:\n  base: {}\n  copy: {checkpoint.keep: 1}\n")
     assert "copy: complete" in output
     assert before.items() <= remote.files().items(), "the files of the original are unchanged"
-    job, place = read_json(copy.path / "job.json"), read_json(copy.checkpoints / "url.json")
+    job = read_json(copy.path / "job.json")
+    place = read_json(copy.checkpoints / "url.json")
     assert (job["folder"], job["copy_of"]) == (str(copy.path), str(run.path))
     assert place["folder"] == str(copy.path) and place["url"] != read_json(run.checkpoints / "url.json")["url"]
     assert commit.commits(copy)[-1].record["url"].startswith(place["url"])
     assert commit.commits(copy)[0].path.name == first.name, "inherited commits stay readable"
-    actual, expected = weights(copy, 48), weights(run, 48)
+    actual = weights(copy, 48)
+    expected = weights(run, 48)
     assert expected and all((actual[name] == expected[name]).all() for name in expected)

@@ -113,7 +113,8 @@ def test_seeds_with_other_settings_without_influence_are_one_arm(tmp_path):
     for seed, hours, recompute in ((0, 24.0, None), (1, 12.0, "block")):
         run = make(tmp_path / "demo", f"mask50-s{seed}", seed=seed, top1=0.2 + 0.1 * seed)
         config = merge.read_config(run.config)
-        config.resources.hours, config.stages[0].compute.recompute = hours, recompute
+        config.resources.hours = hours
+        config.stages[0].compute.recompute = recompute
         config.data.buffer += seed
         config.checkpoint.keep_at = [128] * seed
         run.config.write_text(merge.dump(config), encoding="utf-8")
@@ -199,7 +200,8 @@ def test_rows_and_cells_compare_all_runs_once(sweep, monkeypatch):
     differing = Mock(wraps=results.differing)
     monkeypatch.setattr(results, "differing", differing)
     assert len(results.rows(outcomes(sweep))) == 4 and differing.call_count == 1
-    merged, read = Mock(wraps=monitoring.merge_results), Mock(wraps=seed_groups.SeedGroup.precision.fget)
+    merged = Mock(wraps=monitoring.merge_results)
+    read = Mock(wraps=seed_groups.SeedGroup.precision.fget)
     monkeypatch.setattr(monitoring, "merge_results", merged)
     monkeypatch.setattr(seed_groups.SeedGroup, "precision", property(read))
     results.text(outcomes(sweep))
@@ -260,7 +262,9 @@ class Texts(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.text = [], [], ""
+        self.open = []
+        self.tags = []
+        self.text = ""
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))

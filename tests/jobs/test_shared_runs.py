@@ -67,7 +67,9 @@ def sweep(tmp_path, commands):
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{line}'" for line in lines))
         (tmp_path / "calls").chmod(0o666)  # the stub commands record the calls of all users in this file
 
-    commands.queue, commands.runs, commands.root = queue, runs, tmp_path / "runs"
+    commands.queue = queue
+    commands.runs = runs
+    commands.root = tmp_path / "runs"
     commands.tokens = list((tmp_path / "runs" / "demo" / ".slurm").iterdir())
     queue()
     return commands
@@ -192,7 +194,8 @@ def test_runs_root_that_cannot_be_entered_hides_no_run_of_others(sweep, tmp_path
 
 
 def test_stale_mount_hides_no_run_of_other_roots_and_is_reported_once(sweep, tmp_path, monkeypatch, capsys):
-    stale, iterdir = tmp_path / "stale", Path.iterdir
+    stale = tmp_path / "stale"
+    iterdir = Path.iterdir
 
     def broken(path):
         if path == stale:

@@ -306,7 +306,8 @@ def test_dry_run_exits_with_code_of_submission(desk, typed):
     typed(sweep=desk.text + "  other: {seed: 1}\n  last: {seed: 2}\n  more: {seed: 3}\n")
     changed = desk.text.replace("mask: 0.5", "mask: 0.25")
     for argv, message in (([], "another configuration"), (["--changed", "keep", "--prune"], "3 of 5 runs")):
-        real, dry = typed(*argv, sweep=changed), typed(*argv, "--dry-run", sweep=changed)
+        real = typed(*argv, sweep=changed)
+        dry = typed(*argv, "--dry-run", sweep=changed)
         assert real[0] == dry[0] == 78 and message in dry[2] and message in real[2]
         assert dry[1].startswith("demo: A demonstration"), "the plan is shown despite the refusal"
     assert typed("--dry-run", "--prune", "--allow-prune-majority")[0] == 0, "a question is not a refusal"
@@ -330,7 +331,8 @@ def test_dry_run_prints_batch_scripts_with_script_option(desk):
 
 def test_dry_run_executes_no_program_named_in_sweep(desk, tmp_path):
     """A sweep from another person may bring its own profile."""
-    folder, marker = tmp_path / "bin", tmp_path / "ran"
+    folder = tmp_path / "bin"
+    marker = tmp_path / "ran"
     folder.mkdir()
     texts = {name: "echo 'ClusterName = far'" for name in ("sbatch", "srun", "squeue", "scancel", "scontrol")}
     for name, text in {**texts, "evil": f"touch {marker}"}.items():

@@ -47,7 +47,10 @@ def spoiled(draw, good: bytes) -> bytes:
 def places(value, path=()):
     """Paths of all parts of a JSON value; the path of the value itself comes first."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, dict):
+        items = value.items()
+    else:
+        items = enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from places(item, (*path, key))
 

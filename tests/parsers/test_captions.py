@@ -167,10 +167,12 @@ def test_s3_check_raises_only_known_errors_on_any_response_header(reply, content
 
 @given(st.lists(st.binary(max_size=30), max_size=5), st.lists(st.integers(1, 40), max_size=4))
 def test_etag_is_independent_of_chunking_and_matches_multipart_md5(pieces, parts):
-    data, etag = b"".join(pieces), ETag(parts)
+    data = b"".join(pieces)
+    etag = ETag(parts)
     for piece in pieces:
         etag.update(piece)
-    part_bytes, offset = [], 0
+    part_bytes = []
+    offset = 0
     for size in parts:
         part_bytes.append(data[offset : offset + size])
         offset += size

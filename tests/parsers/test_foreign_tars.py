@@ -241,7 +241,10 @@ def write(case, folder, archive):
                 file.add(folder / name, name, recursive=False)
         return None
     command = ["tar" if case.writer == "gnutar" else BSDTAR, f"--format={case.format}", "-cf", archive, "-C", folder]
-    alone = ["--no-recursion", "--verbatim-files-from"] if case.writer == "gnutar" else ["-n"]
+    if case.writer == "gnutar":
+        alone = ["--no-recursion", "--verbatim-files-from"]
+    else:
+        alone = ["-n"]
     listed = b"".join(os.fsencode(name) + b"\0" for name in names)
     return subprocess.run(
         [*command, *case.options, *alone, "--null", "-T", "-"], input=listed, check=True, capture_output=True,
@@ -322,7 +325,10 @@ def indexed_samples(path, out):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_index_matches_webdataset_or_refuses_shard(case, tmp_path):
     if case.writer == "bsdtar" and not BSDTAR:
-        stop = pytest.fail if os.environ.get("FLIP_REQUIRE_BSDTAR") == "1" else pytest.skip
+        if os.environ.get("FLIP_REQUIRE_BSDTAR") == "1":
+            stop = pytest.fail
+        else:
+            stop = pytest.skip
         stop("needs bsdtar: make bsdtar, or Debian's package libarchive-tools")
     archive = tmp_path / "x.tar"
     (tmp_path / "in").mkdir()
@@ -332,7 +338,8 @@ def test_index_matches_webdataset_or_refuses_shard(case, tmp_path):
     expected = case.expected
     if case.content == "holes" and not expected and b"GNU.sparse" in data:  # bsdtar, if the file system reports holes
         expected = SPARSE
-    reference, actual = webdataset_samples(archive), indexed_samples(archive, tmp_path / "m")
+    reference = webdataset_samples(archive)
+    actual = indexed_samples(archive, tmp_path / "m")
     if expected:
         assert (
             isinstance(actual, DataError) and re.search(expected, str(actual)) and actual.code == 65 and actual.remedy

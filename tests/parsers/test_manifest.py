@@ -21,7 +21,8 @@ def table(filtered):
     rows = np.array([[3, 4096, 3072], [0, 1024, 0], [4, 5120, 4096]], dtype=np.int64)
     sample_filter = SampleFilter(np.array([[5, 1], [0, 0], [4, 0]], np.uint32), np.array([0b11010, 0b1111], np.uint8))
     etags = ["", "", "ab-2"]
-    keys, offsets = ["a.tar", "s3://b/c.tar", "d.tar"], np.array([1, 2, 1, 4], np.uint32)
+    keys = ["a.tar", "s3://b/c.tar", "d.tar"]
+    offsets = np.array([1, 2, 1, 4], np.uint32)
     return ChunkTable(keys, rows, 2, offsets, etags, sample_filter if filtered else None)
 
 

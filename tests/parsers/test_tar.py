@@ -15,7 +15,8 @@ from tests.parsers.spoil import spoiled
 pytestmark = pytest.mark.timeout(20)
 
 #: webdataset's rule for keys and extensions, and for metadata files of a shard.
-KEY, META = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$"), re.compile(r"__[^/]*__($|/)")
+KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+META = re.compile(r"__[^/]*__($|/)")
 NAMES = st.text(st.sampled_from("ab./_"), min_size=1, max_size=14)
 #: Size fields: valid octal numbers, and other content that occurs in archives.
 SIZES = st.one_of(
@@ -144,7 +145,10 @@ def test_members_return_files_written_by_tarfile(files, form):
 @given(NAMES)
 def test_split_follows_webdataset_key_rule(name):
     match = KEY.match(name)
-    expected = None if match is None or META.match(name) else (match[1], match[2])
+    if match is None or META.match(name):
+        expected = None
+    else:
+        expected = match[1], match[2]
     assert tar.split(name) == expected
 
 

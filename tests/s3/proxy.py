@@ -35,7 +35,9 @@ class Proxy:
     """
 
     def __init__(self, server):
-        self.server, self.port, self.counts = server, 0, collections.Counter()
+        self.server = server
+        self.port = 0
+        self.counts = collections.Counter()
         self.rotten = b"", 0
         """The path of an object, and the byte of it that is wrong in every reply, as if it lay there so."""
         self.lost = b""
@@ -49,20 +51,28 @@ class Proxy:
         "length" (200 and as many bytes from its first), or "chunked" (as "range", without a length)."""
         self.away = False
         """Whether every request finds its connection closed, as if the server were gone."""
-        self.pace, self._turn = 0.0, 0.0
+        self.pace = 0.0
+        self._turn = 0.0
         """Seconds from one GET of a shard to the next: the storage is as slow as that."""
         self.plan((), 0)
 
     def plan(self, faults, share, seed=0, limit=10**9, after=0, writes=False):
-        self.faults, self.share, self.limit, self.after, self.writes = tuple(faults), share, limit, after, writes
-        self.random, self.round, self.counts = random.Random(seed), [], collections.Counter()
+        self.faults = tuple(faults)
+        self.share = share
+        self.limit = limit
+        self.after = after
+        self.writes = writes
+        self.random = random.Random(seed)
+        self.round = []
+        self.counts = collections.Counter()
 
     @property
     def address(self):
         return f"http://127.0.0.1:{self.port}"
 
     def start(self):
-        self._loop, ready = asyncio.new_event_loop(), threading.Event()
+        self._loop = asyncio.new_event_loop()
+        ready = threading.Event()
 
         async def serve():
             self._server = await asyncio.start_server(self._client, "127.0.0.1", 0)
@@ -154,7 +164,9 @@ class Proxy:
         try:
             down.write(head + await reader.readexactly(_length(head)))
             reply = await upstream.readuntil(b"\r\n\r\n")
-            body = b"" if head.startswith(b"HEAD") else await upstream.readexactly(_length(reply))
+            body = b""
+            if not head.startswith(b"HEAD"):
+                body = await upstream.readexactly(_length(reply))
         finally:
             down.close()
         if self.lost and re.match(self.lost, head):
@@ -193,14 +205,17 @@ class Proxy:
 
 def _redirection(status, code, region, head):
     body = f"<Error><Code>{code}</Code><Message>by the plan</Message></Error>".encode()
-    headers = f"x-amz-bucket-region: {region}\r\n" if region else ""
+    headers = ""
+    if region:
+        headers = f"x-amz-bucket-region: {region}\r\n"
     body = b"" if head.startswith(b"HEAD") else body
     return f"HTTP/1.1 {status} X\r\n{headers}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _first_bytes(reply, body, ignored):
     """The reply of a server that ignores a part of the Range header, from the right reply. Its bytes are zeros."""
-    size, lines = int(re.search(rb"(?i)\r\ncontent-range: *bytes \d+-\d+/(\d+)", reply)[1]), reply.split(b"\r\n")
+    size = int(re.search(rb"(?i)\r\ncontent-range: *bytes \d+-\d+/(\d+)", reply)[1])
+    lines = reply.split(b"\r\n")
     body = bytes(size if ignored == "range" else len(body))
     others = [line for line in lines[1:-2] if not line.lower().startswith((b"content-length:", b"content-range:"))]
     if ignored == "chunked":
@@ -235,4 +250,6 @@ def _range_start(head):
 
 def _length(head):
     headers = [x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")]
-    return int(headers[0].split(b":")[1]) if headers else 0
+    if headers:
+        return int(headers[0].split(b":")[1])
+    return 0

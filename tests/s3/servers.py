@@ -12,14 +12,18 @@ from pathlib import Path
 import s3fs
 from botocore.exceptions import BotoCoreError
 
-KEY, SECRET, BUCKET = "tester", "secret-of-the-tests", "data"
+KEY = "tester"
+SECRET = "secret-of-the-tests"
+BUCKET = "data"
 
 
 class Server:
     """A server that tests can kill and restart with its data, at the same port unless that is taken."""
 
     def __init__(self, folder):
-        self.folder, self.port, self.process = Path(folder), 0, None
+        self.folder = Path(folder)
+        self.port = 0
+        self.process = None
 
     @property
     def address(self):

@@ -66,7 +66,8 @@ def saver_of(run, world, url=URL, deadline=30.0, **more):
 
 def test_checkpoint_in_bucket_loads_as_saved(server, world, run, monkeypatch):
     lead_to(monkeypatch, server.address)
-    saver, expected = saver_of(run, world, background=True), state_of(*trained())
+    saver = saver_of(run, world, background=True)
+    expected = state_of(*trained())
     for samples in (16, 32):
         saver.save(expected, "pretrain", samples)
     saver.wait()
@@ -140,7 +141,8 @@ def test_save_survives_short_outage_and_reports_outage_past_deadline(own, world,
 
 @on_nanio
 def test_put_retries_slowdown_server_and_throttle_errors(server, proxied, tmp_path):
-    proxy, data = proxied(server), os.urandom(1 << 20)
+    proxy = proxied(server)
+    data = os.urandom(1 << 20)
     proxy.plan(("slowdown", "server", "throttle"), 1, limit=3, writes=True)
     checkpoint_store = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     facts = checkpoint_store.put("one", data)
@@ -162,7 +164,8 @@ def test_save_fails_at_once_for_missing_bucket_or_wrong_secret(server, world, ru
 
 
 def test_checkpoint_saves_and_loads_at_local_path_url(world, run, tmp_path):
-    saver, expected = saver_of(run, world, str(tmp_path / "elsewhere")), state_of(*trained())
+    saver = saver_of(run, world, str(tmp_path / "elsewhere"))
+    expected = state_of(*trained())
     saver.save(expected, "pretrain", 16)
     saver.save(expected, "pretrain", 32)
     (saved,) = commit.commits(run)
@@ -247,7 +250,8 @@ def test_put_succeeds_if_last_answer_of_multipart_upload_is_lost(server, proxied
     """The server has created the object by then and no longer knows the upload."""
     proxy = proxied(server)
     monkeypatch.setattr(s3, "PART", 5 << 20)
-    data, url = os.urandom((5 << 20) + 17), f"{URL}/{tmp_path.name}"
+    data = os.urandom((5 << 20) + 17)
+    url = f"{URL}/{tmp_path.name}"
     checkpoint_store = remote.RemoteCheckpoint(url, RetryPolicy(deadline=20, timeout=5))
     expected = checkpoint_store.put("large", data)
     proxy.lost = rb"POST .*[?&]uploadId="
@@ -267,7 +271,8 @@ def call_twice(request):
 
 @on_nanio
 def test_verify_refetches_object_after_corrupt_download(server, proxied, tmp_path):
-    proxy, data = proxied(server), os.urandom(1 << 20)
+    proxy = proxied(server)
+    data = os.urandom(1 << 20)
     checkpoint_store = remote.RemoteCheckpoint(f"{URL}/{tmp_path.name}", RetryPolicy(deadline=20, timeout=5))
     files = {"one": checkpoint_store.put("one", data) | {"sha256": hashlib.sha256(data).hexdigest()}}
     proxy.plan(["flip"], 1, limit=1)

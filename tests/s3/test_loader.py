@@ -65,7 +65,8 @@ def expected(original):
 
 def test_batches_from_bucket_equal_local_batches(original, server, proxied, remote, expected):
     proxied(server)
-    manifest, reader = remote(), ChunkReader()
+    manifest = remote()
+    reader = ChunkReader()
     assert reader.list(manifest.keys[0]) == {manifest.keys[0]: reader.stat(manifest.keys[0])}
     source = loader(original, folder=manifest.folder, workers=1)
     assert same(take(source), expected)
@@ -77,7 +78,8 @@ def test_batches_from_bucket_equal_local_batches(original, server, proxied, remo
 @on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
 def test_batches_are_unchanged_by_network_fault(original, server, proxied, remote, expected, fault):
-    proxy, kind = proxied(server), COUNTED_AS[fault]
+    proxy = proxied(server)
+    kind = COUNTED_AS[fault]
     manifest = remote()
     proxy.plan([fault], 0.3, seed=1, limit=3 if kind in ("stall", "checksum", "expired") else 12)
     source = loader(original, folder=manifest.folder, timeout=1 if kind == "stall" else 10, hedge=0)
@@ -158,7 +160,8 @@ def test_batches_are_unchanged_by_server_restart(original, server, proxied, remo
 @on_nanio
 def test_loader_reports_outage_while_it_lasts(original, server, proxied, remote, expected, caplog):
     """The outage occurs in a loader process and lasts until the parent process has shown it."""
-    proxy, shown = proxied(server), []
+    proxy = proxied(server)
+    shown = []
     source = loader(original, folder=remote().folder, workers=1, deadline=60)
 
     def show(text):
@@ -210,7 +213,8 @@ def test_locate_split_returns_only_splits_present_in_bucket(original, server, pr
     """A listing contains all objects below a prefix; objects in folders of other splits do not belong to a split."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     proxied(server)
-    store, shard = files(server.address), min(original.glob("*.tar")).read_bytes()
+    store = files(server.address)
+    shard = min(original.glob("*.tar")).read_bytes()
     for name in ("tested/test/0.tar", "trained/train/0.tar", "plain/0.tar", "plain/old/1.tar"):
         store.pipe_file(f"{BUCKET}/splits/{name}", shard)
     locations = {
@@ -231,7 +235,8 @@ def test_loader_raises_data_error_if_shard_is_removed_or_replaced(
     original, server, prefix, proxied, remote, change, words, workers
 ):
     proxied(server)
-    source, store = loader(original, folder=remote(prefix).folder, workers=workers), files(server.address)
+    source = loader(original, folder=remote(prefix).folder, workers=workers)
+    store = files(server.address)
 
     def act(t):
         for path in original.glob("*.tar") if t == 0 else ():

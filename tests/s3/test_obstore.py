@@ -38,7 +38,8 @@ def client(monkeypatch):
 @on_nanio
 @pytest.mark.parametrize("fault", FAULTS)
 def test_obstore_reads_are_unchanged_by_network_fault(server, proxied, remote, fault):
-    proxy, manifest = proxied(server), remote()
+    proxy = proxied(server)
+    manifest = remote()
     reader = impatient(deadline=60, timeout=0.5 if COUNTED_AS[fault] == "stall" else 10)
     expected = texts(manifest, reader)
     assert isinstance(reader._remote, obstore_storage.ObstoreStorage)

@@ -37,7 +37,8 @@ def texts(manifest, reader):
 def test_index_of_bucket_equals_index_of_files(original, server, proxied, remote):
     proxy = proxied(server)
     proxy.plan((), 0)
-    manifest, local = remote(), Manifest.load(original)
+    manifest = remote()
+    local = Manifest.load(original)
     assert manifest.digest == local.digest and manifest.keys[0] == f"s3://{BUCKET}/set/00000.tar"
     assert proxy.counts["gets"] == len(manifest.keys), "each shard is read once"
     assert len(set(manifest.etags)) == 5 and all(manifest.etags) and not any(local.etags)
@@ -97,7 +98,9 @@ def test_read_without_credentials_raises_permission_denied(server, proxied, monk
 
 
 def test_read_retries_denial_after_earlier_success(server, proxied):
-    proxy, reader, patient = proxied(server), impatient(), impatient(deadline=60)
+    proxy = proxied(server)
+    reader = impatient()
+    patient = impatient(deadline=60)
     for chunk_reader in (reader, patient):
         chunk_reader.read(f"s3://{BUCKET}/set/00000.tar", 0, 512)
     proxy.plan(["denied"], 1)
@@ -110,7 +113,9 @@ def test_read_retries_denial_after_earlier_success(server, proxied):
 
 def test_reader_reloads_expired_credentials(server, proxied, monkeypatch, tmp_path):
     """The new client reads the present content of the credentials file: first a wrong secret, then the right secret."""
-    proxy, reader, path = proxied(server), impatient(), tmp_path / "credentials"
+    proxy = proxied(server)
+    reader = impatient()
+    path = tmp_path / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
@@ -129,7 +134,9 @@ def test_reader_reloads_expired_credentials(server, proxied, monkeypatch, tmp_pa
 
 def test_reader_waits_while_credentials_file_is_being_rewritten(server, proxied, monkeypatch, tmp_path):
     """A file that cannot be parsed is an error of the configuration only before the first answer."""
-    proxy, reader, path = proxied(server), impatient(), tmp_path / "credentials"
+    proxy = proxied(server)
+    reader = impatient()
+    path = tmp_path / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
@@ -166,7 +173,8 @@ def test_reader_asks_credential_process_again_after_bad_credentials(
     proxied(server)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    script, counter_file = tmp_path / "login.py", tmp_path / "handed"
+    script = tmp_path / "login.py"
+    counter_file = tmp_path / "handed"
     script.write_text(CHAIN)
     command = shlex.join([sys.executable, str(script), str(counter_file), json.dumps(answers)])
     (tmp_path / "config").write_text(f"[default]\ncredential_process = {command}\n")
@@ -204,7 +212,8 @@ REDIRECTS = [(301, "PermanentRedirect"), (307, "TemporaryRedirect"), (400, "Auth
 
 @pytest.mark.parametrize("status, code", REDIRECTS)
 def test_redirect_at_first_names_the_region_as_a_wrong_setting(server, proxied, status, code):
-    proxy, key = proxied(server), f"s3://{BUCKET}/set/00000.tar"
+    proxy = proxied(server)
+    key = f"s3://{BUCKET}/set/00000.tar"
     proxy.redirect = (status, code, "eu-south-9")
     reads = [lambda reader: reader.read(key, 0, 512)]
     if status != 400:  # of a HEAD it has no code, and an expired token looks the same
@@ -220,7 +229,9 @@ def test_redirect_at_first_names_the_region_as_a_wrong_setting(server, proxied, 
 
 @pytest.mark.parametrize("status, code", REDIRECTS)
 def test_redirect_of_a_healthy_run_is_an_outage(server, proxied, status, code):
-    proxy, reader, key = proxied(server), impatient(), f"s3://{BUCKET}/set/00000.tar"
+    proxy = proxied(server)
+    reader = impatient()
+    key = f"s3://{BUCKET}/set/00000.tar"
     first = reader.read(key, 0, 512)
     proxy.redirect = (status, code, "eu-south-9")
     with pytest.raises(StorageError, match=rf"reading failed for 1.5 s, at last with: {status}.*eu-south-9"):
@@ -239,9 +250,11 @@ def test_weak_etags_are_those_of_the_index(server, proxied, remote):
     assert texts(manifest, impatient()) == expected
     assert impatient().stat(manifest.keys[0]).etag == manifest.etags[0]
     proxy.weak = False
-    path, facts = manifest.folder / "etags.txt", manifest.folder / "manifest.json"
+    path = manifest.folder / "etags.txt"
+    facts = manifest.folder / "manifest.json"
     path.write_text("".join(f'W/"{etag}\n' for etag in manifest.etags))  # as older versions have written them
-    old, data = json.loads(facts.read_text()), path.read_bytes()
+    old = json.loads(facts.read_text())
+    data = path.read_bytes()
     old["files"]["etags.txt"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     facts.write_text(json.dumps(old))
     assert texts(Manifest.load(manifest.folder), impatient()) == expected
@@ -250,7 +263,8 @@ def test_weak_etags_are_those_of_the_index(server, proxied, remote):
 @pytest.mark.parametrize("ignores", ["range", "start", "length", "chunked"])
 def test_server_that_ignores_the_start_of_a_range_is_named(server, proxied, ignores):
     """It is no damaged or short shard. Later, behind a proxy that is being changed, it is an outage."""
-    proxy, key = proxied(server), f"s3://{BUCKET}/set/00000.tar"
+    proxy = proxied(server)
+    key = f"s3://{BUCKET}/set/00000.tar"
     reader = impatient()
     first = reader.read(key, 1024, 2048)
     proxy.ignores = ignores
@@ -274,7 +288,8 @@ def test_read_rejects_truncated_object(original, server, prefix, proxied, remote
 @on_nanio
 def test_read_chunk_reports_samples_damaged_at_rest(server, prefix, proxied, remote):
     proxied(server)
-    manifest, reader = remote(prefix), impatient(deadline=60)
+    manifest = remote(prefix)
+    reader = impatient(deadline=60)
     key, start, _, _ = manifest.chunk_reads(7)[0]
     path = server.folder / BUCKET / key.removeprefix(f"s3://{BUCKET}/")  # unknown to the server: the ETag stays
     with open(path, "r+b") as file:
@@ -292,7 +307,8 @@ def test_read_chunk_reports_samples_damaged_at_rest(server, prefix, proxied, rem
 def test_read_treats_server_side_checksum_failure_as_outage(server, proxied):
     """The server has its own checksums and answers 500, as it does for many temporary faults."""
     proxied(server)
-    reader, body = impatient(timeout=60), os.urandom(8192)
+    reader = impatient(timeout=60)
+    body = os.urandom(8192)
     files(server.address).pipe_file(f"{BUCKET}/rot/00000.tar", body)
     (path,) = [path for path in server.folder.glob("*.dat") if body in path.read_bytes()]
     with open(path, "r+b") as file:
@@ -306,7 +322,9 @@ def test_read_treats_server_side_checksum_failure_as_outage(server, proxied):
 
 
 def test_read_resumes_interrupted_body(original, server, proxied, remote):
-    proxy, manifest, reader = proxied(server), remote(), impatient(deadline=30)
+    proxy = proxied(server)
+    manifest = remote()
+    reader = impatient(deadline=30)
     size = int(manifest.shards[0, 1])
     proxy.plan(["reset"], 1, limit=3)
     content = (original / "00000.tar").read_bytes()
@@ -316,7 +334,9 @@ def test_read_resumes_interrupted_body(original, server, proxied, remote):
 
 
 def test_read_restarts_if_object_is_replaced_before_resume(original, server, prefix, proxied):
-    proxy, reader, key = proxied(server), impatient(deadline=30), f"s3://{BUCKET}/{prefix}/00000.tar"
+    proxy = proxied(server)
+    reader = impatient(deadline=30)
+    key = f"s3://{BUCKET}/{prefix}/00000.tar"
     size = (original / "00000.tar").stat().st_size
     proxy.plan(["reset"], 1, limit=1)
     renew = ChunkReader._failed
@@ -332,15 +352,14 @@ def test_read_restarts_if_object_is_replaced_before_resume(original, server, pre
 @on_nanio
 @pytest.mark.parametrize("fault", ["silence", "stall"])
 def test_hedge_replaces_silent_or_stalled_request(original, server, proxied, fault):
-    proxy, reader, key = (
-        proxied(server),
-        impatient(timeout=600, deadline=600, hedge=0.3),
-        f"s3://{BUCKET}/set/00000.tar",
-    )
+    proxy = proxied(server)
+    reader = impatient(timeout=600, deadline=600, hedge=0.3)
+    key = f"s3://{BUCKET}/set/00000.tar"
     assert reader.read(key, 0, 512)  # on a busy machine this, too, may take two requests
     before = reader.counters
     proxy.plan([fault], 1, limit=1)
-    threads, content = threading.active_count(), (original / "00000.tar").read_bytes()
+    threads = threading.active_count()
+    content = (original / "00000.tar").read_bytes()
     assert reader.read(key, 0, len(content)) == content and threading.active_count() == threads
     assert proxy.counts["gets"] == 2 and not any(reader.counters.retries.values())
     assert reader.counters.requests == before.requests + 2 and reader.counters.hedges_won == before.hedges_won + 1
@@ -348,7 +367,9 @@ def test_hedge_replaces_silent_or_stalled_request(original, server, proxied, fau
 
 @on_nanio
 def test_hedge_sends_no_request_if_answers_arrive(server, proxied, remote):
-    proxy, manifest, reader = proxied(server), remote(), impatient(deadline=30, hedge=10)
+    proxy = proxied(server)
+    manifest = remote()
+    reader = impatient(deadline=30, hedge=10)
     proxy.plan((), 0)
     texts(manifest, reader)
     assert reader.counters.hedged == 0 and reader.counters.requests == proxy.counts["gets"] >= manifest.chunks
@@ -356,7 +377,9 @@ def test_hedge_sends_no_request_if_answers_arrive(server, proxied, remote):
 
 @on_nanio
 def test_slowdown_lowers_request_cap_of_all_threads(server, proxied, remote):
-    proxy, manifest, reader = proxied(server), remote(), impatient(deadline=30, requests=8)
+    proxy = proxied(server)
+    manifest = remote()
+    reader = impatient(deadline=30, requests=8)
     proxy.plan(["slowdown"], 0.3, seed=5, limit=12)
     with ThreadPoolExecutor(8) as pool:
         caps = list(pool.map(lambda j: (reader.read_chunk(manifest, j), reader.counters.cap)[1], range(60)))

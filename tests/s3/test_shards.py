@@ -68,7 +68,8 @@ def test_index_reads_only_remaining_shards_after_kill(own, proxied, tmp_path, ca
 
 
 def test_index_rescans_replaced_object(original, own, proxied, tmp_path, capsys):
-    proxy, pattern = proxied(own), f"s3://{BUCKET}/set/*.tar"
+    proxy = proxied(own)
+    pattern = f"s3://{BUCKET}/set/*.tar"
     assert main(["index", pattern, "--out", str(tmp_path / "m"), "--part", "1/1"]) == 0
     files(own.address).put_file(original / "00001.tar", f"{BUCKET}/set/00003.tar")
     proxy.plan((), 0)
@@ -86,7 +87,8 @@ def test_index_is_independent_of_number_of_processes(own, proxied, tmp_path, mon
     for workers in "12":
         keys = f"s3://{BUCKET}/set/{{00000..00004}}.tar"
         assert main(["index", keys, "--workers", workers, "--out", str(tmp_path / workers)]) == 0
-    serial, concurrent = Manifest.load(tmp_path / "1"), Manifest.load(tmp_path / "2")
+    serial = Manifest.load(tmp_path / "1")
+    concurrent = Manifest.load(tmp_path / "2")
     assert (serial.digest, serial.keys, serial.etags) == (concurrent.digest, concurrent.keys, concurrent.etags)
     assert proxy.counts["gets"] == proxy.counts["heads"] == 10
 
@@ -113,7 +115,8 @@ def test_index_verifies_etag_of_multipart_object(server, readings, request, prox
 def test_index_filters_read_parquet_objects(original, own, proxied, tmp_path, capsys):
     proxied(own)
     for shard in range(5):
-        first, stop = 203 * shard // 5, 203 * (shard + 1) // 5
+        first = 203 * shard // 5
+        stop = 203 * (shard + 1) // 5
         keys = [f"{shard:05d}{i:04d}" for i in range(first, stop)]
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table({"key": keys, "number": range(first, stop)}), buffer)
@@ -122,7 +125,8 @@ def test_index_filters_read_parquet_objects(original, own, proxied, tmp_path, ca
     assert main([*arguments, str(tmp_path / "m")]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["samples"], facts["seen"], facts["dropped"]) == (153, 203, {"number>=50": 50})
-    filtered, full = Manifest.load(tmp_path / "m"), Manifest.load(original)
+    filtered = Manifest.load(tmp_path / "m")
+    full = Manifest.load(original)
     assert [filtered.locate(id)[1] for id in (0, 30, 31)] == [10, 40, 0]
     actual, expected = (
         [bytes(sample["txt"]) for sample in ChunkReader().read_chunk(*chunk)] for chunk in ((filtered, 0), (full, 25))
@@ -136,14 +140,16 @@ def test_index_filters_read_parquet_objects(original, own, proxied, tmp_path, ca
 
 
 def test_move_to_bucket_reads_no_shard_and_keeps_batches(original, own, proxied, tmp_path, capsys):
-    proxy, prefix = proxied(own), f"s3://{BUCKET}/set"
+    proxy = proxied(own)
+    prefix = f"s3://{BUCKET}/set"
     assert main(["move", str(original), "--to", prefix, "--out", str(tmp_path / "m"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (proxy.counts["gets"], proxy.counts["heads"]) == (0, 0), "sizes and ETags are of the listing"
     assert report["compared_by_size"] == 5 and report["digest"] == Manifest.load(original).digest
     moved = Manifest.load(tmp_path / "m")
     assert moved.keys == [f"{prefix}/{Path(key).name}" for key in Manifest.load(original).keys] and all(moved.etags)
-    local, remote = loader(original), loader(original, folder=moved.folder)
+    local = loader(original)
+    remote = loader(original, folder=moved.folder)
     assert same(take(remote), take(local))
 
 

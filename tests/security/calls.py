@@ -123,7 +123,10 @@ class _Names:
                 self._own.add(node.arg)
         for node in ast.walk(tree):  # aliases: ``t = torch``; twice, so that one of an alias is seen
             if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if isinstance(node, ast.Assign):
+                    targets = node.targets
+                else:
+                    targets = [node.target]
                 for target in targets:
                     if isinstance(target, ast.Name):
                         self._bound[target.id] |= self.of(node.value) or set()
@@ -134,7 +137,9 @@ class _Names:
         if isinstance(node, ast.Name):
             if self._bound.get(node.id):
                 return self._bound[node.id]
-            return {f"builtins.{node.id}"} if node.id not in self._own and hasattr(builtins, node.id) else set()
+            if node.id not in self._own and hasattr(builtins, node.id):
+                return {f"builtins.{node.id}"}
+            return set()
         if isinstance(node, ast.Attribute):
             return {f"{base}.{node.attr}" for base in self.of(node.value)}
         if isinstance(node, ast.Call) and self.of(node.func) == {"builtins.getattr"} and len(node.args) >= 2:
@@ -156,7 +161,10 @@ def _imported(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
     bound = {}
     for alias in node.names:
         first = alias.name.partition(".")[0]
-        bound[alias.asname or first] = alias.name if alias.asname else first
+        if alias.asname:
+            bound[alias.asname or first] = alias.name
+        else:
+            bound[alias.asname or first] = first
         bound.setdefault(alias.name, alias.name)  # ``import torch.hub`` is itself a reference
     return bound
 

@@ -27,7 +27,8 @@ from jobs.tracking import follower
 
 
 def main(path: str, code: str) -> None:
-    run, errors = RunDir(path), {}
+    run = RunDir(path)
+    errors = {}
     n = run.start_attempt({})
 
     def attempt(name, write):

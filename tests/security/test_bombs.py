@@ -80,7 +80,9 @@ def footer_of(chunks):
     """Return a footer with three bytes per column chunk, which become objects several hundred times as large."""
 
     def varint(number):
-        return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+        if number > 127:
+            return bytes([number & 127 | 128]) + varint(number >> 7)
+        return bytes([number])
 
     def structs(number):
         return b"\xfc" + varint(number)
@@ -95,9 +97,11 @@ def lying(data, size):
     """Return a parquet file whose footer states 2 MB although its pages state ``size``."""
 
     def zigzag(number, width=1):
-        out, number = [], 2 * number
+        out = []
+        number = 2 * number
         while number > 127 or len(out) + 1 < width:
-            out, number = [*out, number & 127 | 128], number >> 7
+            out = [*out, number & 127 | 128]
+            number = number >> 7
         return bytes([*out, number])
 
     true_size = zigzag(size)
@@ -108,7 +112,8 @@ def lying(data, size):
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
-    keys, text = [f"{i:09d}" for i in range(4096)], "x" * MB
+    keys = [f"{i:09d}" for i in range(4096)]
+    text = "x" * MB
     repeated = pa.table({"a": pa.DictionaryArray.from_arrays(np.zeros(4096, np.int32), pa.array([text]))})["a"]
     plain_options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
     dictionary_options = {"compression": "zstd", "store_schema": False, "dictionary_pagesize_limit": 2 * MB}
@@ -169,12 +174,14 @@ def refused(results, sentences, folder, suffix):
 
 def header(name, size, kind=b"0"):
     info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
+    info.size = size
+    info.type = kind
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def test_scan_shard_refuses_sparse_tar_bombs(tmp_path):
-    half, limit = 512 * MB, f"{tar.SAMPLE_LIMIT:,}"
+    half = 512 * MB
+    limit = f"{tar.SAMPLE_LIMIT:,}"
     hole(tmp_path / "member.tar", half, (0, header("a.jpg", half - 2048)))
     hole(tmp_path / "stated.tar", half, (0, header("a.jpg", 1 << 60)))
     hole(tmp_path / "name.tar", half, (0, header("././@LongLink", half - 4096, b"L")))

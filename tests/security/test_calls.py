@@ -42,7 +42,8 @@ OWN_REASONS = {"flip/runs/files.py": (FOLDER, WRITES), "flip/runs/deletion.py": 
 
 
 def test_no_module_makes_a_dangerous_call():
-    findings, used = [], set()
+    findings = []
+    used = set()
     for path in sorted(path for folder in ("flip", "jobs", "tools") for path in (ROOT / folder).rglob("*.py")):
         file = path.relative_to(ROOT).as_posix()
         for line, name, reason in dangerous_calls(path.read_text(encoding="utf-8")):

@@ -60,8 +60,10 @@ def copy(user, source, target):
 @pytest.mark.parametrize("owned", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["owner.json", "none"])
 def test_prepared_records_of_copied_run_delete_nothing(users, bucket, owned):
     """Mallory's records name the remote folder of another run of Alice's, and a folder of checkpoints of hers."""
-    alice, mallory = users.alice, users.mallory
-    victim, hers = run_of(users, alice, "a/demo/victim"), run_of(users, mallory, "m/demo/hers")
+    alice = users.alice
+    mallory = users.mallory
+    victim = run_of(users, alice, "a/demo/victim")
+    hers = run_of(users, mallory, "m/demo/hers")
     mine = RunDir(users.shared / "c/demo/hers")
     save(alice, victim, bucket, 16)
     save(alice, victim, "", 8)
@@ -84,8 +86,10 @@ def test_prepared_records_of_copied_run_delete_nothing(users, bucket, owned):
 
 @pytest.mark.slow
 def test_copy_of_other_users_run_gets_remote_folder_of_its_own(users, bucket):
-    alice, bob = users.alice, users.bob
-    theirs, mine = run_of(users, bob, "b/demo/run"), RunDir(users.shared / "a/demo/run")
+    alice = users.alice
+    bob = users.bob
+    theirs = run_of(users, bob, "b/demo/run")
+    mine = RunDir(users.shared / "a/demo/run")
     save(bob, theirs, bucket, 16)
     open_to_all(bucket)
     copy(alice, theirs, mine)
@@ -101,8 +105,10 @@ def test_copy_of_other_users_run_gets_remote_folder_of_its_own(users, bucket):
 @pytest.mark.slow
 def test_owner_record_of_other_user_stops_saves_and_deletions(users, bucket):
     """It names a run directory that exists: nothing is written or deleted until a person has decided."""
-    alice, mallory = users.alice, users.mallory
-    run, hers = run_of(users, alice, "a/demo/run"), run_of(users, mallory, "m/demo/run")
+    alice = users.alice
+    mallory = users.mallory
+    run = run_of(users, alice, "a/demo/run")
+    hers = run_of(users, mallory, "m/demo/run")
     save(alice, run, bucket, 16)
     open_to_all(bucket)
     with mallory.acts():
@@ -116,8 +122,10 @@ def test_owner_record_of_other_user_stops_saves_and_deletions(users, bucket):
 @pytest.mark.slow
 @pytest.mark.parametrize("linked", ["pretrain", "pretrain/16-1"])
 def test_links_of_other_user_in_remote_folder_lead_nowhere(users, bucket, linked):
-    alice, mallory = users.alice, users.mallory
-    run, other = run_of(users, alice, "a/demo/run"), run_of(users, alice, "a/demo/other")
+    alice = users.alice
+    mallory = users.mallory
+    run = run_of(users, alice, "a/demo/run")
+    other = run_of(users, alice, "a/demo/other")
     save(alice, run, bucket, 16)
     save(alice, other, bucket, 16)
     open_to_all(bucket)
@@ -132,13 +140,16 @@ def test_links_of_other_user_in_remote_folder_lead_nowhere(users, bucket, linked
 
 def test_files_and_links_of_other_user_in_checkpoint_folders_stay(users):
     """The folders are open to the group, as an older release left them."""
-    alice, mallory = users.alice, users.mallory
-    run, other = run_of(users, alice, "a/demo/run"), run_of(users, alice, "a/demo/other")
+    alice = users.alice
+    mallory = users.mallory
+    run = run_of(users, alice, "a/demo/run")
+    other = run_of(users, alice, "a/demo/other")
     save(alice, run, "", 16)
     save(alice, other, "", 8)
     open_to_all(run.checkpoints)
     folder = run.checkpoints / "pretrain" / "16-1"
-    shard, temporary = commit.SHARD_FILE % 3, f"{commit.COMMIT_FILE}.tmp.{'0' * 16}"
+    shard = commit.SHARD_FILE % 3
+    temporary = f"{commit.COMMIT_FILE}.tmp.{'0' * 16}"
     with mallory.acts():
         for name in (shard, "notes"):
             (folder / name).write_text("mallory's")

@@ -99,8 +99,11 @@ def copy(user, source, root):
     "kind", ["digest right", *map(slow, ["digest wrong", "bytecode", "no job.json", "no attempts"])]
 )
 def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk, kind):
-    alice, bob, desk = users.alice, users.bob, worker_desk
-    theirs, mine = users.shared / "bob", users.shared / "alice"
+    alice = users.alice
+    bob = users.bob
+    desk = worker_desk
+    theirs = users.shared / "bob"
+    mine = users.shared / "alice"
     with bob.acts():
         theirs.mkdir()
     with alice.acts():
@@ -108,7 +111,10 @@ def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk,
     run = stopped_run(desk, bob, theirs)
     (bob.home / "executed").unlink(missing_ok=True)
     with bob.acts():
-        prepare = plant_bytecode if kind == "bytecode" else change_source
+        if kind == "bytecode":
+            prepare = plant_bytecode
+        else:
+            prepare = change_source
         name = replace_code(theirs, run, prepare, honest=kind != "digest wrong")
         if kind in ("no job.json", "no attempts"):
             (run.path / "job.json").unlink()
@@ -138,8 +144,11 @@ def test_copy_of_other_users_run_continues_with_current_code(users, worker_desk,
 
 def test_link_in_copied_snapshot_of_the_same_release_is_refused(users, worker_desk):
     """Its digest is that of the current code, and all of it belongs to Alice."""
-    alice, bob, desk = users.alice, users.bob, worker_desk
-    theirs, mine = users.shared / "bob", users.shared / "alice"
+    alice = users.alice
+    bob = users.bob
+    desk = worker_desk
+    theirs = users.shared / "bob"
+    mine = users.shared / "alice"
     with bob.acts():
         theirs.mkdir()
     with alice.acts():
@@ -157,8 +166,10 @@ def test_link_in_copied_snapshot_of_the_same_release_is_refused(users, worker_de
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["copy", "move"])
 def test_own_run_continues_with_its_code_after_copy_or_move(users, worker_desk, how):
-    alice, desk = users.alice, worker_desk
-    first, second = users.shared / "first", users.shared / "second"
+    alice = users.alice
+    desk = worker_desk
+    first = users.shared / "first"
+    second = users.shared / "second"
     with alice.acts():
         first.mkdir(), second.mkdir()
     run = stopped_run(desk, alice, first)
@@ -178,7 +189,8 @@ def test_own_run_continues_with_its_code_after_copy_or_move(users, worker_desk, 
 @pytest.mark.slow
 def test_own_run_whose_code_other_user_has_changed_is_refused(users, desk):
     """She wrote to a file while it was open to her: owner and mode show nothing afterwards."""
-    alice, root = users.alice, users.shared / "root"
+    alice = users.alice
+    root = users.shared / "root"
     with alice.acts():
         root.mkdir()
     run = stopped_run(desk, alice, root)
@@ -204,8 +216,10 @@ def test_own_run_whose_code_other_user_has_changed_is_refused(users, desk):
 @pytest.mark.slow
 def test_supervisor_does_not_start_copied_job_record(users, desk):
     """A submission starts a supervisor of the whole sweep folder, in which other copied runs lie."""
-    alice, bob = users.alice, users.bob
-    theirs, mine = users.shared / "bob", users.shared / "alice"
+    alice = users.alice
+    bob = users.bob
+    theirs = users.shared / "bob"
+    mine = users.shared / "alice"
     with bob.acts():
         theirs.mkdir()
     with alice.acts():

@@ -26,7 +26,9 @@ class Hostile:
     """The current folder of the commands."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.marks, self.place = folder / "current", folder / "marks", folder
+        self.folder = folder / "current"
+        self.marks = folder / "marks"
+        self.place = folder
         self.folder.mkdir()
         self.marks.touch()
         module = self.folder / "hostile.py"

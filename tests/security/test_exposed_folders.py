@@ -34,7 +34,8 @@ def project(users):
 def test_group_member_cannot_exchange_code_of_new_runs(users, desk, project):
     """In the project folder a member can rename what Alice makes, so nothing starts there unless she trusts the group;
     with the sticky bit, as docs/cluster.md says, a member cannot."""
-    alice, options = users.alice, {"groups": [TEAM]}
+    alice = users.alice
+    options = {"groups": [TEAM]}
     done = desk.submit(alice, project, **options)
     assert done.returncode == 77 and f"export FLIP_TRUST_GROUP={TEAM}" in done.stderr, done.stderr
     assert str(project) in done.stderr and not list(project.iterdir()) and not (alice.home / "ran").exists()
@@ -56,7 +57,9 @@ def test_group_member_cannot_exchange_code_of_new_runs(users, desk, project):
 
 def test_existing_runs_below_exposed_folder_continue_until_they_are_exchanged(users, project):
     """Their job.json is of a version that did not check the folders above."""
-    sweep, alice, mallory = project / "demo", users.alice, users.mallory
+    sweep = project / "demo"
+    alice = users.alice
+    mallory = users.mallory
     with alice.acts(groups=[TEAM]):
         sweep.mkdir(mode=0o755)
         submitted(sweep, "old", "old", 0)
@@ -84,7 +87,8 @@ def entries(user, permissions, mask=7):
 
 def test_access_control_list_that_lets_other_user_write_is_refused(users, desk):
     """The mode of the folder is the same in both cases."""
-    alice, mallory = users.alice, users.mallory
+    alice = users.alice
+    mallory = users.mallory
     with alice.acts():
         (users.shared / "demo").mkdir(mode=0o755)
         set_or_skip(users.shared / "demo", acl.ACCESS, entries(mallory.uid, 7))
@@ -105,7 +109,8 @@ def test_access_control_list_that_lets_other_user_write_is_refused(users, desk):
 
 def test_profile_and_sweep_in_folder_of_other_user_are_not_executed(users, desk):
     """Mallory prepares files in her folder, with names that Alice types there."""
-    alice, mallory = users.alice, users.mallory
+    alice = users.alice
+    mallory = users.mallory
     place = users.shared / "data"
     with mallory.acts():
         place.mkdir(mode=0o755)
@@ -126,7 +131,8 @@ def test_profile_and_sweep_in_folder_of_other_user_are_not_executed(users, desk)
 
 def test_record_of_trusted_groups_of_other_user_is_ignored(users, desk, project):
     """XDG_CONFIG_HOME may lead to a folder that others may write to."""
-    alice, mallory = users.alice, users.mallory
+    alice = users.alice
+    mallory = users.mallory
     config = users.shared / "config"
     with mallory.acts():
         (config / "flip").mkdir(parents=True)
@@ -144,8 +150,10 @@ def test_record_of_trusted_groups_of_other_user_is_ignored(users, desk, project)
 
 @pytest.mark.parametrize("line", ["python: {}", "notify: [{}, x]", "setup: ['. {} || exit 78']"])
 def test_program_of_other_user_in_own_profile_is_not_executed(users, desk, line):
-    alice, mallory = users.alice, users.mallory
-    program, profile = users.shared / "tools" / "program", alice.home / "mine.yaml"
+    alice = users.alice
+    mallory = users.mallory
+    program = users.shared / "tools" / "program"
+    profile = alice.home / "mine.yaml"
     with mallory.acts():
         program.parent.mkdir()
         program.write_text('#!/bin/sh\ntouch "$HOME/executed"\n')
@@ -160,8 +168,10 @@ def test_program_of_other_user_in_own_profile_is_not_executed(users, desk, line)
 
 def test_batch_script_executes_no_code_that_other_user_exchanged(users, monkeypatch):
     """The folder of a package was open to her for a while. Slurm starts the script long after the submission."""
-    alice, mallory = users.alice, users.mallory
-    code, sweep = users.shared / "code", users.shared / "demo"
+    alice = users.alice
+    mallory = users.mallory
+    code = users.shared / "code"
+    sweep = users.shared / "demo"
     with alice.acts():
         for name in ("flip", "jobs"):
             shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -170,7 +170,8 @@ def test_submit_refuses_callback_file_of_other_user(users, desk):
 
 def test_submit_uses_no_code_from_outside_sweep(users, desk):
     """The record of a copied run may name any folder as its code."""
-    first, second = users.shared / "first", users.shared / "second"
+    first = users.shared / "first"
+    second = users.shared / "second"
     with users.alice.acts():
         first.mkdir(), second.mkdir()
     assert desk.submit(users.alice, first).returncode == 0
@@ -218,7 +219,9 @@ def supervise(user, sweep: Path, **environment) -> str:
 
 
 def test_supervisor_starts_no_run_of_other_user(users):
-    sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
+    sweep = users.shared / "demo"
+    alice = users.alice
+    mallory = users.mallory
     with alice.acts():
         sweep.mkdir()
         sweep.chmod(0o777)  # temporarily writable for all
@@ -239,7 +242,8 @@ def test_supervisor_starts_no_run_of_other_user(users):
 
 
 def test_supervisor_starts_runs_in_group_folder_only_if_group_is_trusted(users):
-    sweep, alice = users.shared / "demo", users.alice
+    sweep = users.shared / "demo"
+    alice = users.alice
     with alice.acts(umask=0o002, groups=[TEAM]):
         sweep.mkdir()
         os.chown(sweep, -1, TEAM)
@@ -254,8 +258,11 @@ def test_supervisor_starts_runs_in_group_folder_only_if_group_is_trusted(users):
 
 def test_supervisor_executes_no_interpreter_that_other_user_can_change(users):
     """Each is named by an own job.json: a program of hers, a link of hers to a trusted program, an open folder."""
-    sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
-    tools, opened = users.shared / "tools", alice.home / "opened"
+    sweep = users.shared / "demo"
+    alice = users.alice
+    mallory = users.mallory
+    tools = users.shared / "tools"
+    opened = alice.home / "opened"
     with mallory.acts():
         tools.mkdir()
         (tools / "python").write_text('#!/bin/sh\ntouch "$HOME/executed"\n')
@@ -334,7 +341,8 @@ def test_cancel_kills_no_process_named_in_record_of_other_user(users, mallory_ru
 
 def test_cancel_signals_no_own_job_named_in_record_of_other_user(users, mallory_run):
     """Slurm's commands are replaced by scripts that record their calls."""
-    commands, calls = users.folder / "bin", users.folder / "calls"
+    commands = users.folder / "bin"
+    calls = users.folder / "calls"
     commands.mkdir()
     calls.touch()
     calls.chmod(0o666)

@@ -226,7 +226,10 @@ def test_commands_survive_extreme_value_in_each_field(scenes, desired_runs, name
     record = RECORDS[name]
     for i, field in enumerate(record if isinstance(record, dict) else {}):
         for value in SIZES if SEARCHING else [SIZES[(i + len(name)) % len(SIZES)]]:
-            scene = "slurm" if i % 2 else "running" if "start" in name else "failed"
+            if i % 2:
+                scene = "slurm"
+            else:
+                scene = "running" if "start" in name else "failed"
             check(scenes[scene], name, json.dumps({**record, field: value}).encode(), desired_runs)
 
 

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.long
 
 def test_supervisor_stops_no_process_that_other_user_recorded(users):
     """Folders of attempts of older releases are open to the group. A dead supervisor has left an attempt."""
-    alice, mallory = users.alice, users.mallory
+    alice = users.alice
+    mallory = users.mallory
     processes = {}
     sleeps = {"other": "setsid sleep 600", "same attempt of another run": "FLIP_RUN=/else setsid sleep 600"}
     for name, command in sleeps.items():
@@ -44,8 +45,10 @@ def test_supervisor_stops_no_process_that_other_user_recorded(users):
 
 
 def test_clean_deletes_nothing_of_other_user_and_follows_no_link(users):
-    alice, mallory = users.alice, users.mallory
-    runs, private = users.shared / "runs", alice.home / "private"
+    alice = users.alice
+    mallory = users.mallory
+    runs = users.shared / "runs"
+    private = alice.home / "private"
     trash = runs / ".trash"
     with alice.acts():
         for folder in (trash / "20200101-000000" / "demo" / "old", private / "demo" / "run", runs / "demo" / "run"):
@@ -79,7 +82,9 @@ END = {"action": "stop", "cause": "crash", "code": 70, "delay": 0, "exclude": []
 
 
 def test_texts_of_other_user_are_printed_without_control_characters_and_commands(users):
-    sweep, alice, mallory = users.shared / "demo", users.alice, users.mallory
+    sweep = users.shared / "demo"
+    alice = users.alice
+    mallory = users.mallory
     with mallory.acts():
         run = make(sweep, "failed", steps=50, complete=False, end={**END, "reason": f"{ESCAPES}=cmd()"})
         command = ["jobs/submit.py", "--sweep", "a.yaml", "--only", "$(touch ~/executed)"]
@@ -103,7 +108,8 @@ def test_texts_of_other_user_are_printed_without_control_characters_and_commands
 
 def test_address_in_record_of_other_user_is_not_followed(users):
     """It names a private folder of Alice's; a library call and a command that read it are refused with the remedy."""
-    alice, mallory = users.alice, users.mallory
+    alice = users.alice
+    mallory = users.mallory
     with alice.acts():
         (alice.home / "private").mkdir()
     with mallory.acts():
@@ -121,7 +127,8 @@ def test_address_in_record_of_other_user_is_not_followed(users):
 
 def test_data_folder_of_other_user_is_not_on_module_path(users, data):
     """Her modules have the names of standard and installed ones. Commands start processes of their own there."""
-    alice, mallory = users.alice, users.mallory
+    alice = users.alice
+    mallory = users.mallory
     place = users.shared / "data"
     shards = {file.name: file.read_bytes() for file in data.glob("*.tar")}
     with mallory.acts():

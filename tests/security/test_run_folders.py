@@ -153,7 +153,8 @@ def prepare_links(run, n, private: Path) -> None:
     link(run.path.parent / ".supervisor" / "lock")
     link(run.path / "trackers" / "wandb.lock")
     link(run.eval / "pretrain-64" / "set.json")
-    name, victim = "images-*.safetensors", next(victims)
+    name = "images-*.safetensors"
+    victim = next(victims)
     for cached in (run.path / "cache" / "model").glob(name):
         for pid in range(newest, newest + PIDS):
             cached.with_name(f"{cached.name}.tmp.{pid}").symlink_to(victim)

@@ -29,7 +29,8 @@ def root(users):
 
 @pytest.mark.parametrize("umask", [0o002, 0o022], ids=["umask=002", "umask=022"])
 def test_group_member_reads_runs_of_colleague_without_writing(users, root, umask):
-    alice, bob = users.alice, users.bob
+    alice = users.alice
+    bob = users.bob
     with alice.acts(umask, [TEAM]):
         make(root / "demo", "complete")
         run = make(root / "demo", "failed", steps=50, complete=False, end={
@@ -37,7 +38,8 @@ def test_group_member_reads_runs_of_colleague_without_writing(users, root, umask
         })  # fmt: skip
         (run.logs / "1").mkdir(parents=True)
         (run.logs / "1" / "node0.out").write_text("step 50\n")
-    before, options = tree(root), {"FLIP_RUNS": root, "groups": [TEAM], "umask": umask}
+    before = tree(root)
+    options = {"FLIP_RUNS": root, "groups": [TEAM], "umask": umask}
     expected = {
         "jobs/status.py demo --watch": "complete", "jobs/status.py --goodput": "demo", "jobs/report.py": "page: ",
         "jobs/explain.py demo/failed": "three crashes", "jobs/logs.py demo/failed": "step 50",
@@ -68,7 +70,9 @@ def test_group_members_submit_sweeps_in_shared_runs_root(users, desk, root):
 
 
 def test_group_member_evaluates_and_exports_copy_of_run(users, data, root):
-    place, bob, options = users.folder / "data", users.bob, {"groups": [TEAM], "umask": 0o002}
+    place = users.folder / "data"
+    bob = users.bob
+    options = {"groups": [TEAM], "umask": 0o002}
     shutil.copytree(data, place)
     run = RunDir(root / "demo" / "run")
     settings = [

@@ -22,7 +22,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALICE, BOB, MALLORY, TEAM = 60501, 60502, 60503, 60600
+ALICE = 60501
+BOB = 60502
+MALLORY = 60503
+TEAM = 60600
 """Three user ids, each with a group of the same number, and a group that users can share."""
 
 PROBE = "import flip.runs.ownership, jobs.runs.select, omegaconf, numpy"
@@ -49,7 +52,11 @@ class User:
     """One user id. ``home`` is a folder that only this user can enter."""
 
     def __init__(self, uid: int, folder: Path, mounts: str) -> None:
-        self.uid, self.gid, self.folder, self.home, self._mounts = uid, uid, folder, folder / str(uid), mounts
+        self.uid = uid
+        self.gid = uid
+        self.folder = folder
+        self.home = folder / str(uid)
+        self._mounts = mounts
         self.home.mkdir(mode=0o700)
         os.chown(self.home, uid, uid)
 
@@ -58,11 +65,17 @@ class User:
     ) -> subprocess.CompletedProcess:
         """Run a command as this user with a small environment of its own, and return its exit code and outputs."""
         basic = {"PATH": os.defpath, "HOME": str(self.home), "TMPDIR": str(self.folder / "tmp"), "OMP_NUM_THREADS": "1"}
-        extra = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
+        if groups:
+            extra = ["--groups", ",".join(map(str, groups))]
+        else:
+            extra = ["--clear-groups"]
         command = ["setpriv", "--reuid", str(self.uid), "--regid", str(self.gid), *extra, "--no-new-privs", "--"]
         script = f'{self._mounts}\numask {umask:03o}\ncd "$0" || exit 127\nexec "$@"'
         shell = ["sh", "-c", script, str(cwd or self.home), *command, *map(str, arguments)]
-        isolated = ["unshare", "--mount", "--propagation", "private", *shell] if self._mounts else shell
+        if self._mounts:
+            isolated = ["unshare", "--mount", "--propagation", "private", *shell]
+        else:
+            isolated = shell
         variables = {name: str(value) for name, value in {**basic, **environment}.items() if value is not None}
         return subprocess.run(
             isolated, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
@@ -77,7 +90,8 @@ class User:
     @contextlib.contextmanager
     def acts(self, umask: int = 0o022, groups=()) -> Iterator[None]:
         """Let this process read and write files as the user within the context."""
-        before, mask = os.getgroups(), os.umask(umask)
+        before = os.getgroups()
+        mask = os.umask(umask)
         os.setgroups([self.gid, *groups])
         os.setegid(self.gid)
         os.seteuid(self.uid)
@@ -97,7 +111,8 @@ class Users:
     """
 
     def __init__(self, folder: Path, mounts: str) -> None:
-        self.folder, self.shared = folder, folder / "shared"
+        self.folder = folder
+        self.shared = folder / "shared"
         for place in (self.shared, folder / "tmp"):
             place.mkdir()
             place.chmod(0o1777)
@@ -170,9 +185,9 @@ def mount_script() -> str:
     if unreachable := [place for place in places if place in closed(place)]:
         lacking(f"other users cannot enter {', '.join(map(str, unreachable))}: chmod o+rx")
     outermost = {closed(place)[0] for place in places}
-    script = (
-        cover(sorted(folder for folder in outermost if not outermost & {*folder.parents}), places) if places else ""
-    )
+    script = ""
+    if places:
+        script = cover(sorted(folder for folder in outermost if not outermost & {*folder.parents}), places)
     with users(script) as accounts:
         done = accounts.alice.python("-c", PROBE)
     if done.returncode:

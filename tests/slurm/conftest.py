@@ -16,7 +16,8 @@ from tests.slurm_site import require
 from tools.sandbox.cluster import SandboxCluster
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES, SHARDS = 200, 3
+SAMPLES = 200
+SHARDS = 3
 
 
 def start_cluster(folder, monkeypatch, **options):

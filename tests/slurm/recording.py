@@ -75,7 +75,9 @@ def essence(record, torn=False):
 
 def record(names, folder, log=print):
     """Record scenarios; returns (release of Slurm, name -> record). Scenarios with equal options share a Slurm."""
-    records, groups, version = {}, [], ""
+    records = {}
+    groups = []
+    version = ""
     for name in names:
         if SCENARIOS[name].options not in groups:
             groups.append(SCENARIOS[name].options)

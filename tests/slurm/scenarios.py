@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-SHORT, LONG = 10, 10**5
+SHORT = 10
+LONG = 10**5
 """Steps of a run that finishes, and of one that something else must end."""
-GRACE, KILL_WAIT = 6, 5
+GRACE = 6
+KILL_WAIT = 5
 WAITING_MINUTE = 1 / 60
 """The shortest limit, in hours. Slurm looks at limits every half minute, and was seen to miss the warning of so short a
 one: then TERM comes, and the watcher requeues. So these are for a quiet machine."""

@@ -76,7 +76,8 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
             if rank == 0:
                 run.record_stop_request(attempt, f"SIG{name}")
             if not stop_signal and name not in play.get("ignore", []):
-                stop_signal, end = f"SIG{name}", time.monotonic() + play.get("save", 0.0)
+                stop_signal = f"SIG{name}"
+                end = time.monotonic() + play.get("save", 0.0)
     del memory
     if not stop_signal and rank == 0:
         write_json(run.result, {"run": run.name, "attempt": attempt})
@@ -85,14 +86,21 @@ def work(run: RunDir, attempt: int, rank: int, signals: Signals) -> int:
 
 def leave(run: RunDir, attempt: int, rank: int, stop_signal: str) -> int:
     """Write the cause as ``jobs.runtime.worker`` does, and return its exit code."""
-    cause, reason = ("stopped", f"signal {stop_signal}") if stop_signal else ("complete", "")
+    if stop_signal:
+        cause = "stopped"
+        reason = f"signal {stop_signal}"
+    else:
+        cause = "complete"
+        reason = ""
     host = os.environ.get("SLURMD_NODENAME", "")
     run.write_cause(attempt, rank, cause, CAUSES[cause], reason, trace="", signal=stop_signal, host=host)
     return CAUSES[cause]
 
 
 def main(path: str) -> int:
-    run, attempt, rank = RunDir(path), int(os.environ["FLIP_ATTEMPT"]), int(os.environ["RANK"])
+    run = RunDir(path)
+    attempt = int(os.environ["FLIP_ATTEMPT"])
+    rank = int(os.environ["RANK"])
     (run.path / "signals").mkdir(exist_ok=True)
     signals = Signals(run.path / "signals" / f"{attempt}.{rank}.jsonl")
     if run.result.exists():

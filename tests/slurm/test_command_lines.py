@@ -28,7 +28,8 @@ class Jobs:
     """Jobs in the states that command lines need."""
 
     def __init__(self, folder):
-        self.folder, self.submitted = folder, []
+        self.folder = folder
+        self.submitted = []
 
     def submit(self, *options):
         fixed = ("--parsable", "--output=/dev/null", "--chdir=/", "--requeue", "--job-name=lines", "--time=30")
@@ -57,7 +58,8 @@ class Jobs:
 @pytest.fixture(scope="module")
 def open_cluster(tmp_path_factory):
     """``open_cluster(accounting)`` starts a Slurm unless it runs, and puts it into this process's environment."""
-    running, before = [], dict(os.environ)
+    running = []
+    before = dict(os.environ)
 
     def leave():
         while running:
@@ -69,7 +71,9 @@ def open_cluster(tmp_path_factory):
         if not running or running[0][0] != accounting:
             leave()
             require(accounting)
-            options = {"accounting": True, "preempt": "qos"} if accounting else {}
+            options = {}
+            if accounting:
+                options = {"accounting": True, "preempt": "qos"}
             cluster = SandboxCluster(tmp_path_factory.mktemp("s"), nodes=4, kill_wait=2, **options)
             running.append((accounting, cluster))
             cluster.start()
@@ -101,7 +105,8 @@ def lines():
 @pytest.mark.parametrize("line", lines())
 def test_real_slurm_accepts_command_line(line, open_cluster, tmp_path):
     cluster = open_cluster(line.accounting)
-    jobs, job = Jobs(tmp_path), ""
+    jobs = Jobs(tmp_path)
+    job = ""
     try:
         for words in line.variants(values(cluster, "JOB", tmp_path)):
             if line.job and (not job or words[0] == "scancel"):

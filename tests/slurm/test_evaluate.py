@@ -25,7 +25,8 @@ def test_evaluate_job_gives_local_results_after_requeue(start_slurm, tmp_path, m
     (submitted,) = json.loads(capsys.readouterr().out)
     (job,) = (RunDir(path.parent) for path in (root / "runs" / "sweep" / ".evaluate").glob("*/job.json"))
     assert submitted == {"run": "sweep/run", "job": str(job.path)}
-    deadline, signalled = time.monotonic() + 400, False
+    deadline = time.monotonic() + 400
+    signalled = False
     while not job.result.exists() and time.monotonic() < deadline:
         if not signalled and (job.attempt(1) / "start.json").exists():
             record = json.loads((job.path / "job.json").read_text())

@@ -85,7 +85,9 @@ class FailedStart:
     """A job whose first start fails, and whose later starts and successors do nothing."""
 
     def __init__(self, variant, name, folder):
-        self.situation, self.name, self.folder = SITUATIONS[name], f"{name}.{variant}", folder
+        self.situation = SITUATIONS[name]
+        self.name = f"{name}.{variant}"
+        self.folder = folder
         folder.mkdir()
         for command in RECORDED:
             (folder / command).write_text(RECORD.format(name=command, folder=folder, program=shutil.which(command)))

@@ -45,7 +45,8 @@ def stage(tmp_path_factory):
 )
 def test_real_slurm_replays_recorded_scenario(name, stage):
     replayed = recording.perform(name, *stage(SCENARIOS[name].options))
-    torn, recorded = SCENARIOS[name].torn, recording.load()[name]
+    torn = SCENARIOS[name].torn
+    recorded = recording.load()[name]
     assert recording.essence(replayed, torn) == recording.essence(recorded, torn), recording.text(replayed)
 
 

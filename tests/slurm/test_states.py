@@ -80,7 +80,9 @@ def job(desk, name):
     """The job's state and number. Slurm forgets an element of an array at once if it is cancelled before its start."""
     record = read_json(desk.run(name).path / "job.json")
     row = slurm_cli.queue([record["name"]]).get((record["name"], record["index"]))
-    return slurm_cli.job_fields(row.id) if row else {"JobState": "CANCELLED"}
+    if row:
+        return slurm_cli.job_fields(row.id)
+    return {"JobState": "CANCELLED"}
 
 
 def cause_events(desk):

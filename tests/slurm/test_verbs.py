@@ -36,7 +36,8 @@ NOTES = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read() + chr(10))"
 
 @pytest.fixture
 def sweep(start_slurm, tmp_path):
-    cluster, events_file = start_slurm(**HERE, nodes=4, gpus=0, cpus=4), tmp_path / "heard"
+    cluster = start_slurm(**HERE, nodes=4, gpus=0, cpus=4)
+    events_file = tmp_path / "heard"
     jobs = []
     for name, play in PLAYS.items():
         run = RunDir(tmp_path / "runs" / "demo" / name)

@@ -18,7 +18,9 @@ class Storm:
     def __init__(self, scene, seed, count):
         from tests.storm.run import StormRun
 
-        self.scene, self.seed, self.count = scene, seed, count
+        self.scene = scene
+        self.seed = seed
+        self.count = count
         self.runs = [StormRun(scene, name, random.Random(f"{seed} {name}")) for name in scene.lines]
         self.submissions = len(list((scene.runs / "storm" / ".slurm").iterdir()))
 
@@ -109,7 +111,10 @@ def storm(args):
 
     site = {"home": StormSite, "foreign": ForeignStormSite}[args.site]
     print(f"seed {args.seed}, {args.faults} faults, {args.site} site", flush=True)
-    folder = args.folder.absolute() if args.folder else Path(tempfile.mkdtemp(prefix="storm-"))
+    if args.folder:
+        folder = args.folder.absolute()
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="storm-"))
     folder.mkdir(exist_ok=not args.folder)
     scene = site(folder, deal(args.seed, args.faults, args.site), lambda text: print(text, flush=True))
     all_hold = False

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from tests.storm import foreign_faults  # noqa: F401 - registers the kinds of the foreign site
 from tests.storm.faults import COMMON, EVERY, HOME
 
-FIRST, GAP, TAIL = 2, 12, 10
+FIRST = 2
+GAP = 12
+TAIL = 10
 """Minimum step of the first fault, steps per fault of a run, and steps after the last."""
 MASKED = 0.7
 """Share of a run's steps in its masked stage."""
@@ -74,18 +76,21 @@ def deal(seed, count, site=HOME):
 
     Long faults are distributed so that all runs have a similar load."""
     rng = random.Random(seed)
-    every, kinds = kinds_of(site), []
+    every = kinds_of(site)
+    kinds = []
     for first in first_kinds(site):
         kinds += rng.sample(first, min(count - len(kinds), len(first)))
     while len(kinds) < count:
         kinds += rng.sample(every, min(count - len(kinds), len(every)))
-    load, assigned = dict.fromkeys(RUNS, 0.0), {run: [] for run in RUNS}
+    load = dict.fromkeys(RUNS, 0.0)
+    assigned = {run: [] for run in RUNS}
     for kind in sorted(kinds, key=lambda kind: -kind.seconds):
         suitable = [run for run, layout in RUNS.items() if kind.fits(layout)]
         run = min(rng.sample(suitable, len(suitable)), key=load.get)
         load[run] += kind.seconds
         assigned[run].append(kind.name)
-    strikes, steps = {}, {}
+    strikes = {}
+    steps = {}
     for run, names in assigned.items():
         rng.shuffle(names)
         strikes[run] = [Strike(name, run, FIRST + GAP * i + rng.randrange(GAP)) for i, name in enumerate(names)]

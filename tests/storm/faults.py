@@ -18,9 +18,11 @@ GRACE = 20
 """Seconds: more than two ranks on two busy cores need for a step, a save and their exit."""
 DEADLINE = 15.0
 """``data.deadline`` of the runs: a longer outage ends the attempt."""
-HOME, FOREIGN = "home", "foreign"
+HOME = "home"
+FOREIGN = "foreign"
 """Sites: `tests.harness.storm_site` and `tests.harness.foreign_storm_site`."""
-EVERY, COMMON = {}, []
+EVERY = {}
+COMMON = []
 """All kinds by name; those that every storm on the home site injects first."""
 
 

@@ -117,7 +117,8 @@ def shell_killed(run):
 def shell_killed_at_start(run):
     """A shell that is killed before it has started the watcher is lost; `status` shows it, and the run is submitted
     again."""
-    number, delay = run.job_number(), run.rng.choice(START_DELAYS)
+    number = run.job_number()
+    delay = run.rng.choice(START_DELAYS)
     before = run.shells(number)
     killed = _kill(run)
     new = set()

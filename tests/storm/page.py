@@ -15,7 +15,8 @@ PACKAGES = ("torch", "numpy", "s3fs", "nanio")
 
 def page(storm, proved):
     """The text of the page. ``proved``: (property, whether it holds, evidence or error) of every proof."""
-    scene, all_hold = storm.scene, all(ok for _, ok, _ in proved)
+    scene = storm.scene
+    all_hold = all(ok for _, ok, _ in proved)
     strikes = sorted((done for run in storm.runs for done in run.done), key=lambda done: done.seconds)
     lines = [
         f"# Fault injection: seed {storm.seed}, {len(strikes)} faults of {len({d.strike.kind for d in strikes})} kinds",
@@ -32,9 +33,13 @@ def page(storm, proved):
         "|---|---|---|---|---|---|---|",
     ]
     for run in storm.runs:
-        resources, section = run.config.resources, run.config.checkpoint
+        resources = run.config.resources
+        section = run.config.checkpoint
         ranks = f"{resources.nodes} x {resources.processes}" + (", FSDP" if run.world > 1 else "")
-        saves = "in the background" if section.background == "yes" else "blocking"
+        if section.background == "yes":
+            saves = "in the background"
+        else:
+            saves = "blocking"
         storage = "S3" if section.url else "disk"
         row = (run.run.name, ranks, storage, saves, sum(storm.scene.dealt.steps[run.run.name]))
         lines.append(_row(*row, run.run.newest_attempt(), len(run.done)))
@@ -46,17 +51,25 @@ def page(storm, proved):
     ]
     lines += ["", "## Faults", "", _row("at", "run", "step", "fault", "what happened", "steps lost", "trained again"),
               "|---|---|---|---|---|---|---|"]  # fmt: skip
-    runs_by_fault, lost = {id(done): run for run in storm.runs for done in run.done}, {}
+    runs_by_fault = {id(done): run for run in storm.runs for done in run.done}
+    lost = {}
     for run in storm.runs:
         lost |= {(run.run.name, loss.attempt): loss for loss in losses(run)}
     owned = set()
     for done in strikes:
         key = runs_by_fault[id(done)].run.name, done.attempt
-        loss = None if done.strike.kind in LIVELY else lost.get(key)
-        owned |= {key} if loss else set()
-        ended = f"; attempt {done.attempt} ended with cause `{loss.cause}`" if loss else ""
+        loss = None
+        if done.strike.kind not in LIVELY:
+            loss = lost.get(key)
+        ended = ""
+        if loss:
+            owned.add(key)
+            ended = f"; attempt {done.attempt} ended with cause `{loss.cause}`"
         event = done.what + ended + (f"; by hand: {done.intervention}" if done.intervention else "")
-        resumed = f"{done.trained:.0f} s" if done.trained is not None else "never"
+        if done.trained is not None:
+            resumed = f"{done.trained:.0f} s"
+        else:
+            resumed = "never"
         lines.append(
             _row(f"{done.seconds:.0f} s", key[0], done.step, done.strike.kind.replace("_", " "), event,
                  loss.steps if loss else 0, resumed)

@@ -76,7 +76,8 @@ def the_same_bits(storm):
 
 def _scores(run):
     """Number of validations during training and at the end of each stage, plus the test."""
-    every, ends = run.config.evaluate.every, [span.end for span in stage_spans(run.config)]
+    every = run.config.evaluate.every
+    ends = [span.end for span in stage_spans(run.config)]
     positions = {s for s in range(BATCH, ends[-1] + 1, BATCH) if s // every > (s - BATCH) // every} | set(ends)
     return len(positions) + 1
 
@@ -112,7 +113,8 @@ def steps_lost(storm):
 def losses(run):
     """The losses of all attempts that trained and were followed by another one. Each attempt resumes from the newest
     valid commit."""
-    trained, result = run.witnessed(), []
+    trained = run.witnessed()
+    result = []
     numbers = run.run.attempt_numbers()
     for n in numbers:
         end = read_json(run.run.attempt(n) / "end.json")

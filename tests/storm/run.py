@@ -19,7 +19,8 @@ from tests.harness.training_run import TrainingRun
 from tests.s3.servers import BUCKET
 from tests.storm.faults import EVERY
 
-LOOK, LONG = 0.1, 240
+LOOK = 0.1
+LONG = 240
 """Seconds between two checks of a run, and maximum time to wait for anything."""
 
 
@@ -59,13 +60,18 @@ class StormRun(Calm):
 
     def __init__(self, scene, name, rng):
         super().__init__(scene.runs, name)
-        self.scene, self.here, self.profile, self.rng = scene, scene.here, scene.profile, rng
+        self.scene = scene
+        self.here = scene.here
+        self.profile = scene.profile
+        self.rng = rng
         self.line = scene.lines[name]
         self.cluster = SlurmBackend(self.profile)
-        self.done, self.seen = [], []
+        self.done = []
+        self.seen = []
         """Faults; (state, attempt) as ``status`` showed them, in order, without repetitions."""
         self.quiet = threading.Event()
-        self.trouble, self.attempt = "", 0
+        self.trouble = ""
+        self.attempt = 0
         self.cancelled = set()
         """Attempts that a person has cancelled."""
 
@@ -185,7 +191,8 @@ class StormRun(Calm):
         return self._ranks()
 
     def _ranks(self):
-        rows, n = [], str(self.run.newest_attempt())
+        rows = []
+        n = str(self.run.newest_attempt())
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")

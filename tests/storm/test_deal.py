@@ -13,7 +13,8 @@ def test_deal_is_deterministic_and_gives_runs_suitable_faults(count, site):
     assert dealt == deal(7, count, site) != deal(8, count, site)
     strikes = [strike for run in dealt.strikes.values() for strike in run]
     kinds = {strike.kind for strike in strikes}
-    first, every = sum(map(len, first_kinds(site))), len(kinds_of(site))
+    first = sum(map(len, first_kinds(site)))
+    every = len(kinds_of(site))
     assert len(strikes) == count and len(kinds) == (count if count <= first else every)
     assert all(EVERY[strike.kind].fits(RUNS[strike.run]) and site in EVERY[strike.kind].sites for strike in strikes)
     for run, run_strikes in dealt.strikes.items():

@@ -16,7 +16,10 @@ def pack(store: Path, package: Package, files: dict[str, object]) -> Package:
     """Write the tarball of a package into the folder ``store``. Returns the package with the digest of this tarball."""
     with tarfile.open(store / package.file, "w:gz") as tar:
         for name, value in files.items():
-            content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+            if isinstance(value, str):
+                content = value.encode()
+            else:
+                content = json.dumps(value).encode()
             info = tarfile.TarInfo(f"package/{name}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))

@@ -164,7 +164,8 @@ def test_two_fetches_at_once_leave_one_verified_tarball(tmp_path: Path, monkeypa
     (tmp_path / "meet").mkdir()
     monkeypatch.setenv("PATH", str(fake_npm(tmp_path / "bin", body.format(str(tmp_path / "meet")))))
     digest = base64.b64encode(hashlib.sha512(b"tarball").digest()).decode()
-    packages, store = [npm.Package("one", "1.0.0", digest)], tmp_path / "packages"
+    packages = [npm.Package("one", "1.0.0", digest)]
+    store = tmp_path / "packages"
     with ThreadPoolExecutor() as threads:
         for fetch in [threads.submit(npm.fetch, packages, store) for _ in range(2)]:
             fetch.result(timeout=60)

@@ -95,7 +95,8 @@ def test_icon_names_are_split_into_subject_style_and_aliases() -> None:
 
 def test_subject_of_two_variants_does_not_depend_on_hash_seed() -> None:
     """Of two variants of equal length the one counts that is where the set says: prefix first, suffix last."""
-    first, last = ("bold", "line", "thin", "flat"), ("tall", "base", "open", "wide")
+    first = "bold", "line", "thin", "flat"
+    last = "tall", "base", "open", "wide"
     listed = [f"{a}-star-{b}" for a in first for b in last]
     subjects = {"prefixes": {f"star {b}" for b in last}, "suffixes": {f"{a} star" for a in first}}
     for field, expected in subjects.items():
@@ -114,7 +115,8 @@ def drawing(number: int, body: str, family: str = "aa", subject: str = "star") -
 
 
 def test_nearest_detects_copy_in_other_colour_size_and_position() -> None:
-    original, other = drawing(0, grid(1)), drawing(1, grid(2))
+    original = drawing(0, grid(1))
+    other = drawing(1, grid(2))
     copy = drawing(2, f'<g transform="translate(9 2) scale(.5)">{grid(1, fill="#203060")}</g>')
     to_others, converse = selection.nearest([original], [other, copy])
     assert to_others[0] == converse[1] < selection.NEAR < converse[0]
@@ -176,7 +178,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> None:
-    facts, folder = build.DATA.build(tiny), tiny / "icons"
+    facts = build.DATA.build(tiny)
+    folder = tiny / "icons"
     assert facts["counts"] == {
         "drawings": 152, "blank": 1, "copies": 1, "near-duplicates": 2, "collections": 10, "families": 9,
     }  # fmt: skip
@@ -211,7 +214,8 @@ def test_build_writes_training_and_held_out_sets_without_leakage(tiny: Path) -> 
     licences = (folder / "LICENCES.md").read_text()
     assert "| BB (bb) | A | CC-BY-4.0 |" in licences and "NOTO" not in licences
 
-    pattern, out = str(folder / "train" / "*.tar"), str(tiny / "permissive")
+    pattern = str(folder / "train" / "*.tar")
+    out = str(tiny / "permissive")
     assert shards.main(["index", pattern, "--out", out, "--filter", "licence==MIT", "--quiet"]) == 0
     assert Manifest.load(out).samples == 88 - 13, "set bb has another licence"
     folder.rename(tiny / "elsewhere")

@@ -23,14 +23,18 @@ from tests.tools.test_shards_cli import call
 from tools.shards_commands import inspect_samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-COUNT, PER_SHARD, SIDE = 70, 16, 64
+COUNT = 70
+PER_SHARD = 16
+SIDE = 64
 LOST = range(2 * PER_SHARD, 3 * PER_SHARD)
 """Numbers of the dead links of a shard, for which img2dataset writes a tar without members."""
 
 
 def status(i):
     """Return the HTTP status of the server for picture i."""
-    return 404 if i in LOST or i % 11 == 3 else 200
+    if i in LOST or i % 11 == 3:
+        return 404
+    return 200
 
 
 def served(i):
@@ -45,7 +49,9 @@ def good(i):
 
 
 def caption(i):
-    return None if i == 0 else f"picture {i}: «grün» 漢字 😀\nand a second line"
+    if i == 0:
+        return None
+    return f"picture {i}: «grün» 漢字 😀\nand a second line"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -116,7 +122,8 @@ def shards(command, tmp_path_factory):
 
 def samples(folder):
     """Map the number of each link to the members of its sample."""
-    manifest, by_number = Manifest.load(folder), {}
+    manifest = Manifest.load(folder)
+    by_number = {}
     for j in range(manifest.chunks):
         for id, sample in zip(manifest.chunk_ids(j), ChunkReader().read_chunk(manifest, j), strict=True):
             members = {name: bytes(data) for name, data in sample.items()}

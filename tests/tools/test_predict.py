@@ -61,7 +61,8 @@ def test_predict_escapes_control_characters(tmp_path, capsys, monkeypatch):
     model.classify.return_value = torch.tensor([[0.25, 0.75]])
     monkeypatch.setattr("flip.export.load.load", lambda *_: model)
     assert main([str(tmp_path), "a\x1b[2J\udce9.png", "--labels", "c\x1b]0;at\x07,dog"]) == 0
-    name, label = "a\\x1b[2J\\udce9.png", "c\\x1b]0;at\\x07"
+    name = "a\\x1b[2J\\udce9.png"
+    label = "c\\x1b]0;at\\x07"
     assert capsys.readouterr().out == f"{name}   75.0%  dog\n{'':{len(name)}}   25.0%  {label}\n"
 
 

@@ -39,7 +39,8 @@ def lengths(factor: float, noise: float, seed: int) -> list[tuple[float, list[fl
 
 def test_speed_up_interval_contains_known_value() -> None:
     """About 95 % of the intervals contain the known value, and their median width stays below a factor of 1.6."""
-    inside, widths = [], []
+    inside = []
+    widths = []
     for seed in range(30):
         speed_up = scaling_stats.speed_up(lengths(1, 0.004, seed), lengths(2, 0.004, 100 + seed), draws=300)
         assert speed_up is not None and speed_up.bound == ""
@@ -52,7 +53,8 @@ def test_speed_up_interval_contains_known_value() -> None:
 
 def test_speed_up_may_resample_the_lengths_of_a_trunk_together() -> None:
     """A deviation that a trunk gives to all of its lengths counts once, not once per length."""
-    apart, together = [], []
+    apart = []
+    together = []
     for seed in range(10):
         shift = np.random.default_rng(seed).normal(0, 0.01, 3)
         first = [
@@ -67,15 +69,18 @@ def test_speed_up_may_resample_the_lengths_of_a_trunk_together() -> None:
 
 def test_speed_up_is_bound_instead_of_extrapolation() -> None:
     """Accuracies do not overlap: one design is more accurate at its shortest length than the other at its longest."""
-    low, high = [(100.0, [0.1, 0.1]), (200.0, [0.2, 0.2])], [(50.0, [0.3, 0.3]), (100.0, [0.4, 0.4])]
-    faster, slower = scaling_stats.speed_up(low, high), scaling_stats.speed_up(high, low)
+    low = [(100.0, [0.1, 0.1]), (200.0, [0.2, 0.2])]
+    high = [(50.0, [0.3, 0.3]), (100.0, [0.4, 0.4])]
+    faster = scaling_stats.speed_up(low, high)
+    slower = scaling_stats.speed_up(high, low)
     assert faster is not None and (faster.bound, faster.estimate.value) == ("at least", pytest.approx(4))
     assert slower is not None and (slower.bound, slower.estimate.value) == ("at most", pytest.approx(1 / 4))
     assert scaling_stats.speed_up(low, [(50.0, [0.3]), (100.0, [])]) is None
 
 
 def test_speed_up_ignores_longer_run_that_is_not_more_accurate() -> None:
-    first, second = [(1.0, [0.1]), (2.0, [0.2]), (4.0, [0.3])], [(1.0, [0.1]), (2.0, [0.3]), (4.0, [0.28])]
+    first = [(1.0, [0.1]), (2.0, [0.2]), (4.0, [0.3])]
+    second = [(1.0, [0.1]), (2.0, [0.3]), (4.0, [0.28])]
     speed_up = scaling_stats.speed_up(first, second)
     assert speed_up is not None and speed_up.estimate.value == pytest.approx(2), "30 % at cost 4, and at cost 2"
 
@@ -83,7 +88,9 @@ def test_speed_up_ignores_longer_run_that_is_not_more_accurate() -> None:
 def test_joint_law_recovers_known_exponents_and_prediction() -> None:
     """About 95 % of the intervals contain the known values."""
     axes = np.array([(n, d, s) for n in (0.5e6, 2e6, 8e6) for d in (5e3, 4e4, 3e5) for s in (1e5, 4e5)])
-    corner, exponents, inside = np.array([8e6, 3e5, 8e5]), np.array([0.05, 0.03, 0.02]), []
+    corner = np.array([8e6, 3e5, 8e5])
+    exponents = np.array([0.05, 0.03, 0.02])
+    inside = []
     for seed in range(40):
         noise = 0.002 * np.random.default_rng(seed).standard_normal(len(axes))
         law = scaling_stats.joint_law(axes.tolist(), 3 * np.exp(noise - np.log(axes) @ exponents), draws=400)

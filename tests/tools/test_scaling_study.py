@@ -54,7 +54,8 @@ def top1(job: StudyRun) -> float:
 
 
 def record(job: StudyRun) -> dict[str, Any]:
-    score, samples = top1(job), job.length * SIZE or 3 * SIZE
+    score = top1(job)
+    samples = job.length * SIZE or 3 * SIZE
     items = [("validation", "validation", "zeroshot"), ("tabler", "test", "zeroshot"), ("carbon", "test", "zeroshot")]
     items += [("icons-text", "test", "retrieval"), ("icons-carbon-probe", "test", "probe")]
     return {
@@ -107,12 +108,14 @@ def test_all_jobs_fit_budget_and_follow_their_trunks() -> None:
 def test_sweep_loads_and_cooldowns_extend_their_trunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials and trunks use only validation sets. A cooldown extends its trunk at a commit that the trunk keeps."""
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
-    path, jobs = tmp_path / "sweep.yaml", {job.name: job for job in scaling_design.all_jobs()}
+    path = tmp_path / "sweep.yaml"
+    jobs = {job.name: job for job in scaling_design.all_jobs()}
     path.write_text(dump_yaml(scaling_design.sweep(jobs.values(), SIZE, PEAKS)), encoding="utf-8")
     runs = {run.name: run.config for run in load(path, [], None, None).runs}
     assert runs.keys() == jobs.keys()
     for name, config in runs.items():
-        (stage,), job = config.stages, jobs[name]
+        (stage,) = config.stages
+        job = jobs[name]
         roles = {evaluation_set.role for evaluation_set in config.evaluate.sets}
         is_trial = job.kind == "trial" or name == "8m-data8-mask0.5-s9-repeat-x0.5"
         assert roles == ({"validation"} if is_trial or job.kind == "trunk" else {"validation", "test"})
@@ -216,7 +219,8 @@ def row(text: str, start: str) -> list[str]:
 def test_small_sweep_has_settings_of_study() -> None:
     """Runs of several lengths share a trunk in the study; the sweep trains each on its own, with the same steps."""
     study = scaling_runner.read(ROOT / "docs" / "scaling_study")
-    large, everything = {"model": "8M/8"}, {"data": "all"}
+    large = {"model": "8M/8"}
+    everything = {"data": "all"}
     alone = (
         {},
         large,
@@ -303,7 +307,8 @@ def test_small_study_is_trained_in_parts_and_resumed(tmp_path: Path, monkeypatch
     make_tokenizer(cache / "tokenizer.json")
     monkeypatch.setenv("FLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FLIP_RUNS", str(tmp_path / "runs"))
-    group, arm = Group("0.5M/8", lengths=(1, 2)), ("0.5M/8", "0.5")
+    group = Group("0.5M/8", lengths=(1, 2))
+    arm = "0.5M/8", "0.5"
     trial = Group("0.5M/8", lengths=(1,), seed=9, peak=1e-3)
     rounds = (("trials", (trial,)), ("runs", (group,)), ("repeats", (Group("0.5M/8", repeat=True),)))
     for name, value in (("ROUNDS", rounds), ("ARMS", (arm,)), ("PEAKS", (1e-3,)), ("GRAIN", 1280), ("BUDGET", 1.0)):

@@ -84,7 +84,9 @@ def test_verify_accepts_labels_of_evaluation_set(tmp_path, capsys):
 
 def test_verify_reports_shards_of_zeros(data, capsys):
     """Earlier releases indexed such shards as shards without samples, so no chunk reads them."""
-    old, zeros, meta = Manifest.load(data), data / "zeros.tar", data / "meta.tar"
+    old = Manifest.load(data)
+    zeros = data / "zeros.tar"
+    meta = data / "meta.tar"
     zeros.write_bytes(bytes(10_240))
     write_tar(meta, [("README", b"")])
     missing = data / "gone.tar"
@@ -297,7 +299,9 @@ def test_drop_removes_excepted_samples(data, capsys):
     assert code == 0 and (report["samples"], report["exceptions"], report["chunk"]) == (110, 0, 4), report
     digest = Manifest.load(data.parent / "less").digest[:12]
     assert report["dropped"] == {f"not excluded in {data.parent / 'less'} (digest {digest})": 10}
-    old, new, reader = Manifest.load(data), Manifest.load(data.parent / "good"), ChunkReader()
+    old = Manifest.load(data)
+    new = Manifest.load(data.parent / "good")
+    reader = ChunkReader()
     good = [id for id in range(120) if id not in {3, *range(40, 48), 119}]
     assert [new.locate(id) for id in range(110)] == [old.locate(id) for id in good]
     samples = [bytes(s["txt"]) for j in range(new.chunks) for s in reader.read_chunk(new, j)]
@@ -349,7 +353,8 @@ def test_drop_refuses_shard_of_other_etag_or_fewer_samples(data, capsys, monkeyp
 
 
 def test_drop_keeps_filters_and_shards_that_were_left_out(data, capsys):
-    damaged, folder = data / "00002.tar", data.parent
+    damaged = data / "00002.tar"
+    folder = data.parent
     damaged.write_bytes(b"no tar")
     index = ("index", data / "*.tar", "--chunk", 4, "--skip-damaged", "--caption-length", "42:")
     code, report = call(capsys, *index, "--out", folder / "m", "--json")

@@ -79,7 +79,8 @@ def test_index_run_twice_concurrently_writes_single_manifest(data, tmp_path, cap
         "build.scan_shard = slow\n"
         "sys.exit(main(['index', sys.argv[2], '--chunk', '4', '--out', sys.argv[1]]))"
     )
-    out, pattern = tmp_path / "m", data / "*.tar"
+    out = tmp_path / "m"
+    pattern = data / "*.tar"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, out, pattern, pause], cwd=TOOL.parents[1], stderr=subprocess.PIPE, text=True
@@ -144,7 +145,9 @@ def test_index_reports_or_skips_damaged_shards(data, tmp_path, capsys):
 def test_index_counts_shards_without_stats_json(data, tmp_path, capsys):
     def missing_stats(out):
         code, report = call(capsys, "index", data / "*.tar", "--out", tmp_path / out, "--json")
-        return report.get("shards_without_stats_json") if code == 0 else code
+        if code == 0:
+            return report.get("shards_without_stats_json")
+        return code
 
     assert missing_stats("none") is None
     for number in range(7):
@@ -154,7 +157,8 @@ def test_index_counts_shards_without_stats_json(data, tmp_path, capsys):
 
 
 def test_index_add_appends_shards_to_manifest(data, tmp_path, capsys):
-    old, new = tmp_path / "old", tmp_path / "new"
+    old = tmp_path / "old"
+    new = tmp_path / "new"
     call(capsys, "index", data / "0000[3-6].tar", "--out", old, "--chunk", 3)
     command = ["index", data / "0000[0-2].tar", "--add", old, "--out", new, "--json"]
     assert call(capsys, *command, "--part", "2/3")[1]["shards_scanned"] == 1

@@ -33,7 +33,8 @@ TIMES = {
     "mask 0.75, batch 64": 0.8e-3,
     "mask 0.75, batch 256": 0.65e-3,
 }
-ARMS, ROUNDS = list(MASKING.arms.values()), MASKING.rounds
+ARMS = list(MASKING.arms.values())
+ROUNDS = MASKING.rounds
 TIMES_OF_ALL = TIMES | {"mask 0, batch 128, 24 px, 8 tokens": 0.6e-3}
 CALIBRATION = {
     "machine": {"processor": "Abacus", "cores": 2, "load": 0.1},
@@ -134,7 +135,9 @@ def test_sweeps_load_and_trials_see_only_validation_set(tmp_path: Path, monkeypa
 
 def timed(folder: Path, name: str, sample_seconds: list[float]) -> Outcome:
     """Return a calibration run with a metric line per 128 samples, of ``sample_seconds`` seconds per sample."""
-    run, seconds, lines = RunDir(folder / name), 9.0, []
+    run = RunDir(folder / name)
+    seconds = 9.0
+    lines = []
     for i, value in enumerate([0.0, *sample_seconds], 1):
         seconds += 128 * value
         lines.append({"step": i, "samples": 128 * i, "cpu_seconds": seconds})
@@ -211,7 +214,8 @@ def test_difference_compares_runs_of_equal_seeds() -> None:
     assert difference.verdict == "undecided"
     assert paired.difference({0: 0.1, 1: 0.2}, {0: 0.1, 1: 0.2}) is None
     scores = {seed: 0.2 + 0.001 * seed for seed in range(3)}
-    less, equal = paired.difference(dict.fromkeys(range(3), 0.1), scores), paired.difference(scores, scores)
+    less = paired.difference(dict.fromkeys(range(3), 0.1), scores)
+    equal = paired.difference(scores, scores)
     assert less is not None and less.verdict == "less"
     assert equal is not None and equal.verdict == "undecided"
 
@@ -230,7 +234,9 @@ def test_study_trains_compared_runs_first_if_learning_rates_are_known(
 
     monkeypatch.setattr(runner, "submit", submit)
     monkeypatch.setattr(runner, "outcomes", lambda sweep: trained.get(sweep, {}))
-    chosen = {arm.name: arm.peaks[1] for arm in ARMS} if recorded else {}
+    chosen = {}
+    if recorded:
+        chosen = {arm.name: arm.peaks[1] for arm in ARMS}
     with pytest.raises(runner.Unfinished):
         runner.study(MASKING, TIMES, "stopped", chosen)
     names = ["arms", "tuning", "batch"]

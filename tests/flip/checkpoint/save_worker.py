@@ -38,8 +38,13 @@ INTERVAL = 16
 
 def changed_path(event, values):
     """The path that an audit event names; deletions name it relative to an open folder."""
-    folder = values[1] if event in ("os.remove", "os.rmdir") else -1
-    return f"{os.readlink(f'/proc/self/fd/{folder}')}/{values[0]}" if folder >= 0 else str(values[0])
+    if event in ("os.remove", "os.rmdir"):
+        folder = values[1]
+    else:
+        folder = -1
+    if folder >= 0:
+        return f"{os.readlink(f'/proc/self/fd/{folder}')}/{values[0]}"
+    return str(values[0])
 
 
 class KillSwitch:
@@ -100,7 +105,8 @@ def fill(tensors, samples):
 def rank(run, n, kill_switch, url):
     """Loads, checks and saves as one rank. Returns 0, or 3 if the loaded values differ from the saved values."""
     world = parallel.start(schema.Compute(device="cpu", threads=1, deterministic="no"))
-    loaded, expected = state(world), state(world)
+    loaded = state(world)
+    expected = state(world)
     saver = checkpoint.Checkpointer(run, n, world, keep=1, background=True, **url)
     with torch.no_grad():
         newest = saver.restorer.newest()
@@ -135,14 +141,17 @@ def child_main(run, n, kill_switch, url):
 
 def round_of(run, size, victim, left, url):
     """Runs one round. Returns whether the victim died; in this case kills all other ranks."""
-    n, port, children = run.start_attempt({}), str(free_port()), []
+    n = run.start_attempt({})
+    port = str(free_port())
+    children = []
     for r in range(size):
         os.environ.update(RANK=str(r), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         child = os.fork()
         if child == 0:
             child_main(run, n, KillSwitch(left if r == victim else -1), url)
         children.append(child)
-    codes, dead = {}, False
+    codes = {}
+    dead = False
     while len(codes) < size:
         for r, child in enumerate(children):
             if r not in codes:
@@ -185,7 +194,8 @@ def main(run, size, url):
             check(run, url)
             if not dead:
                 break
-            killed, left = killed + 1, left + 1
+            killed = killed + 1
+            left = left + 1
     commits = commit.commits(run)
     assert len(commits) == 1 and [p for p in run.checkpoints.glob("*/*") if p.is_dir()] == [commits[0].path]
     if url:
@@ -197,5 +207,7 @@ def main(run, size, url):
 
 
 if __name__ == "__main__":
-    place = {"url": sys.argv[3], "retry_policy": RetryPolicy(deadline=20, timeout=10)} if sys.argv[3:] else {}
+    place = {}
+    if sys.argv[3:]:
+        place = {"url": sys.argv[3], "retry_policy": RetryPolicy(deadline=20, timeout=10)}
     print(main(RunDir(sys.argv[1]), int(sys.argv[2]), place))

@@ -83,7 +83,8 @@ def test_young_daly_interval_stays_within_its_bounds():
 
 
 def test_save_interval_shrinks_with_more_interruptions(tmp_path):
-    calm, stormy = RunDir(tmp_path / "sweep" / "calm"), RunDir(tmp_path / "sweep" / "stormy")
+    calm = RunDir(tmp_path / "sweep" / "calm")
+    stormy = RunDir(tmp_path / "sweep" / "stormy")
     attempts(calm, (3600.0, 70))
     attempts(stormy, *[(600.0, None)] * 100)
     intervals = [SaveInterval(0, run, run.start_attempt({})).seconds(3, 30.0, 1.0) for run in (calm, stormy)]
@@ -149,7 +150,8 @@ def test_manager_restores_weights_and_moments_of_the_stage_of_the_commit(tmp_pat
 def test_manager_initialises_weights_of_run_without_commit(tmp_path, world):
     run = RunDir(tmp_path / "sweep" / "run")
     run.start_attempt({})
-    checkpoints, opened = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print)), []
+    checkpoints = CheckpointManager(run, 1, world, schema.Config(), Watchdog(0, print))
+    opened = []
     assert checkpoints.find(lambda restorer: opened.append(restorer)) is None
     checkpoints.load_weights(torch.nn.Linear(3, 2), opened.append)
     assert opened == [checkpoints.checkpointer.restorer] * 2

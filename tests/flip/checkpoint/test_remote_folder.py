@@ -67,7 +67,8 @@ def test_address_keeps_name_and_follows_configured_url(run, tmp_path):
 
 def test_copy_gets_own_folder_without_help_of_owner_record(run, tmp_path):
     """url.json names the original. After that was renamed, job.json of the copy still shows that it is one."""
-    copy, second = RunDir(tmp_path / "sweep" / "copy"), RunDir(tmp_path / "sweep" / "second")
+    copy = RunDir(tmp_path / "sweep" / "copy")
+    second = RunDir(tmp_path / "sweep" / "second")
     url = claimed(run, f"{tmp_path}/there")
     RemoteCheckpoint(url, POLICY).delete(OWNER_FILE)
     for other in (copy, second):
@@ -138,7 +139,9 @@ def test_retention_deletes_nothing_if_another_run_takes_the_folder_during_the_sa
     run, tmp_path, world, monkeypatch, caplog
 ):
     """The owner is read before each deletion, not only at the begin of a save."""
-    saver, other, real = copied_runs.save(run, world, f"{tmp_path}/there", 16), RunDir(tmp_path / "b"), commit.commit
+    saver = copied_runs.save(run, world, f"{tmp_path}/there", 16)
+    other = RunDir(tmp_path / "b")
+    real = commit.commit
     other.path.mkdir()
 
     def commit_and_lose(*arguments):
@@ -190,7 +193,8 @@ def test_bit_that_changes_on_the_way_is_no_other_owner(run, tmp_path, monkeypatc
     """A storm with flipped bytes stopped a run for good with 77."""
     folder = RemoteFolder(run, f"{tmp_path}/there", POLICY, run.start_attempt({}))
     folder.claim()
-    read, flips = RemoteCheckpoint.read_small, []
+    read = RemoteCheckpoint.read_small
+    flips = []
 
     def flipped(self, name, limit):
         data = bytearray(read(self, name, limit))

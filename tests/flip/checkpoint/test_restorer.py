@@ -55,7 +55,8 @@ def test_restorer_reads_only_header_and_bytes_of_requested_tensor(saved, monkeyp
     _, saver, expected, ranges = saved
     monkeypatch.setattr(safetensors_io, "HEADER_BYTES", 64)
     monkeypatch.setattr(safetensors_io, "GAP_BYTES", 0)
-    newest, name = saver.restorer.newest(), "model.0.weight"
+    newest = saver.restorer.newest()
+    name = "model.0.weight"
     del ranges[:]
     restored = {name: torch.zeros_like(expected[name])}
     saver.restorer.load(newest, restored)
@@ -107,10 +108,8 @@ def test_restorer_follows_untrusted_record_only_below_given_url(saved, world, tm
             with pytest.raises(PermissionDenied, match="names an address, and its record is not trusted"):
                 read()
     assert not ranges
-    other, restored = (
-        CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), f"{tmp_path}/there"),
-        state_of(*trained(0)),
-    )
+    other = CheckpointRestorer(run, 0, world, RetryPolicy(deadline=1.0), f"{tmp_path}/there")
+    restored = state_of(*trained(0))
     other.load(other.open(entry.path), restored)
     assert all(torch.equal(expected[name], restored[name]) for name in expected)
 

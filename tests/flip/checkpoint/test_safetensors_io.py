@@ -85,7 +85,8 @@ def test_read_tensors_rejects_unknown_name_or_other_shape(tmp_path):
 
 
 def test_read_tensors_fails_if_shard_is_missing(tmp_path):
-    full, files = torch.zeros(4, 3), {}
+    full = torch.zeros(4, 3)
+    files = {}
     for rank in (0, 2, 3):
         files |= write(tmp_path, {"a": shard(full, [rank, 0], full[rank : rank + 1])}, rank)
     with pytest.raises(DataError, match="a lacks 3 of its values"):

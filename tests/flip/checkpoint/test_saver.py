@@ -54,18 +54,21 @@ def test_checkpointer_round_trip_restores_all_tensors(run, world):
     newest = checkpoint.Checkpointer(run, 1, world, keep=2).restorer.newest()
     assert (newest.samples, newest.record["step"], newest.record["world"]) == (16, 2, 1)
     saver.restorer.load(newest, state_of(other, fresh))
-    expected, actual = state_of(pair, optimizer), state_of(other, fresh)
+    expected = state_of(pair, optimizer)
+    actual = state_of(other, fresh)
     assert expected.keys() == actual.keys() and float(actual["optim.step.0.weight"]) == 2
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
 def test_restorer_reads_headers_once_for_weights_and_moments(run, world, monkeypatch):
-    read, reads = safetensors_io._read_header, []
+    read = safetensors_io._read_header
+    reads = []
     monkeypatch.setattr(
         safetensors_io, "_read_header", lambda files, name: reads.append(files.folder) or read(files, name)
     )
     checkpoint.Checkpointer(run, 1, world, keep=2).save(state_of(*trained()), "pretrain", 16)
-    saver, (pair, optimizer) = checkpoint.Checkpointer(run, 1, world, keep=2), trained(steps=0)
+    saver = checkpoint.Checkpointer(run, 1, world, keep=2)
+    pair, optimizer = trained(steps=0)
     for samples in (16, 32):
         newest = saver.restorer.newest()
         saver.restorer.load(newest, checkpoint.model_state(pair))
@@ -79,7 +82,9 @@ def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
     """Training continues during a background save. Only one save runs at a time, so the next save waits."""
     pair, optimizer = trained()
     before = {name: tensor.clone() for name, tensor in state_of(pair, optimizer).items()}
-    saver, go, mark = checkpoint.Checkpointer(run, 1, world, keep=2, background=True), threading.Event(), commit.commit
+    saver = checkpoint.Checkpointer(run, 1, world, keep=2, background=True)
+    go = threading.Event()
+    mark = commit.commit
 
     def waits(path, record, known):
         assert go.wait(60)
@@ -107,7 +112,8 @@ def test_background_save_stores_state_of_its_start(run, world, monkeypatch):
 def test_background_saves_restore_if_set_of_tensors_changes(run, world):
     """The set of tensors changes between stages if weights are frozen: their moments are no longer saved."""
     pair, optimizer = trained()
-    saver, buffers = checkpoint.Checkpointer(run, 1, world, keep=9, background=True), []
+    saver = checkpoint.Checkpointer(run, 1, world, keep=9, background=True)
+    buffers = []
     states = {16: state_of(pair, optimizer), 32: state_of(pair, optimizer), 48: checkpoint.model_state(pair)}
     values = {}
     for samples, state in states.items():
@@ -210,7 +216,8 @@ def full_disk():
 
 
 def test_save_on_full_disk_keeps_old_commit_and_reports_bytes(run, world):
-    saver, text = checkpoint.Checkpointer(run, 1, world, keep=1), r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
+    saver = checkpoint.Checkpointer(run, 1, world, keep=1)
+    text = r"too large.*; it takes [\d,]+ bytes, [\d,]+ are free"
     saver.save(state_of(*trained()), "pretrain", 16)
     with pytest.raises(StorageError, match=f"{text}, and a second"), full_disk():
         saver.save(state_of(*trained()), "pretrain", 32)
@@ -221,7 +228,8 @@ def test_save_on_full_disk_keeps_old_commit_and_reports_bytes(run, world):
 def test_save_retries_after_removing_first_try_and_leftovers(run, world, monkeypatch):
     left = commit.folder(run, "pretrain", 8, 0)
     left.mkdir(parents=True)
-    remove, freed = commit.remove, []
+    remove = commit.remove
+    freed = []
     with full_disk() as make_room:
 
         def makes_room(path, files):

@@ -15,7 +15,8 @@ class Mesh:
     """A mesh of two replicas of three ranks, as with ``compute.replicate: 2``: rank 0 is (0, 0), rank 5 is (1, 2)."""
 
     def __init__(self, rank, sizes=(2, 3)):
-        self.sizes, self.coordinates = sizes, divmod(rank, 3)
+        self.sizes = sizes
+        self.coordinates = divmod(rank, 3)
 
     def size(self, dimension):
         return self.sizes[dimension]
@@ -39,7 +40,8 @@ def state(rank):
 def test_own_part_splits_shards_across_replicas_and_gives_scalars_to_rank_0():
     parts = [own_part(state(rank), rank) for rank in range(6)]
     for shard in range(3):
-        first, second = parts[shard].keys() - {"step"}, parts[3 + shard].keys() - {"step"}
+        first = parts[shard].keys() - {"step"}
+        second = parts[3 + shard].keys() - {"step"}
         assert first | second == SIZES.keys() and not first & second
         assert abs(sum(SIZES[name] for name in first) - sum(SIZES[name] for name in second)) <= 60
     assert ["step" in part for part in parts] == [True] + [False] * 5

@@ -98,7 +98,8 @@ def test_identity_ignores_data_location_and_runtime_settings(data, tmp_path):
 def test_identity_omits_newer_field_at_its_omit_if_value(data, monkeypatch):
     before = identity(run(data), "code")
     monkeypatch.setattr(Optim.__dataclass_fields__["clip"], "metadata", {"omit_if": 0.0})
-    same, other = identity(run(data), "code"), identity(run(data, "optim.clip=1"), "code")
+    same = identity(run(data), "code")
+    other = identity(run(data, "optim.clip=1"), "code")
     assert "clip" in before["config"]["optim"] and "clip" not in same["config"]["optim"]
     assert other["config"] == before["config"] | {"optim": before["config"]["optim"] | {"clip": 1.0}}
 
@@ -127,7 +128,8 @@ def test_identity_omits_newer_field_at_its_omit_if_value(data, monkeypatch):
     ],
 )
 def test_identity_hash_and_diff_reveal_setting_that_affects_results(data, override, key):
-    before, config = identity(run(data), "code"), run(data, override)
+    before = identity(run(data), "code")
+    config = run(data, override)
     assert identity(config, "code")["hash"] != before["hash"]
     changes = diff_identity(json.loads(json.dumps(before)), config)
     assert [change.key for change in changes] == [key]

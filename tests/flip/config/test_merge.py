@@ -35,9 +35,13 @@ def test_merge_prefers_later_layers_and_explicit_fields_to_size_preset():
 
 def test_merge_returns_configs_without_shared_state():
     layer = ("layer", {"augment.mean": [0.5, 0.5, 0.5], "stages": [{"name": "pretrain", "samples": 10, "batch": 2}]})
-    first, second = merge([layer]), merge([layer])
+    first = merge([layer])
+    second = merge([layer])
     assert first == second and first.augment.std == Config().augment.std
-    first.augment.mean[0], first.augment.std[0], first.stages[0].batch, first.model.image.width = 0.1, 0.1, 4, 8
+    first.augment.mean[0] = 0.1
+    first.augment.std[0] = 0.1
+    first.stages[0].batch = 4
+    first.model.image.width = 8
     assert second == merge([layer]) and second.model.image.width == Config().model.image.width
 
 

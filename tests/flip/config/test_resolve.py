@@ -45,7 +45,8 @@ def test_resolve_replaces_every_auto_and_keeps_explicit_values():
 
 def test_resolve_ignores_submitting_host_for_gpu_run():
     gpu = ("resources.gpus=8", "resources.processes=8", "resources.nodes=4", "data.buffer=1e12", "data.chunk=64")
-    first, second = resolved(LAPTOP, *gpu), resolved(Host(cores=96, memory=10**12, bf16=True), *gpu)
+    first = resolved(LAPTOP, *gpu)
+    second = resolved(Host(cores=96, memory=10**12, bf16=True), *gpu)
     assert first == second
     assert (first.compute.device, first.compute.precision, first.compute.attention) == ("cuda", "bf16", "sdpa")
     assert first.data.workers == 8 and first.compute.deterministic == "no"
@@ -214,11 +215,14 @@ def test_this_host_caps_memory_at_cgroup_limit(monkeypatch):
 
 def test_core_seconds_exclude_own_time_and_cores_outside_affinity(tmp_path, monkeypatch):
     """In one second, the allowed cores 0 and 2 are busy for 0.6 s, 0.25 s by this process. Core 1 is always busy."""
-    ticks, statistics = os.sysconf("SC_CLK_TCK"), tmp_path / "stat"
+    ticks = os.sysconf("SC_CLK_TCK")
+    statistics = tmp_path / "stat"
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2})
 
     def clock(second):
-        busy, mixed, idle = [1, *[0] * 9], [0.3, 0, 0.2, 0.2, 0.2, 0, 0, 0.1, 0.3, 0], [0, 0, 0, 1, *[0] * 6]
+        busy = [1, *[0] * 9]
+        mixed = [0.3, 0, 0.2, 0.2, 0.2, 0, 0, 0.1, 0.3, 0]
+        idle = [0, 0, 0, 1, *[0] * 6]
         rows = {"cpu": busy, "cpu0": mixed, "cpu1": busy, "cpu2": idle, "intr": [5]}
         lines = [" ".join([name, *(str(round(ticks * (9 + x * second))) for x in row)]) for name, row in rows.items()]
         statistics.write_text("\n".join(lines))

@@ -4,7 +4,11 @@ from flip.config import schema
 from flip.data.loader import Loader
 from flip.data.worker import WorkerConfig
 
-SAMPLES, CHUNK, BLOCK, LANES, BATCH = 203, 2, 3, 12, 48
+SAMPLES = 203
+CHUNK = 2
+BLOCK = 3
+LANES = 12
+BATCH = 48
 
 AFFINE = schema.Augment(rotate=15, translate=0.1, zoom=0.2, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.2)
 PLAIN = schema.Augment()
@@ -15,5 +19,6 @@ def loader(original, rank=0, world=1, workers=0, augment=PLAIN, folder=None, pin
     data = schema.Data(
         manifest=str(folder or original), tokenizer=str(original.parent / "tokenizer.json"), workers=workers, **values
     )
-    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    image = schema.ImageTower(size=24, patch=8)
+    text = schema.TextTower(length=8, vocabulary=300)
     return Loader(WorkerConfig(data, augment, image, text, 11), rank, world, pinned)

@@ -15,7 +15,9 @@ from flip.data import order
 from flip.data.masking import MaskSpec
 from flip.data.worker import BatchBuffers, BatchProducer, WorkerConfig
 
-CHUNK, BLOCK, LANES = 2, 3, 12
+CHUNK = 2
+BLOCK = 3
+LANES = 12
 KEPT = MaskSpec(4, 8)
 
 
@@ -25,7 +27,8 @@ def streams(folder, lanes):
         manifest=str(folder), tokenizer=str(Path(folder).parent / "tokenizer.json"), chunk=CHUNK, block=BLOCK,
         lanes=LANES, decoder="pillow", resize="pillow",
     )  # fmt: skip
-    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    image = schema.ImageTower(size=24, patch=8)
+    text = schema.TextTower(length=8, vocabulary=300)
     config = WorkerConfig(data, schema.Augment(), image, text, seed=11)
     out = BatchBuffers(*(np.empty(shape, kind) for shape, kind in BatchBuffers.shapes(config, len(lanes), KEPT)))
     return BatchProducer(config, order.load_sources(data), lanes, 0, LANES, KEPT), out
@@ -33,7 +36,9 @@ def streams(folder, lanes):
 
 def main(folder):
     producer, out = streams(folder, range(1))
-    process, rss, held = psutil.Process(), {}, 0
+    process = psutil.Process()
+    rss = {}
+    held = 0
     for step in range(1, 10_001):
         producer.fill(out)
         held = max(held, producer.counters.held)

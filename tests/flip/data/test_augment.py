@@ -22,10 +22,13 @@ def draws(n=1, **fixed):
 
 
 def test_crop_boxes_span_configured_areas_and_aspects():
-    augment, many = Augment(), draws(2000)
+    augment = Augment()
+    many = draws(2000)
     boxes = np.array([augmenting.crop_box(300, 200, augment, row) for row in many["crop"]])
-    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    area, aspect = width * height / 60000, width / height
+    width = boxes[:, 2] - boxes[:, 0]
+    height = boxes[:, 3] - boxes[:, 1]
+    area = width * height / 60000
+    aspect = width / height
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 300 and boxes[:, 3].max() <= 200
     assert 0.49 < area.min() < 0.52 and 0.86 < area.max() < 0.9
     assert 0.74 < aspect.min() < 0.8 and 1.3 < aspect.max() < 1.35
@@ -54,18 +57,21 @@ def test_resize_backends_agree_within_three_levels():
 
 def test_torchvision_resize_equals_public_torchvision_function():
     """The results are equal bit for bit: views of a run must not depend on how the kernel is called."""
-    image, many = np.kron(picture(5, 32), np.ones((3, 3, 1), dtype=np.uint8)), draws(16)
+    image = np.kron(picture(5, 32), np.ones((3, 3, 1), dtype=np.uint8))
+    many = draws(16)
     for row in range(16):
         left, top, right, bottom = augmenting.crop_box(96, 96, Augment(), many["crop"][row])
         cut = torch.from_numpy(image[top:bottom, left:right].copy()).permute(2, 0, 1)
         expected = resized(cut, [48, 48], InterpolationMode.BICUBIC, antialias=True).permute(1, 2, 0).numpy()
-        expected = expected[:, ::-1] if many["flip"][row] < 0.5 else expected
+        if many["flip"][row] < 0.5:
+            expected = expected[:, ::-1]
         assert np.array_equal(augmenting.view(image, 48, Augment(), many, row, "torchvision"), expected)
 
 
 def test_affine_view_mirrors_rotates_and_shifts_pixels():
     """Draws of 0.5 change nothing; mirror, quarter turn and shift move pixels to the expected places."""
-    image, rest = picture(4, 32), draws(affine=0.5, colour=0.5)
+    image = picture(4, 32)
+    rest = draws(affine=0.5, colour=0.5)
     turned = Augment(**WHOLE, rotate=180.0)
     assert np.array_equal(augmenting.view(image, 32, turned, rest, 0), image)
     assert np.array_equal(
@@ -109,7 +115,8 @@ GOLDEN = {
 
 
 def views_digest(augment):
-    image, many = np.kron(picture(5, 32), np.ones((3, 2, 1), dtype=np.uint8)), draws(8)
+    image = np.kron(picture(5, 32), np.ones((3, 2, 1), dtype=np.uint8))
+    many = draws(8)
     views = [augmenting.view(image, 48, augment, many, row) for row in range(8)]
     return hashlib.sha256(np.stack(views).tobytes()).hexdigest()[:16]
 

@@ -135,7 +135,8 @@ def test_chunk_cache_evicts_only_its_own_files(manifest, tmp_path):
 
 def test_chunk_cache_eviction_follows_no_links(manifest, tmp_path):
     """Regression test: eviction deleted files in any folder that a link in the cache pointed to."""
-    target, cache = tmp_path / "others", tmp_path / "cache"
+    target = tmp_path / "others"
+    cache = tmp_path / "cache"
     target.mkdir()
     for name in ("1", "2"):
         (target / name).write_bytes(bytes(10**6))
@@ -217,12 +218,16 @@ def test_full_disk_leaves_size_of_chunk_cache_known(manifest, tmp_path, monkeypa
 
 def test_chunk_with_wrong_checksum_is_read_again_from_disk(manifest, monkeypatch):
     """A page in this machine's memory may be damaged, not the file."""
-    get, reads, dropped = LocalStorage._get, [], []
+    get = LocalStorage._get
+    reads = []
+    dropped = []
 
     def damaged_once(storage, key, start, stop):
         reply = get(storage, key, start, stop)
         reads.append((start, stop))
-        return reply if len(reads) > 1 else reply._replace(data=bytes(len(reply.data)))
+        if len(reads) > 1:
+            return reply
+        return reply._replace(data=bytes(len(reply.data)))
 
     monkeypatch.setattr(LocalStorage, "_get", damaged_once)
     monkeypatch.setattr(os, "posix_fadvise", lambda handle, start, size, how: dropped.append((start, start + size)))

@@ -22,7 +22,8 @@ from tests.flip.data.test_loader import same, take
 from tests.synthetic import caption, encode, picture
 from tools.shards_commands.verify import Report, VerificationPlan, check, resized
 
-HURT, AT = 2, 20
+HURT = 2
+AT = 20
 """Sample AT of shard HURT is damaged."""
 STEPS = 8
 """More than a pass, so that training reads every sample."""
@@ -34,7 +35,9 @@ class Spots:
     def __init__(self, data):
         self.data = data
         samples = list(tar.samples(memoryview(data), strict=True))
-        self.start, self.next, self.end = samples[AT].start, samples[AT + 1].start, samples[-1].end
+        self.start = samples[AT].start
+        self.next = samples[AT + 1].start
+        self.end = samples[-1].end
         self.image, size = samples[AT].members["png"]
         self.image_end = self.image + size
         self.text_header = next(offset - 512 for name, (offset, _) in samples[AT].members.items() if name == "txt")
@@ -128,7 +131,8 @@ def test_damage_after_indexing_stops_training_until_excepted(original, folder, t
         train(original, folder)
     assert error.value.code == 65 and error.value.remedy
 
-    report, first = verified(manifest), int(manifest.first[HURT])
+    report = verified(manifest)
+    first = int(manifest.first[HURT])
     assert first + AT in report.bad
     assert set(report.bad) <= set(range(first - CHUNK, int(manifest.first[HURT + 1]) + CHUNK))
     if len(report.bad) > CHUNK:  # the rest of the shard has moved or is missing
@@ -142,7 +146,8 @@ def test_damage_after_indexing_stops_training_until_excepted(original, folder, t
 
 @pytest.mark.parametrize("name", AROUND)
 def test_damage_outside_samples_is_reported_and_changes_no_batch(original, folder, name):
-    manifest, before = Manifest.load(folder), train(original, folder)
+    manifest = Manifest.load(folder)
+    before = train(original, folder)
     path = damage_shard(folder, AROUND[name])
     after = train(original, folder)
     assert same(arrays(before), arrays(after))

@@ -24,7 +24,10 @@ RGB = Image.fromarray(picture(5, 32))
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK", "RGB"])
 @pytest.mark.parametrize("decoder", ["pillow", "simplejpeg"])
 def test_decode_converts_every_image_mode_to_rgb(mode, decoder):
-    format = "JPEG" if mode == "CMYK" else "TIFF" if mode == "LA" else "PNG"
+    if mode == "CMYK":
+        format = "JPEG"
+    else:
+        format = "TIFF" if mode == "LA" else "PNG"
     pixels = decode.decode(saved(RGB.convert(mode), format), decoder)
     assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
 

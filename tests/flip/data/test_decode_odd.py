@@ -56,7 +56,8 @@ def verdict(data, decoder):
 
 
 JPEG = saved(SMALL, "JPEG", quality=92)
-SCAN, FRAME = JPEG.index(b"\xff\xda"), JPEG.index(b"\xff\xc0")
+SCAN = JPEG.index(b"\xff\xda")
+FRAME = JPEG.index(b"\xff\xc0")
 
 SOUND = {
     "baseline": JPEG,
@@ -179,7 +180,8 @@ def test_decode_rejects_long_row_for_which_pillow_raises_memory_error():
 @pytest.mark.parametrize("name", ["baseline", "progressive", "grey", "CMYK"])
 def test_decoders_agree_on_damaged_jpegs(name):
     """libjpeg only warns about much damage; both decoders then return what Pillow returns."""
-    draw, decoded = random.Random(name), 0
+    draw = random.Random(name)
+    decoded = 0
     for _ in range(150):
         data = bytearray(SOUND[name])
         for _ in range(draw.choice((1, 1, 3))):

@@ -18,7 +18,9 @@ pytestmark = pytest.mark.long
 
 LAYOUTS = [(1, 0), (1, 1), (2, 1), (2, 3), (4, 2), (8, 1)]
 """Ranks, and workers per rank."""
-STEPS, BATCH, LANES = 50, 48, 24
+STEPS = 50
+BATCH = 48
+LANES = 24
 
 
 @pytest.fixture(scope="module", params=["one data set", "two"])
@@ -35,9 +37,11 @@ def data(request, original, tmp_path_factory):
 def batches(data, layout, steps):
     """Global batches of ``steps``, concatenated from all ranks."""
     world, workers = layout
-    data.workers, parts = workers, []
+    data.workers = workers
+    parts = []
     for rank in range(world):
-        image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+        image = schema.ImageTower(size=24, patch=8)
+        text = schema.TextTower(length=8, vocabulary=300)
         loader = Loader(WorkerConfig(data, PLAIN, image, text, 11), rank, world)
         source = loader.batches(steps.start * BATCH, BATCH, "0.5")
         parts.append([next(source) for _ in steps])

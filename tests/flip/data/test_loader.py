@@ -75,7 +75,8 @@ def test_batches_are_equal_after_resume_beyond_first_pass(original, reference, w
 
 def test_batches_use_pinned_memory_only_if_requested(original, monkeypatch):
     """All tensors that a step copies to the device are pinned: copies from other memory block the host."""
-    pin_flags, empty = [], torch.empty
+    pin_flags = []
+    empty = torch.empty
 
     def recording_empty(*shape, pin_memory=False, **options):
         pin_flags.append(pin_memory)
@@ -111,7 +112,8 @@ def test_text_masking_is_independent_of_ranks_and_workers(original, kind):
     short = [_shortened(original, kind, workers=workers) for workers in (0, 3)]
     halves = [_shortened(original, kind, rank=rank, world=2, workers=1) for rank in range(2)]
     for t, batch in enumerate(unmasked):
-        (shortened, other), parts = (s[t] for s in short), [half[t] for half in halves]
+        shortened, other = (s[t] for s in short)
+        parts = [half[t] for half in halves]
         assert batch.position_ids is None and (shortened.tokens.shape, shortened.tokens.dtype) == (
             (BATCH, 4),
             torch.int32,
@@ -146,7 +148,10 @@ def spoil(folder, bad):
     for shard in range(2):
         with webdataset.TarWriter(str(folder / f"{shard}.tar"), mtime=0) as writer:
             for i in range(100 * shard, 100 * shard + 100):
-                data = b"\x89PNG broken" if i in bad else encode(picture(i, 32))
+                if i in bad:
+                    data = b"\x89PNG broken"
+                else:
+                    data = encode(picture(i, 32))
                 writer.write({"__key__": f"{i:04d}", "png": data, "txt": caption(i)})
     return index([str(path) for path in folder.glob("*.tar")], folder, chunk=CHUNK)
 
@@ -159,7 +164,8 @@ def test_bad_sample_is_replaced_by_next_good_sample_of_block(original, folder, w
     order = SampleOrder(11, 200, CHUNK, BLOCK, LANES)
     replaced = 0
     for t, batch in enumerate(unmasked):
-        expected, epochs = [], []
+        expected = []
+        epochs = []
         for lane in range(LANES):
             for position in range(4 * t, 4 * t + 4):
                 k, n = divmod(position, order.block_samples)

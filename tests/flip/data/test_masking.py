@@ -8,7 +8,8 @@ from flip.data.text_masking import TEXT_MASKINGS, PrioritisedMasking
 
 
 def test_visible_patches_are_ascending_and_independent_of_batch():
-    ids, epochs = np.arange(500), np.arange(500) % 3
+    ids = np.arange(500)
+    epochs = np.arange(500) % 3
     keep = masking.visible_patches(9, epochs, ids, 36, 18)
     assert keep.dtype == np.int16 and (np.diff(keep, axis=1) > 0).all()
     assert (masking.visible_patches(9, epochs[77:78], ids[77:78], 36, 18) == keep[77]).all()
@@ -47,7 +48,9 @@ def tokens():
 
 @pytest.mark.parametrize("way", ["random", "prioritised"])
 def test_visible_tokens_keep_first_position_and_are_independent_of_batch(way):
-    ids, epochs, masks = np.arange(400), np.arange(400) % 3, masking.MaskSpec(1, 6, TEXT_MASKINGS[way]())
+    ids = np.arange(400)
+    epochs = np.arange(400) % 3
+    masks = masking.MaskSpec(1, 6, TEXT_MASKINGS[way]())
     many = np.tile(tokens(), (80, 1))
     places = masking.visible_tokens(9, epochs, ids, many, masks)
     assert places.shape == (400, 6) and places.dtype == np.int16
@@ -66,7 +69,8 @@ def test_prioritised_masking_drops_padding_first():
     places = masking.visible_tokens(9, 0, np.arange(5), tokens(), masking.MaskSpec(1, 6, PrioritisedMasking()))
     held = [(row < max(n, 1)).sum() for row, n in zip(places, LENGTHS, strict=True)]
     assert held == [1, 1, 3, 6, 6]
-    ids, three = np.arange(1000), np.tile(tokens()[2], (1000, 1))
+    ids = np.arange(1000)
+    three = np.tile(tokens()[2], (1000, 1))
     random = masking.visible_tokens(9, 0, ids, three, masking.MaskSpec(1, 6))
     assert (random < 3).sum() / 1000 == pytest.approx(1 + 2 * 5 / 15, abs=0.1)
 

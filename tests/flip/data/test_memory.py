@@ -31,7 +31,8 @@ def buffered_bytes(stream):
 @pytest.mark.parametrize("lead", [0.0, prefetch.LOOKAHEAD_SECONDS])
 def test_held_bytes_are_counted_exactly_and_bounded(original, monkeypatch, lead):
     monkeypatch.setattr(prefetch, "LOOKAHEAD_SECONDS", lead)
-    held, reads = [], prefetch.THREADS * chunk_bytes(original)
+    held = []
+    reads = prefetch.THREADS * chunk_bytes(original)
     block = 6 * BLOCK * chunk_bytes(original)
     producer, out = streams(original, range(6))
     for t in range(400):
@@ -40,7 +41,8 @@ def test_held_bytes_are_counted_exactly_and_bounded(original, monkeypatch, lead)
         if t % 50 == 0:
             assert held[-1] == buffered_bytes(producer._streams[0][0])
     producer.close()
-    most, mean = 2 * block, (1.5 + prefetch.MAX_LOOKAHEAD / 2) * block
+    most = 2 * block
+    mean = (1.5 + prefetch.MAX_LOOKAHEAD / 2) * block
     assert 0.9 * most < max(held) <= most + reads and 0.75 * mean < sum(held) / len(held) <= mean
 
 
@@ -67,6 +69,7 @@ def test_loader_memory_plan_counts_all_held_batches(original, workers):
     batches.close()
     spec = source.config
     config = schema.Config(data=schema.Data(lanes=LANES, chunk=CHUNK, block=BLOCK, sample_bytes=0, workers=workers))
-    config.model.image, config.model.text = spec.image, spec.text
+    config.model.image = spec.image
+    config.model.text = spec.text
     planned = loader_memory(config, schema.Stage(batch=BATCH, mask="0.5"))
     assert held <= planned < 1.1 * held

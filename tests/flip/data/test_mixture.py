@@ -36,7 +36,8 @@ def mixed(original, other, lanes=(8, 4), **fields):
 
 def take(data, start, count, workers=0):
     data.workers = workers
-    image, text = schema.ImageTower(size=24, patch=8), schema.TextTower(length=8, vocabulary=300)
+    image = schema.ImageTower(size=24, patch=8)
+    text = schema.TextTower(length=8, vocabulary=300)
     batches = Loader(WorkerConfig(data, PLAIN, image, text, 11)).batches(start, BATCH, "0.5")
     try:
         return [next(batches) for _ in range(count)]
@@ -72,7 +73,10 @@ def test_bad_sample_is_replaced_within_its_data_set(original, tmp_path, workers,
     bad = {3, 50, 51}
     with webdataset.TarWriter(str(tmp_path / "0.tar"), mtime=0) as writer:
         for i in range(OTHER):
-            image = b"\x89PNG broken" if i in bad else encode(picture(i, 32))
+            if i in bad:
+                image = b"\x89PNG broken"
+            else:
+                image = encode(picture(i, 32))
             writer.write({"__key__": f"{i:04d}", "png": image, "txt": caption(i)})
     index([str(tmp_path / "0.tar")], tmp_path, chunk=1)
     batches = take(mixed(original, tmp_path), 0, 6, workers)

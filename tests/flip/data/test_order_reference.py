@@ -34,7 +34,8 @@ def pi(seed: int, epoch: int, chunks: int, c: int) -> int:
     low = 2**bits - 1
     value = c
     while True:
-        left, right = value >> bits, value & low
+        left = value >> bits
+        right = value & low
         for turn in range(4):
             left, right = right, left ^ (key(seed, 2**63, epoch, turn, right) & low)
         value = (left << bits) | right
@@ -59,7 +60,8 @@ def lane_stream(
     seed: int, n: int, r: int, q: int, lanes: int, lane: int, start: int, count: int
 ) -> list[tuple[int, int]]:
     """`count` samples of a lane, starting at its position `start`."""
-    first, last = start // (q * r), (start + count - 1) // (q * r)
+    first = start // (q * r)
+    last = (start + count - 1) // (q * r)
     stream = []
     for k in range(first, last + 1):
         stream.extend(block(seed, n, r, q, lanes, lane, k))
@@ -137,13 +139,20 @@ def test_batch_matches_reference_for_tiny_data_sets(n, r, q, lanes, b, seed):
 
 @pytest.mark.parametrize("seed", [3, TOP])
 def test_batch_matches_reference_for_small_data_set(seed):
-    n, r, q, lanes, b = 5513, 1, 4, 64, 256
+    n = 5513
+    r = 1
+    q = 4
+    lanes = 64
+    b = 256
     for s in starts(n, lanes, b):
         assert product_batch(seed, n, r, q, lanes, s, b) == global_batch(seed, n, r, q, lanes, s, b), s
 
 
 def test_pass_reads_every_sample_of_complete_chunks_once():
-    n, r, q, lanes = 100, 4, 1, 5
+    n = 100
+    r = 4
+    q = 1
+    lanes = 5
     used = n // r * r
     ids, epochs = order.SampleOrder(seed=TOP, samples=n, chunk=r, block=q, lanes=lanes).batch(0, used)
     assert sorted(int(i) for i in ids) == list(range(used))
@@ -153,7 +162,10 @@ def test_pass_reads_every_sample_of_complete_chunks_once():
 # N is a multiple of L: the second start is the last position before the first border; the third lies after it.
 @pytest.mark.parametrize("s", [0, 1_920_000_000 - 4096, 1_920_000_000 + 4096 * 1024, 10**10])
 def test_batch_matches_reference_at_full_size(s):
-    n, r, q, lanes = 1_920_000_000, 256, 4, 4096
+    n = 1_920_000_000
+    r = 256
+    q = 4
+    lanes = 4096
     s = s // lanes * lanes
     samples = product_batch(TOP - 5, n, r, q, lanes, s, 2 * lanes)
     for lane in (0, 1, 2047, 4095):

@@ -25,7 +25,9 @@ class Storage:
     """Records all reads; reads wait until ``hold`` is set."""
 
     def __init__(self):
-        self.reads, self.lock, self.hold = [], threading.Lock(), threading.Event()
+        self.reads = []
+        self.lock = threading.Lock()
+        self.hold = threading.Event()
         self.hold.set()
 
     def read(self, j):
@@ -56,7 +58,8 @@ def walk(prefetcher, order, lanes, start, stop):
 
 
 def test_prefetch_reads_each_chunk_once_per_block(storage):
-    order, lanes = SampleOrder(**ORDER), range(4, 8)
+    order = SampleOrder(**ORDER)
+    lanes = range(4, 8)
     prefetcher = Prefetch(order, lanes, 10, storage.read, lambda j: False, len_of)
     used = walk(prefetcher, order, lanes, 10, 3 * order.block_samples)
     prefetched = [(a, j) for a in range(4) for j in prefetcher._chunks[a][3]]
@@ -74,7 +77,8 @@ def test_prefetch_reads_each_chunk_once_per_block(storage):
 
 
 def test_prefetch_reads_in_background_and_waits_only_for_needed_chunks(storage):
-    order, lanes = SampleOrder(**ORDER), range(1)
+    order = SampleOrder(**ORDER)
+    lanes = range(1)
     prefetcher = Prefetch(order, lanes, 0, storage.read, lambda j: False, len_of)
     walk(prefetcher, order, lanes, 0, order.block_samples // 2)
     storage.hold.clear()
@@ -102,7 +106,8 @@ def test_prefetch_chunk_raises_error_of_its_read(storage):
 
 
 def test_prefetch_skips_chunks_without_good_sample(storage):
-    order, lanes = SampleOrder(**ORDER), range(1)
+    order = SampleOrder(**ORDER)
+    lanes = range(1)
     bad = int(order.cached_block(lanes, 0)[0][0][0]) // order.chunk
     prefetcher = Prefetch(order, lanes, 0, storage.read, lambda j: j == bad, len_of)
     for j in set(prefetcher._chunks[0][0]):

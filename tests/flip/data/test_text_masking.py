@@ -15,7 +15,8 @@ from flip.runs.errors import ConfigError
 from flip.tokenizer import Tokenizer, train_byte_pairs
 from tests.synthetic import make_tokenizer
 
-LENGTH, KEPT = 12, 5
+LENGTH = 12
+KEPT = 5
 
 
 def visible(way, tokens, n=1, seed=9):

@@ -47,7 +47,8 @@ def test_default_view_resizes_central_square_of_decoded_image(name):
     pixels = decode.decode(FILES[name])
     height, width = pixels.shape[:2]
     side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    left = (width - side) / 2
+    top = (height - side) / 2
     box = (left, top, left + side, top + side)
     expected = np.asarray(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
     for image in (decode.open_image(FILES[name]), pixels):
@@ -107,7 +108,10 @@ def test_training_with_exif_apply_equals_training_on_upright_files(tmp_path):
         with webdataset.TarWriter(str(tmp_path / f"{exif}.tar"), mtime=0) as writer:
             for i in range(203):
                 image = smooth(24, 40, seed=i)
-                picture = oriented(image, i % 8 + 1) if exif == "apply" else encode(image)
+                if exif == "apply":
+                    picture = oriented(image, i % 8 + 1)
+                else:
+                    picture = encode(image)
                 writer.write({"__key__": f"{i:03d}", "png": picture, "txt": "nothing"})
         index([str(tmp_path / f"{exif}.tar")], tmp_path / exif, chunk=CHUNK)
         stream = loader(tmp_path / exif, exif=exif).batches(0, BATCH, "0.5")

@@ -91,7 +91,8 @@ def test_clean_unescapes_html_twice_and_collapses_whitespace():
 
 
 def test_image_of_uses_first_known_extension_and_rejects_missing_image():
-    first, second = picture(1, 8), picture(2, 8)
+    first = picture(1, 8)
+    second = picture(2, 8)
     assert np.array_equal(image_of(sample(webp=encode(second), png=encode(first)), "pillow"), first)
     with pytest.raises(DecodeError, match=r"no image among its members \['json', 'txt'\]"):
         image_of(sample(txt="x", json="{}"), "pillow")

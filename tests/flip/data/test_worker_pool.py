@@ -164,7 +164,8 @@ def test_killed_worker_raises_runtime_error_in_main_process(original):
 
 def test_failed_worker_delivers_finished_batches_before_its_error(original, folder):
     """The main process gets the finished batches, then the error of the worker instead of a broken pipe."""
-    manifest, order = Manifest.load(folder), SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
+    manifest = Manifest.load(folder)
+    order = SampleOrder(11, SAMPLES, CHUNK, BLOCK, LANES)
     first, second, third = (set((order.batch(t * BATCH, BATCH)[0] // CHUNK).tolist()) for t in range(3))
     shard, start, _, _ = manifest.chunk_ranges(min(third - first - second))[0]
     with open(manifest.keys[shard], "r+b") as file:

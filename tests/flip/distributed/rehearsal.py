@@ -50,7 +50,9 @@ class Case(NamedTuple):
 
     def __str__(self):
         name = f"{self.size} mask {self.mask}, {self.ranks} ranks of {self.local} pairs, accumulate {self.accumulate}"
-        return name if self.reshard == "auto" else f"{name}, reshard {self.reshard}"
+        if self.reshard == "auto":
+            return name
+        return f"{name}, reshard {self.reshard}"
 
     def config(self):
         """As ``submit`` resolves ``auto`` for nodes of eight H100."""
@@ -84,10 +86,13 @@ class Counting(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.collectives, self.bytes, self.operations = Counter(), Counter(), 0
+        self.collectives = Counter()
+        self.bytes = Counter()
+        self.operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        space, name = func.namespace, func.overloadpacket.__name__
+        space = func.namespace
+        name = func.overloadpacket.__name__
         if space == "c10d":
             group = next(value for value in args if isinstance(value, torch.ScriptObject))
             size = distributed.get_world_size(distributed.ProcessGroup.unbox(group))
@@ -124,14 +129,16 @@ def fake_world(ranks):
 def fake_step(case):
     """Yield config, model, inputs, and a function that computes the gradient of a step."""
     config = case.config()
-    compute, model = config.compute, for_stage(config, config.stages[0]).model
+    compute = config.compute
+    model = for_stage(config, config.stages[0]).model
     with fake_world(case.ranks) as world:
         with torch.device("meta"):
             pair = clip.CLIPModel(model, config.augment, compute.attention, compute.recompute)
         parallel._shard(pair, compute, parallel._mesh(world, compute.replicate))
         with FakeTensorMode(allow_non_fake_inputs=True):
             pair.to_empty(device="cpu")
-            inputs, autocast = zeros(model, case.mask, case.local), contextlib.nullcontext()
+            inputs = zeros(model, case.mask, case.local)
+            autocast = contextlib.nullcontext()
 
             def backward():
                 statistics = grad_cache.grad_cache_backward(
@@ -211,8 +218,11 @@ def compiled_graphs(accumulate, padding):
     """
     layer = {"model": {"size": "tiny", "text": {"padding": padding}}, "compute": {"compile": "yes"}}
     config = merge.merge([("rehearsal", layer)])
-    config.compute.device, config.compute.precision = "cpu", "bf16"
-    graphs, counts, compile_module = CompileCounter(), [], nn.Module.compile
+    config.compute.device = "cpu"
+    config.compute.precision = "bf16"
+    graphs = CompileCounter()
+    counts = []
+    compile_module = nn.Module.compile
 
     def compile_fully(block, **options):
         return compile_module(block, backend=graphs, fullgraph=True, **options)

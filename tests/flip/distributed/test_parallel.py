@@ -38,7 +38,11 @@ from tests.flip.models.test_clip import inputs, sized, visible
 
 pytestmark = pytest.mark.long
 
-B, STEPS, SEED, RATE, CLIP = 12, 3, 3, 1e-3, 0.1
+B = 12
+STEPS = 3
+SEED = 3
+RATE = 1e-3
+CLIP = 0.1
 
 
 def compute(**fields):
@@ -72,7 +76,8 @@ def trained(config, world, folder=None, radford=False, sharded=False):
     optimizer = optim.build(pair.named_parameters(), schema.Optim(eps=1e-4))
     for group in optimizer.param_groups:
         group["lr"] = RATE
-    share, losses = B // world.size, []
+    share = B // world.size
+    losses = []
     for t in range(STEPS):
         patches, keep, tokens = inputs(B)
         fields = (visible(patches, keep), keep, tokens.roll(t, dims=1))
@@ -108,7 +113,9 @@ def held_bytes(config, world, folder=None):
 
     ``between``: between micro-batches. ``within``: the maximum at the end of the backward pass of any block.
     """
-    pair, seen, last = built(config, world), {"between": [], "within": []}, grad_cache._set_last_micro_batch
+    pair = built(config, world)
+    seen = {"between": [], "within": []}
+    last = grad_cache._set_last_micro_batch
     units = [unit._get_fsdp_state()._fsdp_param_group for unit in pair.modules() if isinstance(unit, FSDPModule)]
     parameters = [parameter for unit in units if unit for parameter in unit.fsdp_params]
 
@@ -139,7 +146,8 @@ def restored(config, world, folder):
 
     Then damages the files and checks that loading fails on every rank.
     """
-    opened, read = [], CheckpointFiles.read
+    opened = []
+    read = CheckpointFiles.read
     pair = built(config, world)
     optimizer = optim.build(pair.named_parameters(), schema.Optim())
     state = checkpoint.model_state(pair) | checkpoint.optimizer_state(pair, optimizer)
@@ -185,13 +193,17 @@ def clipped(config, world, folder=None):
 
     Returns the norms that it reports, the norms of the gradients that the optimiser gets, and these gradients.
     """
-    share, result = B // world.size, {}
+    share = B // world.size
+    result = {}
     patches, keep, tokens = inputs(B)
     fields = [field[world.rank * share : (world.rank + 1) * share] for field in (visible(patches, keep), keep, tokens)]
     for limit in (0.0, CLIP):
         trainer = Trainer.__new__(Trainer)
         trainer.config = SimpleNamespace(compute=config, optim=schema.Optim(clip=limit))
-        trainer.world, trainer.model, trainer.samples, trainer.step = world, built(config, world), 0, 0
+        trainer.world = world
+        trainer.model = built(config, world)
+        trainer.samples = 0
+        trainer.step = 0
         trainer.coordinated_stop = CoordinatedStop(None, world.size)
         trainer.guard = anomaly.NonFiniteGuard(RunDir("unused"), 1, world.rank, spike=0.0, window=1)
         optimizer = optim.build(trainer.model.named_parameters(), trainer.config.optim)
@@ -302,7 +314,8 @@ def test_rank_holds_only_its_shard_of_parameters(by_world):
 @pytest.mark.parametrize("world", [2, 3])
 def test_sharded_training_matches_single_process(by_world, world, case):
     """The global batches are equal. fp32 sums in another order: 2e-5 of a gradient, 1e-3 of a weight after 3 steps."""
-    alone, result = by_world[1]["fp32"], by_world[world][case]
+    alone = by_world[1]["fp32"]
+    result = by_world[world][case]
     assert torch.allclose(result["norms"], alone["norms"], rtol=1e-3)
     assert farthest(result, alone, "gradient") < (2e-5, "")
     assert torch.allclose(result["losses"], alone["losses"], rtol=1e-5)
@@ -311,7 +324,8 @@ def test_sharded_training_matches_single_process(by_world, world, case):
 
 def test_sharded_recipe_clip_matches_single_process():
     """Covers the FSDP units of CUDA too. gloo sums in another order with them; the tolerance is the same."""
-    cases, work = [CASES["fp32"], CASES["accumulated"], CASES["bf16"]], partial(trained, radford=True)
+    cases = [CASES["fp32"], CASES["accumulated"], CASES["bf16"]]
+    work = partial(trained, radford=True)
     of_cuda = [compute(device="cuda"), compute(device="cuda", accumulate=2)]
     (alone, *_, rounded) = launch(1, cases, work=work)
     (fp32, accumulated, bf16, *with_units_of_cuda) = launch(2, cases + of_cuda, work=work)
@@ -324,7 +338,8 @@ def test_sharded_recipe_clip_matches_single_process():
 
 def test_sharded_bf16_training_is_as_close_to_fp32_as_autocast(by_world):
     """Sharded bf16 runs differ from fp32 as much as autocast does in one process, and less from each other."""
-    exact, alone = by_world[1]["fp32"], by_world[1]["bf16"]
+    exact = by_world[1]["fp32"]
+    alone = by_world[1]["bf16"]
     rounding = distance(alone, exact)
     assert 1e-3 < rounding < 0.03
     for world in (2, 3):
@@ -413,7 +428,8 @@ def test_start_turns_tf32_off():
 @pytest.mark.parametrize("device, expected", [("cpu", []), ("cuda", [True])])
 def test_separate_reductions_sets_own_group_on_cuda_only(device, expected):
     calls = []
-    world, model = parallel.World(0, 2, torch.device(device), None, None), nn.Linear(1, 1)
+    world = parallel.World(0, 2, torch.device(device), None, None)
+    model = nn.Linear(1, 1)
     parallel.separate_reductions(model, world)  # no effect: the model is not sharded, or torch is older
     model.set_separate_reduce_scatter_group = lambda: calls.append(True)
     parallel.separate_reductions(model, world)
@@ -422,11 +438,15 @@ def test_separate_reductions_sets_own_group_on_cuda_only(device, expected):
 
 def reduction_groups(_, world):
     """Number of process groups after each of three models, which sum gradients in a group of their own."""
-    counts, like = [], None
+    counts = []
+    like = None
     for _ in range(3):
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         model.scale = nn.Parameter(torch.ones(1))
-        mesh = like[0].weight.device_mesh if like else init_device_mesh("cpu", (world.size,))
+        if like:
+            mesh = like[0].weight.device_mesh
+        else:
+            mesh = init_device_mesh("cpu", (world.size,))
         for unit in (*model, model):
             fully_shard(unit, mesh=mesh)
         parallel.separate_reductions(model, dataclasses.replace(world, device=torch.device("cuda")), like)
@@ -509,7 +529,8 @@ def test_compiled_block_compiles_every_sequence_length():
         pair = clip.CLIPModel(sized("tiny"), schema.Augment(), "explicit")
     parallel.apply_parallelism(pair, world, compute(compile="yes"))
     clip.init_weights(pair, SEED)
-    block, width = pair.image.blocks[0], pair.image.blocks[0].norm1.weight.shape[0]
+    block = pair.image.blocks[0]
+    width = pair.image.blocks[0].norm1.weight.shape[0]
     with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for length in range(3, 12):
             block(torch.zeros(2, length, width))

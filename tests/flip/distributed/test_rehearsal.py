@@ -71,7 +71,8 @@ def test_auto_resolves_to_replica_per_node_without_resharding(golden):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_planned_memory_matches_traced_peak(golden, case):
-    config, seen = case.config(), golden[f"memory of {case}"]
+    config = case.config()
+    seen = golden[f"memory of {case}"]
     plan = costs.stage_memory(config, config.stages[0])
     assert plan["total"] / 1e9 == pytest.approx(seen["passes"], rel=0.06)
     # The AdamW step needs only weights, moments and gradients, which ``device_memory`` includes.

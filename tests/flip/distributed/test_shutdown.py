@@ -75,7 +75,9 @@ def test_stop_flag_is_set_when_supervisor_pipe_closes():
 
 
 def watched(tmp_path):
-    run, flag, is_set = RunDir(tmp_path / "sweep" / "run"), StopFlag(), threading.Event()
+    run = RunDir(tmp_path / "sweep" / "run")
+    flag = StopFlag()
+    is_set = threading.Event()
     flag.on_set(is_set.set)
     watcher = RunWatcher(run, run.start_attempt({}), flag, seconds=0.01)
     return run, flag, is_set, watcher

@@ -49,10 +49,13 @@ job.evaluate(RunDir(Path(sys.argv[1])), 1, StopFlag(), lambda cause, what: print
 )
 def test_score_is_shown_unless_the_run_keeps_its_own(tmp_path, own, new, shown):
     """Its predictions replace the stored ones only then: they would not match the score."""
-    run, about = RunDir(tmp_path / "run"), {"stage": "pretrain", "samples": 64}
+    run = RunDir(tmp_path / "run")
+    about = {"stage": "pretrain", "samples": 64}
     run.eval.mkdir(parents=True)
     common = {"name": "a", "top1": 0.5, "data": "d"}
-    rows = [{**common, "predictions": "own", **own}] if own else []
+    rows = []
+    if own:
+        rows = [{**common, "predictions": "own", **own}]
     write_json(run.eval / "pretrain-64.json", {**about, "evaluations": [{**common, "name": "b"}, *rows]})
     assert is_shown(run, {**common, "precision": "fp32", "predictions": "new", **new}, about) == shown
 

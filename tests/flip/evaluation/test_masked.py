@@ -50,7 +50,8 @@ def test_encoder_uses_first_mask_and_ensemble_averages_all_masks(model, data, ma
 
 @torch.no_grad()
 def test_encoder_uses_all_patches_for_mask_0_and_rejects_mask_of_all(model, data):
-    full, unmasked = encoder_of(model, data), encoder_of(model, data, mask="0", ensemble=True)
+    full = encoder_of(model, data)
+    unmasked = encoder_of(model, data, mask="0", ensemble=True)
     views = torch.from_numpy(full.view(picture(0))[None])
     assert torch.equal(full.image(views, torch.tensor([0])), unmasked.image(views, torch.tensor([0])))
     with pytest.raises(ConfigError, match="leaves no patch"):

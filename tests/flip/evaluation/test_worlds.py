@@ -41,7 +41,8 @@ def rank_main(rank, world, folder, results):
     assert (model is trained) == (precision == "fp32")
     ranks = RankGroup(context.rank, context.size, context.control_group)
     scores = []
-    data, classes = str(folder), str(folder / "classes.json")
+    data = str(folder)
+    classes = str(folder / "classes.json")
     sets = [
         EvaluationSet("zero", data, classes),
         EvaluationSet("pairs", data, task="retrieval"),

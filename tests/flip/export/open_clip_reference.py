@@ -34,9 +34,11 @@ def main(folder, data, output_path):
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     out["tokens"] = tokens = tokenizer(strings["texts"])
-    out["image"], out["text"] = model.encode_image(pixels), model.encode_text(tokens)
+    out["image"] = model.encode_image(pixels)
+    out["text"] = model.encode_text(tokens)
     out["views"] = torch.stack([preprocess(Image.fromarray(picture)) for picture in data["pictures"]])
-    out["scale"], out["logits"] = model.logit_scale.exp(), model.get_logits(pixels, tokens)[0]
+    out["scale"] = model.logit_scale.exp()
+    out["logits"] = model.get_logits(pixels, tokens)[0]
     if model.logit_bias is not None:
         out["bias"] = model.logit_bias
     classes = open_clip.build_zero_shot_classifier(model, tokenizer, strings["names"], strings["templates"])

@@ -82,7 +82,8 @@ def transformers_view():
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     config = configured("clip", "none.json", "tiny", "model.image.size=32")
-    config.augment.mean, config.augment.std = [0.0] * 3, [1.0] * 3
+    config.augment.mean = [0.0] * 3
+    config.augment.std = [1.0] * 3
     settings = format.preprocessor_config(config.model, config.augment)
     processor = CLIPImageProcessorPil(**settings)
     return lambda picture: processor(picture, return_tensors="np")["pixel_values"][0]
@@ -103,7 +104,8 @@ def test_every_differing_picture_has_a_sentence(library, order, conversion, requ
     config = configured("clip", "none.json", "tiny", *settings)
     listed = [sentence.partition(":")[0] for sentence in differences(config, library)]
     view = EvaluationView.of(config)
-    silent, differing = [], []
+    silent = []
+    differing = []
     for name, (data, word) in pictures().items():
         own = view(open_image(data)).transpose(2, 0, 1) / 255
         if np.abs(view_of(Image.open(io.BytesIO(data))) - own).max() > 1e-6:

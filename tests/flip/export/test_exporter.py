@@ -86,12 +86,14 @@ class Given:
     def __init__(self, config, texts, n):
         tower = config.model.image
         self.names = [f"{colour} {shape}" for colour in COLOURS[:n] for shape in SHAPES[:n]]
-        self.texts, self.pictures = texts, np.stack([picture(i, 2 * tower.size) for i in range(n)])
+        self.texts = texts
+        self.pictures = np.stack([picture(i, 2 * tower.size) for i in range(n)])
         small = tower.width <= 64  # large models get few files, to save time
         self.files = {name: FILES[name] for name in (FILES if small else ("square", "wide", "tall", "RGBA", "16 bit"))}
         view = EvaluationView.of(config)
         views = [view(image) for image in self.pictures]
-        mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
+        mean = np.float32(config.augment.mean)
+        std = np.float32(config.augment.std)
         self.pixels = ((np.stack(views) / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
         self.patches = torch.from_numpy(np.stack([decode.patches(image, tower.patch) for image in views]))
 
@@ -130,13 +132,18 @@ def scale_of(pair):
 def assert_same_outputs(loaded, inputs, outputs, raw=True):
     """Asserts that the outputs of the script equal those of the model. ``raw``: also features before normalisation."""
     pair = loaded.model
-    tokens, reference = torch.from_numpy(loaded.tokenizer(inputs.texts)), outputs["tokens"]
+    tokens = torch.from_numpy(loaded.tokenizer(inputs.texts))
+    reference = outputs["tokens"]
     if loaded.config.model.text.causal:  # transformers pads with the end token
         reference = reference.masked_fill(torch.arange(reference.shape[1]) > reference.argmax(dim=1, keepdim=True), 0)
     alike = (reference == tokens).all(dim=1)
-    repaired = inputs.texts if loaded.config.model.text.repair else TEXTS
+    if loaded.config.model.text.repair:
+        repaired = inputs.texts
+    else:
+        repaired = TEXTS
     assert alike.tolist() == [text in repaired for text in inputs.texts]
-    image, text = pair.image(inputs.patches), pair.text(tokens)
+    image = pair.image(inputs.patches)
+    text = pair.text(tokens)
     assert near(outputs["text"][alike], text[alike]) and near(unit(outputs["image"]), unit(image))
     assert near(outputs["image"], image) == raw
     assert near(outputs["logits"][:, alike] / scale_of(pair), (unit(image) @ unit(text).T)[:, alike])
@@ -173,7 +180,10 @@ def assert_file_predictions(loaded, inputs, outputs, scratch, differences):
         rgb = torch.tensor([mode == "RGB" for mode in modes])
         assert near(outputs["timm_file_views"][rgb], outputs["file_views"][rgb]) and rgb.sum() == 8
     else:
-        scaled = {"16 bit"} if loaded.config.data.to_rgb == "flatten" else set()
+        if loaded.config.data.to_rgb == "flatten":
+            scaled = {"16 bit"}
+        else:
+            scaled = set()
         assert differs >= {"wide", "tall", "RGBA"} | scaled and not differs & {"square", "equal"}
         assert ["not square" in differences[0], "transparency" in differences[1]] == [True, True]
 
@@ -203,7 +213,9 @@ CASES = [
 @pytest.mark.parametrize("recipe, size, variant", CASES)
 def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenizer, tmp_path):
     published = recipe == "clip" and variant == "native"
-    settings = [f"data.tokenizer={PUBLISHED}", "evaluate.preprocess=resize_crop"] if published else []
+    settings = []
+    if published:
+        settings = [f"data.tokenizer={PUBLISHED}", "evaluate.preprocess=resize_crop"]
     if recipe == "clip" and not published:
         train_byte_pairs([*TEXTS, "a blue frame"], 600, tmp_path / "byte_pairs.json")
         settings = [f"data.tokenizer={tmp_path}/byte_pairs.json"]
@@ -221,7 +233,8 @@ def test_open_clip_and_timm_match_exported_model(recipe, size, variant, tokenize
         loaded.config, TEXTS + (BROKEN if loaded.config.model.text.repair else []), 4 if size == "tiny" else 2
     )
     reloaded = flip.load(folder)
-    restored, original = reloaded.model.state_dict(), loaded.model.state_dict()
+    restored = reloaded.model.state_dict()
+    original = loaded.model.state_dict()
     assert float(restored.pop("logit_scale")) == np.float32(loaded.model.max_logit_scale)
     del original["logit_scale"]
     assert restored.keys() == original.keys() and all(torch.equal(restored[name], original[name]) for name in original)
@@ -237,13 +250,12 @@ def test_siglip_export_with_masked_padding_matches_model(tokenizer, tmp_path):
     loaded.model.max_logit_scale = loaded.config.model.max_logit_scale = 3.0  # the parameter is 5 here, above the limit
     exporter.export(loaded, tmp_path / "made")
     inputs = Given(loaded.config, TEXTS + BROKEN, 4)
-    outputs, tokens = (
-        run_open_clip(tmp_path / "made", inputs, tmp_path),
-        torch.from_numpy(loaded.tokenizer(inputs.texts)),
-    )
+    outputs = run_open_clip(tmp_path / "made", inputs, tmp_path)
+    tokens = torch.from_numpy(loaded.tokenizer(inputs.texts))
     assert torch.equal(outputs["tokens"], tokens)
     pair = loaded.model
-    image, text = pair.image(inputs.patches), pair.text(tokens)
+    image = pair.image(inputs.patches)
+    text = pair.text(tokens)
     assert near(outputs["text"], text) and float(outputs["bias"]) == float(pair.logit_bias)
     expected = scale_of(pair) * unit(image) @ unit(text).T + pair.logit_bias
     assert near(outputs["logits"] / scale_of(pair), expected / scale_of(pair))
@@ -403,7 +415,8 @@ def test_export_respects_umask(run, tmp_path, umask):
 
 
 def test_refused_or_failed_export_changes_no_files(run, tmp_path, capsys, monkeypatch):
-    out, mine = tmp_path / "out", tmp_path / "mine"
+    out = tmp_path / "out"
+    mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("mine")
     assert command.main([str(run.path), "--commit", "pretrain/64", "--out", str(out)]) == 0

@@ -29,7 +29,8 @@ def test_folded_tower_matches_masked_tower(noise):
         parameter += noise * torch.randn(parameter.shape, generator=generator)
     other = wider(pair)
     tokens = captions()[1:]
-    actual, expected = other.encode_text(tokens), pair.encode_text(tokens)
+    actual = other.encode_text(tokens)
+    expected = pair.encode_text(tokens)
     assert torch.allclose(actual, expected, atol=3e-6)
     attended = tiny(padding="attend")
     attended.load_state_dict(pair.state_dict())
@@ -38,7 +39,9 @@ def test_folded_tower_matches_masked_tower(noise):
 
 @torch.no_grad()
 def test_unfold_padding_mask_restores_equivalent_model():
-    pair, again, tokens = tiny(padding="mask"), tiny(padding="mask"), captions()
+    pair = tiny(padding="mask")
+    again = tiny(padding="mask")
+    tokens = captions()
     text = sized("tiny", padding="mask").text
     state, _, _ = fold_padding.fold_padding_mask(pair.state_dict(), text)
     back = fold_padding.unfold_padding_mask(state, text)
@@ -50,9 +53,11 @@ def test_unfold_padding_mask_restores_equivalent_model():
 
 @torch.no_grad()
 def test_folded_tower_in_bf16_is_as_accurate_as_masked_tower():
-    pair, tokens = tiny(padding="mask"), captions()[1:]
+    pair = tiny(padding="mask")
+    tokens = captions()[1:]
     expected = pair.encode_text(tokens)
     other = wider(pair)
     with torch.autocast("cpu", torch.bfloat16):
-        masked, folded = pair.encode_text(tokens), other.encode_text(tokens)
+        masked = pair.encode_text(tokens)
+        folded = other.encode_text(tokens)
     assert (folded - expected).norm() < 2 * (masked - expected).norm()

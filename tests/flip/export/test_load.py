@@ -46,14 +46,18 @@ def built(config):
 def score(pair, config, world=None):
     item = EvaluationSet("synthetic", config.data.manifest, f"{config.data.manifest}/classes.json")
     encoder = ModelEncoder(pair, Tokenizer(config.data.tokenizer, 32, True), config.model.image)
-    ranks = RankGroup(world.rank, world.size, world.control_group) if world else RankGroup()
+    if world:
+        ranks = RankGroup(world.rank, world.size, world.control_group)
+    else:
+        ranks = RankGroup()
     (result,) = Evaluator(encoder, 4, ranks).score(ResolvedDataset.from_config(item))
     return result
 
 
 def rank_main(rank, path, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", FLIP_STORE=f"{path}.store")
-    run, config = RunDir(path), configuration.read_config(RunDir(path).config)
+    run = RunDir(path)
+    config = configuration.read_config(RunDir(path).config)
     world = parallel.start(config.compute)
     pair = parallel.apply_parallelism(built(config), world, config.compute)
     results.put((rank, score(pair, config, world)))

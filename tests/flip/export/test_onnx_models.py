@@ -62,7 +62,8 @@ RECIPES = [("paper", ("model.text.padding=mask",)), ("clip", ("model.objective=s
 @pytest.mark.parametrize("recipe, settings", RECIPES)
 def test_onnx_runtime_matches_model_features_for_any_batch_size(recipe, settings, exported):
     loaded, folder = exported(recipe, *settings)
-    image, text = session(folder / "image_encoder.onnx"), session(folder / "text_encoder.onnx")
+    image = session(folder / "image_encoder.onnx")
+    text = session(folder / "text_encoder.onnx")
     inputs = Given(loaded.config, TEXTS, 5)
     tokens = loaded.tokenizer(TEXTS).astype(np.int64)
     expected = loaded.model.encode_image(inputs.patches), loaded.model.encode_text(torch.from_numpy(tokens))

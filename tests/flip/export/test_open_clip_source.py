@@ -50,7 +50,8 @@ def test_run_starts_with_the_features_of_open_clip(folder):
     assert warm_start.load_converted(model, config, folder) == {}
     published = open_clip.create_model(f"local-dir:{folder}").eval()
     pictures = np.stack([picture(i, 32) for i in range(3)])
-    mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
+    mean = np.float32(config.augment.mean)
+    std = np.float32(config.augment.std)
     pixels = torch.from_numpy(((pictures / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
     rows = torch.from_numpy(np.stack([patches(image, 8) for image in pictures]))
     assert torch.allclose(model.image(rows), published.encode_image(pixels), atol=1e-5)

@@ -65,12 +65,16 @@ def test_image_encoder_starts_with_the_features_of_timm(models, tmp_path, recipe
     assert warm_start.load_converted(model, config, source) == {}
     for name, value in model.state_dict().items():
         of_encoder = name.startswith("image.") and not name.startswith("image.projection")
-        expected = exported.state_dict()[name] if of_encoder else fresh[name]
+        if of_encoder:
+            expected = exported.state_dict()[name]
+        else:
+            expected = fresh[name]
         assert torch.equal(value, expected), name
     image = config.model.image
     encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     pictures = np.stack([picture(i, image.size) for i in range(3)])
-    mean, std = np.float32(config.augment.mean), np.float32(config.augment.std)
+    mean = np.float32(config.augment.mean)
+    std = np.float32(config.augment.std)
     pixels = torch.from_numpy(((pictures / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
     features = encoder(pixels) @ model.image.projection.weight.T
     assert torch.allclose(model.image(rows_of(image.size, image.patch)), features, atol=1e-5)

@@ -60,7 +60,10 @@ def near(actual, expected):
 @torch.no_grad()
 @pytest.mark.parametrize("settings", [(), ("model.activation=gelu_tanh", "model.image.positions=sincos")])
 def test_transformers_matches_model_features_logits_and_scores(settings, tmp_path):
-    tokenizer = bpe(tmp_path / "own.json") if settings else PUBLISHED
+    if settings:
+        tokenizer = bpe(tmp_path / "own.json")
+    else:
+        tokenizer = PUBLISHED
     loaded = loaded_of(configured("clip", tokenizer, "tiny", *settings), tmp_path)
     scale = 100.0  # the limit, because exp(5) exceeds it
     if not settings:
@@ -74,7 +77,8 @@ def test_transformers_matches_model_features_logits_and_scores(settings, tmp_pat
         tokens = loaded.tokenizer.without_padding(row)
         assert np.array_equal(reference, [*tokens, *[tokens.max()] * (77 - len(tokens))])
     files = [tmp_path / name for name in FILES]
-    image, text = loaded.encode_image(files), loaded.encode_text(TEXTS)
+    image = loaded.encode_image(files)
+    text = loaded.encode_text(TEXTS)
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
     assert near(outputs["text"], text) and near(outputs["image"][alike], image[alike])
     assert [sentence.split(":")[0] for sentence in record["differences"]] == ["Pictures with transparency", "Texts"]
@@ -144,7 +148,8 @@ def test_documented_commands_turn_own_pictures_into_transformers_model(tmp_path)
         assert done.returncode == 0, f"{args}: {done.stdout} {done.stderr}"
     outputs = in_transformers(tmp_path / "runs/mine/mask0.5/export/pretrain-12800-transformers", tmp_path)
     loaded = flip.load(tmp_path / "runs/mine/mask0.5")
-    image, text = loaded.encode_image([tmp_path / name for name in FILES]), loaded.encode_text(TEXTS)
+    image = loaded.encode_image([tmp_path / name for name in FILES])
+    text = loaded.encode_text(TEXTS)
     scale = loaded.model.logit_scale.detach().exp()  # about 14: float32 logits have few digits below 1e-5
     alike = torch.tensor([name not in ("RGBA", "LA", "clear palette") for name in FILES])
     assert (outputs["logits"] / scale - image @ text.T)[alike].abs().max() < 1e-6

@@ -18,15 +18,23 @@ from flip.models.loss import contrastive_loss
 def sized(name, pool="patches", padding="attend", radford=False, **fields):
     """The configuration of a preset. ``radford``: with the architecture of recipe clip."""
     row = MODEL_PRESETS[name]
-    image, text = ImageTower(**row["image"], pool=pool), TextTower(**row["text"], padding=padding)
+    image = ImageTower(**row["image"], pool=pool)
+    text = TextTower(**row["text"], padding=padding)
     model = Model(size=name, embed=row["embed"], image=image, text=text, **fields)
-    return as_radford(model) if radford else model
+    if radford:
+        return as_radford(model)
+    return model
 
 
 def as_radford(model):
     """Gives a model the architecture of recipe clip."""
-    model.image.pool, model.image.positions, model.image.norm_pre, model.text.causal = "class", "learned", True, True
-    model.activation, model.norm_eps, model.initialisation = "quick_gelu", 1e-5, "clip"
+    model.image.pool = "class"
+    model.image.positions = "learned"
+    model.image.norm_pre = True
+    model.text.causal = True
+    model.activation = "quick_gelu"
+    model.norm_eps = 1e-5
+    model.initialisation = "clip"
     return model
 
 
@@ -56,7 +64,8 @@ def visible(patches, keep):
 
 
 def layer_norm(x, w, name):
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+    mean = x.mean(-1, keepdim=True)
+    var = x.var(-1, keepdim=True, unbiased=False)
     return (x - mean) / (var + 1e-6).sqrt() * w[name + ".weight"] + w[name + ".bias"]
 
 
@@ -120,7 +129,9 @@ def reference_text(pair, tower, tokens, places=None):
     """Computes all positions. If padding is masked, attention does not see it."""
     w = {name: p.double() for name, p in pair.text.named_parameters()}
     x = w["tokens.weight"][tokens.long()] + (w["positions"] if places is None else w["positions"][places.long()])
-    held = (tokens != 0) | (torch.arange(tokens.shape[1]) == 0) if tower.padding == "mask" else None
+    held = None
+    if tower.padding == "mask":
+        held = (tokens != 0) | (torch.arange(tokens.shape[1]) == 0)
     for i in range(tower.layers):
         x = reference_block(x, w, f"blocks.{i}", tower.heads, held)
     x = layer_norm(x, w, "norm")[:, 0] @ w["projection.weight"].T
@@ -131,7 +142,8 @@ def reference_text(pair, tower, tokens, places=None):
 @pytest.mark.parametrize("attention", ["explicit", "sdpa"])
 @torch.no_grad()
 def test_forward_matches_reference(pool, attention):
-    pair, config = tiny(pool, attention), sized("tiny", pool)
+    pair = tiny(pool, attention)
+    config = sized("tiny", pool)
     patches, keep, tokens = inputs()
     image, text, scale = pair(visible(patches, keep), keep, tokens)
     assert (image.shape, text.shape, scale.shape) == ((3, 48), (3, 48), (1,))
@@ -152,8 +164,12 @@ SHORTENED = torch.tensor([[0, 3, 4, 9, 20, 31], [0, 1, 2, 3, 4, 5]], dtype=torch
 @pytest.mark.parametrize("padding", ["attend", "mask"])
 def test_text_tower_matches_padded_reference_in_features_and_gradients(padding, attention, places):
     """Compares features and the gradients of all parameters. Only text with masked padding is packed."""
-    pair, tower = tiny(attention=attention, padding=padding), sized("tiny", padding=padding).text
-    tokens = captions() if places is None else captions().gather(1, places.long())
+    pair = tiny(attention=attention, padding=padding)
+    tower = sized("tiny", padding=padding).text
+    if places is None:
+        tokens = captions()
+    else:
+        tokens = captions().gather(1, places.long())
     towards = torch.randn(8, 48, generator=torch.Generator().manual_seed(2))
     parameters = dict(pair.text.named_parameters())
     features = F.normalize(pair.text(tokens, places), dim=-1)
@@ -173,7 +189,8 @@ def test_text_tower_matches_padded_reference_in_features_and_gradients(padding, 
 @torch.no_grad()
 def test_text_features_are_independent_of_padding_only_if_masked():
     """With masked padding, features depend neither on the amount of padding nor on other captions of the batch."""
-    short, padded = captions()[2:3, :4], captions()
+    short = captions()[2:3, :4]
+    padded = captions()
     for padding, same in (("mask", True), ("attend", False)):
         text = tiny(padding=padding).text
         places = torch.arange(4)[None]
@@ -181,7 +198,8 @@ def test_text_features_are_independent_of_padding_only_if_masked():
 
 
 def test_bucketed_lengths_add_rows_without_effect():
-    pair, again = tiny(padding="mask"), tiny(padding="mask")
+    pair = tiny(padding="mask")
+    again = tiny(padding="mask")
     again.text.bucket_lengths = True
     tokens = captions(11)
     assert len(again.text.token_indices(tokens)) % 11 == 0 and len(again.text.token_indices(tokens)) > len(
@@ -218,7 +236,8 @@ def text_gradients(pair, tokens):
 @pytest.mark.parametrize("bucketed", [False, True])
 @pytest.mark.parametrize("kind", [{"padding": "mask"}, {"radford": True}])
 def test_packed_attention_matches_masked_attention(kind, bucketed, recompute, monkeypatch):
-    tokens, pair = captions(70), tiny(attention="sdpa", **kind)
+    tokens = captions(70)
+    pair = tiny(attention="sdpa", **kind)
     masked = text_gradients(pair, tokens)
     pair.text.bucket_lengths = bucketed
     pair.set_recompute(recompute)
@@ -232,7 +251,8 @@ def test_packed_attention_matches_masked_attention(kind, bucketed, recompute, mo
 @pytest.mark.parametrize("kind", [{"padding": "mask"}, {"radford": True}])
 def test_packed_attention_matches_masked_attention_on_gpu(kind, bucketed, monkeypatch):
     """bf16 tolerance: 2 % of the features, and 2 % of all gradients together."""
-    tokens, pair = captions(70).cuda(), tiny(attention="sdpa", **kind).cuda()
+    tokens = captions(70).cuda()
+    pair = tiny(attention="sdpa", **kind).cuda()
     pair.text.bucket_lengths = bucketed
     with torch.autocast("cuda", torch.bfloat16):
         packed = text_gradients(pair, tokens)
@@ -266,7 +286,8 @@ def test_varlen_kernel_is_used_only_on_supported_configurations(changes, expecte
 
 @torch.no_grad()
 def test_encode_image_with_all_patches_visible_equals_unmasked():
-    pair, (patches, _, _) = tiny(), inputs()
+    pair = tiny()
+    patches, _, _ = inputs()
     everything = torch.arange(64, dtype=torch.int16).expand(3, -1)
     assert torch.equal(pair.encode_image(patches, everything), pair.encode_image(patches))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).to(torch.int16).expand(3, -1)
@@ -287,7 +308,8 @@ def test_image_encoder_exports_with_dynamic_batch():
 
 @pytest.mark.parametrize("radford", [False, True])
 def test_features_stay_fp32_under_bf16_autocast(radford):
-    pair, (patches, keep, tokens) = tiny(radford=radford), inputs()
+    pair = tiny(radford=radford)
+    patches, keep, tokens = inputs()
     image, text, scale = pair(visible(patches, keep), keep, tokens)
     with torch.autocast("cpu", torch.bfloat16):
         image16, text16, scale16 = pair(visible(patches, keep), keep, tokens)
@@ -299,7 +321,8 @@ def test_features_stay_fp32_under_bf16_autocast(radford):
 
 
 def test_scale_is_clamped_in_the_forward_pass():
-    pair, (patches, keep, tokens) = tiny(), inputs()
+    pair = tiny()
+    patches, keep, tokens = inputs()
     assert pair.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     for value, expected, gradient in ((9.0, 100.0, 0.0), (-1.0, 1.0, 0.0), (2.0, math.exp(2), math.exp(2))):
         with torch.no_grad():
@@ -343,7 +366,8 @@ def test_init_weights_depend_on_seed_and_name_only():
     again.named_parameters = lambda: reversed(list(type(again).named_parameters(again)))
     clip.init_weights(again, 2**64 - 1)
     clip.init_weights(other, 0)
-    weights, values = dict(pair.named_parameters()), [p for _, p in pair.named_parameters()]
+    weights = dict(pair.named_parameters())
+    values = [p for _, p in pair.named_parameters()]
     assert all(torch.equal(weights[name], p) for name, p in again.named_parameters())
     drawn = [p for p in values if p.numel() > 1 and p.std() > 0]
     assert len({p.flatten()[0].item() for p in drawn}) == len(drawn)  # no two parameters share a random stream
@@ -371,9 +395,11 @@ def test_activations_predict_bytes_saved_by_autograd(mask, count, attention, pre
     if device == "cuda":
         monkeypatch.setattr(torch.nn.LayerNorm, "forward", _in_fp32)
         monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: torch.softmax(x, dim, dtype=torch.float32))
-    pair, (patches, keep, tokens) = tiny(attention=attention, radford=radford), inputs(32, count)
+    pair = tiny(attention=attention, radford=radford)
+    patches, keep, tokens = inputs(32, count)
     weights = {p.untyped_storage().data_ptr() for p in pair.parameters()}
-    alive, sizes = [], {}
+    alive = []
+    sizes = {}
 
     def save(tensor):
         alive.append(tensor)
@@ -387,12 +413,16 @@ def test_activations_predict_bytes_saved_by_autograd(mask, count, attention, pre
         outputs = pair.image(visible(patches, keep), keep), None if radford else pair.text(tokens)
     compute = Compute(device=device, precision=precision, attention=attention)
     config = sized("tiny", radford=radford)
-    parts, numbers = costs.activations(config, compute, 32, mask), costs.parameters(config)
+    parts = costs.activations(config, compute, 32, mask)
+    numbers = costs.parameters(config)
     towers = ("image",) if radford else ("image", "text")  # packed texts depend on their lengths
     predicted = sum(parts[f"{tower}_activations"] for tower in towers)
     if precision == "bf16":  # autocast copies weights
         predicted += 2 * sum(numbers[tower] for tower in towers)
-        predicted -= 0 if radford else 2 * config.text.vocabulary * config.text.width
+        if radford:
+            predicted -= 0
+        else:
+            predicted -= 2 * config.text.vocabulary * config.text.width
     assert outputs[0].requires_grad
     assert predicted == pytest.approx(sum(sizes.values()), rel=0.05)
 
@@ -404,8 +434,13 @@ def _in_fp32(norm, x):
 
 
 def _gradients(recompute, precision="fp32", compiled=False, kind="attend"):
-    model = {"radford": True} if kind == "radford" else {"padding": kind}
-    pair, (patches, keep, _), tokens = tiny(**model), inputs(8), captions()
+    if kind == "radford":
+        model = {"radford": True}
+    else:
+        model = {"padding": kind}
+    pair = tiny(**model)
+    patches, keep, _ = inputs(8)
+    tokens = captions()
     pair.text.bucket_lengths = compiled
     for block in (*pair.image.blocks, *pair.text.blocks):
         block.activation_checkpointing = recompute

@@ -43,7 +43,9 @@ def drawn(config, attention="sdpa", trained=True):
 
 def inputs(config, b=6):
     """Patches (b, P, p*p*3), the same images as normalised pixels (b, 3, H, W), and captions of all lengths (b, T)."""
-    size, patch, generator = config.model.image.size, config.model.image.patch, torch.Generator().manual_seed(0)
+    size = config.model.image.size
+    patch = config.model.image.patch
+    generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (b, 3, size, size), generator=generator, dtype=torch.uint8)
     grid = pixels.unfold(2, patch, patch).unfold(3, patch, patch)  # (b, 3, rows, columns, p, p)
     patches = grid.permute(0, 2, 3, 4, 5, 1).reshape(b, -1, 3 * patch**2)
@@ -51,7 +53,8 @@ def inputs(config, b=6):
     tokens = torch.zeros(b, config.model.text.length, dtype=torch.int32)
     for i, row in enumerate(tokens):
         length = (0, 1, 3, 7, 13, 14)[i % 6]  # a caption of 14 tokens has no padding
-        row[0], row[length + 1] = END - 1, END
+        row[0] = END - 1
+        row[length + 1] = END
         row[1 : length + 1] = torch.randint(0, END - 1, (length,), generator=generator)
     return patches.contiguous(), (pixels / 255 - mean) / std, tokens
 
@@ -90,7 +93,8 @@ def to_transformers(pair, config):
         state[f"text_model.final_layer_norm.{part}"] = source[f"text.norm.{part}"]
         for name, tower, layers in (("vision", "image", model.image.layers), ("text", "text", model.text.layers)):
             for i in range(layers):
-                block, layer = f"{tower}.blocks.{i}", f"{name}_model.encoder.layers.{i}"
+                block = f"{tower}.blocks.{i}"
+                layer = f"{name}_model.encoder.layers.{i}"
                 for old, new in (
                     ("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2"),
                     ("attn.proj", "self_attn.out_proj"),
@@ -126,7 +130,8 @@ def test_recipe_clip_matches_transformers_and_open_clip(attention, activation):
     config = recipe(f"model.activation={activation}")
     pair = drawn(config, attention)
     patches, pixels, tokens = inputs(config)
-    image, text = pair.image(patches), pair.text(tokens)
+    image = pair.image(patches)
+    text = pair.text(tokens)
     other = to_transformers(pair, config)
     assert near(image, other.get_image_features(pixels).pooler_output)
     assert near(text, other.get_text_features(tokens.long()).pooler_output)
@@ -140,7 +145,8 @@ def test_recipe_clip_matches_transformers_and_open_clip(attention, activation):
 def test_image_tower_handles_masked_patches_by_position():
     """With all patches visible a mask changes nothing. A masked image keeps its class token and positions."""
     config = recipe()
-    pair, (patches, *_) = drawn(config), inputs(config)
+    pair = drawn(config)
+    (patches, *_) = inputs(config)
     everything = torch.arange(64, dtype=torch.int16).expand(len(patches), -1)
     assert torch.equal(pair.image(patches, everything), pair.image(patches))
     keep = torch.from_numpy(visible_patches(0, np.zeros(6, np.int64), np.arange(6), 64, 20)).long()
@@ -153,7 +159,8 @@ def test_image_tower_handles_masked_patches_by_position():
 @torch.no_grad()
 def test_text_features_ignore_padding_and_neighbours():
     config = recipe()
-    pair, (_, _, tokens) = drawn(config), inputs(config)
+    pair = drawn(config)
+    _, _, tokens = inputs(config)
     text = pair.text(tokens)
     padded = torch.where(torch.arange(16) > tokens.argmax(1, keepdim=True), END, tokens)  # as transformers pads
     assert torch.equal(pair.text(padded), text) and torch.allclose(pair.text(tokens[3:4]), text[3:4], atol=2e-6)
@@ -184,7 +191,8 @@ def test_initial_weights_are_distributed_as_in_open_clip():
     actual = named_by_open_clip(drawn(config, trained=False))
     torch.manual_seed(0)
     for name, expected in built_by_open_clip(config).named_parameters():
-        value, expected = actual[name].double(), expected.detach().double()
+        value = actual[name].double()
+        expected = expected.detach().double()
         if expected.numel() == 1 or not expected.std() > 0:
             assert torch.equal(value, expected), name
         else:

@@ -92,7 +92,8 @@ def test_gradients_match_finite_differences(objective):
 @pytest.mark.parametrize("objective", SHARED)
 def test_contrastive_loss_allocates_no_tensor_larger_than_tile(objective):
     """Neither forward nor backward allocates b * B numbers."""
-    b, tile = 512, 32
+    b = 512
+    tile = 32
     largest = 0
 
     class Watch(TorchDispatchMode):

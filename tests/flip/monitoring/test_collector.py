@@ -20,7 +20,8 @@ def test_compiled_graphs_counts_graph_of_each_input_shape():
         def forward(self, x):
             return 2 * x
 
-    before, model = collector.CompiledGraphs.count(), Doubled()
+    before = collector.CompiledGraphs.count()
+    model = Doubled()
     model.compile(dynamic=False, backend="eager")
     for rows in (3, 3, 4):
         model(torch.ones(rows))

@@ -72,7 +72,8 @@ def test_profiler_writes_no_trace_if_disabled_or_start_has_passed(tmp_path, firs
 def rank_main(rank, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", FLIP_STORE=str(folder / "store"))
     parallel.start(schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1))
-    profiler, shares = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0), []
+    profiler = Profiler(folder, 1, 2, CPU, 0, 0, minutes=10 if rank == 0 else 0)
+    shares = []
     for i in range(3):
         shares.append(profiler.communication)
         profiler.before_step(position(i))

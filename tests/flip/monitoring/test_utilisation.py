@@ -6,7 +6,8 @@ import torch
 from flip import costs
 from flip.monitoring import utilisation
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
 
 
 @pytest.mark.parametrize(

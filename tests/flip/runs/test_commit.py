@@ -16,7 +16,8 @@ from flip.runs import commit
 from flip.runs.commit import pin
 from flip.runs.rundir import RunDir, read_json, write_json
 
-FIRST, SECOND = commit.SHARD_FILE % 1, commit.SHARD_FILE % 2
+FIRST = commit.SHARD_FILE % 1
+SECOND = commit.SHARD_FILE % 2
 
 
 @pytest.fixture
@@ -159,7 +160,8 @@ def test_commit_record_lists_every_file_with_its_size(run):
 
 def test_commit_syncs_files_and_folders_before_commit_file(run, monkeypatch):
     """A power cut leaves a complete checkpoint or none: all files and new folders are synced before commit.json."""
-    synced, fsync = [], os.fsync
+    synced = []
+    fsync = os.fsync
 
     def noted(handle):
         synced.append((os.readlink(f"/proc/self/fd/{handle}"), mark.exists()))
@@ -256,7 +258,8 @@ def test_summary_describes_commit_of_given_samples(run):
 def test_summary_at_reads_only_the_matching_commit(run, monkeypatch):
     for samples in (8, 16, 24):
         write(run, "pretrain", samples)
-    read, names = commit.read_commit, []
+    read = commit.read_commit
+    names = []
     monkeypatch.setattr(commit, "read_commit", lambda path: (names.append(path.name), read(path))[1])
     assert commit.summary_at(run, 16)["path"] == "pretrain/16-1" and names == ["16-1"]
 
@@ -287,7 +290,9 @@ def test_verify_drops_page_cache_before_reading(run, monkeypatch):
         """``open`` that records the cached share of the file's pages when its first block is read."""
 
         def __init__(self, name, mode):
-            self.name, self.file, self.first = name, opened(name, mode), True
+            self.name = name
+            self.file = opened(name, mode)
+            self.first = True
             self.fileno = self.file.fileno
 
         def read(self, size):
@@ -359,7 +364,9 @@ def test_verify_splits_files_among_parts(run):
 
 
 def test_remove_deletes_commit_file_first(run, monkeypatch):
-    path, gone, unlink = write(run, "pretrain", 8), [], os.unlink
+    path = write(run, "pretrain", 8)
+    gone = []
+    unlink = os.unlink
     monkeypatch.setattr(os, "unlink", lambda name, **more: (gone.append(name), unlink(name, **more)))
     commit.remove(path)
     assert gone[0] == commit.COMMIT_FILE and len(gone) == 3 and not path.exists()
@@ -400,7 +407,8 @@ def test_pin_ends_with_evaluation_that_does_not_continue(run, place, end):
 def test_retention_deletes_others_if_a_commit_cannot_be_deleted(run, monkeypatch):
     for samples in (8, 16, 24, 32):
         write(run, "pretrain", samples)
-    busy, unlink = commit.folder(run, "pretrain", 16, 1), os.unlink
+    busy = commit.folder(run, "pretrain", 16, 1)
+    unlink = os.unlink
 
     def fails(name, dir_fd=None):
         if os.readlink(f"/proc/self/fd/{dir_fd}") == str(busy):
@@ -443,8 +451,10 @@ def test_retention_does_not_follow_links(run, tmp_path, linked):
 
 
 def test_retention_deletes_only_listed_shards_of_a_commit_and_leftovers_of_its_writer(run):
-    shard, temporary = commit.SHARD_FILE % 3, f"{commit.COMMIT_FILE}.tmp.{'0' * 16}"
-    path, left = write(run, "pretrain", 8), write(run, "pretrain", 16, mark=False)
+    shard = commit.SHARD_FILE % 3
+    temporary = f"{commit.COMMIT_FILE}.tmp.{'0' * 16}"
+    path = write(run, "pretrain", 8)
+    left = write(run, "pretrain", 16, mark=False)
     write(run, "pretrain", 24)
     for name in (shard, temporary, "shard-3.safetensors", "commit.json.tmp.1", "weights.safetensors"):
         (path / name).write_text("x")

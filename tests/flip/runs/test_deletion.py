@@ -130,7 +130,8 @@ def test_delete_remote_checkpoint_calls_only_for_own_names():
 
 def test_delete_checkpoint_leaves_linked_checkpoints_folder(tmp_path):
     """cp -r copies such a link: both runs would delete from one folder."""
-    run, copy = RunDir(tmp_path / "a"), RunDir(tmp_path / "b")
+    run = RunDir(tmp_path / "a")
+    copy = RunDir(tmp_path / "b")
     target = tmp_path / "disk"
     path = target / "pretrain" / "8-1"
     path.mkdir(parents=True)

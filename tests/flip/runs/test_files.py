@@ -198,7 +198,8 @@ def test_files_of_runs_are_closed(place, write):
 @pytest.mark.parametrize("write", IN_PLACE)
 @pytest.mark.parametrize("kind", ["link", "dangling", "hard", "fifo", "folder"])
 def test_prepared_name_is_refused_and_victim_unchanged(tmp_path, write, kind):
-    victim, path = tmp_path / "victim", tmp_path / "node0.out"
+    victim = tmp_path / "victim"
+    path = tmp_path / "node0.out"
     victim.write_bytes(b"mine")
     {
         "link": lambda: path.symlink_to(victim),
@@ -225,7 +226,8 @@ def test_file_of_other_user_is_refused(tmp_path, write):
 
 @pytest.mark.parametrize("write", ATOMIC)
 def test_prepared_link_is_replaced_and_victim_unchanged(tmp_path, write):
-    victim, path = tmp_path / "victim", tmp_path / "shard"
+    victim = tmp_path / "victim"
+    path = tmp_path / "shard"
     victim.write_bytes(b"mine")
     path.symlink_to(victim)
     write(path)

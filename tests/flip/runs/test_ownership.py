@@ -58,7 +58,8 @@ def test_file_of_other_user_or_untrusted_group_is_untrusted(tmp_path, monkeypatc
 
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-GROUP, STRANGER = 54321, 12345
+GROUP = 54321
+STRANGER = 12345
 
 
 @pytest.fixture
@@ -101,7 +102,8 @@ def test_exposures_name_folder_above_in_which_others_can_rename(alone, tmp_path,
 @ROOT_ONLY
 def test_exposures_follow_every_link_on_the_way(alone, tmp_path):
     """A link may lie in a closed folder and lead through an open one, or lie in an open one."""
-    shut, open_folder = tmp_path / "shut", tmp_path / "open"
+    shut = tmp_path / "shut"
+    open_folder = tmp_path / "open"
     (open_folder / "mine").mkdir(parents=True)
     shut.mkdir()
     (shut / "absolute").symlink_to(open_folder / "mine")

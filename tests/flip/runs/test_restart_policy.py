@@ -313,7 +313,8 @@ def test_host_code_parses_as_python_3_6(path):
 
 @pytest.mark.skipif(not old_python(), reason="no Python older than ours here")
 def test_batch_hooks_run_on_oldest_available_python(tmp_path):
-    run, script = tmp_path / "sweep" / "run", str(ROOT / "jobs" / "host" / "batch_hooks.py")
+    run = tmp_path / "sweep" / "run"
+    script = str(ROOT / "jobs" / "host" / "batch_hooks.py")
     run.mkdir(parents=True)
 
     def call(*arguments):

@@ -19,18 +19,23 @@ from flip.training.anomaly import MAX_RECORDS, LossSpikeDetector, NonFiniteGuard
 from tests.flip.models.test_clip import tiny
 from tests.flip.training.test_grad_cache import batch
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 
 
 class Training:
     """A model under a guard. ``go`` runs a step as the trainer does."""
 
     def __init__(self, folder, pair=None, rank=0, fields=None, guarded=True, spike=0.0, window=3):
-        self.run, self.pair = RunDir(folder), tiny() if pair is None else pair
-        self.fields, self.rank, self.guarded = batch() if fields is None else fields, rank, guarded
+        self.run = RunDir(folder)
+        self.pair = tiny() if pair is None else pair
+        self.fields = batch() if fields is None else fields
+        self.rank = rank
+        self.guarded = guarded
         self.optimizer = optimizer.build(self.pair.named_parameters(), schema.Optim())
         optimizer.set_learning_rate(self.optimizer, schema.Stage(samples=256, batch=64, base_lr=0.01), 64)
-        self.guard, self.steps = NonFiniteGuard(self.run, 3, rank, spike, window), 0
+        self.guard = NonFiniteGuard(self.run, 3, rank, spike, window)
+        self.steps = 0
 
     def go(self, hurt=lambda pair, loss: loss, name="pretrain"):
         self.optimizer.zero_grad(set_to_none=True)
@@ -92,7 +97,8 @@ def test_guard_flush_raises_diverged_once(tmp_path):
 
 
 def test_guarded_finite_steps_are_bitwise_equal_to_unguarded(tmp_path):
-    guarded, bare = Training(tmp_path), Training(tmp_path, guarded=False)
+    guarded = Training(tmp_path)
+    bare = Training(tmp_path, guarded=False)
     for _ in range(3):
         guarded.go()
         bare.go()
@@ -112,9 +118,11 @@ def rank_main(rank, size, folder, results):
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), FLIP_STORE=str(folder / "store"))
     compute = schema.Compute(device="cpu", precision="fp32", attention="explicit", threads=1)
     world = parallel.start(compute)
-    pair, share = parallel.apply_parallelism(tiny(), world, compute), len(batch()[0]) // size
+    pair = parallel.apply_parallelism(tiny(), world, compute)
+    share = len(batch()[0]) // size
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
-    training, report = Training(folder, pair, rank, fields), {}
+    training = Training(folder, pair, rank, fields)
+    report = {}
     training.go()
     before = training.state()
     training.go(hurt_gradient(NAN) if rank == 1 else lambda _, loss: loss)

@@ -25,7 +25,8 @@ def model(*settings, seed=3):
 @torch.no_grad()
 def test_resampled_patch_weights_give_same_output_for_enlarged_patch():
     generator = torch.Generator().manual_seed(0)
-    weight, patch = torch.randn(5, 192, generator=generator), torch.randn(7, 3, 8, 8, generator=generator)
+    weight = torch.randn(5, 192, generator=generator)
+    patch = torch.randn(7, 3, 8, 8, generator=generator)
     enlarged = torch.nn.functional.interpolate(patch, (16, 16), mode="bicubic", antialias=True)
     rows = [image.permute(0, 2, 3, 1).flatten(1) for image in (patch, enlarged)]  # in the order row, column, channel
     assert torch.allclose(rows[1] @ resample_patch_embed(weight, 16).T, rows[0] @ weight.T, atol=1e-3)
@@ -57,7 +58,8 @@ def test_resize_text_positions_cuts_or_repeats_last_position():
 
 
 def test_copy_weights_copies_same_shapes_and_converts_others():
-    source, target = model(), model("stages.a.image.patch=16", "stages.a.text.length=20", seed=4)
+    source = model()
+    target = model("stages.a.image.patch=16", "stages.a.text.length=20", seed=4)
     copy_weights(source, target)
     values = dict(source.named_parameters())
     changed = [name for name, value in target.named_parameters() if value.shape != values[name].shape]

@@ -51,9 +51,14 @@ def test_staged_shard_copies_cuda_tensors_bitwise():
 )
 def test_train_on_gpu_completes_and_commits(data, tmp_path, accumulate, compiled, padding):
     config = configuration(data, world=1, samples=(6, 2), precision="bf16")
-    config.compute.device, config.compute.attention, config.compute.deterministic = "cuda", "sdpa", "no"
-    config.compute.accumulate, config.compute.compile, config.model.text.padding = accumulate, compiled, padding
-    config.evaluate.every, config.checkpoint.samples = 0, 3 * BATCH
+    config.compute.device = "cuda"
+    config.compute.attention = "sdpa"
+    config.compute.deterministic = "no"
+    config.compute.accumulate = accumulate
+    config.compute.compile = compiled
+    config.model.text.padding = padding
+    config.evaluate.every = 0
+    config.checkpoint.samples = 3 * BATCH
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config))

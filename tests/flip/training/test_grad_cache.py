@@ -94,7 +94,8 @@ def two_fake_ranks():
 def test_text_collectives_overlap_with_image_tower(two_fake_ranks, kind, monkeypatch):
     """Forward: the gather starts after the text tower and ends after the image tower. Backward: the reduce-scatter
     overlaps the image tower and ends before the text tower needs the gradient."""
-    events, pair = [], tiny(**kind)
+    events = []
+    pair = tiny(**kind)
 
     class Work:
         def __init__(self, name):
@@ -131,7 +132,10 @@ def rank_main(rank, size, store, kind, micro, results):
     world = parallel.start(compute)
     pair = tiny(**kind)
     for block in (*pair.image.blocks, *pair.text.blocks):
-        block.activation_checkpointing = "block" if micro > 1 else "no"
+        if micro > 1:
+            block.activation_checkpointing = "block"
+        else:
+            block.activation_checkpointing = "no"
     parallel.apply_parallelism(pair, world, compute)
     share = B // size
     fields = [field[rank * share : (rank + 1) * share] for field in batch()]
@@ -160,7 +164,8 @@ def test_grad_cache_on_two_sharded_ranks_matches_full_batch_gradient(full_batch,
 
 
 def test_mean_text_tokens_excludes_those_that_fill_a_bucket():
-    pair, tokens = tiny(padding="mask"), captions(11)
+    pair = tiny(padding="mask")
+    tokens = captions(11)
     expected = len(pair.text.token_indices(tokens)) / len(tokens)
     pair.text.bucket_lengths = True
     assert len(pair.text.token_indices(tokens)) / len(tokens) > expected

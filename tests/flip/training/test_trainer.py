@@ -70,7 +70,8 @@ class Device:
     """An asynchronous device, in seconds of a clock that only it advances: each step takes 4 s from its launch."""
 
     def __init__(self):
-        self.now, self.busy_until = 0.0, 0.0
+        self.now = 0.0
+        self.busy_until = 0.0
 
     def query(self):
         return self.now >= self.busy_until
@@ -81,7 +82,8 @@ class Device:
 
 def test_time_of_the_device_counts_as_training(tmp_path, monkeypatch):
     """Of two steps, launched in 1 s each, the second is not complete when its metric line is written."""
-    device, numbers = Device(), torch.ones(2)
+    device = Device()
+    numbers = torch.ones(2)
     monkeypatch.setattr("flip.training.trainer.time", SimpleNamespace(perf_counter=lambda: device.now))
     guard = NonFiniteGuard(RunDir(tmp_path), 1, 0, 0.0, 8)
     trainer = SimpleNamespace(guard=guard, seconds=0.0)
@@ -132,7 +134,9 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
     at.wait_for_device = wait
     lines.start_stage(at)
     for _ in range(4):
-        at.samples, at.step, at.seconds = at.samples + BATCH, at.step + 1, at.seconds + 1
+        at.samples = at.samples + BATCH
+        at.step = at.step + 1
+        at.seconds = at.seconds + 1
         lines.step(at)
         at.seconds += 0.125 * (at.step == 2)  # a save waits for the device
     assert windows == [(2 * BATCH, 2.5, 0.5), (2 * BATCH, 2.625, 0.5)]
@@ -141,7 +145,8 @@ def test_metric_line_counts_training_time_once(data, tmp_path, monkeypatch):
 def test_poll_requests_does_not_access_run_directory():
     """A stall of the shared file system must not stall every rank, so only RunWatcher polls the run directory."""
     trainer = Trainer.__new__(Trainer)
-    trainer.world, trainer.flag = parallel.World(0, 1, torch.device("cpu"), None, None), StopFlag()
+    trainer.world = parallel.World(0, 1, torch.device("cpu"), None, None)
+    trainer.flag = StopFlag()
     trainer.checkpoints = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), is_due=lambda: False)
     trainer.run = None
     assert trainer.poll_requests() == (False, False)
@@ -150,7 +155,8 @@ def test_poll_requests_does_not_access_run_directory():
 
 
 def test_scores_are_recorded_with_commit_by_rank_0_of_newest_attempt_only(tmp_path, monkeypatch):
-    looked, written = [], []
+    looked = []
+    written = []
     monkeypatch.setattr(
         "flip.runs.commit.summary_at", lambda run, samples: looked.append(samples) or {"samples": samples}
     )
@@ -173,12 +179,14 @@ def test_train_saves_where_asked_and_after_first_step_of_restart_and_leaves_resu
 ):
     config = configuration(data, world=1, samples=(3, 1))
     config.data.workers = config.evaluate.every = config.checkpoint.samples = 0
-    config.evaluate.sets, config.checkpoint.keep_at = [], [2 * BATCH]
+    config.evaluate.sets = []
+    config.checkpoint.keep_at = [2 * BATCH]
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     config.checkpoint.minutes = 60.0
     run.config.write_text(dump(config))
-    saved, save = [], CheckpointManager.save
+    saved = []
+    save = CheckpointManager.save
 
     def record_save(self, state, stage, samples, **record):
         saved.append(samples)
@@ -230,14 +238,16 @@ def test_status_records_phase_and_reason_of_attempt_end(data, tmp_path, monkeypa
 def test_train_scores_and_reports_evaluation_sets_of_every_task(data, tmp_path, caplog):
     """Result file, log, TensorBoard and its hyperparameter table show the same scores: those of the fp32 weights,
     although training is in bf16."""
-    config, manifest = configuration(data, world=1, samples=(2, 1), precision="bf16"), str(data)
+    config = configuration(data, world=1, samples=(2, 1), precision="bf16")
+    manifest = str(data)
     config.data.workers = config.evaluate.every = 0
     config.evaluate.sets = [
         EvaluationSet("named", manifest, classes=f"{manifest}/classes.json"),
         EvaluationSet("paired", manifest, task="retrieval"),
         EvaluationSet("fitted", manifest, task="probe", train=f"{manifest}/train"),
     ]
-    config.evaluate.preprocess, config.data.to_rgb = "resize_crop", "convert"
+    config.evaluate.preprocess = "resize_crop"
+    config.data.to_rgb = "convert"
     run = RunDir(tmp_path / "sweep" / "run")
     run.path.mkdir(parents=True)
     run.config.write_text(dump(config))
@@ -331,9 +341,13 @@ def test_signal_on_rank_1_stops_both_ranks_at_same_saved_step(data, tmp_path):
     for name, (signal_step, _) in expected.items():
         config = configuration(data, world=2, samples=(4, 3))
         config.data.workers = config.evaluate.every = 0
-        config.evaluate.sets, config.compute.accumulate = [], 2
+        config.evaluate.sets = []
+        config.compute.accumulate = 2
         config.monitor.profile_steps = 100  # more than there are
-        config.checkpoint.samples = BATCH if name == "each step saved" else 100 * BATCH
+        if name == "each step saved":
+            config.checkpoint.samples = BATCH
+        else:
+            config.checkpoint.samples = 100 * BATCH
         run = RunDir(tmp_path / "sweep" / name.replace(" ", "-"))
         run.path.mkdir(parents=True)
         run.config.write_text(dump(config))
@@ -366,11 +380,9 @@ def test_stage_sets_its_own_recompute_mode():
     config = configuration(Path("unused"), world=1)
     config.stages[1].compute.recompute = "block"
     trainer = Trainer.__new__(Trainer)
-    trainer.config, trainer.world, trainer.stage_config = (
-        config,
-        parallel.World(0, 1, torch.device("cpu"), None, None),
-        config,
-    )
+    trainer.config = config
+    trainer.world = parallel.World(0, 1, torch.device("cpu"), None, None)
+    trainer.stage_config = config
     trainer.model = trainer.allocate(config)
     for stage, expected in zip(config.stages, ("no", "block"), strict=True):
         trainer.enter(stage)

@@ -226,7 +226,8 @@ def state(run):
 
 
 def assert_same(run, other):
-    expected, actual = state(other), state(run)
+    expected = state(other)
+    actual = state(run)
     assert actual.keys() == expected.keys() and len(actual) > 50
     assert [key for key in actual if not torch.equal(actual[key], expected[key])] == []
     losses = [[(line["step"], line["loss"]) for line in metric_lines(each)] for each in (run, other)]
@@ -294,7 +295,8 @@ def test_callbacks_change_no_bit_and_forbidden_ones_are_disabled(data, files, tm
 def test_example_logs_noise_of_moments_and_resumed_run_equals_calm_one(data, files, tmp_path, calm, monkeypatch):
     """Also with metric lines at every fourth step: a line has the mean of the calls since the last one."""
     config = configured(data, 1, "my_metric.py:GradNoise", "classes.py:Draws", "classes.py:Exits", log_every=1)
-    run, step = created(tmp_path, "resumed", config), Trainer.train_step
+    run = created(tmp_path, "resumed", config)
+    step = Trainer.train_step
 
     def interrupted(self, *args):
         if self.attempt == 1 and self.step == 3:
@@ -306,7 +308,8 @@ def test_example_logs_noise_of_moments_and_resumed_run_equals_calm_one(data, fil
     assert "Exits is disabled" in read_json(run.status)["callbacks"] and not run.result.exists()
     trained(run, files)
     assert run.newest_attempt() == 2 and "Exits is disabled" in read_json(run.status)["callbacks"], "it tries again"
-    expected, actual = state(calm), state(run)
+    expected = state(calm)
+    actual = state(run)
     assert [key for key in actual if not torch.equal(actual[key], expected[key])] == []
     assert metric_lines(run)[-1]["callback"]["GradNoise/noise"] == pytest.approx(noise(state(run)), rel=1e-5)
 

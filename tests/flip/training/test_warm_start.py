@@ -53,7 +53,9 @@ def source(tmp_path):
 
 def find(source, **fields):
     run_config = config(samples=25_600)
-    run_config.data.decoder, run_config.data.resize, run_config.resources.hours = "pillow", "pillow", 24.0
+    run_config.data.decoder = "pillow"
+    run_config.data.resize = "pillow"
+    run_config.resources.hours = 24.0
     run_config.init = Init(run="base/a", **fields)
     run_config.init = warm_start.resolve_init(run_config, [source.path.parent, source.path.parent.parent])
     return run_config
@@ -72,7 +74,9 @@ def test_resolve_init_selects_commit_by_samples_stage_or_end(source):
 
 def replace_init(**fields):
     run_config = config(samples=25_600)
-    run_config.data.decoder, run_config.data.resize, run_config.resources.hours = "pillow", "pillow", 24.0
+    run_config.data.decoder = "pillow"
+    run_config.data.resize = "pillow"
+    run_config.resources.hours = 24.0
     run_config.init = Init(**fields)
     return run_config
 
@@ -255,7 +259,9 @@ def test_pinned_commit_is_retained_until_dependent_run_completes(source, tmp_pat
 
 
 def test_pin_removes_pins_of_deleted_runs(source, tmp_path):
-    run_config, gone, existing = find(source, samples=1280), RunDir(tmp_path / "gone"), RunDir(tmp_path / "there")
+    run_config = find(source, samples=1280)
+    gone = RunDir(tmp_path / "gone")
+    existing = RunDir(tmp_path / "there")
     for dependent in (gone, existing):
         dependent.path.mkdir()
         warm_start.pin(run_config.init, dependent)
@@ -325,7 +331,8 @@ def test_load_converted_with_other_patch_size_changes_patch_weights_only(exporte
     folder, tokenizer, loaded = exported
     pair, config = fresh(tokenizer, f"model.image.size={size}", f"model.image.patch={patch}")
     load_converted(pair, config, folder)
-    own, source = pair.state_dict(), loaded.model.state_dict()
+    own = pair.state_dict()
+    source = loaded.model.state_dict()
     assert [name for name in own if not torch.equal(own[name], source[name])] == ["image.patch.weight"]
     assert torch.equal(pair.image.positions, clip.sincos(grid, 64))
     # A uniform picture has no detail that resizing could change: both patch embeddings are equal.
@@ -378,7 +385,8 @@ def test_load_converted_resizes_learned_positions_of_recipe_clip(exported, tmp_p
     exporter.export(loaded, tmp_path / "made")
     pair, config = fresh(PUBLISHED, "model.image.size=96", recipe="clip")
     assert load_converted(pair, config, tmp_path / "made").keys() == {"model.image.size"}
-    own, source = pair.state_dict(), loaded.model.state_dict()
+    own = pair.state_dict()
+    source = loaded.model.state_dict()
     changed = {name for name in own if not torch.equal(own[name], source[name])}
     assert changed == {"image.positions", "logit_scale"}  # an export stores the clamped scale
     assert own["image.positions"].shape == (1 + 144, 64)
@@ -401,11 +409,13 @@ def built(config, seed):
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
     """A run with one commit at a URL, its checkpointer, its model, and a list of the ranges read from now on."""
-    run, config = RunDir(tmp_path / "sweep" / "run"), branch_config()
+    run = RunDir(tmp_path / "sweep" / "run")
+    config = branch_config()
     run.start_attempt({})
     run.config.write_text(dump(config))
     world = parallel.start(Compute(device="cpu", threads=1, deterministic="no"))
-    saver, pair = Checkpointer(run, 1, world, keep=1, url=f"file://{tmp_path}/there"), built(config, seed=3)
+    saver = Checkpointer(run, 1, world, keep=1, url=f"file://{tmp_path}/there")
+    pair = built(config, seed=3)
     optimizer = optim.build(pair.named_parameters(), config.optim)
     saver.save(model_state(pair) | optimizer_state(pair, optimizer), "pretrain", 16)
     yield run, saver, pair, record_reads(monkeypatch)
@@ -430,14 +440,16 @@ def test_branch_reads_only_weights_of_remote_commit_after_its_verification(remot
     (source,) = commit.commits(run)
     config = branch_config(*settings)
     config.init = Init(run=str(run.path), stage="pretrain", samples=16, commit=warm_start.digest(source))
-    branch, expected = built(config, seed=4), built(config, seed=4)
+    branch = built(config, seed=4)
+    expected = built(config, seed=4)
     copy_weights(pair, expected)
     with caplog.at_level(logging.INFO, logger="flip"):
         warm_start.apply(branch, for_stage(config, config.stages[0]), saver.restorer, Watchdog(0, lambda *_: None))
     for setting in settings:
         key, value = setting.split("=")
         assert f"{key}: {lookup(branch_config(), key)} in the source, {value} here" in caplog.text
-    own, source_weights = branch.state_dict(), pair.state_dict()
+    own = branch.state_dict()
+    source_weights = pair.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in expected.state_dict().items())
     changed = {name for name in own if name not in source_weights or not torch.equal(own[name], source_weights[name])}
     assert changed == converted

@@ -26,7 +26,8 @@ def unread(*arguments):
     """Run the command with a standard output whose reader has closed."""
     reader, writer = os.pipe()
     os.close(reader)
-    line, buffered = [sys.executable, *arguments], {**os.environ, "PYTHONUNBUFFERED": ""}
+    line = [sys.executable, *arguments]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     try:
         return subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered, check=False)
     finally:

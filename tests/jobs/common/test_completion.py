@@ -42,7 +42,8 @@ class Terminal:
     def type(self, keys, expected):
         """Type the keys and return the output up to the pattern ``expected``."""
         os.write(self.handle, keys.encode())
-        output, limit = "", time.monotonic() + 60
+        output = ""
+        limit = time.monotonic() + 60
         while not re.search(expected, output):
             assert time.monotonic() < limit, f"{keys!r}: timeout: {expected!r} is not in {output!r}"
             if select.select([self.handle], [], [], 0.2)[0]:

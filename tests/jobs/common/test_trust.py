@@ -18,7 +18,8 @@ from jobs.common.paths import PROFILES, SWEEPS
 from jobs.submission.submission import sweep_file
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-LAB, STRANGER = 54321, 12345
+LAB = 54321
+STRANGER = 12345
 """A group and a user without names."""
 
 

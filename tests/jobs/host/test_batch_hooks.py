@@ -72,7 +72,8 @@ def test_successor_starts_again_after_its_start_could_not_be_recorded(run, comma
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     monkeypatch.setenv(requeue.FOLLOWS, "1")
     commands("scontrol", NONE)
-    open_logs, errors = RunDir.open_logs, [OSError(errno.ENOSPC, "No space left on device")]
+    open_logs = RunDir.open_logs
+    errors = [OSError(errno.ENOSPC, "No space left on device")]
 
     def fail_once(self, n):
         if errors:

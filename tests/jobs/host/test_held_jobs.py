@@ -77,7 +77,8 @@ def submit_with_canary(field, steps, first, *waiting):
 
 
 def test_local_runs_start_after_canary_has_passed(field):
-    first, other = field.run("a", total=200), field.run("b")
+    first = field.run("a", total=200)
+    other = field.run("b")
     submit_with_canary(field, 5, first, other)
     field.until_moving(first, 1)
     assert field.state(other) == "queued" and other.newest_attempt() == 0
@@ -124,12 +125,15 @@ def submitted(tmp_path, commands):
 
     def queue(first="RUNNING|None", waiting="PENDING|JobHeldUser"):
         names = [(read_json(run.path / "job.json") or {})["name"] for run in runs]
-        rows = [f"{names[0]}|N/A|57|{first.split('|')[0]}|n1|{first.split('|')[1]}|N/A"] if first else []
+        rows = []
+        if first:
+            rows = [f"{names[0]}|N/A|57|{first.split('|')[0]}|n1|{first.split('|')[1]}|N/A"]
         for i, row in enumerate([waiting] * 2 if isinstance(waiting, str) else waiting) if waiting else ():
             rows.append(f"{names[1]}|{i}|52_{i}|{row.split('|')[0]}||{row.split('|')[1]}|N/A")
         commands("squeue", "printf '%s\\n' " + " ".join(f"'{text}'" for text in rows))
 
-    commands.queue, commands.runs = queue, runs
+    commands.queue = queue
+    commands.runs = runs
     queue()
     return commands
 

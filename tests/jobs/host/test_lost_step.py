@@ -48,7 +48,8 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("evidence", ["cause", "result", "no rank"])
 def test_check_kills_srun_after_its_wait_and_margin(run, start, clock, evidence):
     step = LostStep(run, 1)
-    srun, other = start("srun", "--wait=20"), start("srun", "--wait=20", attempt=2)
+    srun = start("srun", "--wait=20")
+    other = start("srun", "--wait=20", attempt=2)
     rank = start("python", RANK="0")
     assert step.check() == []
     clock[0] += 10_000

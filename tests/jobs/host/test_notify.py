@@ -30,7 +30,9 @@ def sweep(tmp_path):
 
         def events(self):
             path = tmp_path / "heard"
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            if path.exists():
+                return [json.loads(line) for line in path.read_text().splitlines()]
+            return []
 
     submitted = Sweep()
     submitted.a, submitted.b = submitted.run("a"), submitted.run("b")
@@ -128,7 +130,8 @@ def test_notify_reports_unobserved_end_once_at_next_start(sweep, commands):
 
 def test_supervisor_sends_notifications(field, tmp_path):
     field.cluster.profile.notify = [sys.executable, "-c", TAKES, str(tmp_path / "heard")]
-    bad, good = field.run("a", attempts={"1": {"0": "exit:78"}}), field.run("b")
+    bad = field.run("a", attempts={"1": {"0": "exit:78"}})
+    good = field.run("b")
     write_json(field.sweep / "sweep.json", {"runs": ["a", "b"]})
     field.submit(bad, good)
     field.until(lambda: not field.left())

@@ -80,7 +80,8 @@ def test_wait_for_time_limit_notices_lowered_limit(wait):
 
 def test_wait_for_time_limit_sleeps_until_limit_and_returns_final_state(wait, monkeypatch):
     monkeypatch.setattr(own_job, "LIMIT_POLL_SECONDS", 3600.0)
-    hour, over = {"limit": "01:00:00"}, {"limit": "01:00:00", "ran": "01:00:20"}
+    hour = {"limit": "01:00:00"}
+    over = {"limit": "01:00:00", "ran": "01:00:20"}
     ending = {**over, "state": "COMPLETING", "reason": "TimeLimit"}
     assert wait(hour, over, ending) == ("TIMEOUT", [3000.0, 1.0])
     assert wait({"limit": "UNLIMITED"}) == ("", [])

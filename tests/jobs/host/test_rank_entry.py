@@ -176,7 +176,8 @@ def test_rank_entry_exits_with_own_code_if_run_folder_is_missing(tmp_path):
 
 
 def test_rank_entry_refuses_prepared_link_as_log(tmp_path):
-    victim, logs = tmp_path / "victim", tmp_path / "run" / "logs" / "2"
+    victim = tmp_path / "victim"
+    logs = tmp_path / "run" / "logs" / "2"
     victim.write_text("mine")
     logs.mkdir(parents=True)
     (logs / "node1.out").symlink_to(victim)

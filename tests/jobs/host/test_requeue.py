@@ -76,7 +76,8 @@ def test_unknown_job_is_given_up_long_before_outage_timeout(commands, slept):
 
 def test_requeue_of_ending_job_tries_first_and_uses_short_deadlines(commands, naps, tmp_path, monkeypatch):
     """Only 30 seconds pass between TERM and KILL: no query comes before the first try, and no call may use them up."""
-    calls, real = [], slurm_cli.call
+    calls = []
+    real = slurm_cli.call
     monkeypatch.setattr(
         slurm_cli, "call", lambda *argv, **options: calls.append((argv[1], options)) or real(*argv, **options)
     )

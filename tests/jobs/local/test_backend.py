@@ -32,7 +32,9 @@ def ends(run):
 
 def log(run):
     path = run.logs / "latest" / "node0.out"
-    return path.read_text() if path.exists() else ""
+    if path.exists():
+        return path.read_text()
+    return ""
 
 
 def start_attempt(field, run):
@@ -44,7 +46,8 @@ def start_attempt(field, run):
 
 
 def test_runs_complete_in_order_and_leave_no_processes(field):
-    first, second = field.run("b", world=2), field.run("a")
+    first = field.run("b", world=2)
+    second = field.run("a")
     field.submit(first, second)
     assert field.state(second) == "queued"
     field.until(lambda: not field.left())
@@ -58,7 +61,8 @@ def test_runs_complete_in_order_and_leave_no_processes(field):
 
 
 def test_ranks_get_open_file_limit_raised_to_hard_limit(field):
-    run, kind = field.run(total=10_000), resource.RLIMIT_NOFILE
+    run = field.run(total=10_000)
+    kind = resource.RLIMIT_NOFILE
     soft, hard = resource.getrlimit(kind)
     resource.setrlimit(kind, (min(256, hard), hard))
     try:
@@ -82,7 +86,8 @@ def test_parallel_setting_limits_concurrent_runs(field):
 def test_concurrent_runs_get_disjoint_gpus(field, monkeypatch):
     """start.json records the GPUs, so that a later supervisor knows which are in use."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-a,6")
-    first, second = field.run("a", total=10_000), field.run("b", world=2, total=40)
+    first = field.run("a", total=10_000)
+    second = field.run("b", world=2, total=40)
     third = field.run("c", total=1)
     field.submit(first, second, third, parallel=3, gpus=1)
     field.until_moving(second, 1)
@@ -326,7 +331,8 @@ def test_adopted_rank_and_its_session_are_killed(field, start_process, release):
 
 
 def test_cancel_saves_running_run_and_lasts_until_resubmission(field):
-    run, queued = field.run("a", total=10_000, every=10_000), field.run("b")
+    run = field.run("a", total=10_000, every=10_000)
+    queued = field.run("b")
     field.submit(run, queued)
     field.until_moving(run, 1, step=2)
     command = [sys.executable, "jobs/cancel.py", str(field.sweep), "--yes", "--why", "a test"]
@@ -392,7 +398,8 @@ def test_missing_python_interpreter_fails_run_and_is_named(field):
 
 
 def test_supervisor_records_missing_end_of_complete_run(field):
-    done, other = field.run("a"), field.run("b")
+    done = field.run("a")
+    other = field.run("b")
     field.submit(done)
     field.until_state(done, "complete")
     field.until(lambda: not field.left())
@@ -460,7 +467,9 @@ def test_adopted_attempt_waits_for_unrecorded_ranks_until_deadline(field, record
 
 
 def test_each_rank_is_recorded_before_next_rank_starts(field, monkeypatch):
-    run, recorded_counts, rank = field.run(world=3), [], rank_processes.Rank
+    run = field.run(world=3)
+    recorded_counts = []
+    rank = rank_processes.Rank
 
     def count(*args):
         recorded_counts.append(len(read_json(run.attempt(1) / "pids.json") or []))
@@ -493,7 +502,9 @@ def test_refused_process_start_is_retried_as_storage_failure(field):
 
 def test_damaged_records_of_a_run_do_not_affect_other_runs(field):
     crash = {str(n): {"0": "crash"} for n in (1, 2)}
-    bad, worse, good = field.run("a", every=1000, total=60, at=20, attempts=crash), field.run("b"), field.run("c")
+    bad = field.run("a", every=1000, total=60, at=20, attempts=crash)
+    worse = field.run("b")
+    good = field.run("c")
     field.submit(bad, worse, good)
     field.until_moving(bad, 2)
     (bad.attempt(1) / "end.json").write_text("{")
@@ -526,7 +537,8 @@ def test_run_whose_files_were_partly_deleted_does_not_keep_supervisor(field):
 
 
 def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
-    bad, good = field.run("a"), field.run("b", total=40)
+    bad = field.run("a")
+    good = field.run("b", total=40)
     field.submit(good)
     field.until_moving(good, 1)
     bad.attempts.write_text("no folder")
@@ -541,7 +553,8 @@ def test_unreadable_files_of_a_run_do_not_stop_other_runs(field):
 @pytest.mark.parametrize("place", ["", "job.json"])
 def test_supervisor_refuses_run_writable_by_other_users(field, place):
     """job.json names the code to execute. Code chosen by another user must not run with this user's rights."""
-    trusted, untrusted = field.run("a", total=40), field.run("b")
+    trusted = field.run("a", total=40)
+    untrusted = field.run("b")
     field.submit(trusted, untrusted)
     (untrusted.path / place).chmod(0o777)
     field.until(lambda: not field.left())

@@ -117,10 +117,8 @@ def test_ranks_of_single_node_slurm_job_listen_only_on_loopback(run):
 
 def test_clear_temporaries_deletes_store_of_earlier_attempt(run, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    store, other = (
-        rank_processes._make_store(run, 1),
-        rank_processes._make_store(RunDir(tmp_path / "sweep" / "other"), 1),
-    )
+    store = rank_processes._make_store(run, 1)
+    other = rank_processes._make_store(RunDir(tmp_path / "sweep" / "other"), 1)
     assert read_json(store / OWNER) == {"run": str(run.path), "attempt": 1}
     worker.clear_temporaries(run, 1)
     assert store.exists()

@@ -144,10 +144,8 @@ def test_container_check_requires_mounts_of_shards_and_link_targets(folder):
 def test_container_check_refuses_unmounted_link_to_mounted_folder(folder):
     """A mounted target does not help: the path of the link does not exist in the container."""
     (folder / "link").symlink_to(folder / "data")
-    mounted, overrides = (
-        [str(folder / "home"), str(folder / "data")],
-        [f"data.manifest={folder}/link", "evaluate.sets=[]"],
-    )
+    mounted = [str(folder / "home"), str(folder / "data")]
+    overrides = [f"data.manifest={folder}/link", "evaluate.sets=[]"]
     assert refused(folder, *mounted, overrides=overrides).where == str(folder / "link")
 
 

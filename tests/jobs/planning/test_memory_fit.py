@@ -53,7 +53,8 @@ def test_memory_check_reports_gpu_and_host_memory_if_config_fits():
 
 
 def test_memory_of_cuda_and_nccl_is_not_for_tensors():
-    config, profile = planned(), load_profile("h100")
+    config = planned()
+    profile = load_profile("h100")
     needed = memory_fit.largest_stage(config)[1]["total"]
     reserved = memory_fit.reserved_bytes(config)
     alone = planned("resources.nodes=1", "resources.processes=1", "resources.gpus=1")
@@ -185,7 +186,8 @@ def test_accelerator_table_has_sources_and_unique_names():
 
 
 def test_profile_derives_tflops_and_memory_from_card_name():
-    known, explicit = ClusterProfile(gpu="a100"), ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
+    known = ClusterProfile(gpu="a100")
+    explicit = ClusterProfile(gpu="a100", gpu_memory_gb=80, peak_tflops=300)
     assert (known.tflops, known.gpu_bytes) == (312, 40e9) and (explicit.tflops, explicit.gpu_bytes) == (300, 80e9)
     assert (ClusterProfile().tflops, ClusterProfile().gpu_bytes) == (0, 0)
 

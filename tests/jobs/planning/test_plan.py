@@ -40,7 +40,8 @@ class Fake:
     """A cluster that records submitted jobs."""
 
     def __init__(self, states=None):
-        self.known, self.jobs = states or {}, []
+        self.known = states or {}
+        self.jobs = []
 
     def states(self, runs):
         return {run.path: self.known.get(run.name, RunState("stopped")) for run in runs}
@@ -201,7 +202,8 @@ def test_plan_names_changed_keys_and_marks_changed_defaults():
 
 
 def test_prune_stops_running_run_and_spares_others(field):
-    a, b = field.run("a", step=0.1, total=10_000), field.run("b", step=0.1, total=10_000)
+    a = field.run("a", step=0.1, total=10_000)
+    b = field.run("b", step=0.1, total=10_000)
     field.submit(a, b, parallel=2)
     for run in (a, b):
         field.until_moving(run, 1)
@@ -236,7 +238,8 @@ def test_prune_leaves_running_run_in_place_after_timeout(tmp_path, monkeypatch):
 
 
 def test_apply_writes_complete_run_directories_before_submission(tmp_path, snapshot, monkeypatch):
-    cluster, folder = Fake(), tmp_path / "demo"
+    cluster = Fake()
+    folder = tmp_path / "demo"
     plan = planning.plan([wanted("a"), wanted("b", mask="0")], {}, folder)
     runs = [job.run for job in apply.apply(plan, snapshot, cluster, {"name": "demo"})]
     assert [run.name for run in runs] == ["a", "b"] and [job.snapshot for job in cluster.jobs] == [snapshot.path] * 2
@@ -254,7 +257,8 @@ def test_apply_needs_source_of_run_only_until_its_first_commit(tmp_path, snapsho
     run_config = config(samples=25_600)
     run_config.init = Init(run=str(tmp_path / "gone"), stage="pretrain", samples=6400, commit="0" * 16)
     resolved = replace(wanted("a"), config=run_config, identity=identity(run_config, ""))
-    cluster, folder = Fake(), tmp_path / "demo"
+    cluster = Fake()
+    folder = tmp_path / "demo"
     run = RunDir(folder / "a")
     run.path.mkdir(parents=True)
     write_json(run.identity, resolved.identity)
@@ -274,7 +278,8 @@ def test_apply_needs_source_of_run_only_until_its_first_commit(tmp_path, snapsho
 
 
 def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapshot, monkeypatch):
-    folder, written = tmp_path / "demo", apply.write_json
+    folder = tmp_path / "demo"
+    written = apply.write_json
 
     def full(path, value):
         if "-b." in str(path):
@@ -289,7 +294,8 @@ def test_apply_leaves_no_partial_directories_after_write_error(tmp_path, snapsho
 
 
 def test_apply_moves_changed_run_to_trash_on_restart(tmp_path, snapshot):
-    cluster, folder = Fake(), tmp_path / "demo"
+    cluster = Fake()
+    folder = tmp_path / "demo"
     apply.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     (folder / "a" / "treasure").write_text("weights")
     existing_runs = planning.scan_runs(folder, ["a"])
@@ -322,12 +328,14 @@ def test_plan_refuses_to_adopt_other_changes_or_data_of_running_run():
 
 
 def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
-    folder, cluster = tmp_path / "demo", Fake()
+    folder = tmp_path / "demo"
+    cluster = Fake()
     apply.apply(planning.plan([wanted()], {}, folder), snapshot, cluster, {})
     checkpoint = folder / "a" / "checkpoints" / "pretrain" / "96-1"
     checkpoint.mkdir(parents=True)
     write_json(checkpoint / "commit.json", {"samples": 96, "stage": "pretrain", "attempt": 1, "files": {}})
-    resolved, old = wanted(data="other"), wanted().identity["hash"]
+    resolved = wanted(data="other")
+    old = wanted().identity["hash"]
     existing_runs = planning.scan_runs(folder, ["a"])
     apply.apply(planning.plan([resolved], existing_runs, folder, changed="data"), snapshot, cluster, {})
     stored = read_json(folder / "a" / "identity.json")
@@ -344,7 +352,8 @@ def test_apply_records_adopted_data_in_identity_and_config(tmp_path, snapshot):
 
 
 def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapshot):
-    folder, resolved = tmp_path / "demo", wanted()
+    folder = tmp_path / "demo"
+    resolved = wanted()
     apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     old = folder / ".code" / EMPTY
     old.mkdir()
@@ -362,7 +371,8 @@ def test_apply_keeps_code_of_stopped_run_and_renews_it_on_retry(tmp_path, snapsh
 
 
 def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
-    folder, resolved = tmp_path / "demo", wanted()
+    folder = tmp_path / "demo"
+    resolved = wanted()
     apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     (folder / ".code" / EMPTY).mkdir()
@@ -375,7 +385,8 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
         write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
         existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
         apply.apply(planning.plan([resolved], existing_runs, folder), snapshot, Fake(), {})
-        older, written = code != snapshot.path.name, read_yaml(path)
+        older = code != snapshot.path.name
+        written = read_yaml(path)
         assert ("loss_tf32" not in written["compute"]) is older and ("schedule" not in written["stages"][0]) is older
         assert written["checkpoint"]["minutes"] == 77
 
@@ -383,11 +394,13 @@ def test_run_that_keeps_older_code_gets_no_unknown_settings(tmp_path, snapshot):
 @pytest.mark.parametrize("code", ["../../elsewhere", "FOLDER/elsewhere", ".", "", "zz" * 8, 7, None])
 def test_apply_ignores_recorded_code_outside_sweep_folder(tmp_path, snapshot, code):
     """Other users may have written identity.json, so a path in it is not trusted."""
-    folder, resolved = tmp_path / "demo", wanted()
+    folder = tmp_path / "demo"
+    resolved = wanted()
     apply.apply(planning.plan([resolved], {}, folder), snapshot, Fake(), {})
     RunDir(folder / "a").start_attempt({})
     (tmp_path / "elsewhere").mkdir()
-    code = code.replace("FOLDER", str(tmp_path)) if isinstance(code, str) else code
+    if isinstance(code, str):
+        code = code.replace("FOLDER", str(tmp_path))
     write_json(folder / "a" / "identity.json", {**resolved.identity, "code": code})
     cluster = Fake()
     existing_runs = {"a": ExistingRun("stopped", "", resolved.identity)}
@@ -413,7 +426,8 @@ def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snap
     folder = tmp_path / "demo"
     apply.apply(planning.plan([wanted()], {}, folder), snapshot, Fake(), {})
     resolved = wanted()
-    resolved.config.checkpoint.minutes, resolved.config.data.workers = 77, 3
+    resolved.config.checkpoint.minutes = 77
+    resolved.config.data.workers = 3
     existing_runs = planning.scan_runs(folder, ["a"])
 
     class Looks(Fake):
@@ -428,10 +442,14 @@ def test_apply_updates_settings_outside_identity_of_continued_run(tmp_path, snap
 
 
 def test_finish_keeps_identity_of_existing_run_on_other_machine(tmp_path, snapshot):
-    folder, requested = tmp_path / "demo", config()
-    requested.data.lanes, requested.data.buffer, requested.compute.threads = 0, 0, 0
+    folder = tmp_path / "demo"
+    requested = config()
+    requested.data.lanes = 0
+    requested.data.buffer = 0
+    requested.compute.threads = 0
     requested.compute.precision = requested.compute.attention = "auto"
-    big, small = Host(64, 10**11, bf16=True), Host(2, 10**8)
+    big = Host(64, 10**11, bf16=True)
+    small = Host(2, 10**8)
     data = dataset_facts(requested)
     first = finish(requested, big, data, [folder / "a"]).config
     resolved = ResolvedRun("a", first, identity(first, ""), estimate(first, ClusterProfile()))

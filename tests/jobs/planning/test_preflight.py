@@ -80,7 +80,8 @@ def test_submit_lets_existing_run_with_json_member_captions_continue(desk, with_
 def test_submit_refuses_block_without_valid_sample_and_names_remedy(desk, data, monkeypatch, capsys):
     """The sample order is known, so such a run would stop at this block with code 65 after every start."""
     manifest = Manifest.load(data)
-    order, config = SampleOrder(0, 128, manifest.chunk, 1, 2), ["data.lanes=2"]
+    order = SampleOrder(0, 128, manifest.chunk, 1, 2)
+    config = ["data.lanes=2"]
     bad = order.blocks(range(2), range(16, 17))[0][0, 1].tolist()  # lane 1, S = 32
     assert manifest.chunk == 1 and len(bad) == 1
     reduced = write(desk.folder / "less", manifest, manifest.checksums, dict.fromkeys(bad, "bad"))
@@ -114,7 +115,8 @@ def test_refuse_blank_blocks_accepts_run_past_blank_block(data, tmp_path):
 
 
 def test_dry_run_refuses_unmounted_data_except_in_plan_without_data(desk, data, tmp_path):
-    profile, mounts_line = tmp_path / "boxed.yaml", f"container_mounts: [{data}]"
+    profile = tmp_path / "boxed.yaml"
+    mounts_line = f"container_mounts: [{data}]"
     profile.write_text("kind: slurm\ncontainer: /images/x.sqsh\ncpus_per_node: 8\nmemory_gb: 64\n")
     args = ("--cluster", str(profile), "--dry-run")
     desk.refuses(78, f"Add to its container_mounts, at the same path: {data}", *args)
@@ -172,7 +174,8 @@ def test_libraries_check_refuses_decoder_if_not_installed(monkeypatch):
     [(24, 0, ""), (0.05, 0, "3 min, but"), (0.05, 60, "a start takes 60 s"), (0.1, 300, "a start takes 5 min")],
 )
 def test_wall_limit_check_warns_if_no_time_remains_for_training(tmp_path, hours, start, words):
-    config, run = Config(), RunDir(tmp_path / "run")
+    config = Config()
+    run = RunDir(tmp_path / "run")
     config.resources.hours = hours
     if start:
         n = run.start_attempt({})

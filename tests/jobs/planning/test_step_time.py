@@ -81,7 +81,8 @@ def test_fit_workers_meets_gpu_demand_within_cores_of_node(cores, cpus, workers)
 
     0 cores means that the profile gives no number of cores.
     """
-    config, profile = planned(*MASKED, f"resources.cpus={cpus}"), replace(H100, cpus_per_node=cores)
+    config = planned(*MASKED, f"resources.cpus={cpus}")
+    profile = replace(H100, cpus_per_node=cores)
     needed = math.ceil(1.25 * first(config, replace(H100, cpus_per_node=10**6)).input_cores / 8)
     step_time.fit_workers(config, profile)
     assert config.data.workers == (workers or needed) and needed > 26
@@ -96,7 +97,8 @@ def test_advice_names_changes_that_raise_utilisation():
     assert re.match(r"stage pretrain: communication takes \d+ % of a step, the utilisation is [\d.]+ %;", text)
     gains = dict(re.findall(r"(\w+\.\w+)=\S+(?: \(.*?\)| and compute.reshard=no)? ([\d.]+) %", text))
     assert gains.keys() == {"resources.nodes", "compute.replicate", "compute.reshard"}
-    config.compute.replicate, config.compute.reshard = 64, "no"
+    config.compute.replicate = 64
+    config.compute.reshard = "no"
     assert first(config).utilisation == pytest.approx(float(gains["compute.replicate"]) / 100, abs=0.0006)
 
 

@@ -49,7 +49,8 @@ class PageView:
 
     def __init__(self, browser, path, width, media="screen"):
         self.page = browser.new_page(viewport={"width": width, "height": 900})
-        self.messages, self.requests = [], []
+        self.messages = []
+        self.requests = []
         self.page.on("console", lambda message: self.messages.append(message.text))
         self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.messages.append(dialog.message), dialog.dismiss()))

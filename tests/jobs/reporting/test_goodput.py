@@ -22,7 +22,8 @@ def run_of(folder, *attempts, submitted=1000.0, name="a", **settings):
     """A run with attempts (start.json, ready.json or None, metric lines, end.json)."""
     run = make(folder, name, steps=0, complete=False)
     run_config = config()
-    run_config.resources.cpus, run_config.checkpoint.minutes = 4, 15.0
+    run_config.resources.cpus = 4
+    run_config.checkpoint.minutes = 15.0
     for key, value in settings.items():
         section, _, field = key.partition("_")
         setattr(getattr(run_config, section), field, value)
@@ -92,7 +93,8 @@ def test_of_run_assigns_every_second_of_two_attempts_to_a_part(tmp_path):
 
 
 def test_of_run_reports_unknown_time_if_older_records_lack_fields(tmp_path):
-    (start, _, lines, ended), second = TWO[0], TWO[1]
+    start, _, lines, ended = TWO[0]
+    second = TWO[1]
     bare = [{key: value for key, value in row.items() if key not in ("saves", "saving")} for row in lines]
     old = run_of(tmp_path / "s", (start, None, bare, ended), (second[0], None, *second[2:]), submitted=None)
     account = goodput.of_run(read_run(old.path))
@@ -116,7 +118,8 @@ def test_of_run_counts_unobserved_end_at_last_logged_line(tmp_path):
 
 def test_of_run_does_not_count_time_between_submissions_as_waiting(tmp_path):
     """The second attempt was the first of a submission whose time is no longer known."""
-    (start, *rest), second = TWO[0], TWO[1]
+    (start, *rest) = TWO[0]
+    second = TWO[1]
     run = run_of(tmp_path / "s", (start, *rest), ({**second[0], "after": 1}, *second[1:]))
     assert goodput.of_run(read_run(run.path)).waiting_hours * HOUR == pytest.approx(100)
 
@@ -153,7 +156,8 @@ def cut(count=6):
     """Attempts with 1000 s of steps each, which commit once, halfway, and are killed."""
     rows = []
     for i in range(count):
-        t, s = 2000.0 * i, 5000 * i
+        t = 2000.0 * i
+        s = 5000 * i
         lines = [line(t + 1000.0, s + 10_000, saves=1, saving=2.0, data_wait=0.5)]
         start = {"time": t, "resumes_from": s}
         rows.append((start, {"time": t, "samples": s}, lines, end(t + 1000.0, s + 5000, code=137)))

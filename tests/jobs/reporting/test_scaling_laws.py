@@ -22,7 +22,8 @@ def test_fit_recovers_exact_power_law():
 
 
 def test_fit_interval_covers_true_exponent_at_nominal_rate():
-    random, held = np.random.default_rng(1), 0
+    random = np.random.default_rng(1)
+    held = 0
     for _ in range(200):
         xs = np.repeat(np.geomspace(1e8, 1e10, 8), 3)
         errors = 2.0 * xs**-0.1 * np.exp(random.normal(0, 0.02, len(xs)))
@@ -32,7 +33,8 @@ def test_fit_interval_covers_true_exponent_at_nominal_rate():
 
 
 def test_fit_is_deterministic():
-    xs, errors = [1.0, 2.0, 4.0, 8.0, 8.0], [0.5, 0.42, 0.36, 0.31, 0.3]
+    xs = [1.0, 2.0, 4.0, 8.0, 8.0]
+    errors = [0.5, 0.42, 0.36, 0.31, 0.3]
     assert (fit(xs, errors).low, fit(xs, errors).high) == (fit(xs, errors).low, fit(xs, errors).high)
 
 
@@ -98,7 +100,9 @@ def test_curves_over_flops_join_different_model_sizes_and_lengths(tmp_path):
     for i in range(4):
 
         def edit(config, i=i):
-            config.model.size, config.model.image.width, config.stages[0].samples = f"s{i}", 64 * (1 + i), 12_800 << i
+            config.model.size = f"s{i}"
+            config.model.image.width = 64 * (1 + i)
+            config.stages[0].samples = 12_800 << i
 
         run_with(tmp_path, str(i), 1e12 * 2**i, edit, top1=0.2 + i / 50)
     (curve,) = curves_along(tmp_path, "training FLOPs")
@@ -110,7 +114,9 @@ def test_curves_join_cooldowns_from_several_commits_of_a_trunk(tmp_path):
         for i in range(4):
 
             def edit(config, i=i, extend=extend):
-                config.init.run, config.init.commit, config.init.extend = "s/trunk", str(i) * 16, extend
+                config.init.run = "s/trunk"
+                config.init.commit = str(i) * 16
+                config.init.extend = extend
                 config.stages[0].samples = 12_800 << i
 
             run_with(tmp_path / str(extend), str(i), 1e12 * 2**i, edit, top1=0.2 + i / 50)
@@ -137,7 +143,8 @@ def test_curves_over_data_do_not_join_different_captions(tmp_path):
     for i, captions in enumerate((["txt"], ["json"])):
 
         def edit(config, i=i, captions=captions):
-            config.data.samples, config.data.captions = 5000 << i, captions
+            config.data.samples = 5000 << i
+            config.data.captions = captions
 
         run_with(tmp_path, str(i), 1e12, edit)
     assert curves_along(tmp_path, "samples in the data set") == []

@@ -45,7 +45,9 @@ def row(name, state, attempts=1, hours=0.0, reason="", **fields):
 
 
 def progress(samples, loss, speed=None):
-    remaining = None if speed is None else (12_800_000_000 - samples) / speed
+    remaining = None
+    if speed is not None:
+        remaining = (12_800_000_000 - samples) / speed
     step = samples // 65_536
     fields = {"samples": samples, "total": 12_800_000_000, "step": step, "progress_time": 1e9 - 75}
     fields |= {"loss": loss, "accuracy": 1 / (1 + loss)}

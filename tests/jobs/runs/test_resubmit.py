@@ -55,7 +55,8 @@ def desk(tmp_path, data, monkeypatch, capsys):
     def write(mask):
         (tmp_path / "mine.yaml").write_text(SWEEP.format(data=data, mask=mask))
 
-    submit.write, submit.folder = write, tmp_path
+    submit.write = write
+    submit.folder = tmp_path
     write("0.5")
     monkeypatch.chdir(tmp_path)
     return submit
@@ -138,7 +139,8 @@ def make_old_run(folder, name, sweep="quickstart", **record):
 
 def test_resubmit_command_is_derived_if_job_record_has_no_command(tmp_path):
     base, fork = (make_old_run(tmp_path, name, cluster="local") for name in ("a", "a-v2"))
-    sweep, root = ("--sweep", SWEEPS / "quickstart.yaml"), ("--root", tmp_path)
+    sweep = "--sweep", SWEEPS / "quickstart.yaml"
+    root = "--root", tmp_path
     expected = cli.command("submit", *sweep, "--cluster", "local", "--only", "a", *root)
     assert resubmit.command(fork) == ("to resume from its newest commit", expected)
     assert resubmit.command(base, retry=True)[1] == f"{expected} --retry"

@@ -29,7 +29,8 @@ class Stage:
     """Runs a batch script in a real bash; srun and scontrol are small scripts at the front of PATH."""
 
     def __init__(self, folder, commands, monkeypatch):
-        self.folder, self.commands = folder / "my sweep" / ".slurm" / "77aa77aa", commands
+        self.folder = folder / "my sweep" / ".slurm" / "77aa77aa"
+        self.commands = commands
         self.run = RunDir(folder / "my sweep" / "run with space")
         self.run.path.mkdir(parents=True)
         self.folder.mkdir(parents=True)

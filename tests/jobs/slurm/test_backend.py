@@ -205,7 +205,8 @@ def test_check_ready_notes_no_requeue_option_of_profile(sweep, commands, monkeyp
 def test_submit_reports_runs_accepted_before_refusal(tmp_path, commands):
     commands("scontrol", CONFIG)
     commands("sbatch", "grep -q -- --nodes=2 $1 && { echo 'sbatch: error: QOSMaxSubmit' >&2; exit 1; }\n" + SBATCH)
-    small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
+    small = JobResources(1, 2, 0, 1, 1.0)
+    large = JobResources(2, 8, 8, 4, 24.0)
     with pytest.raises(ConfigError, match="; 2 of 3 runs were submitted before and stay"):
         backend.SlurmBackend(PROFILE).submit(jobs(tmp_path, small, large, small))
 
@@ -254,7 +255,8 @@ def test_states_of_runs_on_other_cluster_are_unknown(sweep):
 
 
 def test_states_of_other_runs_survive_damaged_job_record(sweep):
-    bad, good = sweep("a", ("RUNNING", "None")), sweep("b", ("RUNNING", "None"))
+    bad = sweep("a", ("RUNNING", "None"))
+    good = sweep("b", ("RUNNING", "None"))
     (bad.path / "job.json").write_text("{")
     states = lifecycle.states([bad, good], job_states.seen([bad, good]))
     assert (states[bad.path].state, states[good.path].state) == ("unknown", "running")
@@ -281,7 +283,8 @@ def jobs(tmp_path, *shapes):
 
 def test_submit_writes_job_records_before_sbatch_per_shape(tmp_path, commands, monkeypatch):
     """job.json and the list of runs exist before sbatch runs, so that each job can be traced to its run."""
-    small, large = JobResources(1, 2, 0, 1, 1.0), JobResources(2, 8, 8, 4, 24.0)
+    small = JobResources(1, 2, 0, 1, 1.0)
+    large = JobResources(2, 8, 8, 4, 24.0)
     list_command = f'ls {tmp_path}/runs/demo/*/job.json {tmp_path}/runs/demo/.slurm/*/runs >> "$0.seen"'
     commands("sbatch", f"{list_command}; {SBATCH}")
     commands("scontrol", CONFIG)
@@ -382,12 +385,10 @@ def test_submit_reports_sbatch_error_in_single_paragraph(tmp_path, commands):
 
 
 def test_cancel_signals_ranks_first_and_ends_job_on_second_call(sweep, commands):
-    running, pending, over, ending = (
-        sweep("a", ("RUNNING", "None")),
-        sweep("b", ("PENDING", "Priority")),
-        sweep("c", ("COMPLETED", "None")),
-        sweep("d", ("COMPLETING", "None")),
-    )
+    running = sweep("a", ("RUNNING", "None"))
+    pending = sweep("b", ("PENDING", "Priority"))
+    over = sweep("c", ("COMPLETED", "None"))
+    ending = sweep("d", ("COMPLETING", "None"))
     n = attempts.start_attempt(running, {})
     commands("scancel", "")
     running.record_stop_request(n, "SIGUSR2")  # preemption with a grace time: cancel must let the run save
@@ -483,7 +484,9 @@ def test_status_warns_of_limit_that_was_lowered(sweep):
 
 
 def test_cancel_signals_remaining_runs_after_failure(sweep, commands):
-    remote, first, second = sweep("a", site="near"), sweep("b", ("RUNNING", "None")), sweep("c", ("RUNNING", "None"))
+    remote = sweep("a", site="near")
+    first = sweep("b", ("RUNNING", "None"))
+    second = sweep("c", ("RUNNING", "None"))
     commands("scancel", "case $* in *57_1) echo 'Access denied' >&2; exit 1;; esac")
     with pytest.raises(FlipError, match="a: it was submitted to the Slurm cluster near.*b: .*Access denied"):
         clusters.cancel([remote, first, second])

@@ -177,7 +177,9 @@ def test_script_submits_successor_job_if_requeue_is_disabled(stage, tmp_path, re
     env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert env["FLIP_FOLLOWS"] == "1" and not {"FLIP_RUN", "FLIP_SNAPSHOT", "SLURM_JOB_ID"} & env.keys()
     for restarts, attempt in (("", 2), ("", 2), ("1", 3)):  # successor, second successor, requeued first job
-        restart_env = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+        restart_env = {}
+        if restarts:
+            restart_env = {"SLURM_RESTART_COUNT": restarts}
         stage.start(SLURM_ARRAY_JOB_ID="99", SLURM_JOB_ID="99", FLIP_FOLLOWS="1", **restart_env).wait(60)
         assert stage.run.newest_attempt() == attempt
 

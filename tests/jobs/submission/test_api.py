@@ -55,7 +55,8 @@ def test_submit_warns_if_tracker_is_not_installed(typed, desk, capsys, monkeypat
 
 
 def test_submitted_runs_wait_for_ends_and_cancel_active_runs(tmp_path, monkeypatch):
-    runs, answers = SubmittedRuns(tmp_path, ("a", "b")), iter([("running", "failed"), ("complete", "failed")])
+    runs = SubmittedRuns(tmp_path, ("a", "b"))
+    answers = iter([("running", "failed"), ("complete", "failed")])
     cancelled = []
 
     def states(listed):

@@ -144,7 +144,8 @@ def test_corrected_class_names_continue_the_run_with_identity_of_its_version(des
     """Code of an earlier release, which a stopped run keeps, compares the hash of version 1 with its config.yaml."""
     assert typed()[0] == 0
     run = RunDir(desk.runs / "demo" / "half")
-    config, stored = read_config(run.config), read_json(run.identity)
+    config = read_config(run.config)
+    stored = read_json(run.identity)
     stored = {**stored, **identity(config, stored["code"], version)}
     if version == 1:
         del stored["classes"]
@@ -156,7 +157,8 @@ def test_corrected_class_names_continue_the_run_with_identity_of_its_version(des
     corrected = f"evaluate.sets.small.classes={tmp_path}/names.json"
     code, out, err = typed("--only", "half", corrected)
     assert code == 0 and typed.started == ["half"] and "changed" not in out, err
-    config, after = read_config(run.config), read_json(run.identity)
+    config = read_config(run.config)
+    after = read_json(run.identity)
     assert config.evaluate.sets[0].classes == f"{tmp_path}/names.json"
     assert after == {**stored, **identity(config, stored["code"], version)} != stored
 
@@ -184,7 +186,8 @@ def save(run, samples):
 
 def test_run_that_started_from_seed_0_continues_so_after_its_seed_has_a_source(desk, typed):
     """Before, all seeds started from seed 0."""
-    head, one = desk.text.partition("runs:")[0], "init: {run: trunk, samples: 16, extend: true}"
+    head = desk.text.partition("runs:")[0]
+    one = "init: {run: trunk, samples: 16, extend: true}"
     assert typed("--only", "trunk", sweep=head + f"runs: {{trunk: , short-s1: {{seed: 1, {one}}}}}\n")[0] == 0
     save(RunDir(desk.runs / "demo" / "trunk"), 16)
     before = head + f"runs: {{trunk: , short-s1: {{seed: 1, {one}}}}}\n"
@@ -287,7 +290,8 @@ def sweep(tmp_path):
         resolved_runs = [wanted(name) for name in names]
         return planning.plan(resolved_runs, planning.scan_runs(place, names), place, **options)
 
-    plan.place, plan.snapshot = place, Snapshot("new", place / ".code" / "new", ())
+    plan.place = place
+    plan.snapshot = Snapshot("new", place / ".code" / "new", ())
     return plan
 
 
@@ -316,7 +320,8 @@ def test_apply_starts_cancelled_run_only_with_retry(sweep, cluster):
 
 
 def test_new_run_cancelled_before_submission_stays_cancelled(sweep, cluster, monkeypatch):
-    plan, submit = sweep("a", "b"), cluster.submit
+    plan = sweep("a", "b")
+    submit = cluster.submit
 
     def slowly(jobs):
         create_json(jobs[0].run.cancel, WHO)
@@ -338,10 +343,14 @@ def test_apply_restarts_cancelled_run_after_configuration_change(sweep, cluster)
 
 def test_backend_removes_cancel_file_after_writing_job_record(tmp_path, cluster, monkeypatch):
     """A supervisor that reads the folder in between must not start the job of the old job.json."""
-    run, existed = RunDir(tmp_path / "demo" / "a"), []
+    run = RunDir(tmp_path / "demo" / "a")
+    existed = []
     run.path.mkdir(parents=True)
     create_json(run.cancel, WHO)
-    module = local if isinstance(cluster, local.LocalBackend) else slurm
+    if isinstance(cluster, local.LocalBackend):
+        module = local
+    else:
+        module = slurm
     write = module.write_json
 
     def written(path, value):

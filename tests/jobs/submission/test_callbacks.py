@@ -30,13 +30,15 @@ def checksum(file):
 
 def test_edited_callback_makes_no_other_run_and_started_run_keeps_its_copy(desk, typed, monkeypatch):
     monkeypatch.setattr(submission, "take", snapshot.take)
-    file, entry = desk.folder / "my_metric.py", "my_metric.py:GradNoise"
+    file = desk.folder / "my_metric.py"
+    entry = "my_metric.py:GradNoise"
     file.write_text(FILE.format(every=1))
     sweep = desk.text.replace("mask: 0.5}", f'mask: 0.5, monitor.callbacks: ["{entry}"]}}')
     code, out, err = typed(sweep=sweep)
     assert code == 0 and typed.started == ["half", "whole"], err
     run = RunDir(desk.runs / "demo" / "half")
-    config, stored = read_config(run.config), read_json(run.identity)
+    config = read_config(run.config)
+    stored = read_json(run.identity)
     assert config.monitor.callbacks == [entry] and stored["callbacks"] == {"my_metric.py": checksum(file)}
     assert "callbacks" not in read_json(RunDir(desk.runs / "demo" / "whole").identity)
     copy = run.path.parent / ".code" / stored["code"] / "callbacks" / "my_metric.py"

@@ -31,7 +31,8 @@ DATA = {"quickstart_full": [DatasetFacts(55_070, 9, 1.0, True)]}
 
 def planned(name, profile, **options):
     """A plan of sweeps/NAME.yaml: the first run is new, the second has failed, the third has changed."""
-    sweep, actions = load(SWEEPS / f"{name}.yaml", **options), []
+    sweep = load(SWEEPS / f"{name}.yaml", **options)
+    actions = []
     for run, (kind, reason, starts) in zip(
         sweep.runs, [("new", "", True), ("failed", f"CUDA error {HOSTILE}", True), ("changed", "seed: 0 -> 1", False)],
         strict=False,
@@ -99,7 +100,8 @@ def test_submit_command_prints_styled_plan_on_terminal(desk):
 
 
 def test_cpu_estimate_derives_wall_hours_from_core_gflops():
-    (action, *_), profile = planned("quickstart_full", load_profile("local"))[0].actions, load_profile("local")
+    (action, *_) = planned("quickstart_full", load_profile("local"))[0].actions
+    profile = load_profile("local")
     run_estimate = action.wanted.estimate
     threads = action.wanted.config.compute.threads
     assert (
@@ -112,8 +114,10 @@ def test_cpu_estimate_derives_wall_hours_from_core_gflops():
 
 
 def test_gpu_estimate_derives_attempts_from_wall_limit():
-    (action, *_), _ = planned("masking", profile := load_profile("h100"))[0].actions, None
-    run_estimate, config = action.wanted.estimate, action.wanted.config
+    (action, *_) = planned("masking", profile := load_profile("h100"))[0].actions
+    _ = None
+    run_estimate = action.wanted.estimate
+    config = action.wanted.config
     world = config.resources.nodes * config.resources.processes
     assert run_estimate.wall_hours == pytest.approx(run_estimate.cost.gpu_hours / world)
     config.resources.hours = run_estimate.wall_hours / 2.5

@@ -86,7 +86,8 @@ def test_snapshot_names_linked_folders_and_nested_repositories(repository, tmp_p
 def test_snapshot_without_git_does_not_walk_other_folders(repository, tmp_path, monkeypatch):
     shutil.rmtree(repository / ".git", ignore_errors=True)
     (repository / "runs" / "flip").mkdir(parents=True)
-    walked, walk = [], os.walk
+    walked = []
+    walk = os.walk
 
     def recorded(top):
         for step in walk(top):

@@ -30,7 +30,8 @@ OF_THE_PAPER = [name for name in FILES if read_yaml(SWEEPS / f"{name}.yaml").get
 OF_OTHERS = ["clipa", "clipa_v2", "cheapest"]
 SMALL = [name for name in FILES if name.endswith("_small")]
 TABLES = list(read_yaml(paper.RESULTS)["tables"])
-H100_NODE, LAPTOP = Host(cores=96, memory=10**12, bf16=True, cuda=True), Host(cores=2, memory=8 * 10**9)
+H100_NODE = Host(cores=96, memory=10**12, bf16=True, cuda=True)
+LAPTOP = Host(cores=2, memory=8 * 10**9)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,8 @@ def arithmetic_hours(run):
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_paper_sweep_head_states_published_top1_and_cost(name, capsys):
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
-    plan, sweep = json.loads(capsys.readouterr().out), load(SWEEPS / f"{name}.yaml")
+    plan = json.loads(capsys.readouterr().out)
+    sweep = load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
         (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
         row = published(sweep.paper[run["name"]])
@@ -83,7 +85,8 @@ def test_paper_sweep_head_states_published_top1_and_cost(name, capsys):
 def test_other_sweep_head_states_samples_and_cost_of_source(name, capsys):
     """The head gives the cost that our plans calculate for the training length of the source, within 2 %."""
     assert main(["--sweep", name, "--dry-run", "--json"]) == 0, capsys.readouterr().err
-    plan, sweep = json.loads(capsys.readouterr().out), load(SWEEPS / f"{name}.yaml")
+    plan = json.loads(capsys.readouterr().out)
+    sweep = load(SWEEPS / f"{name}.yaml")
     for run in plan["runs"]:
         (line,) = [line for line in head(name) if re.match(rf"#   {re.escape(run['name'])} ", line)]
         parts = re.findall(r"([0-9.]+) ([BM])(?= )", line)

@@ -265,7 +265,10 @@ def test_zip_pairs_values_and_names_runs_by_first_axis(sweep):
 )  # fmt: skip
 def test_where_filters_runs_by_conditions(sweep, lines, left):
     text = COMMON + "grid: {stages.pretrain.mask: [0, 0.5, 0.75], model.size: [B/16, L/16]}\n"
-    expected = [run.name for run in sweep(text).runs] if left == "all" else left
+    if left == "all":
+        expected = [run.name for run in sweep(text).runs]
+    else:
+        expected = left
     assert [run.name for run in sweep(text + f"where: {lines}\n").runs] == expected
 
 
@@ -315,8 +318,10 @@ def test_recipe_siglip_is_portable_with_another_objective(sweep):
     config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("siglip", "portable"))
     model = config.model
     assert (model.objective, model.temperature, model.logit_bias) == ("siglip", 0.1, -10)
-    model.objective, model.temperature = other.model.objective, other.model.temperature
-    model.max_logit_scale, config.recipe = other.model.max_logit_scale, other.recipe
+    model.objective = other.model.objective
+    model.temperature = other.model.temperature
+    model.max_logit_scale = other.model.max_logit_scale
+    config.recipe = other.recipe
     assert config == other
 
 
@@ -324,7 +329,9 @@ def test_recipe_portable2_is_portable_with_the_image_transform_of_open_clip(swee
     config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("portable2", "portable"))
     assert (config.evaluate.preprocess, config.data.to_rgb) == ("resize_crop", "convert")
     assert (other.evaluate.preprocess, other.data.to_rgb) == ("crop_resize", "flatten")
-    config.evaluate, config.data, config.recipe = other.evaluate, other.data, other.recipe
+    config.evaluate = other.evaluate
+    config.data = other.data
+    config.recipe = other.recipe
     assert config == other
 
 
@@ -457,13 +464,17 @@ def test_load_does_not_import_torch():
 
 def test_recipe_clip_is_portable2_with_another_model(sweep):
     config, other = (sweep(f"recipe: {name}\nruns: {{a: }}\n").runs[0].config for name in ("clip", "portable2"))
-    image, text = config.model.image, config.model.text
+    image = config.model.image
+    text = config.model.text
     assert (image.pool, image.positions, image.norm_pre) == ("class", "learned", True)
     assert (text.causal, text.length, text.vocabulary, text.repair) == (True, 77, 49_408, True)
     assert (config.model.activation, config.model.norm_eps, config.augment.mean[0]) == ("quick_gelu", 1e-5, 0.48145466)
     assert config.evaluate.preprocess == "resize_crop_floor"
-    config.model, config.recipe, config.evaluate = other.model, other.recipe, other.evaluate
-    config.augment.mean, config.augment.std = other.augment.mean, other.augment.std
+    config.model = other.model
+    config.recipe = other.recipe
+    config.evaluate = other.evaluate
+    config.augment.mean = other.augment.mean
+    config.augment.std = other.augment.std
     assert config == other
 
 

@@ -153,7 +153,8 @@ def test_follower_skips_damaged_metric_lines(run):
 def test_follower_retries_unavailable_tracker(run, monkeypatch):
     from tests.jobs.tracking.lines_tracker import LinesTracker
 
-    real, answers = LinesTracker.open, iter([False, True])
+    real = LinesTracker.open
+    answers = iter([False, True])
 
     def open_second_time(self, tracked_run, step):
         if not next(answers):

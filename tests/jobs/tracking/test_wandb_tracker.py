@@ -66,7 +66,8 @@ def test_wandb_shows_single_run_with_each_step_once_after_three_kills(tmp_path):
     runs = wandb_files.runs(sessions)
     assert {(logged.run_id, logged.entity, logged.project) for logged in runs} == {(state["id"], "team", "masking")}
     assert {(logged.display_name, logged.run_group) for logged in runs} == {("tracked", "sweep")}
-    rows, lines = wandb_files.history(sessions), metric_lines(arena.run)
+    rows = wandb_files.history(sessions)
+    lines = metric_lines(arena.run)
     trained = [row for row in rows if "train/loss" in row]
     assert [row["_step"] for row in trained] == [line["step"] for line in lines] == list(range(1, 61))
     assert [(row["samples"], row["train/loss"], row["_timestamp"]) for row in trained] == [

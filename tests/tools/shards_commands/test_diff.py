@@ -95,7 +95,8 @@ def test_compare_reports_changes_of_chunk_size_and_exceptions(folder):
 
 
 def test_compare_matches_renamed_shards_of_equal_samples_by_position(folder):
-    old, elsewhere = Manifest.load(folder), folder.parent / "elsewhere"
+    old = Manifest.load(folder)
+    elsewhere = folder.parent / "elsewhere"
     for i, path in enumerate(shards(folder)):
         (elsewhere / f"part-{i}").mkdir(parents=True)
         shutil.copy(path, elsewhere / f"part-{i}" / f"{i}.tar")

@@ -57,7 +57,8 @@ def write_table(path, rows):
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_make_reads_table_of_image_paths(pictures, tmp_path, capsys, kind):
     rows = [{"Filepath": f"{i}.png", "text": f"number  {i}, ", "source": "here"} for i in range(5)]
-    table, out = write_table(pictures / f"t.{kind}", rows), tmp_path / "out"
+    table = write_table(pictures / f"t.{kind}", rows)
+    out = tmp_path / "out"
     code, report = call(capsys, "make", table, "--out", out, "--per-shard", 2, "--json")
     assert code == 0 and (report["rows"], report["refused"], report["samples"], report["shards"]) == (5, 0, 5, 3)
     assert report["manifest"] == str(out) and [path.name for path in tmp_path.iterdir() if "out" in path.name] == [
@@ -372,7 +373,8 @@ def test_make_names_line_before_stray_quote(pictures, tmp_path, capsys, end):
 def test_make_refuses_unreadable_file_but_ends_if_storage_fails(pictures, tmp_path, capsys, monkeypatch, name):
     for i in range(5):
         (pictures / f"{i}.txt").write_text("a")
-    out, number = tmp_path / "out", errno.EIO
+    out = tmp_path / "out"
+    number = errno.EIO
 
     def read(folder, path, read=source_files._read_below):
         if path == name:
@@ -506,7 +508,8 @@ def test_make_opens_no_link_that_replaces_file_while_it_reads(pictures, tmp_path
 
 
 def test_make_that_loses_against_another_one_ends_with_78(pictures, tmp_path, capsys, monkeypatch):
-    table, out = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}]), tmp_path / "out"
+    table = write_table(pictures / "t.csv", [{"path": "0.png", "caption": "a"}])
+    out = tmp_path / "out"
 
     def index(*arguments, index=make.build.index, **options):
         monkeypatch.setattr(make.build, "index", index)

@@ -58,7 +58,8 @@ def test_check_reports_equal_findings_with_worker_processes(folder):
     manifest = Manifest.load(folder)
     rot(manifest, 7)
     os.unlink(manifest.keys[3])
-    serial, parallel = checked(manifest), checked(manifest, workers=2)
+    serial = checked(manifest)
+    parallel = checked(manifest, workers=2)
     assert serial == parallel and {14, 15} < set(serial.bad)
     assert set(serial.bad) - {14, 15} == set(range(120, 162))
     assert serial.reasons() == {
@@ -164,7 +165,8 @@ def test_verify_ends_all_processes_on_ctrl_c(tmp_path):
         # Restore SIGINT as in a terminal: tests in the background ignore it, and the command would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    family, end = [], time.monotonic() + 60
+    family = []
+    end = time.monotonic() + 60
     while len(family) < 4 and time.monotonic() < end:
         family = psutil.Process(child.pid).children(recursive=True)
         time.sleep(0.02)

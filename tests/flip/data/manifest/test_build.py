@@ -229,7 +229,8 @@ def test_index_stops_at_other_errors_and_preserves_finished_scans(folder, tmp_pa
 
 def test_chunk_table_builder_keeps_one_number_per_chunk():
     """Those of all samples of LAION-2B would need gigabytes."""
-    zeros, census = np.zeros(100_000, np.uint32), Census(Counter(), Counter())
+    zeros = np.zeros(100_000, np.uint32)
+    census = Census(Counter(), Counter())
     scan = Scan(zeros, zeros, zeros[:1], zeros.astype(np.uint8), census)
     builder = ChunkTableBuilder(1000)
     tracemalloc.start()
@@ -253,7 +254,8 @@ def test_merge_with_added_shards_equals_index_of_all_shards(folder, tmp_path, sc
 
 
 def test_merge_with_added_shards_preserves_ids_of_old_samples(folder, tmp_path):
-    late, early = shards(folder)[:2], shards(folder)[2:]
+    late = shards(folder)[:2]
+    early = shards(folder)[2:]
     manifest = index(early, tmp_path / "m", 4)
     old = write(
         tmp_path / "old", manifest, manifest.checksums, {3: "bad"}, {"left_out": [{"shard": late[0], "reason": "cut"}]}
@@ -276,7 +278,9 @@ def test_sorted_keys_rejects_line_breaks_and_repeated_names(names):
 @pytest.mark.parametrize("when", ["asking", 0, 3, 6, "merging"])
 def test_index_stops_if_concurrent_index_writes_manifest_first(folder, reference, tmp_path, monkeypatch, when):
     """The process that finishes first removes all scans. The other processes then find its manifest."""
-    out, keys, scanned = tmp_path / "m", shards(folder), []
+    out = tmp_path / "m"
+    keys = shards(folder)
+    scanned = []
 
     def run_concurrent_index():
         monkeypatch.undo()
@@ -315,7 +319,8 @@ def test_scan_journal_reports_lost_scans_and_recreates_lost_folder(folder, tmp_p
     with pytest.raises(DataError, match=r"jsonl: it was changed or removed meanwhile\. Give the same command again"):
         merge(results, tmp_path / "m")
     journal = ScanJournal(tmp_path / "part")
-    created, mkdir = [], Path.mkdir
+    created = []
+    mkdir = Path.mkdir
 
     def mkdir_that_loses_first_folder(path, *rest, **options):
         mkdir(path, *rest, **options)

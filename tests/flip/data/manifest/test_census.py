@@ -64,7 +64,8 @@ def test_completeness_accepts_caption_names_of_configuration():
 
 def test_census_bounds_memory_for_many_sample_kinds():
     """The names contain dots, so each file is a sample of a kind of its own."""
-    completeness, shards = Completeness(["txt"]), 5
+    completeness = Completeness(["txt"])
+    shards = 5
     for shard in range(shards):
         shard_census = census(*((f"http{i}", f"www.{shard}.{i}.jpg") for i in range(3 * MOST)))
         assert len(shard_census.kinds) == MOST + 1 and shard_census.kinds[OTHER] == 2 * MOST

@@ -55,7 +55,8 @@ def test_manifest_without_filters_has_pinned_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(manifests, "TOOL", "flip 0.1.0")
     write_tar(tmp_path / "x.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("c.txt", b"3")])
     write_tar(tmp_path / "y.tar", [("d.txt", b"4" * 600), ("d.json", b"{}")])
-    manifest, digest = index(paths(tmp_path), tmp_path, chunk=2), hashlib.sha256()
+    manifest = index(paths(tmp_path), tmp_path, chunk=2)
+    digest = hashlib.sha256()
     for path in sorted(tmp_path.iterdir()):
         if path.suffix != ".tar":
             digest.update(path.name.encode() + path.read_bytes())
@@ -87,7 +88,8 @@ def test_filtered_manifest_reads_like_shards_without_dropped_samples(tmp_path_fa
     for number, shard in enumerate(content):
         groups = []
         for i, (keep, size) in enumerate(shard):
-            data, text = bytes([number, i]) + bytes(size), b"long enough to stay" if keep else b"short"
+            data = bytes([number, i]) + bytes(size)
+            text = b"long enough to stay" if keep else b"short"
             groups.append((keep, [(f"{i}.jpg", data), ("no sample", data), (f"{i}.txt", text)]))
         for folder, selected in (("all", groups), ("less", [(keep, group) for keep, group in groups if keep])):
             write_tar(
@@ -185,7 +187,8 @@ def test_chunk_checksum_covers_dropped_samples_inside_chunk(tmp_path):
 
 
 def test_bench_counts_selected_samples_and_bytes_of_all_samples(tmp_path):
-    image, members = encode(picture(1, 16)), []
+    image = encode(picture(1, 16))
+    members = []
     for i in range(16):
         members += [(f"{i}.png", image), (f"{i}.txt", b"long enough" if i % 2 else b"short")]
     write_tar(tmp_path / "0.tar", members)
@@ -253,7 +256,9 @@ def test_length_filter_counts_characters_of_cleaned_caption(tmp_path):
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
 def test_sample_filter_fits_only_exact_counts_for_any_piece_size(monkeypatch, piece):
     monkeypatch.setattr(manifests, "PIECE", piece)
-    draw, builder, counts = np.random.default_rng(3), manifests.SampleFilterBuilder(), []
+    draw = np.random.default_rng(3)
+    builder = manifests.SampleFilterBuilder()
+    counts = []
     for size in (0, 9, 40, 0, 0, 1, 8, 0):
         mask = draw.random(size) < 0.5
         builder.add(mask, 0)
@@ -350,7 +355,8 @@ def test_scan_shards_reuses_only_scans_of_same_filters(rows):
 
 
 def test_scan_shards_scans_again_after_parquet_file_has_changed(rows):
-    chosen, path = filters.parse(["width>=300"], ""), rows / "00000.parquet"
+    chosen = filters.parse(["width>=300"], "")
+    path = rows / "00000.parquet"
     assert [scan_shards(paths(rows), rows / "m", filters=chosen).reused for _ in range(2)] == [0, 1]
     pq.write_table(pq.read_table(path).slice(0, 5), path)
     results = scan_shards(paths(rows), rows / "m", filters=chosen)

@@ -47,7 +47,8 @@ def test_manifest_of_shards_without_labels_is_as_before(tmp_path):
 
 
 def test_added_shards_are_counted_with_those_of_manifest_that_has_counts(tmp_path):
-    first, second = shard(tmp_path, "a", [b"0", b"1"]), shard(tmp_path, "b", [b"1", b"x"])
+    first = shard(tmp_path, "a", [b"0", b"1"])
+    second = shard(tmp_path, "b", [b"1", b"x"])
     old = build.index([first], tmp_path / "old", 1)
     results = build.scan_shards([second], tmp_path / "new")
     build.merge(results, tmp_path / "new", old=old)

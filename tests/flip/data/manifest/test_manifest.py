@@ -40,7 +40,8 @@ def write_tar(path, members, format=tarfile.GNU_FORMAT):
     with tarfile.open(path, "w", format=format) as file:
         for name, data in members:
             info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(data), 1.5 if format == tarfile.PAX_FORMAT else 1
+            info.size = len(data)
+            info.mtime = 1.5 if format == tarfile.PAX_FORMAT else 1
             file.addfile(info, io.BytesIO(data))
 
 
@@ -194,7 +195,9 @@ def test_chunk_reader_reads_manifest_of_old_rule_for_member_names(tmp_path, monk
 def test_manifest_write_succeeds_for_only_1_of_2_concurrent_writers(folder, tmp_path, monkeypatch, before, chunk):
     """The second writer writes its complete manifest, with the same or another R, while the first writer syncs a file
     or, every second time, the folder."""
-    manifest, out, calls = Manifest.load(folder), tmp_path / "m", []
+    manifest = Manifest.load(folder)
+    out = tmp_path / "m"
+    calls = []
     other = index(manifest.keys, tmp_path / "other", chunk)
     sync = os.fsync
 
@@ -220,7 +223,8 @@ def test_manifest_write_succeeds_for_only_1_of_2_concurrent_writers(folder, tmp_
 @pytest.mark.parametrize("left", [1, 4, 6])
 def test_index_reuses_only_matching_files_of_interrupted_writer(folder, tmp_path, left):
     """Files of another manifest raise an error that names the files and the remedy."""
-    manifest, names = Manifest.load(folder), ("keys.txt", "etags.txt", "shards.i64", "offsets.u32", "checksums.u32")
+    manifest = Manifest.load(folder)
+    names = "keys.txt", "etags.txt", "shards.i64", "offsets.u32", "checksums.u32"
     complete = index(manifest.keys, tmp_path / "done", 8)
     for name in (*names, "exceptions.jsonl")[:left]:
         (tmp_path / "m").mkdir(exist_ok=True)

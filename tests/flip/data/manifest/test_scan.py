@@ -114,7 +114,8 @@ def test_etag_matches_multipart_and_single_part_md5(step):
             )
             etag.update(piece)
         assert etag.text() == f"{hashlib.md5(b''.join(digests)).hexdigest()}-{len(parts)}"
-    etag, texts = ETag(), set()
+    etag = ETag()
+    texts = set()
     for piece in pieces(data, step):
         etag.update(piece)
         texts.add(etag.text())

@@ -44,7 +44,8 @@ def shards(tmp_path):
 
 @pytest.mark.parametrize("form", ["numbers", "unsorted", "text", "bytes"])
 def test_uid_list_selects_listed_samples_in_any_array_form(shards, tmp_path, form):
-    chosen, elsewhere = [UIDS[i] for i in (1, 3, 5, 6)], ["1" * 32, "e" * 32]
+    chosen = [UIDS[i] for i in (1, 3, 5, 6)]
+    elsewhere = ["1" * 32, "e" * 32]
     rows = pairs(sorted(chosen + elsewhere))
     rows = {"numbers": rows, "unsorted": rows[::-1]}.get(
         form, np.array(chosen + elsewhere, "S" if form == "bytes" else "U")

@@ -44,7 +44,8 @@ def accounts(monkeypatch):
 
 @pytest.mark.parametrize("folder", ["accounts://runs@mine/a", "accounts://runs@mine/a/"])
 def test_listed_keys_keep_account_of_requested_url(accounts, folder):
-    storage, prefix = FsspecStorage(), folder.rstrip("/")
+    storage = FsspecStorage()
+    prefix = folder.rstrip("/")
     for name in ("commit.json", "deep/b.safetensors"):
         storage.put(f"{prefix}/{name}", b"1234")
     keys = dict(storage.list(folder))

@@ -18,7 +18,8 @@ class Slow:
     """A storage whose requests the test answers: each request calls ``then`` with all futures so far."""
 
     def __init__(self, then):
-        self.then, self.sent = then, []
+        self.then = then
+        self.sent = []
 
     def get(self, key, start, stop):
         self.sent.append(Future())
@@ -33,7 +34,8 @@ def reading(then, late=None, hedge=0.01):
     """A reader of a ``Slow`` storage. ``late``: called instead of waiting for a response; the request is late then."""
     time = Time()
     reader = ChunkReader(retry_policy=RetryPolicy(hedge=hedge), clock=time.clock, remote=Slow(then))
-    reader.pauses, reader._ever_succeeded = time.pauses, True
+    reader.pauses = time.pauses
+    reader._ever_succeeded = True
     if late:
         reader._hedge.is_late = lambda answer, long=False: not answer.done() and (late(answer), True)[1]
     return reader
@@ -104,7 +106,9 @@ def test_hedge_covers_first_request_of_process_after_long_delay(used_up):
     waits = []
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
     reader._hedge.is_late = lambda answer, long=False: waits.append(long) or True
-    reader._ever_succeeded, reader._counters.hedged, reader._counters.requests = False, 3 * used_up, 0
+    reader._ever_succeeded = False
+    reader._counters.hedged = 3 * used_up
+    reader._counters.requests = 0
     assert read(reader) == GOOD.data and reader._ever_succeeded and reader.counters.hedges_won == 1
     assert waits == [True] * (1 + used_up)
 
@@ -113,7 +117,8 @@ def test_hedge_exceeds_share_after_long_delay():
     waits = []
     reader = reading(lambda sent: sent[1].set_result(GOOD) if len(sent) == 2 else None)
     reader._hedge.is_late = lambda answer, long=False: waits.append(long) or True
-    reader._counters.hedged, reader._counters.requests = 1, 3
+    reader._counters.hedged = 1
+    reader._counters.requests = 3
     assert read(reader) == GOOD.data and waits == [False, True] and reader.counters.hedges_won == 1
 
 

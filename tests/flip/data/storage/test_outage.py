@@ -16,7 +16,8 @@ FAULT = RequestError("slowdown", "503 SlowDown")
 @pytest.fixture
 def watched():
     """(clock, reports as (time, outage), detector, attempts of a failing read)."""
-    time, reports = Time(), []
+    time = Time()
+    reports = []
     outages = OutageDetector(lambda outage: reports.append((time.t, outage)), time.clock)
     return time, reports, outages, RetryState(RetryPolicy(), lambda: True, time.clock, outages=outages)
 
@@ -62,7 +63,8 @@ def test_chunk_reader_reports_outage_and_its_end():
                 raise FAULT
             return RangeResponse(b"0123456789", "E")
 
-    time, reports = Time(), []
+    time = Time()
+    reports = []
     reader = ChunkReader(clock=time.clock, remote=Down(), report=reports.append)
     assert reader.read("s3://b/k", 0, 10) == b"0123456789"
     assert (
@@ -85,7 +87,8 @@ def test_outage_logs_single_warning_at_start_and_end(caplog):
 
 
 def test_outage_board_merges_outages_of_several_processes(caplog):
-    board, shown = OutageBoard(), []
+    board = OutageBoard()
+    shown = []
     board.show = shown.append
     with caplog.at_level(logging.WARNING):
         board.add(Outage(1000.0, 10.0, 5, "503"), 0)

@@ -24,7 +24,8 @@ class Time:
     """A clock that only sleeping advances; every random pause has its upper bound."""
 
     def __init__(self):
-        self.t, self.pauses = 0.0, []
+        self.t = 0.0
+        self.pauses = []
         self.clock = Clock(lambda: self.t, self.sleep, lambda low, high: high)
 
     def sleep(self, seconds):
@@ -103,7 +104,8 @@ def test_permanent_error_while_reading_names_object_and_remedy_of_its_wording(ki
 def test_denied_request_is_retried_longer_after_earlier_success():
     """The service that gives credentials may fail once, so that the first denial is not final."""
     time = Time()
-    first, later = attempts(time, granted=False), attempts(Time(), deadline=60)
+    first = attempts(time, granted=False)
+    later = attempts(Time(), deadline=60)
     assert first.failed("k", RequestError("denied", "403")) is RetryAction.RECONNECT
     with pytest.raises(PermissionDenied):
         while True:
@@ -154,7 +156,9 @@ class Script:
     """A storage that returns or raises the given answers in order."""
 
     def __init__(self, *answers):
-        self.answers, self.requests, self.renewed = list(answers), [], 0
+        self.answers = list(answers)
+        self.requests = []
+        self.renewed = 0
 
     def get(self, key, start, stop):
         self.requests.append((start, stop))
@@ -219,7 +223,8 @@ def test_expired_credentials_cause_single_reconnect():
 
 def test_listing_gives_each_page_its_own_deadline():
     """Listing a bucket of 100,000 objects takes minutes, and any page may fail."""
-    time, patience = Time(), RetryPolicy(deadline=60.0)
+    time = Time()
+    patience = RetryPolicy(deadline=60.0)
     pages = [(f"s3://b/{number}", ObjectStat(1, "")) for number in range(300)]
 
     class Slow(Script):
@@ -245,7 +250,8 @@ def test_listing_gives_each_page_its_own_deadline():
     ],
 )
 def test_failed_read_of_local_file_is_retried_unless_file_is_missing(tmp_path, monkeypatch, call, code, served, error):
-    path, time = tmp_path / "0.tar", Time()
+    path = tmp_path / "0.tar"
+    time = Time()
     path.write_bytes(bytes(1024))
     reader = ChunkReader(clock=time.clock)
     if served:

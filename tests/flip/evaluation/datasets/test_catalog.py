@@ -39,8 +39,12 @@ def wds(folder, split="test", count=10, shards=2, captions=False, image="jpg", m
     for shard in range(shards):
         with webdataset.TarWriter(str(folder / split / f"{shard}.tar")) as writer:
             for i in range(shard * count // shards, (shard + 1) * count // shards):
-                more = {"txt": f"one {i}\ntwo {i}\n"} if captions else {"cls": i % 3}
-                more |= {"npy": np.array(metadata(i))} if metadata else {}
+                if captions:
+                    more = {"txt": f"one {i}\ntwo {i}\n"}
+                else:
+                    more = {"cls": i % 3}
+                if metadata:
+                    more["npy"] = np.array(metadata(i))
                 writer.write({"__key__": f"s{i:07d}", image: encode(picture(i, 16)), **more})
     if not captions:
         (folder / "classnames.txt").write_text("tench\ngreat white shark\ncock")
@@ -97,7 +101,8 @@ def test_locate_split_selects_shards_by_split_in_file_name(tmp_path):
 
 def test_locate_split_reuses_manifest_of_concurrent_process(tmp_path, cache, monkeypatch):
     """The first process has finished its manifest when the second process starts to write."""
-    folder, index = wds(tmp_path / "set"), catalog.index
+    folder = wds(tmp_path / "set")
+    index = catalog.index
 
     def slow_index(keys, out, workers):
         assert workers == cores()
@@ -245,7 +250,9 @@ def test_numeric_and_wnid_folders_are_matched_by_order_with_note(tmp_path, folde
 
 def test_resolve_dataset_reads_karpathy_coco_and_table_captions(tmp_path):
     expected = [(f"{i}.jpg", [f"first of {i}", f"second of {i}, with a comma"]) for i in range(4)]
-    flickr, coco, kaggle = tmp_path / "flickr30k", tmp_path / "coco", tmp_path / "kaggle"
+    flickr = tmp_path / "flickr30k"
+    coco = tmp_path / "coco"
+    kaggle = tmp_path / "kaggle"
     images(flickr / "flickr30k-images", [name for name, _ in expected])
     entries = [
         {"filename": name, "split": "train" if name == "0.jpg" else "test", "sentences": [{"raw": t} for t in texts]}

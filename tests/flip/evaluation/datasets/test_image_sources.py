@@ -19,9 +19,13 @@ def files_of(folder, count):
 @pytest.mark.parametrize("form", ["shards", "files"])
 def test_samples_are_read_by_several_threads_and_stay_in_order(data, tmp_path, form, monkeypatch):
     """The fixture has READER_THREADS + 1 chunks."""
-    images = Shards(data) if form == "shards" else files_of(tmp_path, READER_THREADS + 1)
+    if form == "shards":
+        images = Shards(data)
+    else:
+        images = files_of(tmp_path, READER_THREADS + 1)
     name = "read_chunk" if form == "shards" else "read"
-    read, reads = getattr(ChunkReader, name), []
+    read = getattr(ChunkReader, name)
+    reads = []
     all_wait = threading.Barrier(READER_THREADS)  # broken if fewer threads read
 
     def read_with_others(*args):
@@ -39,7 +43,9 @@ def test_samples_are_read_by_several_threads_and_stay_in_order(data, tmp_path, f
 
 def test_files_are_examined_once_for_digest_and_cache_key(tmp_path, monkeypatch):
     """Each takes a request in object storage."""
-    images, examined, stat = files_of(tmp_path, 3), [], ImageFiles._stat
+    images = files_of(tmp_path, 3)
+    examined = []
+    stat = ImageFiles._stat
     monkeypatch.setattr(ImageFiles, "_stat", lambda self, id: examined.append(id) or stat(self, id))
     assert images.digest and images.cache_key and sorted(examined) == [0, 1, 2]
 

@@ -171,7 +171,8 @@ def malicious_folder(folder, tmp_path, monkeypatch):
     """(function that writes a folder with malicious tokenizer code, file that this code creates)."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", list(sys.path))
-    model_folder, marker = tmp_path / "evil", tmp_path / "was-run"
+    model_folder = tmp_path / "evil"
+    marker = tmp_path / "was-run"
     model_folder.mkdir()
     (model_folder / "open_clip_model.safetensors").write_bytes((folder / "open_clip_model.safetensors").read_bytes())
     (model_folder / "theirs.py").write_text(EVIL.format(place=str(marker)))

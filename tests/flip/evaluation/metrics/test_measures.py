@@ -28,7 +28,9 @@ CLASSES = 9
 @pytest.fixture(scope="module")
 def answers():
     random = np.random.default_rng(0)
-    labels, groups = random.integers(0, CLASSES - 1, 400), random.integers(2, 6, 400)  # the last class never occurs
+    # the last class never occurs
+    labels = random.integers(0, CLASSES - 1, 400)
+    groups = random.integers(2, 6, 400)
     scores = random.normal(size=(400, CLASSES))
     scores[np.arange(400), labels] += 0.5 + 0.3 * groups
     return Answers(labels, np.argsort(-scores, axis=1, kind="stable")[:, :5], groups), scores
@@ -96,7 +98,8 @@ def test_associations_score_matches_jaccard_index(winogavil):
     folder, rows = winogavil
     files, instances = associations.read(str(folder))
     assert [association.prompt(i.cue) for i in instances] == ["An owl", "A tree", "A sea"] and len(files) == 12
-    images, cues = torch.randn(12, 6), torch.randn(3, 6)
+    images = torch.randn(12, 6)
+    cues = torch.randn(3, 6)
     names = [file.key.rpartition("/")[2] for file in files]
     expected = []
     for row, cue in zip(rows, cues, strict=True):
@@ -118,7 +121,8 @@ def test_associations_read_rejects_contradictory_or_missing_instances(tmp_path):
 
 
 def test_suites_name_known_sets_and_metrics():
-    known, suites = catalog.entries(), catalog.suites()
+    known = catalog.entries()
+    suites = catalog.suites()
     members = {catalog.DatasetRequest.parse(text).name for suite in suites.values() for text in suite}
     assert members <= known.keys() and len(set(suites["datacomp38"])) == 38
     assert {entry["metric"] for entry in known.values() if "metric" in entry} == METRICS.keys()

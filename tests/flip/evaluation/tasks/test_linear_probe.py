@@ -30,7 +30,8 @@ def clouds(count, classes=6, width=16, seed=0, noise=0.5):
 @pytest.mark.parametrize("cost", [0.1, 3.0, 300.0])
 def test_probe_matches_scikit_learn_logistic_regression(cost, monkeypatch):
     monkeypatch.setattr(probing, "TILE", 150)  # a fit spans several tiles
-    train, test = clouds(400), clouds(500, seed=1)
+    train = clouds(400)
+    test = clouds(500, seed=1)
     reference = LogisticRegression(C=cost, solver="lbfgs", tol=1e-9, max_iter=5000)
     reference.fit(train[0].double().numpy(), train[1].numpy())
     fitted = fit(*train, 6, cost)
@@ -47,8 +48,10 @@ def test_probe_matches_scikit_learn_logistic_regression(cost, monkeypatch):
 
 def narrow(count, seed, classes=6, width=32):
     """Features with norm 1, a large common mean and little spread in most directions, as encoders give, and labels."""
-    common, generator = torch.Generator().manual_seed(99), torch.Generator().manual_seed(seed)
-    mean, scales = torch.randn(width, generator=common), torch.logspace(0, -4, width)
+    common = torch.Generator().manual_seed(99)
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(width, generator=common)
+    scales = torch.logspace(0, -4, width)
     centres = 0.02 * scales * torch.randn(classes, width, generator=common)
     labels = torch.randint(classes, (count,), generator=generator)
     return normalize(
@@ -58,7 +61,8 @@ def narrow(count, seed, classes=6, width=32):
 
 @pytest.mark.parametrize("cost", [1.0, 1e4])
 def test_fit_converges_on_features_with_little_spread(cost):
-    train, test = narrow(1000, seed=0), narrow(600, seed=1)
+    train = narrow(1000, seed=0)
+    test = narrow(600, seed=1)
     reference = LogisticRegression(C=cost, solver="newton-cg", tol=1e-9, max_iter=1000)
     reference.fit(train[0].double().numpy(), train[1].numpy())
     fitted = fit(*train, 6, cost)
@@ -73,7 +77,8 @@ def test_fit_converges_on_features_with_little_spread(cost):
 
 
 def test_probe_notes_missing_convergence_and_cost_at_edge_of_range(monkeypatch, caplog):
-    train, test = clouds(400), clouds(300, seed=1)
+    train = clouds(400)
+    test = clouds(300, seed=1)
     monkeypatch.setattr(probing, "ITERATIONS", 2)
     result = probe(train, test, "synthetic", C=100.0)
     assert not result["converged"] and "synthetic: the probe did not converge within 2 iterations" in caplog.text
@@ -97,7 +102,8 @@ def test_choose_selects_cost_on_held_out_samples():
 
 
 def test_probe_rejects_missing_training_classes_and_negative_labels():
-    train, (features, labels) = clouds(50, classes=3), clouds(50)
+    train = clouds(50, classes=3)
+    features, labels = clouds(50)
     with pytest.raises(DataError, match=r"no training image.*\[3, 4, 5\]"):
         probe(train, (features, labels), "x")
     with pytest.raises(DataError, match="labels from 0 on"):

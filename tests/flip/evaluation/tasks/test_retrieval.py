@@ -30,7 +30,8 @@ class Table:
     """A model for clip_benchmark that looks features up by number."""
 
     def __init__(self, images, texts):
-        self.images, self.texts = images, texts
+        self.images = images
+        self.texts = texts
 
     def encode_image(self, indices):
         return self.images[indices]
@@ -55,7 +56,8 @@ def clip_benchmark_recall(images, texts, owners, top_k=(1, 5, 10)):
 )
 def test_retrieve_matches_clip_benchmark_recall(images, captions):
     features = drawn(images, captions)
-    result, reference = retrieve(*features, "synthetic"), clip_benchmark_recall(*features)
+    result = retrieve(*features, "synthetic")
+    reference = clip_benchmark_recall(*features)
     for direction in ("image", "text"):
         for k in (1, 5, 10):
             expected = reference[f"{direction}_retrieval_recall@{k}"]
@@ -66,7 +68,8 @@ def test_retrieve_matches_clip_benchmark_recall(images, captions):
 
 def test_retrieve_matches_clip_benchmark_recall_over_several_tiles():
     features = drawn(TILE + 10, [2] * (TILE + 10), seed=3, noise=0.3)
-    result, reference = retrieve(*features, "synthetic"), clip_benchmark_recall(*features, top_k=(1, 5))
+    result = retrieve(*features, "synthetic")
+    reference = clip_benchmark_recall(*features, top_k=(1, 5))
     assert result["image"]["top5"] == pytest.approx(reference["image_retrieval_recall@5"], abs=1e-6)
     assert result["text"]["top1"] == pytest.approx(reference["text_retrieval_recall@1"], abs=1e-6)
 
