@@ -139,10 +139,11 @@ class _TiledLoss(torch.autograd.Function):
             tiles = Tiles(loss, image, texts, scale, parameters, first, tile, group)
             for columns, logits in tiles:
                 grad, parts = loss.gradient(tiles, columns, logits, saved)
+                del logits  # the products below need memory
                 grad_image += grad @ texts[columns]
                 grad_text[columns] = grad.T @ image
                 sums = [total + part for total, part in zip(sums, parts, strict=True)]
-                del logits, grad  # before the next tile is computed
+                del grad  # before the next tile is computed
             grad_scale = (factor * (grad_image * image).sum()).reshape(scale.shape)
             # in place: a copy of the texts' gradient would double the largest tensor of the loss
             grad_image.mul_(factor * scale)

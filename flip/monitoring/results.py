@@ -156,7 +156,8 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
     """
     run = RunDir(path)
     files = RunFileReader()
-    is_request = not run.config.exists() and (run.path / REQUEST).exists()  # of an evaluation job
+    # of an evaluation job; os.path answers False in a folder that this user may not read
+    is_request = os.path.exists(run.path / REQUEST) and not os.path.exists(run.config)
     settings = {}
     if not is_request:
         settings = files.read(run.config, _read_settings) or {}

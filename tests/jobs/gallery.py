@@ -54,10 +54,10 @@ class RunWriter:
         write_json(run.identity, identity(config, "c0de"))
 
     def write(self, share, state):
+        if state in ("complete", "preempted", "queued"):  # for others, reports would query a scheduler
+            write_json(self.run.path / "job.json", {"after": 0, "time": START_TIME - 900})
         if state == "queued":
             return
-        if state in ("complete", "preempted"):  # for other states, reports would query a scheduler
-            write_json(self.run.path / "job.json", {"after": 0, "time": START_TIME - 900})
         cuts = {"preempted": [0.21, 0.34, 0.34, 0.71], "failed": [share * 0.9, share * 0.9], "running": [share / 2]}
         edges = [0.0, *cuts.get(state, []), share]
         for first, last in zip(edges, edges[1:], strict=False):

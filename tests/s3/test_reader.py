@@ -14,6 +14,7 @@ import pytest
 
 from flip.data.chunk_reader import ChunkReader
 from flip.data.manifest.manifest import Manifest
+from flip.data.storage.base import RequestError
 from flip.data.storage.retry import RetryPolicy
 from flip.data.storage.s3 import _by_code
 from flip.runs.errors import ConfigError, DataError, PermissionDenied, StorageError
@@ -339,13 +340,16 @@ def test_read_restarts_if_object_is_replaced_before_resume(original, server, pre
     key = f"s3://{BUCKET}/{prefix}/00000.tar"
     size = (original / "00000.tar").stat().st_size
     proxy.plan(["reset"], 1, limit=1)
-    renew = ChunkReader._failed
+    once = reader._once
 
-    def replace(self, attempts, key, fault):
-        files(server.address).pipe_file(f"{BUCKET}/{prefix}/00000.tar", b"z" * size)
-        renew(self, attempts, key, fault)
+    def replace_after_failure(key, request):
+        try:
+            return once(key, request)
+        except RequestError:
+            files(server.address).pipe_file(f"{BUCKET}/{prefix}/00000.tar", b"z" * size)
+            raise
 
-    reader._failed = replace.__get__(reader)
+    reader._once = replace_after_failure
     assert reader.read(key, 0, size) == b"z" * size
 
 

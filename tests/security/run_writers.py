@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -16,10 +17,11 @@ from flip.distributed import parallel, shutdown
 from flip.evaluation.encoding.features import FeatureCache
 from flip.evaluation.metrics import result_files
 from flip.evaluation.metrics.predictions import Predictions
-from flip.monitoring.metrics_writer import MetricsWriter, SampleLog
+from flip.monitoring.metrics_writer import MetricsWriter
 from flip.monitoring.profiler import Profiler
 from flip.runs import commit
 from flip.runs.rundir import RunDir
+from flip.training.sample_log import SampleLog
 from jobs.host import notify
 from jobs.local import rank_processes, supervisor
 from jobs.runtime import worker
@@ -103,8 +105,10 @@ def features(run):
 
 def trace(run, n):
     profiler = Profiler(run.traces, n, 1, torch.device("cpu"), first=1, steps=1, minutes=0)
-    with profiler.step(1, 0, 8):
-        torch.zeros(2).sum()
+    training = SimpleNamespace(samples=0, step=0, span=SimpleNamespace(stage=SimpleNamespace(batch=8)))
+    profiler.before_step(training)
+    torch.zeros(2).sum()
+    profiler.step(training)
 
 
 def predictions(run):

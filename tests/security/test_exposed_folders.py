@@ -180,7 +180,7 @@ def test_batch_script_executes_no_code_that_other_user_exchanged(users, monkeypa
         (sweep / "script").mkdir()
         (sweep / "script" / "runs").write_text(f"{run.path}\n")
         write_json(run.path / "job.json", {"token": "script", "after": 0})
-    job = Job(run, code, JobResources(), {}, "jobs.worker")
+    job = Job(run, code, JobResources())
     text = script(ClusterProfile(name="x", kind="slurm"), job, 2, sweep / "script", monkeypatch)
     (sweep / "script.sh").write_text(text)
     slurm = {"SLURM_JOB_ID": 58, "SLURM_ARRAY_JOB_ID": 57, "SLURM_ARRAY_TASK_ID": 0, "SLURM_JOB_NAME": "demo"}

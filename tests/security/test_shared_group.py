@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from flip.config import merge
+from flip.runs.errors import CAUSES
 from flip.runs.rundir import RunDir, write_json
 from tests.jobs.outcomes import make
 from tests.jobs.test_evaluate import committed
@@ -46,7 +47,7 @@ def test_group_member_reads_runs_of_colleague_without_writing(users, root, umask
     }  # fmt: skip
     for command, text in expected.items():
         done = bob.python(*command.split(), **options)
-        assert done.returncode == (75 if "--watch" in command else 0), (command, done.stderr)
+        assert done.returncode == (CAUSES["crash"] if "--watch" in command else 0), (command, done.stderr)
         assert text in done.stdout, (command, done.stdout)
     assert tree(root) == before
 

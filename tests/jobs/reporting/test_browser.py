@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 
+from flip.runs import attempts
+from flip.runs.lifecycle import ACTIVE, QUEUED, Seen
 from flip.runs.rundir import write_json
 from jobs import report
+from jobs.runs import clusters
 from tests.jobs import gallery
 from tests.jobs.outcomes import make
 
@@ -34,13 +37,18 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Kind of sweep -> its page, written by the report command."""
+    """Kind of sweep -> its page, written by the report command while runs without an end are active or queued."""
     root = tmp_path_factory.mktemp("gallery")
+
+    def seen(runs):
+        return {run.path: Seen(ACTIVE if attempts.unended(run) else QUEUED) for run in runs}
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLIP_CACHE", str(root / "cache"))
+        patch.setattr(clusters, "seen", seen)
         folders = gallery.build(root / "runs")
-    for name in folders.values():
-        assert report.main([name.name, "--root", str(root / "runs")]) == 0
+        for name in folders.values():
+            assert report.main([name.name, "--root", str(root / "runs")]) == 0
     return {kind: folder / "report.html" for kind, folder in folders.items()}
 
 
