@@ -18,7 +18,7 @@ from flip.config import merge
 from flip.config.derived import for_stage, kept_patches, patches, world_size
 from flip.data import augment, masking
 from flip.data.order import SampleOrder
-from flip.runs import commit
+from flip.runs import attempts, commit
 from flip.runs.rundir import read_json
 from flip.training.sample_log import patch_hashes
 from jobs.common.cluster_profile import load_profile
@@ -130,9 +130,9 @@ class TrainingRun:
         self.wait(lambda: self.state().state in states, " or ".join(states), seconds)
 
     def wait_over(self, seconds=120):
-        """Wait until the run is over, and its ranks, which end after they have written the result."""
+        """Wait until the run is over, and until its supervisor has recorded that, after the end of its ranks."""
         self.wait_state("complete", "failed", seconds=seconds)
-        self.wait(lambda: not live_ranks(self.run), "the end of its ranks")
+        self.wait(lambda: not attempts.unended(self.run), "the record of its end")
 
     def kill(self, rank=0, number=signal.SIGKILL):
         """Send a signal to one rank of the newest attempt."""

@@ -81,7 +81,7 @@ class StormRun(Calm):
         """Inject all faults in order, each at its step, then wait for the end of the run."""
         for strike in strikes:
             self._strike(strike)
-        self.wait_over(LONG)
+        self.wait_state("complete", "failed", seconds=LONG)
 
     def _strike(self, strike):
         self.wait_step(strike.step)
