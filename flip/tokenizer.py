@@ -209,14 +209,15 @@ class Tokenizer:
         self.kind, self._tokenizer = _read(Path(path))
         self._word_ids = dict[str, list[int]]()
         first, last = self.kind.surrounds(prepend_cls)
-        self._prefix, self._suffix = list(map(self._id, first)), list(map(self._id, last))
+        self._prefix = list(map(self._id, first))
+        self._suffix = list(map(self._id, last))
         token, id = self.kind.fixed_token(self.size)
         if self._id(token) != id:
             raise ConfigError(f"{token} is not id {id}", self.path, self._id(token), _remedy(self.path))
 
     @classmethod
     def of(cls, path: str | os.PathLike[str], tower: TextTower) -> Tokenizer:
-        """The tokenizer of a text tower. Raises ConfigError also if it is of the other kind."""
+        """The tokenizer of a text tower. Raises ConfigError also if it is of a kind that does not fit the tower."""
         tokenizer = cls(path, tower.length, tower.prepend_cls, tower.repair)
         if tokenizer.kind.has_end != tower.causal:
             fitting = " or ".join(kind.title for kind in TOKENIZERS.values() if kind.has_end == tower.causal)

@@ -118,7 +118,12 @@ class CheckpointManager:
         self._last_samples = samples
         self._last_time = time.monotonic()
         self.save_after_first_step = False
-        self.saves, self.blocked_seconds = self.saves + 1, self.blocked_seconds + time.perf_counter() - start
+        self.saves += 1
+        self.blocked_seconds += time.perf_counter() - start
+
+    def has_failed(self) -> bool:
+        """Whether the save in the background has failed; ``wait`` and the next save raise its error."""
+        return self.checkpointer.failed
 
     def wait(self) -> None:
         """Wait for the save in the background. Raises its error, on all ranks."""

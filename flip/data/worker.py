@@ -185,11 +185,9 @@ class DatasetStream:
                         replaced += int(ids[i]) not in self.manifest.exceptions
                         row = 0
                         drawn = _Draws(self, block_epochs[m : m + 1], block_ids[m : m + 1])
-                        out.ids[i], out.keep_indices[i], epochs_used[i] = (
-                            drawn.ids[0],
-                            drawn.keep_indices[0],
-                            drawn.epochs[0],
-                        )
+                        out.ids[i] = drawn.ids[0]
+                        out.keep_indices[i] = drawn.keep_indices[0]
+                        epochs_used[i] = drawn.epochs[0]
                     self._write_patches(image, drawn, row, out.patches[i])
                     captions.append(texts[int(drawn.caption[row] * len(texts))])
                     if n % _ADVANCE_INTERVAL == 0 or n == places[-1]:

@@ -213,7 +213,8 @@ def in_fp32(model: _Model, build: Callable[[], _Model], world: World, compute: s
     if world.size == 1 or compute.precision == "fp32":
         return model
     reshard(model)
-    copy, mesh = build(), next(model.parameters()).device_mesh  # type: ignore[attr-defined]
+    copy = build()
+    mesh = next(model.parameters()).device_mesh  # type: ignore[attr-defined]
     apply_parallelism(copy, world, dataclasses.replace(compute, precision="fp32", compile="no"), mesh)
     with torch.no_grad():
         for target, source in zip(copy.parameters(), model.parameters(), strict=True):
@@ -332,7 +333,8 @@ def replica_of(tensor: torch.Tensor) -> tuple[int, int]:
     for i, placement in enumerate(getattr(tensor, "placements", ())):
         if placement.is_replicate():
             size = tensor.device_mesh.size(i)  # type: ignore[attr-defined]
-            number, count = number * size + tensor.device_mesh.get_local_rank(i), count * size  # type: ignore
+            number = number * size + tensor.device_mesh.get_local_rank(i)  # type: ignore[attr-defined]
+            count *= size
     return number, count
 
 

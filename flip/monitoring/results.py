@@ -151,8 +151,8 @@ def find_runs(root: str | os.PathLike[str]) -> list[RunDir]:
 def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Outcome:
     """The outcome of the run directory at ``path``.
 
-    ``state``: of the run, if its scheduler was asked; None: what its files prove. A run whose settings, attempts or
-    result cannot be read is not complete but ``unknown``.
+    ``state``: of the run, if its scheduler was asked; None: what its files prove. Files that cannot be read are named
+    (``Outcome.damage``) and hide no other.
     """
     run = RunDir(path)
     files = RunFileReader()
@@ -168,20 +168,13 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
         attempts.append(
             Attempt(n, start, end, files.read(run.attempt(n), lambda path: run.causes(int(path.name))) or [])
         )
-    decisive = list(files.damaged)
     for path in (run.cancel, run.path / "job.json"):
         files.read(path, read_record)
-    if result is None:
-        decisive = list(files.damaged)
     status, _ = (files.read(path, read_record) for path in (run.status, run.identity))
     if state is None:
-        known = lifecycle.states([run], {})[run.path]
-    else:
-        known = state
-    if decisive and known.state in ("complete", "unknown"):
-        known = RunState("unknown", known.attempt, "; ".join(decisive))
+        state = lifecycle.states([run], {})[run.path]
     damaged = tuple(files.damaged)
-    return Outcome(run, known.state, known.detail, settings, result or {}, status or {}, attempts, damaged)
+    return Outcome(run, state.state, state.detail, settings, result or {}, status or {}, attempts, damaged)
 
 
 def read_settings(run: RunDir) -> dict[str, Any]:

@@ -21,6 +21,9 @@ STATES = ("queued", "running", "waiting", "complete", "failed", "cancelled", "st
 ENDED = ("complete", "failed", "cancelled", "stopped")
 """States in which no job of a run exists or starts."""
 
+FINAL = ("complete", "failed", "cancelled")
+"""Ended for good: a submit leaves such runs alone unless it is asked for them."""
+
 ACTIVE_STATES = ("queued", "running", "waiting")
 """States in which a job of a run exists."""
 

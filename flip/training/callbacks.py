@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flip.monitoring.collector import RankCounters
 
 HOOKS = ("start", "start_stage", "before_step", "step", "save", "evaluate", "stop", "end")
-"""Names of the hooks, in the order of their first calls in an attempt."""
+"""Names of the hooks."""
 
 
 class TrainingStopped(Exception):

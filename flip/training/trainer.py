@@ -106,7 +106,8 @@ class Trainer:
         self.config = config
         self.world = world
         self.spans = stage_spans(config)
-        self.span, self.total = self.spans[0], self.spans[-1].end
+        self.span = self.spans[0]
+        self.total = self.spans[-1].end
         self.samples = 0
         self.step = 0
         self.seconds = 0.0
@@ -321,7 +322,7 @@ class Trainer:
 
         A failed save in the background is a request to stop, so that all ranks raise its error at the same step.
         """
-        return bool(self.flag) or self.checkpoints.checkpointer.failed, self.checkpoints.is_due()
+        return bool(self.flag) or self.checkpoints.has_failed(), self.checkpoints.is_due()
 
     def stop_if_requested(self) -> None:
         """Raise TrainingStopped if a rank requests a stop now. Waits for the slowest rank. Collective."""

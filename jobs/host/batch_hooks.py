@@ -327,7 +327,7 @@ def settle_canary(run: RunDir, action: str) -> None:
     absent: List[float] = []
     while record.get("releases"):
         try:
-            then = canary.at_end(action, action == "stop" and canary.passed(run, record["steps"]))
+            then = canary.at_end(action, action == "stop" and canary.has_passed(run))
             if then == canary.CANCEL:
                 return held_jobs.cancel(record["releases"])
             if then == canary.LEAVE or release_held_jobs(run, absent):
@@ -368,7 +368,7 @@ def release(path: str, shell: Optional[int] = None) -> int:
     while True:
         try:
             record = canary.canary_record(run)
-            if not record.get("releases") or (canary.passed(run, record["steps"]) and release_held_jobs(run, absent)):
+            if not record.get("releases") or (canary.has_passed(run) and release_held_jobs(run, absent)):
                 return 0
         except (OSError, ValueError, slurm_cli.SlurmUnavailable) as error:
             log(error)

@@ -12,9 +12,9 @@ import subprocess
 import time
 from typing import Any, Dict, List, Optional
 
-from flip.runs import attempts, canary, lifecycle
+from flip.runs import attempts, lifecycle
 from flip.runs.files import run_folder
-from flip.runs.lifecycle import ABSENT, Seen
+from flip.runs.lifecycle import ABSENT, FINAL, HELD, RunState, Seen
 from flip.runs.rundir import RunDir, create_json, read_record
 
 DEADLINE = 30.0  # seconds that the command gets
@@ -43,12 +43,30 @@ def send_events(run: RunDir, action: str) -> List[str]:
     return problems
 
 
-def _final_state(facts: lifecycle.Facts) -> str:
-    """complete, cancelled or failed; empty if the run may continue: no scheduler is asked."""
+def _final_state(run: RunDir) -> str:
+    """complete, cancelled or failed; empty if the run may continue: no scheduler is asked.
+
+    A run whose canary is lost does not start any more and counts as failed.
+    """
+    facts = lifecycle.read_facts(run)
     state = lifecycle.state_of(facts, Seen(ABSENT)).state
-    if state in ("complete", "cancelled", "failed"):
+    if state in FINAL:
         return state
+    if not facts.waits_for:
+        return ""
+    first = _canary_state(RunDir(run.path.parent / facts.waits_for))
+    if lifecycle.state_of(facts, Seen(HELD), first).state == "stopped":
+        return "failed"
     return ""
+
+
+def _canary_state(first: RunDir) -> RunState:
+    """The state of a canary as its files prove it; one that may continue is running."""
+    facts = lifecycle.read_facts(first)
+    state = lifecycle.state_of(facts, Seen(ABSENT))
+    if state.state in FINAL or not facts.submitted:
+        return state
+    return RunState("running")
 
 
 def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
@@ -61,13 +79,9 @@ def _sweep_ended(run: RunDir) -> Optional[Dict[str, Any]]:
     names = (read_record(sweep / "sweep.json") or {}).get("runs", [])
     states = []
     for other in [RunDir(sweep / name) for name in names if (sweep / name / "job.json").exists()]:
-        facts = lifecycle.read_facts(other)
-        state = _final_state(facts)
+        state = _final_state(other)
         if not state:
-            first = RunDir(sweep / facts.waits_for)
-            if not facts.waits_for or canary.has_passed(first) or not _final_state(lifecycle.read_facts(first)):
-                return None
-            state = "failed"  # it will not start any more
+            return None
         names_by_state[state].append(other.name)
         states.append([other.name, state, attempts.submitted_after(other)])
     if not states:

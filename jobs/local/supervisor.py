@@ -79,7 +79,8 @@ class Supervisor:
 
     def request_stop(self) -> None:
         """Let the runs save and stop. Holds until the next submission."""
-        self.stopping, self.submission = True, submission_stamp(self.sweep)
+        self.stopping = True
+        self.submission = submission_stamp(self.sweep)
 
     def serve(self) -> None:
         """Run until nothing is left to do, or until a stop is requested and all attempts have ended."""

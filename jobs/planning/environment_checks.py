@@ -92,7 +92,8 @@ def _hidden(path: str, visible: Sequence[str]) -> str:
     """The path, or the target of its link, if it lies in none of the visible folders; else empty."""
     if not path or is_remote(path):
         return ""
-    path, real = os.path.normpath(path), os.path.realpath(path)
+    real = os.path.realpath(path)
+    path = os.path.normpath(path)
     if not _inside(path, visible):
         return path
     if _inside(real, [*visible, *map(os.path.realpath, visible)]):

@@ -185,6 +185,8 @@ def _check_shards(folder: str) -> str:
 
 
 def _tokenizer(config: Config, nominal: bool) -> Check:
+    from flip.data.text_masking import TEXT_MASKINGS
+
     path = config.data.tokenizer
     if nominal and not (path and Path(path).exists()):
         return Check("tokenizer", f"{path or 'none is named'}: not on this machine", True)
@@ -193,11 +195,8 @@ def _tokenizer(config: Config, nominal: bool) -> Check:
     if pieces > rows:
         what = f"the tokenizer has {pieces} pieces, the model {rows} rows"
         raise ConfigError(what, path, remedy=f"Set model.text.vocabulary to {pieces}, or take a smaller tokenizer.")
-    if any(stage.text_masking in ("frequency", "syntax") for stage in config.stages):
-        from flip.data.text_masking import TEXT_MASKINGS
-
-        for stage in config.stages:
-            TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
+    for stage in config.stages:
+        TEXT_MASKINGS[stage.text_masking].of(config.data)  # raises if the token table does not serve it
     return Check("tokenizer", f"{pieces:,} pieces, {path}")
 
 

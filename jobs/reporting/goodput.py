@@ -240,7 +240,8 @@ def of_runs(runs: Iterable[RunDir]) -> list[Account]:
 
     known = states(runs := list(runs))
     now = time.time()
-    return with_sums([read_run(run.path) for run in runs], {p for p, s in known.items() if s.state == "running"}, now)
+    running = {path for path, state in known.items() if state.state == "running"}
+    return with_sums([read_run(run.path, known[run.path]) for run in runs], running, now)
 
 
 def with_sums(outcomes: Sequence[Outcome], running: Iterable[Any] = (), now: float | None = None) -> list[Account]:

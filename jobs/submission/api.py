@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from flip.monitoring.results import read_runs
 from flip.runs.errors import StorageError
-from flip.runs.lifecycle import ENDED, RunState
+from flip.runs.lifecycle import ENDED, FINAL, RunState
 from flip.runs.rundir import RunDir
 from jobs.runs import clusters
 from jobs.submission.submission import Submission, SubmitOptions
@@ -57,7 +57,7 @@ class SubmittedRuns:
     def cancel(self, why: str = "") -> None:
         """Save and stop the runs that have not ended; they do not start again by themselves."""
         states = self.states()
-        clusters.request_cancel([run for run in self.runs if states[run.name].state not in ("complete", "failed")], why)
+        clusters.request_cancel([run for run in self.runs if states[run.name].state not in FINAL], why)
 
 
 def submit(

@@ -174,6 +174,7 @@ def _proves(run: RunDir, like: Job, steps: int) -> bool:
         record = read_record(run.path / "job.json") or {}
         same = record.get("shape") == asdict(like.resources) and record["snapshot"] == str(like.snapshot.absolute())
         same = same and record["module"] == like.rank_module and like.cluster in ("", record.get("cluster"))
+        same = same and record.get("env", {}) == dict(like.env)
         return same and canary.passed(run, steps)
     except (ValueError, KeyError):  # damaged: no proof
         return False

@@ -46,16 +46,12 @@ def final_samples(run: RunDir) -> dict[int, int]:
     limits: dict[int, int] = {}
     resumed = load_record(run.result).get("samples")  # a complete run may have lost its checkpoints
     for n in reversed(run.attempt_numbers()):
-        if resumed is None:
-            limits[n] = committed.get(n, 0)
-        else:
-            limits[n] = resumed
+        limits[n] = committed.get(n, 0) if resumed is None else resumed
         ready = load_record(run.attempt(n) / "ready.json").get("samples")
         if resumed is None:
             resumed = ready
-        else:
-            if ready is not None:
-                resumed = min(resumed, ready)
+        elif ready is not None:
+            resumed = min(resumed, ready)
     return limits
 
 

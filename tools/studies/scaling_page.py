@@ -359,11 +359,10 @@ def laws(study: ScalingStudy) -> list[Block]:
         scores = study.scores(point)
         if not scores:
             inside = "-"
+        elif predicted["low"] <= 1 - fmean(scores) <= predicted["high"]:
+            inside = "yes"
         else:
-            if predicted["low"] <= 1 - fmean(scores) <= predicted["high"]:
-                inside = "yes"
-            else:
-                inside = "no"
+            inside = "no"
         bounds = f"{percent(1 - predicted['high'])} to {percent(1 - predicted['low'])}"
         corner.append((f"length {point.length:g}", percent(1 - predicted["value"]), bounds, mean(scores), inside))
     note = f"Predicted {study.prediction['time']} UTC, before the corner was trained."

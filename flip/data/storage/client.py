@@ -120,11 +120,10 @@ class StorageClient:
         self.retry_policy = retry_policy or RetryPolicy()
         if deadline is not None:
             self.retry_policy = dataclasses.replace(self.retry_policy, deadline=deadline)
-        self._clock, self._gate = clock or Clock(), retry.ConcurrencyLimiter(self.retry_policy.requests)
-        self._hedge, self._outages = (
-            retry.HedgePolicy(self.retry_policy.hedge),
-            retry.OutageDetector(report, self._clock),
-        )
+        self._clock = clock or Clock()
+        self._gate = retry.ConcurrencyLimiter(self.retry_policy.requests)
+        self._hedge = retry.HedgePolicy(self.retry_policy.hedge)
+        self._outages = retry.OutageDetector(report, self._clock)
         self._local = base.LocalStorage(self.retry_policy.absent_is_outage)
         self._remote = remote
         self._lock = threading.Lock()

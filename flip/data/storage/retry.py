@@ -354,7 +354,8 @@ class OutageDetector:
             now = self._clock.now()
             if not self._retries or now < (self._reported or self._since) + AFTER:
                 return
-            self._reported, outage = now, self._outage()
+            self._reported = now
+            outage = self._outage()
         self._report(outage)
 
     def _outage(self, over: bool = False) -> Outage:

@@ -82,7 +82,7 @@ def test_read_run_names_damaged_file_and_reads_other_files(tmp_path, name):
     outcome = read_run(run.path)
     assert [name in message for message in outcome.damage] == [True]
     assert [attempt.number for attempt in outcome.attempts] == [1], "the attempts remain known"
-    if name in ("config.yaml", "result.json", "attempts/1/start.json", "attempts/1/end.json"):
+    if name == "result.json":
         assert outcome.state == "unknown" and name in outcome.reason
     else:
         assert outcome.state == "complete" and outcome.evaluations

@@ -26,13 +26,13 @@ COLUMNS = {
 #: Row of the table -> the states by column.
 TABLE = {
     "result.json": ("complete", "complete", "complete", "complete"),
+    "a damaged file": ("unknown", "failed", "failed", "running"),
     "cancel.json, and an attempt without end.json": ("unknown", "cancelled", "cancelled", "running"),
     "cancel.json": ("cancelled", "cancelled", "cancelled", "running"),
     "end.json with the action stop, cause cancelled": ("cancelled", "cancelled", "cancelled", "running"),
     "end.json with the action stop": ("failed", "failed", "failed", "running"),
     "a copy of another run directory": ("stopped", "stopped", "stopped", "stopped"),
     "no job.json": ("stopped", "stopped", "stopped", "running"),
-    "a damaged file": ("unknown", "failed", "failed", "running"),
     "an attempt without end.json": ("unknown", "stopped", "waiting", "running"),
     "end.json with another action": ("unknown", "stopped", "waiting", "running"),
     "no attempt since job.json": ("unknown", "stopped", "queued", "running"),

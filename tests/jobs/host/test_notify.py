@@ -85,6 +85,13 @@ def test_sweep_ends_if_others_wait_for_canary_that_failed(sweep):
     assert [event["event"] for event in sweep.events()[2:]] == ["run_stopped"], "b may still complete"
 
 
+def test_sweep_ends_if_canary_of_other_run_is_gone(sweep):
+    write_json(sweep.a.path / "job.json", {"after": 0, "notify": sweep.command})
+    write_json(sweep.b.path / "job.json", {"after": 0, "notify": sweep.command, "waits_for": "deleted"})
+    end_run(sweep.a)
+    assert sweep.events()[-1]["event"] == "sweep_ended" and sweep.events()[-1]["failed"] == ["a", "b"]
+
+
 def test_notify_ignores_requeued_and_cancelled_runs(sweep):
     assert end_run(sweep.a, "stopped", 75) == 78, "no batch job: nothing to requeue"
     create_json(sweep.b.cancel, {"who": "ann"})
