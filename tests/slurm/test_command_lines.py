@@ -15,7 +15,7 @@ from tools.sandbox.cluster import SandboxCluster
 pytestmark = pytest.mark.slurm
 GOLDEN = Path(__file__).resolve().parents[1] / "jobs" / "slurm" / "golden"
 STEP = re.compile(r"^srun (.*) \S+/python \S+/rank_entry.py jobs.worker$", re.MULTILINE)
-SCRIPT = "#!/bin/sh\nexec sleep 300\n"
+SCRIPT = "#!/bin/sh\n#SBATCH --output=/dev/null\nexec sleep 300\n"
 #: Values of a golden script that the sandbox does not have.
 SMALLER = {
     "ntasks-per-node=8": "ntasks-per-node=1",
