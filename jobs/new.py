@@ -96,7 +96,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def new(args: argparse.Namespace) -> int:
-    """Write the file and show the next commands. Raises ConfigError if a value is unknown or the file exists."""
+    """Write the file and show the next commands.
+
+    Raises ConfigError if a value is unknown, the file exists, or its folder does not.
+    """
     from flip.config.resolve import manifest_record, resolve_path
     from flip.config.schema import MODEL_PRESETS
     from flip.runs.errors import ConfigError, suggestion
@@ -111,6 +114,8 @@ def new(args: argparse.Namespace) -> int:
         raise ConfigError("not a valid name of a sweep", value=target.stem, remedy=NAME_RULE)
     if os.path.lexists(target):
         raise ConfigError("already exists", str(target), remedy="Choose another name.")
+    if not target.parent.is_dir():
+        raise ConfigError("no such folder", str(target.parent), remedy="Make it, or name a file in another folder.")
     gpus = load_profile(args.cluster).gpus_per_node
     size = args.size or ("B/16" if gpus else "emoji")
     if size not in MODEL_PRESETS:

@@ -162,7 +162,7 @@ def test_new_sweep_keeps_paths_in_the_cache(tmp_path, monkeypatch, capsys, typed
         (["No Name"], "not a valid name of a sweep"),
         (["other", "--size", "L/15"], "Did you mean L/16 or L/14"),
         (["other", "--cluster", "h200"], "Did you mean h100"),
-        (["absent/other"], "absent"),
+        (["absent/other"], "absent: no such folder"),
     ],
 )
 def test_new_refuses_wrong_arguments_and_preserves_existing_file(tmp_path, monkeypatch, capsys, options, message):
