@@ -170,7 +170,7 @@ def _history(attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "took": duration(a["seconds"]),
             "S from": count(a["from"]),
             "to": count(a["to"]),
-            "cause of end": a["cause"] and ": ".join(filter(None, [a["cause"], a["reason"]])),
+            "cause of end": a["cause"] and ": ".join(dict.fromkeys(filter(None, [a["cause"], a["reason"]]))),
             "decided": a["action"] and a["action"] + (f" after {a['delay']:g} s" if a["delay"] else ""),
         }
         for a in attempts

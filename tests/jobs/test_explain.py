@@ -147,6 +147,7 @@ def test_finished_run_has_no_cause_and_no_running_job(place, commands):
     shown = explain.page(run_details.explain(run))
     assert "attempt 1: done: it is complete" in shown and "exit code 0\n" in shown
     assert "because of complete" not in shown and "RUNNING" not in shown
+    assert "complete: complete" not in shown
 
 
 def test_last_lines_reads_huge_log_from_end(tmp_path):
