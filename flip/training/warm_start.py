@@ -153,6 +153,10 @@ def _resolve_export(config: Config, folders: Sequence[Path]) -> Init:
     folder = next((path for path in paths if _is_source(path)), None)
     if folder is None:
         remedy = "Give the folder that `flip export` wrote, or a model of open_clip or timm (docs/export.md)."
+        existing = next((path for path in paths if path.exists()), None)
+        if existing is not None:
+            what = "init.export: neither an export nor weights of open_clip or timm in safetensors"
+            raise SourceMissing(what, str(existing), remedy=remedy)
         raise SourceMissing("init.export: no such export", ", ".join(map(str, paths)), init.export, remedy)
     first = for_stage(config, config.stages[0])
     check_compatible(first, _config_of(folder, first), str(folder))
@@ -268,7 +272,7 @@ def apply(model: CLIPModel, config: Config, restorer: CheckpointRestorer, watchd
         load_weights(other, model, partial(restorer.load, source))
     if restorer.world.is_rank0:
         text = "; ".join(f"{key}: {old} in the source, {new} here" for key, (old, new) in differs.items())
-        log.info("starts with the weights of %s; %s", restorer.parent, text or "it is the same model")
+        log.info("starts with the weights of %s; %s", restorer.parent, text or "no setting of the model differs")
 
 
 def load_converted(model: CLIPModel, config: Config, source: str | os.PathLike[str]) -> dict[str, list[object]]:

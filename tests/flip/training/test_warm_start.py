@@ -168,6 +168,12 @@ def test_export_source_is_identified_by_digest_of_its_weights(export, tmp_path):
     assert len(hashes | {identity(plain, "")["hash"]}) == 3
 
 
+def test_existing_file_of_another_form_is_not_called_missing(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"pickled")
+    with pytest.raises(warm_start.SourceMissing, match="weights.bin: init.export: neither an export nor weights"):
+        warm_start.resolve_init(replace_init(export="weights.bin"), [tmp_path])
+
+
 def test_export_source_must_fit_and_excludes_other_init_keys(export):
     other = replace_init(export=str(export))
     other.model.embed *= 2
@@ -448,6 +454,7 @@ def test_branch_reads_only_weights_of_remote_commit_after_its_verification(remot
     for setting in settings:
         key, value = setting.split("=")
         assert f"{key}: {lookup(branch_config(), key)} in the source, {value} here" in caplog.text
+    assert ("no setting of the model differs" in caplog.text) == (not settings)
     own = branch.state_dict()
     source_weights = pair.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in expected.state_dict().items())
