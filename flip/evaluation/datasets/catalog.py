@@ -465,8 +465,8 @@ def label_by_name(location: DatasetLocation, names: Sequence[str], source: str) 
         more = ""
         if len(unmatched) > 5:
             more = f" and {len(unmatched) - 5} more"
-        what = f"{len(unmatched)} of {len(folders)} folders match no class name: {', '.join(shown)}{more}"
-        raise ConfigError(what, where, f"{len(names)} names", remedy)
+        counts = f"{len(unmatched)} of {len(folders)} folders match no class name (of {len(names)})"
+        raise ConfigError(f"{counts}: {', '.join(shown)}{more}", where, remedy=remedy)
     absent = [name for key, name in zip(numbers, names, strict=True) if key not in keys]
     if absent:
         what = f"there is no folder for {len(absent)} of {len(names)} class names: {', '.join(absent[:5])}"
