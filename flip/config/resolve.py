@@ -180,6 +180,8 @@ def _read_facts(data: Data | DataSet, key: str, nominal: bool) -> DatasetFacts:
         remedy += f" head or docs/reproduce.md lists them. {plan}"
     else:
         remedy = f"Index the shards first: python tools/shards.py index. {plan}"
+        if not data.manifest.startswith(("/", "~")):
+            remedy = f"{key}.manifest {data.manifest} is relative to the current folder. {remedy}"
     raise DataError("no manifest in this folder", resolve_path(data.manifest), remedy=remedy)
 
 

@@ -116,7 +116,9 @@ def test_dataset_facts_reject_missing_manifest_without_nominal_samples(tmp_path)
     missing = str(tmp_path / "none")
     with pytest.raises(DataError, match=r"none: .*tools/shards\.py index") as caught:
         dataset_facts(config({"data.manifest": missing}))
-    assert caught.value.code == 65
+    assert caught.value.code == 65 and "relative" not in caught.value.remedy
+    with pytest.raises(DataError, match="data/none is relative to the current folder"):
+        dataset_facts(config({"data.manifest": "data/none"}))
     claimed = config({"data.manifest": missing, "data.samples": 10**6})
     assert [facts.nominal for facts in dataset_facts(claimed)] == [True]
     with pytest.raises(DataError, match="--dry-run"):
