@@ -168,13 +168,15 @@ def read_run(path: str | os.PathLike[str], state: RunState | None = None) -> Out
         attempts.append(
             Attempt(n, start, end, files.read(run.attempt(n), lambda path: run.causes(int(path.name))) or [])
         )
+    important = "; ".join(files.damaged)
     for path in (run.cancel, run.path / "job.json"):
         files.read(path, read_record)
     status, _ = (files.read(path, read_record) for path in (run.status, run.identity))
     if state is None:
         state = lifecycle.states([run], {})[run.path]
     damaged = tuple(files.damaged)
-    return Outcome(run, state.state, state.detail, settings, result or {}, status or {}, attempts, damaged)
+    reason = state.detail or important
+    return Outcome(run, state.state, reason, settings, result or {}, status or {}, attempts, damaged)
 
 
 def read_settings(run: RunDir) -> dict[str, Any]:

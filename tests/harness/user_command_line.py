@@ -4,6 +4,8 @@ import json
 import shutil
 import sys
 
+from flip.runs import attempts
+from flip.runs.rundir import RunDir
 from tests.harness.common import wait_until
 
 
@@ -43,10 +45,16 @@ runs: {{half: {{stages.pretrain.mask: 0.5}}}}
         return user.python("jobs/submit.py", *arguments, FLIP_RUNS=root, **options)
 
     def until_complete(self, user, root, sweep="demo"):
-        """Wait until the run of the sweep is complete."""
+        """Wait until the run of the sweep is complete, and its supervisor has recorded that."""
 
         def over():
             done = user.python("jobs/status.py", sweep, "--json", FLIP_RUNS=root)
             return done.returncode == 0 and json.loads(done.stdout)[0]["state"] == "complete"
 
+        def recorded():
+            with user.acts():
+                runs = [RunDir(path.parent) for path in (root / sweep).glob("[!.]*/job.json")]
+                return not any(attempts.unended(run) for run in runs)
+
         wait_until(over, f"the end of {root / sweep}")
+        wait_until(recorded, f"the record of the end of {root / sweep}")
