@@ -147,7 +147,7 @@ def test_poll_requests_does_not_access_run_directory():
     trainer = Trainer.__new__(Trainer)
     trainer.world = parallel.World(0, 1, torch.device("cpu"), None, None)
     trainer.flag = StopFlag()
-    trainer.checkpoints = SimpleNamespace(checkpointer=SimpleNamespace(failed=False), is_due=lambda: False)
+    trainer.checkpoints = SimpleNamespace(has_failed=lambda: False, is_due=lambda: False)
     trainer.run = None
     assert trainer.poll_requests() == (False, False)
     trainer.flag.set("cancelled")
