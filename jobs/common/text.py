@@ -47,6 +47,13 @@ def _numeric(text: str) -> bool:
     return text[:1].isdigit() or (text[:1] in "-+." and text[1:2].isdigit())
 
 
+def formatted(value: float | None, form: str) -> str | None:
+    """A number by a format specification such as ``.3f``; None for None, which tables show as ``-``."""
+    if value is None:
+        return None
+    return format(value, form)
+
+
 def count(number: float | None) -> str:
     """A number of things: 950, 12,800, 413 M, 12.8 B, 5.1e20; - for None."""
     if number is None:
@@ -89,6 +96,14 @@ def hours_text(number: float | None) -> str:
     if abs(number) < 999.5:
         return f"{number:,.3g}"
     return f"{number:,.0f}"
+
+
+def shortened(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first names, and how many more there are: "a, b and 3 more"."""
+    text = separator.join(names[:most])
+    if len(names) <= most:
+        return text
+    return f"{text} and {len(names) - most} more"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -62,6 +62,14 @@ class Account:
     def total(self) -> float:
         return sum(self.hours.values())
 
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """Part -> its share of the total; None if there are no hours."""
+        total = self.total
+        if not total:
+            return dict.fromkeys(self.hours)
+        return {part: hours / total for part, hours in self.hours.items()}
+
 
 # -- attempts ----------------------------------------------------------------------------------------------------------
 
@@ -85,10 +93,13 @@ def attempt_times(
     known = np.isfinite(lines["time"]) & (lines["samples_per_second"] > 0)
     timed = {name: column[known] for name, column in lines.items()}
     if not known.any():
-        until = min(ready["time"], ended) if ready else start_time
-        parts["starting"] = max(0.0, until - start_time)
-        committed = attempt.end.get("committed") or not attempt.end
-        parts["unknown" if committed else "lost"] += ended - start_time - parts["starting"]
+        if ready:
+            parts["starting"] = max(0.0, min(ready["time"], ended) - start_time)
+        rest = ended - start_time - parts["starting"]
+        if attempt.end.get("committed") or not attempt.end:
+            parts["unknown"] += rest
+        else:
+            parts["lost"] += rest
         return times
     if resumed is None:
         saved = attempt.end.get("commits")
@@ -106,7 +117,8 @@ def attempt_times(
         until = first["time"] - (first["samples"] - from_) / first["samples_per_second"]
     parts["starting"] = max(0.0, min(until, first["time"]) - start_time)
     between = max(0.0, last["time"] - start_time - parts["starting"] - steps)
-    parts["saving"] = min(between, 0.0 if math.isnan(last["saving"]) else last["saving"])
+    if not math.isnan(last["saving"]):
+        parts["saving"] = min(between, last["saving"])
     parts["other"] = between - parts["saving"]
     _tail(parts, attempt, ended - last["time"], last, resumed, seen)
     return times
@@ -160,7 +172,7 @@ def _end(
     if status.get("attempt") == attempt.number:
         signs += [status.get("time")]
     known = [sign for sign in signs if sign is not None and not math.isnan(sign)]
-    return (max(known) if known else None), False
+    return max(known, default=None), False
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -172,7 +184,10 @@ def of_run(outcome: Outcome, now: float | None = None) -> Account:
     width, unit = resources(outcome.settings)
     hours = {part: width * sum(t.parts[part] for t in times) / 3600 for part in PARTS}
     waits = [t.waiting for t in times if t.waiting is not None]
-    account = Account(outcome.run.name, hours, unit, sum(waits) / 3600 if waits else None, len(times))
+    waited = None
+    if waits:
+        waited = sum(waits) / 3600
+    account = Account(outcome.run.name, hours, unit, waited, len(times))
     account.interruptions = sum(t.parts["repeated"] > 0 or t.parts["lost"] > 0 for t in times)
     account.advice, account.gain = advise(outcome, times)
     return account
@@ -202,12 +217,14 @@ def _attempts(outcome: Outcome, now: float | None) -> list[Times]:
         resumed = None
         for following in outcome.attempts[i + 1 : i + 2]:  # ready.json counts: a corrupt commit may have been skipped
             resumed = ready[i + 1].get("samples", following.start.get("resumes_from"))
-        last = not attempt.end and i == len(outcome.attempts) - 1
+        until = None
+        if not attempt.end and i == len(outcome.attempts) - 1:
+            until = now
         timed = None
         if "time" in ready[i]:
             timed = ready[i]
         lines = outcome.metrics.attempt(attempt.number)
-        times = attempt_times(attempt, lines, timed, resumed, outcome.status, now if last else None)
+        times = attempt_times(attempt, lines, timed, resumed, outcome.status, until)
         times.waiting = _waited(outcome.attempts, i, job)
         all_times.append(times)
     return all_times
@@ -250,7 +267,10 @@ def with_sums(outcomes: Sequence[Outcome], running: Iterable[Any] = (), now: flo
     accounts = []
     sums: dict[tuple[str, str], list[Account]] = {}
     for outcome in outcomes:
-        account = of_run(outcome, now if outcome.run.path in running else None)
+        until = None
+        if outcome.run.path in running:
+            until = now
+        account = of_run(outcome, until)
         accounts.append(account)
         sums.setdefault((outcome.run.sweep, account.unit), []).append(account)
     return accounts + [_sum(sweep, unit, members) for (sweep, unit), members in sums.items() if len(members) > 1]
@@ -263,11 +283,14 @@ def is_member(outcome: Outcome, total: Account) -> bool:
 
 def _sum(sweep: str, unit: str, members: Sequence[Account]) -> Account:
     waits = [account.waiting_hours for account in members if account.waiting_hours is not None]
+    waited = None
+    if waits:
+        waited = sum(waits)
     total = Account(
         f"all of {sweep}",
         {part: sum(account.hours[part] for account in members) for part in PARTS},
         unit,
-        sum(waits) if waits else None,
+        waited,
         sum(account.attempts for account in members),
         sum(account.interruptions for account in members),
         runs=len(members),
@@ -283,7 +306,7 @@ def as_dict(accounts: Iterable[Account]) -> list[dict[str, Any]]:
     return [
         {
             "name": account.name, "unit": f"{account.unit}-hours", "hours": account.hours, "total": account.total,
-            "share": {part: hours / account.total if account.total else None for part, hours in account.hours.items()},
+            "share": account.shares,
             "waiting_hours": account.waiting_hours, "attempts": account.attempts,
             "interruptions": account.interruptions, "advice": account.advice or None, "gain": account.gain or None,
         }
@@ -295,7 +318,7 @@ def cells(accounts: Sequence[Account]) -> list[dict[str, Any]]:
     """Rows of a table: the sum in hours, its parts in per cent."""
     rows = []
     for account in accounts:
-        shares = {part: percent(account.hours[part] / account.total if account.total else None) for part in PARTS}
+        shares = {part: percent(account.shares[part]) for part in PARTS}
         if account.waiting_hours is None:
             waited = "unknown"
         else:

@@ -11,7 +11,7 @@ from flip.config.identity import flatten
 from flip.config.schema import MODEL_PRESETS
 from flip.config.yaml_io import read_yaml
 from flip.monitoring.results import Outcome, read_run
-from jobs.common.text import count
+from jobs.common.text import count, formatted, shortened
 from jobs.reporting import seed_groups
 from jobs.reporting.seed_groups import SeedGroup
 from jobs.sweeps.published import RESULTS, Published, published, rows
@@ -77,8 +77,11 @@ def compare(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome], table: st
 
 def _lines(row: Published, name: str, group: SeedGroup | None) -> list[Line]:
     lines = []
+    outcomes: Sequence[Outcome] = []
+    if group:
+        outcomes = group.outcomes
     for which, number in row.top1.items():
-        why = obstacles(row, group.outcomes if group else [], which)
+        why = obstacles(row, outcomes, which)
         score = None
         if group:
             score = group.score(which)
@@ -109,18 +112,19 @@ def cells(lines: Sequence[Line]) -> list[dict[str, str]]:
         interval = ""
         if line.low is not None:
             interval = f" ({line.low:.1f}-{line.high:.1f})"
-        more = len(line.obstacles) - SHOWN
-        why = "; ".join(line.obstacles[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        ours = "-"
+        if line.result is not None:
+            ours = f"{line.result:.1f}{interval}"
         table.append(
             {
                 "row of the paper": line.row.row or "-",
                 "run": line.run or "-",
                 "test": line.set,
                 "paper": f"{line.paper:.1f}",
-                "ours": "-" if line.result is None else f"{line.result:.1f}{interval}",
-                "gap": "-" if line.gap is None else f"{line.gap:+.1f}",
+                "ours": ours,
+                "gap": formatted(line.gap, "+.1f") or "-",
                 "verdict": line.verdict,
-                "why": why,
+                "why": shortened(line.obstacles, SHOWN, "; "),
             }
         )
     return table

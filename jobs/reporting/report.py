@@ -11,7 +11,7 @@ from flip.evaluation.metrics.score import TOP_1, score_of
 from flip.monitoring.metrics_reader import STEADY
 from flip.monitoring.results import Outcome, differing
 from jobs.common.cli import command
-from jobs.common.text import count, duration, hours_text, percent
+from jobs.common.text import count, duration, formatted, hours_text, percent, shortened
 from jobs.reporting import goodput, paper_comparison, ranking, seed_groups
 from jobs.reporting.document import Block, Fold, Table, Text, anchor, heading
 from jobs.reporting.examples import PICTURES, examples
@@ -41,7 +41,9 @@ def findings(
     styles = focus(grouped, outcomes)
     blocks: list[Block] = [Text(title(outcomes), 1)]
     for headline, caution in ranking.headlines(grouped, outcomes):
-        blocks += [Text(headline, tone="headline"), *([Text(caution, tone="quiet")] if caution else [])]
+        blocks.append(Text(headline, tone="headline"))
+        if caution:
+            blocks.append(Text(caution, tone="quiet"))
     blocks += [Text(_states(outcomes, now), tone="quiet")]
     blocks += _trouble(outcomes)
     if about.get("notes"):
@@ -108,7 +110,7 @@ def unsteady(outcomes: Sequence[Outcome]) -> str:
     names = [outcome.run.name for outcome in outcomes if outcome.unsteady]
     if not names:
         return ""
-    shown = ", ".join(names[:ROWS_PER_RUN]) + (f" and {len(names) - ROWS_PER_RUN} more" if names[ROWS_PER_RUN:] else "")
+    shown = shortened(names, ROWS_PER_RUN)
     return (
         f"Speed unsteady ({UNSTEADY}): {shown}. The lower quartile of samples/s is below {100 * STEADY:.0f} % of the"
         " upper one, as on a shared or throttled machine: training time and hours are not the cost of the method."
@@ -213,12 +215,18 @@ def result_cells(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> l
             row["scored in"] = group.precision or "-"
         speed = group.progress("samples_per_second")
         spent = group.progress("seconds")
-        work = group.mean(lambda outcome: seed_groups.hours(outcome, unit))
+        if speed is None:
+            pace = "-"
+        elif group.unsteady:
+            pace = f"{speed:,.0f} {UNSTEADY}"
+        else:
+            pace = f"{speed:,.0f}"
+        flops = formatted(group.mean(seed_groups.flops), ".3g") or "-"
         row |= {
-            "samples/s": "-" if speed is None else f"{speed:,.0f}{f' {UNSTEADY}' if group.unsteady else ''}",
+            "samples/s": pace,
             "training": duration(spent),
-            unit: "-" if work is None else hours_text(work),
-            "FLOPs": "-" if (flops := group.mean(seed_groups.flops)) is None else f"{flops:.3g}".replace("e+", "e"),
+            unit: hours_text(group.mean(lambda outcome: seed_groups.hours(outcome, unit))),
+            "FLOPs": flops.replace("e+", "e"),
             "samples": count(group.progress("samples")),
             "attempts": "/".join(str(len(outcome.attempts)) for outcome in group.outcomes),
         }
@@ -325,15 +333,18 @@ def _runs(grouped: Sequence[SeedGroup], outcomes: Sequence[Outcome]) -> list[Blo
 def _scores(outcomes: Sequence[Outcome]) -> list[Block]:
     """Every final score of the runs, with notes if there are any."""
     scores = [(outcome, item, score_of(item)) for outcome in outcomes for item in outcome.evaluations]
-    noted = any(item.get("note") for _, item, _ in scores)
     rows = [
         {
             "run": outcome.run.name, "set": item["name"], "metric": score.label, "score": percent(score.value),
             "95 % interval": "-".join(map(percent, score.interval or ())), "chance": percent(score.chance, 2),
             "top-5": percent(item.get("top5")), "of": count(item.get("n")), "scored in": precision(item),
-        } | ({"note": item.get("note", "")} if noted else {})
+            "note": item.get("note", ""),
+        }
         for outcome, item, score in scores
     ]  # fmt: skip
+    if not any(row["note"] for row in rows):
+        for row in rows:
+            del row["note"]
     if rows:
         return [Table(rows, long=["note"], text=["set", "metric"])]
     return []
@@ -347,9 +358,10 @@ def _attempts(outcomes: Sequence[Outcome]) -> list[Block]:
             continue
         alike = groupby(_ends(outcome), key=lambda row: (row["ended"], row["then"], row["reason"]))
         for same in [list(group) for _, group in alike][-ROWS_PER_RUN:]:
-            first = same[0]["attempt"]
-            last = same[-1]["attempt"]
-            rows.append({**same[0], "attempt": first if first == last else f"{first} to {last}"})
+            row = dict(same[0])
+            if len(same) > 1:
+                row["attempt"] = f"{same[0]['attempt']} to {same[-1]['attempt']}"
+            rows.append(row)
     if rows:
         return [Table(rows, long=["reason"], text=["ended", "then"])]
     return []
@@ -363,6 +375,9 @@ def _ends(outcome: Outcome) -> list[dict[str, str]]:
             running = outcome.state
         else:
             running = "unknown"
+        reason = end.get("reason", "")
+        if not end:
+            reason = outcome.reason
         rows.append(
             {
                 "run": outcome.run.name,
@@ -370,7 +385,7 @@ def _ends(outcome: Outcome) -> list[dict[str, str]]:
                 "started at sample": count(attempt.start.get("resumes_from")),
                 "ended": end.get("cause") or running,
                 "then": end.get("action", "-"),
-                "reason": end.get("reason") or (outcome.reason if not end else ""),
+                "reason": reason,
             }
         )
     return rows

@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def _evidence(outcome: Outcome, state: RunState) -> dict[str, Any] | None:
     log = _log(outcome.run, attempt.number, rank // processes)
     keys = ("action", "cause", "reason", "code", "state")
     details = {"attempt": attempt.number, **{key: end.get(key) for key in keys}, "rank": rank}
-    return {**details, "log": None if log is None else str(log), "lines": [] if log is None else last_lines(log)}
+    if log is None:
+        return {**details, "log": None, "lines": []}
+    return {**details, "log": str(log), "lines": last_lines(log)}
 
 
 def _failed_start(run: RunDir) -> dict[str, Any] | None:
@@ -155,22 +157,25 @@ def last_lines(path: Path, count: int = LINES) -> list[str]:
         text = file.read().decode("utf-8", "replace")
     lines = [line.rstrip()[:MAX_LINE] for line in text.splitlines() if line.strip()]
     named = [i for i, line in enumerate(lines, 1) if ERROR.search(line)]
-    end = named[-1] if named else len(lines)
+    end = max(named, default=len(lines))
     return lines[max(0, end - count) : end]
 
 
 def _attempt(outcome: Outcome, i: int, state: RunState) -> dict[str, Any]:
     attempt = outcome.attempts[i]
-    newest = i == len(outcome.attempts) - 1
     start = attempt.start
-    end = attempt.end or (_unrecorded(outcome, state) if newest else {})
-    seen = end.get("code") is not None and end.get("time") is not None and start.get("time") is not None
+    end: Mapping[str, Any] = attempt.end
+    if not end and i == len(outcome.attempts) - 1:
+        end = _unrecorded(outcome, state)
+    seconds = None
+    if end.get("code") is not None and end.get("time") is not None and start.get("time") is not None:
+        seconds = max(0.0, end["time"] - start["time"])
     return {
         "attempt": attempt.number,
         "time": start.get("time"),
         "where": start.get("nodes") or start.get("host"),
         "job": start.get("job") or None,
-        "seconds": max(0.0, end["time"] - start["time"]) if seen else None,
+        "seconds": seconds,
         "from": start.get("resumes_from"),
         "to": end.get("commits"),
         "cause": end.get("cause"),
@@ -189,6 +194,8 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
     until = None
     if state.state == "waiting" and end.get("delay"):
         until = end["time"] + end["delay"]
+        if until <= now:
+            until = None
     sweep = sweep_folder(run, job_kind(run))
     steps: dict[str, tuple[str, str | None]] = {
         "complete": ("nothing: it has finished", command("report", sweep)),
@@ -210,7 +217,7 @@ def _next(run: RunDir, outcome: Outcome, state: RunState, now: float) -> dict[st
     return {
         "what": step,
         "command": typed,
-        "not_before": until if until and until > now else None,
+        "not_before": until,
         "estimate": estimate,
     }
 
@@ -221,12 +228,18 @@ def _incidents(outcome: Outcome) -> list[dict[str, Any]]:
     ends = [attempt.end for attempt in outcome.attempts if attempt.end and attempt.end.get("cause") != "complete"]
     since: list[Mapping[str, Any]] = []
     for end in ends:
-        if end.get("attempt", 0) > after:
-            since = [] if end.get("committed") else [*since, end]
+        if end.get("attempt", 0) <= after:
+            continue
+        if end.get("committed"):
+            since.clear()
+        else:
+            since.append(end)
     limits = Limits()
     incidents = []
     for cause in dict.fromkeys(end.get("cause", "?") for end in ends):
-        alike = FAILURES if cause in FAILURES else (cause,)
+        alike: Collection[str] = (cause,)
+        if cause in FAILURES:
+            alike = FAILURES
         limit = (dict.fromkeys(FAILURES, limits.failures) | dict.fromkeys(FINAL, 1)).get(cause)
         if cause in OWN_LIMITS:
             limit = getattr(limits, OWN_LIMITS[cause])

@@ -20,7 +20,7 @@ from flip.runs.rundir import RunDir, read_record
 from jobs.common.cli import INTERRUPTED, command
 from jobs.common.job import read_lenient, record_of
 from jobs.common.terminal import Display, Page, Share, TextTable, redraws, show
-from jobs.common.text import count, duration, hours_text, percent, plain
+from jobs.common.text import count, duration, formatted, hours_text, percent, plain
 from jobs.runs.clusters import poll_interval, states, worst_exit_code
 
 QUIET = 30.0
@@ -69,7 +69,12 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         moving = live
     submitted_again = state.state in ("queued", "running") and last.get("attempt", 0) <= job.get("after", 0)
     stale = submitted_again or state.state == "complete"
-    reason = state.detail or ("" if stale else str(last.get("reason", "")))
+    reason = state.detail
+    if not reason and not stale:
+        reason = str(last.get("reason", ""))
+    gpu_hours = None
+    if gpus:
+        gpu_hours = gpus * seconds / 3600
     problems = [
         text
         for text in (moving.get("storage"), live.get("callbacks"), damage, more, *damaged)
@@ -82,7 +87,7 @@ def row(run: RunDir, state: RunState) -> dict[str, Any]:
         "cluster": job.get("cluster"),
         **{key: moving.get(key) for key in ("samples_per_second", "eta_seconds", "unsteady")},
         **{"attempts": state.attempt, "restarts": max(0, state.attempt - 1)},
-        **{"wall_seconds": seconds, "gpu_hours": gpus * seconds / 3600 if gpus else None},
+        **{"wall_seconds": seconds, "gpu_hours": gpu_hours},
         "progress_time": live.get("time"),
         "reason": "; ".join(filter(None, [reason, *dict.fromkeys(problems)])),
     }
@@ -104,7 +109,9 @@ def _read_or_error(read: Callable[[], dict[str, Any] | None]) -> tuple[dict[str,
     try:
         return dict(read() or {}), ""
     except UNREADABLE as error:
-        return {}, f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError):
+            return {}, f"{error.filename}: {error.strerror}"
+        return {}, str(error)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -138,7 +145,9 @@ def _wall_seconds(run: RunDir, state: RunState, live: Mapping[str, Any], submitt
             until = time.time()
         else:
             until = live.get("time")
-    return total + (max(0.0, until - start["time"]) if until is not None and "time" in start else 0.0)
+    if until is None or "time" not in start:
+        return total
+    return total + max(0.0, until - start["time"])
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> Page:
@@ -152,29 +161,37 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Page:
         if len({r.get("cluster") for r in members} - {None}) <= 1:
             hidden.add("cluster")
         shown = [{key: cell for key, cell in _shown(r).items() if key not in hidden} for r in members]
-        parts += [*([""] if parts else []), sweep, TextTable(shown, cut={"why": 12}, drop=DROPPED, indent="  ")]
+        if parts:
+            parts.append("")
+        parts += [sweep, TextTable(shown, cut={"why": 12}, drop=DROPPED, indent="  ")]
     return Page(*parts)
 
 
 def _shown(r: Mapping[str, Any]) -> dict[str, str | None]:
     age = None
     if r["progress_time"] is not None:
-        age = max(0, time.time() - r["progress_time"])
+        age = f"{duration(max(0, time.time() - r['progress_time']))} ago"
+    samples = None
+    if r["samples"] is not None and r["total"]:
+        samples = f"{count(r['samples'])} / {count(r['total'])}"
+    accuracy = None
+    if r.get("accuracy") is not None:
+        accuracy = f"{percent(r['accuracy'])} %"
     return {
         "run": r["run"],
         "cluster": r.get("cluster"),
         "state": r["state"],
         "stage": r["stage"],
-        "samples": None if r["samples"] is None or not r["total"] else f"{count(r['samples'])} / {count(r['total'])}",
+        "samples": samples,
         "step": count(r["step"]),
-        "loss": None if r["loss"] is None else f"{r['loss']:.3f}",
-        "batch acc.": None if r.get("accuracy") is None else f"{percent(r['accuracy'])} %",
+        "loss": formatted(r["loss"], ".3f"),
+        "batch acc.": accuracy,
         "samples/s": count(r["samples_per_second"]),
         "ETA": duration(r["eta_seconds"]),
         "wall-clock": duration(r["wall_seconds"]),
         "GPU-hours": hours_text(r["gpu_hours"]),
         "attempts": str(r["attempts"]),
-        "last progress": age if age is None else f"{duration(age)} ago",
+        "last progress": age,
         "why": r["reason"] or None,
     }
 
@@ -193,8 +210,10 @@ def watch(paths: Iterable[Path], out: TextIO | None = None, poll: float = 1.0) -
                     quiet += 1
                 else:
                     quiet = 0
-                # a supervisor releases its lock shortly before it ends, and may take it again
-                if quiet >= (3 if any(row["state"] == "stopped" for row in rows) else 1):
+                needed = 1
+                if any(row["state"] == "stopped" for row in rows):
+                    needed = 3  # a supervisor releases its lock shortly before it ends, and may take it again
+                if quiet >= needed:
                     break
                 time.sleep(max(poll, poll_interval(runs)))
     except KeyboardInterrupt:
@@ -265,14 +284,20 @@ def line(row: Mapping[str, Any]) -> dict[str, Any]:
     """One run as cells of ``watch``, except for its name."""
     shown = _shown({**row, "samples": row["samples"] or 0})
     share = _share(row)
+    state = row["state"]
+    if state == "running":
+        state = row["phase"] or state
+    why = ""
+    if row["state"] not in ("running", "complete", "queued"):
+        why = row["reason"]
     return {
-        "state": row["phase"] if row["state"] == "running" and row["phase"] else row["state"],
+        "state": state,
         "progress": Share(share),
         "%": f"{100 * share:.0f}",
         **{key: shown[key] or "-" for key in ("samples", "loss", "samples/s")},
         "left": duration(row["eta_seconds"]),
         **{key: shown[key] for key in ("wall-clock", "attempts")},
-        "why": row["reason"] if row["state"] not in ("running", "complete", "queued") else "",
+        "why": why,
     }
 
 

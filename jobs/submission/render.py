@@ -1,9 +1,10 @@
 """A plan as text for people and as JSON for programs."""
 
-import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain, repeat
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jobs.common.cli import command
 from jobs.common.cluster_profile import ClusterProfile
 from jobs.common.job import Job
 from jobs.common.terminal import Page, TextTable, Verbatim
-from jobs.common.text import count, duration, plain, size
+from jobs.common.text import count, duration, formatted, plain, size
 from jobs.planning.cost import Cost, assumption, makespan
 from jobs.planning.plan import Action, Plan, ResolvedRun
 from jobs.planning.preflight import Check
@@ -140,7 +141,10 @@ def _overview(plan: Plan, profile: ClusterProfile) -> str | TextTable:
         hours = None
         if len(cluster_names(plan)) < 2:
             hours = makespan([e.wall_hours for e in starting], profile)
-        total = _time(hours, None if None in attempts else sum(filter(None, attempts)))
+        total_attempts = None
+        if None not in attempts:
+            total_attempts = sum(filter(None, attempts))
+        total = _time(hours, total_attempts)
         rows.append({**dict.fromkeys(rows[0]), "run": "total to start", **_costs(plan.cost), **total, "": ""})
     hidden = set()
     if not any(action.wanted.estimate.cost.gpu_hours for action in plan.actions):
@@ -172,16 +176,13 @@ def _title(same: Sequence[Action]) -> str:
 
 def _row(same: Sequence[Action]) -> dict[str, Any]:
     action = same[0]
-    effect = ""
-    if action.starts:
-        effect = "will start again"
-    effect = {"new": "will start", "stopped": "will continue"}.get(action.kind, effect)
-    if action.lacks_commit:
-        effect = "cannot start yet"
+    state: str = action.kind
+    if effect := _effect(action):
+        state += f", {effect}"
     return {
         "run": _title(same),
         "cluster": action.wanted.cluster,
-        "state": f"{action.kind}, {effect}" if effect else action.kind,
+        "state": state,
         "parameters": count(action.wanted.estimate.parameters["total"]),
         **_costs(action.wanted.estimate.cost),
         **_time(action.wanted.estimate.wall_hours, action.wanted.estimate.attempts),
@@ -189,16 +190,32 @@ def _row(same: Sequence[Action]) -> dict[str, Any]:
     }
 
 
+def _effect(action: Action) -> str:
+    """What submitting does with the run, or an empty text."""
+    if action.lacks_commit:
+        return "cannot start yet"
+    if action.kind == "new":
+        return "will start"
+    if action.kind == "stopped":
+        return "will continue"
+    if action.starts:
+        return "will start again"
+    return ""
+
+
 def _time(hours: float | None, attempts: int | None) -> dict[str, Any]:
-    return {"wall-clock": None if hours is None else duration(3600 * hours), "attempts": attempts}
+    wall_clock = None
+    if hours is not None:
+        wall_clock = duration(3600 * hours)
+    return {"wall-clock": wall_clock, "attempts": attempts}
 
 
 def _costs(cost: Cost) -> dict[str, Any]:
     cells: dict[str, Any] = {"samples": count(cost.samples), "steps": f"{cost.steps:,}", "FLOPs": f"{cost.flops:.2e}"}
-    cells |= {"GPU-hours": None if cost.gpu_hours is None else f"{cost.gpu_hours:,.0f}"}
-    if cost.price is None:
-        return cells
-    return cells | {"price": f"{cost.price:,.0f}"}
+    cells["GPU-hours"] = formatted(cost.gpu_hours, ",.0f")
+    if cost.price is not None:
+        cells["price"] = formatted(cost.price, ",.0f")
+    return cells
 
 
 def _run(same: Sequence[Action]) -> list[str | TextTable]:
@@ -207,10 +224,14 @@ def _run(same: Sequence[Action]) -> list[str | TextTable]:
     numbers = action.wanted.estimate.numbers
     parameters = wanted.estimate.parameters
     data = numbers["data"]
-    lines = [
-        f"{_title(same)}: {action.kind}" + (f" ({plain(action.reason)})" if action.reason else ""),
-        *([f"  seeds        {', '.join(str(each.wanted.config.seed) for each in same)}"] if len(same) > 1 else []),
-        *(f"  {'' if i else 'differs':12} {line}" for i, line in enumerate(_differences(wanted))),
+    title = f"{_title(same)}: {action.kind}"
+    if action.reason:
+        title += f" ({plain(action.reason)})"
+    lines = [title]
+    if len(same) > 1:
+        lines.append(f"  seeds        {', '.join(str(each.wanted.config.seed) for each in same)}")
+    lines += [
+        *_labelled("differs", _differences(wanted)),
         f"  model        {model_label(flatten(to_dict(wanted.config)))}: {count(parameters['total'])} parameters"
         f" (image {count(parameters['image'])}, text {count(parameters['text'])})",
         f"  export       {_exports(wanted.config)}",
@@ -229,7 +250,7 @@ def _run(same: Sequence[Action]) -> list[str | TextTable]:
             "passes": _passes(stage["passes"]),
             "peak lr": f"{stage['lr']:.3g}",
             "a rank": size(device.memory["total"]),
-            "s a step": None if device.step_seconds is None else f"{device.step_seconds:.3g}",
+            "s a step": formatted(device.step_seconds, ".3g"),
         }
         for stage, cost, device in zip(numbers["stages"], wanted.estimate.stages, wanted.estimate.devices, strict=True)
     ]
@@ -253,19 +274,26 @@ def _steps(wanted: ResolvedRun) -> list[str]:
         for row, device in zip(wanted.estimate.numbers["stages"], wanted.estimate.devices, strict=True)
         if (step := device.step) is not None
     ]
-    return [f"  {'a step' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)]
+    return _labelled("a step", lines)
+
+
+def _labelled(label: str, lines: Iterable[str]) -> list[str]:
+    """The lines in one column, the label before the first."""
+    labels = chain([label], repeat(""))
+    return [f"  {label:<13}{line}" for label, line in zip(labels, lines, strict=False)]
 
 
 def _data(data: dict[str, Any]) -> list[str]:
     sets = data["sets"]
     blocks = f"blocks of {data['block']}"
-    lines = [
-        f"{count(row['samples'])} samples, {_passes(row['passes'])} passes;"
-        f" {row['lanes']} lanes, chunks of {row['chunk']}, {blocks}"
-        + (f"; {row['name']}, {row['lanes'] / data['lanes']:.3%} of every batch" if row["name"] else "")
-        for row in sets
-    ]
-    return [f"  {'data' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)]
+    lines = []
+    for row in sets:
+        line = f"{count(row['samples'])} samples, {_passes(row['passes'])} passes;"
+        line += f" {row['lanes']} lanes, chunks of {row['chunk']}, {blocks}"
+        if row["name"]:
+            line += f"; {row['name']}, {row['lanes'] / data['lanes']:.3%} of every batch"
+        lines.append(line)
+    return _labelled("data", lines)
 
 
 def _differences(wanted: ResolvedRun) -> list[str]:
@@ -425,8 +453,8 @@ def trashed(path: Path, target: Path, replaced: bool) -> str:
 
     If it was ``replaced`` by a new run, it is restored under another name.
     """
-    numbered = (path.with_name(f"{path.name}-old{n}") for n in itertools.count(2))
-    places = itertools.chain([path.with_name(f"{path.name}-old")], numbered)
+    numbered = (path.with_name(f"{path.name}-old{n}") for n in count_from(2))
+    places = chain([path.with_name(f"{path.name}-old")], numbered)
     if replaced:
         place = next(place for place in places if not place.exists())
     else:
